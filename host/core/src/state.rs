@@ -1,0 +1,324 @@
+//! The cluster's one truth: members, ring, modules, tokens, as a state machine.
+//!
+//! Every change is a [`Command`], ordered by the control plane's log; [`ClusterState::apply`]
+//! is deterministic, takes no clock and no randomness, and refuses what no longer holds when
+//! its turn comes. Every node applies the same entries, so two nodes never own different
+//! truths for the same index (DESIGN.md D3).
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
+use crate::keyspace::{PartitionId, RingSize};
+use crate::ring::RingTable;
+
+/// Which of several histories of one cluster a state belongs to: `recover --force` starts a
+/// new one (R19). Ordered by number first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Lineage {
+    /// Counts from 0.
+    pub number: u64,
+    /// Random; tells two lineages of one number apart.
+    pub id: u64,
+}
+
+/// Where a member is in its life.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum MemberStatus {
+    /// Admitted; learns the log; owns nothing yet.
+    Joining,
+    /// Takes part.
+    Member,
+    /// Hands off what it holds; ends when it holds nothing.
+    Leaving,
+    /// Marked down by an operator.
+    Down,
+    /// Gone for good; its name is free again.
+    Removed,
+}
+
+/// One node of the cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Member {
+    /// Its id in Raft and in the ring.
+    pub id: NodeId,
+    /// Its data directory.
+    pub uid: NodeUid,
+    /// `name@host`, unique among members that are not removed.
+    pub name: String,
+    /// UDP address of its QUIC endpoint, `host:port`.
+    pub listen: String,
+    /// Address kept for its HTTP gateway, `host:port`.
+    pub http: String,
+    /// Failure domain, if it has one.
+    pub zone: Option<String>,
+    /// Share of the ring relative to others; 1 where nobody says.
+    pub weight: u32,
+    /// Where it is in its life.
+    pub status: MemberStatus,
+}
+
+/// One release of a module: a component that was deployed under its name.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Release {
+    /// Counts from 1 per module.
+    pub version: u64,
+    /// The component.
+    pub digest: Digest,
+    /// Length of the component in bytes.
+    pub bytes: u64,
+    /// What `describe` said, as CBOR (opaque here; the host's `wasm::Description`).
+    #[serde(with = "serde_bytes")]
+    pub description: Vec<u8>,
+}
+
+/// Where a module's host storage lives.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StorageKind {
+    /// Lost with the process.
+    #[default]
+    Memory,
+    /// On disk.
+    Durable,
+}
+
+/// A deployed guest.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Module {
+    /// Never given twice.
+    pub uid: ModuleUid,
+    /// Unique among deployed modules; the bucket of its keys (D1).
+    pub name: String,
+    /// How many replicas hold a partition of it.
+    pub n: u8,
+    /// How many answer a read.
+    pub r: u8,
+    /// How many make a write durable before it is acknowledged.
+    pub w: u8,
+    /// Engine of its host storage.
+    pub storage: StorageKind,
+    /// CBOR map that `init` gets.
+    #[serde(with = "serde_bytes")]
+    pub config: Vec<u8>,
+    /// What runs.
+    pub current: Release,
+    /// What `rollback` goes back to.
+    pub previous: Option<Release>,
+    /// Log index of the last change of this module.
+    pub changed: u64,
+}
+
+/// Everything that the cluster has agreed on.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClusterState {
+    /// Made at the founding.
+    pub cluster: ClusterId,
+    /// Which history.
+    pub lineage: Lineage,
+    /// Index of the last entry applied.
+    pub applied: u64,
+    /// How many replicas the ring's table has for a partition, where there are nodes enough.
+    pub width: u8,
+    /// By id; removed members stay as tombstones.
+    pub members: BTreeMap<NodeId, Member>,
+    /// Who holds what.
+    pub ring: RingTable,
+    /// By uid.
+    pub modules: BTreeMap<ModuleUid, Module>,
+    /// PEM certificates of the authorities that sign nodes and operators (R20).
+    pub authorities: Vec<String>,
+    /// PEM key of the newest authority.
+    pub authority_key: String,
+    /// SHA-256 of each join token's secret -> when it ends, in milliseconds since 1970.
+    pub tokens: BTreeMap<Digest, u64>,
+}
+
+/// One entry of the control plane's log. New kinds are added at the end (R22 holds for our
+/// own formats too).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Command {
+    /// The first entry of a cluster: its founder and its settings. Refused on a founded one.
+    Found {
+        /// The cluster's id.
+        cluster: ClusterId,
+        /// Number of partitions.
+        ring_size: RingSize,
+        /// Target replica count of the table.
+        width: u8,
+        /// The founder (`id` 0).
+        founder: Member,
+        /// PEM certificate of the authority it made.
+        authority: String,
+        /// PEM key of it.
+        authority_key: String,
+    },
+    /// Remembers a join token until `expires_ms`; forgets those that ended before `now_ms`.
+    IssueToken {
+        /// SHA-256 of the secret.
+        token: Digest,
+        /// Proposer's clock, milliseconds since 1970.
+        now_ms: u64,
+        /// When the token ends, by the same clock.
+        expires_ms: u64,
+    },
+    /// Admits a node as `joining`; its id is this entry's index. Refused if the name is taken
+    /// or the token unknown or over. The same uid again answers the id that it has.
+    Admit {
+        /// The node; `id` and `status` are ignored.
+        member: Member,
+        /// SHA-256 of the token's secret.
+        token: Digest,
+        /// Proposer's clock, milliseconds since 1970.
+        now_ms: u64,
+    },
+    /// `joining` -> `member`: it has caught up with the log.
+    Joined {
+        /// Who.
+        node: NodeId,
+    },
+    /// `member` -> `leaving`. Refused for the last one.
+    Leave {
+        /// Who.
+        node: NodeId,
+    },
+    /// `leaving` or `joining` -> `removed`: it holds nothing and is in no pending set.
+    Removed {
+        /// Who.
+        node: NodeId,
+    },
+    /// Aims the ring at a new table. Refused if the ring's epoch is no longer `base`.
+    /// A partition whose pending set is already this keeps its transfer; one whose committed
+    /// set is this cancels what is pending; any other gets a new transfer with this entry's
+    /// index as id.
+    Rebalance {
+        /// The ring's epoch that the table was computed from.
+        base: u64,
+        /// Ordered replica set of every partition.
+        table: Vec<Vec<NodeId>>,
+    },
+    /// The transfers are complete: pending sets become the replica sets. Each id that is not
+    /// pending (any more) is refused by itself; the others happen.
+    Flip {
+        /// Partition and transfer of each.
+        transfers: Vec<(PartitionId, TransferId)>,
+    },
+    /// Gives up a transfer and starts it again under a new id (this entry's index): what its
+    /// receiver has staged is dropped, the seal is lifted (R1).
+    Cancel {
+        /// The partition.
+        partition: PartitionId,
+        /// The transfer.
+        transfer: TransferId,
+    },
+    /// First or further release of a module by name.
+    Deploy {
+        /// The module's name.
+        name: String,
+        /// Replicas; with `r`, `w`, `storage` and `config` kept as they are by a further
+        /// release where `None`.
+        n: Option<u8>,
+        /// Read quorum.
+        r: Option<u8>,
+        /// Write quorum.
+        w: Option<u8>,
+        /// Engine.
+        storage: Option<StorageKind>,
+        /// CBOR map for `init`.
+        config: Option<Vec<u8>>,
+        /// `version` is ignored: it becomes the last one plus 1.
+        release: Release,
+        /// The version that the proposer saw running, 0 for none: refused if it changed since.
+        base_version: u64,
+    },
+    /// Runs the previous release again, as a new version.
+    Rollback {
+        /// The module's name.
+        name: String,
+    },
+    /// Ends a module and its items.
+    Undeploy {
+        /// The module's name.
+        name: String,
+    },
+    /// A member that came back under other addresses.
+    Moved {
+        /// Who.
+        node: NodeId,
+        /// UDP address of its QUIC endpoint.
+        listen: String,
+        /// Address kept for HTTP.
+        http: String,
+    },
+}
+
+/// What an entry did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// It happened.
+    Done,
+    /// The node was admitted (or had been) under this id.
+    Admitted(NodeId),
+    /// The module runs this version now.
+    Deployed(ModuleUid, u64),
+    /// Which transfers of a `Flip` happened.
+    Flipped(Vec<TransferId>),
+    /// It changed nothing, and why.
+    Refused(Refusal),
+}
+
+/// Why an entry changed nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
+pub enum Refusal {
+    /// `Found` on a founded cluster, or anything else before it.
+    #[error("the cluster is founded already, or not yet")]
+    Founding,
+    /// No such member, or it is removed.
+    #[error("no member {0}")]
+    NotMember(String),
+    /// A member of that name exists.
+    #[error(
+        "a member named {0} exists; a node that lost its data directory needs a new name, or remove the old one first"
+    )]
+    NameTaken(String),
+    /// The join token is unknown or over.
+    #[error("the join token is not valid (any more): print a new one with `annulus token`")]
+    BadToken,
+    /// The member's status does not allow it.
+    #[error("{node} is {status}")]
+    Status {
+        /// Who.
+        node: String,
+        /// What it is.
+        status: String,
+    },
+    /// Nobody would be left.
+    #[error("the last member cannot leave")]
+    LastMember,
+    /// The ring changed since the table was computed.
+    #[error("the ring changed meanwhile")]
+    RingChanged,
+    /// The table names a partition too many or too few, or a node twice or that is no member.
+    #[error("not a table of this ring: {0}")]
+    BadTable(String),
+    /// The transfer is not pending (any more).
+    #[error("transfer {0} is not pending")]
+    NotPending(TransferId),
+    /// The node still holds partitions.
+    #[error("{0} still holds partitions")]
+    Holding(String),
+    /// No such module.
+    #[error("no module named {0} is deployed")]
+    NoModule(String),
+    /// Another deploy came first.
+    #[error("another deploy of {0} came first; look at `annulus modules` and deploy again")]
+    DeployRaced(String),
+    /// There is no release to go back to.
+    #[error("{0} has no release to go back to")]
+    NoPrevious(String),
+    /// A setting out of range.
+    #[error("{0}")]
+    BadSetting(String),
+}

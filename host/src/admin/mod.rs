@@ -1,0 +1,1 @@
+//! What the command line and other operators may ask of a node.

@@ -1,0 +1,1 @@
+//! The control plane: Raft over the transport, the committed state, joining.

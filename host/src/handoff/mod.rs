@@ -1,0 +1,1 @@
+//! Moving items between nodes.

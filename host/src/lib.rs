@@ -1,0 +1,16 @@
+//! The Annulus host: ring, transport, vnodes, handoff, and the WebAssembly components in them.
+//!
+//! Below `main.rs` imports point one way: `cli -> node -> {admin, request, modules} -> {vnode,
+//! handoff, cluster} -> {wasm, storage, transport} -> annulus_core`.
+
+pub mod admin;
+pub mod cli;
+pub mod cluster;
+pub mod handoff;
+pub mod modules;
+pub mod node;
+pub mod request;
+pub mod storage;
+pub mod transport;
+pub mod vnode;
+pub mod wasm;

@@ -1,0 +1,1 @@
+//! Deployed modules: registry, distribution, swap.

@@ -1,0 +1,1 @@
+//! Puts one node together; start and stop order in one place.

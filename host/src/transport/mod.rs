@@ -1,0 +1,1 @@
+//! QUIC, TLS identities, request lanes and bulk streams.

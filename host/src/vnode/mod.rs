@@ -1,0 +1,1 @@
+//! Vnodes: master, actor, mailbox.

@@ -1,0 +1,1 @@
+//! The wasm engine, the bindings, the host imports, the limits.
