@@ -19,7 +19,8 @@ pub struct Transfer {
 pub struct Partition {
     /// Ordered, distinct; the first is the owner. Never empty.
     pub replicas: Vec<NodeId>,
-    /// Log index of the last change of this partition (R2).
+    /// Log index of the last change of `replicas` (R2). A transfer that begins or is given up
+    /// leaves it alone: it changes nobody's duties, and requests under way stay good.
     pub version: u64,
     /// The change under way, if any.
     pub pending: Option<Transfer>,
@@ -30,7 +31,8 @@ pub struct Partition {
 pub struct RingTable {
     /// Number of partitions.
     pub size: RingSize,
-    /// Log index of the last change of any partition.
+    /// Log index of the last change of any partition, of what is pending too: what a table is
+    /// computed from.
     pub epoch: u64,
     /// By partition id.
     pub partitions: Vec<Partition>,
@@ -48,5 +50,33 @@ impl RingTable {
     /// The owner of a partition: the first of its replicas.
     pub fn owner(&self, id: PartitionId) -> NodeId {
         self.partition(id).replicas[0]
+    }
+
+    /// The same for an id from outside, which may be none of this ring's.
+    pub fn get(&self, id: PartitionId) -> Option<&Partition> {
+        self.partitions.get(usize::from(id.0))
+    }
+
+    /// Every partition with its id, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (PartitionId, &Partition)> {
+        self.size.partitions().zip(&self.partitions)
+    }
+
+    /// The change of a partition that is under way, if any.
+    pub fn pending_of(&self, id: PartitionId) -> Option<&Transfer> {
+        self.get(id).and_then(|partition| partition.pending.as_ref())
+    }
+
+    /// Every change under way.
+    pub fn transfers(&self) -> impl Iterator<Item = (PartitionId, &Transfer)> {
+        self.iter().filter_map(|(id, partition)| Some((id, partition.pending.as_ref()?)))
+    }
+
+    /// Is the node in any replica set, or in one to come?
+    pub fn holds(&self, node: NodeId) -> bool {
+        self.partitions.iter().any(|partition| {
+            partition.replicas.contains(&node)
+                || partition.pending.as_ref().is_some_and(|transfer| transfer.target.contains(&node))
+        })
     }
 }

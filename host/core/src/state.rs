@@ -5,13 +5,20 @@
 //! its turn comes. Every node applies the same entries, so two nodes never own different
 //! truths for the same index (DESIGN.md D3).
 
+mod apply;
+mod deploy;
+mod lookup;
+
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::ring::RingTable;
+
+pub use apply::MAX_WIDTH;
 
 /// Which of several histories of one cluster a state belongs to: `recover --force` starts a
 /// new one (R19). Ordered by number first.
@@ -39,6 +46,18 @@ pub enum MemberStatus {
     Removed,
 }
 
+impl fmt::Display for MemberStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Joining => "joining",
+            Self::Member => "member",
+            Self::Leaving => "leaving",
+            Self::Down => "down",
+            Self::Removed => "removed",
+        })
+    }
+}
+
 /// One node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
@@ -54,7 +73,7 @@ pub struct Member {
     pub http: String,
     /// Failure domain, if it has one.
     pub zone: Option<String>,
-    /// Share of the ring relative to others; 1 where nobody says.
+    /// Share of the ring relative to others, at least 1, and 1 where nobody says.
     pub weight: u32,
     /// Where it is in its life.
     pub status: MemberStatus,
@@ -134,6 +153,14 @@ pub struct ClusterState {
     pub authority_key: String,
     /// SHA-256 of each join token's secret -> when it ends, in milliseconds since 1970.
     pub tokens: BTreeMap<Digest, u64>,
+}
+
+/// The state machine from the first entry on: nothing until [`Command::Found`].
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct Machine {
+    /// What was agreed on; `None` before the founding.
+    pub state: Option<ClusterState>,
 }
 
 /// One entry of the control plane's log. New kinds are added at the end (R22 holds for our
@@ -263,8 +290,9 @@ pub enum Outcome {
     Admitted(NodeId),
     /// The module runs this version now.
     Deployed(ModuleUid, u64),
-    /// Which transfers of a `Flip` happened.
-    Flipped(Vec<TransferId>),
+    /// Which transfers of a `Flip` happened. With their partitions: one rebalance gives all of
+    /// its transfers one id.
+    Flipped(Vec<(PartitionId, TransferId)>),
     /// It changed nothing, and why.
     Refused(Refusal),
 }
@@ -322,3 +350,6 @@ pub enum Refusal {
     #[error("{0}")]
     BadSetting(String),
 }
+
+#[cfg(test)]
+mod tests;

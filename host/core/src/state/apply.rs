@@ -1,0 +1,278 @@
+//! What each entry of the log does to the state.
+//!
+//! A pure function of state, index and command: the same log gives the same state on every
+//! node. An entry either does all that it says or is refused and changes nothing but
+//! `applied` (a `Flip` does so for each of its transfers). What a proposer may safely say twice,
+//! because it never learned the outcome of the first time, is answered `Done` again.
+
+use crate::ids::{ClusterId, Digest, NodeId, TransferId};
+use crate::keyspace::{PartitionId, RingSize};
+use crate::ring::{Partition, RingTable, Transfer};
+
+use super::{ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
+
+/// The widest replica table (R4).
+pub const MAX_WIDTH: u8 = 7;
+
+impl Machine {
+    /// Applies the entry at `index`, which must be larger than that of the entry before.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        match (&mut self.state, command) {
+            (Some(state), command) => state.apply(index, command),
+            (none, Command::Found { cluster, ring_size, width, founder, authority, authority_key }) => {
+                match found(index, *cluster, *ring_size, *width, founder) {
+                    Ok(mut state) => {
+                        state.authorities.push(authority.clone());
+                        state.authority_key.clone_from(authority_key);
+                        *none = Some(state);
+                        Outcome::Done
+                    }
+                    Err(refusal) => Outcome::Refused(refusal),
+                }
+            }
+            (None, _) => Outcome::Refused(Refusal::Founding),
+        }
+    }
+}
+
+/// A cluster of one node that holds everything.
+fn found(
+    index: u64,
+    cluster: ClusterId,
+    size: RingSize,
+    width: u8,
+    founder: &Member,
+) -> Result<ClusterState, Refusal> {
+    if !(1..=MAX_WIDTH).contains(&width) {
+        return Err(Refusal::BadSetting(format!("the ring's width is from 1 to {MAX_WIDTH}, not {width}")));
+    }
+    check_member(founder)?;
+    let id = NodeId(0);
+    let partition = Partition { replicas: vec![id], version: index, pending: None };
+    let ring = RingTable { size, epoch: index, partitions: vec![partition; usize::from(size.get())] };
+    let founder = Member { id, status: MemberStatus::Member, ..founder.clone() };
+    Ok(ClusterState {
+        cluster,
+        lineage: Lineage::default(),
+        applied: index,
+        width,
+        members: [(id, founder)].into(),
+        ring,
+        modules: Default::default(),
+        authorities: Vec::new(),
+        authority_key: String::new(),
+        tokens: Default::default(),
+    })
+}
+
+fn check_member(member: &Member) -> Result<(), Refusal> {
+    if member.name.is_empty() {
+        return Err(Refusal::BadSetting("a node needs a name".into()));
+    }
+    if member.weight == 0 {
+        return Err(Refusal::BadSetting("a node's weight is at least 1".into()));
+    }
+    Ok(())
+}
+
+impl ClusterState {
+    /// Applies the entry at `index`, which must be larger than that of the entry before.
+    pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
+        debug_assert!(index > self.applied, "entry {index} applied after {}", self.applied);
+        self.applied = index;
+        self.change(index, command).unwrap_or_else(Outcome::Refused)
+    }
+
+    fn change(&mut self, index: u64, command: &Command) -> Result<Outcome, Refusal> {
+        match command {
+            Command::Found { .. } => Err(Refusal::Founding),
+            Command::IssueToken { token, now_ms, expires_ms } => {
+                self.issue_token(*token, *now_ms, *expires_ms)
+            }
+            Command::Admit { member, token, now_ms } => self.admit(index, member, token, *now_ms),
+            Command::Joined { node } => self.joined(*node),
+            Command::Leave { node } => self.leave(*node),
+            Command::Removed { node } => self.removed(*node),
+            Command::Rebalance { base, table } => self.rebalance(index, *base, table),
+            Command::Flip { transfers } => Ok(self.flip(index, transfers)),
+            Command::Cancel { partition, transfer } => self.cancel(index, *partition, *transfer),
+            Command::Deploy { name, n, r, w, storage, config, release, base_version } => {
+                let settings = super::deploy::Settings {
+                    n: *n,
+                    r: *r,
+                    w: *w,
+                    storage: *storage,
+                    config: config.as_deref(),
+                };
+                self.deploy(index, name, &settings, release, *base_version)
+            }
+            Command::Rollback { name } => self.rollback(index, name),
+            Command::Undeploy { name } => self.undeploy(name),
+            Command::Moved { node, listen, http } => {
+                let member = self.live_member_mut(*node)?;
+                member.listen.clone_from(listen);
+                member.http.clone_from(http);
+                Ok(Outcome::Done)
+            }
+        }
+    }
+
+    fn issue_token(&mut self, token: Digest, now_ms: u64, expires_ms: u64) -> Result<Outcome, Refusal> {
+        if expires_ms <= now_ms {
+            return Err(Refusal::BadSetting("a join token must end after it is made".into()));
+        }
+        self.tokens.retain(|_, ends_ms| *ends_ms > now_ms);
+        self.tokens.insert(token, expires_ms);
+        Ok(Outcome::Done)
+    }
+
+    /// The token is asked for first, of a known uid too: an answer here is what a certificate
+    /// is signed on, and a uid is no secret.
+    fn admit(
+        &mut self,
+        index: u64,
+        member: &Member,
+        token: &Digest,
+        now_ms: u64,
+    ) -> Result<Outcome, Refusal> {
+        if self.tokens.get(token).is_none_or(|ends_ms| *ends_ms <= now_ms) {
+            return Err(Refusal::BadToken);
+        }
+        check_member(member)?;
+        if let Some(known) = self.member_by_uid(member.uid) {
+            return if known.is_live() { Ok(Outcome::Admitted(known.id)) } else { Err(wrong_status(known)) };
+        }
+        if self.member_by_name(&member.name).is_some() {
+            return Err(Refusal::NameTaken(member.name.clone()));
+        }
+        let id = NodeId(index);
+        self.members.insert(id, Member { id, status: MemberStatus::Joining, ..member.clone() });
+        Ok(Outcome::Admitted(id))
+    }
+
+    fn joined(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        let member = self.live_member_mut(node)?;
+        match member.status {
+            MemberStatus::Joining | MemberStatus::Member => member.status = MemberStatus::Member,
+            _ => return Err(wrong_status(member)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn leave(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        let others = self.live_members().any(|m| m.id != node && m.status == MemberStatus::Member);
+        let member = self.live_member_mut(node)?;
+        match member.status {
+            MemberStatus::Leaving => {}
+            MemberStatus::Member if others => member.status = MemberStatus::Leaving,
+            MemberStatus::Member => return Err(Refusal::LastMember),
+            _ => return Err(wrong_status(member)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn removed(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        let holds = self.holds(node);
+        let member = self.members.get_mut(&node).ok_or_else(|| Refusal::NotMember(node.to_string()))?;
+        match member.status {
+            MemberStatus::Removed => {}
+            MemberStatus::Leaving | MemberStatus::Joining if holds => {
+                return Err(Refusal::Holding(member.name.clone()));
+            }
+            MemberStatus::Leaving | MemberStatus::Joining => member.status = MemberStatus::Removed,
+            _ => return Err(wrong_status(member)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    fn rebalance(&mut self, index: u64, base: u64, table: &[Vec<NodeId>]) -> Result<Outcome, Refusal> {
+        if base != self.ring.epoch {
+            return Err(Refusal::RingChanged);
+        }
+        self.check_table(table)?;
+        for (partition, target) in self.ring.partitions.iter_mut().zip(table) {
+            let pending = partition.pending.as_ref().map(|transfer| &transfer.target);
+            let change = if partition.replicas == *target {
+                pending.is_some().then_some(None)
+            } else if pending == Some(target) {
+                None
+            } else {
+                Some(Some(Transfer { id: TransferId(index), target: target.clone() }))
+            };
+            if let Some(pending) = change {
+                partition.pending = pending;
+                self.ring.epoch = index;
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// A set is distinct live members, no more than the ring is wide; who is new in it must be
+    /// able to receive. A set that is there already passes, whatever became of its nodes.
+    fn check_table(&self, table: &[Vec<NodeId>]) -> Result<(), Refusal> {
+        let bad = |why: String| Err(Refusal::BadTable(why));
+        if table.len() != self.ring.partitions.len() {
+            return bad(format!("{} partitions, not {}", table.len(), self.ring.partitions.len()));
+        }
+        for ((id, partition), target) in self.ring.iter().zip(table) {
+            if *target == partition.replicas
+                || partition.pending.as_ref().is_some_and(|p| p.target == *target)
+            {
+                continue;
+            }
+            if target.is_empty() || target.len() > usize::from(self.width) {
+                return bad(format!("{} replicas of partition {}", target.len(), id.0));
+            }
+            for (at, node) in target.iter().enumerate() {
+                if target[..at].contains(node) {
+                    return bad(format!("node {node} twice in partition {}", id.0));
+                }
+                match self.member(*node) {
+                    None => return bad(format!("node {node} is no member")),
+                    Some(member)
+                        if member.status != MemberStatus::Member && !partition.replicas.contains(node) =>
+                    {
+                        return bad(format!(
+                            "{} is {} and cannot take partition {}",
+                            member.name, member.status, id.0
+                        ));
+                    }
+                    Some(_) => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn flip(&mut self, index: u64, transfers: &[(PartitionId, TransferId)]) -> Outcome {
+        let mut flipped = Vec::with_capacity(transfers.len());
+        for (id, transfer) in transfers {
+            let Some(partition) = self.ring.partitions.get_mut(usize::from(id.0)) else { continue };
+            if let Some(done) = partition.pending.take_if(|pending| pending.id == *transfer) {
+                partition.replicas = done.target;
+                partition.version = index;
+                self.ring.epoch = index;
+                flipped.push((*id, *transfer));
+            }
+        }
+        Outcome::Flipped(flipped)
+    }
+
+    fn cancel(&mut self, index: u64, id: PartitionId, transfer: TransferId) -> Result<Outcome, Refusal> {
+        let pending = self.ring.partitions.get_mut(usize::from(id.0)).and_then(|p| p.pending.as_mut());
+        let pending =
+            pending.filter(|pending| pending.id == transfer).ok_or(Refusal::NotPending(transfer))?;
+        pending.id = TransferId(index);
+        self.ring.epoch = index;
+        Ok(Outcome::Done)
+    }
+
+    fn live_member_mut(&mut self, node: NodeId) -> Result<&mut Member, Refusal> {
+        let live = self.members.get_mut(&node).filter(|member| member.is_live());
+        live.ok_or_else(|| Refusal::NotMember(node.to_string()))
+    }
+}
+
+fn wrong_status(member: &Member) -> Refusal {
+    Refusal::Status { node: member.name.clone(), status: member.status.to_string() }
+}

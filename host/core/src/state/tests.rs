@@ -1,0 +1,211 @@
+#![allow(clippy::unwrap_used)]
+//! What each command does, said once each; `tests/apply_properties.rs` mixes them.
+
+use super::*;
+use crate::ring::Transfer;
+
+const TOKEN: Digest = Digest([7; 32]);
+
+fn member(name: &str, uid: u8) -> Member {
+    Member {
+        id: NodeId(99),
+        uid: NodeUid([uid; 16]),
+        name: name.into(),
+        listen: "127.0.0.1:1".into(),
+        http: "127.0.0.1:2".into(),
+        zone: None,
+        weight: 1,
+        status: MemberStatus::Down,
+    }
+}
+
+fn found() -> Command {
+    Command::Found {
+        cluster: ClusterId([1; 16]),
+        ring_size: RingSize::try_from(8).unwrap(),
+        width: 3,
+        founder: member("a@h", 1),
+        authority: "cert".into(),
+        authority_key: "key".into(),
+    }
+}
+
+fn admit(name: &str, uid: u8, now_ms: u64) -> Command {
+    Command::Admit { member: member(name, uid), token: TOKEN, now_ms }
+}
+
+/// Founded at 1, token until 1000 at 2; then b (id 3) and c (id 4), both members, at 6.
+fn three() -> (Machine, u64) {
+    let mut machine = Machine::default();
+    let log = [
+        found(),
+        Command::IssueToken { token: TOKEN, now_ms: 0, expires_ms: 1000 },
+        admit("b@h", 2, 1),
+        admit("c@h", 3, 1),
+        Command::Joined { node: NodeId(3) },
+        Command::Joined { node: NodeId(4) },
+    ];
+    for (at, command) in log.iter().enumerate() {
+        let outcome = machine.apply(at as u64 + 1, command);
+        assert!(!matches!(outcome, Outcome::Refused(_)), "{command:?}: {outcome:?}");
+    }
+    (machine, 6)
+}
+
+fn refused(outcome: Outcome) -> Refusal {
+    match outcome {
+        Outcome::Refused(refusal) => refusal,
+        other => panic!("not refused: {other:?}"),
+    }
+}
+
+fn release(digest: u8) -> Release {
+    Release { version: 77, digest: Digest([digest; 32]), bytes: 5, description: vec![0xa0] }
+}
+
+fn deploy(n: Option<u8>, digest: u8, base_version: u64) -> Command {
+    Command::Deploy {
+        name: "kv".into(),
+        n,
+        r: None,
+        w: None,
+        storage: None,
+        config: None,
+        release: release(digest),
+        base_version,
+    }
+}
+
+#[test]
+fn nothing_happens_before_the_founding_and_nobody_founds_twice() {
+    let mut machine = Machine::default();
+    assert_eq!(refused(machine.apply(1, &Command::Joined { node: NodeId(0) })), Refusal::Founding);
+    assert_eq!(machine.state, None);
+    assert_eq!(machine.apply(2, &found()), Outcome::Done);
+    let state = machine.state.clone().unwrap();
+    assert_eq!((state.ring.epoch, state.ring.partitions.len(), state.width), (2, 8, 3));
+    assert!(state.ring.iter().all(|(_, p)| p.replicas == [NodeId(0)] && p.version == 2));
+    assert_eq!(state.member(NodeId(0)).unwrap().status, MemberStatus::Member);
+    assert_eq!((state.authorities.as_slice(), state.authority_key.as_str()), (&["cert".into()][..], "key"));
+    assert_eq!(refused(machine.apply(3, &found())), Refusal::Founding);
+}
+
+#[test]
+fn a_node_is_admitted_by_a_token_in_time_under_the_index_of_its_entry() {
+    let (mut machine, at) = three();
+    assert_eq!(refused(machine.apply(at + 1, &admit("d@h", 4, 1000))), Refusal::BadToken);
+    assert_eq!(refused(machine.apply(at + 2, &admit("b@h", 4, 2))), Refusal::NameTaken("b@h".into()));
+    assert_eq!(machine.apply(at + 3, &admit("other@h", 2, 2)), Outcome::Admitted(NodeId(3)));
+    assert_eq!(machine.apply(at + 4, &admit("d@h", 4, 2)), Outcome::Admitted(NodeId(10)));
+    let token = Command::IssueToken { token: Digest([8; 32]), now_ms: 1000, expires_ms: 1001 };
+    assert_eq!(machine.apply(at + 5, &token), Outcome::Done);
+    let tokens: Vec<_> = machine.state.unwrap().tokens.into_keys().collect();
+    assert_eq!(tokens, [Digest([8; 32])], "the old token is forgotten");
+}
+
+#[test]
+fn who_leaves_is_removed_when_it_holds_nothing_and_frees_its_name_but_not_its_uid() {
+    let (mut machine, at) = three();
+    assert_eq!(
+        refused(machine.apply(at + 1, &Command::Removed { node: NodeId(3) })),
+        Refusal::Status { node: "b@h".into(), status: "member".into() }
+    );
+    for (step, node) in [0, 3].into_iter().enumerate() {
+        assert_eq!(
+            machine.apply(at + 2 + step as u64, &Command::Leave { node: NodeId(node) }),
+            Outcome::Done
+        );
+    }
+    assert_eq!(refused(machine.apply(at + 4, &Command::Leave { node: NodeId(4) })), Refusal::LastMember);
+    assert_eq!(
+        refused(machine.apply(at + 5, &Command::Removed { node: NodeId(0) })),
+        Refusal::Holding("a@h".into())
+    );
+    assert_eq!(machine.apply(at + 6, &Command::Removed { node: NodeId(3) }), Outcome::Done);
+    assert!(matches!(refused(machine.apply(at + 7, &admit("b@h", 2, 2))), Refusal::Status { .. }));
+    assert_eq!(machine.apply(at + 8, &admit("b@h", 5, 2)), Outcome::Admitted(NodeId(14)));
+    let moved = Command::Moved { node: NodeId(3), listen: "x:1".into(), http: "x:2".into() };
+    assert_eq!(refused(machine.apply(at + 9, &moved)), Refusal::NotMember("3".into()));
+}
+
+#[test]
+fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
+    let (mut machine, at) = three();
+    let (a, b, c) = (NodeId(0), NodeId(3), NodeId(4));
+    let mut table = vec![vec![a]; 8];
+    table[1] = vec![b, a];
+    table[2] = vec![c];
+    let rebalance = |base, table: &Vec<Vec<NodeId>>| Command::Rebalance { base, table: table.clone() };
+    assert_eq!(refused(machine.apply(at + 1, &rebalance(0, &table))), Refusal::RingChanged);
+    assert_eq!(machine.apply(at + 2, &rebalance(1, &table)), Outcome::Done);
+    let ring = |machine: &Machine| machine.state.as_ref().unwrap().ring.clone();
+    assert_eq!(ring(&machine).epoch, 8);
+    assert_eq!(
+        ring(&machine).transfers().map(|(id, t)| (id.0, t.id.0)).collect::<Vec<_>>(),
+        [(1, 8), (2, 8)]
+    );
+
+    // 1 stays, 2 goes back, 3 begins.
+    table[2] = vec![a];
+    table[3] = vec![c, b, a];
+    assert_eq!(machine.apply(at + 3, &rebalance(8, &table)), Outcome::Done);
+    let pending: Vec<_> = ring(&machine).transfers().map(|(id, t)| (id.0, t.id.0)).collect();
+    assert_eq!(pending, [(1, 8), (3, 9)]);
+
+    let (one, two) = ((PartitionId(1), TransferId(8)), (PartitionId(2), TransferId(8)));
+    let unknown = (PartitionId(500), TransferId(8));
+    let flip = Command::Flip { transfers: vec![two, one, one, unknown, (PartitionId(3), TransferId(8))] };
+    assert_eq!(machine.apply(at + 4, &flip), Outcome::Flipped(vec![one]));
+    let partition = ring(&machine).partition(PartitionId(1)).clone();
+    assert_eq!((partition.replicas, partition.version, partition.pending), (vec![b, a], 10, None));
+
+    let cancel = |transfer| Command::Cancel { partition: PartitionId(3), transfer: TransferId(transfer) };
+    assert_eq!(refused(machine.apply(at + 5, &cancel(8))), Refusal::NotPending(TransferId(8)));
+    assert_eq!(machine.apply(at + 6, &cancel(9)), Outcome::Done);
+    let again = Transfer { id: TransferId(12), target: vec![c, b, a] };
+    assert_eq!(machine.state.unwrap().pending_of(PartitionId(3)), Some(&again));
+}
+
+#[test]
+fn a_table_that_is_none_is_refused_with_the_reason() {
+    let (mut machine, at) = three();
+    let a = NodeId(0);
+    let mut index = at;
+    let bad_sets = [vec![], vec![a, a], vec![NodeId(77)], vec![a, NodeId(3), NodeId(4), NodeId(5)]];
+    for set in bad_sets {
+        let mut table = vec![vec![a]; 8];
+        table[7] = set;
+        index += 1;
+        let outcome = machine.apply(index, &Command::Rebalance { base: 1, table });
+        assert!(matches!(refused(outcome), Refusal::BadTable(_)));
+    }
+    let short = Command::Rebalance { base: 1, table: vec![vec![a]; 7] };
+    assert!(matches!(refused(machine.apply(index + 1, &short)), Refusal::BadTable(_)));
+    machine.apply(index + 2, &Command::Leave { node: NodeId(3) });
+    let to_leaver = Command::Rebalance { base: 1, table: vec![vec![NodeId(3)]; 8] };
+    assert!(matches!(refused(machine.apply(index + 3, &to_leaver)), Refusal::BadTable(_)));
+}
+
+#[test]
+fn deploys_count_versions_and_roll_back_to_the_one_before() {
+    let (mut machine, at) = three();
+    let uid = ModuleUid(at + 2);
+    assert!(matches!(refused(machine.apply(at + 1, &deploy(Some(4), 1, 0))), Refusal::BadSetting(_)));
+    assert_eq!(machine.apply(at + 2, &deploy(Some(3), 1, 0)), Outcome::Deployed(uid, 1));
+    assert_eq!(
+        refused(machine.apply(at + 3, &Command::Rollback { name: "kv".into() })),
+        Refusal::NoPrevious("kv".into())
+    );
+    assert_eq!(refused(machine.apply(at + 4, &deploy(None, 2, 0))), Refusal::DeployRaced("kv".into()));
+    assert_eq!(machine.apply(at + 5, &deploy(None, 2, 1)), Outcome::Deployed(uid, 2));
+    assert_eq!(machine.apply(at + 6, &Command::Rollback { name: "kv".into() }), Outcome::Deployed(uid, 3));
+    let module = machine.state.as_ref().unwrap().module_by_name("kv").unwrap().clone();
+    assert_eq!((module.n, module.r, module.w), (3, 2, 2));
+    assert_eq!((module.current.digest, module.current.version), (Digest([1; 32]), 3));
+    assert_eq!(module.previous.unwrap().digest, Digest([2; 32]));
+    assert_eq!(module.changed, at + 6);
+    let undeploy = Command::Undeploy { name: "kv".into() };
+    assert_eq!(machine.apply(at + 7, &undeploy), Outcome::Done);
+    assert_eq!(refused(machine.apply(at + 8, &undeploy)), Refusal::NoModule("kv".into()));
+    assert_eq!(machine.apply(at + 9, &deploy(None, 1, 0)), Outcome::Deployed(ModuleUid(at + 9), 1));
+}
