@@ -1,1 +1,82 @@
-//! kv
+//! The tutorial's key/value store: state in guest memory, the newest version of a key wins, a
+//! delete leaves a tombstone, so that what a handoff brings never overwrites a newer write.
+use annulus_guest::prelude::*;
+
+#[derive(Default)]
+struct Kv {
+    data: Table<Latest<Value>>,
+}
+
+#[derive(Commands)]
+enum Command {
+    /// Stores a value under a key.
+    #[command(write, reply = "text")]
+    Put {
+        key: String,
+        /// Anything that CBOR can hold.
+        value: Value,
+    },
+    /// The value of a key, or null.
+    Get { key: String },
+    /// Deletes a key; answers the value that it had, or null.
+    #[command(write)]
+    Delete { key: String },
+    /// Every key.
+    #[command(everywhere, reply = "text")]
+    Keys,
+    /// Every value.
+    #[command(everywhere)]
+    Values,
+    /// Deletes everything; answers the keys that it deleted.
+    #[command(write, everywhere, reply = "text")]
+    Clear,
+}
+
+impl Kv {
+    /// Puts a value, or a tombstone, in place of what the key has, and answers that.
+    fn set(&mut self, key: &str, value: Option<Value>) -> Option<Value> {
+        let next = Latest::after(self.data.get(key), value);
+        self.data.set(key, next).and_then(Latest::get)
+    }
+}
+
+impl Vnode for Kv {
+    type Command = Command;
+    fn handle_command(&mut self, command: Command) -> Result<Reply, Failure> {
+        match command {
+            Command::Put { key, value } => {
+                self.set(&key, Some(value));
+                reply("ok")
+            }
+            Command::Get { key } => reply(self.data.get(&key).and_then(Latest::value)),
+            Command::Delete { key } => reply(self.set(&key, None)),
+            Command::Keys | Command::Values | Command::Clear => Err(Failure::UnknownCommand),
+        }
+    }
+}
+
+impl Coverage for Kv {
+    fn handle_coverage(&mut self, command: Command, at: Cursor) -> Result<Values, Failure> {
+        match command {
+            Command::Keys => self.data.each(at, |key, _| key.into()),
+            Command::Values => self.data.each(at, |_, entry| entry.value().into()),
+            Command::Clear => {
+                self.data.change_each(at, |key, entry| (Latest::after(Some(entry), None), key.into()))
+            }
+            Command::Put { .. } | Command::Get { .. } | Command::Delete { .. } => {
+                Err(Failure::UnknownCommand)
+            }
+        }
+    }
+}
+
+impl Handoff for Kv {
+    fn items(&mut self) -> &mut dyn Items {
+        &mut self.data
+    }
+}
+
+export!(Kv: Coverage + Handoff);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,276 @@
+//! One vnode and its host, called by name as a client calls it.
+
+use std::cell::RefCell;
+
+use super::world::{Reach, World, within};
+use crate::reply::{from_cbor, to_cbor};
+use crate::{
+    Budget, Config, Conflict, Coverage, Cursor, Effect, Failure, Handoff, Item, Level, Merge, ModuleInfo,
+    Outcome, Partition, Rejection, Request, Route, Value, Version, Vnode, host, rt,
+};
+
+/// So small that a test of a few items crosses pages.
+const PAGE: Budget = Budget { items: 3, bytes: 4096 };
+
+/// A vnode under test. Calls go through the same decoding as in a component, and the host's
+/// rules are kept: a command that breaks one is answered by `refused` with code `doomed`, and
+/// its writes to storage are dropped.
+#[derive(Debug)]
+pub struct Tester<V> {
+    vnode: RefCell<V>,
+    world: RefCell<World>,
+    partition: Partition,
+    info: ModuleInfo,
+}
+
+impl<V: Vnode> Tester<V> {
+    /// A vnode of partition 0 of 64, without settings.
+    ///
+    /// # Panics
+    /// If its `init` fails.
+    #[must_use]
+    pub fn start() -> Self {
+        match Self::start_with(Partition { id: 0, ring_size: 64 }, Config::default()) {
+            Ok(tester) => tester,
+            Err(reason) => panic!("init fails: {reason}"),
+        }
+    }
+
+    /// A vnode of that partition, with these settings.
+    ///
+    /// # Errors
+    /// What `init` says.
+    pub fn start_with(partition: Partition, config: Config) -> Result<Self, String> {
+        let world = RefCell::new(World::new());
+        let config = config.encode()?;
+        let vnode = within(&world, || rt::init::<V>(partition, &config))?;
+        world.borrow_mut().end_call(true);
+        Ok(Self { vnode: RefCell::new(vnode), world, partition, info: rt::describe::<V>() })
+    }
+
+    /// What the module says of itself.
+    #[must_use]
+    pub fn info(&self) -> &ModuleInfo {
+        &self.info
+    }
+
+    /// Calls a command with its arguments in the described order.
+    ///
+    /// # Errors
+    /// The command's own failure; `refused` with code `doomed` if it broke a rule of the host.
+    pub fn call(&self, command: &str, args: &[Value]) -> Result<Value, Failure> {
+        self.call_named(command, &self.named(command, args)?)
+    }
+
+    /// Calls a command with named arguments.
+    ///
+    /// # Errors
+    /// As [`call`](Tester::call).
+    pub fn call_named(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, Failure> {
+        let request = self.request(command, args)?;
+        let reply = self.run(Some(&request), |vnode| rt::handle_command(vnode, &request))?;
+        from_cbor(&reply).map_err(|error| Failure::refused("reply-is-no-cbor", error))
+    }
+
+    /// What was logged until now.
+    #[must_use]
+    pub fn logs(&self) -> Vec<(Level, String)> {
+        self.world.borrow().logs.clone()
+    }
+
+    /// Sets the format that the host asks to write from now on.
+    pub fn set_write_format(&self, format: u32) {
+        self.world.borrow_mut().write_format = format;
+    }
+
+    /// Looks at the vnode, or changes it, past its commands.
+    pub fn with<R>(&self, look: impl FnOnce(&mut V) -> R) -> R {
+        within(&self.world, || look(&mut self.vnode.borrow_mut()))
+    }
+
+    /// The items in host storage, tombstones too.
+    #[must_use]
+    pub fn stored(&self) -> Vec<Item> {
+        let world = self.world.borrow();
+        let items = world.items.iter();
+        items
+            .map(|((key, sort), Version { value, deleted })| Item {
+                key: key.clone(),
+                sort: sort.clone(),
+                value: value.clone(),
+                deleted: *deleted,
+            })
+            .collect()
+    }
+
+    fn named<'a>(&'a self, command: &str, args: &[Value]) -> Result<Vec<(&'a str, Value)>, Failure> {
+        let Some(described) = self.info.commands.iter().find(|known| known.name == command) else {
+            return Err(Failure::UnknownCommand);
+        };
+        if args.len() > described.params.len() {
+            let takes = described.params.len();
+            return Err(Failure::BadArguments(format!("{} arguments, {command} takes {takes}", args.len())));
+        }
+        Ok(described.params.iter().map(|param| param.name.as_str()).zip(args.iter().cloned()).collect())
+    }
+
+    fn request(&self, command: &str, args: &[(&str, Value)]) -> Result<Request, Failure> {
+        let key =
+            match self.info.commands.iter().find(|known| known.name == command).map(|known| &known.route) {
+                Some(Route::ByParam(param)) => {
+                    args.iter().find(|(name, _)| name == param).and_then(|(_, value)| routing_key(value))
+                }
+                _ => None,
+            };
+        let args = args.iter().map(|(name, value)| (Value::from(*name), value.clone())).collect();
+        let args = to_cbor(&Value::Map(args)).map_err(Failure::BadArguments)?;
+        Ok(Request { command: command.to_owned(), key, args })
+    }
+
+    /// One call under the rules of the command, if it is one.
+    fn run<R>(
+        &self,
+        request: Option<&Request>,
+        call: impl FnOnce(&mut V) -> Result<R, Failure>,
+    ) -> Result<R, Failure> {
+        let described =
+            request.and_then(|request| self.info.commands.iter().find(|known| known.name == request.command));
+        {
+            let mut world = self.world.borrow_mut();
+            world.request += 1;
+            world.may_write = described.is_none_or(|command| command.effect != Effect::Read);
+            world.reach = match described.map(|command| &command.route) {
+                Some(Route::Anywhere) => Reach::Nothing,
+                Some(Route::ByParam(_)) => {
+                    request.and_then(|request| request.key.clone()).map_or(Reach::Nothing, Reach::Key)
+                }
+                Some(Route::Everywhere) | None => Reach::All,
+            };
+        }
+        let result = within(&self.world, || {
+            host::set_partition(self.partition);
+            call(&mut self.vnode.borrow_mut())
+        });
+        match self.world.borrow_mut().end_call(result.is_ok()) {
+            Some(reason) => Err(Failure::refused("doomed", reason)),
+            None => result,
+        }
+    }
+}
+
+impl<V: Coverage> Tester<V> {
+    /// Calls an `everywhere` command on this partition, page by page: all values.
+    ///
+    /// # Errors
+    /// As [`call`](Tester::call).
+    ///
+    /// # Panics
+    /// If a page's token is the one that it was asked with: it would never end.
+    pub fn coverage(&self, command: &str, args: &[Value]) -> Result<Vec<Value>, Failure> {
+        self.pages(command, args).map(|(values, _)| values)
+    }
+
+    /// Calls an `everywhere` command that writes: the keys that it reports as touched.
+    ///
+    /// # Errors
+    /// As [`coverage`](Tester::coverage).
+    pub fn touched(&self, command: &str, args: &[Value]) -> Result<Vec<Vec<u8>>, Failure> {
+        self.pages(command, args).map(|(_, touched)| touched)
+    }
+
+    fn pages(&self, command: &str, args: &[Value]) -> Result<(Vec<Value>, Vec<Vec<u8>>), Failure> {
+        let request = self.request(command, &self.named(command, args)?)?;
+        let (mut values, mut touched, mut after) = (Vec::new(), Vec::new(), None);
+        loop {
+            let at = Cursor { after: after.clone(), limit: PAGE };
+            let page = self.run(Some(&request), |vnode| rt::handle_coverage(vnode, &request, at))?;
+            for value in page.values {
+                let value = from_cbor(&value);
+                values.push(value.map_err(|error| Failure::refused("value-is-no-cbor", error))?);
+            }
+            touched.extend(page.touched);
+            if page.next.is_none() {
+                return Ok((values, touched));
+            }
+            assert!(page.next != after, "a page that ends where it began");
+            after = page.next;
+        }
+    }
+}
+
+impl<V: Handoff> Tester<V> {
+    /// All items, as a handoff sends them.
+    ///
+    /// # Panics
+    /// If a page's token is the one that it was asked with: it would never end.
+    #[must_use]
+    pub fn fold(&self) -> Vec<Item> {
+        let (mut items, mut after) = (Vec::new(), None);
+        loop {
+            let page = self.with(|vnode| vnode.items().fold(after.as_deref(), PAGE));
+            items.extend(page.items);
+            if page.next.is_none() {
+                return items;
+            }
+            assert!(page.next != after, "a page that ends where it began");
+            after = page.next;
+        }
+    }
+
+    /// The items of one key.
+    #[must_use]
+    pub fn items_of(&self, key: &str) -> Vec<Item> {
+        self.with(|vnode| vnode.items().encode_handoff_items(key.as_bytes()))
+    }
+
+    /// Gives items to the vnode, as a handoff, a replica or a backup does.
+    pub fn receive(&self, items: Vec<Item>) -> Vec<Rejection> {
+        self.with(|vnode| rt::handle_handoff_data(vnode, items))
+    }
+}
+
+impl<V: Merge> Tester<V> {
+    /// Gives items to the vnode's storage, merging where there is one already; answers what was
+    /// rejected.
+    ///
+    /// # Panics
+    /// If `merge` calls the host.
+    pub fn receive_stored(&self, items: Vec<Item>) -> Vec<String> {
+        let mut rejected = Vec::new();
+        for Item { key, sort, value, deleted } in items {
+            let place = (key.clone(), sort.clone());
+            let incoming = Version { value, deleted };
+            let local = self.world.borrow().items.get(&place).cloned();
+            let outcome = match local {
+                Some(local) if local == incoming => Outcome::Local,
+                Some(local) => {
+                    rt::merge::<V>(vec![Conflict { key, sort, local, incoming: incoming.clone() }])
+                        .pop()
+                        .expect("one outcome for each conflict")
+                }
+                None => Outcome::Incoming,
+            };
+            let version = match outcome {
+                Outcome::Local => continue,
+                Outcome::Incoming => incoming,
+                Outcome::Merged(version) => version,
+                Outcome::Rejected(reason) => {
+                    rejected.push(reason);
+                    continue;
+                }
+            };
+            self.world.borrow_mut().items.insert(place, version);
+        }
+        rejected
+    }
+}
+
+/// As the host does it: UTF-8 of a text, bytes as they are, a number's decimal digits.
+fn routing_key(value: &Value) -> Option<Vec<u8>> {
+    match value {
+        Value::Text(text) => Some(text.clone().into_bytes()),
+        Value::Bytes(bytes) => Some(bytes.clone()),
+        Value::Integer(number) => Some(i128::from(*number).to_string().into_bytes()),
+        _ => None,
+    }
+}

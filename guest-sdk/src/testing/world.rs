@@ -1,0 +1,124 @@
+//! What one vnode's host holds in a test: its items, its log, and the rules of the running call.
+
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crate::{Dot, Level, Version};
+
+pub(super) type Place = (Vec<u8>, Vec<u8>);
+
+/// Which items the running call may see.
+#[derive(Clone, Debug)]
+pub(super) enum Reach {
+    Nothing,
+    Key(Vec<u8>),
+    All,
+}
+
+#[derive(Debug)]
+pub(super) struct World {
+    pub items: BTreeMap<Place, Version>,
+    pub logs: Vec<(Level, String)>,
+    pub write_format: u32,
+    pub now_ms: u64,
+    pub request: u64,
+    pub reach: Reach,
+    pub may_write: bool,
+    /// Why the running call comes to nothing, if it does: the first reason.
+    pub doomed: Option<String>,
+    /// The running call's writes.
+    pub batch: BTreeMap<Place, Version>,
+    dot: Dot,
+}
+
+impl World {
+    pub fn new() -> Self {
+        static ACTORS: AtomicU64 = AtomicU64::new(1);
+        Self {
+            items: BTreeMap::new(),
+            logs: Vec::new(),
+            write_format: 1,
+            now_ms: 1_700_000_000_000,
+            request: 0,
+            reach: Reach::All,
+            may_write: true,
+            doomed: None,
+            batch: BTreeMap::new(),
+            dot: Dot { actor: ACTORS.fetch_add(1, Ordering::Relaxed), counter: 0 },
+        }
+    }
+
+    pub fn next_dot(&mut self) -> Dot {
+        self.dot.counter += 1;
+        self.dot
+    }
+
+    pub fn doom(&mut self, reason: String) {
+        self.doomed.get_or_insert(reason);
+    }
+
+    /// True if the call may see items of this key; else dooms it.
+    pub fn reaches(&mut self, key: Option<&[u8]>) -> bool {
+        let within = match (&self.reach, key) {
+            (Reach::All, _) => true,
+            (Reach::Key(own), Some(key)) => own == key,
+            (Reach::Nothing, _) | (Reach::Key(_), None) => false,
+        };
+        if !within {
+            let key = key.map_or("all keys".into(), String::from_utf8_lossy);
+            self.doom(format!("storage of {key}, which the running command may not reach"));
+        }
+        within
+    }
+
+    pub fn write(&mut self, key: &[u8], sort: &[u8], version: Version) {
+        if !self.reaches(Some(key)) {
+            return;
+        }
+        if !self.may_write {
+            self.doom("a write in a command that is described as read".to_owned());
+            return;
+        }
+        self.batch.insert((key.to_vec(), sort.to_vec()), version);
+    }
+
+    pub fn read(&self, place: &Place) -> Option<Version> {
+        self.batch.get(place).or_else(|| self.items.get(place)).cloned()
+    }
+
+    /// Ends a call: its writes are kept if it went well, else dropped.
+    pub fn end_call(&mut self, well: bool) -> Option<String> {
+        let batch = std::mem::take(&mut self.batch);
+        let doomed = self.doomed.take();
+        if well && doomed.is_none() {
+            self.items.extend(batch);
+        }
+        self.reach = Reach::All;
+        self.may_write = true;
+        doomed
+    }
+}
+
+thread_local! {
+    /// The world of the vnode that is being called on this thread; outside of a call one of its
+    /// own, so that state can be made by hand in a test.
+    static CURRENT: RefCell<World> = RefCell::new(World::new());
+}
+
+pub(super) fn current<R>(use_it: impl FnOnce(&mut World) -> R) -> R {
+    CURRENT.with_borrow_mut(use_it)
+}
+
+/// Runs a call within a world, also if it panics.
+pub(super) fn within<R>(world: &RefCell<World>, call: impl FnOnce() -> R) -> R {
+    struct Restore<'a>(&'a RefCell<World>);
+    impl Drop for Restore<'_> {
+        fn drop(&mut self) {
+            current(|current| std::mem::swap(current, &mut self.0.borrow_mut()));
+        }
+    }
+    current(|current| std::mem::swap(current, &mut world.borrow_mut()));
+    let _restore = Restore(world);
+    call()
+}
