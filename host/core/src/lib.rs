@@ -1,6 +1,10 @@
 //! The pure core of Annulus: no I/O, no clock, no runtime. Events in, effects out.
 
+pub mod claim;
+pub mod coverage;
 pub mod ids;
 pub mod keyspace;
+pub mod legend;
+pub mod preference;
 pub mod ring;
 pub mod state;

@@ -26,6 +26,13 @@ pub struct Partition {
     pub pending: Option<Transfer>,
 }
 
+impl Partition {
+    /// Where it is going: the set to come, or the present one.
+    pub fn target(&self) -> &[NodeId] {
+        self.pending.as_ref().map_or(&self.replicas, |transfer| &transfer.target)
+    }
+}
+
 /// The whole ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingTable {

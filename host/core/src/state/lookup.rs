@@ -1,5 +1,6 @@
 //! Questions to the cluster's state.
 
+use crate::claim::{ClaimNode, claim};
 use crate::ids::{NodeId, NodeUid, TransferId};
 use crate::keyspace::PartitionId;
 use crate::ring::Transfer;
@@ -10,6 +11,11 @@ impl Member {
     /// Not removed: its certificate is good, its name taken.
     pub fn is_live(&self) -> bool {
         self.status != MemberStatus::Removed
+    }
+
+    /// May it be given partitions? A node that is down keeps its share: liveness moves nothing.
+    pub fn may_hold(&self) -> bool {
+        matches!(self.status, MemberStatus::Member | MemberStatus::Down)
     }
 }
 
@@ -52,5 +58,24 @@ impl ClusterState {
     /// Is exactly this transfer still under way?
     pub fn is_pending(&self, partition: PartitionId, transfer: TransferId) -> bool {
         self.pending_of(partition).is_some_and(|pending| pending.id == transfer)
+    }
+
+    /// Whom the claim counts on.
+    pub fn claim_nodes(&self) -> Vec<ClaimNode> {
+        let holders = self.live_members().filter(|member| member.may_hold());
+        let node =
+            |member: &Member| ClaimNode { id: member.id, weight: member.weight, zone: member.zone.clone() };
+        holders.map(node).collect()
+    }
+
+    /// The table that the ring should have now: what a `Rebalance` on `ring.epoch` says.
+    pub fn claimed_table(&self) -> Vec<Vec<NodeId>> {
+        claim(&self.ring, &self.claim_nodes(), self.width)
+    }
+
+    /// Is the ring where the claim wants it, or on its way there?
+    pub fn is_balanced(&self) -> bool {
+        let targets = self.ring.iter().map(|(_, partition)| partition.target());
+        targets.eq(self.claimed_table().iter().map(Vec::as_slice))
     }
 }

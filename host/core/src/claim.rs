@@ -1,0 +1,209 @@
+//! The claim: who should hold which partition (DESIGN.md D2).
+//!
+//! A set never repeats a node, nor a zone where there are zones enough. Then, in this order:
+//!
+//! 1. the nodes' loads are within ±1 of their share by weight, of whole sets and of owners;
+//! 2. the fewest replicas move (exact: see [`flow`]);
+//! 3. of such tables, the fewest owners move: exact for the owners that the sets can have;
+//! 4. the places behind the owner are balanced and kept likewise, one after the other, because
+//!    a module with `n` replicas lives on prefix(n) of every set (R4).
+//!
+//! Replicas before owners, because they are all that modules with n > 1 send, and because it
+//! costs the others nothing: after joins and leaves from a ring that was claimed, both are fewest at once;
+//! `tests/claim.rs` holds that against every table there is, on small rings.
+
+mod flow;
+mod shares;
+
+use crate::ids::NodeId;
+use crate::ring::RingTable;
+
+/// A node that may hold partitions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClaimNode {
+    /// Who.
+    pub id: NodeId,
+    /// Its share relative to the others'; 0 counts as 1.
+    pub weight: u32,
+    /// Failure domain; a node without one is a domain of its own.
+    pub zone: Option<String>,
+}
+
+/// The table to aim at: for every partition an ordered set of `min(width, nodes)` nodes.
+///
+/// Computed from where the ring is going: a pending set counts as the present one. The same
+/// input gives the same table, whatever the order of `nodes`. Without any node, or with a
+/// width of 0, the ring stays as it is.
+pub fn claim(current: &RingTable, nodes: &[ClaimNode], width: u8) -> Vec<Vec<NodeId>> {
+    let present = current
+        .partitions
+        .iter()
+        .map(|partition| partition.pending.as_ref().map_or(&partition.replicas, |pending| &pending.target));
+    let mut nodes: Vec<&ClaimNode> = nodes.iter().collect();
+    nodes.sort_by_key(|node| node.id);
+    nodes.dedup_by_key(|node| node.id);
+    let width = usize::from(width).min(nodes.len());
+    if width == 0 {
+        return present.cloned().collect();
+    }
+
+    let position = |id: &NodeId| nodes.binary_search_by_key(id, |node| node.id).ok();
+    let places: Vec<Vec<Option<usize>>> = present.map(|set| set.iter().map(position).collect()).collect();
+    let zones = zones(&nodes);
+    let weights: Vec<u64> = nodes.iter().map(|node| u64::from(node.weight.max(1))).collect();
+    let zone_limit = zone_limit(&zones, width);
+
+    let claim =
+        Claim { nodes: nodes.len(), width, places: &places, weights: &weights, zones: &zones, zone_limit };
+    let sets = claim.order(claim.sets_and_owners());
+    sets.into_iter().map(|set| set.into_iter().map(|at| nodes[at].id).collect()).collect()
+}
+
+/// Which nodes each partition has, or may have.
+type Sets = Vec<Vec<usize>>;
+
+struct Claim<'a> {
+    nodes: usize,
+    width: usize,
+    /// Each partition's present set; `None` where a node may hold nothing any more.
+    places: &'a [Vec<Option<usize>>],
+    weights: &'a [u64],
+    zones: &'a [usize],
+    /// How many of a zone a set may have.
+    zone_limit: usize,
+}
+
+impl Claim<'_> {
+    /// Every set, and its owner.
+    ///
+    /// Sets first, then the owners among them, is exact for the sets, but of several sets that
+    /// are as good it may take some that leave the owners a move too many. So where the owners alone
+    /// would need fewer moves, the other way round is tried too, and the better is taken.
+    fn sets_and_owners(&self) -> (Sets, Sets) {
+        let none = vec![Vec::new(); self.places.len()];
+        let sets = self.sets(none.clone());
+        let owners = self.next(none.clone(), Some(&sets));
+        let alone = self.next(none, None);
+        if self.cost(&alone, 1, 1) < self.cost(&owners, 1, 1) {
+            let around = self.sets(alone.clone());
+            let whole = usize::MAX;
+            if self.cost(&around, self.width, whole) <= self.cost(&sets, self.width, whole) {
+                return (around, alone);
+            }
+        }
+        (sets, owners)
+    }
+
+    /// By how much the loads of prefix(length) miss their bounds, and how many nodes come to it
+    /// that are not in prefix(present) of the present set.
+    fn cost(&self, sets: &Sets, length: usize, present: usize) -> (i64, usize) {
+        let mut loads = vec![0i64; self.nodes];
+        sets.iter().flatten().for_each(|node| loads[*node] += 1);
+        let missed = loads.iter().zip(self.bounds(length));
+        let missed =
+            missed.map(|(load, bounds)| (load - bounds.high).max(bounds.low - load).max(0).pow(2)).sum();
+        let moved = sets.iter().zip(self.places).map(|(set, places)| {
+            let present = &places[..present.min(places.len())];
+            set.iter().filter(|node| !present.contains(&Some(**node))).count()
+        });
+        (missed, moved.sum())
+    }
+
+    /// Whole sets around what is chosen already, in no order.
+    fn sets(&self, mut chosen: Sets) -> Sets {
+        // Who stays: rather the owner than the second, and so on.
+        let stranger = self.places.iter().map(Vec::len).max().unwrap_or(0);
+        let rank = |at: usize, node| self.place(at, node).unwrap_or(stranger);
+        let costs = (0..=stranger).map(|rank| if rank < stranger { rank as i64 } else { flow::MOVE });
+        let choose = self.width - chosen[0].len();
+        let more = flow::solve(flow::Step {
+            choose,
+            ranks: self.ranks(|at, node| Some(rank(at, node))),
+            costs: costs.collect(),
+            ..self.step(&chosen, self.width)
+        });
+        chosen.iter_mut().zip(more).for_each(|(set, more)| set.extend(more));
+        chosen
+    }
+
+    /// One more for each prefix, out of `sets` where there are such.
+    fn next(&self, mut prefixes: Sets, sets: Option<&Sets>) -> Sets {
+        let length = prefixes[0].len() + 1;
+        // By how far the place in the present set lies behind this prefix; then strangers.
+        let stranger = self.width + 1 - length;
+        let rank = |at: usize, node| {
+            let behind = self.place(at, node).map(|place| (place + 1).saturating_sub(length));
+            behind.unwrap_or(stranger).min(stranger)
+        };
+        let may = |at: usize, node| sets.is_none_or(|sets| sets[at].contains(&node));
+        let costs = (0..=stranger).map(|far| if far == 0 { 0 } else { flow::MOVE + far as i64 });
+        let more = flow::solve(flow::Step {
+            choose: 1,
+            ranks: self.ranks(|at, node| may(at, node).then(|| rank(at, node))),
+            costs: costs.collect(),
+            ..self.step(&prefixes, length)
+        });
+        prefixes.iter_mut().zip(more).for_each(|(set, more)| set.extend(more));
+        prefixes
+    }
+
+    /// The sets with their owners first, then the second of each, and so on.
+    fn order(&self, (sets, mut prefixes): (Sets, Sets)) -> Sets {
+        for _ in 1..self.width {
+            prefixes = self.next(prefixes, Some(&sets));
+        }
+        prefixes
+    }
+
+    /// Where in its present set a partition has the node.
+    fn place(&self, at: usize, node: usize) -> Option<usize> {
+        self.places[at].iter().position(|place| *place == Some(node))
+    }
+
+    fn ranks(&self, rank: impl Fn(usize, usize) -> Option<usize>) -> Vec<u8> {
+        let pairs = (0..self.places.len()).flat_map(|at| (0..self.nodes).map(move |node| (at, node)));
+        pairs.map(|(at, node)| rank(at, node).map_or(flow::NEVER, |rank| rank as u8)).collect()
+    }
+
+    fn step<'a>(&'a self, fixed: &'a Sets, length: usize) -> flow::Step<'a> {
+        let mut loads = vec![0; self.nodes];
+        fixed.iter().flatten().for_each(|node| loads[*node] += 1);
+        flow::Step {
+            fixed,
+            choose: 0,
+            ranks: Vec::new(),
+            costs: Vec::new(),
+            loads,
+            bounds: self.bounds(length),
+            zones: self.zones,
+            zone_limit: self.zone_limit,
+        }
+    }
+
+    fn bounds(&self, length: usize) -> Vec<shares::Bounds> {
+        shares::bounds(self.weights, self.zones, self.zone_limit, self.places.len(), length)
+    }
+}
+
+/// Zone of each node, as small numbers.
+fn zones(nodes: &[&ClaimNode]) -> Vec<usize> {
+    let mut names: Vec<Option<&String>> = Vec::new();
+    let mut zones = Vec::with_capacity(nodes.len());
+    for node in nodes {
+        let zone = node.zone.as_ref();
+        let known = names.iter().position(|name| zone.is_some() && *name == zone);
+        zones.push(known.unwrap_or(names.len()));
+        if known.is_none() {
+            names.push(zone);
+        }
+    }
+    zones
+}
+
+/// How many nodes of one zone a set may have: the fewest with which it can be filled.
+fn zone_limit(zones: &[usize], width: usize) -> usize {
+    let mut sizes = vec![0; zones.len()];
+    zones.iter().for_each(|zone| sizes[*zone] += 1);
+    let enough = |limit: &usize| sizes.iter().map(|size| size.min(limit)).sum::<usize>() >= width;
+    (1..=width).find(enough).unwrap_or(width)
+}

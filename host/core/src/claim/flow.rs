@@ -1,0 +1,210 @@
+//! One step of the claim, solved exactly: so many nodes for every partition, none twice.
+//!
+//! It is a min-cost flow from every partition over its zones and nodes to a sink whose edges
+//! have convex costs: far below zero while a node is under its lower bound, zero within its
+//! bounds, far above zero beyond. The graph between partitions and nodes is kept folded: edge
+//! `i -> j` between two nodes stands for the cheapest partition that could have `j` where it
+//! has `i`, so that a search costs nodes², whatever the number of partitions.
+//!
+//! We start with every partition on its cheapest nodes, which is optimal for what the nodes
+//! then hold, and take shortest paths from node to node for as long as one lowers the whole
+//! cost. After each, the choice is optimal for what the nodes then hold (successive shortest
+//! paths); and the least cost as a function of what the nodes hold is M-convex, so where no single
+//! exchange between two nodes helps, nothing does. Among paths of equal cost the one of
+//! fewest edges is taken: none of its exchanges stands in the way of another, for where two
+//! would, the detour between them could be left out.
+
+use super::shares::Bounds;
+
+/// What a choice costs that is not wanted: more than all preferences together.
+pub(super) const MOVE: i64 = 1 << 18;
+/// What one step out of bounds costs: more than all moves together.
+const UNBALANCED: i64 = 1 << 34;
+/// Costs are shifted by this to leave room for a path's count of edges.
+const EDGES_BITS: u32 = 12;
+const NO_EDGE: i64 = i64::MAX;
+/// The rank of a node that a partition may not have.
+pub(super) const NEVER: u8 = u8::MAX;
+
+/// What is to be chosen, and at which cost.
+pub(super) struct Step<'a> {
+    /// How many nodes to choose for each partition.
+    pub choose: usize,
+    /// `ranks[partition * nodes + node]`: what choosing the node costs, as an index into `costs`,
+    /// or [`NEVER`].
+    pub ranks: Vec<u8>,
+    /// At most `MOVE` and a small preference each.
+    pub costs: Vec<i64>,
+    /// What each partition has already, which stays.
+    pub fixed: &'a [Vec<usize>],
+    /// How many partitions each node holds already.
+    pub loads: Vec<i64>,
+    /// How many each should hold with the chosen.
+    pub bounds: Vec<Bounds>,
+    /// Zone of each node.
+    pub zones: &'a [usize],
+    /// How many of a zone a partition may have.
+    pub zone_limit: usize,
+}
+
+/// The nodes for each partition.
+pub(super) fn solve(step: Step<'_>) -> Vec<Vec<usize>> {
+    let mut choice = Choice::cheapest(step);
+    while let Some(path) = choice.best_path() {
+        choice.take(&path);
+    }
+    choice.chosen
+}
+
+struct Choice<'a> {
+    step: Step<'a>,
+    nodes: usize,
+    chosen: Vec<Vec<usize>>,
+    /// `counts[((i * nodes) + j) * ranks² + rank of i * ranks + rank of j]`: how many partitions
+    /// have `i` and could have `j` instead.
+    counts: Vec<u16>,
+    /// `edges[i * nodes + j]`: the least cost of such an exchange.
+    edges: Vec<i64>,
+    /// Where to look for the next partition to change: it jumps by about the golden section
+    /// (odd, so that it comes everywhere), which spreads around the ring what a node gets.
+    cursor: usize,
+}
+
+impl<'a> Choice<'a> {
+    /// Every partition on nodes of the least cost, of those the least loaded.
+    fn cheapest(step: Step<'a>) -> Self {
+        let (nodes, classes) = (step.bounds.len(), step.costs.len());
+        let counts = vec![0; nodes * nodes * classes * classes];
+        let edges = vec![NO_EDGE; nodes * nodes];
+        let chosen = vec![Vec::with_capacity(step.choose); step.fixed.len()];
+        let mut choice = Self { step, nodes, chosen, counts, edges, cursor: 0 };
+        for partition in 0..choice.step.fixed.len() {
+            for _ in 0..choice.step.choose {
+                let free = (0..nodes).filter(|node| choice.may_have(partition, *node, None));
+                let key = |node: &usize| {
+                    (choice.rank(partition, *node), choice.adding(*node), choice.step.loads[*node])
+                };
+                // Greedy is cheapest: sets with at most so many of each zone are a matroid.
+                let Some(node) = free.min_by_key(key) else { break };
+                choice.chosen[partition].push(node);
+                choice.step.loads[node] += 1;
+            }
+            choice.count(partition, true);
+        }
+        choice
+    }
+
+    fn rank(&self, partition: usize, node: usize) -> u8 {
+        self.step.ranks[partition * self.nodes + node]
+    }
+
+    /// May a partition have `node` too, or in place of another?
+    fn may_have(&self, partition: usize, node: usize, instead: Option<usize>) -> bool {
+        let zones = self.step.zones;
+        let (mut there, mut in_zone) = (false, 0);
+        for other in self.step.fixed[partition].iter().chain(&self.chosen[partition]) {
+            there |= *other == node;
+            in_zone += usize::from(Some(*other) != instead && zones[*other] == zones[node]);
+        }
+        self.rank(partition, node) != NEVER && !there && in_zone < self.step.zone_limit
+    }
+
+    /// What an exchange costs, if it may be.
+    fn exchange(&self, partition: usize, i: usize, j: usize) -> Option<i64> {
+        let cost = |node| self.step.costs[usize::from(self.rank(partition, node))];
+        let may = self.chosen[partition].contains(&i) && self.may_have(partition, j, Some(i));
+        may.then(|| cost(j) - cost(i))
+    }
+
+    /// What one partition more on a node costs.
+    fn adding(&self, node: usize) -> i64 {
+        let (load, Bounds { low, high }) = (self.step.loads[node], self.step.bounds[node]);
+        UNBALANCED * ((load + 1 - high).max(0) - (low - load).max(0))
+    }
+
+    /// What one partition less on a node costs.
+    fn removing(&self, node: usize) -> i64 {
+        let (load, Bounds { low, high }) = (self.step.loads[node], self.step.bounds[node]);
+        UNBALANCED * ((low + 1 - load).max(0) - (load - high).max(0))
+    }
+
+    /// Counts a partition's possible exchanges in, or out.
+    fn count(&mut self, partition: usize, come: bool) {
+        let classes = self.step.costs.len();
+        for at in 0..self.chosen[partition].len() {
+            let i = self.chosen[partition][at];
+            for j in 0..self.nodes {
+                if !self.may_have(partition, j, Some(i)) {
+                    continue;
+                }
+                let rank = |node| usize::from(self.rank(partition, node));
+                let class = rank(i) * classes + rank(j);
+                let counts =
+                    &mut self.counts[(i * self.nodes + j) * classes * classes..][..classes * classes];
+                counts[class] = if come { counts[class] + 1 } else { counts[class] - 1 };
+                if counts[class] == u16::from(come) {
+                    let costs = &self.step.costs;
+                    let present = (0..counts.len()).filter(|class| counts[*class] > 0);
+                    let cost = present.map(|class| costs[class % classes] - costs[class / classes]);
+                    self.edges[i * self.nodes + j] = cost.min().unwrap_or(NO_EDGE);
+                }
+            }
+        }
+    }
+
+    /// The path whose exchanges lower the whole cost the most, if one does: nodes, the first of
+    /// which gives a partition and the last of which gets one.
+    fn best_path(&self) -> Option<Vec<usize>> {
+        let mut costs: Vec<i64> = (0..self.nodes).map(|node| self.removing(node) << EDGES_BITS).collect();
+        let mut before: Vec<Option<usize>> = vec![None; self.nodes];
+        let mut changed = vec![true; self.nodes];
+        // Bellman and Ford's: there is no cycle below zero, so it ends within `nodes` rounds.
+        while changed.contains(&true) {
+            for i in 0..self.nodes {
+                if !std::mem::take(&mut changed[i]) {
+                    continue;
+                }
+                for (j, edge) in self.edges[i * self.nodes..][..self.nodes].iter().enumerate() {
+                    if *edge == NO_EDGE {
+                        continue;
+                    }
+                    let cost = costs[i] + (edge << EDGES_BITS) + 1;
+                    if cost < costs[j] {
+                        (costs[j], before[j], changed[j]) = (cost, Some(i), true);
+                    }
+                }
+            }
+        }
+        let whole = |node: &usize| (costs[*node] >> EDGES_BITS) + self.adding(*node);
+        let last = (0..self.nodes).filter(|node| before[*node].is_some()).min_by_key(whole)?;
+        if whole(&last) >= 0 {
+            return None;
+        }
+        let mut path: Vec<usize> = std::iter::successors(Some(last), |node| before[*node]).collect();
+        path.reverse();
+        Some(path)
+    }
+
+    /// Makes the exchanges of a path.
+    fn take(&mut self, path: &[usize]) {
+        // All are found before any is made: each is an edge of the graph as it is.
+        let find = |hop: &[usize]| (self.cheapest_exchange(hop[0], hop[1]), hop[0], hop[1]);
+        let changes: Vec<_> = path.windows(2).map(find).collect();
+        self.cursor = (self.cursor + (self.step.fixed.len() * 5 / 8 | 1)) % self.step.fixed.len();
+        for (partition, from, to) in changes {
+            self.count(partition, false);
+            let chosen = self.chosen[partition].iter_mut().find(|node| **node == from);
+            *chosen.expect("no two exchanges of a path meet") = to;
+            self.step.loads[from] -= 1;
+            self.step.loads[to] += 1;
+            self.count(partition, true);
+        }
+    }
+
+    fn cheapest_exchange(&self, i: usize, j: usize) -> usize {
+        let cheapest = Some(self.edges[i * self.nodes + j]);
+        let mut around = (self.cursor..self.step.fixed.len()).chain(0..self.cursor);
+        let found = around.find(|partition| self.exchange(*partition, i, j) == cheapest);
+        found.expect("an edge is there for as long as a partition makes it")
+    }
+}
