@@ -35,16 +35,13 @@ pub struct ClaimNode {
 /// input gives the same table, whatever the order of `nodes`. Without any node, or with a
 /// width of 0, the ring stays as it is.
 pub fn claim(current: &RingTable, nodes: &[ClaimNode], width: u8) -> Vec<Vec<NodeId>> {
-    let present = current
-        .partitions
-        .iter()
-        .map(|partition| partition.pending.as_ref().map_or(&partition.replicas, |pending| &pending.target));
+    let present = current.partitions.iter().map(|partition| partition.target());
     let mut nodes: Vec<&ClaimNode> = nodes.iter().collect();
     nodes.sort_by_key(|node| node.id);
     nodes.dedup_by_key(|node| node.id);
     let width = usize::from(width).min(nodes.len());
     if width == 0 {
-        return present.cloned().collect();
+        return present.map(<[NodeId]>::to_vec).collect();
     }
 
     let position = |id: &NodeId| nodes.binary_search_by_key(id, |node| node.id).ok();

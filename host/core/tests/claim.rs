@@ -67,9 +67,14 @@ fn check(table: &Table, nodes: &[ClaimNode], width: usize) {
     }
 }
 
-/// The fewest moves of owners alone, and of whole sets with owners so chosen, over every table
-/// whose owners and sets are balanced: dynamic programming over what the nodes hold.
-fn optimum(old: &Table, ids: &[u64], width: usize) -> ((usize, usize), usize) {
+/// How many partitions each node owns, and has in its sets.
+type Loads = (Vec<usize>, Vec<usize>);
+/// Moves of replicas with those of owners, the first as few as can be; those of owners alone.
+type Costs = ((usize, usize), usize);
+
+/// The fewest moves over every table whose owners and sets are balanced: dynamic programming over
+/// what the nodes hold.
+fn optimum(old: &Table, ids: &[u64], width: usize) -> Costs {
     let (q, n) = (old.len(), ids.len());
     let width = width.min(n);
     let mut choices: Vec<(usize, u32)> = Vec::new();
@@ -78,10 +83,10 @@ fn optimum(old: &Table, ids: &[u64], width: usize) -> ((usize, usize), usize) {
             choices.extend((0..n).filter(|at| mask & 1 << at != 0).map(|owner| (owner, mask)));
         }
     }
-    let mut states: BTreeMap<(Vec<usize>, Vec<usize>), ((usize, usize), usize)> = BTreeMap::new();
+    let mut states: BTreeMap<Loads, Costs> = BTreeMap::new();
     states.insert((vec![0; n], vec![0; n]), ((0, 0), 0));
     for set in old {
-        let mut next: BTreeMap<_, ((usize, usize), usize)> = BTreeMap::new();
+        let mut next: BTreeMap<Loads, Costs> = BTreeMap::new();
         for ((owners, all), (both, sets)) in &states {
             for (owner, mask) in &choices {
                 let (mut owners, mut all) = (owners.clone(), all.clone());

@@ -190,7 +190,8 @@ impl<'a> Choice<'a> {
         // All are found before any is made: each is an edge of the graph as it is.
         let find = |hop: &[usize]| (self.cheapest_exchange(hop[0], hop[1]), hop[0], hop[1]);
         let changes: Vec<_> = path.windows(2).map(find).collect();
-        self.cursor = (self.cursor + (self.step.fixed.len() * 5 / 8 | 1)) % self.step.fixed.len();
+        let partitions = self.step.fixed.len();
+        self.cursor = (self.cursor + ((partitions * 5 / 8) | 1)) % partitions;
         for (partition, from, to) in changes {
             self.count(partition, false);
             let chosen = self.chosen[partition].iter_mut().find(|node| **node == from);

@@ -229,9 +229,7 @@ impl ClusterState {
                 }
                 match self.member(*node) {
                     None => return bad(format!("node {node} is no member")),
-                    Some(member)
-                        if member.status != MemberStatus::Member && !partition.replicas.contains(node) =>
-                    {
+                    Some(member) if !member.may_hold() && !partition.replicas.contains(node) => {
                         return bad(format!(
                             "{} is {} and cannot take partition {}",
                             member.name, member.status, id.0

@@ -209,3 +209,14 @@ fn deploys_count_versions_and_roll_back_to_the_one_before() {
     assert_eq!(refused(machine.apply(at + 8, &undeploy)), Refusal::NoModule("kv".into()));
     assert_eq!(machine.apply(at + 9, &deploy(None, 1, 0)), Outcome::Deployed(ModuleUid(at + 9), 1));
 }
+
+#[test]
+fn the_claimed_table_is_accepted_and_leaves_nothing_to_do() {
+    let (mut machine, at) = three();
+    let table = machine.state.as_ref().unwrap().claimed_table();
+    assert!(!machine.state.as_ref().unwrap().is_balanced());
+    assert_eq!(machine.apply(at + 1, &Command::Rebalance { base: 1, table }), Outcome::Done);
+    assert!(machine.state.as_ref().unwrap().is_balanced());
+    assert_eq!(machine.apply(at + 2, &Command::Leave { node: NodeId(4) }), Outcome::Done);
+    assert!(!machine.state.as_ref().unwrap().is_balanced(), "what goes to a leaver must go elsewhere");
+}
