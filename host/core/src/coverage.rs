@@ -53,11 +53,7 @@ mod tests {
     use crate::ring::Partition;
 
     fn ring() -> RingTable {
-        let partition = |at: u64| Partition {
-            replicas: vec![NodeId(at % 3), NodeId((at + 1) % 3)],
-            version: 1,
-            pending: None,
-        };
+        let partition = |at: u64| Partition::held_by(vec![NodeId(at % 3), NodeId((at + 1) % 3)], 1);
         RingTable {
             size: RingSize::try_from(8).unwrap(),
             epoch: 1,

@@ -54,9 +54,8 @@ mod tests {
 
     fn ring(owners: &str) -> RingTable {
         let owners = owners.bytes().filter(|byte| *byte != b'|').map(|byte| u64::from(byte - b'a'));
-        let partitions: Vec<Partition> = owners
-            .map(|owner| Partition { replicas: vec![NodeId(owner)], version: 1, pending: None })
-            .collect();
+        let partitions: Vec<Partition> =
+            owners.map(|owner| Partition::held_by(vec![NodeId(owner)], 1)).collect();
         RingTable { size: RingSize::try_from(partitions.len() as u32).unwrap(), epoch: 1, partitions }
     }
 

@@ -97,11 +97,7 @@ mod tests {
     use crate::ring::Partition;
 
     fn ring(sets: [&[u64]; 8]) -> RingTable {
-        let partition = |set: &&[u64]| Partition {
-            replicas: set.iter().copied().map(NodeId).collect(),
-            version: 1,
-            pending: None,
-        };
+        let partition = |set: &&[u64]| Partition::held_by(set.iter().copied().map(NodeId).collect(), 1);
         RingTable {
             size: RingSize::try_from(8).unwrap(),
             epoch: 1,

@@ -22,14 +22,51 @@ pub struct Partition {
     /// Log index of the last change of `replicas` (R2). A transfer that begins or is given up
     /// leaves it alone: it changes nobody's duties, and requests under way stay good.
     pub version: u64,
+    /// The transfer that made `replicas`, 0 for the founding: so that who was away when it
+    /// flipped can tell that from a cancel.
+    pub made_by: TransferId,
     /// The change under way, if any.
     pub pending: Option<Transfer>,
+}
+
+/// What became of a transfer, by the committed log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Fate {
+    /// Under way.
+    Pending,
+    /// Its target is the replica set, or was until a later transfer.
+    Flipped,
+    /// Given up: nothing of it may be kept.
+    Cancelled,
 }
 
 impl Partition {
     /// Where it is going: the set to come, or the present one.
     pub fn target(&self) -> &[NodeId] {
         self.pending.as_ref().map_or(&self.replicas, |transfer| &transfer.target)
+    }
+
+    /// What became of a transfer.
+    ///
+    /// `has_given`: asked by the giver, which by the present set holds what it was to give no
+    /// more. That tells a flip from a cancel even after later transfers, because only a holder
+    /// gives a partition away (R1): nobody else could have made it so. A taker asks with
+    /// `false`: it looks here before it gives away in turn, so what it still has staged of an
+    /// older transfer was cancelled.
+    pub fn fate_of(&self, transfer: TransferId, has_given: bool) -> Fate {
+        let pending = self.pending.as_ref().is_some_and(|pending| pending.id == transfer);
+        if pending {
+            Fate::Pending
+        } else if self.made_by == transfer || (self.made_by > transfer && has_given) {
+            Fate::Flipped
+        } else {
+            Fate::Cancelled
+        }
+    }
+
+    /// Held by these since the founding: for a new ring, and for tests.
+    pub fn held_by(replicas: Vec<NodeId>, version: u64) -> Self {
+        Self { replicas, version, made_by: TransferId(0), pending: None }
     }
 }
 

@@ -16,7 +16,7 @@ type Table = Vec<Vec<NodeId>>;
 const WHOLE: usize = usize::MAX;
 
 fn ring(table: &Table) -> RingTable {
-    let partition = |set: &Vec<NodeId>| Partition { replicas: set.clone(), version: 1, pending: None };
+    let partition = |set: &Vec<NodeId>| Partition::held_by(set.clone(), 1);
     RingTable {
         size: RingSize::try_from(table.len() as u32).unwrap(),
         epoch: 1,

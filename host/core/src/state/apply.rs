@@ -48,7 +48,7 @@ fn found(
     }
     check_member(founder)?;
     let id = NodeId(0);
-    let partition = Partition { replicas: vec![id], version: index, pending: None };
+    let partition = Partition::held_by(vec![id], index);
     let ring = RingTable { size, epoch: index, partitions: vec![partition; usize::from(size.get())] };
     let founder = Member { id, status: MemberStatus::Member, ..founder.clone() };
     Ok(ClusterState {
@@ -248,6 +248,7 @@ impl ClusterState {
             let Some(partition) = self.ring.partitions.get_mut(usize::from(id.0)) else { continue };
             if let Some(done) = partition.pending.take_if(|pending| pending.id == *transfer) {
                 partition.replicas = done.target;
+                partition.made_by = *transfer;
                 partition.version = index;
                 self.ring.epoch = index;
                 flipped.push((*id, *transfer));

@@ -2,7 +2,7 @@
 //! What each command does, said once each; `tests/apply_properties.rs` mixes them.
 
 use super::*;
-use crate::ring::Transfer;
+use crate::ring::{Fate, Transfer};
 
 const TOKEN: Digest = Digest([7; 32]);
 
@@ -158,6 +158,16 @@ fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
     assert_eq!(machine.apply(at + 4, &flip), Outcome::Flipped(vec![one]));
     let partition = ring(&machine).partition(PartitionId(1)).clone();
     assert_eq!((partition.replicas, partition.version, partition.pending), (vec![b, a], 10, None));
+
+    let fate = |id: u16, transfer, has_given| {
+        ring(&machine).partition(PartitionId(id)).fate_of(TransferId(transfer), has_given)
+    };
+    assert_eq!(
+        (fate(1, 8, false), fate(2, 8, false), fate(3, 9, true)),
+        (Fate::Flipped, Fate::Cancelled, Fate::Pending)
+    );
+    // As if partition 1 had moved on from 7 to 8: who was away asks for 7.
+    assert_eq!((fate(1, 7, true), fate(1, 7, false)), (Fate::Flipped, Fate::Cancelled));
 
     let cancel = |transfer| Command::Cancel { partition: PartitionId(3), transfer: TransferId(transfer) };
     assert_eq!(refused(machine.apply(at + 5, &cancel(8))), Refusal::NotPending(TransferId(8)));
