@@ -6,6 +6,8 @@
 pub mod admin;
 pub mod cli;
 pub mod cluster;
+pub mod codec;
+pub mod data_dir;
 pub mod handoff;
 pub mod modules;
 pub mod node;

@@ -1,0 +1,39 @@
+//! `admin.toml`: how the command line finds a node and proves that it may talk to it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::DataDirError;
+use super::files::{corrupt, read_text, write_private};
+
+const FILE: &str = "admin.toml";
+
+/// Contents of `admin.toml`. Whoever can read it is an operator of the cluster.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AdminToml {
+    /// UDP address of the node's QUIC endpoint.
+    pub address: String,
+    /// The cluster's id.
+    pub cluster: String,
+    /// PEM certificates of the cluster's authorities.
+    pub authorities: Vec<String>,
+    /// PEM certificate chain of an operator.
+    pub certificate: String,
+    /// PEM key of it.
+    pub key: String,
+}
+
+impl AdminToml {
+    /// Reads the one in a data directory; `None` if there is none. Needs no lock.
+    pub fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
+        let path = dir.join(FILE);
+        let Some(text) = read_text(&path)? else { return Ok(None) };
+        toml::from_str(&text).map(Some).map_err(|error| corrupt(&path, error))
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
+        let text = toml::to_string(self).map_err(|error| corrupt(&dir.join(FILE), error))?;
+        write_private(dir, FILE, text.as_bytes())
+    }
+}

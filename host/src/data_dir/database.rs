@@ -1,0 +1,36 @@
+//! The node's one database, shared by the control plane and the modules' items (D7).
+
+use std::path::Path;
+
+use fjall::{Database, KeyspaceCreateOptions};
+
+use super::DataDirError;
+
+/// Memtable of one keyspace. Small, because a node has several keyspaces and tests run several
+/// nodes on one machine; larger ones would only delay flushes.
+pub const KEYSPACE_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
+
+/// Blocks that were read and stay in memory, for all keyspaces together.
+const CACHE_BYTES: u64 = 32 * 1024 * 1024;
+
+/// Opens the database, or makes it.
+pub fn open_database(path: &Path) -> Result<Database, DataDirError> {
+    Database::builder(path)
+        .cache_size(CACHE_BYTES)
+        .worker_threads(1)
+        .open()
+        .map_err(|source| DataDirError::Database { path: path.to_owned(), source })
+}
+
+/// Options of a keyspace of it.
+pub fn keyspace_options() -> KeyspaceCreateOptions {
+    KeyspaceCreateOptions::default().max_memtable_size(KEYSPACE_MEMTABLE_BYTES)
+}
+
+/// Ends the process after the database failed to write or to sync: what is on disk is unknown
+/// from here on, and peers take over (D7).
+pub fn fatal(error: &fjall::Error) -> ! {
+    tracing::error!(%error, "the database failed to write; ending this process");
+    eprintln!("annulus: the database failed to write, ending this process: {error}");
+    std::process::exit(70)
+}

@@ -1,0 +1,28 @@
+//! The authority of a cluster that is being founded, until the cluster's own state holds it.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DataDirError, sealed};
+
+pub(super) const FILE: &str = "FOUNDING";
+
+/// What a crash between making an identity and committing the first entry must not lose.
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Founding {
+    /// PEM certificate of the authority.
+    pub authority: String,
+    /// PEM key of it.
+    pub authority_key: String,
+}
+
+impl Founding {
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
+        sealed::read(dir, FILE)
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
+        sealed::write(dir, FILE, self)
+    }
+}

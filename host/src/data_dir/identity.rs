@@ -1,0 +1,130 @@
+//! Who a node is (`IDENTITY`), and what it shows to prove it.
+
+use std::path::Path;
+
+use annulus_core::ids::{ClusterId, NodeId, NodeUid};
+use annulus_core::state::Lineage;
+use serde::{Deserialize, Serialize};
+
+use super::files::{corrupt, read_text, write_private};
+use super::{DataDirError, sealed};
+
+/// The version of everything in a data directory.
+pub const LAYOUT_VERSION: u64 = 1;
+
+const FILE: &str = "IDENTITY";
+const CERTIFICATE: &str = "node.pem";
+const KEY: &str = "node.key";
+const AUTHORITIES: &str = "authorities.pem";
+
+/// What makes a directory a node's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Identity {
+    /// [`LAYOUT_VERSION`] of whoever wrote it.
+    pub layout: u64,
+    /// `name@host`.
+    pub name: String,
+    /// The cluster that the node belongs to.
+    pub cluster: ClusterId,
+    /// The data directory's own id.
+    pub uid: NodeUid,
+    /// What the node is called in that cluster.
+    pub node: NodeId,
+    /// Which history of the cluster it follows.
+    #[serde(with = "lineage_text")]
+    pub lineage: Lineage,
+}
+
+/// `number-id`, the id in hex: TOML's numbers are too small for it.
+mod lineage_text {
+    use annulus_core::state::Lineage;
+    use serde::{Deserialize, Deserializer, Serializer, de};
+
+    pub fn serialize<S: Serializer>(lineage: &Lineage, out: S) -> Result<S::Ok, S::Error> {
+        out.collect_str(&format_args!("{}-{:016x}", lineage.number, lineage.id))
+    }
+
+    pub fn deserialize<'de, D: Deserializer<'de>>(input: D) -> Result<Lineage, D::Error> {
+        let text = String::deserialize(input)?;
+        let parse = || {
+            let (number, id) = text.split_once('-')?;
+            Some(Lineage { number: number.parse().ok()?, id: u64::from_str_radix(id, 16).ok()? })
+        };
+        parse().ok_or_else(|| de::Error::custom(format!("{text:?} is not a lineage")))
+    }
+}
+
+#[derive(Deserialize)]
+struct Layout {
+    layout: u64,
+}
+
+impl Identity {
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
+        let path = dir.join(FILE);
+        let Some(body) = sealed::read_body(dir, FILE)? else { return Ok(None) };
+        // The version first: another one may have other fields.
+        let Layout { layout } = toml::from_str(&body).map_err(|error| corrupt(&path, error))?;
+        if layout != LAYOUT_VERSION {
+            return Err(DataDirError::OtherVersion { path, found: layout });
+        }
+        toml::from_str(&body).map(Some).map_err(|error| corrupt(&path, error))
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
+        sealed::write(dir, FILE, self)
+    }
+}
+
+/// What a node shows its peers, and whom it believes. All PEM.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Credentials {
+    /// Certificate chain.
+    pub certificate: String,
+    /// Its private key.
+    pub key: String,
+    /// Certificates of the authorities that the node believes.
+    pub authorities: Vec<String>,
+}
+
+// Not derived: keys do not belong in logs.
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("certificate", &self.certificate).finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    pub(super) fn read(dir: &Path) -> Result<Self, DataDirError> {
+        let pem = |name: &str| {
+            let path = dir.join(name);
+            let text = read_text(&path)?.ok_or_else(|| DataDirError::Missing(path.clone()))?;
+            if text.contains("-----BEGIN ") && text.contains("-----END ") {
+                Ok(text)
+            } else {
+                Err(corrupt(&path, "it is not PEM"))
+            }
+        };
+        let authorities = pem(AUTHORITIES)?;
+        Ok(Self { certificate: pem(CERTIFICATE)?, key: pem(KEY)?, authorities: split_pem(&authorities) })
+    }
+
+    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
+        write_private(dir, KEY, self.key.as_bytes())?;
+        write_private(dir, CERTIFICATE, self.certificate.as_bytes())?;
+        Self::write_authorities(dir, &self.authorities)
+    }
+
+    pub(super) fn write_authorities(dir: &Path, authorities: &[String]) -> Result<(), DataDirError> {
+        let text: String = authorities.iter().map(|pem| format!("{}\n", pem.trim())).collect();
+        write_private(dir, AUTHORITIES, text.as_bytes())
+    }
+}
+
+/// One string for each block of a PEM file.
+fn split_pem(text: &str) -> Vec<String> {
+    text.split_inclusive("-----END CERTIFICATE-----")
+        .filter(|block| block.contains("-----BEGIN CERTIFICATE-----"))
+        .map(|block| format!("{}\n", block.trim()))
+        .collect()
+}

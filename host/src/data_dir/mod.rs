@@ -1,0 +1,216 @@
+//! A node's data directory: who it is, its credentials and its one database.
+//!
+//! ```text
+//! LOCK             held while a process runs here
+//! IDENTITY         layout version, name, cluster, lineage, uid, node id; checksummed
+//! node.pem .key    the certificate that peers know the node by, and its key
+//! authorities.pem  whose certificates the node believes
+//! FOUNDING         only until the cluster of one exists: the authority that founds it
+//! JOIN             only while a join is under way: what is wanted, then what was answered
+//! admin.toml       how the command line reaches this node
+//! db/              the database: the control plane's log, the ring, the modules' items
+//! ```
+//!
+//! The directory is believed only as a whole: what is missing or damaged is an error that names
+//! the file, never a default. A file is replaced by writing a new one beside it, so a crash
+//! leaves the old or the new one. A node without `IDENTITY` is a new node (R18).
+
+mod admin_toml;
+mod database;
+mod files;
+mod founding;
+mod identity;
+mod join_intent;
+mod sealed;
+
+use std::fs::{File, TryLockError};
+use std::path::{Path, PathBuf};
+
+use annulus_core::ids::NodeUid;
+
+pub use admin_toml::AdminToml;
+pub use database::{KEYSPACE_MEMTABLE_BYTES, fatal, keyspace_options, open_database};
+pub use founding::Founding;
+pub use identity::{Credentials, Identity, LAYOUT_VERSION};
+pub use join_intent::{Admitted, JoinIntent};
+
+/// Why a data directory cannot be used. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another process runs on it.
+    #[error("{0} is in use by another annulus process")]
+    Locked(PathBuf),
+    /// It was written by another version of annulus.
+    #[error("{path} has layout version {found}, this annulus reads version {LAYOUT_VERSION}")]
+    OtherVersion {
+        /// The `IDENTITY` file.
+        path: PathBuf,
+        /// What it says.
+        found: u64,
+    },
+    /// It belongs to a node of another name.
+    #[error("{path} belongs to node {found}, not to {wanted}; start with --name {found} or another --data")]
+    OtherName {
+        /// The directory.
+        path: PathBuf,
+        /// The name in it.
+        found: String,
+        /// The name that was asked for.
+        wanted: String,
+    },
+    /// A file in it is damaged.
+    #[error("{path} is corrupt: {reason}; restore it, or move the directory away and join as a new node")]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A file that must be there is not.
+    #[error("{0} is missing; restore it, or move the directory away and join as a new node")]
+    Missing(PathBuf),
+    /// It holds files but no `IDENTITY`, so it is not a node's, or what made it a node's is lost.
+    #[error("{0} has a database but no IDENTITY; restore that file, or use an empty directory")]
+    NoIdentity(PathBuf),
+    /// The file system refused.
+    #[error("{path}: {source}")]
+    Io {
+        /// What was read or written.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The database in it cannot be opened.
+    #[error("{path}: {source}")]
+    Database {
+        /// The database's directory.
+        path: PathBuf,
+        /// Why not.
+        source: fjall::Error,
+    },
+}
+
+/// A locked data directory. Dropping it releases the lock.
+#[derive(Debug)]
+pub struct DataDir {
+    path: PathBuf,
+    _lock: File,
+}
+
+impl DataDir {
+    /// Makes the directory if need be and locks it.
+    pub fn lock(path: &Path) -> Result<Self, DataDirError> {
+        files::create_private_dir(path)?;
+        let lock_path = path.join("LOCK");
+        let io = |source| DataDirError::Io { path: lock_path.clone(), source };
+        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;
+        match lock.try_lock() {
+            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(DataDirError::Locked(path.to_owned())),
+            Err(TryLockError::Error(source)) => Err(io(source)),
+        }
+    }
+
+    /// Where it is.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Where the database is.
+    pub fn database_path(&self) -> PathBuf {
+        self.path.join("db")
+    }
+
+    /// Who lives here: `None` in an empty directory.
+    pub fn identity(&self, name: &str) -> Result<Option<Identity>, DataDirError> {
+        let Some(identity) = Identity::read(&self.path)? else {
+            if self.database_path().exists() {
+                return Err(DataDirError::NoIdentity(self.path.clone()));
+            }
+            return Ok(None);
+        };
+        if identity.name != name {
+            return Err(DataDirError::OtherName {
+                path: self.path.clone(),
+                found: identity.name,
+                wanted: name.to_owned(),
+            });
+        }
+        Ok(Some(identity))
+    }
+
+    /// Makes the node's identity durable. What stands beside it must be written before: this
+    /// file is what makes the directory a node's.
+    pub fn write_identity(&self, identity: &Identity) -> Result<(), DataDirError> {
+        identity.write(&self.path)
+    }
+
+    /// The node's certificate, key and authorities.
+    pub fn credentials(&self) -> Result<Credentials, DataDirError> {
+        Credentials::read(&self.path)
+    }
+
+    /// Makes the node's certificate, key and authorities durable.
+    pub fn write_credentials(&self, credentials: &Credentials) -> Result<(), DataDirError> {
+        credentials.write(&self.path)
+    }
+
+    /// Replaces the authorities that the node believes.
+    pub fn write_authorities(&self, authorities: &[String]) -> Result<(), DataDirError> {
+        Credentials::write_authorities(&self.path, authorities)
+    }
+
+    /// Tells the command line how to reach this node.
+    pub fn write_admin(&self, admin: &AdminToml) -> Result<(), DataDirError> {
+        admin.write(&self.path)
+    }
+
+    /// The founding that is under way, if one is.
+    pub fn founding(&self) -> Result<Option<Founding>, DataDirError> {
+        Founding::read(&self.path)
+    }
+
+    /// Begins a founding.
+    pub fn write_founding(&self, founding: &Founding) -> Result<(), DataDirError> {
+        founding.write(&self.path)
+    }
+
+    /// The cluster of one exists.
+    pub fn clear_founding(&self) -> Result<(), DataDirError> {
+        files::remove(&self.path.join(founding::FILE))
+    }
+
+    /// The join that is under way, if one is.
+    pub fn join_intent(&self) -> Result<Option<JoinIntent>, DataDirError> {
+        JoinIntent::read(&self.path)
+    }
+
+    /// Makes a join, or its next step, durable.
+    pub fn write_join_intent(&self, intent: &JoinIntent) -> Result<(), DataDirError> {
+        intent.write(&self.path)
+    }
+
+    /// The join was given up before it was admitted, or is complete.
+    pub fn clear_join_intent(&self) -> Result<(), DataDirError> {
+        files::remove(&self.path.join(join_intent::FILE))
+    }
+
+    /// Removes the database whole: the control state of the cluster that the node leaves behind
+    /// when it joins another, and all items.
+    pub fn wipe_database(&self) -> Result<(), DataDirError> {
+        let path = self.database_path();
+        match std::fs::remove_dir_all(&path) {
+            Ok(()) => files::sync_dir(&self.path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(DataDirError::Io { path, source }),
+        }
+    }
+}
+
+/// A uid for a new data directory.
+pub fn new_uid() -> NodeUid {
+    NodeUid(rand::random())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,128 @@
+//! What a data directory promises: one process, one node, and damage that names its file.
+
+#![allow(clippy::unwrap_used)]
+
+use annulus_core::ids::{ClusterId, NodeId};
+use annulus_core::state::Lineage;
+
+use super::*;
+
+fn identity(name: &str) -> Identity {
+    Identity {
+        layout: LAYOUT_VERSION,
+        name: name.into(),
+        cluster: ClusterId([1; 16]),
+        uid: new_uid(),
+        node: NodeId(7),
+        lineage: Lineage { number: 2, id: u64::MAX },
+    }
+}
+
+fn directory_of(name: &str) -> (tempfile::TempDir, Identity) {
+    let dir = tempfile::tempdir().unwrap();
+    let identity = identity(name);
+    DataDir::lock(dir.path()).unwrap().write_identity(&identity).unwrap();
+    (dir, identity)
+}
+
+#[test]
+fn an_empty_directory_has_no_identity_and_a_written_one_is_read_back() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::lock(&dir.path().join("deep/new")).unwrap();
+    assert_eq!(data.identity("a@h").unwrap(), None);
+    let identity = identity("a@h");
+    data.write_identity(&identity).unwrap();
+    assert_eq!(data.identity("a@h").unwrap(), Some(identity));
+}
+
+#[test]
+fn a_second_process_is_refused_until_the_first_is_gone() {
+    let dir = tempfile::tempdir().unwrap();
+    let first = DataDir::lock(dir.path()).unwrap();
+    assert!(matches!(DataDir::lock(dir.path()), Err(DataDirError::Locked(path)) if path == dir.path()));
+    drop(first);
+    DataDir::lock(dir.path()).unwrap();
+}
+
+#[test]
+fn a_directory_of_another_name_is_refused() {
+    let (dir, _) = directory_of("a@h");
+    let error = DataDir::lock(dir.path()).unwrap().identity("b@h").unwrap_err();
+    assert!(matches!(&error, DataDirError::OtherName { found, .. } if found == "a@h"), "{error}");
+}
+
+#[test]
+fn every_damaged_byte_of_identity_is_noticed_and_named() {
+    let (dir, _) = directory_of("a@h");
+    let path = dir.path().join("IDENTITY");
+    let good = std::fs::read(&path).unwrap();
+    // All but the final line end, which says nothing.
+    for at in 0..good.len() - 1 {
+        let mut bad = good.clone();
+        bad[at] ^= 1;
+        std::fs::write(&path, &bad).unwrap();
+        let error = DataDir::lock(dir.path()).unwrap().identity("a@h").unwrap_err();
+        assert!(matches!(&error, DataDirError::Corrupt { path: named, .. } if *named == path), "{at}: {error}");
+    }
+    for length in [0, 1, good.len() / 2] {
+        std::fs::write(&path, &good[..length]).unwrap();
+        let error = DataDir::lock(dir.path()).unwrap().identity("a@h").unwrap_err();
+        assert!(matches!(error, DataDirError::Corrupt { .. }), "{error}");
+    }
+}
+
+#[test]
+fn another_layout_version_is_told_apart_from_damage() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::lock(dir.path()).unwrap();
+    data.write_identity(&Identity { layout: 9, ..identity("a@h") }).unwrap();
+    assert!(matches!(data.identity("a@h"), Err(DataDirError::OtherVersion { found: 9, .. })));
+}
+
+#[test]
+fn a_lost_identity_beside_a_database_is_no_new_node() {
+    let (dir, _) = directory_of("a@h");
+    let data = DataDir::lock(dir.path()).unwrap();
+    drop(open_database(&data.database_path()).unwrap());
+    std::fs::remove_file(dir.path().join("IDENTITY")).unwrap();
+    assert!(matches!(data.identity("a@h"), Err(DataDirError::NoIdentity(_))));
+}
+
+#[test]
+fn credentials_are_private_and_come_back_as_they_were() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::lock(dir.path()).unwrap();
+    let pem = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+    let credentials = Credentials {
+        certificate: pem("node"),
+        key: "-----BEGIN PRIVATE KEY-----\nk\n-----END PRIVATE KEY-----\n".into(),
+        authorities: vec![pem("one"), pem("two")],
+    };
+    data.write_credentials(&credentials).unwrap();
+    assert_eq!(data.credentials().unwrap(), credentials);
+    #[cfg(unix)]
+    for name in ["node.key", "node.pem", "authorities.pem"] {
+        let mode = std::os::unix::fs::PermissionsExt::mode(
+            &std::fs::metadata(dir.path().join(name)).unwrap().permissions(),
+        );
+        assert_eq!(mode & 0o777, 0o600, "{name}");
+    }
+    std::fs::write(dir.path().join("node.key"), "junk").unwrap();
+    assert!(matches!(data.credentials(), Err(DataDirError::Corrupt { .. })));
+    std::fs::remove_file(dir.path().join("node.key")).unwrap();
+    assert!(matches!(data.credentials(), Err(DataDirError::Missing(_))));
+}
+
+#[test]
+fn a_join_survives_a_restart_and_damage_to_it_is_noticed() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::lock(dir.path()).unwrap();
+    assert_eq!(data.join_intent().unwrap(), None);
+    let intent = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into() };
+    data.write_join_intent(&intent).unwrap();
+    assert_eq!(data.join_intent().unwrap(), Some(intent));
+    std::fs::write(dir.path().join("JOIN"), b"junk").unwrap();
+    assert!(matches!(data.join_intent(), Err(DataDirError::Corrupt { .. })));
+    data.clear_join_intent().unwrap();
+    assert_eq!(data.join_intent().unwrap(), None);
+}
