@@ -1,1 +1,17 @@
-//! What the command line and other operators may ask of a node.
+//! How the command line talks to a node.
+//!
+//! One verb is one bulk stream of kind `BULK_ADMIN`: its header is [`ADMIN_HEADER`], its first
+//! frame an [`AdminRequest`] as CBOR; then the node answers with [`AdminReply`] frames, the last
+//! of which is `Done` or `Error`.
+//! Only who shows an operator's certificate of this cluster is heard; `start` writes one into
+//! the data directory (`admin.toml`).
+
+mod control;
+mod protocol;
+pub mod rows;
+
+pub use control::{NodeControl, Pending};
+pub use protocol::{
+    ADMIN_HEADER, AdminError, AdminReply, AdminRequest, BenchRequest, BenchTarget, CallRequest,
+    DeployRequest, Malformed, RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
+};

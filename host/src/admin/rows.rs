@@ -1,0 +1,228 @@
+//! What verbs show: the shapes that scripts rely on. Fields may be added, none renamed.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// One node of `members`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct MemberRow {
+    /// `name@host`.
+    pub node: String,
+    /// `joining`, `member`, `leaving`, `down` or `removed`.
+    pub status: String,
+    /// Does the addressed node hear from it?
+    pub alive: bool,
+    /// Failure domain.
+    pub zone: Option<String>,
+    /// Share of the ring relative to others.
+    pub weight: u32,
+    /// Partitions that it is the first replica of.
+    pub owned: usize,
+    /// Partitions of which it holds a replica.
+    pub replicas: usize,
+    /// Does it decide on ownership changes now?
+    pub claimant: bool,
+    /// Its QUIC address.
+    pub listen: String,
+    /// Its HTTP address, reserved.
+    pub http: String,
+}
+
+/// `ring`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct RingRow {
+    /// Number of partitions.
+    pub ring_size: u16,
+    /// Log index of the last change.
+    pub epoch: u64,
+    /// By id.
+    pub partitions: Vec<PartitionRow>,
+}
+
+/// One partition of `ring`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PartitionRow {
+    /// `0..ring_size`.
+    pub id: u16,
+    /// Names, in order; the first owns it.
+    pub replicas: Vec<String>,
+    /// The replica set to come; empty where nothing moves.
+    pub pending: Vec<String>,
+}
+
+/// One movement of `transfers`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TransferRow {
+    /// Which module's items.
+    pub module: String,
+    /// Which partition.
+    pub partition: u16,
+    /// `ownership`, `hinted`, `repair` or `swap`.
+    pub kind: String,
+    /// Node that gives.
+    pub from: String,
+    /// Node that takes.
+    pub to: String,
+    /// `waiting`, `running`, `sealed`, `done` or `failed`.
+    pub state: String,
+    /// Items that are over.
+    pub items_done: u64,
+    /// Items in all, as far as known.
+    pub items_total: u64,
+    /// Bytes that are over.
+    pub bytes: u64,
+    /// Why the last attempt failed.
+    pub error: Option<String>,
+}
+
+/// One module of `modules`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ModuleRow {
+    /// Its name.
+    pub name: String,
+    /// Release number, from 1.
+    pub version: u64,
+    /// The guest's own version string.
+    pub guest_version: String,
+    /// SHA-256 of the component.
+    pub digest: String,
+    /// Replicas.
+    pub n: u8,
+    /// Read quorum.
+    pub r: u8,
+    /// Write quorum.
+    pub w: u8,
+    /// `memory` or `durable`.
+    pub storage: String,
+    /// What each node runs.
+    pub nodes: BTreeMap<String, String>,
+}
+
+/// What `deploy` and `rollback` did.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct DeployedRow {
+    /// The module.
+    pub name: String,
+    /// The release that runs now.
+    pub version: u64,
+    /// Its component.
+    pub digest: String,
+    /// How many nodes run it.
+    pub nodes: usize,
+}
+
+/// `token`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct TokenRow {
+    /// To be said to `join`.
+    pub token: String,
+    /// When it ends, milliseconds since 1970.
+    pub expires_ms: u64,
+    /// Where to join: the addressed node.
+    pub address: String,
+}
+
+/// `locate`.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LocateRow {
+    /// SHA-1 of the canonical key, hex.
+    pub hash: String,
+    /// Partition id.
+    pub partition: u16,
+    /// The partition's 160-bit index, decimal.
+    pub index: String,
+    /// Empty where no node was asked.
+    pub preference_list: Vec<PreferenceRow>,
+}
+
+/// One node of a preference list.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct PreferenceRow {
+    /// Its name.
+    pub node: String,
+    /// `primary` or `fallback`.
+    pub role: String,
+}
+
+/// `status`: one node's own view.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct StatusRow {
+    /// The addressed node.
+    pub node: String,
+    /// The cluster's id.
+    pub cluster: String,
+    /// Version of this program.
+    pub version: String,
+    /// Its QUIC address.
+    pub listen: String,
+    /// Its HTTP address, reserved.
+    pub http: String,
+    /// The claimant, if one is known.
+    pub claimant: Option<String>,
+    /// Can changes be committed, as far as this node knows?
+    pub quorum: bool,
+    /// Index of the last control entry applied here.
+    pub applied: u64,
+    /// Members that are not removed.
+    pub members: usize,
+    /// Those of them that this node hears from.
+    pub alive: usize,
+    /// Partitions whose replica set changes.
+    pub pending: usize,
+    /// Transfers under way or waiting here.
+    pub transfers: usize,
+    /// Modules that are deployed.
+    pub modules: usize,
+    /// Vnodes that run here.
+    pub vnodes: usize,
+    /// Things that an operator should look at.
+    pub alerts: Vec<String>,
+}
+
+/// The end of a coverage call.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CoverageRow {
+    /// Did every partition answer?
+    pub complete: bool,
+    /// Those that did not.
+    pub missing: Vec<u16>,
+}
+
+/// What a load measured.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct BenchRow {
+    /// The load itself.
+    #[serde(flatten)]
+    pub load: Measured,
+    /// The same loop against another node's transport, without a vnode.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lane_echo: Option<Measured>,
+    /// The same loop against native code in place of wasm.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub native: Option<Measured>,
+}
+
+/// Numbers of one closed loop; latencies of requests that were answered.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Measured {
+    /// Requests that were answered without an error.
+    pub ops: u64,
+    /// Requests that were not.
+    pub errors: u64,
+    /// How long it took.
+    pub seconds: f64,
+    /// `ops / seconds`.
+    pub ops_per_s: f64,
+    /// Median, microseconds.
+    pub p50_us: u64,
+    /// 99 %, microseconds.
+    pub p99_us: u64,
+    /// 99.9 %, microseconds.
+    pub p999_us: u64,
+    /// The slowest, microseconds.
+    pub max_us: u64,
+    /// How often each error code came.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub error_codes: BTreeMap<String, u64>,
+}
