@@ -1,1 +1,277 @@
-//! QUIC, TLS identities, request lanes and bulk streams.
+//! QUIC, TLS identities, request lanes and bulk streams: how the nodes of a cluster talk.
+//!
+//! One [`Transport`] per node: one UDP port for both directions. Each pair of nodes has one
+//! connection, mutually authenticated (`identity`, `tls`), that begins with a hello of both sides
+//! (`hello`). On it live:
+//!
+//! - lanes: a few long-lived streams on which requests and answers pass with ids, in any order,
+//!   many in one write ([`Transport::call`], [`Service::request`]);
+//! - bulk streams for what is large, behind the lanes ([`Transport::open_bulk`], [`Service::bulk`]).
+//!
+//! The connection is also how a node is known to live: a peer that says nothing for
+//! [`limits::SILENCE_LIMIT`] is gone. Its calls end as [`CallError::Lost`] at once, new ones are
+//! [`CallError::Unreachable`] until a dial in the background succeeds.
+//!
+//! What must hold: nothing of a peer is read before its hello was accepted; nothing waits without
+//! a limit (`limits` has them all); a payload is never looked into, and copied at most once.
+
+mod accept;
+mod bulk;
+pub mod client;
+mod close;
+mod dial;
+mod error;
+mod frame;
+mod hello;
+pub mod identity;
+pub mod kind;
+mod lane;
+pub mod limits;
+mod link;
+mod peer;
+mod pending;
+mod queue;
+mod service;
+mod shared;
+mod stream;
+#[cfg(test)]
+mod tests;
+mod tls;
+mod tuning;
+
+use std::collections::HashSet;
+use std::net::{SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::state::Lineage;
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use quinn::{Endpoint, TokioRuntime, VarInt};
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout};
+
+pub use self::bulk::{BulkRecv, BulkSend, BulkStream};
+pub use self::error::{BindError, BulkError, CallError, ConnectError};
+use self::identity::{IdentityError, TlsIdentity};
+use self::link::Link;
+pub use self::service::{Lane, PeerIdentity, Request, Responder, Service};
+use self::shared::{Shared, Trust, server_config};
+use self::tls::Credentials;
+
+/// Who a node is and whom it trusts.
+#[derive(Clone, Debug)]
+pub struct TransportConfig {
+    /// Where to listen; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// Peers of another one are refused.
+    pub cluster: ClusterId,
+    /// Told to peers.
+    pub lineage: Lineage,
+    /// Must be the one in the certificate.
+    pub uid: NodeUid,
+    /// Of this run.
+    pub boot: BootId,
+    /// Certificate and key of this node.
+    pub identity: TlsIdentity,
+    /// PEM of every authority whose certificates are trusted; at least one.
+    pub authorities: Vec<String>,
+}
+
+/// Another node, and where it listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PeerAddr {
+    /// Which node.
+    pub uid: NodeUid,
+    /// Where.
+    pub addr: SocketAddr,
+}
+
+/// A node's end of all its connections. Clones are the same transport; it works until
+/// [`Transport::close`].
+#[derive(Clone)]
+pub struct Transport {
+    shared: Arc<Shared>,
+}
+
+impl Transport {
+    /// Listens, and serves from now on. Must be called on the runtime that connections shall live
+    /// on; the other functions may be called from any.
+    pub fn bind(config: TransportConfig, service: Arc<dyn Service>) -> Result<Transport, BindError> {
+        let credentials = Credentials::new(&config.identity, &config.authorities)?;
+        let tuning = tuning::transport();
+        let listen = |source| BindError::Listen { addr: config.listen, source };
+        let socket = UdpSocket::bind(config.listen).map_err(listen)?;
+        let server = server_config(&credentials, tuning.clone());
+        let endpoint = Endpoint::new(tuning::endpoint(), Some(server), socket, Arc::new(TokioRuntime));
+        let shared = Arc::new(Shared {
+            endpoint: endpoint.map_err(listen)?,
+            runtime: tokio::runtime::Handle::current(),
+            service,
+            cluster: config.cluster,
+            uid: config.uid,
+            boot: config.boot,
+            lineage: config.lineage.into(),
+            trust: Trust { identity: config.identity, authorities: config.authorities }.into(),
+            credentials: ArcSwap::from_pointee(credentials),
+            tuning,
+            joiners: Arc::new(Semaphore::new(limits::MAX_JOINERS)),
+            admins: Arc::new(Semaphore::new(limits::MAX_ADMINS)),
+            peers: Default::default(),
+            banned: Default::default(),
+            closed: Default::default(),
+        });
+        tokio::spawn(accept::accept(shared.clone()));
+        Ok(Transport { shared })
+    }
+
+    /// Where it listens.
+    pub fn local_addr(&self) -> SocketAddr {
+        // The socket is bound for as long as the endpoint lives.
+        self.shared.endpoint.local_addr().expect("a bound socket has an address")
+    }
+
+    /// One request, one answer. Dials when there is no connection; the first call to a peer waits
+    /// for that. A call to this very node goes to its own service without a connection.
+    pub async fn call(
+        &self,
+        peer: &PeerAddr,
+        lane: Lane,
+        kind: u8,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        if payload.len() > limits::MAX_FRAME {
+            return Err(CallError::TooLarge { bytes: payload.len(), limit: limits::MAX_FRAME });
+        }
+        if peer.uid == self.shared.uid {
+            return self.call_here(lane, kind, payload, deadline).await;
+        }
+        loop {
+            let link = self.link(peer, deadline).await?;
+            // None: it ended in between and nothing was sent; there may be another by now.
+            if let Some(result) = link.call(lane, kind, payload.clone(), deadline).await {
+                return result;
+            }
+            self.wait_replaced(&link, deadline).await?;
+        }
+    }
+
+    async fn call_here(&self, lane: Lane, kind: u8, payload: Bytes, deadline: Instant) -> Result<Bytes, CallError> {
+        if kind == kind::ECHO {
+            return Ok(payload);
+        }
+        let (responder, answer) = Responder::local();
+        let from = PeerIdentity::Node { uid: self.shared.uid, boot: self.shared.boot };
+        self.shared.service.request(Request { from, lane, kind, payload, deadline, responder });
+        match tokio::time::timeout_at(deadline, answer).await {
+            Ok(Ok(answer)) => Ok(answer),
+            Ok(Err(_)) => Err(CallError::NoAnswer),
+            Err(_) => Err(CallError::Deadline { sent: true }),
+        }
+    }
+
+    /// Opens a bulk stream to a node, behind the lanes in priority. Waits for a place when
+    /// [`limits::MAX_BULK_STREAMS`] are open to this peer.
+    pub async fn open_bulk(
+        &self,
+        peer: &PeerAddr,
+        kind: u8,
+        header: Bytes,
+        deadline: Instant,
+    ) -> Result<BulkStream, CallError> {
+        if header.len() > limits::MAX_BULK_HEADER {
+            return Err(CallError::TooLarge { bytes: header.len(), limit: limits::MAX_BULK_HEADER });
+        }
+        loop {
+            let link = self.link(peer, deadline).await?;
+            if let Some(result) = link.open_bulk(kind, header.clone(), deadline).await {
+                return result;
+            }
+            self.wait_replaced(&link, deadline).await?;
+        }
+    }
+
+    async fn link(&self, peer: &PeerAddr, deadline: Instant) -> Result<Arc<Link>, CallError> {
+        let entry = self.shared.peer(peer.uid);
+        match entry.link() {
+            Some(link) => Ok(link),
+            None if self.shared.is_banned(peer.uid) => {
+                Err(CallError::Unreachable("the node was removed from the cluster".to_owned()))
+            }
+            None => entry.connected(&self.shared, peer.addr, deadline).await,
+        }
+    }
+
+    /// A link that refuses calls is about to be replaced in the table.
+    async fn wait_replaced(&self, link: &Arc<Link>, deadline: Instant) -> Result<(), CallError> {
+        let peer = self.shared.peer(link.uid);
+        tokio::time::timeout_at(deadline, peer.replaced(link)).await.map_err(|_| CallError::Deadline { sent: false })
+    }
+
+    /// Connected, and heard from within [`limits::SILENCE_LIMIT`]?
+    pub fn is_up(&self, uid: NodeUid) -> bool {
+        uid == self.shared.uid || self.shared.peers.read().get(&uid).is_some_and(|peer| peer.link().is_some())
+    }
+
+    /// What a connected peer said of its lineage and which of its runs it is.
+    pub fn peer_info(&self, uid: NodeUid) -> Option<(Lineage, BootId)> {
+        let link = self.shared.peers.read().get(&uid)?.link()?;
+        Some((link.lineage, link.boot))
+    }
+
+    /// What new connections are told.
+    pub fn set_lineage(&self, lineage: Lineage) {
+        *self.shared.lineage.lock() = lineage;
+    }
+
+    /// From now on these authorities are trusted; peers whose certificate leads to none of them
+    /// are disconnected. On an error nothing changes.
+    pub fn set_authorities(&self, authorities: Vec<String>) -> Result<(), IdentityError> {
+        let mut trust = self.shared.trust.lock();
+        self.renew(&mut trust, |trust| trust.authorities = authorities)
+    }
+
+    /// From now on new connections show this certificate. On an error nothing changes.
+    pub fn set_identity(&self, identity: TlsIdentity) -> Result<(), IdentityError> {
+        let mut trust = self.shared.trust.lock();
+        self.renew(&mut trust, |trust| trust.identity = identity)
+    }
+
+    fn renew(&self, trust: &mut Trust, change: impl FnOnce(&mut Trust)) -> Result<(), IdentityError> {
+        let mut renewed = trust.clone();
+        change(&mut renewed);
+        if renewed == *trust {
+            return Ok(());
+        }
+        let credentials = Arc::new(Credentials::new(&renewed.identity, &renewed.authorities)?);
+        let config = server_config(&credentials, self.shared.tuning.clone());
+        self.shared.endpoint.set_server_config(Some(config));
+        self.shared.credentials.store(credentials.clone());
+        *trust = renewed;
+        self.disconnect(|link| !credentials.trusts(&link.chain), "the authority is trusted no more");
+        Ok(())
+    }
+
+    /// From now on these nodes (and no others) are refused and disconnected: they were removed.
+    pub fn set_banned(&self, banned: HashSet<NodeUid>) {
+        *self.shared.banned.write() = banned;
+        self.disconnect(|link| self.shared.is_banned(link.uid), "this node was removed from the cluster");
+    }
+
+    fn disconnect(&self, which: impl Fn(&Link) -> bool, reason: &str) {
+        let peers: Vec<_> = self.shared.peers.read().values().cloned().collect();
+        for link in peers.iter().flat_map(|peer| peer.links()).filter(|link| which(link)) {
+            close::Close::Banned.close(&link.connection, reason);
+        }
+    }
+
+    /// Ends all connections (peers learn it at once), refuses new ones, frees the port. Calls in
+    /// flight end as [`CallError::Lost`].
+    pub async fn close(&self) {
+        self.shared.closed.store(true, Ordering::Relaxed);
+        self.shared.endpoint.close(VarInt::from_u32(close::Close::Done as u32), b"the node was stopped");
+        let _ = timeout(limits::CLOSE_LIMIT, self.shared.endpoint.wait_idle()).await;
+    }
+}

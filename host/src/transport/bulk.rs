@@ -1,0 +1,171 @@
+//! Streams for what is large: framed both ways, with QUIC's flow control as back-pressure, and
+//! behind the lanes in priority.
+//!
+//! A stream ends well only by [`BulkSend::finish`]. A sender dropped before resets it, and the
+//! receiver sees [`BulkError::GivenUp`]: never a short stream that looks whole.
+
+use std::sync::Arc;
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
+use tokio::sync::OwnedSemaphorePermit;
+use tokio::time::timeout;
+
+use super::close::describe;
+use super::error::BulkError;
+use super::frame::Assembler;
+use super::limits::{BULK_STALL_LIMIT, MAX_BULK_FRAME};
+
+const LENGTH_BYTES: usize = 4;
+/// Frames up to here are copied beside their length, larger ones are sent as they are.
+const COPIED_BYTES: usize = 4 << 10;
+const GIVEN_UP: VarInt = VarInt::from_u32(1);
+
+/// What keeps a stream's place taken and its connection counted as in use, until both halves are
+/// dropped.
+pub(super) type Token = Arc<TokenInner>;
+
+/// See [`Token`].
+pub(super) struct TokenInner {
+    /// Told apart by its strong count: see `Link::bulk_in_use`.
+    pub _in_use: Arc<()>,
+    /// Ours, if we opened it.
+    pub _permit: Option<OwnedSemaphorePermit>,
+    /// A client's connection lives as long as its streams.
+    pub _keep: Option<Arc<dyn Send + Sync>>,
+}
+
+/// Both halves of a bulk stream.
+pub struct BulkStream {
+    /// Towards the peer.
+    pub send: BulkSend,
+    /// From the peer.
+    pub recv: BulkRecv,
+}
+
+impl BulkStream {
+    pub(super) fn new(send: SendStream, recv: RecvStream, token: Token) -> Self {
+        Self {
+            send: BulkSend { stream: send, finished: false, _token: token.clone() },
+            recv: BulkRecv { stream: recv, bytes: Assembler::default(), length: None, ended: false, _token: token },
+        }
+    }
+}
+
+/// The sending half.
+pub struct BulkSend {
+    stream: SendStream,
+    finished: bool,
+    _token: Token,
+}
+
+impl BulkSend {
+    /// Sends one frame of at most [`MAX_BULK_FRAME`] bytes; waits while the peer's window is full,
+    /// at most [`BULK_STALL_LIMIT`]. A future dropped half way leaves half a frame: give the
+    /// stream up then.
+    pub async fn frame(&mut self, payload: Bytes) -> Result<(), BulkError> {
+        if payload.len() > MAX_BULK_FRAME {
+            return Err(BulkError::TooLarge { bytes: payload.len(), limit: MAX_BULK_FRAME });
+        }
+        let mut head = BytesMut::with_capacity(LENGTH_BYTES + COPIED_BYTES.min(payload.len()));
+        head.put_u32(payload.len() as u32);
+        let mut pieces = if payload.len() <= COPIED_BYTES {
+            head.extend_from_slice(&payload);
+            [head.freeze(), Bytes::new()]
+        } else {
+            [head.freeze(), payload]
+        };
+        let written = timeout(BULK_STALL_LIMIT, self.stream.write_all_chunks(&mut pieces)).await;
+        written.map_err(|_| BulkError::Stalled)?.map_err(write_error)
+    }
+
+    /// No more frames. Returns when the peer's machine has everything, so that closing the
+    /// connection afterwards loses nothing; waits at most [`BULK_STALL_LIMIT`].
+    pub async fn finish(mut self) -> Result<(), BulkError> {
+        self.finished = true;
+        if self.stream.finish().is_err() {
+            return Err(BulkError::GivenUp);
+        }
+        match timeout(BULK_STALL_LIMIT, self.stream.stopped()).await {
+            Err(_) => Err(BulkError::Stalled),
+            Ok(Ok(None)) => Ok(()),
+            Ok(Ok(Some(_))) => Err(BulkError::GivenUp),
+            Ok(Err(StoppedError::ConnectionLost(error))) => Err(BulkError::Lost(describe(&error))),
+            Ok(Err(error)) => Err(BulkError::Lost(error.to_string())),
+        }
+    }
+}
+
+impl Drop for BulkSend {
+    fn drop(&mut self) {
+        if !self.finished {
+            // Fails only if the stream has ended already.
+            let _ = self.stream.reset(GIVEN_UP);
+        }
+    }
+}
+
+fn write_error(error: WriteError) -> BulkError {
+    match error {
+        WriteError::Stopped(_) => BulkError::GivenUp,
+        WriteError::ConnectionLost(error) => BulkError::Lost(describe(&error)),
+        other => BulkError::Lost(other.to_string()),
+    }
+}
+
+/// The receiving half. Dropped, it tells the sender to stop.
+pub struct BulkRecv {
+    stream: RecvStream,
+    bytes: Assembler,
+    /// Of the frame that is awaited.
+    length: Option<usize>,
+    ended: bool,
+    _token: Token,
+}
+
+impl BulkRecv {
+    /// The next frame; `None` when the peer has finished. Waits as long as the peer lives and says
+    /// nothing. A future dropped half way loses nothing.
+    pub async fn frame(&mut self) -> Result<Option<Bytes>, BulkError> {
+        loop {
+            if let Some(frame) = self.buffered()? {
+                return Ok(Some(frame));
+            }
+            if self.ended {
+                return Ok(None);
+            }
+            match self.stream.read_chunk(usize::MAX, true).await.map_err(read_error)? {
+                Some(chunk) => self.bytes.feed(chunk.bytes),
+                None if self.bytes.is_empty() && self.length.is_none() => self.ended = true,
+                None => return Err(BulkError::Truncated),
+            }
+        }
+    }
+
+    fn buffered(&mut self) -> Result<Option<Bytes>, BulkError> {
+        let length = match self.length {
+            Some(length) => length,
+            None => {
+                let Some(mut head) = self.bytes.take(LENGTH_BYTES) else { return Ok(None) };
+                let length = head.get_u32() as usize;
+                if length > MAX_BULK_FRAME {
+                    return Err(BulkError::TooLarge { bytes: length, limit: MAX_BULK_FRAME });
+                }
+                *self.length.insert(length)
+            }
+        };
+        let frame = self.bytes.take(length);
+        if frame.is_some() {
+            self.length = None;
+        }
+        Ok(frame)
+    }
+}
+
+fn read_error(error: ReadError) -> BulkError {
+    match error {
+        ReadError::Reset(_) => BulkError::GivenUp,
+        ReadError::ConnectionLost(error) => BulkError::Lost(describe(&error)),
+        other => BulkError::Lost(other.to_string()),
+    }
+}

@@ -1,0 +1,145 @@
+//! The other end of `BULK_ADMIN` and `BULK_JOIN`: a connection that belongs to no node.
+
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::ids::{ClusterId, NodeUid};
+use bytes::Bytes;
+use quinn::crypto::rustls::QuicClientConfig;
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
+use tokio::time::timeout;
+
+use super::bulk::{BulkStream, TokenInner};
+use super::close::{Close, describe};
+use super::error::{BulkError, ConnectError};
+use super::hello::{self, Hello, Role};
+use super::identity::{ANY_NODE, IdentityError, TlsIdentity};
+use super::limits::{CLOSE_LIMIT, MAX_BULK_HEADER};
+use super::stream::{OpenError, open_bulk};
+use super::{tls, tuning};
+
+/// A client of one node. Closed when it and all its streams are dropped, or by [`Client::close`].
+pub struct Client {
+    open: Arc<Open>,
+    node: Hello,
+    timeout: Duration,
+}
+
+struct Open {
+    endpoint: Endpoint,
+    connection: Connection,
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        Close::Done.close(&self.connection, "");
+    }
+}
+
+impl Client {
+    /// Connects as an operator (with an identity) or as a joiner (without), to a node that one of
+    /// the authorities has signed. `timeout` bounds this and each later opening of a stream.
+    pub async fn connect(
+        addr: SocketAddr,
+        identity: Option<TlsIdentity>,
+        authorities: Vec<String>,
+        timeout: Duration,
+    ) -> Result<Client, ConnectError> {
+        let role = if identity.is_some() { Role::Admin } else { Role::Joiner };
+        let config = tls::client_trusting(&authorities, identity.as_ref()).map_err(unusable)?;
+        Self::connect_as(role, addr, config, timeout).await
+    }
+
+    /// Connects as a joiner that knows the [`fingerprint`](super::identity::fingerprint) of the
+    /// cluster's authority, and nothing else.
+    pub async fn connect_pinned(
+        addr: SocketAddr,
+        fingerprint: [u8; 32],
+        timeout: Duration,
+    ) -> Result<Client, ConnectError> {
+        let config = tls::client_pinning(fingerprint).map_err(unusable)?;
+        Self::connect_as(Role::Joiner, addr, config, timeout).await
+    }
+
+    async fn connect_as(
+        role: Role,
+        addr: SocketAddr,
+        crypto: Arc<QuicClientConfig>,
+        limit: Duration,
+    ) -> Result<Client, ConnectError> {
+        let unreachable = |reason: String| ConnectError::Unreachable { addr, reason };
+        let mut config = ClientConfig::new(crypto);
+        config.transport_config(tuning::transport());
+        let endpoint = client_endpoint(addr).map_err(|error| unreachable(error.to_string()))?;
+        let connecting = endpoint
+            .connect_with(config, addr, ANY_NODE)
+            .map_err(|error| unreachable(error.to_string()))?;
+        let meet = async {
+            let connection = connecting.await.map_err(|error| refused(addr, &error))?;
+            let open = Arc::new(Open { endpoint, connection });
+            let node = greet(addr, role, &open.connection).await?;
+            Ok(Client { open, node, timeout: limit })
+        };
+        timeout(limit, meet).await.unwrap_or(Err(ConnectError::Timeout(addr)))
+    }
+
+    /// Opens a stream; the node serves it if the client's role allows the kind.
+    pub async fn open_bulk(&self, kind: u8, header: Bytes) -> Result<BulkStream, BulkError> {
+        let opening = timeout(self.timeout, open_bulk(&self.open.connection, kind, header)).await;
+        let (send, recv) = opening.map_err(|_| BulkError::Stalled)?.map_err(|error| match error {
+            OpenError::Header { bytes } => BulkError::TooLarge { bytes, limit: MAX_BULK_HEADER },
+            other => BulkError::Lost(other.to_string()),
+        })?;
+        let token = TokenInner { _in_use: Arc::new(()), _permit: None, _keep: Some(self.open.clone()) };
+        Ok(BulkStream::new(send, recv, Arc::new(token)))
+    }
+
+    /// The node that answered.
+    pub fn node(&self) -> NodeUid {
+        self.node.uid
+    }
+
+    /// The cluster that it belongs to.
+    pub fn cluster(&self) -> ClusterId {
+        self.node.cluster
+    }
+
+    /// Ends the connection and waits a moment for the last packet to leave.
+    pub async fn close(self) {
+        Close::Done.close(&self.open.connection, "");
+        let _ = timeout(CLOSE_LIMIT, self.open.endpoint.wait_idle()).await;
+    }
+}
+
+fn unusable(error: IdentityError) -> ConnectError {
+    ConnectError::Identity(error.to_string())
+}
+
+fn client_endpoint(to: SocketAddr) -> std::io::Result<Endpoint> {
+    let any: SocketAddr =
+        if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
+    Endpoint::new(tuning::endpoint(), None, UdpSocket::bind(any)?, Arc::new(TokioRuntime))
+}
+
+async fn greet(addr: SocketAddr, role: Role, connection: &Connection) -> Result<Hello, ConnectError> {
+    let failed = |error: String| match connection.close_reason() {
+        Some(error) => refused(addr, &error),
+        None => ConnectError::Refused { addr, reason: error },
+    };
+    let (send, mut recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
+    hello::say(send, &Hello::anonymous(role)).await.map_err(|error| failed(error.to_string()))?;
+    let node = hello::hear(&mut recv).await.map_err(|error| failed(error.to_string()))?;
+    node.check_version().map_err(|(close, reason)| {
+        close.close(connection, &reason);
+        ConnectError::Refused { addr, reason }
+    })?;
+    Ok(node)
+}
+
+fn refused(addr: SocketAddr, error: &ConnectionError) -> ConnectError {
+    match error {
+        ConnectionError::TimedOut => ConnectError::Timeout(addr),
+        error => ConnectError::Refused { addr, reason: describe(error) },
+    }
+}

@@ -1,0 +1,99 @@
+//! Making a connection to another node, and what both sides do with it once it stands.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use annulus_core::ids::NodeUid;
+use quinn::Connection;
+use tokio::time::timeout;
+
+use super::accept::serve_bulk;
+use super::close::{Close, describe};
+use super::hello::{self, Hello, Role};
+use super::identity::node_name;
+use super::limits::DIAL_LIMIT;
+use super::link::{Halves, Link};
+use super::shared::Shared;
+use super::stream::open_lanes;
+
+/// Dials, greets, and hands the connection to the peer's table entry. An error is for people:
+/// nothing is left open.
+pub(super) async fn dial(shared: &Arc<Shared>, uid: NodeUid, addr: SocketAddr) -> Result<(), String> {
+    let attempt = async {
+        let connecting = shared.endpoint.connect_with(shared.client_config(), addr, &node_name(uid));
+        let connection = connecting
+            .map_err(|error| error.to_string())?
+            .await
+            .map_err(|error| describe(&error))?;
+        let met = match greet(shared, uid, &connection).await {
+            Ok((peer, lanes)) => establish(shared, &connection, &peer, true, lanes),
+            Err(refusal) => Err(refusal),
+        };
+        met.map_err(|(close, reason)| {
+            close.close(&connection, &reason);
+            reason
+        })
+    };
+    match timeout(DIAL_LIMIT, attempt).await {
+        Ok(result) => result,
+        Err(_) => Err(format!("no answer from {addr} within {DIAL_LIMIT:?}")),
+    }
+}
+
+async fn greet(
+    shared: &Shared,
+    uid: NodeUid,
+    connection: &Connection,
+) -> Result<(Hello, Vec<Halves>), (Close, String)> {
+    let failed = |error: String| {
+        let reason = connection.close_reason().map_or(error, |error| describe(&error));
+        (Close::Protocol, reason)
+    };
+    let (send, mut recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
+    hello::say(send, &shared.hello()).await.map_err(|error| failed(error.to_string()))?;
+    let peer = match hello::hear(&mut recv).await {
+        Ok(peer) => peer,
+        Err(error) => {
+            if let Some(error) = connection.close_reason()
+                && Close::OlderBoot.is(&error)
+            {
+                shared.service.superseded();
+            }
+            return Err(failed(error.to_string()));
+        }
+    };
+    peer.check_version()?;
+    peer.check_cluster(shared.cluster)?;
+    if peer.role != Role::Node || peer.uid != uid {
+        return Err((Close::Identity, format!("node {} answers instead of {uid}", peer.uid)));
+    }
+    shared.peer(uid).check_boot(peer.boot)?;
+    let lanes = open_lanes(connection).await.map_err(|error| failed(error.to_string()))?;
+    Ok((peer, lanes))
+}
+
+/// Takes a connection into use on either side: from here on it serves and is watched.
+pub(super) fn establish(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    peer: &Hello,
+    dialled: bool,
+    lanes: Vec<Halves>,
+) -> Result<(), (Close, String)> {
+    let link = Link::new(connection.clone(), peer, dialled);
+    let entry = shared.peer(link.uid);
+    link.start(lanes, &shared.service);
+    entry.adopt(shared, link.clone())?;
+    tracing::debug!(peer = %link.uid, boot = %link.boot, dialled, "connected");
+    let (shared, bulk) = (shared.clone(), link.bulk_in_use());
+    tokio::spawn(async move {
+        tokio::select! {
+            () = serve_bulk(&shared, &link.connection, link.identity(), &bulk) => {}
+            _ = link.connection.closed() => {}
+        }
+        let error = link.connection.closed().await;
+        tracing::debug!(peer = %link.uid, reason = describe(&error), "connection ended");
+        entry.lost(&shared, &link, &error);
+    });
+    Ok(())
+}

@@ -1,0 +1,31 @@
+//! What a request or a bulk stream is about: one number for each, told in its first bytes.
+//!
+//! The transport knows [`ECHO`] and [`BULK_JOIN`]; the rest it hands on.
+
+/// Data lane: a command for a vnode of the receiving node.
+pub const CALL: u8 = 1;
+/// Data lane: coverage of one partition with a small answer.
+pub const COVERAGE: u8 = 2;
+/// Any lane: answered by the transport with the same payload before anybody else sees it: the
+/// baseline of a benchmark.
+pub const ECHO: u8 = 3;
+
+/// Control lane: Raft's append-entries.
+pub const RAFT_APPEND: u8 = 16;
+/// Control lane: Raft's vote.
+pub const RAFT_VOTE: u8 = 17;
+/// Control lane: Raft's install-snapshot.
+pub const RAFT_SNAPSHOT: u8 = 18;
+/// Control lane: a command for the leader to propose.
+pub const PROPOSE: u8 = 19;
+
+/// Bulk: a node that wants to join; all that a peer without a certificate may open.
+pub const BULK_JOIN: u8 = 32;
+/// Bulk: an operator's request.
+pub const BULK_ADMIN: u8 = 33;
+/// Bulk: a partition on its way to another node.
+pub const BULK_HANDOFF: u8 = 34;
+/// Bulk: a component.
+pub const BULK_ARTEFACT: u8 = 35;
+/// Bulk: coverage results in batches.
+pub const BULK_COVERAGE: u8 = 36;

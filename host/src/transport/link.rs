@@ -1,0 +1,181 @@
+//! One live connection to one run of another node: its lanes and its bulk streams.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use annulus_core::ids::{BootId, NodeUid};
+use annulus_core::state::Lineage;
+use bytes::Bytes;
+use quinn::{Connection, RecvStream, SendStream};
+use rustls_pki_types::CertificateDer;
+use tokio::sync::Semaphore;
+use tokio::time::{Instant, timeout_at};
+
+use super::bulk::{BulkStream, TokenInner};
+use super::close::{Close, describe};
+use super::error::CallError;
+use super::hello::Hello;
+use super::lane::{Lane as Wire, LaneError, Reader};
+use super::limits::{DATA_LANES, MAX_BULK_STREAMS};
+use super::service::{Lane, PeerIdentity, Service};
+use super::stream::open_bulk;
+use super::tls::peer_chain;
+use super::tuning::priority;
+
+/// Lanes of a connection: data first, control last.
+pub(super) const LANES: usize = DATA_LANES + 1;
+
+/// A stream's two halves.
+pub(super) type Halves = (SendStream, RecvStream);
+
+/// Of which sort the lane of an index is.
+fn class(index: usize) -> Lane {
+    if index < DATA_LANES { Lane::Data } else { Lane::Control }
+}
+
+/// How a lane's stream stands among the others.
+pub(super) fn lane_priority(index: usize) -> i32 {
+    match class(index) {
+        Lane::Data => priority::DATA,
+        Lane::Control => priority::CONTROL,
+    }
+}
+
+pub(super) struct Link {
+    pub connection: Connection,
+    pub uid: NodeUid,
+    pub boot: BootId,
+    pub lineage: Lineage,
+    /// By us?
+    pub dialled: bool,
+    /// What the peer proved itself with.
+    pub chain: Vec<CertificateDer<'static>>,
+    lanes: [Arc<Wire>; LANES],
+    turn: AtomicUsize,
+    bulk_places: Arc<Semaphore>,
+    /// One clone per bulk stream, opened by whichever side.
+    bulk_in_use: Arc<()>,
+    /// Requests of the peer that are not answered yet.
+    requests: Arc<AtomicUsize>,
+    activity: Arc<AtomicUsize>,
+}
+
+impl Link {
+    pub(super) fn new(connection: Connection, peer: &Hello, dialled: bool) -> Arc<Self> {
+        Arc::new(Self {
+            uid: peer.uid,
+            boot: peer.boot,
+            lineage: peer.lineage,
+            dialled,
+            chain: peer_chain(&connection),
+            connection,
+            lanes: Default::default(),
+            turn: AtomicUsize::new(0),
+            bulk_places: Arc::new(Semaphore::new(MAX_BULK_STREAMS)),
+            bulk_in_use: Arc::new(()),
+            requests: Arc::default(),
+            activity: Arc::default(),
+        })
+    }
+
+    /// Starts to read and write the lanes; call once, from the network's runtime.
+    pub(super) fn start(self: &Arc<Self>, streams: Vec<Halves>, service: &Arc<dyn Service>) {
+        for (index, (send, recv)) in streams.into_iter().enumerate() {
+            let lane = &self.lanes[index];
+            tokio::spawn(lane.clone().write(send));
+            let reader = Reader {
+                lane: lane.clone(),
+                class: class(index),
+                from: self.identity(),
+                service: service.clone(),
+                waiting: self.requests.clone(),
+                activity: self.activity.clone(),
+            };
+            let connection = self.connection.clone();
+            tokio::spawn(async move {
+                let reason = match reader.run(recv).await {
+                    Ok(()) => "a lane was ended".to_owned(),
+                    Err(error) => error.to_string(),
+                };
+                // Does nothing if the connection's end is what ended the reader.
+                Close::Protocol.close(&connection, &reason);
+            });
+        }
+    }
+
+    pub(super) fn identity(&self) -> PeerIdentity {
+        PeerIdentity::Node { uid: self.uid, boot: self.boot }
+    }
+
+    /// One request, one answer; `None` if the link had ended before anything was sent.
+    pub(super) async fn call(
+        &self,
+        lane: Lane,
+        kind: u8,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Option<Result<Bytes, CallError>> {
+        Some(match self.lane(lane).call(kind, payload, deadline).await {
+            Ok(answer) => Ok(answer),
+            Err(LaneError::Closed) => return None,
+            Err(LaneError::Lost) => Err(CallError::Lost(self.why_closed())),
+            Err(LaneError::Call(error)) => Err(error),
+        })
+    }
+
+    fn lane(&self, lane: Lane) -> &Wire {
+        match lane {
+            Lane::Control => &self.lanes[DATA_LANES],
+            Lane::Data => &self.lanes[self.turn.fetch_add(1, Ordering::Relaxed) % DATA_LANES],
+        }
+    }
+
+    /// Opens a bulk stream; `None` if the link had ended before.
+    pub(super) async fn open_bulk(
+        &self,
+        kind: u8,
+        header: Bytes,
+        deadline: Instant,
+    ) -> Option<Result<BulkStream, CallError>> {
+        let late = |_| CallError::Deadline { sent: false };
+        let place = match timeout_at(deadline, self.bulk_places.clone().acquire_owned()).await {
+            Ok(Ok(place)) => place,
+            // The semaphore is never closed.
+            Ok(Err(_)) => return None,
+            Err(elapsed) => return Some(Err(late(elapsed))),
+        };
+        let token =
+            TokenInner { _in_use: self.bulk_in_use.clone(), _permit: Some(place), _keep: None };
+        match timeout_at(deadline, open_bulk(&self.connection, kind, header)).await {
+            Ok(Ok((send, recv))) => Some(Ok(BulkStream::new(send, recv, Arc::new(token)))),
+            Ok(Err(_)) => None,
+            Err(elapsed) => Some(Err(late(elapsed))),
+        }
+    }
+
+    /// What counts as in use for as long as it lives.
+    pub(super) fn bulk_in_use(&self) -> Arc<()> {
+        self.bulk_in_use.clone()
+    }
+
+    /// Does it carry nothing at all at the moment, as far as this side knows?
+    pub(super) fn is_idle(&self) -> bool {
+        self.lanes.iter().all(|lane| lane.is_idle())
+            && self.requests.load(Ordering::Relaxed) == 0
+            && Arc::strong_count(&self.bulk_in_use) == 1
+    }
+
+    /// Changes whenever something comes over a lane.
+    pub(super) fn activity(&self) -> usize {
+        self.activity.load(Ordering::Relaxed)
+    }
+
+    /// Ends all calls; the connection is closed already.
+    pub(super) fn end(&self) {
+        self.lanes.iter().for_each(|lane| lane.close());
+    }
+
+    pub(super) fn why_closed(&self) -> String {
+        self.connection.close_reason().map_or_else(|| "unknown".to_owned(), |error| describe(&error))
+    }
+}

@@ -1,0 +1,264 @@
+//! What is known of one other node: its live connection if there is one, and how to get one.
+//!
+//! Both nodes of a pair may dial, so there may be two connections for a while. Both sides prefer
+//! the one that the lower uid dialled; the other is closed by its dialler once it has been quiet
+//! (so a call never dies of tidiness). A connection of a newer run of the peer replaces those of
+//! earlier runs, and an earlier run is never taken again.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use annulus_core::ids::{BootId, NodeUid};
+use arc_swap::ArcSwapOption;
+use parking_lot::Mutex;
+use quinn::ConnectionError;
+use tokio::sync::Notify;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::close::{Close, describe};
+use super::dial::dial;
+use super::error::CallError;
+use super::limits::{DIAL_INTEREST, DIAL_PAUSE, SPARE_QUIET};
+use super::link::Link;
+use super::shared::Shared;
+
+/// Earlier runs that are remembered, to refuse them.
+const PAST_BOOTS: usize = 16;
+
+pub(super) struct Peer {
+    uid: NodeUid,
+    /// What calls use: read on every call.
+    current: ArcSwapOption<Link>,
+    state: Mutex<State>,
+    /// Told after every change of `current` and of `dialling`.
+    changed: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    addr: Option<SocketAddr>,
+    links: Vec<Arc<Link>>,
+    dialling: Dialling,
+    boot: Option<BootId>,
+    past_boots: VecDeque<BootId>,
+    /// Why there is no connection.
+    failure: String,
+    /// When somebody last wanted a connection and there was none.
+    wanted: Option<Instant>,
+}
+
+/// Whether a task dials the peer.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Dialling {
+    #[default]
+    No,
+    /// For the first time since anybody cared: calls wait for it.
+    First,
+    /// After a failure or a loss: calls are refused meanwhile.
+    Again,
+}
+
+impl Peer {
+    pub(super) fn new(uid: NodeUid) -> Self {
+        Self { uid, current: ArcSwapOption::empty(), state: Mutex::default(), changed: Notify::new() }
+    }
+
+    /// The connection to use, if there is one.
+    pub(super) fn link(&self) -> Option<Arc<Link>> {
+        self.current.load_full()
+    }
+
+    /// All live connections.
+    pub(super) fn links(&self) -> Vec<Arc<Link>> {
+        self.state.lock().links.clone()
+    }
+
+    /// The connection to use, dialled if need be.
+    pub(super) async fn connected(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        addr: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Arc<Link>, CallError> {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if let Some(link) = self.want(shared, addr)? {
+                return Ok(link);
+            }
+            timeout_at(deadline, changed).await.map_err(|_| CallError::Deadline { sent: false })?;
+        }
+    }
+
+    /// Waits until a link is not the one to use any more.
+    pub(super) async fn replaced(&self, link: &Arc<Link>) {
+        loop {
+            let changed = self.changed.notified();
+            tokio::pin!(changed);
+            changed.as_mut().enable();
+            if !self.is_current(link) {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// `None`: a first dial is under way.
+    fn want(self: &Arc<Self>, shared: &Arc<Shared>, addr: SocketAddr) -> Result<Option<Arc<Link>>, CallError> {
+        let mut state = self.state.lock();
+        if let Some(link) = self.link() {
+            return Ok(Some(link));
+        }
+        state.wanted = Some(Instant::now());
+        state.addr = Some(addr);
+        match state.dialling {
+            Dialling::First => Ok(None),
+            Dialling::Again => Err(CallError::Unreachable(state.failure.clone())),
+            Dialling::No if shared.is_closed() => Err(CallError::Unreachable("this node is closing".to_owned())),
+            Dialling::No => {
+                self.start_dialling(shared, &mut state, Dialling::First);
+                Ok(None)
+            }
+        }
+    }
+
+    fn start_dialling(self: &Arc<Self>, shared: &Arc<Shared>, state: &mut State, how: Dialling) {
+        state.dialling = how;
+        // Calls come from other runtimes too; connections live on the network's.
+        shared.runtime.spawn(self.clone().keep_dialling(shared.clone()));
+    }
+
+    async fn keep_dialling(self: Arc<Self>, shared: Arc<Shared>) {
+        let mut pause = DIAL_PAUSE.0;
+        while let Some(addr) = self.still_wanted(&shared) {
+            match dial(&shared, self.uid, addr).await {
+                Ok(()) => continue,
+                Err(failure) => {
+                    tracing::debug!(peer = %self.uid, %addr, failure, "dial failed");
+                    let mut state = self.state.lock();
+                    state.failure = failure;
+                    state.dialling = Dialling::Again;
+                }
+            }
+            self.changed.notify_waiters();
+            sleep(pause).await;
+            pause = (pause * 2).min(DIAL_PAUSE.1);
+        }
+        self.changed.notify_waiters();
+    }
+
+    /// Where to dial next, or `None` when it is over.
+    fn still_wanted(&self, shared: &Shared) -> Option<SocketAddr> {
+        let mut state = self.state.lock();
+        let wanted = state.wanted.is_some_and(|wanted| wanted.elapsed() < DIAL_INTEREST);
+        let addr = state.addr.filter(|_| wanted && self.link().is_none() && !shared.is_closed());
+        if addr.is_none() {
+            state.dialling = Dialling::No;
+        }
+        addr
+    }
+
+    /// Is this run of the peer known to be over?
+    pub(super) fn check_boot(&self, boot: BootId) -> Result<(), (Close, String)> {
+        self.state.lock().check_boot(boot)
+    }
+
+    /// Takes a connection into use.
+    pub(super) fn adopt(self: &Arc<Self>, shared: &Arc<Shared>, link: Arc<Link>) -> Result<(), (Close, String)> {
+        let mut state = self.state.lock();
+        state.check_boot(link.boot)?;
+        if let Some(past) = state.boot.replace(link.boot).filter(|past| *past != link.boot) {
+            state.past_boots.push_back(past);
+            if state.past_boots.len() > PAST_BOOTS {
+                state.past_boots.pop_front();
+            }
+        }
+        state.links.retain(|earlier| {
+            if earlier.boot != link.boot {
+                Close::Superseded.close(&earlier.connection, "a newer run of this node has connected");
+            } else if earlier.dialled == link.dialled {
+                // Nobody dials who has a connection: its dialler has given it up.
+                Close::Spare.close(&earlier.connection, "dialled again");
+            } else {
+                return true;
+            }
+            false
+        });
+        state.links.push(link);
+        self.choose(shared, &state);
+        let spare = state.links.iter().find(|link| link.dialled && !self.is_current(link)).cloned();
+        drop(state);
+        self.changed.notify_waiters();
+        if let Some(spare) = spare {
+            shared.runtime.spawn(self.clone().close_when_quiet(spare));
+        }
+        Ok(())
+    }
+
+    /// Both sides choose the same: what the lower uid dialled.
+    fn choose(&self, shared: &Shared, state: &State) {
+        let ours = shared.uid < self.uid;
+        let preferred = state.links.iter().find(|link| link.dialled == ours);
+        self.current.store(preferred.or(state.links.last()).cloned());
+    }
+
+    fn is_current(&self, link: &Arc<Link>) -> bool {
+        self.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
+    }
+
+    async fn close_when_quiet(self: Arc<Self>, spare: Arc<Link>) {
+        let quiet = async {
+            loop {
+                let before = spare.activity();
+                sleep(SPARE_QUIET).await;
+                if self.is_current(&spare) {
+                    return;
+                }
+                if spare.is_idle() && spare.activity() == before {
+                    return Close::Spare.close(&spare.connection, "the pair has another connection");
+                }
+            }
+        };
+        tokio::select! {
+            () = quiet => {}
+            _ = spare.connection.closed() => {}
+        }
+    }
+
+    /// A connection has ended: ends its calls, and dials again if it was the last.
+    pub(super) fn lost(self: &Arc<Self>, shared: &Arc<Shared>, link: &Arc<Link>, error: &ConnectionError) {
+        let superseded = Close::OlderBoot.is(error) || Close::Superseded.is(error);
+        {
+            let mut state = self.state.lock();
+            state.links.retain(|other| !Arc::ptr_eq(other, link));
+            if self.is_current(link) {
+                self.choose(shared, &state);
+                if state.links.is_empty() {
+                    state.failure = describe(error);
+                    state.wanted = Some(Instant::now());
+                    let dial = state.addr.is_some() && !superseded && !shared.is_closed();
+                    if dial && state.dialling == Dialling::No {
+                        self.start_dialling(shared, &mut state, Dialling::Again);
+                    }
+                }
+            }
+        }
+        // After the choice: who is told of the loss and calls again finds the new state.
+        link.end();
+        self.changed.notify_waiters();
+        if superseded {
+            shared.service.superseded();
+        }
+    }
+}
+
+impl State {
+    fn check_boot(&self, boot: BootId) -> Result<(), (Close, String)> {
+        if self.past_boots.contains(&boot) {
+            return Err((Close::OlderBoot, "a newer run of this node has been here".to_owned()));
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,156 @@
+//! What waits to be written to one lane.
+//!
+//! Frames are laid into one buffer as they come, so that the writer takes everything that waits
+//! with one swap and hands it to QUIC in one write. Large payloads are not copied: they stand
+//! between two pieces of the buffer as they are.
+
+use bytes::{Bytes, BytesMut};
+use parking_lot::Mutex;
+use tokio::sync::Notify;
+
+use super::frame::Header;
+use super::limits::MAX_QUEUED_BYTES;
+
+/// Payloads up to here are copied beside their header; a copy costs less than one more piece to
+/// keep account of until it is acknowledged.
+const COPIED_BYTES: usize = 4 << 10;
+
+/// What the writer's buffer begins with after each swap at most.
+const MAX_SPARE_BYTES: usize = 64 << 10;
+
+#[derive(Default)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    filled: Notify,
+}
+
+#[derive(Default)]
+struct Waiting {
+    pieces: Vec<Bytes>,
+    /// The last piece, still growing.
+    tail: BytesMut,
+    bytes: usize,
+    closed: bool,
+}
+
+/// Why a frame cannot wait.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum NoRoom {
+    Closed,
+    Full,
+}
+
+impl Queue {
+    /// Lays a frame behind the others, and wakes the writer if it was the first.
+    pub(super) fn push(&self, header: Header, payload: Bytes) -> Result<(), NoRoom> {
+        let header = header.encode();
+        let mut waiting = self.waiting.lock();
+        if waiting.closed {
+            return Err(NoRoom::Closed);
+        }
+        // A frame without payload still finds room above the limit: it is how an answer is refused.
+        let limit = if payload.is_empty() { 2 * MAX_QUEUED_BYTES } else { MAX_QUEUED_BYTES };
+        if waiting.bytes + payload.len() > limit {
+            return Err(NoRoom::Full);
+        }
+        let first = waiting.bytes == 0;
+        waiting.bytes += header.len() + payload.len();
+        waiting.tail.extend_from_slice(&header);
+        if payload.len() <= COPIED_BYTES {
+            waiting.tail.extend_from_slice(&payload);
+        } else {
+            let before = waiting.tail.split().freeze();
+            waiting.pieces.extend([before, payload]);
+        }
+        drop(waiting);
+        if first {
+            self.filled.notify_one();
+        }
+        Ok(())
+    }
+
+    /// Everything that waits, as soon as something does; `None` once closed. For one writer.
+    pub(super) async fn take(&self) -> Option<Vec<Bytes>> {
+        loop {
+            {
+                let mut waiting = self.waiting.lock();
+                if waiting.closed {
+                    return None;
+                }
+                if waiting.bytes > 0 {
+                    return Some(waiting.swap());
+                }
+            }
+            self.filled.notified().await;
+        }
+    }
+
+    /// Drops what waits and refuses what comes.
+    pub(super) fn close(&self) {
+        let mut waiting = self.waiting.lock();
+        *waiting = Waiting { closed: true, ..Waiting::default() };
+        drop(waiting);
+        self.filled.notify_one();
+    }
+
+    /// How much waits.
+    pub(super) fn bytes(&self) -> usize {
+        self.waiting.lock().bytes
+    }
+}
+
+impl Waiting {
+    fn swap(&mut self) -> Vec<Bytes> {
+        let spare = BytesMut::with_capacity(self.tail.len().min(MAX_SPARE_BYTES));
+        let tail = std::mem::replace(&mut self.tail, spare);
+        let mut pieces = std::mem::take(&mut self.pieces);
+        if !tail.is_empty() {
+            pieces.push(tail.freeze());
+        }
+        self.bytes = 0;
+        pieces
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::super::frame::{Decoder, FrameType};
+    use super::*;
+
+    fn push(queue: &Queue, id: u64, bytes: usize) -> Result<(), NoRoom> {
+        let header =
+            Header { length: bytes as u32, frame_type: FrameType::Request, kind: 1, left_ms: 0, id };
+        queue.push(header, Bytes::from(vec![id as u8; bytes]))
+    }
+
+    #[tokio::test]
+    async fn all_that_waits_is_taken_at_once_and_in_order() {
+        let queue = Queue::default();
+        let sizes = [0, 10, COPIED_BYTES, COPIED_BYTES + 1, 3, 100_000];
+        for (id, bytes) in sizes.into_iter().enumerate() {
+            push(&queue, id as u64, bytes).unwrap();
+        }
+        let pieces = queue.take().await.unwrap();
+        assert_eq!(queue.bytes(), 0);
+        let mut decoder = Decoder::new(1 << 20);
+        decoder.feed(Bytes::from(pieces.concat()));
+        for (id, bytes) in sizes.into_iter().enumerate() {
+            let (header, payload) = decoder.next().unwrap().unwrap();
+            assert_eq!((header.id, payload.len()), (id as u64, bytes));
+        }
+    }
+
+    #[tokio::test]
+    async fn what_does_not_fit_is_refused_at_once() {
+        let queue = Queue::default();
+        push(&queue, 0, MAX_QUEUED_BYTES - 100).unwrap();
+        assert_eq!(push(&queue, 1, 1000), Err(NoRoom::Full));
+        queue.take().await.unwrap();
+        assert_eq!(push(&queue, 1, 1000), Ok(()));
+        queue.close();
+        assert_eq!(push(&queue, 1, 1000), Err(NoRoom::Closed));
+        assert!(queue.take().await.is_none());
+    }
+}

@@ -1,0 +1,121 @@
+//! What the rest of the node sees of a request from elsewhere.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use annulus_core::ids::{BootId, NodeUid};
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+use super::bulk::BulkStream;
+use super::frame::FrameType;
+use super::lane::Lane as Wire;
+use super::limits::MAX_FRAME;
+
+/// Which streams a request uses.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Lane {
+    /// Commands between nodes.
+    Data,
+    /// Raft, proposals: goes before data.
+    Control,
+}
+
+/// Whom a connection's certificate (or the want of one) makes the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PeerIdentity {
+    /// A member, in one of its runs.
+    Node {
+        /// Which node.
+        uid: NodeUid,
+        /// Which run of it.
+        boot: BootId,
+    },
+    /// An operator.
+    Admin,
+    /// Somebody without a certificate, who may ask to join.
+    Joiner,
+}
+
+/// A request of a lane.
+pub struct Request {
+    /// Who asks.
+    pub from: PeerIdentity,
+    /// Over which lane.
+    pub lane: Lane,
+    /// What about: see [`kind`](super::kind).
+    pub kind: u8,
+    /// Opaque. May be a slice of a larger network buffer: copy what is kept for long.
+    pub payload: Bytes,
+    /// When the caller stops waiting, by this node's clock.
+    pub deadline: Instant,
+    /// Where the answer goes.
+    pub responder: Responder,
+}
+
+/// What a node does for its peers.
+pub trait Service: Send + Sync + 'static {
+    /// Called on the network's threads for each request of a lane: must not block or run long;
+    /// spawn what waits.
+    fn request(&self, request: Request);
+
+    /// A bulk stream opened by a peer, its kind and header already read. Spawn.
+    fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream);
+
+    /// A peer says that a newer run of this very node exists (two processes with one data
+    /// directory's identity): this one should stop.
+    fn superseded(&self) {}
+}
+
+/// Owes one answer. Dropped without, the caller is told so at once.
+pub struct Responder {
+    to: Option<To>,
+}
+
+enum To {
+    Lane { lane: Arc<Wire>, id: u64, waiting: Arc<AtomicUsize> },
+    Here(oneshot::Sender<Bytes>),
+}
+
+impl Responder {
+    /// One that answers within this process; the receiver ends with an error if it is dropped.
+    pub fn local() -> (Responder, oneshot::Receiver<Bytes>) {
+        let (sender, receiver) = oneshot::channel();
+        (Responder { to: Some(To::Here(sender)) }, receiver)
+    }
+
+    /// `waiting` is counted up here and down when the answer is given.
+    pub(super) fn lane(lane: Arc<Wire>, id: u64, waiting: Arc<AtomicUsize>) -> Responder {
+        waiting.fetch_add(1, Ordering::Relaxed);
+        Responder { to: Some(To::Lane { lane, id, waiting }) }
+    }
+
+    /// Answers; never blocks. An answer above [`MAX_FRAME`] cannot be sent: the caller gets
+    /// [`NoAnswer`](super::CallError::NoAnswer), so whoever makes answers has a limit below that.
+    pub fn send(mut self, payload: Bytes) {
+        if payload.len() > MAX_FRAME {
+            tracing::error!(bytes = payload.len(), limit = MAX_FRAME, "answer too large for a frame");
+            return;
+        }
+        match self.to.take() {
+            Some(To::Lane { lane, id, waiting }) => {
+                waiting.fetch_sub(1, Ordering::Relaxed);
+                lane.answer(FrameType::Answer, id, payload);
+            }
+            Some(To::Here(sender)) => {
+                let _ = sender.send(payload);
+            }
+            None => {}
+        }
+    }
+}
+
+impl Drop for Responder {
+    fn drop(&mut self) {
+        if let Some(To::Lane { lane, id, waiting }) = self.to.take() {
+            waiting.fetch_sub(1, Ordering::Relaxed);
+            lane.answer(FrameType::NoAnswer, id, Bytes::new());
+        }
+    }
+}

@@ -1,0 +1,88 @@
+//! What all connections of one node have in common.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::state::Lineage;
+use arc_swap::ArcSwap;
+use parking_lot::{Mutex, RwLock};
+use quinn::{ClientConfig, Endpoint, ServerConfig};
+use tokio::runtime::Handle;
+use tokio::sync::Semaphore;
+
+use super::hello::{Hello, Role, VERSIONS};
+use super::identity::TlsIdentity;
+use super::peer::Peer;
+use super::service::Service;
+use super::tls::Credentials;
+
+pub(super) struct Shared {
+    pub endpoint: Endpoint,
+    pub runtime: Handle,
+    pub service: Arc<dyn Service>,
+    pub cluster: ClusterId,
+    pub uid: NodeUid,
+    pub boot: BootId,
+    pub lineage: Mutex<Lineage>,
+    /// What `credentials` are made of; held while they are made anew.
+    pub trust: Mutex<Trust>,
+    pub credentials: ArcSwap<Credentials>,
+    pub tuning: Arc<quinn::TransportConfig>,
+    pub joiners: Arc<Semaphore>,
+    pub admins: Arc<Semaphore>,
+    pub peers: RwLock<HashMap<NodeUid, Arc<Peer>>>,
+    pub banned: RwLock<HashSet<NodeUid>>,
+    pub closed: AtomicBool,
+}
+
+/// This node's certificate and the authorities that it trusts.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Trust {
+    pub identity: TlsIdentity,
+    pub authorities: Vec<String>,
+}
+
+impl Shared {
+    /// The entry of a peer, made if there is none.
+    pub(super) fn peer(&self, uid: NodeUid) -> Arc<Peer> {
+        if let Some(peer) = self.peers.read().get(&uid) {
+            return peer.clone();
+        }
+        self.peers.write().entry(uid).or_insert_with(|| Arc::new(Peer::new(uid))).clone()
+    }
+
+    pub(super) fn is_banned(&self, uid: NodeUid) -> bool {
+        self.banned.read().contains(&uid)
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.closed.load(Ordering::Relaxed)
+    }
+
+    /// What this node says of itself.
+    pub(super) fn hello(&self) -> Hello {
+        Hello {
+            versions: VERSIONS,
+            role: Role::Node,
+            cluster: self.cluster,
+            lineage: *self.lineage.lock(),
+            uid: self.uid,
+            boot: self.boot,
+        }
+    }
+
+    pub(super) fn client_config(&self) -> ClientConfig {
+        let mut config = ClientConfig::new(self.credentials.load().client.clone());
+        config.transport_config(self.tuning.clone());
+        config
+    }
+}
+
+/// For the endpoint of a node.
+pub(super) fn server_config(credentials: &Credentials, tuning: Arc<quinn::TransportConfig>) -> ServerConfig {
+    let mut config = ServerConfig::with_crypto(credentials.server.clone());
+    config.transport_config(tuning);
+    config
+}

@@ -1,0 +1,86 @@
+//! The first bytes of each stream after the hello's: what it is.
+
+use bytes::{BufMut, Bytes};
+use quinn::{Connection, ConnectionError, RecvStream, WriteError};
+
+use super::limits::MAX_BULK_HEADER;
+use super::link::{Halves, LANES, lane_priority};
+use super::tuning::priority;
+
+const LANE: u8 = 1;
+const BULK: u8 = 2;
+
+/// Opens all lanes of a connection, as its dialler.
+pub(super) async fn open_lanes(connection: &Connection) -> Result<Vec<Halves>, OpenError> {
+    let mut lanes = Vec::with_capacity(LANES);
+    for index in 0..LANES {
+        let (mut send, recv) = connection.open_bi().await?;
+        // Only a stream that has ended has no priority.
+        let _ = send.set_priority(lane_priority(index));
+        send.write_all(&[LANE, index as u8]).await?;
+        lanes.push((send, recv));
+    }
+    Ok(lanes)
+}
+
+/// Waits for all lanes, as the side that was dialled. The caller sets the deadline.
+pub(super) async fn accept_lanes(connection: &Connection) -> Result<Vec<Halves>, OpenError> {
+    let mut lanes = Vec::with_capacity(LANES);
+    for index in 0..LANES {
+        let (send, mut recv) = connection.accept_bi().await?;
+        let _ = send.set_priority(lane_priority(index));
+        let mut head = [0; 2];
+        recv.read_exact(&mut head).await.map_err(|_| OpenError::Unexpected)?;
+        if head != [LANE, index as u8] {
+            return Err(OpenError::Unexpected);
+        }
+        lanes.push((send, recv));
+    }
+    Ok(lanes)
+}
+
+/// Opens a bulk stream and says what it is for.
+pub(super) async fn open_bulk(
+    connection: &Connection,
+    kind: u8,
+    header: Bytes,
+) -> Result<Halves, OpenError> {
+    if header.len() > MAX_BULK_HEADER {
+        return Err(OpenError::Header { bytes: header.len() });
+    }
+    let (mut send, recv) = connection.open_bi().await?;
+    let _ = send.set_priority(priority::BULK);
+    let mut opening = Vec::with_capacity(6 + header.len());
+    opening.put_slice(&[BULK, kind]);
+    opening.put_u32(header.len() as u32);
+    opening.put_slice(&header);
+    send.write_all(&opening).await?;
+    Ok((send, recv))
+}
+
+/// Reads what a peer's bulk stream is for. The caller sets the deadline.
+pub(super) async fn bulk_opening(recv: &mut RecvStream) -> Result<(u8, Bytes), OpenError> {
+    let mut head = [0; 6];
+    recv.read_exact(&mut head).await.map_err(|_| OpenError::Unexpected)?;
+    let [BULK, kind, length @ ..] = head else { return Err(OpenError::Unexpected) };
+    let length = u32::from_be_bytes(length) as usize;
+    if length > MAX_BULK_HEADER {
+        return Err(OpenError::Header { bytes: length });
+    }
+    let mut header = vec![0; length];
+    recv.read_exact(&mut header).await.map_err(|_| OpenError::Unexpected)?;
+    Ok((kind, header.into()))
+}
+
+/// Why a stream could not be opened or is none of ours.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum OpenError {
+    #[error(transparent)]
+    Connection(#[from] ConnectionError),
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    #[error("a stream that is neither a lane nor bulk, or ended early")]
+    Unexpected,
+    #[error("a bulk header of {bytes} bytes, at most {MAX_BULK_HEADER} are allowed")]
+    Header { bytes: usize },
+}

@@ -1,0 +1,140 @@
+//! Requests and answers between two healthy nodes.
+
+use super::*;
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_comes_back_over_either_lane_and_in_both_directions_of_one_connection() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    assert_eq!(a.call(&b.addr(), REVERSE, b"abc").await.unwrap(), "cba");
+    let control = a.transport.call(&b.addr(), Lane::Control, REVERSE, Bytes::from_static(b"xy"), soon()).await;
+    assert_eq!(control.unwrap(), "yx");
+    // b never dialled: an address where nobody listens proves that it uses a's connection.
+    let a_elsewhere = PeerAddr { uid: a.uid(), addr: "127.0.0.1:1".parse().unwrap() };
+    assert_eq!(b.call(&a_elsewhere, REVERSE, b"back").await.unwrap(), "kcab");
+    assert!(a.transport.is_up(b.uid()) && b.transport.is_up(a.uid()));
+    let seen = b.service.requests.lock().clone();
+    let from = PeerIdentity::Node { uid: a.uid(), boot: a.config.boot };
+    assert_eq!(seen, [(from.clone(), Lane::Data, REVERSE), (from, Lane::Control, REVERSE)]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn echo_is_answered_by_the_transport_and_the_service_never_sees_it() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    assert_eq!(a.call(&b.addr(), ECHO, b"hello").await.unwrap(), "hello");
+    assert_eq!(a.call(&a.addr(), ECHO, b"self").await.unwrap(), "self");
+    assert!(b.service.requests.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_thousand_concurrent_calls_of_all_sizes_get_each_its_own_answer() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let calls = (0..1000usize).map(|index| {
+        let (transport, to) = (a.transport.clone(), b.addr());
+        tokio::spawn(async move {
+            let payload: Bytes = (0..index * index % 50_021).map(|i| (i + index) as u8).collect();
+            let answer = transport.call(&to, Lane::Data, REVERSE, payload.clone(), soon()).await.unwrap();
+            assert!(answer.iter().rev().eq(payload.iter()));
+        })
+    });
+    for call in calls.collect::<Vec<_>>() {
+        within("a concurrent call", call).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_come_in_any_order_and_one_that_waits_holds_up_nobody() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let to = b.addr();
+    let (first, second) = (a.call(&to, HOLD, b""), a.call(&to, HOLD, b""));
+    tokio::pin!(first, second);
+    let hold = async {
+        let one = b.held().await;
+        let two = b.held().await;
+        assert_eq!(a.call(&b.addr(), REVERSE, b"quick").await.unwrap(), "kciuq");
+        two.send(Bytes::from_static(b"two"));
+        one.send(Bytes::from_static(b"one"));
+    };
+    let (first, second, ()) = tokio::join!(first, second, hold);
+    let mut answers = [first.unwrap(), second.unwrap()];
+    answers.sort();
+    assert_eq!(answers, ["one", "two"]);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_responder_dropped_ends_the_call_at_once_with_no_answer() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    for to in [b.addr(), a.addr()] {
+        assert_eq!(a.call(&to, DROP, b"").await, Err(CallError::NoAnswer));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deadline_ends_the_call_and_says_whether_it_was_sent() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    a.call(&b.addr(), ECHO, b"").await.unwrap();
+    let to = b.addr();
+    let hold = |deadline| a.transport.call(&to, Lane::Data, HOLD, Bytes::new(), deadline);
+    let begun = Instant::now();
+    let (past, soon) = tokio::join!(hold(begun), hold(begun + Duration::from_millis(50)));
+    assert_eq!(past, Err(CallError::Deadline { sent: false }));
+    assert_eq!(soon, Err(CallError::Deadline { sent: true }));
+    assert!(begun.elapsed() < Duration::from_secs(2));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_largest_frame_passes_both_ways_and_a_larger_one_is_refused_unsent() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let largest = vec![7; limits::MAX_FRAME];
+    assert_eq!(a.call(&b.addr(), REVERSE, &largest).await.unwrap(), largest);
+    let bytes = limits::MAX_FRAME + 1;
+    let refused = a.call(&b.addr(), REVERSE, &vec![7; bytes]).await;
+    assert_eq!(refused, Err(CallError::TooLarge { bytes, limit: limits::MAX_FRAME }));
+    assert_eq!(b.service.requests.lock().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_that_fits_no_frame_is_no_answer_and_the_next_call_works() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let to = b.addr();
+    let answer = async { b.held().await.send(vec![0; limits::MAX_FRAME + 1].into()) };
+    let (call, ()) = tokio::join!(a.call(&to, HOLD, b""), answer);
+    assert_eq!(call, Err(CallError::NoAnswer));
+    assert_eq!(a.call(&to, REVERSE, b"ok").await.unwrap(), "ko");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn more_calls_than_a_lane_holds_are_refused_at_once_as_overloaded() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    a.call(&b.addr(), ECHO, b"").await.unwrap();
+    let lanes = limits::MAX_CALLS * limits::DATA_LANES;
+    let deadline = soon();
+    let calls: Vec<_> = (0..lanes)
+        .map(|_| {
+            let (transport, to) = (a.transport.clone(), b.addr());
+            tokio::spawn(async move { transport.call(&to, Lane::Data, HOLD, Bytes::new(), deadline).await })
+        })
+        .collect();
+    within("all calls to arrive", async {
+        while b.service.held.lock().len() < lanes {
+            b.service.held_changed.notified().await;
+        }
+    })
+    .await;
+    assert_eq!(a.call(&b.addr(), REVERSE, b"").await, Err(CallError::Overloaded));
+    for responder in b.service.held.lock().drain(..) {
+        responder.send(Bytes::new());
+    }
+    for call in calls {
+        assert_eq!(within("a held call", call).await.unwrap(), Ok(Bytes::new()));
+    }
+    assert_eq!(a.call(&b.addr(), REVERSE, b"12").await.unwrap(), "21");
+}

@@ -1,0 +1,116 @@
+//! Certificates, trust and its change.
+
+use super::super::identity::NodeKey;
+use super::super::tls::{names, names_admin, names_node};
+use super::*;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+fn leaf(pem: &str) -> CertificateDer<'static> {
+    CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+}
+
+#[test]
+fn a_certificate_carries_its_role_and_no_other() {
+    let world = World::new();
+    let own = uid();
+    let node = leaf(&world.authority.sign_node(own).unwrap().cert_pem);
+    assert!(names_node(&node, own) && names(&node, super::super::identity::ANY_NODE));
+    assert!(!names_node(&node, uid()) && !names_admin(&node));
+    let admin = leaf(&world.admin().cert_pem);
+    assert!(names_admin(&admin) && !names_node(&admin, own));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_key_made_by_the_joiner_is_signed_without_leaving_it() {
+    let world = World::new();
+    let key = NodeKey::generate().unwrap();
+    let mut config = world.config(uid());
+    let chain = world.authority.sign_node_key(config.uid, &key.public_key).unwrap();
+    config.identity = key.with_certificate(chain);
+    let (a, b) = (Node::start(config), world.node());
+    assert_eq!(a.call(&b.addr(), ECHO, b"hi").await.unwrap(), "hi");
+    assert!(world.authority.sign_node_key(uid(), b"junk").is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_a_foreign_authority_is_refused_from_either_side() {
+    let world = World::new();
+    let b = world.node();
+    // Same cluster id, own authority: trusts everybody, is trusted by nobody.
+    let foreign = World { authority: Authority::create(world.authority.cluster).unwrap() };
+    let mut config = foreign.config(uid());
+    config.authorities.push(world.authority.cert_pem.clone());
+    let stranger = Node::start(config);
+    let error = stranger.call(&b.addr(), REVERSE, b"let me in").await.unwrap_err();
+    assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+    let error = b.call(&stranger.addr(), REVERSE, b"").await.unwrap_err();
+    assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+    assert!(b.service.requests.lock().is_empty() && stranger.service.requests.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_with_another_nodes_certificate_is_refused() {
+    let world = World::new();
+    let b = world.node();
+    let mut config = world.config(uid());
+    config.identity = world.authority.sign_node(uid()).unwrap();
+    let liar = Node::start(config);
+    let error = liar.call(&b.addr(), REVERSE, b"").await.unwrap_err();
+    assert!(error.to_string().contains("certificate is not that of node"), "{error}");
+    // An operator is no node either.
+    let mut config = world.config(uid());
+    config.identity = world.admin();
+    let error = Node::start(config).call(&b.addr(), REVERSE, b"").await.unwrap_err();
+    assert!(error.to_string().contains("certificate is not that of node"), "{error}");
+    assert!(b.service.requests.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_of_another_cluster_is_refused_with_the_reason() {
+    let world = World::new();
+    let b = world.node();
+    let mut config = world.config(uid());
+    config.cluster = ClusterId(rand::random());
+    let lost = Node::start(config);
+    for (from, to) in [(&lost, &b), (&b, &lost)] {
+        let error = from.call(&to.addr(), REVERSE, b"").await.unwrap_err();
+        assert!(matches!(&error, CallError::Unreachable(why) if why.contains("meets cluster")), "{error}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn who_dials_one_node_and_finds_another_refuses_it() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let wrong = PeerAddr { uid: uid(), addr: b.addr().addr };
+    let error = a.call(&wrong, REVERSE, b"").await.unwrap_err();
+    assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+    assert!(b.service.requests.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn authorities_are_swapped_without_a_restart() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    a.call(&b.addr(), ECHO, b"").await.unwrap();
+    let next = World { authority: Authority::create(world.authority.cluster).unwrap() };
+    // Both trust both; a gets its new certificate; b stops trusting the old authority.
+    let both = vec![world.authority.cert_pem.clone(), next.authority.cert_pem.clone()];
+    for node in [&a, &b] {
+        node.transport.set_authorities(both.clone()).unwrap();
+    }
+    a.call(&b.addr(), ECHO, b"").await.unwrap();
+    b.transport.set_identity(next.authority.sign_node(b.uid()).unwrap()).unwrap();
+    b.transport.set_authorities(vec![next.authority.cert_pem.clone()]).unwrap();
+    within("the old certificate to be refused", async {
+        while a.call(&b.addr(), REVERSE, b"").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    a.transport.set_identity(next.authority.sign_node(a.uid()).unwrap()).unwrap();
+    a.call_until_answered(&b.addr()).await;
+    assert!(a.transport.set_authorities(vec!["junk".to_owned()]).is_err());
+    a.call(&b.addr(), ECHO, b"").await.unwrap();
+}

@@ -1,0 +1,161 @@
+//! Connections that come, go, double and are replaced.
+
+use super::*;
+
+/// A node on a runtime of its own, so that it can vanish as a killed process does: its tasks stop
+/// and its socket closes with no word to anybody.
+struct Doomed {
+    runtime: Option<tokio::runtime::Runtime>,
+    node: Node,
+}
+
+impl Doomed {
+    fn start(config: TransportConfig) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let _inside = runtime.enter();
+        let node = Node::start(config);
+        Self { node, runtime: Some(runtime) }
+    }
+
+    fn kill(mut self) -> TransportConfig {
+        self.runtime.take().unwrap().shutdown_background();
+        self.node.config.clone()
+    }
+}
+
+async fn killed_while_a_call_waits(a: &Node, b: Doomed) -> (TransportConfig, CallError, Duration) {
+    let to = b.node.addr();
+    let (transport, peer) = (a.transport.clone(), to.clone());
+    let call = tokio::spawn(async move { transport.call(&peer, Lane::Data, HOLD, Bytes::new(), soon()).await });
+    let held = b.node.held().await;
+    let killed = Instant::now();
+    let config = b.kill();
+    let error = within("the call's end", call).await.unwrap().unwrap_err();
+    let took = killed.elapsed();
+    drop(held);
+    (config, error, took)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachable_then_comes_back() {
+    let world = World::new();
+    let a = world.node();
+    let (config, error, took) = killed_while_a_call_waits(&a, Doomed::start(world.config(uid()))).await;
+    assert!(matches!(error, CallError::Lost(_)), "{error}");
+    assert!(took < Duration::from_secs(1), "{took:?}");
+    let peer = PeerAddr { uid: config.uid, addr: config.listen };
+    assert!(!a.transport.is_up(peer.uid));
+    let asked = Instant::now();
+    let error = a.call(&peer, REVERSE, b"").await.unwrap_err();
+    assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+    assert!(asked.elapsed() < Duration::from_millis(300), "refused at once: {:?}", asked.elapsed());
+    // Started again under the same address, and told nothing: a's background dial finds it.
+    let again = within("the port to be free", async {
+        let config = TransportConfig { boot: BootId(rand::random()), ..config };
+        while std::net::UdpSocket::bind(config.listen).is_err() {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+        Node::start(config)
+    })
+    .await;
+    a.call_until_answered(&again.addr()).await;
+    assert!(a.transport.is_up(peer.uid));
+    again.call(&a.addr(), ECHO, b"").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_that_closes_ends_calls_at_once() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let to = b.addr();
+    let close = async {
+        let held = b.held().await;
+        let closing = Instant::now();
+        b.transport.close().await;
+        drop(held);
+        closing
+    };
+    let (call, closing) = tokio::join!(a.call(&to, HOLD, b""), close);
+    assert!(matches!(&call, Err(CallError::Lost(why)) if why.contains("stopped")), "{call:?}");
+    assert!(closing.elapsed() < Duration::from_millis(700), "{:?}", closing.elapsed());
+    let error = b.call(&a.addr(), ECHO, b"").await.unwrap_err();
+    assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_longer() {
+    let world = World::new();
+    let a = world.node();
+    // Bound and silent.
+    let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+    let peer = PeerAddr { uid: uid(), addr: silent.local_addr().unwrap() };
+    let begun = Instant::now();
+    let early = a.transport.call(&peer, Lane::Data, ECHO, Bytes::new(), begun + Duration::from_millis(100)).await;
+    assert_eq!(early, Err(CallError::Deadline { sent: false }));
+    let error = a.call(&peer, ECHO, b"").await.unwrap_err();
+    assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+    assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let calls = (0..100u8).map(|index| {
+        let (from, to) = if index % 2 == 0 { (&a, b.addr()) } else { (&b, a.addr()) };
+        let transport = from.transport.clone();
+        tokio::spawn(async move { transport.call(&to, Lane::Data, REVERSE, Bytes::from(vec![index]), soon()).await })
+    });
+    for (index, call) in calls.collect::<Vec<_>>().into_iter().enumerate() {
+        assert_eq!(within("a call", call).await.unwrap(), Ok(Bytes::from(vec![index as u8])));
+    }
+    within("one connection to be left", async {
+        loop {
+            a.call(&b.addr(), ECHO, b"").await.unwrap();
+            b.call(&a.addr(), ECHO, b"").await.unwrap();
+            let count = |node: &Node, peer| node.transport.shared.peer(peer).links().len();
+            if (count(&a, b.uid()), count(&b, a.uid())) == (1, 1) {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_newer_run_replaces_the_older_which_is_told_and_refused_from_then_on() {
+    let world = World::new();
+    let a = world.node();
+    let older = world.node();
+    older.call(&a.addr(), ECHO, b"").await.unwrap();
+    let newer = Node::start(TransportConfig {
+        boot: BootId(rand::random()),
+        listen: LOOPBACK,
+        ..older.config.clone()
+    });
+    newer.call(&a.addr(), ECHO, b"").await.unwrap();
+    within("the older run to be told", older.service.superseded.notified()).await;
+    assert_eq!(a.transport.peer_info(newer.uid()).map(|(_, boot)| boot), Some(newer.config.boot));
+    let error = older.call(&a.addr(), ECHO, b"").await.unwrap_err();
+    assert!(matches!(&error, CallError::Unreachable(why) if why.contains("newer run")), "{error}");
+    newer.call(&a.addr(), ECHO, b"").await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removed_node_is_disconnected_and_refused() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    b.call(&a.addr(), ECHO, b"").await.unwrap();
+    a.transport.set_banned([b.uid()].into());
+    within("the removed node to be refused", async {
+        while b.call(&a.addr(), ECHO, b"").await.is_ok() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let error = a.call(&b.addr(), ECHO, b"").await.unwrap_err();
+    assert!(matches!(error, CallError::Unreachable(_)), "{error}");
+    a.transport.set_banned([].into());
+    b.call_until_answered(&a.addr()).await;
+}

@@ -1,0 +1,146 @@
+//! Clients that are no nodes, and those that are nobody.
+
+use std::net::UdpSocket;
+
+use super::super::client::Client;
+use super::super::identity::fingerprint;
+use super::super::kind::{BULK_ADMIN, BULK_HANDOFF, BULK_JOIN};
+use super::*;
+
+const LIMIT: Duration = Duration::from_secs(5);
+
+async fn joiner(world: &World, node: &Node) -> Client {
+    let authorities = vec![world.authority.cert_pem.clone()];
+    Client::connect(node.addr().addr, None, authorities, LIMIT).await.unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_operator_is_known_by_its_certificate() {
+    let world = World::new();
+    let mut node = world.node();
+    let authorities = vec![world.authority.cert_pem.clone()];
+    let client = Client::connect(node.addr().addr, Some(world.admin()), authorities, LIMIT).await.unwrap();
+    assert_eq!((client.node(), client.cluster()), (node.uid(), world.authority.cluster));
+    let mut ours = client.open_bulk(BULK_ADMIN, Bytes::from_static(b"status")).await.unwrap();
+    let (from, kind, header, mut theirs) = within("the stream", node.bulk.recv()).await.unwrap();
+    assert_eq!((from, kind, header), (PeerIdentity::Admin, BULK_ADMIN, Bytes::from_static(b"status")));
+    theirs.send.frame(Bytes::from_static(b"well")).await.unwrap();
+    assert_eq!(ours.recv.frame().await.unwrap().unwrap(), "well");
+    // The streams keep the connection; the last of them ends it.
+    drop(client);
+    theirs.send.frame(Bytes::from_static(b"still")).await.unwrap();
+    assert_eq!(ours.recv.frame().await.unwrap().unwrap(), "still");
+    drop(ours);
+    assert!(within("the end", theirs.recv.frame()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_certificate_of_another_authority_gets_nothing() {
+    let world = World::new();
+    let mut node = world.node();
+    let foreign = World::new();
+    let authorities = vec![world.authority.cert_pem.clone()];
+    let refused = Client::connect(node.addr().addr, Some(foreign.admin()), authorities, LIMIT).await;
+    assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
+    // And a client that trusts another authority does not talk to the node.
+    let authorities = vec![foreign.authority.cert_pem.clone()];
+    let refused = Client::connect(node.addr().addr, Some(foreign.admin()), authorities, LIMIT).await;
+    assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
+    assert!(node.bulk.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_certificate_is_no_operators() {
+    let world = World::new();
+    let node = world.node();
+    let identity = world.authority.sign_node(uid()).unwrap();
+    let authorities = vec![world.authority.cert_pem.clone()];
+    let refused = Client::connect(node.addr().addr, Some(identity), authorities, LIMIT).await.err().unwrap();
+    assert!(refused.to_string().contains("operator's certificate"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_may_ask_to_join_by_a_pinned_fingerprint() {
+    let world = World::new();
+    let mut node = world.node();
+    let pin = fingerprint(&world.authority.cert_pem).unwrap();
+    let client = Client::connect_pinned(node.addr().addr, pin, LIMIT).await.unwrap();
+    let mut ours = client.open_bulk(BULK_JOIN, Bytes::from_static(b"token")).await.unwrap();
+    let (from, kind, header, mut theirs) = within("the stream", node.bulk.recv()).await.unwrap();
+    assert_eq!((from, kind, header), (PeerIdentity::Joiner, BULK_JOIN, Bytes::from_static(b"token")));
+    theirs.send.frame(Bytes::from_static(b"welcome")).await.unwrap();
+    assert_eq!(ours.recv.frame().await.unwrap().unwrap(), "welcome");
+    let other = fingerprint(&World::new().authority.cert_pem).unwrap();
+    let refused = Client::connect_pinned(node.addr().addr, other, LIMIT).await;
+    assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_gets_nothing_else() {
+    let world = World::new();
+    let mut node = world.node();
+    for kind in [BULK_ADMIN, BULK_HANDOFF, 0] {
+        let client = joiner(&world, &node).await;
+        let mut stream = client.open_bulk(kind, Bytes::new()).await.unwrap();
+        let error = within("the refusal", stream.recv.frame()).await.unwrap_err();
+        assert!(matches!(&error, BulkError::Lost(why) if why.contains("only ask to join")), "{error}");
+    }
+    assert!(node.bulk.try_recv().is_err());
+    // Nor a second stream of the right kind.
+    let client = joiner(&world, &node).await;
+    let mut first = client.open_bulk(BULK_JOIN, Bytes::new()).await.unwrap();
+    let _second = client.open_bulk(BULK_JOIN, Bytes::new()).await.unwrap();
+    assert!(within("the refusal", first.recv.frame()).await.is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn joiners_have_few_places_and_nodes_are_not_kept_out_by_them() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    let mut joiners = Vec::new();
+    for _ in 0..limits::MAX_JOINERS {
+        joiners.push(joiner(&world, &a).await);
+    }
+    let authorities = vec![world.authority.cert_pem.clone()];
+    let refused = Client::connect(a.addr().addr, None, authorities.clone(), LIMIT).await.err().unwrap();
+    assert!(refused.to_string().contains("too many"), "{refused}");
+    b.call(&a.addr(), ECHO, b"").await.unwrap();
+    joiners.pop().unwrap().close().await;
+    within("a place", async {
+        while Client::connect(a.addr().addr, None, authorities.clone(), LIMIT).await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn junk_datagrams_do_nothing() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    b.call(&a.addr(), ECHO, b"").await.unwrap();
+    let socket = UdpSocket::bind(LOOPBACK).unwrap();
+    for round in 0..5_000usize {
+        let mut junk: Vec<u8> = (0..round % 1400).map(|_| rand::random()).collect();
+        // A third of them look like the first packet of a QUIC connection.
+        if round % 3 == 0 && junk.len() > 5 {
+            junk[..5].copy_from_slice(&[0xc3, 0, 0, 0, 1]);
+        }
+        // A full socket buffer loses some: that is what junk deserves.
+        let _ = socket.send_to(&junk, a.addr().addr);
+    }
+    for _ in 0..10 {
+        assert_eq!(b.call(&a.addr(), REVERSE, b"fine").await.unwrap(), "enif");
+    }
+    assert!(joiner(&world, &a).await.open_bulk(BULK_JOIN, Bytes::new()).await.is_ok());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn nobody_there_is_a_timeout_and_not_a_wait() {
+    let silent = UdpSocket::bind(LOOPBACK).unwrap();
+    let addr = silent.local_addr().unwrap();
+    let authorities = vec![World::new().authority.cert_pem];
+    let limit = Duration::from_millis(300);
+    let error = Client::connect(addr, None, authorities, limit).await.err();
+    assert_eq!(error, Some(ConnectError::Timeout(addr)));
+}

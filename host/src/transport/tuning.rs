@@ -1,0 +1,71 @@
+//! How QUIC is set up, and why.
+
+use std::sync::Arc;
+
+use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
+
+use super::limits::{DATA_LANES, IDLE_TIMEOUT, KEEP_ALIVE, MAX_BULK_STREAMS, STREAM_WINDOW};
+
+/// Lanes and hello: the streams of a connection that are not bulk.
+const OTHER_STREAMS: u32 = DATA_LANES as u32 + 2;
+
+/// Largest packet to look for: a jumbo frame without IP and UDP headers. On loopback and in data
+/// centres it is found within a few round trips; elsewhere the search ends at what the path carries.
+const LARGEST_PACKET: u16 = 8952;
+
+/// The priorities of streams: control before commands before bulk.
+pub(super) mod priority {
+    pub(in crate::transport) const CONTROL: i32 = 2;
+    pub(in crate::transport) const DATA: i32 = 1;
+    pub(in crate::transport) const BULK: i32 = -1;
+}
+
+/// For every connection, dialled or accepted.
+pub(super) fn transport() -> Arc<TransportConfig> {
+    let mut config = TransportConfig::default();
+    let streams = MAX_BULK_STREAMS as u32 + OTHER_STREAMS;
+    // All streams stalled at once must not stall the connection: lanes live beside bulk streams
+    // whose reader is slow. So the connection's windows hold every stream's window, both ways.
+    let all_windows = STREAM_WINDOW * streams;
+    config
+        .max_concurrent_bidi_streams(streams.into())
+        .max_concurrent_uni_streams(0u32.into())
+        .stream_receive_window(STREAM_WINDOW.into())
+        .receive_window(all_windows.into())
+        .send_window(all_windows.into())
+        // A lane is one long stream per priority and bulk streams have big frames: taking turns
+        // between them packet by packet would only cut what is written together.
+        .send_fairness(false)
+        .keep_alive_interval(Some(KEEP_ALIVE))
+        .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32))))
+        // Before the first measurement. Nodes are near each other; with QUIC's 333 ms a lost
+        // first packet would be sent again only when the dial's time is over.
+        .initial_rtt(std::time::Duration::from_millis(50))
+        .mtu_discovery_config(Some(mtu_discovery()))
+        .ack_frequency_config(Some(ack_frequency()))
+        // Datagrams are the failure detector's: small and few, but they must be there.
+        .datagram_receive_buffer_size(Some(256 << 10))
+        .datagram_send_buffer_size(256 << 10);
+    Arc::new(config)
+}
+
+fn mtu_discovery() -> MtuDiscoveryConfig {
+    let mut config = MtuDiscoveryConfig::default();
+    config.upper_bound(LARGEST_PACKET);
+    config
+}
+
+/// Fewer acknowledgements: an answer mostly carries them anyway.
+fn ack_frequency() -> AckFrequencyConfig {
+    let mut config = AckFrequencyConfig::default();
+    config.ack_eliciting_threshold(10u32.into());
+    config
+}
+
+/// For a node's or a client's socket.
+pub(super) fn endpoint() -> EndpointConfig {
+    let mut config = EndpointConfig::default();
+    // In range by construction: at least 1200.
+    let _ = config.max_udp_payload_size(LARGEST_PACKET);
+    config
+}
