@@ -27,7 +27,7 @@ pub(super) type Token = Arc<TokenInner>;
 
 /// See [`Token`].
 pub(super) struct TokenInner {
-    /// Told apart by its strong count: see `Link::bulk_in_use`.
+    /// Told apart by its strong count: see `Link::is_idle`.
     pub _in_use: Arc<()>,
     /// Ours, if we opened it.
     pub _permit: Option<OwnedSemaphorePermit>,
@@ -47,7 +47,13 @@ impl BulkStream {
     pub(super) fn new(send: SendStream, recv: RecvStream, token: Token) -> Self {
         Self {
             send: BulkSend { stream: send, finished: false, _token: token.clone() },
-            recv: BulkRecv { stream: recv, bytes: Assembler::default(), length: None, ended: false, _token: token },
+            recv: BulkRecv {
+                stream: recv,
+                bytes: Assembler::default(),
+                length: None,
+                ended: false,
+                _token: token,
+            },
         }
     }
 }

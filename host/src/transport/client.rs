@@ -72,9 +72,8 @@ impl Client {
         let mut config = ClientConfig::new(crypto);
         config.transport_config(tuning::transport());
         let endpoint = client_endpoint(addr).map_err(|error| unreachable(error.to_string()))?;
-        let connecting = endpoint
-            .connect_with(config, addr, ANY_NODE)
-            .map_err(|error| unreachable(error.to_string()))?;
+        let connecting =
+            endpoint.connect_with(config, addr, ANY_NODE).map_err(|error| unreachable(error.to_string()))?;
         let meet = async {
             let connection = connecting.await.map_err(|error| refused(addr, &error))?;
             let open = Arc::new(Open { endpoint, connection });

@@ -33,8 +33,12 @@ pub(super) enum Close {
 }
 
 impl Close {
-    /// Closes the connection, with a reason for the peer's log.
+    /// Closes the connection, with a reason for the peer's log. One that has ended already keeps
+    /// the reason of its end.
     pub(super) fn close(self, connection: &Connection, reason: &str) {
+        if connection.close_reason().is_some() {
+            return;
+        }
         connection.close(VarInt::from_u32(self as u32), reason.as_bytes());
     }
 
@@ -48,7 +52,9 @@ impl Close {
 /// What happened to a connection, for people.
 pub(super) fn describe(error: &ConnectionError) -> String {
     match error {
-        ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => "closed by the peer".to_owned(),
+        ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => {
+            "closed by the peer".to_owned()
+        }
         ConnectionError::ApplicationClosed(close) => {
             format!("closed by the peer: {}", String::from_utf8_lossy(&close.reason))
         }

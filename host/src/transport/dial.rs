@@ -21,10 +21,8 @@ use super::stream::open_lanes;
 pub(super) async fn dial(shared: &Arc<Shared>, uid: NodeUid, addr: SocketAddr) -> Result<(), String> {
     let attempt = async {
         let connecting = shared.endpoint.connect_with(shared.client_config(), addr, &node_name(uid));
-        let connection = connecting
-            .map_err(|error| error.to_string())?
-            .await
-            .map_err(|error| describe(&error))?;
+        let connection =
+            connecting.map_err(|error| error.to_string())?.await.map_err(|error| describe(&error))?;
         let met = match greet(shared, uid, &connection).await {
             Ok((peer, lanes)) => establish(shared, &connection, &peer, true, lanes),
             Err(refusal) => Err(refusal),
@@ -85,10 +83,10 @@ pub(super) fn establish(
     link.start(lanes, &shared.service);
     entry.adopt(shared, link.clone())?;
     tracing::debug!(peer = %link.uid, boot = %link.boot, dialled, "connected");
-    let (shared, bulk) = (shared.clone(), link.bulk_in_use());
+    let shared = shared.clone();
     tokio::spawn(async move {
         tokio::select! {
-            () = serve_bulk(&shared, &link.connection, link.identity(), &bulk) => {}
+            () = serve_bulk(&shared, &link.connection, link.identity(), &link.bulk_in_use) => {}
             _ = link.connection.closed() => {}
         }
         let error = link.connection.closed().await;

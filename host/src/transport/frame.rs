@@ -154,7 +154,8 @@ mod tests {
     use proptest::prelude::*;
 
     fn frames() -> impl Strategy<Value = Vec<(Header, Vec<u8>)>> {
-        let one = (0u8..4, any::<u8>(), any::<u32>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..200));
+        let one =
+            (0u8..4, any::<u8>(), any::<u32>(), any::<u64>(), prop::collection::vec(any::<u8>(), 0..200));
         prop::collection::vec(one, 0..20).prop_map(|frames| {
             let header = |(t, kind, left_ms, id, payload): (u8, u8, u32, u64, Vec<u8>)| {
                 let frame_type = FrameType::parse(t).unwrap();
@@ -169,7 +170,9 @@ mod tests {
         at.push(bytes.len());
         at.sort_unstable();
         let mut from = 0;
-        at.into_iter().map(|to| Bytes::copy_from_slice(&bytes[std::mem::replace(&mut from, to)..to])).collect()
+        at.into_iter()
+            .map(|to| Bytes::copy_from_slice(&bytes[std::mem::replace(&mut from, to)..to]))
+            .collect()
     }
 
     fn decode(chunks: Vec<Bytes>, limit: usize) -> Result<Vec<(Header, Vec<u8>)>, FrameError> {

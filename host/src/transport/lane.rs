@@ -91,11 +91,6 @@ impl Lane {
         self.pending.is_empty() && self.queue.bytes() == 0
     }
 
-    /// How much waits to be written.
-    pub(super) fn queued_bytes(&self) -> usize {
-        self.queue.bytes()
-    }
-
     /// The writer. Ends when the lane or the connection is closed.
     pub(super) async fn write(self: Arc<Self>, mut send: SendStream) {
         while let Some(mut pieces) = self.queue.take().await {
@@ -146,7 +141,9 @@ impl Reader {
 
     fn frame(&self, header: Header, payload: Bytes, now: Instant) {
         match header.frame_type {
-            FrameType::Request if header.kind == ECHO => self.lane.answer(FrameType::Answer, header.id, payload),
+            FrameType::Request if header.kind == ECHO => {
+                self.lane.answer(FrameType::Answer, header.id, payload)
+            }
             FrameType::Request => self.request(header, payload, now),
             answer => self.lane.pending.finish(header.id, (answer, payload)),
         }

@@ -53,8 +53,8 @@ pub(super) struct Link {
     lanes: [Arc<Wire>; LANES],
     turn: AtomicUsize,
     bulk_places: Arc<Semaphore>,
-    /// One clone per bulk stream, opened by whichever side.
-    bulk_in_use: Arc<()>,
+    /// One clone per bulk stream, opened by whichever side, and this one.
+    pub bulk_in_use: Arc<()>,
     /// Requests of the peer that are not answered yet.
     requests: Arc<AtomicUsize>,
     activity: Arc<AtomicUsize>,
@@ -144,18 +144,12 @@ impl Link {
             Ok(Err(_)) => return None,
             Err(elapsed) => return Some(Err(late(elapsed))),
         };
-        let token =
-            TokenInner { _in_use: self.bulk_in_use.clone(), _permit: Some(place), _keep: None };
+        let token = TokenInner { _in_use: self.bulk_in_use.clone(), _permit: Some(place), _keep: None };
         match timeout_at(deadline, open_bulk(&self.connection, kind, header)).await {
             Ok(Ok((send, recv))) => Some(Ok(BulkStream::new(send, recv, Arc::new(token)))),
             Ok(Err(_)) => None,
             Err(elapsed) => Some(Err(late(elapsed))),
         }
-    }
-
-    /// What counts as in use for as long as it lives.
-    pub(super) fn bulk_in_use(&self) -> Arc<()> {
-        self.bulk_in_use.clone()
     }
 
     /// Does it carry nothing at all at the moment, as far as this side knows?

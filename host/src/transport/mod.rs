@@ -158,7 +158,13 @@ impl Transport {
         }
     }
 
-    async fn call_here(&self, lane: Lane, kind: u8, payload: Bytes, deadline: Instant) -> Result<Bytes, CallError> {
+    async fn call_here(
+        &self,
+        lane: Lane,
+        kind: u8,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
         if kind == kind::ECHO {
             return Ok(payload);
         }
@@ -207,7 +213,9 @@ impl Transport {
     /// A link that refuses calls is about to be replaced in the table.
     async fn wait_replaced(&self, link: &Arc<Link>, deadline: Instant) -> Result<(), CallError> {
         let peer = self.shared.peer(link.uid);
-        tokio::time::timeout_at(deadline, peer.replaced(link)).await.map_err(|_| CallError::Deadline { sent: false })
+        tokio::time::timeout_at(deadline, peer.replaced(link))
+            .await
+            .map_err(|_| CallError::Deadline { sent: false })
     }
 
     /// Connected, and heard from within [`limits::SILENCE_LIMIT`]?

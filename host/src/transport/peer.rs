@@ -106,7 +106,11 @@ impl Peer {
     }
 
     /// `None`: a first dial is under way.
-    fn want(self: &Arc<Self>, shared: &Arc<Shared>, addr: SocketAddr) -> Result<Option<Arc<Link>>, CallError> {
+    fn want(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        addr: SocketAddr,
+    ) -> Result<Option<Arc<Link>>, CallError> {
         let mut state = self.state.lock();
         if let Some(link) = self.link() {
             return Ok(Some(link));
@@ -116,7 +120,9 @@ impl Peer {
         match state.dialling {
             Dialling::First => Ok(None),
             Dialling::Again => Err(CallError::Unreachable(state.failure.clone())),
-            Dialling::No if shared.is_closed() => Err(CallError::Unreachable("this node is closing".to_owned())),
+            Dialling::No if shared.is_closed() => {
+                Err(CallError::Unreachable("this node is closing".to_owned()))
+            }
             Dialling::No => {
                 self.start_dialling(shared, &mut state, Dialling::First);
                 Ok(None)
@@ -166,7 +172,11 @@ impl Peer {
     }
 
     /// Takes a connection into use.
-    pub(super) fn adopt(self: &Arc<Self>, shared: &Arc<Shared>, link: Arc<Link>) -> Result<(), (Close, String)> {
+    pub(super) fn adopt(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        link: Arc<Link>,
+    ) -> Result<(), (Close, String)> {
         let mut state = self.state.lock();
         state.check_boot(link.boot)?;
         if let Some(past) = state.boot.replace(link.boot).filter(|past| *past != link.boot) {

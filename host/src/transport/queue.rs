@@ -120,8 +120,7 @@ mod tests {
     use super::*;
 
     fn push(queue: &Queue, id: u64, bytes: usize) -> Result<(), NoRoom> {
-        let header =
-            Header { length: bytes as u32, frame_type: FrameType::Request, kind: 1, left_ms: 0, id };
+        let header = Header { length: bytes as u32, frame_type: FrameType::Request, kind: 1, left_ms: 0, id };
         queue.push(header, Bytes::from(vec![id as u8; bytes]))
     }
 

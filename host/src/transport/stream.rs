@@ -40,11 +40,7 @@ pub(super) async fn accept_lanes(connection: &Connection) -> Result<Vec<Halves>,
 }
 
 /// Opens a bulk stream and says what it is for.
-pub(super) async fn open_bulk(
-    connection: &Connection,
-    kind: u8,
-    header: Bytes,
-) -> Result<Halves, OpenError> {
+pub(super) async fn open_bulk(connection: &Connection, kind: u8, header: Bytes) -> Result<Halves, OpenError> {
     if header.len() > MAX_BULK_HEADER {
         return Err(OpenError::Header { bytes: header.len() });
     }

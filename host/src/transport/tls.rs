@@ -174,10 +174,8 @@ impl ServerCertVerifier for Pinned {
         now: UnixTime,
     ) -> Result<ServerCertVerified, rustls::Error> {
         let unknown = || rustls::Error::InvalidCertificate(rustls::CertificateError::UnknownIssuer);
-        let authority = intermediates
-            .iter()
-            .find(|cert| fingerprint_of(cert) == self.fingerprint)
-            .ok_or_else(unknown)?;
+        let authority =
+            intermediates.iter().find(|cert| fingerprint_of(cert) == self.fingerprint).ok_or_else(unknown)?;
         let mut roots = RootCertStore::empty();
         roots.add(authority.clone().into_owned())?;
         WebPkiServerVerifier::builder_with_provider(Arc::new(roots), self.provider.clone())

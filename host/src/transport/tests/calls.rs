@@ -7,7 +7,8 @@ async fn an_answer_comes_back_over_either_lane_and_in_both_directions_of_one_con
     let world = World::new();
     let (a, b) = (world.node(), world.node());
     assert_eq!(a.call(&b.addr(), REVERSE, b"abc").await.unwrap(), "cba");
-    let control = a.transport.call(&b.addr(), Lane::Control, REVERSE, Bytes::from_static(b"xy"), soon()).await;
+    let control =
+        a.transport.call(&b.addr(), Lane::Control, REVERSE, Bytes::from_static(b"xy"), soon()).await;
     assert_eq!(control.unwrap(), "yx");
     // b never dialled: an address where nobody listens proves that it uses a's connection.
     let a_elsewhere = PeerAddr { uid: a.uid(), addr: "127.0.0.1:1".parse().unwrap() };

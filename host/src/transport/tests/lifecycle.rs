@@ -11,7 +11,8 @@ struct Doomed {
 
 impl Doomed {
     fn start(config: TransportConfig) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
+        let runtime =
+            tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let _inside = runtime.enter();
         let node = Node::start(config);
         Self { node, runtime: Some(runtime) }
@@ -26,7 +27,8 @@ impl Doomed {
 async fn killed_while_a_call_waits(a: &Node, b: Doomed) -> (TransportConfig, CallError, Duration) {
     let to = b.node.addr();
     let (transport, peer) = (a.transport.clone(), to.clone());
-    let call = tokio::spawn(async move { transport.call(&peer, Lane::Data, HOLD, Bytes::new(), soon()).await });
+    let call =
+        tokio::spawn(async move { transport.call(&peer, Lane::Data, HOLD, Bytes::new(), soon()).await });
     let held = b.node.held().await;
     let killed = Instant::now();
     let config = b.kill();
@@ -90,7 +92,8 @@ async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_lo
     let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
     let peer = PeerAddr { uid: uid(), addr: silent.local_addr().unwrap() };
     let begun = Instant::now();
-    let early = a.transport.call(&peer, Lane::Data, ECHO, Bytes::new(), begun + Duration::from_millis(100)).await;
+    let early =
+        a.transport.call(&peer, Lane::Data, ECHO, Bytes::new(), begun + Duration::from_millis(100)).await;
     assert_eq!(early, Err(CallError::Deadline { sent: false }));
     let error = a.call(&peer, ECHO, b"").await.unwrap_err();
     assert!(matches!(error, CallError::Unreachable(_)), "{error}");
@@ -104,7 +107,9 @@ async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection() {
     let calls = (0..100u8).map(|index| {
         let (from, to) = if index % 2 == 0 { (&a, b.addr()) } else { (&b, a.addr()) };
         let transport = from.transport.clone();
-        tokio::spawn(async move { transport.call(&to, Lane::Data, REVERSE, Bytes::from(vec![index]), soon()).await })
+        tokio::spawn(async move {
+            transport.call(&to, Lane::Data, REVERSE, Bytes::from(vec![index]), soon()).await
+        })
     });
     for (index, call) in calls.collect::<Vec<_>>().into_iter().enumerate() {
         assert_eq!(within("a call", call).await.unwrap(), Ok(Bytes::from(vec![index as u8])));
