@@ -1,1 +1,3 @@
 //! The cluster harness.
+
+pub mod guests;

@@ -6,5 +6,7 @@ pub mod ids;
 pub mod keyspace;
 pub mod legend;
 pub mod preference;
+pub mod request;
 pub mod ring;
 pub mod state;
+pub mod wire;

@@ -62,7 +62,10 @@ fn every_damaged_byte_of_identity_is_noticed_and_named() {
         bad[at] ^= 1;
         std::fs::write(&path, &bad).unwrap();
         let error = DataDir::lock(dir.path()).unwrap().identity("a@h").unwrap_err();
-        assert!(matches!(&error, DataDirError::Corrupt { path: named, .. } if *named == path), "{at}: {error}");
+        assert!(
+            matches!(&error, DataDirError::Corrupt { path: named, .. } if *named == path),
+            "{at}: {error}"
+        );
     }
     for length in [0, 1, good.len() / 2] {
         std::fs::write(&path, &good[..length]).unwrap();

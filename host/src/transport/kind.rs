@@ -19,6 +19,13 @@ pub const RAFT_SNAPSHOT: u8 = 18;
 /// Control lane: a command for the leader to propose.
 pub const PROPOSE: u8 = 19;
 
+/// Control lane: get a component ready.
+pub const MODULE_PREPARE: u8 = 24;
+/// Control lane: how far a node is with a release.
+pub const MODULE_RUNNING: u8 = 25;
+/// Control lane: the transfers that a node sends.
+pub const TRANSFERS: u8 = 26;
+
 /// Bulk: a node that wants to join; all that a peer without a certificate may open.
 pub const BULK_JOIN: u8 = 32;
 /// Bulk: an operator's request.

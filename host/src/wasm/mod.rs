@@ -1,1 +1,29 @@
-//! The wasm engine, the bindings, the host imports, the limits.
+//! WebAssembly: the engine, the contract's bindings, what a guest may call, and its limits.
+//!
+//! Nothing here knows of rings or networks. An [`Engine`] turns bytes into a [`Module`]
+//! (validated, compiled, described); an [`Instance`] of it is one vnode's guest: one store,
+//! one caller at a time. A trap poisons the store, so the owner drops the instance and makes
+//! another from the module, which costs microseconds.
+
+mod bindings;
+mod cache;
+mod description;
+mod engine;
+mod error;
+mod exports;
+mod host;
+mod instance;
+mod limits;
+mod stderr;
+
+pub use bindings::annulus::vnode::types::{Budget, Item, Page, Partition, Refusal, Request, Version};
+pub use bindings::exports::annulus::vnode::coverage::Values;
+pub use bindings::exports::annulus::vnode::handoff::Rejection;
+pub use bindings::exports::annulus::vnode::merge::{Conflict, Outcome as MergeOutcome};
+pub use bindings::exports::annulus::vnode::transfer::{Choice, Kind as TransferKind};
+pub use description::{CommandInfo, Description, Effect, Exported, Param, Route, is_name};
+pub use engine::{Engine, Module};
+pub use error::{CommandFailure, Doom, GuestError, InvalidComponent};
+pub use host::{CallScope, VnodePlace, page_of_all};
+pub use instance::{Answer, Instance};
+pub use limits::Limits;

@@ -1,0 +1,101 @@
+//! What this node knows of one partition: does it hold it, is it sealed, which vnodes run.
+
+use std::collections::{HashMap, VecDeque};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use annulus_core::ids::{ModuleUid, TransferId};
+use annulus_core::keyspace::PartitionId;
+use parking_lot::Mutex;
+use serde::{Deserialize, Serialize};
+
+use super::mailbox::{Outgoing, VnodeHandle};
+
+/// One partition on this node. Its lock is held for a few loads and a `try_send`, never over
+/// an await.
+#[derive(Default)]
+pub(super) struct Slot {
+    /// Version of the partition as this node has applied it.
+    pub(super) version: u64,
+    /// Is this node its owner at that version?
+    pub(super) held: bool,
+    /// Sealed for this transfer: no vnode may start, those that run answer nothing (R1).
+    pub(super) sealed: Option<TransferId>,
+    /// The handoff that takes the items away, told of every vnode that starts meanwhile.
+    pub(super) outgoing: Option<(TransferId, Outgoing)>,
+    /// Vnodes that serve.
+    pub(super) vnodes: HashMap<ModuleUid, VnodeHandle>,
+    /// What comes in for a change of ownership, apart from what serves (R7).
+    pub(super) staging: Option<Staging>,
+}
+
+/// Vnodes that take in a transfer and serve nothing yet.
+pub(super) struct Staging {
+    pub(super) transfer: TransferId,
+    /// Everything has arrived and was merged: the end mark was answered.
+    pub(super) complete: bool,
+    pub(super) vnodes: HashMap<ModuleUid, VnodeHandle>,
+}
+
+/// A slot, for those who look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SlotStatus {
+    /// The partition.
+    pub partition: PartitionId,
+    /// Is this node its owner?
+    pub held: bool,
+    /// Does it answer nothing because it is about to be given away?
+    pub sealed: bool,
+    /// How many vnodes run.
+    pub vnodes: usize,
+    /// How many vnodes take in a transfer.
+    pub staging: usize,
+    /// Traps of its vnodes since they started.
+    pub traps: u64,
+    /// Vnodes in back-off.
+    pub in_back_off: usize,
+}
+
+/// Something that an operator should know of.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incident {
+    /// When, in milliseconds since 1970.
+    pub at_ms: u64,
+    /// Stable name: `possible-loss`, ...
+    pub kind: String,
+    /// The module's name.
+    pub module: String,
+    /// The partition, if it is about one.
+    pub partition: Option<u32>,
+    /// For people.
+    pub reason: String,
+}
+
+/// How many incidents are remembered; the log has them all.
+const REMEMBERED: usize = 256;
+
+/// The last incidents of this node.
+#[derive(Default)]
+pub(super) struct Incidents {
+    last: Mutex<VecDeque<Incident>>,
+}
+
+impl Incidents {
+    pub(super) fn possible_loss(&self, module: &str, uid: ModuleUid, partition: u32, reason: &str) {
+        tracing::warn!(module, %uid, partition, reason, "possible loss: items kept in memory are gone");
+        self.note("possible-loss", module, Some(partition), reason);
+    }
+
+    pub(super) fn note(&self, kind: &str, module: &str, partition: Option<u32>, reason: &str) {
+        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let mut last = self.last.lock();
+        if last.len() == REMEMBERED {
+            last.pop_front();
+        }
+        let (kind, module, reason) = (kind.to_owned(), module.to_owned(), reason.to_owned());
+        last.push_back(Incident { at_ms, kind, module, partition, reason });
+    }
+
+    pub(super) fn list(&self) -> Vec<Incident> {
+        self.last.lock().iter().cloned().collect()
+    }
+}

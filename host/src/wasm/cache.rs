@@ -1,0 +1,68 @@
+//! Compiled components on disk, so that a restart does not compile again.
+//!
+//! The one place with `unsafe`: loading machine code that this node itself wrote into its own
+//! data directory. Compiled code never comes from the network.
+
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+
+use annulus_core::ids::Digest;
+use wasmtime::component::Component;
+
+/// A directory of compiled components, named by digest and engine.
+pub(super) struct Cache {
+    dir: PathBuf,
+    /// Engine version, flags and machine: what a compiled file depends on beside its source.
+    compatibility: String,
+}
+
+impl Cache {
+    pub(super) fn new(dir: PathBuf, engine: &wasmtime::Engine) -> Self {
+        use std::hash::{Hash, Hasher};
+        let mut hasher = std::collections::hash_map::DefaultHasher::new();
+        engine.precompile_compatibility_hash().hash(&mut hasher);
+        Self { dir, compatibility: format!("{:016x}", hasher.finish()) }
+    }
+
+    fn path(&self, digest: &Digest) -> PathBuf {
+        self.dir.join(format!("{digest}-{}.cwasm", self.compatibility))
+    }
+
+    /// The compiled component, if it is there and whole.
+    pub(super) fn load(&self, engine: &wasmtime::Engine, digest: &Digest) -> Option<Component> {
+        let path = self.path(digest);
+        if !path.exists() {
+            return None;
+        }
+        // SAFETY: `store` below is the only writer of this directory, which is made with mode
+        // 0700; a file gets its name only after it was written whole (rename).
+        #[allow(unsafe_code, reason = "see SAFETY")]
+        match unsafe { Component::deserialize_file(engine, &path) } {
+            Ok(component) => Some(component),
+            Err(error) => {
+                tracing::warn!(path = %path.display(), %error, "a compiled component cannot be loaded and is made again");
+                let _ = fs::remove_file(&path);
+                None
+            }
+        }
+    }
+
+    /// Keeps a compiled component. Failure costs only time at the next start.
+    pub(super) fn store(&self, digest: &Digest, component: &Component) {
+        if let Err(error) = self.try_store(&self.path(digest), component) {
+            tracing::warn!(%digest, %error, "a compiled component could not be kept on disk");
+        }
+    }
+
+    fn try_store(&self, path: &Path, component: &Component) -> std::io::Result<()> {
+        use std::os::unix::fs::DirBuilderExt;
+        fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
+        let bytes = component.serialize().map_err(std::io::Error::other)?;
+        let partial = path.with_extension(format!("{:016x}.part", rand::random::<u64>()));
+        let mut file = fs::File::create(&partial)?;
+        file.write_all(&bytes)?;
+        file.sync_all()?;
+        fs::rename(&partial, path)
+    }
+}

@@ -1,0 +1,127 @@
+//! Which interfaces a component exports, and the functions in them.
+
+use wasmtime::component::types::ComponentItem;
+use wasmtime::component::{Component, InstancePre};
+use wasmtime::{AsContextMut, Engine};
+
+use super::bindings::exports::annulus::vnode as wit;
+use super::description::Exported;
+use super::error::InvalidComponent;
+use super::host::HostState;
+
+/// The contract that this host speaks.
+const CONTRACT: &str = "0.1.0";
+const PACKAGE: &str = "annulus:vnode/";
+
+/// Indices of a component's exports, found once per module.
+pub(super) struct Indices {
+    vnode: wit::vnode::GuestIndices,
+    coverage: Option<wit::coverage::GuestIndices>,
+    merge: Option<wit::merge::GuestIndices>,
+    handoff: Option<wit::handoff::GuestIndices>,
+    transfer: Option<wit::transfer::GuestIndices>,
+    lifecycle: Option<wit::lifecycle::GuestIndices>,
+}
+
+/// One instance's exports.
+pub(super) struct Exports {
+    pub(super) vnode: wit::vnode::Guest,
+    pub(super) coverage: Option<wit::coverage::Guest>,
+    pub(super) merge: Option<wit::merge::Guest>,
+    pub(super) handoff: Option<wit::handoff::Guest>,
+    pub(super) transfer: Option<wit::transfer::Guest>,
+    pub(super) lifecycle: Option<wit::lifecycle::Guest>,
+}
+
+/// What a component says it exports and imports, by name, before anything is instantiated.
+pub(super) fn survey(engine: &Engine, component: &Component) -> Result<Exported, InvalidComponent> {
+    let ty = component.component_type();
+    let mut found = Exported::default();
+    let mut has_vnode = false;
+    for (name, _) in ty.exports(engine) {
+        let Some(interface) = ours(name)? else { continue };
+        match interface {
+            "vnode" => has_vnode = true,
+            "coverage" => found.coverage = true,
+            "merge" => found.merge = true,
+            "handoff" => found.handoff = true,
+            "transfer" => found.transfer = true,
+            "lifecycle" => found.lifecycle = true,
+            // A newer interface of this contract: a host that does not know it ignores it.
+            _ => {}
+        }
+    }
+    for (name, item) in ty.imports(engine) {
+        if ours(name)? == Some("storage")
+            && let ComponentItem::ComponentInstance(instance) = item.ty
+        {
+            found.writes_storage =
+                instance.exports(engine).any(|(function, _)| function == "put" || function == "delete");
+        }
+    }
+    if !has_vnode {
+        return Err(InvalidComponent::DoesNotFit(
+            "it does not export annulus:vnode/vnode (is it a component for another host?)".to_owned(),
+        ));
+    }
+    if found.merge && found.handoff {
+        return Err(InvalidComponent::DoesNotFit(
+            "it exports both `merge` (state in host storage) and `handoff` (state of its own)".to_owned(),
+        ));
+    }
+    Ok(found)
+}
+
+/// The interface's name, if it is of our package; refuses another version of the contract.
+fn ours(name: &str) -> Result<Option<&str>, InvalidComponent> {
+    let Some(rest) = name.strip_prefix(PACKAGE) else { return Ok(None) };
+    let (interface, version) = rest.split_once('@').unwrap_or((rest, "none"));
+    if version.starts_with("0.1.") {
+        return Ok(Some(interface));
+    }
+    Err(InvalidComponent::OtherContract { component: version.to_owned(), host: CONTRACT })
+}
+
+impl Indices {
+    /// Finds the functions; an interface that lacks one is refused with its name.
+    pub(super) fn find(pre: &InstancePre<HostState>, exported: &Exported) -> Result<Self, InvalidComponent> {
+        let misfit = |error: wasmtime::Error| InvalidComponent::DoesNotFit(format!("{error:#}"));
+        macro_rules! optional {
+            ($there:expr, $interface:ident) => {
+                if $there { Some(wit::$interface::GuestIndices::new(pre).map_err(misfit)?) } else { None }
+            };
+        }
+        Ok(Self {
+            vnode: wit::vnode::GuestIndices::new(pre).map_err(misfit)?,
+            coverage: optional!(exported.coverage, coverage),
+            merge: optional!(exported.merge, merge),
+            handoff: optional!(exported.handoff, handoff),
+            transfer: optional!(exported.transfer, transfer),
+            lifecycle: optional!(exported.lifecycle, lifecycle),
+        })
+    }
+
+    /// The functions of one instance; checks their types.
+    pub(super) fn load(
+        &self,
+        mut store: impl AsContextMut<Data = HostState>,
+        instance: &wasmtime::component::Instance,
+    ) -> wasmtime::Result<Exports> {
+        macro_rules! optional {
+            ($interface:ident) => {
+                match &self.$interface {
+                    Some(indices) => Some(indices.load(&mut store, instance)?),
+                    None => None,
+                }
+            };
+        }
+        Ok(Exports {
+            vnode: self.vnode.load(&mut store, instance)?,
+            coverage: optional!(coverage),
+            merge: optional!(merge),
+            handoff: optional!(handoff),
+            transfer: optional!(transfer),
+            lifecycle: optional!(lifecycle),
+        })
+    }
+}
