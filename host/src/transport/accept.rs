@@ -80,26 +80,21 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection) -> Result<Guest, (
     let peer = hello::hear(&mut recv).await.map_err(|error| protocol(error.to_string()))?;
     peer.check_version()?;
     let guest = match peer.role {
-        Role::Node => None,
+        Role::Node => {
+            check_node(shared, connection, &peer)?;
+            let lanes = accept_lanes(connection).await.map_err(|error| protocol(error.to_string()))?;
+            Guest::Node(peer, lanes)
+        }
         Role::Admin => {
             if !peer_chain(connection).first().is_some_and(names_admin) {
                 return Err((Close::Identity, "an operator's certificate is needed".to_owned()));
             }
-            Some(Guest::Admin(place(&shared.admins)?))
+            Guest::Admin(place(&shared.admins)?)
         }
-        Role::Joiner => Some(Guest::Joiner(place(&shared.joiners)?)),
+        Role::Joiner => Guest::Joiner(place(&shared.joiners)?),
     };
-    if guest.is_none() {
-        check_node(shared, connection, &peer)?;
-    }
     hello::say(send, &shared.hello()).await.map_err(|error| protocol(error.to_string()))?;
-    match guest {
-        Some(guest) => Ok(guest),
-        None => {
-            let lanes = accept_lanes(connection).await.map_err(|error| protocol(error.to_string()))?;
-            Ok(Guest::Node(peer, lanes))
-        }
-    }
+    Ok(guest)
 }
 
 fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, (Close, String)> {

@@ -49,6 +49,9 @@ async fn greet(
     };
     let (send, mut recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
     hello::say(send, &shared.hello()).await.map_err(|error| failed(error.to_string()))?;
+    // Not waiting for the answer: it comes when the other side has the lanes too, so that nothing
+    // is sent on a lane that nobody reads yet.
+    let lanes = open_lanes(connection).await.map_err(|error| failed(error.to_string()))?;
     let peer = match hello::hear(&mut recv).await {
         Ok(peer) => peer,
         Err(error) => {
@@ -66,7 +69,6 @@ async fn greet(
         return Err((Close::Identity, format!("node {} answers instead of {uid}", peer.uid)));
     }
     shared.peer(uid).check_boot(peer.boot)?;
-    let lanes = open_lanes(connection).await.map_err(|error| failed(error.to_string()))?;
     Ok((peer, lanes))
 }
 

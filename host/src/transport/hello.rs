@@ -1,8 +1,9 @@
 //! The first thing said on every connection, both ways (R20): protocol versions, cluster, lineage,
 //! node uid, boot id.
 //!
-//! The dialler opens a stream, says its hello and ends its half; the other side checks it, and
-//! answers with its own or closes the connection with the reason. Nothing else is read before.
+//! The dialler opens a stream, says its hello and ends its half (a node opens its lanes at once);
+//! the other side checks it, accepts the lanes, and answers with its own hello or closes the
+//! connection with the reason. Nothing else is read before.
 //! What a hello claims must agree with the certificate; that is checked by who reads it.
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid};
