@@ -1,2 +1,7 @@
-//! annulus
-fn main() {}
+//! The one binary: a node, and the command line that talks to nodes.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    annulus::cli::main()
+}

@@ -14,10 +14,5 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Returns when the node was admitted there and that is durable; the node then starts its
     /// parts anew (this connection ends) and rewrites `admin.toml`. Refused where the own
     /// cluster has data or modules and `discard` is not said, or has other members.
-    fn join<'a>(
-        &'a self,
-        address: &'a str,
-        token: &'a str,
-        discard: bool,
-    ) -> Pending<'a, Result<(), AdminError>>;
+    fn join<'a>(&'a self, address: &'a str, token: &'a str, discard: bool) -> Pending<'a, Result<(), AdminError>>;
 }

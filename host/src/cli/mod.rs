@@ -1,1 +1,201 @@
-//! The command line: one file a verb.
+//! The command line: verbs, one file each.
+//!
+//! A verb parses its words, asks a node through [`Connection`] and shows the answer through
+//! [`Output`]: text for people, one JSON document for programs. What goes wrong is a
+//! [`CliError`], which knows its exit code: 1 the request failed, 2 bad usage, 3 no node.
+
+mod bench;
+mod call;
+mod completions;
+mod connection;
+mod context;
+mod deploy;
+mod duration;
+mod error;
+mod join;
+mod leave;
+mod locate;
+mod members;
+mod modules;
+mod output;
+mod ring;
+mod rollback;
+mod status;
+mod table;
+mod token;
+mod transfers;
+mod undeploy;
+mod values;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Args, CommandFactory, Parser, Subcommand};
+
+pub use connection::{Connection, Exchange};
+pub use context::Context;
+pub use duration::parse_duration;
+pub use error::CliError;
+pub use output::{Format, Output};
+pub use table::Table;
+
+/// Stateful, sharded services from WebAssembly components.
+#[derive(Debug, Parser)]
+#[command(name = "annulus", version, propagate_version = true, disable_help_subcommand = true, after_help = EXAMPLES)]
+pub struct Cli {
+    /// What goes for every verb.
+    #[command(flatten)]
+    pub global: Global,
+    /// What to do.
+    #[command(subcommand)]
+    pub verb: Verb,
+}
+
+const EXAMPLES: &str = "\
+Try it:
+  annulus demo                      three nodes, a tour, and lines to try
+  annulus start --name a@127.0.0.1  a cluster of one
+  annulus call kv put key1 value1   a command of a deployed module
+
+Exit codes: 0 ok, 1 the request failed, 2 bad usage, 3 cannot reach the node.";
+
+/// Flags that go for every verb.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// A node's `--listen` address [default: what its data directory's admin.toml says]
+    #[arg(long, global = true, value_name = "ADDR", env = "ANNULUS_NODE")]
+    pub node: Option<String>,
+    /// A node's data directory: its own for `start`, credentials for the other verbs
+    #[arg(long, global = true, value_name = "DIR", env = "ANNULUS_DATA", default_value = "./annulus-data")]
+    pub data: PathBuf,
+    /// Text for people or JSON for programs
+    #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
+    pub format: Format,
+    /// Do not ask before what cannot be taken back
+    #[arg(long, global = true)]
+    pub yes: bool,
+    /// Say more; twice: everything
+    #[arg(short, long, global = true, action = clap::ArgAction::Count)]
+    pub verbose: u8,
+}
+
+/// What can be done.
+#[derive(Debug, Subcommand)]
+pub enum Verb {
+    /// Make this node part of another node's cluster
+    Join(join::Args),
+    /// Hand off all that a node holds, then let it go
+    Leave(leave::Args),
+    /// Print a token that lets one node join
+    Token(token::Args),
+    /// The nodes of the cluster
+    Members(members::Args),
+    /// Who holds which partition
+    Ring(ring::Args),
+    /// What is moving between nodes
+    Transfers(transfers::Args),
+    /// The addressed node and what it knows of the cluster
+    Status(status::Args),
+    /// Where a key lives
+    Locate(locate::Args),
+    /// Deploy a component: a new module, or a new release that is swapped in while it runs
+    Deploy(deploy::Args),
+    /// What is deployed
+    Modules(modules::Args),
+    /// Go back to a module's release before
+    Rollback(rollback::Args),
+    /// End a module and delete its items
+    Undeploy(undeploy::Args),
+    /// Run a command of a module; `call M --help` lists what it has
+    Call(call::Args),
+    /// Closed-loop load, made inside the addressed node, with latency percentiles
+    Bench(bench::Args),
+    /// Print the completion script for a shell
+    Completions(completions::Args),
+    /// A word that is a verb of a later version, or none at all.
+    #[command(external_subcommand)]
+    Unknown(Vec<String>),
+}
+
+/// Verbs of the design that this version does not have yet.
+const LATER: &[&str] =
+    &["replace", "remove", "down", "plan", "commit", "clear", "recover", "salvage", "logs", "backup", "restore"];
+
+/// Parses the process's own words and does what they say.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => return report_usage(&error),
+    };
+    let output = Output::new(cli.global.format);
+    match run(cli, &output) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output.error(&error);
+            error.exit_code()
+        }
+    }
+}
+
+/// `--help` and `--version` are errors to the parser; a real one speaks JSON where asked to.
+fn report_usage(error: &clap::Error) -> ExitCode {
+    let wants_json = || {
+        let words: Vec<String> = std::env::args().collect();
+        words.iter().any(|word| word == "--format=json")
+            || words.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json")
+    };
+    if error.use_stderr() && wants_json() {
+        let text = error.render().to_string();
+        let message = text.trim_start_matches("error: ").trim_end();
+        Output::new(Format::Json).error(&CliError::Usage(message.to_owned()));
+    } else if error.print().is_err() {
+        return ExitCode::FAILURE;
+    }
+    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+}
+
+fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| CliError::Other(format!("cannot start a runtime: {error}")))?;
+    let context = Context::new(cli.global, output.clone());
+    runtime.block_on(async {
+        match cli.verb {
+            Verb::Join(args) => join::run(args, &context).await,
+            Verb::Leave(args) => leave::run(args, &context).await,
+            Verb::Token(args) => token::run(args, &context).await,
+            Verb::Members(args) => members::run(args, &context).await,
+            Verb::Ring(args) => ring::run(args, &context).await,
+            Verb::Transfers(args) => transfers::run(args, &context).await,
+            Verb::Status(args) => status::run(args, &context).await,
+            Verb::Locate(args) => locate::run(args, &context).await,
+            Verb::Deploy(args) => deploy::run(args, &context).await,
+            Verb::Modules(args) => modules::run(args, &context).await,
+            Verb::Rollback(args) => rollback::run(args, &context).await,
+            Verb::Undeploy(args) => undeploy::run(args, &context).await,
+            Verb::Call(args) => call::run(args, &context).await,
+            Verb::Bench(args) => bench::run(args, &context).await,
+            Verb::Completions(args) => completions::run(args, &context).await,
+            Verb::Unknown(words) => Err(unknown(&words)),
+        }
+    })
+}
+
+fn unknown(words: &[String]) -> CliError {
+    let word = words.first().map_or("", String::as_str);
+    if LATER.contains(&word) {
+        return CliError::Usage(format!("`{word}` is not in this version of annulus"));
+    }
+    let close = Cli::command()
+        .get_subcommands()
+        .map(|verb| verb.get_name().to_owned())
+        .find(|verb| verb.starts_with(word) && !word.is_empty());
+    let hint = close.map(|verb| format!(" (is it `{verb}`?)")).unwrap_or_default();
+    CliError::Usage(format!("there is no verb `{word}`{hint}; `annulus --help` lists them"))
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,109 @@
+//! `call`: any command of any module.
+//!
+//! The node is asked first what the module says of itself: from that come the types of the
+//! arguments, the help, and whether the command goes to one partition or to all.
+
+mod arguments;
+mod coverage;
+mod help;
+
+use std::time::Duration;
+
+use serde_json::json;
+
+use super::deploy::pair;
+use super::duration::{millis, parse_duration};
+use super::values::{Type, to_json, to_text};
+use super::{CliError, Connection, Context};
+use crate::admin::{AdminError, AdminRequest, CallRequest, decode};
+use crate::wasm::{CommandInfo, Description, Route};
+
+/// Run a command of a module; `call M --help` lists what it has.
+#[derive(Debug, clap::Args)]
+#[command(disable_help_flag = true)]
+pub struct Args {
+    /// Which module
+    module: Option<String>,
+    /// Which of its commands
+    command: Option<String>,
+    /// Values for its parameters, in the order of `call MODULE --help`
+    #[arg(allow_negative_numbers = true)]
+    args: Vec<String>,
+    /// A value for a parameter by its name
+    #[arg(long = "arg", value_name = "NAME=VALUE", value_parser = pair)]
+    named: Vec<(String, String)>,
+    /// Routing key; refused if the arguments say another
+    #[arg(long)]
+    key: Option<String>,
+    /// How long to wait [default: 5s, or 60s for a command that goes everywhere]
+    #[arg(long, value_parser = parse_duration)]
+    timeout: Option<Duration>,
+    /// What the module's commands are
+    #[arg(short, long)]
+    help: bool,
+}
+
+const TIMEOUT: Duration = Duration::from_secs(5);
+const COVERAGE_TIMEOUT: Duration = Duration::from_secs(60);
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let Some(module) = args.module else {
+        return if args.help {
+            context.output.line(help::general().trim_end())
+        } else {
+            Err(CliError::Usage(
+                "which module? `annulus call MODULE COMMAND ARGS...`; `annulus modules` lists them".to_owned(),
+            ))
+        };
+    };
+    let connection = context.connect().await?;
+    let description: Description =
+        connection.ask(&AdminRequest::Describe { module: module.clone() }).await?;
+    let Some(name) = args.command.filter(|_| !args.help || args.args.is_empty()) else {
+        return context.output.show(&description, || help::module(&module, &description));
+    };
+    let Some(command) = description.command(&name) else {
+        return Err(no_such_command(&module, &name, &description));
+    };
+    if args.help {
+        return context.output.show(command, || help::command(&module, command));
+    }
+    let map = arguments::build(&module, command, &args.args, &args.named)?;
+    let key = arguments::routing_key(command, &map);
+    if let Some(said) = &args.key {
+        arguments::check_key(command, said, key.as_deref())?;
+    }
+    let everywhere = command.route == Route::Everywhere;
+    let timeout = args.timeout.unwrap_or(if everywhere { COVERAGE_TIMEOUT } else { TIMEOUT });
+    let request = CallRequest {
+        module,
+        command: name,
+        args: crate::admin::encode(&map).to_vec(),
+        key: key.map(serde_bytes::ByteBuf::from),
+        timeout_ms: millis(timeout),
+        id: annulus_core::ids::RequestId(rand::random()),
+    };
+    if everywhere {
+        coverage::run(&connection, request, context).await
+    } else {
+        one(&connection, request, command, context).await
+    }
+}
+
+async fn one(
+    connection: &Connection,
+    request: CallRequest,
+    command: &CommandInfo,
+    context: &Context,
+) -> Result<(), CliError> {
+    let exchange = connection.send(&AdminRequest::Call(request)).await?;
+    let value = decode(&exchange.done(&context.output).await?)?;
+    let reply = Type::parse(&command.reply);
+    context.output.show(&json!({"ok": to_json(&value)}), || to_text(&value, &reply).into_owned())
+}
+
+fn no_such_command(module: &str, name: &str, description: &Description) -> CliError {
+    let names: Vec<&str> = description.commands.iter().map(|command| command.name.as_str()).collect();
+    let message = format!("{module} has no command `{name}`; it has {}", names.join(", "));
+    CliError::Failed(AdminError::not_applied("unknown-command", message))
+}

@@ -1,0 +1,47 @@
+//! What a verb is given: flags, output, and the way to a node.
+
+use super::{CliError, Connection, Global, Output};
+
+/// What a verb is given.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// Flags that go for every verb.
+    pub global: Global,
+    /// Where answers go.
+    pub output: Output,
+}
+
+impl Context {
+    /// From the command line's words.
+    pub fn new(global: Global, output: Output) -> Self {
+        Self { global, output }
+    }
+
+    /// Reaches the addressed node.
+    ///
+    /// # Errors
+    /// `Unreachable` when there are no credentials, nobody answers or the node does not know us.
+    pub async fn connect(&self) -> Result<Connection, CliError> {
+        Connection::open(&self.global.data, self.global.node.as_deref(), &self.output).await
+    }
+
+    /// Asks before what cannot be taken back; `--yes` answers it.
+    ///
+    /// # Errors
+    /// When the answer is no, or nobody is there to give one.
+    pub fn confirm(&self, question: &str) -> Result<(), CliError> {
+        if self.global.yes {
+            return Ok(());
+        }
+        if !self.output.interactive() {
+            return Err(CliError::Usage(format!("{question} Say --yes to do it.")));
+        }
+        eprint!("{question} [y/N] ");
+        let mut answer = String::new();
+        std::io::stdin().read_line(&mut answer).map_err(|error| CliError::Other(error.to_string()))?;
+        match answer.trim() {
+            "y" | "Y" | "yes" => Ok(()),
+            _ => Err(CliError::Other("nothing was done".to_owned())),
+        }
+    }
+}

@@ -1,0 +1,106 @@
+//! `deploy`: uploads a component and waits until every node runs it.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use bytes::Bytes;
+
+use annulus_core::state::StorageKind;
+
+use super::duration::{millis, parse_duration};
+use super::{CliError, Context};
+use crate::admin::rows::DeployedRow;
+use crate::admin::{AdminRequest, DeployRequest, UPLOAD_CHUNK_BYTES, decode};
+
+/// Deploy a component: a new module, or a new release that is swapped in while it runs.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// The component, as `annulus build` makes it
+    file: PathBuf,
+    /// What to call the module [default: what the component calls itself]
+    #[arg(long)]
+    name: Option<String>,
+    /// How many replicas hold each item [default: 1, or what the module has]
+    #[arg(long)]
+    n: Option<u8>,
+    /// How many replicas answer a read
+    #[arg(long)]
+    r: Option<u8>,
+    /// How many replicas make a write durable before it is acknowledged
+    #[arg(long)]
+    w: Option<u8>,
+    /// Where the module's host storage lives
+    #[arg(long, value_enum)]
+    storage: Option<Storage>,
+    /// A setting of the module, as its description types it
+    #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
+    set: Vec<(String, String)>,
+    /// How long to wait until every node runs it
+    #[arg(long, value_parser = parse_duration, default_value = "2m")]
+    timeout: Duration,
+}
+
+#[derive(Clone, Copy, Debug, clap::ValueEnum)]
+enum Storage {
+    Memory,
+    Durable,
+}
+
+/// `name=value`.
+pub(super) fn pair(text: &str) -> Result<(String, String), String> {
+    match text.split_once('=') {
+        Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
+        _ => Err("it is said NAME=VALUE".to_owned()),
+    }
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let component = Bytes::from(
+        std::fs::read(&args.file)
+            .map_err(|error| CliError::Usage(format!("{}: {error}", args.file.display())))?,
+    );
+    if !component.starts_with(b"\0asm") {
+        return Err(CliError::Usage(format!(
+            "{} is not WebAssembly; `annulus build` makes a component from a guest project",
+            args.file.display()
+        )));
+    }
+    let connection = context.connect().await?;
+    let request = AdminRequest::Deploy(DeployRequest {
+        name: args.name,
+        n: args.n,
+        r: args.r,
+        w: args.w,
+        storage: args.storage.map(|storage| match storage {
+            Storage::Memory => StorageKind::Memory,
+            Storage::Durable => StorageKind::Durable,
+        }),
+        config: args.set,
+        bytes: component.len() as u64,
+        timeout_ms: millis(args.timeout),
+    });
+    let mut exchange = connection.send(&request).await?;
+    {
+        let mut progress = context.output.progress();
+        let mut sent = 0;
+        while sent < component.len() {
+            let end = component.len().min(sent + UPLOAD_CHUNK_BYTES);
+            // A node that refuses stops reading: its answer says why, so go and hear it.
+            if exchange.upload(component.slice(sent..end)).await.is_err() {
+                break;
+            }
+            sent = end;
+            progress.set("uploading", sent as u64, component.len() as u64);
+        }
+        if sent == component.len() {
+            drop(exchange.finish_upload().await);
+        }
+    }
+    let row: DeployedRow = decode(&exchange.done(&context.output).await?)?;
+    context.output.show(&row, || render(&row))
+}
+
+pub(super) fn render(row: &DeployedRow) -> String {
+    let digest: String = row.digest.chars().take(12).collect();
+    format!("{} version {} ({digest}) runs on {} nodes", row.name, row.version, row.nodes)
+}

@@ -1,0 +1,32 @@
+//! `leave`: a node hands off what it holds and goes.
+
+use std::time::Duration;
+
+use super::duration::{millis, parse_duration};
+use super::{CliError, Context};
+use crate::admin::AdminRequest;
+use crate::admin::rows::MemberRow;
+
+/// Hand off all that a node holds, then let it go.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of the node; the addressed one where none is named
+    node: Option<String>,
+    /// Do not wait for the handoffs
+    #[arg(long)]
+    no_wait: bool,
+    /// How long to wait for the handoffs
+    #[arg(long, value_parser = parse_duration, default_value = "5m")]
+    timeout: Duration,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let connection = context.connect().await?;
+    let request =
+        AdminRequest::Leave { node: args.node, wait: !args.no_wait, timeout_ms: millis(args.timeout) };
+    let member: MemberRow = connection.ask(&request).await?;
+    context.output.show(&member, || match member.status.as_str() {
+        "removed" => format!("{} has handed off everything and left", member.node),
+        _ => format!("{} is leaving; `annulus transfers` shows what moves", member.node),
+    })
+}

@@ -1,0 +1,37 @@
+//! `status`: one node and what it knows of the cluster.
+
+use owo_colors::{OwoColorize, Stream};
+
+use super::{CliError, Context};
+use crate::admin::AdminRequest;
+use crate::admin::rows::StatusRow;
+
+/// The addressed node and what it knows of the cluster.
+#[derive(Debug, clap::Args)]
+pub struct Args {}
+
+pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
+    let connection = context.connect().await?;
+    let row: StatusRow = connection.ask(&AdminRequest::Status).await?;
+    context.output.show(&row, || render(&row))
+}
+
+pub(super) fn render(row: &StatusRow) -> String {
+    let mut text = String::new();
+    let mut line = |name: &str, value: String| text.push_str(&format!("{name:<10} {value}\n"));
+    line("node", format!("{} (annulus {})", row.node, row.version));
+    line("cluster", row.cluster.clone());
+    line("listens", format!("{} (QUIC); {} is reserved for HTTP", row.listen, row.http));
+    line("members", format!("{}, {} alive", row.members, row.alive));
+    line("claimant", row.claimant.clone().unwrap_or_else(|| "none known".to_owned()));
+    line("control", if row.quorum { "changes can be made" } else { "no quorum: no change can be made" }.to_owned());
+    line("applied", row.applied.to_string());
+    line("ring", format!("{} partitions change hands", row.pending));
+    line("transfers", row.transfers.to_string());
+    line("modules", row.modules.to_string());
+    line("vnodes", row.vnodes.to_string());
+    for alert in &row.alerts {
+        line(&"alert".if_supports_color(Stream::Stdout, |word| word.red()).to_string(), alert.clone());
+    }
+    text
+}

@@ -1,0 +1,61 @@
+//! Tables for people.
+
+use comfy_table::presets::NOTHING;
+use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement};
+
+/// A table without lines, its head bold where that can be seen.
+pub struct Table {
+    inner: comfy_table::Table,
+    right: Vec<bool>,
+}
+
+impl Table {
+    /// With these columns; a name that begins with `>` is one of numbers.
+    pub fn new(columns: &[&str]) -> Self {
+        let mut inner = comfy_table::Table::new();
+        inner.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
+        let right: Vec<bool> = columns.iter().map(|name| name.starts_with('>')).collect();
+        let head = columns.iter().zip(&right).map(|(name, right)| {
+            cell(name.trim_start_matches('>').to_ascii_uppercase(), *right).add_attribute(Attribute::Bold)
+        });
+        inner.set_header(head.collect::<Vec<_>>());
+        Self { inner, right }
+    }
+
+    /// One more row.
+    pub fn row<T: ToString>(&mut self, cells: impl IntoIterator<Item = T>) {
+        let cells = cells.into_iter().zip(&self.right).map(|(text, right)| cell(text.to_string(), *right));
+        self.inner.add_row(cells.collect::<Vec<_>>());
+    }
+}
+
+fn cell(text: String, right: bool) -> Cell {
+    let cell = Cell::new(text);
+    if right { cell.set_alignment(CellAlignment::Right) } else { cell }
+}
+
+impl std::fmt::Display for Table {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        for line in self.inner.lines() {
+            // One space on each side of a cell is the preset's; the outer ones serve nothing.
+            writeln!(f, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_line_up_and_numbers_stand_on_the_right() {
+        let mut table = Table::new(&["node", ">owned"]);
+        table.row(["a@127.0.0.1", "21"]);
+        table.row(["longer@127.0.0.1", "7"]);
+        assert_eq!(
+            table.to_string(),
+            "NODE              OWNED\na@127.0.0.1          21\nlonger@127.0.0.1      7\n"
+        );
+    }
+}

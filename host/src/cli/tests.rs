@@ -1,0 +1,54 @@
+//! The words of the command line: what is accepted, what is refused, and how.
+#![allow(clippy::unwrap_used)]
+
+use clap::{CommandFactory, Parser};
+
+use super::*;
+
+fn parse(words: &str) -> Result<Cli, clap::Error> {
+    Cli::try_parse_from(std::iter::once("annulus").chain(words.split_whitespace()))
+}
+
+#[test]
+fn the_grammar_is_sound() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn global_flags_may_stand_after_the_arguments_of_a_call() {
+    let cli = parse("call kv put k v --format json --node 127.0.0.1:1 --data d").unwrap();
+    assert_eq!(cli.global.format, Format::Json);
+    assert_eq!(cli.global.node.as_deref(), Some("127.0.0.1:1"));
+    assert!(matches!(cli.verb, Verb::Call(_)));
+}
+
+#[test]
+fn words_that_make_no_sense_are_refused() {
+    for words in [
+        "",
+        "call kv put k v --timeout 5",
+        "call kv --arg novalue",
+        "token --ttl never",
+        "join",
+        "deploy",
+        "locate kv",
+        "locate kv k --n 0",
+        "bench kv --mix put=0",
+        "bench kv --concurrency 0",
+        "members extra",
+        "ring --format yaml",
+    ] {
+        assert!(parse(words).is_err(), "{words}");
+    }
+}
+
+#[test]
+fn verbs_of_later_versions_say_so_and_unknown_ones_are_named() {
+    for verb in LATER {
+        let Verb::Unknown(words) = parse(verb).unwrap().verb else { panic!("{verb} is there") };
+        let error = unknown(&words);
+        assert!(matches!(&error, CliError::Usage(text) if text.contains("not in this version")), "{error}");
+    }
+    let error = unknown(&["mem".to_owned()]).to_string();
+    assert!(error.contains("`mem`") && error.contains("`members`"), "{error}");
+}
