@@ -14,5 +14,6 @@ pub mod node;
 pub mod request;
 pub mod storage;
 pub mod transport;
+pub mod values;
 pub mod vnode;
 pub mod wasm;

@@ -110,6 +110,12 @@ pub struct DeployedRow {
     pub digest: String,
     /// How many nodes run it.
     pub nodes: usize,
+    /// Items that the swap carried over, on all nodes together.
+    pub swapped_items: u64,
+    /// The longest that any vnode stood still for it, in microseconds.
+    pub longest_stall_us: u64,
+    /// Members that could not be reached: they follow when they are back.
+    pub unreached: Vec<String>,
 }
 
 /// `token`.
@@ -198,9 +204,12 @@ pub struct BenchRow {
     /// The same loop against another node's transport, without a vnode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane_echo: Option<Measured>,
-    /// The same loop against native code in place of wasm.
+    /// One vnode of native code, in the actor that wasm runs in, asked without routing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub native: Option<Measured>,
+    /// One vnode of the module, asked just as `native` is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub wasm: Option<Measured>,
 }
 
 /// Numbers of one closed loop; latencies of requests that were answered.

@@ -25,7 +25,7 @@ pub struct Args {
     #[arg(long, value_enum, default_value_t)]
     target: BenchTarget,
     /// How many different keys
-    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=10_000_000))]
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     keys: u32,
     /// Length of a value in bytes
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=65_536))]
@@ -85,7 +85,10 @@ fn render(row: &BenchRow) -> String {
         line("lane echo", echo);
     }
     if let Some(native) = &row.native {
-        line("native vnode", native);
+        line("one native vnode", native);
+    }
+    if let Some(wasm) = &row.wasm {
+        line("one wasm vnode", wasm);
     }
     let mut text = table.to_string();
     for (code, count) in &row.load.error_codes {
@@ -111,7 +114,7 @@ mod tests {
     #[test]
     fn results_are_shown_side_by_side() {
         let load = Measured { ops: 10, ops_per_s: 5.4, p50_us: 7, max_us: 1234, ..Measured::default() };
-        let row = BenchRow { lane_echo: Some(load.clone()), load, native: None };
+        let row = BenchRow { lane_echo: Some(load.clone()), load, ..BenchRow::default() };
         assert_eq!(
             render(&row),
             "           OPS  ERRORS  OPS/S  P50 µS  P99 µS  P99.9 µS  MAX µS\n\

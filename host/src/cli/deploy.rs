@@ -102,5 +102,13 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 pub(super) fn render(row: &DeployedRow) -> String {
     let digest: String = row.digest.chars().take(12).collect();
-    format!("{} version {} ({digest}) runs on {} nodes", row.name, row.version, row.nodes)
+    let mut text = format!("{} version {} ({digest}) runs on {} nodes", row.name, row.version, row.nodes);
+    if row.version > 1 {
+        let (items, stall) = (row.swapped_items, row.longest_stall_us);
+        text.push_str(&format!("\n{items} items carried over; no vnode stood still for longer than {stall} µs"));
+    }
+    for node in &row.unreached {
+        text.push_str(&format!("\n{node} could not be reached and follows when it is back"));
+    }
+    text
 }

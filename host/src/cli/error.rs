@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use super::values::to_json;
+use crate::values::to_json;
 use crate::admin::{AdminError, Malformed};
 
 /// How a verb fails, with its exit code.

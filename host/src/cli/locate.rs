@@ -2,7 +2,7 @@
 
 use annulus_core::keyspace::{RingSize, hash_key};
 
-use super::values::hex;
+use crate::values::hex;
 use super::{CliError, Context};
 use crate::admin::AdminRequest;
 use crate::admin::rows::LocateRow;

@@ -25,7 +25,6 @@ mod table;
 mod token;
 mod transfers;
 mod undeploy;
-mod values;
 
 use std::path::PathBuf;
 use std::process::ExitCode;

@@ -3,7 +3,7 @@
 use ciborium::Value;
 
 use super::super::CliError;
-use super::super::values::{Type, from_text};
+use crate::values::{Type, from_text};
 use super::help;
 use crate::wasm::{CommandInfo, Param, Route};
 
@@ -110,7 +110,7 @@ mod tests {
     }
 
     fn json(args: &Value) -> String {
-        crate::cli::values::to_json(args).to_string()
+        crate::values::to_json(args).to_string()
     }
 
     #[test]

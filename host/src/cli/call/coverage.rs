@@ -3,11 +3,11 @@
 use ciborium::Value;
 use serde_json::json;
 
-use super::super::values::{to_json, to_text};
+use crate::values::{to_json, to_text};
 use super::super::{CliError, Connection, Context};
 use crate::admin::rows::CoverageRow;
 use crate::admin::{AdminReply, AdminRequest, CallRequest, decode};
-use crate::cli::values::Type;
+use crate::values::Type;
 
 pub(super) async fn run(connection: &Connection, request: CallRequest, context: &Context) -> Result<(), CliError> {
     let mut exchange = connection.send(&AdminRequest::Coverage(request)).await?;

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use clap::Command;
 
-use crate::cli::values::Type;
+use crate::values::Type;
 use crate::wasm::{CommandInfo, Description, Effect, Param, Route};
 
 /// Help for `call` itself.

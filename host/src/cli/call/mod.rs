@@ -13,7 +13,7 @@ use serde_json::json;
 
 use super::deploy::pair;
 use super::duration::{millis, parse_duration};
-use super::values::{Type, to_json, to_text};
+use crate::values::{Type, to_json, to_text};
 use super::{CliError, Connection, Context};
 use crate::admin::{AdminError, AdminRequest, CallRequest, decode};
 use crate::wasm::{CommandInfo, Description, Route};

@@ -12,5 +12,5 @@ mod text;
 
 pub use cddl::Type;
 pub use json::to_json;
-pub(super) use text::hex;
+pub(crate) use text::hex;
 pub use text::{from_text, to_text};

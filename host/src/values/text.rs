@@ -110,7 +110,7 @@ fn bytes(text: &str) -> Result<Vec<u8>, String> {
 }
 
 /// Pairs of hex digits as bytes.
-pub(in crate::cli) fn hex(digits: &str) -> Option<Vec<u8>> {
+pub(crate) fn hex(digits: &str) -> Option<Vec<u8>> {
     if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
         return None;
     }

@@ -1,0 +1,67 @@
+//! The frames that answer one request.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use tokio::time::{MissedTickBehavior, interval};
+
+use super::HEARTBEAT;
+use crate::admin::{AdminError, AdminReply, encode};
+use crate::transport::BulkSend;
+
+/// One answer. The asker may be gone at any time: then frames go nowhere.
+pub(super) struct Answer {
+    /// None when the asker is gone.
+    send: Option<BulkSend>,
+}
+
+impl Answer {
+    pub(super) fn new(send: BulkSend) -> Self {
+        Self { send: Some(send) }
+    }
+
+    /// Does anybody still want to know?
+    pub(super) fn is_wanted(&self) -> bool {
+        self.send.is_some()
+    }
+
+    pub(super) async fn frame(&mut self, reply: &AdminReply) {
+        if let Some(send) = &mut self.send
+            && let Err(error) = send.frame(encode(reply)).await
+        {
+            tracing::debug!(%error, "an operator went before the answer");
+            self.send = None;
+        }
+    }
+
+    pub(super) async fn progress(&mut self, what: &str, done: u64, total: u64) {
+        self.frame(&AdminReply::Progress { what: what.to_owned(), done, total }).await;
+    }
+
+    /// Waits for what takes long, and says every [`HEARTBEAT`] that it does.
+    pub(super) async fn while_working<T>(&mut self, what: &str, work: impl Future<Output = T>) -> T {
+        let mut beat = interval(HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                _ = beat.tick() => self.progress(what, 0, 0).await,
+            }
+        }
+    }
+
+    /// The last frame.
+    pub(super) async fn end(mut self, result: Result<Bytes, AdminError>) {
+        let reply = match result {
+            Ok(value) => AdminReply::Done(value.into()),
+            Err(error) => AdminReply::Error(error),
+        };
+        self.frame(&reply).await;
+        if let Some(send) = self.send
+            && let Err(error) = send.finish().await
+        {
+            tracing::debug!(%error, "an operator went before the end of the answer");
+        }
+    }
+}

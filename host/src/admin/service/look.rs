@@ -1,0 +1,181 @@
+//! Looking: members, ring, where a key lives, what is deployed.
+
+use std::collections::BTreeMap;
+
+use annulus_core::ids::NodeId;
+use annulus_core::keyspace::hash_key;
+use annulus_core::preference::{Nodes, Role, preference_list};
+use annulus_core::state::{MemberStatus, StorageKind};
+use bytes::Bytes;
+
+use super::{AdminService, name_of};
+use crate::admin::AdminError;
+use crate::admin::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, RingRow, StatusRow};
+use crate::cluster::View;
+use crate::wasm::Description;
+
+/// What the preference list asks about nodes: up here means connected.
+struct Liveness<'a> {
+    service: &'a AdminService,
+    view: &'a View,
+}
+
+impl Nodes for Liveness<'_> {
+    fn is_up(&self, node: NodeId) -> bool {
+        self.service.is_up(self.view, node)
+    }
+
+    fn zone(&self, node: NodeId) -> Option<&str> {
+        self.view.member(node)?.zone.as_deref()
+    }
+}
+
+impl AdminService {
+    /// Does this node hear from it?
+    pub(super) fn is_up(&self, view: &View, node: NodeId) -> bool {
+        view.member(node).is_some_and(|member| self.parts.transport.is_up(member.uid))
+    }
+
+    pub(super) fn members(&self) -> Vec<MemberRow> {
+        let view = self.view();
+        view.state.members.keys().filter_map(|id| self.member(&view, *id)).collect()
+    }
+
+    pub(super) fn member(&self, view: &View, id: NodeId) -> Option<MemberRow> {
+        let member = view.state.members.get(&id)?;
+        let partitions = &view.state.ring.partitions;
+        Some(MemberRow {
+            node: member.name.clone(),
+            status: status_word(member.status).to_owned(),
+            alive: member.status != MemberStatus::Removed && self.is_up(view, id),
+            zone: member.zone.clone(),
+            weight: member.weight,
+            owned: partitions.iter().filter(|partition| partition.replicas.first() == Some(&id)).count(),
+            replicas: partitions.iter().filter(|partition| partition.replicas.contains(&id)).count(),
+            claimant: self.parts.cluster.leader() == Some(id),
+            listen: member.listen.clone(),
+            http: member.http.clone(),
+        })
+    }
+
+    pub(super) fn locate(&self, module: &str, key: &[u8], n: u8) -> Result<LocateRow, AdminError> {
+        let view = self.view();
+        let ring = &view.state.ring;
+        let hash = hash_key(module.as_bytes(), key);
+        let partition = ring.size.partition_of(&hash);
+        let preferred =
+            preference_list(ring, partition, usize::from(n), &Liveness { service: self, view: &view });
+        let row = |preferred: &annulus_core::preference::Preferred| PreferenceRow {
+            node: name_of(&view, preferred.node),
+            role: match preferred.role {
+                Role::Primary => "primary",
+                Role::Fallback => "fallback",
+            }
+            .to_owned(),
+        };
+        Ok(LocateRow {
+            hash: hash.to_string(),
+            partition: partition.0,
+            index: ring.size.index_of(partition),
+            preference_list: preferred.iter().map(row).collect(),
+        })
+    }
+
+    /// What each node runs is asked of each node.
+    pub(super) async fn modules(&self) -> Vec<ModuleRow> {
+        let view = self.view();
+        let reports = self.reports(&view).await;
+        let row = |module: &annulus_core::state::Module| ModuleRow {
+            name: module.name.clone(),
+            version: module.current.version,
+            guest_version: Description::from_cbor(&module.current.description)
+                .map(|description| description.version)
+                .unwrap_or_default(),
+            digest: module.current.digest.to_string(),
+            n: module.n,
+            r: module.r,
+            w: module.w,
+            storage: match module.storage {
+                StorageKind::Memory => "memory",
+                StorageKind::Durable => "durable",
+            }
+            .to_owned(),
+            nodes: reports
+                .iter()
+                .filter_map(|(node, report)| {
+                    let digest = report.modules.get(&module.uid)?;
+                    Some((name_of(&view, *node), digest.to_string()))
+                })
+                .collect::<BTreeMap<_, _>>(),
+        };
+        view.state.modules.values().map(row).collect()
+    }
+
+    /// The guest's own words, as the cluster keeps them.
+    pub(super) fn describe(&self, name: &str) -> Result<Bytes, AdminError> {
+        match self.view().module(name) {
+            Some(module) => Ok(module.current.description.clone().into()),
+            None => Err(annulus_core::state::Refusal::NoModule(name.to_owned()).into()),
+        }
+    }
+
+    pub(super) async fn status(&self) -> StatusRow {
+        let view = self.view();
+        let cluster = &self.parts.cluster;
+        let me = view.member(view.me);
+        let live: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
+        let slots = self.parts.master.status();
+        let quorum = cluster.heard_from_leader_within(std::time::Duration::from_secs(2));
+        let mut alerts: Vec<String> = self.parts.master.incidents().iter().rev().map(incident).collect();
+        alerts.extend(slots.iter().filter(|slot| slot.in_back_off > 0).map(|slot| {
+            format!("partition {}: {} vnodes in back-off after traps", slot.partition.0, slot.in_back_off)
+        }));
+        if !quorum {
+            alerts.push("no majority of the voters is heard from: members, ring and modules cannot change".to_owned());
+        }
+        StatusRow {
+            node: name_of(&view, view.me),
+            cluster: view.state.cluster.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listen: self.parts.transport.local_addr().to_string(),
+            http: me.map(|member| member.http.clone()).unwrap_or_default(),
+            claimant: cluster.leader().map(|node| name_of(&view, node)),
+            quorum,
+            applied: view.index(),
+            members: live.len(),
+            alive: live.iter().filter(|node| self.is_up(&view, **node)).count(),
+            pending: view.state.ring.partitions.iter().filter(|partition| partition.pending.is_some()).count(),
+            transfers: self.parts.handoff.transfers().len(),
+            modules: view.state.modules.len(),
+            vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
+            alerts,
+        }
+    }
+}
+
+fn incident(incident: &crate::vnode::Incident) -> String {
+    let partition = incident.partition.map(|id| format!(" partition {id}")).unwrap_or_default();
+    format!("{}: {}{partition}: {}", incident.kind, incident.module, incident.reason)
+}
+
+fn status_word(status: MemberStatus) -> &'static str {
+    match status {
+        MemberStatus::Joining => "joining",
+        MemberStatus::Member => "member",
+        MemberStatus::Leaving => "leaving",
+        MemberStatus::Down => "down",
+        MemberStatus::Removed => "removed",
+    }
+}
+
+/// The ring, by names.
+pub(super) fn ring(view: &View) -> RingRow {
+    let ring = &view.state.ring;
+    let names = |nodes: &[NodeId]| nodes.iter().map(|node| name_of(view, *node)).collect();
+    let partitions = ring.size.partitions().zip(&ring.partitions).map(|(id, partition)| PartitionRow {
+        id: id.0,
+        replicas: names(&partition.replicas),
+        pending: partition.pending.as_ref().map(|transfer| names(&transfer.target)).unwrap_or_default(),
+    });
+    RingRow { ring_size: ring.size.get(), epoch: ring.epoch, partitions: partitions.collect() }
+}

@@ -1,0 +1,78 @@
+//! Tokens, joining and leaving.
+
+use std::time::Duration;
+
+use annulus_core::state::MemberStatus;
+use tokio::time::{Instant, timeout};
+
+use super::answer::Answer;
+use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
+use crate::admin::AdminError;
+use crate::admin::rows::{MemberRow, TokenRow};
+
+impl AdminService {
+    pub(super) async fn token(&self, ttl: Duration) -> Result<TokenRow, AdminError> {
+        let view = self.view();
+        let token = self.parts.cluster.issue_token(ttl, Instant::now() + CHANGE_LIMIT).await?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Ok(TokenRow {
+            token: token.to_string(),
+            expires_ms: u64::try_from((now + ttl).as_millis()).unwrap_or(u64::MAX),
+            address: view.member(view.me).map(|member| member.listen.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// Ends when the node was admitted elsewhere; what follows happens to a node started anew.
+    pub(super) async fn join(
+        &self,
+        address: &str,
+        token: &str,
+        discard: bool,
+        deadline: Instant,
+        answer: &mut Answer,
+    ) -> Result<(), AdminError> {
+        let joining = self.parts.control.join(address, token, discard);
+        let joining = tokio::time::timeout_at(deadline, joining);
+        match answer.while_working("asking to be admitted", joining).await {
+            Ok(result) => result,
+            Err(_) => Err(AdminError::unknown(
+                "deadline-exceeded",
+                "no answer in time; `annulus members` there shows whether the node was admitted",
+            )),
+        }
+    }
+
+    pub(super) async fn leave(
+        &self,
+        name: Option<&str>,
+        wait: bool,
+        deadline: Instant,
+        answer: &mut Answer,
+    ) -> Result<MemberRow, AdminError> {
+        let mut views = self.parts.cluster.watch();
+        let node = self.parts.cluster.leave(name, deadline.min(Instant::now() + CHANGE_LIMIT)).await?;
+        let unknown = || AdminError::unknown("unknown-node", format!("node {node} is not known here any more"));
+        let mut most = 0;
+        loop {
+            let view = views.borrow_and_update().clone();
+            let status = view.state.members.get(&node).map(|member| member.status);
+            let left = matches!(status, None | Some(MemberStatus::Removed));
+            if left || (!wait && status == Some(MemberStatus::Leaving)) {
+                return self.member(&view, node).ok_or_else(unknown);
+            }
+            let holds =
+                view.state.ring.partitions.iter().filter(|partition| partition.replicas.contains(&node)).count();
+            most = most.max(holds);
+            answer.progress("handing off partitions", (most - holds) as u64, most as u64).await;
+            if Instant::now() >= deadline {
+                let message = format!(
+                    "{} is leaving and still holds {holds} partitions; it goes on by itself, `annulus transfers` shows it",
+                    name_of(&view, node)
+                );
+                return Err(AdminError { state: "applied".to_owned(), ..AdminError::unknown("deadline-exceeded", message) });
+            }
+            // Time-outs only bring the next sign of life.
+            let _ = timeout(HEARTBEAT.min(deadline - Instant::now()), views.changed()).await;
+        }
+    }
+}
