@@ -1,11 +1,16 @@
 //! `join`: said to the node that joins.
+//!
+//! Its node answers when it was admitted, then starts anew as part of the other cluster, with
+//! new credentials. So from there on it is asked afresh until it has its share of the ring.
 
 use std::time::Duration;
 
+use tokio::time::{Instant, sleep, timeout_at};
+
 use super::duration::{millis, parse_duration};
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::rows::MemberRow;
+use crate::admin::rows::{MemberRow, RingRow, StatusRow};
+use crate::admin::{AdminError, AdminRequest};
 
 /// Make this node part of another node's cluster.
 #[derive(Debug, clap::Args)]
@@ -19,22 +24,83 @@ pub struct Args {
     /// Give up the modules and items that the node's own cluster of one holds
     #[arg(long)]
     discard: bool,
+    /// Do not wait until it holds its share
+    #[arg(long)]
+    no_wait: bool,
     /// How long to wait until it holds its share
     #[arg(long, value_parser = parse_duration, default_value = "5m")]
     timeout: Duration,
 }
 
+/// How often a node that starts anew is asked whether it is there.
+const ASK_AGAIN: Duration = Duration::from_millis(100);
+
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.discard {
         context.confirm("The node gives up every module and item of its own cluster.")?;
     }
+    let deadline = Instant::now() + args.timeout;
     let connection = context.connect().await?;
+    let before: StatusRow = connection.ask(&AdminRequest::Status).await?;
     let request = AdminRequest::Join {
         address: args.address,
         token: args.token,
         discard: args.discard,
         timeout_ms: millis(args.timeout),
     };
-    let member: MemberRow = connection.ask(&request).await?;
+    let () = connection.ask(&request).await?;
+    drop(connection);
+
+    let mut progress = context.output.progress();
+    progress.set("starting anew in the other cluster", 0, 0);
+    let mut last = "it has not started anew yet".to_owned();
+    let member = loop {
+        let look = timeout_at(deadline, look(&before, context)).await;
+        match look {
+            Ok(Ok(Look::Member { row, moving })) if args.no_wait || moving == 0 => break row,
+            Ok(Ok(Look::Member { moving, .. })) => {
+                last = format!("{moving} partitions still change hands");
+                progress.set(&last, 0, 0);
+            }
+            Ok(Ok(Look::NotYet(what))) => {
+                progress.set(&what, 0, 0);
+                last = what;
+            }
+            Ok(Err(error)) => last = error.to_string(),
+            Err(_) => {}
+        }
+        if Instant::now() >= deadline {
+            let message = format!("{} was admitted, but is not settled yet: {last}. It goes on by itself", before.node);
+            let error = AdminError::unknown("deadline-exceeded", message);
+            return Err(CliError::Failed(AdminError { state: "applied".to_owned(), ..error }));
+        }
+        sleep(ASK_AGAIN).await;
+    };
+    drop(progress);
     context.output.show(&member, || format!("{} is a member and owns {} partitions", member.node, member.owned))
+}
+
+enum Look {
+    NotYet(String),
+    Member { row: MemberRow, moving: usize },
+}
+
+async fn look(before: &StatusRow, context: &Context) -> Result<Look, CliError> {
+    let connection = context.connect().await?;
+    let status: StatusRow = connection.ask(&AdminRequest::Status).await?;
+    if status.cluster == before.cluster {
+        return Ok(Look::NotYet("it is still in its own cluster".to_owned()));
+    }
+    let members: Vec<MemberRow> = connection.ask(&AdminRequest::Members).await?;
+    let ring: RingRow = connection.ask(&AdminRequest::Ring).await?;
+    match members.into_iter().find(|row| row.node == before.node && row.status != "removed") {
+        Some(row) if row.status == "member" && row.replicas > 0 => {
+            let moving = ring.partitions.iter().filter(|partition| !partition.pending.is_empty()).count();
+            Ok(Look::Member { row, moving })
+        }
+        // Admitted, but the claimant has not given it a share yet.
+        Some(row) if row.status == "member" => Ok(Look::NotYet("it has no share of the ring yet".to_owned())),
+        Some(row) => Ok(Look::NotYet(format!("it is {}", row.status))),
+        None => Ok(Look::NotYet("the cluster does not know it yet".to_owned())),
+    }
 }

@@ -56,7 +56,7 @@ fn table(ring: &RingRow, ids: &BTreeMap<&str, NodeId>) -> Result<RingTable, CliE
         }
         let target = nodes(&row.pending);
         let pending = (!target.is_empty()).then_some(Transfer { id: TransferId(0), target });
-        partitions.push(Partition { replicas: nodes(&row.replicas), version: ring.epoch, pending });
+        partitions.push(Partition { replicas: nodes(&row.replicas), version: ring.epoch, made_by: TransferId(0), pending });
     }
     if partitions.len() != usize::from(ring.ring_size) {
         return Err(strange(format!("{} of {} partitions", partitions.len(), ring.ring_size)));

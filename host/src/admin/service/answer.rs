@@ -6,18 +6,20 @@ use bytes::Bytes;
 use tokio::time::{MissedTickBehavior, interval};
 
 use super::HEARTBEAT;
-use crate::admin::{AdminError, AdminReply, encode};
+use crate::admin::{AdminError, AdminReply, Restart, encode};
 use crate::transport::BulkSend;
 
 /// One answer. The asker may be gone at any time: then frames go nowhere.
 pub(super) struct Answer {
     /// None when the asker is gone.
     send: Option<BulkSend>,
+    /// Dropped when the answer is out.
+    restart: Option<Restart>,
 }
 
 impl Answer {
     pub(super) fn new(send: BulkSend) -> Self {
-        Self { send: Some(send) }
+        Self { send: Some(send), restart: None }
     }
 
     /// Does anybody still want to know?
@@ -36,6 +38,11 @@ impl Answer {
 
     pub(super) async fn progress(&mut self, what: &str, done: u64, total: u64) {
         self.frame(&AdminReply::Progress { what: what.to_owned(), done, total }).await;
+    }
+
+    /// The node starts anew when this is dropped: after the answer.
+    pub(super) fn before_letting_go(&mut self, restart: Restart) {
+        self.restart = Some(restart);
     }
 
     /// Waits for what takes long, and says every [`HEARTBEAT`] that it does.
@@ -58,10 +65,11 @@ impl Answer {
             Err(error) => AdminReply::Error(error),
         };
         self.frame(&reply).await;
-        if let Some(send) = self.send
+        if let Some(send) = self.send.take()
             && let Err(error) = send.finish().await
         {
             tracing::debug!(%error, "an operator went before the end of the answer");
         }
+        drop(self.restart);
     }
 }

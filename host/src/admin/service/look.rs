@@ -1,18 +1,18 @@
 //! Looking: members, ring, where a key lives, what is deployed.
 
-use std::collections::BTreeMap;
-
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::hash_key;
 use annulus_core::preference::{Nodes, Role, preference_list};
 use annulus_core::state::{MemberStatus, StorageKind};
 use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::time::Instant;
 
-use super::{AdminService, name_of};
+use super::{AdminService, LOOK_LIMIT, name_of};
 use crate::admin::AdminError;
-use crate::admin::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, RingRow, StatusRow};
+use crate::admin::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, RingRow, StatusRow, TransferRow};
 use crate::cluster::View;
-use crate::wasm::Description;
+use crate::modules::Running;
 
 /// What the preference list asks about nodes: up here means connected.
 struct Liveness<'a> {
@@ -81,34 +81,44 @@ impl AdminService {
         })
     }
 
-    /// What each node runs is asked of each node.
+    /// What each node runs is asked of each node; those that do not answer are left out.
     pub(super) async fn modules(&self) -> Vec<ModuleRow> {
         let view = self.view();
-        let reports = self.reports(&view).await;
-        let row = |module: &annulus_core::state::Module| ModuleRow {
-            name: module.name.clone(),
-            version: module.current.version,
-            guest_version: Description::from_cbor(&module.current.description)
-                .map(|description| description.version)
-                .unwrap_or_default(),
-            digest: module.current.digest.to_string(),
-            n: module.n,
-            r: module.r,
-            w: module.w,
-            storage: match module.storage {
-                StorageKind::Memory => "memory",
-                StorageKind::Durable => "durable",
+        let deadline = Instant::now() + LOOK_LIMIT;
+        let rows = view.state.modules.values().map(|module| async move {
+            let running = self.parts.modules.running_everywhere(module.uid, deadline).await;
+            let digest = |running: Option<Running>| Some(running?.digest?.to_string());
+            let nodes = running.into_iter().filter_map(|(node, running)| Some((node, digest(running)?)));
+            ModuleRow {
+                name: module.name.clone(),
+                version: module.current.version,
+                guest_version: self.parts.modules.description(module).version.clone(),
+                digest: module.current.digest.to_string(),
+                n: module.n,
+                r: module.r,
+                w: module.w,
+                storage: match module.storage {
+                    StorageKind::Memory => "memory",
+                    StorageKind::Durable => "durable",
+                }
+                .to_owned(),
+                nodes: nodes.collect(),
             }
-            .to_owned(),
-            nodes: reports
-                .iter()
-                .filter_map(|(node, report)| {
-                    let digest = report.modules.get(&module.uid)?;
-                    Some((name_of(&view, *node), digest.to_string()))
-                })
-                .collect::<BTreeMap<_, _>>(),
-        };
-        view.state.modules.values().map(row).collect()
+        });
+        join_all(rows).await
+    }
+
+    /// What moves in the whole cluster, and what shall move and nobody has begun with.
+    pub(super) async fn transfers(&self) -> Vec<TransferRow> {
+        let view = self.view();
+        let mut rows = self.parts.handoff.transfers_everywhere(Instant::now() + LOOK_LIMIT).await;
+        for row in waiting(&view) {
+            if !rows.iter().any(|other| other.partition == row.partition && other.state != "done") {
+                rows.push(row);
+            }
+        }
+        rows.sort_by(|a, b| (a.partition, &a.module).cmp(&(b.partition, &b.module)));
+        rows
     }
 
     /// The guest's own words, as the cluster keeps them.
@@ -178,4 +188,24 @@ pub(super) fn ring(view: &View) -> RingRow {
         pending: partition.pending.as_ref().map(|transfer| names(&transfer.target)).unwrap_or_default(),
     });
     RingRow { ring_size: ring.size.get(), epoch: ring.epoch, partitions: partitions.collect() }
+}
+
+/// Changes of owner that nobody has begun to carry out.
+fn waiting(view: &View) -> impl Iterator<Item = TransferRow> + '_ {
+    let ring = &view.state.ring;
+    ring.size.partitions().zip(&ring.partitions).filter_map(|(id, partition)| {
+        let (from, to) = (*partition.replicas.first()?, *partition.pending.as_ref()?.target.first()?);
+        (from != to).then(|| TransferRow {
+            module: "*".to_owned(),
+            partition: id.0,
+            kind: "ownership".to_owned(),
+            from: name_of(view, from),
+            to: name_of(view, to),
+            state: "waiting".to_owned(),
+            items_done: 0,
+            items_total: 0,
+            bytes: 0,
+            error: None,
+        })
+    })
 }

@@ -7,8 +7,8 @@ use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
 use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
-use crate::admin::AdminError;
 use crate::admin::rows::{MemberRow, TokenRow};
+use crate::admin::{AdminError, Restart};
 
 impl AdminService {
     pub(super) async fn token(&self, ttl: Duration) -> Result<TokenRow, AdminError> {
@@ -30,16 +30,13 @@ impl AdminService {
         discard: bool,
         deadline: Instant,
         answer: &mut Answer,
-    ) -> Result<(), AdminError> {
-        let joining = self.parts.control.join(address, token, discard);
-        let joining = tokio::time::timeout_at(deadline, joining);
-        match answer.while_working("asking to be admitted", joining).await {
-            Ok(result) => result,
-            Err(_) => Err(AdminError::unknown(
-                "deadline-exceeded",
-                "no answer in time; `annulus members` there shows whether the node was admitted",
-            )),
-        }
+    ) -> Result<Restart, AdminError> {
+        let found = timeout(CHANGE_LIMIT, tokio::net::lookup_host(address)).await;
+        let member = found.ok().and_then(Result::ok).and_then(|mut addresses| addresses.next()).ok_or_else(|| {
+            AdminError::not_applied("bad-arguments", format!("{address:?} is no address of a node; say HOST:PORT"))
+        })?;
+        let joining = self.parts.control.join(member, token, discard, deadline);
+        answer.while_working("asking to be admitted", joining).await
     }
 
     pub(super) async fn leave(

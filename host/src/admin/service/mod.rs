@@ -12,7 +12,6 @@ mod deploy;
 mod failure;
 mod look;
 mod membership;
-mod report;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -130,7 +129,8 @@ impl AdminService {
             AdminRequest::Describe { module } => self.describe(&module),
             AdminRequest::Token { ttl_ms } => done(&self.token(Duration::from_millis(ttl_ms)).await?),
             AdminRequest::Join { address, token, discard, timeout_ms } => {
-                self.join(&address, &token, discard, deadline(timeout_ms), answer).await?;
+                let restart = self.join(&address, &token, discard, deadline(timeout_ms), answer).await?;
+                answer.before_letting_go(restart);
                 done(&())
             }
             AdminRequest::Leave { node, wait, timeout_ms } => {

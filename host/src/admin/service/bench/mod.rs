@@ -51,7 +51,7 @@ impl AdminService {
         if request.baseline {
             let echo = echo(self.parts.clone(), &plan, request.value_bytes);
             row.lane_echo = answer.while_working("measuring the lanes' echo", echo).await;
-            let native_shots = Arc::new(Shots::of_kv(&native_kv().description(), &request)?);
+            let native_shots = Arc::new(Shots::of_kv(&native_kv().description, &request)?);
             let native = apart(&self.parts, &plan, Arc::new(native_kv()), native_shots);
             row.native = Some(answer.while_working("measuring a native vnode", native).await);
             let module = view.module(&request.module).map(|module| module.uid);

@@ -189,7 +189,7 @@ mod tests {
 
     #[test]
     fn turns_follow_the_shares_and_spread_over_the_keys() {
-        let kv = native_kv().description();
+        let kv = native_kv().description;
         let shots = Shots::of_kv(&kv, &request(&[("put", 90), ("get", 10)])).unwrap();
         let picked: Vec<Shot> = (0..10_000).map(|turn| shots.pick(turn)).collect();
         let puts = picked.iter().filter(|shot| &*shot.command == "put").count();
@@ -200,7 +200,7 @@ mod tests {
 
     #[test]
     fn keys_are_taken_from_the_wanted_side_alone() {
-        let kv = native_kv().description();
+        let kv = native_kv().description;
         let request = request(&[("get", 1)]);
         let shots = Shots::build(&kv, &request, &request.mix, |key| key.ends_with(b"7")).unwrap();
         assert!((0..500).all(|turn| shots.pick(turn).key.unwrap().ends_with(b"7")));
@@ -209,7 +209,7 @@ mod tests {
 
     #[test]
     fn unknown_commands_are_refused() {
-        let kv = native_kv().description();
+        let kv = native_kv().description;
         let request = request(&[("steal", 1)]);
         assert!(Shots::build(&kv, &request, &request.mix, |_| true).err().unwrap().message.contains("put"));
     }
