@@ -12,6 +12,6 @@ pub mod rows;
 
 pub use control::{NodeControl, Pending, Restart};
 pub use protocol::{
-    ADMIN_HEADER, AdminError, AdminReply, AdminRequest, BenchRequest, BenchTarget, CallRequest, DeployRequest, Malformed,
-    RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
+    ADMIN_HEADER, AdminError, AdminReply, AdminRequest, BenchRequest, BenchTarget, CallRequest,
+    DeployRequest, Malformed, RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
 };

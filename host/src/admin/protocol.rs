@@ -204,7 +204,7 @@ pub struct AdminError {
     pub state: String,
     /// A guest's own no, with `code` = `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub refusal: Option<RefusalDetail>,
+    pub refusal: Option<Box<RefusalDetail>>,
 }
 
 /// A guest's refusal, as it said it.

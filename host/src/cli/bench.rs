@@ -67,7 +67,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 fn render(row: &BenchRow) -> String {
-    let mut table = Table::new(&["", ">ops", ">errors", ">ops/s", ">p50 µs", ">p99 µs", ">p99.9 µs", ">max µs"]);
+    let mut table =
+        Table::new(&["", ">ops", ">errors", ">ops/s", ">p50 µs", ">p99 µs", ">p99.9 µs", ">max µs"]);
     let mut line = |name: &str, measured: &Measured| {
         table.row([
             name.to_owned(),

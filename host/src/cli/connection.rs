@@ -77,7 +77,9 @@ impl Connection {
         let frame = encode(request);
         if frame.len() > MAX_BULK_FRAME {
             let bytes = frame.len();
-            return Err(CliError::Usage(format!("a request of {bytes} bytes is too large ({MAX_BULK_FRAME})")));
+            return Err(CliError::Usage(format!(
+                "a request of {bytes} bytes is too large ({MAX_BULK_FRAME})"
+            )));
         }
         send.frame(frame).await.map_err(gone)?;
         Ok(Exchange { send: Some(send), recv })
@@ -168,9 +170,9 @@ fn lost(reason: impl std::fmt::Display) -> CliError {
 async fn resolve(address: &str) -> Result<SocketAddr, CliError> {
     let found = timeout(CONNECT_LIMIT, tokio::net::lookup_host(address)).await;
     match found {
-        Ok(Ok(mut addresses)) => addresses
-            .next()
-            .ok_or_else(|| CliError::Unreachable(format!("{address} has no address; nodes are named HOST:PORT"))),
+        Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| {
+            CliError::Unreachable(format!("{address} has no address; nodes are named HOST:PORT"))
+        }),
         Ok(Err(error)) => {
             Err(CliError::Usage(format!("{address:?} is no address: {error}; nodes are named HOST:PORT")))
         }

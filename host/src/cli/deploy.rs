@@ -105,7 +105,9 @@ pub(super) fn render(row: &DeployedRow) -> String {
     let mut text = format!("{} version {} ({digest}) runs on {} nodes", row.name, row.version, row.nodes);
     if row.version > 1 {
         let (items, stall) = (row.swapped_items, row.longest_stall_us);
-        text.push_str(&format!("\n{items} items carried over; no vnode stood still for longer than {stall} µs"));
+        text.push_str(&format!(
+            "\n{items} items carried over; no vnode stood still for longer than {stall} µs"
+        ));
     }
     for node in &row.unreached {
         text.push_str(&format!("\n{node} could not be reached and follows when it is back"));

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::values::to_json;
 use crate::admin::{AdminError, Malformed};
+use crate::values::to_json;
 
 /// How a verb fails, with its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -85,11 +85,11 @@ mod tests {
     #[test]
     fn a_refusal_is_shown_whole() {
         let error = CliError::Failed(AdminError {
-            refusal: Some(RefusalDetail {
+            refusal: Some(Box::new(RefusalDetail {
                 code: "out-of-stock".into(),
                 message: "only 2 left".into(),
                 detail: Some(serde_bytes::ByteBuf::from(vec![0x02])),
-            }),
+            })),
             ..AdminError::not_applied("refused", "shop refused take")
         });
         assert_eq!(

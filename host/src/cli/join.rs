@@ -70,14 +70,17 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             Err(_) => {}
         }
         if Instant::now() >= deadline {
-            let message = format!("{} was admitted, but is not settled yet: {last}. It goes on by itself", before.node);
+            let message =
+                format!("{} was admitted, but is not settled yet: {last}. It goes on by itself", before.node);
             let error = AdminError::unknown("deadline-exceeded", message);
             return Err(CliError::Failed(AdminError { state: "applied".to_owned(), ..error }));
         }
         sleep(ASK_AGAIN).await;
     };
     drop(progress);
-    context.output.show(&member, || format!("{} is a member and owns {} partitions", member.node, member.owned))
+    context
+        .output
+        .show(&member, || format!("{} is a member and owns {} partitions", member.node, member.owned))
 }
 
 enum Look {

@@ -2,10 +2,10 @@
 
 use annulus_core::keyspace::{RingSize, hash_key};
 
-use crate::values::hex;
 use super::{CliError, Context};
 use crate::admin::AdminRequest;
 use crate::admin::rows::LocateRow;
+use crate::values::hex;
 
 /// Where a key lives.
 #[derive(Debug, clap::Args)]
@@ -77,7 +77,10 @@ mod tests {
     fn a_key_is_where_riak_core_puts_it() {
         let row = locate(RingSize::try_from(64).unwrap(), "foo", b"bar");
         assert_eq!(row.hash, "49d41bea680d96cf005256b77de1ac9a872e0670");
-        assert_eq!((row.partition, row.index.as_str()), (19, "433883298582611803841718934712646521460354973696"));
+        assert_eq!(
+            (row.partition, row.index.as_str()),
+            (19, "433883298582611803841718934712646521460354973696")
+        );
         let preference_list = vec![
             PreferenceRow { node: "a@h".into(), role: "primary".into() },
             PreferenceRow { node: "b@h".into(), role: "fallback".into() },

@@ -22,7 +22,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 pub(super) fn render(rows: &[MemberRow]) -> String {
-    let mut table = Table::new(&["node", "status", "alive", ">owned", ">replicas", "zone", ">weight", "listen", ""]);
+    let mut table =
+        Table::new(&["node", "status", "alive", ">owned", ">replicas", "zone", ">weight", "listen", ""]);
     for row in rows {
         let alive = match (row.alive, row.status.as_str()) {
             (true, _) => "yes".to_owned(),

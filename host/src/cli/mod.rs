@@ -118,8 +118,9 @@ pub enum Verb {
 }
 
 /// Verbs of the design that this version does not have yet.
-const LATER: &[&str] =
-    &["replace", "remove", "down", "plan", "commit", "clear", "recover", "salvage", "logs", "backup", "restore"];
+const LATER: &[&str] = &[
+    "replace", "remove", "down", "plan", "commit", "clear", "recover", "salvage", "logs", "backup", "restore",
+];
 
 /// Parses the process's own words and does what they say.
 pub fn main() -> ExitCode {

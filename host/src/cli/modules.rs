@@ -18,7 +18,8 @@ pub(super) fn render(rows: &[ModuleRow]) -> String {
     if rows.is_empty() {
         return "nothing is deployed; try `annulus deploy FILE`".to_owned();
     }
-    let mut table = Table::new(&["name", ">version", "guest", "digest", ">n", ">r", ">w", "storage", "nodes"]);
+    let mut table =
+        Table::new(&["name", ">version", "guest", "digest", ">n", ">r", ">w", "storage", "nodes"]);
     for row in rows {
         let current = row.nodes.values().filter(|digest| **digest == row.digest).count();
         table.row([

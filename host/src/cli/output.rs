@@ -48,7 +48,8 @@ impl Output {
     pub fn show<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
         match self.format {
             Format::Json => {
-                let json = serde_json::to_string(value).map_err(|error| CliError::Other(error.to_string()))?;
+                let json =
+                    serde_json::to_string(value).map_err(|error| CliError::Other(error.to_string()))?;
                 self.line(&json)
             }
             Format::Text => self.line(text().trim_end_matches('\n')),
@@ -113,8 +114,11 @@ impl Progress {
     pub fn set(&mut self, what: &str, done: u64, total: u64) {
         if total != self.total {
             self.total = total;
-            let template =
-                if total > 0 { "{spinner} {msg} {wide_bar} {pos}/{len}" } else { "{spinner} {msg} {elapsed}" };
+            let template = if total > 0 {
+                "{spinner} {msg} {wide_bar} {pos}/{len}"
+            } else {
+                "{spinner} {msg} {elapsed}"
+            };
             if let Ok(style) = ProgressStyle::with_template(template) {
                 self.bar.set_style(style);
             }
@@ -151,7 +155,11 @@ fn without_controls(text: &str) -> std::borrow::Cow<'_, str> {
                 length
             }
             None => {
-                if harmless(c) { out.push(c) } else { out.extend(c.escape_default()) }
+                if harmless(c) {
+                    out.push(c)
+                } else {
+                    out.extend(c.escape_default())
+                }
                 c.len_utf8()
             }
         };

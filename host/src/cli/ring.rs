@@ -27,7 +27,10 @@ pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// The picture, and what is on its way.
-pub(super) fn render<'a>(ring: &'a RingRow, members: impl Iterator<Item = &'a str>) -> Result<String, CliError> {
+pub(super) fn render<'a>(
+    ring: &'a RingRow,
+    members: impl Iterator<Item = &'a str>,
+) -> Result<String, CliError> {
     let owners = ring.partitions.iter().flat_map(|partition| &partition.replicas).map(String::as_str);
     let mut ids: BTreeMap<&str, NodeId> = BTreeMap::new();
     for name in members.chain(owners) {
@@ -56,7 +59,12 @@ fn table(ring: &RingRow, ids: &BTreeMap<&str, NodeId>) -> Result<RingTable, CliE
         }
         let target = nodes(&row.pending);
         let pending = (!target.is_empty()).then_some(Transfer { id: TransferId(0), target });
-        partitions.push(Partition { replicas: nodes(&row.replicas), version: ring.epoch, made_by: TransferId(0), pending });
+        partitions.push(Partition {
+            replicas: nodes(&row.replicas),
+            version: ring.epoch,
+            made_by: TransferId(0),
+            pending,
+        });
     }
     if partitions.len() != usize::from(ring.ring_size) {
         return Err(strange(format!("{} of {} partitions", partitions.len(), ring.ring_size)));
@@ -86,7 +94,11 @@ mod tests {
              aaaa|abbb|\n"
         );
         row.partitions[0].pending = vec!["c@h".into()];
-        assert!(render(&row, ["c@h"].into_iter()).unwrap().ends_with("1 partitions are moving: annulus transfers\n"));
+        assert!(
+            render(&row, ["c@h"].into_iter())
+                .unwrap()
+                .ends_with("1 partitions are moving: annulus transfers\n")
+        );
     }
 
     #[test]

@@ -24,7 +24,10 @@ pub(super) fn render(row: &StatusRow) -> String {
     line("listens", format!("{} (QUIC); {} is reserved for HTTP", row.listen, row.http));
     line("members", format!("{}, {} alive", row.members, row.alive));
     line("claimant", row.claimant.clone().unwrap_or_else(|| "none known".to_owned()));
-    line("control", if row.quorum { "changes can be made" } else { "no quorum: no change can be made" }.to_owned());
+    line(
+        "control",
+        if row.quorum { "changes can be made" } else { "no quorum: no change can be made" }.to_owned(),
+    );
     line("applied", row.applied.to_string());
     line("ring", format!("{} partitions change hands", row.pending));
     line("transfers", row.transfers.to_string());

@@ -18,7 +18,8 @@ pub(super) fn render(rows: &[TransferRow]) -> String {
     if rows.is_empty() {
         return "nothing moves".to_owned();
     }
-    let mut table = Table::new(&["module", ">partition", "kind", "from", "to", "state", ">items", ">bytes", "error"]);
+    let mut table =
+        Table::new(&["module", ">partition", "kind", "from", "to", "state", ">items", ">bytes", "error"]);
     for row in rows {
         table.row([
             row.module.clone(),

@@ -198,7 +198,9 @@ mod tests {
     #[test]
     fn what_is_not_understood_is_any() {
         let deep = format!("{}int{}", "[* ".repeat(100), "]".repeat(100));
-        for text in ["", "text text", "[* int", "{* int => text}", "tdate", "text .size 3", "\"a", "[]", "nan", &deep] {
+        for text in
+            ["", "text text", "[* int", "{* int => text}", "tdate", "text .size 3", "\"a", "[]", "nan", &deep]
+        {
             assert_eq!(Type::parse(text), Type::Any, "{text}");
         }
     }

@@ -48,7 +48,13 @@ pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
             "false" => Ok(Value::Bool(false)),
             _ => bad(": say true or false"),
         },
-        Type::Null => if text == "null" { Ok(Value::Null) } else { bad("") },
+        Type::Null => {
+            if text == "null" {
+                Ok(Value::Null)
+            } else {
+                bad("")
+            }
+        }
         Type::Any => Ok(match serde_json::from_str(text) {
             Ok(json) => from_json(&json),
             Err(_) => Value::Text(text.to_owned()),

@@ -17,10 +17,12 @@ impl From<RequestError> for AdminError {
                 AppliedState::Unknown => "unknown",
             }
             .to_owned(),
-            refusal: error.refusal.map(|refusal| RefusalDetail {
+            refusal: error.refusal.map(|refusal| {
+                Box::new(RefusalDetail {
                 code: refusal.code,
                 message: refusal.message,
                 detail: refusal.detail.map(serde_bytes::ByteBuf::from),
+            })
             }),
         }
     }

@@ -3,8 +3,8 @@
 use ciborium::Value;
 
 use super::super::CliError;
-use crate::values::{Type, from_text};
 use super::help;
+use crate::values::{Type, from_text};
 use crate::wasm::{CommandInfo, Param, Route};
 
 /// The CBOR map of a call: positional words in the order of the parameters that were not named.
@@ -14,9 +14,7 @@ pub(super) fn build(
     words: &[String],
     named: &[(String, String)],
 ) -> Result<Value, CliError> {
-    let usage = |what: String| {
-        CliError::Usage(format!("{what}\nusage: {}", help::usage(module, command)))
-    };
+    let usage = |what: String| CliError::Usage(format!("{what}\nusage: {}", help::usage(module, command)));
     let typed = |param: &Param, word: &str| match from_text(&Type::parse(&param.ty), word) {
         Ok(value) => Ok((Value::Text(param.name.clone()), value)),
         Err(error) => Err(usage(format!("{}: {error}", param.name))),
@@ -67,7 +65,8 @@ pub(super) fn check_key(command: &CommandInfo, said: &str, key: Option<&[u8]>) -
     let refuse = |why: String| Err(CliError::Usage(format!("--key {said:?} is refused: {why}")));
     match (&command.route, key) {
         (Route::ByParam(name), Some(key)) => {
-            let ty = command.params.iter().find(|param| param.name == *name).map(|param| Type::parse(&param.ty));
+            let ty =
+                command.params.iter().find(|param| param.name == *name).map(|param| Type::parse(&param.ty));
             let wanted = ty.and_then(|ty| from_text(&ty, said).ok()).and_then(|value| key_bytes(&value));
             if wanted.as_deref() == Some(key) {
                 Ok(())
@@ -96,7 +95,11 @@ mod tests {
             doc: String::new(),
             effect: Effect::Write,
             route: Route::ByParam("key".into()),
-            params: vec![param("key", "text", false), param("value", "any", false), param("ttl", "uint", true)],
+            params: vec![
+                param("key", "text", false),
+                param("value", "any", false),
+                param("ttl", "uint", true),
+            ],
             reply: "text".into(),
         }
     }

@@ -3,13 +3,17 @@
 use ciborium::Value;
 use serde_json::json;
 
-use crate::values::{to_json, to_text};
 use super::super::{CliError, Connection, Context};
 use crate::admin::rows::CoverageRow;
 use crate::admin::{AdminReply, AdminRequest, CallRequest, decode};
 use crate::values::Type;
+use crate::values::{to_json, to_text};
 
-pub(super) async fn run(connection: &Connection, request: CallRequest, context: &Context) -> Result<(), CliError> {
+pub(super) async fn run(
+    connection: &Connection,
+    request: CallRequest,
+    context: &Context,
+) -> Result<(), CliError> {
     let mut exchange = connection.send(&AdminRequest::Coverage(request)).await?;
     let output = &context.output;
     let mut shown = 0usize;
@@ -17,10 +21,12 @@ pub(super) async fn run(connection: &Connection, request: CallRequest, context: 
         match exchange.next().await? {
             AdminReply::Progress { .. } => {}
             AdminReply::Batch { partition, node, values } => {
-                let values: Vec<Value> = values.iter().map(|value| decode(value)).collect::<Result<_, _>>()?;
+                let values: Vec<Value> =
+                    values.iter().map(|value| decode(value)).collect::<Result<_, _>>()?;
                 if output.is_json() {
                     let values: Vec<_> = values.iter().map(to_json).collect();
-                    output.line(&json!({"partition": partition, "node": node, "values": values}).to_string())?;
+                    output
+                        .line(&json!({"partition": partition, "node": node, "values": values}).to_string())?;
                 } else if !values.is_empty() {
                     output.line(&line(partition, &node, &values))?;
                 }

@@ -93,7 +93,12 @@ mod tests {
     use super::*;
 
     fn kv() -> Description {
-        let param = |name: &str, ty: &str, optional| Param { name: name.into(), ty: ty.into(), doc: String::new(), optional };
+        let param = |name: &str, ty: &str, optional| Param {
+            name: name.into(),
+            ty: ty.into(),
+            doc: String::new(),
+            optional,
+        };
         let command = |name: &str, doc: &str, effect, route, params| CommandInfo {
             name: name.into(),
             doc: doc.into(),
@@ -112,7 +117,11 @@ mod tests {
                     "Stores a value under a key.",
                     Effect::Write,
                     Route::ByParam("key".into()),
-                    vec![param("key", "text", false), param("value", "any", false), param("ttl", "uint", true)],
+                    vec![
+                        param("key", "text", false),
+                        param("value", "any", false),
+                        param("ttl", "uint", true),
+                    ],
                 ),
                 command("keys", "Every key.", Effect::Read, Route::Everywhere, vec![]),
             ],

@@ -13,9 +13,9 @@ use serde_json::json;
 
 use super::deploy::pair;
 use super::duration::{millis, parse_duration};
-use crate::values::{Type, to_json, to_text};
 use super::{CliError, Connection, Context};
 use crate::admin::{AdminError, AdminRequest, CallRequest, decode};
+use crate::values::{Type, to_json, to_text};
 use crate::wasm::{CommandInfo, Description, Route};
 
 /// Run a command of a module; `call M --help` lists what it has.
@@ -52,13 +52,13 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             context.output.line(help::general().trim_end())
         } else {
             Err(CliError::Usage(
-                "which module? `annulus call MODULE COMMAND ARGS...`; `annulus modules` lists them".to_owned(),
+                "which module? `annulus call MODULE COMMAND ARGS...`; `annulus modules` lists them"
+                    .to_owned(),
             ))
         };
     };
     let connection = context.connect().await?;
-    let description: Description =
-        connection.ask(&AdminRequest::Describe { module: module.clone() }).await?;
+    let description: Description = connection.ask(&AdminRequest::Describe { module: module.clone() }).await?;
     let Some(name) = args.command.filter(|_| !args.help || args.args.is_empty()) else {
         return context.output.show(&description, || help::module(&module, &description));
     };
