@@ -2,7 +2,9 @@
 
 pub mod claim;
 pub mod coverage;
+pub mod handoff;
 pub mod ids;
+pub mod item;
 pub mod keyspace;
 pub mod legend;
 pub mod preference;

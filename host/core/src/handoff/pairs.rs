@@ -1,0 +1,60 @@
+//! Who sends to whom when a replica set changes (R4).
+
+use crate::ids::NodeId;
+
+/// One stream of a transfer.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Pair {
+    /// The holder.
+    pub from: NodeId,
+    /// Who takes over, or comes to hold it too.
+    pub to: NodeId,
+}
+
+/// The streams for a module with `n` replicas: from prefix(n) of the old set to prefix(n) of
+/// the new. Who is in both moves nothing. Each leaver is paired with a successor, in order; a
+/// successor too many gets it from the first of the old, and a leaver without one hands off to all of
+/// the new, who may lack what it holds.
+pub fn pairs(old: &[NodeId], new: &[NodeId], n: usize) -> Vec<Pair> {
+    let (old, new) = (&old[..n.min(old.len())], &new[..n.min(new.len())]);
+    let leavers: Vec<NodeId> = old.iter().copied().filter(|node| !new.contains(node)).collect();
+    let comers: Vec<NodeId> = new.iter().copied().filter(|node| !old.contains(node)).collect();
+    let mut pairs: Vec<Pair> =
+        leavers.iter().zip(&comers).map(|(from, to)| Pair { from: *from, to: *to }).collect();
+    for to in comers.iter().skip(leavers.len()) {
+        pairs.extend(old.first().map(|from| Pair { from: *from, to: *to }));
+    }
+    for from in leavers.iter().skip(comers.len()) {
+        pairs.extend(new.iter().map(|to| Pair { from: *from, to: *to }));
+    }
+    pairs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn of(old: &[u64], new: &[u64], n: usize) -> Vec<(u64, u64)> {
+        let ids = |set: &[u64]| set.iter().copied().map(NodeId).collect::<Vec<_>>();
+        pairs(&ids(old), &ids(new), n).into_iter().map(|pair| (pair.from.0, pair.to.0)).collect()
+    }
+
+    #[test]
+    fn one_replica_moves_with_the_owner_and_only_with_it() {
+        assert_eq!(of(&[0], &[1, 0], 1), [(0, 1)]);
+        assert_eq!(of(&[0, 1], &[0, 2], 1), []);
+    }
+
+    #[test]
+    fn leavers_have_successors_and_who_is_in_both_moves_nothing() {
+        assert_eq!(of(&[0, 1, 2], &[3, 2, 0], 3), [(1, 3)]);
+        assert_eq!(of(&[0, 1, 2], &[3, 4, 0], 3), [(1, 3), (2, 4)]);
+        assert_eq!(of(&[0, 1, 2], &[2, 0, 1], 3), []);
+    }
+
+    #[test]
+    fn a_growing_set_copies_from_the_owner_and_a_shrinking_one_hands_to_all_that_stay() {
+        assert_eq!(of(&[0], &[0, 1, 2], 3), [(0, 1), (0, 2)]);
+        assert_eq!(of(&[0, 1, 2], &[0, 1], 3), [(2, 0), (2, 1)]);
+    }
+}

@@ -1,0 +1,596 @@
+//! The holder's side of a handoff.
+
+use std::collections::VecDeque;
+
+use crate::ids::{BootId, ModuleUid, TransferId};
+use crate::item::Item;
+use crate::keyspace::PartitionId;
+use crate::ring::Fate;
+
+use super::message::{Begin, Have, ModuleRelease, Refused, Start, ToReceiver, ToSender};
+use super::{Faults, Tallies, TransferState};
+
+/// How much may be under way.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Bytes of items sent and not acknowledged beyond which no page is read: enough to keep
+    /// the link busy for a round trip, little enough that a write's items wait briefly behind.
+    pub window_bytes: usize,
+    /// The same beyond which the driver should hold writes back ([`Sender::is_congested`]), and
+    /// beyond which, with no link, what is kept for a resume is let go.
+    pub backlog_bytes: usize,
+    /// Messages not acknowledged at which the seal is worth its pause.
+    pub seal_within: usize,
+    /// How many links in a row a sealed sender loses before it has the transfer cancelled, so
+    /// that a receiver that is gone does not hold up the partition.
+    pub sealed_losses: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { window_bytes: 4 << 20, backlog_bytes: 32 << 20, seal_within: 4, sealed_losses: 3 }
+    }
+}
+
+/// What a sender is for.
+#[derive(Clone, Debug)]
+pub struct Task {
+    /// Which transfer.
+    pub transfer: TransferId,
+    /// Of which partition.
+    pub partition: PartitionId,
+    /// The partition's version.
+    pub version: u64,
+    /// This process.
+    pub boot: BootId,
+    /// Modules whose items are to move.
+    pub modules: Vec<ModuleRelease>,
+    /// Whether this node has found its seal for this transfer on its disk.
+    pub sealed: bool,
+}
+
+/// What happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// Its turn has come (limits on concurrent handoffs are the driver's).
+    Start,
+    /// Answers `Effect::Connect`: the stream of that number is open.
+    Connected(u64),
+    /// That stream could not be had, or is gone.
+    Disconnected(u64),
+    /// A message came on that stream.
+    Received(u64, ToSender),
+    /// Answers `Effect::ReadPage`, at the commit point at which it was read: what was written
+    /// before is in it or was forwarded before, what is written later is forwarded later.
+    Page {
+        /// Of the `ReadPage`.
+        attempt: u64,
+        /// Of the `ReadPage`.
+        module: ModuleUid,
+        /// In key order.
+        items: Vec<Item>,
+        /// The token for the page after it; none after the last.
+        next: Option<Vec<u8>>,
+    },
+    /// A page could not be read.
+    PageFailed {
+        /// Of the `ReadPage`.
+        attempt: u64,
+        /// Why.
+        why: String,
+    },
+    /// The items of a committed write of this partition, at its commit point.
+    Forward(ModuleUid, Vec<Item>),
+    /// A module was deployed, with the log index at which.
+    Deployed(ModuleRelease, u64),
+    /// A module is no more: what it has left is not read.
+    Undeployed(ModuleUid),
+    /// Answers `Effect::Seal`: durable, and nothing is answered any more; every write that was
+    /// has been forwarded.
+    Sealed,
+    /// Answers `Effect::Seal`: not now, nothing has changed (no leader was heard from lately).
+    SealRefused,
+    /// A proposal has failed, or nobody knows: asked for again later. (One that succeeded is
+    /// learned from the log.)
+    NotProposed,
+    /// What the committed log says of this transfer.
+    Fate(Fate),
+    /// Answers `Effect::Retry`.
+    Retry,
+}
+
+/// What the driver is to do, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Effect {
+    /// Open a stream of this number to the receiver; answer `Connected` or `Disconnected`.
+    Connect(u64),
+    /// Send on that stream; if it is gone, nothing is lost.
+    Send(u64, ToReceiver),
+    /// Close that stream; no answer.
+    Disconnect(u64),
+    /// Read a page of a module's items; answer `Page` or `PageFailed`. Sealed or not.
+    ReadPage {
+        /// To answer with.
+        attempt: u64,
+        /// Whose.
+        module: ModuleUid,
+        /// The token of the page before.
+        after: Option<Vec<u8>>,
+    },
+    /// Having heard from a leader lately, stop answering for the partition, forward what has
+    /// been written, mark the seal durably, and answer `Sealed`; else `SealRefused` (R1).
+    Seal,
+    /// Propose `Flip` of this transfer; answer `NotProposed` unless it was applied.
+    ProposeFlip,
+    /// Propose `Cancel` of this transfer; answer `NotProposed` unless it was applied.
+    ProposeCancel,
+    /// Send `Retry` after a pause.
+    Retry,
+    /// The log has ended the transfer. Flipped: answer `stale-ring`, delete the items, then the seal's
+    /// mark. Cancelled: lift the seal, if there is one, durably, and serve.
+    Finish(Fate),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Waiting,
+    Streaming,
+    Sealing,
+    Sealed,
+    /// The receiver has all; a flip may be proposed from here on.
+    Flipping,
+    Cancelling,
+    Finished(Fate),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Link {
+    Down,
+    Dialing,
+    /// `Begin` was sent.
+    Greeting,
+    Up,
+}
+
+/// What one attempt has sent and has to send.
+#[derive(Clone, Debug, Default)]
+struct Outgoing {
+    next: u64,
+    /// Sent, or to be sent as soon as the link is up; not acknowledged.
+    kept: VecDeque<(u64, ToReceiver)>,
+    kept_bytes: usize,
+    tallies: Tallies,
+    /// Modules to read yet, the first from after its token.
+    unread: VecDeque<(ModuleUid, Option<Vec<u8>>)>,
+    reading: bool,
+    ended: Option<u64>,
+}
+
+/// See the module's head.
+#[derive(Clone, Debug)]
+pub struct Sender {
+    task: Task,
+    limits: Limits,
+    phase: Phase,
+    link: Link,
+    stream: u64,
+    attempt: u64,
+    /// None while there is nothing that could be resumed.
+    outgoing: Option<Outgoing>,
+    /// The index that goes with `task.modules`.
+    applied: u64,
+    /// Links lost or not had since the receiver last spoke.
+    losses: u32,
+    /// A `Retry` is under way.
+    pausing: bool,
+    error: Option<String>,
+    #[doc(hidden)]
+    pub faults: Faults,
+}
+
+impl Sender {
+    /// A sender that waits for `Start`. `applied`: the log index of the state that `task` is
+    /// made from.
+    pub fn new(task: Task, applied: u64, limits: Limits) -> Self {
+        Self {
+            // Sealed, and no memory of what was proposed: perhaps a flip was.
+            phase: if task.sealed { Phase::Flipping } else { Phase::Waiting },
+            task,
+            limits,
+            link: Link::Down,
+            stream: 0,
+            attempt: 0,
+            outgoing: None,
+            applied,
+            losses: 0,
+            pausing: false,
+            error: None,
+            faults: Faults::default(),
+        }
+    }
+
+    /// For `annulus transfers`.
+    pub fn state(&self) -> TransferState {
+        match self.phase {
+            Phase::Waiting => TransferState::Waiting,
+            Phase::Streaming | Phase::Sealing if self.link == Link::Up => TransferState::Running,
+            Phase::Streaming | Phase::Sealing => TransferState::Waiting,
+            Phase::Sealed | Phase::Flipping => TransferState::Sealed,
+            Phase::Finished(Fate::Flipped) => TransferState::Done,
+            Phase::Cancelling | Phase::Finished(_) => TransferState::Failed,
+        }
+    }
+
+    /// Items and bytes sent in this attempt.
+    pub fn progress(&self) -> (u64, u64) {
+        self.outgoing.as_ref().map_or((0, 0), |outgoing| outgoing.tallies.total())
+    }
+
+    /// The last thing that went wrong.
+    pub fn error(&self) -> Option<&str> {
+        self.error.as_deref()
+    }
+
+    /// Has the log ended this transfer? Then nothing more will happen.
+    pub fn is_finished(&self) -> bool {
+        matches!(self.phase, Phase::Finished(_))
+    }
+
+    /// Is so much unacknowledged that writes of this partition should wait? Only while the
+    /// receiver takes items: a dead one holds up nobody.
+    pub fn is_congested(&self) -> bool {
+        let kept = self.outgoing.as_ref().map_or(0, |outgoing| outgoing.kept_bytes);
+        self.link == Link::Up && kept > self.limits.backlog_bytes
+    }
+
+    /// Takes an event; the effects are to be carried out in order.
+    pub fn handle(&mut self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Start if self.phase == Phase::Waiting => {
+                self.phase = Phase::Streaming;
+                self.connect(&mut effects);
+            }
+            Event::Start => self.connect(&mut effects),
+            Event::Connected(stream) if stream == self.stream && self.link == Link::Dialing => {
+                self.greet(&mut effects);
+            }
+            Event::Disconnected(stream) if stream == self.stream => self.disconnected(&mut effects),
+            Event::Received(stream, message) if stream == self.stream => self.receive(message, &mut effects),
+            Event::Connected(_) | Event::Disconnected(_) | Event::Received(..) => {}
+            Event::Page { attempt, module, items, next } if attempt == self.attempt => {
+                self.page(module, items, next, &mut effects);
+            }
+            Event::PageFailed { attempt, why } if attempt == self.attempt => {
+                self.error = Some(why);
+                self.outgoing.iter_mut().for_each(|outgoing| outgoing.reading = false);
+                self.pause(&mut effects);
+            }
+            Event::Page { .. } | Event::PageFailed { .. } => {}
+            Event::Forward(module, items) => self.enqueue_items(module, items, &mut effects),
+            Event::Deployed(module, applied) => self.deployed(module, applied, &mut effects),
+            Event::Undeployed(module) => self.undeployed(module, &mut effects),
+            Event::Sealed => self.sealed(&mut effects),
+            Event::SealRefused if self.phase == Phase::Sealing => {
+                self.phase = Phase::Streaming;
+                self.pause(&mut effects);
+            }
+            Event::SealRefused => {}
+            Event::NotProposed => self.pause(&mut effects),
+            Event::Fate(fate) => self.end(fate, &mut effects),
+            Event::Retry => self.retry(&mut effects),
+        }
+        effects
+    }
+
+    fn pause(&mut self, effects: &mut Vec<Effect>) {
+        if !self.is_finished() && !std::mem::replace(&mut self.pausing, true) {
+            effects.push(Effect::Retry);
+        }
+    }
+
+    fn retry(&mut self, effects: &mut Vec<Effect>) {
+        self.pausing = false;
+        match (self.phase, self.link) {
+            (Phase::Finished(_) | Phase::Waiting, _) => {}
+            (Phase::Cancelling, _) => effects.push(Effect::ProposeCancel),
+            (_, Link::Down) => self.connect(effects),
+            // The receiver is the one that said `Ended`, or has said since that it has it all.
+            (Phase::Flipping, Link::Up) => effects.push(Effect::ProposeFlip),
+            _ => self.pump(effects),
+        }
+    }
+
+    fn connect(&mut self, effects: &mut Vec<Effect>) {
+        if self.link == Link::Down && !matches!(self.phase, Phase::Cancelling | Phase::Finished(_)) {
+            self.stream += 1;
+            self.link = Link::Dialing;
+            effects.push(Effect::Connect(self.stream));
+        }
+    }
+
+    fn greet(&mut self, effects: &mut Vec<Effect>) {
+        self.link = Link::Greeting;
+        let first = self.outgoing.as_ref().map(Outgoing::first);
+        let start = match (first, self.phase) {
+            (Some(first), _) => Start::Resume { first },
+            (None, Phase::Flipping) => Start::Ask,
+            (None, _) => {
+                self.attempt += 1;
+                let unread = self.task.modules.iter().map(|module| (module.uid, None)).collect();
+                self.outgoing = Some(Outgoing { unread, ..Outgoing::default() });
+                Start::Fresh
+            }
+        };
+        let begin = Begin {
+            transfer: self.task.transfer,
+            partition: self.task.partition,
+            version: self.task.version,
+            applied: self.applied,
+            boot: self.task.boot,
+            attempt: self.attempt,
+            modules: self.task.modules.clone(),
+            start,
+        };
+        effects.push(Effect::Send(self.stream, ToReceiver::Begin(begin)));
+    }
+
+    fn disconnected(&mut self, effects: &mut Vec<Effect>) {
+        self.link = Link::Down;
+        self.losses += 1;
+        if matches!(self.phase, Phase::Sealed | Phase::Flipping) && self.losses >= self.limits.sealed_losses {
+            self.error = Some("sealed, and the receiver cannot be reached".into());
+            return self.cancel(effects);
+        }
+        self.forget_if_too_much();
+        self.pause(effects);
+    }
+
+    /// Gives up the stream and what was sent: the next one begins afresh.
+    fn start_over(&mut self, effects: &mut Vec<Effect>) {
+        self.outgoing = None;
+        if self.link != Link::Down {
+            effects.push(Effect::Disconnect(self.stream));
+            self.link = Link::Down;
+        }
+        self.pause(effects);
+    }
+
+    /// Gives up the transfer: what comes after it has another id, and a stage of its own.
+    fn cancel(&mut self, effects: &mut Vec<Effect>) {
+        self.phase = Phase::Cancelling;
+        self.start_over(effects);
+        effects.push(Effect::ProposeCancel);
+    }
+
+    fn receive(&mut self, message: ToSender, effects: &mut Vec<Effect>) {
+        self.losses = 0;
+        match (message, self.link) {
+            (ToSender::Accept { have, .. }, Link::Greeting) => self.accepted(have, effects),
+            (ToSender::Ack { seq }, Link::Up) => self.acknowledged(seq, effects),
+            (ToSender::Ended { seq }, Link::Up) => match self.phase {
+                Phase::Sealed
+                    if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.ended == Some(seq)) =>
+                {
+                    self.phase = Phase::Flipping;
+                    effects.push(Effect::ProposeFlip);
+                }
+                _ => {}
+            },
+            (ToSender::Refuse { reason }, _) => self.refused(reason, effects),
+            (_, _) => self.violated("a message out of place", effects),
+        }
+    }
+
+    fn violated(&mut self, what: &str, effects: &mut Vec<Effect>) {
+        self.error = Some(format!("the receiver does not keep to the protocol: {what}"));
+        self.give_up(effects);
+    }
+
+    fn refused(&mut self, reason: Refused, effects: &mut Vec<Effect>) {
+        self.error = Some(reason.to_string());
+        self.give_up(effects);
+    }
+
+    /// Before the seal a stream more is all that it costs. A sealed partition is served again
+    /// soonest by a cancel.
+    fn give_up(&mut self, effects: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Sealed | Phase::Flipping => self.cancel(effects),
+            Phase::Cancelling | Phase::Finished(_) => {}
+            _ => self.start_over(effects),
+        }
+    }
+
+    fn accepted(&mut self, have: Have, effects: &mut Vec<Effect>) {
+        if have == Have::All {
+            match self.phase {
+                // Sealed since before the mark was made, so it is still all there is.
+                Phase::Sealed | Phase::Flipping => {
+                    self.phase = Phase::Flipping;
+                    self.link = Link::Up;
+                    effects.push(Effect::ProposeFlip);
+                }
+                _ => self.violated("it has all before the seal", effects),
+            }
+            return;
+        }
+        if self.phase == Phase::Flipping && !self.faults.stream_again_under_a_flip {
+            self.error = Some("the receiver has lost what it had staged".into());
+            return self.cancel(effects);
+        }
+        let next = match (have, &self.outgoing) {
+            (Have::Below(next), Some(outgoing)) if (outgoing.first()..=outgoing.next).contains(&next) => next,
+            _ => {
+                if self.phase == Phase::Flipping {
+                    self.phase = Phase::Sealed;
+                }
+                self.outgoing = None;
+                return self.greet(effects);
+            }
+        };
+        let Some(outgoing) = &mut self.outgoing else { return };
+        outgoing.acknowledge(next);
+        self.link = Link::Up;
+        let again = outgoing.kept.iter().map(|(_, message)| Effect::Send(self.stream, message.clone()));
+        effects.extend(again);
+        self.pump(effects);
+    }
+
+    fn acknowledged(&mut self, seq: u64, effects: &mut Vec<Effect>) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        if seq >= outgoing.next {
+            return self.violated("it acknowledges what was never sent", effects);
+        }
+        outgoing.acknowledge(seq + 1);
+        self.pump(effects);
+    }
+
+    /// Does what is possible now: reads on, seals, ends.
+    fn pump(&mut self, effects: &mut Vec<Effect>) {
+        let Some(outgoing) = self.outgoing.as_mut().filter(|_| self.link == Link::Up) else { return };
+        if let Some((module, after)) = outgoing.unread.front() {
+            if !outgoing.reading && outgoing.kept_bytes < self.limits.window_bytes && !self.pausing {
+                outgoing.reading = true;
+                let (module, after) = (*module, after.clone());
+                effects.push(Effect::ReadPage { attempt: self.attempt, module, after });
+            }
+            return;
+        }
+        match self.phase {
+            Phase::Streaming if outgoing.kept.len() <= self.limits.seal_within && !self.pausing => {
+                self.phase = Phase::Sealing;
+                effects.push(Effect::Seal);
+            }
+            Phase::Sealed => self.send_end(effects),
+            _ => {}
+        }
+    }
+
+    fn send_end(&mut self, effects: &mut Vec<Effect>) {
+        let Some(outgoing) = self.outgoing.as_mut().filter(|outgoing| outgoing.ended.is_none()) else {
+            return;
+        };
+        let (seq, tallies) = (outgoing.next, outgoing.tallies.clone());
+        outgoing.ended = Some(seq);
+        self.enqueue(0, |seq| ToReceiver::End { seq, tallies }, effects);
+    }
+
+    fn page(
+        &mut self,
+        module: ModuleUid,
+        items: Vec<Item>,
+        next: Option<Vec<u8>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        outgoing.reading = false;
+        if let Some((_, after)) = outgoing.unread.front_mut().filter(|(first, _)| *first == module) {
+            match next {
+                Some(token) => *after = Some(token),
+                None => drop(outgoing.unread.pop_front()),
+            }
+            self.enqueue_items(module, items, effects);
+        }
+        self.pump(effects);
+    }
+
+    fn enqueue_items(&mut self, module: ModuleUid, items: Vec<Item>, effects: &mut Vec<Effect>) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        if items.is_empty() {
+            return;
+        }
+        if outgoing.ended.is_some() {
+            self.error = Some("a write came after the seal".into());
+            return self.cancel(effects);
+        }
+        outgoing.tallies.add(module, &items);
+        let bytes = items.iter().map(Item::len).sum();
+        self.enqueue(bytes, |seq| ToReceiver::Items { seq, module, items }, effects);
+        self.forget_if_too_much();
+    }
+
+    fn enqueue(&mut self, bytes: usize, message: impl FnOnce(u64) -> ToReceiver, effects: &mut Vec<Effect>) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        let message = message(outgoing.next);
+        if self.link == Link::Up {
+            effects.push(Effect::Send(self.stream, message.clone()));
+        }
+        outgoing.kept.push_back((outgoing.next, message));
+        outgoing.kept_bytes += bytes;
+        outgoing.next += 1;
+    }
+
+    fn forget_if_too_much(&mut self) {
+        let limit = self.limits.backlog_bytes;
+        let too_much = self.outgoing.as_ref().is_some_and(|outgoing| outgoing.kept_bytes > limit);
+        if too_much && self.link == Link::Down && self.phase != Phase::Flipping {
+            self.outgoing = None;
+        }
+    }
+
+    fn deployed(&mut self, module: ModuleRelease, applied: u64, effects: &mut Vec<Effect>) {
+        self.applied = self.applied.max(applied);
+        if let Some(known) = self.task.modules.iter_mut().find(|known| known.uid == module.uid) {
+            *known = module;
+            return;
+        }
+        self.task.modules.push(module);
+        let Some(outgoing) = self.outgoing.as_mut().filter(|outgoing| outgoing.ended.is_none()) else {
+            return;
+        };
+        outgoing.unread.push_back((module.uid, None));
+        self.enqueue(0, |seq| ToReceiver::Module { seq, module, applied }, effects);
+        self.pump(effects);
+    }
+
+    fn undeployed(&mut self, module: ModuleUid, effects: &mut Vec<Effect>) {
+        self.task.modules.retain(|known| known.uid != module);
+        if let Some(outgoing) = &mut self.outgoing {
+            // The page that is being read, if it is one of this module's, comes and is let go.
+            outgoing.unread.retain(|(unread, _)| *unread != module);
+        }
+        self.pump(effects);
+    }
+
+    fn sealed(&mut self, effects: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Sealing => {
+                self.phase = Phase::Sealed;
+                self.pump(effects);
+            }
+            // Cancelled while the seal was being made.
+            Phase::Finished(fate) => effects.push(Effect::Finish(fate)),
+            _ => {}
+        }
+    }
+
+    fn end(&mut self, fate: Fate, effects: &mut Vec<Effect>) {
+        if fate == Fate::Pending || self.is_finished() {
+            return;
+        }
+        self.phase = Phase::Finished(fate);
+        self.outgoing = None;
+        if self.link != Link::Down {
+            effects.push(Effect::Disconnect(self.stream));
+            self.link = Link::Down;
+        }
+        effects.push(Effect::Finish(fate));
+    }
+}
+
+impl Outgoing {
+    /// The first number that can still be sent.
+    fn first(&self) -> u64 {
+        self.kept.front().map_or(self.next, |kept| kept.0)
+    }
+
+    /// Lets go of everything below `next`.
+    fn acknowledge(&mut self, next: u64) {
+        while self.kept.front().is_some_and(|kept| kept.0 < next) {
+            if let Some((_, ToReceiver::Items { items, .. })) = self.kept.pop_front() {
+                self.kept_bytes -= items.iter().map(Item::len).sum::<usize>();
+            }
+        }
+    }
+}
