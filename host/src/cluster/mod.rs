@@ -1,1 +1,245 @@
-//! The control plane: Raft over the transport, the committed state, joining.
+//! The control plane: one Raft group that agrees on members, ring and modules (DESIGN.md D3).
+//!
+//! [`Cluster`] is a node's handle of it. The node's own copy of the committed state, the
+//! [`View`], is what every request is served by; a change is a [`Command`] that is proposed from
+//! any node and applied on all. Raft runs on the runtime that [`Cluster::start`] is called on,
+//! which must be its own, so that guests never starve its heartbeats (R18).
+//!
+//! ```text
+//! propose ----> leader's Raft --log--> state machine ----> View (arc-swap, watch)
+//!    ^               |                                        |
+//!    |          claimant, on the leader: joining -> member, claim -> Rebalance,
+//!    |          voters, leaving -> removed
+//! service <---- transport, control lane: Raft, forwarded proposals, announcements
+//! ```
+
+mod announce;
+mod claimant;
+mod contact;
+mod join;
+mod messages;
+mod network;
+mod propose;
+mod raft;
+mod service;
+mod start;
+pub mod storage;
+mod token;
+mod view;
+mod voters;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::state::{Command, Outcome};
+use bytes::Bytes;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout_at};
+
+use crate::transport::CallError;
+use contact::Contact;
+use network::AddressBook;
+use raft::Raft;
+use view::Views;
+
+pub use join::{Candidate, JoinError, ask_to_join};
+pub use network::{BoxFuture, ControlNetwork};
+pub use propose::ProposeError;
+pub use service::ClusterService;
+pub use start::{ClusterConfig, ClusterError};
+pub use token::{Token, TokenError};
+pub use view::View;
+
+/// Why a node is no longer part of its cluster.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Ended {
+    /// It left, or was removed.
+    #[error("this node was removed from the cluster")]
+    Removed,
+    /// Its control plane cannot go on.
+    #[error("the control plane failed: {0}")]
+    Failed(String),
+}
+
+/// The deadline came first. The entry may be applied later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("deadline exceeded while waiting for entry {index} of the cluster's log")]
+pub struct DeadlineExceeded {
+    /// What was waited for.
+    pub index: u64,
+}
+
+/// A node's handle of the control plane. Clones share it.
+#[derive(Clone)]
+pub struct Cluster {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    me: NodeId,
+    uid: NodeUid,
+    views: Arc<Views>,
+    book: Arc<AddressBook>,
+    contact: Arc<Contact>,
+    network: Arc<dyn ControlNetwork>,
+    raft: Raft,
+    runtime: Handle,
+    ended: watch::Sender<Option<Ended>>,
+    tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Cluster {
+    /// This node.
+    pub fn me(&self) -> NodeId {
+        self.inner.me
+    }
+
+    /// This node's data directory.
+    pub fn uid(&self) -> NodeUid {
+        self.inner.uid
+    }
+
+    /// The committed state as this node knows it: cheap enough for every request.
+    pub fn view(&self) -> Arc<View> {
+        self.inner.views.load()
+    }
+
+    /// Changes after each applied batch.
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.inner.views.subscribe()
+    }
+
+    /// Waits until this node's view has the entry of an index.
+    pub async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<Arc<View>, DeadlineExceeded> {
+        let mut views = self.watch();
+        let waited = timeout_at(deadline, views.wait_for(|view| view.index() >= index)).await;
+        match waited {
+            Ok(Ok(view)) => Ok(view.clone()),
+            _ => Err(DeadlineExceeded { index }),
+        }
+    }
+
+    /// Whom this node takes for the leader. May be out of date.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.inner.raft.metrics().borrow().current_leader.map(NodeId)
+    }
+
+    /// Has this node been led by, or led itself, a majority within this time (R1)?
+    pub fn heard_from_leader_within(&self, limit: Duration) -> bool {
+        if self.leads() { self.has_quorum(limit) } else { self.inner.contact.leader_within(limit) }
+    }
+
+    /// Takes a newer state from a peer that said that it has one (R2), and waits for it.
+    pub async fn learn_from(
+        &self,
+        peer: NodeId,
+        index: u64,
+        deadline: Instant,
+    ) -> Result<Arc<View>, DeadlineExceeded> {
+        if self.view().index() < index {
+            self.fetch_state(peer, deadline).await;
+        }
+        self.wait_applied(index, deadline).await
+    }
+
+    /// Makes a token that lets a node join, good for `lifetime`.
+    pub async fn issue_token(&self, lifetime: Duration, deadline: Instant) -> Result<Token, IssueError> {
+        let view = self.view();
+        let token = Token::generate(view.state.cluster, view.state.authorities.last().map_or("", |pem| pem))?;
+        let now_ms = token::now_ms();
+        let expires_ms = now_ms.saturating_add(lifetime.as_millis() as u64);
+        self.propose(Command::IssueToken { token: token.digest(), now_ms, expires_ms }, deadline).await?;
+        Ok(token)
+    }
+
+    /// Starts the leave of a node (this one if `None`): it hands off what it holds, then ends.
+    pub async fn leave(&self, name: Option<&str>, deadline: Instant) -> Result<NodeId, ProposeError> {
+        let node = match name {
+            None => self.me(),
+            Some(name) => {
+                let view = self.view();
+                let unknown = || annulus_core::state::Refusal::NotMember(name.to_owned());
+                view.state.member_by_name(name).ok_or_else(unknown)?.id
+            }
+        };
+        match self.propose(Command::Leave { node }, deadline).await? {
+            (_, Outcome::Refused(refusal)) => Err(refusal.into()),
+            _ => Ok(node),
+        }
+    }
+
+    /// Set when this node is no longer part of the cluster.
+    pub fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.inner.ended.subscribe()
+    }
+
+    /// Voters and learners of the Raft group, for `status`.
+    pub fn raft_members(&self) -> (Vec<NodeId>, Vec<NodeId>) {
+        let metrics = self.inner.raft.metrics();
+        let membership = metrics.borrow().membership_config.clone();
+        let voters = membership.voter_ids().map(NodeId).collect();
+        let learners = membership.membership().learner_ids().map(NodeId).collect();
+        (voters, learners)
+    }
+
+    /// Stops taking part. What is committed is on disk already.
+    pub async fn stop(&self) {
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        tasks.iter().for_each(JoinHandle::abort);
+        // An error says that it stopped earlier.
+        let _ = self.inner.raft.shutdown().await;
+        for task in tasks {
+            let _ = task.await;
+        }
+    }
+
+    fn raft(&self) -> &Raft {
+        &self.inner.raft
+    }
+
+    fn contact(&self) -> &Contact {
+        &self.inner.contact
+    }
+
+    async fn call(
+        &self,
+        node: NodeId,
+        kind: u8,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, CallError> {
+        let peer = self
+            .inner
+            .book
+            .peer(node)
+            .ok_or_else(|| CallError::Unreachable(format!("no address of node {node} is known")))?;
+        self.inner.network.call(peer, kind, payload, deadline).await
+    }
+
+    fn end(&self, why: Ended) {
+        self.inner.ended.send_if_modified(|ended| {
+            let first = ended.is_none();
+            if first {
+                *ended = Some(why);
+            }
+            first
+        });
+    }
+}
+
+/// Why there is no token. None was issued, or (unknown outcome) one that nobody has.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The cluster did not agree.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// The authority's certificate is damaged.
+    #[error(transparent)]
+    Authority(#[from] crate::transport::identity::IdentityError),
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,94 @@
+//! A node says where it is, and hears whether it still belongs.
+//!
+//! After a restart under another address peers cannot reach the node, so it reaches them: each
+//! notes the new address at once, and the member table follows as soon as there is a leader. A
+//! node that hears from no leader asks too: it may have been removed while it was away, and
+//! nobody calls a removed node to tell it.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use annulus_core::ids::NodeId;
+use annulus_core::state::Command;
+use tokio::time::{Instant, sleep};
+
+use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply};
+use super::{Cluster, Ended};
+use crate::codec;
+use crate::transport::kind;
+
+/// Without a leader's word for this long a node asks around. Longer than an election takes.
+const LONELY: Duration = Duration::from_secs(3);
+
+/// How often it looks whether there is something to say.
+const PERIOD: Duration = Duration::from_secs(1);
+
+/// How long one round may take.
+const ROUND: Duration = Duration::from_secs(2);
+
+impl Cluster {
+    /// Keeps this node's addresses in the member table true, for as long as it runs.
+    pub(super) async fn keep_announcing(self, listen: SocketAddr, http: String) {
+        let started = Instant::now();
+        loop {
+            let view = self.view();
+            if view.is_removed() {
+                self.end(Ended::Removed);
+                return;
+            }
+            let moved =
+                view.member(view.me).is_some_and(|me| me.listen != listen.to_string() || me.http != http);
+            let lonely = started.elapsed() > LONELY && !self.heard_from_leader_within(LONELY);
+            if moved || lonely {
+                self.announce(listen).await;
+            }
+            if moved {
+                let moved =
+                    Command::Moved { node: view.me, listen: listen.to_string(), http: http.clone() };
+                match self.propose(moved, Instant::now() + ROUND).await {
+                    Ok((index, _)) => {
+                        let _ = self.wait_applied(index, Instant::now() + ROUND).await;
+                    }
+                    Err(error) => tracing::info!(%error, "the new address is not in the member table yet"),
+                }
+            }
+            let mut views = self.watch();
+            views.mark_unchanged();
+            tokio::select! {
+                () = sleep(PERIOD) => {}
+                _ = views.changed() => {}
+            }
+        }
+    }
+
+    async fn announce(&self, listen: SocketAddr) {
+        let Ok(payload) = codec::encode(&Announce { listen }) else { return };
+        let deadline = Instant::now() + ROUND;
+        let view = self.view();
+        let others = view.state.live_members().filter(|member| member.id != view.me);
+        let calls = others.map(|member| {
+            let (id, payload) = (member.id, payload.clone());
+            async move { (id, self.call(id, kind::ANNOUNCE, payload.into(), deadline).await) }
+        });
+        for (peer, answer) in futures_util::future::join_all(calls).await {
+            let Ok(answer) = answer else { continue };
+            match codec::decode(&answer) {
+                Ok(AnnounceReply::Removed) => self.end(Ended::Removed),
+                Ok(AnnounceReply::Member | AnnounceReply::Unknown) => {}
+                Err(error) => tracing::warn!(%peer, %error, "unreadable answer to an announcement"),
+            }
+        }
+    }
+
+    /// Asks a peer for its state and takes it if it is newer.
+    pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) {
+        let request = FetchState { newer_than: self.view().index() };
+        let Ok(payload) = codec::encode(&request) else { return };
+        let Ok(answer) = self.call(peer, kind::FETCH_STATE, payload.into(), deadline).await else { return };
+        match codec::decode::<FetchStateReply>(&answer) {
+            Ok(Some(state)) if state.cluster == self.view().state.cluster => self.inner.views.offer(&state),
+            Ok(_) => {}
+            Err(error) => tracing::warn!(%peer, %error, "unreadable state of a peer"),
+        }
+    }
+}

@@ -1,0 +1,240 @@
+//! What the cluster does by itself: the claimant's work, on whichever node leads (DESIGN.md D3).
+//!
+//! It looks at the committed state and at Raft, and proposes the one next thing that follows:
+//! joining nodes that have caught up become members, members get their share of the ring, the
+//! right nodes vote, leaving nodes that hold nothing go. Every proposal is checked again when its
+//! turn comes, so two claimants (an old leader and a new one) do no harm. It moves no data and
+//! gives no partition away: only a partition's holder does that (R1).
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use annulus_core::claim::{ClaimNode, claim};
+use annulus_core::ids::NodeId;
+use annulus_core::state::{Command, Member, MemberStatus, Outcome};
+use openraft::error::{ClientWriteError, RaftError};
+use openraft::{ChangeMembers, EmptyNode};
+use tokio::time::{Instant, sleep, timeout};
+
+use super::raft::MEMBERSHIP_TIMEOUT;
+use super::view::View;
+use super::voters::{self, Candidate, SILENT_VOTER, Step};
+use super::{Cluster, ProposeError};
+
+/// How often it looks, besides at every change. What it waits for without an event is a
+/// learner's progress.
+const PERIOD: Duration = Duration::from_millis(100);
+
+/// Pause after something did not work.
+const PAUSE: Duration = Duration::from_millis(500);
+
+/// How long one proposal may take.
+const PROPOSAL: Duration = Duration::from_secs(5);
+
+/// A learner that lacks at most so many entries has caught up: more may be under way at any time.
+const CAUGHT_UP: u64 = 16;
+
+/// A node that answered within this time is alive.
+const ALIVE: Duration = Duration::from_secs(2);
+
+/// A removed node is kept informed until it falls silent, which is how it ends, but not longer
+/// than this.
+const FAREWELL: Duration = Duration::from_secs(10);
+
+/// Why a step did not happen. The next round tries again from what is true then.
+#[derive(Debug, thiserror::Error)]
+enum StepError {
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    #[error("Raft refuses: {0}")]
+    Raft(Box<RaftError<u64, ClientWriteError<u64, EmptyNode>>>),
+    #[error("Raft did not change its members in time")]
+    Timeout,
+}
+
+/// What a leader sees of its Raft group.
+struct Group {
+    voters: BTreeSet<u64>,
+    nodes: BTreeSet<u64>,
+    /// An unfinished change of voters (its maker crashed) aims at these.
+    unfinished: Option<BTreeSet<u64>>,
+    last_index: u64,
+    matched: BTreeMap<u64, u64>,
+}
+
+impl Cluster {
+    /// Runs for as long as the node does; works while the node leads.
+    pub(super) async fn run_claimant(self) {
+        let mut farewells = BTreeMap::new();
+        loop {
+            let mut views = self.watch();
+            views.mark_unchanged();
+            let pause = if self.leads() && self.has_quorum(ALIVE) {
+                match self.step(&mut farewells).await {
+                    // One thing at a time: the next follows from what is true after it.
+                    Ok(true) => continue,
+                    Ok(false) => PERIOD,
+                    Err(error) => {
+                        tracing::info!(%error, "a change of the cluster has to wait");
+                        PAUSE
+                    }
+                }
+            } else {
+                farewells.clear();
+                PERIOD
+            };
+            tokio::select! {
+                () = sleep(pause) => {}
+                _ = views.changed() => {}
+            }
+        }
+    }
+
+    /// Does the first thing that is due; says whether there was one.
+    async fn step(&self, farewells: &mut BTreeMap<NodeId, Instant>) -> Result<bool, StepError> {
+        let group = self.group();
+        let view = self.view();
+        if let Some(voters) = group.unfinished {
+            self.change_membership(ChangeMembers::ReplaceAllVoters(voters)).await?;
+            return Ok(true);
+        }
+        if let Some(node) = view.state.live_members().find(|member| !group.nodes.contains(&member.id.0)) {
+            tracing::info!(node = %node.id, name = %node.name, "learns the cluster's log from now on");
+            let learner = BTreeMap::from([(node.id.0, EmptyNode::new())]);
+            self.change_membership(ChangeMembers::AddNodes(learner)).await?;
+            return Ok(true);
+        }
+        let joined = |member: &&Member| {
+            member.status == MemberStatus::Joining && self.caught_up(&group, member.id)
+        };
+        if let Some(node) = view.state.live_members().find(joined) {
+            tracing::info!(node = %node.id, name = %node.name, "has caught up and is a member");
+            return self.decide(Command::Joined { node: node.id }).await;
+        }
+        if let Some(table) = better_table(&view).await {
+            tracing::info!(base = view.state.ring.epoch, "the ring gets a new table");
+            return self.decide(Command::Rebalance { base: view.state.ring.epoch, table }).await;
+        }
+        if let Some(step) = voters::next_step(&group.voters, &self.candidates_to_vote(&view, &group), self.me().0)
+        {
+            tracing::info!(?step, "the voters change");
+            self.change_membership(match step {
+                Step::Add(id) => ChangeMembers::AddVoterIds([id].into()),
+                Step::Remove(id) => ChangeMembers::RemoveVoters([id].into()),
+            })
+            .await?;
+            return Ok(true);
+        }
+        let gone = |member: &&Member| {
+            member.status == MemberStatus::Leaving
+                && !view.state.holds(member.id)
+                && !group.voters.contains(&member.id.0)
+        };
+        if let Some(node) = view.state.live_members().find(gone) {
+            tracing::info!(node = %node.id, name = %node.name, "holds nothing any more and is removed");
+            return self.decide(Command::Removed { node: node.id }).await;
+        }
+        self.say_farewell(&view, &group, farewells).await
+    }
+
+    /// Drops removed nodes from the group, once they know.
+    async fn say_farewell(
+        &self,
+        view: &View,
+        group: &Group,
+        farewells: &mut BTreeMap<NodeId, Instant>,
+    ) -> Result<bool, StepError> {
+        let removed = view.state.members.values().filter(|member| {
+            !member.is_live() && group.nodes.contains(&member.id.0) && !group.voters.contains(&member.id.0)
+        });
+        for node in removed {
+            let since = *farewells.entry(node.id).or_insert_with(Instant::now);
+            let silent = self.contact().silence_of(node.id.0).is_none_or(|silence| silence > ALIVE);
+            if since.elapsed() > FAREWELL || silent && since.elapsed() > ALIVE {
+                self.change_membership(ChangeMembers::RemoveNodes([node.id.0].into())).await?;
+                farewells.remove(&node.id);
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    fn group(&self) -> Group {
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow();
+        let membership = metrics.membership_config.membership();
+        let joint = membership.get_joint_config();
+        let matched = metrics.replication.iter().flatten();
+        Group {
+            voters: membership.voter_ids().collect(),
+            nodes: membership.nodes().map(|(id, _)| *id).collect(),
+            unfinished: if joint.len() > 1 { joint.last().cloned() } else { None },
+            last_index: metrics.last_log_index.unwrap_or(0),
+            matched: matched.filter_map(|(id, at)| Some((*id, at.as_ref()?.index))).collect(),
+        }
+    }
+
+    fn caught_up(&self, group: &Group, node: NodeId) -> bool {
+        let has = group.matched.get(&node.0);
+        node == self.me() || has.is_some_and(|has| has + CAUGHT_UP >= group.last_index)
+    }
+
+    /// The nodes that stay, as far as voting is concerned.
+    fn candidates_to_vote(&self, view: &View, group: &Group) -> Vec<Candidate> {
+        let stay = view.state.live_members().filter(|member| {
+            matches!(member.status, MemberStatus::Member | MemberStatus::Down)
+        });
+        stay.map(|member| {
+            let id = member.id.0;
+            let me = member.id == self.me();
+            let silence = self.contact().silence_of(id);
+            let alive = me || silence.is_some_and(|silence| silence <= ALIVE);
+            Candidate {
+                id,
+                zone: member.zone.clone(),
+                ready: alive && member.status == MemberStatus::Member && self.caught_up(group, member.id),
+                // One that never answered this leader counts from now on, as not silent.
+                silent: !me && silence.is_some_and(|silence| silence > SILENT_VOTER),
+            }
+        })
+        .collect()
+    }
+
+    async fn decide(&self, command: Command) -> Result<bool, StepError> {
+        match self.propose(command, Instant::now() + PROPOSAL).await? {
+            (_, Outcome::Refused(refusal)) => Err(ProposeError::Refused(refusal).into()),
+            _ => Ok(true),
+        }
+    }
+
+    /// Who is dropped as a voter stays as a learner.
+    async fn change_membership(&self, change: ChangeMembers<u64, EmptyNode>) -> Result<(), StepError> {
+        let retain = true;
+        match timeout(MEMBERSHIP_TIMEOUT, self.raft().change_membership(change, retain)).await {
+            Ok(Ok(_)) => Ok(()),
+            Ok(Err(error)) => Err(StepError::Raft(Box::new(error))),
+            Err(_) => Err(StepError::Timeout),
+        }
+    }
+}
+
+/// The table that the ring should aim at, if it is another one than it aims at.
+async fn better_table(view: &View) -> Option<Vec<Vec<NodeId>>> {
+    let nodes: Vec<ClaimNode> = view
+        .state
+        .live_members()
+        .filter(|member| matches!(member.status, MemberStatus::Member | MemberStatus::Down))
+        .map(|member| ClaimNode { id: member.id, weight: member.weight, zone: member.zone.clone() })
+        .collect();
+    if nodes.is_empty() {
+        return None;
+    }
+    let (ring, width) = (view.state.ring.clone(), view.state.width);
+    // Off Raft's thread: for a large ring it is work.
+    let table = tokio::task::spawn_blocking(move || {
+        let table = claim(&ring, &nodes, width);
+        let aims = ring.partitions.iter().map(|p| p.pending.as_ref().map_or(&p.replicas, |to| &to.target));
+        (!aims.eq(table.iter())).then_some(table)
+    });
+    table.await.ok().flatten()
+}

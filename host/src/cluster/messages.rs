@@ -1,0 +1,106 @@
+//! What the control plane's nodes say to each other, besides Raft. All CBOR; a new variant goes
+//! to the end of its enum.
+
+use std::net::SocketAddr;
+
+use annulus_core::ids::{ClusterId, NodeId};
+use annulus_core::state::{ClusterState, Member, Outcome, Refusal};
+use serde::{Deserialize, Serialize};
+
+/// Answer to a forwarded command.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum ProposeReply {
+    /// Committed and applied under this index.
+    Applied {
+        /// Index of the entry.
+        index: u64,
+        /// What it did.
+        outcome: Outcome,
+    },
+    /// Nothing happened; that one may be the leader.
+    NotLeader {
+        /// Whom this node takes for the leader.
+        leader: Option<NodeId>,
+    },
+    /// Nothing happened: the leader has no majority behind it.
+    NoQuorum,
+    /// It may be applied, now or later.
+    Unknown,
+}
+
+/// A node says where it is.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Announce {
+    /// Its endpoint.
+    pub listen: SocketAddr,
+}
+
+/// What a peer knows of the node that announced itself.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum AnnounceReply {
+    /// A member.
+    Member,
+    /// It was removed from the cluster.
+    Removed,
+    /// Nothing (yet).
+    Unknown,
+}
+
+/// Asks a peer for a committed state, if it has a newer one (R2).
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct FetchState {
+    /// Index that the asking node has.
+    pub newer_than: u64,
+}
+
+/// The state, if it is newer.
+pub type FetchStateReply = Option<Box<ClusterState>>;
+
+/// A node asks to be admitted: the header of a join stream.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct JoinRequest {
+    /// The cluster that the token is of.
+    pub cluster: ClusterId,
+    /// The node; its id and status mean nothing yet.
+    pub member: Member,
+    /// What the certificate is to be made for.
+    #[serde(with = "serde_bytes")]
+    pub public_key: Vec<u8>,
+    /// The token's secret.
+    #[serde(with = "serde_bytes")]
+    pub secret: Vec<u8>,
+}
+
+/// Answer to [`JoinRequest`], in frames of at most [`JOIN_FRAME`] bytes.
+#[derive(Clone, Serialize, Deserialize)]
+pub enum JoinReply {
+    /// Welcome.
+    Admitted(Box<JoinAnswer>),
+    /// No, and nothing was changed.
+    Refused(Refusal),
+    /// Nothing was changed: the cluster cannot decide at the moment.
+    Unavailable(String),
+    /// The cluster may have admitted the node; asking again tells.
+    Unknown,
+}
+
+/// What an admitted node needs.
+#[derive(Clone, Serialize, Deserialize)]
+pub struct JoinAnswer {
+    /// Its id.
+    pub node: NodeId,
+    /// PEM chain for its public key.
+    pub certificate: String,
+    /// PEM chain of an operator, for its `admin.toml`.
+    pub admin_certificate: String,
+    /// PEM key of that.
+    pub admin_key: String,
+    /// The cluster, at or after the entry that admitted the node.
+    pub state: ClusterState,
+}
+
+/// Largest part of a join's answer: a state may be larger than a frame.
+pub const JOIN_FRAME: usize = 512 * 1024;
+
+/// Largest answer to a join that a node reads: many times the largest state there is.
+pub const JOIN_LIMIT: usize = 64 * 1024 * 1024;

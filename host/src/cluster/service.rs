@@ -1,0 +1,144 @@
+//! What a node's control plane does for its peers, and for nodes that want to join.
+
+use std::net::SocketAddr;
+use std::sync::OnceLock;
+
+use annulus_core::ids::NodeUid;
+use annulus_core::state::Command;
+use bytes::Bytes;
+use openraft::raft::AppendEntriesResponse;
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use super::Cluster;
+use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply};
+use crate::codec;
+use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
+
+/// The control lane and the join streams of a node. Made before the transport, which needs it;
+/// connected to the [`Cluster`], which needs the transport. What comes before that is not
+/// answered: the peer is told so at once and tries again.
+#[derive(Default)]
+pub struct ClusterService {
+    cluster: OnceLock<Cluster>,
+}
+
+impl ClusterService {
+    /// Answers from now on.
+    pub fn connect(&self, cluster: Cluster) {
+        // The second time would be another cluster on the same transport, which nobody makes.
+        let _ = self.cluster.set(cluster);
+    }
+
+    /// Answers for nobody any more.
+    fn cluster(&self) -> Option<&Cluster> {
+        self.cluster.get()
+    }
+}
+
+impl Service for ClusterService {
+    fn request(&self, request: Request) {
+        let (Some(cluster), PeerIdentity::Node { uid, .. }, Lane::Control) =
+            (self.cluster().cloned(), &request.from, request.lane)
+        else {
+            return;
+        };
+        let uid = *uid;
+        let runtime = cluster.inner.runtime.clone();
+        runtime.spawn(async move {
+            let Request { kind, payload, deadline, responder, .. } = request;
+            match cluster.answer(uid, kind, &payload, deadline).await {
+                Ok(answer) => responder.send(answer.into()),
+                Err(error) => tracing::warn!(peer = %uid, kind, %error, "a peer's request is not answered"),
+            }
+        });
+    }
+
+    fn bulk(&self, _: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
+        let (Some(cluster), kind::BULK_JOIN) = (self.cluster().cloned(), kind) else { return };
+        let runtime = cluster.inner.runtime.clone();
+        runtime.spawn(async move {
+            if let Err(error) = cluster.serve_join(&header, stream).await {
+                tracing::warn!(%error, "a joining node got no answer");
+            }
+        });
+    }
+}
+
+/// Why a peer's request gets no answer.
+#[derive(Debug, thiserror::Error)]
+enum Unanswered {
+    #[error(transparent)]
+    Codec(#[from] codec::CodecError),
+    #[error("it was removed from the cluster")]
+    Removed,
+    #[error("unknown kind of request")]
+    Kind,
+}
+
+impl Cluster {
+    async fn answer(
+        &self,
+        uid: NodeUid,
+        kind: u8,
+        payload: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Unanswered> {
+        let standing = self.standing(uid);
+        if kind == kind::ANNOUNCE {
+            let Announce { listen } = codec::decode(payload)?;
+            return reply(&self.note_announcement(uid, listen, standing));
+        }
+        // A removed node is told so when it announces itself, and has no other say (R20). One
+        // that this node does not know yet may be a leader that joined after this node's last news.
+        if standing == AnnounceReply::Removed {
+            return Err(Unanswered::Removed);
+        }
+        let raft = self.raft();
+        match kind {
+            kind::RAFT_APPEND => {
+                let answer = raft.append_entries(decode(payload)?).await;
+                if answer.as_ref().is_ok_and(|answer| !matches!(answer, AppendEntriesResponse::HigherVote(_)))
+                {
+                    self.contact().heard_from_leader();
+                }
+                reply(&answer)
+            }
+            kind::RAFT_VOTE => reply(&raft.vote(decode(payload)?).await),
+            kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
+            kind::PROPOSE => reply(&self.propose_here(decode::<Command>(payload)?, deadline).await),
+            kind::FETCH_STATE => {
+                let FetchState { newer_than } = decode(payload)?;
+                let view = self.view();
+                let state: FetchStateReply =
+                    (view.index() > newer_than).then(|| Box::new(view.state.clone()));
+                reply(&state)
+            }
+            _ => Err(Unanswered::Kind),
+        }
+    }
+
+    fn standing(&self, uid: NodeUid) -> AnnounceReply {
+        match self.view().state.member_by_uid(uid) {
+            None => AnnounceReply::Unknown,
+            Some(member) if member.is_live() => AnnounceReply::Member,
+            Some(_) => AnnounceReply::Removed,
+        }
+    }
+
+    fn note_announcement(&self, uid: NodeUid, listen: SocketAddr, standing: AnnounceReply) -> AnnounceReply {
+        if standing == AnnounceReply::Member {
+            self.inner.book.announce(uid, listen);
+        }
+        standing
+    }
+}
+
+fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Unanswered> {
+    Ok(codec::decode(payload)?)
+}
+
+fn reply<T: Serialize>(answer: &T) -> Result<Vec<u8>, Unanswered> {
+    Ok(codec::encode(answer)?)
+}

@@ -1,0 +1,183 @@
+//! Starting a node's control plane: from the disk, or by founding a cluster of one.
+
+use std::collections::BTreeSet;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
+use fjall::Database;
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
+
+use super::contact::Contact;
+use super::network::{AddressBook, ControlNetwork, RaftLinks};
+use super::propose::ProposeError;
+use super::raft::{self, Raft};
+use super::storage::{LogStore, RaftStore, RingCopy, StateMachine, StoreError, Syncer};
+use super::view::Views;
+use super::{Cluster, Ended, Inner};
+
+/// How long the founder of a cluster may take to agree with itself.
+const FOUNDING: Duration = Duration::from_secs(20);
+
+/// What a control plane needs.
+pub struct ClusterConfig {
+    /// The node's database.
+    pub database: Database,
+    /// This node.
+    pub me: NodeId,
+    /// Its data directory.
+    pub uid: NodeUid,
+    /// The address that peers reach it by.
+    pub listen: SocketAddr,
+    /// The address kept for HTTP.
+    pub http: String,
+    /// The way to the peers.
+    pub network: Arc<dyn ControlNetwork>,
+    /// The first command of a cluster ([`Command::Found`]), if this node is founding one and may
+    /// not have finished.
+    pub found: Option<Command>,
+}
+
+/// Why there is no control plane. What is on disk is as it was, or a step further in a founding
+/// that the next start goes on with.
+#[derive(Debug, thiserror::Error)]
+pub enum ClusterError {
+    /// The database cannot be read.
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    /// The database has no state of the cluster that the node belongs to.
+    #[error("the database holds no state of the cluster; restore it, or join as a new node")]
+    NoState,
+    /// The first command makes no cluster.
+    #[error("cannot found a cluster: {0}")]
+    Founding(String),
+    /// Raft refuses to start.
+    #[error("the control plane does not start: {0}")]
+    Raft(String),
+}
+
+/// Keeps a state durably as the node's copy, in a database that no control plane uses yet: the
+/// last step but one of a join.
+pub async fn seed(database: &Database, state: &ClusterState) -> Result<(), StoreError> {
+    RingCopy::open(database)?.write(state);
+    Syncer::start(database.clone()).sync().await;
+    Ok(())
+}
+
+impl Cluster {
+    /// Starts the control plane on the present runtime, which must be Raft's own.
+    pub async fn start(config: ClusterConfig) -> Result<Self, ClusterError> {
+        let ClusterConfig { database, me, uid, listen, http, network, found } = config;
+        let copy = RingCopy::open(&database)?;
+        let state = match (copy.read()?, &found) {
+            (Some(state), _) => state,
+            (None, Some(found)) => provisional(found)?,
+            (None, None) => return Err(ClusterError::NoState),
+        };
+        let name = state.cluster.to_string();
+        let views = Arc::new(Views::new(state, me));
+        let book = Arc::new(AddressBook::new(views.clone()));
+        let contact = Arc::new(Contact::default());
+
+        let store = RaftStore::open(&database)?;
+        let log = LogStore::new(database.clone(), store.clone());
+        let machine = StateMachine::open(store, views.clone())?;
+        let links = RaftLinks { network: network.clone(), book: book.clone(), contact: contact.clone() };
+        let raft = Raft::new(me.0, Arc::new(raft::config(name)), links, log, machine)
+            .await
+            .map_err(|error| ClusterError::Raft(error.to_string()))?;
+
+        let cluster = Self {
+            inner: Arc::new(Inner {
+                me,
+                uid,
+                views,
+                book,
+                contact,
+                network,
+                raft,
+                runtime: Handle::current(),
+                ended: watch::Sender::new(None),
+                tasks: Default::default(),
+            }),
+        };
+        if let Some(found) = found {
+            cluster.found(found).await?;
+            copy.write(&cluster.view().state);
+            Syncer::start(database).sync().await;
+        }
+        cluster.spawn(keep_copy(cluster.watch(), copy));
+        cluster.spawn(cluster.clone().watch_raft());
+        cluster.spawn(cluster.clone().keep_announcing(listen, http));
+        cluster.spawn(cluster.clone().run_claimant());
+        Ok(cluster)
+    }
+
+    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+        self.inner.tasks.lock().push(self.inner.runtime.spawn(task));
+    }
+
+    /// Makes a cluster of this node alone, or finishes making it.
+    async fn found(&self, found: Command) -> Result<(), ClusterError> {
+        let failed = |error: &dyn std::fmt::Display| ClusterError::Founding(error.to_string());
+        let deadline = Instant::now() + FOUNDING;
+        if !self.raft().is_initialized().await.map_err(|error| failed(&error))? {
+            let founder = BTreeSet::from([self.me().0]);
+            self.raft().initialize(founder).await.map_err(|error| failed(&error))?;
+        }
+        match self.propose(found, deadline).await {
+            // Done before a crash, and replayed since.
+            Ok((_, Outcome::Done)) | Err(ProposeError::Refused(Refusal::Founding)) => {}
+            Ok((_, other)) => return Err(failed(&format!("{other:?}"))),
+            Err(error) => return Err(failed(&error)),
+        }
+        // The view that was made up for the founding has index 0, any real one more.
+        self.wait_applied(1, deadline).await.map(drop).map_err(|error| failed(&error))
+    }
+
+    /// Raft ends only when it is told to or when its storage fails.
+    async fn watch_raft(self) {
+        let mut metrics = self.raft().metrics();
+        let failed = metrics.wait_for(|metrics| metrics.running_state.is_err()).await;
+        if let Ok(metrics) = failed
+            && let Err(error) = &metrics.running_state
+        {
+            self.end(Ended::Failed(error.to_string()));
+        }
+    }
+}
+
+/// The state that a founding will lead to: something to start from, replaced by the real one.
+fn provisional(found: &Command) -> Result<ClusterState, ClusterError> {
+    let mut machine = Machine::default();
+    let outcome = machine.apply(0, found);
+    machine.state.ok_or_else(|| ClusterError::Founding(match outcome {
+        Outcome::Refused(refusal) => refusal.to_string(),
+        other => format!("{other:?}"),
+    }))
+}
+
+/// Keeps the newest view on disk. Views that come faster than they are written are skipped.
+async fn keep_copy(mut views: watch::Receiver<Arc<super::View>>, copy: RingCopy) {
+    // Marked as seen only here: what came before the first change is written too.
+    loop {
+        let view = views.borrow_and_update().clone();
+        copy.write(&view.state);
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Waits until a node that restarts has a leader, or the deadline.
+pub async fn wait_for_leader(cluster: &Cluster, deadline: Instant) -> bool {
+    let mut metrics = cluster.raft().metrics();
+    matches!(
+        timeout_at(deadline, metrics.wait_for(|metrics| metrics.current_leader.is_some())).await,
+        Ok(Ok(_))
+    )
+}
