@@ -12,10 +12,9 @@ use annulus_core::ids::NodeId;
 use annulus_core::state::Command;
 use tokio::time::{Instant, sleep};
 
-use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply};
+use super::messages::{ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply};
 use super::{Cluster, Ended};
 use crate::codec;
-use crate::transport::kind;
 
 /// Without a leader's word for this long a node asks around. Longer than an election takes.
 const LONELY: Duration = Duration::from_secs(3);
@@ -68,7 +67,7 @@ impl Cluster {
         let others = view.state.live_members().filter(|member| member.id != view.me);
         let calls = others.map(|member| {
             let (id, payload) = (member.id, payload.clone());
-            async move { (id, self.call(id, kind::ANNOUNCE, payload.into(), deadline).await) }
+            async move { (id, self.call(id, ANNOUNCE, payload.into(), deadline).await) }
         });
         for (peer, answer) in futures_util::future::join_all(calls).await {
             let Ok(answer) = answer else { continue };
@@ -84,7 +83,7 @@ impl Cluster {
     pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) {
         let request = FetchState { newer_than: self.view().index() };
         let Ok(payload) = codec::encode(&request) else { return };
-        let Ok(answer) = self.call(peer, kind::FETCH_STATE, payload.into(), deadline).await else { return };
+        let Ok(answer) = self.call(peer, FETCH_STATE, payload.into(), deadline).await else { return };
         match codec::decode::<FetchStateReply>(&answer) {
             Ok(Some(state)) if state.cluster == self.view().state.cluster => self.inner.views.offer(&state),
             Ok(_) => {}

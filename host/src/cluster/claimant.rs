@@ -7,9 +7,9 @@
 //! gives no partition away: only a partition's holder does that (R1).
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::claim::{ClaimNode, claim};
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Command, Member, MemberStatus, Outcome};
 use openraft::error::{ClientWriteError, RaftError};
@@ -181,10 +181,7 @@ impl Cluster {
 
     /// The nodes that stay, as far as voting is concerned.
     fn candidates_to_vote(&self, view: &View, group: &Group) -> Vec<Candidate> {
-        let stay = view.state.live_members().filter(|member| {
-            matches!(member.status, MemberStatus::Member | MemberStatus::Down)
-        });
-        stay.map(|member| {
+        view.state.live_members().filter(|member| member.may_hold()).map(|member| {
             let id = member.id.0;
             let me = member.id == self.me();
             let silence = self.contact().silence_of(id);
@@ -219,22 +216,10 @@ impl Cluster {
 }
 
 /// The table that the ring should aim at, if it is another one than it aims at.
-async fn better_table(view: &View) -> Option<Vec<Vec<NodeId>>> {
-    let nodes: Vec<ClaimNode> = view
-        .state
-        .live_members()
-        .filter(|member| matches!(member.status, MemberStatus::Member | MemberStatus::Down))
-        .map(|member| ClaimNode { id: member.id, weight: member.weight, zone: member.zone.clone() })
-        .collect();
-    if nodes.is_empty() {
-        return None;
-    }
-    let (ring, width) = (view.state.ring.clone(), view.state.width);
+async fn better_table(view: &Arc<View>) -> Option<Vec<Vec<NodeId>>> {
+    let view = view.clone();
     // Off Raft's thread: for a large ring it is work.
-    let table = tokio::task::spawn_blocking(move || {
-        let table = claim(&ring, &nodes, width);
-        let aims = ring.partitions.iter().map(|p| p.pending.as_ref().map_or(&p.replicas, |to| &to.target));
-        (!aims.eq(table.iter())).then_some(table)
-    });
+    let table =
+        tokio::task::spawn_blocking(move || (!view.state.is_balanced()).then(|| view.state.claimed_table()));
     table.await.ok().flatten()
 }

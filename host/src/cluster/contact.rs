@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
+use tokio::sync::futures::Notified;
 
 /// Times of the last signs of life.
 #[derive(Default)]
@@ -39,7 +40,7 @@ impl Contact {
     }
 
     /// The next answer of a follower.
-    pub fn next_follower(&self) -> impl Future<Output = ()> + '_ {
+    pub fn next_follower(&self) -> Notified<'_> {
         self.follower.notified()
     }
 

@@ -7,6 +7,12 @@ use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::state::{ClusterState, Member, Outcome, Refusal};
 use serde::{Deserialize, Serialize};
 
+/// Kind of an [`Announce`] on the control lane; those before it are the transport's `kind`s.
+pub const ANNOUNCE: u8 = 20;
+
+/// Kind of a [`FetchState`] on the control lane.
+pub const FETCH_STATE: u8 = 21;
+
 /// Answer to a forwarded command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ProposeReply {

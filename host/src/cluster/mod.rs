@@ -240,6 +240,3 @@ pub enum IssueError {
     #[error(transparent)]
     Authority(#[from] crate::transport::identity::IdentityError),
 }
-
-#[cfg(test)]
-mod tests;

@@ -12,7 +12,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::Cluster;
-use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply};
+use super::messages::{ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply};
 use crate::codec;
 use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 
@@ -86,7 +86,7 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
         let standing = self.standing(uid);
-        if kind == kind::ANNOUNCE {
+        if kind == ANNOUNCE {
             let Announce { listen } = codec::decode(payload)?;
             return reply(&self.note_announcement(uid, listen, standing));
         }
@@ -108,7 +108,7 @@ impl Cluster {
             kind::RAFT_VOTE => reply(&raft.vote(decode(payload)?).await),
             kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
             kind::PROPOSE => reply(&self.propose_here(decode::<Command>(payload)?, deadline).await),
-            kind::FETCH_STATE => {
+            FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
                 let view = self.view();
                 let state: FetchStateReply =

@@ -1,0 +1,143 @@
+//! The store under openraft's own suite, and over restarts.
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::Arc;
+
+use annulus_core::ids::{ClusterId, NodeId, NodeUid};
+use annulus_core::keyspace::RingSize;
+use annulus_core::state::{ClusterState, Command, Member, MemberStatus};
+use openraft::EntryPayload;
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine};
+use openraft::testing::{StoreBuilder, Suite, log_id};
+use openraft::RaftLogReader;
+
+use super::*;
+use crate::cluster::raft::{Entry, RaftTypes, StorageError, Vote};
+use crate::data_dir::open_database;
+
+/// Keeps the last state it was given.
+#[derive(Default)]
+struct Last(parking_lot::Mutex<Option<ClusterState>>);
+
+impl StateSink for Last {
+    fn committed(&self, state: &ClusterState) {
+        *self.0.lock() = Some(state.clone());
+    }
+}
+
+fn open(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
+    let database = open_database(path).unwrap();
+    let store = RaftStore::open(&database).unwrap();
+    let last = Arc::new(Last::default());
+    (LogStore::new(database, store.clone()), StateMachine::open(store, last.clone()).unwrap(), last)
+}
+
+struct Builder;
+
+impl StoreBuilder<RaftTypes, LogStore, StateMachine, tempfile::TempDir> for Builder {
+    async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError> {
+        let dir = tempfile::tempdir().unwrap();
+        let (log, machine, _) = open(dir.path());
+        Ok((dir, log, machine))
+    }
+}
+
+#[test]
+fn openrafts_suite_holds() {
+    Suite::test_all(Builder).unwrap();
+}
+
+fn found() -> Command {
+    let founder = Member {
+        id: NodeId(0),
+        uid: NodeUid([1; 16]),
+        name: "a@h".into(),
+        listen: "127.0.0.1:1".into(),
+        http: String::new(),
+        zone: None,
+        weight: 1,
+        status: MemberStatus::Member,
+    };
+    Command::Found {
+        cluster: ClusterId([2; 16]),
+        ring_size: RingSize::try_from(8).unwrap(),
+        width: 3,
+        founder,
+        authority: "ca".into(),
+        authority_key: "key".into(),
+    }
+}
+
+fn entry(index: u64, command: Command) -> Entry {
+    Entry { log_id: log_id(1, 0, index), payload: EntryPayload::Normal(command) }
+}
+
+/// Opens again what the last handles have just let go; the engine's threads may be a moment late.
+fn reopen(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
+    let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
+    while let Err(error) = open_database(path) {
+        assert!(std::time::Instant::now() < deadline, "{error}");
+        std::thread::yield_now();
+    }
+    open(path)
+}
+
+#[tokio::test]
+async fn vote_log_and_marks_survive_a_restart() {
+    let dir = tempfile::tempdir().unwrap();
+    let vote = Vote::new(3, 7);
+    {
+        let (mut log, _machine, _) = open(dir.path());
+        log.save_vote(&vote).await.unwrap();
+        log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
+        log.save_committed(Some(log_id(1, 0, 6))).await.unwrap();
+        log.truncate(log_id(1, 0, 8)).await.unwrap();
+        log.purge(log_id(1, 0, 2)).await.unwrap();
+    }
+    let (mut log, _machine, _) = reopen(dir.path());
+    assert_eq!(log.read_vote().await.unwrap(), Some(vote));
+    assert_eq!(log.read_committed().await.unwrap(), Some(log_id(1, 0, 6)));
+    let state = log.get_log_state().await.unwrap();
+    assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id(1, 0, 2)), Some(log_id(1, 0, 7))));
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    assert_eq!(entries.iter().map(|entry| entry.log_id.index).collect::<Vec<_>>(), [3, 4, 5, 6, 7]);
+}
+
+#[tokio::test]
+async fn a_snapshot_brings_the_state_back_and_tells_the_sink() {
+    let dir = tempfile::tempdir().unwrap();
+    let state = {
+        let (_log, mut machine, last) = open(dir.path());
+        machine.apply([entry(2, found())]).await.unwrap();
+        machine.build_snapshot().await.unwrap();
+        last.0.lock().clone().unwrap()
+    };
+    assert_eq!(state.applied, 2);
+    let (_log, mut machine, last) = reopen(dir.path());
+    assert_eq!(last.0.lock().as_ref(), Some(&state));
+    assert_eq!(machine.applied_state().await.unwrap().0, Some(log_id(1, 0, 2)));
+}
+
+#[tokio::test]
+async fn a_damaged_snapshot_is_an_error_that_names_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = open_database(dir.path()).unwrap();
+    let store = RaftStore::open(&database).unwrap();
+    store.keyspace.insert(Record::Snapshot.key(), b"junk").unwrap();
+    let error = StateMachine::open(store, Arc::new(Last::default())).err().unwrap();
+    assert!(matches!(&error, StoreError::Corrupt { record, .. } if record == "Snapshot"), "{error}");
+}
+
+#[tokio::test]
+async fn the_ring_copy_comes_back_as_it_was() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = open_database(dir.path()).unwrap();
+    let copy = RingCopy::open(&database).unwrap();
+    assert_eq!(copy.read().unwrap(), None);
+    let mut machine = annulus_core::state::Machine::default();
+    machine.apply(2, &found());
+    let state = machine.state.unwrap();
+    copy.write(&state);
+    assert_eq!(copy.read().unwrap(), Some(state));
+}
