@@ -1,1 +1,234 @@
 //! Puts one node together; start and stop order in one place.
+//!
+//! ```text
+//! start:  data directory -> transport -> control plane -> vnodes -> requests -> admin
+//! stop:   the other way round; the data directory's lock is released last
+//! ```
+//!
+//! Three runtimes, so that none starves another: the network's, the guests' (D6), Raft's (R18).
+//! A node that joins a cluster gives up its own and starts anew in place ([`run`] goes on with
+//! the next life), so that nothing of the old one is left in memory.
+
+mod admission;
+mod config;
+mod exit;
+mod identity;
+mod router;
+mod runtimes;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use annulus_core::ids::BootId;
+use fjall::Database;
+
+use crate::cluster::{Cluster, ClusterConfig, ClusterError};
+use crate::data_dir::{DataDir, DataDirError, open_database};
+use crate::transport::identity::{IdentityError, TlsIdentity};
+use crate::transport::{BindError, Transport, TransportConfig};
+
+pub use admission::{JoinAccepted, Joiner};
+pub use config::NodeConfig;
+pub use exit::{Exit, ExitSwitch, StopReason};
+pub use router::Router;
+pub use runtimes::Runtimes;
+
+/// A database that the life before has just let go of may stay locked for a moment, until its
+/// threads have noticed.
+const UNLOCK: Duration = Duration::from_secs(10);
+
+/// Why a node does not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be used.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
+    /// The address cannot be listened on.
+    #[error(transparent)]
+    Bind(#[from] BindError),
+    /// Peers could not be told how to reach the node.
+    #[error("other nodes cannot reach {0}: listen on an address of this machine, or say --advertise")]
+    Unspecified(SocketAddr),
+    /// The control plane does not start.
+    #[error(transparent)]
+    Cluster(#[from] ClusterError),
+    /// A certificate cannot be made or used.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The system gives no threads.
+    #[error("cannot start threads: {0}")]
+    Threads(std::io::Error),
+    /// The node was removed from its cluster.
+    #[error(
+        "{0} was removed from its cluster; its data directory is kept as it is, start a new node in another one"
+    )]
+    Removed(String),
+}
+
+/// A running node.
+pub struct Node {
+    // In the order in which they end.
+    cluster: Cluster,
+    transport: Transport,
+    router: Arc<Router>,
+    joiner: Joiner,
+    exit: ExitSwitch,
+    database: Database,
+    runtimes: Runtimes,
+    config: NodeConfig,
+    data: Arc<DataDir>,
+}
+
+impl Node {
+    /// Starts a node: in an empty data directory as a cluster of its own, else as what it was.
+    /// Must be called outside of any runtime.
+    pub fn start(config: NodeConfig) -> Result<Self, StartError> {
+        let data = Arc::new(DataDir::lock(&config.data)?);
+        Self::start_in(data, config)
+    }
+
+    /// The same in a data directory that is locked already, by a former life.
+    fn start_in(data: Arc<DataDir>, config: NodeConfig) -> Result<Self, StartError> {
+        let runtimes = Runtimes::start().map_err(StartError::Threads)?;
+        identity::finish_join(&data, &runtimes)?;
+        let identity = identity::read_or_found(&data, &config)?;
+        let credentials = data.credentials()?;
+        let database = open_unlocked(&data)?;
+
+        let exit = ExitSwitch::default();
+        let router = Arc::new(Router::new(exit.clone()));
+        let transport_config = TransportConfig {
+            listen: config.listen,
+            cluster: identity.cluster,
+            lineage: identity.lineage,
+            uid: identity.uid,
+            boot: BootId(rand::random()),
+            identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
+            authorities: credentials.authorities,
+        };
+        let transport = {
+            let _on = runtimes.network().enter();
+            Transport::bind(transport_config, router.clone())?
+        };
+        // The same port for the next life, if any was good for this one.
+        let config = NodeConfig { listen: transport.local_addr(), ..config };
+        let address = config.reachable().ok_or(StartError::Unspecified(config.listen))?;
+
+        let cluster = runtimes.raft().block_on(Cluster::start(ClusterConfig {
+            database: database.clone(),
+            me: identity.node,
+            uid: identity.uid,
+            listen: address,
+            http: config.http.clone(),
+            network: Arc::new(transport.clone()),
+            found: identity::found_command(&data, &identity, &config, address)?,
+        }))?;
+        data.clear_founding()?;
+        let view = cluster.view();
+        if view.is_removed() {
+            return Err(StartError::Removed(config.name));
+        }
+        identity::write_admin(&data, &view, address)?;
+        router.control().connect(cluster.clone());
+        runtimes.network().spawn(identity::keep_authorities(data.clone(), cluster.watch(), transport.clone()));
+        exit.follow(cluster.ended(), runtimes.network());
+
+        let joiner = Joiner::new(cluster.clone(), data.clone(), config.clone(), address, exit.clone());
+        joiner.resume(runtimes.network())?;
+        tracing::info!(name = %config.name, node = %identity.node, cluster = %identity.cluster, %address, "started");
+        Ok(Self { cluster, transport, router, joiner, exit, database, runtimes, config, data })
+    }
+
+    /// The control plane.
+    pub fn cluster(&self) -> &Cluster {
+        &self.cluster
+    }
+
+    /// The way to the peers.
+    pub fn transport(&self) -> &Transport {
+        &self.transport
+    }
+
+    /// Where those who serve peers and operators are entered.
+    pub fn router(&self) -> &Arc<Router> {
+        &self.router
+    }
+
+    /// Lets the node join another cluster.
+    pub fn joiner(&self) -> &Joiner {
+        &self.joiner
+    }
+
+    /// Ends the node, from anywhere.
+    pub fn exit(&self) -> &ExitSwitch {
+        &self.exit
+    }
+
+    /// The node's one database.
+    pub fn database(&self) -> &Database {
+        &self.database
+    }
+
+    /// The runtimes.
+    pub fn runtimes(&self) -> &Runtimes {
+        &self.runtimes
+    }
+
+    /// What it was started with; the port is the one that it has.
+    pub fn config(&self) -> &NodeConfig {
+        &self.config
+    }
+
+    /// Its data directory.
+    pub fn data(&self) -> &Arc<DataDir> {
+        &self.data
+    }
+
+    /// Runs until somebody ends it, a signal among others; then stops.
+    pub fn run(self) -> Exit {
+        let exit = self.runtimes.network().block_on(self.exit.wait());
+        tracing::info!(?exit, "stopping");
+        self.stop();
+        exit
+    }
+
+    /// Stops in order. What was answered is durable before, so nothing is lost by stopping faster.
+    pub fn stop(self) {
+        self.router.clear();
+        self.runtimes.raft().block_on(self.cluster.stop());
+        self.runtimes.network().block_on(self.transport.close());
+        self.runtimes.stop();
+    }
+}
+
+/// Runs a node through all its lives, until it is told to stop. `started` is called for each
+/// life, when it serves.
+pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<StopReason, StartError> {
+    let data = Arc::new(DataDir::lock(&config.data)?);
+    loop {
+        let node = Node::start_in(data.clone(), config)?;
+        started(&node);
+        config = node.config().clone();
+        match node.run() {
+            Exit::Stop(reason) => return Ok(reason),
+            Exit::Restart => tracing::info!("starting anew as a member of another cluster"),
+        }
+    }
+}
+
+fn open_unlocked(data: &DataDir) -> Result<Database, DataDirError> {
+    let deadline = Instant::now() + UNLOCK;
+    loop {
+        match open_database(&data.database_path()) {
+            // The data directory's own lock is ours: only a former life of this process is left.
+            Err(DataDirError::Database { source: fjall::Error::Locked, .. }) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            opened => return opened,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -16,7 +16,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::messages::{JOIN_FRAME, JOIN_LIMIT, JoinAnswer, JoinReply, JoinRequest};
 use super::token::{Token, digest_of, now_ms};
-use super::{Cluster, ProposeError};
+use super::token::TokenError;
+use super::{Cluster, ProposeError, View};
 use crate::codec::{self, CodecError};
 use crate::data_dir::Admitted;
 use crate::transport::client::Client;
@@ -49,6 +50,9 @@ pub struct Candidate {
 /// Why a node did not join. It is still what it was.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
+    /// The token cannot be one.
+    #[error(transparent)]
+    Token(#[from] TokenError),
     /// Its own cluster has other members.
     #[error("this node is in a cluster with {0}; it must leave that first")]
     InCluster(String),
@@ -144,8 +148,6 @@ pub async fn ask_to_join(
             node: answer.node,
             certificate: answer.certificate,
             key: key.key_pem,
-            admin_certificate: answer.admin_certificate,
-            admin_key: answer.admin_key,
             state: answer.state,
         }),
         JoinReply::Refused(refusal) => Err(refusal.into()),
@@ -207,7 +209,7 @@ impl Cluster {
         }
         // Signed before it is admitted, so that no node is admitted for which nothing can be signed.
         let (uid, name) = (request.member.uid, request.member.name.clone());
-        let (certificate, admin) = match self.sign(uid, &request.public_key) {
+        let certificate = match authority(&view).sign_node_key(uid, &request.public_key) {
             Ok(signed) => signed,
             Err(error) => return JoinReply::Refused(Refusal::BadSetting(error.to_string())),
         };
@@ -227,23 +229,17 @@ impl Cluster {
         JoinReply::Admitted(Box::new(JoinAnswer {
             node,
             certificate,
-            admin_certificate: admin.cert_pem,
-            admin_key: admin.key_pem,
             state: view.state.clone(),
         }))
     }
+}
 
-    fn sign(
-        &self,
-        uid: NodeUid,
-        public_key: &[u8],
-    ) -> Result<(String, crate::transport::identity::TlsIdentity), IdentityError> {
-        let view = self.view();
-        let authority = Authority {
-            cluster: view.state.cluster,
-            cert_pem: view.state.authorities.last().cloned().unwrap_or_default(),
-            key_pem: view.state.authority_key.clone(),
-        };
-        Ok((authority.sign_node_key(uid, public_key)?, authority.sign_admin()?))
+/// The authority that signs this cluster's nodes and operators. Its key is part of the state, so
+/// that any member can admit and none is needed for it.
+pub fn authority(view: &View) -> Authority {
+    Authority {
+        cluster: view.state.cluster,
+        cert_pem: view.state.authorities.last().cloned().unwrap_or_default(),
+        key_pem: view.state.authority_key.clone(),
     }
 }

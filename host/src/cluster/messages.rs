@@ -97,10 +97,6 @@ pub struct JoinAnswer {
     pub node: NodeId,
     /// PEM chain for its public key.
     pub certificate: String,
-    /// PEM chain of an operator, for its `admin.toml`.
-    pub admin_certificate: String,
-    /// PEM key of that.
-    pub admin_key: String,
     /// The cluster, at or after the entry that admitted the node.
     pub state: ClusterState,
 }

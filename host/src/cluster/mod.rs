@@ -45,11 +45,11 @@ use network::AddressBook;
 use raft::Raft;
 use view::Views;
 
-pub use join::{Candidate, JoinError, ask_to_join};
+pub use join::{Candidate, JoinError, ask_to_join, authority};
 pub use network::{BoxFuture, ControlNetwork};
 pub use propose::ProposeError;
 pub use service::ClusterService;
-pub use start::{ClusterConfig, ClusterError};
+pub use start::{ClusterConfig, ClusterError, seed};
 pub use token::{Token, TokenError};
 pub use view::View;
 

@@ -1,10 +1,11 @@
 //! What a node's control plane does for its peers, and for nodes that want to join.
 
 use std::net::SocketAddr;
-use std::sync::OnceLock;
+use std::sync::Arc;
 
 use annulus_core::ids::NodeUid;
 use annulus_core::state::Command;
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::raft::AppendEntriesResponse;
 use serde::Serialize;
@@ -21,26 +22,29 @@ use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 /// answered: the peer is told so at once and tries again.
 #[derive(Default)]
 pub struct ClusterService {
-    cluster: OnceLock<Cluster>,
+    cluster: ArcSwapOption<Cluster>,
 }
 
 impl ClusterService {
     /// Answers from now on.
     pub fn connect(&self, cluster: Cluster) {
-        // The second time would be another cluster on the same transport, which nobody makes.
-        let _ = self.cluster.set(cluster);
+        self.cluster.store(Some(Arc::new(cluster)));
     }
 
-    /// Answers for nobody any more.
-    fn cluster(&self) -> Option<&Cluster> {
-        self.cluster.get()
+    /// Answers nobody any more.
+    pub fn disconnect(&self) {
+        self.cluster.store(None);
+    }
+
+    fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.cluster.load_full()
     }
 }
 
 impl Service for ClusterService {
     fn request(&self, request: Request) {
         let (Some(cluster), PeerIdentity::Node { uid, .. }, Lane::Control) =
-            (self.cluster().cloned(), &request.from, request.lane)
+            (self.cluster(), &request.from, request.lane)
         else {
             return;
         };
@@ -56,7 +60,7 @@ impl Service for ClusterService {
     }
 
     fn bulk(&self, _: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
-        let (Some(cluster), kind::BULK_JOIN) = (self.cluster().cloned(), kind) else { return };
+        let (Some(cluster), kind::BULK_JOIN) = (self.cluster(), kind) else { return };
         let runtime = cluster.inner.runtime.clone();
         runtime.spawn(async move {
             if let Err(error) = cluster.serve_join(&header, stream).await {

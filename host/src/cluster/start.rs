@@ -10,7 +10,7 @@ use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
 use fjall::Database;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
 use super::contact::Contact;
 use super::network::{AddressBook, ControlNetwork, RaftLinks};
@@ -171,13 +171,4 @@ async fn keep_copy(mut views: watch::Receiver<Arc<super::View>>, copy: RingCopy)
             return;
         }
     }
-}
-
-/// Waits until a node that restarts has a leader, or the deadline.
-pub async fn wait_for_leader(cluster: &Cluster, deadline: Instant) -> bool {
-    let mut metrics = cluster.raft().metrics();
-    matches!(
-        timeout_at(deadline, metrics.wait_for(|metrics| metrics.current_leader.is_some())).await,
-        Ok(Ok(_))
-    )
 }

@@ -36,10 +36,6 @@ pub struct Admitted {
     pub certificate: String,
     /// PEM key of it.
     pub key: String,
-    /// PEM certificate chain of an operator's identity, for `admin.toml`.
-    pub admin_certificate: String,
-    /// PEM key of it.
-    pub admin_key: String,
     /// The cluster's state, of an entry at or after the one that admitted the node.
     pub state: ClusterState,
 }

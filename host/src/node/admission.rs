@@ -1,0 +1,181 @@
+//! A node joins another cluster: what an operator says to the node, and what survives a crash.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::ids::{ClusterId, NodeId};
+use annulus_core::keyspace::RingSize;
+use tokio::runtime::Handle;
+use tokio::sync::Mutex;
+use tokio::time::{Instant, sleep};
+
+use super::exit::{Exit, ExitSwitch};
+use super::{NodeConfig, StartError};
+use crate::cluster::{Candidate, Cluster, JoinError, Token, ask_to_join};
+use crate::data_dir::{Admitted, DataDir, JoinIntent};
+
+/// How long one attempt of a resumed join may take, and the pause after it.
+const ATTEMPT: Duration = Duration::from_secs(10);
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Lets a node join another cluster. Clones share it.
+#[derive(Clone)]
+pub struct Joiner {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cluster: Cluster,
+    data: Arc<DataDir>,
+    config: NodeConfig,
+    address: SocketAddr,
+    exit: ExitSwitch,
+    turn: Mutex<()>,
+}
+
+/// The cluster said yes. The node starts anew as its member when this is dropped, so whoever asked
+/// can be answered first.
+pub struct JoinAccepted {
+    /// What the node is called there.
+    pub node: NodeId,
+    /// The cluster.
+    pub cluster: ClusterId,
+    /// Its members' names, this node's among them.
+    pub members: Vec<String>,
+    /// Its ring's size, which is the node's from now on.
+    pub ring_size: RingSize,
+    /// The node's own ring's size, if that was another one.
+    pub former_ring_size: Option<RingSize>,
+    _restart: Restart,
+}
+
+struct Restart(ExitSwitch);
+
+impl Drop for Restart {
+    fn drop(&mut self) {
+        self.0.throw(Exit::Restart);
+    }
+}
+
+impl Joiner {
+    pub(super) fn new(
+        cluster: Cluster,
+        data: Arc<DataDir>,
+        config: NodeConfig,
+        address: SocketAddr,
+        exit: ExitSwitch,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { cluster, data, config, address, exit, turn: Mutex::default() }) }
+    }
+
+    /// Asks the cluster of a member to admit this node. On an error the node is what it was.
+    pub async fn join(
+        &self,
+        member: SocketAddr,
+        token: &str,
+        discard: bool,
+        deadline: Instant,
+    ) -> Result<JoinAccepted, JoinError> {
+        let Inner { data, turn, .. } = &*self.inner;
+        let _turn = turn.try_lock().map_err(|_| JoinError::UnderWay)?;
+        let parsed: Token = token.parse()?;
+        self.check(member, &parsed, discard)?;
+        data.write_join_intent(&JoinIntent::Asking { address: member.to_string(), token: token.to_owned() })?;
+        let asked = ask_to_join(member, &parsed, &self.candidate(), deadline).await;
+        match asked {
+            Ok(admitted) => self.accept(admitted),
+            Err(error) => {
+                data.clear_join_intent()?;
+                Err(error)
+            }
+        }
+    }
+
+    /// Goes on with a join that a crash interrupted before the answer, until there is one.
+    pub(super) fn resume(&self, on: &Handle) -> Result<(), StartError> {
+        let Some(JoinIntent::Asking { address, token }) = self.inner.data.join_intent()? else {
+            return Ok(());
+        };
+        let (Ok(member), Ok(token)) = (address.parse(), token.parse()) else {
+            return Ok(self.inner.data.clear_join_intent()?);
+        };
+        let joiner = self.clone();
+        on.spawn(async move { joiner.ask_until_answered(member, token).await });
+        Ok(())
+    }
+
+    async fn ask_until_answered(self, member: SocketAddr, token: Token) {
+        let Ok(_turn) = self.inner.turn.try_lock() else { return };
+        tracing::info!(%member, "going on with the join that was under way");
+        loop {
+            let asked =
+                ask_to_join(member, &token, &self.candidate(), Instant::now() + ATTEMPT).await;
+            match asked {
+                Ok(admitted) => {
+                    if let Err(error) = self.accept(admitted) {
+                        tracing::error!(%error, "the join cannot be finished");
+                    }
+                    return;
+                }
+                Err(error) if error.is_final() => {
+                    tracing::warn!(%error, "the join that was under way is given up");
+                    if let Err(error) = self.inner.data.clear_join_intent() {
+                        tracing::error!(%error, "and would be tried again after a restart");
+                    }
+                    return;
+                }
+                Err(error) => tracing::info!(%error, "the join has to wait"),
+            }
+            sleep(PAUSE).await;
+        }
+    }
+
+    fn check(&self, member: SocketAddr, token: &Token, discard: bool) -> Result<(), JoinError> {
+        let view = self.inner.cluster.view();
+        if member == self.inner.address || member == self.inner.config.listen {
+            return Err(JoinError::Itself(member));
+        }
+        if token.cluster == view.state.cluster {
+            return Err(JoinError::AlreadyMember);
+        }
+        let others: Vec<&str> =
+            view.state.live_members().filter(|m| m.id != view.me).map(|m| m.name.as_str()).collect();
+        if !others.is_empty() {
+            return Err(JoinError::InCluster(others.join(", ")));
+        }
+        let modules: Vec<&str> = view.state.modules.values().map(|module| module.name.as_str()).collect();
+        if !modules.is_empty() && !discard {
+            return Err(JoinError::HasModules(modules.join(", ")));
+        }
+        Ok(())
+    }
+
+    fn candidate(&self) -> Candidate {
+        let Inner { cluster, config, address, .. } = &*self.inner;
+        Candidate {
+            uid: cluster.uid(),
+            name: config.name.clone(),
+            listen: *address,
+            http: config.http.clone(),
+            zone: config.zone.clone(),
+            weight: config.weight,
+        }
+    }
+
+    /// From here on there is only forward.
+    fn accept(&self, admitted: Admitted) -> Result<JoinAccepted, JoinError> {
+        let admitted = Box::new(admitted);
+        self.inner.data.write_join_intent(&JoinIntent::Admitted(admitted.clone()))?;
+        let state = &admitted.state;
+        let own = self.inner.cluster.view().state.ring.size;
+        Ok(JoinAccepted {
+            node: admitted.node,
+            cluster: state.cluster,
+            members: state.live_members().map(|member| member.name.clone()).collect(),
+            ring_size: state.ring.size,
+            former_ring_size: (own != state.ring.size).then_some(own),
+            _restart: Restart(self.inner.exit.clone()),
+        })
+    }
+}

@@ -1,0 +1,39 @@
+//! What an operator says of a node at its start.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use annulus_core::keyspace::RingSize;
+
+/// A node's settings. What belongs to the cluster (the ring's size) counts only for the node that
+/// founds it; a node that joins takes the cluster's.
+#[derive(Clone, Debug)]
+pub struct NodeConfig {
+    /// `name@host`; must be the same at each start.
+    pub name: String,
+    /// Where the QUIC endpoint listens; port 0 takes a free one.
+    pub listen: SocketAddr,
+    /// How peers reach it, if not by that.
+    pub advertise: Option<SocketAddr>,
+    /// Address kept for the HTTP gateway.
+    pub http: String,
+    /// The data directory.
+    pub data: PathBuf,
+    /// Number of partitions of a cluster that this node founds.
+    pub ring_size: RingSize,
+    /// Failure domain.
+    pub zone: Option<String>,
+    /// Share of the ring relative to other nodes; at least 1.
+    pub weight: u32,
+}
+
+impl NodeConfig {
+    /// Ring size where nobody says another (D1).
+    pub const RING_SIZE: u32 = 64;
+
+    /// The address that peers are told. None if it is every address or no port.
+    pub fn reachable(&self) -> Option<SocketAddr> {
+        let address = self.advertise.unwrap_or(self.listen);
+        (!address.ip().is_unspecified() && address.port() != 0).then_some(address)
+    }
+}

@@ -1,0 +1,106 @@
+//! How a node's life ends: one switch, thrown once, by whoever has a reason.
+
+use std::sync::Arc;
+
+use tokio::runtime::Handle;
+use tokio::sync::watch;
+
+use crate::cluster::Ended;
+
+/// What comes after this life.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Exit {
+    /// Nothing: the process ends.
+    Stop(StopReason),
+    /// The node starts anew in place: it belongs to another cluster now.
+    Restart,
+}
+
+/// Why a node stops.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StopReason {
+    /// A signal or an operator.
+    #[error("stopped")]
+    Asked,
+    /// It left its cluster, or was removed.
+    #[error("this node was removed from the cluster; its data directory is kept as it is")]
+    Removed,
+    /// A newer process runs with the same data directory's identity (R20).
+    #[error("another process runs as this node, and is newer")]
+    Superseded,
+    /// Its control plane failed.
+    #[error("{0}")]
+    Failed(String),
+}
+
+/// The switch. Clones are the same one.
+#[derive(Clone)]
+pub struct ExitSwitch {
+    exit: Arc<watch::Sender<Option<Exit>>>,
+}
+
+impl Default for ExitSwitch {
+    fn default() -> Self {
+        Self { exit: Arc::new(watch::Sender::new(None)) }
+    }
+}
+
+impl ExitSwitch {
+    /// Ends the node. The first reason counts.
+    pub fn throw(&self, exit: Exit) {
+        self.exit.send_if_modified(|thrown| {
+            let first = thrown.is_none();
+            if first {
+                *thrown = Some(exit);
+            }
+            first
+        });
+    }
+
+    /// Ends the node when its control plane says so.
+    pub(super) fn follow(&self, mut ended: watch::Receiver<Option<Ended>>, on: &Handle) {
+        let switch = self.clone();
+        on.spawn(async move {
+            let Ok(ended) = ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) else { return };
+            match ended {
+                Some(Ended::Removed) => switch.throw(Exit::Stop(StopReason::Removed)),
+                Some(failed @ Ended::Failed(_)) => {
+                    switch.throw(Exit::Stop(StopReason::Failed(failed.to_string())));
+                }
+                None => {}
+            }
+        });
+    }
+
+    /// Waits for the end: the switch, or a signal to the process.
+    pub(super) async fn wait(&self) -> Exit {
+        let mut thrown = self.exit.subscribe();
+        tokio::select! {
+            exit = thrown.wait_for(Option::is_some) => match exit.as_deref() {
+                Ok(Some(exit)) => exit.clone(),
+                _ => Exit::Stop(StopReason::Asked),
+            },
+            () = signal() => Exit::Stop(StopReason::Asked),
+        }
+    }
+}
+
+/// The next signal that asks the process to end.
+async fn signal() {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        match signal(SignalKind::terminate()) {
+            Ok(mut terminate) => tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            },
+            Err(error) => {
+                tracing::warn!(%error, "SIGTERM will end this process the hard way");
+                let _ = tokio::signal::ctrl_c().await;
+            }
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = tokio::signal::ctrl_c().await;
+}

@@ -1,0 +1,150 @@
+//! Who the node is at a start: what it was, a founder, or what a join made of it.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use annulus_core::ids::{ClusterId, NodeId};
+use annulus_core::state::{Command, Lineage, Member, MemberStatus};
+use tokio::sync::watch;
+
+use super::{NodeConfig, Runtimes, StartError, open_unlocked};
+use crate::cluster::{View, authority, seed};
+use crate::data_dir::{
+    AdminToml, Credentials, DataDir, Founding, Identity, JoinIntent, LAYOUT_VERSION, new_uid,
+};
+use crate::transport::Transport;
+use crate::transport::identity::Authority;
+
+/// Replicas that the ring's table has for a partition, where there are nodes enough (R4).
+const RING_WIDTH: u8 = 3;
+
+/// Goes through with a join that was answered: the node's own cluster goes, the answer takes its
+/// place. The intent goes last, so a crash anywhere in here repeats all of it.
+pub(super) fn finish_join(data: &DataDir, runtimes: &Runtimes) -> Result<(), StartError> {
+    let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
+    let state = &admitted.state;
+    let Some(member) = state.members.get(&admitted.node) else { return Ok(data.clear_join_intent()?) };
+    data.wipe_database()?;
+    let database = open_unlocked(data)?;
+    runtimes.raft().block_on(seed(&database, state)).map_err(crate::cluster::ClusterError::from)?;
+    drop(database);
+    data.clear_founding()?;
+    data.write_credentials(&admitted.credentials())?;
+    data.write_identity(&Identity {
+        layout: LAYOUT_VERSION,
+        name: member.name.clone(),
+        cluster: state.cluster,
+        uid: member.uid,
+        node: admitted.node,
+        lineage: state.lineage,
+    })?;
+    data.clear_join_intent()?;
+    Ok(())
+}
+
+/// Who lives in the data directory; in an empty one, the founder of a new cluster.
+pub(super) fn read_or_found(data: &DataDir, config: &NodeConfig) -> Result<Identity, StartError> {
+    if let Some(identity) = data.identity(&config.name)? {
+        return Ok(identity);
+    }
+    let identity = Identity {
+        layout: LAYOUT_VERSION,
+        name: config.name.clone(),
+        cluster: ClusterId(rand::random()),
+        uid: new_uid(),
+        node: NodeId(0),
+        lineage: Lineage::default(),
+    };
+    let authority = Authority::create(identity.cluster)?;
+    let tls = authority.sign_node(identity.uid)?;
+    data.write_credentials(&Credentials {
+        certificate: tls.cert_pem,
+        key: tls.key_pem,
+        authorities: vec![authority.cert_pem.clone()],
+    })?;
+    data.write_founding(&Founding { authority: authority.cert_pem, authority_key: authority.key_pem })?;
+    data.write_identity(&identity)?;
+    Ok(identity)
+}
+
+/// The first entry of a cluster that is being founded here.
+pub(super) fn found_command(
+    data: &DataDir,
+    identity: &Identity,
+    config: &NodeConfig,
+    address: SocketAddr,
+) -> Result<Option<Command>, StartError> {
+    Ok(data.founding()?.map(|founding| Command::Found {
+        cluster: identity.cluster,
+        ring_size: config.ring_size,
+        width: RING_WIDTH,
+        founder: Member {
+            id: identity.node,
+            uid: identity.uid,
+            name: identity.name.clone(),
+            listen: address.to_string(),
+            http: config.http.clone(),
+            zone: config.zone.clone(),
+            weight: config.weight,
+            status: MemberStatus::Member,
+        },
+        authority: founding.authority,
+        authority_key: founding.authority_key,
+    }))
+}
+
+/// Keeps `admin.toml` true: this cluster, this address, an operator's certificate.
+pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> Result<(), StartError> {
+    let cluster = view.state.cluster.to_string();
+    // One that cannot be read is made anew, like one that is missing.
+    let present = AdminToml::read(data.path()).ok().flatten().filter(|admin| admin.cluster == cluster);
+    let (certificate, key) = match &present {
+        Some(admin) => (admin.certificate.clone(), admin.key.clone()),
+        None => {
+            let operator = authority(view).sign_admin()?;
+            (operator.cert_pem, operator.key_pem)
+        }
+    };
+    let authorities = view.state.authorities.clone();
+    let wanted = AdminToml { address: address.to_string(), cluster, authorities, certificate, key };
+    if present.as_ref() != Some(&wanted) {
+        data.write_admin(&wanted)?;
+    }
+    Ok(())
+}
+
+/// Believes the authorities that the cluster agreed on, now and after a restart (R20).
+pub(super) async fn keep_authorities(
+    data: Arc<DataDir>,
+    mut views: watch::Receiver<Arc<View>>,
+    transport: Transport,
+) {
+    let mut believed = match data.credentials() {
+        Ok(credentials) => credentials.authorities,
+        Err(error) => {
+            tracing::error!(%error, "the authorities are no longer kept up to date");
+            return;
+        }
+    };
+    loop {
+        let wanted = views.borrow_and_update().state.authorities.clone();
+        if !same_pem(&wanted, &believed) && !wanted.is_empty() {
+            match transport.set_authorities(wanted.clone()) {
+                Ok(()) => {
+                    if let Err(error) = data.write_authorities(&wanted) {
+                        tracing::error!(%error, "the new authorities are not on disk");
+                    }
+                }
+                Err(error) => tracing::error!(%error, "the cluster's new authorities cannot be used"),
+            }
+            believed = wanted;
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+fn same_pem(a: &[String], b: &[String]) -> bool {
+    a.iter().map(|pem| pem.trim()).eq(b.iter().map(|pem| pem.trim()))
+}

@@ -1,0 +1,100 @@
+//! Which part of the node serves what comes from outside.
+//!
+//! The transport needs somebody to hand requests to before the parts that serve them exist. What
+//! comes before its part is entered gets no answer, which the caller learns at once.
+
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+
+use super::exit::{Exit, ExitSwitch, StopReason};
+use crate::cluster::ClusterService;
+use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
+
+/// Hands requests to the parts of the node.
+pub struct Router {
+    exit: ExitSwitch,
+    control: Arc<ClusterService>,
+    requests: Part,
+    handoff: Part,
+    artefacts: Part,
+    admin: Part,
+}
+
+type Part = ArcSwapOption<Arc<dyn Service>>;
+
+impl Router {
+    pub(super) fn new(exit: ExitSwitch) -> Self {
+        Self {
+            exit,
+            control: Arc::default(),
+            requests: Part::empty(),
+            handoff: Part::empty(),
+            artefacts: Part::empty(),
+            admin: Part::empty(),
+        }
+    }
+
+    pub(super) fn control(&self) -> &ClusterService {
+        &self.control
+    }
+
+    /// Enters who serves the data lane and coverage streams.
+    pub fn serve_requests(&self, part: Arc<dyn Service>) {
+        self.requests.store(Some(Arc::new(part)));
+    }
+
+    /// Enters who serves handoff streams.
+    pub fn serve_handoff(&self, part: Arc<dyn Service>) {
+        self.handoff.store(Some(Arc::new(part)));
+    }
+
+    /// Enters who serves components.
+    pub fn serve_artefacts(&self, part: Arc<dyn Service>) {
+        self.artefacts.store(Some(Arc::new(part)));
+    }
+
+    /// Enters who serves operators.
+    pub fn serve_admin(&self, part: Arc<dyn Service>) {
+        self.admin.store(Some(Arc::new(part)));
+    }
+
+    /// Nobody serves any more. The parts hold the transport, and the transport holds this: without
+    /// letting go here, nothing of a life would ever be freed.
+    pub(super) fn clear(&self) {
+        self.control.disconnect();
+        for part in [&self.requests, &self.handoff, &self.artefacts, &self.admin] {
+            part.store(None);
+        }
+    }
+}
+
+impl Service for Router {
+    fn request(&self, request: Request) {
+        match (request.lane, &*self.requests.load()) {
+            (Lane::Control, _) => self.control.request(request),
+            (Lane::Data, Some(requests)) => requests.request(request),
+            (Lane::Data, None) => {}
+        }
+    }
+
+    fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
+        let part = match (kind, &from) {
+            (kind::BULK_JOIN, _) => return self.control.bulk(from, kind, header, stream),
+            (kind::BULK_ADMIN, PeerIdentity::Admin) => self.admin.load_full(),
+            (kind::BULK_COVERAGE, PeerIdentity::Node { .. }) => self.requests.load_full(),
+            (kind::BULK_HANDOFF, PeerIdentity::Node { .. }) => self.handoff.load_full(),
+            (kind::BULK_ARTEFACT, PeerIdentity::Node { .. }) => self.artefacts.load_full(),
+            _ => None,
+        };
+        match part {
+            Some(part) => part.bulk(from, kind, header, stream),
+            None => tracing::debug!(?from, kind, "a stream that nobody serves"),
+        }
+    }
+
+    fn superseded(&self) {
+        self.exit.throw(Exit::Stop(StopReason::Superseded));
+    }
+}

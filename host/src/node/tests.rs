@@ -1,0 +1,430 @@
+//! Whole nodes on loopback, with real transport and disks: founding, joining, leaving, restarts.
+//!
+//! The vnode side is not here, so a stand-in gives partitions away at once ([`hand_over`]).
+
+#![allow(clippy::unwrap_used)]
+
+use std::sync::mpsc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use annulus_core::ids::{Digest, NodeId};
+use annulus_core::keyspace::RingSize;
+use annulus_core::state::{ClusterState, Command, MemberStatus, Refusal, Release};
+use tokio::time::Instant;
+
+use super::*;
+use crate::cluster::{JoinError, ProposeError, TokenError, View};
+use crate::data_dir::JoinIntent;
+use crate::transport::ConnectError;
+
+/// Nothing here takes as long.
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn soon() -> Instant {
+    Instant::now() + LIMIT
+}
+
+/// One life of a node, as others see it.
+struct Life {
+    cluster: Cluster,
+    joiner: Joiner,
+    exit: ExitSwitch,
+    address: SocketAddr,
+}
+
+/// A node that runs through its lives on a thread of its own.
+struct Running {
+    lives: mpsc::Receiver<Life>,
+    thread: Option<JoinHandle<Result<StopReason, StartError>>>,
+    config: NodeConfig,
+    life: Life,
+}
+
+impl Running {
+    fn start(config: NodeConfig) -> Self {
+        let (sender, lives) = mpsc::channel();
+        let node_config = config.clone();
+        let thread = std::thread::spawn(move || {
+            run(node_config, |node| {
+                let life = Life {
+                    cluster: node.cluster().clone(),
+                    joiner: node.joiner().clone(),
+                    exit: node.exit().clone(),
+                    address: node.config().listen,
+                };
+                let _ = sender.send(life);
+            })
+        });
+        match lives.recv_timeout(LIMIT) {
+            Ok(life) => {
+                let config = NodeConfig { listen: life.address, ..config };
+                Self { lives, thread: Some(thread), config, life }
+            }
+            Err(_) => panic!("the node does not start: {:?}", thread.join()),
+        }
+    }
+
+    fn new_life(&mut self) {
+        match self.lives.recv_timeout(LIMIT) {
+            Ok(life) => self.life = life,
+            Err(error) => panic!("no new life ({error}): {:?}", self.thread.take().map(JoinHandle::join)),
+        }
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.life.cluster.view()
+    }
+
+    /// Waits for the end that comes by itself.
+    fn end(mut self) -> (Result<StopReason, StartError>, NodeConfig) {
+        (self.thread.take().unwrap().join().unwrap(), self.config.clone())
+    }
+
+    fn stop(self) -> NodeConfig {
+        self.life.exit.throw(Exit::Stop(StopReason::Asked));
+        let (reason, config) = self.end();
+        assert_eq!(reason.unwrap(), StopReason::Asked);
+        config
+    }
+
+    fn see(&self, what: &str, condition: impl FnMut(&Arc<View>) -> bool) -> Arc<View> {
+        let mut views = self.life.cluster.watch();
+        let seen = block(async { tokio::time::timeout(LIMIT, views.wait_for(condition)).await.map(|view| view.unwrap().clone()) });
+        seen.unwrap_or_else(|_| panic!("never {what}: {:?}", self.view().state.members))
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.life.exit.throw(Exit::Stop(StopReason::Asked));
+    }
+}
+
+fn block<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
+struct Dirs(tempfile::TempDir);
+
+impl Dirs {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+
+    fn config(&self, name: &str) -> NodeConfig {
+        NodeConfig {
+            name: format!("{name}@127.0.0.1"),
+            listen: "127.0.0.1:0".parse().unwrap(),
+            advertise: None,
+            http: "127.0.0.1:0".into(),
+            data: self.0.path().join(name),
+            ring_size: RingSize::try_from(16).unwrap(),
+            zone: None,
+            weight: 1,
+        }
+    }
+
+    fn start(&self, name: &str) -> Running {
+        Running::start(self.config(name))
+    }
+}
+
+fn token(of: &Running) -> String {
+    block(of.life.cluster.issue_token(LIMIT, soon())).unwrap().to_string()
+}
+
+fn try_join(node: &Running, to: &Running, token: &str) -> Result<JoinAccepted, JoinError> {
+    block(node.life.joiner.join(to.life.address, token, false, soon()))
+}
+
+fn join(node: &mut Running, to: &Running) {
+    drop(try_join(node, to, &token(to)).unwrap());
+    node.new_life();
+    let me = node.life.cluster.me();
+    node.see("a member", |view| view.member(me).is_some_and(|me| me.status == MemberStatus::Member));
+}
+
+/// What the handoff manager does when there is nothing to hand over.
+fn hand_over(node: &Running) {
+    let until = soon();
+    loop {
+        let transfers: Vec<_> = node.view().state.ring.transfers().map(|(id, t)| (id, t.id)).collect();
+        if transfers.is_empty() && node.view().state.is_balanced() {
+            return;
+        }
+        assert!(Instant::now() < until);
+        if transfers.is_empty() {
+            node.see("a new table", |view| view.state.ring.transfers().next().is_some() || view.state.is_balanced());
+            continue;
+        }
+        let (index, _) = block(node.life.cluster.propose(Command::Flip { transfers }, soon())).unwrap();
+        block(node.life.cluster.wait_applied(index, soon())).unwrap();
+    }
+}
+
+fn owned(state: &ClusterState, node: NodeId) -> usize {
+    state.ring.partitions.iter().filter(|partition| partition.replicas[0] == node).count()
+}
+
+fn three(dirs: &Dirs) -> [Running; 3] {
+    let first = dirs.start("a");
+    let mut second = dirs.start("b");
+    let mut third = dirs.start("c");
+    join(&mut second, &first);
+    join(&mut third, &second);
+    hand_over(&first);
+    for node in [&first, &second, &third] {
+        node.see("balanced over three", |view| {
+            view.state.live_members().count() == 3 && view.state.is_balanced() && view.state.ring.transfers().next().is_none()
+        });
+    }
+    first.see_voters(3);
+    [first, second, third]
+}
+
+impl Running {
+    /// Raft's membership is no part of the view, so this looks again and again.
+    fn see_voters(&self, count: usize) {
+        let until = soon();
+        while self.life.cluster.raft_members().0.len() != count {
+            assert!(Instant::now() < until, "{:?}", self.life.cluster.raft_members());
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+}
+
+/// Runs a node that finds out that it was removed: at its start, or from its peers.
+fn assert_removed(config: NodeConfig) {
+    let (sender, ended) = mpsc::channel();
+    std::thread::spawn(move || sender.send(run(config, |_| {})));
+    let ended = ended.recv_timeout(LIMIT).unwrap();
+    assert!(matches!(ended, Err(StartError::Removed(_)) | Ok(StopReason::Removed)), "{ended:?}");
+}
+
+fn deploy(name: &str) -> Command {
+    let release = Release { version: 0, digest: Digest([1; 32]), bytes: 1, description: vec![0xa0] };
+    Command::Deploy {
+        name: name.into(),
+        n: None,
+        r: None,
+        w: None,
+        storage: None,
+        config: None,
+        release,
+        base_version: 0,
+    }
+}
+
+#[test]
+fn a_single_node_works_at_once_and_is_the_same_after_a_restart() {
+    let dirs = Dirs::new();
+    let node = dirs.start("a");
+    let before = node.view();
+    assert!(before.serves());
+    assert_eq!(owned(&before.state, NodeId(0)), 16);
+    assert!(node.life.cluster.heard_from_leader_within(Duration::from_secs(1)));
+    block(node.life.cluster.propose(deploy("kv"), soon())).unwrap();
+    assert!(node.view().module("kv").is_some(), "a leader's answer comes after its own state");
+    let state = node.view().state.clone();
+    let config = node.stop();
+    let admin = crate::data_dir::AdminToml::read(&config.data).unwrap().unwrap();
+    assert_eq!(admin.address, config.listen.to_string());
+
+    let node = Running::start(config);
+    node.see("what it was", |view| view.state == state);
+    node.stop();
+}
+
+#[test]
+fn three_nodes_share_the_ring_and_all_restart_to_the_same_one() {
+    let dirs = Dirs::new();
+    let nodes = three(&dirs);
+    let state = nodes[0].view().state.clone();
+    let mut shares: Vec<usize> = state.members.keys().map(|id| owned(&state, *id)).collect();
+    shares.sort_unstable();
+    assert_eq!(shares, [5, 5, 6]);
+    assert!(state.ring.partitions.iter().all(|partition| partition.replicas.len() == 3));
+
+    let configs = nodes.map(Running::stop);
+    let nodes = configs.map(Running::start);
+    for node in &nodes {
+        assert_eq!(node.view().state.ring, state.ring, "the copy on disk serves at once");
+    }
+    // And the cluster can change again.
+    block(nodes[2].life.cluster.propose(deploy("kv"), soon())).unwrap();
+    for node in &nodes {
+        node.see("the module", |view| view.module("kv").is_some());
+        assert_eq!(node.view().state.ring, state.ring);
+    }
+}
+
+#[test]
+fn another_leads_when_the_leader_is_gone_and_without_a_majority_nothing_changes() {
+    let dirs = Dirs::new();
+    let nodes = three(&dirs);
+    let leader = nodes[0].life.cluster.leader().unwrap();
+    let (mut gone, mut left): (Vec<_>, Vec<_>) =
+        nodes.into_iter().partition(|node| node.life.cluster.me() == leader);
+    gone.pop().unwrap().stop();
+    let (index, _) = block(left[0].life.cluster.propose(deploy("kv"), soon())).unwrap();
+    block(left[1].life.cluster.wait_applied(index, soon())).unwrap();
+    assert_ne!(left[1].life.cluster.leader(), Some(leader));
+
+    left.pop().unwrap().stop();
+    let last = &left[0];
+    let state = last.view().state.clone();
+    let limit = Duration::from_secs(4);
+    let asked = Instant::now();
+    let error = block(last.life.cluster.propose(deploy("other"), asked + limit)).unwrap_err();
+    assert!(matches!(error, ProposeError::NoQuorum | ProposeError::NoLeader), "{error}");
+    assert!(asked.elapsed() < limit + Duration::from_secs(1));
+    assert!(!last.life.cluster.heard_from_leader_within(Duration::from_secs(1)));
+    assert_eq!(last.view().state, state);
+}
+
+#[test]
+fn a_node_that_left_ends_by_itself_and_cannot_come_back() {
+    let dirs = Dirs::new();
+    let [first, second, third] = three(&dirs);
+    let gone = second.life.cluster.me();
+    // The founder, which leads or at least votes, leaves last below; this one is told by another.
+    block(third.life.cluster.leave(Some("b@127.0.0.1"), soon())).unwrap();
+    first.see("leaving", |view| view.member(gone).is_some_and(|m| m.status == MemberStatus::Leaving));
+    hand_over(&first);
+    let (reason, config) = second.end();
+    assert_eq!(reason.unwrap(), StopReason::Removed);
+    let state = first.see("two left", |view| view.member(gone).is_none()).state.clone();
+    assert_eq!(owned(&state, gone), 0);
+    first.see_voters(1);
+    assert_removed(config);
+
+    block(first.life.cluster.leave(None, soon())).unwrap();
+    hand_over(&third);
+    let (reason, _) = first.end();
+    assert_eq!(reason.unwrap(), StopReason::Removed);
+    let last = third.see("one left", |view| view.state.live_members().count() == 1);
+    assert_eq!(owned(&last.state, third.life.cluster.me()), 16);
+    let error = block(third.life.cluster.leave(None, soon())).unwrap_err();
+    assert_eq!(error, ProposeError::Refused(Refusal::LastMember));
+}
+
+#[test]
+fn a_node_that_was_away_when_it_was_removed_hears_it_from_its_peers() {
+    let dirs = Dirs::new();
+    let [first, second, third] = three(&dirs);
+    let gone = third.life.cluster.me();
+    let config = third.stop();
+    block(first.life.cluster.leave(Some("c@127.0.0.1"), soon())).unwrap();
+    hand_over(&first);
+    first.see("two left", |view| view.member(gone).is_none());
+    drop(second);
+    assert_removed(config);
+}
+
+#[test]
+fn a_node_that_comes_back_elsewhere_is_found_again() {
+    let dirs = Dirs::new();
+    let [first, second, third] = three(&dirs);
+    let id = third.life.cluster.me();
+    let config = third.stop();
+    let old = config.listen;
+    // The old port stays taken, so the new one is another.
+    let _taken = std::net::UdpSocket::bind(old).unwrap();
+    let third = Running::start(NodeConfig { listen: "127.0.0.1:0".parse().unwrap(), ..config });
+    assert_ne!(third.life.address, old);
+    let address = third.life.address.to_string();
+    for node in [&first, &second, &third] {
+        node.see("the new address", |view| view.member(id).is_some_and(|member| member.listen == address));
+    }
+    assert_eq!(second.view().peer(id).unwrap().addr, third.life.address);
+}
+
+#[test]
+fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let mut second = dirs.start("b");
+    let good = token(&first);
+
+    let refused = |node: &Running, to: &Running, token: &str| {
+        let before = node.view().state.clone();
+        let error = try_join(node, to, token).err().unwrap();
+        assert_eq!(node.view().state, before);
+        error
+    };
+    assert!(matches!(refused(&second, &first, "hello"), JoinError::Token(TokenError::NotAToken)));
+    let mistyped = good[..good.len() - 1].to_owned();
+    assert!(matches!(refused(&second, &first, &mistyped), JoinError::Token(TokenError::Mistyped)));
+    assert!(matches!(refused(&first, &first, &good), JoinError::Itself(_)));
+    // A token of one cluster at the door of another: its authority is not the token's.
+    let foreign = dirs.start("c");
+    let error = refused(&second, &foreign, &good);
+    assert!(matches!(error, JoinError::Connect(ConnectError::Refused { .. })), "{error}");
+    let ended = block(first.life.cluster.issue_token(Duration::from_millis(1), soon())).unwrap().to_string();
+    std::thread::sleep(Duration::from_millis(5));
+    assert!(matches!(refused(&second, &first, &ended), JoinError::Refused(Refusal::BadToken)));
+    let namesake = Running::start(NodeConfig { data: dirs.0.path().join("other"), ..dirs.config("a") });
+    assert!(matches!(refused(&namesake, &first, &good), JoinError::Refused(Refusal::NameTaken(_))));
+    block(foreign.life.cluster.propose(deploy("kv"), soon())).unwrap();
+    assert!(matches!(refused(&foreign, &first, &good), JoinError::HasModules(_)));
+
+    join(&mut second, &first);
+    assert!(matches!(refused(&second, &first, &good), JoinError::AlreadyMember));
+    let other = token(&namesake);
+    assert!(matches!(refused(&second, &namesake, &other), JoinError::InCluster(_)));
+    assert_eq!(first.view().state.members.len(), 2);
+    // Nothing of all that is tried again after a restart.
+    for node in [foreign, namesake] {
+        let config = node.stop();
+        assert_eq!(DataDir::lock(&config.data).unwrap().join_intent().unwrap(), None);
+    }
+}
+
+#[test]
+fn a_node_with_another_ring_takes_the_clusters() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let size = RingSize::try_from(64).unwrap();
+    let mut second = Running::start(NodeConfig { ring_size: size, ..dirs.config("b") });
+    let accepted = try_join(&second, &first, &token(&first)).unwrap();
+    assert_eq!(accepted.former_ring_size, Some(size));
+    assert_eq!(u32::from(accepted.ring_size), 16);
+    drop(accepted);
+    second.new_life();
+    assert_eq!(second.view().state.ring.size, first.view().state.ring.size);
+}
+
+#[test]
+fn a_join_goes_on_after_a_crash_before_the_answer() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let config = dirs.start("b").stop();
+    let intent = JoinIntent::Asking { address: first.life.address.to_string(), token: token(&first) };
+    DataDir::lock(&config.data).unwrap().write_join_intent(&intent).unwrap();
+    let mut second = Running::start(config);
+    second.new_life();
+    second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
+}
+
+#[test]
+fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_has_caught_up() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let second = dirs.start("b");
+    let accepted = try_join(&second, &first, &token(&first)).unwrap();
+    let node = accepted.node;
+    // The process ends before the node starts anew; the cluster too, so nobody can help it.
+    let config = second.stop();
+    drop(accepted);
+    let first_config = first.stop();
+    let second = Running::start(config);
+    let view = second.view();
+    assert_eq!((view.me, view.member(node).unwrap().status), (node, MemberStatus::Joining));
+    assert!(!view.serves());
+    let config = second.stop();
+    // Once more, now with the cluster.
+    let second = Running::start(config);
+    let _first = Running::start(first_config);
+    second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
+}
