@@ -16,6 +16,7 @@ mod identity;
 mod router;
 mod runtimes;
 
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -23,7 +24,7 @@ use std::time::{Duration, Instant};
 use annulus_core::ids::BootId;
 use fjall::Database;
 
-use crate::cluster::{Cluster, ClusterConfig, ClusterError};
+use crate::cluster::{Cluster, ClusterConfig, ClusterError, TransportLink};
 use crate::data_dir::{DataDir, DataDirError, open_database};
 use crate::transport::identity::{IdentityError, TlsIdentity};
 use crate::transport::{BindError, Transport, TransportConfig};
@@ -34,9 +35,9 @@ pub use exit::{Exit, ExitSwitch, StopReason};
 pub use router::Router;
 pub use runtimes::Runtimes;
 
-/// A database that the life before has just let go of may stay locked for a moment, until its
-/// threads have noticed.
-const UNLOCK: Duration = Duration::from_secs(10);
+/// What the life before has just let go of, database and port, may stay taken for a moment, until
+/// its threads have noticed.
+const RELEASE: Duration = Duration::from_secs(10);
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -70,6 +71,7 @@ pub enum StartError {
 pub struct Node {
     // In the order in which they end.
     cluster: Cluster,
+    link: Arc<TransportLink>,
     transport: Transport,
     router: Arc<Router>,
     joiner: Joiner,
@@ -85,11 +87,11 @@ impl Node {
     /// Must be called outside of any runtime.
     pub fn start(config: NodeConfig) -> Result<Self, StartError> {
         let data = Arc::new(DataDir::lock(&config.data)?);
-        Self::start_in(data, config)
+        Self::start_in(data, config, false)
     }
 
-    /// The same in a data directory that is locked already, by a former life.
-    fn start_in(data: Arc<DataDir>, config: NodeConfig) -> Result<Self, StartError> {
+    /// The same in a locked data directory, perhaps just after a former life.
+    fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
         let runtimes = Runtimes::start().map_err(StartError::Threads)?;
         identity::finish_join(&data, &runtimes)?;
         let identity = identity::read_or_found(&data, &config)?;
@@ -107,10 +109,8 @@ impl Node {
             identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
             authorities: credentials.authorities,
         };
-        let transport = {
-            let _on = runtimes.network().enter();
-            Transport::bind(transport_config, router.clone())?
-        };
+        let transport = bind(&transport_config, &router, &runtimes, reborn)?;
+        let link = Arc::new(TransportLink::new(transport.clone()));
         // The same port for the next life, if any was good for this one.
         let config = NodeConfig { listen: transport.local_addr(), ..config };
         let address = config.reachable().ok_or(StartError::Unspecified(config.listen))?;
@@ -121,7 +121,7 @@ impl Node {
             uid: identity.uid,
             listen: address,
             http: config.http.clone(),
-            network: Arc::new(transport.clone()),
+            network: link.clone(),
             found: identity::found_command(&data, &identity, &config, address)?,
         }))?;
         data.clear_founding()?;
@@ -137,7 +137,7 @@ impl Node {
         let joiner = Joiner::new(cluster.clone(), data.clone(), config.clone(), address, exit.clone());
         joiner.resume(runtimes.network())?;
         tracing::info!(name = %config.name, node = %identity.node, cluster = %identity.cluster, %address, "started");
-        Ok(Self { cluster, transport, router, joiner, exit, database, runtimes, config, data })
+        Ok(Self { cluster, link, transport, router, joiner, exit, database, runtimes, config, data })
     }
 
     /// The control plane.
@@ -197,6 +197,7 @@ impl Node {
     pub fn stop(self) {
         self.router.clear();
         self.runtimes.raft().block_on(self.cluster.stop());
+        self.link.detach();
         self.runtimes.network().block_on(self.transport.close());
         self.runtimes.stop();
     }
@@ -206,10 +207,12 @@ impl Node {
 /// life, when it serves.
 pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<StopReason, StartError> {
     let data = Arc::new(DataDir::lock(&config.data)?);
+    let mut reborn = false;
     loop {
-        let node = Node::start_in(data.clone(), config)?;
+        let node = Node::start_in(data.clone(), config, reborn)?;
         started(&node);
         config = node.config().clone();
+        reborn = true;
         match node.run() {
             Exit::Stop(reason) => return Ok(reason),
             Exit::Restart => tracing::info!("starting anew as a member of another cluster"),
@@ -217,8 +220,28 @@ pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<Sto
     }
 }
 
+fn bind(
+    config: &TransportConfig,
+    router: &Arc<Router>,
+    runtimes: &Runtimes,
+    reborn: bool,
+) -> Result<Transport, BindError> {
+    let deadline = Instant::now() + RELEASE;
+    let _on = runtimes.network().enter();
+    loop {
+        match Transport::bind(config.clone(), router.clone()) {
+            Err(BindError::Listen { source, .. })
+                if reborn && source.kind() == ErrorKind::AddrInUse && Instant::now() < deadline =>
+            {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            bound => return bound,
+        }
+    }
+}
+
 fn open_unlocked(data: &DataDir) -> Result<Database, DataDirError> {
-    let deadline = Instant::now() + UNLOCK;
+    let deadline = Instant::now() + RELEASE;
     loop {
         match open_database(&data.database_path()) {
             // The data directory's own lock is ours: only a former life of this process is left.

@@ -46,7 +46,7 @@ use raft::Raft;
 use view::Views;
 
 pub use join::{Candidate, JoinError, ask_to_join, authority};
-pub use network::{BoxFuture, ControlNetwork};
+pub use network::{BoxFuture, ControlNetwork, TransportLink};
 pub use propose::ProposeError;
 pub use service::ClusterService;
 pub use start::{ClusterConfig, ClusterError, seed};

@@ -48,7 +48,25 @@ pub trait ControlNetwork: Send + Sync + 'static {
     ) -> BoxFuture<Result<Bytes, CallError>>;
 }
 
-impl ControlNetwork for Transport {
+/// The transport, until it is taken away: a handle of the control plane that somebody keeps must
+/// not keep the node's port.
+pub struct TransportLink {
+    transport: Mutex<Option<Transport>>,
+}
+
+impl TransportLink {
+    /// The control plane's way over a transport.
+    pub fn new(transport: Transport) -> Self {
+        Self { transport: Mutex::new(Some(transport)) }
+    }
+
+    /// Lets go of the transport. Further calls reach nobody.
+    pub fn detach(&self) {
+        self.transport.lock().take();
+    }
+}
+
+impl ControlNetwork for TransportLink {
     fn call(
         &self,
         peer: PeerAddr,
@@ -56,8 +74,13 @@ impl ControlNetwork for Transport {
         payload: Bytes,
         deadline: Instant,
     ) -> BoxFuture<Result<Bytes, CallError>> {
-        let transport = self.clone();
-        Box::pin(async move { transport.call(&peer, Lane::Control, kind, payload, deadline).await })
+        let transport = self.transport.lock().clone();
+        Box::pin(async move {
+            match transport {
+                Some(transport) => transport.call(&peer, Lane::Control, kind, payload, deadline).await,
+                None => Err(CallError::Unreachable("this node has stopped".into())),
+            }
+        })
     }
 }
 
