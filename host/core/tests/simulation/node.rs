@@ -224,7 +224,7 @@ pub fn send_event(world: &mut World, at: usize, event: sender::Event) -> Check {
             sender::Effect::Send(number, message) => {
                 let mut links = world.links.iter_mut();
                 if let Some(link) = links.find(|link| link.is(at, node.boot, (transfer, number))) {
-                    link.to_receiver.push_back(message);
+                    link.to_receiver.push_back((*message).clone());
                 }
             }
             sender::Effect::Disconnect(number) => {

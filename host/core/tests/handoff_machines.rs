@@ -1,0 +1,324 @@
+//! What the handoff machines do, step by step; `handoff_simulation.rs` mixes it with faults.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::VecDeque;
+
+use annulus_core::handoff::message::{Have, ModuleRelease, Refused, ToReceiver, ToSender};
+use annulus_core::handoff::receiver::{self, Receiver};
+use annulus_core::handoff::sender::{self, Limits, Sender, Task};
+use annulus_core::handoff::{TransferState, message};
+use annulus_core::ids::{BootId, ModuleUid, TransferId};
+use annulus_core::item::Item;
+use annulus_core::keyspace::PartitionId;
+use annulus_core::ring::Fate;
+use sender::{Effect, Event};
+
+const KV: ModuleUid = ModuleUid(5);
+const CARTS: ModuleUid = ModuleUid(6);
+const LIMITS: Limits = Limits { window_bytes: 100, backlog_bytes: 200, seal_within: 1, sealed_losses: 3 };
+
+fn item(key: &str) -> Item {
+    Item { key: key.into(), sort: Vec::new(), value: vec![7; 50 - key.len()], deleted: false }
+}
+
+fn release(uid: ModuleUid) -> ModuleRelease {
+    ModuleRelease { uid, version: 1 }
+}
+
+fn task(modules: &[ModuleUid], sealed: bool) -> Task {
+    Task {
+        transfer: TransferId(9),
+        partition: PartitionId(3),
+        version: 4,
+        boot: BootId([1; 16]),
+        modules: modules.iter().copied().map(release).collect(),
+        sealed,
+    }
+}
+
+/// A sender whose stream is open and that has asked for its first page.
+fn running(modules: &[ModuleUid]) -> Sender {
+    let mut sender = Sender::new(task(modules, false), 20, LIMITS);
+    assert_eq!(sender.handle(Event::Start), [Effect::Connect(1)]);
+    let hello = sender.handle(Event::Connected(1));
+    assert!(matches!(&hello[..], [Effect::Send(1, begin)] if matches!(**begin, ToReceiver::Begin(_))));
+    let first = sender.handle(Event::Received(1, accept(Have::Below(0))));
+    assert_eq!(first, [Effect::ReadPage { attempt: 1, module: modules[0], after: None }]);
+    sender
+}
+
+fn accept(have: Have) -> ToSender {
+    ToSender::Accept { boot: BootId([2; 16]), have }
+}
+
+fn page(module: ModuleUid, keys: &[&str], next: Option<&str>) -> Event {
+    let items = keys.iter().map(|key| item(key)).collect();
+    Event::Page { attempt: 1, module, items, next: next.map(Into::into) }
+}
+
+fn ack(seq: u64) -> Event {
+    Event::Received(1, ToSender::Ack { seq })
+}
+
+/// A sender that has sent `End`, which has this number.
+fn ended() -> (Sender, u64) {
+    let mut sender = running(&[KV]);
+    let effects = sender.handle(page(KV, &["a"], None));
+    assert_eq!(effects.last(), Some(&Effect::Seal));
+    let effects = sender.handle(Event::Sealed);
+    assert!(
+        matches!(&effects[..], [Effect::Send(1, end)] if matches!(**end, ToReceiver::End { seq: 1, .. }))
+    );
+    (sender, 1)
+}
+
+/// Carries everything between two machines that stage at once, until nothing is left to do but
+/// what `left` gets.
+fn run(
+    sender: &mut Sender,
+    receiver: &mut Receiver,
+    first: Vec<Effect>,
+    staged: &mut Vec<(ModuleUid, Item)>,
+) -> Vec<Effect> {
+    let mut left = Vec::new();
+    let mut effects: VecDeque<Effect> = first.into();
+    while let Some(effect) = effects.pop_front() {
+        let Effect::Send(stream, message) = effect else {
+            left.push(effect);
+            continue;
+        };
+        let mut inward =
+            VecDeque::from(receiver.handle(receiver::Event::Received(stream, (*message).clone())));
+        while let Some(effect) = inward.pop_front() {
+            match effect {
+                receiver::Effect::Stage { generation, seq, module, items } => {
+                    staged.extend(items.into_iter().map(|item| (module, item)));
+                    inward.extend(receiver.handle(receiver::Event::Staged { generation, seq }));
+                }
+                receiver::Effect::Complete(generation) => {
+                    inward.extend(receiver.handle(receiver::Event::Completed(generation)));
+                }
+                receiver::Effect::Send(stream, message) => {
+                    effects.extend(sender.handle(Event::Received(stream, message)));
+                }
+                receiver::Effect::Drop => staged.clear(),
+                receiver::Effect::Open { .. } | receiver::Effect::Close(_) => {}
+                receiver::Effect::Promote { .. } => panic!("nothing has flipped"),
+            }
+        }
+    }
+    left
+}
+
+#[test]
+fn pages_writes_and_a_new_module_arrive_in_the_order_in_which_they_were_committed() {
+    let mut sender = Sender::new(task(&[KV], false), 20, Limits::default());
+    let mut receiver = Receiver::new(BootId([2; 16]), false);
+    let mut staged = Vec::new();
+    let mut go = |sender: &mut Sender, event: Event| {
+        let effects = sender.handle(event);
+        run(sender, &mut receiver, effects, &mut staged)
+    };
+    assert_eq!(go(&mut sender, Event::Start), [Effect::Connect(1)]);
+    let read =
+        |module, after: Option<&str>| Effect::ReadPage { attempt: 1, module, after: after.map(Into::into) };
+    assert_eq!(go(&mut sender, Event::Connected(1)), [read(KV, None)]);
+    assert_eq!(go(&mut sender, Event::Forward(KV, vec![item("z")])), []);
+    assert_eq!(go(&mut sender, page(KV, &["a", "b"], Some("b"))), [read(KV, Some("b"))]);
+    assert_eq!(go(&mut sender, Event::Deployed(release(CARTS), 25)), []);
+    assert_eq!(go(&mut sender, Event::Forward(CARTS, vec![item("c")])), []);
+    assert_eq!(go(&mut sender, page(KV, &["z"], None)), [read(CARTS, None)]);
+    assert_eq!(go(&mut sender, page(CARTS, &["c"], None)), [Effect::Seal]);
+    assert_eq!(go(&mut sender, Event::Forward(KV, vec![item("a")])), []);
+    assert_eq!(sender.state(), TransferState::Running);
+    assert_eq!(go(&mut sender, Event::Sealed), [Effect::ProposeFlip]);
+    assert_eq!((sender.state(), sender.progress()), (TransferState::Sealed, (7, 350)));
+    assert_eq!(go(&mut sender, Event::Fate(Fate::Pending)), []);
+    assert_eq!(
+        go(&mut sender, Event::Fate(Fate::Flipped)),
+        [Effect::Disconnect(1), Effect::Finish(Fate::Flipped)]
+    );
+    let order: Vec<(ModuleUid, Item)> =
+        [(KV, "z"), (KV, "a"), (KV, "b"), (CARTS, "c"), (KV, "z"), (CARTS, "c"), (KV, "a")]
+            .map(|(module, key)| (module, item(key)))
+            .into();
+    assert_eq!(staged, order);
+    let promoted = receiver.handle(receiver::Event::Fate(Fate::Flipped));
+    assert_eq!(promoted[0], receiver::Effect::Promote { complete: true });
+}
+
+#[test]
+fn no_page_is_read_beyond_the_window_and_no_seal_asked_for_before_the_backlog_is_small() {
+    let mut sender = running(&[KV]);
+    let effects = sender.handle(page(KV, &["a", "b"], Some("b")));
+    assert!(matches!(&effects[..], [Effect::Send(..)]), "the window is full: {effects:?}");
+    assert!(matches!(&sender.handle(ack(0))[..], [Effect::ReadPage { .. }]));
+    for key in ["x", "y", "w", "v"] {
+        sender.handle(Event::Forward(KV, vec![item(key)]));
+    }
+    assert!(!sender.is_congested());
+    assert!(matches!(&sender.handle(page(KV, &["c"], None))[..], [Effect::Send(..)]), "no seal yet");
+    assert!(sender.is_congested());
+    assert_eq!(sender.handle(ack(3)), []);
+    assert_eq!(sender.handle(ack(4)), [Effect::Seal]);
+}
+
+#[test]
+fn a_receiver_that_is_gone_holds_up_no_writes_and_a_resume_sends_what_it_lacks() {
+    let mut sender = running(&[KV]);
+    sender.handle(page(KV, &["a"], Some("a")));
+    sender.handle(Event::Forward(KV, vec![item("b")]));
+    assert_eq!(sender.handle(Event::Disconnected(1)), [Effect::Retry]);
+    sender.handle(Event::Forward(KV, vec![item("c")]));
+    assert!(!sender.is_congested());
+    assert_eq!(sender.handle(Event::Retry), [Effect::Connect(2)]);
+    sender.handle(Event::Connected(2));
+    assert_eq!(sender.handle(Event::Received(1, accept(Have::Nothing))), [], "of the stream before");
+    let sent = sender.handle(Event::Received(2, accept(Have::Below(1))));
+    let numbers: Vec<u64> = sent
+        .iter()
+        .map(|effect| match effect {
+            Effect::Send(2, message) => match **message {
+                ToReceiver::Items { seq, .. } => seq,
+                _ => panic!("{message:?}"),
+            },
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(numbers, [1, 2]);
+
+    // So much that it is let go: the next stream begins afresh.
+    sender.handle(Event::Disconnected(2));
+    for _ in 0..5 {
+        sender.handle(Event::Forward(KV, vec![item("d")]));
+    }
+    sender.handle(Event::Retry);
+    let hello = sender.handle(Event::Connected(3));
+    let [Effect::Send(3, begin)] = &hello[..] else { panic!("{hello:?}") };
+    let ToReceiver::Begin(begin) = &**begin else { panic!("{begin:?}") };
+    assert_eq!((begin.attempt, begin.start), (2, message::Start::Fresh));
+    assert_eq!(sender.handle(page(KV, &["e"], None)), [], "a page of the attempt before");
+}
+
+#[test]
+fn a_module_that_is_undeployed_is_read_no_further() {
+    let mut sender = running(&[KV, CARTS]);
+    assert_eq!(sender.handle(Event::Undeployed(KV)), []);
+    let next = sender.handle(page(KV, &["a"], Some("a")));
+    assert_eq!(next, [Effect::ReadPage { attempt: 1, module: CARTS, after: None }]);
+    assert!(sender.handle(page(CARTS, &["b"], None)).contains(&Effect::Seal));
+}
+
+#[test]
+fn what_is_damaged_on_the_way_is_refused_dropped_and_cancelled() {
+    let (mut sender, _) = ended();
+    let mut receiver = Receiver::new(BootId([2; 16]), false);
+    let mut other = Sender::new(task(&[KV], false), 20, LIMITS);
+    other.handle(Event::Start);
+    let Some(Effect::Send(_, begin)) = other.handle(Event::Connected(1)).pop() else { panic!("no begin") };
+    let mut tell = |message| receiver.handle(receiver::Event::Received(1, message));
+    tell((*begin).clone());
+    tell(ToReceiver::Items { seq: 0, module: KV, items: vec![item("damaged")] });
+    let end = ToReceiver::End { seq: 1, tallies: Default::default() };
+    let effects = tell(end);
+    let refuse = ToSender::Refuse { reason: Refused::Tallies };
+    assert_eq!(
+        effects,
+        [receiver::Effect::Drop, receiver::Effect::Send(1, refuse.clone()), receiver::Effect::Close(1)]
+    );
+    let effects = sender.handle(Event::Received(1, refuse));
+    assert_eq!(effects, [Effect::Disconnect(1), Effect::Retry, Effect::ProposeCancel]);
+    assert_eq!(sender.error(), Some("what arrived is not what was sent"));
+    assert_eq!(sender.handle(Event::Fate(Fate::Cancelled)), [Effect::Finish(Fate::Cancelled)]);
+    assert_eq!(sender.state(), TransferState::Failed);
+}
+
+#[test]
+fn a_gap_or_an_unknown_module_ends_the_stream() {
+    for (message, reason) in [
+        (ToReceiver::Items { seq: 1, module: KV, items: vec![] }, Refused::Order { expected: 0, got: 1 }),
+        (
+            ToReceiver::Items { seq: 0, module: CARTS, items: vec![] },
+            Refused::Module { module: CARTS, why: "it was not announced".into() },
+        ),
+    ] {
+        let mut sender = Sender::new(task(&[KV], false), 20, LIMITS);
+        sender.handle(Event::Start);
+        let Some(Effect::Send(_, begin)) = sender.handle(Event::Connected(1)).pop() else {
+            panic!("no begin")
+        };
+        let mut receiver = Receiver::new(BootId([2; 16]), false);
+        receiver.handle(receiver::Event::Received(1, (*begin).clone()));
+        let effects = receiver.handle(receiver::Event::Received(1, message));
+        assert!(effects.contains(&receiver::Effect::Send(1, ToSender::Refuse { reason: reason.clone() })));
+        sender.handle(Event::Received(1, accept(Have::Below(0))));
+        let effects = sender.handle(Event::Received(1, ToSender::Refuse { reason }));
+        assert_eq!(effects, [Effect::Disconnect(1), Effect::Retry], "not sealed: it begins again");
+    }
+}
+
+#[test]
+fn a_sealed_sender_whose_receiver_stays_away_has_the_transfer_cancelled() {
+    let (mut sender, _) = ended();
+    for stream in 1..3 {
+        assert_eq!(sender.handle(Event::Disconnected(stream)), [Effect::Retry]);
+        assert_eq!(sender.handle(Event::Retry), [Effect::Connect(stream + 1)]);
+    }
+    assert_eq!(sender.handle(Event::Disconnected(3)), [Effect::Retry, Effect::ProposeCancel]);
+    assert_eq!(sender.handle(Event::NotProposed), []);
+    assert_eq!(sender.handle(Event::Retry), [Effect::ProposeCancel]);
+}
+
+#[test]
+fn a_restart_with_a_seal_asks_and_flips_what_is_complete_or_cancels() {
+    for (have, expected) in [
+        (Have::All, vec![Effect::ProposeFlip]),
+        (Have::Nothing, vec![Effect::Disconnect(1), Effect::Retry, Effect::ProposeCancel]),
+    ] {
+        let mut sender = Sender::new(task(&[KV], true), 20, LIMITS);
+        assert_eq!(sender.state(), TransferState::Sealed);
+        sender.handle(Event::Start);
+        let hello = sender.handle(Event::Connected(1));
+        assert!(matches!(&hello[..], [Effect::Send(1, begin)]
+            if matches!(&**begin, ToReceiver::Begin(begin) if begin.start == message::Start::Ask)));
+        assert_eq!(sender.handle(Event::Received(1, accept(have))), expected);
+    }
+}
+
+#[test]
+fn a_seal_that_is_refused_is_asked_for_again_and_one_that_comes_too_late_is_lifted() {
+    let mut sender = running(&[KV]);
+    sender.handle(page(KV, &["a"], None));
+    assert_eq!(sender.handle(Event::SealRefused), [Effect::Retry]);
+    assert_eq!(sender.handle(ack(0)), [], "not before the pause is over");
+    assert_eq!(sender.handle(Event::Retry), [Effect::Seal]);
+    sender.handle(Event::Fate(Fate::Cancelled));
+    assert_eq!(sender.handle(Event::Sealed), [Effect::Finish(Fate::Cancelled)]);
+}
+
+#[test]
+fn a_write_after_the_end_or_an_answer_out_of_place_cancels_rather_than_loses() {
+    let (mut sender, _) = ended();
+    assert!(sender.handle(Event::Forward(KV, vec![item("b")])).contains(&Effect::ProposeCancel));
+    let (mut sender, end) = ended();
+    assert!(sender.handle(ack(end + 1)).contains(&Effect::ProposeCancel));
+    let mut sender = running(&[KV]);
+    let early = sender.handle(Event::Received(1, ToSender::Ended { seq: 0 }));
+    assert_eq!(early, [], "an end that was not sent");
+}
+
+#[test]
+fn messages_are_small_and_survive_the_wire() {
+    let message = ToReceiver::Items { seq: 3, module: KV, items: vec![item("key")] };
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&message, &mut bytes).unwrap();
+    assert_eq!(ciborium::from_reader::<ToReceiver, _>(&bytes[..]).unwrap(), message);
+    assert!(bytes.len() < 50 + 60, "{} bytes for 50", bytes.len());
+    let (mut tallies, reason) = (annulus_core::handoff::Tallies::default(), Refused::Busy);
+    tallies.add(KV, &[item("a")]);
+    let end = ToReceiver::End { seq: 1, tallies };
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&(&end, ToSender::Refuse { reason: reason.clone() }), &mut bytes).unwrap();
+    let back: (ToReceiver, ToSender) = ciborium::from_reader(&bytes[..]).unwrap();
+    assert_eq!(back, (end, ToSender::Refuse { reason }));
+}
