@@ -14,7 +14,7 @@ pub struct Limits {
     /// Bytes of items sent and not acknowledged beyond which no page is read: enough to keep
     /// the link busy for a round trip, little enough that a write's items wait briefly behind.
     pub window_bytes: usize,
-    /// The same beyond which the driver should hold writes back ([`Sender::is_congested`]), and
+    /// The same beyond which the driver should hold writes back ([`super::Sender::is_congested`]), and
     /// beyond which, with no link, what is kept for a resume is let go.
     pub backlog_bytes: usize,
     /// Messages not acknowledged at which the seal is worth its pause.
