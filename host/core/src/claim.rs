@@ -3,7 +3,7 @@
 //! A set never repeats a node, nor a zone where there are zones enough. Then, in this order:
 //!
 //! 1. the nodes' loads are within ±1 of their share by weight, of whole sets and of owners;
-//! 2. the fewest replicas move (exact: see [`flow`]);
+//! 2. the fewest replicas move (exact: `claim/flow.rs` says why);
 //! 3. of such tables, the fewest owners move: exact for the owners that the sets can have;
 //! 4. the places behind the owner are balanced and kept likewise, one after the other, because
 //!    a module with `n` replicas lives on prefix(n) of every set (R4).

@@ -145,6 +145,7 @@ fn pages_writes_and_a_new_module_arrive_in_the_order_in_which_they_were_committe
     assert_eq!(staged, order);
     let promoted = receiver.handle(receiver::Event::Fate(Fate::Flipped));
     assert_eq!(promoted[0], receiver::Effect::Promote { complete: true });
+    assert_eq!((sender.progress(), receiver.progress()), ((7, 350), (7, 350)));
 }
 
 #[test]

@@ -102,7 +102,8 @@ struct Filling {
     end: Option<u64>,
 }
 
-/// See the module's head.
+/// Takes one partition over from one node by one transfer: see [`super`] for what it keeps
+/// true, [`Event`] and [`Effect`] for what goes in and out.
 #[derive(Clone, Debug)]
 pub struct Receiver {
     boot: BootId,
@@ -115,6 +116,8 @@ pub struct Receiver {
     fresh: Option<Begin>,
     /// The sender asked whether the stage is complete, which is being marked.
     asked: bool,
+    /// Items and bytes of a stage that is complete.
+    taken: (u64, u64),
     #[doc(hidden)]
     pub faults: Faults,
 }
@@ -131,6 +134,7 @@ impl Receiver {
             stream: None,
             fresh: None,
             asked: false,
+            taken: (0, 0),
             faults: Faults::default(),
         }
     }
@@ -150,7 +154,7 @@ impl Receiver {
     pub fn progress(&self) -> (u64, u64) {
         match &self.stage {
             Stage::Filling(filling) => filling.tallies.total(),
-            _ => (0, 0),
+            _ => self.taken,
         }
     }
 
@@ -315,6 +319,7 @@ impl Receiver {
     fn completed(&mut self, generation: u64) -> Vec<Effect> {
         let Some(filling) = self.filling(generation) else { return Vec::new() };
         let Some(seq) = filling.end else { return Vec::new() };
+        self.taken = filling.tallies.total();
         self.stage = Stage::Complete;
         let asked = std::mem::take(&mut self.asked);
         let answer = if asked { self.accept(Have::All) } else { self.report(ToSender::Ended { seq }) };

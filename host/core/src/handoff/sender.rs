@@ -36,7 +36,8 @@ enum Link {
     Up,
 }
 
-/// See the module's head.
+/// Gives one partition away to one node by one transfer: see [`super`] for what it keeps true,
+/// [`Event`] and [`Effect`] for what goes in and out.
 #[derive(Clone, Debug)]
 pub struct Sender {
     task: Task,
@@ -54,6 +55,8 @@ pub struct Sender {
     /// A `Retry` is under way.
     pausing: bool,
     error: Option<String>,
+    /// Of the last attempt that is over.
+    sent: (u64, u64),
     #[doc(hidden)]
     pub faults: Faults,
 }
@@ -75,6 +78,7 @@ impl Sender {
             losses: 0,
             pausing: false,
             error: None,
+            sent: (0, 0),
             faults: Faults::default(),
         }
     }
@@ -91,9 +95,9 @@ impl Sender {
         }
     }
 
-    /// Items and bytes sent in this attempt.
+    /// Items and bytes sent in this attempt, or in the last one.
     pub fn progress(&self) -> (u64, u64) {
-        self.outgoing.as_ref().map_or((0, 0), |outgoing| outgoing.tallies.total())
+        self.outgoing.as_ref().map_or(self.sent, |outgoing| outgoing.tallies.total())
     }
 
     /// The last thing that went wrong.
@@ -439,6 +443,7 @@ impl Sender {
         if fate == Fate::Pending || self.is_finished() {
             return;
         }
+        self.sent = self.progress();
         self.phase = Phase::Finished(fate);
         self.outgoing = None;
         if self.link != Link::Down {
