@@ -11,6 +11,7 @@
 
 mod admission;
 mod config;
+mod control;
 mod exit;
 mod identity;
 mod router;

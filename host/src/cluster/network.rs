@@ -24,7 +24,7 @@ use tokio::time::Instant;
 
 use super::contact::Contact;
 use super::raft::RaftTypes;
-use super::view::Views;
+use super::view::{Views, peer};
 use crate::codec;
 use crate::transport::limits::MAX_FRAME;
 use crate::transport::{CallError, Lane, PeerAddr, Transport, kind};
@@ -97,9 +97,9 @@ impl AddressBook {
         Self { views, announced: Mutex::default() }
     }
 
-    /// How to reach a node.
+    /// How to reach a node. A removed one too: it is to hear that it was.
     pub fn peer(&self, node: NodeId) -> Option<PeerAddr> {
-        let mut peer = self.views.load().peer(node)?;
+        let mut peer = peer(self.views.load().state.members.get(&node)?)?;
         if let Some(addr) = self.announced.lock().get(&peer.uid) {
             peer.addr = *addr;
         }

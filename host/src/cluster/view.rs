@@ -73,7 +73,8 @@ impl View {
     }
 }
 
-fn peer(member: &Member) -> Option<PeerAddr> {
+/// How to reach a member.
+pub(super) fn peer(member: &Member) -> Option<PeerAddr> {
     // Nodes write resolved addresses; anything else in the table is of no use to anybody.
     let addr: SocketAddr = member.listen.parse().ok()?;
     Some(PeerAddr { uid: member.uid, addr })

@@ -78,6 +78,8 @@ impl Running {
 
     /// Waits for the end that comes by itself.
     fn end(mut self) -> (Result<StopReason, StartError>, NodeConfig) {
+        let ended = self.lives.recv_timeout(LIMIT).map(|_| "another life");
+        assert_eq!(ended, Err(mpsc::RecvTimeoutError::Disconnected));
         (self.thread.take().unwrap().join().unwrap(), self.config.clone())
     }
 
@@ -109,6 +111,8 @@ struct Dirs(tempfile::TempDir);
 
 impl Dirs {
     fn new() -> Self {
+        let filter = tracing_subscriber::EnvFilter::from_default_env();
+        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -299,7 +303,8 @@ fn a_node_that_left_ends_by_itself_and_cannot_come_back() {
     first.see_voters(1);
     assert_removed(config);
 
-    block(first.life.cluster.leave(None, soon())).unwrap();
+    let founder = block(first.life.cluster.leave(None, soon())).unwrap();
+    third.see("leaving", |view| view.member(founder).is_some_and(|m| m.status == MemberStatus::Leaving));
     hand_over(&third);
     let (reason, _) = first.end();
     assert_eq!(reason.unwrap(), StopReason::Removed);
@@ -316,6 +321,7 @@ fn a_node_that_was_away_when_it_was_removed_hears_it_from_its_peers() {
     let gone = third.life.cluster.me();
     let config = third.stop();
     block(first.life.cluster.leave(Some("c@127.0.0.1"), soon())).unwrap();
+    first.see("leaving", |view| view.member(gone).is_none_or(|m| m.status == MemberStatus::Leaving));
     hand_over(&first);
     first.see("two left", |view| view.member(gone).is_none());
     drop(second);

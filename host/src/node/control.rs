@@ -1,0 +1,46 @@
+//! What the admin service may do with the node as a whole.
+
+use std::net::SocketAddr;
+
+use annulus_core::state::Refusal;
+use tokio::time::Instant;
+
+use super::Joiner;
+use crate::admin::{AdminError, NodeControl, Pending, Restart};
+use crate::cluster::JoinError;
+
+impl NodeControl for Joiner {
+    fn join<'a>(
+        &'a self,
+        address: SocketAddr,
+        token: &'a str,
+        discard: bool,
+        deadline: Instant,
+    ) -> Pending<'a, Result<Restart, AdminError>> {
+        Box::pin(async move {
+            match Joiner::join(self, address, token, discard, deadline).await {
+                Ok(accepted) => Ok(Box::new(accepted) as Restart),
+                Err(error) => Err(explain(&error)),
+            }
+        })
+    }
+}
+
+/// A failed join in the words of the admin protocol.
+fn explain(error: &JoinError) -> AdminError {
+    let code = match error {
+        JoinError::Unknown(_) => return AdminError::unknown("deadline-exceeded", error.to_string()),
+        JoinError::Token(_) | JoinError::Refused(Refusal::BadSetting(_)) => "bad-arguments",
+        JoinError::Connect(_) => "unreachable",
+        JoinError::Unavailable(_) => "no-quorum",
+        JoinError::Codec(_) | JoinError::Identity(_) | JoinError::DataDir(_) => "internal",
+        JoinError::InCluster(_)
+        | JoinError::HasModules(_)
+        | JoinError::AlreadyMember
+        | JoinError::Itself(_)
+        | JoinError::UnderWay
+        | JoinError::OtherCluster(_)
+        | JoinError::Refused(_) => "not-allowed",
+    };
+    AdminError::not_applied(code, error.to_string())
+}
