@@ -16,6 +16,7 @@ mod exit;
 mod identity;
 mod router;
 mod runtimes;
+mod services;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
@@ -35,6 +36,7 @@ pub use config::NodeConfig;
 pub use exit::{Exit, ExitSwitch, StopReason};
 pub use router::Router;
 pub use runtimes::Runtimes;
+pub use services::{Services, ServicesError};
 
 /// What the life before has just let go of, database and port, may stay taken for a moment, until
 /// its threads have noticed.
@@ -55,6 +57,9 @@ pub enum StartError {
     /// The control plane does not start.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// Vnodes and modules do not start.
+    #[error(transparent)]
+    Services(#[from] ServicesError),
     /// A certificate cannot be made or used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
@@ -71,6 +76,7 @@ pub enum StartError {
 /// A running node.
 pub struct Node {
     // In the order in which they end.
+    services: Services,
     cluster: Cluster,
     link: Arc<TransportLink>,
     transport: Transport,
@@ -101,12 +107,13 @@ impl Node {
 
         let exit = ExitSwitch::default();
         let router = Arc::new(Router::new(exit.clone()));
+        let boot = BootId(rand::random());
         let transport_config = TransportConfig {
             listen: config.listen,
             cluster: identity.cluster,
             lineage: identity.lineage,
             uid: identity.uid,
-            boot: BootId(rand::random()),
+            boot,
             identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
             authorities: credentials.authorities,
         };
@@ -132,13 +139,45 @@ impl Node {
         }
         identity::write_admin(&data, &view, address)?;
         router.control().connect(cluster.clone());
-        runtimes.network().spawn(identity::keep_authorities(data.clone(), cluster.watch(), transport.clone()));
+        runtimes.network().spawn(identity::keep_authorities(
+            data.clone(),
+            cluster.watch(),
+            transport.clone(),
+        ));
         exit.follow(cluster.ended(), runtimes.network());
+
+        let services = Services::start(services::Parts {
+            cluster: cluster.clone(),
+            transport: transport.clone(),
+            database: &database,
+            data: &data,
+            boot,
+            network: runtimes.network(),
+            guests: runtimes.guests(),
+            router: &router,
+        })?;
 
         let joiner = Joiner::new(cluster.clone(), data.clone(), config.clone(), address, exit.clone());
         joiner.resume(runtimes.network())?;
         tracing::info!(name = %config.name, node = %identity.node, cluster = %identity.cluster, %address, "started");
-        Ok(Self { cluster, link, transport, router, joiner, exit, database, runtimes, config, data })
+        Ok(Self {
+            services,
+            cluster,
+            link,
+            transport,
+            router,
+            joiner,
+            exit,
+            database,
+            runtimes,
+            config,
+            data,
+        })
+    }
+
+    /// Modules, vnodes, handoff, requests.
+    pub fn services(&self) -> &Services {
+        &self.services
     }
 
     /// The control plane.
@@ -196,6 +235,7 @@ impl Node {
 
     /// Stops in order. What was answered is durable before, so nothing is lost by stopping faster.
     pub fn stop(self) {
+        self.services.stop(self.runtimes.network());
         self.router.clear();
         self.runtimes.raft().block_on(self.cluster.stop());
         self.link.detach();

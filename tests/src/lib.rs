@@ -1,3 +1,4 @@
 //! The cluster harness.
 
 pub mod guests;
+pub mod inside;

@@ -42,8 +42,7 @@ impl Cluster {
                 self.announce(listen).await;
             }
             if moved {
-                let moved =
-                    Command::Moved { node: view.me, listen: listen.to_string(), http: http.clone() };
+                let moved = Command::Moved { node: view.me, listen: listen.to_string(), http: http.clone() };
                 match self.propose(moved, Instant::now() + ROUND).await {
                     Ok((index, _)) => {
                         let _ = self.wait_applied(index, Instant::now() + ROUND).await;

@@ -104,9 +104,8 @@ impl Cluster {
             self.change_membership(ChangeMembers::AddNodes(learner)).await?;
             return Ok(true);
         }
-        let joined = |member: &&Member| {
-            member.status == MemberStatus::Joining && self.caught_up(&group, member.id)
-        };
+        let joined =
+            |member: &&Member| member.status == MemberStatus::Joining && self.caught_up(&group, member.id);
         if let Some(node) = view.state.live_members().find(joined) {
             tracing::info!(node = %node.id, name = %node.name, "has caught up and is a member");
             return self.decide(Command::Joined { node: node.id }).await;
@@ -115,7 +114,8 @@ impl Cluster {
             tracing::info!(base = view.state.ring.epoch, "the ring gets a new table");
             return self.decide(Command::Rebalance { base: view.state.ring.epoch, table }).await;
         }
-        if let Some(step) = voters::next_step(&group.voters, &self.candidates_to_vote(&view, &group), self.me().0)
+        if let Some(step) =
+            voters::next_step(&group.voters, &self.candidates_to_vote(&view, &group), self.me().0)
         {
             tracing::info!(?step, "the voters change");
             self.change_membership(match step {
@@ -181,20 +181,23 @@ impl Cluster {
 
     /// The nodes that stay, as far as voting is concerned.
     fn candidates_to_vote(&self, view: &View, group: &Group) -> Vec<Candidate> {
-        view.state.live_members().filter(|member| member.may_hold()).map(|member| {
-            let id = member.id.0;
-            let me = member.id == self.me();
-            let silence = self.contact().silence_of(id);
-            let alive = me || silence.is_some_and(|silence| silence <= ALIVE);
-            Candidate {
-                id,
-                zone: member.zone.clone(),
-                ready: alive && member.status == MemberStatus::Member && self.caught_up(group, member.id),
-                // One that never answered this leader counts from now on, as not silent.
-                silent: !me && silence.is_some_and(|silence| silence > SILENT_VOTER),
-            }
-        })
-        .collect()
+        view.state
+            .live_members()
+            .filter(|member| member.may_hold())
+            .map(|member| {
+                let id = member.id.0;
+                let me = member.id == self.me();
+                let silence = self.contact().silence_of(id);
+                let alive = me || silence.is_some_and(|silence| silence <= ALIVE);
+                Candidate {
+                    id,
+                    zone: member.zone.clone(),
+                    ready: alive && member.status == MemberStatus::Member && self.caught_up(group, member.id),
+                    // One that never answered this leader counts from now on, as not silent.
+                    silent: !me && silence.is_some_and(|silence| silence > SILENT_VOTER),
+                }
+            })
+            .collect()
     }
 
     async fn decide(&self, command: Command) -> Result<bool, StepError> {

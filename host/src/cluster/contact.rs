@@ -58,8 +58,7 @@ impl Contact {
     /// `configs` are the voters, in two sets while they are being changed.
     pub fn quorum_within(&self, me: u64, configs: &[BTreeSet<u64>], limit: Duration) -> bool {
         let inner = self.inner.lock();
-        let fresh =
-            |id: &u64| *id == me || inner.peers.get(id).is_some_and(|sent| sent.elapsed() <= limit);
+        let fresh = |id: &u64| *id == me || inner.peers.get(id).is_some_and(|sent| sent.elapsed() <= limit);
         !configs.is_empty()
             && configs.iter().all(|voters| voters.iter().filter(|id| fresh(id)).count() > voters.len() / 2)
     }

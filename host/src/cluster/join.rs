@@ -15,8 +15,8 @@ use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::messages::{JOIN_FRAME, JOIN_LIMIT, JoinAnswer, JoinReply, JoinRequest};
-use super::token::{Token, digest_of, now_ms};
 use super::token::TokenError;
+use super::token::{Token, digest_of, now_ms};
 use super::{Cluster, ProposeError, View};
 use crate::codec::{self, CodecError};
 use crate::data_dir::Admitted;
@@ -57,7 +57,9 @@ pub enum JoinError {
     #[error("this node is in a cluster with {0}; it must leave that first")]
     InCluster(String),
     /// Its own cluster has modules, and with them data, that a join would throw away.
-    #[error("this node has modules of its own ({0}); joining would discard them and their data: say --discard")]
+    #[error(
+        "this node has modules of its own ({0}); joining would discard them and their data: say --discard"
+    )]
     HasModules(String),
     /// The token is of the cluster that the node is in.
     #[error("this node is a member of that cluster already")]
@@ -98,7 +100,9 @@ impl JoinError {
     /// Did the cluster (or the node itself) say no, so that trying again is of no use?
     pub fn is_final(&self) -> bool {
         match self {
-            Self::Connect(error) => !matches!(error, ConnectError::Timeout(_) | ConnectError::Unreachable { .. }),
+            Self::Connect(error) => {
+                !matches!(error, ConnectError::Timeout(_) | ConnectError::Unreachable { .. })
+            }
             Self::Unavailable(_) | Self::Unknown(_) => false,
             _ => true,
         }
@@ -226,11 +230,7 @@ impl Cluster {
         };
         let Ok(view) = self.wait_applied(index, deadline).await else { return JoinReply::Unknown };
         tracing::info!(%node, %name, %uid, "admitted");
-        JoinReply::Admitted(Box::new(JoinAnswer {
-            node,
-            certificate,
-            state: view.state.clone(),
-        }))
+        JoinReply::Admitted(Box::new(JoinAnswer { node, certificate, state: view.state.clone() }))
     }
 }
 

@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use bytes::Bytes;
+use openraft::EmptyNode;
 use openraft::error::{
     InstallSnapshotError, NetworkError, PayloadTooLarge, RPCError, RaftError, RemoteError, Unreachable,
 };
 use openraft::network::{Backoff, RPCOption, RaftNetwork, RaftNetworkFactory};
 use openraft::raft::{
-    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse, VoteRequest,
-    VoteResponse,
+    AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
+    VoteRequest, VoteResponse,
 };
-use openraft::EmptyNode;
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;

@@ -59,11 +59,7 @@ enum Attempt {
 impl Cluster {
     /// Changes the cluster's state. The answer comes after this node has applied the entry if it
     /// leads; elsewhere see [`Cluster::wait_applied`] with the index.
-    pub async fn propose(
-        &self,
-        command: Command,
-        deadline: Instant,
-    ) -> Result<(u64, Outcome), ProposeError> {
+    pub async fn propose(&self, command: Command, deadline: Instant) -> Result<(u64, Outcome), ProposeError> {
         let mut failure = ProposeError::NoLeader;
         let (mut hint, mut hops) = (None, 0);
         loop {

@@ -155,10 +155,12 @@ impl Cluster {
 fn provisional(found: &Command) -> Result<ClusterState, ClusterError> {
     let mut machine = Machine::default();
     let outcome = machine.apply(0, found);
-    machine.state.ok_or_else(|| ClusterError::Founding(match outcome {
-        Outcome::Refused(refusal) => refusal.to_string(),
-        other => format!("{other:?}"),
-    }))
+    machine.state.ok_or_else(|| {
+        ClusterError::Founding(match outcome {
+            Outcome::Refused(refusal) => refusal.to_string(),
+            other => format!("{other:?}"),
+        })
+    })
 }
 
 /// Keeps the newest view on disk. Views that come faster than they are written are skipped.

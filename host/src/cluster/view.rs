@@ -93,7 +93,12 @@ impl Views {
     /// Begins with a state.
     pub fn new(state: ClusterState, me: NodeId) -> Self {
         let view = Arc::new(View::new(state, me));
-        Self { me, current: ArcSwap::new(view.clone()), changed: watch::Sender::new(view), turn: Mutex::new(()) }
+        Self {
+            me,
+            current: ArcSwap::new(view.clone()),
+            changed: watch::Sender::new(view),
+            turn: Mutex::new(()),
+        }
     }
 
     /// The present one.

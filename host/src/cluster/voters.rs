@@ -50,14 +50,15 @@ pub fn next_step(voters: &BTreeSet<u64>, candidates: &[Candidate], leader: u64) 
         candidates.iter().filter(|candidate| voters.contains(&candidate.id) && !candidate.silent).collect();
 
     if sound.len() < target {
-        let spare = candidates.iter().filter(|candidate| {
-            candidate.ready && !candidate.silent && !voters.contains(&candidate.id)
-        });
+        let spare = candidates
+            .iter()
+            .filter(|candidate| candidate.ready && !candidate.silent && !voters.contains(&candidate.id));
         // A zone without a voter first, then the node that has been here longest.
         let crowd = |candidate: &Candidate| {
-            candidate.zone.as_ref().map_or(0, |zone| {
-                sound.iter().filter(|voter| voter.zone.as_ref() == Some(zone)).count()
-            })
+            candidate
+                .zone
+                .as_ref()
+                .map_or(0, |zone| sound.iter().filter(|voter| voter.zone.as_ref() == Some(zone)).count())
         };
         if let Some(best) = spare.min_by_key(|candidate| (crowd(candidate), candidate.id)) {
             return Some(Step::Add(best.id));

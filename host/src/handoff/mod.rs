@@ -1,1 +1,220 @@
-//! Moving items between nodes.
+//! Ownership handoff: the driver of `annulus_core::handoff`'s two state machines.
+//!
+//! [`Handoff`] watches the committed ring. For each partition that this node is to give away it
+//! runs an outgoing task (a sender machine, its stream, its vnodes); for each that comes it
+//! runs an incoming one (a receiver machine, its stage). The machines decide; here is only the
+//! I/O. Only the holder proposes the flip (R1), so a partition whose holder is away stays
+//! where it is.
+
+mod incoming;
+mod link;
+mod outgoing;
+mod rows;
+mod seals;
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::handoff::message::{Refused, ToReceiver, ToSender};
+use annulus_core::handoff::sender::Task;
+use annulus_core::ids::{BootId, NodeId, TransferId};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::ring::Fate;
+use annulus_core::state::Command;
+use parking_lot::Mutex;
+use tokio::sync::{Semaphore, mpsc};
+use tokio::time::{Instant, timeout};
+
+pub use rows::{TransferKindName, TransferRow};
+pub use seals::{SealError, Seals};
+
+use crate::cluster::{Cluster, View};
+use crate::modules::Modules;
+use crate::transport::{BulkStream, Transport};
+use crate::vnode::Master;
+use rows::Progress;
+
+/// Transfers that one node sends at once; the others wait. Each keeps one core of each side
+/// busy for a page at a time, so a few fill a small machine and leave room for requests.
+const OUTGOING_AT_ONCE: usize = 4;
+/// Longest that the first message of an incoming stream may take.
+const GREETING_LIMIT: Duration = Duration::from_secs(5);
+/// Longest that a flip which moves nothing may take to be agreed on before it is tried again.
+const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+
+/// This node's handoffs. Cheap to clone.
+#[derive(Clone)]
+pub struct Handoff {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    cluster: Cluster,
+    transport: Transport,
+    modules: Modules,
+    master: Master,
+    seals: Seals,
+    boot: BootId,
+    turns: Arc<Semaphore>,
+    outgoing: Mutex<BTreeMap<PartitionId, (TransferId, Progress)>>,
+    /// By partition too: all transfers of one rebalance have the same id.
+    incoming: Mutex<HashMap<(PartitionId, TransferId), mpsc::UnboundedSender<incoming::Greeted>>>,
+}
+
+impl Handoff {
+    /// Handoffs of a node. `seals` are those that were durable when it stopped.
+    pub fn new(
+        cluster: Cluster,
+        transport: Transport,
+        modules: Modules,
+        master: Master,
+        seals: Seals,
+        boot: BootId,
+    ) -> Self {
+        let turns = Arc::new(Semaphore::new(OUTGOING_AT_ONCE));
+        let (outgoing, incoming) = (Mutex::default(), Mutex::default());
+        let inner = Inner { cluster, transport, modules, master, seals, boot, turns, outgoing, incoming };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// Follows the ring until the cluster's watch ends. Seals of transfers that ended while the
+    /// node was away are taken off first.
+    pub fn start(&self) {
+        let this = self.clone();
+        let mut changes = self.inner.cluster.watch();
+        tokio::spawn(async move {
+            loop {
+                let view = changes.borrow_and_update().clone();
+                this.clear_old_seals(&view);
+                this.send_what_is_pending(&view);
+                let changed = if this.flip_what_moves_nothing(&view).await {
+                    changes.changed().await
+                } else {
+                    // Either there is news, or what failed is due again.
+                    timeout(outgoing::FIRST_PAUSE, changes.changed()).await.unwrap_or(Ok(()))
+                };
+                if changed.is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    fn clear_old_seals(&self, view: &View) {
+        for (partition, transfer) in self.inner.seals.all() {
+            let known = view.state.ring.partitions.get(usize::from(partition.0));
+            let pending = known.and_then(|known| known.pending.as_ref()).map(|pending| pending.id);
+            let running = self.inner.outgoing.lock().get(&partition).is_some_and(|(id, _)| *id == transfer);
+            if pending != Some(transfer) && !running {
+                self.inner.seals.remove(partition, transfer);
+            }
+        }
+    }
+
+    fn send_what_is_pending(&self, view: &View) {
+        for (id, partition) in view.state.ring.iter() {
+            let Some(pending) = &partition.pending else { continue };
+            let (Some(owner), Some(taker)) = (partition.replicas.first(), pending.target.first()) else {
+                continue;
+            };
+            if *owner != view.me || taker == owner {
+                continue;
+            }
+            let progress = Progress::default();
+            {
+                let mut outgoing = self.inner.outgoing.lock();
+                // A task for a transfer of before ends by itself, by the same view.
+                if outgoing.get(&id).is_some_and(|(running, _)| *running == pending.id) {
+                    continue;
+                }
+                outgoing.insert(id, (pending.id, progress.clone()));
+            }
+            let task = Task {
+                transfer: pending.id,
+                partition: id,
+                version: partition.version,
+                boot: self.inner.boot,
+                modules: outgoing::releases(view),
+                sealed: self.inner.seals.is_sealed(id, pending.id),
+            };
+            outgoing::spawn(self.clone(), task, *taker, progress);
+        }
+    }
+
+    /// A change behind the owner moves no item of a module with one replica: the owner, who
+    /// alone may, flips it at once (R4). False if that is still to be done.
+    async fn flip_what_moves_nothing(&self, view: &View) -> bool {
+        let ring = view.state.ring.iter();
+        let transfers: Vec<(PartitionId, TransferId)> = ring
+            .filter(|(_, partition)| partition.replicas.first() == Some(&view.me))
+            .filter_map(|(id, partition)| {
+                let pending = partition.pending.as_ref()?;
+                (pending.target.first() == Some(&view.me)).then_some((id, pending.id))
+            })
+            .collect();
+        if transfers.is_empty() {
+            return true;
+        }
+        let flip = Command::Flip { transfers };
+        let flipped = self.inner.cluster.propose(flip, Instant::now() + PROPOSE_LIMIT).await;
+        if let Err(error) = &flipped {
+            tracing::warn!(%error, "replica sets that move nothing could not be flipped; tried again");
+        }
+        flipped.is_ok()
+    }
+
+    /// Takes in a stream that another node opened.
+    pub fn serve(&self, stream: BulkStream) {
+        let this = self.clone();
+        tokio::spawn(async move {
+            if let Err(error) = this.greet(stream).await {
+                tracing::warn!(error, "an incoming handoff could not begin");
+            }
+        });
+    }
+
+    async fn greet(&self, mut stream: BulkStream) -> Result<(), String> {
+        let first = timeout(GREETING_LIMIT, link::receive::<ToReceiver>(&mut stream.recv)).await;
+        let begin = match first.map_err(|_| "no first message came in time")?? {
+            Some(ToReceiver::Begin(begin)) => begin,
+            other => return Err(format!("the stream begins with {other:?}")),
+        };
+        let deadline = Instant::now() + GREETING_LIMIT;
+        // Whoever is behind first learns what the sender knows (R2).
+        let view = self
+            .inner
+            .cluster
+            .wait_applied(begin.applied, deadline)
+            .await
+            .map_err(|error| error.to_string())?;
+        self.inner.master.wait_applied(view.index()).await;
+        let mine = view.state.ring.partitions.get(usize::from(begin.partition.0)).is_some_and(|partition| {
+            let pending = partition.pending.as_ref().filter(|pending| pending.id == begin.transfer);
+            pending.is_some_and(|pending| pending.target.first() == Some(&view.me))
+        });
+        if !mine {
+            let refuse = ToSender::Refuse { reason: Refused::NotPending };
+            link::send(&mut stream.send, &refuse).await?;
+            return stream.send.finish().await.map_err(|error| error.to_string());
+        }
+        let mut incoming = self.inner.incoming.lock();
+        let task = incoming
+            .entry((begin.partition, begin.transfer))
+            .or_insert_with(|| incoming::spawn(self.clone(), begin.partition, begin.transfer));
+        // A task that just ended leaves its entry a moment longer; the sender tries again.
+        let _ = task.send(incoming::Greeted { begin, stream });
+        Ok(())
+    }
+
+    /// What the committed log says of a transfer. `gives`: asked by its giver.
+    fn fate(&self, view: &View, partition: PartitionId, transfer: TransferId, gives: bool) -> Fate {
+        let partition = view.partition(partition);
+        let has_given = gives && partition.replicas.first() != Some(&view.me);
+        partition.fate_of(transfer, has_given)
+    }
+
+    fn name_of(&self, node: NodeId) -> String {
+        self.inner.cluster.view().member(node).map_or_else(|| node.to_string(), |member| member.name.clone())
+    }
+}

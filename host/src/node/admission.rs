@@ -109,8 +109,7 @@ impl Joiner {
         let Ok(_turn) = self.inner.turn.try_lock() else { return };
         tracing::info!(%member, "going on with the join that was under way");
         loop {
-            let asked =
-                ask_to_join(member, &token, &self.candidate(), Instant::now() + ATTEMPT).await;
+            let asked = ask_to_join(member, &token, &self.candidate(), Instant::now() + ATTEMPT).await;
             match asked {
                 Ok(admitted) => {
                     if let Err(error) = self.accept(admitted) {

@@ -16,9 +16,7 @@ use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 pub struct Router {
     exit: ExitSwitch,
     control: Arc<ClusterService>,
-    requests: Part,
-    handoff: Part,
-    artefacts: Part,
+    node: Part,
     admin: Part,
 }
 
@@ -26,33 +24,16 @@ type Part = ArcSwapOption<Arc<dyn Service>>;
 
 impl Router {
     pub(super) fn new(exit: ExitSwitch) -> Self {
-        Self {
-            exit,
-            control: Arc::default(),
-            requests: Part::empty(),
-            handoff: Part::empty(),
-            artefacts: Part::empty(),
-            admin: Part::empty(),
-        }
+        Self { exit, control: Arc::default(), node: Part::empty(), admin: Part::empty() }
     }
 
     pub(super) fn control(&self) -> &ClusterService {
         &self.control
     }
 
-    /// Enters who serves the data lane and coverage streams.
-    pub fn serve_requests(&self, part: Arc<dyn Service>) {
-        self.requests.store(Some(Arc::new(part)));
-    }
-
-    /// Enters who serves handoff streams.
-    pub fn serve_handoff(&self, part: Arc<dyn Service>) {
-        self.handoff.store(Some(Arc::new(part)));
-    }
-
-    /// Enters who serves components.
-    pub fn serve_artefacts(&self, part: Arc<dyn Service>) {
-        self.artefacts.store(Some(Arc::new(part)));
+    /// Enters who serves other nodes: commands, components, handoff.
+    pub fn serve_node(&self, part: Arc<dyn Service>) {
+        self.node.store(Some(Arc::new(part)));
     }
 
     /// Enters who serves operators.
@@ -64,7 +45,7 @@ impl Router {
     /// letting go here, nothing of a life would ever be freed.
     pub(super) fn clear(&self) {
         self.control.disconnect();
-        for part in [&self.requests, &self.handoff, &self.artefacts, &self.admin] {
+        for part in [&self.node, &self.admin] {
             part.store(None);
         }
     }
@@ -72,10 +53,12 @@ impl Router {
 
 impl Service for Router {
     fn request(&self, request: Request) {
-        match (request.lane, &*self.requests.load()) {
-            (Lane::Control, _) => self.control.request(request),
-            (Lane::Data, Some(requests)) => requests.request(request),
-            (Lane::Data, None) => {}
+        if request.lane == Lane::Control && request.kind < kind::MODULE_PREPARE {
+            return self.control.request(request);
+        }
+        let is_node = matches!(request.from, PeerIdentity::Node { .. });
+        if let Some(node) = self.node.load().as_ref().filter(|_| is_node) {
+            node.request(request);
         }
     }
 
@@ -83,9 +66,7 @@ impl Service for Router {
         let part = match (kind, &from) {
             (kind::BULK_JOIN, _) => return self.control.bulk(from, kind, header, stream),
             (kind::BULK_ADMIN, PeerIdentity::Admin) => self.admin.load_full(),
-            (kind::BULK_COVERAGE, PeerIdentity::Node { .. }) => self.requests.load_full(),
-            (kind::BULK_HANDOFF, PeerIdentity::Node { .. }) => self.handoff.load_full(),
-            (kind::BULK_ARTEFACT, PeerIdentity::Node { .. }) => self.artefacts.load_full(),
+            (_, PeerIdentity::Node { .. }) => self.node.load_full(),
             _ => None,
         };
         match part {

@@ -92,7 +92,9 @@ impl Running {
 
     fn see(&self, what: &str, condition: impl FnMut(&Arc<View>) -> bool) -> Arc<View> {
         let mut views = self.life.cluster.watch();
-        let seen = block(async { tokio::time::timeout(LIMIT, views.wait_for(condition)).await.map(|view| view.unwrap().clone()) });
+        let seen = block(async {
+            tokio::time::timeout(LIMIT, views.wait_for(condition)).await.map(|view| view.unwrap().clone())
+        });
         seen.unwrap_or_else(|_| panic!("never {what}: {:?}", self.view().state.members))
     }
 }
@@ -159,7 +161,9 @@ fn hand_over(node: &Running) {
         }
         assert!(Instant::now() < until);
         if transfers.is_empty() {
-            node.see("a new table", |view| view.state.ring.transfers().next().is_some() || view.state.is_balanced());
+            node.see("a new table", |view| {
+                view.state.ring.transfers().next().is_some() || view.state.is_balanced()
+            });
             continue;
         }
         let (index, _) = block(node.life.cluster.propose(Command::Flip { transfers }, soon())).unwrap();
@@ -180,7 +184,9 @@ fn three(dirs: &Dirs) -> [Running; 3] {
     hand_over(&first);
     for node in [&first, &second, &third] {
         node.see("balanced over three", |view| {
-            view.state.live_members().count() == 3 && view.state.is_balanced() && view.state.ring.transfers().next().is_none()
+            view.state.live_members().count() == 3
+                && view.state.is_balanced()
+                && view.state.ring.transfers().next().is_none()
         });
     }
     first.see_voters(3);

@@ -6,8 +6,8 @@
 //! there, or it meets the new truth (R1, R2).
 
 use std::collections::HashMap;
-use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
 
 use annulus_core::ids::{ModuleUid, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
@@ -44,6 +44,19 @@ pub struct Master {
     inner: Arc<Inner>,
 }
 
+/// A master that may be gone: for those whom the master itself holds on to.
+#[derive(Clone)]
+pub struct WeakMaster {
+    inner: Weak<Inner>,
+}
+
+impl WeakMaster {
+    /// The master, while its node lives.
+    pub fn upgrade(&self) -> Option<Master> {
+        self.inner.upgrade().map(|inner| Master { inner })
+    }
+}
+
 struct Inner {
     config: MasterConfig,
     ring_size: u32,
@@ -77,6 +90,11 @@ impl Master {
         Self {
             inner: Arc::new(Inner { config, ring_size, slots, incidents, applied: watch::Sender::new(0) }),
         }
+    }
+
+    /// Does not keep the master alive.
+    pub fn downgrade(&self) -> WeakMaster {
+        WeakMaster { inner: Arc::downgrade(&self.inner) }
     }
 
     fn slot(&self, partition: PartitionId) -> Option<MutexGuard<'_, Slot>> {

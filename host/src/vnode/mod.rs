@@ -17,7 +17,7 @@ pub use guest::Behaviour;
 pub use mailbox::{
     Command, Control, Outgoing, PageWanted, Reply, StreamEvent, SwapReport, VnodeHandle, decode_answer,
 };
-pub use master::{Delivery, Master, MasterConfig, ModuleSource};
+pub use master::{Delivery, Master, MasterConfig, ModuleSource, WeakMaster};
 pub use native::native_kv;
 pub use run::PageAnswer;
 pub use slot::{Incident, SlotStatus};

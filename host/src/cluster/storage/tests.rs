@@ -8,9 +8,9 @@ use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Command, Member, MemberStatus};
 use openraft::EntryPayload;
+use openraft::RaftLogReader;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine};
 use openraft::testing::{StoreBuilder, Suite, log_id};
-use openraft::RaftLogReader;
 
 use super::*;
 use crate::cluster::raft::{Entry, RaftTypes, StorageError, Vote};

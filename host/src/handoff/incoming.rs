@@ -1,0 +1,226 @@
+//! One transfer that this node takes in: the receiver machine, its streams and its stage.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::handoff::message::{Begin, ModuleRelease, Refused, ToReceiver, ToSender};
+use annulus_core::handoff::receiver::{Effect, Event, Receiver, StreamId};
+use annulus_core::ids::{ModuleUid, TransferId};
+use annulus_core::item::Item;
+use annulus_core::keyspace::PartitionId;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::{Handoff, link};
+use crate::transport::BulkStream;
+use crate::vnode::Control;
+
+/// Longest that this node may take to have a module ready that a stream brings.
+const MODULE_LIMIT: Duration = Duration::from_secs(120);
+
+/// A stream whose first message has been read.
+pub(super) struct Greeted {
+    pub(super) begin: Begin,
+    pub(super) stream: BulkStream,
+}
+
+/// Runs a transfer to its end, by the log. Streams are given to the answer.
+pub(super) fn spawn(
+    handoff: Handoff,
+    partition: PartitionId,
+    transfer: TransferId,
+) -> mpsc::UnboundedSender<Greeted> {
+    let (greeted, streams) = mpsc::unbounded_channel();
+    let (later, events) = mpsc::unbounded_channel();
+    let machine = Receiver::new(handoff.inner.boot, false);
+    tokio::spawn(async move {
+        let driver = Driver {
+            handoff: handoff.clone(),
+            partition,
+            transfer,
+            machine,
+            events,
+            later,
+            links: HashMap::new(),
+            streams_so_far: 0,
+            stage: None,
+        };
+        driver.run(streams).await;
+        handoff.inner.incoming.lock().remove(&(partition, transfer));
+    });
+    greeted
+}
+
+struct Driver {
+    handoff: Handoff,
+    partition: PartitionId,
+    transfer: TransferId,
+    machine: Receiver,
+    events: mpsc::UnboundedReceiver<Event>,
+    later: mpsc::UnboundedSender<Event>,
+    links: HashMap<StreamId, mpsc::UnboundedSender<Arc<ToSender>>>,
+    streams_so_far: StreamId,
+    /// The stage that is open: its generation, and who fills it, one step after the other.
+    stage: Option<(u64, mpsc::UnboundedSender<Step>)>,
+}
+
+impl Driver {
+    async fn run(mut self, mut streams: mpsc::UnboundedReceiver<Greeted>) {
+        let mut changes = self.handoff.inner.cluster.watch();
+        while !self.machine.is_finished() {
+            let event = tokio::select! {
+                biased;
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let view = changes.borrow_and_update().clone();
+                    Event::Fate(self.handoff.fate(&view, self.partition, self.transfer, false))
+                }
+                Some(greeted) = streams.recv() => self.greet(greeted),
+                Some(event) = self.events.recv() => event,
+            };
+            for effect in self.machine.handle(event) {
+                self.carry_out(effect).await;
+            }
+        }
+    }
+
+    fn greet(&mut self, Greeted { begin, stream }: Greeted) -> Event {
+        self.streams_so_far += 1;
+        let id = self.streams_so_far;
+        let (came, gone) = (self.later.clone(), self.later.clone());
+        let received = move |message| drop(came.send(Event::Received(id, message)));
+        let ended = move || drop(gone.send(Event::Disconnected(id)));
+        self.links.insert(id, link::run(stream, received, ended));
+        Event::Received(id, ToReceiver::Begin(begin))
+    }
+
+    async fn carry_out(&mut self, effect: Effect) {
+        let master = &self.handoff.inner.master;
+        match effect {
+            Effect::Open { generation, modules, applied } => {
+                self.step(generation, Step::Open { modules, applied });
+            }
+            Effect::Stage { generation, seq, module, items } => {
+                self.step(generation, Step::Stage { seq, module, items });
+            }
+            Effect::Complete(generation) => {
+                // Items of modules that keep them in memory are as safe as they get.
+                let event = if master.staging_complete(self.partition, self.transfer) {
+                    Event::Completed(generation)
+                } else {
+                    Event::Failed { generation, reason: Refused::Stage("the stage is gone".to_owned()) }
+                };
+                let _ = self.later.send(event);
+            }
+            Effect::Send(stream, message) => {
+                if let Some(link) = self.links.get(&stream) {
+                    let _ = link.send(Arc::new(message));
+                }
+            }
+            Effect::Close(stream) => drop(self.links.remove(&stream)),
+            Effect::Drop => {
+                self.stage = None;
+                master.unstage(self.partition, self.transfer);
+            }
+            // The vnode master promotes the stage itself, by the same log, in its order.
+            Effect::Promote { .. } => {}
+        }
+    }
+
+    fn step(&mut self, generation: u64, step: Step) {
+        if self.stage.as_ref().is_none_or(|(open, _)| *open != generation) {
+            self.handoff.inner.master.stage(self.partition, self.transfer);
+            let (steps, todo) = mpsc::unbounded_channel();
+            let filler = Filler {
+                handoff: self.handoff.clone(),
+                partition: self.partition,
+                transfer: self.transfer,
+                generation,
+                later: self.later.clone(),
+            };
+            tokio::spawn(filler.run(todo));
+            self.stage = Some((generation, steps));
+        }
+        if let Some((_, steps)) = &self.stage {
+            let _ = steps.send(step);
+        }
+    }
+}
+
+/// One step of filling a stage.
+enum Step {
+    Open { modules: Vec<ModuleRelease>, applied: u64 },
+    Stage { seq: u64, module: ModuleUid, items: Vec<Item> },
+}
+
+/// Fills one generation of a stage, in the order of the stream.
+struct Filler {
+    handoff: Handoff,
+    partition: PartitionId,
+    transfer: TransferId,
+    generation: u64,
+    later: mpsc::UnboundedSender<Event>,
+}
+
+impl Filler {
+    /// Until a step fails or the driver lets go of the stage.
+    async fn run(self, mut todo: mpsc::UnboundedReceiver<Step>) {
+        let generation = self.generation;
+        while let Some(step) = todo.recv().await {
+            let done = match step {
+                Step::Open { modules, applied } => {
+                    ready(&self.handoff, &modules, applied).await.map(|()| None)
+                }
+                Step::Stage { seq, module, items } => {
+                    self.stage(module, items).await.map(|()| Some(Event::Staged { generation, seq }))
+                }
+            };
+            match done {
+                Ok(event) => event.into_iter().for_each(|event| drop(self.later.send(event))),
+                Err(reason) => return drop(self.later.send(Event::Failed { generation, reason })),
+            }
+        }
+    }
+
+    async fn stage(&self, module: ModuleUid, items: Vec<Item>) -> Result<(), Refused> {
+        if items.is_empty() {
+            return Ok(());
+        }
+        let vnode = self.handoff.inner.master.staged_vnode(self.partition, self.transfer, module);
+        let vnode = vnode.ok_or_else(|| Refused::Stage("the stage is gone, or the module is".to_owned()))?;
+        let (answer, taken) = oneshot::channel();
+        vnode.tell(Control::Items(items.into_iter().map(item).collect(), answer));
+        let rejections = taken
+            .await
+            .map_err(|_| Refused::Stage("the vnode that takes the items ended".to_owned()))?
+            .map_err(Refused::Stage)?;
+        match rejections.first() {
+            None => Ok(()),
+            Some(first) => Err(Refused::Stage(format!(
+                "{} items were rejected; the first: {}",
+                rejections.len(),
+                first.reason
+            ))),
+        }
+    }
+}
+
+/// Waits until this node's log is where the sender's was, and it can run every module.
+async fn ready(handoff: &Handoff, modules: &[ModuleRelease], applied: u64) -> Result<(), Refused> {
+    let deadline = Instant::now() + MODULE_LIMIT;
+    let late = |error: crate::cluster::DeadlineExceeded| Refused::Stage(error.to_string());
+    handoff.inner.cluster.wait_applied(applied, deadline).await.map_err(late)?;
+    for module in modules {
+        let loaded = handoff.inner.modules.await_loaded(module.uid, deadline).await;
+        loaded.map_err(|why| Refused::Module { module: module.uid, why })?;
+    }
+    Ok(())
+}
+
+/// An item as the guest has it.
+fn item(item: Item) -> crate::wasm::Item {
+    crate::wasm::Item { key: item.key, sort: item.sort, value: item.value, deleted: item.deleted }
+}

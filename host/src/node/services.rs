@@ -1,0 +1,140 @@
+//! What a node does with its share of the ring: modules, vnodes, handoff, requests.
+
+use std::sync::Arc;
+
+use annulus_core::ids::{BootId, ModuleUid};
+use bytes::Bytes;
+use fjall::Database;
+use tokio::runtime::Handle;
+
+use super::Router;
+use crate::cluster::{Cluster, View};
+use crate::data_dir::DataDir;
+use crate::handoff::{Handoff, SealError, Seals};
+use crate::modules::{Artefacts, Modules};
+use crate::request::Coordinator;
+use crate::transport::{BulkStream, PeerIdentity, Request, Service, Transport, kind};
+use crate::vnode::{Master, MasterConfig};
+use crate::wasm::Engine;
+
+/// Why they do not start. The node must not serve then.
+#[derive(Debug, thiserror::Error)]
+pub enum ServicesError {
+    /// This machine cannot run WebAssembly.
+    #[error("the WebAssembly engine does not start: {0}")]
+    Engine(String),
+    /// The seals cannot be read.
+    #[error(transparent)]
+    Seals(#[from] SealError),
+}
+
+/// The services of one life of a node. Cheap to clone.
+#[derive(Clone)]
+pub struct Services {
+    /// Deployed modules.
+    pub modules: Modules,
+    /// Running vnodes.
+    pub master: Master,
+    /// Items on their way to other nodes.
+    pub handoff: Handoff,
+    /// Requests of clients.
+    pub coordinator: Coordinator,
+}
+
+/// What services are put together from.
+pub(super) struct Parts<'a> {
+    pub(super) cluster: Cluster,
+    pub(super) transport: Transport,
+    pub(super) database: &'a Database,
+    pub(super) data: &'a DataDir,
+    pub(super) boot: BootId,
+    pub(super) network: &'a Handle,
+    pub(super) guests: &'a Handle,
+    pub(super) router: &'a Router,
+}
+
+impl Services {
+    /// Loads the modules, takes up the partitions, and serves from then on.
+    pub(super) fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
+        let Parts { cluster, transport, database, data, boot, network, guests, router } = parts;
+        let _on = network.enter();
+        let engine = Engine::new(Some(data.path().join("compiled")))
+            .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
+        let artefacts = Artefacts::new(data.path().join("components"));
+        let modules = Modules::new(cluster.clone(), transport.clone(), engine, artefacts);
+        let seals = Seals::open(database)?;
+
+        let view = cluster.view();
+        let config = MasterConfig { me: view.me, guests: guests.clone(), modules: Arc::new(modules.clone()) };
+        let master = Master::new(config, &view.state.ring, &seals.all());
+        note_restart(&master, &view);
+        let mut changes = cluster.watch();
+        apply(&master, &changes.borrow_and_update());
+        // What this node has on disk is loaded before it says that it is there, so that a
+        // restart is over when the node serves again.
+        network.block_on(modules.start(&master));
+        let follower = master.clone();
+        network.spawn(async move {
+            while changes.changed().await.is_ok() {
+                let view = changes.borrow_and_update().clone();
+                apply(&follower, &view);
+            }
+        });
+
+        let handoff =
+            Handoff::new(cluster.clone(), transport.clone(), modules.clone(), master.clone(), seals, boot);
+        handoff.start();
+        let coordinator = Coordinator::new(cluster, transport, modules.clone(), master.clone());
+        let services = Self { modules, master, handoff, coordinator };
+        router.serve_node(Arc::new(services.clone()));
+        Ok(services)
+    }
+
+    /// Ends every vnode in order.
+    pub(super) fn stop(&self, network: &Handle) {
+        let master = self.master.clone();
+        let stopped = async { tokio::time::timeout(STOP_LIMIT, master.stop()).await };
+        if network.block_on(stopped).is_err() {
+            tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are left behind");
+        }
+    }
+}
+
+/// Longest that vnodes may take to end: one in an endless loop traps at its call limit.
+const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
+
+fn apply(master: &Master, view: &View) {
+    let modules: Vec<ModuleUid> = view.state.modules.keys().copied().collect();
+    master.apply(&view.state.ring, &modules, view.index());
+}
+
+/// Items that guests kept in memory did not outlive the process: an operator sees so (R5).
+fn note_restart(master: &Master, view: &View) {
+    let held =
+        view.state.ring.iter().filter(|(_, partition)| partition.replicas.first() == Some(&view.me)).count();
+    if held > 0 {
+        for module in view.state.modules.values() {
+            let reason = format!("the node started again: items in memory of {held} partitions are gone");
+            master.note("possible-loss", &module.name, None, &reason);
+        }
+    }
+}
+
+impl Service for Services {
+    fn request(&self, request: Request) {
+        match request.kind {
+            kind::CALL => self.coordinator.serve(request),
+            kind::MODULE_PREPARE | kind::MODULE_RUNNING => self.modules.serve(request),
+            kind::TRANSFERS => self.handoff.serve_rows(request),
+            kind => tracing::warn!(kind, from = ?request.from, "a request of no known kind"),
+        }
+    }
+
+    fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
+        match kind {
+            kind::BULK_HANDOFF => self.handoff.serve(stream),
+            kind::BULK_ARTEFACT => self.modules.serve_artefact(&header, stream),
+            kind => tracing::warn!(kind, ?from, "a stream of no known kind"),
+        }
+    }
+}

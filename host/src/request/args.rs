@@ -1,0 +1,66 @@
+//! The routing key out of a command's arguments.
+
+use annulus_core::request::{ErrorCode, RequestError};
+use bytes::Bytes;
+use ciborium::Value;
+
+/// Longest routing key, in bytes: it travels with every request and item.
+const MAX_KEY_BYTES: usize = 64 << 10;
+
+/// The bytes of the parameter that routes: text as UTF-8, bytes as they are, a number as its
+/// decimal digits.
+///
+/// # Errors
+/// If the arguments are no CBOR map or the parameter is not there or cannot route.
+pub(super) fn routing_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
+    let bad = |message: String| RequestError::not_applied(ErrorCode::BadArguments, message);
+    let map: Value =
+        ciborium::from_reader(args).map_err(|error| bad(format!("the arguments are no CBOR: {error}")))?;
+    let Value::Map(map) = map else { return Err(bad("the arguments are no CBOR map".to_owned())) };
+    let value = map.into_iter().find(|(name, _)| name.as_text() == Some(param)).map(|(_, value)| value);
+    let key: Bytes = match value {
+        None => return Err(bad(format!("missing parameter `{param}`, which routes the command"))),
+        Some(Value::Text(text)) => text.into(),
+        Some(Value::Bytes(bytes)) => bytes.into(),
+        Some(Value::Integer(number)) => i128::from(number).to_string().into(),
+        Some(_) => {
+            return Err(bad(format!(
+                "the parameter `{param}` routes the command: it must be text, bytes or a whole number"
+            )));
+        }
+    };
+    if key.len() > MAX_KEY_BYTES {
+        let message = format!("the key is {} bytes; the limit is {MAX_KEY_BYTES}", key.len());
+        return Err(RequestError::not_applied(ErrorCode::ValueTooLarge, message));
+    }
+    Ok(key)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn args(value: Value) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&Value::Map(vec![("k".into(), value)]), &mut bytes).unwrap();
+        bytes
+    }
+
+    #[test]
+    fn text_bytes_and_numbers_route() {
+        assert_eq!(routing_key(&args("é".into()), "k").unwrap(), "é".as_bytes());
+        assert_eq!(routing_key(&args(Value::Bytes(vec![0, 255])), "k").unwrap(), &[0u8, 255][..]);
+        assert_eq!(routing_key(&args((-12).into()), "k").unwrap(), &b"-12"[..]);
+    }
+
+    #[test]
+    fn what_cannot_route_is_said() {
+        for args in
+            [args(Value::Null), args(1.5.into()), vec![0xff], Vec::new(), args(vec![0u8; 70_000].into())]
+        {
+            assert!(routing_key(&args, "k").is_err());
+        }
+        assert!(routing_key(&args("v".into()), "other").unwrap_err().message.contains("other"));
+    }
+}
