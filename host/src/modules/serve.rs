@@ -91,7 +91,9 @@ impl Modules {
             match timeout_at(deadline, changes.changed()).await {
                 Ok(Ok(())) => {}
                 _ => {
-                    return Err(failed.map_or_else(|| "it is not loaded yet".to_owned(), |(_, reason)| reason));
+                    return Err(
+                        failed.map_or_else(|| "it is not loaded yet".to_owned(), |(_, reason)| reason)
+                    );
                 }
             }
         }

@@ -387,10 +387,9 @@ impl Master {
         }
         let mut reports = Vec::with_capacity(waiting.len());
         for (partition, report) in waiting {
-            match report.await {
-                Ok(report) => reports.push((partition, report)),
-                // It ended meanwhile (moved elsewhere): it runs nothing that is old.
-                Err(_) => {}
+            // One that ended meanwhile (moved elsewhere) runs nothing that is old.
+            if let Ok(report) = report.await {
+                reports.push((partition, report));
             }
         }
         reports
