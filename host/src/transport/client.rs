@@ -1,6 +1,6 @@
 //! The other end of `BULK_ADMIN` and `BULK_JOIN`: a connection that belongs to no node.
 
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::hello::{self, Hello, Role};
 use super::identity::{ANY_NODE, IdentityError, TlsIdentity};
 use super::limits::{CLOSE_LIMIT, MAX_BULK_HEADER};
 use super::stream::{OpenError, open_bulk};
-use super::{tls, tuning};
+use super::{socket, tls, tuning};
 
 /// A client of one node. Closed when it and all its streams are dropped, or by [`Client::close`].
 pub struct Client {
@@ -118,7 +118,7 @@ fn unusable(error: IdentityError) -> ConnectError {
 fn client_endpoint(to: SocketAddr) -> std::io::Result<Endpoint> {
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    Endpoint::new(tuning::endpoint(), None, UdpSocket::bind(any)?, Arc::new(TokioRuntime))
+    Endpoint::new(tuning::endpoint(), None, socket::bind(any)?, Arc::new(TokioRuntime))
 }
 
 async fn greet(addr: SocketAddr, role: Role, connection: &Connection) -> Result<Hello, ConnectError> {

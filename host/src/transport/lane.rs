@@ -1,6 +1,10 @@
-//! One long-lived stream on which many requests and answers pass, both ways, in any order.
+//! Long-lived streams on which many requests and answers pass, both ways, in any order.
 //!
-//! Two tasks drive it: the writer takes all that waits into one write (what comes while QUIC is
+//! Data has two: frames below [`LARGE_FRAME`] go over one, so that as many as possible leave in
+//! one packet, larger ones over the other, so that no small one waits behind them. Control has its
+//! own.
+//!
+//! Two tasks drive each: the writer takes all that waits into one write (what comes while QUIC is
 //! busy goes with the next, so the busier, the fewer packets), the reader cuts frames out and
 //! hands requests to the service and answers to their callers, with no task per request.
 
@@ -15,34 +19,47 @@ use tokio::time::Instant;
 use super::error::CallError;
 use super::frame::{Decoder, FrameError, FrameType, Header};
 use super::kind::ECHO;
-use super::limits::{MAX_FRAME, MAX_REQUESTS};
+use super::limits::{LARGE_FRAME, MAX_FRAME, MAX_REQUESTS};
 use super::pending::{NoSlot, Pending};
 use super::queue::{NoRoom, Queue};
 use super::service::{Lane as Class, PeerIdentity, Request, Responder, Service};
 
+/// How many there are, and which is which.
+pub(super) const LANES: usize = 3;
+const SMALL: usize = 0;
+const LARGE: usize = 1;
+const CONTROL: usize = 2;
+
 /// Pieces of the stream taken from QUIC at a time.
 const CHUNKS: usize = 32;
 
-/// The sending half and the calls that wait.
+/// The lanes of one connection: what waits to be written, and the calls that wait for an answer.
 #[derive(Default)]
-pub(super) struct Lane {
-    queue: Queue,
+pub(super) struct Lanes {
+    queues: [Queue; LANES],
+    /// Of all lanes: an answer comes over the lane that its own size gives it.
     pending: Pending,
 }
 
 /// Why a call has no answer, to be told with the connection's reason.
 pub(super) enum LaneError {
-    /// The lane was closed before anything was sent.
+    /// The lanes were closed before anything was sent.
     Closed,
-    /// The lane was closed while the call waited.
+    /// The lanes were closed while the call waited.
     Lost,
     /// As it is.
     Call(CallError),
 }
 
-impl Lane {
+impl Lanes {
     /// One request, one answer.
-    pub(super) async fn call(&self, kind: u8, payload: Bytes, deadline: Instant) -> Result<Bytes, LaneError> {
+    pub(super) async fn call(
+        &self,
+        class: Class,
+        kind: u8,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> Result<Bytes, LaneError> {
         let left = deadline.saturating_duration_since(Instant::now());
         if left.is_zero() {
             return Err(LaneError::Call(CallError::Deadline { sent: false }));
@@ -58,7 +75,7 @@ impl Lane {
             left_ms: milliseconds(left),
             id: waiting.id,
         };
-        self.queue.push(header, payload).map_err(|no| match no {
+        self.queue(class, payload.len()).push(header, payload).map_err(|no| match no {
             NoRoom::Closed => LaneError::Closed,
             NoRoom::Full => LaneError::Call(CallError::Overloaded),
         })?;
@@ -71,29 +88,38 @@ impl Lane {
         }
     }
 
-    /// Puts an answer in the queue. If the lane is closed nobody waits for it any more.
-    pub(super) fn answer(&self, frame_type: FrameType, id: u64, payload: Bytes) {
+    /// Puts an answer in the queue. If the lanes are closed nobody waits for it any more.
+    pub(super) fn answer(&self, class: Class, frame_type: FrameType, id: u64, payload: Bytes) {
         let header = |frame_type, length| Header { length, frame_type, kind: 0, left_ms: 0, id };
-        if self.queue.push(header(frame_type, payload.len() as u32), payload) == Err(NoRoom::Full) {
+        let queue = self.queue(class, payload.len());
+        if queue.push(header(frame_type, payload.len() as u32), payload) == Err(NoRoom::Full) {
             // The peer asks and does not read.
-            let _ = self.queue.push(header(FrameType::NoAnswer, 0), Bytes::new());
+            let _ = queue.push(header(FrameType::NoAnswer, 0), Bytes::new());
         }
     }
 
-    /// Ends all calls and both tasks. The connection is closed already.
+    fn queue(&self, class: Class, bytes: usize) -> &Queue {
+        &self.queues[match class {
+            Class::Data if bytes < LARGE_FRAME => SMALL,
+            Class::Data => LARGE,
+            Class::Control => CONTROL,
+        }]
+    }
+
+    /// Ends all calls and all writers. The connection is closed already.
     pub(super) fn close(&self) {
         self.pending.close();
-        self.queue.close();
+        self.queues.iter().for_each(Queue::close);
     }
 
     /// Nothing of ours waits, to be sent or for an answer?
     pub(super) fn is_idle(&self) -> bool {
-        self.pending.is_empty() && self.queue.bytes() == 0
+        self.pending.is_empty() && self.queues.iter().all(|queue| queue.bytes() == 0)
     }
 
-    /// The writer. Ends when the lane or the connection is closed.
-    pub(super) async fn write(self: Arc<Self>, mut send: SendStream) {
-        while let Some(mut pieces) = self.queue.take().await {
+    /// The writer of one lane. Ends when the lanes or the connection are closed.
+    pub(super) async fn write(self: Arc<Self>, index: usize, mut send: SendStream) {
+        while let Some(mut pieces) = self.queues[index].take().await {
             if send.write_all_chunks(&mut pieces).await.is_err() {
                 return;
             }
@@ -106,9 +132,14 @@ fn milliseconds(left: Duration) -> u32 {
     u32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }
 
+/// Of which sort the lane of an index is.
+pub(super) fn class(index: usize) -> Class {
+    if index == CONTROL { Class::Control } else { Class::Data }
+}
+
 /// What the reader of a lane needs to hand on what it reads.
 pub(super) struct Reader {
-    pub lane: Arc<Lane>,
+    pub lanes: Arc<Lanes>,
     pub class: Class,
     pub from: PeerIdentity,
     pub service: Arc<dyn Service>,
@@ -142,18 +173,19 @@ impl Reader {
     fn frame(&self, header: Header, payload: Bytes, now: Instant) {
         match header.frame_type {
             FrameType::Request if header.kind == ECHO => {
-                self.lane.answer(FrameType::Answer, header.id, payload)
+                self.lanes.answer(self.class, FrameType::Answer, header.id, payload);
             }
             FrameType::Request => self.request(header, payload, now),
-            answer => self.lane.pending.finish(header.id, (answer, payload)),
+            answer => self.lanes.pending.finish(header.id, (answer, payload)),
         }
     }
 
     fn request(&self, header: Header, payload: Bytes, now: Instant) {
         if self.waiting.load(Ordering::Relaxed) >= MAX_REQUESTS {
-            return self.lane.answer(FrameType::Overloaded, header.id, Bytes::new());
+            return self.lanes.answer(self.class, FrameType::Overloaded, header.id, Bytes::new());
         }
-        let responder = Responder::lane(self.lane.clone(), header.id, self.waiting.clone());
+        let waiting = self.waiting.clone();
+        let responder = Responder::lane(self.lanes.clone(), self.class, header.id, waiting);
         self.service.request(Request {
             from: self.from.clone(),
             lane: self.class,

@@ -6,8 +6,8 @@
 use std::time::Duration;
 
 /// Largest payload of one request or one answer on a lane. More than any value a module may
-/// store; what is larger belongs on a bulk stream. 8 MiB at loopback speed keep a lane busy for
-/// some ten milliseconds, which is what a neighbour on the same lane has to wait.
+/// store; what is larger belongs on a bulk stream. It keeps the lane of large frames
+/// busy for some tens of milliseconds.
 pub const MAX_FRAME: usize = 8 << 20;
 
 /// Largest frame of a bulk stream: a handoff page of 1 MiB with room for what is said about it.
@@ -16,9 +16,9 @@ pub const MAX_BULK_FRAME: usize = (1 << 20) + (64 << 10);
 /// Largest header that opens a bulk stream.
 pub const MAX_BULK_HEADER: usize = 64 << 10;
 
-/// Lanes for [`Lane::Data`](super::Lane) of one connection. Two, so that one large value delays
-/// only half of the small ones.
-pub const DATA_LANES: usize = 2;
+/// Data frames from this size on have a lane of their own. Small enough that what waits behind one
+/// that is smaller does not notice.
+pub const LARGE_FRAME: usize = 16 << 10;
 
 /// From the first packet of a dial to the peer's hello, all in all.
 pub const DIAL_LIMIT: Duration = Duration::from_secs(1);
@@ -44,8 +44,8 @@ pub const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duratio
 /// (and waits for it as the first did), so nothing is lost but packets to a machine that is gone.
 pub const DIAL_INTEREST: Duration = Duration::from_secs(60);
 
-/// Calls in flight on one lane; the next one is [`CallError::Overloaded`](super::CallError).
-pub const MAX_CALLS: usize = 16_384;
+/// Calls in flight to one peer; the next one is [`CallError::Overloaded`](super::CallError).
+pub const MAX_CALLS: usize = 32_768;
 
 /// Requests of one peer that wait for their [`Responder`](super::Responder); the next one is
 /// answered with "overloaded" before anybody looks at it.

@@ -15,23 +15,15 @@ use super::bulk::{BulkStream, TokenInner};
 use super::close::{Close, describe};
 use super::error::CallError;
 use super::hello::Hello;
-use super::lane::{Lane as Wire, LaneError, Reader};
-use super::limits::{DATA_LANES, MAX_BULK_STREAMS};
+use super::lane::{LaneError, Lanes, Reader, class};
+use super::limits::MAX_BULK_STREAMS;
 use super::service::{Lane, PeerIdentity, Service};
 use super::stream::open_bulk;
 use super::tls::peer_chain;
 use super::tuning::priority;
 
-/// Lanes of a connection: data first, control last.
-pub(super) const LANES: usize = DATA_LANES + 1;
-
 /// A stream's two halves.
 pub(super) type Halves = (SendStream, RecvStream);
-
-/// Of which sort the lane of an index is.
-fn class(index: usize) -> Lane {
-    if index < DATA_LANES { Lane::Data } else { Lane::Control }
-}
 
 /// How a lane's stream stands among the others.
 pub(super) fn lane_priority(index: usize) -> i32 {
@@ -50,8 +42,7 @@ pub(super) struct Link {
     pub dialled: bool,
     /// What the peer proved itself with.
     pub chain: Vec<CertificateDer<'static>>,
-    lanes: [Arc<Wire>; LANES],
-    turn: AtomicUsize,
+    lanes: Arc<Lanes>,
     bulk_places: Arc<Semaphore>,
     /// One clone per bulk stream, opened by whichever side, and this one.
     pub bulk_in_use: Arc<()>,
@@ -69,8 +60,7 @@ impl Link {
             dialled,
             chain: peer_chain(&connection),
             connection,
-            lanes: Default::default(),
-            turn: AtomicUsize::new(0),
+            lanes: Arc::default(),
             bulk_places: Arc::new(Semaphore::new(MAX_BULK_STREAMS)),
             bulk_in_use: Arc::new(()),
             requests: Arc::default(),
@@ -81,10 +71,9 @@ impl Link {
     /// Starts to read and write the lanes; call once, from the network's runtime.
     pub(super) fn start(self: &Arc<Self>, streams: Vec<Halves>, service: &Arc<dyn Service>) {
         for (index, (send, recv)) in streams.into_iter().enumerate() {
-            let lane = &self.lanes[index];
-            tokio::spawn(lane.clone().write(send));
+            tokio::spawn(self.lanes.clone().write(index, send));
             let reader = Reader {
-                lane: lane.clone(),
+                lanes: self.lanes.clone(),
                 class: class(index),
                 from: self.identity(),
                 service: service.clone(),
@@ -115,19 +104,12 @@ impl Link {
         payload: Bytes,
         deadline: Instant,
     ) -> Option<Result<Bytes, CallError>> {
-        Some(match self.lane(lane).call(kind, payload, deadline).await {
+        Some(match self.lanes.call(lane, kind, payload, deadline).await {
             Ok(answer) => Ok(answer),
             Err(LaneError::Closed) => return None,
             Err(LaneError::Lost) => Err(CallError::Lost(self.why_closed())),
             Err(LaneError::Call(error)) => Err(error),
         })
-    }
-
-    fn lane(&self, lane: Lane) -> &Wire {
-        match lane {
-            Lane::Control => &self.lanes[DATA_LANES],
-            Lane::Data => &self.lanes[self.turn.fetch_add(1, Ordering::Relaxed) % DATA_LANES],
-        }
     }
 
     /// Opens a bulk stream; `None` if the link had ended before.
@@ -154,7 +136,7 @@ impl Link {
 
     /// Does it carry nothing at all at the moment, as far as this side knows?
     pub(super) fn is_idle(&self) -> bool {
-        self.lanes.iter().all(|lane| lane.is_idle())
+        self.lanes.is_idle()
             && self.requests.load(Ordering::Relaxed) == 0
             && Arc::strong_count(&self.bulk_in_use) == 1
     }
@@ -166,7 +148,7 @@ impl Link {
 
     /// Ends all calls; the connection is closed already.
     pub(super) fn end(&self) {
-        self.lanes.iter().for_each(|lane| lane.close());
+        self.lanes.close();
     }
 
     pub(super) fn why_closed(&self) -> String {

@@ -33,6 +33,7 @@ mod pending;
 mod queue;
 mod service;
 mod shared;
+mod socket;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -40,7 +41,7 @@ mod tls;
 mod tuning;
 
 use std::collections::HashSet;
-use std::net::{SocketAddr, UdpSocket};
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
@@ -102,7 +103,7 @@ impl Transport {
         let credentials = Credentials::new(&config.identity, &config.authorities)?;
         let tuning = tuning::transport();
         let listen = |source| BindError::Listen { addr: config.listen, source };
-        let socket = UdpSocket::bind(config.listen).map_err(listen)?;
+        let socket = socket::bind(config.listen).map_err(listen)?;
         let server = server_config(&credentials, tuning.clone());
         let endpoint = Endpoint::new(tuning::endpoint(), Some(server), socket, Arc::new(TokioRuntime));
         let shared = Arc::new(Shared {

@@ -1,4 +1,4 @@
-//! The calls of one lane that wait for their answer, by id.
+//! The calls to one peer that wait for their answer, by id.
 //!
 //! A slot is used again under a new generation, so that an answer that comes too late finds
 //! nobody. When the connection dies the table is closed: every waiting call ends at once, and

@@ -82,6 +82,10 @@ impl Queue {
                 }
             }
             self.filled.notified().await;
+            // Whoever woke us is the first of several mostly: a batch of answers wakes a batch of
+            // callers. They run now and their requests go along. Measured: more than twice the
+            // calls per second with 64 callers, and nothing lost with one.
+            tokio::task::yield_now().await;
         }
     }
 

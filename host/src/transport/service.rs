@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::bulk::BulkStream;
 use super::frame::FrameType;
-use super::lane::Lane as Wire;
+use super::lane::Lanes;
 use super::limits::MAX_FRAME;
 
 /// Which streams a request uses.
@@ -74,7 +74,7 @@ pub struct Responder {
 }
 
 enum To {
-    Lane { lane: Arc<Wire>, id: u64, waiting: Arc<AtomicUsize> },
+    Peer { lanes: Arc<Lanes>, lane: Lane, id: u64, waiting: Arc<AtomicUsize> },
     Here(oneshot::Sender<Bytes>),
 }
 
@@ -86,9 +86,9 @@ impl Responder {
     }
 
     /// `waiting` is counted up here and down when the answer is given.
-    pub(super) fn lane(lane: Arc<Wire>, id: u64, waiting: Arc<AtomicUsize>) -> Responder {
+    pub(super) fn lane(lanes: Arc<Lanes>, lane: Lane, id: u64, waiting: Arc<AtomicUsize>) -> Responder {
         waiting.fetch_add(1, Ordering::Relaxed);
-        Responder { to: Some(To::Lane { lane, id, waiting }) }
+        Responder { to: Some(To::Peer { lanes, lane, id, waiting }) }
     }
 
     /// Answers; never blocks. An answer above [`MAX_FRAME`] cannot be sent: the caller gets
@@ -99,9 +99,9 @@ impl Responder {
             return;
         }
         match self.to.take() {
-            Some(To::Lane { lane, id, waiting }) => {
+            Some(To::Peer { lanes, lane, id, waiting }) => {
                 waiting.fetch_sub(1, Ordering::Relaxed);
-                lane.answer(FrameType::Answer, id, payload);
+                lanes.answer(lane, FrameType::Answer, id, payload);
             }
             Some(To::Here(sender)) => {
                 let _ = sender.send(payload);
@@ -113,9 +113,9 @@ impl Responder {
 
 impl Drop for Responder {
     fn drop(&mut self) {
-        if let Some(To::Lane { lane, id, waiting }) = self.to.take() {
+        if let Some(To::Peer { lanes, lane, id, waiting }) = self.to.take() {
             waiting.fetch_sub(1, Ordering::Relaxed);
-            lane.answer(FrameType::NoAnswer, id, Bytes::new());
+            lanes.answer(lane, FrameType::NoAnswer, id, Bytes::new());
         }
     }
 }

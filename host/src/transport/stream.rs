@@ -3,8 +3,9 @@
 use bytes::{BufMut, Bytes};
 use quinn::{Connection, ConnectionError, RecvStream, WriteError};
 
+use super::lane::LANES;
 use super::limits::MAX_BULK_HEADER;
-use super::link::{Halves, LANES, lane_priority};
+use super::link::{Halves, lane_priority};
 use super::tuning::priority;
 
 const LANE: u8 = 1;

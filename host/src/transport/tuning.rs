@@ -5,10 +5,11 @@ use std::sync::Arc;
 use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
-use super::limits::{DATA_LANES, IDLE_TIMEOUT, KEEP_ALIVE, MAX_BULK_STREAMS, STREAM_WINDOW};
+use super::lane::LANES;
+use super::limits::{IDLE_TIMEOUT, KEEP_ALIVE, MAX_BULK_STREAMS, STREAM_WINDOW};
 
 /// Lanes and hello: the streams of a connection that are not bulk.
-const OTHER_STREAMS: u32 = DATA_LANES as u32 + 2;
+const OTHER_STREAMS: u32 = LANES as u32 + 1;
 
 /// Largest packet to look for. QUIC hands the system up to ten packets in one call, which takes no
 /// more than 64 KiB together and drops what is more in silence. Well above an Ethernet frame all the same: on
@@ -37,7 +38,7 @@ pub(super) fn transport() -> Arc<TransportConfig> {
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(all_windows.into())
         .send_window(all_windows.into())
-        // A lane is one long stream per priority and bulk streams have big frames: taking turns
+        // A lane is one long stream and bulk streams have big frames: taking turns
         // between them packet by packet would only cut what is written together.
         .send_fairness(false)
         .keep_alive_interval(Some(KEEP_ALIVE))

@@ -112,20 +112,19 @@ async fn an_answer_that_fits_no_frame_is_no_answer_and_the_next_call_works() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_calls_than_a_lane_holds_are_refused_at_once_as_overloaded() {
+async fn more_calls_than_there_is_room_for_are_refused_at_once_as_overloaded() {
     let world = World::new();
     let (a, b) = (world.node(), world.node());
     a.call(&b.addr(), ECHO, b"").await.unwrap();
-    let lanes = limits::MAX_CALLS * limits::DATA_LANES;
     let deadline = soon();
-    let calls: Vec<_> = (0..lanes)
+    let calls: Vec<_> = (0..limits::MAX_CALLS)
         .map(|_| {
             let (transport, to) = (a.transport.clone(), b.addr());
             tokio::spawn(async move { transport.call(&to, Lane::Data, HOLD, Bytes::new(), deadline).await })
         })
         .collect();
     within("all calls to arrive", async {
-        while b.service.held.lock().len() < lanes {
+        while b.service.held.lock().len() < limits::MAX_CALLS {
             b.service.held_changed.notified().await;
         }
     })
