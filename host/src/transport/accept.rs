@@ -75,26 +75,45 @@ async fn admit(shared: Arc<Shared>, incoming: Incoming, place: OwnedSemaphorePer
 }
 
 async fn greet(shared: &Arc<Shared>, connection: &Connection) -> Result<Guest, (Close, String)> {
-    let protocol = |error: String| (Close::Protocol, error);
-    let (send, mut recv) = connection.accept_bi().await.map_err(|error| protocol(error.to_string()))?;
-    let peer = hello::hear(&mut recv).await.map_err(|error| protocol(error.to_string()))?;
+    let (send, recv) = connection.accept_bi().await.map_err(protocol)?;
+    match judge(shared, connection, recv).await {
+        Ok(guest) => {
+            hello::say(send, &shared.hello()).await.map_err(protocol)?;
+            Ok(guest)
+        }
+        Err((close, reason)) => {
+            // Before `send` is dropped, which would end the stream: the peer shall see the reason
+            // and not an empty hello.
+            close.close(connection, &reason);
+            Err((close, reason))
+        }
+    }
+}
+
+fn protocol(error: impl std::fmt::Display) -> (Close, String) {
+    (Close::Protocol, error.to_string())
+}
+
+/// Reads the peer's hello and decides.
+async fn judge(
+    shared: &Arc<Shared>,
+    connection: &Connection,
+    mut recv: RecvStream,
+) -> Result<Guest, (Close, String)> {
+    let peer = hello::hear(&mut recv).await.map_err(protocol)?;
     peer.check_version()?;
-    let guest = match peer.role {
+    match peer.role {
         Role::Node => {
             check_node(shared, connection, &peer)?;
-            let lanes = accept_lanes(connection).await.map_err(|error| protocol(error.to_string()))?;
-            Guest::Node(peer, lanes)
+            let lanes = accept_lanes(connection).await.map_err(protocol)?;
+            Ok(Guest::Node(peer, lanes))
         }
-        Role::Admin => {
-            if !peer_chain(connection).first().is_some_and(names_admin) {
-                return Err((Close::Identity, "an operator's certificate is needed".to_owned()));
-            }
-            Guest::Admin(place(&shared.admins)?)
+        Role::Admin if peer_chain(connection).first().is_some_and(names_admin) => {
+            Ok(Guest::Admin(place(&shared.admins)?))
         }
-        Role::Joiner => Guest::Joiner(place(&shared.joiners)?),
-    };
-    hello::say(send, &shared.hello()).await.map_err(|error| protocol(error.to_string()))?;
-    Ok(guest)
+        Role::Admin => Err((Close::Identity, "an operator's certificate is needed".to_owned())),
+        Role::Joiner => Ok(Guest::Joiner(place(&shared.joiners)?)),
+    }
 }
 
 fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, (Close, String)> {
