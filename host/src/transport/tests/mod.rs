@@ -3,6 +3,7 @@
 
 mod bulk;
 mod calls;
+mod hostile;
 mod identity;
 mod lifecycle;
 mod strangers;
@@ -23,6 +24,8 @@ use super::*;
 
 /// Answers with the payload reversed.
 const REVERSE: u8 = 100;
+/// Answers with the payload as it is, through the service.
+const MIRROR: u8 = 99;
 /// Keeps the responder in `held`.
 const HOLD: u8 = 101;
 /// Drops the responder.
@@ -81,6 +84,7 @@ impl Service for Recorder {
         self.requests.lock().push((request.from, request.lane, request.kind));
         match request.kind {
             REVERSE => request.responder.send(request.payload.iter().rev().copied().collect()),
+            MIRROR => request.responder.send(request.payload),
             HOLD => {
                 self.held.lock().push(request.responder);
                 self.held_changed.notify_one();

@@ -1,0 +1,170 @@
+//! Peers that hold a certificate, or none, and break the protocol by hand.
+
+use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+
+use super::super::frame::{FrameType, HEADER_BYTES, Header};
+use super::super::hello::{Hello, Role, VERSIONS, say};
+use super::super::identity::ANY_NODE;
+use super::super::kind::BULK_JOIN;
+use super::super::stream::{open_bulk, open_lanes};
+use super::super::{close::Close, tls};
+use super::*;
+
+/// A QUIC connection to a node, and nothing said on it.
+struct Raw {
+    connection: Connection,
+    _endpoint: Endpoint,
+}
+
+impl Raw {
+    async fn connect(world: &World, node: &Node, identity: Option<TlsIdentity>) -> Raw {
+        let authorities = [world.authority.cert_pem.clone()];
+        let mut config =
+            quinn::ClientConfig::new(tls::client_trusting(&authorities, identity.as_ref()).unwrap());
+        config.transport_config(tuning::transport());
+        let socket = socket::bind(LOOPBACK).unwrap();
+        let endpoint = Endpoint::new(tuning::endpoint(), None, socket, Arc::new(TokioRuntime)).unwrap();
+        let connection = endpoint.connect_with(config, node.addr().addr, ANY_NODE).unwrap().await.unwrap();
+        Raw { connection, _endpoint: endpoint }
+    }
+
+    /// One that has said a node's hello and has its lanes.
+    async fn member(world: &World, node: &Node) -> (Raw, Vec<(SendStream, RecvStream)>) {
+        let config = world.config(uid());
+        let raw = Raw::connect(world, node, Some(config.identity)).await;
+        let hello = Hello {
+            versions: VERSIONS,
+            role: Role::Node,
+            cluster: config.cluster,
+            lineage: config.lineage,
+            uid: config.uid,
+            boot: config.boot,
+        };
+        let (send, mut recv) = raw.connection.open_bi().await.unwrap();
+        say(send, &hello).await.unwrap();
+        let lanes = open_lanes(&raw.connection).await.unwrap();
+        Hello::decode(&recv.read_to_end(1000).await.unwrap()).unwrap();
+        (raw, lanes)
+    }
+
+    async fn is_closed_as(&self, close: Close) {
+        let error = within("the close", self.connection.closed()).await;
+        assert!(close.is(&error), "{error}");
+    }
+}
+
+fn header(length: usize, id: u64) -> [u8; HEADER_BYTES] {
+    Header { length: length as u32, frame_type: FrameType::Request, kind: ECHO, left_ms: 0, id }.encode()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_frame_over_the_limit_ends_the_connection_and_one_within_does_not() {
+    let world = World::new();
+    let node = world.node();
+    let (raw, mut lanes) = Raw::member(&world, &node).await;
+    let (send, recv) = &mut lanes[0];
+    send.write_all(&[&header(3, 9)[..], b"abc"].concat()).await.unwrap();
+    let mut answer = [0; HEADER_BYTES + 3];
+    within("the answer", recv.read_exact(&mut answer)).await.unwrap();
+    assert!(answer.ends_with(b"abc"));
+    send.write_all(&header(limits::MAX_FRAME + 1, 10)).await.unwrap();
+    raw.is_closed_as(Close::Protocol).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn junk_on_a_lane_or_an_ended_lane_ends_that_connection_and_no_other() {
+    let world = World::new();
+    let (node, friend) = (world.node(), world.node());
+    friend.call(&node.addr(), ECHO, b"").await.unwrap();
+    let (raw, mut lanes) = Raw::member(&world, &node).await;
+    lanes[1].0.write_all(&[0, 0, 0, 0, 77, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7, 7]).await.unwrap();
+    raw.is_closed_as(Close::Protocol).await;
+    let (raw, mut lanes) = Raw::member(&world, &node).await;
+    lanes[2].0.finish().unwrap();
+    raw.is_closed_as(Close::Protocol).await;
+    friend.call(&node.addr(), ECHO, b"").await.unwrap();
+    assert!(node.service.requests.lock().is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn answers_that_nobody_asked_for_do_nothing() {
+    let world = World::new();
+    let node = world.node();
+    let (_raw, mut lanes) = Raw::member(&world, &node).await;
+    let (send, recv) = &mut lanes[0];
+    for id in [0, 1, u64::MAX] {
+        let answer = Header { length: 0, frame_type: FrameType::Answer, kind: 0, left_ms: 0, id };
+        send.write_all(&answer.encode()).await.unwrap();
+    }
+    send.write_all(&header(0, 5)).await.unwrap();
+    let mut answer = [0; HEADER_BYTES];
+    within("the answer", recv.read_exact(&mut answer)).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_connection_that_says_nothing_or_junk_is_closed_in_time() {
+    let world = World::new();
+    let node = world.node();
+    let silent = Raw::connect(&world, &node, None).await;
+    let junk = Raw::connect(&world, &node, None).await;
+    let (mut send, _recv) = junk.connection.open_bi().await.unwrap();
+    send.write_all(b"GET / HTTP/1.1").await.unwrap();
+    send.finish().unwrap();
+    junk.is_closed_as(Close::Protocol).await;
+    let begun = Instant::now();
+    silent.is_closed_as(Close::Slow).await;
+    assert!(begun.elapsed() < limits::HELLO_LIMIT * 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_joiner_cannot_make_a_node_wait_for_or_keep_a_huge_header() {
+    let world = World::new();
+    let mut node = world.node();
+    let raw = Raw::connect(&world, &node, None).await;
+    let (send, mut recv) = raw.connection.open_bi().await.unwrap();
+    say(send, &Hello::anonymous(Role::Joiner)).await.unwrap();
+    recv.read_to_end(1000).await.unwrap();
+    let (mut send, _recv) = raw.connection.open_bi().await.unwrap();
+    send.write_all(&[2, BULK_JOIN, 0xff, 0xff, 0xff, 0xff]).await.unwrap();
+    raw.is_closed_as(Close::Protocol).await;
+    assert!(node.bulk.try_recv().is_err());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_certificate_nobody_is_a_node_or_an_operator() {
+    let world = World::new();
+    let node = world.node();
+    for role in [Role::Node, Role::Admin] {
+        let raw = Raw::connect(&world, &node, None).await;
+        let (send, _recv) = raw.connection.open_bi().await.unwrap();
+        let hello = Hello { cluster: world.authority.cluster, ..Hello::anonymous(role) };
+        say(send, &hello).await.unwrap();
+        raw.is_closed_as(Close::Identity).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bulk_frame_over_the_limit_is_an_error_of_that_stream_only() {
+    let world = World::new();
+    let mut node = world.node();
+    let (raw, _lanes) = Raw::member(&world, &node).await;
+    let (mut send, _recv) = open_bulk(&raw.connection, 50, Bytes::new()).await.unwrap();
+    let bytes = limits::MAX_BULK_FRAME + 1;
+    send.write_all(&(bytes as u32).to_be_bytes()).await.unwrap();
+    let (_, _, _, mut stream) = within("the stream", node.bulk.recv()).await.unwrap();
+    let refused = within("the frame", stream.recv.frame()).await;
+    assert_eq!(refused, Err(BulkError::TooLarge { bytes, limit: limits::MAX_BULK_FRAME }));
+    assert_eq!(raw.connection.close_reason(), None::<ConnectionError>);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_bulk_stream_that_ends_within_a_frame_is_truncated() {
+    let world = World::new();
+    let mut node = world.node();
+    let (raw, _lanes) = Raw::member(&world, &node).await;
+    let (mut send, _recv) = open_bulk(&raw.connection, 50, Bytes::new()).await.unwrap();
+    send.write_all(&[0, 0, 0, 9, 1, 2, 3]).await.unwrap();
+    send.finish().unwrap();
+    let (_, _, _, mut stream) = within("the stream", node.bulk.recv()).await.unwrap();
+    assert_eq!(within("the frame", stream.recv.frame()).await, Err(BulkError::Truncated));
+}
