@@ -130,7 +130,7 @@ async fn stream(transport: Transport, peer: PeerAddr) -> Result<()> {
     Ok(())
 }
 
-async fn closed_loop<F: Future<Output = Result<()>> + Send>(
+async fn closed_loop<F>(
     name: &str,
     clients: usize,
     duration: Duration,
@@ -139,7 +139,7 @@ async fn closed_loop<F: Future<Output = Result<()>> + Send>(
     request: fn(Transport, PeerAddr) -> F,
 ) -> Result<()>
 where
-    F: 'static,
+    F: Future<Output = Result<()>> + Send + 'static,
 {
     let begun = Instant::now();
     let clients_run = (0..clients).map(|_| {
