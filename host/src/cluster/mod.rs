@@ -240,3 +240,6 @@ pub enum IssueError {
     #[error(transparent)]
     Authority(#[from] crate::transport::identity::IdentityError),
 }
+
+#[cfg(test)]
+mod tests;

@@ -144,6 +144,8 @@ fn lost<E: std::error::Error>(error: impl std::error::Error + 'static) -> RpcErr
     RPCError::Network(NetworkError::new(&error))
 }
 
+// openraft's error is as large as it is, and every call of its trait returns it anyway.
+#[allow(clippy::result_large_err)]
 fn encode<T: Serialize, E: std::error::Error>(message: &T) -> Result<Vec<u8>, RpcError<E>> {
     codec::encode(message).map_err(lost)
 }

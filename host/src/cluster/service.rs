@@ -72,7 +72,7 @@ impl Service for ClusterService {
 
 /// Why a peer's request gets no answer.
 #[derive(Debug, thiserror::Error)]
-enum Unanswered {
+pub(super) enum Unanswered {
     #[error(transparent)]
     Codec(#[from] codec::CodecError),
     #[error("it was removed from the cluster")]
@@ -82,7 +82,8 @@ enum Unanswered {
 }
 
 impl Cluster {
-    async fn answer(
+    /// Answers a peer's request of the control lane.
+    pub(super) async fn answer(
         &self,
         uid: NodeUid,
         kind: u8,

@@ -1,0 +1,282 @@
+//! Control planes over a network that can be cut and that loses answers: what is said when it fails.
+
+#![allow(clippy::unwrap_used)]
+
+use std::collections::{HashMap, HashSet};
+
+use annulus_core::ids::{ClusterId, Digest};
+use annulus_core::keyspace::RingSize;
+use annulus_core::state::{Member, MemberStatus};
+use openraft::ServerState;
+use parking_lot::Mutex;
+use tokio::time::timeout;
+
+use super::*;
+use crate::data_dir::open_database;
+use crate::transport::{PeerAddr, kind};
+
+const LIMIT: Duration = Duration::from_secs(60);
+
+fn soon() -> Instant {
+    Instant::now() + LIMIT
+}
+
+/// Calls are function calls, unless a pair is cut.
+#[derive(Default)]
+struct Net {
+    nodes: Mutex<HashMap<NodeUid, Cluster>>,
+    cut: Mutex<HashSet<(NodeUid, NodeUid)>>,
+    /// Answers to proposals are lost on the way back.
+    loses_answers: Mutex<bool>,
+}
+
+impl Net {
+    fn cut(&self, a: &Cluster, b: &Cluster) {
+        self.cut.lock().extend([(a.uid(), b.uid()), (b.uid(), a.uid())]);
+    }
+}
+
+struct Link {
+    net: Arc<Net>,
+    from: NodeUid,
+}
+
+impl ControlNetwork for Link {
+    fn call(
+        &self,
+        peer: PeerAddr,
+        kind: u8,
+        payload: Bytes,
+        deadline: Instant,
+    ) -> BoxFuture<Result<Bytes, CallError>> {
+        let (net, from) = (self.net.clone(), self.from);
+        Box::pin(async move {
+            let is_cut = || net.cut.lock().contains(&(from, peer.uid));
+            let target = net.nodes.lock().get(&peer.uid).cloned().filter(|_| !is_cut());
+            let target = target.ok_or_else(|| CallError::Unreachable("cut".into()))?;
+            let answer = tokio::time::timeout_at(deadline, target.answer(from, kind, &payload, deadline)).await;
+            if is_cut() || (kind == kind::PROPOSE && *net.loses_answers.lock()) {
+                return Err(CallError::Lost("cut".into()));
+            }
+            match answer {
+                Ok(Ok(answer)) => Ok(answer.into()),
+                Ok(Err(_)) => Err(CallError::NoAnswer),
+                Err(_) => Err(CallError::Deadline { sent: true }),
+            }
+        })
+    }
+}
+
+struct World {
+    net: Arc<Net>,
+    dir: tempfile::TempDir,
+    nodes: Vec<Cluster>,
+}
+
+fn member(number: u8) -> Member {
+    Member {
+        id: NodeId(0),
+        uid: NodeUid([number; 16]),
+        name: format!("n{number}@h"),
+        listen: format!("127.0.0.1:{}", 1000 + u16::from(number)),
+        http: String::new(),
+        zone: None,
+        weight: 1,
+        status: MemberStatus::Joining,
+    }
+}
+
+impl World {
+    async fn founded() -> Self {
+        let mut world = Self { net: Arc::default(), dir: tempfile::tempdir().unwrap(), nodes: Vec::new() };
+        let found = Command::Found {
+            cluster: ClusterId([9; 16]),
+            ring_size: RingSize::try_from(8).unwrap(),
+            width: 3,
+            founder: member(1),
+            authority: "authority".into(),
+            authority_key: "key".into(),
+        };
+        world.start(1, NodeId(0), Some(found), None).await;
+        world
+    }
+
+    /// Founded, and two more that vote.
+    async fn of_three() -> Self {
+        let mut world = Self::founded().await;
+        world.join(2).await;
+        world.join(3).await;
+        world.until("three vote", |node| node.raft_members().0.len() == 3).await;
+        world
+    }
+
+    async fn start(
+        &mut self,
+        number: u8,
+        me: NodeId,
+        found: Option<Command>,
+        seeded: Option<&annulus_core::state::ClusterState>,
+    ) {
+        let database = open_database(&self.dir.path().join(number.to_string())).unwrap();
+        if let Some(state) = seeded {
+            seed(&database, state).await.unwrap();
+        }
+        let member = member(number);
+        let cluster = Cluster::start(ClusterConfig {
+            database,
+            me,
+            uid: member.uid,
+            listen: member.listen.parse().unwrap(),
+            http: member.http,
+            network: Arc::new(Link { net: self.net.clone(), from: member.uid }),
+            found,
+        });
+        let cluster = timeout(LIMIT, cluster).await.unwrap().unwrap();
+        self.net.nodes.lock().insert(cluster.uid(), cluster.clone());
+        self.nodes.push(cluster);
+    }
+
+    /// What the join stream does, without the stream.
+    async fn join(&mut self, number: u8) {
+        let first = self.nodes[0].clone();
+        let token = Digest([number; 32]);
+        first.propose(Command::IssueToken { token, now_ms: 0, expires_ms: 10 }, soon()).await.unwrap();
+        let admit = Command::Admit { member: member(number), token, now_ms: 1 };
+        let (index, Outcome::Admitted(node)) = first.propose(admit, soon()).await.unwrap() else {
+            panic!("not admitted")
+        };
+        let view = first.wait_applied(index, soon()).await.unwrap();
+        self.start(number, node, None, Some(&view.state)).await;
+        let joined = self.nodes.last().unwrap();
+        see(joined, |view| view.serves()).await;
+    }
+
+    async fn until(&self, what: &str, condition: impl Fn(&Cluster) -> bool) {
+        let until = soon();
+        while !self.nodes.iter().all(&condition) {
+            assert!(Instant::now() < until, "never: {what}");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    }
+
+    /// The leader, and the others.
+    async fn led(&self) -> (Cluster, Vec<Cluster>) {
+        self.until("one leads", |node| {
+            node.leader().is_some_and(|leader| self.nodes.iter().any(|n| n.me() == leader && n.leads()))
+        })
+        .await;
+        let leader = self.nodes[0].leader().unwrap();
+        let (mut leaders, others): (Vec<_>, Vec<_>) =
+            self.nodes.iter().cloned().partition(|node| node.me() == leader);
+        (leaders.pop().unwrap(), others)
+    }
+}
+
+async fn see(node: &Cluster, condition: impl FnMut(&Arc<View>) -> bool) -> Arc<View> {
+    timeout(LIMIT, node.watch().wait_for(condition)).await.expect("the view comes").unwrap().clone()
+}
+
+fn token(number: u8) -> Command {
+    Command::IssueToken { token: Digest([number; 32]), now_ms: 20, expires_ms: 1000 }
+}
+
+fn has_token(node: &Cluster, number: u8) -> bool {
+    node.view().state.tokens.contains_key(&Digest([number; 32]))
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_leader_that_is_cut_off_changes_nothing_and_follows_the_new_one_when_it_is_back() {
+    let world = World::of_three().await;
+    let (old, others) = world.led().await;
+    let recently = Duration::from_secs(2);
+    assert!(world.nodes.iter().all(|node| node.heard_from_leader_within(recently)));
+    for other in &others {
+        world.net.cut(&old, other);
+    }
+    let (index, _) = others[0].propose(token(50), soon()).await.unwrap();
+    others[1].wait_applied(index, soon()).await.unwrap();
+    // Elections took longer than the leader's patience: it knows that it is alone.
+    assert!(!old.heard_from_leader_within(Duration::from_secs(1)));
+    let error = old.propose(token(51), Instant::now() + Duration::from_secs(3)).await.unwrap_err();
+    assert_eq!(error, ProposeError::NoQuorum);
+    assert!(!has_token(&old, 50));
+
+    world.net.cut.lock().clear();
+    see(&old, |view| view.index() >= index).await;
+    world.until("the old leader is led", |node| node.heard_from_leader_within(recently)).await;
+    let (index, _) = old.propose(token(52), soon()).await.unwrap();
+    for node in &world.nodes {
+        node.wait_applied(index, soon()).await.unwrap();
+        assert!(has_token(node, 50) && !has_token(node, 51) && has_token(node, 52));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_lost_on_its_way_is_unknown_never_not_applied() {
+    let world = World::of_three().await;
+    let (leader, others) = world.led().await;
+    *world.net.loses_answers.lock() = true;
+    assert_eq!(others[0].propose(token(50), soon()).await.unwrap_err(), ProposeError::Unknown);
+    see(&leader, |_| has_token(&leader, 50)).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_any_leader_in_reach_nothing_was_changed() {
+    let world = World::of_three().await;
+    let [a, b, c] = &world.nodes[..] else { panic!() };
+    world.net.cut(a, b);
+    world.net.cut(b, c);
+    world.net.cut(a, c);
+    // Before that the leader may honestly take the command: its outcome would be unknown.
+    world.until("all know", |node| !node.heard_from_leader_within(Duration::from_secs(1))).await;
+    for node in &world.nodes {
+        let asked = Instant::now();
+        let error = node.propose(token(50), asked + Duration::from_secs(2)).await.unwrap_err();
+        assert!(matches!(error, ProposeError::NoLeader | ProposeError::NoQuorum), "{error}");
+        assert!(asked.elapsed() < Duration::from_secs(3));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_lacks_dropped_entries_gets_a_snapshot() {
+    let mut world = World::of_three().await;
+    let (leader, _) = world.led().await;
+    leader.propose(token(50), soon()).await.unwrap();
+    let dropped = leader.view().index();
+    leader.raft().trigger().snapshot().await.unwrap();
+    let metrics = leader.raft().metrics();
+    let wait = |what: &'static str, mut metrics: tokio::sync::watch::Receiver<_>| async move {
+        let until = |m: &openraft::RaftMetrics<u64, openraft::EmptyNode>| match what {
+            "snapshot" => m.snapshot.is_some_and(|at| at.index >= dropped),
+            _ => m.purged.is_some_and(|at| at.index >= dropped),
+        };
+        timeout(LIMIT, metrics.wait_for(until)).await.expect(what).unwrap();
+    };
+    wait("snapshot", metrics.clone()).await;
+    leader.raft().trigger().purge_log(dropped).await.unwrap();
+    wait("purged", metrics).await;
+
+    world.join(4).await;
+    let last = world.nodes.last().unwrap();
+    assert!(last.raft().metrics().borrow().snapshot.is_some_and(|at| at.index >= dropped));
+    assert!(has_token(last, 50));
+    // And goes on from there.
+    let (index, _) = last.propose(token(51), soon()).await.unwrap();
+    last.wait_applied(index, soon()).await.unwrap();
+    assert_eq!(last.raft().metrics().borrow().state, ServerState::Learner);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_without_a_leader_learns_the_ring_from_any_peer() {
+    let world = World::of_three().await;
+    let (leader, others) = world.led().await;
+    let [near, far] = &others[..] else { panic!() };
+    world.net.cut(&leader, far);
+    // Nor may it lead a third term: it hears nothing of the others but what it asks for.
+    far.raft().runtime_config().elect(false);
+    let (index, _) = leader.propose(token(50), soon()).await.unwrap();
+    near.wait_applied(index, soon()).await.unwrap();
+    let view = far.learn_from(near.me(), index, soon()).await.unwrap();
+    assert!(view.index() >= index && has_token(far, 50));
+    assert!(far.raft().metrics().borrow().last_applied.unwrap().index < index, "not by Raft");
+}
