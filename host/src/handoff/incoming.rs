@@ -68,6 +68,8 @@ struct Driver {
 impl Driver {
     async fn run(mut self, mut streams: mpsc::UnboundedReceiver<Greeted>) {
         let mut changes = self.handoff.inner.cluster.watch();
+        // What changed since the task was made counts too.
+        changes.mark_changed();
         while !self.machine.is_finished() {
             let event = tokio::select! {
                 biased;

@@ -57,6 +57,8 @@ struct Inner {
     seals: Seals,
     boot: BootId,
     turns: Arc<Semaphore>,
+    /// How often in a row a partition's handoff broke on this side.
+    broken: Mutex<HashMap<PartitionId, u32>>,
     outgoing: Mutex<BTreeMap<PartitionId, (TransferId, Progress)>>,
     /// By partition too: all transfers of one rebalance have the same id.
     incoming: Mutex<HashMap<(PartitionId, TransferId), mpsc::UnboundedSender<incoming::Greeted>>>,
@@ -73,8 +75,9 @@ impl Handoff {
         boot: BootId,
     ) -> Self {
         let turns = Arc::new(Semaphore::new(OUTGOING_AT_ONCE));
-        let (outgoing, incoming) = (Mutex::default(), Mutex::default());
-        let inner = Inner { cluster, transport, modules, master, seals, boot, turns, outgoing, incoming };
+        let (broken, outgoing, incoming) = Default::default();
+        let inner =
+            Inner { cluster, transport, modules, master, seals, boot, turns, broken, outgoing, incoming };
         Self { inner: Arc::new(inner) }
     }
 
@@ -212,6 +215,14 @@ impl Handoff {
         let partition = view.partition(partition);
         let has_given = gives && partition.replicas.first() != Some(&view.me);
         partition.fate_of(transfer, has_given)
+    }
+
+    /// Counts a break of this side; answers how long to wait before the next try.
+    fn note_broken(&self, partition: PartitionId) -> Duration {
+        let mut broken = self.inner.broken.lock();
+        let times = broken.entry(partition).or_insert(0);
+        *times += 1;
+        outgoing::pause_after(*times)
     }
 
     fn name_of(&self, node: NodeId) -> String {

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::rows::Progress;
 use super::{Handoff, PROPOSE_LIMIT, link};
-use crate::cluster::View;
+use crate::cluster::{ProposeError, View};
 use crate::transport::kind;
 use crate::vnode::{Outgoing, StreamEvent};
 use crate::wasm::TransferKind;
@@ -72,6 +72,8 @@ struct Driver {
     modules: Vec<ModuleRelease>,
     failures: u32,
     turn: Option<OwnedSemaphorePermit>,
+    /// What was sent is not what is any more: nothing is done but to wait for the cancel.
+    broken: bool,
 }
 
 impl Driver {
@@ -82,7 +84,7 @@ impl Driver {
         let machine = Sender::new(task.clone(), view.index(), Limits::default());
         let target = handoff.name_of(taker);
         let modules = task.modules.clone();
-        let (link, sealing, failures, turn) = (None, None, 0, None);
+        let (link, sealing, failures, turn, broken) = (None, None, 0, None, false);
         Self {
             handoff,
             task,
@@ -99,12 +101,15 @@ impl Driver {
             modules,
             failures,
             turn,
+            broken,
         }
     }
 
     async fn run(mut self) {
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let mut changes = self.handoff.inner.cluster.watch();
+        // What changed since the task was made counts too.
+        changes.mark_changed();
         // A turn is waited for unless the partition is sealed already: then every moment counts.
         let turns = self.handoff.inner.turns.clone();
         let mut turn = std::pin::pin!(async move { turns.acquire_owned().await.ok() });
@@ -138,7 +143,9 @@ impl Driver {
                     continue;
                 }
             };
-            self.feed(event).await;
+            if !self.broken {
+                self.feed(event).await;
+            }
         }
         self.progress.set(&self.machine);
         tracing::debug!(partition = partition.0, %transfer, to = self.target, state = ?self.machine.state(), "a handoff ended");
@@ -213,10 +220,22 @@ impl Driver {
             StreamEvent::Broken { module, reason } => {
                 tracing::warn!(partition = self.task.partition.0, %module, reason, "a handoff is given up and starts again");
                 self.progress.fail(&reason);
-                // What was sent is not what is any more: only another transfer begins anew.
-                self.propose(Command::Cancel {
-                    partition: self.task.partition,
-                    transfer: self.task.transfer,
+                // Only another transfer begins anew; a module that goes on breaking its handoffs
+                // is asked less and less often.
+                self.broken = true;
+                let pause = self.handoff.note_broken(self.task.partition);
+                let cancel = Command::Cancel { partition: self.task.partition, transfer: self.task.transfer };
+                let cluster = self.handoff.inner.cluster.clone();
+                tokio::spawn(async move {
+                    tokio::time::sleep(pause).await;
+                    while let Err(error) =
+                        cluster.propose(cancel.clone(), Instant::now() + PROPOSE_LIMIT).await
+                    {
+                        if matches!(error, ProposeError::Refused(_)) {
+                            return;
+                        }
+                        tokio::time::sleep(LONGEST_PAUSE).await;
+                    }
                 });
                 None
             }
@@ -279,7 +298,7 @@ impl Driver {
             }
             Effect::Retry => {
                 self.failures += 1;
-                let pause = (FIRST_PAUSE * 2u32.pow(self.failures.min(10) - 1)).min(LONGEST_PAUSE);
+                let pause = pause_after(self.failures);
                 let later = self.later.clone();
                 tokio::spawn(async move {
                     tokio::time::sleep(pause).await;
@@ -288,6 +307,9 @@ impl Driver {
             }
             Effect::Finish(fate) => {
                 self.turn = None;
+                if fate == Fate::Flipped {
+                    self.handoff.inner.broken.lock().remove(&self.task.partition);
+                }
                 let (partition, transfer) = (self.task.partition, self.task.transfer);
                 inner.master.end_outgoing(partition, transfer, fate == Fate::Flipped);
                 if fate == Fate::Cancelled {
@@ -345,6 +367,11 @@ impl Driver {
             }
         });
     }
+}
+
+/// Pause after so many failures in a row.
+pub(super) fn pause_after(failures: u32) -> Duration {
+    (FIRST_PAUSE * 2u32.pow(failures.clamp(1, 10) - 1)).min(LONGEST_PAUSE)
 }
 
 /// Where to cut items so that the first part fits a message; `None` if all of them do.

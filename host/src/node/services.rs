@@ -67,7 +67,7 @@ impl Services {
         let view = cluster.view();
         let config = MasterConfig { me: view.me, guests: guests.clone(), modules: Arc::new(modules.clone()) };
         let master = Master::new(config, &view.state.ring, &seals.all());
-        note_restart(&master, &view);
+        note_restart(&master, &modules, &view);
         let mut changes = cluster.watch();
         apply(&master, &changes.borrow_and_update());
         // What this node has on disk is loaded before it says that it is there, so that a
@@ -109,11 +109,15 @@ fn apply(master: &Master, view: &View) {
 }
 
 /// Items that guests kept in memory did not outlive the process: an operator sees so (R5).
-fn note_restart(master: &Master, view: &View) {
+fn note_restart(master: &Master, modules: &Modules, view: &View) {
     let held =
         view.state.ring.iter().filter(|(_, partition)| partition.replicas.first() == Some(&view.me)).count();
     if held > 0 {
         for module in view.state.modules.values() {
+            let exported = modules.description(module).exported;
+            if !exported.handoff && !exported.writes_storage {
+                continue;
+            }
             let reason = format!("the node started again: items in memory of {held} partitions are gone");
             master.note("possible-loss", &module.name, None, &reason);
         }
