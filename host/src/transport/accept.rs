@@ -7,7 +7,7 @@
 
 use std::sync::Arc;
 
-use quinn::{Connection, Incoming, RecvStream, SendStream};
+use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -24,9 +24,9 @@ use super::stream::{accept_lanes, bulk_opening};
 use super::tls::{names_admin, names_node, peer_chain};
 
 /// Takes in connections until the endpoint is closed.
-pub(super) async fn accept(shared: Arc<Shared>) {
+pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
     let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
-    while let Some(incoming) = shared.endpoint.accept().await {
+    while let Some(incoming) = endpoint.accept().await {
         let busy = MAX_HANDSHAKES - places.available_permits();
         if busy >= RETRY_ABOVE && incoming.may_retry() && !incoming.remote_address_validated() {
             // Fails only for what may not be retried.

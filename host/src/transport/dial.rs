@@ -20,7 +20,8 @@ use super::stream::open_lanes;
 /// nothing is left open.
 pub(super) async fn dial(shared: &Arc<Shared>, uid: NodeUid, addr: SocketAddr) -> Result<(), String> {
     let attempt = async {
-        let connecting = shared.endpoint.connect_with(shared.client_config(), addr, &node_name(uid));
+        let endpoint = shared.endpoint().ok_or("this node is closing")?;
+        let connecting = endpoint.connect_with(shared.client_config(), addr, &node_name(uid));
         let connection =
             connecting.map_err(|error| error.to_string())?.await.map_err(|error| describe(&error))?;
         let met = match greet(shared, uid, &connection).await {

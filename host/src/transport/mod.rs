@@ -43,7 +43,6 @@ mod tuning;
 use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid};
 use annulus_core::state::Lineage;
@@ -106,8 +105,10 @@ impl Transport {
         let socket = socket::bind(config.listen).map_err(listen)?;
         let server = server_config(&credentials, tuning.clone());
         let endpoint = Endpoint::new(tuning::endpoint(), Some(server), socket, Arc::new(TokioRuntime));
+        let endpoint = endpoint.map_err(listen)?;
         let shared = Arc::new(Shared {
-            endpoint: endpoint.map_err(listen)?,
+            local_addr: endpoint.local_addr().map_err(listen)?,
+            endpoint: Some(endpoint.clone()).into(),
             runtime: tokio::runtime::Handle::current(),
             service,
             cluster: config.cluster,
@@ -121,16 +122,14 @@ impl Transport {
             admins: Arc::new(Semaphore::new(limits::MAX_ADMINS)),
             peers: Default::default(),
             banned: Default::default(),
-            closed: Default::default(),
         });
-        tokio::spawn(accept::accept(shared.clone()));
+        tokio::spawn(accept::accept(shared.clone(), endpoint));
         Ok(Transport { shared })
     }
 
     /// Where it listens.
     pub fn local_addr(&self) -> SocketAddr {
-        // The socket is bound for as long as the endpoint lives.
-        self.shared.endpoint.local_addr().expect("a bound socket has an address")
+        self.shared.local_addr
     }
 
     /// One request, one answer. Dials when there is no connection; the first call to a peer waits
@@ -256,7 +255,9 @@ impl Transport {
         }
         let credentials = Arc::new(Credentials::new(&renewed.identity, &renewed.authorities)?);
         let config = server_config(&credentials, self.shared.tuning.clone());
-        self.shared.endpoint.set_server_config(Some(config));
+        if let Some(endpoint) = self.shared.endpoint() {
+            endpoint.set_server_config(Some(config));
+        }
         self.shared.credentials.store(credentials.clone());
         *trust = renewed;
         self.disconnect(|link| !credentials.trusts(&link.chain), "the authority is trusted no more");
@@ -276,11 +277,12 @@ impl Transport {
         }
     }
 
-    /// Ends all connections (peers learn it at once), refuses new ones, frees the port. Calls in
-    /// flight end as [`CallError::Lost`].
+    /// Ends all connections (peers learn it at once) and refuses new ones, for all clones. Calls in
+    /// flight end as [`CallError::Lost`]. The port is free when the last packets have been seen
+    /// off: normally when this returns, which is after [`limits::CLOSE_LIMIT`] at the latest.
     pub async fn close(&self) {
-        self.shared.closed.store(true, Ordering::Relaxed);
-        self.shared.endpoint.close(VarInt::from_u32(close::Close::Done as u32), b"the node was stopped");
-        let _ = timeout(limits::CLOSE_LIMIT, self.shared.endpoint.wait_idle()).await;
+        let Some(endpoint) = self.shared.endpoint.write().take() else { return };
+        endpoint.close(VarInt::from_u32(close::Close::Done as u32), b"the node was stopped");
+        let _ = timeout(limits::CLOSE_LIMIT, endpoint.wait_idle()).await;
     }
 }

@@ -1,8 +1,8 @@
 //! What all connections of one node have in common.
 
 use std::collections::{HashMap, HashSet};
+use std::net::SocketAddr;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid};
 use annulus_core::state::Lineage;
@@ -19,7 +19,9 @@ use super::service::Service;
 use super::tls::Credentials;
 
 pub(super) struct Shared {
-    pub endpoint: Endpoint,
+    /// Gone once the node is closing: with the last clone goes the port.
+    pub endpoint: RwLock<Option<Endpoint>>,
+    pub local_addr: SocketAddr,
     pub runtime: Handle,
     pub service: Arc<dyn Service>,
     pub cluster: ClusterId,
@@ -34,7 +36,6 @@ pub(super) struct Shared {
     pub admins: Arc<Semaphore>,
     pub peers: RwLock<HashMap<NodeUid, Arc<Peer>>>,
     pub banned: RwLock<HashSet<NodeUid>>,
-    pub closed: AtomicBool,
 }
 
 /// This node's certificate and the authorities that it trusts.
@@ -57,8 +58,13 @@ impl Shared {
         self.banned.read().contains(&uid)
     }
 
+    /// `None` once the node is closing.
+    pub(super) fn endpoint(&self) -> Option<Endpoint> {
+        self.endpoint.read().clone()
+    }
+
     pub(super) fn is_closed(&self) -> bool {
-        self.closed.load(Ordering::Relaxed)
+        self.endpoint.read().is_none()
     }
 
     /// What this node says of itself.

@@ -47,14 +47,14 @@ async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile() {
     let writer = tokio::spawn(async move {
         for _ in 0..FRAMES {
             ours.send.frame(Bytes::from(vec![1; 1 << 20])).await?;
-            counter.fetch_add(1, Ordering::Relaxed);
+            counter.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
         }
         ours.send.finish().await
     });
     // The frames' lengths need some of the window too, so it holds one frame less.
     let window = (limits::STREAM_WINDOW as usize >> 20) - 1;
     within("the window to be full", async {
-        while sent.load(Ordering::Relaxed) < window {
+        while sent.load(std::sync::atomic::Ordering::Relaxed) < window {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })
@@ -62,7 +62,7 @@ async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile() {
     for _ in 0..100 {
         a.call(&b.addr(), REVERSE, b"past the bulk").await.unwrap();
     }
-    let ahead = sent.load(Ordering::Relaxed);
+    let ahead = sent.load(std::sync::atomic::Ordering::Relaxed);
     assert!(ahead <= window, "{ahead} MiB instead of {window} went into the window");
     let mut frames = 0;
     while let Some(frame) = within("a frame", theirs.recv.frame()).await.unwrap() {

@@ -168,3 +168,58 @@ async fn a_removed_node_is_disconnected_and_refused() {
     a.transport.set_banned([].into());
     b.call_until_answered(&a.addr()).await;
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_other_again() {
+    let world = World::new();
+    let callers = [world.node(), world.node()];
+    let mut restarted = world.node();
+    let (stop, stopped) = tokio::sync::watch::channel(false);
+    let calls = (0..8usize).map(|index| {
+        let transport = callers[index % 2].transport.clone();
+        let to = if index < 4 { restarted.addr() } else { callers[(index + 1) % 2].addr() };
+        let stopped = stopped.clone();
+        tokio::spawn(async move {
+            let mut outcomes = [0usize; 2];
+            while !*stopped.borrow() {
+                let deadline = Instant::now() + Duration::from_millis(1500);
+                let result =
+                    transport.call(&to, Lane::Data, MIRROR, Bytes::from(vec![1; 500]), deadline).await;
+                assert!(deadline.elapsed() < Duration::from_secs(1), "a call outlived its deadline");
+                outcomes[usize::from(result.is_ok())] += 1;
+                if result.is_err() {
+                    tokio::time::sleep(Duration::from_millis(1)).await;
+                }
+            }
+            outcomes
+        })
+    });
+    let calls: Vec<_> = calls.collect();
+    for round in 0..6 {
+        callers[round % 2].call_until_answered(&restarted.addr()).await;
+        restarted.transport.close().await;
+        let config = TransportConfig { boot: BootId(rand::random()), ..restarted.config.clone() };
+        within("the port to be free", async {
+            while std::net::UdpSocket::bind(config.listen).is_err() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+        restarted = Node::start(config);
+        if round % 2 == 0 {
+            // The new run may dial first, and may meet a dial that is under way.
+            restarted.call_until_answered(&callers[0].addr()).await;
+        }
+    }
+    for (from, to) in [(0, 1), (1, 0)] {
+        callers[from].call_until_answered(&callers[to].addr()).await;
+        callers[from].call_until_answered(&restarted.addr()).await;
+        restarted.call_until_answered(&callers[from].addr()).await;
+    }
+    stop.send(true).unwrap();
+    for (index, call) in calls.into_iter().enumerate() {
+        let [failed, answered] = within("the caller", call).await.unwrap();
+        assert!(answered > 0);
+        assert!(index < 4 || failed == 0, "{failed} calls between two nodes that stayed up failed");
+    }
+}
