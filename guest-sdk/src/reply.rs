@@ -10,6 +10,12 @@ use crate::{Failure, Refusal, Value};
 pub struct Reply(pub(crate) Vec<u8>);
 
 impl Reply {
+    /// An answer that is CBOR already; the host refuses it if it is none.
+    #[must_use]
+    pub fn from_cbor(bytes: Vec<u8>) -> Self {
+        Self(bytes)
+    }
+
     /// The CBOR bytes.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {

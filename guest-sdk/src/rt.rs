@@ -13,7 +13,7 @@ pub fn describe<V: Vnode>() -> ModuleInfo {
     let package = V::Command::PACKAGE;
     ModuleInfo {
         name: V::name(),
-        version: package.version.to_owned(),
+        version: V::version(),
         doc: package.doc.to_owned(),
         commands: V::Command::describe(),
         config: V::config(),

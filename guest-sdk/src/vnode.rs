@@ -19,6 +19,11 @@ pub trait Vnode: Default + 'static {
         Self::Command::PACKAGE.name.to_owned()
     }
 
+    /// This version's name, for people: by default the Cargo package's version.
+    fn version() -> String {
+        Self::Command::PACKAGE.version.to_owned()
+    }
+
     /// The settings that `deploy --set name=value` takes.
     fn config() -> Vec<Param> {
         Vec::new()

@@ -13,6 +13,7 @@ pub mod modules;
 pub mod node;
 pub mod request;
 pub mod storage;
+pub mod toolchain;
 pub mod transport;
 pub mod values;
 pub mod vnode;

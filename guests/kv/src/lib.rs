@@ -30,6 +30,10 @@ enum Command {
     /// Deletes everything; answers the keys that it deleted.
     #[command(write, everywhere, reply = "text")]
     Clear,
+    /// How many keys there are, one number for each partition.
+    #[cfg(feature = "v2")]
+    #[command(everywhere, reply = "uint")]
+    Count,
 }
 
 impl Kv {
@@ -42,6 +46,12 @@ impl Kv {
 
 impl Vnode for Kv {
     type Command = Command;
+
+    #[cfg(feature = "v2")]
+    fn version() -> String {
+        "0.2.0".to_owned()
+    }
+
     fn handle_command(&mut self, command: Command) -> Result<Reply, Failure> {
         match command {
             Command::Put { key, value } => {
@@ -50,7 +60,8 @@ impl Vnode for Kv {
             }
             Command::Get { key } => reply(self.data.get(&key).and_then(Latest::value)),
             Command::Delete { key } => reply(self.set(&key, None)),
-            Command::Keys | Command::Values | Command::Clear => Err(Failure::UnknownCommand),
+            // The others go to every partition.
+            _ => Err(Failure::UnknownCommand),
         }
     }
 }
@@ -63,9 +74,10 @@ impl Coverage for Kv {
             Command::Clear => {
                 self.data.change_each(at, |key, entry| (Latest::after(Some(entry), None), key.into()))
             }
-            Command::Put { .. } | Command::Get { .. } | Command::Delete { .. } => {
-                Err(Failure::UnknownCommand)
-            }
+            #[cfg(feature = "v2")]
+            Command::Count => Ok(Values::of([self.data.len()])),
+            // The others go to one key.
+            _ => Err(Failure::UnknownCommand),
         }
     }
 }

@@ -115,3 +115,12 @@ fn a_tombstone_is_forgotten_only_while_it_is_still_exactly_this() {
     kv.with(|kv| tombstones.iter().for_each(|tombstone| kv.items().forget(tombstone)));
     assert!(kv.with(|kv| kv.items().is_empty()));
 }
+
+#[cfg(feature = "v2")]
+#[test]
+fn the_next_version_counts() {
+    let kv = with_keys(4);
+    kv.call("delete", &[text("k01")]).unwrap();
+    assert_eq!(kv.coverage("count", &[]), Ok(vec![3.into()]));
+    assert_eq!(kv.info().version, "0.2.0");
+}

@@ -5,6 +5,7 @@
 //! [`CliError`], which knows its exit code: 1 the request failed, 2 bad usage, 3 no node.
 
 mod bench;
+mod build;
 mod call;
 mod completions;
 mod connection;
@@ -12,11 +13,13 @@ mod context;
 mod deploy;
 mod duration;
 mod error;
+mod inspect;
 mod join;
 mod leave;
 mod locate;
 mod members;
 mod modules;
+mod new;
 mod output;
 mod ring;
 mod rollback;
@@ -98,6 +101,12 @@ pub enum Verb {
     Status(status::Args),
     /// Where a key lives
     Locate(locate::Args),
+    /// Start a guest project
+    New(new::Args),
+    /// Compile a guest project to a component
+    Build(build::Args),
+    /// Show what a component imports, exports and describes
+    Inspect(inspect::Args),
     /// Deploy a component: a new module, or a new release that is swapped in while it runs
     Deploy(deploy::Args),
     /// What is deployed
@@ -172,6 +181,9 @@ fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
             Verb::Transfers(args) => transfers::run(args, &context).await,
             Verb::Status(args) => status::run(args, &context).await,
             Verb::Locate(args) => locate::run(args, &context).await,
+            Verb::New(args) => new::run(args, &context),
+            Verb::Build(args) => build::run(args, &context),
+            Verb::Inspect(args) => inspect::run(args, &context).await,
             Verb::Deploy(args) => deploy::run(args, &context).await,
             Verb::Modules(args) => modules::run(args, &context).await,
             Verb::Rollback(args) => rollback::run(args, &context).await,

@@ -1,0 +1,100 @@
+//! `inspect`: what a component is, without deploying it. Needs no node: it is compiled and asked
+//! here.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use serde_json::json;
+use sha2::{Digest, Sha256};
+
+use super::{CliError, Context, Table};
+use crate::toolchain::{ComponentInterfaces, Interface, interfaces};
+use crate::wasm::{Description, Effect, Engine, Limits, Param, Route};
+
+/// Show what a component imports, exports and describes.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// A component, as `annulus build` makes them
+    file: PathBuf,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let file = args.file.display();
+    let failed = |reason: &dyn std::fmt::Display| CliError::Other(format!("{file}: {reason}"));
+    let component = std::fs::read(&args.file).map_err(|error| failed(&error))?;
+    let found = interfaces(&component).map_err(|reason| failed(&reason))?;
+    let digest: String = Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect();
+    let bytes = component.len();
+    let described = match &found.contract {
+        // Of another world: what it imports and exports is all that can be said of it.
+        None => Err("it is no vnode: it exports no annulus:vnode/vnode".to_owned()),
+        Some(_) => describe(component).await,
+    };
+    let ComponentInterfaces { contract, imports, exports } = &found;
+    let json = json!({
+        "digest": digest,
+        "bytes": bytes,
+        "contract": contract,
+        "imports": imports,
+        "exports": exports,
+        "module": described.as_ref().ok(),
+        "problem": described.as_ref().err(),
+    });
+    context.output.show(&json, || {
+        let mut text = format!("{bytes} bytes, digest {digest}\n");
+        match &described {
+            Ok(description) => text += &described_text(description, contract.as_deref()),
+            Err(problem) => text += &format!("cannot be deployed: {problem}\n"),
+        }
+        text + &interfaces_text("exports", exports) + &interfaces_text("imports", imports)
+    })
+}
+
+/// Validates it as a deploy does, and asks it what it is.
+async fn describe(component: Vec<u8>) -> Result<Arc<Description>, String> {
+    let engine = Engine::new(None).map_err(|error| format!("no engine: {error:#}"))?;
+    let module = engine.prepare(component.into(), Limits::default()).await;
+    module.map(|module| Arc::clone(&module.description)).map_err(|error| error.to_string())
+}
+
+fn described_text(description: &Description, contract: Option<&str>) -> String {
+    let Description { name, version, doc, commands, config, writes_formats, reads_formats, .. } = description;
+    let mut text = format!("{name} {version}: {doc}\n");
+    text += &format!("contract annulus:vnode {}", contract.unwrap_or("-"));
+    text += &format!(", writes formats {writes_formats:?}, reads {reads_formats:?}\n\n");
+    let mut table = Table::new(&["command", "effect", "route", "parameters", "reply"]);
+    for command in commands {
+        let effect = match command.effect {
+            Effect::Read => "read",
+            Effect::Write => "write",
+            Effect::Update => "update",
+        };
+        let route = match &command.route {
+            Route::Anywhere => "anywhere".to_owned(),
+            Route::ByParam(param) => format!("by {param}"),
+            Route::Everywhere => "everywhere".to_owned(),
+        };
+        let params: Vec<String> = command.params.iter().map(param_text).collect();
+        table.row([command.name.as_str(), effect, &route, &params.join(", "), &command.reply]);
+    }
+    text += &table.to_string();
+    if !config.is_empty() {
+        text += "\nsettings\n";
+        for setting in config {
+            text += &format!("  {}  {}\n", param_text(setting), setting.doc);
+        }
+    }
+    text
+}
+
+fn param_text(param: &Param) -> String {
+    format!("{}{}: {}", param.name, if param.optional { "?" } else { "" }, param.ty)
+}
+
+fn interfaces_text(title: &str, list: &[Interface]) -> String {
+    let lines = list.iter().map(|Interface { name, functions }| {
+        let name = if functions.is_empty() { name.clone() } else { format!("{name}: {}", functions.join(", ")) };
+        format!("  {name}\n")
+    });
+    format!("\n{title}\n{}", lines.collect::<String>())
+}

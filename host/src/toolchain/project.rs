@@ -1,0 +1,192 @@
+//! What Cargo says of a guest project.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+use super::BuildError;
+use super::child::Child;
+use super::way::{Way, clean};
+
+/// Reading manifests takes Cargo milliseconds.
+const METADATA_LIMIT: Duration = Duration::from_secs(60);
+
+/// The one package that is to become a component.
+#[derive(Debug)]
+pub(super) struct Project {
+    pub directory: PathBuf,
+    pub manifest: PathBuf,
+    pub package: String,
+    target: PathBuf,
+    workspace: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Metadata {
+    packages: Vec<Package>,
+    target_directory: PathBuf,
+    workspace_root: PathBuf,
+}
+
+#[derive(Deserialize)]
+struct Package {
+    name: String,
+    manifest_path: PathBuf,
+}
+
+/// A line of Cargo's JSON messages, as far as it matters here.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    #[serde(default)]
+    manifest_path: PathBuf,
+    #[serde(default)]
+    filenames: Vec<PathBuf>,
+}
+
+impl Project {
+    /// The project in a directory, or of a `Cargo.toml`.
+    pub fn at(path: &Path) -> Result<Self, BuildError> {
+        let refuse = |reason: String| BuildError::NotAProject { path: path.to_owned(), reason };
+        let manifest = if path.is_dir() { path.join("Cargo.toml") } else { path.to_owned() };
+        if manifest.file_name().is_none_or(|name| name != "Cargo.toml") {
+            return Err(refuse("neither a directory nor a Cargo.toml".to_owned()));
+        }
+        let manifest =
+            manifest.canonicalize().map_err(|_| refuse("there is no Cargo.toml in it".to_owned()))?;
+        let directory = manifest.parent().unwrap_or(Path::new("/")).to_owned();
+        let metadata = metadata(&directory, &manifest).map_err(refuse)?;
+        let Some(package) = metadata.packages.iter().find(|package| package.manifest_path == manifest) else {
+            let names: Vec<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
+            return Err(refuse(format!("a workspace; build one of its packages: {}", names.join(", "))));
+        };
+        Ok(Self {
+            package: package.name.clone(),
+            directory,
+            manifest,
+            target: metadata.target_directory,
+            workspace: metadata.workspace_root,
+        })
+    }
+
+    /// Where this way builds: apart from the project's native builds, and from the other compiler's.
+    pub fn target_directory(&self, way: &Way) -> PathBuf {
+        self.target.join(way.target_directory_name())
+    }
+
+    /// The workspace's own `guest` profile; where it has none, a release made small.
+    pub fn profile_arguments(&self) -> Vec<String> {
+        let mut arguments = vec!["--profile".to_owned(), "guest".to_owned()];
+        let root = std::fs::read_to_string(self.workspace.join("Cargo.toml")).unwrap_or_default();
+        let has_profile = root
+            .parse::<toml::Table>()
+            .is_ok_and(|root| root.get("profile").and_then(|profiles| profiles.get("guest")).is_some());
+        if !has_profile {
+            let settings = [
+                "inherits='release'",
+                "opt-level='s'",
+                "lto=true",
+                "codegen-units=1",
+                "debug=false",
+                "strip=true",
+            ];
+            for setting in settings {
+                arguments.extend(["--config".to_owned(), format!("profile.guest.{setting}")]);
+            }
+        }
+        arguments
+    }
+
+    /// The wasm file among Cargo's messages.
+    pub fn artifact(&self, messages: &str) -> Result<PathBuf, BuildError> {
+        messages
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Message>(line).ok())
+            .filter(|message| message.reason == "compiler-artifact" && message.manifest_path == self.manifest)
+            .flat_map(|message| message.filenames)
+            .find(|file| file.extension().is_some_and(|extension| extension == "wasm"))
+            .ok_or_else(|| {
+                let lib = "[lib]\ncrate-type = [\"cdylib\", \"rlib\"]";
+                BuildError::NoComponent(format!("{} must have\n{lib}", self.manifest.display()))
+            })
+    }
+}
+
+fn metadata(directory: &Path, manifest: &Path) -> Result<Metadata, String> {
+    let mut command = Command::new("cargo");
+    clean(&mut command).current_dir(directory);
+    command.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]).arg(manifest);
+    let ended = match Child::run("cargo metadata", command, METADATA_LIMIT, &|_| {}) {
+        // Without Cargo a build may still be possible: the third way installs one. Then the
+        // project is taken as it lies there.
+        Err(BuildError::Spawn { .. }) => return without_cargo(directory, manifest),
+        other => other.map_err(|error| error.to_string())?,
+    };
+    if !ended.success {
+        return Err(ended.stderr.trim().to_owned());
+    }
+    serde_json::from_str(&ended.stdout).map_err(|error| format!("cargo metadata: {error}"))
+}
+
+fn without_cargo(directory: &Path, manifest: &Path) -> Result<Metadata, String> {
+    let text = std::fs::read_to_string(manifest).map_err(|error| error.to_string())?;
+    let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
+    let name = table.get("package").and_then(|package| package.get("name")).and_then(toml::Value::as_str);
+    let name = name.ok_or("its Cargo.toml names no package")?.to_owned();
+    let root = directory
+        .ancestors()
+        .find(|ancestor| {
+            let manifest = std::fs::read_to_string(ancestor.join("Cargo.toml")).unwrap_or_default();
+            manifest.parse::<toml::Table>().is_ok_and(|table| table.contains_key("workspace"))
+        })
+        .unwrap_or(directory);
+    Ok(Metadata {
+        packages: vec![Package { name, manifest_path: manifest.to_owned() }],
+        target_directory: root.join("target"),
+        workspace_root: root.to_owned(),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+
+    fn refusal(path: &Path) -> String {
+        match Project::at(path) {
+            Err(BuildError::NotAProject { reason, .. }) => reason,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn what_is_no_project_is_refused_with_the_reason() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(refusal(directory.path()).contains("no Cargo.toml"));
+        assert!(refusal(&directory.path().join("absent")).contains("neither"));
+        let manifest = directory.path().join("Cargo.toml");
+        std::fs::write(&manifest, "[package\n").unwrap();
+        assert!(!refusal(directory.path()).is_empty());
+        std::fs::write(&manifest, "[workspace]\nmembers = []\n").unwrap();
+        assert!(refusal(&manifest).contains("workspace"));
+    }
+
+    #[test]
+    fn a_package_without_the_guest_profile_is_given_one() {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::create_dir(directory.path().join("src")).unwrap();
+        std::fs::write(directory.path().join("src/lib.rs"), "").unwrap();
+        let manifest = directory.path().join("Cargo.toml");
+        std::fs::write(&manifest, "[package]\nname = \"one\"\nedition = \"2024\"\n[workspace]\n").unwrap();
+        let project = Project::at(directory.path()).unwrap();
+        assert_eq!(project.package, "one");
+        assert!(project.profile_arguments().contains(&"profile.guest.inherits='release'".to_owned()));
+        let with_profile =
+            "[package]\nname = \"one\"\n[workspace]\n[profile.guest]\ninherits = \"release\"\n";
+        std::fs::write(&manifest, with_profile).unwrap();
+        assert_eq!(Project::at(&manifest).unwrap().profile_arguments(), ["--profile", "guest"]);
+    }
+}

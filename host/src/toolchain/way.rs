@@ -1,0 +1,221 @@
+//! The ways from Rust to WebAssembly, and which of them this machine can go.
+
+use std::fmt;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use super::BuildError;
+use super::child::{Child, last_lines};
+
+/// The environment variable that allows one way alone: `installed`, `rustup` or `debian`.
+pub const TOOLCHAIN_VARIABLE: &str = "ANNULUS_GUEST_TOOLCHAIN";
+
+const COMPONENT_TARGET: &str = "wasm32-wasip2";
+const CORE_TARGET: &str = "wasm32-unknown-unknown";
+
+/// rustc answers what it knows of itself at once.
+const ASK_LIMIT: Duration = Duration::from_secs(30);
+/// The target is a download of some 30 MB; a network that drops everything must not hold us longer.
+const RUSTUP_LIMIT: Duration = Duration::from_secs(180);
+/// Debian's packages are a download of some 150 MB.
+const APT_LIMIT: Duration = Duration::from_secs(600);
+
+const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
+const DEBIAN_CARGO: &str = "/usr/bin/cargo";
+const DEBIAN_STD_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/std/src/lib.rs";
+
+/// A way to build a component.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// The target is there.
+    Installed,
+    /// rustup adds the target.
+    Rustup,
+    /// Debian's compiler and the standard library's source, linked by this.
+    Debian {
+        /// LLVM's linker for wasm.
+        linker: PathBuf,
+    },
+}
+
+impl fmt::Display for Way {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Installed | Self::Rustup => write!(out, "for {COMPONENT_TARGET}"),
+            Self::Debian { .. } => write!(out, "for {CORE_TARGET}, with the standard library from source"),
+        }
+    }
+}
+
+impl Way {
+    /// The first way that this machine can go from this directory (whose toolchain file counts).
+    pub(super) fn choose(directory: &Path, progress: &dyn Fn(&str)) -> Result<Self, BuildError> {
+        let only = std::env::var(TOOLCHAIN_VARIABLE).ok().filter(|name| !name.is_empty());
+        if let Some(name) = only.as_deref() {
+            if !["installed", "rustup", "debian"].contains(&name) {
+                return Err(BuildError::UnknownWay(name.to_owned()));
+            }
+        }
+        let allowed = |name: &str| only.as_deref().is_none_or(|only| only == name);
+        let mut tried = Vec::new();
+        if allowed("installed") {
+            match installed(directory) {
+                Ok(()) => return Ok(Self::Installed),
+                Err(reason) => tried.push((Self::Installed, reason)),
+            }
+        }
+        if allowed("rustup") {
+            match rustup(directory, progress) {
+                Ok(()) => return Ok(Self::Rustup),
+                Err(reason) => tried.push((Self::Rustup, reason)),
+            }
+        }
+        if allowed("debian") {
+            match debian(progress) {
+                Ok(linker) => return Ok(Self::Debian { linker }),
+                Err(reason) => tried.push((Self::Debian { linker: PathBuf::new() }, reason)),
+            }
+        }
+        Err(BuildError::NoToolchain(tried))
+    }
+
+    /// What a person would type for it.
+    pub(super) fn description(&self) -> &'static str {
+        match self {
+            Self::Installed => "Rust's target wasm32-wasip2",
+            Self::Rustup => "rustup target add wasm32-wasip2",
+            Self::Debian { .. } => "apt-get install rustc-web cargo-web rust-web-src",
+        }
+    }
+
+    /// Compilers of two releases do not share what they build.
+    pub(super) fn target_directory_name(&self) -> &'static str {
+        match self {
+            Self::Installed | Self::Rustup => "guests",
+            Self::Debian { .. } => "guests-debian",
+        }
+    }
+
+    /// Cargo, in a project's directory.
+    pub(super) fn cargo(&self, directory: &Path) -> Command {
+        let mut command = match self {
+            Self::Installed | Self::Rustup => Command::new("cargo"),
+            Self::Debian { .. } => Command::new(DEBIAN_CARGO),
+        };
+        clean(&mut command).current_dir(directory);
+        if let Self::Debian { linker } = self {
+            // Building the standard library is for nightly compilers, unless one says this.
+            command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
+            command.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
+            command.env_remove("RUSTUP_TOOLCHAIN");
+        }
+        command
+    }
+
+    pub(super) fn build_arguments(&self) -> &'static [&'static str] {
+        match self {
+            Self::Installed | Self::Rustup => &["--target", COMPONENT_TARGET],
+            Self::Debian { .. } => &["--target", CORE_TARGET, "-Zbuild-std=std,panic_abort"],
+        }
+    }
+}
+
+/// Takes away what the Cargo around this process, or its user, set for native code.
+pub(super) fn clean(command: &mut Command) -> &mut Command {
+    let native = [
+        "CARGO_BUILD_TARGET",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_TARGET_DIR",
+        "RUSTC",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTFLAGS",
+    ];
+    native.into_iter().fold(command, |command, name| command.env_remove(name))
+}
+
+/// Asks rustc, not rustup: a toolchain may have the target without rustup.
+fn installed(directory: &Path) -> Result<(), String> {
+    let mut rustc = Command::new("rustc");
+    clean(&mut rustc).current_dir(directory);
+    rustc.args(["--print", "target-libdir", "--target", COMPONENT_TARGET]);
+    let library = Child::answer("rustc", rustc, ASK_LIMIT).ok_or("there is no rustc that knows it")?;
+    let std = std::fs::read_dir(&library).map_err(|_| "it is not installed".to_owned())?;
+    let has_std = std.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libstd-"));
+    if has_std { Ok(()) } else { Err(format!("{library} has no standard library")) }
+}
+
+fn rustup(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), String> {
+    progress("rustup target add wasm32-wasip2");
+    let mut rustup = Command::new("rustup");
+    clean(&mut rustup).current_dir(directory).args(["target", "add", COMPONENT_TARGET]);
+    let ended = Child::run("rustup", rustup, RUSTUP_LIMIT, &|_| {}).map_err(|error| error.to_string())?;
+    if !ended.success {
+        return Err(last_lines(&ended.stderr, 5));
+    }
+    installed(directory)
+}
+
+/// Installs what is missing of Debian's packages; answers the linker.
+fn debian(progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
+    let complete =
+        || [DEBIAN_RUSTC, DEBIAN_CARGO, DEBIAN_STD_SOURCE].iter().all(|file| Path::new(file).exists());
+    if !complete() {
+        apt_get(&DEBIAN_PACKAGES, progress)?;
+        if !complete() {
+            return Err("the packages are installed, but not where they are looked for".to_owned());
+        }
+    }
+    if let Some(linker) = find_linker() {
+        return Ok(linker);
+    }
+    apt_get(&["lld"], progress)?;
+    find_linker().ok_or_else(|| "no linker for wasm: neither rust-lld nor wasm-ld".to_owned())
+}
+
+fn apt_get(packages: &[&str], progress: &dyn Fn(&str)) -> Result<(), String> {
+    if !Path::new("/usr/bin/apt-get").exists() {
+        return Err("this is no Debian".to_owned());
+    }
+    if !is_root() {
+        return Err(format!("only root can install {}", packages.join(" ")));
+    }
+    progress(&format!("apt-get install {} (some 150 MB)", packages.join(" ")));
+    let install = || {
+        let mut install = Command::new("apt-get");
+        // The packages take the place of an installed Rust of Debian's: not without being asked.
+        install.args(["install", "-y", "-q", "--no-install-recommends", "--no-remove"]).args(packages);
+        install.env("DEBIAN_FRONTEND", "noninteractive");
+        Child::run("apt-get install", install, APT_LIMIT, &|_| {}).map_err(|error| error.to_string())
+    };
+    if install()?.success {
+        return Ok(());
+    }
+    // The lists of a fresh machine are empty, or name packages that are there no more.
+    let mut update = Command::new("apt-get");
+    update.args(["update", "-q"]);
+    Child::run("apt-get update", update, APT_LIMIT, &|_| {}).map_err(|error| error.to_string())?;
+    let ended = install()?;
+    if ended.success { Ok(()) } else { Err(last_lines(&ended.stderr, 5)) }
+}
+
+fn is_root() -> bool {
+    let mut id = Command::new("id");
+    id.arg("-u");
+    Child::answer("id", id, ASK_LIMIT).is_some_and(|id| id == "0")
+}
+
+/// The linker that a rustup toolchain brings (its LLVM is about as new as Debian's compiler's),
+/// else LLVM's own, newest first.
+fn find_linker() -> Option<PathBuf> {
+    let mut rustc = Command::new("rustc");
+    clean(&mut rustc).args(["--print", "sysroot"]);
+    let sysroot = Child::answer("rustc", rustc, ASK_LIMIT);
+    let bundled = sysroot.into_iter().flat_map(|sysroot| {
+        let hosts = std::fs::read_dir(Path::new(&sysroot).join("lib/rustlib")).ok();
+        hosts.into_iter().flatten().flatten().map(|host| host.path().join("bin/rust-lld"))
+    });
+    let versioned = (19..30).rev().map(|version| PathBuf::from(format!("/usr/bin/wasm-ld-{version}")));
+    bundled.chain(versioned).chain([PathBuf::from("/usr/bin/wasm-ld")]).find(|linker| linker.exists())
+}
