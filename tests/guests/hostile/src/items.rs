@@ -1,0 +1,57 @@
+//! Items whose fold and receiving side misbehave when they are told to.
+
+use annulus_guest::prelude::*;
+
+#[derive(Default)]
+pub struct Shelf {
+    pub table: Table<Latest<Value>>,
+    pub fold: Option<String>,
+    pub reject: Option<String>,
+}
+
+impl Shelf {
+    pub fn put(&mut self, key: &str, value: Value) {
+        let next = Latest::after(self.table.get(key), Some(value));
+        self.table.set(key, next);
+    }
+}
+
+impl Items for Shelf {
+    fn fold(&self, after: Option<&[u8]>, limit: Budget) -> Page {
+        match self.fold.as_deref() {
+            Some("trap") => panic!("the fold traps"),
+            Some("spin") => crate::spin(),
+            Some("stuck") => Page { next: Some(b"here".to_vec()), ..self.table.fold(None, limit) },
+            _ => self.table.fold(after, limit),
+        }
+    }
+
+    fn encode_handoff_items(&self, key: &[u8]) -> Vec<Item> {
+        self.table.encode_handoff_items(key)
+    }
+
+    fn handle_handoff_item(&mut self, item: Item) -> Result<(), String> {
+        match self.reject.as_deref() {
+            Some("all") => Err("it takes nothing".to_owned()),
+            Some("trap") => panic!("an item traps"),
+            Some(key) if key.as_bytes() == item.key => Err(format!("it does not take {key}")),
+            _ => self.table.handle_handoff_item(item),
+        }
+    }
+
+    fn forget(&mut self, tombstone: &Item) {
+        self.table.forget(tombstone);
+    }
+
+    fn is_empty(&self) -> bool {
+        Items::is_empty(&self.table)
+    }
+
+    fn count(&self) -> u64 {
+        self.table.count()
+    }
+
+    fn delete(&mut self) {
+        self.table.delete();
+    }
+}

@@ -1,0 +1,234 @@
+//! Everything that a guest should not do, each on demand: what the host must survive.
+//!
+//! Commands misbehave as they are named. The settings `fail`, `fold` and `reject` make `init`, the
+//! fold and the receiving side of a handoff misbehave, the crate's features `describe`.
+
+mod items;
+
+use std::hint::black_box;
+
+use annulus_guest::prelude::*;
+use items::Shelf;
+
+#[derive(Default)]
+struct Hostile {
+    shelf: Shelf,
+    /// How many commands this instance has run: 1 again in a fresh one.
+    calls: u64,
+}
+
+#[derive(Commands)]
+#[allow(dead_code)] // some keys are there to route the command, which then looks at others
+enum Command {
+    /// Well behaved: answers its argument.
+    Echo { value: Value },
+    /// Well behaved: how many commands this instance has run, this one too.
+    Calls,
+    /// Well behaved: stores a value in memory.
+    #[command(write)]
+    Put { key: String, value: Value },
+    /// Well behaved: the value of a key, or null.
+    Get { key: String },
+    /// Well behaved: every key.
+    #[command(everywhere)]
+    Keys,
+    /// Says no, with a detail.
+    Refuse { code: String },
+    /// Never ends.
+    Spin,
+    /// Never ends, after a write to memory.
+    #[command(write)]
+    PutAndSpin { key: String, value: Value },
+    /// Traps.
+    Trap,
+    /// Traps, after a write to memory and one to storage.
+    #[command(write)]
+    PutAndTrap { key: String, value: Value },
+    /// Allocates without end.
+    Bomb,
+    /// Answers that many bytes: 100 MB unless it is told.
+    Huge { bytes: Option<u64> },
+    /// Computes for about that many milliseconds, then answers.
+    Sleepy { ms: u64 },
+    /// Recurses without end.
+    Deep,
+    /// Answers what is no CBOR.
+    NoCbor,
+    /// Writes to storage, though it is described as reading.
+    WriteInRead { key: String },
+    /// Writes to storage under another key than its own.
+    #[command(write)]
+    WrongKey { key: String, other: String },
+    /// Reads from storage under another key than its own.
+    #[command(write)]
+    PeekAtOther { key: String, other: String },
+    /// Writes to storage, though it is routed anywhere.
+    #[command(write)]
+    Homeless,
+    /// Writes that many bytes to storage under its key.
+    #[command(write)]
+    BigItem { key: String, bytes: u64 },
+    /// Writes to storage, then refuses: nothing may stay.
+    #[command(write)]
+    WriteAndRefuse { key: String },
+    /// The bytes in storage under its key, or null: what a write before it left.
+    Stored { key: String },
+    /// Logs that many lines of a kilobyte.
+    Chatter { lines: u64 },
+    /// Coverage whose pages never end.
+    #[command(everywhere)]
+    EndlessPages,
+    /// Coverage that never answers.
+    #[command(everywhere)]
+    SpinEverywhere,
+    /// Coverage that traps.
+    #[command(everywhere)]
+    TrapEverywhere,
+}
+
+impl Vnode for Hostile {
+    type Command = Command;
+
+    fn name() -> String {
+        if cfg!(feature = "describe-traps") {
+            panic!("describe traps");
+        }
+        if cfg!(feature = "describe-spins") {
+            spin();
+        }
+        if cfg!(feature = "describe-lies") { "../no name".to_owned() } else { "hostile".to_owned() }
+    }
+
+    fn config() -> Vec<Param> {
+        vec![
+            Param::optional("fail", "text", "init: `trap`, `spin`, or the error that it answers"),
+            Param::optional("fold", "text", "the fold: `trap`, `spin`, or `stuck` (its token never moves)"),
+            Param::optional("reject", "text", "items that come in: `all`, `trap`, or a key that is rejected"),
+        ]
+    }
+
+    fn init(&mut self, config: Config) -> Result<(), String> {
+        self.shelf.fold = config.get("fold")?;
+        self.shelf.reject = config.get("reject")?;
+        match config.get::<String>("fail")?.as_deref() {
+            None => Ok(()),
+            Some("trap") => panic!("init traps"),
+            Some("spin") => spin(),
+            Some(reason) => Err(reason.to_owned()),
+        }
+    }
+
+    fn handle_command(&mut self, command: Command) -> Result<Reply, Failure> {
+        self.calls += 1;
+        match command {
+            Command::Echo { value } => reply(value),
+            Command::Calls => reply(self.calls),
+            Command::Put { key, value } => {
+                self.shelf.put(&key, value);
+                reply("ok")
+            }
+            Command::Get { key } => reply(self.shelf.table.get(&key).and_then(Latest::value)),
+            Command::Refuse { code } => Err(Failure::refused_with(code, "no", &Value::from("detail"))),
+            Command::Spin => spin(),
+            Command::PutAndSpin { key, value } => {
+                self.shelf.put(&key, value);
+                spin()
+            }
+            Command::Trap => panic!("as it was told"),
+            Command::PutAndTrap { key, value } => {
+                storage::put(key.as_bytes(), b"", b"\x01never seen");
+                self.shelf.put(&key, value);
+                panic!("after a write")
+            }
+            Command::Bomb => {
+                let mut blocks = Vec::new();
+                loop {
+                    blocks.push(black_box(vec![1_u8; 1 << 20]));
+                }
+            }
+            Command::Huge { bytes } => {
+                let bytes = usize::try_from(bytes.unwrap_or(100_000_000)).unwrap_or(usize::MAX);
+                reply(Value::Bytes(vec![0; bytes]))
+            }
+            Command::Sleepy { ms } => reply(compute(ms)),
+            Command::Deep => reply(deep(1)),
+            Command::NoCbor => Ok(Reply::from_cbor(vec![0xff; 3])),
+            Command::WriteInRead { key } | Command::WriteAndRefuse { key } => {
+                storage::put(key.as_bytes(), b"", b"\x01x");
+                Err(Failure::refused("after-a-write", "it wrote before"))
+            }
+            Command::WrongKey { other, .. } => {
+                storage::put(other.as_bytes(), b"", b"\x01x");
+                reply("ok")
+            }
+            Command::PeekAtOther { other, .. } => reply(storage::get(other.as_bytes(), b"").is_some()),
+            Command::Homeless => {
+                storage::put(b"somewhere", b"", b"\x01x");
+                reply("ok")
+            }
+            Command::BigItem { key, bytes } => {
+                let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+                storage::put(key.as_bytes(), b"", &vec![1; bytes]);
+                reply("ok")
+            }
+            Command::Stored { key } => {
+                reply(storage::get(key.as_bytes(), b"").map(|version| Value::Bytes(version.value)))
+            }
+            Command::Chatter { lines } => {
+                for line in 0..lines {
+                    info!("{line} {}", "x".repeat(1000));
+                }
+                reply(lines)
+            }
+            // The others go to every partition.
+            _ => Err(Failure::UnknownCommand),
+        }
+    }
+}
+
+impl Coverage for Hostile {
+    fn handle_coverage(&mut self, command: Command, at: Cursor) -> Result<Values, Failure> {
+        match command {
+            Command::Keys => self.shelf.table.each(at, |key, _| key.into()),
+            Command::EndlessPages => {
+                Ok(Values { next: Some(b"again".to_vec()), ..Values::of(["and another"]) })
+            }
+            Command::SpinEverywhere => spin(),
+            Command::TrapEverywhere => panic!("as it was told"),
+            _ => Err(Failure::UnknownCommand),
+        }
+    }
+}
+
+impl Handoff for Hostile {
+    fn items(&mut self) -> &mut dyn Items {
+        &mut self.shelf
+    }
+}
+
+fn spin() -> ! {
+    let mut rounds = 0_u64;
+    loop {
+        rounds = black_box(rounds.wrapping_add(1));
+    }
+}
+
+/// Some hundred thousand rounds of dependent arithmetic take about a millisecond. No clock: what a
+/// guest asks for is the host's to answer, and `now_ms` stands still within a call.
+fn compute(ms: u64) -> u64 {
+    const ROUNDS_PER_MS: u64 = 500_000;
+    (0..ms.saturating_mul(ROUNDS_PER_MS))
+        .fold(1, |sum, round| black_box(sum ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15))
+}
+
+/// Not a loop to the compiler: what comes back is used after the call.
+#[allow(unconditional_recursion)] // as it is meant to be
+fn deep(depth: u64) -> u64 {
+    let frame = black_box([depth; 64]);
+    deep(depth.wrapping_add(1)).wrapping_add(frame[usize::try_from(depth % 64).unwrap_or(0)])
+}
+
+export!(Hostile: Coverage + Handoff);
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,62 @@
+//! It is as hostile as it says, and otherwise sound.
+#![allow(clippy::unwrap_used)]
+
+use super::*;
+use annulus_guest::testing::Tester;
+
+const AT: Partition = Partition { id: 0, ring_size: 8 };
+
+fn doom(result: Result<Value, Failure>) -> String {
+    match result {
+        Err(Failure::Refused(refusal)) if refusal.code == "doomed" => refusal.message,
+        other => panic!("{other:?}"),
+    }
+}
+
+#[test]
+fn it_breaks_the_rules_of_storage() {
+    let hostile = Tester::<Hostile>::start();
+    assert!(doom(hostile.call("write-in-read", &["k".into()])).contains("described as read"));
+    assert!(doom(hostile.call("wrong-key", &["k".into(), "other".into()])).contains("other"));
+    assert!(doom(hostile.call("peek-at-other", &["k".into(), "other".into()])).contains("other"));
+    assert!(doom(hostile.call("homeless", &[])).contains("somewhere"));
+    assert!(hostile.call("write-and-refuse", &["k".into()]).is_err());
+    assert_eq!(hostile.call("stored", &["k".into()]), Ok(Value::Null));
+    assert!(hostile.stored().is_empty());
+    hostile.call("big-item", &["k".into(), 10.into()]).unwrap();
+    assert_eq!(hostile.stored().len(), 1);
+}
+
+#[test]
+fn its_init_fails_when_told() {
+    let start = |value: &str| Tester::<Hostile>::start_with(AT, [("fail", value.into())].into());
+    assert_eq!(start("no disk today").err().as_deref(), Some("no disk today"));
+    assert!(std::panic::catch_unwind(|| start("trap")).is_err());
+}
+
+#[test]
+fn it_rejects_what_it_is_told_to() {
+    let source = Tester::<Hostile>::start();
+    for key in ["a", "b", "c"] {
+        source.call("put", &[key.into(), 1.into()]).unwrap();
+    }
+    let target =
+        |reject: &str| Tester::<Hostile>::start_with(AT, [("reject", reject.into())].into()).unwrap();
+    assert_eq!(target("all").receive(source.fold()).len(), 3);
+    let picky = target("b");
+    assert_eq!(picky.receive(source.fold()).len(), 1);
+    assert_eq!(picky.coverage("keys", &[]), Ok(vec!["a".into(), "c".into()]));
+}
+
+#[test]
+fn it_is_sound_otherwise() {
+    let hostile = Tester::<Hostile>::start();
+    assert_eq!(hostile.call("calls", &[]), Ok(1.into()));
+    assert_eq!(hostile.call("echo", &["x".into()]), Ok("x".into()));
+    assert_eq!(hostile.call("huge", &[3.into()]), Ok(Value::Bytes(vec![0; 3])));
+    assert!(hostile.call("sleepy", &[1.into()]).is_ok());
+    assert!(hostile.call("no-cbor", &[]).is_err());
+    assert_eq!(hostile.call("chatter", &[2.into()]), Ok(2.into()));
+    assert_eq!(hostile.logs().len(), 2);
+    assert_eq!(hostile.call("calls", &[]), Ok(7.into()));
+}

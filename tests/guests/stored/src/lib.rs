@@ -1,0 +1,117 @@
+//! A key/value store: items in host storage, the newest version wins, deletes are tombstones.
+use annulus_guest::prelude::*;
+
+#[derive(Default)]
+struct Kv;
+
+type Entry = Latest<Value>;
+
+#[derive(Commands)]
+enum Command {
+    /// Stores a value under a key.
+    #[command(write, reply = "text")]
+    Put { key: String, value: Value },
+    /// The value of a key, or null.
+    Get { key: String },
+    /// Deletes a key; answers the value that it had, or null.
+    #[command(write)]
+    Delete { key: String },
+    /// Every key.
+    #[command(everywhere, reply = "text")]
+    Keys,
+    /// Every value.
+    #[command(everywhere)]
+    Values,
+    /// Deletes everything; answers the values that it deleted.
+    #[command(write, everywhere)]
+    Clear,
+}
+
+fn set(key: &str, value: Option<Value>) -> Option<Value> {
+    let before: Option<Entry> = storage::load(key);
+    storage::store(key, &Latest::after(before.as_ref(), value));
+    before.and_then(Latest::get)
+}
+
+impl Vnode for Kv {
+    type Command = Command;
+    fn handle_command(&mut self, command: Command) -> Result<Reply, Failure> {
+        match command {
+            Command::Put { key, value } => {
+                set(&key, Some(value));
+                reply("ok")
+            }
+            Command::Get { key } => reply(storage::load::<Entry>(key).and_then(Latest::get)),
+            Command::Delete { key } => reply(set(&key, None)),
+            Command::Keys | Command::Values | Command::Clear => Err(Failure::UnknownCommand),
+        }
+    }
+}
+
+impl Coverage for Kv {
+    fn handle_coverage(&mut self, command: Command, at: Cursor) -> Result<Values, Failure> {
+        storage::each(at, |key, entry: Entry| match command {
+            Command::Keys => key.into(),
+            Command::Clear => set(key, None).into(),
+            _ => entry.get().into(),
+        })
+    }
+}
+
+impl Merge for Kv {
+    type State = Entry;
+}
+
+export!(Kv: Coverage + Merge);
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+
+    use super::*;
+    use annulus_guest::testing::{Tester, laws};
+
+    #[test]
+    fn puts_gets_and_deletes() {
+        let kv = Tester::<Kv>::start();
+        assert_eq!(kv.call("put", &["k1".into(), "v1".into()]).unwrap(), Value::from("ok"));
+        assert_eq!(kv.call("get", &["k1".into()]).unwrap(), Value::from("v1"));
+        assert_eq!(kv.call("delete", &["k1".into()]).unwrap(), Value::from("v1"));
+        assert_eq!(kv.call("get", &["k1".into()]).unwrap(), Value::Null);
+        assert!(matches!(kv.call("get", &[]), Err(Failure::BadArguments(m)) if m.contains("key")));
+    }
+
+    #[test]
+    fn states_obey_the_laws() {
+        let a = Latest::after(None, Some(1));
+        let b = Latest::after(Some(&a), None);
+        let c = Latest::after(Some(&b), Some(2));
+        laws(&[a, b, c]);
+    }
+
+    #[test]
+    fn coverage_crosses_pages_and_clear_leaves_tombstones() {
+        let kv = Tester::<Kv>::start();
+        for at in 0..10 {
+            kv.call("put", &[format!("k{at}").into(), at.into()]).unwrap();
+        }
+        kv.call("delete", &["k3".into()]).unwrap();
+        assert_eq!(kv.coverage("keys", &[]).unwrap().len(), 9);
+        assert_eq!(kv.coverage("clear", &[]).unwrap().len(), 9);
+        assert_eq!(kv.coverage("keys", &[]), Ok(vec![]));
+        assert_eq!(kv.stored().iter().filter(|item| item.deleted).count(), 10);
+    }
+
+    #[test]
+    fn two_replicas_that_exchange_what_they_have_end_alike() {
+        let (one, other) = (Tester::<Kv>::start(), Tester::<Kv>::start());
+        one.call("put", &["k".into(), "old".into()]).unwrap();
+        assert!(other.receive_stored(one.stored()).is_empty());
+        other.call("put", &["k".into(), "new".into()]).unwrap();
+        one.call("delete", &["k".into()]).unwrap();
+        one.call("put", &["only here".into(), 1.into()]).unwrap();
+        assert!(other.receive_stored(one.stored()).is_empty());
+        assert!(one.receive_stored(other.stored()).is_empty());
+        assert_eq!(one.stored(), other.stored());
+    }
+}
