@@ -53,10 +53,10 @@ impl Way {
     /// The first way that this machine can go from this directory (whose toolchain file counts).
     pub(super) fn choose(directory: &Path, progress: &dyn Fn(&str)) -> Result<Self, BuildError> {
         let only = std::env::var(TOOLCHAIN_VARIABLE).ok().filter(|name| !name.is_empty());
-        if let Some(name) = only.as_deref() {
-            if !["installed", "rustup", "debian"].contains(&name) {
-                return Err(BuildError::UnknownWay(name.to_owned()));
-            }
+        if let Some(name) = only.as_deref()
+            && !["installed", "rustup", "debian"].contains(&name)
+        {
+            return Err(BuildError::UnknownWay(name.to_owned()));
         }
         let allowed = |name: &str| only.as_deref().is_none_or(|only| only == name);
         let mut tried = Vec::new();
