@@ -283,6 +283,12 @@ fn another_leads_when_the_leader_is_gone_and_without_a_majority_nothing_changes(
 
     left.pop().unwrap().stop();
     let last = &left[0];
+    // A leader takes commands until it knows that it is alone; their outcome is unknown.
+    let alone = soon();
+    while last.life.cluster.heard_from_leader_within(Duration::from_secs(1)) {
+        assert!(Instant::now() < alone);
+        std::thread::sleep(Duration::from_millis(20));
+    }
     let state = last.view().state.clone();
     let limit = Duration::from_secs(4);
     let asked = Instant::now();
