@@ -72,6 +72,17 @@ pub struct DeadlineExceeded {
     pub index: u64,
 }
 
+/// The Raft group as this node knows it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RaftMembers {
+    /// Whose majority decides.
+    pub voters: Vec<NodeId>,
+    /// Who only hears what was decided.
+    pub learners: Vec<NodeId>,
+    /// A change of voters is under way: majorities of the old and of the new ones decide.
+    pub changing: bool,
+}
+
 /// A node's handle of the control plane. Clones share it.
 #[derive(Clone)]
 pub struct Cluster {
@@ -176,13 +187,16 @@ impl Cluster {
         self.inner.ended.subscribe()
     }
 
-    /// Voters and learners of the Raft group, for `status`.
-    pub fn raft_members(&self) -> (Vec<NodeId>, Vec<NodeId>) {
+    /// Who votes and who only learns, for `status`.
+    pub fn raft_members(&self) -> RaftMembers {
         let metrics = self.inner.raft.metrics();
-        let membership = metrics.borrow().membership_config.clone();
-        let voters = membership.voter_ids().map(NodeId).collect();
-        let learners = membership.membership().learner_ids().map(NodeId).collect();
-        (voters, learners)
+        let stored = metrics.borrow().membership_config.clone();
+        let membership = stored.membership();
+        RaftMembers {
+            voters: membership.voter_ids().map(NodeId).collect(),
+            learners: membership.learner_ids().map(NodeId).collect(),
+            changing: membership.get_joint_config().len() > 1,
+        }
     }
 
     /// Stops taking part. What is committed is on disk already.

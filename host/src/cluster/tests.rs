@@ -106,7 +106,11 @@ impl World {
         let mut world = Self::founded().await;
         world.join(2).await;
         world.join(3).await;
-        world.until("three vote", |node| node.raft_members().0.len() == 3).await;
+        let three_vote = |node: &Cluster| {
+            let group = node.raft_members();
+            group.voters.len() == 3 && !group.changing
+        };
+        world.until("three vote", three_vote).await;
         world
     }
 

@@ -197,7 +197,11 @@ impl Running {
     /// Raft's membership is no part of the view, so this looks again and again.
     fn see_voters(&self, count: usize) {
         let until = soon();
-        while self.life.cluster.raft_members().0.len() != count {
+        let settled = || {
+            let group = self.life.cluster.raft_members();
+            group.voters.len() == count && !group.changing
+        };
+        while !settled() {
             assert!(Instant::now() < until, "{:?}", self.life.cluster.raft_members());
             std::thread::sleep(Duration::from_millis(20));
         }
