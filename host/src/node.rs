@@ -26,6 +26,7 @@ use std::time::{Duration, Instant};
 use annulus_core::ids::BootId;
 use fjall::Database;
 
+use crate::admin::{AdminParts, AdminService};
 use crate::cluster::{Cluster, ClusterConfig, ClusterError, TransportLink};
 use crate::data_dir::{DataDir, DataDirError, open_database};
 use crate::transport::identity::{IdentityError, TlsIdentity};
@@ -41,6 +42,9 @@ pub use services::{Services, ServicesError};
 /// What the life before has just let go of, database and port, may stay taken for a moment, until
 /// its threads have noticed.
 const RELEASE: Duration = Duration::from_secs(10);
+
+/// How long answers to operators may still take when the node stops.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// Why a node does not start.
 #[derive(Debug, thiserror::Error)]
@@ -76,6 +80,7 @@ pub enum StartError {
 /// A running node.
 pub struct Node {
     // In the order in which they end.
+    admin: AdminService,
     services: Services,
     cluster: Cluster,
     link: Arc<TransportLink>,
@@ -159,8 +164,19 @@ impl Node {
 
         let joiner = Joiner::new(cluster.clone(), data.clone(), config.clone(), address, exit.clone());
         joiner.resume(runtimes.network())?;
+        let admin = AdminService::new(AdminParts {
+            cluster: cluster.clone(),
+            transport: transport.clone(),
+            coordinator: services.coordinator.clone(),
+            modules: services.modules.clone(),
+            master: services.master.clone(),
+            handoff: services.handoff.clone(),
+            control: Arc::new(joiner.clone()),
+        });
+        router.serve_admin(Arc::new(admin.clone()));
         tracing::info!(name = %config.name, node = %identity.node, cluster = %identity.cluster, %address, "started");
         Ok(Self {
+            admin,
             services,
             cluster,
             link,
@@ -235,6 +251,8 @@ impl Node {
 
     /// Stops in order. What was answered is durable before, so nothing is lost by stopping faster.
     pub fn stop(self) {
+        // What ends the node may be what an operator is being answered.
+        self.runtimes.network().block_on(self.admin.drain(ANSWER));
         self.services.stop(self.runtimes.network());
         self.router.clear();
         self.runtimes.raft().block_on(self.cluster.stop());

@@ -1,4 +1,5 @@
 //! The cluster harness.
 
 pub mod guests;
+pub mod harness;
 pub mod inside;

@@ -9,9 +9,11 @@
 mod control;
 mod protocol;
 pub mod rows;
+mod service;
 
 pub use control::{NodeControl, Pending, Restart};
 pub use protocol::{
     ADMIN_HEADER, AdminError, AdminReply, AdminRequest, BenchRequest, BenchTarget, CallRequest,
     DeployRequest, Malformed, RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
 };
+pub use service::{AdminParts, AdminService};

@@ -68,8 +68,8 @@ pub struct TransferRow {
     pub state: String,
     /// Items that are over.
     pub items_done: u64,
-    /// Items in all, as far as known.
-    pub items_total: u64,
+    /// Items in all, roughly, if that is known.
+    pub items_total: Option<u64>,
     /// Bytes that are over.
     pub bytes: u64,
     /// Why the last attempt failed.

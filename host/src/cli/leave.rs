@@ -11,7 +11,8 @@ use crate::admin::rows::MemberRow;
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the node; the addressed one where none is named
-    node: Option<String>,
+    #[arg(id = "leaver", value_name = "NODE")]
+    name: Option<String>,
     /// Do not wait for the handoffs
     #[arg(long)]
     no_wait: bool,
@@ -23,7 +24,7 @@ pub struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
     let request =
-        AdminRequest::Leave { node: args.node, wait: !args.no_wait, timeout_ms: millis(args.timeout) };
+        AdminRequest::Leave { node: args.name, wait: !args.no_wait, timeout_ms: millis(args.timeout) };
     let member: MemberRow = connection.ask(&request).await?;
     context.output.show(&member, || match member.status.as_str() {
         "removed" => format!("{} has handed off everything and left", member.node),

@@ -10,6 +10,7 @@ mod call;
 mod completions;
 mod connection;
 mod context;
+mod demo;
 mod deploy;
 mod duration;
 mod error;
@@ -17,12 +18,14 @@ mod inspect;
 mod join;
 mod leave;
 mod locate;
+mod log;
 mod members;
 mod modules;
 mod new;
 mod output;
 mod ring;
 mod rollback;
+mod start;
 mod status;
 mod table;
 mod token;
@@ -39,6 +42,7 @@ pub use context::Context;
 pub use duration::parse_duration;
 pub use error::CliError;
 pub use output::{Format, Output};
+pub use start::LogFormat;
 pub use table::Table;
 
 /// Stateful, sharded services from WebAssembly components.
@@ -85,6 +89,10 @@ pub struct Global {
 /// What can be done.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
+    /// Run three nodes and a guided tour: join, put and get, handoff, a hot swap under load
+    Demo(demo::Args),
+    /// Run a node
+    Start(start::Args),
     /// Make this node part of another node's cluster
     Join(join::Args),
     /// Hand off all that a node holds, then let it go
@@ -165,32 +173,49 @@ fn report_usage(error: &clap::Error) -> ExitCode {
 }
 
 fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
+    let context = Context::new(cli.global, output.clone());
+    match cli.verb {
+        // A node has runtimes of its own.
+        Verb::Start(args) => {
+            log::set_up(context.global.verbose, true, args.log_format);
+            start::run(args, &context)
+        }
+        verb => {
+            log::set_up(context.global.verbose, false, LogFormat::Text);
+            ask(verb, &context)
+        }
+    }
+}
+
+/// Verbs that ask a node.
+fn ask(verb: Verb, context: &Context) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
         .enable_all()
         .build()
         .map_err(|error| CliError::Other(format!("cannot start a runtime: {error}")))?;
-    let context = Context::new(cli.global, output.clone());
     runtime.block_on(async {
-        match cli.verb {
-            Verb::Join(args) => join::run(args, &context).await,
-            Verb::Leave(args) => leave::run(args, &context).await,
-            Verb::Token(args) => token::run(args, &context).await,
-            Verb::Members(args) => members::run(args, &context).await,
-            Verb::Ring(args) => ring::run(args, &context).await,
-            Verb::Transfers(args) => transfers::run(args, &context).await,
-            Verb::Status(args) => status::run(args, &context).await,
-            Verb::Locate(args) => locate::run(args, &context).await,
-            Verb::New(args) => new::run(args, &context),
-            Verb::Build(args) => build::run(args, &context),
-            Verb::Inspect(args) => inspect::run(args, &context).await,
-            Verb::Deploy(args) => deploy::run(args, &context).await,
-            Verb::Modules(args) => modules::run(args, &context).await,
-            Verb::Rollback(args) => rollback::run(args, &context).await,
-            Verb::Undeploy(args) => undeploy::run(args, &context).await,
-            Verb::Call(args) => call::run(args, &context).await,
-            Verb::Bench(args) => bench::run(args, &context).await,
-            Verb::Completions(args) => completions::run(args, &context).await,
+        match verb {
+            Verb::Start(_) => Ok(()),
+            Verb::Demo(args) => demo::run(args, context).await,
+            Verb::Join(args) => join::run(args, context).await,
+            Verb::Leave(args) => leave::run(args, context).await,
+            Verb::Token(args) => token::run(args, context).await,
+            Verb::Members(args) => members::run(args, context).await,
+            Verb::Ring(args) => ring::run(args, context).await,
+            Verb::Transfers(args) => transfers::run(args, context).await,
+            Verb::Status(args) => status::run(args, context).await,
+            Verb::Locate(args) => locate::run(args, context).await,
+            Verb::New(args) => new::run(args, context),
+            Verb::Build(args) => build::run(args, context),
+            Verb::Inspect(args) => inspect::run(args, context).await,
+            Verb::Deploy(args) => deploy::run(args, context).await,
+            Verb::Modules(args) => modules::run(args, context).await,
+            Verb::Rollback(args) => rollback::run(args, context).await,
+            Verb::Undeploy(args) => undeploy::run(args, context).await,
+            Verb::Call(args) => call::run(args, context).await,
+            Verb::Bench(args) => bench::run(args, context).await,
+            Verb::Completions(args) => completions::run(args, context).await,
             Verb::Unknown(words) => Err(unknown(&words)),
         }
     })

@@ -23,6 +23,15 @@ fn global_flags_may_stand_after_the_arguments_of_a_call() {
 }
 
 #[test]
+fn a_verbs_own_words_are_not_taken_for_global_flags() {
+    let cli = parse("leave n3@h --node 127.0.0.1:1").unwrap();
+    assert_eq!(cli.global.node.as_deref(), Some("127.0.0.1:1"));
+    let cli = parse("leave n3@h").unwrap();
+    assert_eq!(cli.global.node, None);
+    assert_eq!(parse("start --name a@h --data d").unwrap().global.data, PathBuf::from("d"));
+}
+
+#[test]
 fn words_that_make_no_sense_are_refused() {
     for words in [
         "",

@@ -28,7 +28,10 @@ pub(super) fn render(rows: &[TransferRow]) -> String {
             row.from.clone(),
             row.to.clone(),
             row.state.clone(),
-            format!("{}/{}", row.items_done, row.items_total),
+            match row.items_total {
+                Some(total) => format!("{}/{total}", row.items_done),
+                None => row.items_done.to_string(),
+            },
             row.bytes.to_string(),
             row.error.clone().unwrap_or_default(),
         ]);

@@ -61,7 +61,7 @@ pub enum BuildError {
 }
 
 impl BuildError {
-    pub(super) fn io(path: &Path, error: io::Error) -> Self {
+    pub(crate) fn io(path: &Path, error: io::Error) -> Self {
         Self::Io { path: path.to_owned(), error }
     }
 }

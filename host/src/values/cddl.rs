@@ -128,7 +128,7 @@ impl Parser<'_> {
             let end = quoted.find('"')?;
             let literal = quoted[..end].to_owned();
             self.rest = &quoted[end + 1..];
-            return (!literal.contains('\\')).then(|| Type::Literal(Value::Text(literal)));
+            return (!literal.contains('\\')).then_some(Type::Literal(Value::Text(literal)));
         }
         let end = self
             .rest

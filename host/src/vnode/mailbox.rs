@@ -208,6 +208,11 @@ pub(super) struct Gauge {
 }
 
 impl VnodeHandle {
+    /// Puts a command into the mailbox; false (and the command dropped) if there is no room.
+    pub fn try_command(&self, command: Command) -> bool {
+        self.commands.try_send(command).is_ok()
+    }
+
     /// Tells the vnode; false if it has ended.
     pub fn tell(&self, control: Control) -> bool {
         self.control.send(control).is_ok()

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::{AdminService, LOOK_LIMIT, name_of};
 use crate::admin::AdminError;
-use crate::admin::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, RingRow, StatusRow, TransferRow};
+use crate::admin::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, RingRow, StatusRow};
 use crate::cluster::View;
 use crate::modules::Running;
 
@@ -108,19 +108,6 @@ impl AdminService {
         join_all(rows).await
     }
 
-    /// What moves in the whole cluster, and what shall move and nobody has begun with.
-    pub(super) async fn transfers(&self) -> Vec<TransferRow> {
-        let view = self.view();
-        let mut rows = self.parts.handoff.transfers_everywhere(Instant::now() + LOOK_LIMIT).await;
-        for row in waiting(&view) {
-            if !rows.iter().any(|other| other.partition == row.partition && other.state != "done") {
-                rows.push(row);
-            }
-        }
-        rows.sort_by(|a, b| (a.partition, &a.module).cmp(&(b.partition, &b.module)));
-        rows
-    }
-
     /// The guest's own words, as the cluster keeps them.
     pub(super) fn describe(&self, name: &str) -> Result<Bytes, AdminError> {
         match self.view().module(name) {
@@ -155,7 +142,7 @@ impl AdminService {
             members: live.len(),
             alive: live.iter().filter(|node| self.is_up(&view, **node)).count(),
             pending: view.state.ring.partitions.iter().filter(|partition| partition.pending.is_some()).count(),
-            transfers: self.parts.handoff.transfers().len(),
+            transfers: self.parts.handoff.transfers().await.len(),
             modules: view.state.modules.len(),
             vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
             alerts,
@@ -168,7 +155,7 @@ fn incident(incident: &crate::vnode::Incident) -> String {
     format!("{}: {}{partition}: {}", incident.kind, incident.module, incident.reason)
 }
 
-fn status_word(status: MemberStatus) -> &'static str {
+pub(super) fn status_word(status: MemberStatus) -> &'static str {
     match status {
         MemberStatus::Joining => "joining",
         MemberStatus::Member => "member",
@@ -188,24 +175,4 @@ pub(super) fn ring(view: &View) -> RingRow {
         pending: partition.pending.as_ref().map(|transfer| names(&transfer.target)).unwrap_or_default(),
     });
     RingRow { ring_size: ring.size.get(), epoch: ring.epoch, partitions: partitions.collect() }
-}
-
-/// Changes of owner that nobody has begun to carry out.
-fn waiting(view: &View) -> impl Iterator<Item = TransferRow> + '_ {
-    let ring = &view.state.ring;
-    ring.size.partitions().zip(&ring.partitions).filter_map(|(id, partition)| {
-        let (from, to) = (*partition.replicas.first()?, *partition.pending.as_ref()?.target.first()?);
-        (from != to).then(|| TransferRow {
-            module: "*".to_owned(),
-            partition: id.0,
-            kind: "ownership".to_owned(),
-            from: name_of(view, from),
-            to: name_of(view, to),
-            state: "waiting".to_owned(),
-            items_done: 0,
-            items_total: 0,
-            bytes: 0,
-            error: None,
-        })
-    })
 }

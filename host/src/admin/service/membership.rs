@@ -6,7 +6,9 @@ use annulus_core::state::MemberStatus;
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
+use super::look::status_word;
 use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
+use crate::cluster::Ended;
 use crate::admin::rows::{MemberRow, TokenRow};
 use crate::admin::{AdminError, Restart};
 
@@ -47,6 +49,7 @@ impl AdminService {
         answer: &mut Answer,
     ) -> Result<MemberRow, AdminError> {
         let mut views = self.parts.cluster.watch();
+        let mut ended = self.parts.cluster.ended();
         let node = self.parts.cluster.leave(name, deadline.min(Instant::now() + CHANGE_LIMIT)).await?;
         let unknown = || AdminError::unknown("unknown-node", format!("node {node} is not known here any more"));
         let mut most = 0;
@@ -54,6 +57,11 @@ impl AdminService {
             let view = views.borrow_and_update().clone();
             let status = view.state.members.get(&node).map(|member| member.status);
             let left = matches!(status, None | Some(MemberStatus::Removed));
+            // Who left may never see the entry that says so: nobody sends it to strangers.
+            if node == view.me && *ended.borrow_and_update() == Some(Ended::Removed) {
+                let row = self.member(&view, node).ok_or_else(unknown)?;
+                return Ok(MemberRow { status: status_word(MemberStatus::Removed).to_owned(), alive: false, ..row });
+            }
             if left || (!wait && status == Some(MemberStatus::Leaving)) {
                 return self.member(&view, node).ok_or_else(unknown);
             }
@@ -69,7 +77,8 @@ impl AdminService {
                 return Err(AdminError { state: "applied".to_owned(), ..AdminError::unknown("deadline-exceeded", message) });
             }
             // Time-outs only bring the next sign of life.
-            let _ = timeout(HEARTBEAT.min(deadline - Instant::now()), views.changed()).await;
+            let news = async { tokio::select! { _ = views.changed() => {}, _ = ended.changed() => {} } };
+            let _ = timeout(HEARTBEAT.min(deadline.saturating_duration_since(Instant::now())), news).await;
         }
     }
 }

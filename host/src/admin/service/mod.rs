@@ -23,10 +23,10 @@ use tokio::time::{Instant, timeout};
 
 use super::{ADMIN_HEADER, AdminError, AdminRequest, NodeControl, decode};
 use crate::cluster::{Cluster, View};
-use crate::handoff::Manager;
+use crate::handoff::Handoff;
 use crate::modules::Modules;
 use crate::request::Coordinator;
-use crate::transport::{BulkStream, PeerIdentity, Transport};
+use crate::transport::{BulkStream, PeerIdentity, Request, Service, Transport};
 use crate::vnode::Master;
 
 use answer::Answer;
@@ -54,11 +54,9 @@ pub struct AdminParts {
     /// Vnodes of this node.
     pub master: Master,
     /// What moves.
-    pub handoff: Manager,
+    pub handoff: Handoff,
     /// The node as a whole.
     pub control: Arc<dyn NodeControl>,
-    /// `--http`, reserved.
-    pub http: String,
 }
 
 /// Serves operators. Cheap to clone.
@@ -73,15 +71,6 @@ impl AdminService {
     /// A service over these parts.
     pub fn new(parts: AdminParts) -> Self {
         Self { parts: Arc::new(parts), under_way: Arc::default() }
-    }
-
-    /// A bulk stream of kind `BULK_ADMIN`. Returns at once.
-    pub fn serve(&self, from: PeerIdentity, header: Bytes, stream: BulkStream) {
-        let service = self.clone();
-        tokio::spawn(async move {
-            let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;
-            service.hear(from, &header, stream).await;
-        });
     }
 
     /// Waits for the requests under way, at most this long: the last of them may be what ends
@@ -122,7 +111,7 @@ impl AdminService {
         match request {
             AdminRequest::Members => done(&self.members()),
             AdminRequest::Ring => done(&look::ring(&self.view())),
-            AdminRequest::Transfers => done(&self.transfers().await),
+            AdminRequest::Transfers => done(&self.parts.handoff.transfers().await),
             AdminRequest::Status => done(&self.status().await),
             AdminRequest::Locate { module, key, n } => done(&self.locate(&module, &key, n)?),
             AdminRequest::Modules => done(&self.modules().await),
@@ -150,6 +139,19 @@ impl AdminService {
 
     fn view(&self) -> Arc<View> {
         self.parts.cluster.view()
+    }
+}
+
+impl Service for AdminService {
+    /// Operators ask by streams alone: dropped, the asker learns that nobody answers.
+    fn request(&self, _: Request) {}
+
+    fn bulk(&self, from: PeerIdentity, _: u8, header: Bytes, stream: BulkStream) {
+        let service = self.clone();
+        tokio::spawn(async move {
+            let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;
+            service.hear(from, &header, stream).await;
+        });
     }
 }
 

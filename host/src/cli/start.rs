@@ -1,0 +1,196 @@
+//! `start`: runs a node, until a signal or the cluster ends it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::keyspace::RingSize;
+use parking_lot::Mutex;
+use serde::Serialize;
+
+use super::{CliError, Context};
+use crate::node::{self, Exit, ExitSwitch, Node, NodeConfig, StopReason};
+
+/// Run a node.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Its name, `NAME@HOST`; the same at each start of one data directory
+    #[arg(long, default_value = "annulus@127.0.0.1", value_parser = node_name)]
+    name: String,
+    /// UDP address of its QUIC endpoint; port 0 takes a free one
+    #[arg(long, default_value = "127.0.0.1:8199")]
+    listen: SocketAddr,
+    /// How other nodes reach it, if not by that
+    #[arg(long, value_name = "ADDR")]
+    advertise: Option<SocketAddr>,
+    /// Address kept for its HTTP gateway; not served in this version
+    #[arg(long, default_value = "127.0.0.1:8198")]
+    http: SocketAddr,
+    /// Number of partitions of the cluster that it founds: a power of two from 8 to 4096
+    #[arg(long, default_value_t = NodeConfig::RING_SIZE, value_parser = ring_size)]
+    ring_size: u32,
+    /// Failure domain
+    #[arg(long)]
+    zone: Option<String>,
+    /// Share of the ring relative to other nodes
+    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    weight: u32,
+    /// How log lines on stderr look; ANNULUS_LOG chooses them (`debug`, `annulus::handoff=trace`)
+    #[arg(long, value_enum, default_value_t)]
+    pub(super) log_format: LogFormat,
+    /// Stop when stdin ends, so when whoever started this is gone
+    #[arg(long, hide = true)]
+    with_parent: bool,
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// Longest node name, in bytes.
+const MAX_NAME_BYTES: usize = 255;
+
+fn node_name(text: &str) -> Result<String, String> {
+    let sound = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic() && c != '@');
+    match text.split_once('@') {
+        Some((name, host)) if sound(name) && sound(host) && text.len() <= MAX_NAME_BYTES => Ok(text.to_owned()),
+        _ => Err("a node is called NAME@HOST, without spaces".to_owned()),
+    }
+}
+
+fn ring_size(text: &str) -> Result<u32, String> {
+    let size: u32 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    RingSize::try_from(size).map(u32::from).map_err(|error| error.to_string())
+}
+
+/// What `start` says when the node serves, for programs.
+#[derive(Serialize)]
+struct Started {
+    node: String,
+    cluster: String,
+    listen: String,
+    http: String,
+    data: PathBuf,
+}
+
+/// Runs the node. Must be called outside of any runtime.
+pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let config = NodeConfig {
+        name: args.name,
+        listen: args.listen,
+        advertise: args.advertise,
+        http: args.http.to_string(),
+        data: context.global.data.clone(),
+        ring_size: RingSize::try_from(args.ring_size).map_err(|error| CliError::Usage(error.to_string()))?,
+        zone: args.zone,
+        weight: args.weight,
+    };
+    let mut lives = 0;
+    let switch: Arc<Mutex<Option<ExitSwitch>>> = Arc::default();
+    if args.with_parent {
+        let switch = switch.clone();
+        std::thread::spawn(move || stop_with_parent(&switch));
+    }
+    let ended = node::run(config, |node| {
+        lives += 1;
+        *switch.lock() = Some(node.exit().clone());
+        // Nobody reading stdout is no reason to stop serving.
+        drop(announce(node, lives, context));
+    });
+    match ended {
+        Ok(StopReason::Asked) => Ok(()),
+        Ok(reason) => {
+            context.output.note(&format!("{reason}"));
+            match reason {
+                StopReason::Removed => Ok(()),
+                _ => Err(CliError::Other(reason.to_string())),
+            }
+        }
+        Err(error) => Err(CliError::Other(error.to_string())),
+    }
+}
+
+/// Longest that an orderly end may take once nobody is left to wait for it.
+const ORPHAN_LIMIT: Duration = Duration::from_secs(10);
+
+/// Reads stdin to its end, which comes with the end of the process that holds it.
+fn stop_with_parent(switch: &Mutex<Option<ExitSwitch>>) {
+    // What the parent says does not matter, nor how its end comes.
+    drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
+    if let Some(switch) = &*switch.lock() {
+        switch.throw(Exit::Stop(StopReason::Asked));
+    }
+    std::thread::sleep(ORPHAN_LIMIT);
+    std::process::exit(1);
+}
+
+fn announce(node: &Node, lives: u32, context: &Context) -> Result<(), CliError> {
+    let config = node.config();
+    let view = node.cluster().view();
+    let started = Started {
+        node: config.name.clone(),
+        cluster: view.state.cluster.to_string(),
+        listen: config.listen.to_string(),
+        http: config.http.clone(),
+        data: config.data.clone(),
+    };
+    let others = view.state.live_members().count().saturating_sub(1);
+    context.output.show(&started, || {
+        if lives > 1 {
+            return format!("\nnow part of cluster {} with {others} other nodes", started.cluster);
+        }
+        greeting(&started, others)
+    })
+}
+
+fn greeting(started: &Started, others: usize) -> String {
+    let Started { node, cluster, listen, http, data } = started;
+    let data = data.display();
+    let company = match others {
+        0 => "alone".to_owned(),
+        others => format!("with {others} others"),
+    };
+    format!(
+        "annulus {version}: {node}\n\
+         \n\
+         \x20 cluster  {cluster}, {company}\n\
+         \x20 listens  {listen} (QUIC over UDP)\n\
+         \x20 http     {http} is reserved, not served in this version\n\
+         \x20 data     {data}; its admin.toml is what lets the other verbs in\n\
+         \n\
+         In another terminal:\n\
+         \x20 annulus --data {data} ring\n\
+         \x20 annulus --data {data} deploy FILE        (annulus new NAME; annulus build NAME)\n\
+         \x20 annulus --data {data} token              lets another node say: join {listen} --token TOKEN\n\
+         Ctrl-C stops it; the same command starts it again as what it was.",
+        version = env!("CARGO_PKG_VERSION"),
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn names_have_two_parts() {
+        assert!(node_name("rc_example1@127.0.0.1").is_ok());
+        for bad in ["", "a", "@h", "a@", "a@b@c", "a b@h", "a@h\n", &format!("{}@h", "x".repeat(300))] {
+            assert!(node_name(bad).is_err(), "{bad:?}");
+        }
+    }
+
+    #[test]
+    fn ring_sizes_are_powers_of_two() {
+        assert_eq!(ring_size("64"), Ok(64));
+        for bad in ["63", "4", "8192", "-1", "many"] {
+            assert!(ring_size(bad).is_err(), "{bad}");
+        }
+    }
+}
