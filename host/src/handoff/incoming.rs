@@ -108,15 +108,9 @@ impl Driver {
             Effect::Stage { generation, seq, module, items } => {
                 self.step(generation, Step::Stage { seq, module, items });
             }
-            Effect::Complete(generation) => {
-                // Items of modules that keep them in memory are as safe as they get.
-                let event = if master.staging_complete(self.partition, self.transfer) {
-                    Event::Completed(generation)
-                } else {
-                    Event::Failed { generation, reason: Refused::Stage("the stage is gone".to_owned()) }
-                };
-                let _ = self.later.send(event);
-            }
+            // In turn behind the opening too: a partition without items waits for nothing else,
+            // and must not be taken over before this node can run the modules.
+            Effect::Complete(generation) => self.step(generation, Step::Complete),
             Effect::Send(stream, message) => {
                 if let Some(link) = self.links.get(&stream) {
                     let _ = link.send(Arc::new(message));
@@ -156,6 +150,7 @@ impl Driver {
 enum Step {
     Open { modules: Vec<ModuleRelease>, applied: u64 },
     Stage { seq: u64, module: ModuleUid, items: Vec<Item> },
+    Complete,
 }
 
 /// Fills one generation of a stage, in the order of the stream.
@@ -179,6 +174,11 @@ impl Filler {
                 Step::Stage { seq, module, items } => {
                     self.stage(module, items).await.map(|()| Some(Event::Staged { generation, seq }))
                 }
+                // Items of modules that keep them in memory are as safe as they get.
+                Step::Complete if self.handoff.inner.master.staging_complete(self.partition, self.transfer) => {
+                    Ok(Some(Event::Completed(generation)))
+                }
+                Step::Complete => Err(Refused::Stage("the stage is gone".to_owned())),
             };
             match done {
                 Ok(event) => event.into_iter().for_each(|event| drop(self.later.send(event))),
