@@ -107,11 +107,7 @@ fn run(command: &mut Command) -> Ran {
     let output = command.stdin(Stdio::null()).output();
     let output = output.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
     let text = |bytes| String::from_utf8(bytes).unwrap_or_else(|error| panic!("{command:?}: {error}"));
-    Ran {
-        code: output.status.code().unwrap_or(-1),
-        stdout: text(output.stdout),
-        stderr: text(output.stderr),
-    }
+    Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
 /// One node: a directory, a port, and a process while it runs.
@@ -150,7 +146,16 @@ impl Node {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
         let mut child = Command::new(binary())
-            .args(["start", "--with-parent", "--format", "json", "--name", &self.name, "--listen", &self.listen])
+            .args([
+                "start",
+                "--with-parent",
+                "--format",
+                "json",
+                "--name",
+                &self.name,
+                "--listen",
+                &self.listen,
+            ])
             .args(["--http", "127.0.0.1:1", "--data"])
             .arg(&self.data)
             .args(&self.arguments)
@@ -234,7 +239,11 @@ impl Node {
 
     /// A verb, as programs see it.
     pub fn json<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
-        run(Command::new(binary()).arg("--data").arg(&self.data).args(["--yes", "--format", "json"]).args(words))
+        run(Command::new(binary())
+            .arg("--data")
+            .arg(&self.data)
+            .args(["--yes", "--format", "json"])
+            .args(words))
     }
 
     /// A command of a module: its reply, or the error with code, message and state.
@@ -270,7 +279,13 @@ impl Node {
     pub fn join(&self, member: &Node) {
         let token = member.json(&["token"]).json()["token"].as_str().unwrap_or_default().to_owned();
         let joined = self.json(&["join", &member.listen, "--token", &token]);
-        assert_eq!(joined.code, 0, "{} did not join: {joined:?}; its log ends:\n{}", self.name, self.log_tail());
+        assert_eq!(
+            joined.code,
+            0,
+            "{} did not join: {joined:?}; its log ends:\n{}",
+            self.name,
+            self.log_tail()
+        );
     }
 
     /// The last lines of its log.

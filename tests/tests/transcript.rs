@@ -50,7 +50,11 @@ fn chapter_3_three_nodes_share_the_ring(cluster: &Cluster) {
     let picture = pictures.first().unwrap();
     let mut shares: Vec<&str> = picture.lines().skip(1).take(3).map(|line| &line[8..20]).collect();
     shares.sort_unstable();
-    assert_eq!(shares, ["21 ( 32.8%) ", "21 ( 32.8%) ", "22 ( 34.4%) "].map(|share| &share[..12]), "{picture}");
+    assert_eq!(
+        shares,
+        ["21 ( 32.8%) ", "21 ( 32.8%) ", "22 ( 34.4%) "].map(|share| &share[..12]),
+        "{picture}"
+    );
     for (letter, line) in ["a", "b", "c"].iter().zip(picture.lines().skip(1)) {
         assert!(line.starts_with(&format!("Node {letter}: ")), "{line}");
         assert!(line.contains("rc_example"), "{line}");

@@ -93,7 +93,8 @@ fn param_text(param: &Param) -> String {
 
 fn interfaces_text(title: &str, list: &[Interface]) -> String {
     let lines = list.iter().map(|Interface { name, functions }| {
-        let name = if functions.is_empty() { name.clone() } else { format!("{name}: {}", functions.join(", ")) };
+        let name =
+            if functions.is_empty() { name.clone() } else { format!("{name}: {}", functions.join(", ")) };
         format!("  {name}\n")
     });
     format!("\n{title}\n{}", lines.collect::<String>())

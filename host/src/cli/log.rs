@@ -20,7 +20,8 @@ pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) {
     };
     let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
     let ansi = std::io::stderr().is_terminal();
-    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
+    let builder =
+        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
     // Fails only if it was set up before, which is as good.
     let _ = match format {
         LogFormat::Text => builder.with_target(false).try_init(),

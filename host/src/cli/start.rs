@@ -60,7 +60,9 @@ const MAX_NAME_BYTES: usize = 255;
 fn node_name(text: &str) -> Result<String, String> {
     let sound = |part: &str| !part.is_empty() && part.chars().all(|c| c.is_ascii_graphic() && c != '@');
     match text.split_once('@') {
-        Some((name, host)) if sound(name) && sound(host) && text.len() <= MAX_NAME_BYTES => Ok(text.to_owned()),
+        Some((name, host)) if sound(name) && sound(host) && text.len() <= MAX_NAME_BYTES => {
+            Ok(text.to_owned())
+        }
         _ => Err("a node is called NAME@HOST, without spaces".to_owned()),
     }
 }

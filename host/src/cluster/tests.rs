@@ -54,7 +54,8 @@ impl ControlNetwork for Link {
             let is_cut = || net.cut.lock().contains(&(from, peer.uid));
             let target = net.nodes.lock().get(&peer.uid).cloned().filter(|_| !is_cut());
             let target = target.ok_or_else(|| CallError::Unreachable("cut".into()))?;
-            let answer = tokio::time::timeout_at(deadline, target.answer(from, kind, &payload, deadline)).await;
+            let answer =
+                tokio::time::timeout_at(deadline, target.answer(from, kind, &payload, deadline)).await;
             if is_cut() || (kind == kind::PROPOSE && *net.loses_answers.lock()) {
                 return Err(CallError::Lost("cut".into()));
             }

@@ -175,7 +175,9 @@ impl Filler {
                     self.stage(module, items).await.map(|()| Some(Event::Staged { generation, seq }))
                 }
                 // Items of modules that keep them in memory are as safe as they get.
-                Step::Complete if self.handoff.inner.master.staging_complete(self.partition, self.transfer) => {
+                Step::Complete
+                    if self.handoff.inner.master.staging_complete(self.partition, self.transfer) =>
+                {
                     Ok(Some(Event::Completed(generation)))
                 }
                 Step::Complete => Err(Refused::Stage("the stage is gone".to_owned())),

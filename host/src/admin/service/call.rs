@@ -20,14 +20,21 @@ impl AdminService {
                 state: "applied".to_owned(),
                 ..AdminError::unknown(
                     "value-too-large",
-                    format!("the reply has {} bytes, more than the {MAX_REPLY_BYTES} that are shown here", reply.len()),
+                    format!(
+                        "the reply has {} bytes, more than the {MAX_REPLY_BYTES} that are shown here",
+                        reply.len()
+                    ),
                 )
             });
         }
         Ok(reply)
     }
 
-    pub(super) async fn coverage(&self, request: CallRequest, answer: &mut Answer) -> Result<CoverageRow, AdminError> {
+    pub(super) async fn coverage(
+        &self,
+        request: CallRequest,
+        answer: &mut Answer,
+    ) -> Result<CoverageRow, AdminError> {
         let mut events = self.parts.coordinator.coverage(into_request(request))?;
         let view = self.view();
         let mut names: HashMap<NodeId, String> = HashMap::new();
@@ -98,7 +105,11 @@ mod tests {
         let values = vec![Bytes::from(vec![0; 100]); 50_000];
         let portions = portions(values);
         assert_eq!(portions.iter().map(Vec::len).sum::<usize>(), 50_000);
-        assert!(portions.iter().all(|portion| portion.iter().map(|value| value.len() + 9).sum::<usize>() <= MAX_REPLY_BYTES));
+        assert!(
+            portions
+                .iter()
+                .all(|portion| portion.iter().map(|value| value.len() + 9).sum::<usize>() <= MAX_REPLY_BYTES)
+        );
         assert_eq!(super::portions(vec![]).len(), 1);
     }
 }

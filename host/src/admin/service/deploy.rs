@@ -48,7 +48,11 @@ impl AdminService {
         Ok(self.deployed(deployed))
     }
 
-    pub(super) async fn rollback(&self, module: &str, answer: &mut Answer) -> Result<DeployedRow, AdminError> {
+    pub(super) async fn rollback(
+        &self,
+        module: &str,
+        answer: &mut Answer,
+    ) -> Result<DeployedRow, AdminError> {
         let (progress, steps) = mpsc::unbounded_channel();
         let deployed = follow(self.parts.modules.rollback(module, progress), steps, answer).await?;
         Ok(self.deployed(deployed))
@@ -91,8 +95,12 @@ async fn follow<T>(
         match answer.while_working("working", step).await {
             Err(result) => return Ok(result?),
             Ok(Progress::Validated { .. }) => answer.progress("compiling everywhere", 0, 0).await,
-            Ok(Progress::Compiled { done, of }) => answer.progress("compiling everywhere", done as u64, of as u64).await,
-            Ok(Progress::Agreed { version }) => answer.progress(&format!("swapping to version {version}"), 0, 0).await,
+            Ok(Progress::Compiled { done, of }) => {
+                answer.progress("compiling everywhere", done as u64, of as u64).await
+            }
+            Ok(Progress::Agreed { version }) => {
+                answer.progress(&format!("swapping to version {version}"), 0, 0).await
+            }
             Ok(Progress::Running { done, of }) => answer.progress("swapping", done as u64, of as u64).await,
         }
     }
@@ -101,14 +109,18 @@ async fn follow<T>(
 async fn upload(bytes: u64, recv: &mut BulkRecv) -> Result<Bytes, AdminError> {
     let refuse = |why: String| Err(AdminError::not_applied("bad-arguments", why));
     if bytes > MAX_COMPONENT_BYTES {
-        return refuse(format!("a component of {bytes} bytes is too large; the limit is {MAX_COMPONENT_BYTES}"));
+        return refuse(format!(
+            "a component of {bytes} bytes is too large; the limit is {MAX_COMPONENT_BYTES}"
+        ));
     }
     // Room comes with what arrives: the number is only what somebody says.
     let mut component = BytesMut::new();
     while (component.len() as u64) < bytes {
         match timeout(HEAR_LIMIT, recv.frame()).await {
             Ok(Ok(Some(chunk))) => component.extend_from_slice(&chunk),
-            Ok(Ok(None)) => return refuse(format!("the upload ended after {} of {bytes} bytes", component.len())),
+            Ok(Ok(None)) => {
+                return refuse(format!("the upload ended after {} of {bytes} bytes", component.len()));
+            }
             Ok(Err(error)) => return refuse(format!("the upload broke off: {error}")),
             Err(_) => return refuse("the upload stood still".to_owned()),
         }
@@ -126,11 +138,15 @@ fn settings(description: &Description, given: &[(String, String)]) -> Result<Vec
     for (name, text) in given {
         let Some(param) = description.config.iter().find(|param| param.name == *name) else {
             let known: Vec<&str> = description.config.iter().map(|param| param.name.as_str()).collect();
-            let known = if known.is_empty() { "it has none".to_owned() } else { format!("it has {}", known.join(", ")) };
+            let known = if known.is_empty() {
+                "it has none".to_owned()
+            } else {
+                format!("it has {}", known.join(", "))
+            };
             return Err(bad(format!("{} has no setting `{name}`; {known}", description.name)));
         };
-        let value =
-            from_text(&Type::parse(&param.ty), text).map_err(|error| bad(format!("setting {name}: {error}")))?;
+        let value = from_text(&Type::parse(&param.ty), text)
+            .map_err(|error| bad(format!("setting {name}: {error}")))?;
         if entries.iter().any(|(other, _)| other.as_text() == Some(name)) {
             return Err(bad(format!("setting {name} is given twice")));
         }

@@ -19,10 +19,10 @@ impl From<RequestError> for AdminError {
             .to_owned(),
             refusal: error.refusal.map(|refusal| {
                 Box::new(RefusalDetail {
-                code: refusal.code,
-                message: refusal.message,
-                detail: refusal.detail.map(serde_bytes::ByteBuf::from),
-            })
+                    code: refusal.code,
+                    message: refusal.message,
+                    detail: refusal.detail.map(serde_bytes::ByteBuf::from),
+                })
             }),
         }
     }

@@ -128,7 +128,9 @@ impl AdminService {
             format!("partition {}: {} vnodes in back-off after traps", slot.partition.0, slot.in_back_off)
         }));
         if !quorum {
-            alerts.push("no majority of the voters is heard from: members, ring and modules cannot change".to_owned());
+            alerts.push(
+                "no majority of the voters is heard from: members, ring and modules cannot change".to_owned(),
+            );
         }
         StatusRow {
             node: name_of(&view, view.me),
@@ -141,7 +143,13 @@ impl AdminService {
             applied: view.index(),
             members: live.len(),
             alive: live.iter().filter(|node| self.is_up(&view, **node)).count(),
-            pending: view.state.ring.partitions.iter().filter(|partition| partition.pending.is_some()).count(),
+            pending: view
+                .state
+                .ring
+                .partitions
+                .iter()
+                .filter(|partition| partition.pending.is_some())
+                .count(),
             transfers: self.parts.handoff.transfers().await.len(),
             modules: view.state.modules.len(),
             vnodes: slots.iter().map(|slot| slot.vnodes).sum(),

@@ -8,9 +8,9 @@ use tokio::time::{Instant, timeout};
 use super::answer::Answer;
 use super::look::status_word;
 use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
-use crate::cluster::Ended;
 use crate::admin::rows::{MemberRow, TokenRow};
 use crate::admin::{AdminError, Restart};
+use crate::cluster::Ended;
 
 impl AdminService {
     pub(super) async fn token(&self, ttl: Duration) -> Result<TokenRow, AdminError> {
@@ -34,9 +34,13 @@ impl AdminService {
         answer: &mut Answer,
     ) -> Result<Restart, AdminError> {
         let found = timeout(CHANGE_LIMIT, tokio::net::lookup_host(address)).await;
-        let member = found.ok().and_then(Result::ok).and_then(|mut addresses| addresses.next()).ok_or_else(|| {
-            AdminError::not_applied("bad-arguments", format!("{address:?} is no address of a node; say HOST:PORT"))
-        })?;
+        let member =
+            found.ok().and_then(Result::ok).and_then(|mut addresses| addresses.next()).ok_or_else(|| {
+                AdminError::not_applied(
+                    "bad-arguments",
+                    format!("{address:?} is no address of a node; say HOST:PORT"),
+                )
+            })?;
         let joining = self.parts.control.join(member, token, discard, deadline);
         answer.while_working("asking to be admitted", joining).await
     }
@@ -51,7 +55,8 @@ impl AdminService {
         let mut views = self.parts.cluster.watch();
         let mut ended = self.parts.cluster.ended();
         let node = self.parts.cluster.leave(name, deadline.min(Instant::now() + CHANGE_LIMIT)).await?;
-        let unknown = || AdminError::unknown("unknown-node", format!("node {node} is not known here any more"));
+        let unknown =
+            || AdminError::unknown("unknown-node", format!("node {node} is not known here any more"));
         let mut most = 0;
         loop {
             let view = views.borrow_and_update().clone();
@@ -60,13 +65,22 @@ impl AdminService {
             // Who left may never see the entry that says so: nobody sends it to strangers.
             if node == view.me && *ended.borrow_and_update() == Some(Ended::Removed) {
                 let row = self.member(&view, node).ok_or_else(unknown)?;
-                return Ok(MemberRow { status: status_word(MemberStatus::Removed).to_owned(), alive: false, ..row });
+                return Ok(MemberRow {
+                    status: status_word(MemberStatus::Removed).to_owned(),
+                    alive: false,
+                    ..row
+                });
             }
             if left || (!wait && status == Some(MemberStatus::Leaving)) {
                 return self.member(&view, node).ok_or_else(unknown);
             }
-            let holds =
-                view.state.ring.partitions.iter().filter(|partition| partition.replicas.contains(&node)).count();
+            let holds = view
+                .state
+                .ring
+                .partitions
+                .iter()
+                .filter(|partition| partition.replicas.contains(&node))
+                .count();
             most = most.max(holds);
             answer.progress("handing off partitions", (most - holds) as u64, most as u64).await;
             if Instant::now() >= deadline {
@@ -74,10 +88,15 @@ impl AdminService {
                     "{} is leaving and still holds {holds} partitions; it goes on by itself, `annulus transfers` shows it",
                     name_of(&view, node)
                 );
-                return Err(AdminError { state: "applied".to_owned(), ..AdminError::unknown("deadline-exceeded", message) });
+                return Err(AdminError {
+                    state: "applied".to_owned(),
+                    ..AdminError::unknown("deadline-exceeded", message)
+                });
             }
             // Time-outs only bring the next sign of life.
-            let news = async { tokio::select! { _ = views.changed() => {}, _ = ended.changed() => {} } };
+            let news = async {
+                tokio::select! { _ = views.changed() => {}, _ = ended.changed() => {} }
+            };
             let _ = timeout(HEARTBEAT.min(deadline.saturating_duration_since(Instant::now())), news).await;
         }
     }

@@ -87,7 +87,8 @@ impl AdminService {
             return answer.end(Err(error)).await;
         }
         if header != ADMIN_HEADER {
-            let error = AdminError::not_applied("other-version", "this node speaks another version of the protocol");
+            let error =
+                AdminError::not_applied("other-version", "this node speaks another version of the protocol");
             return answer.end(Err(error)).await;
         }
         let request = match timeout(HEAR_LIMIT, recv.frame()).await {

@@ -51,7 +51,8 @@ pub(super) async fn fill(connection: &Arc<Connection>, count: u64) -> Result<(),
                 if number >= count {
                     return Ok(());
                 }
-                call(&connection, "put", &[("key", &format!("item-{number}")), ("value", "some value")]).await?;
+                call(&connection, "put", &[("key", &format!("item-{number}")), ("value", "some value")])
+                    .await?;
             }
         });
     }

@@ -78,7 +78,10 @@ impl Nodes {
                     && let Ok(Some(status)) = child.try_wait()
                 {
                     let log = node.log().display().to_string();
-                    return Err(CliError::Other(format!("{} has ended ({status}); its log is {log}", node.name)));
+                    return Err(CliError::Other(format!(
+                        "{} has ended ({status}); its log is {log}",
+                        node.name
+                    )));
                 }
             }
             // A child process tells of its end by being looked at.

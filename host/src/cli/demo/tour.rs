@@ -14,8 +14,8 @@ use tokio::time::sleep;
 
 use super::load::{self, Clients};
 use super::nodes::Nodes;
-use crate::admin::rows::{DeployedRow, TransferRow};
 use crate::admin::AdminRequest;
+use crate::admin::rows::{DeployedRow, TransferRow};
 use crate::cli::{CliError, Connection, Output, transfers};
 use crate::toolchain::{BuildError, build_component, build_component_with, bundled_guests};
 
@@ -63,7 +63,9 @@ pub(super) async fn run(nodes: &mut Nodes, dir: &Path, output: &Output) -> Resul
     tour.store(&guests).await?;
     tour.handoff(&mut summary).await?;
     tour.swap(&guests, &mut summary).await?;
-    if summary.keys_after_leave != summary.keys_before_leave || summary.keys_after_join != summary.keys_before_leave {
+    if summary.keys_after_leave != summary.keys_before_leave
+        || summary.keys_after_join != summary.keys_before_leave
+    {
         return Err(CliError::Other(format!("keys were lost on the way: {summary:?}")));
     }
     if summary.swap_failed + summary.swap_wrong > 0 {
@@ -74,7 +76,9 @@ pub(super) async fn run(nodes: &mut Nodes, dir: &Path, output: &Output) -> Resul
 
 impl Tour<'_> {
     async fn build(&mut self, dir: &Path) -> Result<Guests, CliError> {
-        self.step("Two guests are compiled to WebAssembly components: ping and kv. The first time takes a while.");
+        self.step(
+            "Two guests are compiled to WebAssembly components: ping and kv. The first time takes a while.",
+        );
         let dir = dir.join("guests");
         let progress = self.output.progress();
         let built = tokio::task::spawn_blocking(move || -> Result<Guests, BuildError> {
@@ -144,7 +148,9 @@ impl Tour<'_> {
     }
 
     async fn handoff(&mut self, summary: &mut Summary) -> Result<(), CliError> {
-        self.step(&format!("Handoff: {ITEMS} more keys, then a node leaves. What it holds moves to the others first."));
+        self.step(&format!(
+            "Handoff: {ITEMS} more keys, then a node leaves. What it holds moves to the others first."
+        ));
         let connection = Arc::new(self.connect(0).await?);
         load::fill(&connection, ITEMS).await?;
         summary.keys_before_leave = self.count_keys(0).await?;

@@ -30,8 +30,8 @@ struct Seen {
 impl Seen {
     fn new() -> Self {
         // Three digits up to a minute: some 200 KiB. The bounds are constants that it accepts.
-        let latencies_us =
-            Histogram::new_with_bounds(1, MAX_US, 3).expect("1 µs to 60 s with three digits are valid bounds");
+        let latencies_us = Histogram::new_with_bounds(1, MAX_US, 3)
+            .expect("1 µs to 60 s with three digits are valid bounds");
         Self { latencies_us, errors: BTreeMap::new() }
     }
 }
@@ -128,7 +128,11 @@ mod tests {
         assert_eq!(measured.ops + measured.errors, shots.load(Ordering::Relaxed));
         assert!(measured.ops > 0);
         assert_eq!(measured.error_codes.get("overloaded"), Some(&measured.errors));
-        assert!(measured.p50_us >= 2000 && measured.p50_us <= measured.p99_us && measured.p99_us <= measured.max_us);
+        assert!(
+            measured.p50_us >= 2000
+                && measured.p50_us <= measured.p99_us
+                && measured.p99_us <= measured.max_us
+        );
         assert!(measured.seconds >= 0.05);
     }
 }

@@ -33,7 +33,11 @@ const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 const LONGEST: Duration = Duration::from_secs(3600);
 
 impl AdminService {
-    pub(super) async fn bench(&self, request: BenchRequest, answer: &mut Answer) -> Result<BenchRow, AdminError> {
+    pub(super) async fn bench(
+        &self,
+        request: BenchRequest,
+        answer: &mut Answer,
+    ) -> Result<BenchRow, AdminError> {
         let duration = Duration::from_millis(request.duration_ms);
         if duration.is_zero() || duration > LONGEST || !(1..=4096).contains(&request.concurrency) {
             let why = "a load takes from 1 ms to an hour, with 1 to 4096 requests at a time";

@@ -32,7 +32,11 @@ const TRIES: u64 = 4096;
 
 impl Shots {
     /// For a module as the cluster runs it.
-    pub(super) fn new(view: &View, description: &Description, request: &BenchRequest) -> Result<Self, AdminError> {
+    pub(super) fn new(
+        view: &View,
+        description: &Description,
+        request: &BenchRequest,
+    ) -> Result<Self, AdminError> {
         let ring = &view.state.ring;
         let wanted = |key: &[u8]| {
             let partition = ring.size.partition_of(&hash_key(request.module.as_bytes(), key));
@@ -69,11 +73,18 @@ impl Shots {
         let mut commands = Vec::with_capacity(mix.len());
         for (name, share) in mix {
             let Some(command) = description.command(name) else {
-                let names: Vec<&str> = description.commands.iter().map(|command| command.name.as_str()).collect();
-                return bad(format!("{} has no command `{name}`; it has {}", description.name, names.join(", ")));
+                let names: Vec<&str> =
+                    description.commands.iter().map(|command| command.name.as_str()).collect();
+                return bad(format!(
+                    "{} has no command `{name}`; it has {}",
+                    description.name,
+                    names.join(", ")
+                ));
             };
             let shots = match &command.route {
-                Route::Everywhere => return bad(format!("{name} goes to every partition and cannot be a load")),
+                Route::Everywhere => {
+                    return bad(format!("{name} goes to every partition and cannot be a load"));
+                }
                 Route::Anywhere if request.target != BenchTarget::Any => {
                     return bad(format!("{name} has no key that could be local or remote; say --target any"));
                 }
