@@ -1,0 +1,157 @@
+//! Wrong input to every verb: a clear error, the documented exit code, nothing lost.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use annulus_tests::harness::{Cluster, Ran, annulus};
+use serde_json::json;
+
+/// The error of a run in JSON: code, message, state.
+fn error(ran: &Ran) -> (String, String, String) {
+    let error = &ran.json()["error"];
+    let text = |name: &str| error[name].as_str().unwrap_or_else(|| panic!("{ran:?}")).to_owned();
+    (text("code"), text("message"), text("state"))
+}
+
+#[test]
+fn without_a_node_verbs_end_with_3_and_say_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = dir.path().to_str().unwrap();
+    for verb in [
+        &["members"][..],
+        &["ring"],
+        &["transfers"],
+        &["status"],
+        &["modules"],
+        &["token"],
+        &["leave"],
+        &["join", "127.0.0.1:1", "--token", "t"],
+        &["locate", "kv", "k"],
+        &["rollback", "kv"],
+        &["undeploy", "kv", "--yes"],
+        &["call", "kv", "get", "k"],
+        &["bench", "kv"],
+    ] {
+        let text = annulus(&[&["--data", data], verb].concat());
+        assert_eq!(text.code, 3, "{verb:?}: {text:?}");
+        assert!(text.stdout.is_empty() && text.stderr.contains("annulus start"), "{verb:?}: {text:?}");
+        let ran = annulus(&[&["--data", data, "--format", "json"], verb].concat());
+        let (code, _, state) = error(&ran);
+        assert_eq!((ran.code, code.as_str(), state.as_str()), (3, "unreachable", "not-applied"), "{verb:?}");
+    }
+}
+
+#[test]
+fn words_that_make_no_sense_end_with_2() {
+    for words in [
+        &["frobnicate"][..],
+        &["replace", "a", "b"],
+        &["call"],
+        &["locate", "kv", "k", "--ring-size", "63"],
+        &["locate", "kv", "0g", "--hex", "--ring-size", "64"],
+        &["start", "--name", "nameless"],
+        &["start", "--listen", "nowhere"],
+        &["start", "--ring-size", "5"],
+        &["deploy", "/nonexistent.wasm"],
+        &["deploy", "/etc/hostname"],
+        &["token", "--ttl", "forever"],
+        &["bench", "kv", "--mix", "put=none"],
+        &["completions", "tcl"],
+    ] {
+        let text = annulus(words);
+        assert_eq!(text.code, 2, "{words:?}: {text:?}");
+        assert!(text.stderr.starts_with("error: "), "{words:?}: {text:?}");
+        let ran = annulus(&[&["--format", "json"], words].concat());
+        assert_eq!((ran.code, error(&ran).0.as_str()), (2, "usage"), "{words:?}");
+    }
+}
+
+#[test]
+fn locate_needs_no_node_where_the_ring_size_is_given() {
+    let row = annulus(&["--format", "json", "locate", "foo", "bar", "--ring-size", "64"]).json();
+    assert_eq!(row["hash"], "49d41bea680d96cf005256b77de1ac9a872e0670");
+    assert_eq!((&row["partition"], &row["preference_list"]), (&json!(19), &json!([])));
+    let by_hex =
+        annulus(&["--format", "json", "locate", "foo", "626172", "--hex", "--ring-size", "64"]).json();
+    assert_eq!(by_hex, row);
+    assert!(annulus(&["completions", "bash"]).text().contains("annulus"));
+}
+
+#[test]
+fn a_node_refuses_what_makes_no_sense_and_goes_on() {
+    let cluster = Cluster::apart(2);
+    let node = &cluster[0];
+    cluster.deploy("guests/kv");
+    let kv = |words: &[&str]| node.json(&[&["call", "kv"], words].concat());
+    node.call("kv", "put", &["k", "v"]).unwrap();
+
+    for (words, code, exit) in [
+        (&["steal", "k"][..], "unknown-command", 1),
+        (&["get"], "usage", 2),
+        (&["get", "k", "k"], "usage", 2),
+        (&["get", "k", "--arg", "colour=red"], "usage", 2),
+        (&["get", "k", "--key", "other"], "usage", 2),
+        (&["keys", "--key", "k"], "usage", 2),
+    ] {
+        let ran = kv(words);
+        assert_eq!((ran.code, error(&ran).0.as_str()), (exit, code), "{words:?}: {ran:?}");
+    }
+    assert_eq!(kv(&["get", "k", "--key", "k"]).json(), json!({"ok": "v"}));
+    assert_eq!(kv(&["get", "--arg", "key=k"]).json(), json!({"ok": "v"}));
+
+    let truncated = cluster.keep("truncated.wasm", b"\0asm\x0d\0\x01\0\xff\xff");
+    let core_module = cluster.keep("core.wasm", b"\0asm\x01\0\0\0");
+    for file in [truncated, core_module] {
+        let ran = node.json(&["deploy".as_ref(), file.as_os_str()]);
+        assert_eq!((ran.code, error(&ran).0.as_str()), (1, "invalid-component"), "{ran:?}");
+    }
+    let join = |token: &str, to: &str| node.json(&["join", to, "--token", token]);
+    let token = node.json(&["token"]).json()["token"].as_str().unwrap().to_owned();
+    for (words, codes) in [
+        (node.json(&["call", "nobody", "get", "k"]), &["unknown-module"][..]),
+        (node.json(&["rollback", "nobody"]), &["unknown-module"]),
+        (node.json(&["rollback", "kv"]), &["not-allowed"]),
+        (node.json(&["undeploy", "nobody"]), &["unknown-module"]),
+        (node.json(&["leave", "nobody@h"]), &["unknown-node"]),
+        (node.json(&["leave"]), &["not-allowed"]),
+        (join("junk", &cluster[1].listen), &["bad-arguments"]),
+        (join(&token, &node.listen), &["not-allowed"]),
+        (join(&token, "no address"), &["bad-arguments"]),
+        (node.json(&["bench", "kv", "--mix", "steal"]), &["bad-arguments"]),
+        (node.json(&["bench", "kv", "--target", "remote"]), &["bad-arguments"]),
+        (node.json(&["bench", "kv", "--mix", "keys"]), &["bad-arguments"]),
+        (node.json(&["bench", "nobody"]), &["unknown-module"]),
+    ] {
+        let (code, message, state) = error(&words);
+        assert!(codes.contains(&code.as_str()), "{words:?}");
+        assert_eq!((words.code, state.as_str()), (1, "not-applied"), "{words:?}");
+        assert!(!message.is_empty());
+    }
+    // Another cluster's operator is a stranger here.
+    let stranger = cluster[1].json(&["--node", &node.listen, "members"]);
+    assert_eq!((stranger.code, error(&stranger).0.as_str()), (3, "unreachable"), "{stranger:?}");
+
+    assert_eq!(node.call("kv", "get", &["k"]).unwrap(), "v");
+    assert_eq!(node.json(&["modules"]).json().as_array().unwrap().len(), 1);
+    assert_eq!(node.json(&["members"]).json()[0]["owned"], 64);
+}
+
+#[test]
+fn bench_measures_what_it_was_told_to() {
+    let cluster = Cluster::joined(2);
+    cluster.deploy("guests/kv");
+    let words =
+        ["bench", "kv", "--duration", "300ms", "--concurrency", "4", "--target", "remote", "--baseline"];
+    let row = cluster[0].json(&words).json();
+    for measured in [&row, &row["lane_echo"], &row["native"], &row["wasm"]] {
+        assert_eq!(measured["errors"], 0, "{row}");
+        assert!(measured["ops"].as_u64().unwrap() > 0, "{row}");
+        let at = |name: &str| measured[name].as_u64().unwrap();
+        assert!(
+            at("p50_us") <= at("p99_us") && at("p99_us") <= at("p999_us") && at("p999_us") <= at("max_us")
+        );
+    }
+    // Its puts are real: keys that the other node owns.
+    let keys = cluster[0].json(&["call", "kv", "keys"]).lines();
+    let nodes: Vec<_> =
+        keys.iter().filter(|line| line["values"].as_array().is_some_and(|v| !v.is_empty())).collect();
+    assert!(!nodes.is_empty() && nodes.iter().all(|line| line["node"] == "rc_example2@127.0.0.1"));
+}
