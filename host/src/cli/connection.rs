@@ -45,7 +45,11 @@ impl Connection {
                     data.display()
                 ));
             }
-            Err(error) => return unreachable(error.to_string()),
+            Err(error) => {
+                return unreachable(format!(
+                    "no credentials: {error}. A node writes its admin.toml anew at each start"
+                ));
+            }
         };
         let address = resolve(node.unwrap_or(&admin.address)).await?;
         let identity = TlsIdentity { cert_pem: admin.certificate, key_pem: admin.key };

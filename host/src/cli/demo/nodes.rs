@@ -10,6 +10,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use crate::cli::CliError;
+use crate::data_dir::DataDir;
 
 /// The tutorial's ports: HTTP, and the one that nodes talk by.
 const PORTS: [(u16, u16); 3] = [(8198, 8199), (8298, 8299), (8398, 8399)];
@@ -108,6 +109,10 @@ impl Node {
 
     /// Removes what a former demo left.
     pub(super) fn wipe(&self) -> Result<(), CliError> {
+        if self.data.exists() {
+            // Held by a node that runs, whatever its ports are.
+            DataDir::lock(&self.data).map(drop).map_err(|error| CliError::Other(error.to_string()))?;
+        }
         match std::fs::remove_dir_all(&self.data) {
             Err(error) if error.kind() != ErrorKind::NotFound => {
                 Err(CliError::Other(format!("{}: {error}", self.data.display())))

@@ -1,0 +1,54 @@
+//! The demo, whole: it ends well, says what it saw, and leaves no process behind.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::io::{BufRead, BufReader};
+use std::net::UdpSocket;
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+use annulus_tests::guests::root;
+use annulus_tests::harness::{annulus, binary};
+
+/// Apart from the tutorial's own ports, which a demo by hand may have taken.
+const OFFSET: u16 = 1500;
+
+/// Are the ports of all three nodes free?
+fn ports_are_free() -> bool {
+    [8199, 8299, 8399].iter().all(|port| UdpSocket::bind(("127.0.0.1", port + OFFSET)).is_ok())
+}
+
+/// Kept between runs, so that guests are compiled once.
+fn words(dir: &std::path::Path) -> Vec<String> {
+    let words =
+        ["demo", "--port-offset", &OFFSET.to_string(), "--dir", dir.to_str().unwrap()].map(str::to_owned);
+    words.into()
+}
+
+#[test]
+fn the_tour_ends_well_and_a_killed_demo_takes_its_nodes_along() {
+    let dir = root().join("target/demo-test");
+    let mut tour = words(&dir);
+    tour.extend(["--exit", "--format", "json"].map(str::to_owned));
+    let summary = annulus(&tour).json();
+    assert_eq!(summary["keys_before_leave"], 5002, "{summary}");
+    assert_eq!(summary["keys_after_leave"], 5002, "{summary}");
+    assert_eq!(summary["keys_after_join"], 5002, "{summary}");
+    assert_eq!((&summary["swap_failed"], &summary["swap_wrong"]), (&0.into(), &0.into()), "{summary}");
+    assert!(summary["swap_requests"].as_u64().unwrap() > 100, "{summary}");
+    assert!(ports_are_free(), "the nodes ended with the demo");
+
+    let mut demo = Command::new(binary()).args(words(&dir)).stdout(Stdio::piped()).spawn().unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
+    lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("Two more nodes join"))).unwrap().unwrap();
+    assert!(!ports_are_free(), "its nodes run");
+    let taken = annulus(&words(&dir));
+    assert_eq!(taken.code, 1);
+    assert!(taken.stderr.contains("is taken") && taken.stderr.contains("--port-offset"), "{taken:?}");
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_secs(15);
+    while !ports_are_free() {
+        assert!(Instant::now() < deadline, "the nodes outlive their demo");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
