@@ -1,6 +1,6 @@
 //! Whole nodes on loopback, with real transport and disks: founding, joining, leaving, restarts.
 //!
-//! The vnode side is not here, so a stand-in gives partitions away at once ([`hand_over`]).
+//! No module runs here, so a handoff has nothing to carry.
 
 #![allow(clippy::unwrap_used)]
 
@@ -151,8 +151,13 @@ fn join(node: &mut Running, to: &Running) {
     node.see("a member", |view| view.member(me).is_some_and(|me| me.status == MemberStatus::Member));
 }
 
-/// What the handoff manager does when there is nothing to hand over.
-fn hand_over(node: &Running) {
+/// Waits until the nodes have handed over what is to be.
+fn settle(node: &Running) {
+    node.see("settled", |view| view.state.is_balanced() && view.state.ring.transfers().next().is_none());
+}
+
+/// Gives away the partitions of a node that is not there to do so: what `remove` will be for.
+fn give_away(node: &Running) {
     let until = soon();
     loop {
         let transfers: Vec<_> = node.view().state.ring.transfers().map(|(id, t)| (id, t.id)).collect();
@@ -181,7 +186,7 @@ fn three(dirs: &Dirs) -> [Running; 3] {
     let mut third = dirs.start("c");
     join(&mut second, &first);
     join(&mut third, &second);
-    hand_over(&first);
+    settle(&first);
     for node in [&first, &second, &third] {
         node.see("balanced over three", |view| {
             view.state.live_members().count() == 3
@@ -311,7 +316,7 @@ fn a_node_that_left_ends_by_itself_and_cannot_come_back() {
     // The founder, which leads or at least votes, leaves last below; this one is told by another.
     block(third.life.cluster.leave(Some("b@127.0.0.1"), soon())).unwrap();
     first.see("leaving", |view| view.member(gone).is_some_and(|m| m.status == MemberStatus::Leaving));
-    hand_over(&first);
+    settle(&first);
     let (reason, config) = second.end();
     assert_eq!(reason.unwrap(), StopReason::Removed);
     let state = first.see("two left", |view| view.member(gone).is_none()).state.clone();
@@ -321,7 +326,7 @@ fn a_node_that_left_ends_by_itself_and_cannot_come_back() {
 
     let founder = block(first.life.cluster.leave(None, soon())).unwrap();
     third.see("leaving", |view| view.member(founder).is_some_and(|m| m.status == MemberStatus::Leaving));
-    hand_over(&third);
+    settle(&third);
     let (reason, _) = first.end();
     assert_eq!(reason.unwrap(), StopReason::Removed);
     let last = third.see("one left", |view| view.state.live_members().count() == 1);
@@ -338,7 +343,7 @@ fn a_node_that_was_away_when_it_was_removed_hears_it_from_its_peers() {
     let config = third.stop();
     block(first.life.cluster.leave(Some("c@127.0.0.1"), soon())).unwrap();
     first.see("leaving", |view| view.member(gone).is_none_or(|m| m.status == MemberStatus::Leaving));
-    hand_over(&first);
+    give_away(&first);
     first.see("two left", |view| view.member(gone).is_none());
     drop(second);
     assert_removed(config);
