@@ -1,6 +1,6 @@
 //! How a node's life ends: one switch, thrown once, by whoever has a reason.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -80,9 +80,36 @@ impl ExitSwitch {
                 Ok(Some(exit)) => exit.clone(),
                 _ => Exit::Stop(StopReason::Asked),
             },
-            () = signal() => Exit::Stop(StopReason::Asked),
+            () = asked_to_end() => Exit::Stop(StopReason::Asked),
         }
     }
+}
+
+/// Waits until a signal has asked the process to end, in this life of the node or between two: the
+/// first wait replaces what the system does with such signals, so from then on none may be missed.
+async fn asked_to_end() {
+    static ASKED: OnceLock<watch::Receiver<bool>> = OnceLock::new();
+    let mut asked = ASKED.get_or_init(listen).clone();
+    if asked.wait_for(|asked| *asked).await.is_err() {
+        // Nobody listens: the system's own way with signals is in force.
+        std::future::pending().await
+    }
+}
+
+/// Listens on a thread that outlives every life of the node.
+fn listen() -> watch::Receiver<bool> {
+    let (asked, receiver) = watch::channel(false);
+    let listener = std::thread::Builder::new().name("signals".into()).spawn(move || {
+        match tokio::runtime::Builder::new_current_thread().enable_all().build() {
+            Ok(runtime) => runtime.block_on(signal()),
+            Err(error) => return tracing::warn!(%error, "signals end this process the hard way"),
+        }
+        asked.send_replace(true);
+    });
+    if let Err(error) = listener {
+        tracing::warn!(%error, "signals end this process the hard way");
+    }
+    receiver
 }
 
 /// The next signal that asks the process to end.
