@@ -96,9 +96,9 @@ async fn the_largest_frame_passes_both_ways_and_a_larger_one_is_refused_unsent()
     let world = World::new();
     let (a, b) = (world.node(), world.node());
     let largest = vec![7; limits::MAX_FRAME];
-    assert_eq!(a.call(&b.addr(), REVERSE, &largest).await.unwrap(), largest);
+    assert_eq!(a.call(&b.addr(), MIRROR, &largest).await.unwrap(), largest);
     let bytes = limits::MAX_FRAME + 1;
-    let refused = a.call(&b.addr(), REVERSE, &vec![7; bytes]).await;
+    let refused = a.call(&b.addr(), MIRROR, &vec![7; bytes]).await;
     assert_eq!(refused, Err(CallError::TooLarge { bytes, limit: limits::MAX_FRAME }));
     assert_eq!(b.service.requests.lock().len(), 1);
 }
