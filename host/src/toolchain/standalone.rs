@@ -55,6 +55,9 @@ fn write_package(package: &Dir<'_>, to: &Path, sdk: &str) -> io::Result<()> {
     let manifest = package.get_file(package.path().join("Cargo.toml")).ok_or(io::ErrorKind::NotFound)?;
     let manifest = manifest.contents_utf8().ok_or(io::ErrorKind::InvalidData)?;
     write(&to.join("Cargo.toml"), standalone_manifest(manifest, sdk)?.as_bytes())?;
+    if let Some(readme) = package.get_file(package.path().join("README.md")) {
+        write(&to.join("README.md"), readme.contents())?;
+    }
     let sources = package.get_dir(package.path().join("src")).ok_or(io::ErrorKind::NotFound)?;
     write_tree(sources, package.path(), to)
 }

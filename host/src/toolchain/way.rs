@@ -22,6 +22,9 @@ const RUSTUP_LIMIT: Duration = Duration::from_secs(180);
 const APT_LIMIT: Duration = Duration::from_secs(600);
 
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
+/// LLVM's linker, where no rustup toolchain brings one. It must read what the compiler writes: the
+/// one of the compiler's own LLVM first.
+const DEBIAN_LINKERS: [&str; 3] = ["lld-22", "lld-19", "lld"];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_STD_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/std/src/lib.rs";
@@ -170,8 +173,14 @@ fn debian(progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
     if let Some(linker) = find_linker() {
         return Ok(linker);
     }
-    apt_get(&["lld"], progress)?;
-    find_linker().ok_or_else(|| "no linker for wasm: neither rust-lld nor wasm-ld".to_owned())
+    let mut failure = String::new();
+    for package in DEBIAN_LINKERS {
+        match apt_get(&[package], progress) {
+            Ok(()) => break,
+            Err(reason) => failure = reason,
+        }
+    }
+    find_linker().ok_or_else(|| format!("no linker for wasm, neither rust-lld nor wasm-ld: {failure}"))
 }
 
 fn apt_get(packages: &[&str], progress: &dyn Fn(&str)) -> Result<(), String> {
@@ -181,7 +190,7 @@ fn apt_get(packages: &[&str], progress: &dyn Fn(&str)) -> Result<(), String> {
     if !is_root() {
         return Err(format!("only root can install {}", packages.join(" ")));
     }
-    progress(&format!("apt-get install {} (some 150 MB)", packages.join(" ")));
+    progress(&format!("apt-get install {}", packages.join(" ")));
     let install = || {
         let mut install = Command::new("apt-get");
         // The packages take the place of an installed Rust of Debian's: not without being asked.
