@@ -215,7 +215,7 @@ impl Driver {
             StreamEvent::Sealed { module } => {
                 let sealing = self.sealing.as_mut()?;
                 sealing.remove(&module);
-                self.sealed_if_all()
+                self.sealed_if_all().await
             }
             StreamEvent::Broken { module, reason } => {
                 tracing::warn!(partition = self.task.partition.0, %module, reason, "a handoff is given up and starts again");
@@ -242,13 +242,15 @@ impl Driver {
         }
     }
 
-    fn sealed_if_all(&mut self) -> Option<Event> {
+    async fn sealed_if_all(&mut self) -> Option<Event> {
         if !self.sealing.as_ref()?.is_empty() {
             return None;
         }
         self.sealing = None;
-        self.handoff.inner.seals.put(self.task.partition, self.task.transfer);
-        Some(Event::Sealed)
+        let (seals, partition, transfer) = (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
+        // Syncs the disk, which must not hold up the network's threads.
+        let sealed = tokio::task::spawn_blocking(move || seals.put(partition, transfer)).await;
+        Some(if sealed.is_ok() { Event::Sealed } else { Event::SealRefused })
     }
 
     async fn carry_out(&mut self, effect: Effect) {
@@ -280,7 +282,7 @@ impl Driver {
                 match told {
                     Some(vnodes) => {
                         self.sealing = Some(vnodes.into_iter().collect());
-                        if let Some(sealed) = self.sealed_if_all() {
+                        if let Some(sealed) = self.sealed_if_all().await {
                             let _ = self.later.send(sealed);
                         }
                     }
