@@ -247,7 +247,8 @@ impl Driver {
             return None;
         }
         self.sealing = None;
-        let (seals, partition, transfer) = (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
+        let (seals, partition, transfer) =
+            (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         // Syncs the disk, which must not hold up the network's threads.
         let sealed = tokio::task::spawn_blocking(move || seals.put(partition, transfer)).await;
         Some(if sealed.is_ok() { Event::Sealed } else { Event::SealRefused })

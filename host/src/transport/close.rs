@@ -30,6 +30,8 @@ pub(super) enum Close {
     Slow = 10,
     /// The peer's role does not allow it.
     Forbidden = 11,
+    /// Nothing came from the peer for too long.
+    Silent = 12,
 }
 
 impl Close {

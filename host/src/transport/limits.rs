@@ -31,11 +31,15 @@ pub const HELLO_LIMIT: Duration = Duration::from_secs(1);
 pub const KEEP_ALIVE: Duration = Duration::from_millis(200);
 
 /// A peer not heard from for this long is gone: calls in flight end, new ones are refused.
-pub const SILENCE_LIMIT: Duration = Duration::from_millis(800);
+pub const SILENCE_LIMIT: Duration = Duration::from_millis(700);
 
-/// What QUIC gets as its idle time-out. Its clock starts again with the first packet sent after
-/// one was received, which is the keep-alive: so this and [`KEEP_ALIVE`] make [`SILENCE_LIMIT`].
-pub const IDLE_TIMEOUT: Duration = Duration::from_millis(600);
+/// How often a link to a node looks whether something came. A look that is late counts as one
+/// that is not: then it was this process that was held up, and what came waits in its socket.
+pub const SILENCE_LOOK: Duration = Duration::from_millis(100);
+
+/// What QUIC gets as its idle time-out: for connections of operators, whose far end may be busy
+/// compiling for a while. Links between nodes end by [`SILENCE_LIMIT`] long before.
+pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shortest and longest pause between two background dials.
 pub const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));

@@ -1,7 +1,8 @@
 //! One live connection to one run of another node: its lanes and its bulk streams.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::time::Duration;
 
 use annulus_core::ids::{BootId, NodeUid};
 use annulus_core::state::Lineage;
@@ -16,7 +17,7 @@ use super::close::{Close, describe};
 use super::error::CallError;
 use super::hello::Hello;
 use super::lane::{LaneError, Lanes, Reader, class};
-use super::limits::MAX_BULK_STREAMS;
+use super::limits::{MAX_BULK_STREAMS, SILENCE_LIMIT, SILENCE_LOOK};
 use super::service::{Lane, PeerIdentity, Service};
 use super::stream::open_bulk;
 use super::tls::peer_chain;
@@ -49,6 +50,32 @@ pub(super) struct Link {
     /// Requests of the peer that are not answered yet.
     requests: Arc<AtomicUsize>,
     activity: Arc<AtomicUsize>,
+    /// It was ended because nothing came from the peer.
+    silent: AtomicBool,
+}
+
+/// Closes a connection on which nothing comes any more: every packet counts, keep-alives too.
+async fn end_when_silent(link: Weak<Link>, connection: Connection) {
+    let mut heard = connection.stats().udp_rx.datagrams;
+    let mut silence = Duration::ZERO;
+    loop {
+        tokio::select! {
+            _ = connection.closed() => return,
+            () = tokio::time::sleep(SILENCE_LOOK) => {}
+        }
+        let now = connection.stats().udp_rx.datagrams;
+        if now != heard {
+            (heard, silence) = (now, Duration::ZERO);
+            continue;
+        }
+        silence += SILENCE_LOOK;
+        if silence >= SILENCE_LIMIT {
+            if let Some(link) = link.upgrade() {
+                link.silent.store(true, Ordering::Relaxed);
+            }
+            return Close::Silent.close(&connection, "nothing came from this peer for too long");
+        }
+    }
 }
 
 impl Link {
@@ -65,11 +92,13 @@ impl Link {
             bulk_in_use: Arc::new(()),
             requests: Arc::default(),
             activity: Arc::default(),
+            silent: AtomicBool::new(false),
         })
     }
 
     /// Starts to read and write the lanes; call once, from the network's runtime.
     pub(super) fn start(self: &Arc<Self>, streams: Vec<Halves>, service: &Arc<dyn Service>) {
+        tokio::spawn(end_when_silent(Arc::downgrade(self), self.connection.clone()));
         for (index, (send, recv)) in streams.into_iter().enumerate() {
             tokio::spawn(self.lanes.clone().write(index, send));
             let reader = Reader {
@@ -152,6 +181,9 @@ impl Link {
     }
 
     pub(super) fn why_closed(&self) -> String {
+        if self.silent.load(Ordering::Relaxed) {
+            return "the peer fell silent".to_owned();
+        }
         self.connection.close_reason().map_or_else(|| "unknown".to_owned(), |error| describe(&error))
     }
 }

@@ -16,7 +16,7 @@ use quinn::ConnectionError;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::close::{Close, describe};
+use super::close::Close;
 use super::dial::dial;
 use super::error::CallError;
 use super::limits::{DIAL_INTEREST, DIAL_PAUSE, SPARE_QUIET};
@@ -246,7 +246,7 @@ impl Peer {
             if self.is_current(link) {
                 self.choose(shared, &state);
                 if state.links.is_empty() {
-                    state.failure = describe(error);
+                    state.failure = link.why_closed();
                     state.wanted = Some(Instant::now());
                     let dial = state.addr.is_some() && !superseded && !shared.is_closed();
                     if dial && state.dialling == Dialling::No {
