@@ -98,22 +98,25 @@ impl Output {
         let shown = !self.is_json() && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
         let bar = ProgressBar::with_draw_target(None, target);
-        bar.enable_steady_tick(Duration::from_millis(100));
-        Progress { bar, total: 0 }
+        Progress { bar, total: None }
     }
 }
 
 /// A progress display that is gone when it is dropped.
 pub struct Progress {
     bar: ProgressBar,
-    total: u64,
+    /// What the style was made for; none before the first word, until which nothing is drawn.
+    total: Option<u64>,
 }
 
 impl Progress {
     /// What is being done, and how far it is; `total` 0 where nobody knows.
     pub fn set(&mut self, what: &str, done: u64, total: u64) {
-        if total != self.total {
-            self.total = total;
+        if self.total != Some(total) {
+            if self.total.is_none() {
+                self.bar.enable_steady_tick(Duration::from_millis(100));
+            }
+            self.total = Some(total);
             let template = if total > 0 {
                 "{spinner} {msg} {wide_bar} {pos}/{len}"
             } else {

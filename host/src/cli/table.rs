@@ -1,7 +1,8 @@
 //! Tables for people.
 
 use comfy_table::presets::NOTHING;
-use comfy_table::{Attribute, Cell, CellAlignment, ContentArrangement};
+use comfy_table::{Cell, CellAlignment, ContentArrangement};
+use owo_colors::{OwoColorize, Stream};
 
 /// A table without lines, its head bold where that can be seen.
 pub struct Table {
@@ -15,9 +16,8 @@ impl Table {
         let mut inner = comfy_table::Table::new();
         inner.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
         let right: Vec<bool> = columns.iter().map(|name| name.starts_with('>')).collect();
-        let head = columns.iter().zip(&right).map(|(name, right)| {
-            cell(name.trim_start_matches('>').to_ascii_uppercase(), *right).add_attribute(Attribute::Bold)
-        });
+        let names = columns.iter().map(|name| name.trim_start_matches('>').to_ascii_uppercase());
+        let head = names.zip(&right).map(|(name, right)| cell(name, *right));
         inner.set_header(head.collect::<Vec<_>>());
         Self { inner, right }
     }
@@ -36,9 +36,14 @@ fn cell(text: String, right: bool) -> Cell {
 
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        for line in self.inner.lines() {
+        for (number, line) in self.inner.lines().enumerate() {
             // One space on each side of a cell is the preset's; the outer ones serve nothing.
-            writeln!(f, "{}", line.strip_prefix(' ').unwrap_or(&line).trim_end())?;
+            let line = line.strip_prefix(' ').unwrap_or(&line).trim_end();
+            if number == 0 {
+                writeln!(f, "{}", line.if_supports_color(Stream::Stdout, |line| line.bold()))?;
+            } else {
+                writeln!(f, "{line}")?;
+            }
         }
         Ok(())
     }

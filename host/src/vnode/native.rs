@@ -48,7 +48,7 @@ impl NativeKv {
     }
 }
 
-/// The behaviour of [`NativeKv`], described as `guests/kv` describes itself.
+/// The behaviour of a key/value store in native code, described as `guests/kv` describes itself.
 pub fn native_kv() -> Behaviour {
     let param = |name: &str, ty: &str| Param {
         name: name.to_owned(),

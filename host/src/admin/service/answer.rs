@@ -3,7 +3,7 @@
 use std::future::Future;
 
 use bytes::Bytes;
-use tokio::time::{MissedTickBehavior, interval};
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
 
 use super::HEARTBEAT;
 use crate::admin::{AdminError, AdminReply, Restart, encode};
@@ -47,7 +47,7 @@ impl Answer {
 
     /// Waits for what takes long, and says every [`HEARTBEAT`] that it does.
     pub(super) async fn while_working<T>(&mut self, what: &str, work: impl Future<Output = T>) -> T {
-        let mut beat = interval(HEARTBEAT);
+        let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut work = std::pin::pin!(work);
         loop {

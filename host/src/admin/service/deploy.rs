@@ -83,6 +83,8 @@ async fn follow<T>(
     answer: &mut Answer,
 ) -> Result<T, AdminError> {
     let mut work = std::pin::pin!(work);
+    let mut what = "validating".to_owned();
+    answer.progress(&what, 0, 0).await;
     loop {
         // The heartbeat goes on within a step that takes long.
         let step = async {
@@ -92,17 +94,19 @@ async fn follow<T>(
                 result = &mut work => Err(result),
             }
         };
-        match answer.while_working("working", step).await {
+        let (done, of) = match answer.while_working(&what, step).await {
             Err(result) => return Ok(result?),
-            Ok(Progress::Validated { .. }) => answer.progress("compiling everywhere", 0, 0).await,
-            Ok(Progress::Compiled { done, of }) => {
-                answer.progress("compiling everywhere", done as u64, of as u64).await
+            Ok(Progress::Validated { .. }) => {
+                "compiling everywhere".clone_into(&mut what);
+                (0, 0)
             }
+            Ok(Progress::Compiled { done, of } | Progress::Running { done, of }) => (done, of),
             Ok(Progress::Agreed { version }) => {
-                answer.progress(&format!("swapping to version {version}"), 0, 0).await
+                what = format!("swapping to version {version}");
+                (0, 0)
             }
-            Ok(Progress::Running { done, of }) => answer.progress("swapping", done as u64, of as u64).await,
-        }
+        };
+        answer.progress(&what, done as u64, of as u64).await;
     }
 }
 
