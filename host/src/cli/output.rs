@@ -112,10 +112,8 @@ pub struct Progress {
 impl Progress {
     /// What is being done, and how far it is; `total` 0 where nobody knows.
     pub fn set(&mut self, what: &str, done: u64, total: u64) {
+        let first = self.total.is_none();
         if self.total != Some(total) {
-            if self.total.is_none() {
-                self.bar.enable_steady_tick(Duration::from_millis(100));
-            }
             self.total = Some(total);
             let template = if total > 0 {
                 "{spinner} {msg} {wide_bar} {pos}/{len}"
@@ -126,6 +124,9 @@ impl Progress {
                 self.bar.set_style(style);
             }
             self.bar.set_length(total);
+        }
+        if first {
+            self.bar.enable_steady_tick(Duration::from_millis(100));
         }
         self.bar.set_message(what.to_owned());
         self.bar.set_position(done);
