@@ -1,10 +1,12 @@
 //! What `annulus transfers` shows.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::handoff::TransferState;
 use annulus_core::handoff::sender::Sender;
+use annulus_core::ids::ModuleUid;
 use annulus_core::keyspace::PartitionId;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -41,7 +43,7 @@ pub struct TransferRow {
     pub to: String,
     /// How far.
     pub state: TransferState,
-    /// Items sent so far, of all modules of the partition.
+    /// Items of the module sent so far, a key's later versions each.
     pub items_done: u64,
     /// Items there were, roughly, if that is known.
     pub items_total: Option<u64>,
@@ -60,15 +62,17 @@ pub(super) struct Progress {
 #[derive(Clone, Default)]
 struct Snapshot {
     state: Option<TransferState>,
-    items: u64,
-    bytes: u64,
+    /// Items and bytes by module.
+    sent: BTreeMap<ModuleUid, (u64, u64)>,
     error: Option<String>,
 }
 
 impl Progress {
     pub(super) fn set(&self, machine: &Sender) {
         let mut state = self.state.lock();
-        (state.items, state.bytes) = machine.progress();
+        for (module, items, bytes) in machine.progress_by_module() {
+            state.sent.insert(module, (items, bytes));
+        }
         state.state = Some(machine.state());
         if let Some(error) = machine.error() {
             state.error = Some(error.to_owned());
@@ -141,21 +145,25 @@ impl Handoff {
             let now = progress.state.lock().clone();
             let Some(pending) = &view.partition(*partition).pending else { continue };
             let to = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
-            let mut names: Vec<String> =
-                view.state.modules.values().map(|module| module.name.clone()).collect();
-            if names.is_empty() {
-                names.push(String::new());
+            let mut modules: Vec<(String, (u64, u64))> = view
+                .state
+                .modules
+                .values()
+                .map(|module| (module.name.clone(), now.sent.get(&module.uid).copied().unwrap_or_default()))
+                .collect();
+            if modules.is_empty() {
+                modules.push(Default::default());
             }
-            rows.extend(names.into_iter().map(|module| TransferRow {
+            rows.extend(modules.into_iter().map(|(module, (items, bytes))| TransferRow {
                 module,
                 partition: *partition,
                 kind: TransferKindName::Ownership,
                 from: from.clone(),
                 to: to.clone(),
                 state: now.state.unwrap_or(TransferState::Waiting),
-                items_done: now.items,
+                items_done: items,
                 items_total: None,
-                bytes: now.bytes,
+                bytes,
                 error: now.error.clone(),
             }));
         }

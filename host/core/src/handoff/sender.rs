@@ -100,6 +100,12 @@ impl Sender {
         self.outgoing.as_ref().map_or(self.sent, |outgoing| outgoing.tallies.total())
     }
 
+    /// The same by module; empty once the transfer is over.
+    pub fn progress_by_module(&self) -> impl Iterator<Item = (ModuleUid, u64, u64)> {
+        let tallies = self.outgoing.iter().flat_map(|outgoing| &outgoing.tallies.0);
+        tallies.map(|(module, tally)| (*module, tally.items, tally.bytes))
+    }
+
     /// The last thing that went wrong.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
