@@ -13,13 +13,14 @@
 //! the test, whatever ends it: their stdin is a pipe that ends with this process. When a test
 //! fails, its directory (logs in `NODE.log`) is kept and its path printed.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::ops::{Index, IndexMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
-use std::sync::{OnceLock, mpsc};
+use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -29,39 +30,35 @@ use crate::guests;
 
 /// Longest that anything here waits for a node to do what it should.
 pub const LIMIT: Duration = Duration::from_secs(60);
+/// Longest that one verb may take: a join moves its share of the ring first.
+const VERB_LIMIT: Duration = Duration::from_secs(300);
 
-/// The binary under test, built once per process if it is out of date.
-pub fn binary() -> &'static Path {
-    static BINARY: OnceLock<PathBuf> = OnceLock::new();
-    BINARY.get_or_init(|| match std::env::var_os("ANNULUS_BINARY") {
-        Some(path) => path.into(),
-        None => build(),
-    })
-}
+/// Set for [`annulus_tests`](crate)'s own program, it is the program under test.
+pub const AS_ANNULUS: &str = "ANNULUS_TESTS_AS_ANNULUS";
 
-fn build() -> PathBuf {
-    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    cargo.args(["build", "--workspace", "--bin", "annulus", "--message-format", "json"]);
-    // The same profile as the tests', so that nothing is compiled twice.
-    if std::env::current_exe().is_ok_and(|exe| exe.components().any(|part| part.as_os_str() == "release")) {
-        cargo.arg("--release");
-    }
-    // What the Cargo that runs this test says of this package would make build scripts run anew,
-    // and with them half of the dependencies.
-    let ours = ["CARGO_MANIFEST_", "CARGO_PKG_", "CARGO_BIN_", "CARGO_CRATE_", "CARGO_PRIMARY_", "OUT_DIR"];
-    for (name, _) in std::env::vars_os() {
-        if name.to_str().is_some_and(|name| ours.iter().any(|prefix| name.starts_with(prefix))) {
-            cargo.env_remove(name);
+/// The program under test: the one that `ANNULUS_BINARY` names, or else this package's own program
+/// in its role, which Cargo builds with the tests.
+pub fn command() -> Command {
+    match std::env::var_os("ANNULUS_BINARY") {
+        Some(path) => Command::new(path),
+        None => {
+            let mut command = Command::new(program());
+            command.env(AS_ANNULUS, "1");
+            command
         }
     }
-    let built = cargo.current_dir(guests::root()).stderr(Stdio::inherit()).output();
-    let built = built.unwrap_or_else(|error| panic!("cargo does not start: {error}"));
-    assert!(built.status.success(), "the binary under test does not build");
-    let executable = String::from_utf8_lossy(&built.stdout).lines().rev().find_map(|line| {
-        let message: Value = serde_json::from_str(line).ok()?;
-        (message["target"]["name"] == "annulus").then(|| message["executable"].as_str().map(PathBuf::from))?
-    });
-    executable.unwrap_or_else(|| panic!("cargo does not say where the binary is"))
+}
+
+fn program() -> PathBuf {
+    let me = std::env::current_exe().unwrap_or_else(|error| panic!("this program has no path: {error}"));
+    let name = "annulus-tests";
+    if me.file_stem().is_some_and(|stem| stem == name) {
+        return me;
+    }
+    // A test lies in `deps`, beside which the programs are.
+    let beside = me.parent().and_then(Path::parent).map(|dir| dir.join(name)).unwrap_or_default();
+    assert!(beside.exists(), "{} is not built", beside.display());
+    beside
 }
 
 /// What one run of the command line gave.
@@ -107,13 +104,20 @@ impl Ran {
 
 /// Runs the command line by itself, without a node's data directory.
 pub fn annulus<S: AsRef<OsStr>>(words: &[S]) -> Ran {
-    run(Command::new(binary()).args(words))
+    run(command().args(words))
 }
 
 fn run(command: &mut Command) -> Ran {
     command.env_remove("ANNULUS_NODE").env_remove("ANNULUS_DATA").env_remove("ANNULUS_TOKEN");
-    let output = command.stdin(Stdio::null()).output();
-    let output = output.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
+    let child = child.unwrap_or_else(|error| panic!("{command:?} does not start: {error}"));
+    let (process, (ended, end)) = (child.id(), mpsc::channel());
+    thread::spawn(move || drop(ended.send(child.wait_with_output())));
+    let Ok(output) = end.recv_timeout(VERB_LIMIT) else {
+        send_signal("KILL", process);
+        panic!("{command:?} did not end within {VERB_LIMIT:?}");
+    };
+    let output = output.unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let text = |bytes| String::from_utf8(bytes).unwrap_or_else(|error| panic!("{command:?}: {error}"));
     Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
@@ -153,7 +157,7 @@ impl Node {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
-        let mut child = Command::new(binary())
+        let mut child = command()
             .args([
                 "start",
                 "--with-parent",
@@ -231,8 +235,7 @@ impl Node {
 
     fn signal(&self, signal: &str) {
         let Some(child) = &self.child else { panic!("{} does not run", self.name) };
-        let sent = Command::new("kill").arg(format!("-{signal}")).arg(child.id().to_string()).status();
-        assert!(sent.is_ok_and(|status| status.success()), "{} got no {signal}", self.name);
+        assert!(send_signal(signal, child.id()), "{} got no {signal}", self.name);
     }
 
     /// Does its process run?
@@ -242,12 +245,12 @@ impl Node {
 
     /// A verb, as people see it.
     pub fn cli<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
-        run(Command::new(binary()).arg("--data").arg(&self.data).arg("--yes").args(words))
+        run(command().arg("--data").arg(&self.data).arg("--yes").args(words))
     }
 
     /// A verb, as programs see it.
     pub fn json<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
-        run(Command::new(binary())
+        run(command()
             .arg("--data")
             .arg(&self.data)
             .args(["--yes", "--format", "json"])
@@ -296,6 +299,18 @@ impl Node {
         );
     }
 
+    /// Asks it to join another node's cluster, without waiting for it.
+    ///
+    /// # Panics
+    /// If there is no token for it.
+    pub fn begin_join(&self, member: &Node) -> Verb {
+        let token = member.json(&["token"]).json()["token"].as_str().unwrap_or_default().to_owned();
+        let mut command = command();
+        command.arg("--data").arg(&self.data).args(["join", &member.listen, "--token", &token, "--yes"]);
+        let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
+        Verb(child.unwrap_or_else(|error| panic!("{command:?} does not start: {error}")))
+    }
+
     /// The last lines of its log.
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
@@ -324,6 +339,44 @@ fn first_line(stdout: ChildStdout, limit: Duration) -> Option<String> {
         while matches!(stdout.read(&mut rest), Ok(read) if read > 0) {}
     });
     first.recv_timeout(limit).ok()
+}
+
+/// A verb under way; it is ended when it is dropped.
+pub struct Verb(Child);
+
+impl Drop for Verb {
+    fn drop(&mut self) {
+        // Fails only if it has ended already.
+        drop(self.0.kill());
+        drop(self.0.wait());
+    }
+}
+
+fn send_signal(signal: &str, process: u32) -> bool {
+    let sent = Command::new("kill").arg(format!("-{signal}")).arg(process.to_string()).status();
+    sent.is_ok_and(|status| status.success())
+}
+
+/// The ring as a node knows it, by partition: who holds it, and who is to.
+///
+/// # Panics
+/// If it does not say.
+pub fn ring(node: &Node) -> Vec<(String, Option<String>)> {
+    let ring = node.json(&["ring"]).json();
+    let first = |nodes: &Value| nodes[0].as_str().map(str::to_owned);
+    let partitions = ring["partitions"].as_array().cloned().unwrap_or_default();
+    assert!(!partitions.is_empty(), "{ring}");
+    partitions.iter().map(|row| (first(&row["replicas"]).unwrap_or_default(), first(&row["pending"]))).collect()
+}
+
+/// The partitions of which the named node is the owner.
+pub fn owned_by(node: &Node, name: &str) -> HashSet<u16> {
+    (0..).zip(ring(node)).filter(|(_, (owner, _))| owner == name).map(|(id, _)| id).collect()
+}
+
+/// The partitions whose replica set is to change.
+pub fn pending(node: &Node) -> HashSet<u16> {
+    (0..).zip(ring(node)).filter(|(_, (_, pending))| pending.is_some()).map(|(id, _)| id).collect()
 }
 
 /// Some nodes and the directory that they live in.

@@ -1,5 +1,8 @@
-//! The cluster harness.
+//! The cluster harness: real nodes, a load that a model checks, and the guests to run on them.
 
+pub mod client;
+pub mod growth;
 pub mod guests;
 pub mod harness;
 pub mod inside;
+pub mod load;

@@ -3,11 +3,11 @@
 
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
-use std::process::{Command, Stdio};
+use std::process::Stdio;
 use std::time::{Duration, Instant};
 
 use annulus_tests::guests::root;
-use annulus_tests::harness::{annulus, binary};
+use annulus_tests::harness::{annulus, command};
 
 /// Apart from the tutorial's own ports, which a demo by hand may have taken.
 const OFFSET: u16 = 1500;
@@ -37,7 +37,7 @@ fn the_tour_ends_well_and_a_killed_demo_takes_its_nodes_along() {
     assert!(summary["swap_requests"].as_u64().unwrap() > 100, "{summary}");
     assert!(ports_are_free(), "the nodes ended with the demo");
 
-    let mut demo = Command::new(binary()).args(words(&dir)).stdout(Stdio::piped()).spawn().unwrap();
+    let mut demo = command().args(words(&dir)).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
     lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("Two more nodes join"))).unwrap().unwrap();
     assert!(!ports_are_free(), "its nodes run");

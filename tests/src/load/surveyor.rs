@@ -1,0 +1,99 @@
+//! Asks for all keys, again and again, and checks the answers while the writers write.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use ciborium::Value;
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::time::{sleep, timeout};
+
+use super::{GRACE, MODULE, Order, Orders, Shared, key_number};
+use crate::client::{Everywhere, Failure, Operator};
+
+/// Longest that an answer of all keys may take.
+const LIMIT: Duration = Duration::from_secs(30);
+/// Between two of them, so that they do not crowd out what they watch.
+const REST: Duration = Duration::from_millis(100);
+
+pub(super) struct Surveyor {
+    shared: Arc<Shared>,
+    entry: Option<PathBuf>,
+    operator: Option<Operator>,
+    running: bool,
+}
+
+impl Surveyor {
+    pub(super) fn new(shared: Arc<Shared>) -> Self {
+        Self { shared, entry: None, operator: None, running: false }
+    }
+
+    pub(super) async fn run(mut self, mut orders: Orders) {
+        loop {
+            let told = match orders.try_recv() {
+                Err(TryRecvError::Empty) if self.running => {
+                    self.survey().await;
+                    sleep(REST).await;
+                    continue;
+                }
+                Err(TryRecvError::Empty) => orders.recv().await,
+                told => told.ok(),
+            };
+            let Some((order, done)) = told else { return };
+            match order {
+                Order::Enter(entries) => (self.entry, self.operator) = (entries.first().cloned(), None),
+                Order::Run(running) => self.running = running && self.shared.settings.surveys,
+                Order::ReadBack => {
+                    if !self.survey().await {
+                        self.shared.report.lock().unanswered += 1;
+                    }
+                }
+                Order::Fill | Order::Doubt(_) => {}
+            }
+            // Nobody need wait for it.
+            let _ = done.send(());
+        }
+    }
+
+    /// One answer, checked. False if it is not complete.
+    async fn survey(&mut self) -> bool {
+        let before = self.shared.board.snapshot();
+        let answer = timeout(LIMIT + GRACE, self.ask()).await;
+        let mut report = self.shared.report.lock();
+        report.coverages += 1;
+        match answer {
+            Ok(Ok(Everywhere { values, missing })) if missing.is_empty() => {
+                let keys: Vec<u32> = values.iter().map(number).collect();
+                report.coverage_wrong.extend(self.shared.board.check(&before, &keys));
+                report.complete += 1;
+                return true;
+            }
+            Ok(Ok(Everywhere { missing, .. })) => report.missing.extend(missing),
+            Ok(Err(failure)) => {
+                self.operator = None;
+                *report.codes.entry(format!("keys: {}", failure.code)).or_default() += 1;
+            }
+            Err(_) => {
+                self.operator = None;
+                report.unanswered += 1;
+            }
+        }
+        false
+    }
+
+    async fn ask(&mut self) -> Result<Everywhere, Failure> {
+        let operator = match &self.operator {
+            Some(operator) => operator,
+            None => {
+                let entry = self.entry.as_deref().unwrap_or_else(|| panic!("no node to enter by"));
+                self.operator.insert(Operator::connect(entry).await?)
+            }
+        };
+        operator.everywhere(MODULE, "keys", LIMIT).await
+    }
+}
+
+/// The key's number; one that is none of ours has a number that no key has.
+fn number(key: &Value) -> u32 {
+    key.as_text().and_then(key_number).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,248 @@
+//! One client: the only writer of its keys, which holds every answer against the model.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use ciborium::Value;
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::time::{sleep, timeout};
+
+use super::belief::{Belief, Held, Presence, Wrong};
+use super::report::Failed;
+use super::{GRACE, MODULE, Order, Orders, Shared, key_name, partition_of};
+use crate::client::{Applied, Failure, Operator};
+
+/// Before a node that let us down is asked again.
+const AGAIN: Duration = Duration::from_millis(20);
+/// How long a key may refuse to be read back at the end.
+const READ_BACK_LIMIT: Duration = Duration::from_secs(20);
+
+pub(super) struct Worker {
+    number: u32,
+    shared: Arc<Shared>,
+    /// By slot: key `slot * clients + number`.
+    beliefs: Vec<Belief>,
+    values_so_far: u64,
+    random: StdRng,
+    entry: Option<PathBuf>,
+    operator: Option<Operator>,
+    running: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Act {
+    Put,
+    Get,
+    Delete,
+}
+
+impl Worker {
+    pub(super) fn new(number: u32, shared: Arc<Shared>) -> Self {
+        let settings = &shared.settings;
+        let slots = (settings.keys + settings.clients - 1 - number) / settings.clients;
+        let random = StdRng::seed_from_u64(settings.seed.wrapping_add(number.into()));
+        let beliefs = vec![Belief::default(); slots as usize];
+        Self { number, shared, beliefs, values_so_far: 0, random, entry: None, operator: None, running: false }
+    }
+
+    pub(super) async fn run(mut self, mut orders: Orders) {
+        loop {
+            let told = match orders.try_recv() {
+                Err(TryRecvError::Empty) if self.running => {
+                    self.anything().await;
+                    continue;
+                }
+                Err(TryRecvError::Empty) => orders.recv().await,
+                told => told.ok(),
+            };
+            let Some((order, done)) = told else { return };
+            self.obey(order).await;
+            // Nobody need wait for it.
+            let _ = done.send(());
+        }
+    }
+
+    async fn obey(&mut self, order: Order) {
+        match order {
+            Order::Enter(entries) => {
+                let entry = entries.get(self.number as usize % entries.len().max(1)).cloned();
+                if entry != self.entry {
+                    (self.entry, self.operator) = (entry, None);
+                }
+            }
+            Order::Fill => {
+                for slot in 0..self.beliefs.len() {
+                    self.act(slot, Act::Put).await;
+                }
+            }
+            Order::Run(running) => self.running = running,
+            Order::Doubt(partitions) => {
+                for slot in 0..self.beliefs.len() {
+                    if partitions.contains(&partition_of(self.key(slot), self.shared.settings.ring_size)) {
+                        self.beliefs[slot].doubt();
+                        self.show(slot);
+                    }
+                }
+            }
+            Order::ReadBack => self.read_back().await,
+        }
+    }
+
+    /// One request of the mix: half puts, a third gets, the rest deletes.
+    async fn anything(&mut self) {
+        let slot = self.random.random_range(0..self.beliefs.len());
+        let act = match self.random.random_range(0..100) {
+            0..50 => Act::Put,
+            50..85 => Act::Get,
+            _ => Act::Delete,
+        };
+        self.act(slot, act).await;
+        if !self.shared.settings.rest.is_zero() {
+            sleep(self.shared.settings.rest).await;
+        }
+    }
+
+    async fn read_back(&mut self) {
+        for slot in 0..self.beliefs.len() {
+            let deadline = Instant::now() + READ_BACK_LIMIT;
+            while !self.act(slot, Act::Get).await {
+                if Instant::now() >= deadline {
+                    self.shared.report.lock().unanswered += 1;
+                    break;
+                }
+            }
+            let here = self.beliefs[slot].held().is_some();
+            let presence = if here { Presence::Present } else { Presence::Absent };
+            self.shared.board.set(self.key(slot), presence);
+        }
+    }
+
+    /// Sends one request and holds its answer against the model. False if it failed.
+    async fn act(&mut self, slot: usize, act: Act) -> bool {
+        let key = self.key(slot);
+        self.values_so_far += 1;
+        let value = u64::from(self.number) << 40 | self.values_so_far;
+        let written = match act {
+            Act::Put => Some(value),
+            Act::Get | Act::Delete => None,
+        };
+        if act != Act::Get {
+            self.shared.board.set(key, Presence::Uncertain);
+        }
+        let sent = Instant::now();
+        let answer = self.ask(act, &key_name(key), written).await;
+        let took = sent.elapsed();
+        self.shared.report.lock().answered(self.number, took);
+        let well = answer.is_ok();
+        match answer {
+            Ok(reply) => {
+                if act != Act::Put {
+                    self.see(slot, act, &reply);
+                }
+                if act != Act::Get {
+                    self.beliefs[slot].acknowledge(written);
+                    self.shared.report.lock().acknowledged += 1;
+                }
+            }
+            Err(failure) => {
+                match (act, failure.applied) {
+                    (Act::Get, _) | (_, Applied::No) => {}
+                    (_, Applied::Yes) => self.beliefs[slot].acknowledge(written),
+                    (_, Applied::Unknown) => self.beliefs[slot].suspect(written),
+                }
+                let Failure { code, message, .. } = failure;
+                let partition = partition_of(key, self.shared.settings.ring_size);
+                let what = format!("{} {}", act.command(), key_name(key));
+                self.shared.report.lock().failed(Failed { sent, took, code, message, partition, what });
+            }
+        }
+        self.show(slot);
+        well
+    }
+
+    fn see(&mut self, slot: usize, act: Act, reply: &Value) {
+        let key = key_name(self.key(slot));
+        let held = match held(reply) {
+            Ok(held) => held,
+            Err(reply) => {
+                return self.shared.report.lock().contradicted(format!("{} {key}: {reply:?}", act.command()));
+            }
+        };
+        let belief = &mut self.beliefs[slot];
+        let before = belief.clone();
+        if let Err(wrong) = belief.see(held) {
+            let mut report = self.shared.report.lock();
+            match wrong {
+                Wrong::Lost => report.lost += 1,
+                Wrong::Resurrected => report.resurrected += 1,
+            }
+            let partition = partition_of(self.key(slot), self.shared.settings.ring_size);
+            report.contradicted(format!(
+                "{} {key} (partition {partition}) answered {held:?}, expected {before:?}",
+                act.command()
+            ));
+        }
+    }
+
+    async fn ask(&mut self, act: Act, key: &str, value: Held) -> Result<Value, Failure> {
+        let limit = self.shared.settings.limit;
+        let mut args = vec![("key".into(), key.into())];
+        if let Some(value) = value {
+            args.push(("value".into(), value.into()));
+        }
+        let asked = async {
+            let operator = match self.operator.take() {
+                Some(operator) => operator,
+                None => {
+                    let entry = self.entry.as_deref().unwrap_or_else(|| panic!("no node to enter by"));
+                    Operator::connect(entry).await?
+                }
+            };
+            let answer = operator.call(MODULE, act.command(), args, limit).await;
+            let lost = |failure: &Failure| matches!(failure.code.as_str(), "connection-lost" | "unreachable" | "failed");
+            if !answer.as_ref().is_err_and(lost) {
+                self.operator = Some(operator);
+            }
+            answer
+        };
+        let answer = timeout(limit + GRACE, asked).await.unwrap_or_else(|_| {
+            self.shared.report.lock().unanswered += 1;
+            let message = format!("no answer within {:?}", limit + GRACE);
+            Err(Failure { code: "no-answer".to_owned(), applied: Applied::Unknown, message })
+        });
+        if answer.is_err() {
+            sleep(AGAIN).await;
+        }
+        answer
+    }
+
+    fn key(&self, slot: usize) -> u32 {
+        u32::try_from(slot).unwrap_or(u32::MAX) * self.shared.settings.clients + self.number
+    }
+
+    fn show(&self, slot: usize) {
+        self.shared.board.set(self.key(slot), self.beliefs[slot].presence());
+    }
+}
+
+impl Act {
+    fn command(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::Delete => "delete",
+        }
+    }
+}
+
+/// What a get or a delete answered.
+fn held(reply: &Value) -> Result<Held, &Value> {
+    match reply {
+        Value::Null => Ok(None),
+        Value::Integer(number) => u64::try_from(*number).map(Some).map_err(|_| reply),
+        _ => Err(reply),
+    }
+}
