@@ -25,6 +25,10 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// How long one round may take.
 const ROUND: Duration = Duration::from_secs(2);
 
+/// How long a removed node stays for peers that do not know yet, and before it asks them again.
+const FAREWELL: Duration = Duration::from_secs(3);
+const FAREWELL_PAUSE: Duration = Duration::from_millis(50);
+
 impl Cluster {
     /// Keeps this node's addresses in the member table true, for as long as it runs.
     pub(super) async fn keep_announcing(self, listen: SocketAddr, http: String) {
@@ -32,14 +36,15 @@ impl Cluster {
         loop {
             let view = self.view();
             if view.is_removed() {
+                self.stay_until_all_know(listen).await;
                 self.end(Ended::Removed);
                 return;
             }
             let moved =
                 view.member(view.me).is_some_and(|me| me.listen != listen.to_string() || me.http != http);
             let lonely = started.elapsed() > LONELY && !self.heard_from_leader_within(LONELY);
-            if moved || lonely {
-                self.announce(listen).await;
+            if (moved || lonely) && self.announce(listen).await.contains(&Some(AnnounceReply::Removed)) {
+                self.end(Ended::Removed);
             }
             if moved {
                 let moved = Command::Moved { node: view.me, listen: listen.to_string(), http: http.clone() };
@@ -59,23 +64,38 @@ impl Cluster {
         }
     }
 
-    async fn announce(&self, listen: SocketAddr) {
-        let Ok(payload) = codec::encode(&Announce { listen }) else { return };
+    /// Whoever has not heard that this node has left still sends it what it held. It is told
+    /// `stale-ring` as long as there is somebody to tell it, and would fail requests otherwise.
+    async fn stay_until_all_know(&self, listen: SocketAddr) {
+        let deadline = Instant::now() + FAREWELL;
+        while Instant::now() < deadline {
+            let answers = self.announce(listen).await;
+            if answers.iter().all(|answer| *answer == Some(AnnounceReply::Removed)) {
+                return;
+            }
+            sleep(FAREWELL_PAUSE).await;
+        }
+        tracing::info!("this node left before all others knew that it does");
+    }
+
+    /// Tells all others; what each answers, `None` where it does not.
+    async fn announce(&self, listen: SocketAddr) -> Vec<Option<AnnounceReply>> {
+        let Ok(payload) = codec::encode(&Announce { listen }) else { return Vec::new() };
         let deadline = Instant::now() + ROUND;
         let view = self.view();
         let others = view.state.live_members().filter(|member| member.id != view.me);
         let calls = others.map(|member| {
             let (id, payload) = (member.id, payload.clone());
-            async move { (id, self.call(id, ANNOUNCE, payload.into(), deadline).await) }
-        });
-        for (peer, answer) in futures_util::future::join_all(calls).await {
-            let Ok(answer) = answer else { continue };
-            match codec::decode(&answer) {
-                Ok(AnnounceReply::Removed) => self.end(Ended::Removed),
-                Ok(AnnounceReply::Member | AnnounceReply::Unknown) => {}
-                Err(error) => tracing::warn!(%peer, %error, "unreadable answer to an announcement"),
+            async move {
+                let answer = self.call(id, ANNOUNCE, payload.into(), deadline).await.ok()?;
+                let read = codec::decode(&answer);
+                read.inspect_err(
+                    |error| tracing::warn!(peer = %id, %error, "unreadable answer to an announcement"),
+                )
+                .ok()
             }
-        }
+        });
+        futures_util::future::join_all(calls).await
     }
 
     /// Asks a peer for its state and takes it if it is newer.

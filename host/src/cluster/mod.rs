@@ -156,6 +156,13 @@ impl Cluster {
         self.wait_applied(index, deadline).await
     }
 
+    /// Takes a newer state from the leader, if it has one and can be reached in time.
+    pub async fn learn_news(&self, deadline: Instant) {
+        if let Some(leader) = self.leader().filter(|leader| *leader != self.me()) {
+            self.fetch_state(leader, deadline).await;
+        }
+    }
+
     /// Makes a token that lets a node join, good for `lifetime`.
     pub async fn issue_token(&self, lifetime: Duration, deadline: Instant) -> Result<Token, IssueError> {
         let view = self.view();

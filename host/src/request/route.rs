@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::ids::NodeId;
+use annulus_core::keyspace::PartitionId;
+use annulus_core::request::{AppliedState, ErrorCode, RequestError};
 use annulus_core::wire::{Call, PageAsk};
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -17,6 +19,8 @@ use crate::wasm::Request;
 /// How long to wait for a change of the ring before a stale answer is asked again anyway: the
 /// answerer may be the one who is behind.
 const STALE_PAUSE: Duration = Duration::from_millis(20);
+/// How long the leader may take to say where a partition is whose holder cannot be reached.
+const NEWS_LIMIT: Duration = Duration::from_millis(200);
 
 impl Coordinator {
     /// Runs a request where its partition is held; follows the ring while it changes.
@@ -50,13 +54,27 @@ impl Coordinator {
                 Err(error) if error.code == ErrorCode::StaleRing => {
                     self.catch_up(error.version, owner, request.deadline).await;
                 }
+                Err(error) if error.code == ErrorCode::NotEnoughReplicas => {
+                    // Who cannot be reached may have left, and this node be the last to hear.
+                    let sent_nothing = error.state == AppliedState::NotApplied;
+                    if !(sent_nothing && self.has_moved(target.partition, owner, request.deadline).await) {
+                        return Err(error);
+                    }
+                }
                 answer => return answer,
             }
         }
     }
 
+    /// Does the leader know of another holder than this one, which does not answer?
+    async fn has_moved(&self, partition: PartitionId, owner: NodeId, deadline: Instant) -> bool {
+        let cluster = &self.inner.cluster;
+        cluster.learn_news(deadline.min(Instant::now() + NEWS_LIMIT)).await;
+        cluster.view().partition(partition).replicas.first() != Some(&owner)
+    }
+
     /// Waits until this node knows what the answerer of `stale-ring` knows (R2).
-    async fn catch_up(&self, version: u64, owner: annulus_core::ids::NodeId, deadline: Instant) {
+    async fn catch_up(&self, version: u64, owner: NodeId, deadline: Instant) {
         let cluster = &self.inner.cluster;
         if cluster.view().index() < version {
             // The deadline is checked by the caller's loop.
@@ -101,7 +119,7 @@ impl Coordinator {
     pub(super) async fn deliver(
         &self,
         module: annulus_core::ids::ModuleUid,
-        partition: annulus_core::keyspace::PartitionId,
+        partition: PartitionId,
         version: u64,
         mut command: Command,
     ) {

@@ -40,7 +40,9 @@ impl Coordinator {
                 return tracing::warn!(%error, from = ?request.from, "a command's frame cannot be read");
             }
         };
-        if !self.inner.cluster.view().serves() {
+        let view = self.inner.cluster.view();
+        // One that has left holds nothing, and says so: `stale-ring` sends the request on.
+        if !view.serves() && !view.is_removed() {
             let message = "the node is joining and does not serve yet";
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
         }
