@@ -45,7 +45,9 @@ impl From<CliError> for Failure {
                 };
                 Self { code: error.code, applied, message }
             }
-            CliError::Unreachable(_) => Self { code: "unreachable".to_owned(), applied: Applied::No, message },
+            CliError::Unreachable(_) => {
+                Self { code: "unreachable".to_owned(), applied: Applied::No, message }
+            }
             _ => Self { code: "failed".to_owned(), applied: Applied::Unknown, message },
         }
     }

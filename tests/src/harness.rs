@@ -250,11 +250,7 @@ impl Node {
 
     /// A verb, as programs see it.
     pub fn json<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
-        run(command()
-            .arg("--data")
-            .arg(&self.data)
-            .args(["--yes", "--format", "json"])
-            .args(words))
+        run(command().arg("--data").arg(&self.data).args(["--yes", "--format", "json"]).args(words))
     }
 
     /// A command of a module: its reply, or the error with code, message and state.
@@ -366,7 +362,10 @@ pub fn ring(node: &Node) -> Vec<(String, Option<String>)> {
     let first = |nodes: &Value| nodes[0].as_str().map(str::to_owned);
     let partitions = ring["partitions"].as_array().cloned().unwrap_or_default();
     assert!(!partitions.is_empty(), "{ring}");
-    partitions.iter().map(|row| (first(&row["replicas"]).unwrap_or_default(), first(&row["pending"]))).collect()
+    partitions
+        .iter()
+        .map(|row| (first(&row["replicas"]).unwrap_or_default(), first(&row["pending"])))
+        .collect()
 }
 
 /// The partitions of which the named node is the owner.

@@ -190,13 +190,22 @@ impl fmt::Display for Report {
         }
         for failed in self.failures.iter().take(10) {
             let (what, code, took) = (&failed.what, &failed.code, failed.took);
-            writeln!(f, "failed {what} (partition {}) after {took:?}: {code}: {}", failed.partition, failed.message)?;
+            writeln!(
+                f,
+                "failed {what} (partition {}) after {took:?}: {code}: {}",
+                failed.partition, failed.message
+            )?;
         }
-        writeln!(f, "{:<28} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10}", "phase", "requests", "failed", "p50", "p99", "p99.9", "stall")?;
+        writeln!(
+            f,
+            "{:<28} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10}",
+            "phase", "requests", "failed", "p50", "p99", "p99.9", "stall"
+        )?;
         for phase in &self.phases {
             let ms = |time: Duration| format!("{:.1} ms", time.as_secs_f64() * 1e3);
             let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| ms(phase.quantile(quantile)));
-            let (name, requests, failed, stall) = (&phase.name, phase.requests, phase.failed, ms(phase.longest()));
+            let (name, requests, failed, stall) =
+                (&phase.name, phase.requests, phase.failed, ms(phase.longest()));
             writeln!(f, "{name:<28} {requests:>9} {failed:>7} {p50:>9} {p99:>9} {p999:>9} {stall:>10}")?;
         }
         if !self.codes.is_empty() {

@@ -45,7 +45,16 @@ impl Worker {
         let slots = (settings.keys + settings.clients - 1 - number) / settings.clients;
         let random = StdRng::seed_from_u64(settings.seed.wrapping_add(number.into()));
         let beliefs = vec![Belief::default(); slots as usize];
-        Self { number, shared, beliefs, values_so_far: 0, random, entry: None, operator: None, running: false }
+        Self {
+            number,
+            shared,
+            beliefs,
+            values_so_far: 0,
+            random,
+            entry: None,
+            operator: None,
+            running: false,
+        }
     }
 
     pub(super) async fn run(mut self, mut orders: Orders) {
@@ -202,7 +211,9 @@ impl Worker {
                 }
             };
             let answer = operator.call(MODULE, act.command(), args, limit).await;
-            let lost = |failure: &Failure| matches!(failure.code.as_str(), "connection-lost" | "unreachable" | "failed");
+            let lost = |failure: &Failure| {
+                matches!(failure.code.as_str(), "connection-lost" | "unreachable" | "failed")
+            };
             if !answer.as_ref().is_err_and(lost) {
                 self.operator = Some(operator);
             }
