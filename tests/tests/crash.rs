@@ -1,0 +1,244 @@
+//! Nodes die, freeze and come back, at every step of a handoff, under a load that a model checks.
+//!
+//! The guest keeps its items in memory: what a killed node held is gone with it, and only that.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::collections::HashSet;
+use std::time::{Duration, Instant};
+
+use annulus_tests::harness::{Cluster, Node, owned_by, pending, ring, until};
+use annulus_tests::load::{Load, Report, Settings};
+
+/// Within this a request to a dead node is told so: the issue's own bound.
+const NOTICED: Duration = Duration::from_secs(1);
+
+fn settings() -> Settings {
+    // Some rest, so that one core is left for those who recover.
+    Settings { clients: 8, keys: 4_000, rest: Duration::from_millis(2), ..Settings::default() }
+}
+
+/// What a killed node held, once nothing moves there any more: a flip may be under way to it.
+fn held_by(seen_from: &Node, dead: &str) -> HashSet<u16> {
+    let mut before = owned_by(seen_from, dead);
+    let mut since = Instant::now();
+    until("the ring stands still", || {
+        let now = owned_by(seen_from, dead);
+        if now != before {
+            (before, since) = (now, Instant::now());
+        }
+        (since.elapsed() > Duration::from_secs(1)).then(|| before.clone())
+    })
+}
+
+/// Runs the load until so many more requests have been answered, and no fewer have failed.
+fn go_on(load: &Load, requests: u64) {
+    let before = load.report().requests();
+    until("the load goes on", || (load.report().requests() >= before + requests).then_some(()));
+}
+
+fn assert_failed_only_there(report: &Report, dead: &HashSet<u16>) {
+    for failed in &report.failures {
+        assert!(
+            dead.contains(&failed.partition) && failed.code == "not-enough-replicas",
+            "{failed:?}\n{report}"
+        );
+    }
+    assert!(report.missing.iter().all(|partition| dead.contains(partition)), "{report}");
+}
+
+#[test]
+fn a_killed_node_fails_its_own_partitions_and_no_others_and_serves_again_by_itself() {
+    let mut cluster = Cluster::joined(3);
+    cluster.deploy("guests/kv");
+    let load = Load::new(settings(), &[&cluster[0], &cluster[2]]);
+    load.fill();
+    load.go();
+    // One that leads nobody, then the leader.
+    let leader = cluster[2].json(&["status"]).json()["claimant"].as_str().unwrap().to_owned();
+    let leads = (0..3).find(|node| cluster[*node].name == leader).unwrap();
+    for dead in [(leads + 1) % 3, leads] {
+        let [left, right] = [(dead + 1) % 3, (dead + 2) % 3];
+        load.enter(&[&cluster[left], &cluster[right]]);
+        let failed_before = load.report().failures.len();
+        let name = cluster[dead].name.clone();
+        load.phase(&format!("{name} is dead"));
+        cluster[dead].kill();
+        let held = owned_by(&cluster[left], &name);
+        assert!(held.len() >= 21, "{held:?}");
+        // Until its death is known, and then for a while.
+        until("requests fail", || (load.report().failures.len() > failed_before + 20).then_some(()));
+        go_on(&load, 2_000);
+        load.doubt(held.clone());
+        load.phase(&format!("{name} comes back"));
+        cluster[dead].start();
+        until("the partitions of the dead node serve again", || {
+            let failed = load.report().failed_requests();
+            go_on(&load, 500);
+            (load.report().failed_requests() == failed).then_some(())
+        });
+        load.phase("all serve");
+        go_on(&load, 1_000);
+
+        let mut report = load.report();
+        assert_eq!(report.phases.last().unwrap().failed, 0, "{report}");
+        report.failures.drain(..failed_before);
+        println!("{report}");
+        // The node that starts says for itself that it is not ready, or still counts as dead.
+        let (dead_time, coming): (Vec<_>, Vec<_>) = {
+            let back = report.phase(&format!("{name} comes back")).began;
+            report.failures.iter().cloned().partition(|failed| failed.sent < back)
+        };
+        assert!(coming.iter().all(|failed| held.contains(&failed.partition)), "{report}");
+        let slowest = dead_time.iter().map(|failed| failed.took).max().unwrap();
+        println!("{name}: {} failed, the slowest after {slowest:?}", dead_time.len());
+        report.failures = dead_time;
+        report.missing.clear();
+        assert_failed_only_there(&report, &held);
+        assert!(slowest < NOTICED, "{report}");
+    }
+    let report = load.verify();
+    println!("{report}");
+    report.assert_sound();
+}
+
+/// How far a handoff is when something happens to one of its sides.
+const MOMENTS: [&str; 3] = ["agreed on", "under way", "half over"];
+
+/// Waits for a moment of the handoff to a node that joins.
+fn await_moment(moment: &str, seen_from: &Node, joining: &str) {
+    until(moment, || match moment {
+        "agreed on" => ring(seen_from).iter().any(|(_, to)| to.as_deref() == Some(joining)).then_some(()),
+        "under way" => {
+            let rows = seen_from.json(&["transfers"]).json();
+            let moving =
+                |row: &serde_json::Value| row["items_done"].as_u64() > Some(0) || row["state"] == "sealed";
+            rows.as_array().is_some_and(|rows| rows.iter().any(moving)).then_some(())
+        }
+        _ => (owned_by(seen_from, joining).len() >= 4).then_some(()),
+    });
+}
+
+/// Waits until nothing is to move, and each of so many nodes has its share.
+fn settled(seen_from: &Node, nodes: usize) {
+    until("the ring has settled", || {
+        let ring = ring(seen_from);
+        let owners: HashSet<&String> = ring.iter().map(|(owner, _)| owner).collect();
+        let share = |name: &String| ring.iter().filter(|(owner, _)| owner == name).count();
+        let even = owners.len() == nodes && owners.iter().all(|name| share(name) >= ring.len() / nodes);
+        (even && ring.iter().all(|(_, pending)| pending.is_none())).then_some(())
+    });
+}
+
+#[test]
+fn a_receiver_killed_at_any_moment_loses_nothing_that_it_did_not_hold() {
+    let mut cluster = Cluster::apart(4);
+    cluster.deploy("guests/kv");
+    let load = Load::new(settings(), &[&cluster[0]]);
+    load.fill();
+    load.go();
+    for (joining, moment) in (1..).zip(MOMENTS) {
+        let name = cluster[joining].name.clone();
+        load.phase(&format!("killed {moment}"));
+        let verb = cluster[joining].begin_join(&cluster[0]);
+        await_moment(moment, &cluster[0], &name);
+        cluster[joining].kill();
+        drop(verb);
+        let held = held_by(&cluster[0], &name);
+        let left = pending(&cluster[0]).len();
+        println!("killed {moment}: held {}, {left} still to come", held.len());
+        load.doubt(held);
+        cluster[joining].start();
+        load.phase(&format!("back after {moment}"));
+        settled(&cluster[0], joining + 1);
+        load.pause();
+        load.report().assert_sound();
+        load.go();
+    }
+    let report = load.verify();
+    println!("{report}");
+    report.assert_sound();
+}
+
+#[test]
+fn a_sender_killed_at_any_moment_holds_up_nobody_else_and_revives_nothing() {
+    let mut cluster = Cluster::apart(5);
+    cluster[1].join(&cluster[0]);
+    cluster.deploy("guests/kv");
+    let load = Load::new(settings(), &[&cluster[0]]);
+    load.fill();
+    load.go();
+    for (joining, moment) in (2..).zip(MOMENTS) {
+        let name = cluster[joining].name.clone();
+        load.phase(&format!("sender killed {moment}"));
+        let verb = cluster[joining].begin_join(&cluster[0]);
+        await_moment(moment, &cluster[0], &name);
+        cluster[1].kill();
+        let sender = cluster[1].name.clone();
+        load.doubt(owned_by(&cluster[0], &sender));
+        // What the others send arrives all the same.
+        until("only the dead sender's partitions are left to move", || {
+            let ring = ring(&cluster[0]);
+            ring.iter().all(|(owner, pending)| pending.is_none() || *owner == sender).then_some(())
+        });
+        println!("sender killed {moment}: {} left to move", pending(&cluster[0]).len());
+        cluster[1].start();
+        load.phase(&format!("sender back after {moment}"));
+        settled(&cluster[0], joining + 1);
+        drop(verb);
+        load.pause();
+        load.report().assert_sound();
+        load.go();
+    }
+    let report = load.verify();
+    println!("{report}");
+    report.assert_sound();
+}
+
+#[test]
+fn a_receiver_that_freezes_only_delays_the_handoff() {
+    let cluster = Cluster::apart(2);
+    cluster.deploy("guests/kv");
+    let load = Load::new(settings(), &[&cluster[0]]);
+    load.fill();
+    load.go();
+    let verb = cluster[1].begin_join(&cluster[0]);
+    await_moment("half over", &cluster[0], &cluster[1].name);
+    load.phase("frozen");
+    cluster[1].pause();
+    // Long enough to be taken for dead: its partitions fail.
+    until("requests fail", || (load.report().failed_requests() > 10).then_some(()));
+    go_on(&load, 500);
+    cluster[1].resume();
+    load.phase("thawed");
+    settled(&cluster[0], 2);
+    drop(verb);
+    load.phase("settled");
+    go_on(&load, 500);
+    let report = load.verify();
+    println!("{report}");
+    report.assert_sound();
+    assert_eq!(report.phase("settled").failed + report.phase("read back").failed, 0, "{report}");
+    assert!(report.failures.iter().all(|failed| failed.code == "not-enough-replicas"), "{report}");
+}
+
+#[test]
+fn all_killed_and_all_started_are_the_cluster_that_they_were() {
+    let mut cluster = Cluster::joined(3);
+    cluster.deploy("guests/kv");
+    let before = ring(&cluster[0]);
+    let modules = cluster[0].json(&["modules"]).json();
+    cluster.nodes_mut().iter_mut().for_each(Node::kill);
+    for node in cluster.nodes_mut() {
+        node.start();
+    }
+    until("every node serves every partition", || {
+        let complete = |node: &Node| node.everywhere("kv", "keys").is_ok();
+        cluster.nodes().iter().all(complete).then_some(())
+    });
+    for node in cluster.nodes() {
+        assert_eq!(ring(node), before);
+        assert_eq!(node.json(&["modules"]).json()[0]["digest"], modules[0]["digest"]);
+    }
+    cluster[1].call("kv", "put", &["after", "all"]).unwrap();
+    assert_eq!(cluster[2].call("kv", "get", &["after"]).unwrap(), "all");
+}
