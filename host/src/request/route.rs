@@ -21,6 +21,9 @@ use crate::wasm::Request;
 const STALE_PAUSE: Duration = Duration::from_millis(20);
 /// How long the leader may take to say where a partition is whose holder cannot be reached.
 const NEWS_LIMIT: Duration = Duration::from_millis(200);
+/// It is asked no later than this after a request was sent: within a second a caller is to know
+/// that a holder is dead.
+const NOTICE_LIMIT: Duration = Duration::from_millis(900);
 
 impl Coordinator {
     /// Runs a request where its partition is held; follows the ring while it changes.
@@ -39,6 +42,7 @@ impl Coordinator {
             let partition = view.partition(target.partition);
             let (owner, version) =
                 (partition.replicas.first().copied().unwrap_or_default(), partition.version);
+            let sent = Instant::now();
             let answer = if owner == view.me {
                 self.here(target, request, page, version).await
             } else {
@@ -56,8 +60,9 @@ impl Coordinator {
                 }
                 Err(error) if error.code == ErrorCode::NotEnoughReplicas => {
                     // Who cannot be reached may have left, and this node be the last to hear.
-                    let sent_nothing = error.state == AppliedState::NotApplied;
-                    if !(sent_nothing && self.has_moved(target.partition, owner, request.deadline).await) {
+                    let left_nothing = error.state == AppliedState::NotApplied;
+                    let until = request.deadline.min(sent + NOTICE_LIMIT).min(Instant::now() + NEWS_LIMIT);
+                    if !(left_nothing && self.has_moved(target.partition, owner, until).await) {
                         return Err(error);
                     }
                 }
@@ -67,9 +72,11 @@ impl Coordinator {
     }
 
     /// Does the leader know of another holder than this one, which does not answer?
-    async fn has_moved(&self, partition: PartitionId, owner: NodeId, deadline: Instant) -> bool {
+    async fn has_moved(&self, partition: PartitionId, owner: NodeId, until: Instant) -> bool {
         let cluster = &self.inner.cluster;
-        cluster.learn_news(deadline.min(Instant::now() + NEWS_LIMIT)).await;
+        if cluster.leader() != Some(owner) {
+            cluster.learn_news(until).await;
+        }
         cluster.view().partition(partition).replicas.first() != Some(&owner)
     }
 

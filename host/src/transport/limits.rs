@@ -20,8 +20,9 @@ pub const MAX_BULK_HEADER: usize = 64 << 10;
 /// that is smaller does not notice.
 pub const LARGE_FRAME: usize = 16 << 10;
 
-/// From the first packet of a dial to the peer's hello, all in all.
-pub const DIAL_LIMIT: Duration = Duration::from_secs(1);
+/// From the first packet of a dial to the peer's hello, all in all. Calls wait for the first dial,
+/// and must hear within a second that nobody is there.
+pub const DIAL_LIMIT: Duration = Duration::from_millis(800);
 
 /// From a finished TLS handshake to a complete hello and the lanes, at the side that was dialled;
 /// as long for the handshake itself.
