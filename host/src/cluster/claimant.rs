@@ -119,7 +119,7 @@ impl Cluster {
         {
             tracing::info!(?step, "the voters change");
             self.change_membership(match step {
-                Step::Add(id) => ChangeMembers::AddVoterIds([id].into()),
+                Step::Add(ids) => ChangeMembers::AddVoterIds(ids),
                 Step::Remove(id) => ChangeMembers::RemoveVoters([id].into()),
             })
             .await?;

@@ -1,7 +1,7 @@
 //! Who votes: one node of one or two, three of three or four, five of more (R18).
 //!
-//! One step at a time, from what is to what should be: a voter is added before the one that it
-//! replaces is dropped. A voter is replaced when it leaves, or when it has been silent for
+//! Step by step from what is to what should be: a voter is added before the one that it replaces
+//! is dropped; one becomes three in one step, because two stop as soon as either does. A voter is replaced when it leaves, or when it has been silent for
 //! [`SILENT_VOTER`] and a learner that is alive and has caught up can take its place. With two
 //! nodes the loss of the voter stops changes (not data) until it is back.
 
@@ -25,10 +25,10 @@ pub struct Candidate {
 }
 
 /// The next change of the voters.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// This learner should vote.
-    Add(u64),
+    /// These learners should vote, from the same entry on.
+    Add(BTreeSet<u64>),
     /// This voter should be a learner.
     Remove(u64),
 }
@@ -49,20 +49,25 @@ pub fn next_step(voters: &BTreeSet<u64>, candidates: &[Candidate], leader: u64) 
     let sound: Vec<&Candidate> =
         candidates.iter().filter(|candidate| voters.contains(&candidate.id) && !candidate.silent).collect();
 
-    if sound.len() < target {
-        let spare = candidates
-            .iter()
-            .filter(|candidate| candidate.ready && !candidate.silent && !voters.contains(&candidate.id));
+    let mut added: Vec<&Candidate> = Vec::new();
+    while sound.len() + added.len() < target {
+        let spare = candidates.iter().filter(|candidate| {
+            let votes = voters.contains(&candidate.id) || added.iter().any(|other| other.id == candidate.id);
+            candidate.ready && !candidate.silent && !votes
+        });
         // A zone without a voter first, then the node that has been here longest.
         let crowd = |candidate: &Candidate| {
-            candidate
-                .zone
-                .as_ref()
-                .map_or(0, |zone| sound.iter().filter(|voter| voter.zone.as_ref() == Some(zone)).count())
+            candidate.zone.as_ref().map_or(0, |zone| {
+                sound.iter().chain(&added).filter(|voter| voter.zone.as_ref() == Some(zone)).count()
+            })
         };
-        if let Some(best) = spare.min_by_key(|candidate| (crowd(candidate), candidate.id)) {
-            return Some(Step::Add(best.id));
-        }
+        let Some(best) = spare.min_by_key(|candidate| (crowd(candidate), candidate.id)) else { break };
+        added.push(best);
+    }
+    // Of two voters neither may fail: one alone is better until there are three.
+    let pair = target > 2 && voters.len() + added.len() == 2;
+    if !added.is_empty() && !pair {
+        return Some(Step::Add(added.iter().map(|candidate| candidate.id).collect()));
     }
 
     // Somebody must be left to vote.
@@ -106,7 +111,9 @@ mod tests {
         for _ in 0..20 {
             match next_step(&voters, candidates, leader) {
                 None => return voters,
-                Some(Step::Add(id)) => assert!(voters.insert(id), "{id} votes already"),
+                Some(Step::Add(ids)) => {
+                    ids.into_iter().for_each(|id| assert!(voters.insert(id), "{id} votes"))
+                }
                 Some(Step::Remove(id)) => assert!(voters.remove(&id), "{id} does not vote"),
             }
             assert!(!voters.is_empty());
@@ -126,12 +133,20 @@ mod tests {
     #[test]
     fn a_learner_that_lags_is_never_added() {
         let lagging = Candidate { ready: false, ..node(2) };
-        assert_eq!(settle([0], &[node(0), node(1), lagging], 0), [0, 1].into());
+        assert_eq!(settle([0, 1, 2], &[node(0), node(1), lagging.clone(), node(3)], 0), [0, 1, 2].into());
+        assert_eq!(settle([0, 1], &[node(0), node(1), lagging], 0), [0, 1].into());
+    }
+
+    #[test]
+    fn one_voter_becomes_three_at_once_since_two_stop_with_either() {
+        assert_eq!(next_step(&[0].into(), &nodes(0..3), 0), Some(Step::Add([1, 2].into())));
+        let lagging = Candidate { ready: false, ..node(2) };
+        assert_eq!(next_step(&[0].into(), &[node(0), node(1), lagging], 0), None);
     }
 
     #[test]
     fn a_leaving_voter_is_replaced_before_it_is_dropped_and_the_leader_goes_last() {
-        assert_eq!(next_step(&[0, 1, 2].into(), &nodes([0, 1, 3]), 0), Some(Step::Add(3)));
+        assert_eq!(next_step(&[0, 1, 2].into(), &nodes([0, 1, 3]), 0), Some(Step::Add([3].into())));
         assert_eq!(next_step(&[0, 1, 2, 3].into(), &nodes([0, 1, 3]), 0), Some(Step::Remove(2)));
         assert_eq!(settle([0, 1, 2], &nodes([1, 2, 3]), 0), [1, 2, 3].into());
         assert_eq!(settle([0, 1, 2], &nodes([1, 2]), 0).len(), 1);
