@@ -13,8 +13,9 @@ use annulus_tests::load::{Load, Report, Settings};
 const NOTICED: Duration = Duration::from_secs(1);
 
 fn settings() -> Settings {
-    // Some rest, so that one core is left for those who recover.
-    Settings { clients: 8, keys: 4_000, rest: Duration::from_millis(2), ..Settings::default() }
+    // Some rest, so that one core is left for those who recover; large values, so that a handoff
+    // takes long enough to be hit.
+    Settings { clients: 8, keys: 4_000, pad: 4_000, rest: Duration::from_millis(2), ..Settings::default() }
 }
 
 /// What a killed node held, once nothing moves there any more: a flip may be under way to it.

@@ -44,6 +44,8 @@ pub struct Settings {
     pub limit: Duration,
     /// Of a client after each answer; none by default.
     pub rest: Duration,
+    /// Bytes that each value carries beside its number.
+    pub pad: usize,
     /// Ask for all keys again and again.
     pub surveys: bool,
     /// The cluster's.
@@ -59,6 +61,7 @@ impl Default for Settings {
             keys: 20_000,
             limit: Duration::from_secs(10),
             rest: Duration::ZERO,
+            pad: 0,
             surveys: true,
             ring_size: 64,
             seed: 1,

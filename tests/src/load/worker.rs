@@ -200,7 +200,10 @@ impl Worker {
         let limit = self.shared.settings.limit;
         let mut args = vec![("key".into(), key.into())];
         if let Some(value) = value {
-            args.push(("value".into(), value.into()));
+            let pad = self.shared.settings.pad;
+            let value =
+                if pad == 0 { value.into() } else { Value::Array(vec![value.into(), vec![0; pad].into()]) };
+            args.push(("value".into(), value));
         }
         let asked = async {
             let operator = match self.operator.take() {
@@ -254,6 +257,7 @@ fn held(reply: &Value) -> Result<Held, &Value> {
     match reply {
         Value::Null => Ok(None),
         Value::Integer(number) => u64::try_from(*number).map(Some).map_err(|_| reply),
+        Value::Array(parts) if parts.len() == 2 => held(&parts[0]).map_err(|_| reply),
         _ => Err(reply),
     }
 }
