@@ -6,7 +6,10 @@
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
 
-use annulus_tests::harness::{Cluster, Node, owned_by, pending, ring, until};
+use annulus::admin::AdminRequest;
+use annulus::admin::rows::{RingRow, TransferRow};
+use annulus_tests::client::Operator;
+use annulus_tests::harness::{Cluster, LIMIT, Node, owned_by, pending, ring, until};
 use annulus_tests::load::{Load, Report, Settings};
 
 /// Within this a request to a dead node is told so: the issue's own bound.
@@ -106,20 +109,32 @@ fn a_killed_node_fails_its_own_partitions_and_no_others_and_serves_again_by_itse
 }
 
 /// How far a handoff is when something happens to one of its sides.
-const MOMENTS: [&str; 3] = ["agreed on", "under way", "half over"];
+const MOMENTS: [&str; 4] = ["agreed on", "under way", "sealed", "half over"];
 
-/// Waits for a moment of the handoff to a node that joins.
+/// Waits for a moment of the handoff to a node that joins. Asked over one connection, without a
+/// pause: some moments are short.
 fn await_moment(moment: &str, seen_from: &Node, joining: &str) {
-    until(moment, || match moment {
-        "agreed on" => ring(seen_from).iter().any(|(_, to)| to.as_deref() == Some(joining)).then_some(()),
-        "under way" => {
-            let rows = seen_from.json(&["transfers"]).json();
-            let moving =
-                |row: &serde_json::Value| row["items_done"].as_u64() > Some(0) || row["state"] == "sealed";
-            rows.as_array().is_some_and(|rows| rows.iter().any(moving)).then_some(())
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let came = async {
+        let node = Operator::connect(&seen_from.data).await.unwrap();
+        loop {
+            let here = if ["agreed on", "half over"].contains(&moment) {
+                let ring: RingRow = node.ask(&AdminRequest::Ring).await.unwrap();
+                let is = |nodes: &[String]| nodes.first().is_some_and(|node| node == joining);
+                let coming = ring.partitions.iter().filter(|row| is(&row.pending)).count();
+                let there = ring.partitions.iter().filter(|row| is(&row.replicas)).count();
+                if moment == "agreed on" { coming > 0 } else { there >= 4 }
+            } else {
+                let rows: Vec<TransferRow> = node.ask(&AdminRequest::Transfers).await.unwrap();
+                rows.iter().any(|row| row.state == "sealed" || moment == "under way" && row.items_done > 0)
+            };
+            if here {
+                return;
+            }
         }
-        _ => (owned_by(seen_from, joining).len() >= 4).then_some(()),
-    });
+    };
+    let came = runtime.block_on(async { tokio::time::timeout(LIMIT, came).await });
+    assert!(came.is_ok(), "never {moment}");
 }
 
 /// Waits until nothing is to move, and each of so many nodes has its share.
@@ -135,7 +150,7 @@ fn settled(seen_from: &Node, nodes: usize) {
 
 #[test]
 fn a_receiver_killed_at_any_moment_loses_nothing_that_it_did_not_hold() {
-    let mut cluster = Cluster::apart(4);
+    let mut cluster = Cluster::apart(MOMENTS.len() + 1);
     cluster.deploy("guests/kv");
     let load = Load::new(settings(), &[&cluster[0]]);
     load.fill();
@@ -165,7 +180,7 @@ fn a_receiver_killed_at_any_moment_loses_nothing_that_it_did_not_hold() {
 
 #[test]
 fn a_sender_killed_at_any_moment_holds_up_nobody_else_and_revives_nothing() {
-    let mut cluster = Cluster::apart(5);
+    let mut cluster = Cluster::apart(MOMENTS.len() + 2);
     cluster[1].join(&cluster[0]);
     cluster.deploy("guests/kv");
     let load = Load::new(settings(), &[&cluster[0]]);
