@@ -80,7 +80,11 @@ fn an_endless_loop_costs_its_neighbours_no_more_than_a_busy_core() {
     load.phase("beside a native thread");
     let stop = AtomicBool::new(false);
     std::thread::scope(|threads| {
-        threads.spawn(|| while !stop.load(Ordering::Relaxed) {});
+        threads.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                std::hint::black_box(());
+            }
+        });
         std::thread::sleep(window);
         stop.store(true, Ordering::Relaxed);
     });
