@@ -86,7 +86,7 @@ impl Project {
         if !has_profile {
             let settings = [
                 "inherits='release'",
-                "opt-level='s'",
+                "opt-level=3",
                 "lto=true",
                 "codegen-units=1",
                 "debug=false",
