@@ -5,7 +5,7 @@
 //! stop:   the other way round; the data directory's lock is released last
 //! ```
 //!
-//! Three runtimes, so that none starves another: the network's, the guests' (D6), Raft's (R18).
+//! Two runtimes: one for network and guests, one for Raft (R18); `runtimes` says why.
 //! A node that joins a cluster gives up its own and starts anew in place ([`run`] goes on with
 //! the next life), so that nothing of the old one is left in memory.
 
@@ -158,7 +158,7 @@ impl Node {
             data: &data,
             boot,
             network: runtimes.network(),
-            guests: runtimes.guests(),
+            guests: runtimes.network(),
             router: &router,
         })?;
 

@@ -23,7 +23,7 @@ use crate::storage::Memory;
 
 /// How often the epoch ticks: a guest gives up its thread at the first tick after it began, so
 /// this is also the longest that a neighbour waits behind a busy guest on one core.
-const EPOCH_TICK: Duration = Duration::from_millis(2);
+const EPOCH_TICK: Duration = Duration::from_millis(1);
 /// Longest component, in bytes: compiling is the costliest thing that a caller can ask for.
 /// Interpreted languages make components of 12 to 18 MB.
 const MAX_COMPONENT_BYTES: usize = 64 << 20;
