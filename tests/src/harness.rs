@@ -3,7 +3,7 @@
 //! ```no_run
 //! use annulus_tests::harness::Cluster;
 //!
-//! let cluster = Cluster::joined(3);
+//! let mut cluster = Cluster::joined(3);
 //! cluster.deploy("guests/kv");
 //! cluster[0].call("kv", "put", &["k", "v"]).unwrap();
 //! cluster[2].kill();

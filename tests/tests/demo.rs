@@ -4,17 +4,24 @@
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
 use std::process::Stdio;
+use std::sync::LazyLock;
 use std::time::{Duration, Instant};
 
 use annulus_tests::guests::root;
 use annulus_tests::harness::{annulus, command};
 
-/// Apart from the tutorial's own ports, which a demo by hand may have taken.
-const OFFSET: u16 = 1500;
+/// Apart from the tutorial's own ports, which a demo by hand may have taken: the first three of
+/// that pattern which are free when the test begins.
+static OFFSET: LazyLock<u16> =
+    LazyLock::new(|| (1500..20_000).step_by(17).find(|offset| are_free(*offset)).expect("three free ports"));
+
+fn are_free(offset: u16) -> bool {
+    [8199, 8299, 8399].iter().all(|port| UdpSocket::bind(("127.0.0.1", port + offset)).is_ok())
+}
 
 /// Are the ports of all three nodes free?
 fn ports_are_free() -> bool {
-    [8199, 8299, 8399].iter().all(|port| UdpSocket::bind(("127.0.0.1", port + OFFSET)).is_ok())
+    are_free(*OFFSET)
 }
 
 /// Kept between runs, so that guests are compiled once.
