@@ -133,7 +133,12 @@ impl Actor {
             }
             Control::Unseal => self.sealed = false,
             Control::Items(items, answer) => {
+                let for_swap = self.swap.is_some().then(|| items.clone());
                 let taken = self.take(items).await;
+                // The fold of a swap may be past their keys already.
+                if let (Ok(_), Some(items)) = (&taken, for_swap) {
+                    self.forward_to_swap(items).await;
+                }
                 let _ = answer.send(taken);
             }
             Control::Swap(behaviour, answer) => self.start_swap(behaviour, answer).await,
