@@ -5,17 +5,18 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus::vnode::{
-    Behaviour, Command, Delivery, Master, MasterConfig, ModuleSource, PageAnswer, PageWanted, Reply,
+    Behaviour, Command, Control, Delivery, Master, MasterConfig, ModuleSource, Outgoing, PageAnswer,
+    PageWanted, Reply, StreamEvent,
 };
-use annulus::wasm::{Engine, Limits, Request};
-use annulus_core::ids::{ModuleUid, NodeId, RequestId};
+use annulus::wasm::{Engine, Limits, Request, TransferKind};
+use annulus_core::ids::{ModuleUid, NodeId, RequestId, TransferId};
 use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::request::RequestError;
 use annulus_core::ring::{Partition, RingTable};
 use annulus_tests::guests::component;
 use bytes::Bytes;
 use ciborium::{Value, cbor};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 const KV: ModuleUid = ModuleUid(7);
@@ -132,6 +133,58 @@ async fn a_swap_carries_every_item_over_between_commands() {
     assert_eq!(bed.call("get", &[("key", "k499".into())]).await.unwrap(), Value::from("new"));
     assert_eq!(bed.call("get", &[("key", "k1200".into())]).await.unwrap(), Value::Null);
     assert_eq!(bed.call("get", &[("key", "k1999".into())]).await.unwrap(), Value::from(1999));
+}
+
+/// On one thread, so that what is told to a vnode waits there until this test waits.
+#[tokio::test]
+async fn items_that_come_while_a_staged_vnode_is_swapped_reach_the_new_instance() {
+    let bed = Bed::with("guests/kv").await;
+    for n in 0..1000 {
+        bed.call("put", &[("key", format!("k{n:04}").into()), ("value", 1.into())]).await.unwrap();
+    }
+    let (from, to, transfer) = (PartitionId(3), PartitionId(5), TransferId(9));
+    let (sink, mut events) = mpsc::unbounded_channel();
+    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    assert!(bed.master.begin_outgoing(from, transfer, outgoing));
+    let (mut items, mut after) = (Vec::new(), None);
+    loop {
+        assert!(bed.master.read_page(from, KV, 1, after));
+        let Some(StreamEvent::Page { page: Ok(page), .. }) = events.recv().await else { panic!("no page") };
+        items.extend(page.items);
+        after = page.next;
+        if after.is_none() {
+            break;
+        }
+    }
+    let first = items[0].key.clone();
+    let key = String::from_utf8(first).unwrap();
+    bed.call("put", &[("key", key.as_str().into()), ("value", 2.into())]).await.unwrap();
+    let Some(StreamEvent::Forward { items: update, .. }) = events.recv().await else { panic!("no forward") };
+
+    bed.master.stage(to, transfer);
+    let staged = bed.master.staged_vnode(to, transfer, KV).unwrap();
+    let tell = |items| {
+        let (answer, taken) = oneshot::channel();
+        staged.tell(Control::Items(items, answer));
+        taken
+    };
+    let all = tell(items);
+    let next = behaviour(&bed.engine, "guests/kv", 2).await;
+    assert!(all.await.unwrap().unwrap().is_empty());
+    // The swap begins, takes its first page over, and then the write of meanwhile comes.
+    let (reports, taken) = tokio::join!(bed.master.swap(KV, &next), async { tell(update).await });
+    assert!(taken.unwrap().unwrap().is_empty());
+    let report = reports.iter().find(|(partition, _)| *partition == to).unwrap().1.as_ref().unwrap();
+    assert!(report.items >= 1000, "{report:?}");
+
+    let (reply, answer) = oneshot::channel();
+    let args = cbor_map(&[("key", key.as_str().into())]);
+    let request = Request { command: "get".to_owned(), key: Some(key.into_bytes()), args };
+    let deadline = Instant::now() + Duration::from_secs(10);
+    let id = RequestId([1; 16]);
+    assert!(staged.try_command(Command { request, page: None, id, deadline, reply: Reply::Local(reply) }));
+    let value: Value = ciborium::from_reader(&answer.await.unwrap().unwrap()[..]).unwrap();
+    assert_eq!(value, Value::from(2), "the newer write, not what the swap had carried before it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
