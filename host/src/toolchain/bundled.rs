@@ -14,7 +14,7 @@ pub struct BundledGuests {
     pub kv: PathBuf,
 }
 
-/// Writes the bundled guests into a directory, as projects that need nothing else but crates.io.
+/// Writes the bundled guests into a directory, as projects that need nothing else but the crate registry.
 /// What is there already and the same is left as it is.
 ///
 /// # Errors
