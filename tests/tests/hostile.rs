@@ -10,7 +10,7 @@ use annulus_tests::client::{Applied, Operator};
 use annulus_tests::guests::{component, component_with};
 use annulus_tests::harness::{Cluster, until};
 use annulus_tests::load::{Load, Settings};
-use rand::{Rng, RngCore};
+use rand::{Rng, RngExt};
 use serde_json::json;
 
 /// A light load beside what is tested.

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use ciborium::Value;
 use rand::rngs::StdRng;
-use rand::{Rng, SeedableRng};
+use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{sleep, timeout};
 

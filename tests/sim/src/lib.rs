@@ -1,0 +1,1 @@
+//! A whole cluster of the core's pure machines in one thread, driven by a seed.
