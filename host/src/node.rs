@@ -56,7 +56,10 @@ pub enum StartError {
     #[error(transparent)]
     Bind(#[from] BindError),
     /// Peers could not be told how to reach the node.
-    #[error("other nodes cannot reach {0}: listen on an address of this machine, or say --advertise")]
+    #[error(
+        "other nodes cannot reach {0}: listen on an address of this machine, or say with \
+         --advertise HOST:PORT how they do"
+    )]
     Unspecified(SocketAddr),
     /// The control plane does not start.
     #[error(transparent)]
@@ -126,7 +129,7 @@ impl Node {
         let link = Arc::new(TransportLink::new(transport.clone()));
         // The same port for the next life, if any was good for this one.
         let config = NodeConfig { listen: transport.local_addr(), ..config };
-        let address = config.reachable().ok_or(StartError::Unspecified(config.listen))?;
+        let address = config.reachable().ok_or(StartError::Unspecified(config.told()))?;
 
         let cluster = runtimes.raft().block_on(Cluster::start(ClusterConfig {
             database: database.clone(),
@@ -142,7 +145,7 @@ impl Node {
         if view.is_removed() {
             return Err(StartError::Removed(config.name));
         }
-        identity::write_admin(&data, &view, address)?;
+        identity::write_admin(&data, &view, config.local())?;
         router.control().connect(cluster.clone());
         runtimes.network().spawn(identity::keep_authorities(
             data.clone(),

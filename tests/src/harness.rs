@@ -17,6 +17,7 @@ use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
+use std::net::SocketAddr;
 use std::ops::{Index, IndexMut};
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
@@ -27,6 +28,7 @@ use std::time::{Duration, Instant};
 use serde_json::Value;
 
 use crate::guests;
+use crate::relay::Relay;
 
 /// Longest that anything here waits for a node to do what it should.
 pub const LIMIT: Duration = Duration::from_secs(60);
@@ -128,6 +130,8 @@ pub struct Node {
     pub name: String,
     /// Where its QUIC endpoint listens, from its first start on.
     pub listen: String,
+    /// What its peers are told, if not that.
+    pub advertise: Option<SocketAddr>,
     /// Its data directory.
     pub data: PathBuf,
     log: PathBuf,
@@ -142,6 +146,7 @@ impl Node {
         Self {
             name: name.to_owned(),
             listen: "127.0.0.1:0".to_owned(),
+            advertise: None,
             data: dir.join(short),
             log: dir.join(format!("{short}.log")),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
@@ -157,6 +162,7 @@ impl Node {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
+        let advertise = self.advertise.map(|address| format!("--advertise={address}"));
         let mut child = command()
             .args([
                 "start",
@@ -171,6 +177,7 @@ impl Node {
             .args(["--http", "127.0.0.1:1", "--data"])
             .arg(&self.data)
             .args(&self.arguments)
+            .args(advertise)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -381,6 +388,7 @@ pub fn pending(node: &Node) -> HashSet<u16> {
 /// Some nodes and the directory that they live in.
 pub struct Cluster {
     nodes: Vec<Node>,
+    relay: Option<Relay>,
     dir: Option<tempfile::TempDir>,
 }
 
@@ -398,13 +406,52 @@ impl Cluster {
     /// # Panics
     /// If one does not start.
     pub fn apart_with(count: usize, arguments: &[&str]) -> Self {
+        Self::apart_behind(None, count, arguments)
+    }
+
+    /// The same behind a relay, by whose doors they find each other: the first node is door 0.
+    ///
+    /// # Panics
+    /// If one does not start.
+    pub fn relayed(relay: Relay, count: usize, arguments: &[&str]) -> Self {
+        Self::apart_behind(Some(relay), count, arguments)
+    }
+
+    fn apart_behind(relay: Option<Relay>, count: usize, arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("annulus-test-").tempdir();
         let dir = dir.unwrap_or_else(|error| panic!("no directory for a test: {error}"));
-        let names = (1..=count).map(|number| format!("rc_example{number}@127.0.0.1"));
-        let nodes = names.map(|name| Node::new(&name, dir.path(), arguments)).collect();
-        let mut cluster = Self { nodes, dir: Some(dir) };
-        cluster.nodes.iter_mut().for_each(Node::start);
+        let mut cluster = Self { nodes: Vec::new(), relay, dir: Some(dir) };
+        for _ in 0..count {
+            cluster.add(arguments);
+        }
         cluster
+    }
+
+    /// Starts one more node, a cluster of its own, and says its number.
+    ///
+    /// # Panics
+    /// If it does not start.
+    pub fn add(&mut self, arguments: &[&str]) -> usize {
+        let number = self.nodes.len();
+        let name = format!("rc_example{}@127.0.0.1", number + 1);
+        let mut node = Node::new(&name, self.path(), arguments);
+        let door = self.relay.as_ref().map(Relay::open);
+        node.advertise = door.map(|(_, told)| told);
+        node.start();
+        if let (Some(relay), Some((door, _))) = (&self.relay, door) {
+            let listens = node.listen.parse().unwrap_or_else(|error| panic!("{}: {error}", node.listen));
+            relay.behind(door, listens);
+        }
+        self.nodes.push(node);
+        number
+    }
+
+    /// The relay between them.
+    ///
+    /// # Panics
+    /// If there is none.
+    pub fn relay(&self) -> &Relay {
+        self.relay.as_ref().unwrap_or_else(|| panic!("these nodes have no relay between them"))
     }
 
     /// So many nodes of one cluster, each with its share of the ring.

@@ -6,3 +6,4 @@ pub mod guests;
 pub mod harness;
 pub mod inside;
 pub mod load;
+pub mod relay;

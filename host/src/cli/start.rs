@@ -21,7 +21,8 @@ pub struct Args {
     /// UDP address of its QUIC endpoint; port 0 takes a free one
     #[arg(long, default_value = "127.0.0.1:8199")]
     listen: SocketAddr,
-    /// How other nodes reach it, if not by that
+    /// How other nodes reach it, if not by that: behind a translated address, or where it listens
+    /// on every address (0.0.0.0)
     #[arg(long, value_name = "ADDR")]
     advertise: Option<SocketAddr>,
     /// Address kept for its HTTP gateway; not served in this version
@@ -78,6 +79,7 @@ struct Started {
     node: String,
     cluster: String,
     listen: String,
+    advertise: String,
     http: String,
     data: PathBuf,
 }
@@ -140,6 +142,7 @@ fn announce(node: &Node, lives: u32, context: &Context) -> Result<(), CliError> 
         node: config.name.clone(),
         cluster: view.state.cluster.to_string(),
         listen: config.listen.to_string(),
+        advertise: config.told().to_string(),
         http: config.http.clone(),
         data: config.data.clone(),
     };
@@ -153,8 +156,9 @@ fn announce(node: &Node, lives: u32, context: &Context) -> Result<(), CliError> 
 }
 
 fn greeting(started: &Started, others: usize) -> String {
-    let Started { node, cluster, listen, http, data } = started;
+    let Started { node, cluster, listen, advertise, http, data } = started;
     let data = data.display();
+    let told = if advertise == listen { String::new() } else { format!("; other nodes dial {advertise}") };
     let company = match others {
         0 => "alone".to_owned(),
         others => format!("with {others} others"),
@@ -163,14 +167,14 @@ fn greeting(started: &Started, others: usize) -> String {
         "annulus {version}: {node}\n\
          \n\
          \x20 cluster  {cluster}, {company}\n\
-         \x20 listens  {listen} (QUIC over UDP)\n\
+         \x20 listens  {listen} (QUIC over UDP){told}\n\
          \x20 http     {http} is reserved, not served in this version\n\
          \x20 data     {data}; its admin.toml is what lets the other verbs in\n\
          \n\
          In another terminal:\n\
          \x20 annulus --data {data} ring\n\
          \x20 annulus --data {data} deploy FILE        (annulus new NAME; annulus build NAME)\n\
-         \x20 annulus --data {data} token              lets another node say: join {listen} --token TOKEN\n\
+         \x20 annulus --data {data} token              lets another node say: join {advertise} --token TOKEN\n\
          Ctrl-C stops it; the same command starts it again as what it was.",
         version = env!("CARGO_PKG_VERSION"),
     )

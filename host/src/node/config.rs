@@ -1,6 +1,6 @@
 //! What an operator says of a node at its start.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use annulus_core::keyspace::RingSize;
@@ -33,7 +33,23 @@ impl NodeConfig {
 
     /// The address that peers are told. None if it is every address or no port.
     pub fn reachable(&self) -> Option<SocketAddr> {
-        let address = self.advertise.unwrap_or(self.listen);
+        let address = self.told();
         (!address.ip().is_unspecified() && address.port() != 0).then_some(address)
+    }
+
+    /// What peers would be told, good or not.
+    pub fn told(&self) -> SocketAddr {
+        self.advertise.unwrap_or(self.listen)
+    }
+
+    /// Where verbs on this machine find the node. What peers are told may lead over a relay or a
+    /// translated address that is of no use here.
+    pub fn local(&self) -> SocketAddr {
+        let here: IpAddr = match self.listen.ip() {
+            IpAddr::V4(ip) if ip.is_unspecified() => Ipv4Addr::LOCALHOST.into(),
+            IpAddr::V6(ip) if ip.is_unspecified() => Ipv6Addr::LOCALHOST.into(),
+            ip => ip,
+        };
+        SocketAddr::new(here, self.listen.port())
     }
 }

@@ -93,7 +93,7 @@ pub(super) fn found_command(
     }))
 }
 
-/// Keeps `admin.toml` true: this cluster, this address, an operator's certificate.
+/// Keeps `admin.toml` true: this cluster, where it listens, an operator's certificate.
 pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> Result<(), StartError> {
     let cluster = view.state.cluster.to_string();
     // One that cannot be read is made anew, like one that is missing.

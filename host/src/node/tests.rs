@@ -367,6 +367,34 @@ fn a_node_that_comes_back_elsewhere_is_found_again() {
     assert_eq!(second.view().peer(id).unwrap().addr, third.life.address);
 }
 
+/// Peers are told the one address and dial it; operators of the machine use the other.
+#[test]
+fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
+    let dirs = Dirs::new();
+    let outside = "127.0.0.1:1".parse().unwrap();
+    let config = NodeConfig { advertise: Some(outside), ..dirs.config("a") };
+    let node = Running::start(config.clone());
+    let me = node.life.cluster.me();
+    assert_eq!(node.view().member(me).unwrap().listen, outside.to_string());
+    let admin = crate::data_dir::AdminToml::read(&config.data).unwrap().unwrap();
+    assert_eq!(admin.address, node.life.address.to_string());
+    // It cannot join by either of its own addresses.
+    let other = dirs.start("b");
+    for own in [outside, node.life.address] {
+        let joined = block(node.life.joiner.join(own, &token(&other), false, soon())).map(drop);
+        assert!(matches!(joined, Err(JoinError::Itself(address)) if address == own), "{joined:?}");
+    }
+    // Every address is none that others can dial; verbs still find the node.
+    node.stop();
+    let every = NodeConfig { listen: "0.0.0.0:0".parse().unwrap(), ..config };
+    let node = Running::start(every.clone());
+    let admin = crate::data_dir::AdminToml::read(&every.data).unwrap().unwrap();
+    assert_eq!(admin.address, format!("127.0.0.1:{}", node.life.address.port()));
+    node.stop();
+    let said = Node::start(NodeConfig { advertise: None, ..every }).err().map(|error| error.to_string());
+    assert!(said.as_ref().is_some_and(|said| said.contains("--advertise")), "{said:?}");
+}
+
 #[test]
 fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
     let dirs = Dirs::new();
