@@ -22,6 +22,7 @@
 //! Every wait is the driver's: whatever it waits for, it says so when that fails, and
 //! `Effect::Retry` asks for `Event::Retry` after a pause.
 
+pub mod duties;
 pub mod message;
 pub mod pairs;
 pub mod receiver;

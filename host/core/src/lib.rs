@@ -3,6 +3,7 @@
 pub mod claim;
 pub mod coverage;
 pub mod handoff;
+pub mod holding;
 pub mod ids;
 pub mod item;
 pub mod keyspace;
@@ -10,5 +11,6 @@ pub mod legend;
 pub mod preference;
 pub mod request;
 pub mod ring;
+pub mod routing;
 pub mod state;
 pub mod wire;

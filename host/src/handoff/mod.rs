@@ -16,6 +16,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
+use annulus_core::handoff::duties;
 use annulus_core::handoff::message::{Refused, ToReceiver, ToSender};
 use annulus_core::handoff::sender::Task;
 use annulus_core::ids::{BootId, NodeId, TransferId};
@@ -106,56 +107,42 @@ impl Handoff {
 
     fn clear_old_seals(&self, view: &View) {
         for (partition, transfer) in self.inner.seals.all() {
-            let known = view.state.ring.partitions.get(usize::from(partition.0));
-            let pending = known.and_then(|known| known.pending.as_ref()).map(|pending| pending.id);
             let running = self.inner.outgoing.lock().get(&partition).is_some_and(|(id, _)| *id == transfer);
-            if pending != Some(transfer) && !running {
+            if duties::is_over(&view.state.ring, partition, transfer) && !running {
                 self.inner.seals.remove(partition, transfer);
             }
         }
     }
 
     fn send_what_is_pending(&self, view: &View) {
-        for (id, partition) in view.state.ring.iter() {
-            let Some(pending) = &partition.pending else { continue };
-            let (Some(owner), Some(taker)) = (partition.replicas.first(), pending.target.first()) else {
-                continue;
-            };
-            if *owner != view.me || taker == owner {
-                continue;
-            }
+        for duties::Sending { partition, transfer, version, taker } in
+            duties::to_send(&view.state.ring, view.me)
+        {
             let progress = Progress::default();
             {
                 let mut outgoing = self.inner.outgoing.lock();
                 // A task for a transfer of before ends by itself, by the same view.
-                if outgoing.get(&id).is_some_and(|(running, _)| *running == pending.id) {
+                if outgoing.get(&partition).is_some_and(|(running, _)| *running == transfer) {
                     continue;
                 }
-                outgoing.insert(id, (pending.id, progress.clone()));
+                outgoing.insert(partition, (transfer, progress.clone()));
             }
             let task = Task {
-                transfer: pending.id,
-                partition: id,
-                version: partition.version,
+                transfer,
+                partition,
+                version,
                 boot: self.inner.boot,
                 modules: outgoing::releases(view),
-                sealed: self.inner.seals.is_sealed(id, pending.id),
+                sealed: self.inner.seals.is_sealed(partition, transfer),
             };
-            outgoing::spawn(self.clone(), task, *taker, progress);
+            outgoing::spawn(self.clone(), task, taker, progress);
         }
     }
 
     /// A change behind the owner moves no item of a module with one replica: the owner, who
     /// alone may, flips it at once (R4). False if that is still to be done.
     async fn flip_what_moves_nothing(&self, view: &View) -> bool {
-        let ring = view.state.ring.iter();
-        let transfers: Vec<(PartitionId, TransferId)> = ring
-            .filter(|(_, partition)| partition.replicas.first() == Some(&view.me))
-            .filter_map(|(id, partition)| {
-                let pending = partition.pending.as_ref()?;
-                (pending.target.first() == Some(&view.me)).then_some((id, pending.id))
-            })
-            .collect();
+        let transfers = duties::to_flip(&view.state.ring, view.me);
         if transfers.is_empty() {
             return true;
         }
@@ -192,10 +179,7 @@ impl Handoff {
             .await
             .map_err(|error| error.to_string())?;
         self.inner.master.wait_applied(view.index()).await;
-        let mine = view.state.ring.partitions.get(usize::from(begin.partition.0)).is_some_and(|partition| {
-            let pending = partition.pending.as_ref().filter(|pending| pending.id == begin.transfer);
-            pending.is_some_and(|pending| pending.target.first() == Some(&view.me))
-        });
+        let mine = duties::takes(&view.state.ring, view.me, begin.partition, begin.transfer);
         if !mine {
             let refuse = ToSender::Refuse { reason: Refused::NotPending };
             link::send(&mut stream.send, &refuse).await?;

@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::{AppliedState, ErrorCode, RequestError};
+use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::routing::{self, Next, NoAnswer};
 use annulus_core::wire::{Call, PageAsk};
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -14,7 +15,7 @@ use super::{CallRequest, Coordinator, Target};
 use crate::cluster::View;
 use crate::transport::{CallError, Lane, PeerAddr, kind};
 use crate::vnode::{Command, Delivery, PageWanted, Reply, decode_answer};
-use crate::wasm::Request;
+use crate::wasm::{Effect, Request};
 
 /// How long to wait for a change of the ring before a stale answer is asked again anyway: the
 /// answerer may be the one who is behind.
@@ -54,19 +55,16 @@ impl Coordinator {
                     )),
                 }
             };
-            match answer {
-                Err(error) if error.code == ErrorCode::StaleRing => {
-                    self.catch_up(error.version, owner, request.deadline).await;
-                }
-                Err(error) if error.code == ErrorCode::NotEnoughReplicas => {
-                    // Who cannot be reached may have left, and this node be the last to hear.
-                    let left_nothing = error.state == AppliedState::NotApplied;
+            let Err(error) = &answer else { return answer };
+            match routing::next(error) {
+                Next::Answer => return answer,
+                Next::CatchUp(version) => self.catch_up(version, owner, request.deadline).await,
+                Next::AskForNews => {
                     let until = request.deadline.min(sent + NOTICE_LIMIT).min(Instant::now() + NEWS_LIMIT);
-                    if !(left_nothing && self.has_moved(target.partition, owner, until).await) {
-                        return Err(error);
+                    if !self.has_moved(target.partition, owner, until).await {
+                        return answer;
                     }
                 }
-                answer => return answer,
             }
         }
     }
@@ -188,32 +186,29 @@ fn unanswered(target: &Target, error: CallError, view: &View) -> RequestError {
         .and_then(|owner| view.member(*owner))
         .map_or_else(|| "its holder".to_owned(), |member| member.name.clone());
     let of = format!("partition {} is held by {holder}", partition.0);
-    match error {
-        CallError::Unreachable(why) => RequestError::not_applied(
-            ErrorCode::NotEnoughReplicas,
-            format!("{of}, which cannot be reached: {why}"),
-        ),
-        CallError::Lost(why) => target.after_sending(
-            ErrorCode::NotEnoughReplicas,
-            format!("{of}, and the connection to it was lost before it answered: {why}"),
-        ),
-        CallError::NoAnswer => target
-            .after_sending(ErrorCode::Internal, format!("{of}, which took the request and gave no answer")),
-        CallError::Deadline { sent: true } => {
-            target.after_sending(ErrorCode::DeadlineExceeded, format!("{of}, which did not answer in time"))
+    let (how, message) = match error {
+        CallError::Unreachable(why) => {
+            (NoAnswer::Unreachable, format!("{of}, which cannot be reached: {why}"))
         }
+        CallError::Lost(why) => {
+            (NoAnswer::Lost, format!("{of}, and the connection to it was lost before it answered: {why}"))
+        }
+        CallError::NoAnswer => {
+            (NoAnswer::Dropped, format!("{of}, which took the request and gave no answer"))
+        }
+        CallError::Deadline { sent: true } => (NoAnswer::Late, format!("{of}, which did not answer in time")),
         CallError::TooLarge { bytes, limit } => {
-            let message = format!("the request is {bytes} bytes; the limit is {limit}");
-            RequestError::not_applied(ErrorCode::ValueTooLarge, message)
+            (NoAnswer::TooLarge, format!("the request is {bytes} bytes; the limit is {limit}"))
         }
-        error => RequestError::not_applied(
-            match error {
-                CallError::Deadline { .. } => ErrorCode::DeadlineExceeded,
-                _ => ErrorCode::Overloaded,
-            },
-            format!("{of}; the request was not sent: {error}"),
-        ),
-    }
+        error @ CallError::Deadline { sent: false } => {
+            (NoAnswer::LateUnsent, format!("{of}; the request was not sent: {error}"))
+        }
+        error @ CallError::Overloaded => {
+            (NoAnswer::Overloaded, format!("{of}; the request was not sent: {error}"))
+        }
+    };
+    let (code, state) = how.tells(target.effect != Effect::Read);
+    RequestError { state, ..RequestError::not_applied(code, message) }
 }
 
 /// The page asked for, as a mailbox has it.

@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
+use annulus_core::holding::{Change, Holding};
 use annulus_core::ids::{ModuleUid, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::ring::RingTable;
+use annulus_core::routing::{self, Gate};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{mpsc, oneshot, watch};
 
@@ -114,13 +116,10 @@ impl Master {
             command.reply.send(Err(RequestError::not_applied(ErrorCode::BadArguments, message)));
             return Delivery::Taken;
         };
-        if version > slot.version {
-            return Delivery::Later(Box::new(command));
-        }
-        let refused = if version < slot.version || !slot.held {
-            RequestError::stale_ring(slot.version)
-        } else {
-            match self.vnode(&mut slot, module, partition) {
+        let refused = match routing::gate(version, slot.version, slot.held) {
+            Gate::Later => return Delivery::Later(Box::new(command)),
+            Gate::Stale(version) => RequestError::stale_ring(version),
+            Gate::Serve => match self.vnode(&mut slot, module, partition) {
                 None => RequestError::not_applied(
                     ErrorCode::NotReady,
                     "this node cannot run the module yet; `annulus modules` shows who runs what",
@@ -141,7 +140,7 @@ impl Master {
                         return Delivery::Taken;
                     }
                 },
-            }
+            },
         };
         command.reply.send(Err(refused));
         Delivery::Taken
@@ -194,29 +193,16 @@ impl Master {
         let me = self.inner.config.me;
         for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
             let Some(mut slot) = self.slot(id) else { continue };
-            let pending = partition.pending.as_ref().map(|transfer| transfer.id);
-            if slot.version < partition.version {
-                slot.version = partition.version;
-                let held = partition.replicas.first() == Some(&me);
-                match (slot.held, held) {
-                    (false, true) => self.take_over(&mut slot, id, partition.made_by),
-                    (true, false) => Self::give_up(&mut slot),
-                    (true, true) | (false, false) => {}
-                }
-                slot.held = held;
-            }
-            // The outcome of a sealed transfer is known once it is not pending any more.
-            if slot.sealed.is_some() && slot.sealed != pending {
-                slot.sealed = None;
-                for vnode in slot.vnodes.values() {
-                    vnode.tell(Control::Unseal);
-                }
-            }
-            // Staged items of a transfer that was cancelled must not come back (R7).
-            if slot.staging.as_ref().is_some_and(|staging| Some(staging.transfer) != pending)
-                && let Some(staging) = slot.staging.take()
-            {
-                end_all(staging.vnodes, &RequestError::stale_ring(slot.version), true);
+            let mut holding = Holding {
+                version: slot.version,
+                held: slot.held,
+                sealed: slot.sealed,
+                staged: slot.staging.as_ref().map(|staging| (staging.transfer, staging.complete)),
+            };
+            let changes = holding.apply(partition, me);
+            (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
+            for change in changes {
+                self.carry_out(change, &mut slot, id);
             }
             let gone: Vec<ModuleUid> =
                 slot.vnodes.keys().filter(|uid| !modules.contains(uid)).copied().collect();
@@ -228,23 +214,28 @@ impl Master {
         self.inner.applied.send_replace(index);
     }
 
-    /// The partition is this node's now: what was staged serves.
-    fn take_over(&self, slot: &mut Slot, id: PartitionId, made_by: TransferId) {
-        match slot.staging.take() {
-            Some(staging) if staging.complete && staging.transfer == made_by => slot.vnodes = staging.vnodes,
-            Some(staging) => {
+    fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId) {
+        let elsewhere = RequestError::stale_ring(slot.version);
+        let staged = |slot: &mut Slot| slot.staging.take().map(|staging| staging.vnodes).unwrap_or_default();
+        match change {
+            Change::Promote => slot.vnodes = staged(slot),
+            Change::DropIncomplete => {
                 let reason = "the partition was taken over before its items were";
                 self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
-                end_all(staging.vnodes, &RequestError::stale_ring(slot.version), true);
+                end_all(staged(slot), &elsewhere, true);
             }
-            None => {}
+            // What was staged of a transfer that was cancelled must not come back (R7).
+            Change::DropStage => drop(end_all(staged(slot), &elsewhere, true)),
+            Change::GiveUp => {
+                slot.outgoing = None;
+                end_all(std::mem::take(&mut slot.vnodes), &elsewhere, true);
+            }
+            Change::Unseal => {
+                for vnode in slot.vnodes.values() {
+                    vnode.tell(Control::Unseal);
+                }
+            }
         }
-    }
-
-    /// The partition is elsewhere now: callers are sent there, the items go.
-    fn give_up(slot: &mut Slot) {
-        (slot.sealed, slot.outgoing) = (None, None);
-        end_all(std::mem::take(&mut slot.vnodes), &RequestError::stale_ring(slot.version), true);
     }
 
     /// Vnodes of a partition that serve.

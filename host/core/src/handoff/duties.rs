@@ -1,0 +1,81 @@
+//! What a node has to do by a committed ring: which partitions it sends, which it flips at
+//! once, which streams it takes in, which seals are over.
+
+use crate::ids::{NodeId, TransferId};
+use crate::keyspace::PartitionId;
+use crate::ring::RingTable;
+
+/// A partition that a node is to send.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sending {
+    /// Which.
+    pub partition: PartitionId,
+    /// By which transfer.
+    pub transfer: TransferId,
+    /// The partition's version.
+    pub version: u64,
+    /// To whom.
+    pub taker: NodeId,
+}
+
+/// Every partition that `me` owns and another node is to own.
+pub fn to_send(ring: &RingTable, me: NodeId) -> impl Iterator<Item = Sending> {
+    ring.iter().filter_map(move |(partition, now)| {
+        let pending = now.pending.as_ref()?;
+        let taker = *pending.target.first()?;
+        let mine = now.replicas.first() == Some(&me) && taker != me;
+        mine.then_some(Sending { partition, transfer: pending.id, version: now.version, taker })
+    })
+}
+
+/// Changes behind the owner, who is `me` and stays: no item of a module with one replica moves,
+/// and the owner, who alone may, flips them at once (R4).
+pub fn to_flip(ring: &RingTable, me: NodeId) -> Vec<(PartitionId, TransferId)> {
+    let mine = ring.iter().filter(|(_, partition)| partition.replicas.first() == Some(&me));
+    let unmoved = mine.filter_map(|(id, partition)| {
+        let pending = partition.pending.as_ref()?;
+        (pending.target.first() == Some(&me)).then_some((id, pending.id))
+    });
+    unmoved.collect()
+}
+
+/// Is `me` to take the partition over by this transfer, which is under way?
+pub fn takes(ring: &RingTable, me: NodeId, partition: PartitionId, transfer: TransferId) -> bool {
+    let pending = ring.pending_of(partition).filter(|pending| pending.id == transfer);
+    pending.is_some_and(|pending| pending.target.first() == Some(&me))
+}
+
+/// Is a transfer over, one way or the other? Then its seal has no meaning any more.
+pub fn is_over(ring: &RingTable, partition: PartitionId, transfer: TransferId) -> bool {
+    ring.pending_of(partition).is_none_or(|pending| pending.id != transfer)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use crate::keyspace::RingSize;
+    use crate::ring::{Partition, Transfer};
+
+    #[test]
+    fn the_owner_sends_or_flips_and_only_the_first_of_the_target_takes() {
+        let set = |ids: &[u64]| ids.iter().copied().map(NodeId).collect::<Vec<_>>();
+        let mut partitions = vec![Partition::held_by(set(&[1, 2]), 3); 8];
+        let pending = |id, target: &[u64]| Some(Transfer { id: TransferId(id), target: set(target) });
+        partitions[2].pending = pending(9, &[2, 1]);
+        partitions[3].pending = pending(9, &[1, 3]);
+        let ring = RingTable { size: RingSize::try_from(8).unwrap(), epoch: 9, partitions };
+        let moved =
+            Sending { partition: PartitionId(2), transfer: TransferId(9), version: 3, taker: NodeId(2) };
+        assert_eq!(to_send(&ring, NodeId(1)).collect::<Vec<_>>(), [moved]);
+        assert_eq!(to_send(&ring, NodeId(2)).count(), 0);
+        assert_eq!(to_flip(&ring, NodeId(1)), [(PartitionId(3), TransferId(9))]);
+        assert_eq!(to_flip(&ring, NodeId(3)), []);
+        assert!(takes(&ring, NodeId(2), PartitionId(2), TransferId(9)));
+        assert!(!takes(&ring, NodeId(2), PartitionId(2), TransferId(8)));
+        assert!(!takes(&ring, NodeId(3), PartitionId(3), TransferId(9)));
+        assert!(!is_over(&ring, PartitionId(2), TransferId(9)));
+        assert!(is_over(&ring, PartitionId(2), TransferId(8)));
+        assert!(is_over(&ring, PartitionId(4), TransferId(9)));
+    }
+}
