@@ -54,9 +54,9 @@ impl InsideNode {
             advertise: None,
             http: "127.0.0.1:0".to_owned(),
             data: data.to_owned(),
-            ring_size: RingSize::try_from(64).expect("a ring size"),
+            ring_size: Some(RingSize::try_from(64).expect("a ring size")),
             zone: None,
-            weight: 1,
+            weight: None,
         };
         Self::start_with(config)
     }

@@ -36,6 +36,13 @@ impl TryFrom<u32> for RingSize {
     }
 }
 
+/// What a cluster has where nobody says another (D1).
+impl Default for RingSize {
+    fn default() -> Self {
+        Self(64)
+    }
+}
+
 impl From<RingSize> for u32 {
     fn from(size: RingSize) -> u32 {
         u32::from(size.0)

@@ -6,8 +6,10 @@
 //! truths for the same index (DESIGN.md D3).
 
 mod apply;
+mod change;
 mod deploy;
 mod lookup;
+mod plan;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -19,6 +21,8 @@ use crate::keyspace::{PartitionId, RingSize};
 use crate::ring::RingTable;
 
 pub use apply::MAX_WIDTH;
+pub use change::{Change, Loss};
+pub use plan::{Load, Move, Plan, Share, Warning, plan};
 
 /// Which of several histories of one cluster a state belongs to: `recover --force` starts a
 /// new one (R19). Ordered by number first.
@@ -77,6 +81,13 @@ pub struct Member {
     pub weight: u32,
     /// Where it is in its life.
     pub status: MemberStatus,
+    /// While `joining`: it was admitted to wait for a plan, and only a plan makes it a member.
+    #[serde(default)]
+    pub staged: bool,
+    /// Once `removed`: by force, so peers refuse it whatever it shows (R3). One that left is not:
+    /// it is still told that it has.
+    #[serde(default)]
+    pub banned: bool,
 }
 
 /// One release of a module: a component that was deployed under its name.
@@ -153,6 +164,15 @@ pub struct ClusterState {
     pub authority_key: String,
     /// SHA-256 of each join token's secret -> when it ends, in milliseconds since 1970.
     pub tokens: BTreeMap<Digest, u64>,
+    /// Changes that wait for a commit, in the order in which they were staged.
+    #[serde(default)]
+    pub staged: Vec<Change>,
+    /// Log index of the last change of `staged`.
+    #[serde(default)]
+    pub stage_version: u64,
+    /// Partitions whose items may be gone with a removed owner, until an operator has seen it.
+    #[serde(default)]
+    pub losses: BTreeMap<PartitionId, Loss>,
 }
 
 /// The state machine from the first entry on: nothing until [`Command::Found`].
@@ -279,6 +299,56 @@ pub enum Command {
         /// Address kept for HTTP.
         http: String,
     },
+    /// Adds a change to those that wait for a commit. Refused where it could not follow them.
+    Stage {
+        /// What.
+        change: Change,
+    },
+    /// Forgets every staged change. Nodes that joined with one go on waiting.
+    ClearStaged,
+    /// Carries out what is staged, as one rebalancing. Refused if the staged changes or the ring
+    /// are no longer those that the table was computed from.
+    Commit {
+        /// `stage_version` of the plan.
+        stage: u64,
+        /// The ring's epoch of the plan.
+        base: u64,
+        /// The table of the plan.
+        table: Vec<Vec<NodeId>>,
+    },
+    /// Carries out one change that was never staged.
+    Change {
+        /// What.
+        change: Change,
+        /// The ring's epoch that the table was computed from.
+        base: u64,
+        /// The table that follows from it.
+        table: Vec<Vec<NodeId>>,
+    },
+    /// `member` -> `down`: an operator says that it is away. It keeps its share.
+    Down {
+        /// Who.
+        node: NodeId,
+    },
+    /// `down` -> `member`: it is back.
+    Up {
+        /// Who.
+        node: NodeId,
+    },
+    /// A member that came back with another zone or weight; `None` keeps what is known.
+    Placed {
+        /// Who.
+        node: NodeId,
+        /// Failure domain.
+        zone: Option<String>,
+        /// Share of the ring relative to others, at least 1.
+        weight: Option<u32>,
+    },
+    /// An operator has seen the losses up to this index: they are forgotten.
+    Acknowledge {
+        /// Log index.
+        up_to: u64,
+    },
 }
 
 /// What an entry did.
@@ -349,6 +419,21 @@ pub enum Refusal {
     /// A setting out of range.
     #[error("{0}")]
     BadSetting(String),
+    /// There is no plan to commit.
+    #[error("nothing is staged: say join, leave, replace or remove with --stage first")]
+    NothingStaged,
+    /// The plan is not the one that is to be committed.
+    #[error("the plan changed meanwhile: look at `annulus plan` again, then commit")]
+    PlanChanged,
+    /// The node joined to wait for a plan.
+    #[error("{0} joined with --stage: it waits for a plan that takes it in")]
+    Waits(String),
+    /// A change that contradicts those that are staged.
+    #[error("it does not go with what is staged already: {0}; `annulus clear` forgets that")]
+    Conflict(Box<Refusal>),
+    /// A node that holds partitions cannot take another's places.
+    #[error("{0} holds partitions itself; only a node that holds nothing can replace another")]
+    NotEmpty(String),
 }
 
 #[cfg(test)]

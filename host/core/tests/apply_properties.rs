@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid, TransferId};
 use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::state::{
-    ClusterState, Command, Machine, Member, MemberStatus, Outcome, Release, StorageKind,
+    Change, ClusterState, Command, Machine, Member, MemberStatus, Outcome, Release, StorageKind, plan,
 };
 use proptest::prelude::*;
 use proptest::strategy::ValueTree as _;
@@ -21,6 +21,8 @@ fn member(name: u8, uid: u8, weight: u32) -> Member {
         zone: None,
         weight,
         status: MemberStatus::Removed,
+        staged: false,
+        banned: false,
     }
 }
 
@@ -49,6 +51,19 @@ enum Step {
     Flip(Vec<(u8, bool)>),
     Cancel(u8, bool),
     Node(u8, u8),
+    /// Staged, or at once with the table that follows, or with an older one.
+    Change {
+        kind: u8,
+        node: u8,
+        other: u8,
+        staged: bool,
+        stale: bool,
+    },
+    /// What is staged, with its table, or with a set of it replaced.
+    Commit {
+        stale: bool,
+        odd: Option<(u8, Vec<u8>)>,
+    },
     Deploy {
         name: u8,
         n: Option<u8>,
@@ -65,9 +80,10 @@ fn step() -> impl Strategy<Value = Step> {
         now_ms,
         expires_ms,
     });
-    let admit = (small.clone(), small.clone(), 0u8..3, 0u64..50, 0u32..3).prop_map(
-        |(name, uid, token, now_ms, weight)| Command::Admit {
-            member: member(name, uid, weight),
+    let wait = prop::bool::weighted(0.3);
+    let admit = (small.clone(), small.clone(), 0u8..3, 0u64..50, 0u32..3, wait).prop_map(
+        |(name, uid, token, now_ms, weight, staged)| Command::Admit {
+            member: Member { staged, ..member(name, uid, weight) },
             token: Digest([token; 32]),
             now_ms,
         },
@@ -75,15 +91,25 @@ fn step() -> impl Strategy<Value = Step> {
     let name = (0u8..3).prop_map(|name| format!("m{name}"));
     let module = (name, prop::bool::weighted(0.7))
         .prop_map(|(name, roll)| if roll { Command::Rollback { name } } else { Command::Undeploy { name } });
-    let plain = prop_oneof![1 => Just(found()), 6 => token, 10 => admit, 6 => module];
+    let plain = prop_oneof![
+        1 => Just(found()),
+        1 => Just(Command::ClearStaged),
+        1 => (0u64..100).prop_map(|up_to| Command::Acknowledge { up_to }),
+        6 => token,
+        10 => admit,
+        6 => module,
+    ];
     let odd = prop::option::weighted(0.3, (0u8..8, prop::collection::vec(small.clone(), 0..5)));
     let quorum = || prop::option::of(0u8..5);
+    let change = (0u8..4, small.clone(), small.clone(), any::<bool>(), prop::bool::weighted(0.1));
     prop_oneof![
-        4 => plain.prop_map(|command| Step::Command(Box::new(command))),
+        4 => change.prop_map(|(kind, node, other, staged, stale)| Step::Change { kind, node, other, staged, stale }),
+        2 => (prop::bool::weighted(0.1), odd.clone()).prop_map(|(stale, odd)| Step::Commit { stale, odd }),
+        7 => plain.prop_map(|command| Step::Command(Box::new(command))),
         5 => (prop::bool::weighted(0.1), odd).prop_map(|(stale, odd)| Step::Claim { stale, odd }),
         5 => prop::collection::vec((0u8..10, prop::bool::weighted(0.1)), 0..16).prop_map(Step::Flip),
         2 => (0u8..9, prop::bool::weighted(0.3)).prop_map(|(partition, wrong)| Step::Cancel(partition, wrong)),
-        5 => (prop::sample::select(vec![0u8, 0, 1, 2, 2, 3]), small).prop_map(|(what, node)| Step::Node(what, node)),
+        5 => (prop::sample::select(vec![0u8, 0, 1, 2, 2, 3, 4, 4, 5, 6]), small).prop_map(|(what, node)| Step::Node(what, node)),
         2 => (0u8..4, quorum(), quorum(), quorum(), prop::bool::weighted(0.2))
             .prop_map(|(name, n, r, w, stale)| Step::Deploy { name, n, r, w, stale }),
     ]
@@ -124,6 +150,42 @@ impl Step {
             Self::Node(0, at) => Command::Joined { node: node(at) },
             Self::Node(1, at) => Command::Leave { node: node(at) },
             Self::Node(2, at) => Command::Removed { node: node(at) },
+            Self::Node(4, at) => Command::Down { node: node(at) },
+            Self::Node(5, at) => Command::Up { node: node(at) },
+            Self::Node(6, at) => Command::Placed {
+                node: node(at),
+                zone: Some(format!("z{}", at % 2)),
+                weight: Some(u32::from(at % 3)),
+            },
+            Self::Change { kind, node: at, other, staged, stale } => {
+                let change = match kind {
+                    0 => Change::Join { node: node(at) },
+                    1 => Change::Leave { node: node(at) },
+                    2 => {
+                        let waiting = state.live_members().find(|one| one.status == MemberStatus::Joining);
+                        let new = waiting.filter(|_| other % 4 > 0).map_or_else(|| node(other), |one| one.id);
+                        Change::Replace { old: node(at), new }
+                    }
+                    _ => Change::Remove { node: node(at) },
+                };
+                if *staged {
+                    return Command::Stage { change };
+                }
+                let table = plan(state, &[change]).map_or_else(|_| state.claimed_table(), |plan| plan.table);
+                Command::Change { change, base: state.ring.epoch - u64::from(*stale), table }
+            }
+            Self::Commit { stale, odd } => {
+                let table = plan(state, &state.staged);
+                let mut table = table.map_or_else(|_| state.claimed_table(), |plan| plan.table);
+                if let Some((at, set)) = odd {
+                    table[usize::from(*at)] = set.iter().map(node).collect();
+                }
+                Command::Commit {
+                    stage: state.stage_version,
+                    base: state.ring.epoch - u64::from(*stale),
+                    table,
+                }
+            }
             Self::Node(_, at) => {
                 Command::Moved { node: node(at), listen: format!("h:{at}"), http: "h:9".into() }
             }
@@ -171,6 +233,15 @@ fn check(state: &ClusterState) {
         }
     }
 
+    for member in state.members.values() {
+        assert!(!member.banned || member.status == MemberStatus::Removed, "{member:?}");
+    }
+    assert!(state.stage_version <= state.applied);
+    if !state.staged.is_empty() {
+        plan(state, &state.staged).expect("what is staged can be carried out");
+    }
+    assert!(state.losses.values().all(|loss| state.members[&loss.node].banned));
+
     let names: BTreeSet<&str> = state.modules.values().map(|module| module.name.as_str()).collect();
     assert_eq!(names.len(), state.modules.len(), "module names are unique");
     for (uid, module) in &state.modules {
@@ -195,11 +266,28 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
     assert!(before.ring.epoch <= after.ring.epoch);
     for ((id, old), (_, new)) in before.ring.iter().zip(after.ring.iter()) {
         assert!(old.version <= new.version && old.made_by <= new.made_by);
-        if old.replicas != new.replicas {
-            let Command::Flip { transfers } = command else { panic!("{command:?} changed {id:?}") };
+        if let Command::Flip { transfers } = command
+            && old.replicas != new.replicas
+        {
             let pending = old.pending.as_ref().unwrap();
             assert!(transfers.contains(&(id, pending.id)) && new.replicas == pending.target);
             assert_eq!((new.version, new.made_by), (after.applied, pending.id));
+        } else if old.replicas != new.replicas {
+            // Only a member that was removed by force loses its place without giving it away.
+            let (Command::Change { table, .. } | Command::Commit { table, .. }) = command else {
+                panic!("{command:?} changed {id:?}")
+            };
+            let left: Vec<NodeId> =
+                old.replicas.iter().copied().filter(|node| !after.members[node].banned).collect();
+            assert!(left.len() < old.replicas.len());
+            let expected = if left.is_empty() { &table[usize::from(id.0)] } else { &left };
+            assert_eq!((&new.replicas, new.version, new.made_by), (expected, after.applied, old.made_by));
+            let lost = after.losses.get(&id).is_some_and(|loss| loss.index == after.applied);
+            let owner_gone = old.replicas[0] != new.replicas[0];
+            assert_eq!(lost, owner_gone && !after.modules.is_empty(), "{id:?} has lost its holder");
+            if owner_gone && let Some(pending) = &new.pending {
+                assert_eq!(pending.id.0, after.applied, "another giver, so another transfer");
+            }
         } else {
             assert_eq!(old.version, new.version);
         }
@@ -234,6 +322,14 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
         }
         (Command::IssueToken { now_ms, .. }, Outcome::Done) => {
             assert!(after.tokens.values().all(|ends_ms| ends_ms > now_ms), "a token outlives its end");
+        }
+        (Command::Commit { stage, base, .. }, _) => {
+            let same = (*stage, *base) == (before.stage_version, before.ring.epoch);
+            assert!(refused || (same && !before.staged.is_empty()));
+            assert!(refused || (after.staged.is_empty() && after.stage_version == after.applied));
+        }
+        (Command::Joined { node }, Outcome::Done) => {
+            assert!(!before.members[node].waits(), "taken in without a plan");
         }
         (Command::Removed { node }, Outcome::Done) => assert!(!after.holds(*node)),
         (Command::Deploy { name, base_version, .. }, Outcome::Deployed(uid, version)) => {
@@ -298,7 +394,8 @@ fn the_logs_reach_what_they_are_for() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let strategy = prop::collection::vec(step(), 100..120);
     let (mut flips, mut cancels, mut removed, mut rolled_back, mut three) = (0, 0, 0, 0, 0);
-    for _ in 0..100 {
+    let (mut committed, mut at_once, mut lost, mut replaced) = (0, 0, 0, 0);
+    for _ in 0..500 {
         let steps = strategy.new_tree(&mut runner).unwrap().current();
         let mut machine = Machine::default();
         for (at, step) in steps.iter().enumerate() {
@@ -308,12 +405,18 @@ fn the_logs_reach_what_they_are_for() {
                 (Command::Cancel { .. }, Outcome::Done) => cancels += 1,
                 (Command::Removed { .. }, Outcome::Done) => removed += 1,
                 (Command::Rollback { .. }, Outcome::Deployed(..)) => rolled_back += 1,
+                (Command::Commit { .. }, Outcome::Done) => committed += 1,
+                (Command::Change { change, .. }, Outcome::Done) => {
+                    at_once += 1;
+                    replaced += usize::from(matches!(change, Change::Replace { .. }));
+                }
                 _ => {}
             }
             let sets = machine.state.iter().flat_map(|state| &state.ring.partitions);
             three += sets.filter(|partition| partition.replicas.len() == 3).count();
+            lost += machine.state.iter().map(|state| state.losses.len()).sum::<usize>();
         }
     }
-    let seen = [flips, cancels, removed, rolled_back, three];
+    let seen = [flips, cancels, removed, rolled_back, three, committed, at_once, lost, replaced];
     assert!(seen.iter().all(|count| *count > 20), "{seen:?}");
 }

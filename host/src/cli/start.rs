@@ -28,15 +28,16 @@ pub struct Args {
     /// Address kept for its HTTP gateway; not served in this version
     #[arg(long, default_value = "127.0.0.1:8198")]
     http: SocketAddr,
-    /// Number of partitions of the cluster that it founds: a power of two from 8 to 4096
-    #[arg(long, default_value_t = NodeConfig::RING_SIZE, value_parser = ring_size)]
-    ring_size: u32,
-    /// Failure domain
+    /// Number of partitions of the cluster that it founds, a power of two from 8 to 4096; said, it
+    /// joins no cluster with another one [default: 64]
+    #[arg(long, value_parser = ring_size)]
+    ring_size: Option<RingSize>,
+    /// Failure domain [default: what the cluster knows of it]
     #[arg(long)]
     zone: Option<String>,
-    /// Share of the ring relative to other nodes
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    weight: u32,
+    /// Share of the ring relative to other nodes [default: what the cluster knows of it, or 1]
+    #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    weight: Option<u32>,
     /// How log lines on stderr look; ANNULUS_LOG chooses them (`debug`, `annulus::handoff=trace`)
     #[arg(long, value_enum, default_value_t)]
     pub(super) log_format: LogFormat,
@@ -68,9 +69,9 @@ fn node_name(text: &str) -> Result<String, String> {
     }
 }
 
-fn ring_size(text: &str) -> Result<u32, String> {
+fn ring_size(text: &str) -> Result<RingSize, String> {
     let size: u32 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
-    RingSize::try_from(size).map(u32::from).map_err(|error| error.to_string())
+    RingSize::try_from(size).map_err(|error| error.to_string())
 }
 
 /// What `start` says when the node serves, for programs.
@@ -92,7 +93,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         advertise: args.advertise,
         http: args.http.to_string(),
         data: context.global.data.clone(),
-        ring_size: RingSize::try_from(args.ring_size).map_err(|error| CliError::Usage(error.to_string()))?,
+        ring_size: args.ring_size,
         zone: args.zone,
         weight: args.weight,
     };
@@ -194,7 +195,7 @@ mod tests {
 
     #[test]
     fn ring_sizes_are_powers_of_two() {
-        assert_eq!(ring_size("64"), Ok(64));
+        assert_eq!(ring_size("64").map(u32::from), Ok(64));
         for bad in ["63", "4", "8192", "-1", "many"] {
             assert!(ring_size(bad).is_err(), "{bad}");
         }

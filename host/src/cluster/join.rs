@@ -136,6 +136,8 @@ pub async fn ask_to_join(
             zone: candidate.zone.clone(),
             weight: candidate.weight,
             status: MemberStatus::Joining,
+            staged: false,
+            banned: false,
         },
         public_key: key.public_key.clone(),
         secret: token.secret().to_vec(),

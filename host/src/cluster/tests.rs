@@ -84,6 +84,8 @@ fn member(number: u8) -> Member {
         zone: None,
         weight: 1,
         status: MemberStatus::Joining,
+        staged: false,
+        banned: false,
     }
 }
 

@@ -158,7 +158,7 @@ impl Joiner {
             listen: *address,
             http: config.http.clone(),
             zone: config.zone.clone(),
-            weight: config.weight,
+            weight: config.weight.unwrap_or(1),
         }
     }
 

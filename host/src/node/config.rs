@@ -19,17 +19,21 @@ pub struct NodeConfig {
     pub http: String,
     /// The data directory.
     pub data: PathBuf,
-    /// Number of partitions of a cluster that this node founds.
-    pub ring_size: RingSize,
-    /// Failure domain.
+    /// Number of partitions of a cluster that this node founds, 64 where nobody says.
+    /// Said, it joins no cluster with another one.
+    pub ring_size: Option<RingSize>,
+    /// Failure domain; none keeps what the member table says.
     pub zone: Option<String>,
-    /// Share of the ring relative to other nodes; at least 1.
-    pub weight: u32,
+    /// Share of the ring relative to other nodes, at least 1; none keeps what the member table
+    /// says, which begins with 1.
+    pub weight: Option<u32>,
 }
 
 impl NodeConfig {
-    /// Ring size where nobody says another (D1).
-    pub const RING_SIZE: u32 = 64;
+    /// The size of the ring that it founds.
+    pub fn founding_ring_size(&self) -> RingSize {
+        self.ring_size.unwrap_or_default()
+    }
 
     /// The address that peers are told. None if it is every address or no port.
     pub fn reachable(&self) -> Option<SocketAddr> {

@@ -76,7 +76,7 @@ pub(super) fn found_command(
 ) -> Result<Option<Command>, StartError> {
     Ok(data.founding()?.map(|founding| Command::Found {
         cluster: identity.cluster,
-        ring_size: config.ring_size,
+        ring_size: config.founding_ring_size(),
         width: RING_WIDTH,
         founder: Member {
             id: identity.node,
@@ -85,8 +85,10 @@ pub(super) fn found_command(
             listen: address.to_string(),
             http: config.http.clone(),
             zone: config.zone.clone(),
-            weight: config.weight,
+            weight: config.weight.unwrap_or(1),
             status: MemberStatus::Member,
+            staged: false,
+            banned: false,
         },
         authority: founding.authority,
         authority_key: founding.authority_key,

@@ -125,9 +125,9 @@ impl Dirs {
             advertise: None,
             http: "127.0.0.1:0".into(),
             data: self.0.path().join(name),
-            ring_size: RingSize::try_from(16).unwrap(),
+            ring_size: Some(RingSize::try_from(16).unwrap()),
             zone: None,
-            weight: 1,
+            weight: None,
         }
     }
 
@@ -441,7 +441,7 @@ fn a_node_with_another_ring_takes_the_clusters() {
     let dirs = Dirs::new();
     let first = dirs.start("a");
     let size = RingSize::try_from(64).unwrap();
-    let mut second = Running::start(NodeConfig { ring_size: size, ..dirs.config("b") });
+    let mut second = Running::start(NodeConfig { ring_size: Some(size), ..dirs.config("b") });
     let accepted = try_join(&second, &first, &token(&first)).unwrap();
     assert_eq!(accepted.former_ring_size, Some(size));
     assert_eq!(u32::from(accepted.ring_size), 16);

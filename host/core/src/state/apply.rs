@@ -9,7 +9,7 @@ use crate::ids::{ClusterId, Digest, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::ring::{Partition, RingTable, Transfer};
 
-use super::{ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
+use super::{Change, ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
 
 /// The widest replica table (R4).
 pub const MAX_WIDTH: u8 = 7;
@@ -50,7 +50,8 @@ fn found(
     let id = NodeId(0);
     let partition = Partition::held_by(vec![id], index);
     let ring = RingTable { size, epoch: index, partitions: vec![partition; usize::from(size.get())] };
-    let founder = Member { id, status: MemberStatus::Member, ..founder.clone() };
+    let founder =
+        Member { id, status: MemberStatus::Member, staged: false, banned: false, ..founder.clone() };
     Ok(ClusterState {
         cluster,
         lineage: Lineage::default(),
@@ -62,6 +63,9 @@ fn found(
         authorities: Vec::new(),
         authority_key: String::new(),
         tokens: Default::default(),
+        staged: Vec::new(),
+        stage_version: 0,
+        losses: Default::default(),
     })
 }
 
@@ -80,7 +84,9 @@ impl ClusterState {
     pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
         debug_assert!(index > self.applied, "entry {index} applied after {}", self.applied);
         self.applied = index;
-        self.change(index, command).unwrap_or_else(Outcome::Refused)
+        let outcome = self.change(index, command).unwrap_or_else(Outcome::Refused);
+        self.drop_stale_changes(index);
+        outcome
     }
 
     fn change(&mut self, index: u64, command: &Command) -> Result<Outcome, Refusal> {
@@ -112,6 +118,17 @@ impl ClusterState {
                 let member = self.live_member_mut(*node)?;
                 member.listen.clone_from(listen);
                 member.http.clone_from(http);
+                Ok(Outcome::Done)
+            }
+            Command::Stage { change } => self.stage(index, *change),
+            Command::ClearStaged => Ok(self.clear_staged(index)),
+            Command::Commit { stage, base, table } => self.commit(index, *stage, *base, table),
+            Command::Change { change, base, table } => self.change_at_once(index, *change, *base, table),
+            Command::Down { node } => self.down(*node),
+            Command::Up { node } => self.up(*node),
+            Command::Placed { node, zone, weight } => self.placed(*node, zone.as_ref(), *weight),
+            Command::Acknowledge { up_to } => {
+                self.losses.retain(|_, loss| loss.index > *up_to);
                 Ok(Outcome::Done)
             }
         }
@@ -146,13 +163,20 @@ impl ClusterState {
             return Err(Refusal::NameTaken(member.name.clone()));
         }
         let id = NodeId(index);
-        self.members.insert(id, Member { id, status: MemberStatus::Joining, ..member.clone() });
+        let status = MemberStatus::Joining;
+        self.members.insert(id, Member { id, status, banned: false, ..member.clone() });
+        if member.staged {
+            // In this very entry: between two, the node would be one that joins by itself.
+            self.staged.push(Change::Join { node: id });
+            self.stage_version = index;
+        }
         Ok(Outcome::Admitted(id))
     }
 
     fn joined(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
         let member = self.live_member_mut(node)?;
         match member.status {
+            MemberStatus::Joining if member.staged => return Err(Refusal::Waits(member.name.clone())),
             MemberStatus::Joining | MemberStatus::Member => member.status = MemberStatus::Member,
             _ => return Err(wrong_status(member)),
         }
@@ -190,6 +214,12 @@ impl ClusterState {
             return Err(Refusal::RingChanged);
         }
         self.check_table(table)?;
+        self.aim(index, table);
+        Ok(Outcome::Done)
+    }
+
+    /// Aims the ring at a table that was checked.
+    pub(super) fn aim(&mut self, index: u64, table: &[Vec<NodeId>]) {
         for (partition, target) in self.ring.partitions.iter_mut().zip(table) {
             let pending = partition.pending.as_ref().map(|transfer| &transfer.target);
             let change = if partition.replicas == *target {
@@ -204,12 +234,11 @@ impl ClusterState {
                 self.ring.epoch = index;
             }
         }
-        Ok(Outcome::Done)
     }
 
     /// A set is distinct live members, no more than the ring is wide; who is new in it must be
     /// able to receive. A set that is there already passes, whatever became of its nodes.
-    fn check_table(&self, table: &[Vec<NodeId>]) -> Result<(), Refusal> {
+    pub(super) fn check_table(&self, table: &[Vec<NodeId>]) -> Result<(), Refusal> {
         let bad = |why: String| Err(Refusal::BadTable(why));
         if table.len() != self.ring.partitions.len() {
             return bad(format!("{} partitions, not {}", table.len(), self.ring.partitions.len()));
@@ -266,12 +295,12 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    fn live_member_mut(&mut self, node: NodeId) -> Result<&mut Member, Refusal> {
+    pub(super) fn live_member_mut(&mut self, node: NodeId) -> Result<&mut Member, Refusal> {
         let live = self.members.get_mut(&node).filter(|member| member.is_live());
         live.ok_or_else(|| Refusal::NotMember(node.to_string()))
     }
 }
 
-fn wrong_status(member: &Member) -> Refusal {
+pub(super) fn wrong_status(member: &Member) -> Refusal {
     Refusal::Status { node: member.name.clone(), status: member.status.to_string() }
 }

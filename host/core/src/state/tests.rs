@@ -16,6 +16,8 @@ fn member(name: &str, uid: u8) -> Member {
         zone: None,
         weight: 1,
         status: MemberStatus::Down,
+        staged: false,
+        banned: false,
     }
 }
 

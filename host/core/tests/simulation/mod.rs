@@ -127,6 +127,8 @@ impl World {
             zone: None,
             weight: 1,
             status: MemberStatus::Joining,
+            staged: false,
+            banned: false,
         };
         let token = Digest([1; 32]);
         world.commit(&Command::Found {

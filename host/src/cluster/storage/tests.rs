@@ -58,6 +58,8 @@ fn found() -> Command {
         zone: None,
         weight: 1,
         status: MemberStatus::Member,
+        staged: false,
+        banned: false,
     };
     Command::Found {
         cluster: ClusterId([2; 16]),

@@ -1,0 +1,319 @@
+//! Changes of the membership that an operator plans: staged, then committed as one.
+//!
+//! The table travels in the entry, so that what was shown is what happens. An entry changes the
+//! members, takes removed ones out of every set, and aims the ring at the table, or it is refused
+//! and changes nothing. Who was removed cannot give away what it held (R1, R3): the next of the
+//! set owns the partition at once, or who the table says where nobody is left, and the
+//! partition is noted as a possible loss.
+
+use serde::{Deserialize, Serialize};
+
+use crate::ids::NodeId;
+
+use super::apply::wrong_status;
+use super::{ClusterState, Member, MemberStatus, Outcome, Refusal};
+
+/// One change of the membership.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Change {
+    /// A node that was admitted to wait for a plan becomes a member.
+    Join {
+        /// Who.
+        node: NodeId,
+    },
+    /// A node hands off what it holds, then goes.
+    Leave {
+        /// Who.
+        node: NodeId,
+    },
+    /// `new`, which holds nothing, takes the places of `old`. That one hands them over and goes; if
+    /// it is marked down it is removed, and what it held is gone with it.
+    Replace {
+        /// Who goes.
+        old: NodeId,
+        /// Who comes.
+        new: NodeId,
+    },
+    /// A node that is gone for good: banned at once, and out of every set.
+    Remove {
+        /// Who.
+        node: NodeId,
+    },
+}
+
+/// What may be gone with a removed owner of a partition.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Who owned it.
+    pub node: NodeId,
+    /// Its name, which may be another node's by now.
+    pub name: String,
+    /// Log index of the entry that removed it.
+    pub index: u64,
+}
+
+impl ClusterState {
+    pub(super) fn stage(&mut self, index: u64, change: Change) -> Result<Outcome, Refusal> {
+        if self.staged.contains(&change) {
+            return Ok(Outcome::Done);
+        }
+        // What stands in its way without the others is the plainer reason.
+        self.clone().change_members(&[change])?;
+        let mut changes = self.staged.clone();
+        changes.push(change);
+        self.clone().change_members(&changes).map_err(|refusal| Refusal::Conflict(Box::new(refusal)))?;
+        (self.staged, self.stage_version) = (changes, index);
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn clear_staged(&mut self, index: u64) -> Outcome {
+        if !self.staged.is_empty() {
+            self.staged.clear();
+            self.stage_version = index;
+        }
+        Outcome::Done
+    }
+
+    pub(super) fn commit(
+        &mut self,
+        index: u64,
+        stage: u64,
+        base: u64,
+        table: &[Vec<NodeId>],
+    ) -> Result<Outcome, Refusal> {
+        if self.staged.is_empty() {
+            return Err(Refusal::NothingStaged);
+        }
+        if (stage, base) != (self.stage_version, self.ring.epoch) {
+            return Err(Refusal::PlanChanged);
+        }
+        let mut next = self.carried_out(index, &self.staged, table)?;
+        next.clear_staged(index);
+        *self = next;
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn change_at_once(
+        &mut self,
+        index: u64,
+        change: Change,
+        base: u64,
+        table: &[Vec<NodeId>],
+    ) -> Result<Outcome, Refusal> {
+        if base != self.ring.epoch {
+            return Err(Refusal::RingChanged);
+        }
+        *self = self.carried_out(index, &[change], table)?;
+        Ok(Outcome::Done)
+    }
+
+    /// What these changes make of the state, with the ring aimed at the table.
+    pub(super) fn carried_out(
+        &self,
+        index: u64,
+        changes: &[Change],
+        table: &[Vec<NodeId>],
+    ) -> Result<ClusterState, Refusal> {
+        let mut next = self.clone();
+        next.change_members(changes)?;
+        // With the sets as they were: one that becomes empty below takes the table's at once.
+        next.check_table(table)?;
+        if let Some(gone) = table.iter().flatten().find(|node| next.member(**node).is_none()) {
+            return Err(Refusal::BadTable(format!("node {gone} is no member")));
+        }
+        next.drop_removed(index, table);
+        next.aim(index, table);
+        Ok(next)
+    }
+
+    /// The members' part of the changes, one after the other.
+    pub(super) fn change_members(&mut self, changes: &[Change]) -> Result<(), Refusal> {
+        changes.iter().try_for_each(|change| match *change {
+            Change::Join { node } => self.take_in(node),
+            Change::Leave { node } => self.start_leave(node),
+            Change::Replace { old, new } => self.replace(old, new),
+            Change::Remove { node } => self.ban(node),
+        })
+    }
+
+    fn take_in(&mut self, node: NodeId) -> Result<(), Refusal> {
+        let member = self.live_member_mut(node)?;
+        if member.status != MemberStatus::Joining {
+            return Err(wrong_status(member));
+        }
+        (member.status, member.staged) = (MemberStatus::Member, false);
+        Ok(())
+    }
+
+    fn start_leave(&mut self, node: NodeId) -> Result<(), Refusal> {
+        let last = !self.has_member_besides(node);
+        let member = self.live_member_mut(node)?;
+        match member.status {
+            MemberStatus::Member if last => return Err(Refusal::LastMember),
+            // One that only waits holds nothing, so it goes at once.
+            MemberStatus::Member | MemberStatus::Joining => member.status = MemberStatus::Leaving,
+            _ => return Err(wrong_status(member)),
+        }
+        Ok(())
+    }
+
+    fn replace(&mut self, old: NodeId, new: NodeId) -> Result<(), Refusal> {
+        if old == new {
+            return Err(Refusal::BadSetting("a node cannot replace itself".into()));
+        }
+        let holds = self.holds(new);
+        let comer = self.live_member_mut(new)?;
+        match comer.status {
+            MemberStatus::Member | MemberStatus::Joining if holds => {
+                return Err(Refusal::NotEmpty(comer.name.clone()));
+            }
+            MemberStatus::Member => {}
+            MemberStatus::Joining => (comer.status, comer.staged) = (MemberStatus::Member, false),
+            _ => return Err(wrong_status(comer)),
+        }
+        match self.live_member_mut(old)?.status {
+            MemberStatus::Down => self.ban(old),
+            MemberStatus::Joining => Err(wrong_status(self.live_member_mut(old)?)),
+            _ => self.start_leave(old),
+        }
+    }
+
+    fn ban(&mut self, node: NodeId) -> Result<(), Refusal> {
+        let last = !self.has_member_besides(node);
+        let member = self.live_member_mut(node)?;
+        if last {
+            return Err(Refusal::LastMember);
+        }
+        (member.status, member.staged, member.banned) = (MemberStatus::Removed, false, true);
+        Ok(())
+    }
+
+    /// Is there somebody else who may take over?
+    fn has_member_besides(&self, node: NodeId) -> bool {
+        self.live_members().any(|member| member.id != node && member.status == MemberStatus::Member)
+    }
+
+    /// Takes removed nodes out of every set. What somebody else is giving away goes on, if it
+    /// does not go to one of them.
+    fn drop_removed(&mut self, index: u64, table: &[Vec<NodeId>]) {
+        let gone = |node: &NodeId| self.members.get(node).is_none_or(|member| !member.is_live());
+        let mut lost = Vec::new();
+        for ((id, target), partition) in
+            self.ring.size.partitions().zip(table).zip(self.ring.partitions.iter_mut())
+        {
+            let owner = partition.replicas[0];
+            let aims_at_gone =
+                partition.pending.as_ref().is_some_and(|pending| pending.target.iter().any(gone));
+            if gone(&owner) || aims_at_gone {
+                // Its giver is gone, or its set cannot be: begun anew, under another id.
+                partition.pending = None;
+                self.ring.epoch = index;
+            }
+            if partition.replicas.iter().any(gone) {
+                partition.replicas.retain(|node| !gone(node));
+                if partition.replicas.is_empty() {
+                    partition.replicas.clone_from(target);
+                }
+                partition.version = index;
+                self.ring.epoch = index;
+            }
+            if gone(&owner) {
+                lost.push((id, owner));
+            }
+        }
+        // Without modules there were no items.
+        if !self.modules.is_empty() {
+            for (id, node) in lost {
+                let name = self.members.get(&node).map(|member| member.name.clone()).unwrap_or_default();
+                self.losses.insert(id, Loss { node, name, index });
+            }
+        }
+    }
+
+    /// Forgets staged changes that can no longer be: their node went or came another way.
+    pub(super) fn drop_stale_changes(&mut self, index: u64) {
+        if self.staged.is_empty() {
+            return;
+        }
+        let mut next = self.clone();
+        let before = self.staged.len();
+        self.staged.retain(|change| {
+            // One that is refused may have done a part of itself.
+            let mut tried = next.clone();
+            let fits = tried.change_members(&[*change]).is_ok();
+            if fits {
+                next = tried;
+            }
+            fits
+        });
+        if self.staged.len() != before {
+            self.stage_version = index;
+        }
+    }
+
+    pub(super) fn down(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        let last = !self.has_member_besides(node);
+        let member = self.live_member_mut(node)?;
+        match member.status {
+            MemberStatus::Down => {}
+            MemberStatus::Member if last => return Err(Refusal::LastMember),
+            MemberStatus::Member => member.status = MemberStatus::Down,
+            _ => return Err(wrong_status(member)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn up(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+        let member = self.live_member_mut(node)?;
+        match member.status {
+            MemberStatus::Down | MemberStatus::Member => member.status = MemberStatus::Member,
+            _ => return Err(wrong_status(member)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    pub(super) fn placed(
+        &mut self,
+        node: NodeId,
+        zone: Option<&String>,
+        weight: Option<u32>,
+    ) -> Result<Outcome, Refusal> {
+        if weight == Some(0) {
+            return Err(Refusal::BadSetting("a node's weight is at least 1".into()));
+        }
+        let member = self.live_member_mut(node)?;
+        if let Some(zone) = zone {
+            member.zone = Some(zone.clone());
+        }
+        member.weight = weight.unwrap_or(member.weight);
+        Ok(Outcome::Done)
+    }
+}
+
+impl Change {
+    /// Whom it is about; of a replacement, who goes.
+    pub fn node(&self) -> NodeId {
+        match *self {
+            Self::Join { node } | Self::Leave { node } | Self::Remove { node } => node,
+            Self::Replace { old, .. } => old,
+        }
+    }
+
+    /// In the words of the command line.
+    pub fn text(&self, name: impl Fn(NodeId) -> String) -> String {
+        match *self {
+            Self::Join { node } => format!("join {}", name(node)),
+            Self::Leave { node } => format!("leave {}", name(node)),
+            Self::Replace { old, new } => format!("replace {} {}", name(old), name(new)),
+            Self::Remove { node } => format!("remove {}", name(node)),
+        }
+    }
+}
+
+impl Member {
+    /// Does it wait for a plan that takes it in?
+    pub fn waits(&self) -> bool {
+        self.staged && self.status == MemberStatus::Joining
+    }
+}

@@ -1,0 +1,266 @@
+//! What a set of changes would do, before it is done: the table, who gains and loses what,
+//! what moves, and what an operator should know first.
+//!
+//! A pure function of the state. The table that it computes is the one that the entry carries,
+//! so what is shown is what happens; several changes are one rebalancing.
+
+use std::collections::BTreeMap;
+
+use crate::claim::claim;
+use crate::handoff::pairs::pairs;
+use crate::ids::NodeId;
+use crate::keyspace::PartitionId;
+use crate::ring::RingTable;
+
+use super::{Change, ClusterState, MemberStatus, Refusal};
+
+/// How much of the ring a node has.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Load {
+    /// Partitions that it is the first replica of.
+    pub owned: usize,
+    /// Partitions of which it holds a replica, the owned ones among them.
+    pub replicas: usize,
+}
+
+/// One node before and after.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// Who.
+    pub node: NodeId,
+    /// What it holds now.
+    pub now: Load,
+    /// What it will hold when all is moved.
+    pub then: Load,
+}
+
+/// One node that comes to own a partition, or to hold a further replica of it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Move {
+    /// Which partition.
+    pub partition: PartitionId,
+    /// Who gives it.
+    pub from: NodeId,
+    /// Who takes it.
+    pub to: NodeId,
+    /// As its owner, or else as a further replica.
+    pub owner: bool,
+    /// Under way already, and not begun anew by the plan.
+    pub under_way: bool,
+}
+
+/// What an operator should know before a commit.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Warning {
+    /// The items of these partitions are gone with their owner.
+    #[error(
+        "the only copy of {partitions} partitions is lost with {node} (modules with n=1: {modules}); \
+         `leave` keeps it, if the node can still be started"
+    )]
+    Loses {
+        /// Who is removed.
+        node: String,
+        /// How many it owns.
+        partitions: usize,
+        /// Whose items.
+        modules: String,
+    },
+    /// Fewer nodes than the ring is wide.
+    #[error("{nodes} nodes hold the ring: sets of {width} replicas cannot be filled")]
+    FewNodes {
+        /// How many there will be.
+        nodes: usize,
+        /// How many a set should have.
+        width: u8,
+    },
+    /// Too few zones for sets without two of one.
+    #[error("{partitions} partitions have two replicas in one zone: there are only {zones} zones")]
+    FewZones {
+        /// How many partitions.
+        partitions: usize,
+        /// How many zones there will be, a node without one being one of its own.
+        zones: usize,
+    },
+    /// A node that is down has to give or take.
+    #[error("{node} is down: {moves} moves wait until it is back")]
+    Away {
+        /// Who.
+        node: String,
+        /// How many it takes part in.
+        moves: usize,
+    },
+    /// A node that joined to wait for a plan is in none.
+    #[error("{0} waits to join and is not part of this plan; say join --stage to it again")]
+    Waits(String),
+}
+
+impl Warning {
+    /// A stable word for programs.
+    pub fn code(&self) -> &'static str {
+        match self {
+            Self::Loses { .. } => "possible-loss",
+            Self::FewNodes { .. } => "too-few-nodes",
+            Self::FewZones { .. } => "too-few-zones",
+            Self::Away { .. } => "node-down",
+            Self::Waits(_) => "joiner-waits",
+        }
+    }
+}
+
+/// What a set of changes would do.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Plan {
+    /// `stage_version` of the state that it was made from.
+    pub stage: u64,
+    /// The ring's epoch that it was made from.
+    pub base: u64,
+    /// In their order.
+    pub changes: Vec<Change>,
+    /// What the ring is aimed at.
+    pub table: Vec<Vec<NodeId>>,
+    /// Every node that there is before or after, by id.
+    pub nodes: Vec<Share>,
+    /// What moves, by partition.
+    pub moves: Vec<Move>,
+    /// What to know first.
+    pub warnings: Vec<Warning>,
+}
+
+/// What these changes would do to the state.
+///
+/// # Errors
+/// Why one of them cannot be, after those before it.
+pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
+    let mut members = state.clone();
+    members.change_members(changes)?;
+    let table = claim(&with_replacements(&state.ring, changes), &members.claim_nodes(), state.width);
+    let after = state.carried_out(state.applied + 1, changes, &table)?;
+    let nodes = shares(state, &table);
+    let moves = moves(state, &after);
+    let warnings = warnings(state, &after, &table);
+    let (stage, base, changes) = (state.stage_version, state.ring.epoch, changes.to_vec());
+    Ok(Plan { stage, base, changes, table, nodes, moves, warnings })
+}
+
+/// The ring as if each newcomer had its predecessor's places already: the claim starts there.
+fn with_replacements(ring: &RingTable, changes: &[Change]) -> RingTable {
+    let mut ring = ring.clone();
+    for change in changes {
+        let Change::Replace { old, new } = *change else { continue };
+        for partition in &mut ring.partitions {
+            let aimed = match &mut partition.pending {
+                Some(pending) => &mut pending.target,
+                None => &mut partition.replicas,
+            };
+            aimed.iter_mut().filter(|node| **node == old).for_each(|node| *node = new);
+        }
+    }
+    ring
+}
+
+fn shares(state: &ClusterState, table: &[Vec<NodeId>]) -> Vec<Share> {
+    let now = loads(state.ring.partitions.iter().map(|partition| &partition.replicas[..]));
+    let then = loads(table.iter().map(Vec::as_slice));
+    let load = |loads: &BTreeMap<NodeId, Load>, node| loads.get(&node).copied().unwrap_or_default();
+    let share = |node| Share { node, now: load(&now, node), then: load(&then, node) };
+    state.live_members().map(|member| share(member.id)).collect()
+}
+
+fn loads<'a>(sets: impl Iterator<Item = &'a [NodeId]>) -> BTreeMap<NodeId, Load> {
+    let mut loads: BTreeMap<NodeId, Load> = BTreeMap::new();
+    for set in sets {
+        for (place, node) in set.iter().enumerate() {
+            let load = loads.entry(*node).or_default();
+            load.replicas += 1;
+            load.owned += usize::from(place == 0);
+        }
+    }
+    loads
+}
+
+fn moves(before: &ClusterState, after: &ClusterState) -> Vec<Move> {
+    let mut moves = Vec::new();
+    for (partition, transfer) in after.ring.transfers() {
+        let under_way = before.is_pending(partition, transfer.id);
+        let (old, new) = (&after.ring.partition(partition).replicas, &transfer.target);
+        let mut push = |from, to, owner| moves.push(Move { partition, from, to, owner, under_way });
+        let owner = (old[0] != new[0]).then_some(new[0]);
+        if let Some(to) = owner {
+            push(old[0], to, true);
+        }
+        for pair in pairs(old, new, new.len().max(old.len())) {
+            if Some(pair.to) != owner && !old.contains(&pair.to) {
+                push(pair.from, pair.to, false);
+            }
+        }
+    }
+    moves
+}
+
+fn warnings(before: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) -> Vec<Warning> {
+    let mut warnings = Vec::new();
+    let removed = before
+        .live_members()
+        .filter(|member| after.members.get(&member.id).is_some_and(|after| after.banned));
+    for member in removed {
+        let owned = before.ring.iter().filter(|(_, partition)| partition.replicas[0] == member.id).count();
+        // Only owners hold items as yet, whatever a module's n.
+        let modules: Vec<&str> = before.modules.values().map(|module| module.name.as_str()).collect();
+        if owned > 0 && !modules.is_empty() {
+            let (node, modules) = (member.name.clone(), modules.join(", "));
+            warnings.push(Warning::Loses { node, partitions: owned, modules });
+        }
+    }
+    let nodes = after.claim_nodes();
+    if nodes.len() < usize::from(after.width) {
+        warnings.push(Warning::FewNodes { nodes: nodes.len(), width: after.width });
+    }
+    let zone = |node: &NodeId| after.member(*node).and_then(|member| member.zone.as_deref());
+    let repeats = |set: &&Vec<NodeId>| {
+        set.iter()
+            .enumerate()
+            .any(|(at, node)| zone(node).is_some() && set[..at].iter().any(|other| zone(other) == zone(node)))
+    };
+    let partitions = table.iter().filter(repeats).count();
+    if partitions > 0 {
+        let mut named: Vec<&str> = nodes.iter().filter_map(|node| node.zone.as_deref()).collect();
+        named.sort_unstable();
+        named.dedup();
+        let zones = named.len() + nodes.iter().filter(|node| node.zone.is_none()).count();
+        warnings.push(Warning::FewZones { partitions, zones });
+    }
+    warnings.extend(
+        after
+            .live_members()
+            .filter(|member| member.waits())
+            .map(|member| Warning::Waits(member.name.clone())),
+    );
+    warnings
+}
+
+impl Plan {
+    /// Adds a warning for each node that has to give or take and is down: marked so, or as
+    /// the caller sees it.
+    pub fn warn_of_the_away(&mut self, state: &ClusterState, is_up: impl Fn(NodeId) -> bool) {
+        for member in state.live_members() {
+            let takes_part = |one: &&Move| one.from == member.id || one.to == member.id;
+            let moves = self.moves.iter().filter(takes_part).count();
+            if moves > 0 && (member.status == MemberStatus::Down || !is_up(member.id)) {
+                self.warnings.push(Warning::Away { node: member.name.clone(), moves });
+            }
+        }
+    }
+
+    /// Short name of what it does: the same as long as it does the same, whatever happens to
+    /// the ring meanwhile.
+    pub fn id(&self) -> String {
+        use sha2::Digest as _;
+        let mut hash = sha2::Sha256::new();
+        hash.update(self.stage.to_be_bytes());
+        for set in &self.table {
+            hash.update((set.len() as u64).to_be_bytes());
+            set.iter().for_each(|node| hash.update(node.0.to_be_bytes()));
+        }
+        hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
+    }
+}
