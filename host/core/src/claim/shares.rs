@@ -15,8 +15,8 @@ struct Share {
 }
 
 /// Bounds of each node for sets of `length` out of `partitions`: by weight, but no zone more
-/// than `zone_limit` in every set and no node more than once in every set; what they cannot
-/// take, the others share.
+/// than `zone_limit` times in every set and no node more than once; what one cannot take, all the
+/// others share, whatever their zones.
 pub(super) fn bounds(
     weights: &[u64],
     zones: &[usize],
@@ -24,55 +24,68 @@ pub(super) fn bounds(
     partitions: usize,
     length: usize,
 ) -> Vec<Bounds> {
-    let zone_count = zones.iter().max().map_or(0, |most| most + 1);
-    let mut zone_weights = vec![0u64; zone_count];
-    let mut zone_caps = vec![0u128; zone_count];
-    for (zone, weight) in zones.iter().zip(weights) {
-        zone_weights[*zone] += weight;
-        zone_caps[*zone] = (zone_caps[*zone] + partitions as u128).min((partitions * zone_limit) as u128);
-    }
-    let whole = Share { over: (partitions * length) as u128, under: 1 };
-    let of_zones = fill(whole, &zone_weights, &zone_caps);
-    let mut bounds = vec![Bounds { low: 0, high: 0 }; weights.len()];
-    for (zone, share) in of_zones.into_iter().enumerate() {
-        let nodes: Vec<usize> = (0..zones.len()).filter(|node| zones[*node] == zone).collect();
-        let weights: Vec<u64> = nodes.iter().map(|node| weights[*node]).collect();
-        let of_nodes = fill(share, &weights, &vec![partitions as u128; nodes.len()]);
-        for (node, Share { over, under }) in nodes.into_iter().zip(of_nodes) {
-            bounds[node] = Bounds { low: (over / under) as i64, high: over.div_ceil(under) as i64 };
+    let (zone_count, q) = (zones.iter().max().map_or(0, |most| most + 1), partitions as u128);
+    let mut members = vec![Vec::new(); zone_count];
+    zones.iter().enumerate().for_each(|(node, zone)| members[*zone].push(node));
+    let limit = q * zone_limit as u128;
+    let whole = Share { over: q * length as u128, under: 1 };
+
+    // A zone at its limit is apart from the others; without it these have more each, which may
+    // bring the next zone to its limit.
+    let mut full = vec![false; zone_count];
+    let mut shares = vec![whole; zones.len()];
+    loop {
+        let nodes: Vec<usize> = (0..zones.len()).filter(|node| !full[zones[*node]]).collect();
+        let taken = limit * full.iter().filter(|full| **full).count() as u128;
+        fill(Share { over: whole.over.saturating_sub(taken), under: 1 }, weights, &nodes, q, &mut shares);
+        let over =
+            |zone: &usize| !full[*zone] && exceeds(members[*zone].iter().map(|node| shares[*node]), limit);
+        let more: Vec<usize> = (0..zone_count).filter(over).collect();
+        if more.is_empty() {
+            break;
+        }
+        for zone in more {
+            full[zone] = true;
+            fill(Share { over: limit, under: 1 }, weights, &members[zone], q, &mut shares);
         }
     }
-    bounds
+    let round =
+        |Share { over, under }| Bounds { low: (over / under) as i64, high: over.div_ceil(under) as i64 };
+    shares.into_iter().map(round).collect()
 }
 
-/// Divides `whole` by weight; who would get more than its cap gets the cap, and the rest is
-/// divided again among the others.
-fn fill(whole: Share, weights: &[u64], caps: &[u128]) -> Vec<Share> {
-    let mut capped = vec![false; weights.len()];
+/// Divides `whole` among `nodes` by weight; who would get more than `cap` gets that, and the rest
+/// is divided again among the others.
+fn fill(whole: Share, weights: &[u64], nodes: &[usize], cap: u128, shares: &mut [Share]) {
+    let mut open = nodes.to_vec();
+    let mut rest = whole.over;
     loop {
-        let (mut taken, mut weight) = (0u128, 0u128);
-        for at in 0..weights.len() {
-            if capped[at] {
-                taken += caps[at];
-            } else {
-                weight += u128::from(weights[at]);
-            }
+        let weight: u128 = open.iter().map(|node| u128::from(weights[*node])).sum();
+        let over = |node: &usize| rest * u128::from(weights[*node]) > cap * weight * whole.under;
+        let (full, others): (Vec<usize>, Vec<usize>) = open.iter().partition(|node| over(node));
+        for node in &others {
+            shares[*node] = Share { over: rest * u128::from(weights[*node]), under: whole.under * weight };
         }
-        let rest = whole.over.saturating_sub(taken * whole.under);
-        let share = |at: usize| match capped[at] {
-            true => Share { over: caps[at], under: 1 },
-            false => Share { over: rest * u128::from(weights[at]), under: whole.under * weight },
-        };
-        let too_much = |at: &usize| {
-            let share = share(*at);
-            !capped[*at] && share.over > caps[*at] * share.under
-        };
-        let more: Vec<usize> = (0..weights.len()).filter(too_much).collect();
-        if more.is_empty() {
-            return (0..weights.len()).map(share).collect();
+        if full.is_empty() {
+            return;
         }
-        more.into_iter().for_each(|at| capped[at] = true);
+        full.iter().for_each(|node| shares[*node] = Share { over: cap, under: 1 });
+        rest = rest.saturating_sub(cap * whole.under * full.len() as u128);
+        open = others;
     }
+}
+
+/// Do these come to more than `limit` together? All that are not whole have one denominator.
+fn exceeds(shares: impl Iterator<Item = Share>, limit: u128) -> bool {
+    let (mut whole, mut over, mut under) = (0, 0, 1);
+    for share in shares {
+        if share.under == 1 {
+            whole += share.over;
+        } else {
+            (over, under) = (over + share.over, share.under);
+        }
+    }
+    whole * under + over > limit * under
 }
 
 #[cfg(test)]
@@ -95,6 +108,14 @@ mod tests {
         assert_eq!(
             rounded(&[1; 6], &[0, 1, 2, 2, 2, 2], 1, 3),
             [(64, 64), (64, 64), (16, 16), (16, 16), (16, 16), (16, 16)]
+        );
+    }
+
+    #[test]
+    fn what_a_heavy_node_cannot_take_goes_to_all_others_and_not_to_its_zone_alone() {
+        assert_eq!(
+            rounded(&[100, 1, 1, 1, 1], &[0, 0, 1, 1, 1], 2, 3),
+            [(64, 64), (32, 32), (32, 32), (32, 32), (32, 32)]
         );
     }
 }

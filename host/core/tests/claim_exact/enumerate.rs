@@ -1,0 +1,44 @@
+//! Every table there is, on the smallest rings.
+
+use annulus_core::ids::NodeId;
+
+use super::problem::{Problem, Table};
+
+/// The fewest replicas, and of such tables the fewest owners, that any table moves that keeps
+/// every promise.
+pub fn fewest(problem: &Problem) -> Option<(usize, usize)> {
+    let mut sets: Vec<Vec<NodeId>> = Vec::new();
+    for mask in 0u32..1 << problem.nodes.len() {
+        let set: Vec<NodeId> = (0..problem.nodes.len())
+            .filter(|at| mask & 1 << at != 0)
+            .map(|at| problem.nodes[at].id)
+            .collect();
+        if set.len() == problem.set() {
+            // Each node in turn as the owner; the order of the others is nobody's concern here.
+            sets.extend((0..set.len()).map(|first| {
+                let mut set = set.clone();
+                set.swap(0, first);
+                set
+            }));
+        }
+    }
+    let mut best = None;
+    every(problem, &sets, &mut Vec::new(), &mut |table| {
+        let cost = (problem.moved(table), problem.owners_moved(table));
+        if best.is_none_or(|best| cost < best) && problem.check(table).is_ok() {
+            best = Some(cost);
+        }
+    });
+    best
+}
+
+fn every(problem: &Problem, sets: &[Vec<NodeId>], table: &mut Table, see: &mut dyn FnMut(&Table)) {
+    if table.len() == problem.old.len() {
+        return see(table);
+    }
+    for set in sets {
+        table.push(set.clone());
+        every(problem, sets, table, see);
+        table.pop();
+    }
+}
