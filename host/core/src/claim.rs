@@ -5,7 +5,9 @@
 //! 1. the nodes' loads are within ±1 of their share by weight, of whole sets and of owners;
 //! 2. the fewest replicas move (exact: `claim/flow.rs` says why);
 //! 3. of such tables, the fewest owners move: exact for the owners that the sets can have;
-//! 4. the places behind the owner are balanced and kept likewise, one after the other, because
+//! 4. what must change is rather a partition at rest than one whose transfer is under way, so that
+//!    a change during a rebalancing takes up the rest of it and starts little of it again;
+//! 5. the places behind the owner are balanced and kept likewise, one after the other, because
 //!    a module with `n` replicas lives on prefix(n) of every set (R4).
 //!
 //! Replicas before owners, because they are all that modules with n > 1 send, and because it
@@ -46,12 +48,21 @@ pub fn claim(current: &RingTable, nodes: &[ClaimNode], width: u8) -> Vec<Vec<Nod
 
     let position = |id: &NodeId| nodes.binary_search_by_key(id, |node| node.id).ok();
     let places: Vec<Vec<Option<usize>>> = present.map(|set| set.iter().map(position).collect()).collect();
+    let pending: Vec<bool> = current.partitions.iter().map(|partition| partition.pending.is_some()).collect();
     let zones = zones(&nodes);
     let weights: Vec<u64> = nodes.iter().map(|node| u64::from(node.weight.max(1))).collect();
     let zone_limit = zone_limit(&zones, width);
 
-    let claim =
-        Claim { nodes: nodes.len(), width, places: &places, weights: &weights, zones: &zones, zone_limit };
+    let claim = Claim {
+        nodes: nodes.len(),
+        width,
+        places: &places,
+        pending: &pending,
+        weights: &weights,
+        zones: &zones,
+        zone_limit,
+        prices: flow::Prices::new(places.len(), width),
+    };
     let sets = claim.order(claim.sets_and_owners());
     sets.into_iter().map(|set| set.into_iter().map(|at| nodes[at].id).collect()).collect()
 }
@@ -64,10 +75,13 @@ struct Claim<'a> {
     width: usize,
     /// Each partition's present set; `None` where a node may hold nothing any more.
     places: &'a [Vec<Option<usize>>],
+    /// Is its present set still to come?
+    pending: &'a [bool],
     weights: &'a [u64],
     zones: &'a [usize],
     /// How many of a zone a set may have.
     zone_limit: usize,
+    prices: flow::Prices,
 }
 
 impl Claim<'_> {
@@ -91,32 +105,37 @@ impl Claim<'_> {
         (sets, owners)
     }
 
-    /// By how much the loads of prefix(length) miss their bounds, and how many nodes come to it
-    /// that are not in prefix(present) of the present set.
-    fn cost(&self, sets: &Sets, length: usize, present: usize) -> (i64, usize) {
+    /// By how much the loads of prefix(length) miss their bounds; how many nodes come to it that are
+    /// not in prefix(present) of the present set; how many of them where that is still to come.
+    fn cost(&self, sets: &Sets, length: usize, present: usize) -> (i64, usize, usize) {
         let mut loads = vec![0i64; self.nodes];
         sets.iter().flatten().for_each(|node| loads[*node] += 1);
         let missed = loads.iter().zip(self.bounds(length));
         let missed =
             missed.map(|(load, bounds)| (load - bounds.high).max(bounds.low - load).max(0).pow(2)).sum();
-        let moved = sets.iter().zip(self.places).map(|(set, places)| {
+        let (mut moved, mut disturbed) = (0, 0);
+        for ((set, places), pending) in sets.iter().zip(self.places).zip(self.pending) {
             let present = &places[..present.min(places.len())];
-            set.iter().filter(|node| !present.contains(&Some(**node))).count()
-        });
-        (missed, moved.sum())
+            let new = set.iter().filter(|node| !present.contains(&Some(**node))).count();
+            moved += new;
+            disturbed += if *pending { new } else { 0 };
+        }
+        (missed, moved, disturbed)
     }
 
     /// Whole sets around what is chosen already, in no order.
     fn sets(&self, mut chosen: Sets) -> Sets {
         // Who stays: rather the owner than the second, and so on.
         let stranger = self.places.iter().map(Vec::len).max().unwrap_or(0);
-        let rank = |at: usize, node| self.place(at, node).unwrap_or(stranger);
-        let costs = (0..=stranger).map(|rank| if rank < stranger { rank as i64 } else { flow::MOVE });
+        let rank =
+            |at: usize, place: Option<usize>| place.unwrap_or(stranger + usize::from(self.pending[at]));
+        let cost = |rank| if rank < stranger { rank as i64 } else { self.prices.moving };
+        let costs = (0..=stranger).map(cost).chain([self.prices.moving + self.prices.disturbing]);
         let choose = self.width - chosen[0].len();
         let more = flow::solve(flow::Step {
             choose,
-            ranks: self.ranks(|at, node| Some(rank(at, node))),
-            costs: costs.collect(),
+            ranks: self.ranks(None, rank),
+            costs: self.costs(costs, 1),
             ..self.step(&chosen, self.width)
         });
         chosen.iter_mut().zip(more).for_each(|(set, more)| set.extend(more));
@@ -128,16 +147,18 @@ impl Claim<'_> {
         let length = prefixes[0].len() + 1;
         // By how far the place in the present set lies behind this prefix; then strangers.
         let stranger = self.width + 1 - length;
-        let rank = |at: usize, node| {
-            let behind = self.place(at, node).map(|place| (place + 1).saturating_sub(length));
-            behind.unwrap_or(stranger).min(stranger)
+        let rank = |at: usize, place: Option<usize>| {
+            let behind = place.map(|place| (place + 1).saturating_sub(length));
+            let far = behind.unwrap_or(stranger).min(stranger);
+            if far > 0 && self.pending[at] { far + stranger } else { far }
         };
-        let may = |at: usize, node| sets.is_none_or(|sets| sets[at].contains(&node));
-        let costs = (0..=stranger).map(|far| if far == 0 { 0 } else { flow::MOVE + far as i64 });
+        let cost = |far: usize| self.prices.moving + far as i64;
+        let disturbing = (1..=stranger).map(|far| cost(far) + self.prices.disturbing);
+        let costs = [0].into_iter().chain((1..=stranger).map(cost)).chain(disturbing);
         let more = flow::solve(flow::Step {
             choose: 1,
-            ranks: self.ranks(|at, node| may(at, node).then(|| rank(at, node))),
-            costs: costs.collect(),
+            ranks: self.ranks(sets, rank),
+            costs: self.costs(costs, stranger),
             ..self.step(&prefixes, length)
         });
         prefixes.iter_mut().zip(more).for_each(|(set, more)| set.extend(more));
@@ -152,14 +173,36 @@ impl Claim<'_> {
         prefixes
     }
 
-    /// Where in its present set a partition has the node.
-    fn place(&self, at: usize, node: usize) -> Option<usize> {
-        self.places[at].iter().position(|place| *place == Some(node))
+    /// Costs by rank, of which the last `disturbing` are only for partitions whose set is to come:
+    /// at rest there is none, and fewer ranks are less work.
+    fn costs(&self, costs: impl Iterator<Item = i64>, disturbing: usize) -> Vec<i64> {
+        let mut costs: Vec<i64> = costs.collect();
+        if !self.pending.contains(&true) {
+            costs.truncate(costs.len() - disturbing);
+        }
+        costs
     }
 
-    fn ranks(&self, rank: impl Fn(usize, usize) -> Option<usize>) -> Vec<u8> {
-        let pairs = (0..self.places.len()).flat_map(|at| (0..self.nodes).map(move |node| (at, node)));
-        pairs.map(|(at, node)| rank(at, node).map_or(flow::NEVER, |rank| rank as u8)).collect()
+    /// The rank of every node in every partition: of those that it has by their place, of the
+    /// others (`None`) all the same; [`flow::NEVER`] for those that are not in `sets`.
+    fn ranks(&self, sets: Option<&Sets>, rank: impl Fn(usize, Option<usize>) -> usize) -> Vec<u8> {
+        let mut ranks = vec![flow::NEVER; self.places.len() * self.nodes];
+        for (at, places) in self.places.iter().enumerate() {
+            let row = &mut ranks[at * self.nodes..][..self.nodes];
+            let stranger = rank(at, None) as u8;
+            match sets {
+                None => row.fill(stranger),
+                Some(sets) => sets[at].iter().for_each(|node| row[*node] = stranger),
+            }
+            for (place, node) in places.iter().enumerate() {
+                if let Some(known) =
+                    node.and_then(|node| row.get_mut(node)).filter(|known| **known != flow::NEVER)
+                {
+                    *known = rank(at, Some(place)) as u8;
+                }
+            }
+        }
+        ranks
     }
 
     fn step<'a>(&'a self, fixed: &'a Sets, length: usize) -> flow::Step<'a> {
@@ -170,6 +213,7 @@ impl Claim<'_> {
             choose: 0,
             ranks: Vec::new(),
             costs: Vec::new(),
+            prices: &self.prices,
             loads,
             bounds: self.bounds(length),
             zones: self.zones,

@@ -16,10 +16,31 @@
 
 use super::shares::Bounds;
 
-/// What a choice costs that is not wanted: more than all preferences together.
-pub(super) const MOVE: i64 = 1 << 18;
-/// What one step out of bounds costs: more than all moves together.
-const UNBALANCED: i64 = 1 << 34;
+/// What is paid for one choice: each price is above all of the next lower kind together, of every
+/// set of a ring. For the largest, 4096 sets of 7, they just fit.
+pub(super) struct Prices {
+    /// For a replica that is new where a transfer is under way, besides `moving`.
+    pub disturbing: i64,
+    /// For a replica that is new.
+    pub moving: i64,
+    /// For one step out of bounds.
+    unbalanced: i64,
+}
+
+impl Prices {
+    /// Preferences are below this.
+    pub(super) const PREFERENCES: i64 = 8;
+
+    pub(super) fn new(partitions: usize, width: usize) -> Self {
+        let choices = (partitions * width) as i64 + 1;
+        let disturbing = choices * Self::PREFERENCES;
+        let moving = choices * disturbing;
+        Self { disturbing, moving, unbalanced: choices * 2 * moving }
+    }
+}
+
+/// So many steps out of bounds are each dearer than the one before: who is farther off comes first.
+const STEEP: i64 = 4;
 /// Costs are shifted by this to leave room for a path's count of edges.
 const EDGES_BITS: u32 = 12;
 const NO_EDGE: i64 = i64::MAX;
@@ -33,8 +54,9 @@ pub(super) struct Step<'a> {
     /// `ranks[partition * nodes + node]`: what choosing the node costs, as an index into `costs`,
     /// or [`NEVER`].
     pub ranks: Vec<u8>,
-    /// At most `MOVE` and a small preference each.
+    /// At most one of each kind.
     pub costs: Vec<i64>,
+    pub prices: &'a Prices,
     /// What each partition has already, which stays.
     pub fixed: &'a [Vec<usize>],
     /// How many partitions each node holds already.
@@ -65,6 +87,10 @@ struct Choice<'a> {
     counts: Vec<u16>,
     /// `edges[i * nodes + j]`: the least cost of such an exchange.
     edges: Vec<i64>,
+    /// What [`Choice::open`] found of one partition: how many it has of each zone; the nodes that
+    /// it has not, with zone and rank.
+    in_zone: Vec<usize>,
+    others: Vec<(usize, usize, usize)>,
     /// Where to look for the next partition to change: it jumps by about the golden section
     /// (odd, so that it comes everywhere), which spreads around the ring what a node gets.
     cursor: usize,
@@ -77,17 +103,23 @@ impl<'a> Choice<'a> {
         let counts = vec![0; nodes * nodes * classes * classes];
         let edges = vec![NO_EDGE; nodes * nodes];
         let chosen = vec![Vec::with_capacity(step.choose); step.fixed.len()];
-        let mut choice = Self { step, nodes, chosen, counts, edges, cursor: 0 };
+        let in_zone = vec![0; nodes];
+        let others = Vec::with_capacity(nodes);
+        let mut choice = Self { step, nodes, chosen, counts, edges, in_zone, others, cursor: 0 };
         for partition in 0..choice.step.fixed.len() {
+            choice.open(partition);
             for _ in 0..choice.step.choose {
-                let free = (0..nodes).filter(|node| choice.may_have(partition, *node, None));
-                let key = |node: &usize| {
-                    (choice.rank(partition, *node), choice.adding(*node), choice.step.loads[*node])
+                let fits = |&at: &usize| choice.in_zone[choice.others[at].1] < choice.step.zone_limit;
+                let key = |at: &usize| {
+                    let (node, _, rank) = choice.others[*at];
+                    (rank, choice.adding(node), choice.step.loads[node], node)
                 };
                 // Greedy is cheapest: sets with at most so many of each zone are a matroid.
-                let Some(node) = free.min_by_key(key) else { break };
+                let Some(at) = (0..choice.others.len()).filter(fits).min_by_key(key) else { break };
+                let (node, zone, _) = choice.others.swap_remove(at);
                 choice.chosen[partition].push(node);
                 choice.step.loads[node] += 1;
+                choice.in_zone[zone] += 1;
             }
             choice.count(partition, true);
         }
@@ -98,55 +130,71 @@ impl<'a> Choice<'a> {
         self.step.ranks[partition * self.nodes + node]
     }
 
-    /// May a partition have `node` too, or in place of another?
-    fn may_have(&self, partition: usize, node: usize, instead: Option<usize>) -> bool {
-        let zones = self.step.zones;
-        let (mut there, mut in_zone) = (false, 0);
-        for other in self.step.fixed[partition].iter().chain(&self.chosen[partition]) {
-            there |= *other == node;
-            in_zone += usize::from(Some(*other) != instead && zones[*other] == zones[node]);
-        }
-        self.rank(partition, node) != NEVER && !there && in_zone < self.step.zone_limit
-    }
-
     /// What an exchange costs, if it may be.
     fn exchange(&self, partition: usize, i: usize, j: usize) -> Option<i64> {
+        let zones = self.step.zones;
+        if !self.chosen[partition].contains(&i) || self.rank(partition, j) == NEVER {
+            return None;
+        }
+        let others =
+            || self.step.fixed[partition].iter().chain(&self.chosen[partition]).filter(|node| **node != i);
+        let in_zone = others().filter(|node| zones[**node] == zones[j]).count();
+        let may = in_zone < self.step.zone_limit && others().all(|node| *node != j);
         let cost = |node| self.step.costs[usize::from(self.rank(partition, node))];
-        let may = self.chosen[partition].contains(&i) && self.may_have(partition, j, Some(i));
         may.then(|| cost(j) - cost(i))
     }
 
     /// What one partition more on a node costs.
     fn adding(&self, node: usize) -> i64 {
         let (load, Bounds { low, high }) = (self.step.loads[node], self.step.bounds[node]);
-        UNBALANCED * ((load + 1 - high).max(0) - (low - load).max(0))
+        self.step.prices.unbalanced * ((load + 1 - high).clamp(0, STEEP) - (low - load).clamp(0, STEEP))
     }
 
     /// What one partition less on a node costs.
     fn removing(&self, node: usize) -> i64 {
         let (load, Bounds { low, high }) = (self.step.loads[node], self.step.bounds[node]);
-        UNBALANCED * ((low + 1 - load).max(0) - (load - high).max(0))
+        self.step.prices.unbalanced * ((low + 1 - load).clamp(0, STEEP) - (load - high).clamp(0, STEEP))
+    }
+
+    /// Finds out how many nodes a partition has of each zone, and which it might have too.
+    fn open(&mut self, partition: usize) {
+        let ranks = &self.step.ranks[partition * self.nodes..][..self.nodes];
+        let has = || self.step.fixed[partition].iter().chain(&self.chosen[partition]).copied();
+        self.in_zone.fill(0);
+        has().for_each(|node| self.in_zone[self.step.zones[node]] += 1);
+        self.others.clear();
+        let free =
+            ranks.iter().enumerate().filter(|(node, rank)| **rank != NEVER && !has().any(|has| has == *node));
+        self.others.extend(free.map(|(node, rank)| (node, self.step.zones[node], usize::from(*rank))));
     }
 
     /// Counts a partition's possible exchanges in, or out.
     fn count(&mut self, partition: usize, come: bool) {
-        let classes = self.step.costs.len();
-        for at in 0..self.chosen[partition].len() {
-            let i = self.chosen[partition][at];
-            for j in 0..self.nodes {
-                if !self.may_have(partition, j, Some(i)) {
+        let (classes, nodes, limit) = (self.step.costs.len(), self.nodes, self.step.zone_limit);
+        // This loop is the claim's hottest: what it asks of the partition is found out before.
+        self.open(partition);
+        let ranks = &self.step.ranks[partition * nodes..][..nodes];
+        for &i in &self.chosen[partition] {
+            let (zone, rank) = (self.step.zones[i], usize::from(ranks[i]));
+            for &(j, other_zone, other_rank) in &self.others {
+                if self.in_zone[other_zone] - usize::from(other_zone == zone) >= limit {
                     continue;
                 }
-                let rank = |node| usize::from(self.rank(partition, node));
-                let class = rank(i) * classes + rank(j);
-                let counts =
-                    &mut self.counts[(i * self.nodes + j) * classes * classes..][..classes * classes];
+                let class = rank * classes + other_rank;
+                let counts = &mut self.counts[(i * nodes + j) * classes * classes..][..classes * classes];
                 counts[class] = if come { counts[class] + 1 } else { counts[class] - 1 };
-                if counts[class] == u16::from(come) {
-                    let costs = &self.step.costs;
+                if counts[class] != u16::from(come) {
+                    continue;
+                }
+                let costs = &self.step.costs;
+                let cost = costs[other_rank] - costs[rank];
+                let edge = &mut self.edges[i * nodes + j];
+                if come {
+                    *edge = cost.min(*edge);
+                } else if cost == *edge {
                     let present = (0..counts.len()).filter(|class| counts[*class] > 0);
                     let cost = present.map(|class| costs[class % classes] - costs[class / classes]);
-                    self.edges[i * self.nodes + j] = cost.min().unwrap_or(NO_EDGE);
+                    *edge = cost.min().unwrap_or(NO_EDGE);
                 }
             }
         }

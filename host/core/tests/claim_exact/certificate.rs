@@ -75,18 +75,27 @@ pub fn is_cheapest(problem: &Problem, table: &Table, bounds: &[(usize, usize)], 
     }
 }
 
-/// Does no table as balanced move fewer replicas?
+/// A move, so that no count of disturbed transfers weighs as much.
+const MOVE: i64 = 1 << 20;
+
+/// Does no table as balanced move fewer replicas, nor as few and fewer of them where the set is
+/// still to come?
 pub fn moves_the_fewest_replicas(problem: &Problem, table: &Table) -> bool {
-    let cost = |p: usize, at: usize| Some(i64::from(!problem.old[p].contains(&problem.nodes[at].id)));
+    let cost = |p: usize, at: usize| {
+        let stays = problem.old[p].contains(&problem.nodes[at].id);
+        Some(if stays { 0 } else { MOVE + i64::from(problem.pending[p]) })
+    };
     is_cheapest(problem, table, &problem.bounds(problem.set()), &cost)
 }
 
-/// Does no choice of owners out of these sets move fewer of them?
+/// Does no choice of owners out of these sets move fewer of them, nor as few and fewer of them
+/// where the set is still to come?
 pub fn moves_the_fewest_owners_of_its_sets(problem: &Problem, table: &Table) -> bool {
     let owners: Table = table.iter().map(|set| vec![set[0]]).collect();
     let cost = |p: usize, at: usize| {
         let id: NodeId = problem.nodes[at].id;
-        table[p].contains(&id).then(|| i64::from(problem.old[p].first() != Some(&id)))
+        let stays = problem.old[p].first() == Some(&id);
+        table[p].contains(&id).then(|| if stays { 0 } else { MOVE + i64::from(problem.pending[p]) })
     };
     is_cheapest(problem, &owners, &problem.bounds(1), &cost)
 }

@@ -154,6 +154,19 @@ proptest! {
     }
 
     #[test]
+    fn changes_during_a_rebalancing(
+        case in history(4usize..40, 1..=7, 9, 5, 4),
+        flipped in prop::collection::vec(any::<bool>(), 40),
+    ) {
+        for pair in replay(case).windows(2) {
+            // Of what the claim before has changed, some has been done and some is under way.
+            let changed = pair[0].old.iter().zip(&pair[1].old).map(|(old, new)| old != new);
+            let pending = changed.zip(&flipped).map(|(changed, flipped)| changed && !flipped).collect();
+            hold(&Problem { pending, ..pair[1].clone() })?;
+        }
+    }
+
+    #[test]
     fn from_any_table_at_all(old in any_table(32, 10, 7), nodes in some_nodes(1..=10, 5, 4), width in 1usize..=7) {
         hold(&Problem::new(old, nodes, width))?;
     }
@@ -169,5 +182,26 @@ proptest! {
         for problem in replay(case) {
             hold(&problem)?;
         }
+    }
+}
+
+/// Three nodes, the fourth has joined and its transfers are under way, when a fifth joins.
+#[test]
+fn a_join_during_a_rebalancing_leaves_what_is_under_way_as_it_is() {
+    let members = |count: u64| (0..count).map(|id| node((id, 1, 0))).collect::<Vec<_>>();
+    let three = Problem::new(vec![vec![NodeId(0)]; 64], members(3), 3).claim();
+    let four = Problem::new(three.clone(), members(4), 3).claim();
+    let changed: Vec<usize> = (0..64).filter(|at| three[*at] != four[*at]).collect();
+    assert_eq!(changed.len(), 48, "the fourth is in three sets of four");
+    for under_way in [0, 8, 16, 24, 25, 26, 32, 40, 48] {
+        let mut problem = Problem::new(four.clone(), members(5), 3);
+        changed[..under_way].iter().for_each(|at| problem.pending[*at] = true);
+        let five = problem.claim();
+        hold(&problem).unwrap();
+        // The fifth needs 38 sets, and takes no more: those at rest, as far as they go.
+        assert_eq!(problem.moved(&five), 38);
+        let disturbed = changed[..under_way].iter().filter(|at| four[**at] != five[**at]).count();
+        let at_rest = 64 - under_way;
+        assert_eq!(disturbed, 38usize.saturating_sub(at_rest), "{under_way} transfers under way");
     }
 }
