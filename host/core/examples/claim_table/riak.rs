@@ -1,0 +1,249 @@
+//! riak_core's rules of claim, as far as they are told in public: its ring is a list of owners, a
+//! partition's replicas are the owners of it and of the next ones.
+//!
+//! *v2*: each node that has fewer than `Q div N` partitions takes so many, one after the other,
+//! from nodes that have more; those whose owner comes twice within `n` first; never where it
+//! would come twice itself. If that leaves a repetition or a node without its share, or
+//! if there are not more nodes than `n`, the ring is dealt out anew in stripes, and its tail
+//! mended where that can be.
+//!
+//! *v4*: every node has `k` or `k + 1` partitions, no node (and, as well as can be, no location)
+//! twice within `n`, by few transfers from the present ring; if there is no such way, the
+//! ring is solved anew. Which transfers it finds is not told, so here it does what such rules
+//! allow: gives what has to be given where it repeats nothing, then mends by exchanges for as
+//! long as one helps; and of mending and solving anew it takes the one with fewer
+//! repetitions, then with fewer moves. The real one may do somewhat better or worse.
+//!
+//! *Leave*: each partition of the leaver goes to the emptiest node that it repeats nothing on;
+//! if there is none for one of them, the whole ring is claimed anew.
+
+/// Owners in ring order.
+pub type Owners = Vec<usize>;
+
+/// Who is there: node -> location.
+pub type Nodes = [(usize, usize)];
+
+/// Which rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Version {
+    V2,
+    V4,
+}
+
+/// The ring after `node` has joined; `nodes` are all, with it.
+pub fn join(version: Version, owners: &Owners, nodes: &Nodes, node: usize, n: usize) -> Owners {
+    match version {
+        Version::V2 => v2(owners, nodes, node, n),
+        Version::V4 => v4(owners, nodes, n),
+    }
+}
+
+/// The ring after `node` has left; `nodes` are those that stay.
+pub fn leave(version: Version, owners: &Owners, nodes: &Nodes, node: usize, n: usize) -> Owners {
+    let mut ring = owners.clone();
+    for at in (0..ring.len()).filter(|at| owners[*at] == node) {
+        let fits = |(other, _): &&(usize, usize)| !near(&ring, at, n).any(|near| near == *other);
+        let emptiest = nodes.iter().filter(fits).min_by_key(|(other, _)| (count(&ring, *other), *other));
+        match emptiest {
+            Some((other, _)) => ring[at] = *other,
+            None if version == Version::V2 => return deal(owners.len(), nodes, n),
+            None => return v4(owners, nodes, n),
+        }
+    }
+    match version {
+        Version::V2 => ring,
+        Version::V4 => v4(&ring, nodes, n),
+    }
+}
+
+/// Partitions whose `n` owners in a row repeat a node.
+pub fn repeated_nodes(owners: &Owners, n: usize) -> usize {
+    repeated(owners, n, &|node| node)
+}
+
+/// Partitions whose `n` owners in a row have fewer locations than they might.
+pub fn repeated_locations(owners: &Owners, nodes: &Nodes, n: usize) -> usize {
+    let location = location_of(nodes);
+    let mut all: Vec<usize> = nodes.iter().map(|(_, at)| *at).collect();
+    all.sort();
+    all.dedup();
+    if all.len() < n { 0 } else { repeated(owners, n, &location) }
+}
+
+fn repeated(owners: &Owners, n: usize, what: &dyn Fn(usize) -> usize) -> usize {
+    let q = owners.len();
+    let repeats = |at: &usize| {
+        let set: Vec<usize> = (0..n).map(|next| what(owners[(at + next) % q])).collect();
+        (1..n).any(|at| set[..at].contains(&set[at]))
+    };
+    (0..q).filter(repeats).count()
+}
+
+/// The owners within `n - 1` of a partition, on both sides.
+fn near(owners: &Owners, at: usize, n: usize) -> impl Iterator<Item = usize> {
+    let q = owners.len();
+    (1..n).flat_map(move |far| [owners[(at + far) % q], owners[(at + q - far % q) % q]])
+}
+
+/// Location of a node; the same one for all that are gone.
+fn location_of(nodes: &Nodes) -> impl Fn(usize) -> usize {
+    let mut of = vec![usize::MAX; nodes.iter().map(|(node, _)| node + 1).max().unwrap_or(0)];
+    nodes.iter().for_each(|(node, at)| of[*node] = *at);
+    move |node| of.get(node).copied().unwrap_or(usize::MAX)
+}
+
+fn count(owners: &Owners, node: usize) -> usize {
+    owners.iter().filter(|owner| **owner == node).count()
+}
+
+fn v2(owners: &Owners, nodes: &Nodes, node: usize, n: usize) -> Owners {
+    let (q, average) = (owners.len(), owners.len() / nodes.len());
+    let enough = nodes.len() > n || nodes.len() == n && q % n == 0;
+    if !enough {
+        return deal(q, nodes, n);
+    }
+    let mut ring = owners.clone();
+    while count(&ring, node) < average {
+        let may = |at: &usize| {
+            ring[*at] != node
+                && count(&ring, ring[*at]) > average
+                && !near(&ring, *at, n).any(|near| near == node)
+        };
+        let repeats = |at: &usize| (1..n).any(|far| ring[(at + far) % q] == ring[*at]);
+        let Some(at) = (0..q).filter(|at| may(at)).min_by_key(|at| (!repeats(at), *at)) else { break };
+        ring[at] = node;
+    }
+    if count(&ring, node) < average || repeated_nodes(&ring, n) > 0 { deal(q, nodes, n) } else { ring }
+}
+
+/// The whole ring in stripes of all nodes, those of one location apart from each other; the tail,
+/// which meets the head, is mended if some choice of nodes does.
+fn deal(q: usize, nodes: &Nodes, n: usize) -> Owners {
+    let mut order: Vec<(usize, usize, usize)> = Vec::new();
+    for (node, location) in nodes {
+        let before = order.iter().filter(|(_, other, _)| other == location).count();
+        order.push((before, *location, *node));
+    }
+    order.sort();
+    let mut ring: Owners = (0..q).map(|at| order[at % order.len()].2).collect();
+    let tail = (q % nodes.len() + n).min(q);
+    let most = q.div_ceil(nodes.len());
+    let mut tries = 100_000;
+    if repeated_nodes(&ring, n) > 0 && nodes.len() >= n {
+        let before = ring.clone();
+        if !mend_tail(&mut ring, q - tail, q, nodes, most, n, &mut tries) {
+            ring = before;
+        }
+    }
+    ring
+}
+
+fn mend_tail(
+    ring: &mut Owners,
+    at: usize,
+    q: usize,
+    nodes: &Nodes,
+    most: usize,
+    n: usize,
+    tries: &mut usize,
+) -> bool {
+    if at == q {
+        return repeated_nodes(ring, n) == 0;
+    }
+    for (node, _) in nodes {
+        *tries = tries.saturating_sub(1);
+        let before = (1..n).any(|far| ring[(at + q - far) % q] == *node);
+        let wraps = (1..n).any(|far| at + far >= q && ring[(at + far) % q] == *node);
+        if *tries == 0 || before || wraps || count(&ring[..at].to_vec(), *node) >= most {
+            continue;
+        }
+        ring[at] = *node;
+        if mend_tail(ring, at + 1, q, nodes, most, n, tries) {
+            return true;
+        }
+    }
+    false
+}
+
+fn v4(owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
+    let better = |ring: &Owners| {
+        let moved = ring.iter().zip(owners).filter(|(new, old)| new != old).count();
+        (repeated_nodes(ring, n), repeated_locations(ring, nodes, n), moved)
+    };
+    let updated = mend(balance(owners, nodes, n), owners, nodes, n);
+    let nothing_is_lost =
+        |ring: &Owners| repeated_nodes(ring, n) == 0 && repeated_locations(ring, nodes, n) == 0;
+    if nothing_is_lost(&updated) {
+        return updated;
+    }
+    let solved = mend(deal(owners.len(), nodes, n), owners, nodes, n);
+    if better(&solved) < better(&updated) { solved } else { updated }
+}
+
+/// Everybody gets `k` or `k + 1`: who has too many, or is gone, gives to who has too few, where
+/// it repeats the least.
+fn balance(owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
+    let (mut ring, q) = (owners.clone(), owners.len());
+    let (low, extra) = (q / nodes.len(), q % nodes.len());
+    // Those that have the most keep one more.
+    let mut by_count: Vec<usize> = nodes.iter().map(|(node, _)| *node).collect();
+    by_count.sort_by_key(|node| (std::cmp::Reverse(count(owners, *node)), *node));
+    let location = location_of(nodes);
+    let quota = |node: usize| {
+        by_count.iter().position(|other| *other == node).map_or(0, |at| low + usize::from(at < extra))
+    };
+    loop {
+        let short = nodes.iter().map(|(node, _)| *node).find(|node| count(&ring, *node) < quota(*node));
+        let Some(short) = short else { return ring };
+        let harm = |at: &usize| {
+            let same = near(&ring, *at, n).filter(|near| *near == short).count();
+            let close = near(&ring, *at, n).filter(|near| location(*near) == location(short)).count();
+            (same, close, *at)
+        };
+        let over = |at: &usize| count(&ring, ring[*at]) > quota(ring[*at]);
+        let Some(at) = (0..q).filter(over).min_by_key(harm) else { return ring };
+        ring[at] = short;
+    }
+}
+
+/// Exchanges of two partitions' owners, for as long as one repeats less.
+fn mend(mut ring: Owners, owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
+    let q = ring.len();
+    let location = location_of(nodes);
+    let mut locations: Vec<usize> = nodes.iter().map(|(_, at)| *at).collect();
+    locations.sort();
+    locations.dedup();
+    let located = locations.len() >= n;
+    // What is wrong around one partition; only that changes with it.
+    let wrong = |ring: &Owners, at: usize| {
+        let node = ring[at];
+        let same = near(ring, at, n).filter(|near| *near == node).count();
+        let close = near(ring, at, n).filter(|near| located && location(*near) == location(node)).count();
+        same * 1000 + close
+    };
+    // The exchange that makes it most right, and of several the one that moves the least.
+    loop {
+        let wrongs: Vec<usize> = (0..q).map(|at| wrong(&ring, at)).collect();
+        let mut best = None;
+        for a in (0..q).filter(|a| wrongs[*a] > 0) {
+            for b in 0..q {
+                if ring[b] == ring[a] {
+                    continue;
+                }
+                let before = wrongs[a] + wrongs[b];
+                ring.swap(a, b);
+                let gain = before.saturating_sub(wrong(&ring, a) + wrong(&ring, b));
+                let moved = usize::from(ring[a] != owners[a]) + usize::from(ring[b] != owners[b]);
+                ring.swap(a, b);
+                let key = (gain, std::cmp::Reverse(moved));
+                if gain > 0 && best.is_none_or(|(most, _, _)| key > most) {
+                    best = Some((key, a, b));
+                }
+            }
+        }
+        match best {
+            Some((_, a, b)) => ring.swap(a, b),
+            None => return ring,
+        }
+    }
+}
