@@ -8,6 +8,7 @@ pub mod ids;
 pub mod item;
 pub mod keyspace;
 pub mod legend;
+pub mod liveness;
 pub mod preference;
 pub mod request;
 pub mod ring;

@@ -1,0 +1,270 @@
+//! What is in a datagram: SWIM's own packets as foca writes them, and those of the watch.
+//!
+//! Every one is at most [`MAX_PACKET`] bytes. Who sent it is known from the connection, so no
+//! packet of the watch names its sender. Bytes from outside become a [`Packet`] here or nothing.
+
+use bytes::{Buf, BufMut, Bytes, BytesMut};
+
+use crate::ids::{NodeId, NodeUid};
+
+use super::identity::Generation;
+
+/// What fits into one datagram on any path that carries QUIC (1200 bytes), with QUIC's own head.
+pub const MAX_PACKET: usize = 1100;
+
+/// Entries of one table packet: 23 bytes each.
+pub(super) const ENTRIES: usize = 47;
+
+/// What one node holds of another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Belief {
+    Unknown,
+    Alive(Generation),
+    /// Doubted in this incarnation.
+    Suspect(Generation, u16),
+    Down(Generation),
+}
+
+/// One line of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Entry {
+    pub node: NodeId,
+    pub generation: Generation,
+    pub up: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Packet {
+    /// For foca.
+    Swim(Bytes),
+    /// "Are you there?"
+    Ping(Word),
+    /// The answer; `clock` is the question's.
+    Pong(Word),
+    /// "Ask this node for me."
+    Ask { target: NodeUid, clock: u64 },
+    /// "It has answered me." `clock` is that of the `Ask`.
+    Heard { target: NodeUid, generation: Generation, clock: u64 },
+    /// A part of the sender's table. After the last part of one that `wants` an answer, the other
+    /// side sends its own.
+    Table { wants: bool, entries: Vec<Entry> },
+}
+
+/// What a ping and a pong say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Word {
+    /// The asker's clock in milliseconds when it asked.
+    pub clock: u64,
+    /// Of the sender.
+    pub mine: Generation,
+    /// What the sender holds of the receiver.
+    pub yours: Belief,
+    /// Hash of the sender's table.
+    pub table: u64,
+}
+
+mod kind {
+    pub const SWIM: u8 = 0;
+    pub const PING: u8 = 1;
+    pub const PONG: u8 = 2;
+    pub const ASK: u8 = 3;
+    pub const HEARD: u8 = 4;
+    pub const TABLE: u8 = 5;
+}
+
+impl Packet {
+    pub(super) fn encode(&self) -> Bytes {
+        let mut out = BytesMut::with_capacity(64);
+        match self {
+            Self::Swim(bytes) => {
+                out.put_u8(kind::SWIM);
+                out.put_slice(bytes);
+            }
+            Self::Ping(word) => put_word(&mut out, kind::PING, word),
+            Self::Pong(word) => put_word(&mut out, kind::PONG, word),
+            Self::Ask { target, clock } => {
+                out.put_u8(kind::ASK);
+                out.put_slice(&target.0);
+                out.put_u64(*clock);
+            }
+            Self::Heard { target, generation, clock } => {
+                out.put_u8(kind::HEARD);
+                out.put_slice(&target.0);
+                put_generation(&mut out, *generation);
+                out.put_u64(*clock);
+            }
+            Self::Table { wants, entries } => {
+                debug_assert!(entries.len() <= ENTRIES);
+                out.put_u8(kind::TABLE);
+                out.put_u8(u8::from(*wants));
+                for entry in entries {
+                    out.put_u64(entry.node.0);
+                    put_generation(&mut out, entry.generation);
+                    out.put_u8(u8::from(entry.up));
+                }
+            }
+        }
+        debug_assert!(out.len() <= MAX_PACKET);
+        out.freeze()
+    }
+
+    /// `None`: no packet of ours.
+    pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
+        if bytes.len() > MAX_PACKET {
+            return None;
+        }
+        let kind = bytes.try_get_u8().ok()?;
+        if kind == kind::SWIM {
+            return Some(Self::Swim(bytes));
+        }
+        let from = &mut bytes;
+        let packet = match kind {
+            kind::PING => Self::Ping(word(from)?),
+            kind::PONG => Self::Pong(word(from)?),
+            kind::ASK => Self::Ask { target: uid(from)?, clock: from.try_get_u64().ok()? },
+            kind::HEARD => Self::Heard {
+                target: uid(from)?,
+                generation: generation(from)?,
+                clock: from.try_get_u64().ok()?,
+            },
+            kind::TABLE => Self::Table { wants: flag(from)?, entries: entries(from)? },
+            _ => return None,
+        };
+        from.is_empty().then_some(packet)
+    }
+}
+
+fn put_word(out: &mut BytesMut, kind: u8, word: &Word) {
+    out.put_u8(kind);
+    out.put_u64(word.clock);
+    put_generation(out, word.mine);
+    match word.yours {
+        Belief::Unknown => out.put_u8(0),
+        Belief::Alive(generation) => {
+            out.put_u8(1);
+            put_generation(out, generation);
+        }
+        Belief::Suspect(generation, incarnation) => {
+            out.put_u8(2);
+            put_generation(out, generation);
+            out.put_u16(incarnation);
+        }
+        Belief::Down(generation) => {
+            out.put_u8(3);
+            put_generation(out, generation);
+        }
+    }
+    out.put_u64(word.table);
+}
+
+fn put_generation(out: &mut BytesMut, generation: Generation) {
+    out.put_u64(generation.boot);
+    out.put_u32(generation.renewed);
+}
+
+fn word(from: &mut Bytes) -> Option<Word> {
+    let clock = from.try_get_u64().ok()?;
+    let mine = generation(from)?;
+    let yours = match from.try_get_u8().ok()? {
+        0 => Belief::Unknown,
+        1 => Belief::Alive(generation(from)?),
+        2 => Belief::Suspect(generation(from)?, from.try_get_u16().ok()?),
+        3 => Belief::Down(generation(from)?),
+        _ => return None,
+    };
+    Some(Word { clock, mine, yours, table: from.try_get_u64().ok()? })
+}
+
+/// The barred one is nobody's: whoever claims it is not believed anything.
+fn generation(from: &mut Bytes) -> Option<Generation> {
+    let boot = from.try_get_u64().ok()?;
+    let renewed = from.try_get_u32().ok()?;
+    Some(Generation { boot, renewed }).filter(|generation| *generation < Generation::BARRED)
+}
+
+fn uid(from: &mut Bytes) -> Option<NodeUid> {
+    let mut uid = [0; 16];
+    from.try_copy_to_slice(&mut uid).ok()?;
+    Some(NodeUid(uid))
+}
+
+fn flag(from: &mut Bytes) -> Option<bool> {
+    match from.try_get_u8().ok()? {
+        0 => Some(false),
+        1 => Some(true),
+        _ => None,
+    }
+}
+
+fn entries(from: &mut Bytes) -> Option<Vec<Entry>> {
+    let mut entries = Vec::new();
+    while !from.is_empty() {
+        let node = NodeId(from.try_get_u64().ok()?);
+        entries.push(Entry { node, generation: generation(from)?, up: flag(from)? });
+    }
+    (entries.len() <= ENTRIES).then_some(entries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    fn a_generation() -> impl Strategy<Value = Generation> {
+        (0..u64::MAX, any::<u32>()).prop_map(|(boot, renewed)| Generation { boot, renewed })
+    }
+
+    fn a_word() -> impl Strategy<Value = Word> {
+        let belief = prop_oneof![
+            Just(Belief::Unknown),
+            a_generation().prop_map(Belief::Alive),
+            (a_generation(), any::<u16>()).prop_map(|(g, i)| Belief::Suspect(g, i)),
+            a_generation().prop_map(Belief::Down),
+        ];
+        (any::<u64>(), a_generation(), belief, any::<u64>()).prop_map(|(clock, mine, yours, table)| Word {
+            clock,
+            mine,
+            yours,
+            table,
+        })
+    }
+
+    fn a_packet() -> impl Strategy<Value = Packet> {
+        let uid = any::<[u8; 16]>().prop_map(NodeUid);
+        let entry = (any::<u64>(), a_generation(), any::<bool>()).prop_map(|(node, generation, up)| Entry {
+            node: NodeId(node),
+            generation,
+            up,
+        });
+        prop_oneof![
+            prop::collection::vec(any::<u8>(), 0..MAX_PACKET).prop_map(|b| Packet::Swim(b.into())),
+            a_word().prop_map(Packet::Ping),
+            a_word().prop_map(Packet::Pong),
+            (uid.clone(), any::<u64>()).prop_map(|(target, clock)| Packet::Ask { target, clock }),
+            (uid, a_generation(), any::<u64>()).prop_map(|(target, generation, clock)| Packet::Heard {
+                target,
+                generation,
+                clock
+            }),
+            (any::<bool>(), prop::collection::vec(entry, 0..=ENTRIES))
+                .prop_map(|(wants, entries)| Packet::Table { wants, entries }),
+        ]
+    }
+
+    proptest! {
+        #[test]
+        fn a_packet_survives_the_wire_and_fits_into_a_datagram(packet in a_packet()) {
+            let bytes = packet.encode();
+            prop_assert!(bytes.len() <= MAX_PACKET);
+            prop_assert_eq!(Packet::decode(bytes), Some(packet));
+        }
+
+        #[test]
+        fn junk_and_what_was_cut_are_nothing(bytes in prop::collection::vec(any::<u8>(), 0..1300)) {
+            // Must not panic; what is decoded must be what was sent.
+            if let Some(packet) = Packet::decode(bytes.clone().into()) {
+                prop_assert_eq!(packet.encode(), Bytes::from(bytes));
+            }
+        }
+    }
+}
