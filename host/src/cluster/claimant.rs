@@ -18,7 +18,7 @@ use tokio::time::{Instant, sleep, timeout};
 
 use super::raft::MEMBERSHIP_TIMEOUT;
 use super::view::View;
-use super::voters::{self, Candidate, SILENT_VOTER, Step};
+use super::voters::{self, Candidate, SILENT_VOTER};
 use super::{Cluster, ProposeError};
 
 /// How often it looks, besides at every change. What it waits for without an event is a
@@ -66,11 +66,16 @@ impl Cluster {
     /// Runs for as long as the node does; works while the node leads.
     pub(super) async fn run_claimant(self) {
         let mut farewells = BTreeMap::new();
+        // Nobody has been silent towards this leader for longer than it leads.
+        let mut led_since = Instant::now();
         loop {
             let mut views = self.watch();
             views.mark_unchanged();
+            if !self.leads() {
+                led_since = Instant::now();
+            }
             let pause = if self.leads() && self.has_quorum(ALIVE) {
-                match self.step(&mut farewells).await {
+                match self.step(led_since.elapsed(), &mut farewells).await {
                     // One thing at a time: the next follows from what is true after it.
                     Ok(true) => continue,
                     Ok(false) => PERIOD,
@@ -91,7 +96,11 @@ impl Cluster {
     }
 
     /// Does the first thing that is due; says whether there was one.
-    async fn step(&self, farewells: &mut BTreeMap<NodeId, Instant>) -> Result<bool, StepError> {
+    async fn step(
+        &self,
+        led_for: Duration,
+        farewells: &mut BTreeMap<NodeId, Instant>,
+    ) -> Result<bool, StepError> {
         let group = self.group();
         let view = self.view();
         if let Some(voters) = group.unfinished {
@@ -110,20 +119,15 @@ impl Cluster {
             tracing::info!(node = %node.id, name = %node.name, "has caught up and is a member");
             return self.decide(Command::Joined { node: node.id }).await;
         }
+        let candidates = self.candidates_to_vote(&view, &group, led_for);
+        if let Some(voters) = voters::next_voters(&group.voters, &candidates, self.me().0) {
+            tracing::info!(from = ?group.voters, to = ?voters, "the voters change");
+            self.change_membership(ChangeMembers::ReplaceAllVoters(voters)).await?;
+            return Ok(true);
+        }
         if let Some(table) = better_table(&view).await {
             tracing::info!(base = view.state.ring.epoch, "the ring gets a new table");
             return self.decide(Command::Rebalance { base: view.state.ring.epoch, table }).await;
-        }
-        if let Some(step) =
-            voters::next_step(&group.voters, &self.candidates_to_vote(&view, &group), self.me().0)
-        {
-            tracing::info!(?step, "the voters change");
-            self.change_membership(match step {
-                Step::Add(ids) => ChangeMembers::AddVoterIds(ids),
-                Step::Remove(id) => ChangeMembers::RemoveVoters([id].into()),
-            })
-            .await?;
-            return Ok(true);
         }
         let gone = |member: &&Member| {
             member.status == MemberStatus::Leaving
@@ -179,11 +183,12 @@ impl Cluster {
         node == self.me() || has.is_some_and(|has| has + CAUGHT_UP >= group.last_index)
     }
 
-    /// The nodes that stay, as far as voting is concerned.
-    fn candidates_to_vote(&self, view: &View, group: &Group) -> Vec<Candidate> {
-        view.state
-            .live_members()
-            .filter(|member| member.may_hold())
+    /// The nodes that take part, as far as voting is concerned.
+    fn candidates_to_vote(&self, view: &View, group: &Group, led_for: Duration) -> Vec<Candidate> {
+        let leaves = |member: &Member| member.status == MemberStatus::Leaving;
+        let members = view.state.live_members();
+        members
+            .filter(|member| member.may_hold() || leaves(member) && view.state.holds(member.id))
             .map(|member| {
                 let id = member.id.0;
                 let me = member.id == self.me();
@@ -193,8 +198,8 @@ impl Cluster {
                     id,
                     zone: member.zone.clone(),
                     ready: alive && member.status == MemberStatus::Member && self.caught_up(group, member.id),
-                    // One that never answered this leader counts from now on, as not silent.
-                    silent: !me && silence.is_some_and(|silence| silence > SILENT_VOTER),
+                    silent: !me && silence.unwrap_or(led_for).min(led_for) > SILENT_VOTER,
+                    leaves: leaves(member),
                 }
             })
             .collect()

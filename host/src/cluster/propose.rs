@@ -27,6 +27,10 @@ const QUORUM_WAIT: Duration = Duration::from_secs(1);
 /// Pause between two rounds of looking for a leader, unless one appears earlier.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
+/// After so long without an answer from a majority of the voters nobody waits for a leader any
+/// more. Longer than a peer that was paused or restarted for a moment needs to be back.
+const NO_MAJORITY: Duration = Duration::from_millis(1500);
+
 /// So many hints are followed without a pause: two nodes may point at each other for a moment.
 const MAX_HOPS: u32 = 4;
 
@@ -52,6 +56,8 @@ enum Attempt {
     Applied(u64, Outcome),
     /// Certainly nothing happened there; perhaps it knows who leads.
     NotLeader(Option<NodeId>),
+    /// Nothing was sent: nobody answers there.
+    Silent,
     NoQuorum,
     Unknown,
 }
@@ -62,14 +68,19 @@ impl Cluster {
     pub async fn propose(&self, command: Command, deadline: Instant) -> Result<(u64, Outcome), ProposeError> {
         let mut failure = ProposeError::NoLeader;
         let (mut hint, mut hops) = (None, 0);
+        let mut majority_seen = Instant::now();
         loop {
-            let mut asked = BTreeSet::new();
+            let (mut asked, mut heard) = (BTreeSet::new(), BTreeSet::new());
             for node in self.candidates(hint.take()) {
                 if Instant::now() >= deadline {
                     return Err(failure);
                 }
                 asked.insert(node);
-                match self.attempt(node, &command, deadline).await {
+                let attempt = self.attempt(node, &command, deadline).await;
+                if !matches!(attempt, Attempt::Silent) {
+                    heard.insert(node.0);
+                }
+                match attempt {
                     Attempt::Applied(_, Outcome::Refused(refusal)) => return Err(refusal.into()),
                     Attempt::Applied(index, outcome) => return Ok((index, outcome)),
                     Attempt::Unknown => return Err(ProposeError::Unknown),
@@ -79,12 +90,17 @@ impl Cluster {
                         hint = Some(leader);
                         break;
                     }
-                    Attempt::NotLeader(_) => {}
+                    Attempt::NotLeader(_) | Attempt::Silent => {}
                 }
             }
             hops += 1;
             if hint.is_some() && hops % MAX_HOPS != 0 {
                 continue;
+            }
+            if hint.is_some() || self.is_majority(&heard) {
+                majority_seen = Instant::now();
+            } else if majority_seen.elapsed() >= NO_MAJORITY {
+                return Err(ProposeError::NoQuorum);
             }
             let mut metrics = self.raft().server_metrics();
             metrics.mark_unchanged();
@@ -122,12 +138,8 @@ impl Cluster {
                 Ok(ProposeReply::NoQuorum) => Attempt::NoQuorum,
                 Ok(ProposeReply::Unknown) | Err(_) => Attempt::Unknown,
             },
-            Err(
-                CallError::Unreachable(_)
-                | CallError::Overloaded
-                | CallError::TooLarge { .. }
-                | CallError::Deadline { sent: false },
-            ) => Attempt::NotLeader(None),
+            Err(CallError::Unreachable(_) | CallError::Deadline { sent: false }) => Attempt::Silent,
+            Err(CallError::Overloaded | CallError::TooLarge { .. }) => Attempt::NotLeader(None),
             Err(CallError::Lost(_) | CallError::NoAnswer | CallError::Deadline { sent: true }) => {
                 Attempt::Unknown
             }
@@ -174,6 +186,15 @@ impl Cluster {
     /// Is this node the leader, as far as it knows?
     pub(super) fn leads(&self) -> bool {
         self.raft().metrics().borrow().state == ServerState::Leader
+    }
+
+    /// Are these a majority of the voters, of the old and of the new ones while they change?
+    fn is_majority(&self, nodes: &BTreeSet<u64>) -> bool {
+        let metrics = self.raft().metrics();
+        let membership = metrics.borrow().membership_config.clone();
+        let configs = membership.membership().get_joint_config();
+        // A node that knows of no voters yet has no say in whether there are enough.
+        configs.iter().all(|voters| voters.intersection(nodes).count() > voters.len() / 2)
     }
 
     /// Did a majority of voters follow this leader within the limit?

@@ -241,7 +241,68 @@ async fn without_any_leader_in_reach_nothing_was_changed() {
         let error = node.propose(token(50), asked + Duration::from_secs(2)).await.unwrap_err();
         assert!(matches!(error, ProposeError::NoLeader | ProposeError::NoQuorum), "{error}");
         assert!(asked.elapsed() < Duration::from_secs(3));
+        // Nobody waits for the end of a long deadline when there is nothing to wait for.
+        let asked = Instant::now();
+        assert_eq!(node.propose(token(50), soon()).await.unwrap_err(), ProposeError::NoQuorum);
+        assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
     }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn every_change_under_way_when_the_leader_goes_ends_and_its_outcome_is_true() {
+    let world = World::of_three().await;
+    let (old, others) = world.led().await;
+    let patience = Duration::from_secs(10);
+    let asked = Instant::now();
+    let propose = |node: &Cluster, number: u8| {
+        let (node, after) = (node.clone(), Duration::from_millis(u64::from(number) * 5));
+        tokio::spawn(async move {
+            tokio::time::sleep_until(asked + after).await;
+            (number, node.propose(token(number), Instant::now() + patience).await)
+        })
+    };
+    let under_way: Vec<_> =
+        (50..250).map(|number| propose(&others[usize::from(number % 2)], number)).collect();
+    tokio::time::sleep_until(asked + Duration::from_millis(600)).await;
+    for other in &others {
+        world.net.cut(&old, other);
+    }
+    let mut applied = 0;
+    for task in under_way {
+        let (number, outcome) = task.await.unwrap();
+        match outcome {
+            Ok((index, _)) => {
+                applied += 1;
+                others[0].wait_applied(index, soon()).await.unwrap();
+                assert!(has_token(&others[0], number), "{number} was said to be applied");
+            }
+            Err(ProposeError::Unknown) => {}
+            Err(error) => {
+                assert!(matches!(error, ProposeError::NoLeader | ProposeError::NoQuorum), "{error}");
+                assert!(!has_token(&others[0], number), "{number} was said not to be applied");
+            }
+        }
+    }
+    assert!(applied > 100, "{applied} of 200");
+    assert!(asked.elapsed() < patience + Duration::from_secs(4), "{:?}", asked.elapsed());
+    assert_ne!(others[0].leader(), Some(old.me()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_voter_that_never_said_anything_to_the_new_leader_is_swapped_for_a_live_learner() {
+    let mut world = World::of_three().await;
+    world.join(4).await;
+    let (dead, live) = world.led().await;
+    for other in &live {
+        world.net.cut(&dead, other);
+    }
+    let swapped = |node: &Cluster| {
+        let group = node.raft_members();
+        node.me() == dead.me()
+            || group.voters.len() == 3 && !group.changing && !group.voters.contains(&dead.me())
+    };
+    world.until("the dead voter is swapped", swapped).await;
+    live[0].propose(token(50), soon()).await.unwrap();
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
