@@ -12,6 +12,7 @@ mod deploy;
 mod failure;
 mod look;
 mod membership;
+mod recover;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -100,7 +101,7 @@ impl AdminService {
             Ok(request) => self.run(request, &mut recv, &mut answer).await,
             Err(error) => Err(AdminError::not_applied("bad-arguments", error.to_string())),
         };
-        answer.end(result).await;
+        answer.end(result.map_err(|error| self.advise(error))).await;
     }
 
     async fn run(
