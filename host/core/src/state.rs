@@ -10,6 +10,7 @@ mod change;
 mod deploy;
 mod lookup;
 mod plan;
+mod recover;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -23,6 +24,7 @@ use crate::ring::RingTable;
 pub use apply::MAX_WIDTH;
 pub use change::{Change, Loss};
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
+pub use recover::{Answer, Recovery};
 
 /// Which of several histories of one cluster a state belongs to: `recover --force` starts a
 /// new one (R19). Ordered by number first.

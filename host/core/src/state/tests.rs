@@ -232,3 +232,53 @@ fn the_claimed_table_is_accepted_and_leaves_nothing_to_do() {
     assert_eq!(machine.apply(at + 2, &Command::Leave { node: NodeId(4) }), Outcome::Done);
     assert!(!machine.state.as_ref().unwrap().is_balanced(), "what goes to a leaver must go elsewhere");
 }
+
+#[test]
+fn a_recovery_takes_the_newest_state_and_names_what_is_lost() {
+    let (mut machine, at) = three();
+    let (a, b, c) = (NodeId(0), NodeId(3), NodeId(4));
+    let table = machine.state.as_ref().unwrap().claimed_table();
+    machine.apply(at + 1, &Command::Rebalance { base: 1, table });
+    let older = machine.state.clone().unwrap();
+    let given: Vec<_> = older.ring.transfers().map(|(id, transfer)| (id, transfer.id)).take(2).collect();
+    machine.apply(at + 2, &Command::Flip { transfers: given.clone() });
+    let newest = machine.state.unwrap();
+
+    assert_eq!(Recovery::from_answers(Vec::new()), None);
+    let answer = |node, state: &ClusterState| Answer { node, state: state.clone() };
+    let recovery = Recovery::from_answers(vec![answer(a, &older), answer(b, &newest)]).unwrap();
+    assert_eq!((recovery.from, &recovery.state), (b, &newest));
+    assert_eq!(recovery.behind, [(a, Lineage::default(), older.applied)]);
+    assert_eq!((recovery.answered.as_slice(), recovery.lost.as_slice()), (&[a, b][..], &[c][..]));
+    let of_c = newest.ring.iter().filter(|(_, p)| p.replicas[0] == c).map(|(id, _)| id).collect::<Vec<_>>();
+    assert_eq!(recovery.without_owner, of_c);
+    assert_eq!(recovery.cancelled.len(), newest.ring.transfers().count());
+    assert!(recovery.cancelled.iter().all(|transfer| !given.contains(transfer)));
+}
+
+#[test]
+fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
+    let (mut machine, at) = three();
+    let table = machine.state.as_ref().unwrap().claimed_table();
+    machine.apply(at + 1, &Command::Rebalance { base: 1, table });
+    let before = machine.state.unwrap();
+    let recovered = before.recovered(77);
+    assert_eq!(recovered.lineage, Lineage { number: 1, id: 77 });
+    assert_eq!(recovered.applied, recovered.lineage.first_index());
+    assert!(recovered.applied > before.applied + (1 << 32), "no number of the lost log comes again");
+    assert_eq!(recovered.ring.epoch, recovered.applied);
+    for ((_, old), (_, new)) in before.ring.iter().zip(recovered.ring.iter()) {
+        assert_eq!((&new.replicas, new.version, &new.pending), (&old.replicas, recovered.applied, &None));
+        // Whoever was giving or taking learns that nothing came of it.
+        if let Some(transfer) = &old.pending {
+            let has_given = |node: NodeId| new.replicas[0] != node;
+            assert_eq!(new.fate_of(transfer.id, has_given(old.replicas[0])), Fate::Cancelled);
+        }
+    }
+    let rival = before.recovered(78);
+    assert!(rival.applied.abs_diff(recovered.applied) >= 1 << 16, "rivals do not meet");
+    assert!(recovered.recovered(0).applied > rival.applied, "nor does a later lineage");
+    // And it goes on from there.
+    let mut machine = Machine { state: Some(recovered.clone()) };
+    assert_eq!(machine.apply(recovered.applied + 1, &Command::Leave { node: NodeId(4) }), Outcome::Done);
+}
