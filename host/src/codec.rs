@@ -8,6 +8,13 @@ use serde::de::DeserializeOwned;
 #[error("not a valid message: {0}")]
 pub struct CodecError(String);
 
+impl CodecError {
+    /// Bytes that are not those that were written.
+    pub(crate) fn checksum() -> Self {
+        Self("its checksum does not match".into())
+    }
+}
+
 /// A value as CBOR.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut bytes = Vec::new();

@@ -8,11 +8,10 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use annulus_core::ids::NodeId;
 use annulus_core::state::Command;
 use tokio::time::{Instant, sleep};
 
-use super::messages::{ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply};
+use super::messages::{ANNOUNCE, Announce, AnnounceReply};
 use super::{Cluster, Ended};
 use crate::codec;
 
@@ -96,17 +95,5 @@ impl Cluster {
             }
         });
         futures_util::future::join_all(calls).await
-    }
-
-    /// Asks a peer for its state and takes it if it is newer.
-    pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) {
-        let request = FetchState { newer_than: self.view().index() };
-        let Ok(payload) = codec::encode(&request) else { return };
-        let Ok(answer) = self.call(peer, FETCH_STATE, payload.into(), deadline).await else { return };
-        match codec::decode::<FetchStateReply>(&answer) {
-            Ok(Some(state)) if state.cluster == self.view().state.cluster => self.inner.views.offer(&state),
-            Ok(_) => {}
-            Err(error) => tracing::warn!(%peer, %error, "unreadable state of a peer"),
-        }
     }
 }

@@ -25,6 +25,11 @@ struct Inner {
 }
 
 impl Contact {
+    /// Forgets everybody: another Raft group begins.
+    pub fn clear(&self) {
+        *self.inner.lock() = Inner::default();
+    }
+
     /// A leader's message was accepted.
     pub fn heard_from_leader(&self) {
         self.inner.lock().leader = Some(Instant::now());

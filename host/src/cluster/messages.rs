@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use annulus_core::ids::{ClusterId, NodeId};
-use annulus_core::state::{ClusterState, Member, Outcome, Refusal};
+use annulus_core::state::{ClusterState, Lineage, Member, Outcome, Refusal};
 use serde::{Deserialize, Serialize};
 
 /// Kind of an [`Announce`] on the control lane; those before it are the transport's `kind`s.
@@ -12,6 +12,20 @@ pub const ANNOUNCE: u8 = 20;
 
 /// Kind of a [`FetchState`] on the control lane.
 pub const FETCH_STATE: u8 = 21;
+
+/// One of Raft's requests in a lineage after the first: `OF_LINEAGE`. The answer is as it is
+/// without it. In the first lineage nothing is wrapped, so that nodes from before lineages are
+/// understood.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OfLineage {
+    /// Whose Raft speaks: another one's must not hear it.
+    pub lineage: Lineage,
+    /// Raft's kind of request.
+    pub kind: u8,
+    /// The request.
+    #[serde(with = "serde_bytes")]
+    pub payload: Vec<u8>,
+}
 
 /// Answer to a forwarded command.
 #[derive(Clone, Debug, Serialize, Deserialize)]

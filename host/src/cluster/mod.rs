@@ -17,10 +17,12 @@ mod announce;
 mod claimant;
 mod contact;
 mod join;
+mod lineage;
 mod messages;
 mod network;
 mod propose;
 mod raft;
+mod recover;
 mod service;
 mod start;
 pub mod storage;
@@ -40,14 +42,18 @@ use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
 use crate::transport::CallError;
+use arc_swap::ArcSwap;
 use contact::Contact;
-use network::AddressBook;
+use lineage::{Heard, Running};
+use network::{AddressBook, RaftLinks};
 use raft::Raft;
+use storage::RingCopy;
 use view::Views;
 
 pub use join::{Candidate, JoinError, ask_to_join, authority};
 pub use network::{BoxFuture, ControlNetwork, TransportLink};
 pub use propose::ProposeError;
+pub use recover::{RecoverError, Recovered};
 pub use service::ClusterService;
 pub use start::{ClusterConfig, ClusterError, seed};
 pub use token::{Token, TokenError};
@@ -59,6 +65,12 @@ pub enum Ended {
     /// It left, or was removed.
     #[error("this node was removed from the cluster")]
     Removed,
+    /// The cluster was recovered from a state that does not have this node.
+    #[error(
+        "the cluster was recovered from a state that does not know this node. Its data directory is kept as it \
+         is; `annulus start --rejoin-as-new` sets that aside and begins a new node there, which can join"
+    )]
+    Outside,
     /// Its control plane cannot go on.
     #[error("the control plane failed: {0}")]
     Failed(String),
@@ -96,10 +108,24 @@ struct Inner {
     book: Arc<AddressBook>,
     contact: Arc<Contact>,
     network: Arc<dyn ControlNetwork>,
-    raft: Raft,
+    database: fjall::Database,
+    copy: RingCopy,
+    /// Replaced whole when the node goes over to another lineage.
+    running: ArcSwap<Running>,
+    /// Held by who does that.
+    turn: tokio::sync::Mutex<()>,
+    heard: watch::Sender<Heard>,
     runtime: Handle,
     ended: watch::Sender<Option<Ended>>,
     tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
+}
+
+impl Inner {
+    /// The way of a lineage's Raft to its peers.
+    fn links(&self, lineage: annulus_core::state::Lineage) -> RaftLinks {
+        let (network, book, contact) = (self.network.clone(), self.book.clone(), self.contact.clone());
+        RaftLinks { network, book, contact, lineage }
+    }
 }
 
 impl Cluster {
@@ -135,7 +161,7 @@ impl Cluster {
 
     /// Whom this node takes for the leader. May be out of date.
     pub fn leader(&self) -> Option<NodeId> {
-        self.inner.raft.metrics().borrow().current_leader.map(NodeId)
+        self.raft().metrics().borrow().current_leader.map(NodeId)
     }
 
     /// Has this node been led by, or led itself, a majority within this time (R1)?
@@ -196,7 +222,7 @@ impl Cluster {
 
     /// Who votes and who only learns, for `status`.
     pub fn raft_members(&self) -> RaftMembers {
-        let metrics = self.inner.raft.metrics();
+        let metrics = self.raft().metrics();
         let stored = metrics.borrow().membership_config.clone();
         let membership = stored.membership();
         RaftMembers {
@@ -211,14 +237,16 @@ impl Cluster {
         let tasks = std::mem::take(&mut *self.inner.tasks.lock());
         tasks.iter().for_each(JoinHandle::abort);
         // An error says that it stopped earlier.
-        let _ = self.inner.raft.shutdown().await;
+        let running = self.inner.running.load_full();
+        running.watch.abort();
+        let _ = running.raft.shutdown().await;
         for task in tasks {
             let _ = task.await;
         }
     }
 
-    fn raft(&self) -> &Raft {
-        &self.inner.raft
+    fn raft(&self) -> Raft {
+        self.inner.running.load().raft.clone()
     }
 
     fn contact(&self) -> &Contact {
@@ -241,14 +269,19 @@ impl Cluster {
     }
 
     fn end(&self, why: Ended) {
-        self.inner.ended.send_if_modified(|ended| {
-            let first = ended.is_none();
-            if first {
-                *ended = Some(why);
-            }
-            first
-        });
+        end(&self.inner.ended, why);
     }
+}
+
+/// The first reason counts.
+fn end(ended: &watch::Sender<Option<Ended>>, why: Ended) {
+    ended.send_if_modified(|ended| {
+        let first = ended.is_none();
+        if first {
+            *ended = Some(why);
+        }
+        first
+    });
 }
 
 /// Why there is no token. None was issued, or (unknown outcome) one that nobody has.

@@ -7,6 +7,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::state::Lineage;
 use bytes::Bytes;
 use openraft::EmptyNode;
 use openraft::error::{
@@ -23,6 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::contact::Contact;
+use super::messages::OfLineage;
 use super::raft::RaftTypes;
 use super::view::{Views, peer};
 use crate::codec;
@@ -121,6 +123,8 @@ pub struct RaftLinks {
     pub book: Arc<AddressBook>,
     /// What is noted of their answers.
     pub contact: Arc<Contact>,
+    /// Whose Raft this is.
+    pub lineage: Lineage,
 }
 
 impl RaftNetworkFactory<RaftTypes> for RaftLinks {
@@ -163,6 +167,10 @@ impl RaftLink {
             return Err(RPCError::Unreachable(Unreachable::new(&error)));
         };
         let deadline = Instant::now() + option.hard_ttl();
+        let (kind, payload) = match self.links.lineage {
+            lineage if lineage == Lineage::default() => (kind, payload),
+            lineage => (kind::OF_LINEAGE, encode(&OfLineage { lineage, kind, payload })?),
+        };
         match self.links.network.call(peer, kind, payload.into(), deadline).await {
             Ok(answer) => match codec::decode::<Remote<A, E>>(&answer) {
                 Ok(Ok(answer)) => Ok(answer),

@@ -185,7 +185,9 @@ impl Cluster {
 
     /// Is this node the leader, as far as it knows?
     pub(super) fn leads(&self) -> bool {
-        self.raft().metrics().borrow().state == ServerState::Leader
+        let metrics = self.raft().metrics();
+        let metrics = metrics.borrow();
+        metrics.state == ServerState::Leader && metrics.running_state.is_ok()
     }
 
     /// Are these a majority of the voters, of the old and of the new ones while they change?

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use annulus_core::ids::NodeUid;
-use annulus_core::state::Command;
+use annulus_core::state::{Command, Lineage};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::raft::AppendEntriesResponse;
@@ -13,7 +13,9 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::Cluster;
-use super::messages::{ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply};
+use super::messages::{
+    ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, OfLineage,
+};
 use crate::codec;
 use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 
@@ -36,6 +38,13 @@ impl ClusterService {
         self.cluster.store(None);
     }
 
+    /// A peer's hello names a newer lineage.
+    pub fn newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
+        if let Some(cluster) = self.cluster() {
+            cluster.hear_of(peer, lineage);
+        }
+    }
+
     fn cluster(&self) -> Option<Arc<Cluster>> {
         self.cluster.load_full()
     }
@@ -54,6 +63,10 @@ impl Service for ClusterService {
             let Request { kind, payload, deadline, responder, .. } = request;
             match cluster.answer(uid, kind, &payload, deadline).await {
                 Ok(answer) => responder.send(answer.into()),
+                // A node that was away says so several times a second until it has come over.
+                Err(error @ Unanswered::OtherLineage) => {
+                    tracing::debug!(peer = %uid, kind, %error, "a peer's request is not answered");
+                }
                 Err(error) => tracing::warn!(peer = %uid, kind, %error, "a peer's request is not answered"),
             }
         });
@@ -77,6 +90,10 @@ pub(super) enum Unanswered {
     Codec(#[from] codec::CodecError),
     #[error("it was removed from the cluster")]
     Removed,
+    #[error("it is of another lineage of the cluster")]
+    OtherLineage,
+    #[error("this node has not taken over the newer lineage in time")]
+    NotOver,
     #[error("unknown kind of request")]
     Kind,
 }
@@ -100,7 +117,46 @@ impl Cluster {
         if standing == AnnounceReply::Removed {
             return Err(Unanswered::Removed);
         }
-        let raft = self.raft();
+        match kind {
+            kind::RAFT_APPEND | kind::RAFT_VOTE | kind::RAFT_SNAPSHOT => {
+                self.answer_raft(uid, Lineage::default(), kind, payload).await
+            }
+            kind::OF_LINEAGE => {
+                let OfLineage { lineage, kind, payload } = decode(payload)?;
+                self.answer_raft(uid, lineage, kind, &payload).await
+            }
+            kind::RECOVERED => {
+                let over = self.come_over(uid, decode(payload)?, deadline).await;
+                if over { reply(&()) } else { Err(Unanswered::NotOver) }
+            }
+            kind::PROPOSE => reply(&self.propose_here(decode::<Command>(payload)?, deadline).await),
+            FETCH_STATE => {
+                let FetchState { newer_than } = decode(payload)?;
+                let view = self.view();
+                let state: FetchStateReply =
+                    (view.index() > newer_than).then(|| Box::new(view.state.clone()));
+                reply(&state)
+            }
+            _ => Err(Unanswered::Kind),
+        }
+    }
+
+    /// What another node's Raft says is for the Raft of the same lineage only.
+    async fn answer_raft(
+        &self,
+        uid: NodeUid,
+        lineage: Lineage,
+        kind: u8,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, Unanswered> {
+        let running = self.inner.running.load_full();
+        if lineage != running.lineage {
+            if lineage > running.lineage {
+                self.hear_of(uid, lineage);
+            }
+            return Err(Unanswered::OtherLineage);
+        }
+        let raft = &running.raft;
         match kind {
             kind::RAFT_APPEND => {
                 let answer = raft.append_entries(decode(payload)?).await;
@@ -112,14 +168,6 @@ impl Cluster {
             }
             kind::RAFT_VOTE => reply(&raft.vote(decode(payload)?).await),
             kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
-            kind::PROPOSE => reply(&self.propose_here(decode::<Command>(payload)?, deadline).await),
-            FETCH_STATE => {
-                let FetchState { newer_than } = decode(payload)?;
-                let view = self.view();
-                let state: FetchStateReply =
-                    (view.index() > newer_than).then(|| Box::new(view.state.clone()));
-                reply(&state)
-            }
             _ => Err(Unanswered::Kind),
         }
     }

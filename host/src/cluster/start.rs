@@ -7,18 +7,20 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
+use arc_swap::ArcSwap;
 use fjall::Database;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::contact::Contact;
+use super::lineage::{Heard, Running, start_raft};
 use super::network::{AddressBook, ControlNetwork, RaftLinks};
 use super::propose::ProposeError;
-use super::raft::{self, Raft};
-use super::storage::{LogStore, RaftStore, RingCopy, StateMachine, StoreError, Syncer};
+use super::raft::Raft;
+use super::storage::{RaftStore, RingCopy, StoreError, Syncer};
 use super::view::Views;
-use super::{Cluster, Ended, Inner};
+use super::{Cluster, Ended, Inner, end};
 
 /// How long the founder of a cluster may take to agree with itself.
 const FOUNDING: Duration = Duration::from_secs(20);
@@ -78,18 +80,18 @@ impl Cluster {
             (None, Some(found)) => provisional(found)?,
             (None, None) => return Err(ClusterError::NoState),
         };
-        let name = state.cluster.to_string();
+        let lineage = state.lineage;
         let views = Arc::new(Views::new(state, me));
         let book = Arc::new(AddressBook::new(views.clone()));
         let contact = Arc::new(Contact::default());
 
-        let store = RaftStore::open(&database)?;
-        let log = LogStore::new(database.clone(), store.clone());
-        let machine = StateMachine::open(store, views.clone())?;
-        let links = RaftLinks { network: network.clone(), book: book.clone(), contact: contact.clone() };
-        let raft = Raft::new(me.0, Arc::new(raft::config(name)), links, log, machine)
-            .await
-            .map_err(|error| ClusterError::Raft(error.to_string()))?;
+        let store = RaftStore::open(&database, lineage)?;
+        let (network, ended) = (network.clone(), watch::Sender::new(None));
+        let links =
+            RaftLinks { network: network.clone(), book: book.clone(), contact: contact.clone(), lineage };
+        let raft = start_raft(me, &links, &database, store, &views).await?;
+        let runtime = Handle::current();
+        let watch = runtime.spawn(watch_raft(raft.clone(), ended.clone()));
 
         let cluster = Self {
             inner: Arc::new(Inner {
@@ -99,9 +101,13 @@ impl Cluster {
                 book,
                 contact,
                 network,
-                raft,
-                runtime: Handle::current(),
-                ended: watch::Sender::new(None),
+                database: database.clone(),
+                copy: copy.clone(),
+                running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
+                turn: Default::default(),
+                heard: watch::Sender::new(Heard::nothing(uid)),
+                runtime,
+                ended,
                 tasks: Default::default(),
             }),
         };
@@ -111,7 +117,7 @@ impl Cluster {
             Syncer::start(database).sync().await;
         }
         cluster.spawn(keep_copy(cluster.watch(), copy));
-        cluster.spawn(cluster.clone().watch_raft());
+        cluster.spawn(cluster.clone().follow_lineages());
         cluster.spawn(cluster.clone().keep_announcing(listen, http));
         cluster.spawn(cluster.clone().run_claimant());
         Ok(cluster)
@@ -138,16 +144,16 @@ impl Cluster {
         // The view that was made up for the founding has index 0, any real one more.
         self.wait_applied(1, deadline).await.map(drop).map_err(|error| failed(&error))
     }
+}
 
-    /// Raft ends only when it is told to or when its storage fails.
-    async fn watch_raft(self) {
-        let mut metrics = self.raft().metrics();
-        let failed = metrics.wait_for(|metrics| metrics.running_state.is_err()).await;
-        if let Ok(metrics) = failed
-            && let Err(error) = &metrics.running_state
-        {
-            self.end(Ended::Failed(error.to_string()));
-        }
+/// Raft ends only when it is told to or when its storage fails.
+pub(super) async fn watch_raft(raft: Raft, ended: watch::Sender<Option<Ended>>) {
+    let mut metrics = raft.metrics();
+    let failed = metrics.wait_for(|metrics| metrics.running_state.is_err()).await;
+    if let Ok(metrics) = failed
+        && let Err(error) = &metrics.running_state
+    {
+        end(&ended, Ended::Failed(error.to_string()));
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Partition;
-use annulus_core::state::{ClusterState, Member, MemberStatus, Module};
+use annulus_core::state::{ClusterState, Lineage, Member, MemberStatus, Module};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -25,6 +25,8 @@ pub struct View {
     pub state: ClusterState,
     /// This node.
     pub me: NodeId,
+    /// The cluster has begun a newer lineage than this state's: nobody is served by it (R19).
+    pub superseded: bool,
     modules: HashMap<String, ModuleUid>,
     peers: HashMap<NodeId, PeerAddr>,
 }
@@ -34,7 +36,7 @@ impl View {
     pub fn new(state: ClusterState, me: NodeId) -> Self {
         let modules = state.modules.values().map(|module| (module.name.clone(), module.uid)).collect();
         let peers = state.live_members().filter_map(|member| Some((member.id, peer(member)?))).collect();
-        Self { state, me, modules, peers }
+        Self { state, me, superseded: false, modules, peers }
     }
 
     /// A deployed module by name.
@@ -64,7 +66,7 @@ impl View {
 
     /// May this node serve requests: is it, as far as it knows, a member that has caught up (R18)?
     pub fn serves(&self) -> bool {
-        self.member(self.me).is_some_and(|me| me.status != MemberStatus::Joining)
+        !self.superseded && self.member(self.me).is_some_and(|me| me.status != MemberStatus::Joining)
     }
 
     /// Was this node removed from the cluster?
@@ -85,8 +87,8 @@ pub struct Views {
     me: NodeId,
     current: ArcSwap<View>,
     changed: watch::Sender<Arc<View>>,
-    /// Held while a newer view takes the place of an older one.
-    turn: Mutex<()>,
+    /// Held while a newer view takes the place of an older one. The newest lineage heard of.
+    turn: Mutex<Lineage>,
 }
 
 impl Views {
@@ -97,7 +99,7 @@ impl Views {
             me,
             current: ArcSwap::new(view.clone()),
             changed: watch::Sender::new(view),
-            turn: Mutex::new(()),
+            turn: Mutex::default(),
         }
     }
 
@@ -113,12 +115,29 @@ impl Views {
 
     /// Takes a state if it is newer.
     pub fn offer(&self, state: &ClusterState) {
-        let _turn = self.turn.lock();
+        let heard = self.turn.lock();
         if order(state) > order(&self.current.load().state) {
-            let view = Arc::new(View::new(state.clone(), self.me));
-            self.current.store(view.clone());
-            self.changed.send_replace(view);
+            let superseded = *heard > state.lineage;
+            self.replace(View { superseded, ..View::new(state.clone(), self.me) });
         }
+    }
+
+    /// There is a newer lineage than that of the present view. False if that is no news.
+    pub fn supersede(&self, lineage: Lineage) -> bool {
+        let mut heard = self.turn.lock();
+        *heard = lineage.max(*heard);
+        let present = self.current.load_full();
+        let news = !present.superseded && *heard > present.state.lineage;
+        if news {
+            self.replace(View { superseded: true, ..View::new(present.state.clone(), self.me) });
+        }
+        news
+    }
+
+    fn replace(&self, view: View) {
+        let view = Arc::new(view);
+        self.current.store(view.clone());
+        self.changed.send_replace(view);
     }
 }
 

@@ -5,6 +5,8 @@
 
 use std::sync::Arc;
 
+use annulus_core::ids::NodeUid;
+use annulus_core::state::Lineage;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
@@ -53,7 +55,7 @@ impl Router {
 
 impl Service for Router {
     fn request(&self, request: Request) {
-        if request.lane == Lane::Control && request.kind < kind::MODULE_PREPARE {
+        if request.lane == Lane::Control && kind::is_control(request.kind) {
             return self.control.request(request);
         }
         let is_node = matches!(request.from, PeerIdentity::Node { .. });
@@ -73,6 +75,10 @@ impl Service for Router {
             Some(part) => part.bulk(from, kind, header, stream),
             None => tracing::debug!(?from, kind, "a stream that nobody serves"),
         }
+    }
+
+    fn newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
+        self.control.newer_lineage(peer, lineage);
     }
 
     fn superseded(&self) {

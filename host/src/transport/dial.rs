@@ -86,6 +86,9 @@ pub(super) fn establish(
     link.start(lanes, &shared.service);
     entry.adopt(shared, link.clone())?;
     tracing::debug!(peer = %link.uid, boot = %link.boot, dialled, "connected");
+    if link.lineage > *shared.lineage.lock() {
+        shared.service.newer_lineage(link.uid, link.lineage);
+    }
     let shared = shared.clone();
     tokio::spawn(async move {
         tokio::select! {

@@ -36,3 +36,15 @@ pub const BULK_HANDOFF: u8 = 34;
 pub const BULK_ARTEFACT: u8 = 35;
 /// Bulk: coverage results in batches.
 pub const BULK_COVERAGE: u8 = 36;
+
+/// Control lane: what Raft says in a lineage after the first (R19).
+pub const OF_LINEAGE: u8 = 64;
+/// Control lane: a recovery has begun another lineage; answered by who has taken it over.
+pub const RECOVERED: u8 = 65;
+/// Control lane: what is known of a node that starts.
+pub const STARTS: u8 = 66;
+
+/// Is it for the control plane?
+pub fn is_control(kind: u8) -> bool {
+    (RAFT_APPEND..MODULE_PREPARE).contains(&kind) || (OF_LINEAGE..=STARTS).contains(&kind)
+}

@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use annulus_core::ids::{BootId, NodeUid};
+use annulus_core::state::Lineage;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -62,6 +63,10 @@ pub trait Service: Send + Sync + 'static {
 
     /// A bulk stream opened by a peer, its kind and header already read. Spawn.
     fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream);
+
+    /// A peer's hello says that the cluster began another lineage, newer than what this node says
+    /// itself (R19).
+    fn newer_lineage(&self, _: NodeUid, _: Lineage) {}
 
     /// A peer says that a newer run of this very node exists (two processes with one data
     /// directory's identity): this one should stop.

@@ -1,7 +1,7 @@
 //! Raft's durable half: log, vote, snapshots, on the node's database; and, apart from it, the
 //! copy of the committed state that the data path uses (R2).
 //!
-//! Everything of Raft lies in one keyspace, `raft`: `l` + index (u64, big-endian) -> entry;
+//! Everything of Raft lies in one keyspace for each lineage, `raft` for the first: `l` + index (u64, big-endian) -> entry;
 //! `m` + name -> vote, committed, purged, snapshot. Appends and votes are synced before they are
 //! answered; one thread syncs for all that waits (group commit), so Raft's own thread never
 //! stands in an fsync. What Raft can find out again (what is committed, what is purged) is not
@@ -12,6 +12,7 @@ mod ring_copy;
 mod state_machine;
 mod syncer;
 
+use annulus_core::state::Lineage;
 use fjall::{Database, Keyspace};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
@@ -24,8 +25,15 @@ pub use ring_copy::{RingCopy, order};
 pub use state_machine::{StateMachine, StateSink};
 pub use syncer::Syncer;
 
-/// Raft's keyspace.
-const RAFT_KEYSPACE: &str = "raft";
+/// Raft's keyspace in a lineage. A recovery begins a new one (R19), the old one is left as it is: a
+/// vote or an entry that was acknowledged in it is never forgotten.
+fn raft_keyspace(lineage: Lineage) -> String {
+    if lineage == Lineage::default() {
+        "raft".to_owned()
+    } else {
+        format!("raft-{}-{:016x}", lineage.number, lineage.id)
+    }
+}
 
 /// What is in the database and cannot be read.
 #[derive(Debug, thiserror::Error)]
@@ -51,9 +59,9 @@ pub struct RaftStore {
 }
 
 impl RaftStore {
-    /// Opens it, with a thread that syncs.
-    pub fn open(database: &Database) -> Result<Self, StoreError> {
-        let keyspace = database.keyspace(RAFT_KEYSPACE, keyspace_options)?;
+    /// Opens that of a lineage, with a thread that syncs.
+    pub fn open(database: &Database, lineage: Lineage) -> Result<Self, StoreError> {
+        let keyspace = database.keyspace(&raft_keyspace(lineage), keyspace_options)?;
         Ok(Self { keyspace, syncer: Syncer::start(database.clone()) })
     }
 

@@ -2,17 +2,18 @@
 //!
 //! After a restart it is the last snapshot plus the log up to what is known to be committed.
 
+use std::collections::BTreeSet;
 use std::io::Cursor;
 use std::sync::Arc;
 
 use annulus_core::state::{ClusterState, Machine};
 use openraft::storage::{RaftSnapshotBuilder, RaftStateMachine, Snapshot, SnapshotMeta};
-use openraft::{EmptyNode, EntryPayload, OptionalSend, StorageIOError};
+use openraft::{CommittedLeaderId, EmptyNode, EntryPayload, Membership, OptionalSend, StorageIOError};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
 use super::{RaftStore, Record, StoreError};
-use crate::cluster::raft::{Applied, Entry, LogId, RaftTypes, StorageError, StoredMembership};
+use crate::cluster::raft::{Applied, Entry, LogId, RaftTypes, StorageError, StoredMembership, Vote};
 use crate::codec;
 
 /// Where committed states go, once per applied batch. Must not block.
@@ -20,6 +21,9 @@ pub trait StateSink: Send + Sync + 'static {
     /// A state newer than all before of this machine.
     fn committed(&self, state: &ClusterState);
 }
+
+/// Term of the state that a recovery begins with.
+const FIRST_TERM: u64 = 1;
 
 type Meta = SnapshotMeta<u64, EmptyNode>;
 
@@ -60,6 +64,27 @@ impl StateMachine {
         let machine = Self { inner: Arc::new(Mutex::new(inner)), store, sink };
         machine.publish();
         Ok(machine)
+    }
+
+    /// Makes the store of a new lineage begin with its first state, decided on by one node alone
+    /// (R19): a snapshot, of a group in which only that node votes.
+    pub async fn begin(store: &RaftStore, state: &ClusterState, me: u64) -> Result<(), StoreError> {
+        let corrupt = |source| StoreError::Corrupt { record: "beginning of a lineage".into(), source };
+        let last = LogId::new(CommittedLeaderId::new(FIRST_TERM, me), state.applied);
+        let membership = Membership::new(vec![BTreeSet::from([me])], ());
+        let meta = Meta {
+            last_log_id: Some(last),
+            last_membership: StoredMembership::new(Some(last), membership),
+            snapshot_id: format!("{}-{}", last.leader_id, last.index),
+        };
+        let machine = Machine { state: Some(state.clone()) };
+        let data = codec::encode(&machine).map_err(corrupt)?;
+        store.put(Record::Vote, &Vote::new(FIRST_TERM, me)).map_err(corrupt)?;
+        store.put(Record::Purged, &last).map_err(corrupt)?;
+        store.put(Record::Committed, &Some(last)).map_err(corrupt)?;
+        store.put(Record::Snapshot, &Stored { meta, data }).map_err(corrupt)?;
+        store.syncer.sync().await;
+        Ok(())
     }
 
     fn publish(&self) {

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
-use annulus_core::state::{ClusterState, Command, Member, MemberStatus};
+use annulus_core::state::{ClusterState, Command, Lineage, Member, MemberStatus};
 use openraft::EntryPayload;
 use openraft::RaftLogReader;
 use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine};
@@ -28,7 +28,7 @@ impl StateSink for Last {
 
 fn open(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
     let database = open_database(path).unwrap();
-    let store = RaftStore::open(&database).unwrap();
+    let store = RaftStore::open(&database, Lineage::default()).unwrap();
     let last = Arc::new(Last::default());
     (LogStore::new(database, store.clone()), StateMachine::open(store, last.clone()).unwrap(), last)
 }
@@ -125,7 +125,7 @@ async fn a_snapshot_brings_the_state_back_and_tells_the_sink() {
 async fn a_damaged_snapshot_is_an_error_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(dir.path()).unwrap();
-    let store = RaftStore::open(&database).unwrap();
+    let store = RaftStore::open(&database, Lineage::default()).unwrap();
     store.keyspace.insert(Record::Snapshot.key(), b"junk").unwrap();
     let error = StateMachine::open(store, Arc::new(Last::default())).err().unwrap();
     assert!(matches!(&error, StoreError::Corrupt { record, .. } if record == "Snapshot"), "{error}");
@@ -142,4 +142,38 @@ async fn the_ring_copy_comes_back_as_it_was() {
     let state = machine.state.unwrap();
     copy.write(&state);
     assert_eq!(copy.read().unwrap(), Some(state));
+}
+
+#[tokio::test]
+async fn a_damaged_copy_of_the_ring_gives_way_to_the_one_before_and_two_are_an_error() {
+    let dir = tempfile::tempdir().unwrap();
+    let database = open_database(dir.path()).unwrap();
+    let copy = RingCopy::open(&database).unwrap();
+    let mut machine = annulus_core::state::Machine::default();
+    let mut states = Vec::new();
+    for index in 2..5 {
+        machine.apply(index, &found());
+        states.push(machine.state.clone().unwrap());
+        copy.write(&states[states.len() - 1]);
+    }
+    // An older one does not replace what is newer.
+    copy.write(&states[0]);
+    assert_eq!(RingCopy::open(&database).unwrap().read().unwrap().as_ref(), Some(&states[2]));
+
+    let raw = database.keyspace("ring", crate::data_dir::keyspace_options).unwrap();
+    let damage = |key: &[u8]| {
+        let mut bytes = raw.get(key).unwrap().unwrap().to_vec();
+        let middle = bytes.len() / 2;
+        bytes[middle] ^= 1;
+        raw.insert(key, bytes).unwrap();
+    };
+    damage(b"state-a");
+    let copy = RingCopy::open(&database).unwrap();
+    assert_eq!(copy.read().unwrap().as_ref(), Some(&states[1]), "the third was in the first's place");
+    copy.write(&states[2]);
+    assert_eq!(RingCopy::open(&database).unwrap().read().unwrap().as_ref(), Some(&states[2]));
+    damage(b"state-a");
+    damage(b"state-b");
+    let error = RingCopy::open(&database).unwrap().read().unwrap_err();
+    assert!(error.to_string().contains("copy of the ring"), "{error}");
 }
