@@ -152,6 +152,12 @@ impl Node {
             cluster.watch(),
             transport.clone(),
         ));
+        runtimes.network().spawn(identity::keep_lineage(
+            data.clone(),
+            identity.clone(),
+            cluster.watch(),
+            transport.clone(),
+        ));
         exit.follow(cluster.ended(), runtimes.network());
 
         let services = Services::start(services::Parts {

@@ -8,6 +8,7 @@
 
 mod control;
 mod protocol;
+pub mod recover;
 pub mod rows;
 mod service;
 

@@ -89,6 +89,11 @@ pub enum AdminRequest {
     /// Load made inside the addressed node: `Progress`, then `Done` with a
     /// [`BenchRow`](super::rows::BenchRow).
     Bench(BenchRequest),
+    /// Goes on without a majority that is lost: [`RecoverRow`](super::recover::RecoverRow).
+    Recover {
+        /// Do it, on this basis; where none, only say what it would mean.
+        basis: Option<super::recover::Basis>,
+    },
 }
 
 /// A release to come.

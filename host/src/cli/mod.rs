@@ -23,6 +23,7 @@ mod members;
 mod modules;
 mod new;
 mod output;
+mod recover;
 mod ring;
 mod rollback;
 mod start;
@@ -125,6 +126,8 @@ pub enum Verb {
     Undeploy(undeploy::Args),
     /// Run a command of a module; `call M --help` lists what it has
     Call(call::Args),
+    /// Go on without a majority of the voters that is lost for good
+    Recover(recover::Args),
     /// Closed-loop load, made inside the addressed node, with latency percentiles
     Bench(bench::Args),
     /// Print the completion script for a shell
@@ -135,9 +138,8 @@ pub enum Verb {
 }
 
 /// Verbs of the design that this version does not have yet.
-const LATER: &[&str] = &[
-    "replace", "remove", "down", "plan", "commit", "clear", "recover", "salvage", "logs", "backup", "restore",
-];
+const LATER: &[&str] =
+    &["replace", "remove", "down", "plan", "commit", "clear", "salvage", "logs", "backup", "restore"];
 
 /// Parses the process's own words and does what they say.
 pub fn main() -> ExitCode {
@@ -214,6 +216,7 @@ fn ask(verb: Verb, context: &Context) -> Result<(), CliError> {
             Verb::Rollback(args) => rollback::run(args, context).await,
             Verb::Undeploy(args) => undeploy::run(args, context).await,
             Verb::Call(args) => call::run(args, context).await,
+            Verb::Recover(args) => recover::run(args, context).await,
             Verb::Bench(args) => bench::run(args, context).await,
             Verb::Completions(args) => completions::run(args, context).await,
             Verb::Unknown(words) => Err(unknown(&words)),

@@ -191,12 +191,17 @@ impl Cluster {
     }
 
     /// Are these a majority of the voters, of the old and of the new ones while they change?
-    fn is_majority(&self, nodes: &BTreeSet<u64>) -> bool {
+    pub(super) fn is_majority(&self, nodes: &BTreeSet<u64>) -> bool {
         let metrics = self.raft().metrics();
         let membership = metrics.borrow().membership_config.clone();
         let configs = membership.membership().get_joint_config();
         // A node that knows of no voters yet has no say in whether there are enough.
         configs.iter().all(|voters| voters.intersection(nodes).count() > voters.len() / 2)
+    }
+
+    /// Has Raft told this node who votes?
+    pub(super) fn knows_voters(&self) -> bool {
+        !self.raft_members().voters.is_empty()
     }
 
     /// Did a majority of voters follow this leader within the limit?

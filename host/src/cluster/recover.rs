@@ -68,8 +68,15 @@ pub struct Recovered {
 
 impl Cluster {
     /// Is a majority of the voters heard from, so that the cluster can change?
-    pub fn has_majority(&self) -> bool {
+    fn has_majority(&self) -> bool {
         self.heard_from_leader_within(LED)
+    }
+
+    /// Would the cluster be able to change without a recovery, going by who answered?
+    pub fn needs_recovery(&self, survey: &Recovery) -> bool {
+        let answered = survey.answered.iter().map(|node| node.0).collect();
+        // Enough voters and no leader: that is an election, and over in a moment.
+        !self.has_majority() && !(self.knows_voters() && self.is_majority(&answered))
     }
 
     /// Asks every member for the newest state that it knows.
@@ -96,10 +103,10 @@ impl Cluster {
         shown: (Lineage, u64),
         answered: &[NodeId],
     ) -> Result<Recovered, RecoverError> {
-        if self.has_majority() {
+        let basis = self.survey().await;
+        if !self.needs_recovery(&basis) {
             return Err(RecoverError::NotNeeded);
         }
-        let basis = self.survey().await;
         if basis.state.lineage > self.view().state.lineage {
             if let Some(member) = basis.state.members.get(&basis.from) {
                 self.hear_of(member.uid, basis.state.lineage);

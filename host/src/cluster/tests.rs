@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use annulus_core::ids::{ClusterId, Digest};
 use annulus_core::keyspace::RingSize;
-use annulus_core::state::{Member, MemberStatus};
+use annulus_core::state::{Lineage, Member, MemberStatus};
 use openraft::ServerState;
 use parking_lot::Mutex;
 use tokio::time::timeout;
@@ -347,4 +347,136 @@ async fn a_node_without_a_leader_learns_the_ring_from_any_peer() {
     let view = far.learn_from(near.me(), index, soon()).await.unwrap();
     assert!(view.index() >= index && has_token(far, 50));
     assert!(far.raft().metrics().borrow().last_applied.unwrap().index < index, "not by Raft");
+}
+
+impl World {
+    /// Nobody hears anybody of another group.
+    fn split(&self, groups: &[&[&Cluster]]) {
+        for (at, group) in groups.iter().enumerate() {
+            for other in groups.iter().skip(at + 1).flat_map(|group| group.iter()) {
+                group.iter().for_each(|node| self.net.cut(node, other));
+            }
+        }
+    }
+
+    fn heal(&self) {
+        self.net.cut.lock().clear();
+    }
+
+    /// All go by one state of this lineage, three vote, and it can change.
+    async fn one_again(&self, lineage: Lineage) {
+        for node in &self.nodes {
+            see(node, |view| view.state.lineage == lineage && view.serves()).await;
+        }
+        let three_vote = |node: &Cluster| {
+            let group = node.raft_members();
+            group.voters.len() == 3 && !group.changing
+        };
+        self.until("three vote", three_vote).await;
+        let (index, _) = self.nodes[2].propose(token(200), soon()).await.unwrap();
+        for node in &self.nodes {
+            node.wait_applied(index, soon()).await.unwrap();
+            assert_eq!(node.view().state, self.nodes[0].view().state);
+        }
+    }
+}
+
+/// What an operator does: looks, and says yes.
+async fn recover(node: &Cluster) -> Result<Recovered, RecoverError> {
+    let seen = node.survey().await;
+    node.recover((seen.state.lineage, seen.state.applied), &seen.answered).await
+}
+
+/// When nobody hears anybody any more, it takes a moment until all know.
+async fn lonely(node: &Cluster) {
+    let until = soon();
+    while node.heard_from_leader_within(Duration::from_secs(2)) {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_survivor_goes_on_alone_and_the_other_side_of_the_cut_gives_way() {
+    let world = World::of_three().await;
+    let [a, b, c] = &world.nodes[..] else { panic!() };
+    a.propose(token(50), soon()).await.unwrap();
+    world.split(&[&[a], &[b, c]]);
+    // The other side is a majority, and goes on without knowing.
+    let (index, _) = b.propose(token(51), soon()).await.unwrap();
+    c.wait_applied(index, soon()).await.unwrap();
+    lonely(a).await;
+
+    let seen = a.survey().await;
+    assert_eq!((seen.answered.as_slice(), seen.lost.len()), (&[a.me()][..], 2));
+    let stale = a.recover((seen.state.lineage, seen.state.applied - 1), &seen.answered).await;
+    assert!(matches!(stale, Err(RecoverError::Changed)), "{stale:?}");
+    let done = recover(a).await.unwrap();
+    assert_eq!((done.lineage.number, done.adopted), (1, vec![a.me()]));
+    assert!(a.view().serves() && has_token(a, 50));
+    a.propose(token(52), soon()).await.unwrap();
+    assert_eq!(b.view().state.lineage, Lineage::default());
+
+    world.heal();
+    world.one_again(done.lineage).await;
+    for node in &world.nodes {
+        assert!(has_token(node, 50) && has_token(node, 52) && !has_token(node, 51));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_recovery_takes_the_newest_state_of_all_survivors_and_brings_them_over() {
+    let mut world = World::of_three().await;
+    world.join(4).await;
+    let [a, b, c, d] = &world.nodes[..] else { panic!() };
+    let (leader, _) = world.led().await;
+    assert_ne!(leader.me(), d.me(), "it only learns");
+    // The last that the old group does is heard by one of its voters and by the learner not at all.
+    let first = [a, b, c].into_iter().find(|node| node.me() != leader.me()).unwrap();
+    let others: Vec<&Cluster> =
+        [a, b, c].into_iter().filter(|node| ![leader.me(), first.me()].contains(&node.me())).collect();
+    others.iter().for_each(|node| world.net.cut(node, d));
+    world.split(&[&[&leader, first], &[d]]);
+    let (index, _) = leader.propose(token(50), soon()).await.unwrap();
+    first.wait_applied(index, soon()).await.unwrap();
+    assert!(!has_token(d, 50));
+    world.heal();
+    // Now two of the three voters are gone.
+    world.split(&[&[first, d], &[&leader], &others[..1]]);
+    lonely(d).await;
+    lonely(first).await;
+    let done = recover(d).await.unwrap();
+    assert!(done.basis.answered.contains(&first.me()));
+    assert!(done.adopted.contains(&first.me()) && done.adopted.contains(&d.me()), "{:?}", done.adopted);
+    assert!(has_token(d, 50) && first.view().state.lineage == done.lineage);
+    first.propose(token(52), soon()).await.unwrap();
+    // Late-comers.
+    world.heal();
+    world.one_again(done.lineage).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn of_two_recoveries_the_lower_gives_way() {
+    let world = World::of_three().await;
+    let [a, b, c] = &world.nodes[..] else { panic!() };
+    world.split(&[&[a], &[b], &[c]]);
+    for node in &world.nodes {
+        lonely(node).await;
+    }
+    let (one, two) = (recover(a).await.unwrap().lineage, recover(b).await.unwrap().lineage);
+    assert_eq!((one.number, two.number), (1, 1));
+    assert_ne!(one, two);
+    a.propose(token(60), soon()).await.unwrap();
+    b.propose(token(61), soon()).await.unwrap();
+    world.heal();
+    world.one_again(one.max(two)).await;
+    assert!(has_token(c, 60) == (one > two) && has_token(c, 61) == (two > one));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn there_is_nothing_to_recover_while_a_majority_is_there() {
+    let world = World::of_three().await;
+    let refused = recover(&world.nodes[1]).await;
+    assert!(matches!(refused, Err(RecoverError::NotNeeded)), "{refused:?}");
+    assert!(world.nodes.iter().all(|node| node.view().state.lineage == Lineage::default()));
 }

@@ -147,6 +147,29 @@ pub(super) async fn keep_authorities(
     }
 }
 
+/// Tells peers, and the next start, of which lineage the node is (R19).
+pub(super) async fn keep_lineage(
+    data: Arc<DataDir>,
+    mut identity: Identity,
+    mut views: watch::Receiver<Arc<View>>,
+    transport: Transport,
+) {
+    loop {
+        let lineage = views.borrow_and_update().state.lineage;
+        if lineage != identity.lineage {
+            identity.lineage = lineage;
+            transport.set_lineage(lineage);
+            if let Err(error) = data.write_identity(&identity) {
+                // The copy of the ring says so too; only the first hellos after a restart do not.
+                tracing::error!(%error, "the new lineage is not in IDENTITY");
+            }
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 fn same_pem(a: &[String], b: &[String]) -> bool {
     a.iter().map(|pem| pem.trim()).eq(b.iter().map(|pem| pem.trim()))
 }

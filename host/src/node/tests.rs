@@ -483,3 +483,51 @@ fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_ha
     let _first = Running::start(first_config);
     second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
 }
+
+#[test]
+fn a_survivor_recovers_alone_restarts_as_such_and_late_comers_take_over_its_state() {
+    let dirs = Dirs::new();
+    let [first, second, third] = three(&dirs);
+    block(first.life.cluster.propose(deploy("kv"), soon())).unwrap();
+    for node in [&second, &third] {
+        node.see("the module", |view| view.module("kv").is_some());
+    }
+    let configs = [second.stop(), third.stop()];
+    let cluster = first.life.cluster.clone();
+    let until = soon();
+    let seen = loop {
+        let seen = block(cluster.survey());
+        if cluster.needs_recovery(&seen) {
+            break seen;
+        }
+        assert!(Instant::now() < until);
+    };
+    assert_eq!(seen.lost.len(), 2);
+    assert_eq!(seen.without_owner.len(), 16 - owned(&seen.state, cluster.me()));
+    let refused = block(cluster.propose(deploy("other"), soon())).unwrap_err();
+    assert_eq!(refused, ProposeError::NoQuorum);
+    let done = block(cluster.recover((seen.state.lineage, seen.state.applied), &seen.answered)).unwrap();
+    drop(cluster);
+    block(first.life.cluster.propose(deploy("other"), soon())).unwrap();
+
+    // The recovery is what it is after a restart.
+    let first = Running::start(first.stop());
+    first.see("the new lineage", |view| view.state.lineage == done.lineage && view.module("other").is_some());
+    block(first.life.cluster.propose(deploy("third"), soon())).unwrap();
+    assert!(first.view().module("kv").is_some());
+
+    let late = configs.map(Running::start);
+    for node in &late {
+        node.see("what was agreed on without it", |view| {
+            view.state.lineage == done.lineage && view.module("third").is_some() && view.serves()
+        });
+    }
+    first.see_voters(3);
+    block(late[1].life.cluster.propose(deploy("fourth"), soon())).unwrap();
+    // All of it on disk: whoever starts first begins with what is true now.
+    let [second, third] = late;
+    let config = second.stop();
+    drop(third);
+    let identity = DataDir::lock(&config.data).unwrap().identity(&config.name).unwrap().unwrap();
+    assert_eq!(identity.lineage, done.lineage);
+}

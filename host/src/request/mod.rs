@@ -75,7 +75,11 @@ impl Coordinator {
     fn target(&self, request: &CallRequest) -> Result<Target, RequestError> {
         let view = self.inner.cluster.view();
         if !view.serves() {
-            let message = "this node is joining and does not serve yet; try again or ask another node";
+            let message = if view.superseded {
+                "the cluster was recovered without this node, which takes over the newer state now; try again"
+            } else {
+                "this node is joining and does not serve yet; try again or ask another node"
+            };
             return Err(RequestError::not_applied(ErrorCode::NotReady, message));
         }
         let module = view.module(&request.module).ok_or_else(|| {

@@ -10,7 +10,7 @@ use tokio::time::Instant;
 
 use super::Coordinator;
 use super::route::page_wanted;
-use crate::transport;
+use crate::transport::{self, PeerIdentity};
 use crate::vnode::{Command, Delivery, Reply};
 use crate::wasm::Request;
 
@@ -43,12 +43,28 @@ impl Coordinator {
         let view = self.inner.cluster.view();
         // One that has left holds nothing, and says so: `stale-ring` sends the request on.
         if !view.serves() && !view.is_removed() {
-            let message = "the node is joining and does not serve yet";
+            let message =
+                "the node is joining, or takes over the cluster's newer state, and does not serve yet";
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
         }
         if let Delivery::Later(command) = self.inner.master.deliver(module, partition, version, command) {
             let this = self.clone();
-            tokio::spawn(async move { this.deliver(module, partition, version, *command).await });
+            let from = request.from;
+            tokio::spawn(async move {
+                this.learn_of(&from, version, command.deadline).await;
+                this.deliver(module, partition, version, *command).await;
+            });
+        }
+    }
+
+    /// The sender of a command knows a later change of the partition than this node: it has it from
+    /// the log, so it can hand it over, whether or not this node hears from a leader (R2).
+    async fn learn_of(&self, from: &PeerIdentity, version: u64, deadline: Instant) {
+        let PeerIdentity::Node { uid, .. } = from else { return };
+        let cluster = &self.inner.cluster;
+        if let Some(sender) = cluster.view().state.member_by_uid(*uid).map(|member| member.id) {
+            // If that does not help, the log may come by itself until the deadline.
+            let _ = cluster.learn_from(sender, version, deadline).await;
         }
     }
 }

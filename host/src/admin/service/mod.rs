@@ -136,6 +136,7 @@ impl AdminService {
             AdminRequest::Call(request) => self.call(request, answer).await,
             AdminRequest::Coverage(request) => done(&self.coverage(request, answer).await?),
             AdminRequest::Bench(request) => done(&self.bench(request, answer).await?),
+            AdminRequest::Recover { basis } => done(&self.recover(basis, answer).await?),
         }
     }
 
