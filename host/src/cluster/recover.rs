@@ -76,7 +76,7 @@ impl Cluster {
     pub fn needs_recovery(&self, survey: &Recovery) -> bool {
         let answered = survey.answered.iter().map(|node| node.0).collect();
         // Enough voters and no leader: that is an election, and over in a moment.
-        !self.has_majority() && !(self.knows_voters() && self.is_majority(&answered))
+        !(self.has_majority() || self.knows_voters() && self.is_majority(&answered))
     }
 
     /// Asks every member for the newest state that it knows.

@@ -20,9 +20,10 @@ impl Lineage {
     ///
     /// Nodes, modules and transfers are named by the index that made them, and what was lost may
     /// have given the next ones already: so a lineage has indices that neither the one before nor a
-    /// rival of the same number ever gives.
+    /// rival of the same number ever gives. Of two lineages the higher has the higher indices:
+    /// versions, which are indices, are all that the data path compares (R2).
     pub fn first_index(self) -> u64 {
-        let apart = self.id & ((1 << (LINEAGE_BITS - ENTRY_BITS)) - 1);
+        let apart = self.id >> (u64::BITS - LINEAGE_BITS + ENTRY_BITS);
         self.number << LINEAGE_BITS | apart << ENTRY_BITS
     }
 }

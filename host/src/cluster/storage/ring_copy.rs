@@ -27,12 +27,15 @@ pub fn order(state: &ClusterState) -> (Lineage, u64) {
     (state.lineage, state.applied)
 }
 
+/// Order of the state that was written last, and the generation that the next goes to.
+type Last = (Option<(Lineage, u64)>, usize);
+
 /// The durable copy. Clones share it.
 #[derive(Clone)]
 pub struct RingCopy {
     keyspace: Keyspace,
     /// What was written last, and where the next goes.
-    last: Arc<Mutex<(Option<(Lineage, u64)>, usize)>>,
+    last: Arc<Mutex<Last>>,
 }
 
 impl RingCopy {
