@@ -109,6 +109,11 @@ pub fn annulus<S: AsRef<OsStr>>(words: &[S]) -> Ran {
     run(command().args(words))
 }
 
+/// A verb, as people see it, of the node whose data directory this is.
+pub fn verb<S: AsRef<OsStr>>(data: &Path, words: &[S]) -> Ran {
+    run(command().arg("--data").arg(data).arg("--yes").args(words))
+}
+
 fn run(command: &mut Command) -> Ran {
     command.env_remove("ANNULUS_NODE").env_remove("ANNULUS_DATA").env_remove("ANNULUS_TOKEN");
     let child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn();
@@ -252,7 +257,7 @@ impl Node {
 
     /// A verb, as people see it.
     pub fn cli<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
-        run(command().arg("--data").arg(&self.data).arg("--yes").args(words))
+        verb(&self.data, words)
     }
 
     /// A verb, as programs see it.
@@ -495,6 +500,14 @@ impl Cluster {
         let path = self.path().join(name);
         fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         path
+    }
+
+    /// Keeps the directory when all is over, and says where: something is to be looked into.
+    pub fn keep_directory(&mut self) {
+        if let Some(dir) = &mut self.dir {
+            dir.disable_cleanup(true);
+            eprintln!("the nodes' directories and logs are kept in {}", dir.path().display());
+        }
     }
 
     /// The test's directory.

@@ -1,5 +1,6 @@
 //! The cluster harness: real nodes, a load that a model checks, and the guests to run on them.
 
+pub mod chaos;
 pub mod client;
 pub mod growth;
 pub mod guests;

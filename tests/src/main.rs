@@ -4,8 +4,11 @@
 //! never run a binary that is older than they are.
 
 use std::process::ExitCode;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use annulus_tests::chaos;
 use annulus_tests::growth::grow_and_shrink;
 use annulus_tests::harness;
 use annulus_tests::load::Settings;
@@ -30,17 +33,74 @@ enum Run {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Members come and go, nodes die, freeze and are cut off, under a mixed load that a model
+    /// checks. The last line is its verdict.
+    Chaos {
+        /// What happens.
+        scenario: Scenario,
+        /// How many seconds it lasts, without what it takes to begin and to settle.
+        #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(20..=86_400))]
+        seconds: u64,
+        /// Of the schedule, the victims and the load.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// How many members there are at the beginning.
+        #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..=20))]
+        nodes: u64,
+    },
+}
+
+/// A scenario of chaos.
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Scenario {
+    /// Joins, a leave, a replacement, and every fault once.
+    Membership,
 }
 
 fn main() -> ExitCode {
     if std::env::var_os(harness::AS_ANNULUS).is_some() {
         return annulus::cli::main();
     }
-    let Run::Load { keys, seconds, clients, seed } = Run::parse();
-    let settings = Settings { keys, clients, seed, ..Settings::default() };
-    // Four calm stretches.
-    let report = grow_and_shrink(settings, Duration::from_secs(seconds) / 4);
-    println!("{report}");
-    let flawless = report.is_sound() && report.failed_requests() == 0 && report.complete == report.coverages;
-    if flawless { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+    match Run::parse() {
+        Run::Load { keys, seconds, clients, seed } => {
+            let settings = Settings { keys, clients, seed, ..Settings::default() };
+            // Four calm stretches.
+            let report = grow_and_shrink(settings, Duration::from_secs(seconds) / 4);
+            println!("{report}");
+            let flawless =
+                report.is_sound() && report.failed_requests() == 0 && report.complete == report.coverages;
+            exit_code(flawless)
+        }
+        Run::Chaos { scenario: Scenario::Membership, seconds, seed, nodes } => {
+            let mut settings = chaos::Settings::new(Duration::from_secs(seconds), seed);
+            settings.nodes = usize::try_from(nodes).unwrap_or(usize::MAX);
+            stop_when_told(&settings.stop);
+            println!("chaos membership: {nodes} nodes, {seconds} s, seed {seed}");
+            let outcome = chaos::membership(&settings);
+            println!("\n{outcome}");
+            exit_code(outcome.holds())
+        }
+    }
+}
+
+fn exit_code(well: bool) -> ExitCode {
+    if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+/// Ctrl-C and SIGTERM end a run in order: its processes end with it, also those that are frozen.
+fn stop_when_told(stop: &Arc<AtomicBool>) {
+    use tokio::signal::unix::{SignalKind, signal};
+    let stop = stop.clone();
+    std::thread::spawn(move || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+        let runtime = runtime.unwrap_or_else(|error| panic!("no runtime for signals: {error}"));
+        runtime.block_on(async {
+            let told = |kind| signal(kind).unwrap_or_else(|error| panic!("no signals: {error}"));
+            let (mut interrupt, mut end) = (told(SignalKind::interrupt()), told(SignalKind::terminate()));
+            tokio::select! { _ = interrupt.recv() => {}, _ = end.recv() => {} }
+            stop.store(true, Ordering::Relaxed);
+            // Once is enough: what is under way ends within its limits. The handlers stay.
+            std::future::pending::<()>().await;
+        });
+    });
 }

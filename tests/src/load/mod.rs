@@ -48,6 +48,8 @@ pub struct Settings {
     pub pad: usize,
     /// Ask for all keys again and again.
     pub surveys: bool,
+    /// A client whose node lets it down goes to the next one. Else it stays where it was sent.
+    pub roam: bool,
     /// The cluster's.
     pub ring_size: u16,
     /// Of the choice of keys and commands.
@@ -63,6 +65,7 @@ impl Default for Settings {
             rest: Duration::ZERO,
             pad: 0,
             surveys: true,
+            roam: false,
             ring_size: 64,
             seed: 1,
         }
@@ -90,6 +93,8 @@ struct Shared {
     settings: Settings,
     board: Board,
     report: Mutex<Report>,
+    /// Nodes that are stopped from running: who asks one of them is answered by nobody.
+    frozen: Mutex<HashSet<PathBuf>>,
 }
 
 /// A load with threads of its own. It ends when it is dropped.
@@ -111,7 +116,7 @@ impl Load {
         let (clients, keys) = (settings.clients, settings.keys);
         assert!(keys >= clients && clients > 0, "each client has a key");
         let report = Mutex::new(Report::new(clients));
-        let shared = Arc::new(Shared { settings, board: Board::new(keys), report });
+        let shared = Arc::new(Shared { settings, board: Board::new(keys), report, frozen: Mutex::default() });
         let worker = |number| {
             let (orders, told) = mpsc::unbounded_channel();
             runtime.spawn(worker::Worker::new(number, shared.clone()).run(told));
@@ -155,6 +160,17 @@ impl Load {
     /// while they do not answer.
     pub fn doubt(&self, partitions: HashSet<u16>) {
         self.tell(&Order::Doubt(Arc::new(partitions)));
+    }
+
+    /// This node is stopped from running, or runs again. A request that was sent to it meanwhile and
+    /// gets no answer is counted apart: a process that does not run cannot give one.
+    pub fn freeze(&self, node: &Node, frozen: bool) {
+        let mut all = self.shared.frozen.lock();
+        if frozen {
+            all.insert(node.data.clone())
+        } else {
+            all.remove(&node.data)
+        };
     }
 
     /// Ends the load, reads everything back and compares `keys` with the model exactly.

@@ -81,6 +81,8 @@ pub struct Report {
     pub resurrected: u64,
     /// Requests without any answer in their time, and keys that could not be read at the end.
     pub unanswered: u64,
+    /// Requests that got no answer from a node that was stopped from running.
+    pub frozen: u64,
     /// What contradicted the model.
     pub wrong: Vec<String>,
     /// Failed requests by code.
@@ -106,6 +108,7 @@ impl Report {
             lost: 0,
             resurrected: 0,
             unanswered: 0,
+            frozen: 0,
             wrong: Vec::new(),
             codes: BTreeMap::new(),
             failures: Vec::new(),
@@ -218,6 +221,9 @@ impl fmt::Display for Report {
             self.complete,
             self.coverage_wrong.len()
         )?;
+        if self.frozen > 0 {
+            writeln!(f, "asked of a process that was stopped, and so not answered: {}", self.frozen)?;
+        }
         write!(
             f,
             "checked {} acknowledged writes: lost {}, resurrected {}, unanswered {}",

@@ -1,6 +1,5 @@
 //! Asks for all keys, again and again, and checks the answers while the writers write.
 
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,6 +7,7 @@ use ciborium::Value;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{sleep, timeout};
 
+use super::worker::{Entries, lost};
 use super::{GRACE, MODULE, Order, Orders, Shared, key_number};
 use crate::client::{Everywhere, Failure, Operator};
 
@@ -18,14 +18,14 @@ const REST: Duration = Duration::from_millis(100);
 
 pub(super) struct Surveyor {
     shared: Arc<Shared>,
-    entry: Option<PathBuf>,
+    entries: Entries,
     operator: Option<Operator>,
     running: bool,
 }
 
 impl Surveyor {
     pub(super) fn new(shared: Arc<Shared>) -> Self {
-        Self { shared, entry: None, operator: None, running: false }
+        Self { shared, entries: Entries::default(), operator: None, running: false }
     }
 
     pub(super) async fn run(mut self, mut orders: Orders) {
@@ -41,7 +41,11 @@ impl Surveyor {
             };
             let Some((order, done)) = told else { return };
             match order {
-                Order::Enter(entries) => (self.entry, self.operator) = (entries.first().cloned(), None),
+                Order::Enter(entries) => {
+                    if self.entries.set(entries, 0) {
+                        self.operator = None
+                    }
+                }
                 Order::Run(running) => self.running = running && self.shared.settings.surveys,
                 Order::ReadBack => {
                     if !self.survey().await {
@@ -58,6 +62,7 @@ impl Surveyor {
     /// One answer, checked. False if it is not complete.
     async fn survey(&mut self) -> bool {
         let before = self.shared.board.snapshot();
+        let was_frozen = self.shared.frozen.lock().contains(self.entries.now());
         let answer = timeout(LIMIT + GRACE, self.ask()).await;
         let mut report = self.shared.report.lock();
         report.coverages += 1;
@@ -71,11 +76,18 @@ impl Surveyor {
             Ok(Ok(Everywhere { missing, .. })) => report.missing.extend(missing),
             Ok(Err(failure)) => {
                 self.operator = None;
+                if self.shared.settings.roam && lost(&failure) {
+                    self.entries.next();
+                }
                 *report.codes.entry(format!("keys: {}", failure.code)).or_default() += 1;
             }
             Err(_) => {
                 self.operator = None;
-                report.unanswered += 1;
+                let frozen = was_frozen || self.shared.frozen.lock().contains(self.entries.now());
+                *(if frozen { &mut report.frozen } else { &mut report.unanswered }) += 1;
+                if self.shared.settings.roam {
+                    self.entries.next();
+                }
             }
         }
         false
@@ -84,10 +96,7 @@ impl Surveyor {
     async fn ask(&mut self) -> Result<Everywhere, Failure> {
         let operator = match &self.operator {
             Some(operator) => operator,
-            None => {
-                let entry = self.entry.as_deref().unwrap_or_else(|| panic!("no node to enter by"));
-                self.operator.insert(Operator::connect(entry).await?)
-            }
+            None => self.operator.insert(Operator::connect(self.entries.now()).await?),
         };
         operator.everywhere(MODULE, "keys", LIMIT).await
     }

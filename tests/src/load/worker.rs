@@ -1,6 +1,6 @@
 //! One client: the only writer of its keys, which holds every answer against the model.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -17,6 +17,9 @@ use crate::client::{Applied, Failure, Operator};
 
 /// Before a node that let us down is asked again.
 const AGAIN: Duration = Duration::from_millis(20);
+/// Codes of ours for a request that nobody answered.
+const NO_ANSWER: &str = "no-answer";
+const FROZEN: &str = "frozen";
 /// How long a key may refuse to be read back at the end.
 const READ_BACK_LIMIT: Duration = Duration::from_secs(20);
 
@@ -27,7 +30,7 @@ pub(super) struct Worker {
     beliefs: Vec<Belief>,
     values_so_far: u64,
     random: StdRng,
-    entry: Option<PathBuf>,
+    entries: Entries,
     operator: Option<Operator>,
     running: bool,
 }
@@ -51,7 +54,7 @@ impl Worker {
             beliefs,
             values_so_far: 0,
             random,
-            entry: None,
+            entries: Entries::default(),
             operator: None,
             running: false,
         }
@@ -77,9 +80,8 @@ impl Worker {
     async fn obey(&mut self, order: Order) {
         match order {
             Order::Enter(entries) => {
-                let entry = entries.get(self.number as usize % entries.len().max(1)).cloned();
-                if entry != self.entry {
-                    (self.entry, self.operator) = (entry, None);
+                if self.entries.set(entries, self.number as usize) {
+                    self.operator = None;
                 }
             }
             Order::Fill => {
@@ -144,7 +146,9 @@ impl Worker {
         let sent = Instant::now();
         let answer = self.ask(act, &key_name(key), written).await;
         let took = sent.elapsed();
-        self.shared.report.lock().answered(self.number, took);
+        if !answer.as_ref().is_err_and(|failure| failure.code == FROZEN) {
+            self.shared.report.lock().answered(self.number, took);
+        }
         let well = answer.is_ok();
         match answer {
             Ok(reply) => {
@@ -197,6 +201,8 @@ impl Worker {
     }
 
     async fn ask(&mut self, act: Act, key: &str, value: Held) -> Result<Value, Failure> {
+        let entry = self.entries.now().to_owned();
+        let was_frozen = self.shared.frozen.lock().contains(&entry);
         let limit = self.shared.settings.limit;
         let mut args = vec![("key".into(), key.into())];
         if let Some(value) = value {
@@ -208,26 +214,26 @@ impl Worker {
         let asked = async {
             let operator = match self.operator.take() {
                 Some(operator) => operator,
-                None => {
-                    let entry = self.entry.as_deref().unwrap_or_else(|| panic!("no node to enter by"));
-                    Operator::connect(entry).await?
-                }
+                None => Operator::connect(&entry).await?,
             };
             let answer = operator.call(MODULE, act.command(), args, limit).await;
-            let lost = |failure: &Failure| {
-                matches!(failure.code.as_str(), "connection-lost" | "unreachable" | "failed")
-            };
             if !answer.as_ref().is_err_and(lost) {
                 self.operator = Some(operator);
             }
             answer
         };
         let answer = timeout(limit + GRACE, asked).await.unwrap_or_else(|_| {
-            self.shared.report.lock().unanswered += 1;
+            let frozen = was_frozen || self.shared.frozen.lock().contains(&entry);
+            let mut report = self.shared.report.lock();
+            *(if frozen { &mut report.frozen } else { &mut report.unanswered }) += 1;
             let message = format!("no answer within {:?}", limit + GRACE);
-            Err(Failure { code: "no-answer".to_owned(), applied: Applied::Unknown, message })
+            let code = if frozen { FROZEN } else { NO_ANSWER }.to_owned();
+            Err(Failure { code, applied: Applied::Unknown, message })
         });
-        if answer.is_err() {
+        if let Err(failure) = &answer {
+            if self.shared.settings.roam && lost(failure) {
+                self.entries.next();
+            }
             sleep(AGAIN).await;
         }
         answer
@@ -239,6 +245,38 @@ impl Worker {
 
     fn show(&self, slot: usize) {
         self.shared.board.set(self.key(slot), self.beliefs[slot].presence());
+    }
+}
+
+/// Did the node itself let us down, and not the cluster behind it?
+pub(super) fn lost(failure: &Failure) -> bool {
+    let code = failure.code.as_str();
+    ["connection-lost", "unreachable", "failed", NO_ANSWER, FROZEN].contains(&code)
+}
+
+/// The nodes that a client may enter by, and which one it does.
+#[derive(Debug, Default)]
+pub(super) struct Entries {
+    all: Vec<PathBuf>,
+    at: usize,
+}
+
+impl Entries {
+    /// Enters by its share of these from now on. Is that another one than before?
+    pub(super) fn set(&mut self, all: Vec<PathBuf>, share: usize) -> bool {
+        let before = self.all.get(self.at).cloned();
+        (self.at, self.all) = (share % all.len().max(1), all);
+        self.all.get(self.at) != before.as_ref()
+    }
+
+    /// Where it enters.
+    pub(super) fn now(&self) -> &Path {
+        self.all.get(self.at).unwrap_or_else(|| panic!("no node to enter by"))
+    }
+
+    /// Enters by the next one.
+    pub(super) fn next(&mut self) {
+        self.at = (self.at + 1) % self.all.len().max(1);
     }
 }
 

@@ -1,0 +1,14 @@
+//! Chaos with real processes: nodes join, leave and are replaced, die, freeze and are cut off,
+//! while a load runs that a model checks.
+//!
+//! `cargo run --release -p annulus-tests -- chaos membership --seconds 180 --seed 1`
+
+mod change;
+mod figures;
+mod membership;
+mod schedule;
+mod watch;
+
+pub use figures::{Event, Outcome};
+pub use membership::{Settings, membership};
+pub use schedule::{Act, Fault, Schedule};
