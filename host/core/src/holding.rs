@@ -27,6 +27,9 @@ pub enum Change {
     /// It is this node's, but what was staged is not all or of another transfer: it is dropped, and
     /// the loss is shown.
     DropIncomplete,
+    /// It is this node's, but nothing was staged: what had come died with a process between the end
+    /// of the transfer and its entry, or nobody was left to send it. The loss is shown.
+    TakeEmpty,
     /// It is elsewhere: callers are sent there, items, seal and the handoff's taps go.
     GiveUp,
     /// The transfer that it is sealed for is over, and it is still here: it serves again.
@@ -41,12 +44,14 @@ impl Holding {
         let pending = partition.pending.as_ref().map(|transfer| transfer.id);
         let mut changes = Vec::new();
         if self.version < partition.version {
-            self.version = partition.version;
+            let before = std::mem::replace(&mut self.version, partition.version);
             let held = partition.replicas.first() == Some(&me);
             match (std::mem::replace(&mut self.held, held), held) {
                 (false, true) => match self.staged.take() {
                     Some((transfer, true)) if transfer == partition.made_by => changes.push(Change::Promote),
                     Some(_) => changes.push(Change::DropIncomplete),
+                    // What a node that starts holds, it held before.
+                    None if before > 0 => changes.push(Change::TakeEmpty),
                     None => {}
                 },
                 (true, false) => {
@@ -87,13 +92,20 @@ mod tests {
             (Some((TransferId(7), true)), Some(Change::Promote)),
             (Some((TransferId(7), false)), Some(Change::DropIncomplete)),
             (Some((TransferId(6), true)), Some(Change::DropIncomplete)),
-            (None, None),
+            (None, Some(Change::TakeEmpty)),
         ] {
             let mut holding = Holding { version: 5, staged, ..Holding::default() };
             let changes = holding.apply(&partition(ME, 8, 7, None), ME);
             assert_eq!(changes, expected.into_iter().collect::<Vec<_>>(), "{staged:?}");
             assert!(holding.held && holding.staged.is_none() && holding.version == 8);
         }
+    }
+
+    #[test]
+    fn what_a_node_holds_when_it_starts_is_not_taken_from_anybody() {
+        let mut holding = Holding::default();
+        assert_eq!(holding.apply(&partition(ME, 8, 7, None), ME), []);
+        assert!(holding.held);
     }
 
     #[test]

@@ -110,18 +110,38 @@ fn apply(master: &Master, view: &View) {
 
 /// Items that guests kept in memory did not outlive the process: an operator sees so (R5).
 fn note_restart(master: &Master, modules: &Modules, view: &View) {
-    let held =
-        view.state.ring.iter().filter(|(_, partition)| partition.replicas.first() == Some(&view.me)).count();
-    if held > 0 {
-        for module in view.state.modules.values() {
-            let exported = modules.description(module).exported;
-            if !exported.handoff && !exported.writes_storage {
-                continue;
-            }
-            let reason = format!("the node started again: items in memory of {held} partitions are gone");
-            master.note("possible-loss", &module.name, None, &reason);
-        }
+    let held: Vec<u16> = view
+        .state
+        .ring
+        .iter()
+        .filter(|(_, partition)| partition.replicas.first() == Some(&view.me))
+        .map(|(id, _)| id.0)
+        .collect();
+    if held.is_empty() {
+        return;
     }
+    let held = ranges(&held);
+    for module in view.state.modules.values() {
+        let exported = modules.description(module).exported;
+        if !exported.handoff && !exported.writes_storage {
+            continue;
+        }
+        let reason = format!("the node started again: items in memory of partitions {held} are gone");
+        master.note("possible-loss", &module.name, None, &reason);
+    }
+}
+
+/// Ascending numbers for people: `1-3, 7`.
+fn ranges(numbers: &[u16]) -> String {
+    let runs = numbers.chunk_by(|before, next| before + 1 == *next);
+    let words: Vec<String> = runs
+        .filter_map(|run| match run {
+            [] => None,
+            [one] => Some(one.to_string()),
+            [first, .., last] => Some(format!("{first}-{last}")),
+        })
+        .collect();
+    words.join(", ")
 }
 
 impl Service for Services {
@@ -140,5 +160,15 @@ impl Service for Services {
             kind::BULK_ARTEFACT => self.modules.serve_artefact(&header, stream),
             kind => tracing::warn!(kind, ?from, "a stream of no known kind"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::ranges;
+
+    #[test]
+    fn many_partitions_are_few_words() {
+        assert_eq!(ranges(&[0, 1, 2, 7, 9, 10]), "0-2, 7, 9-10");
     }
 }

@@ -202,7 +202,10 @@ impl Master {
             let changes = holding.apply(partition, me);
             (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
             for change in changes {
-                self.carry_out(change, &mut slot, id);
+                // Without modules there was nothing to lose.
+                if change != Change::TakeEmpty || !modules.is_empty() {
+                    self.carry_out(change, &mut slot, id);
+                }
             }
             let gone: Vec<ModuleUid> =
                 slot.vnodes.keys().filter(|uid| !modules.contains(uid)).copied().collect();
@@ -223,6 +226,10 @@ impl Master {
                 let reason = "the partition was taken over before its items were";
                 self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
                 end_all(staged(slot), &elsewhere, true);
+            }
+            Change::TakeEmpty => {
+                let reason = "the partition was taken over without its items";
+                self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
             }
             // What was staged of a transfer that was cancelled must not come back (R7).
             Change::DropStage => drop(end_all(staged(slot), &elsewhere, true)),

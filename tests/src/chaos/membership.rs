@@ -379,7 +379,7 @@ impl<'a> Run<'a> {
                 note = format!("it held {} partitions", held.len());
                 self.load.doubt(held.iter().copied().collect());
                 self.cluster[victim].start();
-                self.check_mentioned(&held);
+                self.check_mentioned(victim, &held);
             }
             Fault::Pause => {
                 self.cluster[victim].resume();
@@ -426,9 +426,8 @@ impl<'a> Run<'a> {
         rows.as_array().is_none_or(|rows| rows.iter().any(sealed))
     }
 
-    /// `status` names what may be lost.
-    fn check_mentioned(&mut self, held: &BTreeSet<u16>) {
-        let Some(&asked) = self.sound().first() else { return };
+    /// The `status` of a node that was killed names what may be lost.
+    fn check_mentioned(&mut self, asked: usize, held: &BTreeSet<u16>) {
         let deadline = Instant::now() + MENTION;
         loop {
             let status = self.cluster[asked].json(&["status"]);
@@ -543,14 +542,33 @@ fn owned(asked: &Node, name: &str) -> Option<BTreeSet<u16>> {
     Some((0..).zip(rows).filter(|(_, row)| row["replicas"][0] == name).map(|(id, _)| id).collect())
 }
 
-/// The partitions that `status` says may have lost something.
+/// The partitions that `status` says may have lost something: `partitions 1-3, 7 are gone` of a node
+/// that started again, `partition 4` of one that came to it without its items.
 fn possible_losses(status: &serde_json::Value) -> BTreeSet<u16> {
     let alerts = status["alerts"].as_array().cloned().unwrap_or_default();
     let lines =
         alerts.iter().filter_map(|alert| alert.as_str()).filter(|alert| alert.contains("possible-loss"));
-    lines.flat_map(numbers).collect()
+    lines.flat_map(named).collect()
 }
 
-fn numbers(line: &str) -> Vec<u16> {
-    line.split(|c: char| !c.is_ascii_digit()).filter_map(|word| word.parse().ok()).collect()
+fn named(line: &str) -> Vec<u16> {
+    let Some((_, after)) = line.split_once("partition") else { return Vec::new() };
+    let words = after.trim_start_matches('s').split([' ', ',', ':']).filter(|word| !word.is_empty());
+    let ranges = words.map_while(|word| {
+        let (first, last) = word.split_once('-').unwrap_or((word, word));
+        Some(first.parse::<u16>().ok()?..=last.parse::<u16>().ok()?)
+    });
+    ranges.flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    #[test]
+    fn partitions_are_read_from_both_kinds_of_alert() {
+        let started =
+            "possible-loss: kv: the node started again: items in memory of partitions 0-2, 7 are gone";
+        assert_eq!(super::named(started), [0, 1, 2, 7]);
+        assert_eq!(super::named("possible-loss:  partition 4: the partition was taken over"), [4]);
+        assert_eq!(super::named("possible-loss: nothing"), [] as [u16; 0]);
+    }
 }

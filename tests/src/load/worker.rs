@@ -20,7 +20,7 @@ const AGAIN: Duration = Duration::from_millis(20);
 /// Codes of ours for a request that nobody answered.
 const NO_ANSWER: &str = "no-answer";
 const FROZEN: &str = "frozen";
-/// How long a key may refuse to be read back at the end.
+/// How long the first key that refuses may do so when all are read back at the end.
 const READ_BACK_LIMIT: Duration = Duration::from_secs(20);
 
 pub(super) struct Worker {
@@ -117,10 +117,13 @@ impl Worker {
     }
 
     async fn read_back(&mut self) {
+        // Where nothing answers, it is not waited for at each key.
+        let mut patience = READ_BACK_LIMIT;
         for slot in 0..self.beliefs.len() {
-            let deadline = Instant::now() + READ_BACK_LIMIT;
+            let began = Instant::now();
             while !self.act(slot, Act::Get).await {
-                if Instant::now() >= deadline {
+                if began.elapsed() >= patience {
+                    patience = Duration::ZERO;
                     self.shared.report.lock().unanswered += 1;
                     break;
                 }
