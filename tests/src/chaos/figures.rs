@@ -42,7 +42,7 @@ impl Outcome {
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
-        writeln!(f, "{:>8}  {:<44} {:>8} {:>10}  note", "at", "what", "took", "settled in")?;
+        writeln!(f, "{:>8}  {:<36} {:>8} {:>10}  note", "at", "what", "took", "settled in")?;
         for event in &self.events {
             let at = seconds(event.began.duration_since(self.began));
             let took = event.ended.map_or("?".to_owned(), |end| seconds(end.duration_since(event.began)));
@@ -50,7 +50,7 @@ impl fmt::Display for Outcome {
                 (Some(ended), Some(settled)) => seconds(settled.saturating_duration_since(ended)),
                 _ => "never".to_owned(),
             };
-            writeln!(f, "{at:>8}  {:<44} {took:>8} {settled:>10}  {}", event.what, event.note)?;
+            writeln!(f, "{at:>8}  {:<36} {took:>8} {settled:>10}  {}", event.what, event.note)?;
         }
         writeln!(
             f,

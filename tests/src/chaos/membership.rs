@@ -44,7 +44,8 @@ impl Settings {
             clients: 12,
             keys: 12_000,
             pad: 200,
-            limit: Duration::from_secs(5),
+            limit: Duration::from_secs(4),
+            grace: Duration::from_secs(2),
             // Leaves the two cores some time for eight nodes.
             rest: Duration::from_millis(3),
             roam: true,
@@ -99,7 +100,8 @@ struct Run<'a> {
     watch: Watch,
     cluster: Cluster,
     events: Vec<Event>,
-    changes: Vec<(usize, Change)>,
+    /// Event, the node that comes, and the change.
+    changes: Vec<(usize, Option<usize>, Change)>,
     /// Nodes that are members and stay: by number.
     members: BTreeSet<usize>,
     /// Nodes that leave or have left.
@@ -239,6 +241,12 @@ impl<'a> Run<'a> {
         self.cluster[node].name.clone()
     }
 
+    /// For people: all nodes have the same host.
+    fn short(&self, node: usize) -> &str {
+        let name = &self.cluster[node].name;
+        name.split_once('@').map_or(name, |(short, _)| short)
+    }
+
     fn place(&self, node: usize) -> Place {
         let node = &self.cluster[node];
         Place { name: node.name.clone(), listen: node.listen.clone(), data: node.data.clone() }
@@ -265,26 +273,30 @@ impl<'a> Run<'a> {
         match act {
             Act::Join | Act::Fault(..) => {
                 let new = self.take_spare();
-                let event = self.event(format!("join {}", self.name(new)));
+                let event = self.event(format!("join {}", self.short(new)));
                 self.expect(new, true);
-                self.changes.push((event, change::join(self.place(new), say_to)));
+                self.changes.push((event, Some(new), change::join(self.place(new), say_to)));
                 self.members.insert(new);
             }
             Act::Leave => {
                 let old = self.choose(&sound);
-                let event = self.event(format!("leave {}", self.name(old)));
+                let event = self.event(format!("leave {}", self.short(old)));
                 self.retire(old);
                 let others = say_to.into_iter().filter(|place| place.name != self.name(old)).collect();
-                self.changes.push((event, change::leave(self.name(old), others)));
+                self.changes.push((event, None, change::leave(self.name(old), others)));
             }
             Act::Replace => {
                 let (old, new) = (self.choose(&sound), self.take_spare());
-                let event = self.event(format!("replace {} by {}", self.name(old), self.name(new)));
+                let event = self.event(format!("replace {} by {}", self.short(old), self.short(new)));
                 self.retire(old);
                 self.expect(new, true);
                 let others: Vec<Place> =
                     say_to.into_iter().filter(|place| place.name != self.name(old)).collect();
-                self.changes.push((event, change::replace(self.name(old), self.place(new), others)));
+                self.changes.push((
+                    event,
+                    Some(new),
+                    change::replace(self.name(old), self.place(new), others),
+                ));
                 self.members.insert(new);
             }
         }
@@ -314,8 +326,8 @@ impl<'a> Run<'a> {
     }
 
     fn collect_changes(&mut self) {
-        while let Some(done) = self.changes.iter().position(|(_, change)| change.is_finished()) {
-            let (event, change) = self.changes.remove(done);
+        while let Some(done) = self.changes.iter().position(|(_, _, change)| change.is_finished()) {
+            let (event, _, change) = self.changes.remove(done);
             match change.join().map(|changed| (changed.accepted, changed.attempts)) {
                 Ok((Ok(at), attempts)) => {
                     let note = if attempts > 1 { format!("said {attempts} times") } else { String::new() };
@@ -343,32 +355,30 @@ impl<'a> Run<'a> {
             }
         };
         self.faulty = Some(victim);
-        let name = self.name(victim);
+        if matches!(fault, Fault::KillClaimant | Fault::Pause) {
+            self.load.freeze(&self.cluster[victim], true);
+        }
         let relay = self.cluster.relay();
         match fault {
             Fault::KillClaimant => self.cluster[victim].kill(),
-            Fault::Pause => {
-                self.load.freeze(&self.cluster[victim], true);
-                self.cluster[victim].pause();
-            }
+            Fault::Pause => self.cluster[victim].pause(),
             Fault::CutOff => relay.isolate(victim),
             Fault::Mute => relay.mute(victim),
             Fault::Deafen => relay.deafen(victim),
         }
         let what = match fault {
-            Fault::KillClaimant => "kill -9 the claimant",
+            Fault::KillClaimant => "kill -9 claimant",
             Fault::Pause => "SIGSTOP",
             Fault::CutOff => "cut off",
-            Fault::Mute => "cut off one way, not heard:",
-            Fault::Deafen => "cut off one way, deaf:",
+            Fault::Mute => "one way (is not heard)",
+            Fault::Deafen => "one way (does not hear)",
         };
-        Some((self.event(format!("{what} {name}")), victim))
+        Some((self.event(format!("{what} {}", self.short(victim))), victim))
     }
 
     /// Is its joining still under way?
     fn is_new(&self, node: usize) -> bool {
-        let name = self.name(node);
-        self.changes.iter().any(|(event, _)| self.events[*event].what.contains(&name))
+        self.changes.iter().any(|(_, new, _)| *new == Some(node))
     }
 
     fn heal(&mut self, event: usize, fault: Fault, victim: usize) {
@@ -381,12 +391,10 @@ impl<'a> Run<'a> {
                 self.cluster[victim].start();
                 self.check_mentioned(victim, &held);
             }
-            Fault::Pause => {
-                self.cluster[victim].resume();
-                self.load.freeze(&self.cluster[victim], false);
-            }
+            Fault::Pause => self.cluster[victim].resume(),
             Fault::CutOff | Fault::Mute | Fault::Deafen => self.cluster.relay().heal(),
         }
+        self.load.freeze(&self.cluster[victim], false);
         self.faulty = None;
         self.end(event, Instant::now(), note);
         self.enter();
@@ -460,7 +468,7 @@ impl<'a> Run<'a> {
             self.collect_changes();
             thread::sleep(Duration::from_millis(50));
         }
-        for (event, _) in std::mem::take(&mut self.changes) {
+        for (event, ..) in std::mem::take(&mut self.changes) {
             self.failed.push(format!("{}: no clear answer to the end", self.events[event].what));
         }
         let over = Instant::now();
@@ -486,6 +494,7 @@ impl<'a> Run<'a> {
         let oracles = vec![
             ("every change was accepted, every fault happened", carried_out),
             ("no acknowledged write lost, none revived, every request answered", sound),
+            ("no two nodes ever show different rings of one epoch", self.watch.one_truth()),
             ("the ring converges, `transfers` is empty", settled),
             ("who has left ends by itself", ends),
             (

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -42,6 +42,9 @@ struct Shared {
     latest: Mutex<Option<Look>>,
     /// When a settled look began, each time after an unsettled one, and the last.
     settled: Mutex<Vec<Instant>>,
+    /// Looks at two or more nodes, and where two of them contradicted each other.
+    compared: AtomicU64,
+    contradictions: Mutex<Vec<String>>,
     over: AtomicBool,
 }
 
@@ -55,6 +58,8 @@ impl Watch {
             expected: Mutex::new(expected),
             latest: Mutex::default(),
             settled: Mutex::default(),
+            compared: AtomicU64::new(0),
+            contradictions: Mutex::default(),
             over: AtomicBool::new(false),
         });
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -80,6 +85,20 @@ impl Watch {
     }
 }
 
+impl Watch {
+    /// Have all nodes always said the same of one epoch?
+    ///
+    /// # Errors
+    /// Where they did not.
+    pub fn one_truth(&self) -> Result<String, String> {
+        let contradictions = self.shared.contradictions.lock();
+        if contradictions.is_empty() {
+            return Ok(format!("{} pairs compared", self.shared.compared.load(Ordering::Relaxed)));
+        }
+        Err(contradictions.join("; "))
+    }
+}
+
 impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
@@ -95,7 +114,7 @@ async fn look_on(shared: &Shared) {
     while !shared.over.load(Ordering::Relaxed) {
         let began = Instant::now();
         let expected = shared.expected.lock().clone();
-        let (amiss, pending) = look(&expected, &mut operators).await;
+        let (amiss, pending) = look(shared, &expected, &mut operators).await;
         // What was expected may have changed while we looked.
         if *shared.expected.lock() == expected {
             if amiss.is_empty() {
@@ -107,7 +126,11 @@ async fn look_on(shared: &Shared) {
     }
 }
 
-async fn look(expected: &Expected, operators: &mut BTreeMap<PathBuf, Operator>) -> (Vec<String>, usize) {
+async fn look(
+    shared: &Shared,
+    expected: &Expected,
+    operators: &mut BTreeMap<PathBuf, Operator>,
+) -> (Vec<String>, usize) {
     let mut amiss = Vec::new();
     let mut rings: Vec<(&String, RingRow)> = Vec::new();
     for (name, data) in expected {
@@ -142,8 +165,13 @@ async fn look(expected: &Expected, operators: &mut BTreeMap<PathBuf, Operator>) 
         for (name, other) in &rings[1..] {
             if other.epoch != ring.epoch {
                 amiss.push(format!("{first} is at epoch {}, {name} at {}", ring.epoch, other.epoch));
-            } else if other.partitions != ring.partitions {
-                amiss.push(format!("TWO TRUTHS of epoch {}: {first} and {name} differ", ring.epoch));
+                continue;
+            }
+            shared.compared.fetch_add(1, Ordering::Relaxed);
+            if other.partitions != ring.partitions {
+                let what = format!("{first} and {name} differ in epoch {}", ring.epoch);
+                shared.contradictions.lock().push(what.clone());
+                amiss.push(what);
             }
         }
         amiss.extend(balance(ring, expected));

@@ -28,8 +28,6 @@ pub use report::{Failed, Phase, Report};
 
 /// The module under load.
 pub const MODULE: &str = "kv";
-/// How much later than its deadline an answer may come on a busy machine, not to count as none.
-const GRACE: Duration = Duration::from_secs(5);
 /// Longest that the clients may take to do what they are told, a fill or a read-back of all.
 const ORDER_LIMIT: Duration = Duration::from_secs(600);
 
@@ -42,6 +40,8 @@ pub struct Settings {
     pub keys: u32,
     /// Deadline of a request.
     pub limit: Duration,
+    /// How much later than its deadline an answer may come on a busy machine, not to count as none.
+    pub grace: Duration,
     /// Of a client after each answer; none by default.
     pub rest: Duration,
     /// Bytes that each value carries beside its number.
@@ -62,6 +62,7 @@ impl Default for Settings {
             clients: 16,
             keys: 20_000,
             limit: Duration::from_secs(10),
+            grace: Duration::from_secs(5),
             rest: Duration::ZERO,
             pad: 0,
             surveys: true,
@@ -93,7 +94,7 @@ struct Shared {
     settings: Settings,
     board: Board,
     report: Mutex<Report>,
-    /// Nodes that are stopped from running: who asks one of them is answered by nobody.
+    /// Nodes whose process is dead or stopped: who asks one of them is answered by nobody.
     frozen: Mutex<HashSet<PathBuf>>,
 }
 
@@ -162,8 +163,8 @@ impl Load {
         self.tell(&Order::Doubt(Arc::new(partitions)));
     }
 
-    /// This node is stopped from running, or runs again. A request that was sent to it meanwhile and
-    /// gets no answer is counted apart: a process that does not run cannot give one.
+    /// This node's process is killed or stopped, or runs again. A request that was sent to it meanwhile
+    /// and gets no answer is counted apart: a process that does not run cannot give one.
     pub fn freeze(&self, node: &Node, frozen: bool) {
         let mut all = self.shared.frozen.lock();
         if frozen {

@@ -81,7 +81,7 @@ pub struct Report {
     pub resurrected: u64,
     /// Requests without any answer in their time, and keys that could not be read at the end.
     pub unanswered: u64,
-    /// Requests that got no answer from a node that was stopped from running.
+    /// Requests without an answer because the process that was asked was killed or stopped.
     pub frozen: u64,
     /// What contradicted the model.
     pub wrong: Vec<String>,
@@ -201,7 +201,7 @@ impl fmt::Display for Report {
         }
         writeln!(
             f,
-            "{:<28} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10}",
+            "{:<36} {:>9} {:>7} {:>9} {:>9} {:>9} {:>10}",
             "phase", "requests", "failed", "p50", "p99", "p99.9", "stall"
         )?;
         for phase in &self.phases {
@@ -209,7 +209,7 @@ impl fmt::Display for Report {
             let [p50, p99, p999] = [0.5, 0.99, 0.999].map(|quantile| ms(phase.quantile(quantile)));
             let (name, requests, failed, stall) =
                 (&phase.name, phase.requests, phase.failed, ms(phase.longest()));
-            writeln!(f, "{name:<28} {requests:>9} {failed:>7} {p50:>9} {p99:>9} {p999:>9} {stall:>10}")?;
+            writeln!(f, "{name:<36} {requests:>9} {failed:>7} {p50:>9} {p99:>9} {p999:>9} {stall:>10}")?;
         }
         if !self.codes.is_empty() {
             writeln!(f, "failed requests: {:?}", self.codes)?;
@@ -222,7 +222,11 @@ impl fmt::Display for Report {
             self.coverage_wrong.len()
         )?;
         if self.frozen > 0 {
-            writeln!(f, "asked of a process that was stopped, and so not answered: {}", self.frozen)?;
+            writeln!(
+                f,
+                "asked of a process that was killed or stopped, and so not answered: {}",
+                self.frozen
+            )?;
         }
         write!(
             f,

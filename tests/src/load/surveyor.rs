@@ -8,7 +8,7 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{sleep, timeout};
 
 use super::worker::{Entries, lost};
-use super::{GRACE, MODULE, Order, Orders, Shared, key_number};
+use super::{MODULE, Order, Orders, Shared, key_number};
 use crate::client::{Everywhere, Failure, Operator};
 
 /// Longest that an answer of all keys may take.
@@ -62,8 +62,9 @@ impl Surveyor {
     /// One answer, checked. False if it is not complete.
     async fn survey(&mut self) -> bool {
         let before = self.shared.board.snapshot();
+        let grace = self.shared.settings.grace;
         let was_frozen = self.shared.frozen.lock().contains(self.entries.now());
-        let answer = timeout(LIMIT + GRACE, self.ask()).await;
+        let answer = timeout(LIMIT + grace, self.ask()).await;
         let mut report = self.shared.report.lock();
         report.coverages += 1;
         match answer {

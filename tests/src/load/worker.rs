@@ -12,7 +12,7 @@ use tokio::time::{sleep, timeout};
 
 use super::belief::{Belief, Held, Presence, Wrong};
 use super::report::Failed;
-use super::{GRACE, MODULE, Order, Orders, Shared, key_name, partition_of};
+use super::{MODULE, Order, Orders, Shared, key_name, partition_of};
 use crate::client::{Applied, Failure, Operator};
 
 /// Before a node that let us down is asked again.
@@ -206,7 +206,7 @@ impl Worker {
     async fn ask(&mut self, act: Act, key: &str, value: Held) -> Result<Value, Failure> {
         let entry = self.entries.now().to_owned();
         let was_frozen = self.shared.frozen.lock().contains(&entry);
-        let limit = self.shared.settings.limit;
+        let (limit, grace) = (self.shared.settings.limit, self.shared.settings.grace);
         let mut args = vec![("key".into(), key.into())];
         if let Some(value) = value {
             let pad = self.shared.settings.pad;
@@ -225,14 +225,20 @@ impl Worker {
             }
             answer
         };
-        let answer = timeout(limit + GRACE, asked).await.unwrap_or_else(|_| {
+        let mut answer = timeout(limit + grace, asked).await.unwrap_or_else(|_| {
+            let message = format!("no answer within {:?}", limit + grace);
+            Err(Failure { code: NO_ANSWER.to_owned(), applied: Applied::Unknown, message })
+        });
+        if let Err(failure) = &mut answer {
             let frozen = was_frozen || self.shared.frozen.lock().contains(&entry);
             let mut report = self.shared.report.lock();
-            *(if frozen { &mut report.frozen } else { &mut report.unanswered }) += 1;
-            let message = format!("no answer within {:?}", limit + GRACE);
-            let code = if frozen { FROZEN } else { NO_ANSWER }.to_owned();
-            Err(Failure { code, applied: Applied::Unknown, message })
-        });
+            if frozen && lost(failure) {
+                failure.code = FROZEN.to_owned();
+                report.frozen += 1;
+            } else if failure.code == NO_ANSWER {
+                report.unanswered += 1;
+            }
+        }
         if let Err(failure) = &answer {
             if self.shared.settings.roam && lost(failure) {
                 self.entries.next();
