@@ -11,7 +11,7 @@ use annulus::vnode::{
 use annulus::wasm::{Engine, Limits, Request, TransferKind};
 use annulus_core::ids::{ModuleUid, NodeId, RequestId, TransferId};
 use annulus_core::keyspace::{PartitionId, RingSize};
-use annulus_core::request::RequestError;
+use annulus_core::request::{AppliedState, ErrorCode, RequestError};
 use annulus_core::ring::{Partition, RingTable};
 use annulus_tests::guests::component;
 use bytes::Bytes;
@@ -49,6 +49,10 @@ impl Bed {
     async fn with(guest: &str) -> Self {
         let engine = Engine::new(None).unwrap();
         let module = behaviour(&engine, guest, 1).await;
+        Self::of(engine, module)
+    }
+
+    fn of(engine: Engine, module: Arc<Behaviour>) -> Self {
         let guests = tokio::runtime::Handle::current();
         let config = MasterConfig { me: NodeId(0), guests, modules: Arc::new(OneModule(module)) };
         let master = Master::new(config, &ring(), &[]);
@@ -63,13 +67,24 @@ impl Bed {
         args: Vec<u8>,
         page: Option<PageWanted>,
     ) -> Result<Bytes, RequestError> {
+        self.deliver(command, key, args, page).await.unwrap()
+    }
+
+    /// Puts a command into the mailbox.
+    fn deliver(
+        &self,
+        command: &str,
+        key: Option<&str>,
+        args: Vec<u8>,
+        page: Option<PageWanted>,
+    ) -> oneshot::Receiver<Result<Bytes, RequestError>> {
         let (reply, answer) = oneshot::channel();
         let request = Request { command: command.to_owned(), key: key.map(|k| k.as_bytes().to_vec()), args };
         let deadline = Instant::now() + Duration::from_secs(10);
         let id = RequestId([1; 16]);
         let command = Command { request, page, id, deadline, reply: Reply::Local(reply) };
         assert!(matches!(self.master.deliver(KV, PartitionId(3), 1, command), Delivery::Taken));
-        answer.await.unwrap()
+        answer
     }
 
     async fn call(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, RequestError> {
@@ -196,4 +211,85 @@ async fn unknown_commands_and_bad_arguments_change_nothing() {
     assert_eq!(error.code, annulus_core::request::ErrorCode::BadArguments);
     assert!(error.message.contains("value"), "{}", error.message);
     assert!(bed.keys().await.is_empty());
+}
+
+/// Bytes in a reply that the host does not hand on.
+const TOO_MANY: usize = 5 << 20;
+
+/// What has come into a handoff's stream, by key: is it a tombstone?
+fn forwarded(events: &mut mpsc::UnboundedReceiver<StreamEvent>) -> Vec<(String, bool)> {
+    let mut items = Vec::new();
+    while let Ok(event) = events.try_recv() {
+        let StreamEvent::Forward { items: these, .. } = event else { panic!("{event:?}") };
+        items.extend(these.into_iter().map(|item| (String::from_utf8(item.key).unwrap(), item.deleted)));
+    }
+    items
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_write_whose_reply_is_refused_is_unknown_and_follows_into_a_handoff() {
+    let bed = Bed::with("guests/kv").await;
+    let huge = || Value::from("x".repeat(TOO_MANY));
+    for key in ["k1", "k2"] {
+        bed.call("put", &[("key", key.into()), ("value", huge())]).await.unwrap();
+    }
+    let (sink, mut events) = mpsc::unbounded_channel();
+    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    assert!(bed.master.begin_outgoing(PartitionId(3), TransferId(9), outgoing));
+
+    let error = bed.call("delete", &[("key", "k1".into())]).await.unwrap_err();
+    assert_eq!((error.code, error.state), (ErrorCode::ValueTooLarge, AppliedState::Unknown), "{error:?}");
+    assert_eq!(bed.call("get", &[("key", "k1".into())]).await.unwrap(), Value::Null, "the guest deleted it");
+    assert_eq!(forwarded(&mut events), [("k1".to_owned(), true)]);
+
+    let read = bed.call("get", &[("key", "k2".into())]).await.unwrap_err();
+    assert_eq!(read.state, AppliedState::NotApplied, "a read changes nothing: {read:?}");
+    let page = PageWanted { after: None, items: 10, bytes: 1 << 20 };
+    let error = bed.send("clear", None, cbor_map(&[]), Some(page)).await.unwrap_err();
+    assert_eq!((error.code, error.state), (ErrorCode::ValueTooLarge, AppliedState::Unknown), "{error:?}");
+    assert_eq!(forwarded(&mut events), [("k2".to_owned(), true)]);
+}
+
+/// On one thread, so that the commands are all there before the vnode looks.
+#[tokio::test]
+async fn a_write_whose_reply_is_refused_follows_into_a_swap() {
+    let bed = Bed::with("guests/kv").await;
+    for n in 1..600 {
+        bed.call("put", &[("key", format!("k{n:04}").into()), ("value", n.into())]).await.unwrap();
+    }
+    bed.call("put", &[("key", "k0000".into()), ("value", "x".repeat(TOO_MANY).into())]).await.unwrap();
+    let next = behaviour(&bed.engine, "guests/kv", 2).await;
+    // A page of the swap comes after so many commands, and has the first key in it.
+    let commands = async {
+        let put =
+            |command, key: &str| bed.deliver(command, Some(key), cbor_map(&[("key", key.into())]), None);
+        let gets: Vec<_> = (0..8).map(|_| put("get", "k0001")).collect();
+        let deleted = put("delete", "k0000").await.unwrap();
+        assert_eq!(gets.len(), 8);
+        deleted
+    };
+    let (reports, error) = tokio::join!(bed.master.swap(KV, &next), commands);
+    assert_eq!(error.unwrap_err().state, AppliedState::Unknown);
+    assert!(reports[0].1.as_ref().unwrap().items >= 600);
+    assert_eq!(bed.call("get", &[("key", "k0000".into())]).await.unwrap(), Value::Null);
+}
+
+/// What a release writes as its last words is committed, so a handoff under way must have it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
+    let engine = Engine::new(None).unwrap();
+    let bytes = component("tests/guests/stored");
+    let module = engine.prepare(bytes.clone().into(), Limits::default()).await.unwrap();
+    let config = cbor_map(&[("farewell", "bye".into())]);
+    let old = Arc::new(Behaviour::wasm("kv".into(), 1, module.clone(), config.clone()));
+    let next = Arc::new(Behaviour::wasm("kv".into(), 2, module, config));
+    let bed = Bed::of(engine, old);
+    bed.call("put", &[("key", "k".into()), ("value", 1.into())]).await.unwrap();
+    let (sink, mut events) = mpsc::unbounded_channel();
+    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    assert!(bed.master.begin_outgoing(PartitionId(3), TransferId(9), outgoing));
+    let reports = bed.master.swap(KV, &next).await;
+    reports[0].1.as_ref().unwrap();
+    assert_eq!(bed.call("get", &[("key", "bye".into())]).await.unwrap(), Value::from("swap"));
+    assert_eq!(forwarded(&mut events), [("bye".to_owned(), false)]);
 }

@@ -158,7 +158,7 @@ impl Actor {
                 if delete {
                     guest.delete().await?;
                 }
-                guest.terminate(if delete { "moved" } else { "stopped" }).await
+                guest.terminate(if delete { "moved" } else { "stopped" }).await.map(drop)
             };
             if let Err(error) = ended.await {
                 tracing::warn!(module = %self.behaviour.name, partition = self.partition.id, %error, "a vnode did not end in order");

@@ -76,6 +76,14 @@ impl Actor {
         }
     }
 
+    /// Items of a write go into the stream of the handoff, if there is one.
+    pub(super) fn tell_forward(&mut self, items: Vec<Item>) {
+        if self.outgoing.is_some() && !items.is_empty() {
+            let module = self.module;
+            self.tell_outgoing(StreamEvent::Forward { module, items });
+        }
+    }
+
     pub(super) async fn start_outgoing(&mut self, outgoing: Outgoing) {
         // One move at a time: a page of a swap is short, and its new instance has all items.
         while self.swap.is_some() {
@@ -204,11 +212,22 @@ impl Actor {
         let Some(swap) = self.swap.take() else { return };
         let SwapState { behaviour, mut guest, mut report, answer, .. } = swap;
         if let Some(mut old) = self.guest.take() {
-            let dots = old.dots();
-            if let Err(error) = old.terminate("swap").await {
-                tracing::warn!(module = %self.behaviour.name, %error, "the old release did not end in order");
+            match old.terminate("swap").await {
+                Ok(last) => {
+                    // The new instance sees them if it has the same host storage; else they are
+                    // carried over as all items before them.
+                    if !Arc::ptr_eq(&old.items(), &guest.items())
+                        && let Err(reason) = carry(&mut guest, last.clone()).await
+                    {
+                        tracing::warn!(module = %self.behaviour.name, reason, "the last words of the old release are lost");
+                    }
+                    self.tell_forward(last);
+                }
+                Err(error) => {
+                    tracing::warn!(module = %self.behaviour.name, %error, "the old release did not end in order");
+                }
             }
-            guest.set_dots(dots);
+            guest.set_dots(old.dots());
         }
         self.items = guest.items();
         self.guest = Some(guest);

@@ -126,7 +126,9 @@ impl Guest {
                 };
                 instance.command(scope, id, request).await
             }
-            Running::Native(kv) => Ok(kv.command(request).map(|value| Answer { value, writes: Vec::new() })),
+            Running::Native(kv) => {
+                Ok(kv.command(request).map(|value| Answer { value, writes: Vec::new(), doom: None }))
+            }
         }
     }
 
@@ -287,13 +289,11 @@ impl Guest {
         }
     }
 
-    /// The orderly end of an instance; its last writes are kept.
-    pub(super) async fn terminate(&mut self, reason: &str) -> Result<(), GuestError> {
-        if let Running::Wasm(instance) = &mut self.code {
-            let writes = instance.terminate(reason).await?;
-            self.commit(writes);
-        }
-        Ok(())
+    /// The orderly end of an instance; its last writes are kept, and answered as items.
+    pub(super) async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
+        let Running::Wasm(instance) = &mut self.code else { return Ok(Vec::new()) };
+        let writes = instance.terminate(reason).await?;
+        Ok(self.commit(writes))
     }
 }
 

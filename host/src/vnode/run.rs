@@ -6,8 +6,8 @@ use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
 use super::actor::Actor;
-use super::mailbox::{Command, PageWanted, StreamEvent};
-use crate::wasm::{Budget, CommandFailure, Effect, Item, Request, Route};
+use super::mailbox::{Command, PageWanted};
+use crate::wasm::{Answer, Budget, CommandFailure, CommandInfo, Effect, GuestError, Item, Request, Route};
 
 /// One page of one partition's answer to a command that goes everywhere (CBOR on the wire).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -46,21 +46,8 @@ impl Actor {
             (Route::ByParam(_), Some(_)) | (Route::Anywhere, _) => {}
         }
         self.ask_in_handoff(request).await?;
-        let guest = self.guest().await?;
-        let answer = match guest.command(info, id, request).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(failure)) => {
-                self.recovered();
-                return Err(refusal(failure));
-            }
-            Err(error) => return Err(self.failed(error, None)),
-        };
-        let written = guest.commit(answer.writes);
-        self.recovered();
-        if info.effect != Effect::Read {
-            self.forward(written, request.key.as_slice()).await?;
-        }
-        Ok(answer.value.into())
+        let called = self.guest().await?.command(info, id, request).await;
+        self.settle(info, called, request.key.as_slice(), |_| &[]).await.map(Bytes::from)
     }
 
     async fn page(
@@ -76,22 +63,10 @@ impl Actor {
         }
         self.ask_in_handoff(request).await?;
         let limit = Budget { items: page.items, bytes: page.bytes };
-        let guest = self.guest().await?;
-        let answer = match guest.coverage(info, id, request, page.after.as_deref(), limit).await {
-            Ok(Ok(answer)) => answer,
-            Ok(Err(failure)) => {
-                self.recovered();
-                return Err(refusal(failure));
-            }
-            Err(error) => return Err(self.failed(error, None)),
-        };
-        let written = guest.commit(answer.writes);
-        self.recovered();
-        if info.effect != Effect::Read {
-            self.forward(written, &answer.value.touched).await?;
-        }
-        let values = answer.value.values.into_iter().map(Into::into).collect();
-        let page = PageAnswer { values, next: answer.value.next.map(Into::into) };
+        let called = self.guest().await?.coverage(info, id, request, page.after.as_deref(), limit).await;
+        let answer = self.settle(info, called, &[], |values| &values.touched).await?;
+        let values = answer.values.into_iter().map(Into::into).collect();
+        let page = PageAnswer { values, next: answer.next.map(Into::into) };
         let mut bytes = Vec::new();
         ciborium::into_writer(&page, &mut bytes).expect("a page is plain data and a Vec never fails");
         Ok(bytes.into())
@@ -113,10 +88,50 @@ impl Actor {
         }
     }
 
+    /// What a call comes to: its writes are committed and follow wherever the items are going. A
+    /// doomed one leaves nothing in host storage; but a guest that keeps its items has done to
+    /// them what it did, so those of the keys that it touched follow, and the caller is told that
+    /// nobody knows.
+    async fn settle<T>(
+        &mut self,
+        info: &CommandInfo,
+        called: Result<Result<Answer<T>, CommandFailure>, GuestError>,
+        key: &[Vec<u8>],
+        touched: fn(&T) -> &[Vec<u8>],
+    ) -> Result<T, RequestError> {
+        let answer = match called {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(failure)) => {
+                self.recovered();
+                return Err(refusal(failure));
+            }
+            Err(error) => return Err(self.failed(error, None)),
+        };
+        let writes = info.effect != Effect::Read;
+        if let Some(doom) = answer.doom {
+            let error = self.failed(GuestError::Doomed(doom), None);
+            if !writes || !self.guest().await?.keeps_items() {
+                return Err(error);
+            }
+            self.forward(Vec::new(), key.iter().chain(touched(&answer.value))).await?;
+            return Err(RequestError::unknown(error.code, error.message));
+        }
+        let written = self.guest().await?.commit(answer.writes);
+        self.recovered();
+        if writes {
+            self.forward(written, key.iter().chain(touched(&answer.value))).await?;
+        }
+        Ok(answer.value)
+    }
+
     /// The items of a write follow wherever this vnode's items are going: into the stream of a
     /// handoff, into the instance of a swap. `written` are those in host storage; a guest that
     /// keeps its items is asked for those of `keys`.
-    async fn forward(&mut self, written: Vec<Item>, keys: &[Vec<u8>]) -> Result<(), RequestError> {
+    async fn forward(
+        &mut self,
+        written: Vec<Item>,
+        keys: impl Iterator<Item = &Vec<u8>>,
+    ) -> Result<(), RequestError> {
         self.sweep.wrote();
         if self.outgoing.is_none() && self.swap.is_none() {
             return Ok(());
@@ -134,10 +149,7 @@ impl Actor {
                 }
             }
         }
-        if self.outgoing.is_some() && !items.is_empty() {
-            let (module, items) = (self.module, items.clone());
-            self.tell_outgoing(StreamEvent::Forward { module, items });
-        }
+        self.tell_forward(items.clone());
         self.forward_to_swap(items).await;
         Ok(())
     }

@@ -27,6 +27,9 @@ pub struct Answer<T> {
     pub value: T,
     /// Its writes, in order of place, not applied yet.
     pub writes: Vec<(Place, Stored)>,
+    /// A rule or a limit was broken: neither the answer nor the writes may be used. What the
+    /// guest keeps in its own memory is as the call left it all the same.
+    pub doom: Option<Doom>,
 }
 
 impl Instance {
@@ -98,17 +101,7 @@ impl Instance {
     ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
         self.begin(scope, id);
         let result = self.exports.vnode.call_handle_command(&mut self.store, request).await;
-        let answer = self.end(result)?;
-        match answer.value {
-            Ok(reply) => {
-                let (bytes, limit) = (reply.len(), self.store.data().limits.reply_bytes);
-                if bytes > limit {
-                    return Err(GuestError::Doomed(Doom::TooLarge { what: "the reply", bytes, limit }));
-                }
-                Ok(Ok(Answer { value: reply, writes: answer.writes }))
-            }
-            Err(failure) => Ok(Err(failure.into())),
-        }
+        self.answered(result, "the reply", Vec::len)
     }
 
     /// One page of a command that goes everywhere.
@@ -126,22 +119,9 @@ impl Instance {
         self.begin(CallScope::All { write }, id);
         let Some(coverage) = &self.exports.coverage else { return Ok(Err(CommandFailure::UnknownCommand)) };
         let result = coverage.call_handle_coverage(&mut self.store, request, after, limit).await;
-        let answer = self.end(result)?;
-        match answer.value {
-            Ok(values) => {
-                let bytes = values.values.iter().map(|value| value.len() + 5).sum();
-                let limit = self.store.data().limits.reply_bytes;
-                if bytes > limit {
-                    return Err(GuestError::Doomed(Doom::TooLarge {
-                        what: "one page of values",
-                        bytes,
-                        limit,
-                    }));
-                }
-                Ok(Ok(Answer { value: values, writes: answer.writes }))
-            }
-            Err(failure) => Ok(Err(failure.into())),
-        }
+        self.answered(result, "one page of values", |values| {
+            values.values.iter().map(|value| value.len() + 5).sum()
+        })
     }
 
     /// Merges versions of items (a pure function).
@@ -321,15 +301,41 @@ impl Instance {
         self.store.set_epoch_deadline(1);
     }
 
+    /// The end of a call that must not be doomed.
     fn end<T>(&mut self, result: wasmtime::Result<T>) -> Result<Answer<T>, GuestError> {
+        let answer = self.judge(result)?;
+        match answer.doom {
+            None => Ok(answer),
+            Some(doom) => Err(GuestError::Doomed(doom)),
+        }
+    }
+
+    /// The end of a command: its answer may be too large, too.
+    fn answered<T, E: Into<CommandFailure>>(
+        &mut self,
+        result: wasmtime::Result<Result<T, E>>,
+        what: &'static str,
+        length: impl FnOnce(&T) -> usize,
+    ) -> Result<Result<Answer<T>, CommandFailure>, GuestError> {
+        let Answer { value, writes, mut doom } = self.judge(result)?;
+        match value {
+            Ok(value) => {
+                let (bytes, limit) = (length(&value), self.store.data().limits.reply_bytes);
+                if bytes > limit {
+                    doom = doom.or(Some(Doom::TooLarge { what, bytes, limit }));
+                }
+                Ok(Ok(Answer { value, writes, doom }))
+            }
+            Err(failure) => doom.map_or(Ok(Err(failure.into())), |doom| Err(GuestError::Doomed(doom))),
+        }
+    }
+
+    fn judge<T>(&mut self, result: wasmtime::Result<T>) -> Result<Answer<T>, GuestError> {
         let state = self.store.data_mut();
-        let batch = std::mem::take(&mut state.call.batch);
+        let (batch, doom) = (std::mem::take(&mut state.call.batch), state.call.doom.take());
         match result {
             Err(error) => Err(explain(&error, state)),
-            Ok(_) if state.call.doom.is_some() => {
-                Err(GuestError::Doomed(state.call.doom.take().unwrap_or(Doom::WrongKey)))
-            }
-            Ok(value) => Ok(Answer { value, writes: batch.into_writes().collect() }),
+            Ok(value) => Ok(Answer { value, writes: batch.into_writes().collect(), doom }),
         }
     }
 }

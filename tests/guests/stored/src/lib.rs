@@ -1,8 +1,11 @@
 //! A key/value store: items in host storage, the newest version wins, deletes are tombstones.
+//! With the setting `farewell` it writes, as it ends, why it does so under that key.
 use annulus_guest::prelude::*;
 
 #[derive(Default)]
-struct Kv;
+struct Kv {
+    farewell: Option<String>,
+}
 
 type Entry = Latest<Value>;
 
@@ -35,6 +38,16 @@ fn set(key: &str, value: Option<Value>) -> Option<Value> {
 
 impl Vnode for Kv {
     type Command = Command;
+
+    fn config() -> Vec<Param> {
+        vec![Param::optional("farewell", "text", "a key to write as the last words of an instance")]
+    }
+
+    fn init(&mut self, config: Config) -> Result<(), String> {
+        self.farewell = config.get("farewell")?;
+        Ok(())
+    }
+
     fn handle_command(&mut self, command: Command) -> Result<Reply, Failure> {
         match command {
             Command::Put { key, value } => {
@@ -62,7 +75,15 @@ impl Merge for Kv {
     type State = Entry;
 }
 
-export!(Kv: Coverage + Merge);
+impl Lifecycle for Kv {
+    fn terminate(&mut self, reason: &str) {
+        if let Some(key) = &self.farewell {
+            set(key, Some(reason.into()));
+        }
+    }
+}
+
+export!(Kv: Coverage + Merge + Lifecycle);
 
 #[cfg(test)]
 mod tests {
