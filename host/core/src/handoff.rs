@@ -25,6 +25,7 @@
 pub mod duties;
 pub mod message;
 pub mod pairs;
+pub mod rate;
 pub mod receiver;
 pub mod sender;
 mod tally;
@@ -55,4 +56,7 @@ pub enum TransferState {
 pub struct Faults {
     pub stream_again_under_a_flip: bool,
     pub drop_at_begin: bool,
+    pub lose_forward_while_held: bool,
+    pub ignore_end_digest: bool,
+    pub believe_lost_answers: bool,
 }

@@ -60,6 +60,11 @@ impl RangeDigest {
         self.change(item, u128::wrapping_sub);
     }
 
+    /// Adds all that another digest is of.
+    pub fn add_all(&mut self, other: &Self) {
+        self.0 = u128::from_le_bytes(self.0).wrapping_add(u128::from_le_bytes(other.0)).to_le_bytes();
+    }
+
     fn change(&mut self, item: &Item, how: fn(u128, u128) -> u128) {
         let mut sha = Sha256::new();
         for part in [&item.key, &item.sort, &item.value] {
@@ -107,6 +112,8 @@ mod tests {
         assert!(!others.contains(&digest(&[a.clone(), b.clone()])));
         let mut back = digest(&[a.clone(), b.clone()]);
         back.remove(&b);
-        assert_eq!(back, digest(&[a]));
+        assert_eq!(back, digest(std::slice::from_ref(&a)));
+        back.add_all(&digest(std::slice::from_ref(&b)));
+        assert_eq!(back, digest(&[b, a]));
     }
 }

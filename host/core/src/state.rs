@@ -8,6 +8,7 @@
 mod apply;
 mod change;
 mod deploy;
+mod handoff;
 mod lookup;
 mod plan;
 mod recover;
@@ -23,6 +24,10 @@ use crate::ring::RingTable;
 
 pub use apply::MAX_WIDTH;
 pub use change::{Change, Loss};
+pub use handoff::{
+    EffectiveLimits, HandoffChange, HandoffLimits, HandoffSettings, INCOMING_AT_ONCE, LEAST_BYTES_PER_SECOND,
+    OUTGOING_AT_ONCE, Rate,
+};
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
 pub use recover::{Answer, Recovery};
 
@@ -175,6 +180,9 @@ pub struct ClusterState {
     /// Partitions whose items may be gone with a removed owner, until an operator has seen it.
     #[serde(default)]
     pub losses: BTreeMap<PartitionId, Loss>,
+    /// How much may move at once.
+    #[serde(default)]
+    pub handoff: HandoffSettings,
 }
 
 /// The state machine from the first entry on: nothing until [`Command::Found`].
@@ -350,6 +358,13 @@ pub enum Command {
     Acknowledge {
         /// Log index.
         up_to: u64,
+    },
+    /// Changes how much may move at once. State level 2.
+    SetHandoff {
+        /// Of one node; of every node that has no setting of its own where none.
+        node: Option<NodeId>,
+        /// All of them, or none.
+        changes: Vec<HandoffChange>,
     },
 }
 

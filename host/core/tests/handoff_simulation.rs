@@ -46,7 +46,12 @@ fn the_simulation_reaches_what_it_is_for() {
             && seen.writes_during_handoff > 1000
             && seen.sealed_restarts > 20
             && seen.lost_stages > 5
-            && seen.late_streams > 5,
+            && seen.late_streams > 5
+            && seen.holds > 100
+            && seen.busy > 50
+            && seen.dropped > 20
+            && seen.adopted > 50
+            && seen.differ > 50,
         "{seen:?}"
     );
 }
@@ -71,4 +76,8 @@ caught! {
     serving_while_sealed_is_caught: ServeWhileSealed,
     a_second_stage_under_one_flip_is_caught: StreamAgainUnderAFlip,
     dropping_a_stage_for_a_late_stream_is_caught: DropAtBegin,
+    a_pause_that_loses_a_write_is_caught: LoseForwardWhileHeld,
+    an_item_lost_on_the_way_and_not_counted_at_the_end_is_caught: IgnoreEndDigest,
+    an_answer_lost_with_its_link_and_taken_for_a_yes_is_caught: BelieveLostAnswers,
+    a_comparison_that_does_not_look_is_caught: CompareNothing,
 }

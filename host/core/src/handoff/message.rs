@@ -4,13 +4,15 @@
 //! the stream; the receiver acknowledges a number once everything up to it is as safe as its
 //! module's storage makes it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, ModuleUid, TransferId};
 use crate::item::Item;
 use crate::keyspace::PartitionId;
 
-use super::Tallies;
+use super::{Tallies, Tally};
 
 /// A module whose items come, and the release that wrote them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -86,7 +88,79 @@ pub enum ToReceiver {
         seq: u64,
         /// All that was sent in this attempt.
         tallies: Tallies,
+        /// How many items the sealed vnodes have, of each module whose items the host keeps and so
+        /// can count.
+        #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+        counts: BTreeMap<ModuleUid, u64>,
     },
+    /// Only to a receiver that has said that it has kept a stage, and before anything that is
+    /// numbered: that stage is to be compared and goes on (R16).
+    Keep,
+    /// All items of a range of places, by their digest. A stage that has others in the range
+    /// answers `Differs`.
+    Range {
+        /// Its number.
+        seq: u64,
+        /// Whose.
+        module: ModuleUid,
+        /// Which places.
+        range: Range,
+        /// Of the items that are not deleted.
+        tally: Tally,
+    },
+    /// All items of a range of places: what the stage has there goes.
+    Replace {
+        /// Its number.
+        seq: u64,
+        /// Whose.
+        module: ModuleUid,
+        /// Which places.
+        range: Range,
+        /// All items there.
+        items: Vec<Item>,
+    },
+}
+
+/// Where an item stands: key, then sort.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct Place(#[serde(with = "serde_bytes")] pub Vec<u8>, #[serde(with = "serde_bytes")] pub Vec<u8>);
+
+/// Places between two others.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Range {
+    /// Everything behind this, itself not; from the first where none.
+    pub after: Option<Place>,
+    /// Up to and with this; to the last where none.
+    pub upto: Option<Place>,
+}
+
+impl ToReceiver {
+    /// Its number, if it has one.
+    pub fn seq(&self) -> Option<u64> {
+        match self {
+            Self::Items { seq, .. }
+            | Self::Module { seq, .. }
+            | Self::End { seq, .. }
+            | Self::Range { seq, .. }
+            | Self::Replace { seq, .. } => Some(*seq),
+            Self::Begin(_) | Self::Keep => None,
+        }
+    }
+}
+
+impl Place {
+    /// Of an item.
+    pub fn of(item: &Item) -> Self {
+        Self(item.key.clone(), item.sort.clone())
+    }
+}
+
+impl Range {
+    /// Is the place in it?
+    pub fn contains(&self, place: &Place) -> bool {
+        self.after.as_ref().is_none_or(|after| place > after)
+            && self.upto.as_ref().is_none_or(|upto| place <= upto)
+    }
 }
 
 /// From the receiver.
@@ -98,6 +172,10 @@ pub enum ToSender {
         boot: BootId,
         /// What of it is there.
         have: Have,
+        /// There is also a stage of an earlier stream, which a sender that begins afresh may have
+        /// compared instead of sending everything again (`Keep`). Without that it is dropped.
+        #[serde(default)]
+        kept: bool,
     },
     /// Everything up to `seq` is staged.
     Ack {
@@ -114,6 +192,11 @@ pub enum ToSender {
     Refuse {
         /// Why.
         reason: Refused,
+    },
+    /// Acknowledges a `Range` in which the stage has other items.
+    Differs {
+        /// Its number.
+        seq: u64,
     },
 }
 
@@ -156,7 +239,17 @@ pub enum Refused {
     /// What came is not what was sent.
     #[error("what arrived is not what was sent")]
     Tallies,
-    /// Too many transfers at once: later.
+    /// Too many transfers at once, or paused: later.
     #[error("busy with other transfers")]
     Busy,
+    /// Another number of items is staged than there should be.
+    #[error("module {module}: {staged} items are there and should be {sent}")]
+    Count {
+        /// Whose.
+        module: ModuleUid,
+        /// How many the sender has.
+        sent: u64,
+        /// How many arrived.
+        staged: u64,
+    },
 }

@@ -1,105 +1,27 @@
 //! The taker's side of a handoff.
 
-use std::collections::BTreeSet;
+mod filling;
+mod interface;
+
+use std::collections::BTreeMap;
 
 use crate::ids::{BootId, ModuleUid};
-use crate::item::Item;
 use crate::ring::Fate;
 
-use super::message::{Begin, Have, ModuleRelease, Refused, Start, ToReceiver, ToSender};
+use super::message::{Begin, Have, Refused, Start, ToReceiver, ToSender};
 use super::{Faults, Tallies, TransferState};
 
-/// One opened stream, numbered by the driver; a later one replaces those before.
-pub type StreamId = u64;
-
-/// What happened.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// A message came. The first on a stream is a `Begin` for this transfer.
-    Received(StreamId, ToReceiver),
-    /// A stream is gone.
-    Disconnected(StreamId),
-    /// Everything up to and with this number is staged.
-    Staged {
-        /// The generation of the stage.
-        generation: u64,
-        /// The number.
-        seq: u64,
-    },
-    /// Answers `Effect::Complete`: the mark is durable.
-    Completed(u64),
-    /// Opening, staging or marking failed.
-    Failed {
-        /// The generation of the stage.
-        generation: u64,
-        /// Why.
-        reason: Refused,
-    },
-    /// What the committed log says of this transfer.
-    Fate(Fate),
-}
-
-/// What the driver is to do, in order.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Make an empty stage for items of these modules, once the own log is applied up to
-    /// `applied`; or have the one of this generation take further modules. Answer only a failure.
-    Open {
-        /// Counts stages: answers carry it.
-        generation: u64,
-        /// Whose items will come.
-        modules: Vec<ModuleRelease>,
-        /// Log index to wait for.
-        applied: u64,
-    },
-    /// Put items in the stage, after all before. Answer `Staged` once it is as durable as the
-    /// module's storage; one answer may stand for many.
-    Stage {
-        /// The generation of the stage.
-        generation: u64,
-        /// To answer with.
-        seq: u64,
-        /// Whose.
-        module: ModuleUid,
-        /// What, to be taken in order.
-        items: Vec<Item>,
-    },
-    /// Mark the stage complete, durably. Answer `Completed`.
-    Complete(u64),
-    /// Send on a stream; if that is gone, nothing is lost.
-    Send(StreamId, ToSender),
-    /// Close a stream after what was sent on it.
-    Close(StreamId),
-    /// Drop the stage, whatever there is of it.
-    Drop,
-    /// The transfer flipped: the stage becomes the vnode's state (R7). Where it is not complete, the
-    /// store is `building` and the loss is to be shown (R5).
-    Promote {
-        /// Is it all there?
-        complete: bool,
-    },
-}
+use filling::{End, Filling};
+pub use interface::{Effect, Event, Found, StreamId};
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     Empty,
+    /// Of before a restart: what is in it shows only a comparison.
+    Kept,
     Filling(Filling),
     Complete,
     Finished(Fate),
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Filling {
-    /// The stream's name.
-    from: (BootId, u64),
-    modules: BTreeSet<ModuleUid>,
-    /// The number that should come next.
-    next: u64,
-    /// Everything below is staged.
-    staged: u64,
-    tallies: Tallies,
-    /// The number of `End`, when it came.
-    end: Option<u64>,
 }
 
 /// Takes one partition over from one node by one transfer: see [`super`] for what it keeps
@@ -118,15 +40,20 @@ pub struct Receiver {
     asked: bool,
     /// Items and bytes of a stage that is complete.
     taken: (u64, u64),
+    /// Can the driver compare and adopt stages?
+    keeps: bool,
     #[doc(hidden)]
     pub faults: Faults,
 }
 
 impl Receiver {
-    /// A receiver for one transfer. `complete`: this node has found a stage of it on its disk
-    /// that is marked complete; one that is not, the driver has dropped.
-    pub fn new(boot: BootId, complete: bool) -> Self {
-        let stage = if complete { Stage::Complete } else { Stage::Empty };
+    /// A receiver for one transfer, of which this node has found so much.
+    pub fn new(boot: BootId, found: Found) -> Self {
+        let stage = match found {
+            Found::Nothing => Stage::Empty,
+            Found::Part => Stage::Kept,
+            Found::Complete => Stage::Complete,
+        };
         Self {
             boot,
             stage,
@@ -135,14 +62,21 @@ impl Receiver {
             fresh: None,
             asked: false,
             taken: (0, 0),
+            keeps: false,
             faults: Faults::default(),
         }
+    }
+
+    /// One whose driver can compare a stage of before with what the sender has, and go on with it
+    /// (R16): without that, a stream that begins afresh drops what is there.
+    pub fn keeping(self) -> Self {
+        Self { keeps: true, ..self }
     }
 
     /// For `annulus transfers`.
     pub fn state(&self) -> TransferState {
         match self.stage {
-            Stage::Empty => TransferState::Waiting,
+            Stage::Empty | Stage::Kept => TransferState::Waiting,
             Stage::Filling(_) => TransferState::Running,
             Stage::Complete => TransferState::Sealed,
             Stage::Finished(Fate::Flipped) => TransferState::Done,
@@ -153,7 +87,7 @@ impl Receiver {
     /// Items and bytes that came so far.
     pub fn progress(&self) -> (u64, u64) {
         match &self.stage {
-            Stage::Filling(filling) => filling.tallies.total(),
+            Stage::Filling(filling) => filling.came.total(),
             _ => self.taken,
         }
     }
@@ -175,7 +109,9 @@ impl Receiver {
                 }
                 Vec::new()
             }
-            Event::Staged { generation, seq } => self.staged(generation, seq),
+            Event::Staged { generation, seq, taken } => self.staged(generation, seq, &taken),
+            Event::Compared { generation, seq, same } => self.compared(generation, seq, same),
+            Event::Counted { generation, counts } => self.counted(generation, &counts),
             Event::Completed(generation) => self.completed(generation),
             Event::Failed { generation, reason } => match self.filling(generation) {
                 Some(_) => self.give_up(reason),
@@ -224,21 +160,35 @@ impl Receiver {
             effects.push(Effect::Drop);
         }
         self.generation += 1;
-        self.stage = Stage::Filling(Filling {
-            from: (begin.boot, begin.attempt),
-            modules: begin.modules.iter().map(|module| module.uid).collect(),
-            next: 0,
-            staged: 0,
-            tallies: Tallies::default(),
-            end: None,
-        });
+        self.stage = Stage::Filling(Filling::of(&begin));
         let (generation, applied) = (self.generation, begin.applied);
         effects.push(Effect::Open { generation, modules: begin.modules, applied });
         effects
     }
 
+    /// Goes on with the stage that is there, which the sender will have compared.
+    fn adopt(&mut self) -> Result<Vec<Effect>, Refused> {
+        let Some(begin) = self.fresh.take().filter(|_| self.has_kept()) else {
+            return Err(Refused::Stage("there is no stage to be compared".into()));
+        };
+        self.generation += 1;
+        self.stage = Stage::Filling(Filling::of(&begin));
+        let (generation, applied) = (self.generation, begin.applied);
+        Ok(vec![Effect::Adopt { generation, modules: begin.modules, applied }])
+    }
+
+    /// Is there a stage that can be compared? Not one that is complete: a flip may be on its way.
+    fn has_kept(&self) -> bool {
+        match self.stage {
+            Stage::Kept => true,
+            Stage::Filling(_) => self.keeps,
+            _ => false,
+        }
+    }
+
     fn accept(&self, have: Have) -> Option<Effect> {
-        self.send(ToSender::Accept { boot: self.boot, have })
+        let kept = self.fresh.is_some() && self.has_kept();
+        self.send(ToSender::Accept { boot: self.boot, have, kept })
     }
 
     /// Says how the stage gets on; not on a stream that is about to begin another.
@@ -251,13 +201,14 @@ impl Receiver {
     }
 
     fn take(&mut self, message: ToReceiver) -> Result<Vec<Effect>, Refused> {
+        if message == ToReceiver::Keep {
+            return self.adopt();
+        }
         let mut effects = self.open();
         let generation = self.generation;
-        let got = match &message {
-            ToReceiver::Items { seq, .. } | ToReceiver::Module { seq, .. } | ToReceiver::End { seq, .. } => {
-                *seq
-            }
-            ToReceiver::Begin(_) => 0,
+        let Some(got) = message.seq() else {
+            // The caller has taken the first of these; a stream has no second.
+            return Err(Refused::Order { expected: 0, got: 0 });
         };
         let filling = match &mut self.stage {
             Stage::Filling(filling) if filling.next == got && filling.end.is_none() => filling,
@@ -268,11 +219,18 @@ impl Receiver {
         filling.next += 1;
         match message {
             ToReceiver::Items { seq, module, items } => {
-                if !filling.modules.contains(&module) {
-                    return Err(Refused::Module { module, why: "it was not announced".into() });
-                }
-                filling.tallies.add(module, &items);
+                filling.announced(module)?;
+                filling.came.add(module, &items);
                 effects.push(Effect::Stage { generation, seq, module, items });
+            }
+            ToReceiver::Range { seq, module, range, tally } => {
+                filling.announced(module)?;
+                effects.push(Effect::Compare { generation, seq, module, range, tally });
+            }
+            ToReceiver::Replace { seq, module, range, items } => {
+                filling.announced(module)?;
+                filling.came.add(module, &items);
+                effects.push(Effect::Replace { generation, seq, module, range, items });
             }
             ToReceiver::Module { seq, module, applied } => {
                 filling.modules.insert(module.uid);
@@ -280,17 +238,14 @@ impl Receiver {
                 // An empty page has the number staged in its turn.
                 effects.push(Effect::Stage { generation, seq, module: module.uid, items: Vec::new() });
             }
-            ToReceiver::End { seq, tallies } => {
-                if tallies != filling.tallies {
+            ToReceiver::End { seq, tallies, counts } => {
+                if tallies != filling.came {
                     return Err(Refused::Tallies);
                 }
-                filling.end = Some(seq);
-                if filling.is_whole() {
-                    effects.push(Effect::Complete(generation));
-                }
+                filling.end = Some(End { seq, tallies, counts });
+                effects.extend(self.whole()?);
             }
-            // The caller has taken it; a stream has no second.
-            ToReceiver::Begin(_) => {}
+            ToReceiver::Begin(_) | ToReceiver::Keep => {}
         }
         Ok(effects)
     }
@@ -302,24 +257,68 @@ impl Receiver {
         }
     }
 
-    fn staged(&mut self, generation: u64, seq: u64) -> Vec<Effect> {
+    fn staged(&mut self, generation: u64, seq: u64, taken: &Tallies) -> Vec<Effect> {
         let Some(filling) = self.filling(generation) else { return Vec::new() };
-        if seq < filling.staged || seq >= filling.next {
+        filling.taken.add_all(taken);
+        if !filling.is_done(seq) {
             return Vec::new();
         }
-        filling.staged = seq + 1;
-        let whole = filling.is_whole();
         let mut effects: Vec<Effect> = self.report(ToSender::Ack { seq }).into_iter().collect();
-        if whole {
-            effects.push(Effect::Complete(generation));
+        match self.whole() {
+            Ok(more) => effects.extend(more),
+            Err(reason) => effects.extend(self.give_up(reason)),
         }
         effects
     }
 
+    fn compared(&mut self, generation: u64, seq: u64, same: bool) -> Vec<Effect> {
+        if same {
+            return self.staged(generation, seq, &Tallies::default());
+        }
+        let Some(filling) = self.filling(generation) else { return Vec::new() };
+        if !filling.is_done(seq) {
+            return Vec::new();
+        }
+        self.report(ToSender::Differs { seq }).into_iter().collect()
+    }
+
+    /// What follows once everything is staged: what is there is compared with what was sent.
+    fn whole(&mut self) -> Result<Option<Effect>, Refused> {
+        let generation = self.generation;
+        let ignores = self.faults.ignore_end_digest;
+        let Some(filling) = self.filling(generation) else { return Ok(None) };
+        let Some(end) = filling.end.as_ref().filter(|end| end.seq == filling.staged) else {
+            return Ok(None);
+        };
+        if filling.taken != end.tallies && !ignores {
+            return Err(Refused::Tallies);
+        }
+        Ok(Some(if end.counts.is_empty() {
+            Effect::Complete(generation)
+        } else {
+            Effect::Count { generation, modules: end.counts.keys().copied().collect() }
+        }))
+    }
+
+    fn counted(&mut self, generation: u64, counts: &BTreeMap<ModuleUid, u64>) -> Vec<Effect> {
+        let ignores = self.faults.ignore_end_digest;
+        let Some(end) = self.filling(generation).and_then(|filling| filling.end.as_ref()) else {
+            return Vec::new();
+        };
+        let wrong = end.counts.iter().find_map(|(module, sent)| {
+            let staged = *counts.get(module)?;
+            (staged != *sent).then_some(Refused::Count { module: *module, sent: *sent, staged })
+        });
+        match wrong {
+            Some(reason) if !ignores => self.give_up(reason),
+            _ => vec![Effect::Complete(generation)],
+        }
+    }
+
     fn completed(&mut self, generation: u64) -> Vec<Effect> {
         let Some(filling) = self.filling(generation) else { return Vec::new() };
-        let Some(seq) = filling.end else { return Vec::new() };
-        self.taken = filling.tallies.total();
+        let Some(seq) = filling.end.as_ref().map(|end| end.seq) else { return Vec::new() };
+        self.taken = filling.came.total();
         self.stage = Stage::Complete;
         let asked = std::mem::take(&mut self.asked);
         let answer = if asked { self.accept(Have::All) } else { self.report(ToSender::Ended { seq }) };
@@ -329,7 +328,7 @@ impl Receiver {
     /// Drops the stage and tells the sender, who begins again when it likes.
     fn give_up(&mut self, reason: Refused) -> Vec<Effect> {
         // A stage that is complete may be flipped at any moment: only the log ends it.
-        let drop = matches!(self.stage, Stage::Filling(_));
+        let drop = matches!(self.stage, Stage::Filling(_) | Stage::Kept);
         let mut effects = Vec::new();
         if drop {
             (self.stage, self.asked) = (Stage::Empty, false);
@@ -355,12 +354,5 @@ impl Receiver {
         effects.extend(self.stream.take().map(Effect::Close));
         self.stage = Stage::Finished(fate);
         effects
-    }
-}
-
-impl Filling {
-    /// The end has come, and everything before it is staged.
-    fn is_whole(&self) -> bool {
-        self.end == Some(self.staged)
     }
 }

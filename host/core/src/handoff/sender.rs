@@ -2,7 +2,9 @@
 
 mod interface;
 mod outgoing;
+mod reading;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::ids::ModuleUid;
@@ -54,7 +56,15 @@ pub struct Sender {
     losses: u32,
     /// A `Retry` is under way.
     pausing: bool,
+    /// It has no turn, or is paused: no page is read and no seal begun.
+    held: bool,
+    /// A stage of before may be compared: unless the vnodes give their items in no order.
+    compares: bool,
+    /// How many items the sealed vnodes have, where the host can tell.
+    counts: BTreeMap<ModuleUid, u64>,
     error: Option<String>,
+    /// Why the receiver gave up the last stream, until it accepts another.
+    refused: Option<Refused>,
     /// Of the last attempt that is over.
     sent: (u64, u64),
     #[doc(hidden)]
@@ -77,7 +87,11 @@ impl Sender {
             applied,
             losses: 0,
             pausing: false,
+            held: false,
+            compares: true,
+            counts: BTreeMap::new(),
             error: None,
+            refused: None,
             sent: (0, 0),
             faults: Faults::default(),
         }
@@ -97,13 +111,23 @@ impl Sender {
 
     /// Items and bytes sent in this attempt, or in the last one.
     pub fn progress(&self) -> (u64, u64) {
-        self.outgoing.as_ref().map_or(self.sent, |outgoing| outgoing.tallies.total())
+        self.outgoing.as_ref().map_or(self.sent, |outgoing| outgoing.done.total())
     }
 
     /// The same by module; empty once the transfer is over.
     pub fn progress_by_module(&self) -> impl Iterator<Item = (ModuleUid, u64, u64)> {
-        let tallies = self.outgoing.iter().flat_map(|outgoing| &outgoing.tallies.0);
+        let tallies = self.outgoing.iter().flat_map(|outgoing| &outgoing.done.0);
         tallies.map(|(module, tally)| (*module, tally.items, tally.bytes))
+    }
+
+    /// Is the partition about to be given away, so that every moment counts?
+    pub fn is_urgent(&self) -> bool {
+        matches!(self.phase, Phase::Sealing | Phase::Sealed | Phase::Flipping | Phase::Cancelling)
+    }
+
+    /// Why the receiver gave up the last stream, if it has not accepted one since.
+    pub fn refusal(&self) -> Option<&Refused> {
+        self.refused.as_ref()
     }
 
     /// The last thing that went wrong.
@@ -143,14 +167,19 @@ impl Sender {
             }
             Event::PageFailed { attempt, why } if attempt == self.attempt => {
                 self.error = Some(why);
-                self.outgoing.iter_mut().for_each(|outgoing| outgoing.reading = false);
+                self.outgoing.iter_mut().for_each(|outgoing| outgoing.reading = None);
                 self.pause(&mut effects);
             }
             Event::Page { .. } | Event::PageFailed { .. } => {}
+            Event::Forward(..) if self.held && self.faults.lose_forward_while_held => {}
             Event::Forward(module, items) => self.enqueue_items(module, items, &mut effects),
+            Event::Held(held) => {
+                self.held = held;
+                self.pump(&mut effects);
+            }
             Event::Deployed(module, applied) => self.deployed(module, applied, &mut effects),
             Event::Undeployed(module) => self.undeployed(module, &mut effects),
-            Event::Sealed => self.sealed(&mut effects),
+            Event::Sealed { counts } => self.sealed(counts, &mut effects),
             Event::SealRefused if self.phase == Phase::Sealing => {
                 self.phase = Phase::Streaming;
                 self.pause(&mut effects);
@@ -223,7 +252,11 @@ impl Sender {
             return self.cancel(effects);
         }
         self.forget_if_too_much();
-        self.pause(effects);
+        match self.phase {
+            // Requests wait: it is tried again at once, and a link that cannot be had tells.
+            Phase::Sealed | Phase::Flipping => self.connect(effects),
+            _ => self.pause(effects),
+        }
     }
 
     /// Gives up the stream and what was sent: the next one begins afresh.
@@ -246,8 +279,9 @@ impl Sender {
     fn receive(&mut self, message: ToSender, effects: &mut Vec<Effect>) {
         self.losses = 0;
         match (message, self.link) {
-            (ToSender::Accept { have, .. }, Link::Greeting) => self.accepted(have, effects),
+            (ToSender::Accept { have, kept, .. }, Link::Greeting) => self.accepted(have, kept, effects),
             (ToSender::Ack { seq }, Link::Up) => self.acknowledged(seq, effects),
+            (ToSender::Differs { seq }, Link::Up) => self.differs(seq, effects),
             (ToSender::Ended { seq }, Link::Up) => match self.phase {
                 Phase::Sealed
                     if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.ended == Some(seq)) =>
@@ -269,6 +303,7 @@ impl Sender {
 
     fn refused(&mut self, reason: Refused, effects: &mut Vec<Effect>) {
         self.error = Some(reason.to_string());
+        self.refused = Some(reason);
         self.give_up(effects);
     }
 
@@ -282,7 +317,8 @@ impl Sender {
         }
     }
 
-    fn accepted(&mut self, have: Have, effects: &mut Vec<Effect>) {
+    fn accepted(&mut self, have: Have, kept: bool, effects: &mut Vec<Effect>) {
+        self.refused = None;
         if have == Have::All {
             match self.phase {
                 // Sealed since before the mark was made, so it is still all there is.
@@ -295,26 +331,43 @@ impl Sender {
             }
             return;
         }
-        if self.phase == Phase::Flipping && !self.faults.stream_again_under_a_flip {
-            self.error = Some("the receiver has lost what it had staged".into());
-            return self.cancel(effects);
-        }
         let next = match (have, &self.outgoing) {
-            (Have::Below(next), Some(outgoing)) if (outgoing.first()..=outgoing.next).contains(&next) => next,
-            _ => {
-                if self.phase == Phase::Flipping {
-                    self.phase = Phase::Sealed;
-                }
-                self.outgoing = None;
-                return self.greet(effects);
+            _ if self.phase == Phase::Flipping && !self.faults.stream_again_under_a_flip => None,
+            (Have::Below(next), Some(outgoing)) if (outgoing.first()..=outgoing.next).contains(&next) => {
+                Some(next)
             }
+            _ => None,
         };
+        let Some(next) = next else { return self.receiver_lost_it(effects) };
         let Some(outgoing) = &mut self.outgoing else { return };
+        if !self.faults.believe_lost_answers {
+            outgoing.doubt_below(next);
+        }
         outgoing.acknowledge(next);
         self.link = Link::Up;
+        // Nothing of this attempt has arrived, and there is something else: it is compared.
+        if kept && self.compares && next == 0 && !outgoing.comparing && outgoing.is_untouched() {
+            outgoing.comparing = true;
+            effects.push(Effect::Send(self.stream, Arc::new(ToReceiver::Keep)));
+        }
         let again = outgoing.kept.iter().map(|(_, message)| Effect::Send(self.stream, message.clone()));
         effects.extend(again);
         self.pump(effects);
+    }
+
+    /// Before the seal the stream begins again. After it that would keep requests waiting for all of
+    /// it, so the transfer is cancelled and the partition served.
+    fn receiver_lost_it(&mut self, effects: &mut Vec<Effect>) {
+        match self.phase {
+            Phase::Sealed | Phase::Flipping if !self.faults.stream_again_under_a_flip => {
+                self.error = Some("the receiver has lost what it had staged".into());
+                return self.cancel(effects);
+            }
+            Phase::Flipping => self.phase = Phase::Sealed,
+            _ => {}
+        }
+        self.outgoing = None;
+        self.greet(effects);
     }
 
     fn acknowledged(&mut self, seq: u64, effects: &mut Vec<Effect>) {
@@ -323,55 +376,6 @@ impl Sender {
             return self.violated("it acknowledges what was never sent", effects);
         }
         outgoing.acknowledge(seq + 1);
-        self.pump(effects);
-    }
-
-    /// Does what is possible now: reads on, seals, ends.
-    fn pump(&mut self, effects: &mut Vec<Effect>) {
-        let Some(outgoing) = self.outgoing.as_mut().filter(|_| self.link == Link::Up) else { return };
-        if let Some((module, after)) = outgoing.unread.front() {
-            if !outgoing.reading && outgoing.kept_bytes < self.limits.window_bytes && !self.pausing {
-                outgoing.reading = true;
-                let (module, after) = (*module, after.clone());
-                effects.push(Effect::ReadPage { attempt: self.attempt, module, after });
-            }
-            return;
-        }
-        match self.phase {
-            Phase::Streaming if outgoing.kept.len() <= self.limits.seal_within && !self.pausing => {
-                self.phase = Phase::Sealing;
-                effects.push(Effect::Seal);
-            }
-            Phase::Sealed => self.send_end(effects),
-            _ => {}
-        }
-    }
-
-    fn send_end(&mut self, effects: &mut Vec<Effect>) {
-        let Some(outgoing) = self.outgoing.as_mut().filter(|outgoing| outgoing.ended.is_none()) else {
-            return;
-        };
-        let (seq, tallies) = (outgoing.next, outgoing.tallies.clone());
-        outgoing.ended = Some(seq);
-        self.enqueue(0, |seq| ToReceiver::End { seq, tallies }, effects);
-    }
-
-    fn page(
-        &mut self,
-        module: ModuleUid,
-        items: Vec<Item>,
-        next: Option<Vec<u8>>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(outgoing) = &mut self.outgoing else { return };
-        outgoing.reading = false;
-        if let Some((_, after)) = outgoing.unread.front_mut().filter(|(first, _)| *first == module) {
-            match next {
-                Some(token) => *after = Some(token),
-                None => drop(outgoing.unread.pop_front()),
-            }
-            self.enqueue_items(module, items, effects);
-        }
         self.pump(effects);
     }
 
@@ -385,6 +389,7 @@ impl Sender {
             return self.cancel(effects);
         }
         outgoing.tallies.add(module, &items);
+        outgoing.done.add(module, &items);
         let bytes = items.iter().map(Item::len).sum();
         self.enqueue(bytes, |seq| ToReceiver::Items { seq, module, items }, effects);
         self.forget_if_too_much();
@@ -404,7 +409,7 @@ impl Sender {
     fn forget_if_too_much(&mut self) {
         let limit = self.limits.backlog_bytes;
         let too_much = self.outgoing.as_ref().is_some_and(|outgoing| outgoing.kept_bytes > limit);
-        if too_much && self.link == Link::Down && self.phase != Phase::Flipping {
+        if too_much && self.link == Link::Down && !self.is_urgent() {
             self.outgoing = None;
         }
     }
@@ -429,14 +434,16 @@ impl Sender {
         if let Some(outgoing) = &mut self.outgoing {
             // The page that is being read, if it is one of this module's, comes and is let go.
             outgoing.unread.retain(|(unread, _)| *unread != module);
+            outgoing.again.retain(|again| again.module != module);
         }
         self.pump(effects);
     }
 
-    fn sealed(&mut self, effects: &mut Vec<Effect>) {
+    fn sealed(&mut self, counts: BTreeMap<ModuleUid, u64>, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Sealing => {
                 self.phase = Phase::Sealed;
+                self.counts = counts;
                 self.pump(effects);
             }
             // Cancelled while the seal was being made.

@@ -18,6 +18,21 @@ pub struct Tally {
     pub digest: RangeDigest,
 }
 
+impl Tally {
+    /// Of all these items.
+    pub fn of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Self {
+        let mut tally = Self::default();
+        items.into_iter().for_each(|item| tally.add(item));
+        tally
+    }
+
+    fn add(&mut self, item: &Item) {
+        self.items += 1;
+        self.bytes += item.len() as u64;
+        self.digest.add(item);
+    }
+}
+
 /// By module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -27,10 +42,16 @@ impl Tallies {
     /// Counts items of a module.
     pub fn add(&mut self, module: ModuleUid, items: &[Item]) {
         let tally = self.0.entry(module).or_default();
-        for item in items {
-            tally.items += 1;
-            tally.bytes += item.len() as u64;
-            tally.digest.add(item);
+        items.iter().for_each(|item| tally.add(item));
+    }
+
+    /// Counts what others have counted.
+    pub fn add_all(&mut self, others: &Tallies) {
+        for (module, other) in &others.0 {
+            let tally = self.0.entry(*module).or_default();
+            tally.items += other.items;
+            tally.bytes += other.bytes;
+            tally.digest.add_all(&other.digest);
         }
     }
 

@@ -66,6 +66,7 @@ fn found(
         staged: Vec::new(),
         stage_version: 0,
         losses: Default::default(),
+        handoff: Default::default(),
     })
 }
 
@@ -131,6 +132,7 @@ impl ClusterState {
                 self.losses.retain(|_, loss| loss.index > *up_to);
                 Ok(Outcome::Done)
             }
+            Command::SetHandoff { node, changes } => self.set_handoff(*node, changes),
         }
     }
 

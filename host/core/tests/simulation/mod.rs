@@ -5,6 +5,7 @@ mod random;
 
 use std::collections::{BTreeMap, VecDeque};
 
+use annulus_core::handoff::Faults;
 use annulus_core::handoff::message::{ToReceiver, ToSender};
 use annulus_core::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
 use annulus_core::keyspace::{PartitionId, RingSize};
@@ -29,6 +30,23 @@ pub enum Mutant {
     ServeWhileSealed,
     StreamAgainUnderAFlip,
     DropAtBegin,
+    LoseForwardWhileHeld,
+    IgnoreEndDigest,
+    BelieveLostAnswers,
+    CompareNothing,
+}
+
+impl Mutant {
+    /// Those that are in the machines.
+    pub fn faults(self) -> Faults {
+        Faults {
+            stream_again_under_a_flip: self == Self::StreamAgainUnderAFlip,
+            drop_at_begin: self == Self::DropAtBegin,
+            lose_forward_while_held: self == Self::LoseForwardWhileHeld,
+            ignore_end_digest: self == Self::IgnoreEndDigest,
+            believe_lost_answers: self == Self::BelieveLostAnswers,
+        }
+    }
 }
 
 /// How often what is meant to happen does.
@@ -42,6 +60,11 @@ pub struct Seen {
     pub sealed_restarts: u64,
     pub lost_stages: u64,
     pub late_streams: u64,
+    pub holds: u64,
+    pub busy: u64,
+    pub dropped: u64,
+    pub adopted: u64,
+    pub differ: u64,
 }
 
 impl Seen {
@@ -54,6 +77,11 @@ impl Seen {
         self.sealed_restarts += other.sealed_restarts;
         self.lost_stages += other.lost_stages;
         self.late_streams += other.late_streams;
+        self.holds += other.holds;
+        self.busy += other.busy;
+        self.dropped += other.dropped;
+        self.adopted += other.adopted;
+        self.differ += other.differ;
     }
 }
 
@@ -174,6 +202,9 @@ impl World {
             self.step()?;
         }
         self.calm = true;
+        for at in 0..3 {
+            node::hold(self, at, false)?;
+        }
         for _ in 0..20_000 {
             if self.at_rest() {
                 return self.check_rest();
@@ -185,7 +216,7 @@ impl World {
 
     fn step(&mut self) -> Check {
         let chaos = if self.calm { 0 } else { 1 };
-        let actions: [Action; 8] = [
+        let actions: [Action; 9] = [
             (30, Self::write),
             (60, Self::deliver),
             (40, Self::do_local),
@@ -194,6 +225,7 @@ impl World {
             (2 * chaos, Self::crash),
             (5 * chaos, Self::cut),
             (2 * chaos, Self::aim),
+            (4 * chaos, Self::hold),
         ];
         let whole = actions.iter().map(|(weight, _)| weight).sum();
         let mut at = self.random.below(whole);
@@ -336,6 +368,16 @@ impl World {
         link.to_sender.clear();
         let (from, boot, name) = (link.from, link.boots.0, (link.transfer, link.number));
         if self.nodes[from].boot == boot { node::lost(self, from, name) } else { Ok(()) }
+    }
+
+    fn hold(&mut self) -> Check {
+        let (at, held) = (self.random.below(3) as usize, self.random.below(2) == 0);
+        node::hold(self, at, held)
+    }
+
+    /// May anything go wrong?
+    pub fn is_rough(&self) -> bool {
+        !self.calm
     }
 
     /// The ring is aimed elsewhere, or back.

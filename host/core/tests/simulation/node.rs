@@ -2,9 +2,12 @@
 
 use std::collections::VecDeque;
 
-use annulus_core::handoff::message::{Have, ModuleRelease, Start, ToReceiver, ToSender};
-use annulus_core::handoff::receiver::{self, Receiver};
+use annulus_core::handoff::message::{
+    Have, ModuleRelease, Place, Range, Refused, Start, ToReceiver, ToSender,
+};
+use annulus_core::handoff::receiver::{self, Found, Receiver};
 use annulus_core::handoff::sender::{self, Limits, Sender, Task};
+use annulus_core::handoff::{Tallies, Tally};
 use annulus_core::ids::{BootId, NodeId, TransferId};
 use annulus_core::item::Item;
 use annulus_core::ring::{Fate, Partition};
@@ -42,12 +45,27 @@ pub enum Local {
         seq: u64,
         items: Vec<Item>,
     },
+    Adopt,
+    Compare {
+        generation: u64,
+        seq: u64,
+        range: Range,
+        tally: Tally,
+    },
+    Replace {
+        generation: u64,
+        seq: u64,
+        range: Range,
+        items: Vec<Item>,
+    },
+    Count(u64),
     Complete(u64),
 }
 
 impl Local {
     pub fn is_in_order(&self) -> bool {
-        matches!(self, Self::Open | Self::Stage { .. } | Self::Complete(_))
+        let stage = matches!(self, Self::Open | Self::Stage { .. } | Self::Complete(_));
+        stage || matches!(self, Self::Adopt | Self::Compare { .. } | Self::Replace { .. } | Self::Count(_))
     }
 }
 
@@ -65,6 +83,8 @@ pub struct Node {
     pub sender: Option<(TransferId, NodeId, Sender)>,
     pub receiver: Option<(TransferId, Receiver)>,
     pub locals: VecDeque<Local>,
+    /// Paused by an operator, or without a turn.
+    pub held: bool,
     /// Answers nothing: a seal is being made, or made.
     blocked: bool,
     /// A complete stage of that transfer was lost with its disk: what the flip of it loses is no fault.
@@ -83,6 +103,7 @@ impl Node {
             sender: None,
             receiver: None,
             locals: VecDeque::new(),
+            held: false,
             blocked: false,
             lost_stage: None,
         }
@@ -134,7 +155,19 @@ pub fn write(world: &mut World, at: usize, key: u8, version: u64, deleted: bool)
     send_event(world, at, forwarded)
 }
 
+/// An operator pauses a node, or has it go on.
+pub fn hold(world: &mut World, at: usize, held: bool) -> Check {
+    let node = &mut world.nodes[at];
+    if std::mem::replace(&mut node.held, held) == held {
+        return Ok(());
+    }
+    world.seen.holds += u64::from(held && node.sender.is_some());
+    send_event(world, at, sender::Event::Held(held))
+}
+
 pub fn restart(world: &mut World, at: usize, lose_stage: bool) -> Check {
+    // A stage that is not complete is found again, or not; then what is in it shows a comparison.
+    let keep_part = world.random.below(2) == 0;
     let forget_seal = world.mutant == Some(Mutant::ForgetSeal);
     let node = &mut world.nodes[at];
     node.boot += 1;
@@ -144,7 +177,7 @@ pub fn restart(world: &mut World, at: usize, lose_stage: bool) -> Check {
         node.seal = None;
     }
     world.seen.sealed_restarts += u64::from(node.seal.is_some());
-    if let Some(stage) = node.stage.take_if(|stage| !stage.complete || lose_stage)
+    if let Some(stage) = node.stage.take_if(|stage| lose_stage || !(stage.complete || keep_part))
         && stage.complete
     {
         node.lost_stage = Some(stage.transfer);
@@ -200,15 +233,21 @@ pub fn look(world: &mut World, at: usize) -> Check {
             modules: vec![ModuleRelease { uid: MODULE, version: 1 }],
             sealed: node.seal == Some(pending.id),
         };
-        let limits = Limits { window_bytes: 40, backlog_bytes: 150, seal_within: 2, sealed_losses: 3 };
+        let limits = Limits { window_bytes: 40, backlog_bytes: 150, seal_within: 2, sealed_losses: 2 };
         let mut sender = Sender::new(task, node.view as u64, limits);
-        sender.faults.stream_again_under_a_flip = world.mutant == Some(Mutant::StreamAgainUnderAFlip);
+        sender.faults = world.mutant.map(Mutant::faults).unwrap_or_default();
         node.sender = Some((pending.id, pending.target[0], sender));
+        let held = node.held;
+        send_event(world, at, sender::Event::Held(held))?;
         send_event(world, at, sender::Event::Start)?;
     } else if pending.target[0] == id && !owner && node.receiver.is_none() {
-        let complete = node.stage.as_ref().is_some_and(|stage| stage.complete);
-        let mut receiver = Receiver::new(boot, complete);
-        receiver.faults.drop_at_begin = world.mutant == Some(Mutant::DropAtBegin);
+        let found = match &node.stage {
+            None => Found::Nothing,
+            Some(stage) if stage.complete => Found::Complete,
+            Some(_) => Found::Part,
+        };
+        let mut receiver = Receiver::new(boot, found).keeping();
+        receiver.faults = world.mutant.map(Mutant::faults).unwrap_or_default();
         node.receiver = Some((pending.id, receiver));
     }
     Ok(())
@@ -295,6 +334,17 @@ pub fn receive_event(world: &mut World, at: usize, event: receiver::Event) -> Ch
             receiver::Effect::Stage { generation, seq, items, .. } => {
                 node.locals.push_back(Local::Stage { generation, seq, items });
             }
+            receiver::Effect::Adopt { .. } => {
+                world.seen.adopted += 1;
+                node.locals.push_back(Local::Adopt);
+            }
+            receiver::Effect::Compare { generation, seq, range, tally, .. } => {
+                node.locals.push_back(Local::Compare { generation, seq, range, tally });
+            }
+            receiver::Effect::Replace { generation, seq, range, items, .. } => {
+                node.locals.push_back(Local::Replace { generation, seq, range, items });
+            }
+            receiver::Effect::Count { generation, .. } => node.locals.push_back(Local::Count(generation)),
             receiver::Effect::Complete(generation) => node.locals.push_back(Local::Complete(generation)),
             receiver::Effect::Send(stream, message) => {
                 let link = &mut world.links[stream as usize];
@@ -354,6 +404,14 @@ pub fn receive(world: &mut World, at: usize, link: usize, message: ToReceiver) -
         if world.nodes[at].receiver.as_ref().is_none_or(|(transfer, _)| *transfer != begin.transfer) {
             return world.break_link(link);
         }
+        // Its driver has too many others.
+        if begin.start == Start::Fresh && world.is_rough() && world.random.below(8) == 0 {
+            world.seen.busy += 1;
+            let link = &mut world.links[link];
+            link.to_sender.push_back(ToSender::Refuse { reason: Refused::Busy });
+            link.closing = true;
+            return Ok(());
+        }
     }
     receive_event(world, at, receiver::Event::Received(link as u64, message))
 }
@@ -402,7 +460,8 @@ pub fn carry_out(world: &mut World, at: usize, local: Local) -> Check {
                 return send_event(world, at, sender::Event::SealRefused);
             }
             node.seal = node.sender.as_ref().map(|sender| sender.0);
-            send_event(world, at, sender::Event::Sealed)
+            let items = node.store.as_ref().map_or(0, |store| store.len() as u64);
+            send_event(world, at, sender::Event::Sealed { counts: [(MODULE, items)].into() })
         }
         Local::Retry => send_event(world, at, sender::Event::Retry),
         Local::Open => {
@@ -413,22 +472,31 @@ pub fn carry_out(world: &mut World, at: usize, local: Local) -> Check {
             node.stage = Some(kept.unwrap_or(fresh));
             Ok(())
         }
+        Local::Adopt => Ok(()),
+        // Of a stage that is dropped already: the machine lets the answers go by their generation.
         Local::Stage { generation, seq, items } => {
-            // Of a stage that is dropped already: the machine lets the answer go by its generation.
+            let taken = put(world, at, &items)?;
+            receive_event(world, at, receiver::Event::Staged { generation, seq, taken })
+        }
+        Local::Replace { generation, seq, range, items } => {
             if let Some(stage) = &mut node.stage {
-                for item in &items {
-                    let (key, version) = unpack(item);
-                    if stage.versions.insert(key, version).is_some_and(|before| before > version) {
-                        return Err(format!("key {key} goes back to {version} at node {at}"));
-                    }
-                    if item.deleted {
-                        stage.items.remove(&key)
-                    } else {
-                        stage.items.insert(key, version)
-                    };
-                }
+                stage.items.retain(|key, _| !range.contains(&Place(vec![*key], Vec::new())));
             }
-            receive_event(world, at, receiver::Event::Staged { generation, seq })
+            let taken = put(world, at, &items)?;
+            receive_event(world, at, receiver::Event::Staged { generation, seq, taken })
+        }
+        Local::Compare { generation, seq, range, tally } => {
+            let there = node.stage.iter().flat_map(|stage| &stage.items);
+            let items: Vec<Item> = there.map(|(key, version)| item(*key, *version, false)).collect();
+            let ours = Tally::of(items.iter().filter(|item| range.contains(&Place::of(item))));
+            let same = ours == tally || world.mutant == Some(Mutant::CompareNothing);
+            world.seen.differ += u64::from(!same);
+            receive_event(world, at, receiver::Event::Compared { generation, seq, same })
+        }
+        Local::Count(generation) => {
+            let items = node.stage.as_ref().map_or(0, |stage| stage.items.len() as u64);
+            let counts = [(MODULE, items)].into();
+            receive_event(world, at, receiver::Event::Counted { generation, counts })
         }
         Local::Complete(generation) => {
             if let Some(stage) = &mut node.stage {
@@ -437,6 +505,36 @@ pub fn carry_out(world: &mut World, at: usize, local: Local) -> Check {
             receive_event(world, at, receiver::Event::Completed(generation))
         }
     }
+}
+
+/// Puts items in a stage; answers what it says that it took. Now and then one gets lost: it says
+/// so, or not even that, if it is new.
+fn put(world: &mut World, at: usize, items: &[Item]) -> Result<Tallies, String> {
+    let mut taken = Tallies::default();
+    let rough = world.is_rough();
+    let Some(stage) = &mut world.nodes[at].stage else { return Ok(taken) };
+    for item in items {
+        let (key, version) = unpack(item);
+        if stage.versions.insert(key, version).is_some_and(|before| before > version) {
+            return Err(format!("key {key} goes back to {version} at node {at}"));
+        }
+        let luck = if rough { world.random.below(600) } else { 600 };
+        if luck == 0 {
+            world.seen.dropped += 1;
+            continue;
+        }
+        taken.add(MODULE, std::slice::from_ref(item));
+        if luck == 1 && !stage.items.contains_key(&key) {
+            world.seen.dropped += 1;
+            continue;
+        }
+        if item.deleted {
+            stage.items.remove(&key)
+        } else {
+            stage.items.insert(key, version)
+        };
+    }
+    Ok(taken)
 }
 
 fn connect(world: &mut World, at: usize, number: u64) -> Check {

@@ -1,5 +1,6 @@
 //! What a sender is told, and what it tells its driver.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use crate::handoff::message::{ModuleRelease, ToReceiver, ToSender};
@@ -19,14 +20,15 @@ pub struct Limits {
     pub backlog_bytes: usize,
     /// Messages not acknowledged at which the seal is worth its pause.
     pub seal_within: usize,
-    /// How many links in a row a sealed sender loses before it has the transfer cancelled, so
-    /// that a receiver that is gone does not hold up the partition.
+    /// How many links in a row a sealed sender loses, or cannot have, before it has the transfer
+    /// cancelled, so that a receiver that is gone does not hold up the partition. A cancel is safe at
+    /// any time: whether it or the flip came first, the log says. What it costs is the stream.
     pub sealed_losses: u32,
 }
 
 impl Default for Limits {
     fn default() -> Self {
-        Self { window_bytes: 4 << 20, backlog_bytes: 32 << 20, seal_within: 4, sealed_losses: 3 }
+        Self { window_bytes: 4 << 20, backlog_bytes: 32 << 20, seal_within: 4, sealed_losses: 2 }
     }
 }
 
@@ -83,9 +85,16 @@ pub enum Event {
     Deployed(ModuleRelease, u64),
     /// A module is no more: what it has left is not read.
     Undeployed(ModuleUid),
+    /// Whether it has to hold: it has no turn, or is paused. Until it is told otherwise no page is
+    /// read and no seal begun; the stream stays, and the items of writes go on flowing in it, so
+    /// that nothing has to be kept for later. One that is sealed, or being sealed, is not held up.
+    Held(bool),
     /// Answers `Effect::Seal`: durable, and nothing is answered any more; every write that was
     /// has been forwarded.
-    Sealed,
+    Sealed {
+        /// How many items there are now, of each module whose items the host keeps.
+        counts: BTreeMap<ModuleUid, u64>,
+    },
     /// Answers `Effect::Seal`: not now, nothing has changed (no leader was heard from lately).
     SealRefused,
     /// A proposal has failed, or nobody knows: asked for again later. (One that succeeded is

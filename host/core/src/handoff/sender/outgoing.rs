@@ -1,10 +1,10 @@
 //! What one attempt has sent, and has yet to send.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use crate::handoff::Tallies;
-use crate::handoff::message::ToReceiver;
+use crate::handoff::message::{Place, Range, ToReceiver};
 use crate::ids::ModuleUid;
 use crate::item::Item;
 
@@ -15,11 +15,39 @@ pub(super) struct Outgoing {
     /// Sent, or to be sent as soon as the link is up; not acknowledged.
     pub kept: VecDeque<(u64, Arc<ToReceiver>)>,
     pub kept_bytes: usize,
+    /// All that was sent as items.
     pub tallies: Tallies,
+    /// All that was gone through, whether sent as items or compared.
+    pub done: Tallies,
     /// Modules to read yet, the first from after its token.
     pub unread: VecDeque<(ModuleUid, Option<Vec<u8>>)>,
-    pub reading: bool,
+    pub reading: Option<Reading>,
+    /// The receiver has a stage of before: pages go as digests.
+    pub comparing: bool,
+    /// Ranges that are being compared, by number.
+    pub ranges: BTreeMap<u64, Again>,
+    /// Ranges that differ, to be read anew.
+    pub again: VecDeque<Again>,
+    /// The place of the last item that was compared.
+    pub behind: Option<Place>,
     pub ended: Option<u64>,
+}
+
+/// What the page that is being read is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Reading {
+    /// The next of the module that is read.
+    On,
+    /// The first of a range that differs.
+    Again,
+}
+
+/// A range, and the token by which it is read.
+#[derive(Clone, Debug)]
+pub(super) struct Again {
+    pub module: ModuleUid,
+    pub token: Option<Vec<u8>>,
+    pub range: Range,
 }
 
 impl Outgoing {
@@ -28,11 +56,24 @@ impl Outgoing {
         self.kept.front().map_or(self.next, |kept| kept.0)
     }
 
-    /// Lets go of everything below `next`.
+    /// Has no page been read yet, nor is one being read?
+    pub fn is_untouched(&self) -> bool {
+        self.reading.is_none() && self.unread.iter().all(|(_, token)| token.is_none())
+    }
+
+    /// After a link was lost: what the receiver said of these ranges may have been lost with it, so
+    /// they are read anew.
+    pub fn doubt_below(&mut self, next: u64) {
+        let asked = self.ranges.split_off(&next);
+        self.again.extend(std::mem::replace(&mut self.ranges, asked).into_values());
+    }
+
+    /// Lets go of everything below `next`: it is staged, and what was compared there is the same.
     pub fn acknowledge(&mut self, next: u64) {
+        self.ranges = self.ranges.split_off(&next);
         while self.kept.front().is_some_and(|kept| kept.0 < next) {
             if let Some((_, message)) = self.kept.pop_front()
-                && let ToReceiver::Items { items, .. } = &*message
+                && let ToReceiver::Items { items, .. } | ToReceiver::Replace { items, .. } = &*message
             {
                 self.kept_bytes -= items.iter().map(Item::len).sum::<usize>();
             }

@@ -1,0 +1,66 @@
+//! What of one stream is in the stage.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::handoff::Tallies;
+use crate::handoff::message::{Begin, Refused};
+use crate::ids::{BootId, ModuleUid};
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Filling {
+    /// The stream's name.
+    pub from: (BootId, u64),
+    pub modules: BTreeSet<ModuleUid>,
+    /// The number that should come next.
+    pub next: u64,
+    /// Everything below is staged.
+    pub staged: u64,
+    /// What came over the stream.
+    pub came: Tallies,
+    /// What was put in the stage.
+    pub taken: Tallies,
+    /// `End`, when it came.
+    pub end: Option<End>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct End {
+    pub seq: u64,
+    pub tallies: Tallies,
+    pub counts: BTreeMap<ModuleUid, u64>,
+}
+
+impl Filling {
+    pub fn of(begin: &Begin) -> Self {
+        Self {
+            from: (begin.boot, begin.attempt),
+            modules: begin.modules.iter().map(|module| module.uid).collect(),
+            next: 0,
+            staged: 0,
+            came: Tallies::default(),
+            taken: Tallies::default(),
+            end: None,
+        }
+    }
+
+    pub fn announced(&self, module: ModuleUid) -> Result<(), Refused> {
+        if self.modules.contains(&module) {
+            return Ok(());
+        }
+        Err(Refused::Module { module, why: "it was not announced".into() })
+    }
+
+    /// Everything up to and with this number is done. False: of another stream, or again.
+    pub fn is_done(&mut self, seq: u64) -> bool {
+        let fits = seq >= self.staged && seq < self.next;
+        if fits {
+            self.staged = seq + 1;
+        }
+        fits
+    }
+
+    /// The end has come, and everything before it is staged.
+    pub fn is_whole(&self) -> bool {
+        self.end.as_ref().is_some_and(|end| end.seq == self.staged)
+    }
+}

@@ -1,0 +1,180 @@
+//! What a sender reads, and in which order: every page once, as items or (R16) as digests; then
+//! what differs; then the seal and the end.
+//!
+//! A range that differs is read anew and not sent as it was compared: the items of writes that came
+//! meanwhile have gone before it in the stream, and what it replaces may be newer than what was
+//! compared. What is read anew holds them, being read at its own commit point.
+
+use crate::handoff::Tally;
+use crate::handoff::message::{Place, Range, ToReceiver};
+use crate::ids::ModuleUid;
+use crate::item::Item;
+
+use super::outgoing::{Again, Reading};
+use super::{Effect, Link, Phase, Sender};
+
+impl Sender {
+    /// Does what is possible now: reads on, seals, ends.
+    pub(super) fn pump(&mut self, effects: &mut Vec<Effect>) {
+        let urgent = self.is_urgent();
+        let Some(outgoing) = self.outgoing.as_mut().filter(|_| self.link == Link::Up) else { return };
+        let free = !self.pausing && (!self.held || urgent);
+        let wanted = match (outgoing.again.front(), outgoing.unread.front()) {
+            (Some(again), _) => Some((Reading::Again, again.module, again.token.clone())),
+            (None, Some((module, after))) => Some((Reading::On, *module, after.clone())),
+            (None, None) => None,
+        };
+        if let Some((reading, module, after)) = wanted {
+            if outgoing.reading.is_none() && outgoing.kept_bytes < self.limits.window_bytes && free {
+                outgoing.reading = Some(reading);
+                effects.push(Effect::ReadPage { attempt: self.attempt, module, after });
+            }
+            return;
+        }
+        let compared = outgoing.ranges.is_empty();
+        match self.phase {
+            Phase::Streaming if outgoing.kept.len() <= self.limits.seal_within && compared && free => {
+                self.phase = Phase::Sealing;
+                effects.push(Effect::Seal);
+            }
+            Phase::Sealed => self.send_end(effects),
+            _ => {}
+        }
+    }
+
+    fn send_end(&mut self, effects: &mut Vec<Effect>) {
+        let Some(outgoing) = self.outgoing.as_mut().filter(|outgoing| outgoing.ended.is_none()) else {
+            return;
+        };
+        let (seq, tallies) = (outgoing.next, outgoing.tallies.clone());
+        outgoing.ended = Some(seq);
+        let counts = std::mem::take(&mut self.counts);
+        self.enqueue(0, |seq| ToReceiver::End { seq, tallies, counts }, effects);
+    }
+
+    pub(super) fn page(
+        &mut self,
+        module: ModuleUid,
+        items: Vec<Item>,
+        next: Option<Vec<u8>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(reading) = self.outgoing.as_mut().and_then(|outgoing| outgoing.reading.take()) else {
+            return;
+        };
+        match reading {
+            Reading::On => self.read_on(module, items, next, effects),
+            Reading::Again => self.read_again(module, items, next, effects),
+        }
+        self.pump(effects);
+    }
+
+    fn read_on(
+        &mut self,
+        module: ModuleUid,
+        items: Vec<Item>,
+        next: Option<Vec<u8>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        // Of a module that was undeployed meanwhile: let go.
+        let Some((_, token)) = outgoing.unread.front_mut().filter(|(first, _)| *first == module) else {
+            return;
+        };
+        let from = token.clone();
+        match next.clone() {
+            Some(next) => *token = Some(next),
+            None => drop(outgoing.unread.pop_front()),
+        }
+        if !outgoing.comparing {
+            return self.enqueue_items(module, items, effects);
+        }
+        let after = outgoing.behind.take_if(|_| from.is_some());
+        if !in_order(after.as_ref(), &items) {
+            return self.cannot_compare(effects);
+        }
+        let Some(last) = items.last().map(Place::of).or_else(|| after.clone()) else {
+            // Nothing so far. If nothing follows either, the receiver must have nothing.
+            if next.is_none() {
+                self.send_range(
+                    module,
+                    Again { module, token: from, range: Range::default() },
+                    &items,
+                    effects,
+                );
+            }
+            return;
+        };
+        if items.is_empty() && next.is_some() {
+            outgoing.behind = after;
+            return;
+        }
+        let upto = next.is_some().then(|| last.clone());
+        outgoing.behind = Some(last);
+        let again = Again { module, token: from, range: Range { after, upto } };
+        self.send_range(module, again, &items, effects);
+    }
+
+    fn send_range(&mut self, module: ModuleUid, again: Again, items: &[Item], effects: &mut Vec<Effect>) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        outgoing.done.add(module, items);
+        let tally = Tally::of(items.iter().filter(|item| !item.deleted));
+        let range = again.range.clone();
+        outgoing.ranges.insert(outgoing.next, again);
+        self.enqueue(0, |seq| ToReceiver::Range { seq, module, range, tally }, effects);
+    }
+
+    /// A page of a range that differs: it goes whole, and if the range goes on, so does this.
+    fn read_again(
+        &mut self,
+        module: ModuleUid,
+        items: Vec<Item>,
+        next: Option<Vec<u8>>,
+        effects: &mut Vec<Effect>,
+    ) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        let Some(mut again) = outgoing.again.pop_front_if(|again| again.module == module) else { return };
+        if !in_order(again.range.after.as_ref(), &items) {
+            return self.cannot_compare(effects);
+        }
+        if items.is_empty() && next.is_some() {
+            again.token = next;
+            return outgoing.again.push_front(again);
+        }
+        let upto = items.last().map(Place::of).filter(|_| next.is_some());
+        let range = Range { after: again.range.after.take(), upto: upto.clone() };
+        let goes_on = upto.is_some() && again.range.upto.as_ref().is_none_or(|end| upto.as_ref() < Some(end));
+        if goes_on {
+            again.token = next;
+            again.range.after = upto;
+            outgoing.again.push_front(again);
+        }
+        outgoing.tallies.add(module, &items);
+        let bytes = items.iter().map(Item::len).sum();
+        self.enqueue(bytes, |seq| ToReceiver::Replace { seq, module, range, items }, effects);
+    }
+
+    /// Ranges make sense only where items come in the order of their places (R17).
+    fn cannot_compare(&mut self, effects: &mut Vec<Effect>) {
+        self.error = Some("the items are not given in the order of their keys".into());
+        self.compares = false;
+        self.start_over(effects);
+    }
+
+    pub(super) fn differs(&mut self, seq: u64, effects: &mut Vec<Effect>) {
+        let Some(outgoing) = &mut self.outgoing else { return };
+        match outgoing.ranges.remove(&seq) {
+            Some(again) if self.task.modules.iter().any(|module| module.uid == again.module) => {
+                outgoing.again.push_back(again);
+            }
+            // Its module is gone, or it is in doubt since a link was lost and is read anew anyhow.
+            Some(_) | None => {}
+        }
+        self.acknowledged(seq, effects);
+    }
+}
+
+fn in_order(after: Option<&Place>, items: &[Item]) -> bool {
+    let follows = after.is_none_or(|after| items.first().is_none_or(|first| Place::of(first) > *after));
+    follows && items.is_sorted_by(|a, b| (&a.key, &a.sort) < (&b.key, &b.sort))
+}
