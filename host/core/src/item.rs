@@ -52,12 +52,12 @@ pub struct RangeDigest(#[serde(with = "serde_bytes")] [u8; 16]);
 impl RangeDigest {
     /// Adds one item.
     pub fn add(&mut self, item: &Item) {
-        self.change(item, u128::wrapping_add);
+        self.add_parts(&item.key, &item.sort, &item.value, item.deleted);
     }
 
     /// Takes away one that was added.
     pub fn remove(&mut self, item: &Item) {
-        self.change(item, u128::wrapping_sub);
+        self.change([&item.key, &item.sort, &item.value], item.deleted, u128::wrapping_sub);
     }
 
     /// Adds all that another digest is of.
@@ -65,13 +65,18 @@ impl RangeDigest {
         self.0 = u128::from_le_bytes(self.0).wrapping_add(u128::from_le_bytes(other.0)).to_le_bytes();
     }
 
-    fn change(&mut self, item: &Item, how: fn(u128, u128) -> u128) {
+    /// Adds an item that is known by its parts.
+    pub fn add_parts(&mut self, key: &[u8], sort: &[u8], value: &[u8], deleted: bool) {
+        self.change([key, sort, value], deleted, u128::wrapping_add);
+    }
+
+    fn change(&mut self, parts: [&[u8]; 3], deleted: bool, how: fn(u128, u128) -> u128) {
         let mut sha = Sha256::new();
-        for part in [&item.key, &item.sort, &item.value] {
+        for part in parts {
             sha.update((part.len() as u64).to_le_bytes());
             sha.update(part);
         }
-        sha.update([u8::from(item.deleted)]);
+        sha.update([u8::from(deleted)]);
         let mut first = [0; 16];
         first.copy_from_slice(&sha.finalize()[..16]);
         self.0 = how(u128::from_le_bytes(self.0), u128::from_le_bytes(first)).to_le_bytes();

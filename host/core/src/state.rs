@@ -26,7 +26,7 @@ pub use apply::MAX_WIDTH;
 pub use change::{Change, Loss};
 pub use handoff::{
     EffectiveLimits, HandoffChange, HandoffLimits, HandoffSettings, INCOMING_AT_ONCE, LEAST_BYTES_PER_SECOND,
-    OUTGOING_AT_ONCE, Rate,
+    MOST_OUTGOING, OUTGOING_AT_ONCE, Rate,
 };
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
 pub use recover::{Answer, Recovery};

@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use annulus_core::ids::RequestId;
-use annulus_core::state::StorageKind;
+use annulus_core::state::{HandoffChange, StorageKind};
 
 /// Header of an admin stream: the version of this protocol.
 pub const ADMIN_HEADER: &[u8] = &[1];
@@ -93,6 +93,15 @@ pub enum AdminRequest {
     Recover {
         /// Do it, on this basis; where none, only say what it would mean.
         basis: Option<super::recover::Basis>,
+    },
+    /// How much may move at once: [`LimitsRow`](super::rows::LimitsRow).
+    TransferLimits,
+    /// Changes that: the new [`LimitsRow`](super::rows::LimitsRow).
+    SetTransfers {
+        /// Name of the node that it is about; the cluster where none.
+        node: Option<String>,
+        /// What.
+        changes: Vec<HandoffChange>,
     },
 }
 

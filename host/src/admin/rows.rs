@@ -74,6 +74,53 @@ pub struct TransferRow {
     pub bytes: u64,
     /// Why the last attempt failed.
     pub error: Option<String>,
+    /// What it waits for, in words.
+    #[serde(default)]
+    pub waiting_for: Option<String>,
+    /// When the next try is due.
+    #[serde(default)]
+    pub retry_in_ms: Option<u64>,
+    /// Items sent in a second, over the last few.
+    #[serde(default)]
+    pub items_per_s: u64,
+    /// Bytes of the same.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// When its sender learned of it, in milliseconds since 1970; 0 where it cannot be asked.
+    #[serde(default)]
+    pub since_ms: u64,
+    /// Since when its state is this one.
+    #[serde(default)]
+    pub state_since_ms: u64,
+    /// Streams begun for it so far.
+    #[serde(default)]
+    pub tries: u32,
+}
+
+/// `transfers limit`: how much may move at once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitsRow {
+    /// For each node that has no setting of its own.
+    pub cluster: LimitRow,
+    /// What holds for each node.
+    pub nodes: Vec<LimitRow>,
+}
+
+/// The limits of one node.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LimitRow {
+    /// Its name; none for the cluster.
+    pub node: Option<String>,
+    /// Transfers sent at once.
+    pub outgoing: u16,
+    /// Transfers taken in at once.
+    pub incoming: u16,
+    /// Bytes of items sent in a second; none without a limit.
+    pub bytes_per_second: Option<u64>,
+    /// Is everything held that is not sealed?
+    pub paused: bool,
+    /// Which of these were set for it; the others come from the cluster or are defaults.
+    pub set: Vec<String>,
 }
 
 /// One module of `modules`.

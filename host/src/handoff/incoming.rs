@@ -1,11 +1,13 @@
 //! One transfer that this node takes in: the receiver machine, its streams and its stage.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use annulus_core::handoff::Tallies;
 use annulus_core::handoff::message::{Begin, ModuleRelease, Refused, ToReceiver, ToSender};
-use annulus_core::handoff::receiver::{Effect, Event, Receiver, StreamId};
+use annulus_core::handoff::receiver::{Effect, Event, Found, Receiver, StreamId};
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::item::Item;
 use annulus_core::keyspace::PartitionId;
@@ -14,10 +16,16 @@ use tokio::time::Instant;
 
 use super::{Handoff, link};
 use crate::transport::BulkStream;
-use crate::vnode::Control;
+use crate::vnode::{Control, Taken};
 
-/// Longest that this node may take to have a module ready that a stream brings.
-const MODULE_LIMIT: Duration = Duration::from_secs(120);
+/// Longest that a stream waits for this node to have its modules ready. Then it is refused and
+/// comes again, so that nobody's turn is used up by waiting for a compiler.
+const MODULE_GRACE: Duration = Duration::from_millis(250);
+/// The same for a module that is deployed while a stream is under way, all of which a refusal
+/// would cost: every member that could be reached had its component before it was.
+const LATER_MODULE_GRACE: Duration = Duration::from_secs(10);
+/// Longest that this node may take to learn what the sender knows.
+const LOG_LIMIT: Duration = Duration::from_secs(10);
 
 /// A stream whose first message has been read.
 pub(super) struct Greeted {
@@ -26,14 +34,12 @@ pub(super) struct Greeted {
 }
 
 /// Runs a transfer to its end, by the log. Streams are given to the answer.
-pub(super) fn spawn(
-    handoff: Handoff,
-    partition: PartitionId,
-    transfer: TransferId,
-) -> mpsc::UnboundedSender<Greeted> {
+pub(super) fn spawn(handoff: Handoff, partition: PartitionId, transfer: TransferId) -> Incoming {
     let (greeted, streams) = mpsc::unbounded_channel();
+    let taking = Arc::new(AtomicBool::new(true));
+    let incoming = Incoming { greeted, taking: taking.clone() };
     let (later, events) = mpsc::unbounded_channel();
-    let machine = Receiver::new(handoff.inner.boot, false);
+    let machine = Receiver::new(handoff.inner.boot, Found::Nothing);
     tokio::spawn(async move {
         let driver = Driver {
             handoff: handoff.clone(),
@@ -45,11 +51,32 @@ pub(super) fn spawn(
             links: HashMap::new(),
             streams_so_far: 0,
             stage: None,
+            taking,
         };
         driver.run(streams).await;
         handoff.inner.incoming.lock().remove(&(partition, transfer));
     });
-    greeted
+    incoming
+}
+
+/// How to reach the task of one transfer.
+pub(super) struct Incoming {
+    greeted: mpsc::UnboundedSender<Greeted>,
+    taking: Arc<AtomicBool>,
+}
+
+impl Incoming {
+    /// Has it a stream with more to come? That counts among those that are taken in at once.
+    pub(super) fn is_taking(&self) -> bool {
+        self.taking.load(Ordering::Relaxed)
+    }
+
+    /// Gives it a stream. One that just ended leaves its entry a moment longer; the sender tries
+    /// again.
+    pub(super) fn give(&self, greeted: Greeted) {
+        self.taking.store(true, Ordering::Relaxed);
+        let _ = self.greeted.send(greeted);
+    }
 }
 
 struct Driver {
@@ -63,6 +90,7 @@ struct Driver {
     streams_so_far: StreamId,
     /// The stage that is open: its generation, and who fills it, one step after the other.
     stage: Option<(u64, mpsc::UnboundedSender<Step>)>,
+    taking: Arc<AtomicBool>,
 }
 
 impl Driver {
@@ -83,9 +111,13 @@ impl Driver {
                 Some(greeted) = streams.recv() => self.greet(greeted),
                 Some(event) = self.events.recv() => event,
             };
+            if let Event::Disconnected(stream) = &event {
+                self.links.remove(stream);
+            }
             for effect in self.machine.handle(event) {
                 self.carry_out(effect).await;
             }
+            self.taking.store(self.machine.is_taking(), Ordering::Relaxed);
         }
     }
 
@@ -108,6 +140,16 @@ impl Driver {
             Effect::Stage { generation, seq, module, items } => {
                 self.step(generation, Step::Stage { seq, module, items });
             }
+            // Never offered (`Receiver::keeping`): a stage in memory ends with the process, and what
+            // streams of one process lack is known by their numbers. A stage that outlives its
+            // process will be compared.
+            Effect::Adopt { generation, .. }
+            | Effect::Compare { generation, .. }
+            | Effect::Replace { generation, .. } => {
+                let reason = Refused::Stage("this node compares no stages".to_owned());
+                let _ = self.later.send(Event::Failed { generation, reason });
+            }
+            Effect::Count { generation, modules } => self.step(generation, Step::Count { modules }),
             // In turn behind the opening too: a partition without items waits for nothing else,
             // and must not be taken over before this node can run the modules.
             Effect::Complete(generation) => self.step(generation, Step::Complete),
@@ -150,6 +192,7 @@ impl Driver {
 enum Step {
     Open { modules: Vec<ModuleRelease>, applied: u64 },
     Stage { seq: u64, module: ModuleUid, items: Vec<Item> },
+    Count { modules: Vec<ModuleUid> },
     Complete,
 }
 
@@ -166,13 +209,25 @@ impl Filler {
     /// Until a step fails or the driver lets go of the stage.
     async fn run(self, mut todo: mpsc::UnboundedReceiver<Step>) {
         let generation = self.generation;
+        let mut grace = MODULE_GRACE;
         while let Some(step) = todo.recv().await {
             let done = match step {
                 Step::Open { modules, applied } => {
-                    ready(&self.handoff, &modules, applied).await.map(|()| None)
+                    let grace = std::mem::replace(&mut grace, LATER_MODULE_GRACE);
+                    ready(&self.handoff, &modules, applied, grace).await.map(|()| None)
                 }
-                Step::Stage { seq, module, items } => {
-                    self.stage(module, items).await.map(|()| Some(Event::Staged { generation, seq }))
+                Step::Stage { seq, module, items } => self
+                    .stage(module, items)
+                    .await
+                    .map(|taken| Some(Event::Staged { generation, seq, taken })),
+                Step::Count { modules } => {
+                    let mut counts = BTreeMap::new();
+                    for module in modules {
+                        let count =
+                            self.handoff.inner.master.staged_count(self.partition, self.transfer, module);
+                        counts.extend(count.await.map(|count| (module, count)));
+                    }
+                    Ok(Some(Event::Counted { generation, counts }))
                 }
                 // Items of modules that keep them in memory are as safe as they get.
                 Step::Complete
@@ -189,20 +244,20 @@ impl Filler {
         }
     }
 
-    async fn stage(&self, module: ModuleUid, items: Vec<Item>) -> Result<(), Refused> {
+    async fn stage(&self, module: ModuleUid, items: Vec<Item>) -> Result<Tallies, Refused> {
         if items.is_empty() {
-            return Ok(());
+            return Ok(Tallies::default());
         }
         let vnode = self.handoff.inner.master.staged_vnode(self.partition, self.transfer, module);
         let vnode = vnode.ok_or_else(|| Refused::Stage("the stage is gone, or the module is".to_owned()))?;
         let (answer, taken) = oneshot::channel();
         vnode.tell(Control::Items(items.into_iter().map(item).collect(), answer));
-        let rejections = taken
+        let Taken { tally, rejections } = taken
             .await
             .map_err(|_| Refused::Stage("the vnode that takes the items ended".to_owned()))?
             .map_err(Refused::Stage)?;
         match rejections.first() {
-            None => Ok(()),
+            None => Ok(Tallies([(module, tally)].into())),
             Some(first) => Err(Refused::Stage(format!(
                 "{} items were rejected; the first: {}",
                 rejections.len(),
@@ -213,10 +268,15 @@ impl Filler {
 }
 
 /// Waits until this node's log is where the sender's was, and it can run every module.
-async fn ready(handoff: &Handoff, modules: &[ModuleRelease], applied: u64) -> Result<(), Refused> {
-    let deadline = Instant::now() + MODULE_LIMIT;
+async fn ready(
+    handoff: &Handoff,
+    modules: &[ModuleRelease],
+    applied: u64,
+    grace: Duration,
+) -> Result<(), Refused> {
     let late = |error: crate::cluster::DeadlineExceeded| Refused::Stage(error.to_string());
-    handoff.inner.cluster.wait_applied(applied, deadline).await.map_err(late)?;
+    handoff.inner.cluster.wait_applied(applied, Instant::now() + LOG_LIMIT).await.map_err(late)?;
+    let deadline = Instant::now() + grace;
     for module in modules {
         let loaded = handoff.inner.modules.await_loaded(module.uid, deadline).await;
         loaded.map_err(|why| Refused::Module { module: module.uid, why })?;

@@ -9,22 +9,23 @@
 mod incoming;
 mod link;
 mod outgoing;
+mod progress;
 mod rows;
 mod seals;
+mod turns;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::handoff::duties;
-use annulus_core::handoff::message::{Refused, ToReceiver, ToSender};
+use annulus_core::handoff::message::{Begin, Refused, Start, ToReceiver, ToSender};
 use annulus_core::handoff::sender::Task;
 use annulus_core::ids::{BootId, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Fate;
 use annulus_core::state::Command;
 use parking_lot::Mutex;
-use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{Instant, timeout};
 
 pub use rows::{TransferKindName, TransferRow};
@@ -34,11 +35,9 @@ use crate::cluster::{Cluster, View};
 use crate::modules::Modules;
 use crate::transport::{BulkStream, Transport};
 use crate::vnode::Master;
-use rows::Progress;
+use progress::Progress;
+use turns::Turns;
 
-/// Transfers that one node sends at once; the others wait. Each keeps one core of each side
-/// busy for a page at a time, so a few fill a small machine and leave room for requests.
-const OUTGOING_AT_ONCE: usize = 4;
 /// Longest that the first message of an incoming stream may take.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
 /// Longest that a flip which moves nothing may take to be agreed on before it is tried again.
@@ -57,12 +56,12 @@ struct Inner {
     master: Master,
     seals: Seals,
     boot: BootId,
-    turns: Arc<Semaphore>,
+    turns: Turns,
     /// How often in a row a partition's handoff broke on this side.
     broken: Mutex<HashMap<PartitionId, u32>>,
     outgoing: Mutex<BTreeMap<PartitionId, (TransferId, Progress)>>,
     /// By partition too: all transfers of one rebalance have the same id.
-    incoming: Mutex<HashMap<(PartitionId, TransferId), mpsc::UnboundedSender<incoming::Greeted>>>,
+    incoming: Mutex<HashMap<(PartitionId, TransferId), incoming::Incoming>>,
 }
 
 impl Handoff {
@@ -75,7 +74,8 @@ impl Handoff {
         seals: Seals,
         boot: BootId,
     ) -> Self {
-        let turns = Arc::new(Semaphore::new(OUTGOING_AT_ONCE));
+        let view = cluster.view();
+        let turns = Turns::new(view.state.handoff.of(view.me));
         let (broken, outgoing, incoming) = Default::default();
         let inner =
             Inner { cluster, transport, modules, master, seals, boot, turns, broken, outgoing, incoming };
@@ -90,6 +90,7 @@ impl Handoff {
         tokio::spawn(async move {
             loop {
                 let view = changes.borrow_and_update().clone();
+                this.apply_limits(&view);
                 this.clear_old_seals(&view);
                 this.send_what_is_pending(&view);
                 let changed = if this.flip_what_moves_nothing(&view).await {
@@ -103,6 +104,11 @@ impl Handoff {
                 }
             }
         });
+    }
+
+    /// What operators have said of this node holds from now on.
+    fn apply_limits(&self, view: &View) {
+        self.inner.turns.set(view.state.handoff.of(view.me));
     }
 
     fn clear_old_seals(&self, view: &View) {
@@ -180,18 +186,31 @@ impl Handoff {
             .map_err(|error| error.to_string())?;
         self.inner.master.wait_applied(view.index()).await;
         let mine = duties::takes(&view.state.ring, view.me, begin.partition, begin.transfer);
-        if !mine {
-            let refuse = ToSender::Refuse { reason: Refused::NotPending };
-            link::send(&mut stream.send, &refuse).await?;
-            return stream.send.finish().await.map_err(|error| error.to_string());
-        }
+        let mut stream = Some(stream);
+        let reason = if mine { self.take_in(&view, begin, &mut stream) } else { Some(Refused::NotPending) };
+        let (Some(reason), Some(mut stream)) = (reason, stream) else { return Ok(()) };
+        link::send(&mut stream.send, &ToSender::Refuse { reason }).await?;
+        stream.send.finish().await.map_err(|error| error.to_string())
+    }
+
+    /// Gives a stream to its task, unless there is no room for one that begins afresh. One that
+    /// goes on is always taken: it may be sealed, and what it holds is here already.
+    fn take_in(&self, view: &View, begin: Begin, stream: &mut Option<BulkStream>) -> Option<Refused> {
+        let limits = view.state.handoff.of(view.me);
         let mut incoming = self.inner.incoming.lock();
-        let task = incoming
-            .entry((begin.partition, begin.transfer))
-            .or_insert_with(|| incoming::spawn(self.clone(), begin.partition, begin.transfer));
-        // A task that just ended leaves its entry a moment longer; the sender tries again.
-        let _ = task.send(incoming::Greeted { begin, stream });
-        Ok(())
+        let name = (begin.partition, begin.transfer);
+        if begin.start == Start::Fresh {
+            let others = incoming.iter().filter(|(other, task)| **other != name && task.is_taking()).count();
+            if limits.paused || others >= usize::from(limits.incoming) {
+                return Some(Refused::Busy);
+            }
+        }
+        let spawned = || incoming::spawn(self.clone(), begin.partition, begin.transfer);
+        let task = incoming.entry(name).or_insert_with(spawned);
+        if let Some(stream) = stream.take() {
+            task.give(incoming::Greeted { begin, stream });
+        }
+        None
     }
 
     /// What the committed log says of a transfer. `gives`: asked by its giver.

@@ -1,25 +1,26 @@
 //! One transfer that this node sends: the sender machine, its stream and its vnodes.
 
-use std::collections::HashSet;
+mod carry;
+mod waiting;
+
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::handoff::message::{ModuleRelease, ToReceiver};
-use annulus_core::handoff::sender::{Effect, Event, Limits, Sender, Task};
+use annulus_core::handoff::message::{ModuleRelease, ToReceiver, ToSender};
+use annulus_core::handoff::sender::{Event, Limits, Sender, Task};
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::item::Item;
-use annulus_core::ring::Fate;
-use annulus_core::state::{Command, Outcome};
-use bytes::Bytes;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use annulus_core::state::Command;
+use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::rows::Progress;
-use super::{Handoff, PROPOSE_LIMIT, link};
+use super::progress::Progress;
+use super::{Handoff, PROPOSE_LIMIT};
 use crate::cluster::{ProposeError, View};
-use crate::transport::kind;
 use crate::vnode::{Outgoing, StreamEvent};
 use crate::wasm::TransferKind;
+use waiting::Waiting;
 
 /// Before the first further try after a failure; doubles up to [`LONGEST_PAUSE`].
 pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
@@ -70,8 +71,9 @@ struct Driver {
     /// Vnodes that have been told to seal and have not said that they are.
     sealing: Option<HashSet<ModuleUid>>,
     modules: Vec<ModuleRelease>,
-    failures: u32,
-    turn: Option<OwnedSemaphorePermit>,
+    /// How many items the sealed vnodes have, where the host keeps them.
+    counts: BTreeMap<ModuleUid, u64>,
+    waiting: Waiting,
     /// What was sent is not what is any more: nothing is done but to wait for the cancel.
     broken: bool,
 }
@@ -84,7 +86,8 @@ impl Driver {
         let machine = Sender::new(task.clone(), view.index(), Limits::default());
         let target = handoff.name_of(taker);
         let modules = task.modules.clone();
-        let (link, sealing, failures, turn, broken) = (None, None, 0, None, false);
+        let (link, sealing, counts, broken) = (None, None, BTreeMap::new(), false);
+        let waiting = Waiting::default();
         Self {
             handoff,
             task,
@@ -99,8 +102,8 @@ impl Driver {
             link,
             sealing,
             modules,
-            failures,
-            turn,
+            counts,
+            waiting,
             broken,
         }
     }
@@ -111,14 +114,14 @@ impl Driver {
         // What changed since the task was made counts too.
         changes.mark_changed();
         // A turn is waited for unless the partition is sealed already: then every moment counts.
-        let turns = self.handoff.inner.turns.clone();
-        let mut turn = std::pin::pin!(async move { turns.acquire_owned().await.ok() });
-        let mut started = false;
-        if self.task.sealed {
-            started = self.start().await;
+        if self.task.sealed && !self.start().await {
+            return;
         }
         while !self.machine.is_finished() {
-            self.progress.set(&self.machine);
+            if !self.go_on().await {
+                return;
+            }
+            self.show();
             let event = tokio::select! {
                 biased;
                 changed = changes.changed() => {
@@ -134,20 +137,13 @@ impl Driver {
                     None => continue,
                 },
                 Some(event) = self.events.recv() => event,
-                permit = &mut turn, if !started => {
-                    self.turn = permit;
-                    started = true;
-                    if !self.start().await {
-                        return;
-                    }
-                    continue;
-                }
+                () = self.waiting.changed() => continue,
             };
             if !self.broken {
                 self.feed(event).await;
             }
         }
-        self.progress.set(&self.machine);
+        self.show();
         tracing::debug!(partition = partition.0, %transfer, to = self.target, state = ?self.machine.state(), "a handoff ended");
     }
 
@@ -164,14 +160,23 @@ impl Driver {
         let holds =
             self.handoff.inner.master.begin_outgoing(self.task.partition, self.task.transfer, outgoing);
         if holds {
+            self.waiting.started = true;
+            self.count();
             self.feed(Event::Start).await;
         }
         holds
     }
 
+    /// Asks once how many items there are to be sent, for people to look at.
+    fn count(&self) {
+        let (master, progress, partition) =
+            (self.handoff.inner.master.clone(), self.progress.clone(), self.task.partition);
+        tokio::spawn(async move { progress.set_totals(master.count(partition).await) });
+    }
+
     async fn feed(&mut self, event: Event) {
-        if matches!(event, Event::Received(..)) {
-            self.failures = 0;
+        if matches!(event, Event::Received(_, ToSender::Ack { .. } | ToSender::Ended { .. })) {
+            self.waiting.went_well();
         }
         for effect in self.machine.handle(event) {
             self.carry_out(effect).await;
@@ -180,6 +185,10 @@ impl Driver {
 
     /// What the committed log says, of the transfer and of the modules.
     async fn follow(&mut self, view: &View) {
+        self.handoff.apply_limits(view);
+        let limits = &view.state.handoff;
+        self.waiting.paused_here = limits.of(view.me).paused;
+        self.waiting.paused_there = limits.of(self.taker).paused;
         let now = releases(view);
         for module in &now {
             if !self.modules.contains(module) {
@@ -199,12 +208,17 @@ impl Driver {
     async fn of_vnode(&mut self, event: StreamEvent) -> Option<Event> {
         match event {
             StreamEvent::Page { module, attempt, page: Ok(page) } => {
-                let items = page.items.into_iter().map(item).collect();
+                let items: Vec<Item> = page.items.into_iter().map(item).collect();
+                self.handoff.inner.turns.settle_page(bytes(&items));
                 Some(Event::Page { attempt, module, items, next: page.next })
             }
-            StreamEvent::Page { attempt, page: Err(why), .. } => Some(Event::PageFailed { attempt, why }),
+            StreamEvent::Page { attempt, page: Err(why), .. } => {
+                self.handoff.inner.turns.settle_page(0);
+                Some(Event::PageFailed { attempt, why })
+            }
             StreamEvent::Forward { module, items } => {
                 let mut items: Vec<Item> = items.into_iter().map(item).collect();
+                self.handoff.inner.turns.spend(bytes(&items));
                 // One write may have more items than a frame takes.
                 while let Some(cut) = cut(&items) {
                     let rest = items.split_off(cut);
@@ -212,9 +226,10 @@ impl Driver {
                 }
                 Some(Event::Forward(module, items))
             }
-            StreamEvent::Sealed { module } => {
+            StreamEvent::Sealed { module, stored } => {
                 let sealing = self.sealing.as_mut()?;
                 sealing.remove(&module);
+                self.counts.extend(stored.map(|count| (module, count)));
                 self.sealed_if_all().await
             }
             StreamEvent::Broken { module, reason } => {
@@ -224,6 +239,7 @@ impl Driver {
                 // is asked less and less often.
                 self.broken = true;
                 let pause = self.handoff.note_broken(self.task.partition);
+                self.waiting.give_up(pause);
                 let cancel = Command::Cancel { partition: self.task.partition, transfer: self.task.transfer };
                 let cluster = self.handoff.inner.cluster.clone();
                 tokio::spawn(async move {
@@ -251,124 +267,8 @@ impl Driver {
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         // Syncs the disk, which must not hold up the network's threads.
         let sealed = tokio::task::spawn_blocking(move || seals.put(partition, transfer)).await;
-        Some(if sealed.is_ok() { Event::Sealed } else { Event::SealRefused })
-    }
-
-    async fn carry_out(&mut self, effect: Effect) {
-        let inner = &self.handoff.inner;
-        match effect {
-            Effect::Connect(number) => self.connect(number),
-            Effect::Send(number, message) => {
-                if let Some((open, link)) = &self.link
-                    && *open == number
-                {
-                    let _ = link.send(message);
-                }
-            }
-            Effect::Disconnect(number) => {
-                self.link.take_if(|(open, _)| *open == number);
-            }
-            Effect::ReadPage { attempt, module, after } => {
-                if !inner.master.read_page(self.task.partition, module, attempt, after) {
-                    // No vnode of it runs here, so it has no items; one that starts from here
-                    // on tells of all that it writes.
-                    let page = Event::Page { attempt, module, items: Vec::new(), next: None };
-                    let _ = self.later.send(page);
-                }
-            }
-            Effect::Seal => {
-                let heard = inner.cluster.heard_from_leader_within(LEADER_WITHIN);
-                let told =
-                    if heard { inner.master.seal(self.task.partition, self.task.transfer) } else { None };
-                match told {
-                    Some(vnodes) => {
-                        self.sealing = Some(vnodes.into_iter().collect());
-                        if let Some(sealed) = self.sealed_if_all().await {
-                            let _ = self.later.send(sealed);
-                        }
-                    }
-                    None => drop(self.later.send(Event::SealRefused)),
-                }
-            }
-            Effect::ProposeFlip => {
-                self.propose(Command::Flip { transfers: vec![(self.task.partition, self.task.transfer)] });
-            }
-            Effect::ProposeCancel => {
-                self.propose(Command::Cancel {
-                    partition: self.task.partition,
-                    transfer: self.task.transfer,
-                });
-            }
-            Effect::Retry => {
-                self.failures += 1;
-                let pause = pause_after(self.failures);
-                let later = self.later.clone();
-                tokio::spawn(async move {
-                    tokio::time::sleep(pause).await;
-                    let _ = later.send(Event::Retry);
-                });
-            }
-            Effect::Finish(fate) => {
-                self.turn = None;
-                if fate == Fate::Flipped {
-                    self.handoff.inner.broken.lock().remove(&self.task.partition);
-                }
-                let (partition, transfer) = (self.task.partition, self.task.transfer);
-                inner.master.end_outgoing(partition, transfer, fate == Fate::Flipped);
-                if fate == Fate::Cancelled {
-                    inner.master.unseal(partition, transfer);
-                }
-                inner.seals.remove(partition, transfer);
-            }
-        }
-    }
-
-    fn connect(&mut self, number: u64) {
-        let (opened, later) = (self.later.clone(), self.later.clone());
-        let Some(peer) = self.handoff.inner.cluster.view().peer(self.taker) else {
-            return drop(opened.send(Event::Disconnected(number)));
-        };
-        // The machine's messages wait in the channel until the stream is there.
-        let (sender, mut waiting) = mpsc::unbounded_channel();
-        self.link = Some((number, sender));
-        let transport = self.handoff.inner.transport.clone();
-        let progress = self.progress.clone();
-        tokio::spawn(async move {
-            let deadline = Instant::now() + CONNECT_LIMIT;
-            let stream = match transport.open_bulk(&peer, kind::BULK_HANDOFF, Bytes::new(), deadline).await {
-                Ok(stream) => stream,
-                Err(error) => {
-                    progress.fail(&error.to_string());
-                    return drop(opened.send(Event::Disconnected(number)));
-                }
-            };
-            let _ = opened.send(Event::Connected(number));
-            let received = move |message| drop(opened.send(Event::Received(number, message)));
-            let ended = move || drop(later.send(Event::Disconnected(number)));
-            let link = link::run(stream, received, ended);
-            while let Some(message) = waiting.recv().await {
-                if link.send(message).is_err() {
-                    return;
-                }
-            }
-        });
-    }
-
-    /// Proposes; success is learned from the log.
-    fn propose(&self, command: Command) {
-        let (cluster, later, progress) =
-            (self.handoff.inner.cluster.clone(), self.later.clone(), self.progress.clone());
-        tokio::spawn(async move {
-            let failed = match cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await {
-                Ok((_, Outcome::Flipped(done))) if done.is_empty() => Some("the flip was refused".to_owned()),
-                Ok(_) => None,
-                Err(error) => Some(error.to_string()),
-            };
-            if let Some(reason) = failed {
-                progress.fail(&reason);
-                let _ = later.send(Event::NotProposed);
-            }
-        });
+        let counts = std::mem::take(&mut self.counts);
+        Some(if sealed.is_ok() { Event::Sealed { counts } } else { Event::SealRefused })
     }
 }
 
@@ -386,6 +286,10 @@ fn cut(items: &[Item]) -> Option<usize> {
     });
     let fit = fits.count().max(1);
     (fit < items.len()).then_some(fit)
+}
+
+fn bytes(items: &[Item]) -> u64 {
+    items.iter().map(|item| item.len() as u64).sum()
 }
 
 /// An item as the core has it.

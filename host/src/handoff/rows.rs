@@ -1,15 +1,12 @@
 //! What `annulus transfers` shows.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::handoff::TransferState;
-use annulus_core::handoff::sender::Sender;
-use annulus_core::ids::ModuleUid;
+use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use bytes::Bytes;
-use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 use tokio::time::Instant;
 
@@ -51,36 +48,53 @@ pub struct TransferRow {
     pub bytes: u64,
     /// The last thing that went wrong.
     pub error: Option<String>,
+    /// What it waits for, in words, where it does not run: `turn here`, `turn at NODE`,
+    /// `module M at NODE`, `paused`, `paused at NODE`, `receiver NODE is down`, `holder NODE is
+    /// down`, `rate`, `retry`.
+    #[serde(default)]
+    pub waiting_for: Option<String>,
+    /// When the next try is due.
+    #[serde(default)]
+    pub retry_in_ms: Option<u64>,
+    /// Items of the module sent in a second, over the last few.
+    #[serde(default)]
+    pub items_per_s: u64,
+    /// Bytes of the same.
+    #[serde(default)]
+    pub bytes_per_s: u64,
+    /// When its sender learned of it, in milliseconds since 1970.
+    #[serde(default)]
+    pub since_ms: u64,
+    /// Since when its state is this one.
+    #[serde(default)]
+    pub state_since_ms: u64,
+    /// Streams begun for it so far.
+    #[serde(default)]
+    pub tries: u32,
 }
 
-/// How far an outgoing task is; shared with those who look.
-#[derive(Clone, Default)]
-pub(super) struct Progress {
-    state: Arc<Mutex<Snapshot>>,
-}
-
-#[derive(Clone, Default)]
-struct Snapshot {
-    state: Option<TransferState>,
-    /// Items and bytes by module.
-    sent: BTreeMap<ModuleUid, (u64, u64)>,
-    error: Option<String>,
-}
-
-impl Progress {
-    pub(super) fn set(&self, machine: &Sender) {
-        let mut state = self.state.lock();
-        for (module, items, bytes) in machine.progress_by_module() {
-            state.sent.insert(module, (items, bytes));
+impl TransferRow {
+    /// One of which nothing is known but who sends and who takes.
+    fn new(partition: PartitionId, from: String, to: String) -> Self {
+        Self {
+            module: String::new(),
+            partition,
+            kind: TransferKindName::Ownership,
+            from,
+            to,
+            state: TransferState::Waiting,
+            items_done: 0,
+            items_total: None,
+            bytes: 0,
+            error: None,
+            waiting_for: None,
+            retry_in_ms: None,
+            items_per_s: 0,
+            bytes_per_s: 0,
+            since_ms: 0,
+            state_since_ms: 0,
+            tries: 0,
         }
-        state.state = Some(machine.state());
-        if let Some(error) = machine.error() {
-            state.error = Some(error.to_owned());
-        }
-    }
-
-    pub(super) fn fail(&self, reason: &str) {
-        self.state.lock().error = Some(reason.to_owned());
     }
 }
 
@@ -89,44 +103,49 @@ impl Handoff {
     pub async fn transfers(&self) -> Vec<TransferRow> {
         let view = self.inner.cluster.view();
         let asked = view.state.live_members().map(|member| async move {
-            if member.id == view_me(self) {
-                return self.transfers_here();
-            }
-            self.ask(member.id).await.unwrap_or_default()
+            let rows = if member.id == self.inner.cluster.me() {
+                Ok(self.transfers_here())
+            } else {
+                self.ask(member.id).await
+            };
+            (member.id, rows)
         });
-        let mut rows: Vec<TransferRow> =
-            futures_util::future::join_all(asked).await.into_iter().flatten().collect();
-        // Those whose sender cannot be asked are shown all the same.
+        let mut rows = Vec::new();
+        let mut silent = BTreeMap::new();
+        for (member, answer) in futures_util::future::join_all(asked).await {
+            match answer {
+                Ok(of_member) => rows.extend(of_member),
+                Err(why) => drop(silent.insert(member, why)),
+            }
+        }
+        // Those whose sender cannot be asked are shown all the same, with that as the reason.
         for (id, partition) in view.state.ring.iter() {
             let Some(pending) = &partition.pending else { continue };
             if rows.iter().any(|row| row.partition == id) {
                 continue;
             }
-            let name = |node: Option<&annulus_core::ids::NodeId>| {
-                node.map(|node| self.name_of(*node)).unwrap_or_default()
-            };
-            rows.push(TransferRow {
-                module: String::new(),
-                partition: id,
-                kind: TransferKindName::Ownership,
-                from: name(partition.replicas.first()),
-                to: name(pending.target.first()),
-                state: TransferState::Waiting,
-                items_done: 0,
-                items_total: None,
-                bytes: 0,
-                error: None,
-            });
+            let (holder, taker) = (partition.replicas.first(), pending.target.first());
+            let name = |node: Option<&NodeId>| node.map(|node| self.name_of(*node)).unwrap_or_default();
+            let mut row = TransferRow::new(id, name(holder), name(taker));
+            match holder.and_then(|holder| silent.get(holder)) {
+                Some(why) => {
+                    row.waiting_for = Some(format!("holder {} is down", row.from));
+                    row.error = Some(why.clone());
+                }
+                // It has just learned of it, or will.
+                None => row.waiting_for = Some(format!("holder {} to begin", row.from)),
+            }
+            rows.push(row);
         }
         rows.sort_by(|a, b| (a.partition, &a.module).cmp(&(b.partition, &b.module)));
         rows
     }
 
-    async fn ask(&self, node: annulus_core::ids::NodeId) -> Option<Vec<TransferRow>> {
-        let peer = self.inner.cluster.view().peer(node)?;
+    async fn ask(&self, node: NodeId) -> Result<Vec<TransferRow>, String> {
+        let peer = self.inner.cluster.view().peer(node).ok_or("it has no address")?;
         let deadline = Instant::now() + ASK_LIMIT;
         let call = self.inner.transport.call(&peer, Lane::Control, kind::TRANSFERS, Bytes::new(), deadline);
-        codec::decode(&call.await.ok()?).ok()
+        codec::decode(&call.await.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
     }
 
     /// Answers a control request of kind `TRANSFERS`.
@@ -142,35 +161,40 @@ impl Handoff {
         let from = self.name_of(view.me);
         let mut rows = Vec::new();
         for (partition, (_, progress)) in &*self.inner.outgoing.lock() {
-            let now = progress.state.lock().clone();
+            let now = progress.now();
             let Some(pending) = &view.partition(*partition).pending else { continue };
             let to = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
-            let mut modules: Vec<(String, (u64, u64))> = view
-                .state
-                .modules
-                .values()
-                .map(|module| (module.name.clone(), now.sent.get(&module.uid).copied().unwrap_or_default()))
-                .collect();
-            if modules.is_empty() {
-                modules.push(Default::default());
-            }
-            rows.extend(modules.into_iter().map(|(module, (items, bytes))| TransferRow {
-                module,
-                partition: *partition,
-                kind: TransferKindName::Ownership,
-                from: from.clone(),
-                to: to.clone(),
-                state: now.state.unwrap_or(TransferState::Waiting),
-                items_done: items,
-                items_total: None,
-                bytes,
+            let of_transfer = TransferRow {
+                state: now.state,
+                waiting_for: now.waiting_for.clone(),
+                retry_in_ms: now.retry.map(|due| {
+                    let left = due.saturating_duration_since(Instant::now());
+                    u64::try_from(left.as_millis()).unwrap_or(u64::MAX)
+                }),
+                since_ms: now.since_ms,
+                state_since_ms: now.state_since_ms,
+                tries: now.tries,
                 error: now.error.clone(),
+                ..TransferRow::new(*partition, from.clone(), to)
+            };
+            if view.state.modules.is_empty() {
+                rows.push(of_transfer);
+                continue;
+            }
+            rows.extend(view.state.modules.values().map(|module| {
+                let (items_done, bytes) = now.sent.get(&module.uid).copied().unwrap_or_default();
+                let (items_per_s, bytes_per_s) = now.rate(module.uid);
+                TransferRow {
+                    module: module.name.clone(),
+                    items_done,
+                    items_total: now.total(module.uid),
+                    bytes,
+                    items_per_s,
+                    bytes_per_s,
+                    ..of_transfer.clone()
+                }
             }));
         }
         rows
     }
-}
-
-fn view_me(handoff: &Handoff) -> annulus_core::ids::NodeId {
-    handoff.inner.cluster.me()
 }

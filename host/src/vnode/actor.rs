@@ -128,8 +128,8 @@ impl Actor {
             Control::EndOutgoing { finished } => self.end_outgoing(finished).await,
             Control::Seal => {
                 self.sealed = true;
-                let module = self.module;
-                self.tell_outgoing(StreamEvent::Sealed { module });
+                let (module, stored) = (self.module, self.stored());
+                self.tell_outgoing(StreamEvent::Sealed { module, stored });
             }
             Control::Unseal => self.sealed = false,
             Control::Items(items, answer) => {
@@ -141,6 +141,7 @@ impl Actor {
                 }
                 let _ = answer.send(taken);
             }
+            Control::Count(answer) => drop(answer.send(self.count().await)),
             Control::Swap(behaviour, answer) => self.start_swap(behaviour, answer).await,
             Control::End { .. } => unreachable!("the loop ends the vnode itself"),
         }

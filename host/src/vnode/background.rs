@@ -6,12 +6,14 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use annulus_core::handoff::Tally;
 use tokio::sync::oneshot;
 
 use super::actor::Actor;
 use super::guest::{Behaviour, Guest, Items};
-use super::mailbox::{Outgoing, StreamEvent, SwapReport};
-use crate::wasm::{Budget, GuestError, Item, Rejection};
+use super::mailbox::{Count, Outgoing, StreamEvent, SwapReport, Taken};
+use crate::storage::Storage;
+use crate::wasm::{Budget, GuestError, Item};
 
 /// One page of a fold: some 100 µs of the guest's time.
 const PAGE: Budget = Budget { items: 256, bytes: 64 << 10 };
@@ -126,11 +128,37 @@ impl Actor {
     }
 
     /// Merges items from another replica.
-    pub(super) async fn take(&mut self, items: Vec<Item>) -> Result<Vec<Rejection>, String> {
+    pub(super) async fn take(&mut self, items: Vec<Item>) -> Result<Taken, String> {
         let guest = self.guest().await.map_err(|error| error.message)?;
+        let mut tally = Tally::default();
+        for item in &items {
+            tally.add_parts(&item.key, &item.sort, &item.value, item.deleted);
+        }
         let taken = guest.take(items).await;
         self.recovered();
-        taken.map_err(|error| self.failed(error, None).message)
+        taken.map(|rejections| Taken { tally, rejections }).map_err(|error| self.failed(error, None).message)
+    }
+
+    /// How many items there are, if the host keeps them.
+    pub(super) fn stored(&self) -> Option<u64> {
+        let kept_by_guest = self.behaviour.description.exported.handoff
+            || self.guest.as_ref().is_some_and(Guest::keeps_items);
+        (!kept_by_guest).then(|| self.items.read().len() as u64)
+    }
+
+    /// How many items there are. An answer may be late or rough; it is for people to look at.
+    pub(super) async fn count(&mut self) -> Count {
+        if let Some(stored) = self.stored() {
+            return Count::Stored(stored);
+        }
+        let Some(guest) = &mut self.guest else { return Count::Said(0) };
+        match guest.count().await {
+            Ok(count) => Count::Said(count),
+            Err(error) => {
+                self.failed(error, None);
+                Count::Unknown
+            }
+        }
     }
 
     /// Begins to go over to `behaviour`. Nothing is changed if its instance cannot start.

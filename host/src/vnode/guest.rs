@@ -179,6 +179,14 @@ impl Guest {
         }
     }
 
+    /// How many items the guest keeps itself, roughly.
+    pub(super) async fn count(&mut self) -> Result<u64, GuestError> {
+        match &mut self.code {
+            Running::Wasm(instance) => instance.count().await,
+            Running::Native(_) => Ok(0),
+        }
+    }
+
     /// The items of one key that the guest keeps itself.
     pub(super) async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
         match &mut self.code {

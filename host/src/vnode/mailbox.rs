@@ -3,6 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use annulus_core::handoff::Tally;
 use annulus_core::ids::{ModuleUid, RequestId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::RequestError;
@@ -132,6 +133,8 @@ pub enum StreamEvent {
     Sealed {
         /// Whose.
         module: ModuleUid,
+        /// How many items it has now, where the host keeps them.
+        stored: Option<u64>,
     },
     /// The module puts the handoff off, or has lost its items: what was sent is not what is.
     Broken {
@@ -140,6 +143,26 @@ pub enum StreamEvent {
         /// Why.
         reason: String,
     },
+}
+
+/// Items that a vnode has merged.
+#[derive(Debug, Default)]
+pub struct Taken {
+    /// All of them, counted as they were merged.
+    pub tally: Tally,
+    /// Those that it could not take.
+    pub rejections: Vec<Rejection>,
+}
+
+/// How many items a vnode has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Count {
+    /// The host keeps them: exactly so many.
+    Stored(u64),
+    /// The guest keeps them and says so many, roughly.
+    Said(u64),
+    /// The guest cannot tell.
+    Unknown,
 }
 
 /// What a swap did to one vnode.
@@ -172,7 +195,9 @@ pub enum Control {
     /// Serve again.
     Unseal,
     /// Items from another replica, merged before it is answered.
-    Items(Vec<Item>, oneshot::Sender<Result<Vec<Rejection>, String>>),
+    Items(Vec<Item>, oneshot::Sender<Result<Taken, String>>),
+    /// How many items are there?
+    Count(oneshot::Sender<Count>),
     /// Go on with this behaviour and the items that are there.
     Swap(Arc<Behaviour>, oneshot::Sender<Result<SwapReport, String>>),
     /// End: answer all commands with this error, let go of the items if they are elsewhere.

@@ -20,7 +20,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 
 use super::actor;
 use super::guest::Behaviour;
-use super::mailbox::{Command, Control, Outgoing, SwapReport, VnodeHandle};
+use super::mailbox::{Command, Control, Count, Outgoing, SwapReport, VnodeHandle};
 use super::slot::{Incident, Incidents, Slot, SlotStatus, Staging};
 use crate::wasm::Partition;
 
@@ -273,6 +273,43 @@ impl Master {
         self.slot(partition).is_some_and(|slot| {
             slot.vnodes.get(&module).is_some_and(|vnode| vnode.tell(Control::ReadPage { attempt, after }))
         })
+    }
+
+    /// How many items there are of each module that runs in a partition that serves; none where its
+    /// guest cannot tell.
+    pub async fn count(&self, partition: PartitionId) -> HashMap<ModuleUid, Option<u64>> {
+        let mut counts = HashMap::new();
+        for vnode in self.vnodes(partition) {
+            let (answer, count) = oneshot::channel();
+            vnode.tell(Control::Count(answer));
+            let count = match count.await {
+                Ok(Count::Stored(count) | Count::Said(count)) => Some(count),
+                _ => None,
+            };
+            counts.insert(vnode.module, count);
+        }
+        counts
+    }
+
+    /// How many items of a module a transfer has staged, if the host keeps them: none where nothing
+    /// of it came.
+    pub async fn staged_count(
+        &self,
+        partition: PartitionId,
+        transfer: TransferId,
+        module: ModuleUid,
+    ) -> Option<u64> {
+        let vnode = self.slot(partition).and_then(|slot| {
+            let staging = slot.staging.as_ref().filter(|staging| staging.transfer == transfer)?;
+            staging.vnodes.get(&module).cloned()
+        });
+        let Some(vnode) = vnode else { return Some(0) };
+        let (answer, count) = oneshot::channel();
+        vnode.tell(Control::Count(answer));
+        match count.await {
+            Ok(Count::Stored(count)) => Some(count),
+            _ => None,
+        }
     }
 
     /// Seals a partition for a transfer: its vnodes answer nothing any more, and each says so

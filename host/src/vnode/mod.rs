@@ -15,7 +15,8 @@ mod slot;
 
 pub use guest::Behaviour;
 pub use mailbox::{
-    Command, Control, Outgoing, PageWanted, Reply, StreamEvent, SwapReport, VnodeHandle, decode_answer,
+    Command, Control, Count, Outgoing, PageWanted, Reply, StreamEvent, SwapReport, Taken, VnodeHandle,
+    decode_answer,
 };
 pub use master::{Delivery, Master, MasterConfig, ModuleSource, WeakMaster};
 pub use native::native_kv;

@@ -92,6 +92,11 @@ impl Receiver {
         }
     }
 
+    /// Is there a stream, and more to come on it?
+    pub fn is_taking(&self) -> bool {
+        self.stream.is_some() && !matches!(self.stage, Stage::Complete | Stage::Finished(_))
+    }
+
     /// Has the log ended this transfer? Then nothing more will happen.
     pub fn is_finished(&self) -> bool {
         matches!(self.stage, Stage::Finished(_))

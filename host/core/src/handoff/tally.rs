@@ -27,9 +27,14 @@ impl Tally {
     }
 
     fn add(&mut self, item: &Item) {
+        self.add_parts(&item.key, &item.sort, &item.value, item.deleted);
+    }
+
+    /// Counts an item that is known by its parts.
+    pub fn add_parts(&mut self, key: &[u8], sort: &[u8], value: &[u8], deleted: bool) {
         self.items += 1;
-        self.bytes += item.len() as u64;
-        self.digest.add(item);
+        self.bytes += (key.len() + sort.len() + value.len()) as u64;
+        self.digest.add_parts(key, sort, value, deleted);
     }
 }
 

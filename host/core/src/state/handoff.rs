@@ -18,6 +18,9 @@ pub const OUTGOING_AT_ONCE: u16 = 4;
 /// Transfers that one node takes in at once where nobody says otherwise: four senders with all
 /// that they may send; each costs at most a window of unstaged items.
 pub const INCOMING_AT_ONCE: u16 = 16;
+/// The most transfers that a node may send at once: two nodes have 32 bulk streams between them,
+/// and components and answers need some.
+pub const MOST_OUTGOING: u16 = 24;
 /// The slowest rate: a page of items is sent whole, which at less would take minutes.
 pub const LEAST_BYTES_PER_SECOND: u64 = 1024;
 
@@ -90,7 +93,15 @@ impl HandoffSettings {
     /// What holds for a node: its own settings, else the cluster's, else the defaults. It is paused
     /// if either is.
     pub fn of(&self, node: NodeId) -> EffectiveLimits {
-        let own = self.nodes.get(&node).copied().unwrap_or_default();
+        self.with(self.nodes.get(&node).copied().unwrap_or_default())
+    }
+
+    /// What holds for a node of which nothing is said.
+    pub fn of_any(&self) -> EffectiveLimits {
+        self.with(HandoffLimits::default())
+    }
+
+    fn with(&self, own: HandoffLimits) -> EffectiveLimits {
         let rate = own.bytes_per_second.or(self.cluster.bytes_per_second).unwrap_or(Rate::Unlimited);
         EffectiveLimits {
             outgoing: own.outgoing.or(self.cluster.outgoing).unwrap_or(OUTGOING_AT_ONCE),
@@ -143,6 +154,9 @@ fn check(change: &HandoffChange) -> Result<(), Refusal> {
     match change {
         HandoffChange::Outgoing(Some(0)) | HandoffChange::Incoming(Some(0)) => {
             bad("at least one transfer at once; to hold them all, `annulus transfers pause`".into())
+        }
+        HandoffChange::Outgoing(Some(many)) if *many > MOST_OUTGOING => {
+            bad(format!("at most {MOST_OUTGOING} transfers are sent at once"))
         }
         HandoffChange::BytesPerSecond(Some(Rate::Bytes(bytes))) if *bytes < LEAST_BYTES_PER_SECOND => {
             bad(format!("the slowest rate is {LEAST_BYTES_PER_SECOND} bytes per second"))

@@ -13,6 +13,7 @@ mod failure;
 mod look;
 mod membership;
 mod recover;
+mod transfers;
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -137,6 +138,10 @@ impl AdminService {
             AdminRequest::Coverage(request) => done(&self.coverage(request, answer).await?),
             AdminRequest::Bench(request) => done(&self.bench(request, answer).await?),
             AdminRequest::Recover { basis } => done(&self.recover(basis, answer).await?),
+            AdminRequest::TransferLimits => done(&transfers::limits(&self.view())),
+            AdminRequest::SetTransfers { node, changes } => {
+                done(&self.set_transfers(node.as_deref(), changes).await?)
+            }
         }
     }
 

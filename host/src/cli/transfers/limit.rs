@@ -1,0 +1,142 @@
+//! `transfers limit`, `pause`, `resume`.
+
+use annulus_core::state::{HandoffChange, Rate};
+
+use crate::admin::AdminRequest;
+use crate::admin::rows::{LimitRow, LimitsRow};
+use crate::cli::{CliError, Context, Table};
+
+/// Show how much may move at once, or change it
+#[derive(Debug, clap::Args)]
+pub(super) struct Args {
+    /// Transfers that a node sends at once, or `default`
+    #[arg(value_name = "N", value_parser = parse_limit)]
+    limit: Option<Limit>,
+    /// N is for those that a node takes in
+    #[arg(long, requires = "limit")]
+    incoming: bool,
+    /// Bytes of items that a node sends in a second: 500000, 10MB, 64MiB, `unlimited` or `default`
+    #[arg(long, value_name = "BYTES/S", value_parser = parse_rate)]
+    rate: Option<RateLimit>,
+    #[command(flatten)]
+    whose: Whose,
+}
+
+/// About whom.
+#[derive(Debug, clap::Args)]
+pub(super) struct Whose {
+    /// Name of the node that it is about; every node without a setting of its own where none is named
+    #[arg(long = "for", value_name = "NODE")]
+    node: Option<String>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Limit(Option<u16>);
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct RateLimit(Option<Rate>);
+
+fn parse_limit(text: &str) -> Result<Limit, String> {
+    match text {
+        "default" => Ok(Limit(None)),
+        number => number
+            .parse()
+            .map(|number| Limit(Some(number)))
+            .map_err(|_| "a number of transfers, or `default`".to_owned()),
+    }
+}
+
+fn parse_rate(text: &str) -> Result<RateLimit, String> {
+    match text {
+        "default" => return Ok(RateLimit(None)),
+        "unlimited" => return Ok(RateLimit(Some(Rate::Unlimited))),
+        _ => {}
+    }
+    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(split);
+    let unit: u64 = match unit {
+        "" | "B" => 1,
+        "kB" | "KB" => 1000,
+        "KiB" => 1 << 10,
+        "MB" => 1_000_000,
+        "MiB" => 1 << 20,
+        "GB" => 1_000_000_000,
+        "GiB" => 1 << 30,
+        other => return Err(format!("{other:?} is no unit: kB, KiB, MB, MiB, GB, GiB")),
+    };
+    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
+    let bytes = bytes.ok_or("a number of bytes, `unlimited` or `default`")?;
+    Ok(RateLimit(Some(Rate::Bytes(bytes))))
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let mut changes = Vec::new();
+    changes.extend(args.limit.map(|Limit(limit)| match args.incoming {
+        true => HandoffChange::Incoming(limit),
+        false => HandoffChange::Outgoing(limit),
+    }));
+    changes.extend(args.rate.map(|RateLimit(rate)| HandoffChange::BytesPerSecond(rate)));
+    ask(args.whose, changes, context).await
+}
+
+pub(super) async fn pause(whose: Whose, paused: bool, context: &Context) -> Result<(), CliError> {
+    ask(whose, vec![HandoffChange::Paused(paused)], context).await
+}
+
+async fn ask(whose: Whose, changes: Vec<HandoffChange>, context: &Context) -> Result<(), CliError> {
+    let connection = context.connect().await?;
+    let request = if changes.is_empty() {
+        AdminRequest::TransferLimits
+    } else {
+        AdminRequest::SetTransfers { node: whose.node.clone(), changes: changes.clone() }
+    };
+    let mut limits: LimitsRow = connection.ask(&request).await?;
+    if changes.is_empty()
+        && let Some(node) = &whose.node
+    {
+        limits.nodes.retain(|row| row.node.as_ref() == Some(node));
+        if limits.nodes.is_empty() {
+            return Err(CliError::Other(format!("no member {node}")));
+        }
+    }
+    context.output.show(&limits, || render(&limits))
+}
+
+fn render(limits: &LimitsRow) -> String {
+    let mut table = Table::new(&["node", ">sent at once", ">taken in at once", ">bytes/s", "", "set here"]);
+    for row in std::iter::once(&limits.cluster).chain(&limits.nodes) {
+        table.row(cells(row));
+    }
+    table.to_string()
+}
+
+fn cells(row: &LimitRow) -> [String; 6] {
+    [
+        row.node.clone().unwrap_or_else(|| "(cluster)".to_owned()),
+        row.outgoing.to_string(),
+        row.incoming.to_string(),
+        row.bytes_per_second.map_or_else(|| "unlimited".to_owned(), |bytes| bytes.to_string()),
+        if row.paused { "paused".to_owned() } else { String::new() },
+        row.set.join(", "),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn limits_and_rates_are_read_and_junk_is_refused() {
+        assert_eq!(parse_limit("2").unwrap(), Limit(Some(2)));
+        assert_eq!(parse_limit("default").unwrap(), Limit(None));
+        assert_eq!(parse_rate("10MB").unwrap(), RateLimit(Some(Rate::Bytes(10_000_000))));
+        assert_eq!(parse_rate("4096").unwrap(), RateLimit(Some(Rate::Bytes(4096))));
+        assert_eq!(parse_rate("unlimited").unwrap(), RateLimit(Some(Rate::Unlimited)));
+        assert_eq!(parse_rate("default").unwrap(), RateLimit(None));
+        assert!(parse_limit("-1").is_err() && parse_limit("70000").is_err() && parse_limit("").is_err());
+        for bad in ["", "MB", "1.5MB", "10XB", "99999999999GiB"] {
+            assert!(parse_rate(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,131 @@
+//! How far an outgoing transfer is, for those who look.
+
+use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use annulus_core::handoff::TransferState;
+use annulus_core::handoff::sender::Sender;
+use annulus_core::ids::ModuleUid;
+use parking_lot::Mutex;
+use tokio::time::Instant;
+
+/// How far back `items_per_s` looks, and in which steps.
+const LOOK_BACK: Duration = Duration::from_secs(5);
+const STEP: Duration = Duration::from_millis(250);
+
+/// Shared between the task of a transfer and those who look.
+#[derive(Clone, Default)]
+pub(super) struct Progress {
+    state: Arc<Mutex<Snapshot>>,
+}
+
+/// What is known at one moment.
+#[derive(Clone)]
+pub(super) struct Snapshot {
+    pub(super) state: TransferState,
+    /// Items and bytes by module.
+    pub(super) sent: BTreeMap<ModuleUid, (u64, u64)>,
+    /// Items there were at the start, of each module that ran then, none where its guest could not
+    /// tell. None at all before they were counted.
+    pub(super) totals: Option<HashMap<ModuleUid, Option<u64>>>,
+    pub(super) waiting_for: Option<String>,
+    pub(super) retry: Option<Instant>,
+    pub(super) tries: u32,
+    pub(super) error: Option<String>,
+    /// Milliseconds since 1970.
+    pub(super) since_ms: u64,
+    pub(super) state_since_ms: u64,
+    samples: VecDeque<(Instant, BTreeMap<ModuleUid, (u64, u64)>)>,
+}
+
+impl Default for Snapshot {
+    fn default() -> Self {
+        let now = now_ms();
+        Self {
+            state: TransferState::Waiting,
+            sent: BTreeMap::new(),
+            totals: None,
+            waiting_for: None,
+            retry: None,
+            tries: 0,
+            error: None,
+            since_ms: now,
+            state_since_ms: now,
+            samples: VecDeque::new(),
+        }
+    }
+}
+
+impl Snapshot {
+    /// Items of a module there were at the start; none in one that did not run.
+    pub(super) fn total(&self, module: ModuleUid) -> Option<u64> {
+        self.totals.as_ref()?.get(&module).copied().unwrap_or(Some(0))
+    }
+
+    /// Items and bytes of a module in a second, over the last few.
+    pub(super) fn rate(&self, module: ModuleUid) -> (u64, u64) {
+        let fresh = |sample: &&(Instant, _)| sample.0.elapsed() <= LOOK_BACK;
+        let Some((then, before)) = self.samples.iter().find(fresh) else { return (0, 0) };
+        let of = |sent: &BTreeMap<ModuleUid, (u64, u64)>| sent.get(&module).copied().unwrap_or_default();
+        let ((items, bytes), (items_then, bytes_then)) = (of(&self.sent), of(before));
+        let ms = then.elapsed().as_millis().max(STEP.as_millis());
+        let rate = |now: u64, then: u64| {
+            u64::try_from(u128::from(now.saturating_sub(then)) * 1000 / ms).unwrap_or(u64::MAX)
+        };
+        (rate(items, items_then), rate(bytes, bytes_then))
+    }
+}
+
+impl Progress {
+    pub(super) fn set(
+        &self,
+        machine: &Sender,
+        state: TransferState,
+        waiting_for: Option<String>,
+        retry: Option<Instant>,
+    ) {
+        let mut known = self.state.lock();
+        // What the last attempt sent stays to be seen until the next one goes on.
+        let now: BTreeMap<_, _> =
+            machine.progress_by_module().map(|(module, items, bytes)| (module, (items, bytes))).collect();
+        if !now.is_empty() {
+            known.sent = now;
+        }
+        if known.state != state {
+            (known.state, known.state_since_ms) = (state, now_ms());
+        }
+        (known.waiting_for, known.retry) = (waiting_for, retry);
+        if let Some(error) = machine.error() {
+            known.error = Some(error.to_owned());
+        }
+        if known.samples.back().is_none_or(|(at, _)| at.elapsed() >= STEP) {
+            let sample = (Instant::now(), known.sent.clone());
+            known.samples.push_back(sample);
+            while known.samples.front().is_some_and(|(at, _)| at.elapsed() > LOOK_BACK) {
+                known.samples.pop_front();
+            }
+        }
+    }
+
+    pub(super) fn set_totals(&self, totals: HashMap<ModuleUid, Option<u64>>) {
+        self.state.lock().totals = Some(totals);
+    }
+
+    pub(super) fn tries(&self) {
+        self.state.lock().tries += 1;
+    }
+
+    pub(super) fn fail(&self, reason: &str) {
+        self.state.lock().error = Some(reason.to_owned());
+    }
+
+    pub(super) fn now(&self) -> Snapshot {
+        self.state.lock().clone()
+    }
+}
+
+fn now_ms() -> u64 {
+    let passed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
+}
