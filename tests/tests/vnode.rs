@@ -244,10 +244,17 @@ async fn a_write_whose_reply_is_refused_is_unknown_and_follows_into_a_handoff() 
 
     let read = bed.call("get", &[("key", "k2".into())]).await.unwrap_err();
     assert_eq!(read.state, AppliedState::NotApplied, "a read changes nothing: {read:?}");
-    let page = PageWanted { after: None, items: 10, bytes: 1 << 20 };
+    // A page, too: it answers the keys that it deleted.
+    let keys: Vec<String> = (0..5).map(|n| format!("{n}{}", "k".repeat(TOO_MANY / 5))).collect();
+    for key in &keys {
+        bed.call("put", &[("key", key.as_str().into()), ("value", 1.into())]).await.unwrap();
+    }
+    assert_eq!(forwarded(&mut events).len(), keys.len());
+    let page = PageWanted { after: None, items: 10, bytes: 64 << 20 };
     let error = bed.send("clear", None, cbor_map(&[]), Some(page)).await.unwrap_err();
     assert_eq!((error.code, error.state), (ErrorCode::ValueTooLarge, AppliedState::Unknown), "{error:?}");
-    assert_eq!(forwarded(&mut events), [("k2".to_owned(), true)]);
+    let cleared: Vec<String> = forwarded(&mut events).into_iter().map(|(key, _)| key).collect();
+    assert!(keys.iter().all(|key| cleared.contains(key)) && cleared.contains(&"k2".to_owned()));
 }
 
 /// On one thread, so that the commands are all there before the vnode looks.
