@@ -77,7 +77,7 @@ impl Bucket {
         let passed = now.saturating_sub(self.at).as_nanos();
         let gained = passed * u128::from(rate) / 1_000_000_000;
         // Only the time of whole bytes is used up, so that asking often loses nothing.
-        let used = gained * 1_000_000_000 / u128::from(rate);
+        let used = (gained * 1_000_000_000).div_ceil(u128::from(rate));
         self.at += Duration::from_nanos(u64::try_from(used).unwrap_or(u64::MAX));
         let gained = i64::try_from(gained).unwrap_or(i64::MAX);
         self.level = self.level.saturating_add(gained);
@@ -108,7 +108,7 @@ mod tests {
                 Ok(()) => {
                     bucket.settle(page);
                     sent += page;
-                    now += Duration::from_micros(100);
+                    now += Duration::from_micros(10);
                 }
                 Err(wait) => now += wait,
             }
@@ -126,7 +126,7 @@ mod tests {
                 assert!(went + slack >= rate * seconds, "only {went} at {rate} in pages of {page}");
             }
         }
-        assert_eq!(sent(None, 1000, 1), 10_000_000);
+        assert_eq!(sent(None, 1000, 1), 100_000_000);
     }
 
     #[test]
