@@ -205,6 +205,8 @@ pub fn member(number: u64) -> Member {
         zone: None,
         weight: 1,
         status: MemberStatus::Joining,
+        staged: false,
+        banned: false,
     }
 }
 

@@ -281,7 +281,7 @@ impl World {
                 self.work(at, id);
             }
             // Shown as a possible loss; whether it is one, the truth of the partition's keys tells.
-            Change::DropIncomplete => slot.stage = None,
+            Change::DropIncomplete | Change::TakeEmpty => slot.stage = None,
             Change::DropStage => {
                 if !keep {
                     slot.stage = None;
