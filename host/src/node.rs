@@ -10,6 +10,7 @@
 //! the next life), so that nothing of the old one is left in memory.
 
 mod admission;
+mod bans;
 mod config;
 mod control;
 mod exit;
@@ -27,12 +28,12 @@ use annulus_core::ids::BootId;
 use fjall::Database;
 
 use crate::admin::{AdminParts, AdminService};
-use crate::cluster::{Cluster, ClusterConfig, ClusterError, TransportLink};
+use crate::cluster::{Cluster, ClusterConfig, ClusterError, Place, TransportLink};
 use crate::data_dir::{DataDir, DataDirError, open_database};
 use crate::transport::identity::{IdentityError, TlsIdentity};
 use crate::transport::{BindError, Transport, TransportConfig};
 
-pub use admission::{JoinAccepted, Joiner};
+pub use admission::{JoinAccepted, JoinWish, Joiner};
 pub use config::NodeConfig;
 pub use exit::{Exit, ExitSwitch, StopReason};
 pub use router::Router;
@@ -137,6 +138,7 @@ impl Node {
             uid: identity.uid,
             listen: address,
             http: config.http.clone(),
+            place: Place { zone: config.zone.clone(), weight: config.weight },
             network: link.clone(),
             found: identity::found_command(&data, &identity, &config, address)?,
         }))?;
@@ -158,6 +160,8 @@ impl Node {
             cluster.watch(),
             transport.clone(),
         ));
+        bans::set(&transport, &view);
+        runtimes.network().spawn(bans::keep(cluster.watch(), transport.clone()));
         exit.follow(cluster.ended(), runtimes.network());
 
         let services = Services::start(services::Parts {

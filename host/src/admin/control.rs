@@ -20,12 +20,14 @@ pub trait NodeControl: Send + Sync + 'static {
     /// Returns when the node was admitted there and that is durable. What is returned is held
     /// until the operator has its answer; when it is dropped, the node starts its parts anew
     /// and rewrites `admin.toml`. Refused where the own cluster has modules and `discard` is
-    /// not said, or has other members; then the node is what it was.
+    /// not said, or has other members; then the node is what it was. With `stage` it owns nothing
+    /// there until a plan takes it in.
     fn join<'a>(
         &'a self,
         address: SocketAddr,
         token: &'a str,
         discard: bool,
+        stage: bool,
         deadline: Instant,
     ) -> Pending<'a, Result<Restart, AdminError>>;
 }

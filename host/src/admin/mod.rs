@@ -7,6 +7,7 @@
 //! the data directory (`admin.toml`).
 
 mod control;
+pub mod plan_rows;
 mod protocol;
 pub mod recover;
 pub mod rows;
@@ -15,6 +16,6 @@ mod service;
 pub use control::{NodeControl, Pending, Restart};
 pub use protocol::{
     ADMIN_HEADER, AdminError, AdminReply, AdminRequest, BenchRequest, BenchTarget, CallRequest,
-    DeployRequest, Malformed, RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
+    DeployRequest, Malformed, PlanOf, RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
 };
 pub use service::{AdminParts, AdminService};

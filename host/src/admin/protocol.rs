@@ -38,13 +38,21 @@ pub enum AdminRequest {
         token: String,
         /// Give up what the node's own cluster of one holds.
         discard: bool,
+        /// Own nothing there until a plan takes it in.
+        #[serde(default)]
+        stage: bool,
         /// How long to wait for it, in milliseconds.
         timeout_ms: u64,
     },
-    /// A member hands off what it holds and goes: `Progress`, then `Done`.
+    /// A member hands off what it holds and goes: `Progress`, then `Done` with a
+    /// [`MemberRow`](super::rows::MemberRow), or, staged, a
+    /// [`StagedRow`](super::plan_rows::StagedRow).
     Leave {
         /// Its name; the addressed node itself where none.
         node: Option<String>,
+        /// Only with the next commit.
+        #[serde(default)]
+        stage: bool,
         /// Answer at once, without waiting for the handoffs.
         wait: bool,
         /// How long to wait for it, in milliseconds.
@@ -103,6 +111,72 @@ pub enum AdminRequest {
         /// What.
         changes: Vec<HandoffChange>,
     },
+    /// A node that holds nothing takes another's places: `Progress`, then `Done` with a
+    /// [`CommittedRow`](super::plan_rows::CommittedRow), or, staged, a
+    /// [`StagedRow`](super::plan_rows::StagedRow).
+    Replace {
+        /// Name of who goes.
+        old: String,
+        /// Name of who comes.
+        new: String,
+        /// Only with the next commit.
+        stage: bool,
+        /// Wait until all has moved.
+        wait: bool,
+        /// How long to wait for it, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// A node that is gone for good: as `Replace`.
+    Remove {
+        /// Its name.
+        node: String,
+        /// Only with the next commit.
+        stage: bool,
+        /// Wait until all has moved.
+        wait: bool,
+        /// How long to wait for it, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Marks a node as down: `Done` with its [`MemberRow`](super::rows::MemberRow).
+    Down {
+        /// Its name.
+        node: String,
+    },
+    /// What the staged changes, or one change, would do: [`PlanRow`](super::plan_rows::PlanRow).
+    Plan {
+        /// An operator sees it: a commit through this node is then of this plan.
+        shown: bool,
+        /// Of `remove` or `replace` at once, not of what is staged.
+        of: Option<PlanOf>,
+    },
+    /// Carries out what is staged: `Progress`, then `Done` with a
+    /// [`CommittedRow`](super::plan_rows::CommittedRow).
+    Commit {
+        /// Id of the plan; whichever there is where none.
+        plan: Option<String>,
+        /// Wait until all has moved.
+        wait: bool,
+        /// How long to wait for it, in milliseconds.
+        timeout_ms: u64,
+    },
+    /// Forgets what is staged: `Done` with what that was, a
+    /// [`StagedRow`](super::plan_rows::StagedRow).
+    ClearStaged,
+    /// The possible losses up to this log index have been seen.
+    Acknowledge {
+        /// Log index.
+        up_to: u64,
+    },
+}
+
+/// One change by names, to be planned and not staged.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum PlanOf {
+    /// `remove NODE`.
+    Remove(String),
+    /// `replace OLD NEW`.
+    Replace(String, String),
 }
 
 /// A release to come.

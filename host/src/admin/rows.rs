@@ -27,6 +27,9 @@ pub struct MemberRow {
     pub listen: String,
     /// Its HTTP address, reserved.
     pub http: String,
+    /// What is staged for it: `join`, `leave`, `replace` or `remove`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub staged: Option<String>,
 }
 
 /// `ring`.
@@ -231,6 +234,10 @@ pub struct StatusRow {
     pub vnodes: usize,
     /// Things that an operator should look at.
     pub alerts: Vec<String>,
+    /// Partitions whose items may be gone with a removed node, until somebody says
+    /// `status --acknowledge`.
+    #[serde(default)]
+    pub possible_loss: Vec<super::plan_rows::LossRow>,
 }
 
 /// The end of a coverage call.

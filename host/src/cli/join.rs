@@ -24,6 +24,9 @@ pub struct Args {
     /// Give up the modules and items that the node's own cluster of one holds
     #[arg(long)]
     discard: bool,
+    /// Own nothing there until a plan takes it in: look at `annulus plan`, then `annulus commit`
+    #[arg(long)]
+    stage: bool,
     /// Do not wait until it holds its share
     #[arg(long)]
     no_wait: bool,
@@ -42,10 +45,15 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let deadline = Instant::now() + args.timeout;
     let connection = context.connect().await?;
     let before: StatusRow = connection.ask(&AdminRequest::Status).await?;
+    let members: Vec<MemberRow> = connection.ask(&AdminRequest::Members).await?;
+    // Said again to a node that waits there already, it starts nothing anew.
+    let waits = members.iter().any(|row| row.node == before.node && row.status == "joining");
+    let own = (!waits).then(|| before.cluster.clone());
     let request = AdminRequest::Join {
         address: args.address,
         token: args.token,
         discard: args.discard,
+        stage: args.stage,
         timeout_ms: millis(args.timeout),
     };
     let () = connection.ask(&request).await?;
@@ -55,8 +63,13 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     progress.set("starting anew in the other cluster", 0, 0);
     let mut last = "it has not started anew yet".to_owned();
     let member = loop {
-        let look = timeout_at(deadline, look(&before, context)).await;
+        let look = timeout_at(deadline, look(&before.node, own.as_deref(), context)).await;
         match look {
+            Ok(Ok(Look::Joining { row })) if args.stage => break row,
+            Ok(Ok(Look::Joining { row })) => {
+                last = format!("it is {}", row.status);
+                progress.set(&last, 0, 0);
+            }
             Ok(Ok(Look::Member { row, moving })) if args.no_wait || moving == 0 => break row,
             Ok(Ok(Look::Member { moving, .. })) => {
                 last = format!("{moving} partitions still change hands");
@@ -78,31 +91,35 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         sleep(ASK_AGAIN).await;
     };
     drop(progress);
-    context
-        .output
-        .show(&member, || format!("{} is a member and owns {} partitions", member.node, member.owned))
+    context.output.show(&member, || match member.status.as_str() {
+        "joining" => format!("{} waits to join; `annulus plan` shows what that would do", member.node),
+        _ => format!("{} is a member and owns {} partitions", member.node, member.owned),
+    })
 }
 
 enum Look {
     NotYet(String),
+    Joining { row: MemberRow },
     Member { row: MemberRow, moving: usize },
 }
 
-async fn look(before: &StatusRow, context: &Context) -> Result<Look, CliError> {
+/// `own`: the cluster that it is to be gone from.
+async fn look(node: &str, own: Option<&str>, context: &Context) -> Result<Look, CliError> {
     let connection = context.connect().await?;
     let status: StatusRow = connection.ask(&AdminRequest::Status).await?;
-    if status.cluster == before.cluster {
+    if own == Some(status.cluster.as_str()) {
         return Ok(Look::NotYet("it is still in its own cluster".to_owned()));
     }
     let members: Vec<MemberRow> = connection.ask(&AdminRequest::Members).await?;
     let ring: RingRow = connection.ask(&AdminRequest::Ring).await?;
-    match members.into_iter().find(|row| row.node == before.node && row.status != "removed") {
+    match members.into_iter().find(|row| row.node == node && row.status != "removed") {
         Some(row) if row.status == "member" && row.replicas > 0 => {
             let moving = ring.partitions.iter().filter(|partition| !partition.pending.is_empty()).count();
             Ok(Look::Member { row, moving })
         }
         // Admitted, but the claimant has not given it a share yet.
         Some(row) if row.status == "member" => Ok(Look::NotYet("it has no share of the ring yet".to_owned())),
+        Some(row) if row.status == "joining" => Ok(Look::Joining { row }),
         Some(row) => Ok(Look::NotYet(format!("it is {}", row.status))),
         None => Ok(Look::NotYet("the cluster does not know it yet".to_owned())),
     }

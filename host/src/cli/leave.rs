@@ -2,9 +2,11 @@
 
 use std::time::Duration;
 
+use super::clear::show_staged;
 use super::duration::{millis, parse_duration};
 use super::{CliError, Context};
 use crate::admin::AdminRequest;
+use crate::admin::plan_rows::StagedRow;
 use crate::admin::rows::MemberRow;
 
 /// Hand off all that a node holds, then let it go.
@@ -13,6 +15,9 @@ pub struct Args {
     /// Name of the node; the addressed one where none is named
     #[arg(id = "leaver", value_name = "NODE")]
     name: Option<String>,
+    /// Only with the next commit
+    #[arg(long)]
+    stage: bool,
     /// Do not wait for the handoffs
     #[arg(long)]
     no_wait: bool,
@@ -23,8 +28,16 @@ pub struct Args {
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
-    let request =
-        AdminRequest::Leave { node: args.name, wait: !args.no_wait, timeout_ms: millis(args.timeout) };
+    let request = AdminRequest::Leave {
+        node: args.name,
+        stage: args.stage,
+        wait: !args.no_wait,
+        timeout_ms: millis(args.timeout),
+    };
+    if args.stage {
+        let row: StagedRow = connection.ask(&request).await?;
+        return show_staged(&row, context);
+    }
     let member: MemberRow = connection.ask(&request).await?;
     context.output.show(&member, || match member.status.as_str() {
         "removed" => format!("{} has handed off everything and left", member.node),

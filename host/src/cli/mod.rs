@@ -7,11 +7,14 @@
 mod bench;
 mod build;
 mod call;
+mod clear;
+mod commit;
 mod completions;
 mod connection;
 mod context;
 mod demo;
 mod deploy;
+mod down;
 mod duration;
 mod error;
 mod inspect;
@@ -23,7 +26,10 @@ mod members;
 mod modules;
 mod new;
 mod output;
+mod plan;
 mod recover;
+mod remove;
+mod replace;
 mod ring;
 mod rollback;
 mod start;
@@ -98,6 +104,18 @@ pub enum Verb {
     Join(join::Args),
     /// Hand off all that a node holds, then let it go
     Leave(leave::Args),
+    /// Let a node that holds nothing take another's places
+    Replace(replace::Args),
+    /// Give up a node that is gone for good
+    Remove(remove::Args),
+    /// Mark a node that does not answer as down
+    Down(down::Args),
+    /// What the staged changes would do
+    Plan(plan::Args),
+    /// Carry out what is staged
+    Commit(commit::Args),
+    /// Forget what is staged
+    Clear(clear::Args),
     /// Print a token that lets one node join
     Token(token::Args),
     /// The nodes of the cluster
@@ -138,8 +156,7 @@ pub enum Verb {
 }
 
 /// Verbs of the design that this version does not have yet.
-const LATER: &[&str] =
-    &["replace", "remove", "down", "plan", "commit", "clear", "salvage", "logs", "backup", "restore"];
+const LATER: &[&str] = &["salvage", "logs", "backup", "restore"];
 
 /// Parses the process's own words and does what they say.
 pub fn main() -> ExitCode {
@@ -202,6 +219,12 @@ fn ask(verb: Verb, context: &Context) -> Result<(), CliError> {
             Verb::Demo(args) => demo::run(args, context).await,
             Verb::Join(args) => join::run(args, context).await,
             Verb::Leave(args) => leave::run(args, context).await,
+            Verb::Replace(args) => replace::run(args, context).await,
+            Verb::Remove(args) => remove::run(args, context).await,
+            Verb::Down(args) => down::run(args, context).await,
+            Verb::Plan(args) => plan::run(args, context).await,
+            Verb::Commit(args) => commit::run(args, context).await,
+            Verb::Clear(args) => clear::run(args, context).await,
             Verb::Token(args) => token::run(args, context).await,
             Verb::Members(args) => members::run(args, context).await,
             Verb::Ring(args) => ring::run(args, context).await,

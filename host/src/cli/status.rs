@@ -8,10 +8,22 @@ use crate::admin::rows::StatusRow;
 
 /// The addressed node and what it knows of the cluster.
 #[derive(Debug, clap::Args)]
-pub struct Args {}
+pub struct Args {
+    /// Possible losses with removed nodes have been seen to: do not show them any more
+    #[arg(long)]
+    acknowledge: bool,
+}
 
-pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
+    if args.acknowledge {
+        // Only what could have been seen: not what happens meanwhile.
+        let row: StatusRow = connection.ask(&AdminRequest::Status).await?;
+        let up_to = row.possible_loss.iter().map(|loss| loss.index).max();
+        if let Some(up_to) = up_to {
+            let () = connection.ask(&AdminRequest::Acknowledge { up_to }).await?;
+        }
+    }
     let row: StatusRow = connection.ask(&AdminRequest::Status).await?;
     context.output.show(&row, || render(&row))
 }

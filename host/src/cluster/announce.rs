@@ -3,12 +3,13 @@
 //! After a restart under another address peers cannot reach the node, so it reaches them: each
 //! notes the new address at once, and the member table follows as soon as there is a leader. A
 //! node that hears from no leader asks too: it may have been removed while it was away, and
-//! nobody calls a removed node to tell it.
+//! nobody calls a removed node to tell it. What else an operator says at a start, zone and weight,
+//! goes the same way to the member table.
 
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use annulus_core::state::Command;
+use annulus_core::state::{Command, Member};
 use tokio::time::{Instant, sleep};
 
 use super::messages::{ANNOUNCE, Announce, AnnounceReply};
@@ -28,9 +29,28 @@ const ROUND: Duration = Duration::from_secs(2);
 const FAREWELL: Duration = Duration::from_secs(3);
 const FAREWELL_PAUSE: Duration = Duration::from_millis(50);
 
+/// Where in the cluster's plan a node says at its start that it stands; `None` keeps what is known.
+#[derive(Clone, Debug, Default)]
+pub struct Place {
+    /// Failure domain.
+    pub zone: Option<String>,
+    /// Share of the ring relative to others.
+    pub weight: Option<u32>,
+}
+
+impl Place {
+    /// What makes the member table say the same, if it does not.
+    fn corrects(&self, me: &Member) -> Option<Command> {
+        let Self { zone, weight } = self.clone();
+        let moved = zone.as_ref().is_some_and(|zone| me.zone.as_ref() != Some(zone))
+            || weight.is_some_and(|weight| weight != me.weight);
+        moved.then_some(Command::Placed { node: me.id, zone, weight })
+    }
+}
+
 impl Cluster {
     /// Keeps this node's addresses in the member table true, for as long as it runs.
-    pub(super) async fn keep_announcing(self, listen: SocketAddr, http: String) {
+    pub(super) async fn keep_announcing(self, listen: SocketAddr, http: String, place: Place) {
         let started = Instant::now();
         loop {
             let view = self.view();
@@ -52,6 +72,16 @@ impl Cluster {
                         let _ = self.wait_applied(index, Instant::now() + ROUND).await;
                     }
                     Err(error) => tracing::info!(%error, "the new address is not in the member table yet"),
+                }
+            }
+            if let Some(placed) = view.member(view.me).and_then(|me| place.corrects(me)) {
+                match self.propose(placed, Instant::now() + ROUND).await {
+                    Ok((index, _)) => {
+                        let _ = self.wait_applied(index, Instant::now() + ROUND).await;
+                    }
+                    Err(error) => {
+                        tracing::info!(%error, "zone and weight are not in the member table yet");
+                    }
                 }
             }
             let mut views = self.watch();

@@ -17,6 +17,7 @@ use openraft::{ChangeMembers, EmptyNode};
 use tokio::time::{Instant, sleep, timeout};
 
 use super::raft::MEMBERSHIP_TIMEOUT;
+use super::returned::Marks;
 use super::view::View;
 use super::voters::{self, Candidate, SILENT_VOTER};
 use super::{Cluster, ProposeError};
@@ -68,6 +69,7 @@ impl Cluster {
         let mut farewells = BTreeMap::new();
         // Nobody has been silent towards this leader for longer than it leads.
         let mut led_since = Instant::now();
+        let mut marks = Marks::default();
         loop {
             let mut views = self.watch();
             views.mark_unchanged();
@@ -75,7 +77,7 @@ impl Cluster {
                 led_since = Instant::now();
             }
             let pause = if self.leads() && self.has_quorum(ALIVE) {
-                match self.step(led_since.elapsed(), &mut farewells).await {
+                match self.step(led_since.elapsed(), &mut farewells, &mut marks).await {
                     // One thing at a time: the next follows from what is true after it.
                     Ok(true) => continue,
                     Ok(false) => PERIOD,
@@ -86,6 +88,7 @@ impl Cluster {
                 }
             } else {
                 farewells.clear();
+                marks.clear();
                 PERIOD
             };
             tokio::select! {
@@ -100,6 +103,7 @@ impl Cluster {
         &self,
         led_for: Duration,
         farewells: &mut BTreeMap<NodeId, Instant>,
+        marks: &mut Marks,
     ) -> Result<bool, StepError> {
         let group = self.group();
         let view = self.view();
@@ -113,8 +117,15 @@ impl Cluster {
             self.change_membership(ChangeMembers::AddNodes(learner)).await?;
             return Ok(true);
         }
-        let joined =
-            |member: &&Member| member.status == MemberStatus::Joining && self.caught_up(&group, member.id);
+        let silence_of = |node: NodeId| self.contact().silence_of(node.0);
+        if let Some(node) = marks.returned(&view.state, self.me(), silence_of) {
+            tracing::info!(%node, "was marked down and answers again");
+            return self.decide(Command::Up { node }).await;
+        }
+        // One that waits for a plan is taken in by its commit.
+        let joined = |member: &&Member| {
+            member.status == MemberStatus::Joining && !member.waits() && self.caught_up(&group, member.id)
+        };
         if let Some(node) = view.state.live_members().find(joined) {
             tracing::info!(node = %node.id, name = %node.name, "has caught up and is a member");
             return self.decide(Command::Joined { node: node.id }).await;
@@ -198,7 +209,10 @@ impl Cluster {
                     id,
                     zone: member.zone.clone(),
                     ready: alive && member.status == MemberStatus::Member && self.caught_up(group, member.id),
-                    silent: !me && silence.unwrap_or(led_for).min(led_for) > SILENT_VOTER,
+                    // Of one that is marked down an operator says so.
+                    silent: !me
+                        && (member.status == MemberStatus::Down
+                            || silence.unwrap_or(led_for).min(led_for) > SILENT_VOTER),
                     leaves: leaves(member),
                 }
             })

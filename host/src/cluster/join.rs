@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::keyspace::RingSize;
 use annulus_core::state::{Command, Member, MemberStatus, Outcome, Refusal};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -45,6 +46,10 @@ pub struct Candidate {
     pub zone: Option<String>,
     /// Share of the ring.
     pub weight: u32,
+    /// The only ring's size that it was told to be part of.
+    pub ring_size: Option<RingSize>,
+    /// It is to wait for a plan that takes it in.
+    pub staged: bool,
 }
 
 /// Why a node did not join. It is still what it was.
@@ -136,11 +141,12 @@ pub async fn ask_to_join(
             zone: candidate.zone.clone(),
             weight: candidate.weight,
             status: MemberStatus::Joining,
-            staged: false,
+            staged: candidate.staged,
             banned: false,
         },
         public_key: key.public_key.clone(),
         secret: token.secret().to_vec(),
+        ring_size: candidate.ring_size,
     };
     let header = codec::encode(&request)?;
     let unknown = |error: BulkError| JoinError::Unknown(error.to_string());
@@ -211,6 +217,16 @@ impl Cluster {
         }
         if request.member.listen.parse::<SocketAddr>().is_err() {
             let why = format!("{:?} is not an address of a node", request.member.listen);
+            return JoinReply::Refused(Refusal::BadSetting(why));
+        }
+        let size = view.state.ring.size;
+        if let Some(other) = request.ring_size.filter(|other| *other != size) {
+            let why = format!(
+                "the cluster's ring has {size} partitions, and this node was started with --ring-size {other}: \
+                 start it without, or with --ring-size {size}",
+                size = u32::from(size),
+                other = u32::from(other),
+            );
             return JoinReply::Refused(Refusal::BadSetting(why));
         }
         // Signed before it is admitted, so that no node is admitted for which nothing can be signed.

@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 
 use annulus_core::ids::{ClusterId, NodeId};
+use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Lineage, Member, Outcome, Refusal};
 use serde::{Deserialize, Serialize};
 
@@ -89,6 +90,9 @@ pub struct JoinRequest {
     /// The token's secret.
     #[serde(with = "serde_bytes")]
     pub secret: Vec<u8>,
+    /// The only ring's size that the node was told to be part of.
+    #[serde(default)]
+    pub ring_size: Option<RingSize>,
 }
 
 /// Answer to [`JoinRequest`], in frames of at most [`JOIN_FRAME`] bytes.

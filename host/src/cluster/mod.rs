@@ -14,6 +14,7 @@
 //! ```
 
 mod announce;
+mod change;
 mod claimant;
 mod contact;
 mod join;
@@ -23,6 +24,7 @@ mod network;
 mod propose;
 mod raft;
 mod recover;
+mod returned;
 mod service;
 mod start;
 pub mod storage;
@@ -34,7 +36,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
-use annulus_core::state::{Command, Outcome};
+use annulus_core::state::{Change, Command, MemberStatus, Outcome};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -50,6 +52,8 @@ use raft::Raft;
 use storage::RingCopy;
 use view::Views;
 
+pub use announce::Place;
+pub use change::Changed;
 pub use join::{Candidate, JoinError, ask_to_join, authority};
 pub use network::{BoxFuture, ControlNetwork, TransportLink};
 pub use propose::ProposeError;
@@ -209,6 +213,10 @@ impl Cluster {
                 view.state.member_by_name(name).ok_or_else(unknown)?.id
             }
         };
+        // One that is not in yet holds nothing to hand off.
+        if self.view().member(node).is_some_and(|member| member.status == MemberStatus::Joining) {
+            return self.change(Change::Leave { node }, deadline).await.map(|_| node);
+        }
         match self.propose(Command::Leave { node }, deadline).await? {
             (_, Outcome::Refused(refusal)) => Err(refusal.into()),
             _ => Ok(node),

@@ -13,6 +13,7 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::announce::Place;
 use super::contact::Contact;
 use super::lineage::{Heard, Running, start_raft};
 use super::network::{AddressBook, ControlNetwork, RaftLinks};
@@ -37,6 +38,8 @@ pub struct ClusterConfig {
     pub listen: SocketAddr,
     /// The address kept for HTTP.
     pub http: String,
+    /// Where it says that it stands.
+    pub place: Place,
     /// The way to the peers.
     pub network: Arc<dyn ControlNetwork>,
     /// The first command of a cluster ([`Command::Found`]), if this node is founding one and may
@@ -73,7 +76,7 @@ pub async fn seed(database: &Database, state: &ClusterState) -> Result<(), Store
 impl Cluster {
     /// Starts the control plane on the present runtime, which must be Raft's own.
     pub async fn start(config: ClusterConfig) -> Result<Self, ClusterError> {
-        let ClusterConfig { database, me, uid, listen, http, network, found } = config;
+        let ClusterConfig { database, me, uid, listen, http, place, network, found } = config;
         let copy = RingCopy::open(&database)?;
         let state = match (copy.read()?, &found) {
             (Some(state), _) => state,
@@ -118,7 +121,7 @@ impl Cluster {
         }
         cluster.spawn(keep_copy(cluster.watch(), copy));
         cluster.spawn(cluster.clone().follow_lineages());
-        cluster.spawn(cluster.clone().keep_announcing(listen, http));
+        cluster.spawn(cluster.clone().keep_announcing(listen, http, place));
         cluster.spawn(cluster.clone().run_claimant());
         Ok(cluster)
     }

@@ -135,6 +135,7 @@ impl World {
             uid: member.uid,
             listen: member.listen.parse().unwrap(),
             http: member.http,
+            place: Place::default(),
             network: Arc::new(Link { net: self.net.clone(), from: member.uid }),
             found,
         });

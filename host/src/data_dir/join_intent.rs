@@ -22,6 +22,9 @@ pub enum JoinIntent {
         address: String,
         /// The token as it was typed.
         token: String,
+        /// It is to wait there for a plan.
+        #[serde(default)]
+        stage: bool,
     },
     /// The cluster has answered: there is no way back, only through.
     Admitted(Box<Admitted>),

@@ -121,7 +121,7 @@ fn a_join_survives_a_restart_and_damage_to_it_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let data = DataDir::lock(dir.path()).unwrap();
     assert_eq!(data.join_intent().unwrap(), None);
-    let intent = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into() };
+    let intent = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into(), stage: true };
     data.write_join_intent(&intent).unwrap();
     assert_eq!(data.join_intent().unwrap(), Some(intent));
     std::fs::write(dir.path().join("JOIN"), b"junk").unwrap();

@@ -6,6 +6,7 @@
 //! I/O. Only the holder proposes the flip (R1), so a partition whose holder is away stays
 //! where it is.
 
+mod holdings;
 mod incoming;
 mod link;
 mod outgoing;
@@ -28,6 +29,7 @@ use annulus_core::state::Command;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
+pub use holdings::Held;
 pub use rows::{TransferKindName, TransferRow};
 pub use seals::{SealError, Seals};
 

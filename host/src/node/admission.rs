@@ -34,6 +34,15 @@ struct Inner {
     turn: Mutex<()>,
 }
 
+/// How a node wants to join.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct JoinWish {
+    /// Give up the modules and items of its own cluster of one.
+    pub discard: bool,
+    /// Own nothing until a plan takes it in.
+    pub stage: bool,
+}
+
 /// The cluster said yes. The node starts anew as its member when this is dropped, so whoever asked
 /// can be answered first.
 pub struct JoinAccepted {
@@ -77,12 +86,27 @@ impl Joiner {
         discard: bool,
         deadline: Instant,
     ) -> Result<JoinAccepted, JoinError> {
+        self.join_as(member, token, JoinWish { discard, stage: false }, deadline).await
+    }
+
+    /// The same, with all that may be wished for.
+    pub async fn join_as(
+        &self,
+        member: SocketAddr,
+        token: &str,
+        JoinWish { discard, stage }: JoinWish,
+        deadline: Instant,
+    ) -> Result<JoinAccepted, JoinError> {
         let Inner { data, turn, .. } = &*self.inner;
         let _turn = turn.try_lock().map_err(|_| JoinError::UnderWay)?;
         let parsed: Token = token.parse()?;
         self.check(member, &parsed, discard)?;
-        data.write_join_intent(&JoinIntent::Asking { address: member.to_string(), token: token.to_owned() })?;
-        let asked = ask_to_join(member, &parsed, &self.candidate(), deadline).await;
+        data.write_join_intent(&JoinIntent::Asking {
+            address: member.to_string(),
+            token: token.to_owned(),
+            stage,
+        })?;
+        let asked = ask_to_join(member, &parsed, &self.candidate(stage), deadline).await;
         match asked {
             Ok(admitted) => self.accept(admitted),
             Err(error) => {
@@ -94,22 +118,22 @@ impl Joiner {
 
     /// Goes on with a join that a crash interrupted before the answer, until there is one.
     pub(super) fn resume(&self, on: &Handle) -> Result<(), StartError> {
-        let Some(JoinIntent::Asking { address, token }) = self.inner.data.join_intent()? else {
+        let Some(JoinIntent::Asking { address, token, stage }) = self.inner.data.join_intent()? else {
             return Ok(());
         };
         let (Ok(member), Ok(token)) = (address.parse(), token.parse()) else {
             return Ok(self.inner.data.clear_join_intent()?);
         };
         let joiner = self.clone();
-        on.spawn(async move { joiner.ask_until_answered(member, token).await });
+        on.spawn(async move { joiner.ask_until_answered(member, token, stage).await });
         Ok(())
     }
 
-    async fn ask_until_answered(self, member: SocketAddr, token: Token) {
+    async fn ask_until_answered(self, member: SocketAddr, token: Token, stage: bool) {
         let Ok(_turn) = self.inner.turn.try_lock() else { return };
         tracing::info!(%member, "going on with the join that was under way");
         loop {
-            let asked = ask_to_join(member, &token, &self.candidate(), Instant::now() + ATTEMPT).await;
+            let asked = ask_to_join(member, &token, &self.candidate(stage), Instant::now() + ATTEMPT).await;
             match asked {
                 Ok(admitted) => {
                     if let Err(error) = self.accept(admitted) {
@@ -150,7 +174,7 @@ impl Joiner {
         Ok(())
     }
 
-    fn candidate(&self) -> Candidate {
+    fn candidate(&self, staged: bool) -> Candidate {
         let Inner { cluster, config, address, .. } = &*self.inner;
         Candidate {
             uid: cluster.uid(),
@@ -159,6 +183,8 @@ impl Joiner {
             http: config.http.clone(),
             zone: config.zone.clone(),
             weight: config.weight.unwrap_or(1),
+            ring_size: config.ring_size,
+            staged,
         }
     }
 

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use annulus_core::state::Refusal;
 use tokio::time::Instant;
 
-use super::Joiner;
+use super::{JoinWish, Joiner};
 use crate::admin::{AdminError, NodeControl, Pending, Restart};
 use crate::cluster::JoinError;
 
@@ -15,10 +15,11 @@ impl NodeControl for Joiner {
         address: SocketAddr,
         token: &'a str,
         discard: bool,
+        stage: bool,
         deadline: Instant,
     ) -> Pending<'a, Result<Restart, AdminError>> {
         Box::pin(async move {
-            match Joiner::join(self, address, token, discard, deadline).await {
+            match self.join_as(address, token, JoinWish { discard, stage }, deadline).await {
                 Ok(accepted) => Ok(Box::new(accepted) as Restart),
                 Err(error) => Err(explain(&error)),
             }

@@ -84,4 +84,8 @@ impl Service for Router {
     fn superseded(&self) {
         self.exit.throw(Exit::Stop(StopReason::Superseded));
     }
+
+    fn removed(&self) {
+        self.exit.throw(Exit::Stop(StopReason::Removed));
+    }
 }

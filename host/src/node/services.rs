@@ -150,6 +150,7 @@ impl Service for Services {
             kind::CALL => self.coordinator.serve(request),
             kind::MODULE_PREPARE | kind::MODULE_RUNNING => self.modules.serve(request),
             kind::TRANSFERS => self.handoff.serve_rows(request),
+            kind::HOLDINGS => self.handoff.serve_holdings(request),
             kind => tracing::warn!(kind, from = ?request.from, "a request of no known kind"),
         }
     }

@@ -18,6 +18,8 @@ use crate::cluster::{JoinError, ProposeError, TokenError, View};
 use crate::data_dir::JoinIntent;
 use crate::transport::ConnectError;
 
+mod planned;
+
 /// Nothing here takes as long.
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -437,25 +439,12 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
 }
 
 #[test]
-fn a_node_with_another_ring_takes_the_clusters() {
-    let dirs = Dirs::new();
-    let first = dirs.start("a");
-    let size = RingSize::try_from(64).unwrap();
-    let mut second = Running::start(NodeConfig { ring_size: Some(size), ..dirs.config("b") });
-    let accepted = try_join(&second, &first, &token(&first)).unwrap();
-    assert_eq!(accepted.former_ring_size, Some(size));
-    assert_eq!(u32::from(accepted.ring_size), 16);
-    drop(accepted);
-    second.new_life();
-    assert_eq!(second.view().state.ring.size, first.view().state.ring.size);
-}
-
-#[test]
 fn a_join_goes_on_after_a_crash_before_the_answer() {
     let dirs = Dirs::new();
     let first = dirs.start("a");
     let config = dirs.start("b").stop();
-    let intent = JoinIntent::Asking { address: first.life.address.to_string(), token: token(&first) };
+    let intent =
+        JoinIntent::Asking { address: first.life.address.to_string(), token: token(&first), stage: false };
     DataDir::lock(&config.data).unwrap().write_join_intent(&intent).unwrap();
     let mut second = Running::start(config);
     second.new_life();

@@ -130,7 +130,7 @@ fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> Result<
         return Err((Close::Identity, "this node has that very uid".to_owned()));
     }
     if shared.is_banned(peer.uid) {
-        return Err((Close::Banned, "this node was removed from the cluster".to_owned()));
+        return Err((Close::Removed, "this node was removed from the cluster".to_owned()));
     }
     shared.peer(peer.uid).check_boot(peer.boot)
 }

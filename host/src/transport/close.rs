@@ -24,7 +24,7 @@ pub(super) enum Close {
     Spare = 7,
     /// Too many connections of this sort.
     Busy = 8,
-    /// The node was removed from the cluster, or its authority is trusted no more.
+    /// Its authority is trusted no more.
     Banned = 9,
     /// The hello took too long.
     Slow = 10,
@@ -32,6 +32,8 @@ pub(super) enum Close {
     Forbidden = 11,
     /// Nothing came from the peer for too long.
     Silent = 12,
+    /// The node was removed from the cluster.
+    Removed = 13,
 }
 
 impl Close {

@@ -56,10 +56,12 @@ async fn greet(
     let peer = match hello::hear(&mut recv).await {
         Ok(peer) => peer,
         Err(error) => {
-            if let Some(error) = connection.close_reason()
-                && Close::OlderBoot.is(&error)
-            {
+            let closed = connection.close_reason();
+            if closed.as_ref().is_some_and(|error| Close::OlderBoot.is(error)) {
                 shared.service.superseded();
+            }
+            if closed.as_ref().is_some_and(|error| Close::Removed.is(error)) {
+                shared.service.removed();
             }
             return Err(failed(error.to_string()));
         }

@@ -25,6 +25,8 @@ pub const MODULE_PREPARE: u8 = 24;
 pub const MODULE_RUNNING: u8 = 25;
 /// Control lane: the transfers that a node sends.
 pub const TRANSFERS: u8 = 26;
+/// Control lane: how many items a node's partitions have.
+pub const HOLDINGS: u8 = 29;
 
 /// Bulk: a node that wants to join; all that a peer without a certificate may open.
 pub const BULK_JOIN: u8 = 32;

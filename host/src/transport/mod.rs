@@ -260,20 +260,22 @@ impl Transport {
         }
         self.shared.credentials.store(credentials.clone());
         *trust = renewed;
-        self.disconnect(|link| !credentials.trusts(&link.chain), "the authority is trusted no more");
+        let reason = "the authority is trusted no more";
+        self.disconnect(|link| !credentials.trusts(&link.chain), close::Close::Banned, reason);
         Ok(())
     }
 
     /// From now on these nodes (and no others) are refused and disconnected: they were removed.
     pub fn set_banned(&self, banned: HashSet<NodeUid>) {
         *self.shared.banned.write() = banned;
-        self.disconnect(|link| self.shared.is_banned(link.uid), "this node was removed from the cluster");
+        let reason = "this node was removed from the cluster";
+        self.disconnect(|link| self.shared.is_banned(link.uid), close::Close::Removed, reason);
     }
 
-    fn disconnect(&self, which: impl Fn(&Link) -> bool, reason: &str) {
+    fn disconnect(&self, which: impl Fn(&Link) -> bool, why: close::Close, reason: &str) {
         let peers: Vec<_> = self.shared.peers.read().values().cloned().collect();
         for link in peers.iter().flat_map(|peer| peer.links()).filter(|link| which(link)) {
-            close::Close::Banned.close(&link.connection, reason);
+            why.close(&link.connection, reason);
         }
     }
 

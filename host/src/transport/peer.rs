@@ -261,6 +261,9 @@ impl Peer {
         if superseded {
             shared.service.superseded();
         }
+        if Close::Removed.is(error) {
+            shared.service.removed();
+        }
     }
 }
 

@@ -71,6 +71,9 @@ pub trait Service: Send + Sync + 'static {
     /// A peer says that a newer run of this very node exists (two processes with one data
     /// directory's identity): this one should stop.
     fn superseded(&self) {}
+
+    /// A peer says that this node was removed from the cluster by force (R3): it should stop.
+    fn removed(&self) {}
 }
 
 /// Owes one answer. Dropped without, the caller is told so at once.

@@ -142,6 +142,10 @@ impl Actor {
                 let _ = answer.send(taken);
             }
             Control::Count(answer) => drop(answer.send(self.count().await)),
+            Control::Weigh { after, answer } => {
+                let page = self.weigh_page(after).await;
+                let _ = answer.send(page);
+            }
             Control::Swap(behaviour, answer) => self.start_swap(behaviour, answer).await,
             Control::End { .. } => unreachable!("the loop ends the vnode itself"),
         }

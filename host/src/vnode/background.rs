@@ -16,7 +16,7 @@ use crate::storage::Storage;
 use crate::wasm::{Budget, GuestError, Item};
 
 /// One page of a fold: some 100 µs of the guest's time.
-const PAGE: Budget = Budget { items: 256, bytes: 64 << 10 };
+pub(super) const PAGE: Budget = Budget { items: 256, bytes: 64 << 10 };
 /// Writes after which a guest's tombstones are looked for: a deleted key costs memory until
 /// then, and a sweep over many items costs little beside this many writes.
 const WRITES_BEFORE_SWEEP: u64 = 16 << 10;

@@ -12,6 +12,7 @@ use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
 use super::guest::Behaviour;
+use super::weigh::WeighedPage;
 use crate::transport::Responder;
 use crate::wasm::{Item, Page, Rejection, Request, TransferKind};
 
@@ -200,6 +201,13 @@ pub enum Control {
     Count(oneshot::Sender<Count>),
     /// Go on with this behaviour and the items that are there.
     Swap(Arc<Behaviour>, oneshot::Sender<Result<SwapReport, String>>),
+    /// Say how many items and bytes a page of the fold has.
+    Weigh {
+        /// Token of the page before.
+        after: Option<Vec<u8>>,
+        /// That of the page, or why there is none.
+        answer: oneshot::Sender<Result<WeighedPage, String>>,
+    },
     /// End: answer all commands with this error, let go of the items if they are elsewhere.
     End {
         /// For the commands that still wait.

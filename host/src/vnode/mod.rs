@@ -12,6 +12,7 @@ mod master;
 mod native;
 mod run;
 mod slot;
+mod weigh;
 
 pub use guest::Behaviour;
 pub use mailbox::{
@@ -22,3 +23,4 @@ pub use master::{Delivery, Master, MasterConfig, ModuleSource, WeakMaster};
 pub use native::native_kv;
 pub use run::PageAnswer;
 pub use slot::{Incident, SlotStatus};
+pub use weigh::Weight;

@@ -32,6 +32,8 @@ pub struct Share {
     pub now: Load,
     /// What it will hold when all is moved.
     pub then: Load,
+    /// What it is once the plan is committed.
+    pub becomes: MemberStatus,
 }
 
 /// One node that comes to own a partition, or to hold a further replica of it.
@@ -135,7 +137,7 @@ pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
     members.change_members(changes)?;
     let table = claim(&with_replacements(&state.ring, changes), &members.claim_nodes(), state.width);
     let after = state.carried_out(state.applied + 1, changes, &table)?;
-    let nodes = shares(state, &table);
+    let nodes = shares(state, &after, &table);
     let moves = moves(state, &after);
     let warnings = warnings(state, &after, &table);
     let (stage, base, changes) = (state.stage_version, state.ring.epoch, changes.to_vec());
@@ -158,11 +160,12 @@ fn with_replacements(ring: &RingTable, changes: &[Change]) -> RingTable {
     ring
 }
 
-fn shares(state: &ClusterState, table: &[Vec<NodeId>]) -> Vec<Share> {
+fn shares(state: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) -> Vec<Share> {
     let now = loads(state.ring.partitions.iter().map(|partition| &partition.replicas[..]));
     let then = loads(table.iter().map(Vec::as_slice));
     let load = |loads: &BTreeMap<NodeId, Load>, node| loads.get(&node).copied().unwrap_or_default();
-    let share = |node| Share { node, now: load(&now, node), then: load(&then, node) };
+    let becomes = |node| after.members.get(&node).map_or(MemberStatus::Removed, |member| member.status);
+    let share = |node| Share { node, now: load(&now, node), then: load(&then, node), becomes: becomes(node) };
     state.live_members().map(|member| share(member.id)).collect()
 }
 

@@ -53,6 +53,8 @@ impl From<Refusal> for AdminError {
             Refusal::NotMember(_) => "unknown-node",
             Refusal::NoModule(_) => "unknown-module",
             Refusal::BadSetting(_) => "bad-arguments",
+            Refusal::NothingStaged => "nothing-staged",
+            Refusal::PlanChanged => "plan-changed",
             _ => "not-allowed",
         };
         Self::not_applied(code, refusal.to_string())

@@ -3,7 +3,7 @@
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::hash_key;
 use annulus_core::preference::{Nodes, Role, preference_list};
-use annulus_core::state::{MemberStatus, StorageKind};
+use annulus_core::state::{Change, MemberStatus, StorageKind};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -55,6 +55,7 @@ impl AdminService {
             claimant: self.parts.cluster.leader() == Some(id),
             listen: member.listen.clone(),
             http: member.http.clone(),
+            staged: staged_for(view, id),
         })
     }
 
@@ -132,6 +133,15 @@ impl AdminService {
                 "no majority of the voters is heard from: members, ring and modules cannot change".to_owned(),
             );
         }
+        let possible_loss = self.losses(&view);
+        alerts.extend(possible_loss.iter().map(|loss| {
+            format!(
+                "possible-loss: {} was removed, and with it perhaps items of {} partitions; \
+                 `annulus status --acknowledge` once that is seen to",
+                loss.node,
+                loss.partitions.len()
+            )
+        }));
         StatusRow {
             node: name_of(&view, view.me),
             cluster: view.state.cluster.to_string(),
@@ -154,8 +164,17 @@ impl AdminService {
             modules: view.state.modules.len(),
             vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
             alerts,
+            possible_loss,
         }
     }
+}
+
+/// What is staged for a node, as who goes or as who comes.
+fn staged_for(view: &View, node: NodeId) -> Option<String> {
+    let concerns = |change: &&Change| {
+        change.node() == node || matches!(change, Change::Replace { new, .. } if *new == node)
+    };
+    view.state.staged.iter().find(concerns).map(|change| super::plan::word(change).to_owned())
 }
 
 fn incident(incident: &crate::vnode::Incident) -> String {

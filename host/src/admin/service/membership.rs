@@ -2,15 +2,25 @@
 
 use std::time::Duration;
 
-use annulus_core::state::MemberStatus;
+use annulus_core::state::{Change, MemberStatus};
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
 use super::look::status_word;
+use super::plan::by_name;
 use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
+use crate::admin::plan_rows::StagedRow;
 use crate::admin::rows::{MemberRow, TokenRow};
 use crate::admin::{AdminError, Restart};
-use crate::cluster::Ended;
+use crate::cluster::{Ended, Token};
+
+/// What `join` says.
+pub(super) struct Join<'a> {
+    pub(super) address: &'a str,
+    pub(super) token: &'a str,
+    pub(super) discard: bool,
+    pub(super) stage: bool,
+}
 
 impl AdminService {
     pub(super) async fn token(&self, ttl: Duration) -> Result<TokenRow, AdminError> {
@@ -27,12 +37,25 @@ impl AdminService {
     /// Ends when the node was admitted elsewhere; what follows happens to a node started anew.
     pub(super) async fn join(
         &self,
-        address: &str,
-        token: &str,
-        discard: bool,
+        Join { address, token, discard, stage }: Join<'_>,
         deadline: Instant,
         answer: &mut Answer,
-    ) -> Result<Restart, AdminError> {
+    ) -> Result<Option<Restart>, AdminError> {
+        let view = self.view();
+        let me = view.member(view.me).filter(|me| me.status == MemberStatus::Joining);
+        let waits_there = |token: Token| token.cluster == view.state.cluster;
+        if let Some(me) = me
+            && token.parse().is_ok_and(waits_there)
+        {
+            // It is there already, and what is said now is how it goes on.
+            let (change, limit) = (Change::Join { node: me.id }, Instant::now() + CHANGE_LIMIT);
+            if stage {
+                self.parts.cluster.stage(change, limit).await?;
+            } else if me.waits() {
+                self.parts.cluster.change(change, limit).await?;
+            }
+            return Ok(None);
+        }
         let found = timeout(CHANGE_LIMIT, tokio::net::lookup_host(address)).await;
         let member =
             found.ok().and_then(Result::ok).and_then(|mut addresses| addresses.next()).ok_or_else(|| {
@@ -41,8 +64,27 @@ impl AdminService {
                     format!("{address:?} is no address of a node; say HOST:PORT"),
                 )
             })?;
-        let joining = self.parts.control.join(member, token, discard, deadline);
-        answer.while_working("asking to be admitted", joining).await
+        let joining = self.parts.control.join(member, token, discard, stage, deadline);
+        answer.while_working("asking to be admitted", joining).await.map(Some)
+    }
+
+    pub(super) async fn stage_leave(&self, name: Option<&str>) -> Result<StagedRow, AdminError> {
+        let view = self.view();
+        let node = name.map_or(Ok(view.me), |name| by_name(&view, name))?;
+        self.stage(Change::Leave { node }).await
+    }
+
+    /// Marks a node that does not answer.
+    pub(super) async fn down(&self, name: &str) -> Result<MemberRow, AdminError> {
+        let view = self.view();
+        let node = by_name(&view, name)?;
+        if self.is_up(&view, node) {
+            let message = format!("{name} is up: only a node that does not answer is marked down");
+            return Err(AdminError::not_applied("not-allowed", message));
+        }
+        self.parts.cluster.mark(node, true, Instant::now() + CHANGE_LIMIT).await?;
+        let gone = || AdminError::unknown("unknown-node", format!("{name} is not known here any more"));
+        self.member(&self.view(), node).ok_or_else(gone)
     }
 
     pub(super) async fn leave(

@@ -12,6 +12,7 @@ mod deploy;
 mod failure;
 mod look;
 mod membership;
+mod plan;
 mod recover;
 mod transfers;
 
@@ -67,12 +68,14 @@ pub struct AdminService {
     parts: Arc<AdminParts>,
     /// Read-locked by each request under way, so that an end can wait for them.
     under_way: Arc<RwLock<()>>,
+    /// Id of the plan that an operator saw here last: what a commit through this node is of.
+    shown: Arc<parking_lot::Mutex<Option<String>>>,
 }
 
 impl AdminService {
     /// A service over these parts.
     pub fn new(parts: AdminParts) -> Self {
-        Self { parts: Arc::new(parts), under_way: Arc::default() }
+        Self { parts: Arc::new(parts), under_way: Arc::default(), shown: Arc::default() }
     }
 
     /// Waits for the requests under way, at most this long: the last of them may be what ends
@@ -120,13 +123,41 @@ impl AdminService {
             AdminRequest::Modules => done(&self.modules().await),
             AdminRequest::Describe { module } => self.describe(&module),
             AdminRequest::Token { ttl_ms } => done(&self.token(Duration::from_millis(ttl_ms)).await?),
-            AdminRequest::Join { address, token, discard, timeout_ms } => {
-                let restart = self.join(&address, &token, discard, deadline(timeout_ms), answer).await?;
-                answer.before_letting_go(restart);
+            AdminRequest::Join { address, token, discard, stage, timeout_ms } => {
+                let wish = membership::Join { address: &address, token: &token, discard, stage };
+                if let Some(restart) = self.join(wish, deadline(timeout_ms), answer).await? {
+                    answer.before_letting_go(restart);
+                }
                 done(&())
             }
-            AdminRequest::Leave { node, wait, timeout_ms } => {
+            AdminRequest::Leave { node, stage: true, .. } => done(&self.stage_leave(node.as_deref()).await?),
+            AdminRequest::Leave { node, stage: false, wait, timeout_ms } => {
                 done(&self.leave(node.as_deref(), wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::Replace { old, new, stage: true, .. } => {
+                done(&self.stage(self.replacement(&old, &new)?).await?)
+            }
+            AdminRequest::Replace { old, new, stage: false, wait, timeout_ms } => {
+                let change = self.replacement(&old, &new)?;
+                done(&self.change(change, wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::Remove { node, stage: true, .. } => done(&self.stage(self.removal(&node)?).await?),
+            AdminRequest::Remove { node, stage: false, wait, timeout_ms } => {
+                let change = self.removal(&node)?;
+                done(&self.change(change, wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::Down { node } => done(&self.down(&node).await?),
+            AdminRequest::Plan { shown, of } => {
+                let plan = self.plan(shown, of);
+                done(&answer.while_working("counting what moves", plan).await?)
+            }
+            AdminRequest::Commit { plan, wait, timeout_ms } => {
+                done(&self.commit(plan.as_deref(), wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::ClearStaged => done(&self.clear_staged().await?),
+            AdminRequest::Acknowledge { up_to } => {
+                self.acknowledge(up_to).await?;
+                done(&())
             }
             AdminRequest::Deploy(request) => done(&self.deploy(request, recv, answer).await?),
             AdminRequest::Rollback { module } => done(&self.rollback(&module, answer).await?),

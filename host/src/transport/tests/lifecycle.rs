@@ -165,6 +165,10 @@ async fn a_removed_node_is_disconnected_and_refused() {
         }
     })
     .await;
+    // Told by the end of its connection, and again by each refusal.
+    within("the removed node to be told", b.service.removed.notified()).await;
+    while b.call(&a.addr(), ECHO, b"").await.is_ok() {}
+    within("the removed node to be told again", b.service.removed.notified()).await;
     a.transport.set_banned([].into());
     b.call_until_answered(&a.addr()).await;
 }

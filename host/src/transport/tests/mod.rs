@@ -77,6 +77,7 @@ pub(super) struct Recorder {
     requests: Mutex<Vec<(PeerIdentity, Lane, u8)>>,
     bulk: mpsc::UnboundedSender<Opened>,
     superseded: tokio::sync::Notify,
+    removed: tokio::sync::Notify,
 }
 
 impl Service for Recorder {
@@ -100,6 +101,10 @@ impl Service for Recorder {
     fn superseded(&self) {
         self.superseded.notify_one();
     }
+
+    fn removed(&self) {
+        self.removed.notify_one();
+    }
 }
 
 pub(super) struct Node {
@@ -118,6 +123,7 @@ impl Node {
             requests: Mutex::default(),
             bulk: sender,
             superseded: Default::default(),
+            removed: Default::default(),
         });
         let transport = Transport::bind(config.clone(), service.clone()).unwrap();
         let config = TransportConfig { listen: transport.local_addr(), ..config };

@@ -1,0 +1,22 @@
+//! `down`: marks a node that does not answer.
+
+use super::{CliError, Context};
+use crate::admin::AdminRequest;
+use crate::admin::rows::MemberRow;
+
+/// Mark a node that does not answer as down: it keeps its share, and is a member again when it is back.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of the node
+    #[arg(id = "away", value_name = "NODE")]
+    name: String,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let connection = context.connect().await?;
+    let row: MemberRow = connection.ask(&AdminRequest::Down { node: args.name }).await?;
+    context.output.show(&row, || match row.status.as_str() {
+        "down" => format!("{} is marked down; it keeps its {} partitions", row.node, row.owned),
+        status => format!("{} is {status}: it answered meanwhile", row.node),
+    })
+}

@@ -1,0 +1,47 @@
+//! `remove`: a node that is gone for good.
+
+use std::time::Duration;
+
+use super::clear::show_staged;
+use super::duration::{millis, parse_duration};
+use super::{CliError, Context, commit};
+use crate::admin::plan_rows::{CommittedRow, PlanRow, StagedRow};
+use crate::admin::{AdminRequest, PlanOf};
+
+/// Give up a node that is gone for good: it is banned, and others take its places.
+#[derive(Debug, clap::Args)]
+pub struct Args {
+    /// Name of the node
+    #[arg(id = "gone", value_name = "NODE")]
+    name: String,
+    /// Only with the next commit
+    #[arg(long)]
+    stage: bool,
+    /// Do not wait until all has moved
+    #[arg(long)]
+    no_wait: bool,
+    /// How long to wait until all has moved
+    #[arg(long, value_parser = parse_duration, default_value = "5m")]
+    timeout: Duration,
+}
+
+pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
+    let connection = context.connect().await?;
+    let request = AdminRequest::Remove {
+        node: args.name.clone(),
+        stage: args.stage,
+        wait: !args.no_wait,
+        timeout_ms: millis(args.timeout),
+    };
+    if args.stage {
+        let row: StagedRow = connection.ask(&request).await?;
+        return show_staged(&row, context);
+    }
+    let of = Some(PlanOf::Remove(args.name.clone()));
+    let plan: PlanRow = connection.ask(&AdminRequest::Plan { shown: false, of }).await?;
+    let loss = plan.warnings.iter().find(|warning| warning.code == "possible-loss");
+    let loss = loss.map(|loss| format!(" {}.", loss.message)).unwrap_or_default();
+    context.confirm(&format!("{} never comes back: its peers refuse it from then on.{loss}", args.name))?;
+    let row: CommittedRow = connection.ask(&request).await?;
+    context.output.show(&row, || commit::render(&row))
+}
