@@ -5,9 +5,9 @@ use std::collections::{BTreeMap, VecDeque};
 use std::rc::Rc;
 
 use annulus_core::handoff::message::{Begin, Have, ModuleRelease, Refused, Start, ToReceiver, ToSender};
-use annulus_core::handoff::receiver::{self, Receiver, StreamId};
+use annulus_core::handoff::receiver::{self, Found, Receiver, StreamId};
 use annulus_core::handoff::sender::{self, Limits, Sender, Task};
-use annulus_core::handoff::{TransferState, duties};
+use annulus_core::handoff::{Tallies, TransferState, duties};
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::item::Item;
 use annulus_core::keyspace::PartitionId;
@@ -80,6 +80,7 @@ struct Filler {
 enum Step {
     Open { applied: u64 },
     Stage { seq: u64, items: Vec<Item> },
+    Count,
     Complete,
 }
 
@@ -354,7 +355,10 @@ impl World {
         if !self.breaks(Mutant::ForgetSeal) {
             self.nodes[at].disk.seals.insert(key.0, key.1);
         }
-        self.tell_sender(at, key, sender::Event::Sealed);
+        // Some guests keep their items themselves: then the host cannot count them.
+        let items = self.nodes[at].slot(key.0).items.len() as u64;
+        let counts = if self.counted { [(self.module(), items)].into() } else { BTreeMap::new() };
+        self.tell_sender(at, key, sender::Event::Sealed { counts });
     }
 
     /// A proposal of a handoff failed, or (`unknown`) nobody knows.
@@ -397,7 +401,7 @@ impl World {
         let key = (begin.partition, begin.transfer);
         let (boot, drop_at_begin) = (self.nodes[at].boot_id(at), self.breaks(Mutant::DropAtBegin));
         let incoming = self.nodes[at].incoming.entry(key).or_insert_with(|| {
-            let mut machine = Receiver::new(boot, false);
+            let mut machine = Receiver::new(boot, Found::Nothing);
             machine.faults.drop_at_begin = drop_at_begin;
             Incoming { machine, links: BTreeMap::new(), streams: 0, open: None, fillers: BTreeMap::new() }
         });
@@ -423,6 +427,16 @@ impl World {
                 }
                 receiver::Effect::Stage { generation, seq, items, .. } => {
                     self.next_step(at, key, generation, Step::Stage { seq, items });
+                }
+                receiver::Effect::Count { generation, .. } => {
+                    self.next_step(at, key, generation, Step::Count);
+                }
+                // Never offered: a stage in memory ends with its process.
+                receiver::Effect::Adopt { .. }
+                | receiver::Effect::Compare { .. }
+                | receiver::Effect::Replace { .. } => {
+                    let what = format!("n{at} is to compare a stage of p{}", key.0.0);
+                    self.fail(crate::Rule::Completes, what);
                 }
                 receiver::Effect::Complete(generation) => self.next_step(at, key, generation, Step::Complete),
                 receiver::Effect::Send(stream, message) => {
@@ -526,11 +540,21 @@ impl World {
         let event = match step {
             None | Some(Step::Open { .. }) => None,
             Some(Step::Stage { seq, items }) => Some(if self.fill_items(at, key, stage, &items) {
-                receiver::Event::Staged { generation, seq }
+                let mut taken = Tallies::default();
+                if !items.is_empty() {
+                    taken.add(self.module(), &items);
+                }
+                receiver::Event::Staged { generation, seq, taken }
             } else {
                 let reason = Refused::Stage("the stage is gone".to_owned());
                 receiver::Event::Failed { generation, reason }
             }),
+            Some(Step::Count) => {
+                let module = self.module();
+                let staged = self.nodes[at].slot(key.0).stage.as_ref();
+                let items = staged.map_or(0, |staged| staged.items.len() as u64);
+                Some(receiver::Event::Counted { generation, counts: [(module, items)].into() })
+            }
             Some(Step::Complete) => {
                 let whole = self.is_stage(at, key, stage);
                 let reason = Refused::Stage("the stage is gone".to_owned());

@@ -39,6 +39,8 @@ pub struct World {
     pub seen: Seen,
     pub broken: Option<Broken>,
     pub calm: bool,
+    /// Can the host count the guest's items?
+    pub counted: bool,
     keys: usize,
     serials: u64,
 }
@@ -48,6 +50,7 @@ impl World {
     pub fn new(seed: u64, settings: &Settings) -> Self {
         let mut random = Random::new(seed);
         let nodes = random.between(3, 5) as usize;
+        let counted = random.percent(50);
         let size = if random.percent(50) { 8 } else { 16 };
         let size = RingSize::try_from(size).unwrap_or_else(|_| unreachable!("8 and 16 are sizes of rings"));
         let mut world = Self {
@@ -64,6 +67,7 @@ impl World {
             seen: Seen::default(),
             broken: None,
             calm: false,
+            counted,
             keys: settings.keys,
             serials: 0,
         };
