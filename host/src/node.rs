@@ -25,6 +25,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use annulus_core::ids::BootId;
+use annulus_core::version::Speaks;
 use fjall::Database;
 
 use crate::admin::{AdminParts, AdminService};
@@ -126,7 +127,7 @@ impl Node {
             identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
             authorities: credentials.authorities,
         };
-        let transport = bind(&transport_config, &router, &runtimes, reborn)?;
+        let transport = bind(config.speaks, &transport_config, &router, &runtimes, reborn)?;
         let link = Arc::new(TransportLink::new(transport.clone()));
         // The same port for the next life, if any was good for this one.
         let config = NodeConfig { listen: transport.local_addr(), ..config };
@@ -140,6 +141,7 @@ impl Node {
             http: config.http.clone(),
             place: Place { zone: config.zone.clone(), weight: config.weight },
             network: link.clone(),
+            speaks: config.speaks,
             found: identity::found_command(&data, &identity, &config, address)?,
         }))?;
         data.clear_founding()?;
@@ -162,6 +164,7 @@ impl Node {
         ));
         bans::set(&transport, &view);
         runtimes.network().spawn(bans::keep(cluster.watch(), transport.clone()));
+        runtimes.network().spawn(identity::keep_level(cluster.watch(), transport.clone()));
         exit.follow(cluster.ended(), runtimes.network());
 
         let services = Services::start(services::Parts {
@@ -293,6 +296,7 @@ pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<Sto
 }
 
 fn bind(
+    speaks: Speaks,
     config: &TransportConfig,
     router: &Arc<Router>,
     runtimes: &Runtimes,
@@ -301,7 +305,7 @@ fn bind(
     let deadline = Instant::now() + RELEASE;
     let _on = runtimes.network().enter();
     loop {
-        match Transport::bind(config.clone(), router.clone()) {
+        match Transport::bind_speaking(speaks, config.clone(), router.clone()) {
             Err(BindError::Listen { source, .. })
                 if reborn && source.kind() == ErrorKind::AddrInUse && Instant::now() < deadline =>
             {

@@ -10,6 +10,7 @@ use annulus::node::{Exit, ExitSwitch, Joiner, NodeConfig, Services, StartError, 
 use annulus::request::{CallRequest, CoverageEvent, RequestError};
 use annulus_core::ids::RequestId;
 use annulus_core::keyspace::RingSize;
+use annulus_core::version::Speaks;
 use ciborium::Value;
 use std::sync::Arc;
 use tokio::time::Instant;
@@ -57,6 +58,7 @@ impl InsideNode {
             ring_size: Some(RingSize::try_from(64).expect("a ring size")),
             zone: None,
             weight: None,
+            speaks: Speaks::THIS,
         };
         Self::start_with(config)
     }

@@ -14,4 +14,5 @@ pub mod request;
 pub mod ring;
 pub mod routing;
 pub mod state;
+pub mod version;
 pub mod wire;

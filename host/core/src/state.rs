@@ -9,6 +9,7 @@ mod apply;
 mod change;
 mod deploy;
 mod handoff;
+mod level;
 mod lookup;
 mod plan;
 mod recover;
@@ -21,6 +22,7 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::ring::RingTable;
+use crate::version::first_level;
 
 pub use apply::MAX_WIDTH;
 pub use change::{Change, Loss};
@@ -183,6 +185,9 @@ pub struct ClusterState {
     /// How much may move at once.
     #[serde(default)]
     pub handoff: HandoffSettings,
+    /// Which commands and formats may be used: what every member speaks (`version`).
+    #[serde(default = "first_level")]
+    pub level: u32,
 }
 
 /// The state machine from the first entry on: nothing until [`Command::Found`].
@@ -211,6 +216,9 @@ pub enum Command {
         authority: String,
         /// PEM key of it.
         authority_key: String,
+        /// The state's level from the beginning.
+        #[serde(default = "first_level")]
+        level: u32,
     },
     /// Remembers a join token until `expires_ms`; forgets those that ended before `now_ms`.
     IssueToken {
@@ -366,6 +374,14 @@ pub enum Command {
         /// All of them, or none.
         changes: Vec<HandoffChange>,
     },
+    /// Raises the state's level. Refused unless `known` are all the members that are not removed:
+    /// those of whom the proposer knows that they speak it.
+    Raise {
+        /// The level.
+        level: u32,
+        /// Who speaks it.
+        known: Vec<NodeId>,
+    },
 }
 
 /// What an entry did.
@@ -451,6 +467,29 @@ pub enum Refusal {
     /// A node that holds partitions cannot take another's places.
     #[error("{0} holds partitions itself; only a node that holds nothing can replace another")]
     NotEmpty(String),
+    /// A command of a level that the cluster does not use yet.
+    #[error("this needs state level {needs} and the cluster is at {level}: {}", who_holds_back(.behind))]
+    Level {
+        /// The command's.
+        needs: u32,
+        /// The cluster's.
+        level: u32,
+        /// The members that do not speak it, or not as far as is known, each with the reason.
+        behind: Vec<String>,
+    },
+    /// The level cannot be raised (any more).
+    #[error(
+        "the state's level cannot become {0}: a member came that may not speak it, or it is that already"
+    )]
+    CannotRaise(u32),
+}
+
+/// Who keeps the level down, for people.
+fn who_holds_back(behind: &[String]) -> String {
+    match behind {
+        [] => "it is raised as soon as all members are known to speak it; try again in a moment".to_owned(),
+        behind => format!("start a newer build of {} first", behind.join(", ")),
+    }
 }
 
 #[cfg(test)]

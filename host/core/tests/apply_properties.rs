@@ -34,6 +34,7 @@ fn found() -> Command {
         founder: member(0, 0, 1),
         authority: "certificate".into(),
         authority_key: "key".into(),
+        level: annulus_core::version::LEVEL,
     }
 }
 

@@ -45,6 +45,7 @@ impl World {
             founder: member(0, zone, false),
             authority: String::new(),
             authority_key: String::new(),
+            level: annulus_core::version::LEVEL,
         });
         world.ok(Command::IssueToken { token: TOKEN, now_ms: 0, expires_ms: 9 });
         world

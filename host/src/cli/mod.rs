@@ -42,6 +42,7 @@ mod undeploy;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
+use annulus_core::version::Speaks;
 use clap::{Args, CommandFactory, Parser, Subcommand};
 
 pub use connection::{Connection, Exchange};
@@ -160,12 +161,18 @@ const LATER: &[&str] = &["salvage", "logs", "backup", "restore"];
 
 /// Parses the process's own words and does what they say.
 pub fn main() -> ExitCode {
+    main_speaking(Speaks::THIS)
+}
+
+/// The same, with nodes that say they speak no more than this: what an older build is to a newer
+/// one.
+pub fn main_speaking(speaks: Speaks) -> ExitCode {
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),
     };
     let output = Output::new(cli.global.format);
-    match run(cli, &output) {
+    match run(cli, &output, speaks) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             output.error(&error);
@@ -191,13 +198,13 @@ fn report_usage(error: &clap::Error) -> ExitCode {
     ExitCode::from(if error.use_stderr() { 2 } else { 0 })
 }
 
-fn run(cli: Cli, output: &Output) -> Result<(), CliError> {
+fn run(cli: Cli, output: &Output, speaks: Speaks) -> Result<(), CliError> {
     let context = Context::new(cli.global, output.clone());
     match cli.verb {
         // A node has runtimes of its own.
         Verb::Start(args) => {
             log::set_up(context.global.verbose, true, args.log_format);
-            start::run(args, &context)
+            start::run(args, &context, speaks)
         }
         verb => {
             log::set_up(context.global.verbose, false, LogFormat::Text);

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::keyspace::RingSize;
+use annulus_core::version::Speaks;
 use parking_lot::Mutex;
 use serde::Serialize;
 
@@ -86,7 +87,7 @@ struct Started {
 }
 
 /// Runs the node. Must be called outside of any runtime.
-pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
+pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), CliError> {
     let config = NodeConfig {
         name: args.name,
         listen: args.listen,
@@ -96,6 +97,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         ring_size: args.ring_size,
         zone: args.zone,
         weight: args.weight,
+        speaks,
     };
     let mut lives = 0;
     let switch: Arc<Mutex<Option<ExitSwitch>>> = Arc::default();

@@ -136,6 +136,10 @@ impl Cluster {
             self.change_membership(ChangeMembers::ReplaceAllVoters(voters)).await?;
             return Ok(true);
         }
+        if let Some(raise) = self.due_raise(&view) {
+            tracing::info!(?raise, "all members speak a higher level of the state");
+            return self.decide(raise).await;
+        }
         if let Some(table) = better_table(&view).await {
             tracing::info!(base = view.state.ring.epoch, "the ring gets a new table");
             return self.decide(Command::Rebalance { base: view.state.ring.epoch, table }).await;

@@ -12,6 +12,7 @@ use std::time::Duration;
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{Command, Member, MemberStatus, Outcome, Refusal};
+use annulus_core::version::{Range, Speaks};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
@@ -50,6 +51,8 @@ pub struct Candidate {
     pub ring_size: Option<RingSize>,
     /// It is to wait for a plan that takes it in.
     pub staged: bool,
+    /// What its build speaks.
+    pub speaks: Speaks,
 }
 
 /// Why a node did not join. It is still what it was.
@@ -147,6 +150,7 @@ pub async fn ask_to_join(
         public_key: key.public_key.clone(),
         secret: token.secret().to_vec(),
         ring_size: candidate.ring_size,
+        speaks: candidate.speaks,
     };
     let header = codec::encode(&request)?;
     let unknown = |error: BulkError| JoinError::Unknown(error.to_string());
@@ -215,6 +219,11 @@ impl Cluster {
         if request.cluster != view.state.cluster {
             return JoinReply::Refused(Refusal::BadToken);
         }
+        let levels = request.speaks.levels;
+        if let Err(refusal) = speaks_level(levels, view.state.level) {
+            tracing::info!(name = %request.member.name, %refusal, "a node is not admitted");
+            return JoinReply::Refused(refusal);
+        }
         if request.member.listen.parse::<SocketAddr>().is_err() {
             let why = format!("{:?} is not an address of a node", request.member.listen);
             return JoinReply::Refused(Refusal::BadSetting(why));
@@ -247,9 +256,27 @@ impl Cluster {
             }
         };
         let Ok(view) = self.wait_applied(index, deadline).await else { return JoinReply::Unknown };
+        // The level may have risen between the look at it and the admission.
+        if let Err(refusal) = speaks_level(levels, view.state.level) {
+            return match self.propose(Command::Removed { node }, deadline).await {
+                Ok(_) => JoinReply::Refused(refusal),
+                Err(_) => JoinReply::Unknown,
+            };
+        }
         tracing::info!(%node, %name, %uid, "admitted");
         JoinReply::Admitted(Box::new(JoinAnswer { node, certificate, state: view.state.clone() }))
     }
+}
+
+/// Can a node that speaks these levels be part of a cluster at this one? Said in words that the
+/// first build knows.
+fn speaks_level(levels: Range, level: u32) -> Result<(), Refusal> {
+    if levels.has(level) {
+        return Ok(());
+    }
+    Err(Refusal::BadSetting(format!(
+        "the cluster is at state level {level} and this node speaks {levels}: join with a build that speaks it"
+    )))
 }
 
 /// The authority that signs this cluster's nodes and operators. Its key is part of the state, so

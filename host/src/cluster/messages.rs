@@ -6,6 +6,7 @@ use std::net::SocketAddr;
 use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Lineage, Member, Outcome, Refusal};
+use annulus_core::version::Speaks;
 use serde::{Deserialize, Serialize};
 
 /// Kind of an [`Announce`] on the control lane; those before it are the transport's `kind`s.
@@ -93,6 +94,9 @@ pub struct JoinRequest {
     /// The only ring's size that the node was told to be part of.
     #[serde(default)]
     pub ring_size: Option<RingSize>,
+    /// What its build speaks. The first build says nothing.
+    #[serde(default)]
+    pub speaks: Speaks,
 }
 
 /// Answer to [`JoinRequest`], in frames of at most [`JOIN_FRAME`] bytes.

@@ -29,6 +29,7 @@ mod service;
 mod start;
 pub mod storage;
 mod token;
+mod versions;
 mod view;
 mod voters;
 
@@ -37,6 +38,7 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::state::{Change, Command, MemberStatus, Outcome};
+use annulus_core::version::Speaks;
 use bytes::Bytes;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -108,6 +110,7 @@ pub struct Cluster {
 struct Inner {
     me: NodeId,
     uid: NodeUid,
+    speaks: Speaks,
     views: Arc<Views>,
     book: Arc<AddressBook>,
     contact: Arc<Contact>,

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::state::Lineage;
+use annulus_core::version::Speaks;
 use bytes::Bytes;
 use openraft::EmptyNode;
 use openraft::error::{
@@ -48,6 +49,9 @@ pub trait ControlNetwork: Send + Sync + 'static {
         payload: Bytes,
         deadline: Instant,
     ) -> BoxFuture<Result<Bytes, CallError>>;
+
+    /// What a peer said last that it speaks, if it said anything since this node's start.
+    fn speaks(&self, peer: NodeUid) -> Option<Speaks>;
 }
 
 /// The transport, until it is taken away: a handle of the control plane that somebody keeps must
@@ -83,6 +87,10 @@ impl ControlNetwork for TransportLink {
                 None => Err(CallError::Unreachable("this node has stopped".into())),
             }
         })
+    }
+
+    fn speaks(&self, peer: NodeUid) -> Option<Speaks> {
+        self.transport.lock().as_ref()?.peer_speaks(peer)
     }
 }
 

@@ -66,6 +66,7 @@ impl Cluster {
     /// Changes the cluster's state. The answer comes after this node has applied the entry if it
     /// leads; elsewhere see [`Cluster::wait_applied`] with the index.
     pub async fn propose(&self, command: Command, deadline: Instant) -> Result<(u64, Outcome), ProposeError> {
+        self.check_level(&command)?;
         let mut failure = ProposeError::NoLeader;
         let (mut hint, mut hops) = (None, 0);
         let mut majority_seen = Instant::now();
@@ -150,6 +151,10 @@ impl Cluster {
     pub(super) async fn propose_here(&self, command: Command, deadline: Instant) -> ProposeReply {
         if !self.leads() {
             return ProposeReply::NotLeader { leader: self.leader().filter(|leader| *leader != self.me()) };
+        }
+        // What may not be said yet must not come into the log: not every member could read it.
+        if let Err(refusal) = self.check_level(&command) {
+            return ProposeReply::Applied { index: self.view().index(), outcome: Outcome::Refused(refusal) };
         }
         // Half of what is left, so that the refusal arrives before the caller's deadline.
         let now = Instant::now();

@@ -76,6 +76,7 @@ mod tests {
                 founder: member(1),
                 authority: String::new(),
                 authority_key: String::new(),
+                level: annulus_core::version::LEVEL,
             },
             Command::IssueToken { token, now_ms: 0, expires_ms: 9 },
             Command::Admit { member: member(2), token, now_ms: 1 },

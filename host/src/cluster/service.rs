@@ -7,7 +7,7 @@ use annulus_core::ids::NodeUid;
 use annulus_core::state::{Command, Lineage};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use openraft::raft::AppendEntriesResponse;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -16,6 +16,8 @@ use super::Cluster;
 use super::messages::{
     ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, OfLineage,
 };
+use super::raft::RaftTypes;
+use super::versions::TooNew;
 use crate::codec;
 use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 
@@ -94,6 +96,8 @@ pub(super) enum Unanswered {
     OtherLineage,
     #[error("this node has not taken over the newer lineage in time")]
     NotOver,
+    #[error(transparent)]
+    TooNew(#[from] TooNew),
     #[error("unknown kind of request")]
     Kind,
 }
@@ -129,7 +133,11 @@ impl Cluster {
                 let over = self.come_over(uid, decode(payload)?, deadline).await;
                 if over { reply(&()) } else { Err(Unanswered::NotOver) }
             }
-            kind::PROPOSE => reply(&self.propose_here(decode::<Command>(payload)?, deadline).await),
+            kind::PROPOSE => {
+                let command: Command = decode(payload)?;
+                self.check_known(&command)?;
+                reply(&self.propose_here(command, deadline).await)
+            }
             FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
                 let view = self.view();
@@ -159,7 +167,9 @@ impl Cluster {
         let raft = &running.raft;
         match kind {
             kind::RAFT_APPEND => {
-                let answer = raft.append_entries(decode(payload)?).await;
+                let append: AppendEntriesRequest<RaftTypes> = decode(payload)?;
+                self.check_entries(&append.entries)?;
+                let answer = raft.append_entries(append).await;
                 if answer.as_ref().is_ok_and(|answer| !matches!(answer, AppendEntriesResponse::HigherVote(_)))
                 {
                     self.contact().heard_from_leader();

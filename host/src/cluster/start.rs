@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
+use annulus_core::version::{Range, Speaks};
 use arc_swap::ArcSwap;
 use fjall::Database;
 use tokio::runtime::Handle;
@@ -42,6 +43,8 @@ pub struct ClusterConfig {
     pub place: Place,
     /// The way to the peers.
     pub network: Arc<dyn ControlNetwork>,
+    /// What this node speaks.
+    pub speaks: Speaks,
     /// The first command of a cluster ([`Command::Found`]), if this node is founding one and may
     /// not have finished.
     pub found: Option<Command>,
@@ -60,6 +63,17 @@ pub enum ClusterError {
     /// The first command makes no cluster.
     #[error("cannot found a cluster: {0}")]
     Founding(String),
+    /// The cluster has gone on to a level that this build does not speak.
+    #[error(
+        "the cluster is at state level {level} and this build speaks {speaks}: start a build that \
+         speaks it; nothing was changed"
+    )]
+    Level {
+        /// The cluster's, by this node's copy of its state.
+        level: u32,
+        /// The build's.
+        speaks: Range,
+    },
     /// Raft refuses to start.
     #[error("the control plane does not start: {0}")]
     Raft(String),
@@ -76,13 +90,16 @@ pub async fn seed(database: &Database, state: &ClusterState) -> Result<(), Store
 impl Cluster {
     /// Starts the control plane on the present runtime, which must be Raft's own.
     pub async fn start(config: ClusterConfig) -> Result<Self, ClusterError> {
-        let ClusterConfig { database, me, uid, listen, http, place, network, found } = config;
+        let ClusterConfig { database, me, uid, listen, http, place, network, speaks, found } = config;
         let copy = RingCopy::open(&database)?;
         let state = match (copy.read()?, &found) {
             (Some(state), _) => state,
             (None, Some(found)) => provisional(found)?,
             (None, None) => return Err(ClusterError::NoState),
         };
+        if !speaks.levels.has(state.level) {
+            return Err(ClusterError::Level { level: state.level, speaks: speaks.levels });
+        }
         let lineage = state.lineage;
         let views = Arc::new(Views::new(state, me));
         let book = Arc::new(AddressBook::new(views.clone()));
@@ -100,6 +117,7 @@ impl Cluster {
             inner: Arc::new(Inner {
                 me,
                 uid,
+                speaks,
                 views,
                 book,
                 contact,

@@ -7,6 +7,7 @@ use std::collections::{HashMap, HashSet};
 use annulus_core::ids::{ClusterId, Digest};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{Lineage, Member, MemberStatus};
+use annulus_core::version::Speaks;
 use openraft::ServerState;
 use parking_lot::Mutex;
 use tokio::time::timeout;
@@ -66,12 +67,19 @@ impl ControlNetwork for Link {
             }
         })
     }
+
+    /// Everybody has met everybody who runs.
+    fn speaks(&self, peer: NodeUid) -> Option<Speaks> {
+        self.net.nodes.lock().get(&peer).map(Cluster::speaks)
+    }
 }
 
 struct World {
     net: Arc<Net>,
     dir: tempfile::TempDir,
     nodes: Vec<Cluster>,
+    /// What the next node to start speaks, and a founding with it.
+    speaks: Speaks,
 }
 
 fn member(number: u8) -> Member {
@@ -91,7 +99,12 @@ fn member(number: u8) -> Member {
 
 impl World {
     async fn founded() -> Self {
-        let mut world = Self { net: Arc::default(), dir: tempfile::tempdir().unwrap(), nodes: Vec::new() };
+        Self::founded_speaking(Speaks::THIS).await
+    }
+
+    async fn founded_speaking(speaks: Speaks) -> Self {
+        let dir = tempfile::tempdir().unwrap();
+        let mut world = Self { net: Arc::default(), dir, nodes: Vec::new(), speaks };
         let found = Command::Found {
             cluster: ClusterId([9; 16]),
             ring_size: RingSize::try_from(8).unwrap(),
@@ -99,6 +112,7 @@ impl World {
             founder: member(1),
             authority: "authority".into(),
             authority_key: "key".into(),
+            level: speaks.levels.newest,
         };
         world.start(1, NodeId(0), Some(found), None).await;
         world
@@ -137,6 +151,7 @@ impl World {
             http: member.http,
             place: Place::default(),
             network: Arc::new(Link { net: self.net.clone(), from: member.uid }),
+            speaks: self.speaks,
             found,
         });
         let cluster = timeout(LIMIT, cluster).await.unwrap().unwrap();

@@ -185,6 +185,7 @@ impl Joiner {
             weight: config.weight.unwrap_or(1),
             ring_size: config.ring_size,
             staged,
+            speaks: config.speaks,
         }
     }
 

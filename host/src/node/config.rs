@@ -4,6 +4,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
 use annulus_core::keyspace::RingSize;
+use annulus_core::version::Speaks;
 
 /// A node's settings. What belongs to the cluster (the ring's size) counts only for the node that
 /// founds it; a node that joins takes the cluster's.
@@ -27,6 +28,8 @@ pub struct NodeConfig {
     /// Share of the ring relative to other nodes, at least 1; none keeps what the member table
     /// says, which begins with 1.
     pub weight: Option<u32>,
+    /// What it says that it speaks: all that this build does, but for tests of mixed clusters.
+    pub speaks: Speaks,
 }
 
 impl NodeConfig {

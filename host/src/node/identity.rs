@@ -92,6 +92,7 @@ pub(super) fn found_command(
         },
         authority: founding.authority,
         authority_key: founding.authority_key,
+        level: config.speaks.levels.newest,
     }))
 }
 
@@ -163,6 +164,20 @@ pub(super) async fn keep_lineage(
                 // The copy of the ring says so too; only the first hellos after a restart do not.
                 tracing::error!(%error, "the new lineage is not in IDENTITY");
             }
+        }
+        if views.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Refuses nodes that do not speak the level that the cluster agreed on.
+pub(super) async fn keep_level(mut views: watch::Receiver<Arc<View>>, transport: Transport) {
+    let mut told = None;
+    loop {
+        let level = views.borrow_and_update().state.level;
+        if told.replace(level) != Some(level) {
+            transport.set_level(level);
         }
         if views.changed().await.is_err() {
             return;

@@ -11,6 +11,7 @@ use std::time::Duration;
 use annulus_core::ids::{Digest, NodeId};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Command, MemberStatus, Refusal, Release};
+use annulus_core::version::Speaks;
 use tokio::time::Instant;
 
 use super::*;
@@ -130,6 +131,7 @@ impl Dirs {
             ring_size: Some(RingSize::try_from(16).unwrap()),
             zone: None,
             weight: None,
+            speaks: Speaks::THIS,
         }
     }
 

@@ -101,7 +101,7 @@ async fn judge(
     mut recv: RecvStream,
 ) -> Result<Guest, (Close, String)> {
     let peer = hello::hear(&mut recv).await.map_err(protocol)?;
-    peer.check_version()?;
+    peer.check_version(shared.speaks.protocol)?;
     match peer.role {
         Role::Node => {
             check_node(shared, connection, &peer)?;
@@ -123,6 +123,7 @@ fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, (Close, String
 
 fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> Result<(), (Close, String)> {
     peer.check_cluster(shared.cluster)?;
+    peer.check_level(*shared.level.lock())?;
     if !peer_chain(connection).first().is_some_and(|cert| names_node(cert, peer.uid)) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }

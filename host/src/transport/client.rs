@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::{ClusterId, NodeUid};
+use annulus_core::version::Speaks;
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
 use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
@@ -129,7 +130,7 @@ async fn greet(addr: SocketAddr, role: Role, connection: &Connection) -> Result<
     let (send, mut recv) = connection.open_bi().await.map_err(|error| failed(error.to_string()))?;
     hello::say(send, &Hello::anonymous(role)).await.map_err(|error| failed(error.to_string()))?;
     let node = hello::hear(&mut recv).await.map_err(|error| failed(error.to_string()))?;
-    node.check_version().map_err(|(close, reason)| {
+    node.check_version(Speaks::FIRST.protocol).map_err(|(close, reason)| {
         close.close(connection, &reason);
         ConnectError::Refused { addr, reason }
     })?;

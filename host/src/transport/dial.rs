@@ -66,8 +66,9 @@ async fn greet(
             return Err(failed(error.to_string()));
         }
     };
-    peer.check_version()?;
+    peer.check_version(shared.speaks.protocol)?;
     peer.check_cluster(shared.cluster)?;
+    peer.check_level(*shared.level.lock())?;
     if peer.role != Role::Node || peer.uid != uid {
         return Err((Close::Identity, format!("node {} answers instead of {uid}", peer.uid)));
     }

@@ -1,5 +1,5 @@
 //! The first thing said on every connection, both ways (R20): protocol versions, cluster, lineage,
-//! node uid, boot id.
+//! node uid, boot id, levels of the cluster's state.
 //!
 //! The dialler opens a stream, says its hello and ends its half (a node opens its lanes at once);
 //! the other side checks it, accepts the lanes, and answers with its own hello or closes the
@@ -8,16 +8,16 @@
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid};
 use annulus_core::state::Lineage;
+use annulus_core::version::{Range, Speaks};
 use bytes::{Buf, BufMut};
 use quinn::{RecvStream, SendStream};
 
 use super::close::Close;
 
-/// Oldest and newest version of what follows a hello that this build speaks.
-pub(super) const VERSIONS: (u16, u16) = (1, 1);
-
 const MAGIC: &[u8; 8] = b"annulus\n";
 const BYTES: usize = 8 + 4 + 1 + 16 + 16 + 16 + 16;
+/// After them, since the second build: the levels. The first one skips them, and says none.
+const LEVELS_BYTES: usize = 4 + 4;
 /// A later version may say more after what we know; it is skipped.
 const MAX_BYTES: usize = 4096;
 
@@ -35,7 +35,7 @@ pub(super) enum Role {
 /// Who somebody says they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
-    pub versions: (u16, u16),
+    pub speaks: Speaks,
     pub role: Role,
     /// Zero from an operator or a joiner.
     pub cluster: ClusterId,
@@ -46,10 +46,10 @@ pub(super) struct Hello {
 }
 
 impl Hello {
-    /// Of a peer that is no node.
+    /// Of a peer that is no node, whom the first version gives all that it needs.
     pub(super) fn anonymous(role: Role) -> Self {
         Self {
-            versions: VERSIONS,
+            speaks: Speaks::FIRST,
             role,
             cluster: ClusterId([0; 16]),
             lineage: Lineage::default(),
@@ -61,8 +61,8 @@ impl Hello {
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut out = Vec::with_capacity(BYTES);
         out.put_slice(MAGIC);
-        out.put_u16(self.versions.0);
-        out.put_u16(self.versions.1);
+        out.put_u16(self.speaks.protocol.oldest as u16);
+        out.put_u16(self.speaks.protocol.newest as u16);
         out.put_u8(match self.role {
             Role::Node => 0,
             Role::Admin => 1,
@@ -73,6 +73,10 @@ impl Hello {
         out.put_u64(self.lineage.id);
         out.put_slice(&self.uid.0);
         out.put_slice(&self.boot.0);
+        if self.speaks.levels != Speaks::FIRST.levels {
+            out.put_u32(self.speaks.levels.oldest);
+            out.put_u32(self.speaks.levels.newest);
+        }
         out
     }
 
@@ -81,7 +85,7 @@ impl Hello {
             return Err(BadHello);
         }
         bytes.advance(MAGIC.len());
-        let versions = (bytes.get_u16(), bytes.get_u16());
+        let protocol = Range::new(bytes.get_u16().into(), bytes.get_u16().into());
         let role = match bytes.get_u8() {
             0 => Role::Node,
             1 => Role::Admin,
@@ -96,19 +100,25 @@ impl Hello {
         let cluster = ClusterId(id());
         let mut lineage = &id()[..];
         let lineage = Lineage { number: lineage.get_u64(), id: lineage.get_u64() };
-        Ok(Self { versions, role, cluster, lineage, uid: NodeUid(id()), boot: BootId(id()) })
+        let (uid, boot) = (NodeUid(id()), BootId(id()));
+        let levels = match bytes.remaining() {
+            0..LEVELS_BYTES => Speaks::FIRST.levels,
+            _ => Range::new(bytes.get_u32(), bytes.get_u32()),
+        };
+        Ok(Self { speaks: Speaks { protocol, levels }, role, cluster, lineage, uid, boot })
     }
 
     /// Can the two talk, as far as versions go?
-    pub(super) fn check_version(&self) -> Result<(), (Close, String)> {
-        if self.versions.0 > VERSIONS.1 || self.versions.1 < VERSIONS.0 {
-            let reason = format!(
-                "protocol versions {} to {} meet {} to {}",
-                self.versions.0, self.versions.1, VERSIONS.0, VERSIONS.1
-            );
-            return Err((Close::Version, reason));
+    pub(super) fn check_version(&self, ours: Range) -> Result<(), (Close, String)> {
+        if !self.speaks.protocol.meets(ours) {
+            return Err((Close::Version, format!("protocol {} meets protocol {ours}", self.speaks.protocol)));
         }
         Ok(())
+    }
+
+    /// Can it be part of a cluster at this level? Where none is known yet, it will be asked again.
+    pub(super) fn check_level(&self, level: Option<u32>) -> Result<(), (Close, String)> {
+        check_level(self.uid, self.speaks.levels, level)
     }
 
     /// Is it a node of this cluster?
@@ -117,6 +127,19 @@ impl Hello {
             return Err((Close::Cluster, format!("cluster {} meets cluster {cluster}", self.cluster)));
         }
         Ok(())
+    }
+}
+
+/// Can a node that speaks these levels be part of a cluster at this one?
+pub(super) fn check_level(uid: NodeUid, levels: Range, level: Option<u32>) -> Result<(), (Close, String)> {
+    match level.filter(|level| !levels.has(*level)) {
+        None => Ok(()),
+        Some(level) => Err((
+            Close::Version,
+            format!(
+                "the cluster is at state level {level} and node {uid} speaks {levels}: run another build there"
+            ),
+        )),
     }
 }
 
@@ -150,15 +173,21 @@ pub(super) enum HearError {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
 
     fn hello() -> impl Strategy<Value = Hello> {
         let role = prop_oneof![Just(Role::Node), Just(Role::Admin), Just(Role::Joiner)];
         let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
-        (any::<(u16, u16)>(), role, ids, any::<(u64, u64)>()).prop_map(
-            |(versions, role, (cluster, uid, boot), (number, id))| Hello {
-                versions,
+        // One that says its levels: after one that says none, nothing more can be said.
+        let levels = (any::<(u32, u32)>()).prop_map(|(oldest, newest)| Range::new(oldest, newest));
+        let levels = levels.prop_filter("said", |levels| *levels != Speaks::FIRST.levels);
+        let protocol =
+            any::<(u16, u16)>().prop_map(|(oldest, newest)| Range::new(oldest.into(), newest.into()));
+        ((protocol, levels), role, ids, any::<(u64, u64)>()).prop_map(
+            |((protocol, levels), role, (cluster, uid, boot), (number, id))| Hello {
+                speaks: Speaks { protocol, levels },
                 role,
                 cluster: ClusterId(cluster),
                 lineage: Lineage { number, id },
@@ -191,10 +220,34 @@ mod tests {
 
     #[test]
     fn versions_that_do_not_overlap_are_refused_and_others_are_not() {
-        let with = |versions| Hello { versions, ..Hello::anonymous(Role::Node) }.check_version().is_ok();
-        assert!(with(VERSIONS));
-        assert!(with((0, VERSIONS.1 + 5)));
-        assert!(!with((VERSIONS.1 + 1, VERSIONS.1 + 5)));
-        assert!(!with((0, VERSIONS.0 - 1)));
+        let ours = Speaks::THIS.protocol;
+        let with = |oldest, newest| {
+            let speaks = Speaks { protocol: Range::new(oldest, newest), ..Speaks::THIS };
+            Hello { speaks, ..Hello::anonymous(Role::Node) }.check_version(ours).is_ok()
+        };
+        assert!(with(ours.oldest, ours.newest));
+        assert!(with(0, ours.newest + 5));
+        assert!(!with(ours.newest + 1, ours.newest + 5));
+        assert!(!with(0, ours.oldest - 1));
+    }
+
+    /// The first build reads so many bytes and refuses versions of which it has none.
+    #[test]
+    fn the_first_build_takes_this_hello_and_its_own_says_the_first_level() {
+        let hello = |speaks| Hello { speaks, ..Hello::anonymous(Role::Node) };
+        let bytes = hello(Speaks::THIS).encode();
+        assert_eq!((bytes.len(), &bytes[8..12]), (BYTES + LEVELS_BYTES, &[0, 1, 0, 2][..]));
+        let first = hello(Speaks::FIRST).encode();
+        assert_eq!((first.len(), &first[8..12]), (BYTES, &[0, 1, 0, 1][..]));
+        assert_eq!(Hello::decode(&first).map(|hello| hello.speaks), Ok(Speaks::FIRST));
+    }
+
+    #[test]
+    fn a_node_that_does_not_speak_the_clusters_level_is_refused() {
+        let first = Hello::anonymous(Role::Node);
+        assert!(first.check_level(None).is_ok() && first.check_level(Some(1)).is_ok());
+        let (close, reason) = first.check_level(Some(2)).unwrap_err();
+        assert_eq!(close, Close::Version);
+        assert!(reason.contains("level 2") && reason.contains("speaks 1:"), "{reason}");
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use annulus_core::ids::{BootId, NodeUid};
 use annulus_core::state::Lineage;
+use annulus_core::version::Speaks;
 use bytes::Bytes;
 use quinn::{Connection, RecvStream, SendStream};
 use rustls_pki_types::CertificateDer;
@@ -39,6 +40,7 @@ pub(super) struct Link {
     pub uid: NodeUid,
     pub boot: BootId,
     pub lineage: Lineage,
+    pub speaks: Speaks,
     /// By us?
     pub dialled: bool,
     /// What the peer proved itself with.
@@ -84,6 +86,7 @@ impl Link {
             uid: peer.uid,
             boot: peer.boot,
             lineage: peer.lineage,
+            speaks: peer.speaks,
             dialled,
             chain: peer_chain(&connection),
             connection,

@@ -46,6 +46,7 @@ use std::sync::Arc;
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid};
 use annulus_core::state::Lineage;
+use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
 use quinn::{Endpoint, TokioRuntime, VarInt};
@@ -99,6 +100,15 @@ impl Transport {
     /// Listens, and serves from now on. Must be called on the runtime that connections shall live
     /// on; the other functions may be called from any.
     pub fn bind(config: TransportConfig, service: Arc<dyn Service>) -> Result<Transport, BindError> {
+        Self::bind_speaking(Speaks::THIS, config, service)
+    }
+
+    /// The same for a node that says it speaks no more than this.
+    pub fn bind_speaking(
+        speaks: Speaks,
+        config: TransportConfig,
+        service: Arc<dyn Service>,
+    ) -> Result<Transport, BindError> {
         let credentials = Credentials::new(&config.identity, &config.authorities)?;
         let tuning = tuning::transport();
         let listen = |source| BindError::Listen { addr: config.listen, source };
@@ -115,6 +125,8 @@ impl Transport {
             uid: config.uid,
             boot: config.boot,
             lineage: config.lineage.into(),
+            speaks,
+            level: None.into(),
             trust: Trust { identity: config.identity, authorities: config.authorities }.into(),
             credentials: ArcSwap::from_pointee(credentials),
             tuning,
@@ -227,6 +239,28 @@ impl Transport {
     pub fn peer_info(&self, uid: NodeUid) -> Option<(Lineage, BootId)> {
         let link = self.shared.peers.read().get(&uid)?.link()?;
         Some((link.lineage, link.boot))
+    }
+
+    /// What a peer said at its last connection that it speaks; none where there was none since
+    /// this node's start.
+    pub fn peer_speaks(&self, uid: NodeUid) -> Option<Speaks> {
+        if uid == self.shared.uid {
+            return Some(self.shared.speaks);
+        }
+        let peer = self.shared.peers.read().get(&uid).cloned();
+        peer?.speaks()
+    }
+
+    /// The cluster is at this state level: nodes that do not speak it are refused and disconnected.
+    pub fn set_level(&self, level: u32) {
+        *self.shared.level.lock() = Some(level);
+        let peers: Vec<_> = self.shared.peers.read().values().cloned().collect();
+        for link in peers.iter().flat_map(|peer| peer.links()) {
+            if let Err((close, reason)) = hello::check_level(link.uid, link.speaks.levels, Some(level)) {
+                tracing::warn!(peer = %link.uid, reason, "disconnected");
+                close.close(&link.connection, &reason);
+            }
+        }
     }
 
     /// What new connections are told.

@@ -10,6 +10,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use annulus_core::ids::{BootId, NodeUid};
+use annulus_core::version::Speaks;
 use arc_swap::ArcSwapOption;
 use parking_lot::Mutex;
 use quinn::ConnectionError;
@@ -41,6 +42,8 @@ struct State {
     links: Vec<Arc<Link>>,
     dialling: Dialling,
     boot: Option<BootId>,
+    /// What its last hello said, kept when the connection ends.
+    speaks: Option<Speaks>,
     past_boots: VecDeque<BootId>,
     /// Why there is no connection.
     failure: String,
@@ -67,6 +70,11 @@ impl Peer {
     /// The connection to use, if there is one.
     pub(super) fn link(&self) -> Option<Arc<Link>> {
         self.current.load_full()
+    }
+
+    /// What the peer said last that it speaks.
+    pub(super) fn speaks(&self) -> Option<Speaks> {
+        self.state.lock().speaks
     }
 
     /// All live connections.
@@ -196,6 +204,7 @@ impl Peer {
             }
             false
         });
+        state.speaks = Some(link.speaks);
         state.links.push(link);
         self.choose(shared, &state);
         let spare = state.links.iter().find(|link| link.dialled && !self.is_current(link)).cloned();

@@ -6,13 +6,14 @@ use std::sync::Arc;
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid};
 use annulus_core::state::Lineage;
+use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use quinn::{ClientConfig, Endpoint, ServerConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::hello::{Hello, Role, VERSIONS};
+use super::hello::{Hello, Role};
 use super::identity::TlsIdentity;
 use super::peer::Peer;
 use super::service::Service;
@@ -28,6 +29,10 @@ pub(super) struct Shared {
     pub uid: NodeUid,
     pub boot: BootId,
     pub lineage: Mutex<Lineage>,
+    /// Said in every hello.
+    pub speaks: Speaks,
+    /// The cluster's state level, once it is known.
+    pub level: Mutex<Option<u32>>,
     /// What `credentials` are made of; held while they are made anew.
     pub trust: Mutex<Trust>,
     pub credentials: ArcSwap<Credentials>,
@@ -70,7 +75,7 @@ impl Shared {
     /// What this node says of itself.
     pub(super) fn hello(&self) -> Hello {
         Hello {
-            versions: VERSIONS,
+            speaks: self.speaks,
             role: Role::Node,
             cluster: self.cluster,
             lineage: *self.lineage.lock(),

@@ -86,6 +86,7 @@ impl World {
             founder,
             authority: String::new(),
             authority_key: String::new(),
+            level: annulus_core::version::LEVEL,
         });
         self.enter(Command::IssueToken { token, now_ms: 0, expires_ms: u64::MAX });
         let release = Release { version: 0, digest: Digest([2; 32]), bytes: 1, description: Vec::new() };

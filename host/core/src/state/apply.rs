@@ -8,6 +8,7 @@
 use crate::ids::{ClusterId, Digest, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::ring::{Partition, RingTable, Transfer};
+use crate::version::first_level;
 
 use super::{Change, ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
 
@@ -19,17 +20,19 @@ impl Machine {
     pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
         match (&mut self.state, command) {
             (Some(state), command) => state.apply(index, command),
-            (none, Command::Found { cluster, ring_size, width, founder, authority, authority_key }) => {
-                match found(index, *cluster, *ring_size, *width, founder) {
-                    Ok(mut state) => {
-                        state.authorities.push(authority.clone());
-                        state.authority_key.clone_from(authority_key);
-                        *none = Some(state);
-                        Outcome::Done
-                    }
-                    Err(refusal) => Outcome::Refused(refusal),
+            (
+                none,
+                Command::Found { cluster, ring_size, width, founder, authority, authority_key, level },
+            ) => match found(index, *cluster, *ring_size, *width, founder) {
+                Ok(mut state) => {
+                    state.authorities.push(authority.clone());
+                    state.authority_key.clone_from(authority_key);
+                    state.level = *level;
+                    *none = Some(state);
+                    Outcome::Done
                 }
-            }
+                Err(refusal) => Outcome::Refused(refusal),
+            },
             (None, _) => Outcome::Refused(Refusal::Founding),
         }
     }
@@ -67,6 +70,7 @@ fn found(
         stage_version: 0,
         losses: Default::default(),
         handoff: Default::default(),
+        level: first_level(),
     })
 }
 
@@ -91,7 +95,9 @@ impl ClusterState {
     }
 
     fn change(&mut self, index: u64, command: &Command) -> Result<Outcome, Refusal> {
+        self.check_level(command)?;
         match command {
+            Command::Raise { level, known } => self.raise(*level, known),
             Command::Found { .. } => Err(Refusal::Founding),
             Command::IssueToken { token, now_ms, expires_ms } => {
                 self.issue_token(*token, *now_ms, *expires_ms)

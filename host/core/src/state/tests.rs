@@ -29,6 +29,7 @@ fn found() -> Command {
         founder: member("a@h", 1),
         authority: "cert".into(),
         authority_key: "key".into(),
+        level: crate::version::LEVEL,
     }
 }
 

@@ -166,6 +166,7 @@ impl World {
             founder: member(0),
             authority: String::new(),
             authority_key: String::new(),
+            level: annulus_core::version::LEVEL,
         });
         world.commit(&Command::IssueToken { token, now_ms: 0, expires_ms: 10 });
         let mut ids = vec![NodeId(0)];

@@ -68,6 +68,7 @@ fn found() -> Command {
         founder,
         authority: "ca".into(),
         authority_key: "key".into(),
+        level: annulus_core::version::LEVEL,
     }
 }
 

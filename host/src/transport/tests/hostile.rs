@@ -3,7 +3,7 @@
 use quinn::{Connection, ConnectionError, RecvStream, SendStream};
 
 use super::super::frame::{FrameType, HEADER_BYTES, Header};
-use super::super::hello::{Hello, Role, VERSIONS, say};
+use super::super::hello::{Hello, Role, say};
 use super::super::identity::ANY_NODE;
 use super::super::kind::BULK_JOIN;
 use super::super::stream::{open_bulk, open_lanes};
@@ -33,7 +33,7 @@ impl Raw {
         let config = world.config(uid());
         let raw = Raw::connect(world, node, Some(config.identity)).await;
         let hello = Hello {
-            versions: VERSIONS,
+            speaks: Speaks::THIS,
             role: Role::Node,
             cluster: config.cluster,
             lineage: config.lineage,
