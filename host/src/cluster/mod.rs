@@ -19,6 +19,7 @@ mod claimant;
 mod contact;
 mod join;
 mod lineage;
+mod liveness;
 mod messages;
 mod network;
 mod propose;
@@ -57,6 +58,7 @@ use view::Views;
 pub use announce::Place;
 pub use change::Changed;
 pub use join::{Candidate, JoinError, ask_to_join, authority};
+pub use liveness::{Liveness, LivenessTable, Standing};
 pub use network::{BoxFuture, ControlNetwork, TransportLink};
 pub use propose::ProposeError;
 pub use recover::{RecoverError, Recovered};
@@ -114,6 +116,7 @@ struct Inner {
     views: Arc<Views>,
     book: Arc<AddressBook>,
     contact: Arc<Contact>,
+    liveness: Liveness,
     network: Arc<dyn ControlNetwork>,
     database: fjall::Database,
     copy: RingCopy,
@@ -164,6 +167,12 @@ impl Cluster {
             Ok(Ok(view)) => Ok(view.clone()),
             _ => Err(DeadlineExceeded { index }),
         }
+    }
+
+    /// Who is up, as far as this node knows: for choosing fallbacks and for showing. It decides
+    /// nothing about who owns what.
+    pub fn liveness(&self) -> &Liveness {
+        &self.inner.liveness
     }
 
     /// Whom this node takes for the leader. May be out of date.

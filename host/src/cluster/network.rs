@@ -52,6 +52,14 @@ pub trait ControlNetwork: Send + Sync + 'static {
 
     /// What a peer said last that it speaks, if it said anything since this node's start.
     fn speaks(&self, peer: NodeUid) -> Option<Speaks>;
+
+    /// Sends a datagram of the failure detector, or drops it.
+    fn send_datagram(&self, _peer: &PeerAddr, _bytes: Bytes) {}
+
+    /// Is there a connection to this node, and does it say anything?
+    fn is_up(&self, _uid: NodeUid) -> bool {
+        false
+    }
 }
 
 /// The transport, until it is taken away: a handle of the control plane that somebody keeps must
@@ -91,6 +99,16 @@ impl ControlNetwork for TransportLink {
 
     fn speaks(&self, peer: NodeUid) -> Option<Speaks> {
         self.transport.lock().as_ref()?.peer_speaks(peer)
+    }
+
+    fn send_datagram(&self, peer: &PeerAddr, bytes: Bytes) {
+        if let Some(transport) = &*self.transport.lock() {
+            transport.send_datagram(peer, bytes);
+        }
+    }
+
+    fn is_up(&self, uid: NodeUid) -> bool {
+        self.transport.lock().as_ref().is_some_and(|transport| transport.is_up(uid))
     }
 }
 

@@ -13,6 +13,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::Cluster;
+use super::liveness::Told;
 use super::messages::{
     ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, OfLineage,
 };
@@ -72,6 +73,18 @@ impl Service for ClusterService {
                 Err(error) => tracing::warn!(peer = %uid, kind, %error, "a peer's request is not answered"),
             }
         });
+    }
+
+    fn datagram(&self, from: NodeUid, bytes: Bytes) {
+        if let Some(cluster) = self.cluster() {
+            cluster.liveness().tell(Told::Datagram { from, bytes });
+        }
+    }
+
+    fn connected(&self, peer: NodeUid) {
+        if let Some(cluster) = self.cluster() {
+            cluster.liveness().tell(Told::Connected(peer));
+        }
     }
 
     fn bulk(&self, _: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::announce::Place;
 use super::contact::Contact;
 use super::lineage::{Heard, Running, start_raft};
+use super::liveness::Liveness;
 use super::network::{AddressBook, ControlNetwork, RaftLinks};
 use super::propose::ProposeError;
 use super::raft::Raft;
@@ -113,6 +114,7 @@ impl Cluster {
         let runtime = Handle::current();
         let watch = runtime.spawn(watch_raft(raft.clone(), ended.clone()));
 
+        let (liveness, detector) = Liveness::new(me, uid);
         let cluster = Self {
             inner: Arc::new(Inner {
                 me,
@@ -121,6 +123,7 @@ impl Cluster {
                 views,
                 book,
                 contact,
+                liveness,
                 network,
                 database: database.clone(),
                 copy: copy.clone(),
@@ -141,6 +144,11 @@ impl Cluster {
         cluster.spawn(cluster.clone().follow_lineages());
         cluster.spawn(cluster.clone().keep_announcing(listen, http, place));
         cluster.spawn(cluster.clone().run_claimant());
+        cluster.spawn(detector.run(
+            cluster.watch(),
+            cluster.inner.book.clone(),
+            cluster.inner.network.clone(),
+        ));
         Ok(cluster)
     }
 

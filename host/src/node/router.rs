@@ -81,6 +81,17 @@ impl Service for Router {
         self.control.newer_lineage(peer, lineage);
     }
 
+    fn datagram(&self, from: NodeUid, bytes: Bytes) {
+        self.control.datagram(from, bytes);
+    }
+
+    fn connected(&self, peer: NodeUid) {
+        self.control.connected(peer);
+        if let Some(node) = self.node.load().as_ref() {
+            node.connected(peer);
+        }
+    }
+
     fn superseded(&self) {
         self.exit.throw(Exit::Stop(StopReason::Superseded));
     }

@@ -88,6 +88,7 @@ pub(super) fn establish(
     let entry = shared.peer(link.uid);
     link.start(lanes, &shared.service);
     entry.adopt(shared, link.clone())?;
+    shared.service.connected(link.uid);
     tracing::debug!(peer = %link.uid, boot = %link.boot, dialled, "connected");
     if link.lineage > *shared.lineage.lock() {
         shared.service.newer_lineage(link.uid, link.lineage);
@@ -96,6 +97,7 @@ pub(super) fn establish(
     tokio::spawn(async move {
         tokio::select! {
             () = serve_bulk(&shared, &link.connection, link.identity(), &link.bulk_in_use) => {}
+            () = hand_on_datagrams(&shared, &link) => {}
             _ = link.connection.closed() => {}
         }
         let error = link.connection.closed().await;
@@ -103,4 +105,11 @@ pub(super) fn establish(
         entry.lost(&shared, &link, &error);
     });
     Ok(())
+}
+
+/// Until the connection ends.
+async fn hand_on_datagrams(shared: &Shared, link: &Link) {
+    while let Ok(bytes) = link.connection.read_datagram().await {
+        shared.service.datagram(link.uid, bytes);
+    }
 }

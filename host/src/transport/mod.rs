@@ -211,6 +211,20 @@ impl Transport {
         }
     }
 
+    /// Sends a datagram, or drops it: where there is no connection it is dialled once, in the
+    /// background, for the datagrams to come. Never waits, and never says what became of it.
+    pub fn send_datagram(&self, peer: &PeerAddr, bytes: Bytes) {
+        if peer.uid == self.shared.uid || self.shared.is_banned(peer.uid) {
+            return;
+        }
+        let entry = self.shared.peer(peer.uid);
+        match entry.link() {
+            // An error: the connection ends just now, or the peer reads no datagrams.
+            Some(link) => drop(link.connection.send_datagram(bytes)),
+            None => entry.knock(&self.shared, peer.addr),
+        }
+    }
+
     async fn link(&self, peer: &PeerAddr, deadline: Instant) -> Result<Arc<Link>, CallError> {
         let entry = self.shared.peer(peer.uid);
         match entry.link() {

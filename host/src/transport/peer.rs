@@ -62,6 +62,15 @@ enum Dialling {
     Again,
 }
 
+/// How long one goes on dialling.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Patience {
+    /// One attempt, and more only if somebody calls meanwhile.
+    Once,
+    /// As long as somebody called lately.
+    Interest,
+}
+
 impl Peer {
     pub(super) fn new(uid: NodeUid) -> Self {
         Self { uid, current: ArcSwapOption::empty(), state: Mutex::default(), changed: Notify::new() }
@@ -132,21 +141,37 @@ impl Peer {
                 Err(CallError::Unreachable("this node is closing".to_owned()))
             }
             Dialling::No => {
-                self.start_dialling(shared, &mut state, Dialling::First);
+                self.start_dialling(shared, &mut state, Dialling::First, Patience::Interest);
                 Ok(None)
             }
         }
     }
 
-    fn start_dialling(self: &Arc<Self>, shared: &Arc<Shared>, state: &mut State, how: Dialling) {
-        state.dialling = how;
-        // Calls come from other runtimes too; connections live on the network's.
-        shared.runtime.spawn(self.clone().keep_dialling(shared.clone()));
+    /// Dials once if nobody does: for who can wait, and asks again by himself.
+    pub(super) fn knock(self: &Arc<Self>, shared: &Arc<Shared>, addr: SocketAddr) {
+        let mut state = self.state.lock();
+        if self.link().is_none() && state.dialling == Dialling::No && !shared.is_closed() {
+            state.addr = Some(addr);
+            self.start_dialling(shared, &mut state, Dialling::First, Patience::Once);
+        }
     }
 
-    async fn keep_dialling(self: Arc<Self>, shared: Arc<Shared>) {
+    fn start_dialling(
+        self: &Arc<Self>,
+        shared: &Arc<Shared>,
+        state: &mut State,
+        how: Dialling,
+        patience: Patience,
+    ) {
+        state.dialling = how;
+        // Calls come from other runtimes too; connections live on the network's.
+        shared.runtime.spawn(self.clone().keep_dialling(shared.clone(), patience));
+    }
+
+    async fn keep_dialling(self: Arc<Self>, shared: Arc<Shared>, mut patience: Patience) {
         let mut pause = DIAL_PAUSE.0;
-        while let Some(addr) = self.still_wanted(&shared) {
+        while let Some(addr) = self.still_wanted(&shared, patience) {
+            patience = Patience::Interest;
             match dial(&shared, self.uid, addr).await {
                 Ok(()) => continue,
                 Err(failure) => {
@@ -164,9 +189,10 @@ impl Peer {
     }
 
     /// Where to dial next, or `None` when it is over.
-    fn still_wanted(&self, shared: &Shared) -> Option<SocketAddr> {
+    fn still_wanted(&self, shared: &Shared, patience: Patience) -> Option<SocketAddr> {
         let mut state = self.state.lock();
-        let wanted = state.wanted.is_some_and(|wanted| wanted.elapsed() < DIAL_INTEREST);
+        let wanted =
+            patience == Patience::Once || state.wanted.is_some_and(|wanted| wanted.elapsed() < DIAL_INTEREST);
         let addr = state.addr.filter(|_| wanted && self.link().is_none() && !shared.is_closed());
         if addr.is_none() {
             state.dialling = Dialling::No;
@@ -259,7 +285,7 @@ impl Peer {
                     state.wanted = Some(Instant::now());
                     let dial = state.addr.is_some() && !superseded && !shared.is_closed();
                     if dial && state.dialling == Dialling::No {
-                        self.start_dialling(shared, &mut state, Dialling::Again);
+                        self.start_dialling(shared, &mut state, Dialling::Again, Patience::Interest);
                     }
                 }
             }

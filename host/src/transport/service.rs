@@ -68,6 +68,13 @@ pub trait Service: Send + Sync + 'static {
     /// itself (R19).
     fn newer_lineage(&self, _: NodeUid, _: Lineage) {}
 
+    /// A datagram of a node. Called on the network's threads: must not block. Datagrams may be lost
+    /// and may overtake each other.
+    fn datagram(&self, _from: NodeUid, _bytes: Bytes) {}
+
+    /// There is a connection to this node, whoever dialled. Must not block.
+    fn connected(&self, _peer: NodeUid) {}
+
     /// A peer says that a newer run of this very node exists (two processes with one data
     /// directory's identity): this one should stop.
     fn superseded(&self) {}

@@ -14,7 +14,7 @@ use crate::admin::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, Preferen
 use crate::cluster::View;
 use crate::modules::Running;
 
-/// What the preference list asks about nodes: up here means connected.
+/// What the preference list asks about nodes.
 struct Liveness<'a> {
     service: &'a AdminService,
     view: &'a View,
@@ -31,9 +31,9 @@ impl Nodes for Liveness<'_> {
 }
 
 impl AdminService {
-    /// Does this node hear from it?
+    /// Does it answer?
     pub(super) fn is_up(&self, view: &View, node: NodeId) -> bool {
-        view.member(node).is_some_and(|member| self.parts.transport.is_up(member.uid))
+        view.member(node).is_some() && self.parts.cluster.liveness().is_up(node)
     }
 
     pub(super) fn members(&self) -> Vec<MemberRow> {

@@ -3,6 +3,7 @@
 
 mod bulk;
 mod calls;
+mod datagrams;
 mod hostile;
 mod identity;
 mod lifecycle;
@@ -78,6 +79,8 @@ pub(super) struct Recorder {
     bulk: mpsc::UnboundedSender<Opened>,
     superseded: tokio::sync::Notify,
     removed: tokio::sync::Notify,
+    datagrams: mpsc::UnboundedSender<(NodeUid, Bytes)>,
+    connected: mpsc::UnboundedSender<NodeUid>,
 }
 
 impl Service for Recorder {
@@ -98,6 +101,14 @@ impl Service for Recorder {
         let _ = self.bulk.send((from, kind, header, stream));
     }
 
+    fn datagram(&self, from: NodeUid, bytes: Bytes) {
+        let _ = self.datagrams.send((from, bytes));
+    }
+
+    fn connected(&self, peer: NodeUid) {
+        let _ = self.connected.send(peer);
+    }
+
     fn superseded(&self) {
         self.superseded.notify_one();
     }
@@ -111,12 +122,16 @@ pub(super) struct Node {
     pub transport: Transport,
     pub service: Arc<Recorder>,
     pub bulk: mpsc::UnboundedReceiver<Opened>,
+    pub datagrams: mpsc::UnboundedReceiver<(NodeUid, Bytes)>,
+    pub connected: mpsc::UnboundedReceiver<NodeUid>,
     pub config: TransportConfig,
 }
 
 impl Node {
     pub(super) fn start(config: TransportConfig) -> Node {
         let (sender, bulk) = mpsc::unbounded_channel();
+        let (datagram_sender, datagrams) = mpsc::unbounded_channel();
+        let (connected_sender, connected) = mpsc::unbounded_channel();
         let service = Arc::new(Recorder {
             held: Mutex::default(),
             held_changed: Default::default(),
@@ -124,10 +139,12 @@ impl Node {
             bulk: sender,
             superseded: Default::default(),
             removed: Default::default(),
+            datagrams: datagram_sender,
+            connected: connected_sender,
         });
         let transport = Transport::bind(config.clone(), service.clone()).unwrap();
         let config = TransportConfig { listen: transport.local_addr(), ..config };
-        Node { transport, service, bulk, config }
+        Node { transport, service, bulk, datagrams, connected, config }
     }
 
     pub(super) fn uid(&self) -> NodeUid {
