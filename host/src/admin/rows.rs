@@ -11,8 +11,12 @@ pub struct MemberRow {
     pub node: String,
     /// `joining`, `member`, `leaving`, `down` or `removed`.
     pub status: String,
-    /// Does the addressed node hear from it?
+    /// Does it answer, as far as the addressed node knows?
     pub alive: bool,
+    /// For how long it has, or has not, in milliseconds, since the addressed node looks; absent for
+    /// that node itself.
+    #[serde(default)]
+    pub since_ms: Option<u64>,
     /// Failure domain.
     pub zone: Option<String>,
     /// Share of the ring relative to others.

@@ -76,6 +76,11 @@ impl Liveness {
         node == self.me || self.table.borrow().nodes.get(&node).is_some_and(|standing| standing.up)
     }
 
+    /// How another member stands; `None` for who is none.
+    pub fn standing(&self, node: NodeId) -> Option<Standing> {
+        self.table.borrow().nodes.get(&node).copied()
+    }
+
     /// Who is up now.
     pub fn table(&self) -> Arc<LivenessTable> {
         self.table.borrow().clone()

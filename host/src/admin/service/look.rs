@@ -48,6 +48,12 @@ impl AdminService {
             node: member.name.clone(),
             status: status_word(member.status).to_owned(),
             alive: member.status != MemberStatus::Removed && self.is_up(view, id),
+            since_ms: self
+                .parts
+                .cluster
+                .liveness()
+                .standing(id)
+                .map(|standing| u64::try_from(standing.since.elapsed().as_millis()).unwrap_or(u64::MAX)),
             zone: member.zone.clone(),
             weight: member.weight,
             owned: partitions.iter().filter(|partition| partition.replicas.first() == Some(&id)).count(),

@@ -1,0 +1,162 @@
+//! Who is up, as real processes find it out: nodes die, freeze and come back, and are out of every
+//! survivor's lists within 2 s and in them again within 2 s; a busy one is never taken for dead.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::time::{Duration, Instant};
+
+use annulus::admin::AdminRequest;
+use annulus::admin::rows::{LocateRow, MemberRow};
+use annulus_tests::client::Operator;
+use annulus_tests::harness::{Cluster, LIMIT, Node, until};
+use annulus_tests::load::{Load, Settings};
+use tokio::runtime::Runtime;
+
+/// What is promised on a LAN.
+const PROMISED: Duration = Duration::from_secs(2);
+/// What this machine may add, where two cores run five nodes, the tests' clients, and a compiler.
+const MACHINE: u32 = 3;
+
+/// Those who look on, each over a connection that it keeps.
+struct Lookouts {
+    runtime: Runtime,
+    operators: Vec<Operator>,
+}
+
+impl Lookouts {
+    fn new<'a>(nodes: impl Iterator<Item = &'a Node>) -> Self {
+        let runtime = Runtime::new().unwrap();
+        let nodes: Vec<_> = nodes.collect();
+        let operators = runtime.block_on(async {
+            let mut operators = Vec::new();
+            for node in nodes {
+                operators.push(Operator::connect(&node.data).await.unwrap());
+            }
+            operators
+        });
+        Self { runtime, operators }
+    }
+
+    fn members(&self) -> Vec<Vec<MemberRow>> {
+        let ask = |operator: &Operator| self.runtime.block_on(operator.ask(&AdminRequest::Members)).unwrap();
+        self.operators.iter().map(ask).collect()
+    }
+
+    /// Do all of them show it as this in `members`, and offer it (or not) for any key?
+    fn agree(&self, name: &str, up: bool) -> bool {
+        self.members().iter().all(|rows| rows.iter().any(|row| row.node == name && row.alive == up))
+            && self.lists().iter().all(|list| up || !list.contains(&name.to_owned()))
+    }
+
+    /// Preference lists of some keys, by each.
+    fn lists(&self) -> Vec<Vec<String>> {
+        let mut lists = Vec::new();
+        for operator in &self.operators {
+            for key in 0..16 {
+                let key = format!("key{key}").into_bytes();
+                let request = AdminRequest::Locate { module: "kv".to_owned(), key, n: 3 };
+                let located: LocateRow = self.runtime.block_on(operator.ask(&request)).unwrap();
+                lists.push(located.preference_list.into_iter().map(|row| row.node).collect());
+            }
+        }
+        lists
+    }
+
+    /// How long it takes from now on.
+    fn watch(&self, what: &str, name: &str, up: bool) -> Duration {
+        let began = Instant::now();
+        until(what, || self.agree(name, up).then_some(()));
+        let took = began.elapsed();
+        println!("{what}: {took:?}");
+        took
+    }
+}
+
+fn everybody_up(cluster: &Cluster) {
+    until("all see all", || {
+        let up = |node: &Node| {
+            node.json(&["members"]).json().as_array().unwrap().iter().all(|row| row["alive"] == true)
+        };
+        cluster.nodes().iter().all(up).then_some(())
+    });
+}
+
+fn in_time(took: Duration) {
+    assert!(took < PROMISED * MACHINE, "{took:?}");
+}
+
+#[test]
+fn a_killed_node_is_out_of_every_list_and_back_after_its_restart() {
+    let mut cluster = Cluster::joined(5);
+    everybody_up(&cluster);
+    for dead in [3, 0] {
+        let name = cluster[dead].name.clone();
+        let others: Vec<usize> = (0..5).filter(|node| *node != dead).collect();
+        let lookouts = Lookouts::new(others.iter().map(|node| &cluster[*node]));
+        assert!(lookouts.agree(&name, true));
+        cluster[dead].kill();
+        in_time(lookouts.watch("killed and down", &name, false));
+        // Others take its place for three replicas, and nobody twice.
+        for list in lookouts.lists() {
+            assert_eq!(list.len(), 3, "{list:?}");
+            assert!(list.iter().all(|node| list.iter().filter(|other| *other == node).count() == 1));
+        }
+        cluster[dead].start();
+        in_time(lookouts.watch("restarted and up", &name, true));
+        // And the one that is new to all of it knows them.
+        everybody_up(&cluster);
+    }
+}
+
+#[test]
+fn a_stopped_process_is_out_of_every_list_and_back_when_it_goes_on() {
+    let cluster = Cluster::joined(5);
+    everybody_up(&cluster);
+    let frozen = &cluster[2];
+    let lookouts = Lookouts::new(cluster.nodes().iter().filter(|node| node.name != frozen.name));
+    for rest in [Duration::from_secs(1), Duration::from_secs(8)] {
+        frozen.pause();
+        in_time(lookouts.watch("stopped and down", &frozen.name, false));
+        std::thread::sleep(rest);
+        assert!(lookouts.agree(&frozen.name, false));
+        frozen.resume();
+        in_time(lookouts.watch("continued and up", &frozen.name, true));
+    }
+    // It blamed nobody for what it slept through: nobody was down to it for a moment, or
+    // they would have been so after it went on.
+    everybody_up(&cluster);
+    let rows: Vec<MemberRow> = serde_json::from_value(frozen.json(&["members"]).json()).unwrap();
+    let since = rows.iter().filter_map(|row| row.since_ms).min().unwrap();
+    assert!(since > 9_000, "{rows:?}");
+}
+
+#[test]
+fn a_guest_that_loops_and_a_load_make_nobody_flap() {
+    let cluster = Cluster::joined(3);
+    cluster.deploy("guests/kv");
+    cluster.deploy("tests/guests/hostile");
+    everybody_up(&cluster);
+    let settings = Settings { clients: 8, keys: 400, surveys: false, ..Settings::default() };
+    let load = Load::new(settings, &[&cluster[0], &cluster[1], &cluster[2]]);
+    load.fill();
+    load.go();
+    let began = Instant::now();
+    let busy = Duration::from_secs(12);
+    std::thread::scope(|threads| {
+        for node in cluster.nodes() {
+            threads.spawn(move || {
+                while began.elapsed() < busy {
+                    let spin = ["call", "hostile", "spin", "--timeout", "2s"];
+                    assert_eq!(node.json(&spin).json()["error"]["code"], "deadline-exceeded");
+                }
+            });
+        }
+    });
+    let lookouts = Lookouts::new(cluster.nodes().iter());
+    let began_ms = u64::try_from(busy.as_millis()).unwrap();
+    for row in lookouts.members().iter().flatten() {
+        assert!(row.alive, "{row:?}");
+        assert!(row.since_ms.is_none_or(|since| since >= began_ms), "{row:?}");
+    }
+    assert!(began.elapsed() < LIMIT);
+    load.verify().assert_flawless();
+}
