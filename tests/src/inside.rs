@@ -111,6 +111,17 @@ impl InsideNode {
         self.life = tokio::task::block_in_place(|| self.lives.recv_timeout(LIMIT)).ok();
     }
 
+    /// Waits for its next life: a join that somebody else asked for ends the present one.
+    ///
+    /// # Panics
+    /// If there is none in time.
+    pub async fn reborn(&mut self) {
+        // A life holds the database, which the next one opens.
+        self.life = None;
+        self.life = tokio::task::block_in_place(|| self.lives.recv_timeout(LIMIT)).ok();
+        assert!(self.life.is_some(), "{} has no next life", self.config.name);
+    }
+
     /// Stops it in order.
     ///
     /// # Panics
