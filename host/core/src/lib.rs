@@ -15,4 +15,5 @@ pub mod ring;
 pub mod routing;
 pub mod state;
 pub mod version;
+pub mod voters;
 pub mod wire;

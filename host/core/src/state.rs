@@ -8,6 +8,7 @@
 mod apply;
 mod change;
 mod deploy;
+mod due;
 mod handoff;
 mod level;
 mod lookup;

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Command, Member, MemberStatus, Outcome};
+use annulus_core::voters::{self, Candidate};
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
 use tokio::time::{Instant, sleep, timeout};
@@ -19,7 +20,6 @@ use tokio::time::{Instant, sleep, timeout};
 use super::raft::MEMBERSHIP_TIMEOUT;
 use super::returned::Marks;
 use super::view::View;
-use super::voters::{self, Candidate, SILENT_VOTER};
 use super::{Cluster, ProposeError};
 
 /// How often it looks, besides at every change. What it waits for without an event is a
@@ -37,6 +37,9 @@ const CAUGHT_UP: u64 = 16;
 
 /// A node that answered within this time is alive.
 const ALIVE: Duration = Duration::from_secs(2);
+
+/// A voter silent for this long is replaced, if somebody can (R18). Tests have less patience.
+const SILENT_VOTER: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
 
 /// A removed node is kept informed until it falls silent, which is how it ends, but not longer
 /// than this.
@@ -123,12 +126,9 @@ impl Cluster {
             return self.decide(Command::Up { node }).await;
         }
         // One that waits for a plan is taken in by its commit.
-        let joined = |member: &&Member| {
-            member.status == MemberStatus::Joining && !member.waits() && self.caught_up(&group, member.id)
-        };
-        if let Some(node) = view.state.live_members().find(joined) {
-            tracing::info!(node = %node.id, name = %node.name, "has caught up and is a member");
-            return self.decide(Command::Joined { node: node.id }).await;
+        if let Some(node) = view.state.due_to_join(|node| self.caught_up(&group, node)) {
+            tracing::info!(%node, "has caught up and is a member");
+            return self.decide(Command::Joined { node }).await;
         }
         let candidates = self.candidates_to_vote(&view, &group, led_for);
         if let Some(voters) = voters::next_voters(&group.voters, &candidates, self.me().0) {
@@ -144,14 +144,9 @@ impl Cluster {
             tracing::info!(base = view.state.ring.epoch, "the ring gets a new table");
             return self.decide(Command::Rebalance { base: view.state.ring.epoch, table }).await;
         }
-        let gone = |member: &&Member| {
-            member.status == MemberStatus::Leaving
-                && !view.state.holds(member.id)
-                && !group.voters.contains(&member.id.0)
-        };
-        if let Some(node) = view.state.live_members().find(gone) {
-            tracing::info!(node = %node.id, name = %node.name, "holds nothing any more and is removed");
-            return self.decide(Command::Removed { node: node.id }).await;
+        if let Some(node) = view.state.due_to_go(|node| group.voters.contains(&node.0)) {
+            tracing::info!(%node, "holds nothing any more and is removed");
+            return self.decide(Command::Removed { node }).await;
         }
         self.say_farewell(&view, &group, farewells).await
     }
@@ -245,7 +240,6 @@ impl Cluster {
 async fn better_table(view: &Arc<View>) -> Option<Vec<Vec<NodeId>>> {
     let view = view.clone();
     // Off Raft's thread: for a large ring it is work.
-    let table =
-        tokio::task::spawn_blocking(move || (!view.state.is_balanced()).then(|| view.state.claimed_table()));
+    let table = tokio::task::spawn_blocking(move || view.state.due_table());
     table.await.ok().flatten()
 }

@@ -32,7 +32,6 @@ pub mod storage;
 mod token;
 mod versions;
 mod view;
-mod voters;
 
 use std::sync::Arc;
 use std::time::Duration;

@@ -3,15 +3,11 @@
 //! From what is to what should be in one joint step: until it is through, majorities of the old
 //! voters and of the new ones decide together, so it does not matter how many change. Always an odd
 //! number: of two voters neither may fail, one alone is better. A voter is replaced when it leaves,
-//! or when it has been silent for [`SILENT_VOTER`] and a learner that is alive and has caught up
-//! can take its place. With two nodes the loss of the voter stops changes (not data) until it is
+//! or when it has been silent for long and a learner that is alive and has caught up can take its
+//! place. With two nodes the loss of the voter stops changes (not data) until it is
 //! back.
 
 use std::collections::BTreeSet;
-use std::time::Duration;
-
-/// A voter silent for this long is replaced, if somebody can (R18). Tests have less patience.
-pub const SILENT_VOTER: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
 
 /// What a leader knows of a node that takes part.
 #[derive(Clone, Debug)]
@@ -22,7 +18,7 @@ pub struct Candidate {
     pub zone: Option<String>,
     /// Has it nearly all of the log, and answered a moment ago?
     pub ready: bool,
-    /// Has it been silent for [`SILENT_VOTER`]?
+    /// Has it been silent for so long that it is replaced?
     pub silent: bool,
     /// Is it on its way out, and here only until it has handed off what it holds?
     pub leaves: bool,
