@@ -1,6 +1,10 @@
 //! The claimant's work, on whichever node believes that it leads (host: `cluster/claimant.rs`).
 
-use annulus_core::state::{Command, MemberStatus};
+use std::collections::BTreeSet;
+
+use annulus_core::ids::NodeId;
+use annulus_core::state::{Command, Member, MemberStatus};
+use annulus_core::voters::{self, Candidate};
 
 use crate::Mutant;
 use crate::event::{At, Timer};
@@ -26,6 +30,10 @@ impl World {
             return;
         }
         self.adjust_voters(at);
+        if !self.nodes[at].raft.leads {
+            return;
+        }
+        let back = self.back_from_down(at).map(|node| Command::Up { node });
         let node = &self.nodes[at];
         let caught_up = |id| {
             let of = self.at(id);
@@ -33,24 +41,17 @@ impl World {
             of == Some(at) || has.is_some_and(|has| has + CAUGHT_UP >= node.raft.stored)
         };
         let view = node.view.clone();
-        let joined = view
-            .live_members()
-            .find(|member| member.status == MemberStatus::Joining && caught_up(member.id))
-            .map(|member| Command::Joined { node: member.id });
-        let command = joined.or_else(|| {
-            let unbalanced = node.content != view.applied && !view.is_balanced();
-            unbalanced.then(|| Command::Rebalance { base: view.ring.epoch, table: view.claimed_table() })
-        });
+        let command =
+            back.or_else(|| view.due_to_join(caught_up).map(|node| Command::Joined { node })).or_else(|| {
+                let looked = self.nodes[at].content == view.applied;
+                let table = if looked { None } else { view.due_table() };
+                table.map(|table| Command::Rebalance { base: view.ring.epoch, table })
+            });
         if command.is_none() {
             self.nodes[at].content = view.applied;
         }
-        let command = command.or_else(|| {
-            let gone = view.live_members().find(|member| {
-                let voter = self.at(member.id).is_some_and(|of| self.council.voters.contains(&of));
-                member.status == MemberStatus::Leaving && !view.holds(member.id) && !voter
-            });
-            gone.map(|member| Command::Removed { node: member.id })
-        });
+        let votes = |node| self.at(node).is_some_and(|of| self.council.voters.contains(&of));
+        let command = command.or_else(|| view.due_to_go(votes).map(|node| Command::Removed { node }));
         let Some(mut command) = command else { return };
         if let (Command::Rebalance { table, .. }, Some(Mutant::RepeatANode)) = (&mut command, self.mutant) {
             table.iter_mut().for_each(|set| set.truncate(1));
@@ -60,64 +61,71 @@ impl World {
         self.propose(at, command, Purpose::Claimant);
     }
 
-    /// One step towards the right voters: 1 for one or two nodes, else 3, 5 from five nodes.
-    /// Modelled as done at once where the present majority is there.
+    /// A node that is marked down and has answered since (host: `cluster/returned.rs`).
+    fn back_from_down(&mut self, at: At) -> Option<NodeId> {
+        let node = &mut self.nodes[at];
+        let now = node.clock.read(self.now);
+        let view = node.view.clone();
+        let is_down = |id: &NodeId| view.member(*id).is_some_and(|m| m.status == MemberStatus::Down);
+        node.marks.retain(|id, _| is_down(id));
+        for id in view.live_members().map(|member| member.id).filter(is_down) {
+            node.marks.entry(id).or_insert(now);
+        }
+        let node = &self.nodes[at];
+        let back = node.marks.iter().find(|(id, since)| {
+            let of = self.at(**id);
+            let answered = of.and_then(|of| node.raft.answered.get(&of));
+            of == Some(at) || answered.is_some_and(|sent| sent > since)
+        });
+        back.map(|(id, _)| *id)
+    }
+
+    /// Aims at the right voters. Modelled as done at once where a majority is there, of the present
+    /// ones and of the next.
     fn adjust_voters(&mut self, at: At) {
         let view = self.nodes[at].view.clone();
         let now = self.nodes[at].clock.read(self.now);
-        let silence = |of: At| {
-            let answered = self.nodes[at].raft.answered.get(&of).copied().unwrap_or(0);
-            if of == at { 0 } else { now - answered.min(now) }
+        let raft = &self.nodes[at].raft;
+        let takes_part = |member: &&Member| {
+            member.may_hold() || member.status == MemberStatus::Leaving && view.holds(member.id)
         };
-        let stays = |of: At| {
-            let member = view.member(self.nodes[of].id);
-            member.is_some_and(|member| member.status == MemberStatus::Member)
+        let candidate = |member: &Member| {
+            let of = self.at(member.id);
+            let me = of == Some(at);
+            let silence = of.and_then(|of| raft.answered.get(&of)).map(|sent| now.saturating_sub(*sent));
+            let has = of.and_then(|of| raft.matched.get(&of)).copied().unwrap_or(0);
+            let alive = me || silence.is_some_and(|silence| silence <= ALIVE);
+            Candidate {
+                id: member.id.0,
+                zone: None,
+                ready: alive
+                    && member.status == MemberStatus::Member
+                    && (me || has + CAUGHT_UP >= raft.stored),
+                silent: !me && silence.is_some_and(|silence| silence > SILENT_VOTER),
+                leaves: member.status == MemberStatus::Leaving,
+            }
         };
-        let caught_up = |of: At| {
-            let has = self.nodes[at].raft.matched.get(&of).copied().unwrap_or(0);
-            of == at || has + CAUGHT_UP >= self.nodes[at].raft.stored
-        };
-        let members = (0..self.nodes.len()).filter(|of| stays(*of)).count();
-        let wanted = if members < 3 {
-            1
-        } else if members < 5 {
-            3
-        } else {
-            5
-        };
-        let voters = &self.council.voters;
-        let fit = |of: &At| !voters.contains(of) && stays(*of) && silence(*of) <= ALIVE && caught_up(*of);
-        let spare = (0..self.nodes.len()).find(fit);
-        // One that never answered this leader counts as not silent.
-        let heard = |of: At| self.nodes[at].raft.answered.contains_key(&of);
-        let bad = voters.iter().position(|of| !stays(*of) || heard(*of) && silence(*of) > SILENT_VOTER);
-        let many = voters.len();
-        // One that goes waits for a successor, where there is one.
-        let drop = match bad {
-            Some(_) if many > wanted || spare.is_none() && many > 1 => bad,
-            None if many > wanted => voters.iter().position(|of| *of != at),
-            _ => None,
-        };
-        let majority = voters.iter().filter(|of| self.reach(at, **of)).count() > many / 2;
-        if !majority {
+        let candidates: Vec<Candidate> = view.live_members().filter(takes_part).map(candidate).collect();
+        let present: BTreeSet<u64> = self.council.voters.iter().map(|of| self.nodes[*of].id.0).collect();
+        let Some(next) = voters::next_voters(&present, &candidates, self.nodes[at].id.0) else { return };
+        let next: Vec<At> = next.into_iter().filter_map(|id| self.at(NodeId(id))).collect();
+        let there =
+            |voters: &[At]| voters.iter().filter(|of| self.reach(at, **of)).count() > voters.len() / 2;
+        if !there(&self.council.voters) || !there(&next) {
             return;
         }
-        if let Some(drop) = drop {
-            let gone = self.council.voters.remove(drop);
-            self.note(format_args!("n{gone} votes no more"));
-            if gone == at {
-                self.nodes[at].raft.leads = false;
-                self.nodes[at].raft.leader = None;
-            }
-        } else if let Some(spare) = spare.filter(|_| many < wanted || bad.is_some() && many <= wanted) {
-            // What is committed is on a majority of the new voters too.
-            let stored = self.council.last();
-            if self.reach(at, spare) {
-                self.nodes[spare].raft.stored = stored;
-                self.nodes[spare].disk.stored = stored;
-                self.council.voters.push(spare);
-                self.note(format_args!("n{spare} votes"));
+        // What is committed is on a majority of the new voters too.
+        let stored = self.council.last();
+        for of in &next {
+            if self.reach(at, *of) {
+                self.nodes[*of].raft.stored = stored;
+                self.nodes[*of].disk.stored = stored;
             }
         }
+        self.note(format_args!("voters: {next:?}"));
+        if !next.contains(&at) {
+            (self.nodes[at].raft.leads, self.nodes[at].raft.leader) = (false, None);
+        }
+        self.council.voters = next;
     }
 }

@@ -7,7 +7,7 @@
 //! election gives the lead to a voter that a majority can follow and that has what they have; a
 //! deposed leader goes on believing until it hears of the new one.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::rc::Rc;
 
 use annulus_core::ids::{NodeId, NodeUid};
@@ -57,7 +57,6 @@ pub struct Council {
     pub leader: Option<At>,
     pub voters: Vec<At>,
     proposals: BTreeMap<u64, Proposal>,
-    banned: BTreeSet<NodeUid>,
 }
 
 impl Council {
@@ -73,7 +72,7 @@ impl Council {
 
     /// Was it removed by an operator, not by leaving?
     pub fn was_banned(&self, uid: NodeUid) -> bool {
-        self.banned.contains(&uid)
+        self.state().member_by_uid(uid).is_some_and(|member| member.banned)
     }
 
     /// Adds an entry.
@@ -133,6 +132,7 @@ impl World {
             let node = &self.nodes[*voter];
             *voter == at
                 || self.reach(at, *voter)
+                    && !self.refuses(*voter, at)
                     && node.raft.stored <= stored
                     && (node.raft.leader.is_none() || node.clock.read(self.now) - node.raft.heard > LEASE)
         };
@@ -341,8 +341,13 @@ impl World {
 
     /// Voters that a leader can have an entry on, if they are a majority.
     fn majority_of(&self, leader: At) -> Option<Vec<At>> {
-        let have: Vec<At> =
-            self.council.voters.iter().copied().filter(|voter| self.reach(leader, *voter)).collect();
+        let have: Vec<At> = self
+            .council
+            .voters
+            .iter()
+            .copied()
+            .filter(|voter| self.reach(leader, *voter) && !self.refuses(*voter, leader))
+            .collect();
         (have.len() > self.council.voters.len() / 2).then_some(have)
     }
 

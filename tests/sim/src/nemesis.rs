@@ -1,10 +1,9 @@
 //! What breaks, when, and for how long; and what operators do meanwhile.
 
 use annulus_core::ids::{Digest, NodeId, NodeUid};
-use annulus_core::state::{Command, Member, MemberStatus};
+use annulus_core::state::{Member, MemberStatus};
 
 use crate::event::{At, Event};
-use crate::node::Purpose;
 use crate::time::{MS, SECOND, Time};
 use crate::world::World;
 
@@ -20,9 +19,6 @@ pub enum Undo {
     /// Delays are as before.
     Fast,
 }
-
-/// Most nodes that a world ever has.
-const MOST_NODES: usize = 8;
 
 impl World {
     /// One fault.
@@ -156,33 +152,6 @@ impl World {
         self.nodes[at].resumed = self.now;
         for event in std::mem::take(&mut self.nodes[at].backlog) {
             self.happen(event);
-        }
-    }
-
-    /// An operator does something.
-    pub fn operate(&mut self) {
-        let next = self.random.between(800, 4000) * MS;
-        self.queue.push(self.now + next, Event::Operator);
-        let asked: Vec<At> = (0..self.nodes.len())
-            .filter(|at| self.nodes[*at].up && !self.nodes[*at].paused && self.nodes[*at].serves())
-            .collect();
-        let Some(at) = self.random.pick(&asked) else { return };
-        let view = self.nodes[at].view.clone();
-        let members: Vec<NodeId> = view
-            .live_members()
-            .filter(|member| member.status == MemberStatus::Member)
-            .map(|member| member.id)
-            .collect();
-        let alive = self.nodes.iter().filter(|node| !node.ended).count();
-        if self.random.percent(50) && alive < MOST_NODES {
-            let member = member(self.serial());
-            let command = Command::Admit { member, token: token(), now_ms: 1 };
-            self.note(format_args!("operator at n{at}: a node joins"));
-            self.propose(at, command, Purpose::Operator);
-        } else if members.len() > 2 {
-            let Some(node) = self.random.pick(&members) else { return };
-            self.note(format_args!("operator at n{at}: {node} leaves"));
-            self.propose(at, Command::Leave { node }, Purpose::Operator);
         }
     }
 }

@@ -86,12 +86,21 @@ impl World {
     }
 
     /// Does a node refuse another, by its own view: removed is removed, whatever it shows (R3)?
+    /// One that has left is not: it is told by others that it has.
     pub fn refuses(&self, node: At, peer: At) -> bool {
         let uid = self.nodes[peer].uid;
-        let member = self.nodes[node].view.member_by_uid(uid);
-        let removed = member.is_some_and(|member| !member.is_live());
-        // One that has left says so until it ends, and is told by others.
-        removed && self.council.was_banned(uid) && !self.breaks(crate::Mutant::ServeTheRemoved)
+        self.nodes[node].view.member_by_uid(uid).is_some_and(|member| member.banned)
+    }
+
+    /// Who is banned from now on is cut off (host: `Transport::set_banned`).
+    pub fn drop_the_banned(&mut self, at: At) {
+        for peer in 0..self.nodes.len() {
+            if self.refuses(at, peer)
+                && let Some(conn) = self.net.current.get(&(at, peer)).copied()
+            {
+                self.drop_connection(conn);
+            }
+        }
     }
 
     /// Sends over a connection; if that is gone, nothing is lost but the message.

@@ -184,6 +184,8 @@ pub struct Node {
     pub flipping: bool,
     /// The view by which the claimant had nothing to do.
     pub content: u64,
+    /// As leader: since when it has known of a mark as down.
+    pub marks: BTreeMap<NodeId, Time>,
 }
 
 impl Node {
@@ -223,6 +225,7 @@ impl Node {
             claiming: false,
             flipping: false,
             content: 0,
+            marks: BTreeMap::new(),
         }
     }
 
@@ -239,6 +242,7 @@ impl Node {
         self.proposals.clear();
         self.parked.clear();
         self.greetings.clear();
+        self.marks.clear();
         (self.claiming, self.flipping, self.content, self.mastered) = (false, false, 0, 0);
         self.raft = Raft::default();
     }

@@ -8,9 +8,10 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 
+use annulus_core::ids::NodeId;
 use annulus_core::keyspace::{PartitionId, RingSize, hash_key};
 use annulus_core::request::AppliedState;
-use annulus_core::state::{ClusterState, Command, Outcome};
+use annulus_core::state::{Change, ClusterState, Command, Outcome};
 
 use crate::event::{Answer, At, Key, Want, answer_name};
 use crate::node::{Items, Waiting};
@@ -391,6 +392,17 @@ impl World {
                     self.born(member.uid);
                 }
             }
+            Outcome::Done => {
+                let banned = |state: &ClusterState| state.members.values().filter(|m| m.banned).count();
+                self.seen.removals += (banned(&after) - banned(before)) as u64;
+                self.seen.commits += u64::from(matches!(command, Command::Commit { .. }));
+                let replaces = |change: &Change| matches!(change, Change::Replace { .. });
+                self.seen.replaces += match command {
+                    Command::Change { change, .. } => u64::from(replaces(change)),
+                    Command::Commit { .. } => before.staged.iter().filter(|c| replaces(c)).count() as u64,
+                    _ => 0,
+                };
+            }
             _ => {}
         }
         if after.ring.epoch == before.ring.epoch {
@@ -405,8 +417,23 @@ impl World {
                 }
             }
         }
-        if let Command::Rebalance { base, .. } = command {
-            self.check_table(before, &after, *base);
+        for (id, partition) in before.ring.iter() {
+            let owner = after.ring.owner(id);
+            if owner != partition.replicas[0] && !matches!(outcome, Outcome::Flipped(_)) {
+                let gone = after.members.get(&partition.replicas[0]).is_some_and(|member| member.banned);
+                if !gone || !after.losses.contains_key(&id) {
+                    let what = format!("p{} goes to {owner} without its holder's word", id.0);
+                    return self.fail(Rule::OneTruth, what);
+                }
+                // Who is removed cannot hand over what it alone has: shown as a possible loss.
+                self.truth.loosen(id);
+            }
+        }
+        match command {
+            Command::Rebalance { base, .. } | Command::Change { base, .. } | Command::Commit { base, .. } => {
+                self.check_table(before, &after, *base)
+            }
+            _ => {}
         }
     }
 
@@ -418,8 +445,8 @@ impl World {
             return self.fail(Rule::Table, what);
         }
         for ((id, was), (_, is)) in before.ring.iter().zip(after.ring.iter()) {
-            let may = |node| before.member(node).is_some_and(|member| member.may_hold());
-            let comer = is.target().iter().find(|node| !was.target().contains(node) && !may(**node));
+            let may = |node: &NodeId| after.member(*node).is_some_and(|member| member.may_hold());
+            let comer = is.target().iter().find(|node| !was.target().contains(node) && !may(node));
             if let Some(comer) = comer {
                 let what = format!("p{} is aimed at {comer}, which may not hold it", id.0);
                 return self.fail(Rule::Table, what);
@@ -489,7 +516,8 @@ impl World {
     /// The answers of the last round of reads: every one must have come.
     pub fn read_everything(&mut self) {
         for at in 0..self.nodes.len() {
-            if !self.nodes[at].up || !self.nodes[at].serves() {
+            let banned = self.council.was_banned(self.nodes[at].uid);
+            if banned || !self.nodes[at].up || !self.nodes[at].serves() {
                 continue;
             }
             for key in 0..self.truth.keys.len() {

@@ -136,8 +136,7 @@ impl World {
             };
             let reborn = task.sealed;
             let limits = Limits { window_bytes: 40, backlog_bytes: 150, seal_within: 2, sealed_losses: 3 };
-            let mut machine = Sender::new(task, view.applied, limits);
-            machine.faults.stream_again_under_a_flip = self.breaks(Mutant::StreamAgainUnderAFlip);
+            let machine = Sender::new(task, view.applied, limits);
             let outgoing = Outgoing {
                 key,
                 taker: sending.taker,
@@ -399,10 +398,9 @@ impl World {
             return self.send(conn, at, Message::Closed { link });
         }
         let key = (begin.partition, begin.transfer);
-        let (boot, drop_at_begin) = (self.nodes[at].boot_id(at), self.breaks(Mutant::DropAtBegin));
+        let boot = self.nodes[at].boot_id(at);
         let incoming = self.nodes[at].incoming.entry(key).or_insert_with(|| {
-            let mut machine = Receiver::new(boot, Found::Nothing);
-            machine.faults.drop_at_begin = drop_at_begin;
+            let machine = Receiver::new(boot, Found::Nothing);
             Incoming { machine, links: BTreeMap::new(), streams: 0, open: None, fillers: BTreeMap::new() }
         });
         incoming.streams += 1;

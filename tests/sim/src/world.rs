@@ -237,6 +237,7 @@ impl World {
         self.timer(at, follow, Timer::Follow);
         self.timer(at, disk, Timer::Persist);
         self.wake_ops(at);
+        self.drop_the_banned(at);
         self.plan_end(at);
     }
 
@@ -321,7 +322,6 @@ impl World {
             Event::Undo(undo) => self.undo(undo),
             Event::Nemesis if self.calm => {}
             Event::Nemesis => self.nemesis(),
-            Event::Operator if self.calm => {}
             Event::Operator => self.operate(),
             Event::Client { key } => self.client(key),
             Event::Lost { node, conn } if self.nodes[node].paused => {
@@ -464,6 +464,10 @@ impl World {
         self.net.slowness = 1;
         for at in 0..self.nodes.len() {
             self.undo(Undo::Resume(at));
+            if self.council.was_banned(self.nodes[at].uid) {
+                self.crash(at);
+                self.nodes[at].ended = true;
+            }
             self.start(at);
             for other in 0..self.nodes.len() {
                 while self.net.is_cut(at, other) {
@@ -479,10 +483,16 @@ impl World {
         if let Some((partition, transfer)) = state.ring.transfers().next() {
             return Some(format!("p{} is pending by {}", partition.0, transfer.id));
         }
-        if let Some(member) = state
-            .live_members()
-            .find(|member| matches!(member.status, MemberStatus::Joining | MemberStatus::Leaving))
-        {
+        if !state.staged.is_empty() {
+            return Some(format!("{:?} is staged", state.staged));
+        }
+        // One that waits for a plan goes on waiting.
+        let unfinished = state.live_members().find(|member| match member.status {
+            MemberStatus::Joining => !member.waits(),
+            MemberStatus::Leaving | MemberStatus::Down => true,
+            MemberStatus::Member | MemberStatus::Removed => false,
+        });
+        if let Some(member) = unfinished {
             return Some(format!("{} ({}) is {}", member.name, member.id, member.status));
         }
         if !state.is_balanced() {
@@ -492,6 +502,9 @@ impl World {
             return Some(format!("{} requests are open", self.truth.open()));
         }
         for (at, node) in self.nodes.iter().enumerate().filter(|(_, node)| !node.ended) {
+            if self.council.was_banned(node.uid) {
+                continue;
+            }
             if state.member(node.id).is_none() {
                 return Some(format!("n{at} is removed and has not ended"));
             }

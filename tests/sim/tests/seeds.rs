@@ -15,7 +15,7 @@ fn failure(report: &Report) -> Option<String> {
 fn every_rule_holds_in_some_hundred_histories() {
     let mut seen = Seen::default();
     let (mut acknowledged, mut unknown) = (0, 0);
-    for seed in 0..300 {
+    for seed in 0..200 {
         let report = run(seed, &Settings::default());
         if let Some(failure) = failure(&report) {
             panic!("{failure}");
@@ -27,13 +27,14 @@ fn every_rule_holds_in_some_hundred_histories() {
     println!("{acknowledged} acknowledged, {unknown} unknown, {seen:?}");
     // A simulation in which nothing happens proves nothing.
     assert!(acknowledged > 100_000 && unknown > 1000);
-    assert!(seen.flips > 1000 && seen.cancels > 100 && seen.forwards > 1000 && seen.resumes > 5, "{seen:?}");
+    assert!(seen.flips > 1000 && seen.cancels > 100 && seen.forwards > 1000 && seen.resumes > 1, "{seen:?}");
     assert!(
-        seen.crashes > 500 && seen.sealed_crashes > 20 && seen.cuts > 500 && seen.pauses > 300,
+        seen.crashes > 500 && seen.sealed_crashes > 20 && seen.cuts > 300 && seen.pauses > 200,
         "{seen:?}"
     );
-    assert!(seen.elections > 300 && seen.lost_proposals > 5 && seen.orphans > 5, "{seen:?}");
-    assert!(seen.joins > 200 && seen.leaves > 200 && seen.jumps > 100, "{seen:?}");
+    assert!(seen.elections > 200 && seen.lost_proposals > 5 && seen.orphans > 5, "{seen:?}");
+    assert!(seen.joins > 100 && seen.leaves > 50 && seen.jumps > 100 && seen.commits > 20, "{seen:?}");
+    assert!(seen.removals > 5 && seen.replaces > 2 && seen.orphaned > 10, "{seen:?}");
 }
 
 #[test]
