@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{CliError, Context};
+use crate::data_dir::{DataDir, DataDirError};
 use crate::node::{self, Exit, ExitSwitch, Node, NodeConfig, StopReason};
 
 /// Run a node.
@@ -42,6 +43,9 @@ pub struct Args {
     /// How log lines on stderr look; ANNULUS_LOG chooses them (`debug`, `annulus::handoff=trace`)
     #[arg(long, value_enum, default_value_t)]
     pub(super) log_format: LogFormat,
+    /// Set aside all that the data directory holds, deleting nothing, and begin a new node there
+    #[arg(long)]
+    rejoin_as_new: bool,
     /// Stop when stdin ends, so when whoever started this is gone
     #[arg(long, hide = true)]
     with_parent: bool,
@@ -99,6 +103,9 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         weight: args.weight,
         speaks,
     };
+    if args.rejoin_as_new {
+        set_aside(&config, context)?;
+    }
     let mut lives = 0;
     let switch: Arc<Mutex<Option<ExitSwitch>>> = Arc::default();
     if args.with_parent {
@@ -122,6 +129,23 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         }
         Err(error) => Err(CliError::Other(error.to_string())),
     }
+}
+
+/// Makes room for a new node.
+fn set_aside(config: &NodeConfig, context: &Context) -> Result<(), CliError> {
+    let failed = |error: DataDirError| CliError::Other(error.to_string());
+    context.confirm("What this node was is set aside; it begins anew and has to join again.")?;
+    let aside = DataDir::lock(&config.data).and_then(|data| data.set_aside()).map_err(failed)?;
+    if let Some(aside) = aside {
+        context.output.note(&format!(
+            "What was here lies in {}. This is a new node: let it `join`. As long as the cluster has a member \
+             named {}, say `annulus remove {}` or `replace` there first, or start it with another --name",
+            aside.display(),
+            config.name,
+            config.name,
+        ));
+    }
+    Ok(())
 }
 
 /// Longest that an orderly end may take once nobody is left to wait for it.

@@ -61,6 +61,17 @@ pub(super) fn remove(path: &Path) -> Result<(), DataDirError> {
     }
 }
 
+/// Removes the notes of what a database has promised, which goes too.
+pub(super) fn remove_marks(dir: &Path) -> Result<(), DataDirError> {
+    for entry in fs::read_dir(dir).map_err(io(dir))? {
+        let path = entry.map_err(io(dir))?.path();
+        if path.extension().is_some_and(|extension| extension == "mark") {
+            remove(&path)?;
+        }
+    }
+    Ok(())
+}
+
 /// Makes what was created, renamed or removed in a directory durable.
 pub(super) fn sync_dir(dir: &Path) -> Result<(), DataDirError> {
     File::open(dir).and_then(|dir| dir.sync_all()).map_err(io(dir))

@@ -6,7 +6,7 @@ use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::state::Lineage;
 use serde::{Deserialize, Serialize};
 
-use super::files::{corrupt, read_text, write_private};
+use super::files::corrupt;
 use super::{DataDirError, sealed};
 
 /// The version of everything in a data directory.
@@ -98,8 +98,10 @@ impl Credentials {
     pub(super) fn read(dir: &Path) -> Result<Self, DataDirError> {
         let pem = |name: &str| {
             let path = dir.join(name);
-            let text = read_text(&path)?.ok_or_else(|| DataDirError::Missing(path.clone()))?;
-            if text.contains("-----BEGIN ") && text.contains("-----END ") {
+            let bytes =
+                sealed::read_lenient(dir, name)?.ok_or_else(|| DataDirError::Missing(path.clone()))?;
+            let text = String::from_utf8(bytes).map_err(|_| corrupt(&path, "it is not text"))?;
+            if text.contains("-----BEGIN ") && text.trim_end().ends_with("-----") {
                 Ok(text)
             } else {
                 Err(corrupt(&path, "it is not PEM"))
@@ -110,14 +112,14 @@ impl Credentials {
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
-        write_private(dir, KEY, self.key.as_bytes())?;
-        write_private(dir, CERTIFICATE, self.certificate.as_bytes())?;
+        sealed::write_sealed(dir, KEY, self.key.as_bytes())?;
+        sealed::write_sealed(dir, CERTIFICATE, self.certificate.as_bytes())?;
         Self::write_authorities(dir, &self.authorities)
     }
 
     pub(super) fn write_authorities(dir: &Path, authorities: &[String]) -> Result<(), DataDirError> {
         let text: String = authorities.iter().map(|pem| format!("{}\n", pem.trim())).collect();
-        write_private(dir, AUTHORITIES, text.as_bytes())
+        sealed::write_sealed(dir, AUTHORITIES, text.as_bytes())
     }
 }
 

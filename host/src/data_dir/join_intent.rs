@@ -6,8 +6,8 @@ use annulus_core::ids::NodeId;
 use annulus_core::state::ClusterState;
 use serde::{Deserialize, Serialize};
 
-use super::files::{corrupt, read, write_private};
-use super::{Credentials, DataDirError};
+use super::files::corrupt;
+use super::{Credentials, DataDirError, sealed};
 use crate::codec;
 
 pub(super) const FILE: &str = "JOIN";
@@ -56,13 +56,12 @@ impl Admitted {
 
 impl JoinIntent {
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
-        let path = dir.join(FILE);
-        let Some(bytes) = read(&path)? else { return Ok(None) };
-        codec::decode(&bytes).map(Some).map_err(|error| corrupt(&path, error))
+        let Some(bytes) = sealed::read_lenient(dir, FILE)? else { return Ok(None) };
+        codec::decode(&bytes).map(Some).map_err(|error| corrupt(&dir.join(FILE), error))
     }
 
     pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
         let bytes = codec::encode(self).map_err(|error| corrupt(&dir.join(FILE), error))?;
-        write_private(dir, FILE, &bytes)
+        sealed::write_sealed(dir, FILE, &bytes)
     }
 }

@@ -8,7 +8,10 @@
 //! FOUNDING         only until the cluster of one exists: the authority that founds it
 //! JOIN             only while a join is under way: what is wanted, then what was answered
 //! admin.toml       how the command line reaches this node
+//! STARTS-a -b      how often the node has started
+//! *.mark           what Raft has promised: a second witness beside the database
 //! db/              the database: the control plane's log, the ring, the modules' items
+//! set-aside-1/     all of the above, of a node that was here before `--rejoin-as-new`
 //! ```
 //!
 //! The directory is believed only as a whole: what is missing or damaged is an error that names
@@ -16,12 +19,14 @@
 //! leaves the old or the new one. A node without `IDENTITY` is a new node (R18).
 
 mod admin_toml;
+mod aside;
 mod database;
 mod files;
 mod founding;
 mod identity;
 mod join_intent;
 mod sealed;
+mod starts;
 
 use std::fs::{File, TryLockError};
 use std::path::{Path, PathBuf};
@@ -33,6 +38,9 @@ pub use database::{KEYSPACE_MEMTABLE_BYTES, fatal, keyspace_options, open_databa
 pub use founding::Founding;
 pub use identity::{Credentials, Identity, LAYOUT_VERSION};
 pub use join_intent::{Admitted, JoinIntent};
+
+/// Held by the process that runs here.
+const LOCK: &str = "LOCK";
 
 /// Why a data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
@@ -59,7 +67,7 @@ pub enum DataDirError {
         wanted: String,
     },
     /// A file in it is damaged.
-    #[error("{path} is corrupt: {reason}; restore it, or move the directory away and join as a new node")]
+    #[error("{path} is corrupt: {reason}. {}", way_out(path))]
     Corrupt {
         /// The file.
         path: PathBuf,
@@ -67,10 +75,10 @@ pub enum DataDirError {
         reason: String,
     },
     /// A file that must be there is not.
-    #[error("{0} is missing; restore it, or move the directory away and join as a new node")]
+    #[error("{path} is missing. {way}", path = .0.display(), way = way_out(.0))]
     Missing(PathBuf),
     /// It holds files but no `IDENTITY`, so it is not a node's, or what made it a node's is lost.
-    #[error("{0} has a database but no IDENTITY; restore that file, or use an empty directory")]
+    #[error("{path} has a database but no IDENTITY. {way}", path = .0.display(), way = way_out(.0))]
     NoIdentity(PathBuf),
     /// The file system refused.
     #[error("{path}: {source}")]
@@ -81,13 +89,23 @@ pub enum DataDirError {
         source: std::io::Error,
     },
     /// The database in it cannot be opened.
-    #[error("{path}: {source}")]
+    #[error("the database {path} cannot be opened: {source}. {}", way_out(path))]
     Database {
         /// The database's directory.
         path: PathBuf,
         /// Why not.
         source: fjall::Error,
     },
+}
+
+/// What can be done about a damaged file.
+fn way_out(path: &Path) -> &'static str {
+    if path.file_name().is_some_and(|name| name == join_intent::FILE) {
+        // The cluster answers the same directory the same again.
+        return "It says of a join how far it had come: remove it, start, and say `join` again";
+    }
+    "Nothing was changed. Put the file back if you have it as it was when the node stopped (an older copy will \
+     not do), or say `annulus start --rejoin-as-new`, which sets aside all that is here and begins a new node"
 }
 
 /// A locked data directory. Dropping it releases the lock.
@@ -101,7 +119,7 @@ impl DataDir {
     /// Makes the directory if need be and locks it.
     pub fn lock(path: &Path) -> Result<Self, DataDirError> {
         files::create_private_dir(path)?;
-        let lock_path = path.join("LOCK");
+        let lock_path = path.join(LOCK);
         let io = |source| DataDirError::Io { path: lock_path.clone(), source };
         let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;
         match lock.try_lock() {
@@ -195,9 +213,21 @@ impl DataDir {
         files::remove(&self.path.join(join_intent::FILE))
     }
 
+    /// Counts this start, durably; answers the how manieth it is.
+    pub fn count_start(&self) -> Result<u64, DataDirError> {
+        starts::count(&self.path)
+    }
+
+    /// Sets all that is in the directory aside, under a name of its own in it: the next start is
+    /// that of a new node. Nothing is deleted. `None` if there is nothing.
+    pub fn set_aside(&self) -> Result<Option<PathBuf>, DataDirError> {
+        aside::set_aside(&self.path)
+    }
+
     /// Removes the database whole: the control state of the cluster that the node leaves behind
     /// when it joins another, and all items.
     pub fn wipe_database(&self) -> Result<(), DataDirError> {
+        files::remove_marks(&self.path)?;
         let path = self.database_path();
         match std::fs::remove_dir_all(&path) {
             Ok(()) => files::sync_dir(&self.path),

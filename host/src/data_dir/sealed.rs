@@ -1,4 +1,5 @@
-//! Structs as TOML under a checksum: readable by people, and damage is noticed.
+//! Contents under a checksum, in a last line that people and parsers of the contents pass over:
+//! damage is noticed, whatever it hits.
 
 use std::path::Path;
 
@@ -7,35 +8,64 @@ use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
 use super::DataDirError;
-use super::files::{corrupt, read_text, write_private};
+use super::files::{corrupt, read as read_bytes, read_text, write_private};
 
 const MARK: &str = "# sha256 ";
+/// Of the last line: the mark, 64 hexadecimal digits, the line's end.
+const LINE: usize = MARK.len() + 64 + 1;
 
-fn checksum(body: &str) -> String {
-    Sha256::digest(body.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+fn checksum(body: &[u8]) -> String {
+    Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Writes a value durably.
+/// Contents with their checksum.
+fn seal(body: &[u8]) -> Vec<u8> {
+    [body, format!("{MARK}{}\n", checksum(body)).as_bytes()].concat()
+}
+
+/// The contents, if the checksum holds; whether there is one at all.
+fn open<'a>(path: &Path, sealed: &'a [u8]) -> Result<(&'a [u8], bool), DataDirError> {
+    let at = sealed.len().checked_sub(LINE).filter(|at| sealed[*at..].starts_with(MARK.as_bytes()));
+    let Some(at) = at else { return Ok((sealed, false)) };
+    let (body, line) = sealed.split_at(at);
+    if line[MARK.len()..LINE - 1] != *checksum(body).as_bytes() {
+        return Err(corrupt(path, "its checksum does not match"));
+    }
+    Ok((body, true))
+}
+
+/// Writes a value durably, as TOML.
 pub(super) fn write<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<(), DataDirError> {
     let body = toml::to_string(value).map_err(|error| corrupt(&dir.join(name), error))?;
-    write_private(dir, name, format!("{body}{MARK}{}\n", checksum(&body)).as_bytes())
+    write_sealed(dir, name, body.as_bytes())
+}
+
+/// Writes contents durably.
+pub(super) fn write_sealed(dir: &Path, name: &str, body: &[u8]) -> Result<(), DataDirError> {
+    write_private(dir, name, &seal(body))
 }
 
 /// Reads the text of a file whose checksum holds; `None` if there is no such file.
 pub(super) fn read_body(dir: &Path, name: &str) -> Result<Option<String>, DataDirError> {
     let path = dir.join(name);
     let Some(text) = read_text(&path)? else { return Ok(None) };
-    let Some((body, sum)) = text.rsplit_once(MARK) else {
-        return Err(corrupt(&path, "its checksum line is missing"));
-    };
-    if sum.trim_end() != checksum(body) {
-        return Err(corrupt(&path, "its checksum does not match"));
+    // The end of its line says nothing.
+    let text = format!("{}\n", text.trim_end());
+    match open(&path, text.as_bytes())? {
+        (body, true) => Ok(Some(String::from_utf8_lossy(body).into_owned())),
+        (_, false) => Err(corrupt(&path, "its checksum line is missing")),
     }
-    Ok(Some(body.to_owned()))
 }
 
 /// Reads a value; `None` if there is no such file.
 pub(super) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, DataDirError> {
     let Some(body) = read_body(dir, name)? else { return Ok(None) };
     toml::from_str(&body).map(Some).map_err(|error| corrupt(&dir.join(name), error))
+}
+
+/// Reads contents that earlier builds wrote without a checksum; `None` if there is no such file.
+pub(super) fn read_lenient(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, DataDirError> {
+    let path = dir.join(name);
+    let Some(sealed) = read_bytes(&path)? else { return Ok(None) };
+    Ok(Some(open(&path, &sealed)?.0.to_vec()))
 }

@@ -129,3 +129,92 @@ fn a_join_survives_a_restart_and_damage_to_it_is_noticed() {
     data.clear_join_intent().unwrap();
     assert_eq!(data.join_intent().unwrap(), None);
 }
+
+/// A directory as a node leaves it, without the database.
+fn whole_directory() -> tempfile::TempDir {
+    let (dir, _) = directory_of("a@h");
+    let data = DataDir::lock(dir.path()).unwrap();
+    let pem = |what: &str| format!("-----BEGIN {what}-----\nabc\ndef\n-----END {what}-----\n");
+    let (certificate, key) = (pem("CERTIFICATE"), pem("PRIVATE KEY"));
+    let credentials = Credentials { authorities: vec![certificate.clone()], certificate, key };
+    data.write_credentials(&credentials).unwrap();
+    let founding = Founding { authority: pem("CERTIFICATE"), authority_key: pem("PRIVATE KEY") };
+    data.write_founding(&founding).unwrap();
+    let join = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into() };
+    data.write_join_intent(&join).unwrap();
+    drop(data);
+    dir
+}
+
+/// What a start reads, in its order.
+fn read_all(dir: &Path) -> Result<(), DataDirError> {
+    let data = DataDir::lock(dir)?;
+    data.join_intent()?;
+    data.identity("a@h")?;
+    data.credentials()?;
+    data.founding()?;
+    Ok(())
+}
+
+#[test]
+fn every_damaged_byte_of_every_control_file_is_noticed_and_the_file_and_the_way_out_are_named() {
+    let dir = whole_directory();
+    read_all(dir.path()).unwrap();
+    for name in ["IDENTITY", "node.pem", "node.key", "authorities.pem", "FOUNDING", "JOIN"] {
+        let path = dir.path().join(name);
+        let good = std::fs::read(&path).unwrap();
+        let line = good.len() - "# sha256 \n".len() - 64;
+        let check = |bad: &[u8], what: &str| {
+            std::fs::write(&path, bad).unwrap();
+            let error = read_all(dir.path()).expect_err(&format!("{name} {what}"));
+            let named = matches!(&error, DataDirError::Corrupt { path: named, .. } if *named == path);
+            let said = error.to_string();
+            assert!(
+                named && (said.contains("--rejoin-as-new") || said.contains("remove it")),
+                "{what}: {said}"
+            );
+        };
+        for at in 0..line {
+            let mut bad = good.clone();
+            bad[at] ^= 1;
+            check(&bad, &format!("flipped at {at}"));
+        }
+        for length in [0, 1, good.len() / 2, line - 2] {
+            check(&good[..length], &format!("cut to {length}"));
+        }
+        std::fs::write(&path, &good).unwrap();
+    }
+    read_all(dir.path()).unwrap();
+}
+
+#[test]
+fn files_of_a_build_that_wrote_no_checksums_are_read() {
+    let dir = whole_directory();
+    for name in ["node.pem", "node.key", "authorities.pem", "JOIN"] {
+        let path = dir.path().join(name);
+        let sealed = std::fs::read(&path).unwrap();
+        std::fs::write(&path, &sealed[..sealed.len() - "# sha256 \n".len() - 64]).unwrap();
+    }
+    read_all(dir.path()).unwrap();
+}
+
+#[test]
+fn what_was_here_is_set_aside_whole_and_again() {
+    let dir = whole_directory();
+    let contents = |path: &Path| {
+        let mut names: Vec<_> =
+            std::fs::read_dir(path).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let before = contents(dir.path());
+    let data = DataDir::lock(dir.path()).unwrap();
+    let aside = data.set_aside().unwrap().unwrap();
+    assert_eq!(contents(dir.path()), ["LOCK", "set-aside-1"]);
+    assert_eq!(contents(&aside), before.into_iter().filter(|name| name != "LOCK").collect::<Vec<_>>());
+    assert_eq!(data.identity("b@h").unwrap(), None, "a new node, of any name");
+    assert_eq!(data.set_aside().unwrap(), None);
+    data.write_identity(&identity("b@h")).unwrap();
+    assert_eq!(data.set_aside().unwrap().unwrap(), dir.path().join("set-aside-2"));
+    assert!(aside.join("IDENTITY").exists());
+}

@@ -1,0 +1,61 @@
+//! How often a node has started from its directory: what tells a restored copy from the original.
+
+use std::path::Path;
+
+use serde::{Deserialize, Serialize};
+
+use super::{DataDirError, sealed};
+
+/// Written in turns: a damaged one is at most one behind, and the next start skips that.
+const FILES: [&str; 2] = ["STARTS-a", "STARTS-b"];
+
+#[derive(Serialize, Deserialize)]
+struct Starts {
+    number: u64,
+}
+
+/// Counts one up, durably.
+pub(super) fn count(dir: &Path) -> Result<u64, DataDirError> {
+    let [a, b] = FILES.map(|name| sealed::read::<Starts>(dir, name));
+    // The damaged one, or else the older, is written over.
+    let (last, next) = match (a, b) {
+        (Ok(a), Ok(b)) => {
+            let (a, b) = (a.map_or(0, |a| a.number), b.map_or(0, |b| b.number));
+            (a.max(b), usize::from(a > b))
+        }
+        (Err(error), Ok(Some(whole))) => (after_damage(&error, &whole), 0),
+        (Ok(Some(whole)), Err(error)) => (after_damage(&error, &whole), 1),
+        (Err(error), _) | (_, Err(error)) => return Err(error),
+    };
+    let number = last + 1;
+    sealed::write(dir, FILES[next], &Starts { number })?;
+    Ok(number)
+}
+
+fn after_damage(error: &DataDirError, whole: &Starts) -> u64 {
+    tracing::warn!(%error, "the other count of this node's starts is used");
+    whole.number + 1
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn no_number_comes_twice_even_with_one_file_damaged() {
+        let dir = tempfile::tempdir().unwrap();
+        assert_eq!((1..=5).map(|_| count(dir.path()).unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        for name in FILES {
+            let last = count(dir.path()).unwrap();
+            std::fs::write(dir.path().join(name), "junk").unwrap();
+            assert!(count(dir.path()).unwrap() > last);
+            let last = count(dir.path()).unwrap();
+            assert!(count(dir.path()).unwrap() > last);
+        }
+        for name in FILES {
+            std::fs::write(dir.path().join(name), "junk").unwrap();
+        }
+        assert!(count(dir.path()).unwrap_err().to_string().contains("STARTS-a"));
+    }
+}
