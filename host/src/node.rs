@@ -29,7 +29,7 @@ use annulus_core::version::Speaks;
 use fjall::Database;
 
 use crate::admin::{AdminParts, AdminService};
-use crate::cluster::{Cluster, ClusterConfig, ClusterError, Place, TransportLink};
+use crate::cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
 use crate::data_dir::{DataDir, DataDirError, open_database};
 use crate::transport::identity::{IdentityError, TlsIdentity};
 use crate::transport::{BindError, Transport, TransportConfig};
@@ -135,6 +135,8 @@ impl Node {
 
         let cluster = runtimes.raft().block_on(Cluster::start(ClusterConfig {
             database: database.clone(),
+            beside: data.path().to_owned(),
+            start: Start { number: data.count_start()?, id: rand::random() },
             me: identity.node,
             uid: identity.uid,
             listen: address,

@@ -164,13 +164,13 @@ impl Cluster {
         if state.lineage <= old.lineage {
             return Ok(());
         }
-        let store = RaftStore::open(&inner.database, state.lineage)?;
+        let store = RaftStore::open(&inner.database, state.lineage, &inner.beside)?;
         if part == Part::Begins {
             StateMachine::begin(&store, &state, self.me().0).await?;
         }
         // From here on a restart goes on in the new lineage.
         inner.copy.write(&state);
-        Syncer::start(inner.database.clone()).sync().await;
+        Syncer::start(inner.database.clone(), None).sync().await;
 
         old.watch.abort();
         if timeout(END, old.raft.shutdown()).await.is_err() {

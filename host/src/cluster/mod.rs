@@ -28,12 +28,14 @@ mod recover;
 mod returned;
 mod service;
 mod start;
+mod starts;
 pub mod storage;
 mod token;
 mod versions;
 mod view;
 
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
@@ -51,6 +53,7 @@ use contact::Contact;
 use lineage::{Heard, Running};
 use network::{AddressBook, RaftLinks};
 use raft::Raft;
+use starts::Starts;
 use storage::RingCopy;
 use view::Views;
 
@@ -63,6 +66,7 @@ pub use propose::ProposeError;
 pub use recover::{RecoverError, Recovered};
 pub use service::ClusterService;
 pub use start::{ClusterConfig, ClusterError, seed};
+pub use starts::Start;
 pub use token::{Token, TokenError};
 pub use view::View;
 
@@ -78,6 +82,14 @@ pub enum Ended {
          is; `annulus start --rejoin-as-new` sets that aside and begins a new node there, which can join"
     )]
     Outside,
+    /// Its disk is older than what its peers have seen of it.
+    #[error(
+        "this data directory is not the newest that this node had: {0}. It was restored from an older copy, or \
+         runs twice; it may have forgotten a vote or an entry that it acknowledged, so it takes no part. \
+         Nothing was changed. Start it from the newest directory, or say `annulus start --rejoin-as-new` to set \
+         aside what is here and begin a new node (first `annulus remove` the old one, or `replace` it)"
+    )]
+    Stale(String),
     /// Its control plane cannot go on.
     #[error("the control plane failed: {0}")]
     Failed(String),
@@ -119,6 +131,10 @@ struct Inner {
     network: Arc<dyn ControlNetwork>,
     database: fjall::Database,
     copy: RingCopy,
+    beside: std::path::PathBuf,
+    starts: Starts,
+    /// False until peers were asked whether this disk is this node's newest.
+    takes_part: AtomicBool,
     /// Replaced whole when the node goes over to another lineage.
     running: ArcSwap<Running>,
     /// Held by who does that.

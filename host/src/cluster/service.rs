@@ -66,8 +66,8 @@ impl Service for ClusterService {
             let Request { kind, payload, deadline, responder, .. } = request;
             match cluster.answer(uid, kind, &payload, deadline).await {
                 Ok(answer) => responder.send(answer.into()),
-                // A node that was away says so several times a second until it has come over.
-                Err(error @ Unanswered::OtherLineage) => {
+                // Raft says it again several times a second.
+                Err(error @ (Unanswered::OtherLineage | Unanswered::NotYet)) => {
                     tracing::debug!(peer = %uid, kind, %error, "a peer's request is not answered");
                 }
                 Err(error) => tracing::warn!(peer = %uid, kind, %error, "a peer's request is not answered"),
@@ -111,6 +111,8 @@ pub(super) enum Unanswered {
     NotOver,
     #[error(transparent)]
     TooNew(#[from] TooNew),
+    #[error("this node does not know yet whether its disk is its newest")]
+    NotYet,
     #[error("unknown kind of request")]
     Kind,
 }
@@ -142,6 +144,7 @@ impl Cluster {
                 let OfLineage { lineage, kind, payload } = decode(payload)?;
                 self.answer_raft(uid, lineage, kind, &payload).await
             }
+            kind::STARTS => reply(&self.note_start(uid, decode(payload)?)),
             kind::RECOVERED => {
                 let over = self.come_over(uid, decode(payload)?, deadline).await;
                 if over { reply(&()) } else { Err(Unanswered::NotOver) }
@@ -171,6 +174,9 @@ impl Cluster {
         payload: &[u8],
     ) -> Result<Vec<u8>, Unanswered> {
         let running = self.inner.running.load_full();
+        if !self.takes_part() {
+            return Err(Unanswered::NotYet);
+        }
         if lineage != running.lineage {
             if lineage > running.lineage {
                 self.hear_of(uid, lineage);

@@ -2,7 +2,9 @@
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
@@ -21,6 +23,7 @@ use super::liveness::Liveness;
 use super::network::{AddressBook, ControlNetwork, RaftLinks};
 use super::propose::ProposeError;
 use super::raft::Raft;
+use super::starts::{Start, Starts};
 use super::storage::{RaftStore, RingCopy, StoreError, Syncer};
 use super::view::Views;
 use super::{Cluster, Ended, Inner, end};
@@ -32,6 +35,10 @@ const FOUNDING: Duration = Duration::from_secs(20);
 pub struct ClusterConfig {
     /// The node's database.
     pub database: Database,
+    /// Directory of the note of what Raft has promised, beside the database.
+    pub beside: PathBuf,
+    /// This start of the node.
+    pub start: Start,
     /// This node.
     pub me: NodeId,
     /// Its data directory.
@@ -55,8 +62,12 @@ pub struct ClusterConfig {
 /// that the next start goes on with.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
-    /// The database cannot be read.
-    #[error(transparent)]
+    /// The database cannot be read, or is not what it was.
+    #[error(
+        "{0}. Nothing was changed. Put the whole data directory back if you have it as it was when the node \
+         stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets aside all that \
+         is here and begins a new node"
+    )]
     Store(#[from] StoreError),
     /// The database has no state of the cluster that the node belongs to.
     #[error("the database holds no state of the cluster; restore it, or join as a new node")]
@@ -84,14 +95,14 @@ pub enum ClusterError {
 /// last step but one of a join.
 pub async fn seed(database: &Database, state: &ClusterState) -> Result<(), StoreError> {
     RingCopy::open(database)?.write(state);
-    Syncer::start(database.clone()).sync().await;
+    Syncer::start(database.clone(), None).sync().await;
     Ok(())
 }
 
 impl Cluster {
     /// Starts the control plane on the present runtime, which must be Raft's own.
     pub async fn start(config: ClusterConfig) -> Result<Self, ClusterError> {
-        let ClusterConfig { database, me, uid, listen, http, place, network, speaks, found } = config;
+        let ClusterConfig { database, beside, start, me, uid, listen, http, place, network, speaks, found } = config;
         let copy = RingCopy::open(&database)?;
         let state = match (copy.read()?, &found) {
             (Some(state), _) => state,
@@ -106,11 +117,16 @@ impl Cluster {
         let book = Arc::new(AddressBook::new(views.clone()));
         let contact = Arc::new(Contact::default());
 
-        let store = RaftStore::open(&database, lineage)?;
+        let store = RaftStore::open(&database, lineage, &beside)?;
+        let last = store.last_index()?;
+        let starts = Starts::open(&database).map_err(StoreError::from)?;
         let (network, ended) = (network.clone(), watch::Sender::new(None));
         let links =
             RaftLinks { network: network.clone(), book: book.clone(), contact: contact.clone(), lineage };
         let raft = start_raft(me, &links, &database, store, &views).await?;
+        // Nobody to ask: the founder, and who is alone.
+        let alone = views.load().state.live_members().all(|member| member.id == me);
+        raft.runtime_config().elect(alone);
         let runtime = Handle::current();
         let watch = runtime.spawn(watch_raft(raft.clone(), ended.clone()));
 
@@ -127,6 +143,9 @@ impl Cluster {
                 network,
                 database: database.clone(),
                 copy: copy.clone(),
+                beside,
+                starts,
+                takes_part: AtomicBool::new(alone),
                 running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
                 turn: Default::default(),
                 heard: watch::Sender::new(Heard::nothing(uid)),
@@ -138,11 +157,12 @@ impl Cluster {
         if let Some(found) = found {
             cluster.found(found).await?;
             copy.write(&cluster.view().state);
-            Syncer::start(database).sync().await;
+            Syncer::start(database, None).sync().await;
         }
         cluster.spawn(keep_copy(cluster.watch(), copy));
         cluster.spawn(cluster.clone().follow_lineages());
         cluster.spawn(cluster.clone().keep_announcing(listen, http, place));
+        cluster.spawn(cluster.clone().come_in(start, last));
         cluster.spawn(cluster.clone().run_claimant());
         cluster.spawn(detector.run(
             cluster.watch(),

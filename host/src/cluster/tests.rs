@@ -80,6 +80,7 @@ struct World {
     nodes: Vec<Cluster>,
     /// What the next node to start speaks, and a founding with it.
     speaks: Speaks,
+    next_start: Start,
 }
 
 fn member(number: u8) -> Member {
@@ -104,7 +105,8 @@ impl World {
 
     async fn founded_speaking(speaks: Speaks) -> Self {
         let dir = tempfile::tempdir().unwrap();
-        let mut world = Self { net: Arc::default(), dir, nodes: Vec::new(), speaks };
+        let next_start = Start { number: 1, id: 1 };
+        let mut world = Self { net: Arc::default(), dir, nodes: Vec::new(), speaks, next_start };
         let found = Command::Found {
             cluster: ClusterId([9; 16]),
             ring_size: RingSize::try_from(8).unwrap(),
@@ -138,13 +140,19 @@ impl World {
         found: Option<Command>,
         seeded: Option<&annulus_core::state::ClusterState>,
     ) {
-        let database = open_database(&self.dir.path().join(number.to_string())).unwrap();
+        // A node that is started again has another disk.
+        let disk = format!("{number}-{}-{}", self.nodes.len(), self.next_start.id);
+        let database = open_database(&self.dir.path().join(&disk)).unwrap();
         if let Some(state) = seeded {
             seed(&database, state).await.unwrap();
         }
         let member = member(number);
+        let beside = self.dir.path().join(format!("beside-{disk}"));
+        std::fs::create_dir_all(&beside).unwrap();
         let cluster = Cluster::start(ClusterConfig {
             database,
+            beside,
+            start: self.next_start,
             me,
             uid: member.uid,
             listen: member.listen.parse().unwrap(),
@@ -495,4 +503,68 @@ async fn there_is_nothing_to_recover_while_a_majority_is_there() {
     let refused = recover(&world.nodes[1]).await;
     assert!(matches!(refused, Err(RecoverError::NotNeeded)), "{refused:?}");
     assert!(world.nodes.iter().all(|node| node.view().state.lineage == Lineage::default()));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_disk_that_is_not_the_newest_is_noticed_before_its_raft_takes_part() {
+    let mut world = World::of_three().await;
+    let (_, others) = world.led().await;
+    let old = others[0].clone();
+    let number = 1 + world.nodes.iter().position(|node| node.me() == old.me()).unwrap() as u8;
+    let state = old.view().state.clone();
+    old.stop().await;
+    let copies = [
+        // The directory was copied, and both copies started.
+        (Start { number: 1, id: 2 }, "start 1 has been seen"),
+        // It was copied after its last start, and went on since.
+        (Start { number: 2, id: 3 }, "has acknowledged entry"),
+        // It was copied before.
+        (Start { number: 1, id: 4 }, "start 2 has been seen"),
+    ];
+    for (start, reason) in copies {
+        world.next_start = start;
+        world.start(number, old.me(), None, Some(&state)).await;
+        let copy = world.nodes.pop().unwrap();
+        let mut ended = copy.ended();
+        let why = timeout(LIMIT, ended.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
+        assert!(matches!(&why, Some(Ended::Stale(why)) if why.contains(reason)), "{why:?}");
+        assert!(!copy.takes_part());
+        copy.stop().await;
+    }
+    // The others go on.
+    others[1].propose(token(50), soon()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_peer_to_ask_a_disk_is_believed_and_asks_until_there_is_one() {
+    let mut world = World::of_three().await;
+    let (_, others) = world.led().await;
+    let old = others[0].clone();
+    let number = 1 + world.nodes.iter().position(|node| node.me() == old.me()).unwrap() as u8;
+    let state = old.view().state.clone();
+    old.stop().await;
+    let rest: Vec<Cluster> = world.nodes.iter().filter(|node| node.me() != old.me()).cloned().collect();
+    rest.iter().for_each(|node| world.net.cut(&old, node));
+    world.start(number, old.me(), None, Some(&state)).await;
+    let again = world.nodes.pop().unwrap();
+    let until = soon();
+    while !again.takes_part() {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    assert_eq!(*again.ended().borrow(), None);
+    again.stop().await;
+
+    world.next_start = Start { number: 1, id: 2 };
+    world.start(number, old.me(), None, Some(&state)).await;
+    let copy = world.nodes.pop().unwrap();
+    while !copy.takes_part() {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    // Hearing of it later is late, and better than never.
+    world.heal();
+    let mut ended = copy.ended();
+    let why = timeout(LIMIT, ended.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
+    assert!(matches!(why, Some(Ended::Stale(_))), "{why:?}");
 }

@@ -140,7 +140,7 @@ fn whole_directory() -> tempfile::TempDir {
     data.write_credentials(&credentials).unwrap();
     let founding = Founding { authority: pem("CERTIFICATE"), authority_key: pem("PRIVATE KEY") };
     data.write_founding(&founding).unwrap();
-    let join = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into() };
+    let join = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into(), stage: false };
     data.write_join_intent(&join).unwrap();
     drop(data);
     dir

@@ -25,6 +25,15 @@ fn read_logs(error: StoreError) -> StorageError {
     StorageIOError::read_logs(&error).into()
 }
 
+/// The last entry that a store has, or has had and needs no more.
+pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
+    let purged: Option<LogId> = store.get(Record::Purged)?;
+    let Some(item) = store.keyspace.prefix([LOG]).next_back() else { return Ok(purged) };
+    let entry: Entry = decode(&item.value()?, || "last log entry".into())?;
+    // A crash within a purge may leave older entries.
+    Ok(Some(entry.log_id).max(purged))
+}
+
 /// The log in the database. Clones share it.
 #[derive(Clone)]
 pub struct LogStore {
@@ -59,12 +68,6 @@ impl LogStore {
             .collect()
     }
 
-    fn last(&self) -> Result<Option<LogId>, StoreError> {
-        let Some(item) = self.store.keyspace.prefix([LOG]).next_back() else { return Ok(None) };
-        let entry: Entry = decode(&item.value()?, || "last log entry".into())?;
-        Ok(Some(entry.log_id))
-    }
-
     /// Removes entries in one batch.
     fn remove(&self, range: std::ops::RangeInclusive<u64>) -> Result<(), StoreError> {
         let mut batch = self.database.batch();
@@ -90,9 +93,7 @@ impl RaftLogStorage<RaftTypes> for LogStore {
 
     async fn get_log_state(&mut self) -> Result<LogState<RaftTypes>, StorageError> {
         let last_purged_log_id: Option<LogId> = self.store.get(Record::Purged).map_err(read_logs)?;
-        let last = self.last().map_err(read_logs)?;
-        // A crash within a purge may leave older entries.
-        Ok(LogState { last_purged_log_id, last_log_id: last.max(last_purged_log_id) })
+        Ok(LogState { last_purged_log_id, last_log_id: last_of(&self.store).map_err(read_logs)? })
     }
 
     async fn get_log_reader(&mut self) -> Self {
@@ -101,6 +102,7 @@ impl RaftLogStorage<RaftTypes> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
         self.store.put(Record::Vote, vote).map_err(|error| StorageIOError::write_vote(&error))?;
+        self.store.mark.vote(*vote);
         self.store.syncer.sync().await;
         Ok(())
     }
@@ -125,19 +127,31 @@ impl RaftLogStorage<RaftTypes> for LogStore {
         I::IntoIter: Send,
     {
         let mut batch = self.database.batch();
+        let mut last = None;
         for entry in entries {
+            last = Some(entry.log_id);
             let bytes = codec::encode(&entry)
                 .map_err(|error| StorageIOError::write_log_entry(*entry.get_log_id(), &error))?;
             batch.insert(&self.store.keyspace, key(entry.log_id.index), bytes);
         }
         batch.commit().unwrap_or_else(|error| fatal(&error));
+        if last.is_some() {
+            self.store.mark.last(last);
+        }
         self.store.syncer.after_sync(move || callback.log_io_completed(Ok(())));
         Ok(())
     }
 
     async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
         // Not synced by itself: a crash brings back entries that the leader will have removed
-        // again, and the journal keeps this order before whatever is appended after.
+        // again, and the journal keeps this order before whatever is appended after. The note of
+        // what was promised goes first: what is beyond was never committed.
+        let before = since.index.saturating_sub(1)..since.index;
+        let kept = self.entries(before).map_err(read_logs)?.last().map(|entry| entry.log_id);
+        let purged: Option<LogId> = self.store.get(Record::Purged).map_err(read_logs)?;
+        self.store.mark.cut(kept.max(purged));
+        let noted = self.store.mark.write(self.store.mark.next());
+        noted.map_err(|error| StorageIOError::write_logs(&error))?;
         self.remove(since.index..=u64::MAX).map_err(read_logs)
     }
 

@@ -8,19 +8,25 @@
 //! synced by itself. A database that cannot write ends the process.
 
 mod log_store;
+mod mark;
 mod ring_copy;
 mod state_machine;
 mod syncer;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use annulus_core::state::Lineage;
 use fjall::{Database, Keyspace};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
+use super::raft::{LogId, Vote};
 use crate::codec::{self, CodecError};
 use crate::data_dir::{fatal, keyspace_options};
 
 pub use log_store::LogStore;
+pub use mark::{Mark, Promised};
 pub use ring_copy::{RingCopy, order};
 pub use state_machine::{StateMachine, StateSink};
 pub use syncer::Syncer;
@@ -49,6 +55,22 @@ pub enum StoreError {
         /// What is wrong.
         source: CodecError,
     },
+    /// The note beside the database cannot be kept.
+    #[error("{path}: {source}")]
+    Mark {
+        /// Its file.
+        path: PathBuf,
+        /// Why not.
+        source: std::io::Error,
+    },
+    /// The database has forgotten what the node has promised its peers.
+    #[error(
+        "the database has lost {what}, which this node has promised its peers: it must not vote any more"
+    )]
+    Forgot {
+        /// What it should have and has not.
+        what: String,
+    },
 }
 
 /// Raft's keyspace with typed records.
@@ -56,13 +78,52 @@ pub enum StoreError {
 pub struct RaftStore {
     keyspace: Keyspace,
     syncer: Syncer,
+    mark: Arc<Mark>,
 }
 
 impl RaftStore {
-    /// Opens that of a lineage, with a thread that syncs.
-    pub fn open(database: &Database, lineage: Lineage) -> Result<Self, StoreError> {
-        let keyspace = database.keyspace(&raft_keyspace(lineage), keyspace_options)?;
-        Ok(Self { keyspace, syncer: Syncer::start(database.clone()) })
+    /// Opens that of a lineage, with a thread that syncs. `beside` is the directory of the note of
+    /// what was promised.
+    ///
+    /// # Errors
+    /// Among others if the database has less than was promised.
+    pub fn open(database: &Database, lineage: Lineage, beside: &Path) -> Result<Self, StoreError> {
+        let name = raft_keyspace(lineage);
+        let path = beside.join(format!("{name}.mark"));
+        let mark = Mark::open(&path).map_err(|source| StoreError::Mark { path, source })?;
+        let mark = Arc::new(mark);
+        let keyspace = database.keyspace(&name, keyspace_options)?;
+        let syncer = Syncer::start(database.clone(), Some(mark.clone()));
+        let store = Self { keyspace, syncer, mark };
+        store.check_promises()?;
+        Ok(store)
+    }
+
+    /// Compares what the database has with what was noted beside it.
+    fn check_promises(&self) -> Result<(), StoreError> {
+        let Promised { vote: noted_vote, last: noted_last, .. } = self.mark.promised();
+        let vote: Option<Vote> = self.get(Record::Vote)?;
+        if vote.is_none() && noted_vote.is_some()
+            || vote.zip(noted_vote).is_some_and(|(has, noted)| has < noted)
+        {
+            return Err(StoreError::Forgot { what: "a vote".into() });
+        }
+        let last = log_store::last_of(self)?;
+        if last < noted_last {
+            let of = |last: Option<LogId>| last.map_or(0, |last| last.index);
+            let what = format!("entries {} to {} of the cluster's log", of(last) + 1, of(noted_last));
+            return Err(StoreError::Forgot { what });
+        }
+        if let Some(vote) = vote {
+            self.mark.vote(vote);
+        }
+        self.mark.last(last);
+        Ok(())
+    }
+
+    /// Index of the log's last entry.
+    pub fn last_index(&self) -> Result<Option<u64>, StoreError> {
+        Ok(log_store::last_of(self)?.map(|last| last.index))
     }
 
     /// Is there nothing in it: neither a vote nor an entry?

@@ -1,11 +1,12 @@
 //! Group commit: one thread syncs the database for everybody who waits.
 
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::thread;
 
 use fjall::{Database, PersistMode};
 use tokio::sync::oneshot;
 
+use super::Mark;
 use crate::data_dir::fatal;
 
 type Done = Box<dyn FnOnce() + Send>;
@@ -17,8 +18,8 @@ pub struct Syncer {
 }
 
 impl Syncer {
-    /// Starts the thread.
-    pub fn start(database: Database) -> Self {
+    /// Starts the thread. What was promised is noted in `mark` when the database has it.
+    pub fn start(database: Database, mark: Option<Arc<Mark>>) -> Self {
         let (waiting, queue) = mpsc::channel::<Done>();
         thread::Builder::new()
             .name("raft-sync".into())
@@ -26,7 +27,11 @@ impl Syncer {
                 while let Ok(first) = queue.recv() {
                     // Taken before the sync begins: their writes are in the journal already.
                     let group: Vec<Done> = std::iter::once(first).chain(queue.try_iter()).collect();
+                    let promised = mark.as_ref().map(|mark| mark.next());
                     database.persist(PersistMode::SyncData).unwrap_or_else(|error| fatal(&error));
+                    if let (Some(mark), Some(promised)) = (&mark, promised) {
+                        mark.write(promised).unwrap_or_else(|error| fatal(&error.into()));
+                    }
                     group.into_iter().for_each(|done| done());
                 }
             })

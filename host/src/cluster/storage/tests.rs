@@ -27,8 +27,8 @@ impl StateSink for Last {
 }
 
 fn open(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
-    let database = open_database(path).unwrap();
-    let store = RaftStore::open(&database, Lineage::default()).unwrap();
+    let database = open_database(&path.join("db")).unwrap();
+    let store = RaftStore::open(&database, Lineage::default(), path).unwrap();
     let last = Arc::new(Last::default());
     (LogStore::new(database, store.clone()), StateMachine::open(store, last.clone()).unwrap(), last)
 }
@@ -79,7 +79,7 @@ fn entry(index: u64, command: Command) -> Entry {
 /// Opens again what the last handles have just let go; the engine's threads may be a moment late.
 fn reopen(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
-    while let Err(error) = open_database(path) {
+    while let Err(error) = open_database(&path.join("db")) {
         assert!(std::time::Instant::now() < deadline, "{error}");
         std::thread::yield_now();
     }
@@ -125,8 +125,8 @@ async fn a_snapshot_brings_the_state_back_and_tells_the_sink() {
 #[tokio::test]
 async fn a_damaged_snapshot_is_an_error_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
-    let database = open_database(dir.path()).unwrap();
-    let store = RaftStore::open(&database, Lineage::default()).unwrap();
+    let database = open_database(&dir.path().join("db")).unwrap();
+    let store = RaftStore::open(&database, Lineage::default(), dir.path()).unwrap();
     store.keyspace.insert(Record::Snapshot.key(), b"junk").unwrap();
     let error = StateMachine::open(store, Arc::new(Last::default())).err().unwrap();
     assert!(matches!(&error, StoreError::Corrupt { record, .. } if record == "Snapshot"), "{error}");
@@ -177,4 +177,49 @@ async fn a_damaged_copy_of_the_ring_gives_way_to_the_one_before_and_two_are_an_e
     damage(b"state-b");
     let error = RingCopy::open(&database).unwrap().read().unwrap_err();
     assert!(error.to_string().contains("copy of the ring"), "{error}");
+}
+
+#[tokio::test]
+async fn a_database_that_forgot_what_was_promised_is_not_opened() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |name: &str| {
+        let database = open_database(&dir.path().join(name)).unwrap();
+        RaftStore::open(&database, Lineage::default(), dir.path()).map(|store| (database, store))
+    };
+    let promise = async |log: &mut LogStore, term: u64, entries: std::ops::Range<u64>| {
+        log.save_vote(&Vote::new(term, 0)).await.unwrap();
+        let entries = entries.map(|index| Entry { log_id: log_id(term, 0, index), ..entry(index, found()) });
+        log.blocking_append(entries).await.unwrap();
+    };
+    let (database, store) = open("db").unwrap();
+    let mut log = LogStore::new(database, store);
+    promise(&mut log, 1, 0..5).await;
+    // What was never agreed on may go, and other entries come.
+    log.truncate(log_id(1, 0, 3)).await.unwrap();
+    drop(log);
+    let again = || {
+        let until = std::time::Instant::now() + std::time::Duration::from_secs(10);
+        loop {
+            let opened = open_database(&dir.path().join("db"));
+            match opened {
+                Ok(database) => break database,
+                Err(error) => assert!(std::time::Instant::now() < until, "{error}"),
+            }
+        }
+    };
+    let database = again();
+    let store = RaftStore::open(&database, Lineage::default(), dir.path()).unwrap();
+    let mut log = LogStore::new(database, store);
+    promise(&mut log, 2, 3..4).await;
+    drop(log);
+    drop(again());
+
+    // As an engine leaves it that takes a damaged end of its journal for a crash.
+    let error = open("empty").err().unwrap();
+    assert!(matches!(&error, StoreError::Forgot { what } if what == "a vote"), "{error}");
+    let database = open_database(&dir.path().join("shorter")).unwrap();
+    let raft = database.keyspace("raft", crate::data_dir::keyspace_options).unwrap();
+    raft.insert(Record::Vote.key(), codec::encode(&Vote::new(2, 0)).unwrap()).unwrap();
+    let error = RaftStore::open(&database, Lineage::default(), dir.path()).err().unwrap();
+    assert!(error.to_string().contains("entries 1 to 3"), "{error}");
 }
