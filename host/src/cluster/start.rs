@@ -102,7 +102,8 @@ pub async fn seed(database: &Database, state: &ClusterState) -> Result<(), Store
 impl Cluster {
     /// Starts the control plane on the present runtime, which must be Raft's own.
     pub async fn start(config: ClusterConfig) -> Result<Self, ClusterError> {
-        let ClusterConfig { database, beside, start, me, uid, listen, http, place, network, speaks, found } = config;
+        let ClusterConfig { database, beside, start, me, uid, listen, http, place, network, speaks, found } =
+            config;
         let copy = RingCopy::open(&database)?;
         let state = match (copy.read()?, &found) {
             (Some(state), _) => state,
