@@ -47,13 +47,17 @@ impl Lookouts {
             && self.lists().iter().all(|list| up || !list.contains(&name.to_owned()))
     }
 
-    /// Preference lists of some keys, by each.
     fn lists(&self) -> Vec<Vec<String>> {
+        self.lists_of("kv")
+    }
+
+    /// Preference lists of some keys of a module, by each.
+    fn lists_of(&self, module: &str) -> Vec<Vec<String>> {
         let mut lists = Vec::new();
         for operator in &self.operators {
             for key in 0..16 {
                 let key = format!("key{key}").into_bytes();
-                let request = AdminRequest::Locate { module: "kv".to_owned(), key, n: 3 };
+                let request = AdminRequest::Locate { module: module.to_owned(), key, n: 3 };
                 let located: LocateRow = self.runtime.block_on(operator.ask(&request)).unwrap();
                 lists.push(located.preference_list.into_iter().map(|row| row.node).collect());
             }
@@ -159,4 +163,55 @@ fn a_guest_that_loops_and_a_load_make_nobody_flap() {
     }
     assert!(began.elapsed() < LIMIT);
     load.verify().assert_flawless();
+}
+
+#[test]
+fn a_node_that_cannot_run_a_module_is_not_offered_for_it_until_it_can() {
+    let mut cluster = Cluster::joined(4);
+    cluster.deploy("guests/kv");
+    everybody_up(&cluster);
+    let name = cluster[2].name.clone();
+    // Where its components should be is a file now: it can have none.
+    assert_eq!(cluster[2].stop(), Some(0));
+    let components = cluster[2].data.join("components");
+    let aside = cluster[2].data.join("components-aside");
+    std::fs::rename(&components, &aside).unwrap();
+    std::fs::write(&components, "in the way").unwrap();
+    cluster[2].start();
+    everybody_up(&cluster);
+
+    let lookouts = Lookouts::new(cluster.nodes().iter());
+    let offered = |module| lookouts.lists_of(module).iter().any(|list| list.contains(&name));
+    until("nobody offers it, itself neither", || (!offered("kv")).then_some(()));
+    // Somebody else is, in its place.
+    assert!(lookouts.lists().iter().all(|list| list.len() == 3));
+    // For other modules it is as good as any.
+    assert!(offered("another"));
+    for node in cluster.nodes() {
+        let modules = node.json(&["modules"]).json();
+        let reason = modules[0]["unable"][&name].as_str().unwrap_or_default();
+        assert!(reason.contains("component"), "{modules}");
+        let status = node.json(&["status"]).json();
+        let alerts = status["alerts"].as_array().unwrap();
+        let alert = format!("module kv: {name} cannot run version 1");
+        assert!(alerts.iter().any(|said| said.as_str().unwrap().contains(&alert)), "{status}");
+    }
+    // A peer that starts anew is told too.
+    cluster[3].kill();
+    cluster[3].start();
+    until("the new one knows", || {
+        let modules = cluster[3].json(&["modules"]).json();
+        modules[0]["unable"][&name].is_string().then_some(())
+    });
+
+    // Mended: it tries again by itself, and says so.
+    std::fs::remove_file(&components).unwrap();
+    std::fs::rename(&aside, &components).unwrap();
+    let lookouts = Lookouts::new(cluster.nodes().iter());
+    until("all offer it again", || {
+        let mut by_node =
+            lookouts.lists().chunks(16).map(|lists| lists.concat().contains(&name)).collect::<Vec<_>>();
+        by_node.retain(|offered| *offered);
+        (by_node.len() == 4).then_some(())
+    });
 }

@@ -151,6 +151,9 @@ pub struct ModuleRow {
     pub storage: String,
     /// What each node runs.
     pub nodes: BTreeMap<String, String>,
+    /// Nodes that cannot run it, and why: they are offered as no replica of it.
+    #[serde(default)]
+    pub unable: BTreeMap<String, String>,
 }
 
 /// What `deploy` and `rollback` did.

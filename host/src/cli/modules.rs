@@ -34,5 +34,8 @@ pub(super) fn render(rows: &[ModuleRow]) -> String {
             format!("{current}/{}", row.nodes.len()),
         ]);
     }
-    table.to_string()
+    let unable = rows.iter().flat_map(|row| {
+        row.unable.iter().map(|(node, reason)| format!("\n{node} cannot run {}: {reason}", row.name))
+    });
+    format!("{table}{}", unable.collect::<String>())
 }

@@ -31,6 +31,9 @@ impl Modules {
         let mut changes = self.inner.cluster.watch();
         changes.mark_unchanged();
         let mut settled = self.bring_up_to_date(Here::Only).await;
+        if let Some(connections) = self.inner.connections.lock().take() {
+            tokio::spawn(self.clone().keep_telling(connections));
+        }
         let this = self.clone();
         tokio::spawn(async move {
             loop {
@@ -72,6 +75,8 @@ impl Modules {
         let bytes = self.component(&module.current.digest, here).await?;
         let prepared =
             self.inner.engine.prepare(bytes, Limits::default()).await.map_err(|error| error.to_string())?;
+        // Here and now, not at the first command for one of its vnodes: others are to be told.
+        self.inner.engine.check_init(&prepared, &module.config).await.map_err(|error| error.to_string())?;
         let behaviour = Arc::new(Behaviour::wasm(
             module.name.as_str().into(),
             module.current.version,

@@ -9,15 +9,16 @@ mod deploy;
 mod follow;
 mod messages;
 mod serve;
+mod unable;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
 
-use annulus_core::ids::{Digest, ModuleUid};
+use annulus_core::ids::{Digest, ModuleUid, NodeUid};
 use annulus_core::state::Module;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
 pub use artefacts::{ArtefactError, Artefacts};
 pub use deploy::{DeployError, DeployRequest, Deployed, Progress};
@@ -45,6 +46,12 @@ struct Inner {
     running: watch::Sender<HashMap<ModuleUid, Running>>,
     /// Parsed descriptions, by component: what the cluster keeps is CBOR.
     descriptions: Mutex<HashMap<Digest, Arc<Description>>>,
+    /// What the others cannot serve.
+    words: Mutex<unable::Words>,
+    /// Who has connected: to be told what this node cannot serve.
+    connected: mpsc::UnboundedSender<NodeUid>,
+    /// The other end, until the task that tells is started.
+    connections: Mutex<Option<mpsc::UnboundedReceiver<NodeUid>>>,
     /// Whose vnodes are swapped; set once, when the node is put together. The master holds on
     /// to this, so this must not hold on to the master.
     master: OnceLock<WeakMaster>,
@@ -53,6 +60,7 @@ struct Inner {
 impl Modules {
     /// Modules of a node whose components lie in `artefacts`.
     pub fn new(cluster: Cluster, transport: Transport, engine: Engine, artefacts: Artefacts) -> Self {
+        let (connected, connections) = mpsc::unbounded_channel();
         Self {
             inner: Arc::new(Inner {
                 cluster,
@@ -62,6 +70,9 @@ impl Modules {
                 behaviours: ArcSwap::default(),
                 running: watch::Sender::new(HashMap::new()),
                 descriptions: Mutex::default(),
+                words: Mutex::default(),
+                connected,
+                connections: Mutex::new(Some(connections)),
                 master: OnceLock::new(),
             }),
         }

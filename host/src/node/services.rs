@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use annulus_core::ids::{BootId, ModuleUid};
+use annulus_core::ids::{BootId, ModuleUid, NodeUid};
 use bytes::Bytes;
 use fjall::Database;
 use tokio::runtime::Handle;
@@ -149,6 +149,7 @@ impl Service for Services {
         match request.kind {
             kind::CALL => self.coordinator.serve(request),
             kind::MODULE_PREPARE | kind::MODULE_RUNNING => self.modules.serve(request),
+            kind::MODULES_UNABLE => self.modules.heard_unable(request),
             kind::TRANSFERS => self.handoff.serve_rows(request),
             kind::HOLDINGS => self.handoff.serve_holdings(request),
             kind => tracing::warn!(kind, from = ?request.from, "a request of no known kind"),
@@ -161,6 +162,10 @@ impl Service for Services {
             kind::BULK_ARTEFACT => self.modules.serve_artefact(&header, stream),
             kind => tracing::warn!(kind, ?from, "a stream of no known kind"),
         }
+    }
+
+    fn connected(&self, peer: NodeUid) {
+        self.modules.connected(peer);
     }
 }
 

@@ -28,6 +28,9 @@ pub const TRANSFERS: u8 = 26;
 /// Control lane: how many items a node's partitions have.
 pub const HOLDINGS: u8 = 29;
 
+/// Control lane: what a node cannot serve.
+pub const MODULES_UNABLE: u8 = 31;
+
 /// Bulk: a node that wants to join; all that a peer without a certificate may open.
 pub const BULK_JOIN: u8 = 32;
 /// Bulk: an operator's request.

@@ -1,9 +1,11 @@
 //! Looking: members, ring, where a key lives, what is deployed.
 
+use std::collections::BTreeMap;
+
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::hash_key;
 use annulus_core::preference::{Nodes, Role, preference_list};
-use annulus_core::state::{Change, MemberStatus, StorageKind};
+use annulus_core::state::{Change, Member, MemberStatus, Module, StorageKind};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -18,11 +20,16 @@ use crate::modules::Running;
 struct Liveness<'a> {
     service: &'a AdminService,
     view: &'a View,
+    /// Who cannot run it is as good as down.
+    module: Option<&'a Module>,
 }
 
 impl Nodes for Liveness<'_> {
     fn is_up(&self, node: NodeId) -> bool {
-        self.service.is_up(self.view, node)
+        let member = self.view.member(node);
+        let able =
+            |module| member.is_some_and(|member| self.service.parts.modules.unable(member, module).is_none());
+        self.service.is_up(self.view, node) && self.module.is_none_or(able)
     }
 
     fn zone(&self, node: NodeId) -> Option<&str> {
@@ -70,8 +77,8 @@ impl AdminService {
         let ring = &view.state.ring;
         let hash = hash_key(module.as_bytes(), key);
         let partition = ring.size.partition_of(&hash);
-        let preferred =
-            preference_list(ring, partition, usize::from(n), &Liveness { service: self, view: &view });
+        let nodes = Liveness { service: self, view: &view, module: view.module(module) };
+        let preferred = preference_list(ring, partition, usize::from(n), &nodes);
         let row = |preferred: &annulus_core::preference::Preferred| PreferenceRow {
             node: name_of(&view, preferred.node),
             role: match preferred.role {
@@ -88,10 +95,18 @@ impl AdminService {
         })
     }
 
+    /// Members that have said that they cannot run it, and why.
+    fn unable(&self, view: &View, module: &Module) -> BTreeMap<String, String> {
+        let members = view.state.live_members();
+        let said = |member: &Member| Some((member.name.clone(), self.parts.modules.unable(member, module)?));
+        members.filter_map(said).collect()
+    }
+
     /// What each node runs is asked of each node; those that do not answer are left out.
     pub(super) async fn modules(&self) -> Vec<ModuleRow> {
         let view = self.view();
         let deadline = Instant::now() + LOOK_LIMIT;
+        let view = &view;
         let rows = view.state.modules.values().map(|module| async move {
             let running = self.parts.modules.running_everywhere(module.uid, deadline).await;
             let digest = |running: Option<Running>| Some(running?.digest?.to_string());
@@ -110,6 +125,7 @@ impl AdminService {
                 }
                 .to_owned(),
                 nodes: nodes.collect(),
+                unable: self.unable(view, module),
             }
         });
         join_all(rows).await
@@ -134,6 +150,15 @@ impl AdminService {
         alerts.extend(slots.iter().filter(|slot| slot.in_back_off > 0).map(|slot| {
             format!("partition {}: {} vnodes in back-off after traps", slot.partition.0, slot.in_back_off)
         }));
+        for module in view.state.modules.values() {
+            let unable = self.unable(&view, module);
+            alerts.extend(unable.iter().map(|(node, reason)| {
+                format!(
+                    "module {}: {node} cannot run version {}: {reason}",
+                    module.name, module.current.version
+                )
+            }));
+        }
         if !quorum {
             alerts.push(
                 "no majority of the voters is heard from: members, ring and modules cannot change".to_owned(),
