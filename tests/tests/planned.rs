@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use annulus::node::NodeConfig;
 use annulus_core::keyspace::RingSize;
+use annulus_core::state::MemberStatus;
 use annulus_tests::guests::component;
 use annulus_tests::harness::{Ran, annulus, verb};
 use annulus_tests::inside::InsideNode;
@@ -189,7 +190,7 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
     refused(&a, &["replace", &gone, &name(&b)], "not-allowed", "holds nothing");
 
     c.stop();
-    until_away(&a, &gone).await;
+    until_alive(&a, &gone, false).await;
     // It cannot be asked how much it has: that is not nothing.
     done(&b, &["leave", "--stage", &gone]);
     let plan = done(&a, &["plan"]);
@@ -211,6 +212,14 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
     let ran = annulus(&["--data", data, "commit"]);
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.stderr.contains("--yes"), "{ran:?}");
+    // It comes back before anybody commits: it can hand over itself.
+    let back = InsideNode::start_with(config.clone());
+    a.until("back", |view| view.state.live_members().all(|member| member.status == MemberStatus::Member))
+        .await;
+    until_alive(&b, &gone, true).await;
+    refused(&b, &["commit"], "not-allowed", &up);
+    back.stop();
+    until_alive(&b, &gone, false).await;
     let row = done(&b, &["commit"]);
     assert_eq!(row["settled"].as_bool(), Some(true), "{row}");
     let lost = row["possible_loss"].as_array().unwrap().len();
@@ -238,13 +247,13 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
     assert!(ended.contains("was removed") && ended.contains("kept as it is"), "{ended}");
 }
 
-/// Waits until a node knows that another does not answer.
-async fn until_away(node: &InsideNode, other: &str) {
+/// Waits until a node knows whether another answers.
+async fn until_alive(node: &InsideNode, other: &str, alive: bool) {
     let until = std::time::Instant::now() + Duration::from_secs(30);
     loop {
         let members = done(node, &["members"]);
         let row = members.as_array().unwrap().iter().find(|row| row["node"] == other).unwrap().clone();
-        if row["alive"] == false {
+        if row["alive"] == alive {
             return;
         }
         assert!(std::time::Instant::now() < until, "{row}");

@@ -23,7 +23,7 @@ pub struct Partition {
     /// leaves it alone: it changes nobody's duties, and requests under way stay good.
     pub version: u64,
     /// The transfer that made `replicas`, 0 for the founding: so that who was away when it
-    /// flipped can tell that from a cancel.
+    /// flipped can tell that from a cancel. A removal by force leaves it alone.
     pub made_by: TransferId,
     /// The change under way, if any.
     pub pending: Option<Transfer>,

@@ -80,6 +80,8 @@ pub(crate) fn first_level() -> u32 {
 /// The first level that knows a command. A new command finds its place here or does not compile.
 pub fn level_of(command: &Command) -> u32 {
     match command {
+        // The level before takes every joiner in, whatever it was told.
+        Command::Admit { member, .. } if member.staged => 2,
         Command::Found { .. }
         | Command::IssueToken { .. }
         | Command::Admit { .. }
@@ -117,6 +119,26 @@ mod tests {
         assert!(!range(1, 2).meets(range(3, 4)) && !range(3, 4).meets(range(1, 2)));
         assert!(range(1, 2).has(2) && !range(1, 2).has(3));
         assert_eq!((range(1, 1).to_string(), range(1, 2).to_string()), ("1".into(), "1 to 2".into()));
+    }
+
+    #[test]
+    fn a_joiner_that_waits_for_a_plan_is_of_the_level_that_has_plans() {
+        use crate::ids::{Digest, NodeId, NodeUid};
+        use crate::state::{Member, MemberStatus};
+        let member = |staged| Member {
+            id: NodeId(0),
+            uid: NodeUid([1; 16]),
+            name: "a@h".into(),
+            listen: String::new(),
+            http: String::new(),
+            zone: None,
+            weight: 1,
+            status: MemberStatus::Joining,
+            staged,
+            banned: false,
+        };
+        let admit = |staged| Command::Admit { member: member(staged), token: Digest([1; 32]), now_ms: 0 };
+        assert_eq!((level_of(&admit(false)), level_of(&admit(true))), (1, 2));
     }
 
     #[test]

@@ -32,7 +32,10 @@ pub(super) fn render(rows: &[MemberRow]) -> String {
         };
         table.row([
             row.node.clone(),
-            row.status.clone(),
+            match &row.staged {
+                Some(change) => format!("{} ({change} staged)", row.status),
+                None => row.status.clone(),
+            },
             alive,
             row.owned.to_string(),
             row.replicas.to_string(),

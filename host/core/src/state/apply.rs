@@ -74,6 +74,15 @@ fn found(
     })
 }
 
+/// Whether what is staged may no longer be possible after a command. Those that come in numbers
+/// cannot make it so, and are spared the question: a flip gives nobody what was not aimed at it.
+fn may_unfit_a_plan(command: &Command) -> bool {
+    !matches!(
+        command,
+        Command::Flip { .. } | Command::Cancel { .. } | Command::IssueToken { .. } | Command::Moved { .. }
+    )
+}
+
 fn check_member(member: &Member) -> Result<(), Refusal> {
     if member.name.is_empty() {
         return Err(Refusal::BadSetting("a node needs a name".into()));
@@ -90,7 +99,9 @@ impl ClusterState {
         debug_assert!(index > self.applied, "entry {index} applied after {}", self.applied);
         self.applied = index;
         let outcome = self.change(index, command).unwrap_or_else(Outcome::Refused);
-        self.drop_stale_changes(index);
+        if may_unfit_a_plan(command) {
+            self.drop_stale_changes(index);
+        }
         outcome
     }
 
