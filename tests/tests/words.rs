@@ -19,6 +19,8 @@ fn without_a_node_verbs_end_with_3_and_say_what_to_do() {
         &["members"][..],
         &["ring"],
         &["transfers"],
+        &["transfers", "limit"],
+        &["transfers", "pause"],
         &["status"],
         &["modules"],
         &["token"],
@@ -62,6 +64,9 @@ fn words_that_make_no_sense_end_with_2() {
         &["deploy", "/nonexistent.wasm"],
         &["deploy", "/etc/hostname"],
         &["token", "--ttl", "forever"],
+        &["transfers", "limit", "many"],
+        &["transfers", "limit", "--incoming"],
+        &["transfers", "limit", "--rate", "fast"],
         &["bench", "kv", "--mix", "put=none"],
         &["completions", "tcl"],
     ] {

@@ -59,8 +59,9 @@ struct Inner {
     seals: Seals,
     boot: BootId,
     turns: Turns,
-    /// How often in a row a partition's handoff broke on this side.
-    broken: Mutex<HashMap<PartitionId, u32>>,
+    /// How often in a row a partition's transfers were given up by this side, and why the last
+    /// one was: the next one waits before it begins.
+    broken: Mutex<HashMap<PartitionId, (u32, String)>>,
     outgoing: Mutex<BTreeMap<PartitionId, (TransferId, Progress)>>,
     /// By partition too: all transfers of one rebalance have the same id.
     incoming: Mutex<HashMap<(PartitionId, TransferId), incoming::Incoming>>,
@@ -127,6 +128,7 @@ impl Handoff {
             duties::to_send(&view.state.ring, view.me)
         {
             let progress = Progress::default();
+            let before = self.inner.broken.lock().get(&partition).cloned();
             {
                 let mut outgoing = self.inner.outgoing.lock();
                 // A task for a transfer of before ends by itself, by the same view.
@@ -143,7 +145,7 @@ impl Handoff {
                 modules: outgoing::releases(view),
                 sealed: self.inner.seals.is_sealed(partition, transfer),
             };
-            outgoing::spawn(self.clone(), task, taker, progress);
+            outgoing::spawn(self.clone(), task, taker, progress, before);
         }
     }
 
@@ -222,12 +224,12 @@ impl Handoff {
         partition.fate_of(transfer, has_given)
     }
 
-    /// Counts a break of this side; answers how long to wait before the next try.
-    fn note_broken(&self, partition: PartitionId) -> Duration {
+    /// Counts a transfer that this side gives up.
+    fn note_broken(&self, partition: PartitionId, why: &str) {
         let mut broken = self.inner.broken.lock();
-        let times = broken.entry(partition).or_insert(0);
+        let (times, last) = broken.entry(partition).or_default();
         *times += 1;
-        outgoing::pause_after(*times)
+        why.clone_into(last);
     }
 
     fn name_of(&self, node: NodeId) -> String {

@@ -44,10 +44,22 @@ pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
 }
 
 /// Runs a transfer to its end, by the log.
-pub(super) fn spawn(handoff: Handoff, task: Task, taker: NodeId, progress: Progress) {
+/// `before`: how often in a row this node has given up a transfer of the partition, and why.
+pub(super) fn spawn(
+    handoff: Handoff,
+    task: Task,
+    taker: NodeId,
+    progress: Progress,
+    before: Option<(u32, String)>,
+) {
     tokio::spawn(async move {
         let (partition, transfer) = (task.partition, task.transfer);
-        Driver::new(handoff.clone(), task, taker, progress).run().await;
+        let mut driver = Driver::new(handoff.clone(), task, taker, progress);
+        if let Some((times, why)) = before {
+            driver.progress.go_on_from(times, &why);
+            driver.waiting.begin_after(pause_after(times));
+        }
+        driver.run().await;
         let mut outgoing = handoff.inner.outgoing.lock();
         if outgoing.get(&partition).is_some_and(|(running, _)| *running == transfer) {
             outgoing.remove(&partition);
@@ -76,6 +88,8 @@ struct Driver {
     waiting: Waiting,
     /// What was sent is not what is any more: nothing is done but to wait for the cancel.
     broken: bool,
+    /// It has been counted among those that are given up.
+    cancels: bool,
 }
 
 impl Driver {
@@ -105,6 +119,7 @@ impl Driver {
             counts,
             waiting,
             broken,
+            cancels: false,
         }
     }
 
@@ -238,12 +253,11 @@ impl Driver {
                 // Only another transfer begins anew; a module that goes on breaking its handoffs
                 // is asked less and less often.
                 self.broken = true;
-                let pause = self.handoff.note_broken(self.task.partition);
-                self.waiting.give_up(pause);
+                self.handoff.note_broken(self.task.partition, &reason);
+                self.waiting.give_up();
                 let cancel = Command::Cancel { partition: self.task.partition, transfer: self.task.transfer };
                 let cluster = self.handoff.inner.cluster.clone();
                 tokio::spawn(async move {
-                    tokio::time::sleep(pause).await;
                     while let Err(error) =
                         cluster.propose(cancel.clone(), Instant::now() + PROPOSE_LIMIT).await
                     {

@@ -112,6 +112,12 @@ impl Progress {
         self.state.lock().totals = Some(totals);
     }
 
+    /// After transfers of the partition that were given up.
+    pub(super) fn go_on_from(&self, tries: u32, error: &str) {
+        let mut known = self.state.lock();
+        (known.tries, known.error) = (tries, Some(error.to_owned()));
+    }
+
     pub(super) fn tries(&self) {
         self.state.lock().tries += 1;
     }

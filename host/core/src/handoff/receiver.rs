@@ -295,7 +295,7 @@ impl Receiver {
         let Some(end) = filling.end.as_ref().filter(|end| end.seq == filling.staged) else {
             return Ok(None);
         };
-        if filling.taken != end.tallies && !ignores {
+        if !filling.taken.same(&end.tallies) && !ignores {
             return Err(Refused::Tallies);
         }
         Ok(Some(if end.counts.is_empty() {

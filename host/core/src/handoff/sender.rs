@@ -227,7 +227,8 @@ impl Sender {
             (None, _) => {
                 self.attempt += 1;
                 let unread = self.task.modules.iter().map(|module| (module.uid, None)).collect();
-                self.outgoing = Some(Outgoing { unread, ..Outgoing::default() });
+                let module = self.task.modules.first().map(|module| module.uid);
+                self.outgoing = Some(Outgoing { unread, module, ..Outgoing::default() });
                 Start::Fresh
             }
         };
@@ -426,6 +427,7 @@ impl Sender {
         };
         outgoing.unread.push_back((module.uid, None));
         self.enqueue(0, |seq| ToReceiver::Module { seq, module, applied }, effects);
+        self.settle();
         self.pump(effects);
     }
 

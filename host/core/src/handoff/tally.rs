@@ -60,6 +60,15 @@ impl Tallies {
         }
     }
 
+    /// Are these of the same items? A module without any counts as one that is not there.
+    pub fn same(&self, other: &Tallies) -> bool {
+        let some = |tallies: &Tallies| {
+            let some = tallies.0.iter().filter(|(_, tally)| tally.items > 0);
+            some.map(|(module, tally)| (*module, *tally)).collect::<Vec<_>>()
+        };
+        some(self) == some(other)
+    }
+
     /// Items of all modules, and their bytes.
     pub fn total(&self) -> (u64, u64) {
         self.0.values().fold((0, 0), |(items, bytes), tally| (items + tally.items, bytes + tally.bytes))

@@ -352,7 +352,7 @@ impl World {
                 self.break_link(link)?;
             }
         }
-        let lose_stage = self.random.below(4) == 0;
+        let lose_stage = self.random.below(2) == 0;
         node::restart(self, at, lose_stage)
     }
 

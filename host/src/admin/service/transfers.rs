@@ -1,6 +1,6 @@
 //! How much may move at once.
 
-use annulus_core::state::{Command, EffectiveLimits, HandoffChange, HandoffLimits, Outcome, Refusal};
+use annulus_core::state::{Command, EffectiveLimits, HandoffChange, HandoffLimits, Refusal};
 use tokio::time::Instant;
 
 use super::{AdminService, CHANGE_LIMIT};
@@ -24,10 +24,7 @@ impl AdminService {
             }
         };
         let cluster = &self.parts.cluster;
-        let index = match cluster.propose(Command::SetHandoff { node, changes }, deadline).await? {
-            (_, Outcome::Refused(refusal)) => return Err(refusal.into()),
-            (index, _) => index,
-        };
+        let (index, _) = cluster.propose(Command::SetHandoff { node, changes }, deadline).await?;
         let applied = cluster.wait_applied(index, deadline).await;
         applied.map(|view| limits(&view)).map_err(|late| AdminError {
             state: "applied".to_owned(),

@@ -53,6 +53,10 @@ impl Driver {
                 self.propose(Command::Flip { transfers: vec![(self.task.partition, self.task.transfer)] });
             }
             Effect::ProposeCancel => {
+                if !std::mem::replace(&mut self.cancels, true) {
+                    let why = self.machine.error().unwrap_or("given up");
+                    self.handoff.note_broken(self.task.partition, why);
+                }
                 self.propose(Command::Cancel {
                     partition: self.task.partition,
                     transfer: self.task.transfer,

@@ -80,9 +80,14 @@ impl Waiting {
     }
 
     /// The transfer waits for its own cancel.
-    pub(super) fn give_up(&mut self, pause: Duration) {
+    pub(super) fn give_up(&mut self) {
         (self.ticket, self.page, self.page_at, self.over) = (None, None, None, true);
-        (self.retry, self.retry_blocked) = (Some(Instant::now() + pause), true);
+        (self.retry, self.retry_blocked) = (None, false);
+    }
+
+    /// The transfers before it were given up.
+    pub(super) fn begin_after(&mut self, pause: Duration) {
+        self.retry = Some(Instant::now() + pause);
     }
 
     pub(super) fn went_well(&mut self) {
@@ -113,7 +118,12 @@ impl Driver {
         }
         let holds = self.waiting.holds();
         if !self.waiting.started {
-            return holds || self.start().await;
+            self.waiting.retry_blocked = self.waiting.retry_is_due();
+            if holds || backs_off {
+                return true;
+            }
+            self.waiting.retry = None;
+            return self.start().await;
         }
         if holds != self.waiting.held {
             self.waiting.held = holds;
@@ -187,7 +197,10 @@ impl Driver {
         if waiting.over {
             return Some("retry".to_owned());
         }
-        if !waiting.started {
+        if (waiting.paused_here || waiting.paused_there) && !self.machine.is_urgent() {
+            return hold();
+        }
+        if !waiting.started && waiting.retry.is_none() {
             return hold();
         }
         if self.machine.is_urgent() {

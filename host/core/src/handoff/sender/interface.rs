@@ -18,7 +18,8 @@ pub struct Limits {
     /// The same beyond which the driver should hold writes back ([`super::Sender::is_congested`]), and
     /// beyond which, with no link, what is kept for a resume is let go.
     pub backlog_bytes: usize,
-    /// Messages not acknowledged at which the seal is worth its pause.
+    /// Messages not acknowledged at which the seal is worth its pause: writes, for every page must
+    /// be acknowledged before it.
     pub seal_within: usize,
     /// How many links in a row a sealed sender loses, or cannot have, before it has the transfer
     /// cancelled, so that a receiver that is gone does not hold up the partition. A cancel is safe at

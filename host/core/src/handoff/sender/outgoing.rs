@@ -30,6 +30,11 @@ pub(super) struct Outgoing {
     pub again: VecDeque<Again>,
     /// The place of the last item that was compared.
     pub behind: Option<Place>,
+    /// Everything below is to be acknowledged before the seal: pages, so that what the receiver cannot
+    /// take shows while the partition is served.
+    pub settled: u64,
+    /// One of the modules, to have a receiver say that it is ready where nothing is sent.
+    pub module: Option<ModuleUid>,
     pub ended: Option<u64>,
 }
 

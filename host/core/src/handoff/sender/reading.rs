@@ -31,14 +31,36 @@ impl Sender {
             }
             return;
         }
-        let compared = outgoing.ranges.is_empty();
+        let waits = outgoing.kept.len() > self.limits.seal_within || !outgoing.ranges.is_empty();
         match self.phase {
-            Phase::Streaming if outgoing.kept.len() <= self.limits.seal_within && compared && free => {
-                self.phase = Phase::Sealing;
-                effects.push(Effect::Seal);
+            Phase::Streaming if free => {
+                if let Some(module) = outgoing.module.take_if(|_| outgoing.settled == 0) {
+                    return self.probe(module, effects);
+                }
+                if !waits && outgoing.first() >= outgoing.settled {
+                    self.phase = Phase::Sealing;
+                    effects.push(Effect::Seal);
+                }
             }
             Phase::Sealed => self.send_end(effects),
             _ => {}
+        }
+    }
+
+    /// Nothing had to be sent, so nothing would be acknowledged. The seal waits for a receiver that
+    /// is ready, because requests wait for it from then on.
+    fn probe(&mut self, module: ModuleUid, effects: &mut Vec<Effect>) {
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.tallies.add(module, &[]);
+        }
+        self.enqueue(0, |seq| ToReceiver::Items { seq, module, items: Vec::new() }, effects);
+        self.settle();
+    }
+
+    /// All that was sent so far is to be acknowledged before the seal.
+    pub(super) fn settle(&mut self) {
+        if let Some(outgoing) = &mut self.outgoing {
+            outgoing.settled = outgoing.next;
         }
     }
 
@@ -66,6 +88,7 @@ impl Sender {
             Reading::On => self.read_on(module, items, next, effects),
             Reading::Again => self.read_again(module, items, next, effects),
         }
+        self.settle();
         self.pump(effects);
     }
 
