@@ -358,3 +358,41 @@ fn messages_are_small_and_survive_the_wire() {
     let back: (ToReceiver, ToSender) = ciborium::from_reader(&bytes[..]).unwrap();
     assert_eq!(back, (end, ToSender::Refuse { reason }));
 }
+
+/// What the first build makes of our messages, and we of its: the fields and words that it knows.
+mod first_build {
+    use super::*;
+    use annulus_core::handoff::Tallies;
+    use serde::{Deserialize, Serialize};
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Sent {
+        End { seq: u64, tallies: Tallies },
+    }
+
+    #[derive(Debug, PartialEq, Serialize, Deserialize)]
+    enum Answered {
+        Accept { boot: BootId, have: Have },
+    }
+
+    fn through<T: serde::de::DeserializeOwned>(message: &impl Serialize) -> T {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(message, &mut bytes).unwrap();
+        ciborium::from_reader(&bytes[..]).unwrap()
+    }
+
+    #[test]
+    fn understands_us_and_we_understand_it() {
+        let (mut tallies, boot, have) = (Tallies::default(), BootId([2; 16]), Have::Below(0));
+        tallies.add(KV, &[item("a")]);
+        let ours = ToReceiver::End { seq: 1, tallies: tallies.clone(), counts: [(KV, 1)].into() };
+        assert_eq!(through::<Sent>(&ours), Sent::End { seq: 1, tallies: tallies.clone() });
+        let theirs = Sent::End { seq: 1, tallies: tallies.clone() };
+        let counts = Default::default();
+        assert_eq!(through::<ToReceiver>(&theirs), ToReceiver::End { seq: 1, tallies, counts });
+        let ours = ToSender::Accept { boot, have, kept: true };
+        assert_eq!(through::<Answered>(&ours), Answered::Accept { boot, have });
+        let theirs = Answered::Accept { boot, have };
+        assert_eq!(through::<ToSender>(&theirs), ToSender::Accept { boot, have, kept: false });
+    }
+}

@@ -14,6 +14,9 @@ use tokio::time::Instant;
 const LOOK_BACK: Duration = Duration::from_secs(5);
 const STEP: Duration = Duration::from_millis(250);
 
+/// Items and bytes by module.
+type Sent = BTreeMap<ModuleUid, (u64, u64)>;
+
 /// Shared between the task of a transfer and those who look.
 #[derive(Clone, Default)]
 pub(super) struct Progress {
@@ -25,7 +28,7 @@ pub(super) struct Progress {
 pub(super) struct Snapshot {
     pub(super) state: TransferState,
     /// Items and bytes by module.
-    pub(super) sent: BTreeMap<ModuleUid, (u64, u64)>,
+    pub(super) sent: Sent,
     /// Items there were at the start, of each module that ran then, none where its guest could not
     /// tell. None at all before they were counted.
     pub(super) totals: Option<HashMap<ModuleUid, Option<u64>>>,
@@ -36,7 +39,7 @@ pub(super) struct Snapshot {
     /// Milliseconds since 1970.
     pub(super) since_ms: u64,
     pub(super) state_since_ms: u64,
-    samples: VecDeque<(Instant, BTreeMap<ModuleUid, (u64, u64)>)>,
+    samples: VecDeque<(Instant, Sent)>,
 }
 
 impl Default for Snapshot {
@@ -67,7 +70,7 @@ impl Snapshot {
     pub(super) fn rate(&self, module: ModuleUid) -> (u64, u64) {
         let fresh = |sample: &&(Instant, _)| sample.0.elapsed() <= LOOK_BACK;
         let Some((then, before)) = self.samples.iter().find(fresh) else { return (0, 0) };
-        let of = |sent: &BTreeMap<ModuleUid, (u64, u64)>| sent.get(&module).copied().unwrap_or_default();
+        let of = |sent: &Sent| sent.get(&module).copied().unwrap_or_default();
         let ((items, bytes), (items_then, bytes_then)) = (of(&self.sent), of(before));
         let ms = then.elapsed().as_millis().max(STEP.as_millis());
         let rate = |now: u64, then: u64| {
