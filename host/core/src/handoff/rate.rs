@@ -98,6 +98,7 @@ fn signed(bytes: u64) -> i64 {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     /// Bytes that go out in so many seconds, if pages of this size are read as soon as they may be.
