@@ -6,7 +6,7 @@ mod net;
 use super::*;
 use net::{Net, peer, peers};
 
-const SIZES: [usize; 5] = [2, 3, 5, 30, 100];
+const SIZES: [usize; 6] = [2, 3, 5, 10, 30, 100];
 const PROMISED: Duration = Duration::from_secs(2);
 
 const fn s(seconds: u64) -> Duration {
@@ -289,6 +289,32 @@ fn traffic_at_rest_does_not_grow_with_the_cluster_and_packets_are_small() {
         println!("at rest, {size} nodes: {packets:.1} packets, {bytes:.0} bytes per node per second");
         assert!(packets < 50.0 && bytes < 3000.0);
         assert!(net.largest <= MAX_PACKET);
+    }
+}
+
+#[test]
+fn a_member_that_joins_is_up_everywhere_at_once_and_costs_a_packet_or_two_of_each() {
+    for size in [5, 10, 30, 100] {
+        let mut net = Net::new(size, 7);
+        let last = size - 1;
+        net.kill(last);
+        for index in 0..last {
+            net.handle(index, Event::Members(peers(last)));
+        }
+        net.run(s(4));
+        (net.packets, net.bytes) = (0, 0);
+        for index in 0..last {
+            net.handle(index, Event::Members(peers(size)));
+        }
+        net.start(last, 1);
+        let took = net.until("all are up", |net| net.all_agree(&[]), PROMISED);
+        net.run(s(2) - took);
+        let per_node = |sum: u64| sum as f64 / 2.0 / size as f64;
+        let (packets, bytes) = (per_node(net.packets), per_node(net.bytes));
+        println!(
+            "join, {size} nodes: up after {took:?}, {packets:.1} packets, {bytes:.0} bytes per node per second"
+        );
+        assert!(packets < 100.0 && bytes < 10_000.0);
     }
 }
 

@@ -189,10 +189,7 @@ impl Driver {
                 "turn here".to_owned()
             })
         };
-        let reachable = || {
-            let view = inner.cluster.view();
-            view.peer(self.taker).is_some_and(|peer| inner.transport.is_up(peer.uid))
-        };
+        let reachable = || inner.cluster.liveness().is_up(self.taker);
         let receiver = || Some(format!("receiver {} is down", self.target));
         if waiting.over {
             return Some("retry".to_owned());
