@@ -38,6 +38,37 @@ const VERB_LIMIT: Duration = Duration::from_secs(300);
 /// Set for [`annulus_tests`](crate)'s own program, it is the program under test.
 pub const AS_ANNULUS: &str = "ANNULUS_TESTS_AS_ANNULUS";
 
+/// The value of [`AS_ANNULUS`] with which the program speaks the first versions only.
+pub const OLDER: &str = "older";
+
+/// Which build of the program a node runs.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum Build {
+    /// This one.
+    #[default]
+    This,
+    /// One that speaks the first versions only: the program that `ANNULUS_OLDER` names, or
+    /// else this one, which then says so of itself and takes nothing newer.
+    Older,
+}
+
+impl Build {
+    /// The program.
+    pub fn command(&self) -> Command {
+        match self {
+            Self::This => command(),
+            Self::Older => match std::env::var_os("ANNULUS_OLDER") {
+                Some(path) => Command::new(path),
+                None => {
+                    let mut command = Command::new(program());
+                    command.env(AS_ANNULUS, OLDER);
+                    command
+                }
+            },
+        }
+    }
+}
+
 /// The program under test: the one that `ANNULUS_BINARY` names, or else this package's own program
 /// in its role, which Cargo builds with the tests.
 pub fn command() -> Command {
@@ -139,6 +170,8 @@ pub struct Node {
     pub advertise: Option<SocketAddr>,
     /// Its data directory.
     pub data: PathBuf,
+    /// What it runs from its next start on.
+    pub build: Build,
     log: PathBuf,
     arguments: Vec<String>,
     child: Option<Child>,
@@ -152,11 +185,21 @@ impl Node {
             name: name.to_owned(),
             listen: "127.0.0.1:0".to_owned(),
             advertise: None,
+            build: Build::This,
             data: dir.join(short),
             log: dir.join(format!("{short}.log")),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
             child: None,
         }
+    }
+
+    /// Starts it although it will end by itself; answers its exit code and what it said.
+    ///
+    /// # Panics
+    /// If it does not end.
+    pub fn start_in_vain(&mut self) -> Ran {
+        let words = ["start", "--format", "json", "--name", &self.name, "--listen", &self.listen];
+        run(self.build.command().args(words).args(["--http", "127.0.0.1:1", "--data"]).arg(&self.data))
     }
 
     /// Starts it and waits until it serves.
@@ -168,7 +211,9 @@ impl Node {
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
         let advertise = self.advertise.map(|address| format!("--advertise={address}"));
-        let mut child = command()
+        let mut child = self
+            .build
+            .command()
             .args([
                 "start",
                 "--with-parent",
@@ -257,12 +302,18 @@ impl Node {
 
     /// A verb, as people see it.
     pub fn cli<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
-        verb(&self.data, words)
+        run(self.build.command().arg("--data").arg(&self.data).arg("--yes").args(words))
     }
 
     /// A verb, as programs see it.
     pub fn json<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
-        run(command().arg("--data").arg(&self.data).args(["--yes", "--format", "json"]).args(words))
+        run(self
+            .build
+            .command()
+            .arg("--data")
+            .arg(&self.data)
+            .args(["--yes", "--format", "json"])
+            .args(words))
     }
 
     /// A command of a module: its reply, or the error with code, message and state.
@@ -313,7 +364,7 @@ impl Node {
     /// If there is no token for it.
     pub fn begin_join(&self, member: &Node) -> Verb {
         let token = member.json(&["token"]).json()["token"].as_str().unwrap_or_default().to_owned();
-        let mut command = command();
+        let mut command = self.build.command();
         command.arg("--data").arg(&self.data).args(["join", &member.listen, "--token", &token, "--yes"]);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         Verb(child.unwrap_or_else(|error| panic!("{command:?} does not start: {error}")))
@@ -395,6 +446,8 @@ pub struct Cluster {
     nodes: Vec<Node>,
     relay: Option<Relay>,
     dir: Option<tempfile::TempDir>,
+    /// What nodes run that are added from now on.
+    pub build: Build,
 }
 
 impl Cluster {
@@ -425,7 +478,7 @@ impl Cluster {
     fn apart_behind(relay: Option<Relay>, count: usize, arguments: &[&str]) -> Self {
         let dir = tempfile::Builder::new().prefix("annulus-test-").tempdir();
         let dir = dir.unwrap_or_else(|error| panic!("no directory for a test: {error}"));
-        let mut cluster = Self { nodes: Vec::new(), relay, dir: Some(dir) };
+        let mut cluster = Self { nodes: Vec::new(), relay, dir: Some(dir), build: Build::This };
         for _ in 0..count {
             cluster.add(arguments);
         }
@@ -440,6 +493,7 @@ impl Cluster {
         let number = self.nodes.len();
         let name = format!("rc_example{}@127.0.0.1", number + 1);
         let mut node = Node::new(&name, self.path(), arguments);
+        node.build = self.build.clone();
         let door = self.relay.as_ref().map(Relay::open);
         node.advertise = door.map(|(_, told)| told);
         node.start();

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use annulus_core::version::Speaks;
 use annulus_tests::chaos;
 use annulus_tests::growth::grow_and_shrink;
 use annulus_tests::harness;
@@ -58,8 +59,10 @@ enum Scenario {
 }
 
 fn main() -> ExitCode {
-    if std::env::var_os(harness::AS_ANNULUS).is_some() {
-        return annulus::cli::main();
+    match std::env::var_os(harness::AS_ANNULUS) {
+        Some(role) if role == harness::OLDER => return annulus::cli::main_speaking(Speaks::FIRST),
+        Some(_) => return annulus::cli::main(),
+        None => {}
     }
     match Run::parse() {
         Run::Load { keys, seconds, clients, seed } => {

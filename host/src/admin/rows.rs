@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use annulus_core::version::Speaks;
 use serde::{Deserialize, Serialize};
 
 /// One node of `members`.
@@ -34,6 +35,9 @@ pub struct MemberRow {
     /// What is staged for it: `join`, `leave`, `replace` or `remove`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staged: Option<String>,
+    /// What it told the addressed node that it speaks; none if it has said nothing yet.
+    #[serde(default)]
+    pub speaks: Option<Speaks>,
 }
 
 /// `ring`.
@@ -245,6 +249,15 @@ pub struct StatusRow {
     /// `status --acknowledge`.
     #[serde(default)]
     pub possible_loss: Vec<super::plan_rows::LossRow>,
+    /// Level of the cluster's state: what all members speak, and may be used.
+    #[serde(default)]
+    pub level: u32,
+    /// What this node speaks.
+    #[serde(default)]
+    pub speaks: Speaks,
+    /// Members because of which the level is not this node's newest.
+    #[serde(default)]
+    pub held_back_by: Vec<String>,
 }
 
 /// The end of a coverage call.

@@ -40,6 +40,14 @@ pub(super) fn render(row: &StatusRow) -> String {
         "control",
         if row.quorum { "changes can be made" } else { "no quorum: no change can be made" }.to_owned(),
     );
+    line("speaks", format!("protocol {}, state levels {}", row.speaks.protocol, row.speaks.levels));
+    line(
+        "level",
+        match row.held_back_by.as_slice() {
+            [] => row.level.to_string(),
+            behind => format!("{}, held back by {}", row.level, behind.join(", ")),
+        },
+    );
     line("applied", row.applied.to_string());
     line("ring", format!("{} partitions change hands", row.pending));
     line("transfers", row.transfers.to_string());

@@ -7,7 +7,7 @@ use std::collections::{HashMap, HashSet};
 use annulus_core::ids::{ClusterId, Digest};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{Lineage, Member, MemberStatus};
-use annulus_core::version::Speaks;
+use annulus_core::version::{LEVEL, Speaks};
 use openraft::ServerState;
 use parking_lot::Mutex;
 use tokio::time::timeout;
@@ -22,11 +22,15 @@ fn soon() -> Instant {
     Instant::now() + LIMIT
 }
 
+mod levels;
+
 /// Calls are function calls, unless a pair is cut.
 #[derive(Default)]
 struct Net {
     nodes: Mutex<HashMap<NodeUid, Cluster>>,
     cut: Mutex<HashSet<(NodeUid, NodeUid)>>,
+    /// These speak the first versions only.
+    older: Mutex<HashSet<NodeUid>>,
     /// Answers to proposals are lost on the way back.
     loses_answers: Mutex<bool>,
 }
@@ -78,9 +82,8 @@ struct World {
     net: Arc<Net>,
     dir: tempfile::TempDir,
     nodes: Vec<Cluster>,
-    /// What the next node to start speaks, and a founding with it.
-    speaks: Speaks,
     next_start: Start,
+    next_disk: Option<String>,
 }
 
 fn member(number: u8) -> Member {
@@ -100,13 +103,14 @@ fn member(number: u8) -> Member {
 
 impl World {
     async fn founded() -> Self {
-        Self::founded_speaking(Speaks::THIS).await
+        Self::founded_in(Arc::default()).await
     }
 
-    async fn founded_speaking(speaks: Speaks) -> Self {
+    async fn founded_in(net: Arc<Net>) -> Self {
         let dir = tempfile::tempdir().unwrap();
+        let level = if net.older.lock().is_empty() { LEVEL } else { 1 };
         let next_start = Start { number: 1, id: 1 };
-        let mut world = Self { net: Arc::default(), dir, nodes: Vec::new(), speaks, next_start };
+        let mut world = Self { net, dir, nodes: Vec::new(), next_start, next_disk: None };
         let found = Command::Found {
             cluster: ClusterId([9; 16]),
             ring_size: RingSize::try_from(8).unwrap(),
@@ -114,7 +118,7 @@ impl World {
             founder: member(1),
             authority: "authority".into(),
             authority_key: "key".into(),
-            level: speaks.levels.newest,
+            level,
         };
         world.start(1, NodeId(0), Some(found), None).await;
         world
@@ -140,8 +144,9 @@ impl World {
         found: Option<Command>,
         seeded: Option<&annulus_core::state::ClusterState>,
     ) {
-        // A node that is started again has another disk.
-        let disk = format!("{number}-{}-{}", self.nodes.len(), self.next_start.id);
+        // A node that is started again has another disk, unless somebody says which.
+        let new = format!("{number}-{}-{}", self.nodes.len(), self.next_start.id);
+        let disk = self.next_disk.take().unwrap_or(new);
         let database = open_database(&self.dir.path().join(&disk)).unwrap();
         if let Some(state) = seeded {
             seed(&database, state).await.unwrap();
@@ -149,6 +154,7 @@ impl World {
         let member = member(number);
         let beside = self.dir.path().join(format!("beside-{disk}"));
         std::fs::create_dir_all(&beside).unwrap();
+        let older = self.net.older.lock().contains(&member.uid);
         let cluster = Cluster::start(ClusterConfig {
             database,
             beside,
@@ -159,7 +165,7 @@ impl World {
             http: member.http,
             place: Place::default(),
             network: Arc::new(Link { net: self.net.clone(), from: member.uid }),
-            speaks: self.speaks,
+            speaks: if older { Speaks::FIRST } else { Speaks::THIS },
             found,
         });
         let cluster = timeout(LIMIT, cluster).await.unwrap().unwrap();

@@ -4,8 +4,6 @@
 //! goes to all; what one said last counts while it is away, and one that was not heard from since
 //! the leader's start is waited for.
 
-use std::collections::BTreeMap;
-
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Command, Refusal};
 use annulus_core::version::{Range, Speaks, level_of};
@@ -28,45 +26,51 @@ impl Cluster {
         self.inner.speaks
     }
 
-    /// What each member speaks that is not removed, as far as this node has heard.
-    pub fn members_speak(&self) -> BTreeMap<NodeId, Option<Speaks>> {
-        let view = self.view();
-        view.state.live_members().map(|member| (member.id, self.speaks_of(&view, member.id))).collect()
-    }
-
-    fn speaks_of(&self, view: &View, node: NodeId) -> Option<Speaks> {
+    /// What a member speaks, as far as this node has heard.
+    pub fn speaks_of(&self, view: &View, node: NodeId) -> Option<Speaks> {
         if node == self.me() {
             return Some(self.speaks());
         }
         self.inner.network.speaks(view.member(node)?.uid)
     }
 
-    /// May this be proposed at the level that this node knows of? If not, the refusal says because
-    /// of whom.
-    pub(super) fn check_level(&self, command: &Command) -> Result<(), Refusal> {
-        let view = self.view();
-        let Err(Refusal::Level { needs, level, .. }) = view.state.check_level(command) else { return Ok(()) };
+    /// The members because of which the cluster does not use this level yet, each with the reason.
+    /// Those that were not heard from only if nobody is known not to speak it.
+    pub fn held_back_by(&self, view: &View, level: u32) -> Vec<String> {
+        if view.state.level >= level {
+            return Vec::new();
+        }
         let (mut older, mut unheard) = (Vec::new(), Vec::new());
         for member in view.state.live_members() {
-            match self.speaks_of(&view, member.id) {
+            match self.speaks_of(view, member.id) {
                 None => unheard.push(format!("{} (not heard from yet)", member.name)),
-                Some(speaks) if speaks.levels.newest < needs => {
+                Some(speaks) if speaks.levels.newest < level => {
                     older.push(format!("{} (speaks {})", member.name, speaks.levels));
                 }
                 Some(_) => {}
             }
         }
-        Err(Refusal::Level { needs, level, behind: if older.is_empty() { unheard } else { older } })
+        if older.is_empty() { unheard } else { older }
+    }
+
+    /// May this be proposed at the level that this node knows of? If not, the refusal says because
+    /// of whom.
+    pub(super) fn check_level(&self, command: &Command) -> Result<(), Refusal> {
+        let view = self.view();
+        match view.state.check_level(command) {
+            Err(Refusal::Level { needs, level, .. }) => {
+                Err(Refusal::Level { needs, level, behind: self.held_back_by(&view, needs) })
+            }
+            other => other,
+        }
     }
 
     /// The raise that is due: all members are known to speak a higher level than the state's.
     pub(super) fn due_raise(&self, view: &View) -> Option<Command> {
-        let speak = self.members_speak();
-        let newest = speak.values().map(|speaks| speaks.map(|speaks| speaks.levels.newest));
+        let known: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
+        let newest = known.iter().map(|node| Some(self.speaks_of(view, *node)?.levels.newest));
         let level = newest.collect::<Option<Vec<u32>>>()?.into_iter().min()?;
-        let due = level > view.state.level
-            && view.state.live_members().all(|member| speak.contains_key(&member.id));
-        due.then(|| Command::Raise { level, known: speak.into_keys().collect() })
+        (level > view.state.level).then_some(Command::Raise { level, known })
     }
 
     /// Is this a command that this build may know?

@@ -55,6 +55,7 @@ impl From<Refusal> for AdminError {
             Refusal::BadSetting(_) => "bad-arguments",
             Refusal::NothingStaged => "nothing-staged",
             Refusal::PlanChanged => "plan-changed",
+            Refusal::Level { .. } => "state-level",
             _ => "not-allowed",
         };
         Self::not_applied(code, refusal.to_string())

@@ -69,6 +69,7 @@ impl AdminService {
             listen: member.listen.clone(),
             http: member.http.clone(),
             staged: staged_for(view, id),
+            speaks: self.parts.cluster.speaks_of(view, id),
         })
     }
 
@@ -196,6 +197,9 @@ impl AdminService {
             vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
             alerts,
             possible_loss,
+            level: view.state.level,
+            speaks: cluster.speaks(),
+            held_back_by: cluster.held_back_by(&view, cluster.speaks().levels.newest),
         }
     }
 }

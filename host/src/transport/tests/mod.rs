@@ -8,6 +8,7 @@ mod hostile;
 mod identity;
 mod lifecycle;
 mod strangers;
+mod versions;
 
 use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;

@@ -1,0 +1,58 @@
+//! Nodes of different builds.
+
+use annulus_core::version::Speaks;
+
+use super::*;
+
+/// One that speaks the first versions only.
+fn first(world: &World) -> (Transport, PeerAddr) {
+    struct Deaf;
+    impl Service for Deaf {
+        fn request(&self, _: Request) {}
+        fn bulk(&self, _: PeerIdentity, _: u8, _: Bytes, _: BulkStream) {}
+    }
+    let config = world.config(uid());
+    let transport = Transport::bind_speaking(Speaks::FIRST, config.clone(), Arc::new(Deaf)).unwrap();
+    let addr = PeerAddr { uid: config.uid, addr: transport.local_addr() };
+    (transport, addr)
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_let_go() {
+    let world = World::new();
+    let (here, there) = (world.node(), world.node());
+    let (older, older_addr) = first(&world);
+    assert_eq!(here.transport.peer_speaks(older_addr.uid), None);
+    here.call(&there.addr(), ECHO, b"").await.unwrap();
+    here.call(&older_addr, ECHO, b"").await.unwrap();
+    assert_eq!(here.transport.peer_speaks(there.uid()), Some(Speaks::THIS));
+    assert_eq!(here.transport.peer_speaks(older_addr.uid), Some(Speaks::FIRST));
+    assert_eq!(older.peer_speaks(here.uid()), Some(Speaks::THIS));
+
+    here.transport.set_level(1);
+    here.call(&older_addr, ECHO, b"").await.unwrap();
+    // Whoever dials, it does not come back.
+    here.transport.set_level(2);
+    within("the end of the connection", async {
+        while here.transport.is_up(older_addr.uid) {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let refused = here.call(&older_addr, ECHO, b"").await.unwrap_err();
+    assert!(refused.to_string().contains("state level 2"), "{refused}");
+    let refused = within("a refusal", async {
+        loop {
+            let asked = older.call(&here.addr(), Lane::Data, ECHO, Bytes::new(), soon()).await;
+            match asked {
+                Err(CallError::Unreachable(reason)) => return reason,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
+    assert!(refused.contains("level 2") && refused.contains("speaks 1"), "{refused}");
+    // Others are not concerned, and what it said last is remembered.
+    here.call(&there.addr(), ECHO, b"").await.unwrap();
+    assert_eq!(here.transport.peer_speaks(older_addr.uid), Some(Speaks::FIRST));
+}
