@@ -8,3 +8,4 @@ pub mod harness;
 pub mod inside;
 pub mod load;
 pub mod relay;
+pub mod sim;

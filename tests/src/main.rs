@@ -13,6 +13,7 @@ use annulus_tests::chaos;
 use annulus_tests::growth::grow_and_shrink;
 use annulus_tests::harness;
 use annulus_tests::load::Settings;
+use annulus_tests::sim;
 use clap::Parser;
 
 /// Long runs of what the tests run briefly.
@@ -34,6 +35,8 @@ enum Run {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
+    /// Seeded histories of a whole cluster in one thread: exit 0 if every rule holds in all of them.
+    Sim(Simulation),
     /// Members come and go, nodes die, freeze and are cut off, under a mixed load that a model
     /// checks. The last line is its verdict.
     Chaos {
@@ -49,6 +52,72 @@ enum Run {
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..=20))]
         nodes: u64,
     },
+}
+
+/// What is asked of the simulation.
+#[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true)]
+struct Simulation {
+    /// How many seeds.
+    #[arg(long, default_value_t = 1000)]
+    seeds: u64,
+    /// The first of them.
+    #[arg(long, default_value_t = 0)]
+    from: u64,
+    /// One seed, with all that happens in it.
+    #[arg(long)]
+    replay: Option<u64>,
+    /// Breaks a rule on purpose; tests/sim/README.md lists them.
+    #[arg(long)]
+    mutant: Option<annulus_sim::Mutant>,
+    #[command(subcommand)]
+    what: Option<Simulated>,
+}
+
+/// More that is simulated.
+#[derive(clap::Subcommand)]
+enum Simulated {
+    /// What large clusters cost: messages and bytes per node and second, at rest and while a
+    /// node joins, and how long that takes.
+    Scale {
+        /// How many nodes.
+        #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 30, 100])]
+        nodes: Vec<usize>,
+        /// How many partitions.
+        #[arg(long, default_value_t = 1024)]
+        ring: u32,
+    },
+}
+
+fn simulate(simulation: &Simulation) -> ExitCode {
+    let Simulation { seeds, from, replay, mutant, what } = simulation;
+    if let Some(Simulated::Scale { nodes, ring }) = what {
+        return match sim::table(nodes, *ring, |line| println!("{line}")) {
+            Ok(()) => ExitCode::SUCCESS,
+            Err(why) => {
+                eprintln!("{why}");
+                ExitCode::FAILURE
+            }
+        };
+    }
+    let verdict = match replay {
+        Some(seed) => {
+            let report = sim::replay(*seed, *mutant);
+            report.all.iter().flatten().for_each(|line| println!("{line}"));
+            println!("{} events, SHA-256 {}", report.events, report.hash);
+            let (counts, broken) = (report.counts.clone(), report.broken.is_some());
+            let broken =
+                if broken { vec![annulus_sim::Report { last: Vec::new(), ..report }] } else { Vec::new() };
+            sim::Verdict { broken, counts, seeds: 1 }
+        }
+        None => {
+            let stop = Arc::new(AtomicBool::new(false));
+            stop_when_told(&stop);
+            sim::many(*from, *seeds, *mutant, &stop)
+        }
+    };
+    println!("{verdict}");
+    exit_code(verdict.broken.is_empty())
 }
 
 /// A scenario of chaos.
@@ -74,6 +143,7 @@ fn main() -> ExitCode {
                 report.is_sound() && report.failed_requests() == 0 && report.complete == report.coverages;
             exit_code(flawless)
         }
+        Run::Sim(simulation) => simulate(&simulation),
         Run::Chaos { scenario: Scenario::Membership, seconds, seed, nodes } => {
             let mut settings = chaos::Settings::new(Duration::from_secs(seconds), seed);
             settings.nodes = usize::try_from(nodes).unwrap_or(usize::MAX);

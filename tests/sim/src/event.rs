@@ -19,6 +19,8 @@ pub type At = usize;
 pub enum Event {
     /// A message arrives over a connection.
     Message { conn: usize, from: At, to: At, message: Message },
+    /// A datagram arrives.
+    Datagram { from: At, to: At, bytes: bytes::Bytes },
     /// A node notices that a connection is gone.
     Lost { node: At, conn: usize },
     /// A node has waited for it.
@@ -79,6 +81,8 @@ pub enum Timer {
     Step { key: Key, stage: u64 },
     /// A stream whose first message waits for the log has waited too long.
     Greeting { link: u64 },
+    /// The failure detector's time has come.
+    Live,
     /// The process ends: its node has left.
     End,
 }

@@ -15,6 +15,7 @@
 mod claimant;
 mod council;
 mod event;
+mod live;
 mod nemesis;
 mod net;
 mod node;
@@ -22,12 +23,16 @@ mod operator;
 mod oracle;
 mod random;
 mod requests;
+pub mod scale;
 mod time;
 mod trace;
 mod transfers;
 mod world;
 
 pub use oracle::{Counts, Rule};
+
+use std::fmt;
+use std::str::FromStr;
 
 use time::{MS, SECOND, Time};
 use world::World;
@@ -88,6 +93,24 @@ impl Mutant {
     ];
 }
 
+impl fmt::Display for Mutant {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Debug::fmt(self, f)
+    }
+}
+
+impl FromStr for Mutant {
+    type Err = String;
+
+    fn from_str(name: &str) -> Result<Self, String> {
+        let named = Self::ALL.into_iter().find(|mutant| mutant.to_string().eq_ignore_ascii_case(name));
+        named.ok_or_else(|| {
+            let names: Vec<String> = Self::ALL.iter().map(Self::to_string).collect();
+            format!("there are: {}", names.join(", "))
+        })
+    }
+}
+
 /// How a world is made.
 #[derive(Clone, Debug)]
 pub struct Settings {
@@ -97,13 +120,27 @@ pub struct Settings {
     pub keys: usize,
     /// How long things break.
     pub chaos: Time,
+    /// How many nodes it begins with; by the seed where none.
+    pub nodes: Option<usize>,
+    /// How many partitions; by the seed where none.
+    pub ring_size: Option<u32>,
+    /// Nothing breaks and nobody does anything.
+    pub faultless: bool,
     /// Keeps every line of the trace, for a schedule in a file.
     pub whole_trace: bool,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { mutant: None, keys: 24, chaos: 15 * SECOND, whole_trace: false }
+        Self {
+            mutant: None,
+            keys: 24,
+            chaos: 15 * SECOND,
+            nodes: None,
+            ring_size: None,
+            faultless: false,
+            whole_trace: false,
+        }
     }
 }
 
@@ -127,6 +164,7 @@ pub struct Seen {
     pub joins: u64,
     pub leaves: u64,
     pub orphaned: u64,
+    pub downs: u64,
     pub removals: u64,
     pub replaces: u64,
     pub commits: u64,
@@ -144,7 +182,8 @@ impl Seen {
         self.resumes += resumes;
         self.fresh_streams += fresh_streams;
         let Self { forwards, crashes, sealed_crashes, pauses, cuts, jumps, joins, leaves, .. } = other;
-        let Self { orphaned, removals, replaces, commits, .. } = other;
+        let Self { orphaned, downs, removals, replaces, commits, .. } = other;
+        self.downs += downs;
         self.forwards += forwards;
         self.crashes += crashes;
         self.sealed_crashes += sealed_crashes;

@@ -108,6 +108,7 @@ impl World {
         if !self.net.conns[conn].is_open_at(from) {
             return;
         }
+        self.count_message(from, &message);
         let to = self.net.conns[conn].other(from);
         let stream = match &message {
             Message::Call { .. } | Message::Answer { .. } => 1 + self.random.below(2),
@@ -125,7 +126,7 @@ impl World {
 
     /// How long a message takes.
     pub fn delay(&mut self) -> Time {
-        let tail = if self.random.percent(3) { 40 * MS } else { 2 * MS };
+        let tail = if self.random.percent(3) && !self.faultless { 40 * MS } else { 2 * MS };
         self.random.between(50, tail) * self.net.slowness.max(1)
     }
 

@@ -148,7 +148,6 @@ pub struct Raft {
 }
 
 /// One node, running or not.
-#[derive(Debug)]
 pub struct Node {
     pub uid: NodeUid,
     /// Once it is admitted.
@@ -180,6 +179,9 @@ pub struct Node {
     pub parked: BTreeMap<u64, Waiting>,
     /// First messages of streams that wait for the log: link -> Begin's `applied`.
     pub greetings: BTreeMap<u64, (u64, annulus_core::handoff::message::Begin)>,
+    pub liveness: Option<annulus_core::liveness::Liveness>,
+    /// When its timer is due, by this node's clock.
+    pub live_timer: Option<std::time::Duration>,
     pub claiming: bool,
     pub flipping: bool,
     /// The view by which the claimant had nothing to do.
@@ -222,6 +224,8 @@ impl Node {
             proposals: BTreeMap::new(),
             parked: BTreeMap::new(),
             greetings: BTreeMap::new(),
+            liveness: None,
+            live_timer: None,
             claiming: false,
             flipping: false,
             content: 0,
@@ -243,6 +247,7 @@ impl Node {
         self.parked.clear();
         self.greetings.clear();
         self.marks.clear();
+        (self.liveness, self.live_timer) = (None, None);
         (self.claiming, self.flipping, self.content, self.mastered) = (false, false, 0, 0);
         self.raft = Raft::default();
     }

@@ -117,6 +117,18 @@ pub struct Counts {
     pub unknown: u64,
 }
 
+impl Counts {
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        self.acknowledged += other.acknowledged;
+        self.lost += other.lost;
+        self.resurrected += other.resurrected;
+        self.unanswered += other.unanswered;
+        self.requests += other.requests;
+        self.unknown += other.unknown;
+    }
+}
+
 /// The truth.
 pub struct Truth {
     keys: Vec<KeyTruth>,

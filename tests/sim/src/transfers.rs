@@ -20,8 +20,6 @@ use crate::node::{Items, Purpose, Stage};
 use crate::time::{MS, SECOND, Time};
 use crate::world::World;
 
-/// Transfers that a node sends at once.
-const AT_ONCE: usize = 3;
 /// Items of a page: few, so that writes fall between pages.
 const PAGE: usize = 2;
 /// A leader must have been heard from this lately for a seal (R1).
@@ -161,11 +159,13 @@ impl World {
         if self.nodes[at].mastered < self.nodes[at].view.applied {
             return;
         }
+        let view = self.nodes[at].view.clone();
+        let at_once = usize::from(view.handoff.of(self.nodes[at].id).outgoing);
         loop {
             let running = self.nodes[at].outgoing.values().filter(|outgoing| outgoing.started).count();
             let node = &self.nodes[at];
             let waiting = |outgoing: &&Outgoing| {
-                !outgoing.started && (running < AT_ONCE || node.disk.seals.contains_key(&outgoing.key.0))
+                !outgoing.started && (running < at_once || node.disk.seals.contains_key(&outgoing.key.0))
             };
             let Some(key) = node.outgoing.values().find(waiting).map(|outgoing| outgoing.key) else { return };
             let slot = self.nodes[at].slot(key.0);

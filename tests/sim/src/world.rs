@@ -41,6 +41,10 @@ pub struct World {
     pub calm: bool,
     /// Can the host count the guest's items?
     pub counted: bool,
+    /// Nothing breaks.
+    pub faultless: bool,
+    /// What was sent, where that is counted.
+    pub sent: Option<crate::scale::Sent>,
     keys: usize,
     serials: u64,
 }
@@ -50,9 +54,11 @@ impl World {
     pub fn new(seed: u64, settings: &Settings) -> Self {
         let mut random = Random::new(seed);
         let nodes = random.between(3, 5) as usize;
+        let nodes = settings.nodes.unwrap_or(nodes).max(1);
         let counted = random.percent(50);
         let size = if random.percent(50) { 8 } else { 16 };
-        let size = RingSize::try_from(size).unwrap_or_else(|_| unreachable!("8 and 16 are sizes of rings"));
+        let size = settings.ring_size.unwrap_or(size);
+        let size = RingSize::try_from(size).unwrap_or_else(|bad| panic!("{bad}"));
         let mut world = Self {
             now: 0,
             random,
@@ -68,6 +74,8 @@ impl World {
             broken: None,
             calm: false,
             counted,
+            faultless: settings.faultless,
+            sent: None,
             keys: settings.keys,
             serials: 0,
         };
@@ -107,10 +115,21 @@ impl World {
                 self.enter(Command::Joined { node });
             }
         }
+        // It begins where the claim wants it.
+        if self.faultless {
+            let state = self.council.state().clone();
+            self.enter(Command::Rebalance { base: state.ring.epoch, table: state.claimed_table() });
+            let pending = self.council.state().ring.transfers().map(|(id, t)| (id, t.id)).collect();
+            self.enter(Command::Flip { transfers: pending });
+        }
         for uid in uids {
             self.add_node(uid);
         }
-        self.council.voters = if nodes < 3 { vec![0] } else { vec![0, 1, 2] };
+        self.council.voters = match nodes {
+            0..3 => vec![0],
+            3..5 => vec![0, 1, 2],
+            _ => vec![0, 1, 2, 3, 4],
+        };
         for at in 0..self.nodes.len() {
             self.start(at);
         }
@@ -118,8 +137,10 @@ impl World {
             let first = self.random.below(300 * MS);
             self.queue.push(first, Event::Client { key });
         }
-        self.queue.push(SECOND, Event::Operator);
-        self.queue.push(2500 * MS, Event::Nemesis);
+        if !self.faultless {
+            self.queue.push(SECOND, Event::Operator);
+            self.queue.push(2500 * MS, Event::Nemesis);
+        }
     }
 
     /// An entry of before the beginning.
@@ -143,6 +164,7 @@ impl World {
             let id = self.nodes[at].id;
             self.note(format_args!("n{at} is {id}"));
             self.seen.joins += 1;
+            self.count_welcome();
             self.start(at);
         }
     }
@@ -173,7 +195,7 @@ impl World {
     pub fn timer(&mut self, at: At, wait: Time, timer: Timer) {
         let node = &self.nodes[at];
         let boot = node.boot;
-        self.queue.push(self.now + node.clock.real(wait), Event::Timer { node: at, boot, timer });
+        self.queue.push(self.now + node.clock.real(wait) + 1, Event::Timer { node: at, boot, timer });
     }
 
     /// A process starts, from its disk.
@@ -206,6 +228,7 @@ impl World {
             node.slot(partition).holding.sealed = Some(transfer);
         }
         self.take_up(at);
+        self.start_liveness(at);
         let first = self.random.below(200 * MS);
         self.timer(at, first, Timer::Raft);
         self.timer(at, first, Timer::Claimant);
@@ -238,6 +261,7 @@ impl World {
         self.timer(at, disk, Timer::Persist);
         self.wake_ops(at);
         self.drop_the_banned(at);
+        self.tell_members(at);
         self.plan_end(at);
     }
 
@@ -317,6 +341,7 @@ impl World {
     pub fn happen(&mut self, event: Event) {
         match event {
             Event::Message { conn, from, to, message } => self.arrive(conn, from, to, message),
+            Event::Datagram { from, to, bytes } => self.datagram(from, to, bytes),
             Event::Silence { conn } => self.silence(conn),
             Event::Decide { proposal } => self.decide(proposal),
             Event::Undo(undo) => self.undo(undo),
@@ -441,6 +466,7 @@ impl World {
             Timer::Seal { key } => self.sealed(at, key),
             Timer::Retry { key } => self.tell_sender(at, key, sender::Event::Retry),
             Timer::Step { key, stage } => self.fill(at, key, stage),
+            Timer::Live => self.liveness_timer(at),
             Timer::Greeting { link } => {
                 if self.nodes[at].greetings.remove(&link).is_some()
                     && let Some(conn) = self.links.get(&link).map(|link| link.conn)
@@ -522,6 +548,9 @@ impl World {
             {
                 return Some(format!("n{at} keeps a stage or a seal of p{at_rest}"));
             }
+        }
+        if let Some((at, unseen)) = self.unseen() {
+            return Some(format!("n{at} takes n{unseen} for down"));
         }
         None
     }
