@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use annulus::vnode::{
     Behaviour, Command, Control, Delivery, Master, MasterConfig, ModuleSource, Outgoing, PageAnswer,
-    PageWanted, Reply, StreamEvent,
+    PageWanted, Reply, StageId, StreamEvent,
 };
 use annulus::wasm::{Engine, Limits, Request, TransferKind};
 use annulus_core::ids::{ModuleUid, NodeId, RequestId, TransferId};
@@ -176,8 +176,9 @@ async fn items_that_come_while_a_staged_vnode_is_swapped_reach_the_new_instance(
     bed.call("put", &[("key", key.as_str().into()), ("value", 2.into())]).await.unwrap();
     let Some(StreamEvent::Forward { items: update, .. }) = events.recv().await else { panic!("no forward") };
 
-    bed.master.stage(to, transfer);
-    let staged = bed.master.staged_vnode(to, transfer, KV).unwrap();
+    let stage = StageId { partition: to, transfer, generation: 1 };
+    bed.master.stage(stage);
+    let staged = bed.master.staged_vnode(stage, KV).unwrap();
     let tell = |items| {
         let (answer, taken) = oneshot::channel();
         staged.tell(Control::Items(items, answer));
@@ -299,4 +300,19 @@ async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
     reports[0].1.as_ref().unwrap();
     assert_eq!(bed.call("get", &[("key", "bye".into())]).await.unwrap(), Value::from("swap"));
     assert_eq!(forwarded(&mut events), [("bye".to_owned(), false)]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_fills_a_stage_that_was_dropped_does_not_go_on_with_the_next() {
+    let bed = Bed::with("kv").await;
+    let id = |generation| StageId { partition: PartitionId(5), transfer: TransferId(9), generation };
+    let (old, new) = (id(1), id(2));
+    bed.master.stage(old);
+    assert!(bed.master.staged_vnode(old, KV).is_some());
+    // The stream began again, and what fills the first stage has items left.
+    bed.master.stage(new);
+    assert!(bed.master.staged_vnode(old, KV).is_none(), "an older stage fills this one");
+    assert!(!bed.master.staging_complete(old), "an older end completes this one");
+    assert!(bed.master.staged_vnode(new, KV).is_some());
+    assert!(bed.master.staging_complete(new));
 }

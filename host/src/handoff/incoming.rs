@@ -16,7 +16,7 @@ use tokio::time::Instant;
 
 use super::{Handoff, link};
 use crate::transport::BulkStream;
-use crate::vnode::{Control, Taken};
+use crate::vnode::{Control, StageId, Taken};
 
 /// Longest that a stream waits for this node to have its modules ready. Then it is refused and
 /// comes again, so that nobody's turn is used up by waiting for a compiler.
@@ -170,15 +170,10 @@ impl Driver {
 
     fn step(&mut self, generation: u64, step: Step) {
         if self.stage.as_ref().is_none_or(|(open, _)| *open != generation) {
-            self.handoff.inner.master.stage(self.partition, self.transfer);
+            let stage = StageId { partition: self.partition, transfer: self.transfer, generation };
+            self.handoff.inner.master.stage(stage);
             let (steps, todo) = mpsc::unbounded_channel();
-            let filler = Filler {
-                handoff: self.handoff.clone(),
-                partition: self.partition,
-                transfer: self.transfer,
-                generation,
-                later: self.later.clone(),
-            };
+            let filler = Filler { handoff: self.handoff.clone(), id: stage, later: self.later.clone() };
             tokio::spawn(filler.run(todo));
             self.stage = Some((generation, steps));
         }
@@ -199,16 +194,14 @@ enum Step {
 /// Fills one generation of a stage, in the order of the stream.
 struct Filler {
     handoff: Handoff,
-    partition: PartitionId,
-    transfer: TransferId,
-    generation: u64,
+    id: StageId,
     later: mpsc::UnboundedSender<Event>,
 }
 
 impl Filler {
     /// Until a step fails or the driver lets go of the stage.
     async fn run(self, mut todo: mpsc::UnboundedReceiver<Step>) {
-        let generation = self.generation;
+        let generation = self.id.generation;
         let mut grace = MODULE_GRACE;
         while let Some(step) = todo.recv().await {
             let done = match step {
@@ -223,16 +216,13 @@ impl Filler {
                 Step::Count { modules } => {
                     let mut counts = BTreeMap::new();
                     for module in modules {
-                        let count =
-                            self.handoff.inner.master.staged_count(self.partition, self.transfer, module);
+                        let count = self.handoff.inner.master.staged_count(self.id, module);
                         counts.extend(count.await.map(|count| (module, count)));
                     }
                     Ok(Some(Event::Counted { generation, counts }))
                 }
                 // Items of modules that keep them in memory are as safe as they get.
-                Step::Complete
-                    if self.handoff.inner.master.staging_complete(self.partition, self.transfer) =>
-                {
+                Step::Complete if self.handoff.inner.master.staging_complete(self.id) => {
                     Ok(Some(Event::Completed(generation)))
                 }
                 Step::Complete => Err(Refused::Stage("the stage is gone".to_owned())),
@@ -248,7 +238,7 @@ impl Filler {
         if items.is_empty() {
             return Ok(Tallies::default());
         }
-        let vnode = self.handoff.inner.master.staged_vnode(self.partition, self.transfer, module);
+        let vnode = self.handoff.inner.master.staged_vnode(self.id, module);
         let vnode = vnode.ok_or_else(|| Refused::Stage("the stage is gone, or the module is".to_owned()))?;
         let (answer, taken) = oneshot::channel();
         vnode.tell(Control::Items(items.into_iter().map(item).collect(), answer));

@@ -21,7 +21,7 @@ use tokio::sync::{mpsc, oneshot, watch};
 use super::actor;
 use super::guest::Behaviour;
 use super::mailbox::{Command, Control, Count, Outgoing, SwapReport, VnodeHandle};
-use super::slot::{Incident, Incidents, Slot, SlotStatus, Staging};
+use super::slot::{Incident, Incidents, Slot, SlotStatus, StageId, Staging};
 use crate::wasm::Partition;
 
 /// Where the master learns what a module's vnodes run.
@@ -293,14 +293,9 @@ impl Master {
 
     /// How many items of a module a transfer has staged, if the host keeps them: none where nothing
     /// of it came.
-    pub async fn staged_count(
-        &self,
-        partition: PartitionId,
-        transfer: TransferId,
-        module: ModuleUid,
-    ) -> Option<u64> {
-        let vnode = self.slot(partition).and_then(|slot| {
-            let staging = slot.staging.as_ref().filter(|staging| staging.transfer == transfer)?;
+    pub async fn staged_count(&self, stage: StageId, module: ModuleUid) -> Option<u64> {
+        let vnode = self.slot(stage.partition).and_then(|slot| {
+            let staging = slot.staging.as_ref().filter(|staging| staging.is(stage))?;
             staging.vnodes.get(&module).cloned()
         });
         let Some(vnode) = vnode else { return Some(0) };
@@ -351,11 +346,12 @@ impl Master {
         }
     }
 
-    /// Makes room for a transfer's items, apart from what serves; what another transfer
-    /// staged there is dropped.
-    pub fn stage(&self, partition: PartitionId, transfer: TransferId) {
+    /// Makes room for a transfer's items, apart from what serves; what was staged there
+    /// before is dropped.
+    pub fn stage(&self, stage: StageId) {
+        let StageId { partition, transfer, generation } = stage;
         if let Some(mut slot) = self.slot(partition) {
-            let staging = Staging { transfer, complete: false, vnodes: HashMap::new() };
+            let staging = Staging { transfer, generation, complete: false, vnodes: HashMap::new() };
             if let Some(old) = slot.staging.replace(staging) {
                 end_all(old.vnodes, &RequestError::stale_ring(slot.version), true);
             }
@@ -364,27 +360,22 @@ impl Master {
 
     /// The vnode that takes in a module's items of a transfer; `None` if the transfer is not
     /// staged here or the module cannot run here.
-    pub fn staged_vnode(
-        &self,
-        partition: PartitionId,
-        transfer: TransferId,
-        module: ModuleUid,
-    ) -> Option<VnodeHandle> {
-        let mut slot = self.slot(partition)?;
-        let staging = slot.staging.as_mut().filter(|staging| staging.transfer == transfer)?;
+    pub fn staged_vnode(&self, stage: StageId, module: ModuleUid) -> Option<VnodeHandle> {
+        let mut slot = self.slot(stage.partition)?;
+        let staging = slot.staging.as_mut().filter(|staging| staging.is(stage))?;
         if let Some(handle) = staging.vnodes.get(&module) {
             return Some(handle.clone());
         }
         let behaviour = self.inner.config.modules.behaviour(module)?;
-        let handle = self.start(module, partition, behaviour);
+        let handle = self.start(module, stage.partition, behaviour);
         staging.vnodes.insert(module, handle.clone());
         Some(handle)
     }
 
     /// All items of a transfer have been merged. False if it is not staged here (any more).
-    pub fn staging_complete(&self, partition: PartitionId, transfer: TransferId) -> bool {
-        let Some(mut slot) = self.slot(partition) else { return false };
-        match slot.staging.as_mut().filter(|staging| staging.transfer == transfer) {
+    pub fn staging_complete(&self, stage: StageId) -> bool {
+        let Some(mut slot) = self.slot(stage.partition) else { return false };
+        match slot.staging.as_mut().filter(|staging| staging.is(stage)) {
             Some(staging) => {
                 staging.complete = true;
                 true

@@ -22,5 +22,5 @@ pub use mailbox::{
 pub use master::{Delivery, Master, MasterConfig, ModuleSource, WeakMaster};
 pub use native::native_kv;
 pub use run::PageAnswer;
-pub use slot::{Incident, SlotStatus};
+pub use slot::{Incident, SlotStatus, StageId};
 pub use weigh::Weight;

@@ -31,9 +31,28 @@ pub(super) struct Slot {
 /// Vnodes that take in a transfer and serve nothing yet.
 pub(super) struct Staging {
     pub(super) transfer: TransferId,
+    /// Counts the stages of one transfer.
+    pub(super) generation: u64,
     /// Everything has arrived and was merged: the end mark was answered.
     pub(super) complete: bool,
     pub(super) vnodes: HashMap<ModuleUid, VnodeHandle>,
+}
+
+/// Names a stage: who fills one that was dropped must not go on with the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StageId {
+    /// Of which partition.
+    pub partition: PartitionId,
+    /// By which transfer.
+    pub transfer: TransferId,
+    /// The receiver's count of its stages.
+    pub generation: u64,
+}
+
+impl Staging {
+    pub(super) fn is(&self, id: StageId) -> bool {
+        (self.transfer, self.generation) == (id.transfer, id.generation)
+    }
 }
 
 /// A slot, for those who look.
