@@ -174,14 +174,14 @@ impl Cluster {
         payload: &[u8],
     ) -> Result<Vec<u8>, Unanswered> {
         let running = self.inner.running.load_full();
-        if !self.takes_part() {
-            return Err(Unanswered::NotYet);
-        }
         if lineage != running.lineage {
             if lineage > running.lineage {
                 self.hear_of(uid, lineage);
             }
             return Err(Unanswered::OtherLineage);
+        }
+        if !self.takes_part() {
+            return Err(Unanswered::NotYet);
         }
         let raft = &running.raft;
         match kind {

@@ -5,6 +5,7 @@ use std::path::Path;
 use fjall::{Database, KeyspaceCreateOptions};
 
 use super::DataDirError;
+use super::files::corrupt;
 
 /// Memtable of one keyspace. Small, because a node has several keyspaces and tests run several
 /// nodes on one machine; larger ones would only delay flushes.
@@ -15,11 +16,12 @@ const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
 /// Opens the database, or makes it.
 pub fn open_database(path: &Path) -> Result<Database, DataDirError> {
-    Database::builder(path)
-        .cache_size(CACHE_BYTES)
-        .worker_threads(1)
-        .open()
-        .map_err(|source| DataDirError::Database { path: path.to_owned(), source })
+    let open = || Database::builder(path).cache_size(CACHE_BYTES).worker_threads(1).open();
+    // The engine takes some kinds of damage for impossible.
+    match std::panic::catch_unwind(open) {
+        Ok(opened) => opened.map_err(|source| DataDirError::Database { path: path.to_owned(), source }),
+        Err(_) => Err(corrupt(path, "the engine cannot make sense of it")),
+    }
 }
 
 /// Options of a keyspace of it.

@@ -1,0 +1,244 @@
+//! The control plane under fire, with real processes: leaders die, majorities are lost, disks are
+//! old or damaged.
+#![allow(clippy::unwrap_used, missing_docs)]
+
+use std::fs::{self, File};
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::Stdio;
+use std::time::{Duration, Instant};
+
+use annulus_tests::harness::{Cluster, LIMIT, Node, command, owned_by, ring, until};
+use serde_json::Value;
+
+fn claimant(node: &Node) -> Option<String> {
+    let rows = node.json(&["members"]).json();
+    let row = rows.as_array()?.iter().find(|row| row["claimant"] == true)?;
+    Some(row["node"].as_str()?.to_owned())
+}
+
+fn quiet(node: &Node) {
+    until("nothing moves", || ring(node).iter().all(|(_, pending)| pending.is_none()).then_some(()));
+}
+
+fn three_voters(node: &Node) {
+    // All three have caught up when the ring is shared; the voters follow within a moment.
+    until("it can change", || (node.json(&["token"]).code == 0).then_some(()));
+    std::thread::sleep(Duration::from_secs(1));
+}
+
+#[test]
+fn another_leads_within_seconds_after_the_leader_is_killed() {
+    let mut cluster = Cluster::joined(3);
+    quiet(&cluster[0]);
+    three_voters(&cluster[0]);
+    let leader = claimant(&cluster[1]).unwrap();
+    let at = cluster.nodes().iter().position(|node| node.name == leader).unwrap();
+    cluster[at].kill();
+    let killed = Instant::now();
+    let other = &cluster[(at + 1) % 3];
+    // One verb, said at once: it waits for the new leader by itself.
+    let said = until("a change", || (other.json(&["token"]).code == 0).then(|| killed.elapsed()));
+    println!("changes go on {said:?} after kill -9 of the leader");
+    assert!(said < Duration::from_secs(10), "{said:?}");
+    let next = claimant(other).unwrap();
+    assert_ne!(next, leader);
+    cluster[at].start();
+    until("it follows", || (claimant(&cluster[at])? == next).then_some(()));
+}
+
+#[test]
+fn a_lost_majority_stops_changes_not_data_and_a_survivor_recovers() {
+    let mut cluster = Cluster::joined(3);
+    cluster.deploy("guests/kv");
+    quiet(&cluster[0]);
+    three_voters(&cluster[0]);
+    let survivor_name = cluster[0].name.clone();
+    let mine = owned_by(&cluster[0], &survivor_name);
+    let late = owned_by(&cluster[0], &cluster[1].name);
+    let place = |key: &str| {
+        let row = cluster[0].json(&["locate", "kv", key]).json();
+        u16::try_from(row["partition"].as_u64().unwrap()).unwrap()
+    };
+    let keys: Vec<String> =
+        (0..).map(|n| format!("k{n}")).filter(|key| mine.contains(&place(key))).take(8).collect();
+    let foreign = (0..).map(|n| format!("f{n}")).find(|key| late.contains(&place(key))).unwrap();
+    for key in &keys {
+        cluster[0].call("kv", "put", &[key, "kept"]).unwrap();
+    }
+    cluster[1].kill();
+    cluster[2].kill();
+    let all_there = |cluster: &Cluster| {
+        for key in &keys {
+            assert_eq!(cluster[0].call("kv", "get", &[key]).unwrap(), "kept");
+        }
+    };
+    all_there(&cluster);
+    // A change, said as soon as the survivor knows that it is alone.
+    until("it knows", || (cluster[0].json(&["status"]).json()["quorum"] == false).then_some(()));
+    let asked = Instant::now();
+    let refused = cluster[0].json(&["token"]);
+    let took = asked.elapsed();
+    assert_eq!(refused.code, 1, "{refused:?}");
+    let error = &refused.json()["error"];
+    assert_eq!((error["code"].as_str(), error["state"].as_str()), (Some("no-quorum"), Some("not-applied")));
+    let said = error["message"].as_str().unwrap().to_owned();
+    assert!(said.contains("annulus recover") && said.contains(&cluster[1].name), "{said}");
+    assert!(took < Duration::from_secs(8), "{took:?}");
+    println!("no-quorum after {took:?}: {said}");
+
+    let shown = cluster[0].json(&["recover"]).json();
+    assert_eq!((&shown["done"], &shown["needed"]), (&Value::Bool(false), &Value::Bool(true)), "{shown}");
+    assert_eq!(shown["lost"].as_array().unwrap().len(), 2);
+    assert_eq!(shown["without_owner"].as_array().unwrap().len(), ring(&cluster[0]).len() - mine.len());
+    assert_eq!(cluster[0].json(&["token"]).code, 1, "looking changes nothing");
+    let recovered = cluster[0].json(&["recover", "--force"]);
+    assert_eq!(recovered.code, 0, "{recovered:?}");
+    assert_eq!(recovered.json()["adopted"], serde_json::json!([survivor_name]));
+    assert_eq!(cluster[0].json(&["token"]).code, 0);
+    all_there(&cluster);
+    let again = cluster[0].json(&["recover", "--force"]);
+    assert_eq!((again.code, again.json()["error"]["code"].as_str()), (1, Some("not-allowed")), "{again:?}");
+
+    // One comes back late: it takes the new state over, and holds what it held.
+    cluster[1].start();
+    until("the late-comer serves", || cluster[0].call("kv", "put", &[&foreign, "new"]).ok());
+    assert_eq!(cluster[1].call("kv", "get", &[&keys[0]]).unwrap(), "kept");
+    until("both go by one ring", || (ring(&cluster[0]) == ring(&cluster[1])).then_some(()));
+    until("both know one leader", || (claimant(&cluster[1])? == survivor_name).then_some(()));
+    // The other is gone for good: its partitions get their next owners.
+    let gone = cluster[2].name.clone();
+    let removed = cluster[0].json(&["remove", &gone]);
+    assert_eq!(removed.code, 0, "{removed:?}");
+    until("it holds nothing", || ring(&cluster[1]).iter().all(|(owner, _)| *owner != gone).then_some(()));
+    quiet(&cluster[0]);
+    for n in 0..40 {
+        cluster[n % 2].call("kv", "put", &[&format!("w{n}"), "v"]).unwrap();
+    }
+    all_there(&cluster);
+}
+
+fn copy_dir(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap() {
+        let entry = entry.unwrap();
+        let target = to.join(entry.file_name());
+        if entry.file_type().unwrap().is_dir() {
+            copy_dir(&entry.path(), &target);
+        } else {
+            fs::copy(entry.path(), target).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_directory_restored_from_an_older_copy_takes_no_part_and_says_what_to_do() {
+    let mut cluster = Cluster::joined(3);
+    quiet(&cluster[0]);
+    three_voters(&cluster[0]);
+    let copy = cluster.path().join("copy");
+    cluster[2].stop();
+    copy_dir(&cluster[2].data, &copy);
+    cluster[2].start();
+    until("it is part again", || (cluster[2].json(&["token"]).code == 0).then_some(()));
+    cluster[2].stop();
+    fs::remove_dir_all(&cluster[2].data).unwrap();
+    copy_dir(&copy, &cluster[2].data);
+    cluster[2].start();
+    assert_eq!(cluster[2].wait_end(), Some(1));
+    let log = cluster[2].log_tail();
+    assert!(log.contains("restored from an older copy") && log.contains("--rejoin-as-new"), "{log}");
+    assert_eq!(cluster[0].json(&["token"]).code, 0, "the others go on");
+}
+
+/// Starts a node's directory; `None` if it serves, else what it said.
+fn try_start(data: &Path, log: &Path) -> Option<String> {
+    let mut child = command()
+        .args(["start", "--format", "json", "--with-parent", "--name", "rc_example1@127.0.0.1"])
+        .args(["--listen", "127.0.0.1:0", "--http", "127.0.0.1:1", "--data"])
+        .arg(data)
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(File::create(log).unwrap())
+        .spawn()
+        .unwrap();
+    let stdout = child.stdout.take().unwrap();
+    let (said, line) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        drop(BufReader::new(stdout).read_line(&mut line));
+        drop(said.send(line));
+    });
+    let line = line.recv_timeout(LIMIT);
+    let serves = matches!(&line, Ok(line) if line.contains("\"listen\""));
+    if serves {
+        drop(child.kill());
+    }
+    assert!(line.is_ok(), "it hangs");
+    child.wait().unwrap();
+    (!serves).then(|| line.unwrap_or_default() + &fs::read_to_string(log).unwrap())
+}
+
+fn files_under(dir: &Path, into: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() { files_under(&path, into) } else { into.push(path) }
+    }
+}
+
+#[test]
+fn whatever_file_is_damaged_the_node_serves_or_says_which_and_deletes_nothing() {
+    let mut cluster = Cluster::apart(1);
+    for _ in 0..3 {
+        assert_eq!(cluster[0].json(&["token"]).code, 0);
+    }
+    cluster[0].stop();
+    let (whole, data) = (cluster[0].data.clone(), cluster.path().join("damaged"));
+    let mut files = Vec::new();
+    files_under(&whole, &mut files);
+    let log = cluster.path().join("damaged.log");
+    let mut refused = Vec::new();
+    for file in &files {
+        let inside = file.strip_prefix(&whole).unwrap();
+        let good = fs::read(file).unwrap();
+        if inside == Path::new("LOCK") || inside.starts_with("compiled") {
+            continue;
+        }
+        let mut flipped = good.clone();
+        if let Some(byte) = flipped.get_mut(good.len() / 2) {
+            *byte ^= 0x40;
+        }
+        for (how, bad) in
+            [("flipped", flipped), ("halved", good[..good.len() / 2].to_vec()), ("emptied", Vec::new())]
+        {
+            if bad == good {
+                continue;
+            }
+            drop(fs::remove_dir_all(&data));
+            copy_dir(&whole, &data);
+            fs::write(data.join(inside), &bad).unwrap();
+            let what = format!("{} {how}", inside.display());
+            if let Some(said) = try_start(&data, &log) {
+                assert!(said.contains("--rejoin-as-new") || said.contains("remove it"), "{what}: {said}");
+                refused.push(what.clone());
+                for file in &files {
+                    let there = data.join(file.strip_prefix(&whole).unwrap());
+                    assert!(there.exists(), "{what}: {} is gone", there.display());
+                }
+            }
+        }
+    }
+    println!("refused: {refused:#?}");
+    for name in ["IDENTITY", "node.key", "node.pem", "authorities.pem"] {
+        assert!(refused.contains(&format!("{name} flipped")), "{name}: {refused:?}");
+    }
+    // And the way out is one.
+    fs::write(data.join("IDENTITY"), "junk").unwrap();
+    let mut anew =
+        Node::new("rc_example1@127.0.0.1", &cluster.path().join("anew"), &["--yes", "--rejoin-as-new"]);
+    anew.data = data.clone();
+    fs::create_dir_all(cluster.path().join("anew")).unwrap();
+    anew.start();
+    assert_eq!(anew.json(&["token"]).code, 0);
+    assert!(data.join("set-aside-1").join("IDENTITY").exists());
+}
