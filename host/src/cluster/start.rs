@@ -70,7 +70,11 @@ pub enum ClusterError {
     )]
     Store(#[from] StoreError),
     /// The database has no state of the cluster that the node belongs to.
-    #[error("the database holds no state of the cluster; restore it, or join as a new node")]
+    #[error(
+        "the database holds no state of the cluster. Put the whole data directory back if you have it as it was \
+         when the node stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets \
+         aside all that is here and begins a new node"
+    )]
     NoState,
     /// The first command makes no cluster.
     #[error("cannot found a cluster: {0}")]

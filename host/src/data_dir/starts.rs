@@ -19,6 +19,11 @@ pub(super) fn count(dir: &Path) -> Result<u64, DataDirError> {
     let [a, b] = FILES.map(|name| sealed::read::<Starts>(dir, name));
     // The damaged one, or else the older, is written over.
     let (last, next) = match (a, b) {
+        (Ok(None), Ok(None)) => {
+            // So that there are two from the first start on.
+            sealed::write(dir, FILES[1], &Starts { number: 0 })?;
+            (0, 0)
+        }
         (Ok(a), Ok(b)) => {
             let (a, b) = (a.map_or(0, |a| a.number), b.map_or(0, |b| b.number));
             (a.max(b), usize::from(a > b))
@@ -46,6 +51,10 @@ mod tests {
     fn no_number_comes_twice_even_with_one_file_damaged() {
         let dir = tempfile::tempdir().unwrap();
         assert_eq!((1..=5).map(|_| count(dir.path()).unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
+        let young = tempfile::tempdir().unwrap();
+        count(young.path()).unwrap();
+        std::fs::write(young.path().join(FILES[0]), "junk").unwrap();
+        assert_eq!(count(young.path()).unwrap(), 2);
         for name in FILES {
             let last = count(dir.path()).unwrap();
             std::fs::write(dir.path().join(name), "junk").unwrap();

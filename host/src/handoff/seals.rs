@@ -15,10 +15,15 @@ use crate::data_dir;
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// The database said no.
-    #[error("the seals cannot be read: {0}")]
+    #[error(
+        "the seals in the database cannot be read: {0}. `annulus start --rejoin-as-new` begins a new node"
+    )]
     Database(#[from] fjall::Error),
     /// A record of another shape.
-    #[error("a seal's record is damaged: {0} bytes of key, {1} of value")]
+    #[error(
+        "a seal's record in the database is damaged: {0} bytes of key, {1} of value. `annulus start \
+         --rejoin-as-new` sets aside all that is here and begins a new node"
+    )]
     Damaged(usize, usize),
 }
 
