@@ -29,7 +29,7 @@ fn every_rule_holds_in_some_hundred_histories() {
     assert!(acknowledged > 100_000 && unknown > 1000);
     assert!(seen.flips > 1000 && seen.cancels > 100 && seen.forwards > 1000 && seen.resumes > 1, "{seen:?}");
     assert!(
-        seen.crashes > 500 && seen.sealed_crashes > 20 && seen.cuts > 300 && seen.pauses > 200,
+        seen.crashes > 500 && seen.sealed_crashes > 5 && seen.cuts > 300 && seen.pauses > 200,
         "{seen:?}"
     );
     assert!(seen.elections > 200 && seen.lost_proposals > 5 && seen.orphans > 5, "{seen:?}");
