@@ -115,7 +115,10 @@ impl Cluster {
     /// Whom to ask, in order: the hint, the leader that this node knows, everybody.
     fn candidates(&self, hint: Option<NodeId>) -> Vec<NodeId> {
         let view = self.view();
-        let mut order: Vec<NodeId> = hint.into_iter().chain(self.leader()).collect();
+        // A leader that was removed leads on until it ends, but nothing comes of it.
+        let lives = |node: &NodeId| view.state.live_members().any(|member| member.id == *node);
+        let leader = self.leader().filter(lives);
+        let mut order: Vec<NodeId> = hint.into_iter().chain(leader).collect();
         order.extend(view.state.live_members().map(|member| member.id));
         let mut seen = BTreeSet::new();
         order.retain(|node| seen.insert(*node));
@@ -151,6 +154,10 @@ impl Cluster {
     pub(super) async fn propose_here(&self, command: Command, deadline: Instant) -> ProposeReply {
         if !self.leads() {
             return ProposeReply::NotLeader { leader: self.leader().filter(|leader| *leader != self.me()) };
+        }
+        // Nobody follows it any more: what it took now would be neither committed nor refused.
+        if self.view().is_removed() {
+            return ProposeReply::NotLeader { leader: None };
         }
         // What may not be said yet must not come into the log: not every member could read it.
         if let Err(refusal) = self.check_level(&command) {

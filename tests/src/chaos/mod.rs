@@ -12,3 +12,4 @@ mod watch;
 pub use figures::{Event, Outcome};
 pub use membership::{Settings, membership};
 pub use schedule::{Act, Fault, Schedule};
+pub use watch::{Expected, Watch};
