@@ -2,7 +2,7 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use annulus_core::ids::Digest;
 use parking_lot::RwLock;
@@ -13,6 +13,7 @@ use wasmtime::{Config, OptLevel};
 use super::bindings::annulus::vnode::types::Partition;
 use super::bindings::annulus::vnode::{context, log, storage};
 use super::cache::Cache;
+use super::clock::RunClock;
 use super::description::Description;
 use super::error::InvalidComponent;
 use super::exports::{self, Indices};
@@ -38,6 +39,7 @@ struct Inner {
     engine: wasmtime::Engine,
     linker: Linker<HostState>,
     cache: Option<Cache>,
+    clock: Arc<RunClock>,
 }
 
 /// A validated, compiled, described component: what instances are made of.
@@ -45,6 +47,7 @@ pub struct Module {
     pub(super) pre: InstancePre<HostState>,
     pub(super) indices: Indices,
     pub(super) limits: Limits,
+    pub(super) clock: Arc<RunClock>,
     /// SHA-256 of the component.
     pub digest: Digest,
     /// What it says of itself.
@@ -73,15 +76,22 @@ impl Engine {
         storage::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
         // A thread, not a task: it must tick when every worker of every runtime is busy.
         let weak = engine.weak();
+        let clock = Arc::<RunClock>::default();
+        let ticked = clock.clone();
         std::thread::Builder::new().name("annulus-epoch".to_owned()).spawn(move || {
+            let mut last = Instant::now();
             while let Some(engine) = weak.upgrade() {
+                let now = Instant::now();
+                // Before the epoch, whose end looks at it.
+                ticked.pass(now.duration_since(last));
+                last = now;
                 engine.increment_epoch();
                 drop(engine);
                 std::thread::sleep(EPOCH_TICK);
             }
         })?;
         let cache = cache.map(|dir| Cache::new(dir, &engine));
-        Ok(Self { inner: Arc::new(Inner { engine, linker, cache }) })
+        Ok(Self { inner: Arc::new(Inner { engine, linker, cache, clock }) })
     }
 
     /// Validates, compiles (off the async threads) and describes a component. Nothing of the
@@ -132,7 +142,7 @@ impl Engine {
             .map_err(|error| InvalidComponent::DoesNotFit(format!("{error:#}")))?;
         let indices = Indices::find(&pre, &exported)?;
         let description = Arc::new(Description { exported, ..Description::unreadable("") });
-        Ok(Module { pre, indices, limits, digest, description })
+        Ok(Module { pre, indices, limits, clock: self.inner.clock.clone(), digest, description })
     }
 
     /// Asks `describe`, in an instance without items.

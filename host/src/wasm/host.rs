@@ -5,13 +5,14 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::Duration;
 
 use parking_lot::RwLock;
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::annulus::vnode::{context, log, storage, types};
+use super::clock::RunClock;
 use super::error::Doom;
 use super::limits::Limits;
 use super::stderr::Stderr;
@@ -57,6 +58,7 @@ pub(super) struct HostState {
     table: ResourceTable,
     pub(super) stderr: Stderr,
     pub(super) limits: Limits,
+    pub(super) clock: Arc<RunClock>,
     place: VnodePlace,
     items: Arc<RwLock<dyn Storage>>,
     pub(super) call: Call,
@@ -71,13 +73,19 @@ pub(super) struct Call {
     pub(super) scope: CallScope,
     pub(super) request: (u64, u64),
     pub(super) now_ms: u64,
-    pub(super) deadline: Instant,
+    /// By the clock of the process.
+    pub(super) deadline: Duration,
     pub(super) batch: Batch,
     pub(super) doom: Option<Doom>,
 }
 
 impl HostState {
-    pub(super) fn new(place: VnodePlace, limits: Limits, items: Arc<RwLock<dyn Storage>>) -> Self {
+    pub(super) fn new(
+        place: VnodePlace,
+        limits: Limits,
+        clock: Arc<RunClock>,
+        items: Arc<RwLock<dyn Storage>>,
+    ) -> Self {
         let stderr = Stderr::default();
         // Nothing granted: no files, no sockets, no environment, no arguments.
         let wasi = WasiCtx::builder().stderr(stderr.clone()).allow_tcp(false).allow_udp(false).build();
@@ -85,7 +93,7 @@ impl HostState {
             scope: CallScope::Nothing,
             request: (0, 0),
             now_ms: 0,
-            deadline: Instant::now(),
+            deadline: Duration::ZERO,
             batch: Batch::default(),
             doom: None,
         };
@@ -94,6 +102,7 @@ impl HostState {
             table: ResourceTable::new(),
             stderr,
             limits,
+            clock,
             place,
             items,
             call,

@@ -1,7 +1,7 @@
 //! One guest instance: a store, its exports, and the calls that a vnode makes of it.
 
 use std::sync::Arc;
-use std::time::{Instant, SystemTime, UNIX_EPOCH};
+use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
@@ -65,10 +65,12 @@ impl Instance {
         place: VnodePlace,
         items: Arc<RwLock<dyn Storage>>,
     ) -> Result<Self, GuestError> {
-        let mut store = Store::new(module.engine(), HostState::new(place, module.limits, items));
+        let mut store =
+            Store::new(module.engine(), HostState::new(place, module.limits, module.clock.clone(), items));
         store.limiter(|state| state);
         store.epoch_deadline_callback(|context| {
-            Ok(if Instant::now() >= context.data().call.deadline {
+            let state = context.data();
+            Ok(if state.clock.now() >= state.call.deadline {
                 UpdateDeadline::Interrupt
             } else {
                 // Not the plain yield: that wakes itself into the worker's own slot and
@@ -288,14 +290,13 @@ impl Instance {
 
     fn begin(&mut self, scope: CallScope, request: (u64, u64)) {
         let state = self.store.data_mut();
-        let now = Instant::now();
         state.memory_denied = false;
         state.call.scope = scope;
         state.call.request = request;
         state.call.now_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-        state.call.deadline = now + state.limits.call_time;
+        state.call.deadline = state.clock.now() + state.limits.call_time;
         state.call.batch = Batch::default();
         state.call.doom = None;
         self.store.set_epoch_deadline(1);
@@ -343,7 +344,7 @@ impl Instance {
 /// Sets the deadline of a call that is not [`Instance::begin`]'s: instantiation.
 fn arm(store: &mut Store<HostState>) {
     let state = store.data_mut();
-    state.call.deadline = Instant::now() + state.limits.call_time;
+    state.call.deadline = state.clock.now() + state.limits.call_time;
     store.set_epoch_deadline(1);
 }
 

@@ -9,7 +9,8 @@ pub struct Limits {
     /// in the guest, which usually makes it trap. 256 MiB holds some hundred thousand small
     /// items; a node of 64 vnodes can then use 16 GiB at the worst.
     pub memory_bytes: usize,
-    /// How long one call of the guest may run, in wall time with its yields, before it traps.
+    /// How long one call of the guest may run, with its yields, before it traps: in the time in which
+    /// the process runs, so that one that is stopped for a while costs no guest its memory.
     /// A caller's own deadline only ends that caller's wait.
     pub call_time: Duration,
     /// Longest reply of one command, in bytes: it must fit one frame of a request lane.

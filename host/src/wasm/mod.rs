@@ -7,6 +7,7 @@
 
 mod bindings;
 mod cache;
+mod clock;
 mod description;
 mod engine;
 mod error;

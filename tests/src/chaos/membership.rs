@@ -261,9 +261,10 @@ impl<'a> Run<'a> {
         from[self.random.random_range(0..from.len())]
     }
 
-    /// Clients and watchers go to those who are members now.
+    /// Clients go to those who are members now; who is only joining would not know what they want.
     fn enter(&self) {
-        let entries: Vec<&Node> = self.members.iter().map(|&node| &self.cluster[node]).collect();
+        let here = self.members.iter().filter(|node| !self.is_new(**node));
+        let entries: Vec<&Node> = here.map(|&node| &self.cluster[node]).collect();
         self.load.enter(&entries);
     }
 
@@ -275,8 +276,8 @@ impl<'a> Run<'a> {
                 let new = self.take_spare();
                 let event = self.event(format!("join {}", self.short(new)));
                 self.expect(new, true);
-                self.changes.push((event, Some(new), change::join(self.place(new), say_to)));
                 self.members.insert(new);
+                self.changes.push((event, Some(new), change::join(self.place(new), say_to)));
             }
             Act::Leave => {
                 let old = self.choose(&sound);
@@ -288,16 +289,13 @@ impl<'a> Run<'a> {
             Act::Replace => {
                 let (old, new) = (self.choose(&sound), self.take_spare());
                 let event = self.event(format!("replace {} by {}", self.short(old), self.short(new)));
-                self.retire(old);
                 self.expect(new, true);
                 let others: Vec<Place> =
                     say_to.into_iter().filter(|place| place.name != self.name(old)).collect();
-                self.changes.push((
-                    event,
-                    Some(new),
-                    change::replace(self.name(old), self.place(new), others),
-                ));
+                let change = change::replace(self.name(old), self.place(new), others);
+                self.changes.push((event, Some(new), change));
                 self.members.insert(new);
+                self.retire(old);
             }
         }
     }
