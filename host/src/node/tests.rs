@@ -19,6 +19,7 @@ use crate::cluster::{JoinError, ProposeError, TokenError, View};
 use crate::data_dir::JoinIntent;
 use crate::transport::ConnectError;
 
+mod joining;
 mod planned;
 
 /// Nothing here takes as long.
@@ -397,82 +398,6 @@ fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
     node.stop();
     let said = Node::start(NodeConfig { advertise: None, ..every }).err().map(|error| error.to_string());
     assert!(said.as_ref().is_some_and(|said| said.contains("--advertise")), "{said:?}");
-}
-
-#[test]
-fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
-    let dirs = Dirs::new();
-    let first = dirs.start("a");
-    let mut second = dirs.start("b");
-    let good = token(&first);
-
-    let refused = |node: &Running, to: &Running, token: &str| {
-        let before = node.view().state.clone();
-        let error = try_join(node, to, token).err().unwrap();
-        assert_eq!(node.view().state, before);
-        error
-    };
-    assert!(matches!(refused(&second, &first, "hello"), JoinError::Token(TokenError::NotAToken)));
-    let mistyped = good[..good.len() - 1].to_owned();
-    assert!(matches!(refused(&second, &first, &mistyped), JoinError::Token(TokenError::Mistyped)));
-    assert!(matches!(refused(&first, &first, &good), JoinError::Itself(_)));
-    // A token of one cluster at the door of another: its authority is not the token's.
-    let foreign = dirs.start("c");
-    let error = refused(&second, &foreign, &good);
-    assert!(matches!(error, JoinError::Connect(ConnectError::Refused { .. })), "{error}");
-    let ended = block(first.life.cluster.issue_token(Duration::from_millis(1), soon())).unwrap().to_string();
-    std::thread::sleep(Duration::from_millis(5));
-    assert!(matches!(refused(&second, &first, &ended), JoinError::Refused(Refusal::BadToken)));
-    let namesake = Running::start(NodeConfig { data: dirs.0.path().join("other"), ..dirs.config("a") });
-    assert!(matches!(refused(&namesake, &first, &good), JoinError::Refused(Refusal::NameTaken(_))));
-    block(foreign.life.cluster.propose(deploy("kv"), soon())).unwrap();
-    assert!(matches!(refused(&foreign, &first, &good), JoinError::HasModules(_)));
-
-    join(&mut second, &first);
-    assert!(matches!(refused(&second, &first, &good), JoinError::AlreadyMember));
-    let other = token(&namesake);
-    assert!(matches!(refused(&second, &namesake, &other), JoinError::InCluster(_)));
-    assert_eq!(first.view().state.members.len(), 2);
-    // Nothing of all that is tried again after a restart.
-    for node in [foreign, namesake] {
-        let config = node.stop();
-        assert_eq!(DataDir::lock(&config.data).unwrap().join_intent().unwrap(), None);
-    }
-}
-
-#[test]
-fn a_join_goes_on_after_a_crash_before_the_answer() {
-    let dirs = Dirs::new();
-    let first = dirs.start("a");
-    let config = dirs.start("b").stop();
-    let intent =
-        JoinIntent::Asking { address: first.life.address.to_string(), token: token(&first), stage: false };
-    DataDir::lock(&config.data).unwrap().write_join_intent(&intent).unwrap();
-    let mut second = Running::start(config);
-    second.new_life();
-    second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
-}
-
-#[test]
-fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_has_caught_up() {
-    let dirs = Dirs::new();
-    let first = dirs.start("a");
-    let second = dirs.start("b");
-    let accepted = try_join(&second, &first, &token(&first)).unwrap();
-    let node = accepted.node;
-    // The process ends before the node starts anew; the cluster too, so nobody can help it.
-    let config = second.stop();
-    drop(accepted);
-    let first_config = first.stop();
-    let second = Running::start(config);
-    let view = second.view();
-    assert_eq!((view.me, view.member(node).unwrap().status), (node, MemberStatus::Joining));
-    assert!(!view.serves());
-    let config = second.stop();
-    // Once more, now with the cluster.
-    let second = Running::start(config);
-    let _first = Running::start(first_config);
-    second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
 }
 
 #[test]
