@@ -119,7 +119,7 @@ fn nodes_are_restarted_with_a_newer_build_and_never_with_an_older_one_again() {
     cluster[2].build = Build::Older;
     let refused = cluster[2].start_in_vain();
     assert_eq!(refused.code, 1, "{refused:?}");
-    assert!(refused.stderr.contains("level 2") && refused.stderr.contains("speaks 1"), "{refused:?}");
+    assert!(refused.stdout.contains("level 2") && refused.stdout.contains("speaks 1"), "{refused:?}");
     // Nothing was changed by that.
     cluster[2].build = Build::This;
     cluster[2].start();
