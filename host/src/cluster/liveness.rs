@@ -242,3 +242,6 @@ impl Driver {
         table.send_replace(Arc::new(next));
     }
 }
+
+#[cfg(test)]
+mod tests;
