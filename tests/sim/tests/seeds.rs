@@ -74,7 +74,6 @@ caught! {
     a_stage_kept_after_a_cancel_is_caught: KeepStage,
     a_write_not_forwarded_is_caught: LoseForward,
     a_page_that_overtakes_a_write_is_caught: LatePage,
-    filling_the_next_stage_is_caught: FillTheNextStage,
     serving_by_an_older_version_is_caught: ServeStaleVersions,
     an_acknowledgement_sent_early_is_caught: AckEarly,
     sending_again_what_may_have_happened_is_caught: RetryUnknown,
