@@ -304,7 +304,7 @@ async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn who_fills_a_stage_that_was_dropped_does_not_go_on_with_the_next() {
-    let bed = Bed::with("kv").await;
+    let bed = Bed::with("guests/kv").await;
     let id = |generation| StageId { partition: PartitionId(5), transfer: TransferId(9), generation };
     let (old, new) = (id(1), id(2));
     bed.master.stage(old);
