@@ -174,6 +174,12 @@ impl Cluster {
         self.inner.views.subscribe()
     }
 
+    /// Keeps the present view on this node's disk, in order before whatever is written to the
+    /// same database after it: what a node forgets on the strength of a view it must not outlive.
+    pub fn keep_view(&self) {
+        self.inner.copy.write(&self.view().state);
+    }
+
     /// Waits until this node's view has the entry of an index.
     pub async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<Arc<View>, DeadlineExceeded> {
         let mut views = self.watch();

@@ -118,6 +118,7 @@ impl Handoff {
         for (partition, transfer) in self.inner.seals.all() {
             let running = self.inner.outgoing.lock().get(&partition).is_some_and(|(id, _)| *id == transfer);
             if duties::is_over(&view.state.ring, partition, transfer) && !running {
+                self.inner.cluster.keep_view();
                 self.inner.seals.remove(partition, transfer);
             }
         }

@@ -1,7 +1,7 @@
 //! One live connection to one run of another node: its lanes and its bulk streams.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::Duration;
 
 use annulus_core::ids::{BootId, NodeUid};
@@ -52,8 +52,8 @@ pub(super) struct Link {
     /// Requests of the peer that are not answered yet.
     requests: Arc<AtomicUsize>,
     activity: Arc<AtomicUsize>,
-    /// It was ended because nothing came from the peer.
-    silent: AtomicBool,
+    /// Why this side ended it, where QUIC's own word would say no more than that it did.
+    ended: OnceLock<String>,
 }
 
 /// Closes a connection on which nothing comes any more: every packet counts, keep-alives too.
@@ -73,7 +73,7 @@ async fn end_when_silent(link: Weak<Link>, connection: Connection) {
         silence += SILENCE_LOOK;
         if silence >= SILENCE_LIMIT {
             if let Some(link) = link.upgrade() {
-                link.silent.store(true, Ordering::Relaxed);
+                link.note_end("the peer fell silent");
             }
             return Close::Silent.close(&connection, "nothing came from this peer for too long");
         }
@@ -95,7 +95,7 @@ impl Link {
             bulk_in_use: Arc::new(()),
             requests: Arc::default(),
             activity: Arc::default(),
-            silent: AtomicBool::new(false),
+            ended: OnceLock::new(),
         })
     }
 
@@ -178,14 +178,19 @@ impl Link {
         self.activity.load(Ordering::Relaxed)
     }
 
+    /// Says why, before this side ends it.
+    pub(super) fn note_end(&self, why: &str) {
+        let _ = self.ended.set(why.to_owned());
+    }
+
     /// Ends all calls; the connection is closed already.
     pub(super) fn end(&self) {
         self.lanes.close();
     }
 
     pub(super) fn why_closed(&self) -> String {
-        if self.silent.load(Ordering::Relaxed) {
-            return "the peer fell silent".to_owned();
+        if let Some(why) = self.ended.get() {
+            return why.clone();
         }
         self.connection.close_reason().map_or_else(|| "unknown".to_owned(), |error| describe(&error))
     }

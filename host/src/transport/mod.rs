@@ -272,6 +272,7 @@ impl Transport {
         for link in peers.iter().flat_map(|peer| peer.links()) {
             if let Err((close, reason)) = hello::check_level(link.uid, link.speaks.levels, Some(level)) {
                 tracing::warn!(peer = %link.uid, reason, "disconnected");
+                link.note_end(&reason);
                 close.close(&link.connection, &reason);
             }
         }

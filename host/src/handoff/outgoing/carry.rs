@@ -73,6 +73,8 @@ impl Driver {
                 if fate == Fate::Cancelled {
                     inner.master.unseal(partition, transfer);
                 }
+                // A crash in between must find a ring that says so, or the seal.
+                inner.cluster.keep_view();
                 inner.seals.remove(partition, transfer);
             }
         }
