@@ -53,7 +53,11 @@ fn a_guest_that_misbehaves_harms_nobody_else() {
     ] {
         let error = node.call("hostile", &command.replace('_', "-"), args).unwrap_err();
         assert!(codes.contains(&error["code"].as_str().unwrap()), "{command}: {error}");
-        assert_eq!(error["state"], "not-applied", "{command}: {error}");
+        // This guest keeps items itself too: what a write that the host refuses afterwards has done
+        // to those, nobody can tell. Its batch in host storage is dropped all the same.
+        let refused_afterwards = ["wrong_key", "homeless", "big_item"].contains(&command);
+        let state = if refused_afterwards { "unknown" } else { "not-applied" };
+        assert_eq!(error["state"], state, "{command}: {error}");
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{command}: {error}");
         assert_eq!(node.call("hostile", "echo", &["still here"]).unwrap(), "still here", "after {command}");
         // The very vnode that it ran on: its next command is answered too.
