@@ -82,7 +82,7 @@ pub enum Effect {
         items: Vec<Item>,
     },
     /// Go on with the stage that is there as one of this generation, for these modules; then as
-    /// `Open`. Only where `Found::Part` or [`Receiver::keeps`] allows it.
+    /// `Open`. Only where `Found::Part` or what the receiver keeps anyway allows it.
     Adopt {
         /// Counts stages: answers carry it.
         generation: u64,
