@@ -39,7 +39,7 @@ use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
-use annulus_core::state::{Change, Command, MemberStatus, Outcome};
+use annulus_core::state::{Change, Command, MemberStatus, Refusal};
 use annulus_core::version::Speaks;
 use bytes::Bytes;
 use tokio::runtime::Handle;
@@ -242,7 +242,7 @@ impl Cluster {
             None => self.me(),
             Some(name) => {
                 let view = self.view();
-                let unknown = || annulus_core::state::Refusal::NotMember(name.to_owned());
+                let unknown = || Refusal::NotMember(name.to_owned());
                 view.state.member_by_name(name).ok_or_else(unknown)?.id
             }
         };
@@ -250,9 +250,16 @@ impl Cluster {
         if self.view().member(node).is_some_and(|member| member.status == MemberStatus::Joining) {
             return self.change(Change::Leave { node }, deadline).await.map(|_| node);
         }
-        match self.propose(Command::Leave { node }, deadline).await? {
-            (_, Outcome::Refused(refusal)) => Err(refusal.into()),
-            _ => Ok(node),
+        let mut said = false;
+        loop {
+            match self.propose(Command::Leave { node }, deadline).await {
+                // Said twice it is the same leave; a leader that ends, its own leave done, may take
+                // one with it.
+                Err(ProposeError::Unknown) if Instant::now() < deadline => said = true,
+                // It has left meanwhile.
+                Err(ProposeError::Refused(Refusal::NotMember(_))) if said => return Ok(node),
+                answer => return answer.map(|_| node),
+            }
         }
     }
 

@@ -6,7 +6,7 @@ use std::collections::{HashMap, HashSet};
 
 use annulus_core::ids::{ClusterId, Digest};
 use annulus_core::keyspace::RingSize;
-use annulus_core::state::{Lineage, Member, MemberStatus};
+use annulus_core::state::{Lineage, Member, MemberStatus, Outcome};
 use annulus_core::version::{LEVEL, Speaks};
 use openraft::ServerState;
 use parking_lot::Mutex;
