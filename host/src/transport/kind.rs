@@ -4,8 +4,6 @@
 
 /// Data lane: a command for a vnode of the receiving node.
 pub const CALL: u8 = 1;
-/// Data lane: coverage of one partition with a small answer.
-pub const COVERAGE: u8 = 2;
 /// Any lane: answered by the transport with the same payload before anybody else sees it: the
 /// baseline of a benchmark.
 pub const ECHO: u8 = 3;
@@ -39,8 +37,6 @@ pub const BULK_ADMIN: u8 = 33;
 pub const BULK_HANDOFF: u8 = 34;
 /// Bulk: a component.
 pub const BULK_ARTEFACT: u8 = 35;
-/// Bulk: coverage results in batches.
-pub const BULK_COVERAGE: u8 = 36;
 
 /// Control lane: what Raft says in a lineage after the first (R19).
 pub const OF_LINEAGE: u8 = 64;
