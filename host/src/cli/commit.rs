@@ -1,8 +1,6 @@
 //! `commit`: carries out what is staged.
 
-use std::time::Duration;
-
-use super::duration::{millis, parse_duration};
+use super::patience::Patience;
 use super::plan::change_text;
 use super::{CliError, Context};
 use crate::admin::plan_rows::{CommittedRow, PlanRow};
@@ -15,12 +13,8 @@ pub struct Args {
     /// shown last, or else what is staged
     #[arg(value_name = "PLAN")]
     plan: Option<String>,
-    /// Do not wait until all has moved
-    #[arg(long)]
-    no_wait: bool,
-    /// How long to wait until all has moved
-    #[arg(long, value_parser = parse_duration, default_value = "5m")]
-    timeout: Duration,
+    #[command(flatten)]
+    patience: Patience,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -41,8 +35,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     let request = AdminRequest::Commit {
         plan: Some(id.clone()),
-        wait: !args.no_wait,
-        timeout_ms: millis(args.timeout),
+        wait: args.patience.waits(),
+        timeout_ms: args.patience.timeout_ms(),
     };
     let row: CommittedRow = connection.ask(&request).await?;
     context.output.show(&row, || render(&row))

@@ -1,9 +1,7 @@
 //! `leave`: a node hands off what it holds and goes.
 
-use std::time::Duration;
-
 use super::clear::show_staged;
-use super::duration::{millis, parse_duration};
+use super::patience::Patience;
 use super::{CliError, Context};
 use crate::admin::AdminRequest;
 use crate::admin::plan_rows::StagedRow;
@@ -18,12 +16,8 @@ pub struct Args {
     /// Only with the next commit
     #[arg(long)]
     stage: bool,
-    /// Do not wait for the handoffs
-    #[arg(long)]
-    no_wait: bool,
-    /// How long to wait for the handoffs
-    #[arg(long, value_parser = parse_duration, default_value = "5m")]
-    timeout: Duration,
+    #[command(flatten)]
+    patience: Patience,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -31,8 +25,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let request = AdminRequest::Leave {
         node: args.name,
         stage: args.stage,
-        wait: !args.no_wait,
-        timeout_ms: millis(args.timeout),
+        wait: args.patience.waits(),
+        timeout_ms: args.patience.timeout_ms(),
     };
     if args.stage {
         let row: StagedRow = connection.ask(&request).await?;

@@ -26,6 +26,7 @@ mod members;
 mod modules;
 mod new;
 mod output;
+mod patience;
 mod plan;
 mod recover;
 mod remove;

@@ -1,9 +1,7 @@
 //! `replace`: a node that holds nothing takes another's places.
 
-use std::time::Duration;
-
 use super::clear::show_staged;
-use super::duration::{millis, parse_duration};
+use super::patience::Patience;
 use super::{CliError, Context, commit};
 use crate::admin::plan_rows::{CommittedRow, PlanRow, StagedRow};
 use crate::admin::{AdminRequest, PlanOf};
@@ -20,12 +18,8 @@ pub struct Args {
     /// Only with the next commit
     #[arg(long)]
     stage: bool,
-    /// Do not wait until all has moved
-    #[arg(long)]
-    no_wait: bool,
-    /// How long to wait until all has moved
-    #[arg(long, value_parser = parse_duration, default_value = "5m")]
-    timeout: Duration,
+    #[command(flatten)]
+    patience: Patience,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -34,8 +28,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         old: args.old.clone(),
         new: args.new.clone(),
         stage: args.stage,
-        wait: !args.no_wait,
-        timeout_ms: millis(args.timeout),
+        wait: args.patience.waits(),
+        timeout_ms: args.patience.timeout_ms(),
     };
     if args.stage {
         let row: StagedRow = connection.ask(&request).await?;
