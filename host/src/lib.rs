@@ -3,18 +3,19 @@
 //! Below `main.rs` imports point one way: `cli -> node -> {admin, request, modules} -> {vnode,
 //! handoff, cluster} -> {wasm, storage, transport} -> annulus_core`.
 
-pub mod admin;
 pub mod cli;
-pub mod cluster;
-pub mod codec;
-pub mod data_dir;
-pub mod handoff;
-pub mod modules;
 pub mod node;
-pub mod request;
-pub mod storage;
-pub mod toolchain;
-pub mod transport;
-pub mod values;
-pub mod vnode;
-pub mod wasm;
+
+pub use annulus_admin as admin;
+pub use annulus_cluster as cluster;
+pub use annulus_core::codec;
+pub use annulus_data_dir as data_dir;
+pub use annulus_handoff as handoff;
+pub use annulus_modules as modules;
+pub use annulus_request as request;
+pub use annulus_storage as storage;
+pub use annulus_toolchain as toolchain;
+pub use annulus_transport as transport;
+pub use annulus_values as values;
+pub use annulus_vnode as vnode;
+pub use annulus_wasm as wasm;

@@ -28,11 +28,11 @@ use annulus_core::ids::BootId;
 use annulus_core::version::Speaks;
 use fjall::Database;
 
-use crate::admin::{AdminParts, AdminService};
-use crate::cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
-use crate::data_dir::{DataDir, DataDirError, open_database};
-use crate::transport::identity::{IdentityError, TlsIdentity};
-use crate::transport::{BindError, Transport, TransportConfig};
+use annulus_admin::{AdminParts, AdminService};
+use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
+use annulus_data_dir::{DataDir, DataDirError, open_database};
+use annulus_transport::identity::{IdentityError, TlsIdentity};
+use annulus_transport::{BindError, Transport, TransportConfig};
 
 pub use admission::{JoinAccepted, JoinWish, Joiner};
 pub use config::NodeConfig;

@@ -1,84 +1,91 @@
-//! Imports between the rooms of the host point one way, as `host/ARCHITECTURE.md` says.
+//! The house is built as `host/ARCHITECTURE.md` says: packages use those below them, and whichever are
+//! selected, their dependencies are compiled once.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fs;
-use std::path::Path;
+use std::path::PathBuf;
+use std::process::Command;
 
 use annulus_tests::guests::root;
+use serde_json::Value;
 
-/// Lowest first: each may use those before it, and nothing else.
-const ROOMS: [&str; 15] = [
-    "transport",
-    "storage",
-    "wasm",
-    "values",
-    "codec",
-    "data_dir",
-    "cluster",
-    "vnode",
-    "modules",
-    "handoff",
-    "request",
-    "admin",
-    "node",
-    "toolchain",
-    "cli",
+/// The packages of the host, lowest first: each may use those before it, and nothing else of ours.
+const ROOMS: [&str; 14] = [
+    "annulus-core",
+    "annulus-transport",
+    "annulus-storage",
+    "annulus-wasm",
+    "annulus-values",
+    "annulus-data-dir",
+    "annulus-cluster",
+    "annulus-vnode",
+    "annulus-modules",
+    "annulus-handoff",
+    "annulus-request",
+    "annulus-admin",
+    "annulus-toolchain",
+    "annulus",
 ];
 
-#[test]
-fn imports_point_one_way() {
-    let source = root().join("host/src");
-    let mut uses: BTreeMap<&str, BTreeSet<String>> = BTreeMap::new();
-    for room in ROOMS {
-        let found = uses.entry(room).or_default();
-        let (file, directory) = (source.join(format!("{room}.rs")), source.join(room));
-        assert!(file.exists() || directory.exists(), "there is no room {room}");
-        collect(&file, found);
-        collect(&directory, found);
-        found.remove(room);
-    }
-    // Every room that there is, is in the table.
-    for entry in fs::read_dir(&source).unwrap() {
-        let path = entry.unwrap().path();
-        let name = path.file_stem().unwrap().to_str().unwrap().to_owned();
-        assert!(
-            ["lib", "main"].contains(&name.as_str()) || ROOMS.contains(&name.as_str()),
-            "{name} has no place"
-        );
-    }
-    let above = |room: &str, used: &String| {
-        let place = |name: &str| ROOMS.iter().position(|room| *room == name);
-        place(used).is_none_or(|used| Some(used) > place(room))
-    };
-    let wrong: Vec<String> = uses
-        .iter()
-        .flat_map(|(room, used)| {
-            used.iter().filter(|used| above(room, used)).map(move |used| format!("{room} -> {used}"))
-        })
-        .collect();
-    assert!(wrong.is_empty(), "{wrong:?}");
-    // The search finds what is known to be there.
-    assert!(uses["cli"].contains("node") && uses["node"].contains("admin"), "{uses:?}");
+/// Lists dependencies for [`ROOMS`] and is used for nothing else.
+const LIST: &str = "annulus-deps";
+
+fn cargo(words: &[&str]) -> String {
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let ran = Command::new(cargo).args(words).current_dir(root()).output().unwrap();
+    assert!(ran.status.success(), "cargo {words:?}: {}", String::from_utf8_lossy(&ran.stderr));
+    String::from_utf8(ran.stdout).unwrap()
 }
 
-/// Every `crate::room` in a file, or in the files of a directory.
-fn collect(path: &Path, found: &mut BTreeSet<String>) {
-    if path.is_dir() {
-        for entry in fs::read_dir(path).unwrap() {
-            collect(&entry.unwrap().path(), found);
+#[test]
+fn packages_use_those_below_them() {
+    let metadata: Value =
+        serde_json::from_str(&cargo(&["metadata", "--format-version=1", "--no-deps", "--locked"])).unwrap();
+    let host = root().join("host");
+    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    for package in metadata["packages"].as_array().unwrap() {
+        let name = package["name"].as_str().unwrap();
+        if !PathBuf::from(package["manifest_path"].as_str().unwrap()).starts_with(&host) || name == LIST {
+            continue;
         }
-    } else if path.is_file() && path.extension().is_some_and(|extension| extension == "rs") {
-        let text = fs::read_to_string(path).unwrap();
-        let code = text.lines().filter(|line| !line.trim_start().starts_with("//"));
-        for line in code {
-            for after in line.split("crate::").skip(1) {
-                let name: String =
-                    after.chars().take_while(|c| c.is_ascii_lowercase() || *c == '_').collect();
-                if !name.is_empty() {
-                    found.insert(name);
-                }
-            }
+        let dependencies = package["dependencies"].as_array().unwrap().iter();
+        let ours = dependencies.filter_map(|dependency| {
+            let name = dependency["name"].as_str().unwrap();
+            (name.starts_with("annulus") && name != LIST).then(|| name.to_owned())
+        });
+        uses.insert(name.to_owned(), ours.collect());
+    }
+    let place = |name: &str| ROOMS.iter().position(|room| *room == name);
+    assert_eq!(uses.len(), ROOMS.len(), "{:?}", uses.keys());
+    for (room, used) in &uses {
+        let place_of_room = place(room).unwrap_or_else(|| panic!("{room} has no place"));
+        for name in used {
+            assert!(place(name).is_some_and(|place| place < place_of_room), "{room} -> {name}");
         }
+    }
+    // The search finds what is known to be there.
+    assert!(uses["annulus"].contains("annulus-admin") && uses["annulus-core"].is_empty(), "{uses:?}");
+}
+
+/// Which dependencies a selection of packages has, each with its features.
+fn compiled(selection: &[&str]) -> BTreeSet<String> {
+    let tree = ["tree", "--locked", "--prefix=none", "--format={p} [{f}]"];
+    let lines = cargo(&[&tree, selection].concat());
+    let lines = lines.lines().map(|line| line.trim_end_matches(" (*)"));
+    lines
+        .filter(|line| !line.is_empty() && !line.contains(root().to_str().unwrap()))
+        .map(str::to_owned)
+        .collect()
+}
+
+#[test]
+fn demo_and_tests_compile_the_same_dependencies_whatever_is_selected() {
+    let all = compiled(&["--workspace", "--edges=normal,build,dev"]);
+    assert!(all.iter().any(|line| line.starts_with("wasmtime v")), "{all:?}");
+    let demo = compiled(&["-p=annulus", "--edges=normal,build"]);
+    assert!(demo.is_subset(&all), "{:?}", demo.difference(&all));
+    for room in ROOMS.iter().chain(&["annulus-tests", "annulus-sim"]) {
+        let tested = compiled(&[&format!("-p={room}"), "--edges=normal,build,dev"]);
+        assert!(tested.is_subset(&all), "{room}: {:?}", tested.difference(&all));
     }
 }

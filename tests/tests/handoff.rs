@@ -19,7 +19,8 @@ fn three() -> (tempfile::TempDir, Vec<InsideNode>) {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_join_and_leave_under_writes_and_every_acknowledged_write_reads_back() {
-    let _ = tracing_subscriber::fmt().with_env_filter("info,guest=warn").with_test_writer().try_init();
+    let level = tracing_subscriber::filter::LevelFilter::INFO;
+    let _ = tracing_subscriber::fmt().with_max_level(level).with_test_writer().try_init();
     let (_dir, mut nodes) = three();
     nodes[0].deploy(component("guests/ping")).await;
     nodes[0].deploy(component("guests/kv")).await;

@@ -1,6 +1,7 @@
 //! The pure core of Annulus: no I/O, no clock, no runtime. Events in, effects out.
 
 pub mod claim;
+pub mod codec;
 pub mod coverage;
 pub mod handoff;
 pub mod holding;

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::duration::{millis, parse_duration};
 use super::{CliError, Context, Table};
-use crate::admin::rows::{BenchRow, Measured};
-use crate::admin::{AdminRequest, BenchRequest, BenchTarget};
+use annulus_admin::rows::{BenchRow, Measured};
+use annulus_admin::{AdminRequest, BenchRequest, BenchTarget};
 
 /// Closed-loop load, made inside the addressed node, with latency percentiles.
 #[derive(Debug, clap::Args)]

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{CliError, Context};
-use crate::toolchain::{Built, build_component_with};
+use annulus_toolchain::{Built, build_component_with};
 
 /// Compile a guest project to a component.
 #[derive(Debug, clap::Args)]

@@ -2,8 +2,8 @@
 
 use super::plan::change_text;
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::plan_rows::StagedRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::plan_rows::StagedRow;
 
 /// Forget what is staged; nodes that joined with --stage go on waiting.
 #[derive(Debug, clap::Args)]

@@ -3,8 +3,8 @@
 use super::patience::Patience;
 use super::plan::change_text;
 use super::{CliError, Context};
-use crate::admin::plan_rows::{CommittedRow, PlanRow};
-use crate::admin::{AdminError, AdminRequest};
+use annulus_admin::plan_rows::{CommittedRow, PlanRow};
+use annulus_admin::{AdminError, AdminRequest};
 
 /// Carry out what is staged, as one rebalancing.
 #[derive(Debug, clap::Args)]
@@ -65,7 +65,7 @@ pub(super) fn render(row: &CommittedRow) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::plan_rows::ChangeRow;
+    use annulus_admin::plan_rows::ChangeRow;
 
     #[test]
     fn what_was_done_is_said_with_what_may_be_lost() {

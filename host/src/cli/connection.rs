@@ -9,13 +9,13 @@ use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
 use super::{CliError, Output};
-use crate::admin::{ADMIN_HEADER, AdminError, AdminReply, AdminRequest, decode, encode};
-use crate::data_dir::AdminToml;
-use crate::transport::client::Client;
-use crate::transport::identity::TlsIdentity;
-use crate::transport::kind::BULK_ADMIN;
-use crate::transport::limits::MAX_BULK_FRAME;
-use crate::transport::{BulkError, BulkRecv, BulkSend, BulkStream};
+use annulus_admin::{ADMIN_HEADER, AdminError, AdminReply, AdminRequest, decode, encode};
+use annulus_data_dir::AdminToml;
+use annulus_transport::client::Client;
+use annulus_transport::identity::TlsIdentity;
+use annulus_transport::kind::BULK_ADMIN;
+use annulus_transport::limits::MAX_BULK_FRAME;
+use annulus_transport::{BulkError, BulkRecv, BulkSend, BulkStream};
 
 /// How long a node may take to let us in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);

@@ -9,8 +9,8 @@ use annulus_core::state::StorageKind;
 
 use super::duration::{millis, parse_duration};
 use super::{CliError, Context};
-use crate::admin::rows::DeployedRow;
-use crate::admin::{AdminRequest, DeployRequest, UPLOAD_CHUNK_BYTES, decode};
+use annulus_admin::rows::DeployedRow;
+use annulus_admin::{AdminRequest, DeployRequest, UPLOAD_CHUNK_BYTES, decode};
 
 /// Deploy a component: a new module, or a new release that is swapped in while it runs.
 #[derive(Debug, clap::Args)]

@@ -1,8 +1,8 @@
 //! `down`: marks a node that does not answer.
 
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::rows::MemberRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::MemberRow;
 
 /// Mark a node that does not answer as down: it keeps its share, and is a member again when it is back.
 #[derive(Debug, clap::Args)]

@@ -4,8 +4,8 @@ use std::process::ExitCode;
 
 use serde_json::{Value, json};
 
-use crate::admin::{AdminError, Malformed};
-use crate::values::to_json;
+use annulus_admin::{AdminError, Malformed};
+use annulus_values::to_json;
 
 /// How a verb fails, with its exit code.
 #[derive(Debug, thiserror::Error)]
@@ -43,7 +43,7 @@ impl CliError {
             Self::Failed(error) => {
                 let mut body = json!({"code": error.code, "message": error.message, "state": error.state});
                 if let Some(refusal) = &error.refusal {
-                    let detail = refusal.detail.as_ref().map(|detail| match crate::admin::decode(detail) {
+                    let detail = refusal.detail.as_ref().map(|detail| match annulus_admin::decode(detail) {
                         Ok(value) => to_json(&value),
                         Err(_) => to_json(&ciborium::Value::Bytes(detail.to_vec())),
                     });
@@ -80,7 +80,7 @@ impl From<Malformed> for CliError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::RefusalDetail;
+    use annulus_admin::RefusalDetail;
 
     #[test]
     fn a_refusal_is_shown_whole() {

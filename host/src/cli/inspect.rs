@@ -8,8 +8,8 @@ use serde_json::json;
 use sha2::{Digest, Sha256};
 
 use super::{CliError, Context, Table};
-use crate::toolchain::{ComponentInterfaces, Interface, interfaces};
-use crate::wasm::{Description, Effect, Engine, Limits, Param, Route};
+use annulus_toolchain::{ComponentInterfaces, Interface, interfaces};
+use annulus_wasm::{Description, Effect, Engine, Limits, Param, Route};
 
 /// Show what a component imports, exports and describes.
 #[derive(Debug, clap::Args)]

@@ -9,8 +9,8 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::duration::{millis, parse_duration};
 use super::{CliError, Context};
-use crate::admin::rows::{MemberRow, RingRow, StatusRow};
-use crate::admin::{AdminError, AdminRequest};
+use annulus_admin::rows::{MemberRow, RingRow, StatusRow};
+use annulus_admin::{AdminError, AdminRequest};
 
 /// Make this node part of another node's cluster.
 #[derive(Debug, clap::Args)]

@@ -3,9 +3,9 @@
 use super::clear::show_staged;
 use super::patience::Patience;
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::plan_rows::StagedRow;
-use crate::admin::rows::MemberRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::plan_rows::StagedRow;
+use annulus_admin::rows::MemberRow;
 
 /// Hand off all that a node holds, then let it go.
 #[derive(Debug, clap::Args)]

@@ -3,9 +3,9 @@
 use annulus_core::keyspace::{RingSize, hash_key};
 
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::rows::LocateRow;
-use crate::values::hex;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::LocateRow;
+use annulus_values::hex;
 
 /// Where a key lives.
 #[derive(Debug, clap::Args)]
@@ -71,7 +71,7 @@ fn render(row: &LocateRow) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::admin::rows::PreferenceRow;
+    use annulus_admin::rows::PreferenceRow;
 
     #[test]
     fn a_key_is_where_riak_core_puts_it() {

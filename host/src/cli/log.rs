@@ -2,11 +2,13 @@
 
 use std::io::IsTerminal;
 
-use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 use super::start::LogFormat;
 
-/// Which lines are wanted: `ANNULUS_LOG`, or else what the verb and `-v` say.
+/// Which lines are wanted: `LEVEL` or `TARGET=LEVEL`, with commas between, as `info,annulus=debug`.
+/// Where it is absent or cannot be read, the verb and `-v` decide.
 const VARIABLE: &str = "ANNULUS_LOG";
 
 /// Sets logging up for this process. `serving` is for verbs that run a node.
@@ -18,13 +20,15 @@ pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) {
         (1, true) => "info,annulus=debug,openraft=warn",
         _ => "debug,annulus=trace",
     };
-    let filter = EnvFilter::try_from_env(VARIABLE).unwrap_or_else(|_| EnvFilter::new(default));
-    let ansi = std::io::stderr().is_terminal();
-    let builder =
-        tracing_subscriber::fmt().with_env_filter(filter).with_ansi(ansi).with_writer(std::io::stderr);
+    let wanted = std::env::var(VARIABLE).ok().and_then(|wanted| wanted.parse::<Targets>().ok());
+    let filter = wanted.or_else(|| default.parse().ok()).unwrap_or_default();
+    let lines = tracing_subscriber::fmt::layer()
+        .with_ansi(std::io::stderr().is_terminal())
+        .with_writer(std::io::stderr);
+    let registry = tracing_subscriber::registry();
     // Fails only if it was set up before, which is as good.
     let _ = match format {
-        LogFormat::Text => builder.with_target(false).try_init(),
-        LogFormat::Json => builder.json().try_init(),
+        LogFormat::Text => registry.with(lines.with_target(false).with_filter(filter)).try_init(),
+        LogFormat::Json => registry.with(lines.json().with_filter(filter)).try_init(),
     };
 }

@@ -3,8 +3,8 @@
 use owo_colors::{OwoColorize, Stream};
 
 use super::{CliError, Context, Table};
-use crate::admin::AdminRequest;
-use crate::admin::rows::MemberRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::MemberRow;
 
 /// The nodes of the cluster.
 #[derive(Debug, clap::Args)]

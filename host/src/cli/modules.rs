@@ -1,8 +1,8 @@
 //! `modules`: what is deployed.
 
 use super::{CliError, Context, Table};
-use crate::admin::AdminRequest;
-use crate::admin::rows::ModuleRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::ModuleRow;
 
 /// What is deployed.
 #[derive(Debug, clap::Args)]

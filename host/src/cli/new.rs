@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use serde_json::json;
 
 use super::{CliError, Context};
-use crate::toolchain::{ScaffoldError, scaffold};
+use annulus_toolchain::{ScaffoldError, scaffold};
 
 /// Start a guest project.
 #[derive(Debug, clap::Args)]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 use owo_colors::{OwoColorize, Stream};
 
 use super::{CliError, Context, Table};
-use crate::admin::AdminRequest;
-use crate::admin::plan_rows::{ChangeRow, PlanRow};
+use annulus_admin::AdminRequest;
+use annulus_admin::plan_rows::{ChangeRow, PlanRow};
 
 /// Show what the staged changes would do: who will hold what, what moves, and warnings.
 #[derive(Debug, clap::Args)]
@@ -126,7 +126,7 @@ pub(super) fn warnings(row: &PlanRow) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::admin::plan_rows::{MoveRow, ShareRow, WarningRow};
+    use annulus_admin::plan_rows::{MoveRow, ShareRow, WarningRow};
 
     fn node(node: &str, becomes: &str, items_out: Option<u64>) -> ShareRow {
         ShareRow {

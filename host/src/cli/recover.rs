@@ -1,8 +1,8 @@
 //! `recover`: goes on without a majority of the voters that is lost for good.
 
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::recover::RecoverRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::recover::RecoverRow;
 
 /// Go on without a majority of the voters that is lost for good.
 ///

@@ -3,8 +3,8 @@
 use super::clear::show_staged;
 use super::patience::Patience;
 use super::{CliError, Context, commit};
-use crate::admin::plan_rows::{CommittedRow, PlanRow, StagedRow};
-use crate::admin::{AdminRequest, PlanOf};
+use annulus_admin::plan_rows::{CommittedRow, PlanRow, StagedRow};
+use annulus_admin::{AdminRequest, PlanOf};
 
 /// Let a node that holds nothing take the places of another, which goes.
 #[derive(Debug, clap::Args)]

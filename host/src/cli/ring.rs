@@ -8,8 +8,8 @@ use annulus_core::legend::legend;
 use annulus_core::ring::{Partition, RingTable, Transfer};
 
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::rows::{MemberRow, RingRow};
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::{MemberRow, RingRow};
 
 /// Who holds which partition.
 #[derive(Debug, clap::Args)]
@@ -76,7 +76,7 @@ fn table(ring: &RingRow, ids: &BTreeMap<&str, NodeId>) -> Result<RingTable, CliE
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::admin::rows::PartitionRow;
+    use annulus_admin::rows::PartitionRow;
 
     fn ring(size: u16, owner: impl Fn(u16) -> &'static str) -> RingRow {
         let partition = |id| PartitionRow { id, replicas: vec![owner(id).into()], pending: vec![] };

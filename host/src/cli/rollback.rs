@@ -1,8 +1,8 @@
 //! `rollback`: the release before.
 
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::rows::DeployedRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::DeployedRow;
 
 /// Go back to a module's release before.
 #[derive(Debug, clap::Args)]

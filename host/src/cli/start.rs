@@ -11,8 +11,8 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::{CliError, Context};
-use crate::data_dir::{DataDir, DataDirError};
 use crate::node::{self, Exit, ExitSwitch, Node, NodeConfig, StopReason};
+use annulus_data_dir::{DataDir, DataDirError};
 
 /// Run a node.
 #[derive(Debug, clap::Args)]

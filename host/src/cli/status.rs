@@ -3,8 +3,8 @@
 use owo_colors::{OwoColorize, Stream};
 
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::rows::StatusRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::StatusRow;
 
 /// The addressed node and what it knows of the cluster.
 #[derive(Debug, clap::Args)]

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use super::duration::{millis, parse_duration};
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
-use crate::admin::rows::TokenRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::TokenRow;
 
 /// Print a token that lets one node join.
 #[derive(Debug, clap::Args)]

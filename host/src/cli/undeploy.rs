@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use super::{CliError, Context};
-use crate::admin::AdminRequest;
+use annulus_admin::AdminRequest;
 
 /// End a module and delete its items.
 #[derive(Debug, clap::Args)]

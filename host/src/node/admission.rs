@@ -12,8 +12,8 @@ use tokio::time::{Instant, sleep};
 
 use super::exit::{Exit, ExitSwitch};
 use super::{NodeConfig, StartError};
-use crate::cluster::{Candidate, Cluster, JoinError, Token, ask_to_join};
-use crate::data_dir::{Admitted, DataDir, JoinIntent};
+use annulus_cluster::{Candidate, Cluster, JoinError, Token, ask_to_join};
+use annulus_data_dir::{Admitted, DataDir, JoinIntent};
 
 /// How long one attempt of a resumed join may take, and the pause after it.
 const ATTEMPT: Duration = Duration::from_secs(10);

@@ -7,8 +7,8 @@ use std::sync::Arc;
 use annulus_core::ids::NodeUid;
 use tokio::sync::watch;
 
-use crate::cluster::View;
-use crate::transport::Transport;
+use annulus_cluster::View;
+use annulus_transport::Transport;
 
 fn banned(view: &View) -> HashSet<NodeUid> {
     view.state.members.values().filter(|member| member.banned).map(|member| member.uid).collect()

@@ -6,8 +6,8 @@ use annulus_core::state::Refusal;
 use tokio::time::Instant;
 
 use super::{JoinWish, Joiner};
-use crate::admin::{AdminError, NodeControl, Pending, Restart};
-use crate::cluster::JoinError;
+use annulus_admin::{AdminError, NodeControl, Pending, Restart};
+use annulus_cluster::JoinError;
 
 impl NodeControl for Joiner {
     fn join<'a>(

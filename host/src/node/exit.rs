@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use tokio::runtime::Handle;
 use tokio::sync::watch;
 
-use crate::cluster::Ended;
+use annulus_cluster::Ended;
 
 /// What comes after this life.
 #[derive(Clone, Debug, PartialEq, Eq)]

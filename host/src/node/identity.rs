@@ -8,12 +8,12 @@ use annulus_core::state::{Command, Lineage, Member, MemberStatus};
 use tokio::sync::watch;
 
 use super::{NodeConfig, Runtimes, StartError, open_unlocked};
-use crate::cluster::{View, authority, seed};
-use crate::data_dir::{
+use annulus_cluster::{View, authority, seed};
+use annulus_data_dir::{
     AdminToml, Credentials, DataDir, Founding, Identity, JoinIntent, LAYOUT_VERSION, new_uid,
 };
-use crate::transport::Transport;
-use crate::transport::identity::Authority;
+use annulus_transport::Transport;
+use annulus_transport::identity::Authority;
 
 /// Replicas that the ring's table has for a partition, where there are nodes enough (R4).
 const RING_WIDTH: u8 = 3;
@@ -26,7 +26,7 @@ pub(super) fn finish_join(data: &DataDir, runtimes: &Runtimes) -> Result<(), Sta
     let Some(member) = state.members.get(&admitted.node) else { return Ok(data.clear_join_intent()?) };
     data.wipe_database()?;
     let database = open_unlocked(data)?;
-    runtimes.raft().block_on(seed(&database, state)).map_err(crate::cluster::ClusterError::from)?;
+    runtimes.raft().block_on(seed(&database, state)).map_err(annulus_cluster::ClusterError::from)?;
     drop(database);
     data.clear_founding()?;
     data.write_credentials(&admitted.credentials())?;

@@ -11,8 +11,8 @@ use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
 use super::exit::{Exit, ExitSwitch, StopReason};
-use crate::cluster::ClusterService;
-use crate::transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
+use annulus_cluster::ClusterService;
+use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 
 /// Hands requests to the parts of the node.
 pub struct Router {

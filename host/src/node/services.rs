@@ -8,14 +8,14 @@ use fjall::Database;
 use tokio::runtime::Handle;
 
 use super::Router;
-use crate::cluster::{Cluster, View};
-use crate::data_dir::DataDir;
-use crate::handoff::{Handoff, SealError, Seals};
-use crate::modules::{Artefacts, Modules};
-use crate::request::Coordinator;
-use crate::transport::{BulkStream, PeerIdentity, Request, Service, Transport, kind};
-use crate::vnode::{Master, MasterConfig};
-use crate::wasm::Engine;
+use annulus_cluster::{Cluster, View};
+use annulus_data_dir::DataDir;
+use annulus_handoff::{Handoff, SealError, Seals};
+use annulus_modules::{Artefacts, Modules};
+use annulus_request::Coordinator;
+use annulus_transport::{BulkStream, PeerIdentity, Request, Service, Transport, kind};
+use annulus_vnode::{Master, MasterConfig};
+use annulus_wasm::Engine;
 
 /// Why they do not start. The node must not serve then.
 #[derive(Debug, thiserror::Error)]

@@ -15,9 +15,9 @@ use annulus_core::version::Speaks;
 use tokio::time::Instant;
 
 use super::*;
-use crate::cluster::{JoinError, ProposeError, TokenError, View};
-use crate::data_dir::JoinIntent;
-use crate::transport::ConnectError;
+use annulus_cluster::{JoinError, ProposeError, TokenError, View};
+use annulus_data_dir::JoinIntent;
+use annulus_transport::ConnectError;
 
 mod joining;
 mod planned;
@@ -117,8 +117,8 @@ struct Dirs(tempfile::TempDir);
 
 impl Dirs {
     fn new() -> Self {
-        let filter = tracing_subscriber::EnvFilter::from_default_env();
-        let _ = tracing_subscriber::fmt().with_env_filter(filter).with_test_writer().try_init();
+        let level = tracing::Level::ERROR;
+        let _ = tracing_subscriber::fmt().with_max_level(level).with_test_writer().try_init();
         Self(tempfile::tempdir().unwrap())
     }
 
@@ -252,7 +252,7 @@ fn a_single_node_works_at_once_and_is_the_same_after_a_restart() {
     assert!(node.view().module("kv").is_some(), "a leader's answer comes after its own state");
     let state = node.view().state.clone();
     let config = node.stop();
-    let admin = crate::data_dir::AdminToml::read(&config.data).unwrap().unwrap();
+    let admin = annulus_data_dir::AdminToml::read(&config.data).unwrap().unwrap();
     assert_eq!(admin.address, config.listen.to_string());
 
     let node = Running::start(config);
@@ -381,7 +381,7 @@ fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
     let node = Running::start(config.clone());
     let me = node.life.cluster.me();
     assert_eq!(node.view().member(me).unwrap().listen, outside.to_string());
-    let admin = crate::data_dir::AdminToml::read(&config.data).unwrap().unwrap();
+    let admin = annulus_data_dir::AdminToml::read(&config.data).unwrap().unwrap();
     assert_eq!(admin.address, node.life.address.to_string());
     // It cannot join by either of its own addresses.
     let other = dirs.start("b");
@@ -393,7 +393,7 @@ fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
     node.stop();
     let every = NodeConfig { listen: "0.0.0.0:0".parse().unwrap(), ..config };
     let node = Running::start(every.clone());
-    let admin = crate::data_dir::AdminToml::read(&every.data).unwrap().unwrap();
+    let admin = annulus_data_dir::AdminToml::read(&every.data).unwrap().unwrap();
     assert_eq!(admin.address, format!("127.0.0.1:{}", node.life.address.port()));
     node.stop();
     let said = Node::start(NodeConfig { advertise: None, ..every }).err().map(|error| error.to_string());

@@ -4,8 +4,8 @@ use ciborium::Value;
 
 use super::super::CliError;
 use super::help;
-use crate::values::{Type, from_text};
-use crate::wasm::{CommandInfo, Param, Route};
+use annulus_values::{Type, from_text};
+use annulus_wasm::{CommandInfo, Param, Route};
 
 /// The CBOR map of a call: positional words in the order of the parameters that were not named.
 pub(super) fn build(
@@ -83,7 +83,7 @@ pub(super) fn check_key(command: &CommandInfo, said: &str, key: Option<&[u8]>) -
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
-    use crate::wasm::Effect;
+    use annulus_wasm::Effect;
 
     fn param(name: &str, ty: &str, optional: bool) -> Param {
         Param { name: name.into(), ty: ty.into(), doc: String::new(), optional }
@@ -113,7 +113,7 @@ mod tests {
     }
 
     fn json(args: &Value) -> String {
-        crate::values::to_json(args).to_string()
+        annulus_values::to_json(args).to_string()
     }
 
     #[test]

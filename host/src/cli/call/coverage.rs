@@ -4,10 +4,10 @@ use ciborium::Value;
 use serde_json::json;
 
 use super::super::{CliError, Connection, Context};
-use crate::admin::rows::CoverageRow;
-use crate::admin::{AdminReply, AdminRequest, CallRequest, decode};
-use crate::values::Type;
-use crate::values::{to_json, to_text};
+use annulus_admin::rows::CoverageRow;
+use annulus_admin::{AdminReply, AdminRequest, CallRequest, decode};
+use annulus_values::Type;
+use annulus_values::{to_json, to_text};
 
 pub(super) async fn run(
     connection: &Connection,

@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use clap::Command;
 
-use crate::values::Type;
-use crate::wasm::{CommandInfo, Description, Effect, Param, Route};
+use annulus_values::Type;
+use annulus_wasm::{CommandInfo, Description, Effect, Param, Route};
 
 /// Help for `call` itself.
 pub(super) fn general() -> String {

@@ -14,9 +14,9 @@ use serde_json::json;
 use super::deploy::pair;
 use super::duration::{millis, parse_duration};
 use super::{CliError, Connection, Context};
-use crate::admin::{AdminError, AdminRequest, CallRequest, decode};
-use crate::values::{Type, to_json, to_text};
-use crate::wasm::{CommandInfo, Description, Route};
+use annulus_admin::{AdminError, AdminRequest, CallRequest, decode};
+use annulus_values::{Type, to_json, to_text};
+use annulus_wasm::{CommandInfo, Description, Route};
 
 /// Run a command of a module; `call M --help` lists what it has.
 #[derive(Debug, clap::Args)]
@@ -78,7 +78,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let request = CallRequest {
         module,
         command: name,
-        args: crate::admin::encode(&map).to_vec(),
+        args: annulus_admin::encode(&map).to_vec(),
         key: key.map(serde_bytes::ByteBuf::from),
         timeout_ms: millis(timeout),
         id: annulus_core::ids::RequestId(rand::random()),

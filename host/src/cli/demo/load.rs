@@ -8,8 +8,8 @@ use annulus_core::ids::RequestId;
 use ciborium::Value;
 use tokio::task::JoinSet;
 
-use crate::admin::{AdminReply, AdminRequest, CallRequest, decode, encode};
 use crate::cli::{CliError, Connection};
+use annulus_admin::{AdminReply, AdminRequest, CallRequest, decode, encode};
 
 /// Longest that one request may take.
 const REQUEST_LIMIT_MS: u64 = 5_000;

@@ -10,7 +10,7 @@ use std::time::Duration;
 use tokio::time::{sleep, timeout};
 
 use crate::cli::CliError;
-use crate::data_dir::DataDir;
+use annulus_data_dir::DataDir;
 
 /// The tutorial's ports: HTTP, and the one that nodes talk by.
 const PORTS: [(u16, u16); 3] = [(8198, 8199), (8298, 8299), (8398, 8399)];

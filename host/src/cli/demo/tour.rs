@@ -14,10 +14,10 @@ use tokio::time::sleep;
 
 use super::load::{self, Clients};
 use super::nodes::Nodes;
-use crate::admin::AdminRequest;
-use crate::admin::rows::{DeployedRow, TransferRow};
 use crate::cli::{CliError, Connection, Output, transfers};
-use crate::toolchain::{BuildError, build_component, build_component_with, bundled_guests};
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::{DeployedRow, TransferRow};
+use annulus_toolchain::{BuildError, build_component, build_component_with, bundled_guests};
 
 /// Keys that move in the handoff.
 const ITEMS: u64 = 5_000;

@@ -2,9 +2,9 @@
 
 use annulus_core::state::{HandoffChange, Rate};
 
-use crate::admin::AdminRequest;
-use crate::admin::rows::{LimitRow, LimitsRow};
 use crate::cli::{CliError, Context, Table};
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::{LimitRow, LimitsRow};
 
 /// Show how much may move at once, or change it
 #[derive(Debug, clap::Args)]

@@ -5,8 +5,8 @@ mod limit;
 use std::time::Duration;
 
 use super::{CliError, Context, Table};
-use crate::admin::AdminRequest;
-use crate::admin::rows::TransferRow;
+use annulus_admin::AdminRequest;
+use annulus_admin::rows::TransferRow;
 
 /// How often `--watch` looks.
 const WATCH_EVERY: Duration = Duration::from_secs(1);

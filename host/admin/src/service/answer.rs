@@ -1,0 +1,75 @@
+//! The frames that answer one request.
+
+use std::future::Future;
+
+use bytes::Bytes;
+use tokio::time::{Instant, MissedTickBehavior, interval_at};
+
+use super::HEARTBEAT;
+use crate::{AdminError, AdminReply, Restart, encode};
+use annulus_transport::BulkSend;
+
+/// One answer. The asker may be gone at any time: then frames go nowhere.
+pub(super) struct Answer {
+    /// None when the asker is gone.
+    send: Option<BulkSend>,
+    /// Dropped when the answer is out.
+    restart: Option<Restart>,
+}
+
+impl Answer {
+    pub(super) fn new(send: BulkSend) -> Self {
+        Self { send: Some(send), restart: None }
+    }
+
+    /// Does anybody still want to know?
+    pub(super) fn is_wanted(&self) -> bool {
+        self.send.is_some()
+    }
+
+    pub(super) async fn frame(&mut self, reply: &AdminReply) {
+        if let Some(send) = &mut self.send
+            && let Err(error) = send.frame(encode(reply)).await
+        {
+            tracing::debug!(%error, "an operator went before the answer");
+            self.send = None;
+        }
+    }
+
+    pub(super) async fn progress(&mut self, what: &str, done: u64, total: u64) {
+        self.frame(&AdminReply::Progress { what: what.to_owned(), done, total }).await;
+    }
+
+    /// The node starts anew when this is dropped: after the answer.
+    pub(super) fn before_letting_go(&mut self, restart: Restart) {
+        self.restart = Some(restart);
+    }
+
+    /// Waits for what takes long, and says every [`HEARTBEAT`] that it does.
+    pub(super) async fn while_working<T>(&mut self, what: &str, work: impl Future<Output = T>) -> T {
+        let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
+        beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut work = std::pin::pin!(work);
+        loop {
+            tokio::select! {
+                result = &mut work => return result,
+                _ = beat.tick() => self.progress(what, 0, 0).await,
+            }
+        }
+    }
+
+    /// The last frame.
+    pub(super) async fn end(mut self, result: Result<Bytes, AdminError>) {
+        let reply = match result {
+            Ok(value) => AdminReply::Done(value.into()),
+            Err(error) => AdminReply::Error(error),
+        };
+        self.frame(&reply).await;
+        if let Some(send) = self.send.take()
+            && let Err(error) = send.finish().await
+        {
+            tracing::debug!(%error, "an operator went before the end of the answer");
+        }
+        drop(self.restart);
+    }
+}

@@ -1,0 +1,115 @@
+//! Commands of modules.
+
+use std::collections::HashMap;
+
+use annulus_core::ids::NodeId;
+use bytes::Bytes;
+
+use super::answer::Answer;
+use super::{AdminService, deadline, name_of};
+use crate::rows::CoverageRow;
+use crate::{AdminError, AdminReply, CallRequest};
+use annulus_request::CoverageEvent;
+
+impl AdminService {
+    pub(super) async fn call(&self, request: CallRequest, answer: &mut Answer) -> Result<Bytes, AdminError> {
+        let request = into_request(request);
+        let reply = answer.while_working("waiting", self.parts.coordinator.call(&request)).await?;
+        if reply.len() > MAX_REPLY_BYTES {
+            return Err(AdminError {
+                state: "applied".to_owned(),
+                ..AdminError::unknown(
+                    "value-too-large",
+                    format!(
+                        "the reply has {} bytes, more than the {MAX_REPLY_BYTES} that are shown here",
+                        reply.len()
+                    ),
+                )
+            });
+        }
+        Ok(reply)
+    }
+
+    pub(super) async fn coverage(
+        &self,
+        request: CallRequest,
+        answer: &mut Answer,
+    ) -> Result<CoverageRow, AdminError> {
+        let mut events = self.parts.coordinator.coverage(into_request(request))?;
+        let view = self.view();
+        let mut names: HashMap<NodeId, String> = HashMap::new();
+        while answer.is_wanted() {
+            let Some(event) = answer.while_working("asking partitions", events.recv()).await else { break };
+            match event {
+                CoverageEvent::Batch { partition, node, values } => {
+                    let node = names.entry(node).or_insert_with(|| name_of(&view, node)).clone();
+                    for values in portions(values) {
+                        let batch = AdminReply::Batch { partition: partition.0, node: node.clone(), values };
+                        answer.frame(&batch).await;
+                    }
+                }
+                CoverageEvent::Done { missing } => {
+                    for (partition, error) in &missing {
+                        tracing::warn!(partition = partition.0, %error, "no answer to a command that goes everywhere");
+                    }
+                    let missing: Vec<u16> = missing.iter().map(|(partition, _)| partition.0).collect();
+                    return Ok(CoverageRow { complete: missing.is_empty(), missing });
+                }
+            }
+        }
+        Err(AdminError::unknown("internal", "the answers ended half way"))
+    }
+}
+
+/// What fits a frame, with room for what is said about it.
+const MAX_REPLY_BYTES: usize = 1 << 20;
+
+/// Values in groups that fit a frame each; one that is larger goes by itself.
+fn portions(values: Vec<Bytes>) -> Vec<Vec<serde_bytes::ByteBuf>> {
+    let mut portions = Vec::new();
+    let (mut portion, mut bytes) = (Vec::new(), 0);
+    for value in values {
+        // A byte string's own head takes at most nine bytes.
+        let length = value.len() + 9;
+        if bytes + length > MAX_REPLY_BYTES && !portion.is_empty() {
+            portions.push(std::mem::take(&mut portion));
+            bytes = 0;
+        }
+        bytes += length;
+        portion.push(serde_bytes::ByteBuf::from(value.to_vec()));
+    }
+    portions.push(portion);
+    portions
+}
+
+fn into_request(request: CallRequest) -> annulus_request::CallRequest {
+    annulus_request::CallRequest {
+        module: request.module,
+        command: request.command,
+        args: request.args.into(),
+        key: request.key.map(|key| Bytes::from(key.into_vec())),
+        deadline: deadline(request.timeout_ms),
+        id: request.id,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn batches_fit_their_frames_and_nothing_is_left_out() {
+        let values = vec![Bytes::from(vec![0; 600 << 10]); 3];
+        let sizes: Vec<usize> = portions(values).iter().map(Vec::len).collect();
+        assert_eq!(sizes, [1, 1, 1]);
+        let values = vec![Bytes::from(vec![0; 100]); 50_000];
+        let portions = portions(values);
+        assert_eq!(portions.iter().map(Vec::len).sum::<usize>(), 50_000);
+        assert!(
+            portions
+                .iter()
+                .all(|portion| portion.iter().map(|value| value.len() + 9).sum::<usize>() <= MAX_REPLY_BYTES)
+        );
+        assert_eq!(super::portions(vec![]).len(), 1);
+    }
+}

@@ -1,0 +1,240 @@
+//! Looking: members, ring, where a key lives, what is deployed.
+
+use std::collections::BTreeMap;
+
+use annulus_core::ids::NodeId;
+use annulus_core::keyspace::hash_key;
+use annulus_core::preference::{Nodes, Role, preference_list};
+use annulus_core::state::{Change, Member, MemberStatus, Module, StorageKind};
+use bytes::Bytes;
+use futures_util::future::join_all;
+use tokio::time::Instant;
+
+use super::{AdminService, LOOK_LIMIT, name_of};
+use crate::AdminError;
+use crate::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, RingRow, StatusRow};
+use annulus_cluster::View;
+use annulus_modules::Running;
+
+/// What the preference list asks about nodes.
+struct Liveness<'a> {
+    service: &'a AdminService,
+    view: &'a View,
+    /// Who cannot run it is as good as down.
+    module: Option<&'a Module>,
+}
+
+impl Nodes for Liveness<'_> {
+    fn is_up(&self, node: NodeId) -> bool {
+        let member = self.view.member(node);
+        let able =
+            |module| member.is_some_and(|member| self.service.parts.modules.unable(member, module).is_none());
+        self.service.is_up(self.view, node) && self.module.is_none_or(able)
+    }
+
+    fn zone(&self, node: NodeId) -> Option<&str> {
+        self.view.member(node)?.zone.as_deref()
+    }
+}
+
+impl AdminService {
+    /// Does it answer?
+    pub(super) fn is_up(&self, view: &View, node: NodeId) -> bool {
+        view.member(node).is_some() && self.parts.cluster.liveness().is_up(node)
+    }
+
+    pub(super) fn members(&self) -> Vec<MemberRow> {
+        let view = self.view();
+        view.state.members.keys().filter_map(|id| self.member(&view, *id)).collect()
+    }
+
+    pub(super) fn member(&self, view: &View, id: NodeId) -> Option<MemberRow> {
+        let member = view.state.members.get(&id)?;
+        let partitions = &view.state.ring.partitions;
+        Some(MemberRow {
+            node: member.name.clone(),
+            status: status_word(member.status).to_owned(),
+            alive: member.status != MemberStatus::Removed && self.is_up(view, id),
+            since_ms: self
+                .parts
+                .cluster
+                .liveness()
+                .standing(id)
+                .map(|standing| u64::try_from(standing.since.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            zone: member.zone.clone(),
+            weight: member.weight,
+            owned: partitions.iter().filter(|partition| partition.replicas.first() == Some(&id)).count(),
+            replicas: partitions.iter().filter(|partition| partition.replicas.contains(&id)).count(),
+            claimant: self.parts.cluster.leader() == Some(id),
+            listen: member.listen.clone(),
+            http: member.http.clone(),
+            staged: staged_for(view, id),
+            speaks: self.parts.cluster.speaks_of(view, id),
+        })
+    }
+
+    pub(super) fn locate(&self, module: &str, key: &[u8], n: u8) -> Result<LocateRow, AdminError> {
+        let view = self.view();
+        let ring = &view.state.ring;
+        let hash = hash_key(module.as_bytes(), key);
+        let partition = ring.size.partition_of(&hash);
+        let nodes = Liveness { service: self, view: &view, module: view.module(module) };
+        let preferred = preference_list(ring, partition, usize::from(n), &nodes);
+        let row = |preferred: &annulus_core::preference::Preferred| PreferenceRow {
+            node: name_of(&view, preferred.node),
+            role: match preferred.role {
+                Role::Primary => "primary",
+                Role::Fallback => "fallback",
+            }
+            .to_owned(),
+        };
+        Ok(LocateRow {
+            hash: hash.to_string(),
+            partition: partition.0,
+            index: ring.size.index_of(partition),
+            preference_list: preferred.iter().map(row).collect(),
+        })
+    }
+
+    /// Members that have said that they cannot run it, and why.
+    fn unable(&self, view: &View, module: &Module) -> BTreeMap<String, String> {
+        let members = view.state.live_members();
+        let said = |member: &Member| Some((member.name.clone(), self.parts.modules.unable(member, module)?));
+        members.filter_map(said).collect()
+    }
+
+    /// What each node runs is asked of each node; those that do not answer are left out.
+    pub(super) async fn modules(&self) -> Vec<ModuleRow> {
+        let view = self.view();
+        let deadline = Instant::now() + LOOK_LIMIT;
+        let view = &view;
+        let rows = view.state.modules.values().map(|module| async move {
+            let running = self.parts.modules.running_everywhere(module.uid, deadline).await;
+            let digest = |running: Option<Running>| Some(running?.digest?.to_string());
+            let nodes = running.into_iter().filter_map(|(node, running)| Some((node, digest(running)?)));
+            ModuleRow {
+                name: module.name.clone(),
+                version: module.current.version,
+                guest_version: self.parts.modules.description(module).version.clone(),
+                digest: module.current.digest.to_string(),
+                n: module.n,
+                r: module.r,
+                w: module.w,
+                storage: match module.storage {
+                    StorageKind::Memory => "memory",
+                    StorageKind::Durable => "durable",
+                }
+                .to_owned(),
+                nodes: nodes.collect(),
+                unable: self.unable(view, module),
+            }
+        });
+        join_all(rows).await
+    }
+
+    /// The guest's own words, as the cluster keeps them.
+    pub(super) fn describe(&self, name: &str) -> Result<Bytes, AdminError> {
+        match self.view().module(name) {
+            Some(module) => Ok(module.current.description.clone().into()),
+            None => Err(annulus_core::state::Refusal::NoModule(name.to_owned()).into()),
+        }
+    }
+
+    pub(super) async fn status(&self) -> StatusRow {
+        let view = self.view();
+        let cluster = &self.parts.cluster;
+        let me = view.member(view.me);
+        let live: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
+        let slots = self.parts.master.status();
+        let quorum = cluster.heard_from_leader_within(std::time::Duration::from_secs(2));
+        let mut alerts: Vec<String> = self.parts.master.incidents().iter().rev().map(incident).collect();
+        alerts.extend(slots.iter().filter(|slot| slot.in_back_off > 0).map(|slot| {
+            format!("partition {}: {} vnodes in back-off after traps", slot.partition.0, slot.in_back_off)
+        }));
+        for module in view.state.modules.values() {
+            let unable = self.unable(&view, module);
+            alerts.extend(unable.iter().map(|(node, reason)| {
+                format!(
+                    "module {}: {node} cannot run version {}: {reason}",
+                    module.name, module.current.version
+                )
+            }));
+        }
+        if !quorum {
+            alerts.push(
+                "no majority of the voters is heard from: members, ring and modules cannot change".to_owned(),
+            );
+        }
+        let possible_loss = self.losses(&view);
+        alerts.extend(possible_loss.iter().map(|loss| {
+            format!(
+                "possible-loss: {} was removed, and with it perhaps items of {} partitions; \
+                 `annulus status --acknowledge` once that is seen to",
+                loss.node,
+                loss.partitions.len()
+            )
+        }));
+        StatusRow {
+            node: name_of(&view, view.me),
+            cluster: view.state.cluster.to_string(),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            listen: self.parts.transport.local_addr().to_string(),
+            http: me.map(|member| member.http.clone()).unwrap_or_default(),
+            claimant: cluster.leader().map(|node| name_of(&view, node)),
+            quorum,
+            applied: view.index(),
+            members: live.len(),
+            alive: live.iter().filter(|node| self.is_up(&view, **node)).count(),
+            pending: view
+                .state
+                .ring
+                .partitions
+                .iter()
+                .filter(|partition| partition.pending.is_some())
+                .count(),
+            transfers: self.parts.handoff.transfers().await.len(),
+            modules: view.state.modules.len(),
+            vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
+            alerts,
+            possible_loss,
+            level: view.state.level,
+            speaks: cluster.speaks(),
+            held_back_by: cluster.held_back_by(&view, cluster.speaks().levels.newest),
+        }
+    }
+}
+
+/// What is staged for a node, as who goes or as who comes.
+fn staged_for(view: &View, node: NodeId) -> Option<String> {
+    let concerns = |change: &&Change| {
+        change.node() == node || matches!(change, Change::Replace { new, .. } if *new == node)
+    };
+    view.state.staged.iter().find(concerns).map(|change| super::plan::word(change).to_owned())
+}
+
+fn incident(incident: &annulus_vnode::Incident) -> String {
+    let partition = incident.partition.map(|id| format!(" partition {id}")).unwrap_or_default();
+    format!("{}: {}{partition}: {}", incident.kind, incident.module, incident.reason)
+}
+
+pub(super) fn status_word(status: MemberStatus) -> &'static str {
+    match status {
+        MemberStatus::Joining => "joining",
+        MemberStatus::Member => "member",
+        MemberStatus::Leaving => "leaving",
+        MemberStatus::Down => "down",
+        MemberStatus::Removed => "removed",
+    }
+}
+
+/// The ring, by names.
+pub(super) fn ring(view: &View) -> RingRow {
+    let ring = &view.state.ring;
+    let names = |nodes: &[NodeId]| nodes.iter().map(|node| name_of(view, *node)).collect();
+    let partitions = ring.size.partitions().zip(&ring.partitions).map(|(id, partition)| PartitionRow {
+        id: id.0,
+        replicas: names(&partition.replicas),
+        pending: partition.pending.as_ref().map(|transfer| names(&transfer.target)).unwrap_or_default(),
+    });
+    RingRow { ring_size: ring.size.get(), epoch: ring.epoch, partitions: partitions.collect() }
+}

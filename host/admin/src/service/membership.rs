@@ -1,0 +1,145 @@
+//! Tokens, joining and leaving.
+
+use std::time::Duration;
+
+use annulus_core::state::{Change, MemberStatus};
+use tokio::time::{Instant, timeout};
+
+use super::answer::Answer;
+use super::look::status_word;
+use super::plan::by_name;
+use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
+use crate::plan_rows::StagedRow;
+use crate::rows::{MemberRow, TokenRow};
+use crate::{AdminError, Restart};
+use annulus_cluster::{Ended, Token};
+
+/// What `join` says.
+pub(super) struct Join<'a> {
+    pub(super) address: &'a str,
+    pub(super) token: &'a str,
+    pub(super) discard: bool,
+    pub(super) stage: bool,
+}
+
+impl AdminService {
+    pub(super) async fn token(&self, ttl: Duration) -> Result<TokenRow, AdminError> {
+        let view = self.view();
+        let token = self.parts.cluster.issue_token(ttl, Instant::now() + CHANGE_LIMIT).await?;
+        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Ok(TokenRow {
+            token: token.to_string(),
+            expires_ms: u64::try_from((now + ttl).as_millis()).unwrap_or(u64::MAX),
+            address: view.member(view.me).map(|member| member.listen.clone()).unwrap_or_default(),
+        })
+    }
+
+    /// Ends when the node was admitted elsewhere; what follows happens to a node started anew.
+    pub(super) async fn join(
+        &self,
+        Join { address, token, discard, stage }: Join<'_>,
+        deadline: Instant,
+        answer: &mut Answer,
+    ) -> Result<Option<Restart>, AdminError> {
+        let view = self.view();
+        let me = view.member(view.me).filter(|me| me.status == MemberStatus::Joining);
+        let waits_there = |token: Token| token.cluster == view.state.cluster;
+        if let Some(me) = me
+            && token.parse().is_ok_and(waits_there)
+        {
+            // It is there already, and what is said now is how it goes on.
+            let (change, limit) = (Change::Join { node: me.id }, Instant::now() + CHANGE_LIMIT);
+            if stage {
+                self.parts.cluster.stage(change, limit).await?;
+            } else if me.waits() {
+                self.parts.cluster.change(change, limit).await?;
+            }
+            return Ok(None);
+        }
+        let found = timeout(CHANGE_LIMIT, tokio::net::lookup_host(address)).await;
+        let member =
+            found.ok().and_then(Result::ok).and_then(|mut addresses| addresses.next()).ok_or_else(|| {
+                AdminError::not_applied(
+                    "bad-arguments",
+                    format!("{address:?} is no address of a node; say HOST:PORT"),
+                )
+            })?;
+        let joining = self.parts.control.join(member, token, discard, stage, deadline);
+        answer.while_working("asking to be admitted", joining).await.map(Some)
+    }
+
+    pub(super) async fn stage_leave(&self, name: Option<&str>) -> Result<StagedRow, AdminError> {
+        let view = self.view();
+        let node = name.map_or(Ok(view.me), |name| by_name(&view, name))?;
+        self.stage(Change::Leave { node }).await
+    }
+
+    /// Marks a node that does not answer.
+    pub(super) async fn down(&self, name: &str) -> Result<MemberRow, AdminError> {
+        let view = self.view();
+        let node = by_name(&view, name)?;
+        if self.is_up(&view, node) {
+            let message = format!("{name} is up: only a node that does not answer is marked down");
+            return Err(AdminError::not_applied("not-allowed", message));
+        }
+        self.parts.cluster.mark(node, true, Instant::now() + CHANGE_LIMIT).await?;
+        let gone = || AdminError::unknown("unknown-node", format!("{name} is not known here any more"));
+        self.member(&self.view(), node).ok_or_else(gone)
+    }
+
+    pub(super) async fn leave(
+        &self,
+        name: Option<&str>,
+        wait: bool,
+        deadline: Instant,
+        answer: &mut Answer,
+    ) -> Result<MemberRow, AdminError> {
+        let mut views = self.parts.cluster.watch();
+        let mut ended = self.parts.cluster.ended();
+        let node = self.parts.cluster.leave(name, deadline.min(Instant::now() + CHANGE_LIMIT)).await?;
+        let unknown =
+            || AdminError::unknown("unknown-node", format!("node {node} is not known here any more"));
+        let mut most = 0;
+        loop {
+            let view = views.borrow_and_update().clone();
+            let status = view.state.members.get(&node).map(|member| member.status);
+            let left = matches!(status, None | Some(MemberStatus::Removed));
+            // Who left may never see the entry that says so: nobody sends it to strangers.
+            if node == view.me && *ended.borrow_and_update() == Some(Ended::Removed) {
+                let row = self.member(&view, node).ok_or_else(unknown)?;
+                return Ok(MemberRow {
+                    status: status_word(MemberStatus::Removed).to_owned(),
+                    alive: false,
+                    ..row
+                });
+            }
+            if left || (!wait && status == Some(MemberStatus::Leaving)) {
+                return self.member(&view, node).ok_or_else(unknown);
+            }
+            let holds = view
+                .state
+                .ring
+                .partitions
+                .iter()
+                .filter(|partition| partition.replicas.contains(&node))
+                .count();
+            most = most.max(holds);
+            answer.progress("handing off partitions", (most - holds) as u64, most as u64).await;
+            if Instant::now() >= deadline {
+                let message = format!(
+                    "{} is leaving and still holds {holds} partitions; it goes on by itself, `annulus transfers` shows it",
+                    name_of(&view, node)
+                );
+                return Err(AdminError {
+                    state: "applied".to_owned(),
+                    ..AdminError::unknown("deadline-exceeded", message)
+                });
+            }
+            // Time-outs only bring the next sign of life.
+            let news = async {
+                tokio::select! { _ = views.changed() => {}, _ = ended.changed() => {} }
+            };
+            let _ = timeout(HEARTBEAT.min(deadline.saturating_duration_since(Instant::now())), news).await;
+        }
+    }
+}

@@ -1,0 +1,211 @@
+//! The node's side of the admin protocol: hears a request, asks the part of the node that
+//! knows, answers in frames.
+//!
+//! What must hold: only operators are heard; every request ends, with a deadline of its own;
+//! while it works it says something at least every [`HEARTBEAT`], so that a silent node is a
+//! dead one; a request whose asker is gone is given up where nothing was changed yet.
+
+mod answer;
+mod bench;
+mod call;
+mod deploy;
+mod failure;
+mod look;
+mod membership;
+mod plan;
+mod recover;
+mod transfers;
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::ids::NodeId;
+use bytes::Bytes;
+use tokio::sync::{RwLock, RwLockReadGuard};
+use tokio::time::{Instant, timeout};
+
+use super::{ADMIN_HEADER, AdminError, AdminRequest, NodeControl, decode};
+use annulus_cluster::{Cluster, View};
+use annulus_handoff::Handoff;
+use annulus_modules::Modules;
+use annulus_request::Coordinator;
+use annulus_transport::{BulkStream, PeerIdentity, Request, Service, Transport};
+use annulus_vnode::Master;
+
+use answer::Answer;
+
+/// How often a node that works says so.
+pub const HEARTBEAT: Duration = Duration::from_secs(2);
+/// How long an operator may take to say what it wants, or to send the next piece of it.
+const HEAR_LIMIT: Duration = Duration::from_secs(30);
+/// How long a look at the cluster may take.
+const LOOK_LIMIT: Duration = Duration::from_secs(5);
+/// How long one change of the cluster's state may take.
+const CHANGE_LIMIT: Duration = Duration::from_secs(10);
+
+/// The parts of the node that answer.
+#[derive(Clone)]
+pub struct AdminParts {
+    /// Members, ring, modules: the committed truth.
+    pub cluster: Cluster,
+    /// Who is up; the lanes, for their echo.
+    pub transport: Transport,
+    /// Commands of modules.
+    pub coordinator: Coordinator,
+    /// Deploys and swaps.
+    pub modules: Modules,
+    /// Vnodes of this node.
+    pub master: Master,
+    /// What moves.
+    pub handoff: Handoff,
+    /// The node as a whole.
+    pub control: Arc<dyn NodeControl>,
+}
+
+/// Serves operators. Cheap to clone.
+#[derive(Clone)]
+pub struct AdminService {
+    parts: Arc<AdminParts>,
+    /// Read-locked by each request under way, so that an end can wait for them.
+    under_way: Arc<RwLock<()>>,
+    /// Id of the plan that an operator saw here last: what a commit through this node is of.
+    shown: Arc<parking_lot::Mutex<Option<String>>>,
+}
+
+impl AdminService {
+    /// A service over these parts.
+    pub fn new(parts: AdminParts) -> Self {
+        Self { parts: Arc::new(parts), under_way: Arc::default(), shown: Arc::default() }
+    }
+
+    /// Waits for the requests under way, at most this long: the last of them may be what ends
+    /// this node, and its answer should still go out.
+    pub async fn drain(&self, limit: Duration) {
+        drop(timeout(limit, self.under_way.write()).await);
+    }
+
+    async fn hear(&self, from: PeerIdentity, header: &[u8], stream: BulkStream) {
+        let BulkStream { send, mut recv } = stream;
+        let mut answer = Answer::new(send);
+        if from != PeerIdentity::Admin {
+            let error = AdminError::not_applied("forbidden", "only an operator of this cluster is heard");
+            return answer.end(Err(error)).await;
+        }
+        if header != ADMIN_HEADER {
+            let error =
+                AdminError::not_applied("other-version", "this node speaks another version of the protocol");
+            return answer.end(Err(error)).await;
+        }
+        let request = match timeout(HEAR_LIMIT, recv.frame()).await {
+            Ok(Ok(Some(frame))) => decode::<AdminRequest>(&frame),
+            // Nobody is there to be told.
+            _ => return,
+        };
+        let result = match request {
+            Ok(request) => self.run(request, &mut recv, &mut answer).await,
+            Err(error) => Err(AdminError::not_applied("bad-arguments", error.to_string())),
+        };
+        answer.end(result.map_err(|error| self.advise(error))).await;
+    }
+
+    async fn run(
+        &self,
+        request: AdminRequest,
+        recv: &mut annulus_transport::BulkRecv,
+        answer: &mut Answer,
+    ) -> Result<Bytes, AdminError> {
+        match request {
+            AdminRequest::Members => done(&self.members()),
+            AdminRequest::Ring => done(&look::ring(&self.view())),
+            AdminRequest::Transfers => done(&self.parts.handoff.transfers().await),
+            AdminRequest::Status => done(&self.status().await),
+            AdminRequest::Locate { module, key, n } => done(&self.locate(&module, &key, n)?),
+            AdminRequest::Modules => done(&self.modules().await),
+            AdminRequest::Describe { module } => self.describe(&module),
+            AdminRequest::Token { ttl_ms } => done(&self.token(Duration::from_millis(ttl_ms)).await?),
+            AdminRequest::Join { address, token, discard, stage, timeout_ms } => {
+                let wish = membership::Join { address: &address, token: &token, discard, stage };
+                if let Some(restart) = self.join(wish, deadline(timeout_ms), answer).await? {
+                    answer.before_letting_go(restart);
+                }
+                done(&())
+            }
+            AdminRequest::Leave { node, stage: true, .. } => done(&self.stage_leave(node.as_deref()).await?),
+            AdminRequest::Leave { node, stage: false, wait, timeout_ms } => {
+                done(&self.leave(node.as_deref(), wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::Replace { old, new, stage: true, .. } => {
+                done(&self.stage(self.replacement(&old, &new)?).await?)
+            }
+            AdminRequest::Replace { old, new, stage: false, wait, timeout_ms } => {
+                let change = self.replacement(&old, &new)?;
+                done(&self.change(change, wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::Remove { node, stage: true, .. } => done(&self.stage(self.removal(&node)?).await?),
+            AdminRequest::Remove { node, stage: false, wait, timeout_ms } => {
+                let change = self.removal(&node)?;
+                done(&self.change(change, wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::Down { node } => done(&self.down(&node).await?),
+            AdminRequest::Plan { shown, of } => {
+                let plan = self.plan(shown, of);
+                done(&answer.while_working("counting what moves", plan).await?)
+            }
+            AdminRequest::Commit { plan, wait, timeout_ms } => {
+                done(&self.commit(plan.as_deref(), wait, deadline(timeout_ms), answer).await?)
+            }
+            AdminRequest::ClearStaged => done(&self.clear_staged().await?),
+            AdminRequest::Acknowledge { up_to } => {
+                self.acknowledge(up_to).await?;
+                done(&())
+            }
+            AdminRequest::Deploy(request) => done(&self.deploy(request, recv, answer).await?),
+            AdminRequest::Rollback { module } => done(&self.rollback(&module, answer).await?),
+            AdminRequest::Undeploy { module } => {
+                self.undeploy(&module).await?;
+                done(&())
+            }
+            AdminRequest::Call(request) => self.call(request, answer).await,
+            AdminRequest::Coverage(request) => done(&self.coverage(request, answer).await?),
+            AdminRequest::Bench(request) => done(&self.bench(request, answer).await?),
+            AdminRequest::Recover { basis } => done(&self.recover(basis, answer).await?),
+            AdminRequest::TransferLimits => done(&transfers::limits(&self.view())),
+            AdminRequest::SetTransfers { node, changes } => {
+                done(&self.set_transfers(node.as_deref(), changes).await?)
+            }
+        }
+    }
+
+    fn view(&self) -> Arc<View> {
+        self.parts.cluster.view()
+    }
+}
+
+impl Service for AdminService {
+    /// Operators ask by streams alone: dropped, the asker learns that nobody answers.
+    fn request(&self, _: Request) {}
+
+    fn bulk(&self, from: PeerIdentity, _: u8, header: Bytes, stream: BulkStream) {
+        let service = self.clone();
+        tokio::spawn(async move {
+            let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;
+            service.hear(from, &header, stream).await;
+        });
+    }
+}
+
+/// Longest that any request may take.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+fn deadline(timeout_ms: u64) -> Instant {
+    Instant::now() + Duration::from_millis(timeout_ms).min(LONGEST)
+}
+
+fn done<T: serde::Serialize>(value: &T) -> Result<Bytes, AdminError> {
+    Ok(super::encode(value))
+}
+
+/// A node's name, or what can be said of one that is unknown.
+fn name_of(view: &View, node: NodeId) -> String {
+    view.member(node).map_or_else(|| format!("node {node}"), |member| member.name.clone())
+}

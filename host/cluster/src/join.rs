@@ -1,0 +1,293 @@
+//! Joining a cluster, both ends (R18).
+//!
+//! The node that joins shows the token's secret to any member, over a connection that it trusts
+//! because the token names the cluster's authority. The member has the cluster admit it and
+//! answers with its id, a certificate for the key that the node made, and the committed state. The
+//! node keeps that answer durably before it gives up its own cluster of one; from then on a crash
+//! only delays the join. Asking again with the same data directory gives the same id.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::keyspace::RingSize;
+use annulus_core::state::{Command, Member, MemberStatus, Outcome, Refusal};
+use annulus_core::version::{Range, Speaks};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
+use tokio::time::{Instant, timeout_at};
+
+use super::messages::{JOIN_FRAME, JOIN_LIMIT, JoinAnswer, JoinReply, JoinRequest};
+use super::token::TokenError;
+use super::token::{Token, digest_of, now_ms};
+use super::{Cluster, ProposeError, View};
+use annulus_core::codec::{self, CodecError};
+use annulus_data_dir::Admitted;
+use annulus_transport::client::Client;
+use annulus_transport::identity::{Authority, IdentityError, NodeKey};
+use annulus_transport::{BulkError, BulkStream, ConnectError, kind};
+
+/// How long a member tries to have a node admitted.
+const ADMISSION: Duration = Duration::from_secs(5);
+
+/// How long the answer may take to be sent.
+const SENDING: Duration = Duration::from_secs(10);
+
+/// A node that wants to join.
+#[derive(Clone, Debug)]
+pub struct Candidate {
+    /// Its data directory.
+    pub uid: NodeUid,
+    /// `name@host`.
+    pub name: String,
+    /// The address that peers will reach it by.
+    pub listen: SocketAddr,
+    /// The address kept for HTTP.
+    pub http: String,
+    /// Failure domain.
+    pub zone: Option<String>,
+    /// Share of the ring.
+    pub weight: u32,
+    /// The only ring's size that it was told to be part of.
+    pub ring_size: Option<RingSize>,
+    /// It is to wait for a plan that takes it in.
+    pub staged: bool,
+    /// What its build speaks.
+    pub speaks: Speaks,
+}
+
+/// Why a node did not join. It is still what it was.
+#[derive(Debug, thiserror::Error)]
+pub enum JoinError {
+    /// The token cannot be one.
+    #[error(transparent)]
+    Token(#[from] TokenError),
+    /// Its own cluster has other members.
+    #[error("this node is in a cluster with {0}; it must leave that first")]
+    InCluster(String),
+    /// Its own cluster has modules, and with them data, that a join would throw away.
+    #[error(
+        "this node has modules of its own ({0}); joining would discard them and their data: say --discard"
+    )]
+    HasModules(String),
+    /// The token is of the cluster that the node is in.
+    #[error("this node is a member of that cluster already")]
+    AlreadyMember,
+    /// The address is its own.
+    #[error("{0} is this node itself")]
+    Itself(SocketAddr),
+    /// A join is under way.
+    #[error("this node is joining already")]
+    UnderWay,
+    /// The member could not be reached, or is not of the token's cluster.
+    #[error(transparent)]
+    Connect(#[from] ConnectError),
+    /// The member is of another cluster than the token.
+    #[error("{0} belongs to another cluster than the token")]
+    OtherCluster(SocketAddr),
+    /// The cluster says no.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// The cluster cannot decide.
+    #[error("the cluster cannot admit a node at the moment: {0}")]
+    Unavailable(String),
+    /// No clear answer. The cluster may have admitted the node; joining again goes on from there.
+    #[error("no clear answer ({0}): the cluster may have admitted this node; say join again to go on")]
+    Unknown(String),
+    /// The answer makes no sense.
+    #[error("unreadable answer: {0}")]
+    Codec(#[from] CodecError),
+    /// No key could be made.
+    #[error(transparent)]
+    Identity(#[from] IdentityError),
+    /// The data directory cannot keep the join.
+    #[error(transparent)]
+    DataDir(#[from] annulus_data_dir::DataDirError),
+}
+
+impl JoinError {
+    /// Did the cluster (or the node itself) say no, so that trying again is of no use?
+    pub fn is_final(&self) -> bool {
+        match self {
+            Self::Connect(error) => {
+                !matches!(error, ConnectError::Timeout(_) | ConnectError::Unreachable { .. })
+            }
+            Self::Unavailable(_) | Self::Unknown(_) => false,
+            _ => true,
+        }
+    }
+}
+
+/// Asks a member to admit a node.
+pub fn ask_to_join<'a>(
+    address: SocketAddr,
+    token: &'a Token,
+    candidate: &'a Candidate,
+    deadline: Instant,
+) -> BoxFuture<'a, Result<Admitted, JoinError>> {
+    Box::pin(async move {
+        let timeout = deadline.saturating_duration_since(Instant::now());
+        let client = Client::connect_pinned(address, token.authority, timeout).await?;
+        if client.cluster() != token.cluster {
+            return Err(JoinError::OtherCluster(address));
+        }
+        if client.node() == candidate.uid {
+            return Err(JoinError::Itself(address));
+        }
+        let key = NodeKey::generate()?;
+        let request = JoinRequest {
+            cluster: token.cluster,
+            member: Member {
+                id: NodeId(0),
+                uid: candidate.uid,
+                name: candidate.name.clone(),
+                listen: candidate.listen.to_string(),
+                http: candidate.http.clone(),
+                zone: candidate.zone.clone(),
+                weight: candidate.weight,
+                status: MemberStatus::Joining,
+                staged: candidate.staged,
+                banned: false,
+            },
+            public_key: key.public_key.clone(),
+            secret: token.secret().to_vec(),
+            ring_size: candidate.ring_size,
+            speaks: candidate.speaks,
+        };
+        let header = codec::encode(&request)?;
+        let unknown = |error: BulkError| JoinError::Unknown(error.to_string());
+        let stream = client.open_bulk(kind::BULK_JOIN, header.into()).await.map_err(unknown)?;
+        let answer = timeout_at(deadline, receive(stream))
+            .await
+            .map_err(|_| JoinError::Unknown("the deadline came".into()))?;
+        client.close().await;
+        match answer? {
+            JoinReply::Admitted(answer) => Ok(Admitted {
+                node: answer.node,
+                certificate: answer.certificate,
+                key: key.key_pem,
+                state: answer.state,
+            }),
+            JoinReply::Refused(refusal) => Err(refusal.into()),
+            JoinReply::Unavailable(why) => Err(JoinError::Unavailable(why)),
+            JoinReply::Unknown => Err(JoinError::Unknown("the member does not know the outcome".into())),
+        }
+    })
+}
+
+async fn receive(mut stream: BulkStream) -> Result<JoinReply, JoinError> {
+    let unknown = |why: String| JoinError::Unknown(why);
+    let mut bytes = Vec::new();
+    while let Some(frame) = stream.recv.frame().await.map_err(|error| unknown(error.to_string()))? {
+        if bytes.len() + frame.len() > JOIN_LIMIT {
+            return Err(unknown("the answer is too large".into()));
+        }
+        bytes.extend_from_slice(&frame);
+    }
+    if bytes.is_empty() {
+        return Err(unknown("the member gave no answer".into()));
+    }
+    Ok(codec::decode(&bytes)?)
+}
+
+/// Why a joining node got no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ServeJoinError {
+    #[error(transparent)]
+    Request(#[from] CodecError),
+    #[error(transparent)]
+    Stream(#[from] BulkError),
+    #[error("sending the answer took too long")]
+    Timeout,
+}
+
+impl Cluster {
+    /// Serves one node that wants to join.
+    pub(super) async fn serve_join(&self, header: &[u8], stream: BulkStream) -> Result<(), ServeJoinError> {
+        let request: JoinRequest = codec::decode(header)?;
+        let reply = codec::encode(&self.admit(request).await)?;
+        let send = async {
+            let mut send = stream.send;
+            for part in reply.chunks(JOIN_FRAME) {
+                send.frame(Bytes::copy_from_slice(part)).await?;
+            }
+            send.finish().await
+        };
+        timeout_at(Instant::now() + SENDING, send).await.map_err(|_| ServeJoinError::Timeout)??;
+        Ok(())
+    }
+
+    async fn admit(&self, request: JoinRequest) -> JoinReply {
+        let view = self.view();
+        if request.cluster != view.state.cluster {
+            return JoinReply::Refused(Refusal::BadToken);
+        }
+        let levels = request.speaks.levels;
+        if let Err(refusal) = speaks_level(levels, view.state.level) {
+            tracing::info!(name = %request.member.name, %refusal, "a node is not admitted");
+            return JoinReply::Refused(refusal);
+        }
+        if request.member.listen.parse::<SocketAddr>().is_err() {
+            let why = format!("{:?} is not an address of a node", request.member.listen);
+            return JoinReply::Refused(Refusal::BadSetting(why));
+        }
+        let size = view.state.ring.size;
+        if let Some(other) = request.ring_size.filter(|other| *other != size) {
+            let why = format!(
+                "the cluster's ring has {size} partitions, and this node was started with --ring-size {other}: \
+                 start it without, or with --ring-size {size}",
+                size = u32::from(size),
+                other = u32::from(other),
+            );
+            return JoinReply::Refused(Refusal::BadSetting(why));
+        }
+        // Signed before it is admitted, so that no node is admitted for which nothing can be signed.
+        let (uid, name) = (request.member.uid, request.member.name.clone());
+        let certificate = match authority(&view).sign_node_key(uid, &request.public_key) {
+            Ok(signed) => signed,
+            Err(error) => return JoinReply::Refused(Refusal::BadSetting(error.to_string())),
+        };
+        let token = digest_of(&request.secret);
+        let command = Command::Admit { member: request.member, token, now_ms: now_ms() };
+        let deadline = Instant::now() + ADMISSION;
+        let (index, node) = match self.propose(command, deadline).await {
+            Ok((index, Outcome::Admitted(node))) => (index, node),
+            Ok(_) | Err(ProposeError::Unknown) => return JoinReply::Unknown,
+            Err(ProposeError::Refused(refusal)) => return JoinReply::Refused(refusal),
+            Err(error @ (ProposeError::NoLeader | ProposeError::NoQuorum)) => {
+                return JoinReply::Unavailable(error.to_string());
+            }
+        };
+        let Ok(view) = self.wait_applied(index, deadline).await else { return JoinReply::Unknown };
+        // The level may have risen between the look at it and the admission.
+        if let Err(refusal) = speaks_level(levels, view.state.level) {
+            return match self.propose(Command::Removed { node }, deadline).await {
+                Ok(_) => JoinReply::Refused(refusal),
+                Err(_) => JoinReply::Unknown,
+            };
+        }
+        tracing::info!(%node, %name, %uid, "admitted");
+        JoinReply::Admitted(Box::new(JoinAnswer { node, certificate, state: view.state.clone() }))
+    }
+}
+
+/// Can a node that speaks these levels be part of a cluster at this one? Said in words that the
+/// first build knows.
+fn speaks_level(levels: Range, level: u32) -> Result<(), Refusal> {
+    if levels.has(level) {
+        return Ok(());
+    }
+    Err(Refusal::BadSetting(format!(
+        "the cluster is at state level {level} and this node speaks {levels}: join with a build that speaks it"
+    )))
+}
+
+/// The authority that signs this cluster's nodes and operators. Its key is part of the state, so
+/// that any member can admit and none is needed for it.
+pub fn authority(view: &View) -> Authority {
+    Authority {
+        cluster: view.state.cluster,
+        cert_pem: view.state.authorities.last().cloned().unwrap_or_default(),
+        key_pem: view.state.authority_key.clone(),
+    }
+}

@@ -1,0 +1,214 @@
+//! Changing over to another history of the cluster (R19).
+//!
+//! A recovery begins a new lineage; everybody else hears of it: by a peer's hello, by Raft's own
+//! messages, which name their lineage, or by being told. Who hears of a newer one serves nothing
+//! from then on, takes the newer state from whoever has it, and begins its Raft anew under it, in
+//! place: vnodes, with what they hold in memory, stay as far as the new ring says that they are
+//! held here. The old log and vote stay on disk, in a keyspace of their own, and count no more.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::state::{ClusterState, Lineage};
+use tokio::task::JoinHandle;
+use tokio::time::{Instant, timeout};
+
+use super::messages::{FETCH_STATE, FetchState, FetchStateReply};
+use super::network::RaftLinks;
+use super::raft::{self, Raft};
+use super::start::{ClusterError, watch_raft};
+use super::storage::{LogStore, RaftStore, StateMachine, Syncer};
+use super::{Cluster, Ended};
+use annulus_core::codec;
+
+/// How long a peer may take to give its state.
+const ASK: Duration = Duration::from_secs(2);
+
+/// Pause before everybody is asked again for a state that somebody has spoken of.
+const PAUSE: Duration = Duration::from_millis(200);
+
+/// How long an old Raft may take to end.
+const END: Duration = Duration::from_secs(5);
+
+/// A Raft that runs, and the lineage that it belongs to.
+pub(super) struct Running {
+    pub(super) raft: Raft,
+    pub(super) lineage: Lineage,
+    /// Tells when it fails.
+    pub(super) watch: JoinHandle<()>,
+}
+
+/// Somebody spoke of a lineage.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Heard {
+    lineage: Lineage,
+    from: NodeUid,
+}
+
+impl Heard {
+    /// Nothing but one's own.
+    pub(super) fn nothing(me: NodeUid) -> Self {
+        Self { lineage: Lineage::default(), from: me }
+    }
+}
+
+/// How a node comes into a lineage.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Part {
+    /// It begins it, as its only voter.
+    Begins,
+    /// It learns from who has begun it.
+    Learns,
+}
+
+impl Cluster {
+    /// A peer is of a newer lineage: this node serves nothing until it is, too.
+    pub(super) fn hear_of(&self, from: NodeUid, lineage: Lineage) {
+        if self.inner.views.supersede(lineage) {
+            tracing::warn!(%from, number = lineage.number, "the cluster was recovered without this node, which takes over the newer state now");
+        }
+        self.inner.heard.send_if_modified(|heard| {
+            let newer = lineage > heard.lineage;
+            if newer {
+                *heard = Heard { lineage, from };
+            }
+            newer
+        });
+    }
+
+    /// Takes over every newer lineage that is heard of.
+    pub(super) async fn follow_lineages(self) {
+        let mut heard = self.inner.heard.subscribe();
+        loop {
+            let news = *heard.borrow_and_update();
+            let changed = if news.lineage > self.view().state.lineage {
+                self.take_over(news).await;
+                timeout(PAUSE, heard.changed()).await.unwrap_or(Ok(()))
+            } else {
+                heard.changed().await
+            };
+            if changed.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Asks for a state that is as new as what was heard of: first who spoke of it, then all.
+    async fn take_over(&self, news: Heard) {
+        let view = self.view();
+        let mut peers: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
+        peers.retain(|id| *id != view.me);
+        peers.sort_by_key(|id| view.state.members.get(id).is_none_or(|member| member.uid != news.from));
+        for peer in peers {
+            self.fetch_state(peer, Instant::now() + ASK).await;
+            if self.view().state.lineage >= news.lineage {
+                return;
+            }
+        }
+    }
+
+    /// Asks a peer for its state and takes it if it is newer.
+    pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) {
+        let view = self.view();
+        if let Some(state) = self.state_of(peer, view.index(), deadline).await {
+            if state.cluster != view.state.cluster {
+                return;
+            }
+            if state.lineage == view.state.lineage {
+                self.inner.views.offer(&state);
+            } else if state.lineage > view.state.lineage {
+                self.adopt(*state).await;
+            }
+        }
+    }
+
+    /// A peer's state, if it has one behind an index and says so in time.
+    pub(super) async fn state_of(
+        &self,
+        peer: NodeId,
+        newer_than: u64,
+        deadline: Instant,
+    ) -> Option<Box<ClusterState>> {
+        let payload = codec::encode(&FetchState { newer_than }).ok()?;
+        let answer = self.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
+        let read = codec::decode::<FetchStateReply>(&answer);
+        read.inspect_err(|error| tracing::warn!(%peer, %error, "unreadable state of a peer")).ok().flatten()
+    }
+
+    /// Goes over to the lineage of a state that another node has begun.
+    async fn adopt(&self, state: ClusterState) {
+        let own = state.members.get(&self.me()).map(|member| member.uid);
+        if own != Some(self.uid()) {
+            return self.end(Ended::Outside);
+        }
+        self.inner.views.supersede(state.lineage);
+        if let Err(error) = self.change_over(state, Part::Learns).await {
+            self.end(Ended::Failed(error.to_string()));
+        }
+    }
+
+    /// Ends the present Raft and begins one of another lineage. Does nothing if this node has gone
+    /// over to that lineage, or a newer one, meanwhile.
+    pub(super) async fn change_over(&self, state: ClusterState, part: Part) -> Result<(), ClusterError> {
+        let this = self.clone();
+        // On Raft's own runtime, and to its end, whatever becomes of who asked.
+        let change = self.inner.runtime.spawn(async move { this.change_over_here(state, part).await });
+        change.await.unwrap_or_else(|error| Err(ClusterError::Raft(error.to_string())))
+    }
+
+    async fn change_over_here(&self, state: ClusterState, part: Part) -> Result<(), ClusterError> {
+        let inner = &self.inner;
+        let _turn = inner.turn.lock().await;
+        let old = inner.running.load_full();
+        if state.lineage <= old.lineage {
+            return Ok(());
+        }
+        let store = RaftStore::open(&inner.database, state.lineage, &inner.beside)?;
+        if part == Part::Begins {
+            StateMachine::begin(&store, &state, self.me().0).await?;
+        }
+        // From here on a restart goes on in the new lineage.
+        inner.copy.write(&state);
+        Syncer::start(inner.database.clone(), None).sync().await;
+
+        old.watch.abort();
+        if timeout(END, old.raft.shutdown()).await.is_err() {
+            return Err(ClusterError::Raft("the former lineage's Raft does not end".into()));
+        }
+        inner.contact.clear();
+        inner.views.offer(&state);
+        inner.running.store(self.run_raft(store, state.lineage).await?);
+        tracing::warn!(
+            number = state.lineage.number,
+            index = state.applied,
+            ?part,
+            "goes on in a new lineage"
+        );
+        Ok(())
+    }
+
+    /// Runs Raft over what a store holds.
+    async fn run_raft(&self, store: RaftStore, lineage: Lineage) -> Result<Arc<Running>, ClusterError> {
+        let links = self.inner.links(lineage);
+        let raft = start_raft(self.me(), &links, &self.inner.database, store, &self.inner.views).await?;
+        let watch = self.inner.runtime.spawn(watch_raft(raft.clone(), self.inner.ended.clone()));
+        Ok(Arc::new(Running { raft, lineage, watch }))
+    }
+}
+
+/// Starts Raft on the present runtime.
+pub(super) async fn start_raft(
+    me: NodeId,
+    links: &RaftLinks,
+    database: &fjall::Database,
+    store: RaftStore,
+    views: &Arc<super::view::Views>,
+) -> Result<Raft, ClusterError> {
+    let name = views.load().state.cluster.to_string();
+    let log = LogStore::new(database.clone(), store.clone());
+    let machine = StateMachine::open(store, views.clone())?;
+    Raft::new(me.0, Arc::new(raft::config(name)), links.clone(), log, machine)
+        .await
+        .map_err(|error| ClusterError::Raft(error.to_string()))
+}

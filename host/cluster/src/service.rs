@@ -1,0 +1,226 @@
+//! What a node's control plane does for its peers, and for nodes that want to join.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use annulus_core::ids::NodeUid;
+use annulus_core::state::{Command, Lineage};
+use arc_swap::ArcSwapOption;
+use bytes::Bytes;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+use super::Cluster;
+use super::liveness::Told;
+use super::messages::{
+    ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, OfLineage,
+};
+use super::raft::RaftTypes;
+use super::versions::TooNew;
+use annulus_core::codec;
+use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
+
+/// The control lane and the join streams of a node. Made before the transport, which needs it;
+/// connected to the [`Cluster`], which needs the transport. What comes before that is not
+/// answered: the peer is told so at once and tries again.
+#[derive(Default)]
+pub struct ClusterService {
+    cluster: ArcSwapOption<Cluster>,
+}
+
+impl ClusterService {
+    /// Answers from now on.
+    pub fn connect(&self, cluster: Cluster) {
+        self.cluster.store(Some(Arc::new(cluster)));
+    }
+
+    /// Answers nobody any more.
+    pub fn disconnect(&self) {
+        self.cluster.store(None);
+    }
+
+    /// A peer's hello names a newer lineage.
+    pub fn newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
+        if let Some(cluster) = self.cluster() {
+            cluster.hear_of(peer, lineage);
+        }
+    }
+
+    fn cluster(&self) -> Option<Arc<Cluster>> {
+        self.cluster.load_full()
+    }
+}
+
+impl Service for ClusterService {
+    fn request(&self, request: Request) {
+        let (Some(cluster), PeerIdentity::Node { uid, .. }, Lane::Control) =
+            (self.cluster(), &request.from, request.lane)
+        else {
+            return;
+        };
+        let uid = *uid;
+        let runtime = cluster.inner.runtime.clone();
+        runtime.spawn(async move {
+            let Request { kind, payload, deadline, responder, .. } = request;
+            match cluster.answer(uid, kind, &payload, deadline).await {
+                Ok(answer) => responder.send(answer.into()),
+                // Raft says it again several times a second.
+                Err(error @ (Unanswered::OtherLineage | Unanswered::NotYet)) => {
+                    tracing::debug!(peer = %uid, kind, %error, "a peer's request is not answered");
+                }
+                Err(error) => tracing::warn!(peer = %uid, kind, %error, "a peer's request is not answered"),
+            }
+        });
+    }
+
+    fn datagram(&self, from: NodeUid, bytes: Bytes) {
+        if let Some(cluster) = self.cluster() {
+            cluster.liveness().tell(Told::Datagram { from, bytes });
+        }
+    }
+
+    fn connected(&self, peer: NodeUid) {
+        if let Some(cluster) = self.cluster() {
+            cluster.liveness().tell(Told::Connected(peer));
+        }
+    }
+
+    fn bulk(&self, _: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
+        let (Some(cluster), kind::BULK_JOIN) = (self.cluster(), kind) else { return };
+        let runtime = cluster.inner.runtime.clone();
+        runtime.spawn(async move {
+            if let Err(error) = cluster.serve_join(&header, stream).await {
+                tracing::warn!(%error, "a joining node got no answer");
+            }
+        });
+    }
+}
+
+/// Why a peer's request gets no answer.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum Unanswered {
+    #[error(transparent)]
+    Codec(#[from] codec::CodecError),
+    #[error("it was removed from the cluster")]
+    Removed,
+    #[error("it is of another lineage of the cluster")]
+    OtherLineage,
+    #[error("this node has not taken over the newer lineage in time")]
+    NotOver,
+    #[error(transparent)]
+    TooNew(#[from] TooNew),
+    #[error("this node does not know yet whether its disk is its newest")]
+    NotYet,
+    #[error("unknown kind of request")]
+    Kind,
+}
+
+impl Cluster {
+    /// Answers a peer's request of the control lane.
+    pub(super) async fn answer(
+        &self,
+        uid: NodeUid,
+        kind: u8,
+        payload: &[u8],
+        deadline: Instant,
+    ) -> Result<Vec<u8>, Unanswered> {
+        let standing = self.standing(uid);
+        if kind == ANNOUNCE {
+            let Announce { listen } = codec::decode(payload)?;
+            return reply(&self.note_announcement(uid, listen, standing));
+        }
+        // A removed node is told so when it announces itself, and has no other say (R20). One
+        // that this node does not know yet may be a leader that joined after this node's last news.
+        if standing == AnnounceReply::Removed {
+            return Err(Unanswered::Removed);
+        }
+        match kind {
+            kind::RAFT_APPEND | kind::RAFT_VOTE | kind::RAFT_SNAPSHOT => {
+                self.answer_raft(uid, Lineage::default(), kind, payload).await
+            }
+            kind::OF_LINEAGE => {
+                let OfLineage { lineage, kind, payload } = decode(payload)?;
+                self.answer_raft(uid, lineage, kind, &payload).await
+            }
+            kind::STARTS => reply(&self.note_start(uid, decode(payload)?)),
+            kind::RECOVERED => {
+                let over = self.come_over(uid, decode(payload)?, deadline).await;
+                if over { reply(&()) } else { Err(Unanswered::NotOver) }
+            }
+            kind::PROPOSE => {
+                let command: Command = decode(payload)?;
+                self.check_known(&command)?;
+                reply(&self.propose_here(command, deadline).await)
+            }
+            FETCH_STATE => {
+                let FetchState { newer_than } = decode(payload)?;
+                let view = self.view();
+                let state: FetchStateReply =
+                    (view.index() > newer_than).then(|| Box::new(view.state.clone()));
+                reply(&state)
+            }
+            _ => Err(Unanswered::Kind),
+        }
+    }
+
+    /// What another node's Raft says is for the Raft of the same lineage only.
+    async fn answer_raft(
+        &self,
+        uid: NodeUid,
+        lineage: Lineage,
+        kind: u8,
+        payload: &[u8],
+    ) -> Result<Vec<u8>, Unanswered> {
+        let running = self.inner.running.load_full();
+        if lineage != running.lineage {
+            if lineage > running.lineage {
+                self.hear_of(uid, lineage);
+            }
+            return Err(Unanswered::OtherLineage);
+        }
+        if !self.takes_part() {
+            return Err(Unanswered::NotYet);
+        }
+        let raft = &running.raft;
+        match kind {
+            kind::RAFT_APPEND => {
+                let append: AppendEntriesRequest<RaftTypes> = decode(payload)?;
+                self.check_entries(&append.entries)?;
+                let answer = raft.append_entries(append).await;
+                if answer.as_ref().is_ok_and(|answer| !matches!(answer, AppendEntriesResponse::HigherVote(_)))
+                {
+                    self.contact().heard_from_leader();
+                }
+                reply(&answer)
+            }
+            kind::RAFT_VOTE => reply(&raft.vote(decode(payload)?).await),
+            kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
+            _ => Err(Unanswered::Kind),
+        }
+    }
+
+    fn standing(&self, uid: NodeUid) -> AnnounceReply {
+        match self.view().state.member_by_uid(uid) {
+            None => AnnounceReply::Unknown,
+            Some(member) if member.is_live() => AnnounceReply::Member,
+            Some(_) => AnnounceReply::Removed,
+        }
+    }
+
+    fn note_announcement(&self, uid: NodeUid, listen: SocketAddr, standing: AnnounceReply) -> AnnounceReply {
+        if standing == AnnounceReply::Member {
+            self.inner.book.announce(uid, listen);
+        }
+        standing
+    }
+}
+
+fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Unanswered> {
+    Ok(codec::decode(payload)?)
+}
+
+fn reply<T: Serialize>(answer: &T) -> Result<Vec<u8>, Unanswered> {
+    Ok(codec::encode(answer)?)
+}

@@ -1,0 +1,199 @@
+//! Is this disk the newest that this node had? Asked before its Raft takes part (R18, R20).
+//!
+//! Every start counts one up in the data directory and tells every peer, which remembers it on its
+//! own disk. A directory that was restored from an older copy, or copied and started elsewhere,
+//! starts under a number that peers have heard already; one that was copied since its last start
+//! has a shorter log than it once acknowledged to the leader. Both may have forgotten a vote: such
+//! a node stops, before it votes or acknowledges anything. Without any peer to ask it goes on.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::Ordering;
+use std::time::Duration;
+
+use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::state::Lineage;
+use fjall::Keyspace;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use serde::{Deserialize, Serialize};
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::{Cluster, Ended};
+use annulus_core::codec;
+use annulus_data_dir::{fatal, keyspace_options};
+use annulus_transport::kind;
+
+/// Longest that a node waits for its peers' word before it takes part. Shorter than an election.
+const ASK: Duration = Duration::from_millis(1500);
+
+/// Pause before those are told again that have not answered.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// One start of a node.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Counted in its data directory.
+    pub number: u64,
+    /// Random: tells two starts of one number apart.
+    pub id: u64,
+}
+
+/// What a peer knows of a node that starts.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Known {
+    /// Its newest start of which this peer has heard, the one that is told now left out.
+    before: Option<Start>,
+    /// The peer's lineage.
+    lineage: Lineage,
+    /// If the peer leads: up to which index the node has acknowledged the log.
+    matched: Option<u64>,
+    /// Does the peer lead a majority?
+    leads: bool,
+}
+
+/// The newest starts of other nodes, on disk.
+#[derive(Clone)]
+pub(super) struct Starts {
+    keyspace: Keyspace,
+}
+
+impl Starts {
+    pub(super) fn open(database: &fjall::Database) -> Result<Self, fjall::Error> {
+        Ok(Self { keyspace: database.keyspace("starts", keyspace_options)? })
+    }
+
+    /// Remembers a start; answers the newest before it.
+    fn note(&self, uid: NodeUid, start: Start) -> Option<Start> {
+        let known = self.keyspace.get(uid.0).unwrap_or_else(|error| fatal(&error));
+        let known: Option<Start> = known.and_then(|bytes| codec::decode(&bytes).ok());
+        if known.is_none_or(|known| known.number < start.number)
+            && let Ok(bytes) = codec::encode(&start)
+        {
+            self.keyspace.insert(uid.0, bytes).unwrap_or_else(|error| fatal(&error));
+        }
+        known.filter(|known| *known != start)
+    }
+}
+
+/// What speaks against a disk; `None` if nothing does.
+fn evidence(start: Start, last: Option<u64>, own: Lineage, known: &Known) -> Option<String> {
+    match known {
+        Known { before: Some(before), .. } if before.number > start.number => {
+            Some(format!("this is its start {}, and start {} has been seen", start.number, before.number))
+        }
+        Known { before: Some(before), .. } if before.number == start.number => {
+            Some(format!("start {} has been seen of another copy of it", start.number))
+        }
+        Known { matched: Some(matched), lineage, .. } if *lineage == own && last < Some(*matched) => Some(
+            format!("its log ends at entry {}, and it has acknowledged entry {matched}", last.unwrap_or(0)),
+        ),
+        _ => None,
+    }
+}
+
+impl Cluster {
+    /// Tells all others of this start, until each has heard it; lets Raft take part as soon as
+    /// nothing speaks against it.
+    pub(super) async fn come_in(self, start: Start, last: Option<u64>) {
+        let own = self.inner.running.load().lineage;
+        let patience = Instant::now() + ASK;
+        let mut told = BTreeSet::new();
+        loop {
+            let mut asked: FuturesUnordered<_> =
+                self.others().difference(&told).map(|peer| self.tell_start(*peer, start)).collect();
+            // Those that answer in time, one by one.
+            let pause = if self.takes_part() { Instant::now() + PAUSE } else { patience };
+            while let Ok(Some((peer, answer))) = timeout_at(pause, asked.next()).await {
+                let Some(known) = answer else { continue };
+                // The log grows from when Raft takes part.
+                let matched = known.matched.filter(|_| !self.takes_part());
+                if let Some(reason) = evidence(start, last, own, &Known { matched, ..known }) {
+                    return self.end(Ended::Stale(reason));
+                }
+                told.insert(peer);
+                if known.leads {
+                    self.take_part();
+                }
+            }
+            drop(asked);
+            if !self.takes_part() && told.is_empty() && !self.others().is_empty() {
+                tracing::warn!(
+                    "no peer could be asked whether this disk is this node's newest; it is believed"
+                );
+            }
+            self.take_part();
+            let mut views = self.watch();
+            if self.others().is_subset(&told) {
+                if views.changed().await.is_err() {
+                    return;
+                }
+            } else {
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    fn others(&self) -> BTreeSet<NodeId> {
+        let view = self.view();
+        view.state.live_members().map(|member| member.id).filter(|id| *id != view.me).collect()
+    }
+
+    async fn tell_start(&self, peer: NodeId, start: Start) -> (NodeId, Option<Known>) {
+        let answer = async {
+            let message = codec::encode(&start).ok()?;
+            let answer = self.call(peer, kind::STARTS, message.into(), Instant::now() + ASK).await.ok()?;
+            codec::decode(&answer).ok()
+        };
+        (peer, answer.await)
+    }
+
+    /// A peer starts.
+    pub(super) fn note_start(&self, uid: NodeUid, start: Start) -> Known {
+        let running = self.inner.running.load_full();
+        let leads = self.leads() && self.has_quorum(ASK);
+        let matched = self.view().state.member_by_uid(uid).and_then(|member| {
+            let metrics = running.raft.metrics();
+            let metrics = metrics.borrow();
+            metrics.replication.as_ref()?.get(&member.id.0).copied().flatten().map(|at| at.index)
+        });
+        Known {
+            before: self.inner.starts.note(uid, start),
+            lineage: running.lineage,
+            matched: matched.filter(|_| leads),
+            leads,
+        }
+    }
+
+    /// Does this node's Raft hear its peers?
+    pub(super) fn takes_part(&self) -> bool {
+        self.inner.takes_part.load(Ordering::Acquire)
+    }
+
+    fn take_part(&self) {
+        if !self.inner.takes_part.swap(true, Ordering::AcqRel) {
+            self.raft().runtime_config().elect(true);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_disk_is_older_by_its_number_by_anothers_or_by_its_log() {
+        let start = Start { number: 5, id: 1 };
+        let own = Lineage::default();
+        let known = Known { before: None, lineage: own, matched: None, leads: true };
+        let before = |number, id| Known { before: Some(Start { number, id }), ..known };
+        let speaks = |known: &Known| evidence(start, Some(10), own, known).is_some();
+        assert!(!speaks(&known));
+        assert!(!speaks(&before(4, 9)), "the start before this one");
+        assert!(speaks(&before(5, 9)), "a copy");
+        assert!(speaks(&before(6, 9)), "an older disk");
+        assert!(!speaks(&Known { matched: Some(10), ..known }));
+        assert!(speaks(&Known { matched: Some(11), ..known }));
+        let elsewhere = Lineage { number: 1, id: 1 };
+        assert!(!speaks(&Known { matched: Some(11), lineage: elsewhere, ..known }), "another log");
+    }
+}

@@ -1,0 +1,163 @@
+//! Raft's log and vote.
+
+use std::fmt::Debug;
+use std::ops::{Bound, RangeBounds};
+
+use fjall::Database;
+use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
+use openraft::{RaftLogId, RaftLogReader, StorageIOError};
+
+use super::{RaftStore, Record, StoreError, decode};
+use crate::raft::{Entry, LogId, RaftTypes, StorageError, Vote};
+use annulus_core::codec;
+use annulus_data_dir::fatal;
+
+/// Prefix of the entries' keys.
+const LOG: u8 = b'l';
+
+fn key(index: u64) -> [u8; 9] {
+    let mut key = [LOG; 9];
+    key[1..].copy_from_slice(&index.to_be_bytes());
+    key
+}
+
+fn read_logs(error: StoreError) -> StorageError {
+    StorageIOError::read_logs(&error).into()
+}
+
+/// The last entry that a store has, or has had and needs no more.
+pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
+    let purged: Option<LogId> = store.get(Record::Purged)?;
+    let Some(item) = store.keyspace.prefix([LOG]).next_back() else { return Ok(purged) };
+    let entry: Entry = decode(&item.value()?, || "last log entry".into())?;
+    // A crash within a purge may leave older entries.
+    Ok(Some(entry.log_id).max(purged))
+}
+
+/// The log in the database. Clones share it.
+#[derive(Clone)]
+pub struct LogStore {
+    database: Database,
+    store: RaftStore,
+}
+
+impl LogStore {
+    /// The log of a database.
+    pub fn new(database: Database, store: RaftStore) -> Self {
+        Self { database, store }
+    }
+
+    fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry>, StoreError> {
+        let start = match range.start_bound() {
+            Bound::Included(&index) => index,
+            Bound::Excluded(&index) => index.saturating_add(1),
+            Bound::Unbounded => 0,
+        };
+        let end = match range.end_bound() {
+            Bound::Included(&index) => index.saturating_add(1),
+            Bound::Excluded(&index) => index,
+            Bound::Unbounded => u64::MAX,
+        };
+        if start >= end {
+            return Ok(Vec::new());
+        }
+        self.store
+            .keyspace
+            .range(key(start)..key(end))
+            .map(|item| decode(&item.value()?, || "log entry".into()))
+            .collect()
+    }
+
+    /// Removes entries in one batch.
+    fn remove(&self, range: std::ops::RangeInclusive<u64>) -> Result<(), StoreError> {
+        let mut batch = self.database.batch();
+        for item in self.store.keyspace.range(key(*range.start())..=key(*range.end())) {
+            batch.remove(&self.store.keyspace, item.key()?);
+        }
+        batch.commit().unwrap_or_else(|error| fatal(&error));
+        Ok(())
+    }
+}
+
+impl RaftLogReader<RaftTypes> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.entries(range).map_err(read_logs)
+    }
+}
+
+impl RaftLogStorage<RaftTypes> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<RaftTypes>, StorageError> {
+        let last_purged_log_id: Option<LogId> = self.store.get(Record::Purged).map_err(read_logs)?;
+        Ok(LogState { last_purged_log_id, last_log_id: last_of(&self.store).map_err(read_logs)? })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        self.store.put(Record::Vote, vote).map_err(|error| StorageIOError::write_vote(&error))?;
+        self.store.mark.vote(*vote);
+        self.store.syncer.sync().await;
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        self.store.get(Record::Vote).map_err(|error| StorageIOError::read_vote(&error).into())
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {
+        self.store
+            .put(Record::Committed, &committed)
+            .map_err(|error| StorageIOError::write_logs(&error).into())
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, StorageError> {
+        Ok(self.store.get::<Option<LogId>>(Record::Committed).map_err(read_logs)?.flatten())
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<RaftTypes>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        let mut batch = self.database.batch();
+        let mut last = None;
+        for entry in entries {
+            last = Some(entry.log_id);
+            let bytes = codec::encode(&entry)
+                .map_err(|error| StorageIOError::write_log_entry(*entry.get_log_id(), &error))?;
+            batch.insert(&self.store.keyspace, key(entry.log_id.index), bytes);
+        }
+        batch.commit().unwrap_or_else(|error| fatal(&error));
+        if last.is_some() {
+            self.store.mark.last(last);
+        }
+        self.store.syncer.after_sync(move || callback.log_io_completed(Ok(())));
+        Ok(())
+    }
+
+    async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
+        // Not synced by itself: a crash brings back entries that the leader will have removed
+        // again, and the journal keeps this order before whatever is appended after. The note of
+        // what was promised goes first: what is beyond was never committed.
+        let before = since.index.saturating_sub(1)..since.index;
+        let kept = self.entries(before).map_err(read_logs)?.last().map(|entry| entry.log_id);
+        let purged: Option<LogId> = self.store.get(Record::Purged).map_err(read_logs)?;
+        self.store.mark.cut(kept.max(purged));
+        let noted = self.store.mark.write(self.store.mark.next());
+        noted.map_err(|error| StorageIOError::write_logs(&error))?;
+        self.remove(since.index..=u64::MAX).map_err(read_logs)
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        // The mark first: with it alone the log still reads right.
+        self.store.put(Record::Purged, &upto).map_err(|error| StorageIOError::write_logs(&error))?;
+        self.remove(0..=upto.index).map_err(read_logs)
+    }
+}

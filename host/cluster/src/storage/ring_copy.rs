@@ -1,0 +1,104 @@
+//! The copy of the committed state that the data path uses, kept apart from Raft (R2).
+//!
+//! Ordered by (lineage, index): an older state never replaces a newer one. Two generations, each
+//! under its checksum, are written in turns: a damaged one costs the step back to the one before,
+//! which is true enough, because every replica refuses what it no longer owns, and what is
+//! missing is learned again. For the same reason a copy is not synced by itself.
+
+use std::sync::Arc;
+
+use annulus_core::state::{ClusterState, Lineage};
+use fjall::{Database, Keyspace};
+use parking_lot::Mutex;
+use sha2::{Digest, Sha256};
+
+use super::{StoreError, decode};
+use annulus_core::codec::{self, CodecError};
+use annulus_data_dir::{fatal, keyspace_options};
+
+const KEYSPACE: &str = "ring";
+const GENERATIONS: [&[u8]; 2] = [b"state-a", b"state-b"];
+/// The one copy, without a checksum, that earlier builds kept.
+const SINGLE: &[u8] = b"state";
+const CHECKSUM: usize = 32;
+
+/// By this states of one cluster are ordered.
+pub fn order(state: &ClusterState) -> (Lineage, u64) {
+    (state.lineage, state.applied)
+}
+
+/// Order of the state that was written last, and the generation that the next goes to.
+type Last = (Option<(Lineage, u64)>, usize);
+
+/// The durable copy. Clones share it.
+#[derive(Clone)]
+pub struct RingCopy {
+    keyspace: Keyspace,
+    /// What was written last, and where the next goes.
+    last: Arc<Mutex<Last>>,
+}
+
+impl RingCopy {
+    /// Opens it.
+    pub fn open(database: &Database) -> Result<Self, StoreError> {
+        Ok(Self { keyspace: database.keyspace(KEYSPACE, keyspace_options)?, last: Arc::default() })
+    }
+
+    /// The newest that is whole; `None` if none was ever kept.
+    ///
+    /// # Errors
+    /// If there are copies and all of them are damaged.
+    pub fn read(&self) -> Result<Option<ClusterState>, StoreError> {
+        let mut newest: Option<(usize, ClusterState)> = None;
+        let mut damage = None;
+        for (at, key) in GENERATIONS.iter().enumerate() {
+            match self.generation(key) {
+                Ok(Some(state)) => {
+                    if newest.as_ref().is_none_or(|(_, other)| order(other) < order(&state)) {
+                        newest = Some((at, state));
+                    }
+                }
+                Ok(None) => {}
+                Err(error) => {
+                    tracing::warn!(%error, "one of the two copies of the ring is damaged");
+                    damage = Some(error);
+                }
+            }
+        }
+        if let Some((at, state)) = newest {
+            *self.last.lock() = (Some(order(&state)), 1 - at);
+            return Ok(Some(state));
+        }
+        if let Some(bytes) = self.keyspace.get(SINGLE)? {
+            return decode(&bytes, || "copy of the ring".into()).map(Some);
+        }
+        damage.map_or(Ok(None), Err)
+    }
+
+    fn generation(&self, key: &[u8]) -> Result<Option<ClusterState>, StoreError> {
+        let Some(bytes) = self.keyspace.get(key)? else { return Ok(None) };
+        let name = || format!("copy of the ring {}", String::from_utf8_lossy(key));
+        let whole = bytes.split_at_checked(CHECKSUM).filter(|(sum, body)| *sum == &Sha256::digest(body)[..]);
+        match whole {
+            Some((_, body)) => decode(body, name).map(Some),
+            None => Err(StoreError::Corrupt { record: name(), source: CodecError::checksum() }),
+        }
+    }
+
+    /// Keeps a state, if it is newer than the one that was kept last.
+    pub fn write(&self, state: &ClusterState) {
+        let mut last = self.last.lock();
+        if last.0.is_some_and(|kept| kept >= order(state)) {
+            return;
+        }
+        match codec::encode(state) {
+            Ok(body) => {
+                let record = [Sha256::digest(&body).as_slice(), &body].concat();
+                let insert = self.keyspace.insert(GENERATIONS[last.1], record);
+                insert.unwrap_or_else(|error| fatal(&error));
+                *last = (Some(order(state)), 1 - last.1);
+            }
+            Err(error) => tracing::error!(%error, "the state cannot be encoded; its copy stays old"),
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! One transfer that this node takes in: the receiver machine, its streams and its stage.
+
+use std::collections::{BTreeMap, HashMap};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
+
+use annulus_core::handoff::Tallies;
+use annulus_core::handoff::message::{Begin, ModuleRelease, Refused, ToReceiver, ToSender};
+use annulus_core::handoff::receiver::{Effect, Event, Found, Receiver, StreamId};
+use annulus_core::ids::{ModuleUid, TransferId};
+use annulus_core::item::Item;
+use annulus_core::keyspace::PartitionId;
+use tokio::sync::{mpsc, oneshot};
+use tokio::time::Instant;
+
+use super::{Handoff, link};
+use annulus_transport::BulkStream;
+use annulus_vnode::{Control, StageId, Taken};
+
+/// Longest that a stream waits for this node to have its modules ready. Then it is refused and
+/// comes again, so that nobody's turn is used up by waiting for a compiler.
+const MODULE_GRACE: Duration = Duration::from_millis(250);
+/// The same for a module that is deployed while a stream is under way, all of which a refusal
+/// would cost: every member that could be reached had its component before it was.
+const LATER_MODULE_GRACE: Duration = Duration::from_secs(10);
+/// Longest that this node may take to learn what the sender knows.
+const LOG_LIMIT: Duration = Duration::from_secs(10);
+
+/// A stream whose first message has been read.
+pub(super) struct Greeted {
+    pub(super) begin: Begin,
+    pub(super) stream: BulkStream,
+}
+
+/// Runs a transfer to its end, by the log. Streams are given to the answer.
+pub(super) fn spawn(handoff: Handoff, partition: PartitionId, transfer: TransferId) -> Incoming {
+    let (greeted, streams) = mpsc::unbounded_channel();
+    let taking = Arc::new(AtomicBool::new(true));
+    let incoming = Incoming { greeted, taking: taking.clone() };
+    let (later, events) = mpsc::unbounded_channel();
+    let machine = Receiver::new(handoff.inner.boot, Found::Nothing);
+    tokio::spawn(async move {
+        let driver = Driver {
+            handoff: handoff.clone(),
+            partition,
+            transfer,
+            machine,
+            events,
+            later,
+            links: HashMap::new(),
+            streams_so_far: 0,
+            stage: None,
+            taking,
+        };
+        driver.run(streams).await;
+        handoff.inner.incoming.lock().remove(&(partition, transfer));
+    });
+    incoming
+}
+
+/// How to reach the task of one transfer.
+pub(super) struct Incoming {
+    greeted: mpsc::UnboundedSender<Greeted>,
+    taking: Arc<AtomicBool>,
+}
+
+impl Incoming {
+    /// Has it a stream with more to come? That counts among those that are taken in at once.
+    pub(super) fn is_taking(&self) -> bool {
+        self.taking.load(Ordering::Relaxed)
+    }
+
+    /// Gives it a stream. One that just ended leaves its entry a moment longer; the sender tries
+    /// again.
+    pub(super) fn give(&self, greeted: Greeted) {
+        self.taking.store(true, Ordering::Relaxed);
+        let _ = self.greeted.send(greeted);
+    }
+}
+
+struct Driver {
+    handoff: Handoff,
+    partition: PartitionId,
+    transfer: TransferId,
+    machine: Receiver,
+    events: mpsc::UnboundedReceiver<Event>,
+    later: mpsc::UnboundedSender<Event>,
+    links: HashMap<StreamId, mpsc::UnboundedSender<Arc<ToSender>>>,
+    streams_so_far: StreamId,
+    /// The stage that is open: its generation, and who fills it, one step after the other.
+    stage: Option<(u64, mpsc::UnboundedSender<Step>)>,
+    taking: Arc<AtomicBool>,
+}
+
+impl Driver {
+    async fn run(mut self, mut streams: mpsc::UnboundedReceiver<Greeted>) {
+        let mut changes = self.handoff.inner.cluster.watch();
+        // What changed since the task was made counts too.
+        changes.mark_changed();
+        while !self.machine.is_finished() {
+            let event = tokio::select! {
+                biased;
+                changed = changes.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    let view = changes.borrow_and_update().clone();
+                    Event::Fate(self.handoff.fate(&view, self.partition, self.transfer, false))
+                }
+                Some(greeted) = streams.recv() => self.greet(greeted),
+                Some(event) = self.events.recv() => event,
+            };
+            if let Event::Disconnected(stream) = &event {
+                self.links.remove(stream);
+            }
+            for effect in self.machine.handle(event) {
+                self.carry_out(effect).await;
+            }
+            self.taking.store(self.machine.is_taking(), Ordering::Relaxed);
+        }
+    }
+
+    fn greet(&mut self, Greeted { begin, stream }: Greeted) -> Event {
+        self.streams_so_far += 1;
+        let id = self.streams_so_far;
+        let (came, gone) = (self.later.clone(), self.later.clone());
+        let received = move |message| drop(came.send(Event::Received(id, message)));
+        let ended = move || drop(gone.send(Event::Disconnected(id)));
+        self.links.insert(id, link::run(stream, received, ended));
+        Event::Received(id, ToReceiver::Begin(begin))
+    }
+
+    async fn carry_out(&mut self, effect: Effect) {
+        let master = &self.handoff.inner.master;
+        match effect {
+            Effect::Open { generation, modules, applied } => {
+                self.step(generation, Step::Open { modules, applied });
+            }
+            Effect::Stage { generation, seq, module, items } => {
+                self.step(generation, Step::Stage { seq, module, items });
+            }
+            // Never offered (`Receiver::keeping`): a stage in memory ends with the process, and what
+            // streams of one process lack is known by their numbers. A stage that outlives its
+            // process will be compared.
+            Effect::Adopt { generation, .. }
+            | Effect::Compare { generation, .. }
+            | Effect::Replace { generation, .. } => {
+                let reason = Refused::Stage("this node compares no stages".to_owned());
+                let _ = self.later.send(Event::Failed { generation, reason });
+            }
+            Effect::Count { generation, modules } => self.step(generation, Step::Count { modules }),
+            // In turn behind the opening too: a partition without items waits for nothing else,
+            // and must not be taken over before this node can run the modules.
+            Effect::Complete(generation) => self.step(generation, Step::Complete),
+            Effect::Send(stream, message) => {
+                if let Some(link) = self.links.get(&stream) {
+                    let _ = link.send(Arc::new(message));
+                }
+            }
+            Effect::Close(stream) => drop(self.links.remove(&stream)),
+            Effect::Drop => {
+                self.stage = None;
+                master.unstage(self.partition, self.transfer);
+            }
+            // The vnode master promotes the stage itself, by the same log, in its order.
+            Effect::Promote { .. } => {}
+        }
+    }
+
+    fn step(&mut self, generation: u64, step: Step) {
+        if self.stage.as_ref().is_none_or(|(open, _)| *open != generation) {
+            let stage = StageId { partition: self.partition, transfer: self.transfer, generation };
+            self.handoff.inner.master.stage(stage);
+            let (steps, todo) = mpsc::unbounded_channel();
+            let filler = Filler { handoff: self.handoff.clone(), id: stage, later: self.later.clone() };
+            tokio::spawn(filler.run(todo));
+            self.stage = Some((generation, steps));
+        }
+        if let Some((_, steps)) = &self.stage {
+            let _ = steps.send(step);
+        }
+    }
+}
+
+/// One step of filling a stage.
+enum Step {
+    Open { modules: Vec<ModuleRelease>, applied: u64 },
+    Stage { seq: u64, module: ModuleUid, items: Vec<Item> },
+    Count { modules: Vec<ModuleUid> },
+    Complete,
+}
+
+/// Fills one generation of a stage, in the order of the stream.
+struct Filler {
+    handoff: Handoff,
+    id: StageId,
+    later: mpsc::UnboundedSender<Event>,
+}
+
+impl Filler {
+    /// Until a step fails or the driver lets go of the stage.
+    async fn run(self, mut todo: mpsc::UnboundedReceiver<Step>) {
+        let generation = self.id.generation;
+        let mut grace = MODULE_GRACE;
+        while let Some(step) = todo.recv().await {
+            let done = match step {
+                Step::Open { modules, applied } => {
+                    let grace = std::mem::replace(&mut grace, LATER_MODULE_GRACE);
+                    ready(&self.handoff, &modules, applied, grace).await.map(|()| None)
+                }
+                Step::Stage { seq, module, items } => self
+                    .stage(module, items)
+                    .await
+                    .map(|taken| Some(Event::Staged { generation, seq, taken })),
+                Step::Count { modules } => {
+                    let mut counts = BTreeMap::new();
+                    for module in modules {
+                        let count = self.handoff.inner.master.staged_count(self.id, module);
+                        counts.extend(count.await.map(|count| (module, count)));
+                    }
+                    Ok(Some(Event::Counted { generation, counts }))
+                }
+                // Items of modules that keep them in memory are as safe as they get.
+                Step::Complete if self.handoff.inner.master.staging_complete(self.id) => {
+                    Ok(Some(Event::Completed(generation)))
+                }
+                Step::Complete => Err(Refused::Stage("the stage is gone".to_owned())),
+            };
+            match done {
+                Ok(event) => event.into_iter().for_each(|event| drop(self.later.send(event))),
+                Err(reason) => return drop(self.later.send(Event::Failed { generation, reason })),
+            }
+        }
+    }
+
+    async fn stage(&self, module: ModuleUid, items: Vec<Item>) -> Result<Tallies, Refused> {
+        if items.is_empty() {
+            return Ok(Tallies::default());
+        }
+        let vnode = self.handoff.inner.master.staged_vnode(self.id, module);
+        let vnode = vnode.ok_or_else(|| Refused::Stage("the stage is gone, or the module is".to_owned()))?;
+        let (answer, taken) = oneshot::channel();
+        vnode.tell(Control::Items(items.into_iter().map(item).collect(), answer));
+        let Taken { tally, rejections } = taken
+            .await
+            .map_err(|_| Refused::Stage("the vnode that takes the items ended".to_owned()))?
+            .map_err(Refused::Stage)?;
+        match rejections.first() {
+            None => Ok(Tallies([(module, tally)].into())),
+            Some(first) => Err(Refused::Stage(format!(
+                "{} items were rejected; the first: {}",
+                rejections.len(),
+                first.reason
+            ))),
+        }
+    }
+}
+
+/// Waits until this node's log is where the sender's was, and it can run every module.
+async fn ready(
+    handoff: &Handoff,
+    modules: &[ModuleRelease],
+    applied: u64,
+    grace: Duration,
+) -> Result<(), Refused> {
+    let late = |error: annulus_cluster::DeadlineExceeded| Refused::Stage(error.to_string());
+    handoff.inner.cluster.wait_applied(applied, Instant::now() + LOG_LIMIT).await.map_err(late)?;
+    let deadline = Instant::now() + grace;
+    for module in modules {
+        let loaded = handoff.inner.modules.await_loaded(module.uid, deadline).await;
+        loaded.map_err(|why| Refused::Module { module: module.uid, why })?;
+    }
+    Ok(())
+}
+
+/// An item as the guest has it.
+fn item(item: Item) -> annulus_wasm::Item {
+    annulus_wasm::Item { key: item.key, sort: item.sort, value: item.value, deleted: item.deleted }
+}

@@ -1,0 +1,132 @@
+//! What the sender machine asks for, carried out.
+
+use annulus_core::handoff::sender::{Effect, Event};
+use annulus_core::ring::Fate;
+use annulus_core::state::{Command, Outcome};
+use bytes::Bytes;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::waiting::WantedPage;
+use super::{CONNECT_LIMIT, Driver, LEADER_WITHIN};
+use crate::{PROPOSE_LIMIT, link};
+use annulus_transport::kind;
+
+impl Driver {
+    pub(super) async fn carry_out(&mut self, effect: Effect) {
+        let inner = &self.handoff.inner;
+        match effect {
+            Effect::Connect(number) => self.connect(number),
+            Effect::Send(number, message) => {
+                if let Some((open, link)) = &self.link
+                    && *open == number
+                {
+                    let _ = link.send(message);
+                }
+            }
+            Effect::Disconnect(number) => {
+                self.link.take_if(|(open, _)| *open == number);
+            }
+            Effect::ReadPage { attempt, module, after } => {
+                self.waiting.page = Some(WantedPage { attempt, module, after });
+                self.read_if_allowed();
+            }
+            Effect::Seal => {
+                let heard = inner.cluster.heard_from_leader_within(LEADER_WITHIN);
+                let told =
+                    if heard { inner.master.seal(self.task.partition, self.task.transfer) } else { None };
+                match told {
+                    Some(vnodes) => {
+                        self.sealing = Some(vnodes.into_iter().collect());
+                        self.counts.clear();
+                        if let Some(sealed) = self.sealed_if_all().await {
+                            let _ = self.later.send(sealed);
+                        }
+                    }
+                    None => {
+                        self.progress.fail("no leader was heard from lately, so the partition is not sealed");
+                        drop(self.later.send(Event::SealRefused));
+                    }
+                }
+            }
+            Effect::ProposeFlip => {
+                self.propose(Command::Flip { transfers: vec![(self.task.partition, self.task.transfer)] });
+            }
+            Effect::ProposeCancel => {
+                if !std::mem::replace(&mut self.cancels, true) {
+                    let why = self.machine.error().unwrap_or("given up");
+                    self.handoff.note_broken(self.task.partition, why);
+                }
+                self.propose(Command::Cancel {
+                    partition: self.task.partition,
+                    transfer: self.task.transfer,
+                });
+            }
+            Effect::Retry => self.waiting.pause(self.machine.refusal()),
+            Effect::Finish(fate) => {
+                self.waiting.ticket = None;
+                if fate == Fate::Flipped {
+                    self.handoff.inner.broken.lock().remove(&self.task.partition);
+                }
+                let (partition, transfer) = (self.task.partition, self.task.transfer);
+                inner.master.end_outgoing(partition, transfer, fate == Fate::Flipped);
+                if fate == Fate::Cancelled {
+                    inner.master.unseal(partition, transfer);
+                }
+                // A crash in between must find a ring that says so, or the seal.
+                inner.cluster.keep_view();
+                inner.seals.remove(partition, transfer);
+            }
+        }
+    }
+
+    fn connect(&mut self, number: u64) {
+        let (opened, later) = (self.later.clone(), self.later.clone());
+        self.progress.tries();
+        let Some(peer) = self.handoff.inner.cluster.view().peer(self.taker) else {
+            self.progress.fail("the receiver has no address");
+            return drop(opened.send(Event::Disconnected(number)));
+        };
+        // The machine's messages wait in the channel until the stream is there.
+        let (sender, mut waiting) = mpsc::unbounded_channel();
+        self.link = Some((number, sender));
+        let transport = self.handoff.inner.transport.clone();
+        let progress = self.progress.clone();
+        tokio::spawn(async move {
+            let deadline = Instant::now() + CONNECT_LIMIT;
+            let stream = match transport.open_bulk(&peer, kind::BULK_HANDOFF, Bytes::new(), deadline).await {
+                Ok(stream) => stream,
+                Err(error) => {
+                    progress.fail(&error.to_string());
+                    return drop(opened.send(Event::Disconnected(number)));
+                }
+            };
+            let _ = opened.send(Event::Connected(number));
+            let received = move |message| drop(opened.send(Event::Received(number, message)));
+            let ended = move || drop(later.send(Event::Disconnected(number)));
+            let link = link::run(stream, received, ended);
+            while let Some(message) = waiting.recv().await {
+                if link.send(message).is_err() {
+                    return;
+                }
+            }
+        });
+    }
+
+    /// Proposes; success is learned from the log.
+    fn propose(&self, command: Command) {
+        let (cluster, later, progress) =
+            (self.handoff.inner.cluster.clone(), self.later.clone(), self.progress.clone());
+        tokio::spawn(async move {
+            let failed = match cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await {
+                Ok((_, Outcome::Flipped(done))) if done.is_empty() => Some("the flip was refused".to_owned()),
+                Ok(_) => None,
+                Err(error) => Some(error.to_string()),
+            };
+            if let Some(reason) = failed {
+                progress.fail(&reason);
+                let _ = later.send(Event::NotProposed);
+            }
+        });
+    }
+}

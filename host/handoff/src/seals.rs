@@ -1,0 +1,114 @@
+//! The seals of this node, durable: a partition that was about to be given away answers
+//! nothing after a restart either, until the log tells what became of the transfer (R1).
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use annulus_core::ids::TransferId;
+use annulus_core::keyspace::PartitionId;
+use fjall::{Database, Keyspace, PersistMode};
+use parking_lot::Mutex;
+
+/// Why the seals could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum SealError {
+    /// The database said no.
+    #[error(
+        "the seals in the database cannot be read: {0}. `annulus start --rejoin-as-new` begins a new node"
+    )]
+    Database(#[from] fjall::Error),
+    /// A record of another shape.
+    #[error(
+        "a seal's record in the database is damaged: {0} bytes of key, {1} of value. `annulus start \
+         --rejoin-as-new` sets aside all that is here and begins a new node"
+    )]
+    Damaged(usize, usize),
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Seals {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    database: Database,
+    keyspace: Keyspace,
+    known: Mutex<BTreeMap<PartitionId, TransferId>>,
+}
+
+impl Seals {
+    /// Reads those of the node's database.
+    ///
+    /// # Errors
+    /// If they cannot be read; the node must not serve then.
+    pub fn open(database: &Database) -> Result<Self, SealError> {
+        let keyspace = database.keyspace("seals", annulus_data_dir::keyspace_options)?;
+        let mut known = BTreeMap::new();
+        for record in keyspace.iter() {
+            let (key, value) = record.into_inner()?;
+            let damaged = || SealError::Damaged(key.len(), value.len());
+            let partition = u16::from_be_bytes(key.as_ref().try_into().map_err(|_| damaged())?);
+            let transfer = u64::from_be_bytes(value.as_ref().try_into().map_err(|_| damaged())?);
+            known.insert(PartitionId(partition), TransferId(transfer));
+        }
+        let (database, known) = (database.clone(), Mutex::new(known));
+        Ok(Self { inner: Arc::new(Inner { database, keyspace, known }) })
+    }
+
+    /// Every seal.
+    pub fn all(&self) -> Vec<(PartitionId, TransferId)> {
+        self.inner.known.lock().iter().map(|(partition, transfer)| (*partition, *transfer)).collect()
+    }
+
+    pub(super) fn is_sealed(&self, partition: PartitionId, transfer: TransferId) -> bool {
+        self.inner.known.lock().get(&partition) == Some(&transfer)
+    }
+
+    /// Durable when it is answered. Blocks for a sync of the disk.
+    pub(super) fn put(&self, partition: PartitionId, transfer: TransferId) {
+        self.inner.known.lock().insert(partition, transfer);
+        let write = || {
+            self.inner.keyspace.insert(partition.0.to_be_bytes(), transfer.0.to_be_bytes())?;
+            self.inner.database.persist(PersistMode::SyncData)
+        };
+        if let Err(error) = write() {
+            annulus_data_dir::fatal(&error);
+        }
+    }
+
+    /// Takes a seal off, if it is still this one. It need not be durable: a seal that comes
+    /// back is compared with the log again.
+    pub(super) fn remove(&self, partition: PartitionId, transfer: TransferId) {
+        let mut known = self.inner.known.lock();
+        if known.get(&partition) == Some(&transfer) {
+            known.remove(&partition);
+            if let Err(error) = self.inner.keyspace.remove(partition.0.to_be_bytes()) {
+                annulus_data_dir::fatal(&error);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_seal_survives_a_restart_until_it_is_taken_off() {
+        let dir = tempfile::tempdir().unwrap();
+        let (p, t) = (PartitionId(7), TransferId(42));
+        {
+            let database = annulus_data_dir::open_database(dir.path()).unwrap();
+            Seals::open(&database).unwrap().put(p, t);
+        }
+        let database = annulus_data_dir::open_database(dir.path()).unwrap();
+        let seals = Seals::open(&database).unwrap();
+        assert!(seals.is_sealed(p, t));
+        seals.remove(p, TransferId(43));
+        assert_eq!(seals.all(), [(p, t)]);
+        seals.remove(p, t);
+        assert!(Seals::open(&database).unwrap().all().is_empty());
+    }
+}

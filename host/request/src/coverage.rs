@@ -1,0 +1,110 @@
+//! Commands that every partition answers once.
+//!
+//! Each partition is asked page by page, some partitions at a time; a page is a request like
+//! any other, so one whose partition moves in between follows on its new holder from the token
+//! of the page before (R17): no key twice, none left out. A partition that cannot answer is
+//! named, never passed over in silence.
+
+use annulus_core::ids::NodeId;
+use annulus_core::keyspace::PartitionId;
+use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::wire::PageAsk;
+use bytes::Bytes;
+use futures_util::StreamExt;
+use tokio::sync::mpsc;
+
+use super::{CallRequest, Coordinator, Target};
+use annulus_vnode::PageAnswer;
+use annulus_wasm::Route;
+
+/// Partitions asked at the same time by one command.
+const PARTITIONS_AT_ONCE: usize = 16;
+/// Most values of one page.
+const PAGE_ITEMS: u32 = 1024;
+/// Most bytes of one page, roughly.
+const PAGE_BYTES: u32 = 256 << 10;
+/// Batches that wait for a slow reader before the vnodes are asked no further.
+const BATCHES_AHEAD: usize = 32;
+
+/// What comes of a command that goes everywhere.
+#[derive(Clone, Debug)]
+pub enum CoverageEvent {
+    /// Some values of one partition, in order within it.
+    Batch {
+        /// Which.
+        partition: PartitionId,
+        /// Who answered.
+        node: NodeId,
+        /// CBOR, one each.
+        values: Vec<Bytes>,
+    },
+    /// Nothing follows.
+    Done {
+        /// Partitions that did not answer to their end, each with the reason.
+        missing: Vec<(PartitionId, RequestError)>,
+    },
+}
+
+impl Coordinator {
+    /// Runs a command on every partition; answers as they come.
+    ///
+    /// # Errors
+    /// If the command does not go everywhere, or there is none. What fails later is in the
+    /// last event.
+    pub fn coverage(&self, request: CallRequest) -> Result<mpsc::Receiver<CoverageEvent>, RequestError> {
+        let target = self.target(&request)?;
+        if target.route != Route::Everywhere {
+            let message = format!("the command {} does not go everywhere", request.command);
+            return Err(RequestError::not_applied(ErrorCode::BadArguments, message));
+        }
+        let (events, receiver) = mpsc::channel(BATCHES_AHEAD);
+        let this = self.clone();
+        tokio::spawn(async move {
+            let partitions = this.inner.cluster.view().state.ring.size.partitions();
+            let asked = futures_util::stream::iter(partitions).map(|partition| {
+                let target = Target { partition, ..target.clone() };
+                let (this, request, events) = (&this, &request, &events);
+                async move { this.pages(&target, request, events).await.map_err(|error| (partition, error)) }
+            });
+            let missing: Vec<_> = asked
+                .buffer_unordered(PARTITIONS_AT_ONCE)
+                .filter_map(|result| std::future::ready(result.err()))
+                .collect()
+                .await;
+            let mut missing = missing;
+            missing.sort_by_key(|(partition, _)| *partition);
+            let _ = events.send(CoverageEvent::Done { missing }).await;
+        });
+        Ok(receiver)
+    }
+
+    async fn pages(
+        &self,
+        target: &Target,
+        request: &CallRequest,
+        events: &mpsc::Sender<CoverageEvent>,
+    ) -> Result<(), RequestError> {
+        let mut after: Option<Vec<u8>> = None;
+        loop {
+            let ask = PageAsk { after: after.as_deref(), items: PAGE_ITEMS, bytes: PAGE_BYTES };
+            let answer = self.route(target, request, Some(ask)).await?;
+            let page: PageAnswer = ciborium::from_reader(&answer[..]).map_err(|error| {
+                RequestError::unknown(ErrorCode::Internal, format!("a page cannot be read: {error}"))
+            })?;
+            if !page.values.is_empty() {
+                let node = self.inner.cluster.view().state.ring.owner(target.partition);
+                let values = page.values.into_iter().map(|value| Bytes::from(value.into_vec())).collect();
+                let batch = CoverageEvent::Batch { partition: target.partition, node, values };
+                let sent = tokio::time::timeout_at(request.deadline, events.send(batch)).await;
+                if !matches!(sent, Ok(Ok(()))) {
+                    let message = "the reader of the values went away or was too slow";
+                    return Err(RequestError::not_applied(ErrorCode::DeadlineExceeded, message));
+                }
+            }
+            match page.next {
+                Some(next) => after = Some(next.into_vec()),
+                None => return Ok(()),
+            }
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! Sending one request to the vnode of a partition, wherever the ring says it is.
+
+use std::time::Duration;
+
+use annulus_core::ids::NodeId;
+use annulus_core::keyspace::PartitionId;
+use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::routing::{self, Next, NoAnswer};
+use annulus_core::wire::{Call, PageAsk};
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::{CallRequest, Coordinator, Target};
+use annulus_cluster::View;
+use annulus_transport::{CallError, Lane, PeerAddr, kind};
+use annulus_vnode::{Command, Delivery, PageWanted, Reply, decode_answer};
+use annulus_wasm::{Effect, Request};
+
+/// How long to wait for a change of the ring before a stale answer is asked again anyway: the
+/// answerer may be the one who is behind.
+const STALE_PAUSE: Duration = Duration::from_millis(20);
+/// How long the leader may take to say where a partition is whose holder cannot be reached.
+const NEWS_LIMIT: Duration = Duration::from_millis(200);
+/// It is asked no later than this after a request was sent: within a second a caller is to know
+/// that a holder is dead.
+const NOTICE_LIMIT: Duration = Duration::from_millis(900);
+
+impl Coordinator {
+    /// Runs a request where its partition is held; follows the ring while it changes.
+    pub(super) async fn route(
+        &self,
+        target: &Target,
+        request: &CallRequest,
+        page: Option<PageAsk<'_>>,
+    ) -> Result<Bytes, RequestError> {
+        loop {
+            if Instant::now() >= request.deadline {
+                let message = "the deadline came before the holder of the partition was found";
+                return Err(RequestError::not_applied(ErrorCode::DeadlineExceeded, message));
+            }
+            let view = self.inner.cluster.view();
+            let partition = view.partition(target.partition);
+            let (owner, version) =
+                (partition.replicas.first().copied().unwrap_or_default(), partition.version);
+            let sent = Instant::now();
+            let answer = if owner == view.me {
+                self.here(target, request, page, version).await
+            } else {
+                match view.peer(owner) {
+                    Some(peer) => self.there(target, request, page, version, &peer, &view).await,
+                    None => Err(RequestError::not_applied(
+                        ErrorCode::NotEnoughReplicas,
+                        format!("the holder of partition {} has no address", target.partition.0),
+                    )),
+                }
+            };
+            let Err(error) = &answer else { return answer };
+            match routing::next(error) {
+                Next::Answer => return answer,
+                Next::CatchUp(version) => self.catch_up(version, owner, request.deadline).await,
+                Next::AskForNews => {
+                    let until = request.deadline.min(sent + NOTICE_LIMIT).min(Instant::now() + NEWS_LIMIT);
+                    if !self.has_moved(target.partition, owner, until).await {
+                        return answer;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Does the leader know of another holder than this one, which does not answer?
+    async fn has_moved(&self, partition: PartitionId, owner: NodeId, until: Instant) -> bool {
+        let cluster = &self.inner.cluster;
+        if cluster.leader() != Some(owner) {
+            cluster.learn_news(until).await;
+        }
+        cluster.view().partition(partition).replicas.first() != Some(&owner)
+    }
+
+    /// Waits until this node knows what the answerer of `stale-ring` knows (R2).
+    async fn catch_up(&self, version: u64, owner: NodeId, deadline: Instant) {
+        let cluster = &self.inner.cluster;
+        if cluster.view().index() < version {
+            // The deadline is checked by the caller's loop.
+            let _ = cluster.learn_from(owner, version, deadline).await;
+        } else {
+            let mut changes = cluster.watch();
+            let pause = deadline.min(Instant::now() + STALE_PAUSE);
+            let _ = timeout_at(pause, changes.changed()).await;
+        }
+    }
+
+    async fn here(
+        &self,
+        target: &Target,
+        request: &CallRequest,
+        page: Option<PageAsk<'_>>,
+        version: u64,
+    ) -> Result<Bytes, RequestError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command {
+            request: Request {
+                command: request.command.clone(),
+                key: target.key.as_ref().map(|key| key.to_vec()),
+                args: request.args.to_vec(),
+            },
+            page: page.map(page_wanted),
+            id: request.id,
+            deadline: request.deadline,
+            reply: Reply::Local(reply),
+        };
+        self.deliver(target.module, target.partition, version, command).await;
+        match timeout_at(request.deadline, answer).await {
+            Ok(Ok(answer)) => answer,
+            Ok(Err(_)) => Err(target.after_sending(ErrorCode::Internal, "the vnode ended without an answer")),
+            Err(_) => {
+                Err(target.after_sending(ErrorCode::DeadlineExceeded, "the vnode did not answer in time"))
+            }
+        }
+    }
+
+    /// Gives a command to this node's master, waiting for the log where it is behind the sender.
+    pub(super) async fn deliver(
+        &self,
+        module: annulus_core::ids::ModuleUid,
+        partition: PartitionId,
+        version: u64,
+        mut command: Command,
+    ) {
+        let master = &self.inner.master;
+        loop {
+            let deadline = command.deadline;
+            match master.deliver(module, partition, version, command) {
+                Delivery::Taken => return,
+                Delivery::Later(back) => command = *back,
+            }
+            if timeout_at(deadline, master.wait_applied(version)).await.is_err() {
+                let message = "this node did not learn of the ring's last change in time";
+                command.reply.send(Err(RequestError::not_applied(ErrorCode::DeadlineExceeded, message)));
+                return;
+            }
+        }
+    }
+
+    async fn there(
+        &self,
+        target: &Target,
+        request: &CallRequest,
+        page: Option<PageAsk<'_>>,
+        version: u64,
+        peer: &PeerAddr,
+        view: &View,
+    ) -> Result<Bytes, RequestError> {
+        let left = request.deadline.saturating_duration_since(Instant::now());
+        let frame = Call {
+            module: target.module,
+            partition: target.partition,
+            version,
+            id: request.id,
+            deadline_ms: u32::try_from(left.as_millis()).unwrap_or(u32::MAX),
+            command: &request.command,
+            key: target.key.as_deref(),
+            page,
+            args: &request.args,
+        };
+        let call = self
+            .inner
+            .transport
+            .call(peer, Lane::Data, kind::CALL, frame.encode().into(), request.deadline)
+            .await;
+        match call {
+            Ok(answer) => decode_answer(answer),
+            Err(error) => Err(unanswered(target, error, view)),
+        }
+    }
+}
+
+/// What a client is told of a call that came to no answer.
+fn unanswered(target: &Target, error: CallError, view: &View) -> RequestError {
+    let partition = target.partition;
+    let holder = view
+        .partition(partition)
+        .replicas
+        .first()
+        .and_then(|owner| view.member(*owner))
+        .map_or_else(|| "its holder".to_owned(), |member| member.name.clone());
+    let of = format!("partition {} is held by {holder}", partition.0);
+    let (how, message) = match error {
+        CallError::Unreachable(why) => {
+            (NoAnswer::Unreachable, format!("{of}, which cannot be reached: {why}"))
+        }
+        CallError::Lost(why) => {
+            (NoAnswer::Lost, format!("{of}, and the connection to it was lost before it answered: {why}"))
+        }
+        CallError::NoAnswer => {
+            (NoAnswer::Dropped, format!("{of}, which took the request and gave no answer"))
+        }
+        CallError::Deadline { sent: true } => (NoAnswer::Late, format!("{of}, which did not answer in time")),
+        CallError::TooLarge { bytes, limit } => {
+            (NoAnswer::TooLarge, format!("the request is {bytes} bytes; the limit is {limit}"))
+        }
+        error @ CallError::Deadline { sent: false } => {
+            (NoAnswer::LateUnsent, format!("{of}; the request was not sent: {error}"))
+        }
+        error @ CallError::Overloaded => {
+            (NoAnswer::Overloaded, format!("{of}; the request was not sent: {error}"))
+        }
+    };
+    let (code, state) = how.tells(target.effect != Effect::Read);
+    RequestError { state, ..RequestError::not_applied(code, message) }
+}
+
+/// The page asked for, as a mailbox has it.
+pub(super) fn page_wanted(page: PageAsk<'_>) -> PageWanted {
+    PageWanted { after: page.after.map(<[u8]>::to_vec), items: page.items, bytes: page.bytes }
+}

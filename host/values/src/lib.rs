@@ -1,0 +1,16 @@
+//! Values on their way between people, JSON and CBOR.
+//!
+//! A command's arguments are text on the command line, typed by the guest's description, and
+//! CBOR on the wire; its reply is CBOR, shown as JSON or as text. What JSON cannot say is an
+//! object with one key: bytes `{"$bytes": base64}`, floats that are no numbers
+//! `{"$float": "NaN"}`, integers beyond 64 bits `{"$int": "..."}`, tags `{"$tag": [n, value]}`.
+
+mod base64;
+mod cddl;
+mod json;
+mod text;
+
+pub use cddl::Type;
+pub use json::to_json;
+pub use text::hex;
+pub use text::{from_text, to_text};

@@ -1,0 +1,485 @@
+//! The vnode master: which partitions this node holds, and who runs in them.
+//!
+//! Every command for this node passes [`Master::deliver`]; every change of ownership passes
+//! [`Master::apply`], in the order of the committed log. Both take the partition's lock, so a
+//! command is either in a vnode's mailbox before the partition is given away, and is answered
+//! there, or it meets the new truth (R1, R2).
+
+use std::collections::HashMap;
+use std::sync::atomic::Ordering;
+use std::sync::{Arc, Weak};
+
+use annulus_core::holding::{Change, Holding};
+use annulus_core::ids::{ModuleUid, NodeId, TransferId};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::ring::RingTable;
+use annulus_core::routing::{self, Gate};
+use parking_lot::{Mutex, MutexGuard};
+use tokio::sync::{mpsc, oneshot, watch};
+
+use super::actor;
+use super::guest::Behaviour;
+use super::mailbox::{Command, Control, Count, Outgoing, SwapReport, VnodeHandle};
+use super::slot::{Incident, Incidents, Slot, SlotStatus, StageId, Staging};
+use annulus_wasm::Partition;
+
+/// Where the master learns what a module's vnodes run.
+pub trait ModuleSource: Send + Sync + 'static {
+    /// What vnodes of this module run on this node now; `None` if it cannot run here (yet).
+    fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>>;
+}
+
+/// What a master needs.
+pub struct MasterConfig {
+    /// This node.
+    pub me: NodeId,
+    /// Where guests run.
+    pub guests: tokio::runtime::Handle,
+    /// What they run.
+    pub modules: Arc<dyn ModuleSource>,
+}
+
+/// Cheap to clone.
+#[derive(Clone)]
+pub struct Master {
+    inner: Arc<Inner>,
+}
+
+/// A master that may be gone: for those whom the master itself holds on to.
+#[derive(Clone)]
+pub struct WeakMaster {
+    inner: Weak<Inner>,
+}
+
+impl WeakMaster {
+    /// The master, while its node lives.
+    pub fn upgrade(&self) -> Option<Master> {
+        self.inner.upgrade().map(|inner| Master { inner })
+    }
+}
+
+struct Inner {
+    config: MasterConfig,
+    ring_size: u32,
+    slots: Vec<Mutex<Slot>>,
+    incidents: Arc<Incidents>,
+    /// Index up to which the committed log is in the slots.
+    applied: watch::Sender<u64>,
+}
+
+/// What became of a command that was given to the master.
+pub enum Delivery {
+    /// It is in a mailbox or answered.
+    Taken,
+    /// The sender knows a later change of the partition than this node has applied (R2):
+    /// wait for it with [`Master::wait_applied`] and deliver again.
+    Later(Box<Command>),
+}
+
+impl Master {
+    /// A master of no partitions until [`Master::apply`]. `sealed` are the seals that were
+    /// durable when the node stopped.
+    pub fn new(config: MasterConfig, ring: &RingTable, sealed: &[(PartitionId, TransferId)]) -> Self {
+        let slots: Vec<_> = ring.partitions.iter().map(|_| Mutex::new(Slot::default())).collect();
+        for (partition, transfer) in sealed {
+            if let Some(slot) = slots.get(usize::from(partition.0)) {
+                slot.lock().sealed = Some(*transfer);
+            }
+        }
+        let incidents = Arc::new(Incidents::default());
+        let ring_size = u32::from(ring.size.get());
+        Self {
+            inner: Arc::new(Inner { config, ring_size, slots, incidents, applied: watch::Sender::new(0) }),
+        }
+    }
+
+    /// Does not keep the master alive.
+    pub fn downgrade(&self) -> WeakMaster {
+        WeakMaster { inner: Arc::downgrade(&self.inner) }
+    }
+
+    fn slot(&self, partition: PartitionId) -> Option<MutexGuard<'_, Slot>> {
+        self.inner.slots.get(usize::from(partition.0)).map(|slot| slot.lock())
+    }
+
+    /// Gives a command to its vnode, which is started if it does not run. Never blocks.
+    pub fn deliver(
+        &self,
+        module: ModuleUid,
+        partition: PartitionId,
+        version: u64,
+        command: Command,
+    ) -> Delivery {
+        let Some(mut slot) = self.slot(partition) else {
+            let message = format!("the ring has no partition {}", partition.0);
+            command.reply.send(Err(RequestError::not_applied(ErrorCode::BadArguments, message)));
+            return Delivery::Taken;
+        };
+        let refused = match routing::gate(version, slot.version, slot.held) {
+            Gate::Later => return Delivery::Later(Box::new(command)),
+            Gate::Stale(version) => RequestError::stale_ring(version),
+            Gate::Serve => match self.vnode(&mut slot, module, partition) {
+                None => RequestError::not_applied(
+                    ErrorCode::NotReady,
+                    "this node cannot run the module yet; `annulus modules` shows who runs what",
+                ),
+                Some(handle) => match handle.commands.try_send(command) {
+                    Ok(()) => return Delivery::Taken,
+                    Err(mpsc::error::TrySendError::Full(command)) => {
+                        let message = "the vnode's mailbox is full; try again later, or slower";
+                        command.reply.send(Err(RequestError::not_applied(ErrorCode::Overloaded, message)));
+                        return Delivery::Taken;
+                    }
+                    Err(mpsc::error::TrySendError::Closed(command)) => {
+                        // It ended under us (the node stops, or its task failed): a fresh one
+                        // takes the next command.
+                        slot.vnodes.remove(&module);
+                        let message = "the vnode ended; try again";
+                        command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
+                        return Delivery::Taken;
+                    }
+                },
+            },
+        };
+        command.reply.send(Err(refused));
+        Delivery::Taken
+    }
+
+    /// The vnode that serves, started if need be. A sealed partition starts none: its
+    /// commands wait in the sealed vnodes' mailboxes, or are told to come back.
+    fn vnode<'a>(
+        &self,
+        slot: &'a mut Slot,
+        module: ModuleUid,
+        partition: PartitionId,
+    ) -> Option<&'a VnodeHandle> {
+        if !slot.vnodes.contains_key(&module) {
+            let behaviour = self.inner.config.modules.behaviour(module)?;
+            let handle = self.start(module, partition, behaviour);
+            if let Some((_, outgoing)) = &slot.outgoing {
+                handle.tell(Control::StartOutgoing(outgoing.clone()));
+            }
+            if slot.sealed.is_some() {
+                // Started empty behind the seal: it answers nothing until the outcome is
+                // known, then either serves or sends its callers to the new holder.
+                handle.tell(Control::Seal);
+            }
+            slot.vnodes.insert(module, handle);
+        }
+        slot.vnodes.get(&module)
+    }
+
+    fn start(&self, module: ModuleUid, partition: PartitionId, behaviour: Arc<Behaviour>) -> VnodeHandle {
+        let at = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
+        actor::start(&self.inner.config.guests, module, at, behaviour, self.inner.incidents.clone())
+    }
+
+    /// A vnode outside of every slot, for benchmarks.
+    pub fn start_apart(&self, behaviour: Arc<Behaviour>) -> VnodeHandle {
+        self.start(ModuleUid(0), PartitionId(0), behaviour)
+    }
+
+    /// Waits until the log is in the slots up to `index`.
+    pub async fn wait_applied(&self, index: u64) {
+        let mut applied = self.inner.applied.subscribe();
+        // The sender lives in `self`, so waiting ends only with the index.
+        let _ = applied.wait_for(|applied| *applied >= index).await;
+    }
+
+    /// Brings the slots up to a committed ring. `index` is the log index of that state; calls
+    /// come in log order.
+    pub fn apply(&self, ring: &RingTable, modules: &[ModuleUid], index: u64) {
+        let me = self.inner.config.me;
+        for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
+            let Some(mut slot) = self.slot(id) else { continue };
+            let mut holding = Holding {
+                version: slot.version,
+                held: slot.held,
+                sealed: slot.sealed,
+                staged: slot.staging.as_ref().map(|staging| (staging.transfer, staging.complete)),
+            };
+            let changes = holding.apply(partition, me);
+            (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
+            for change in changes {
+                // Without modules there was nothing to lose.
+                if change != Change::TakeEmpty || !modules.is_empty() {
+                    self.carry_out(change, &mut slot, id);
+                }
+            }
+            let gone: Vec<ModuleUid> =
+                slot.vnodes.keys().filter(|uid| !modules.contains(uid)).copied().collect();
+            for uid in gone {
+                let error = RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed");
+                end_all(slot.vnodes.remove_entry(&uid).into_iter().collect(), &error, true);
+            }
+        }
+        self.inner.applied.send_replace(index);
+    }
+
+    fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId) {
+        let elsewhere = RequestError::stale_ring(slot.version);
+        let staged = |slot: &mut Slot| slot.staging.take().map(|staging| staging.vnodes).unwrap_or_default();
+        match change {
+            Change::Promote => slot.vnodes = staged(slot),
+            Change::DropIncomplete => {
+                let reason = "the partition was taken over before its items were";
+                self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
+                end_all(staged(slot), &elsewhere, true);
+            }
+            Change::TakeEmpty => {
+                let reason = "the partition was taken over without its items";
+                self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
+            }
+            // What was staged of a transfer that was cancelled must not come back (R7).
+            Change::DropStage => drop(end_all(staged(slot), &elsewhere, true)),
+            Change::GiveUp => {
+                slot.outgoing = None;
+                end_all(std::mem::take(&mut slot.vnodes), &elsewhere, true);
+            }
+            Change::Unseal => {
+                for vnode in slot.vnodes.values() {
+                    vnode.tell(Control::Unseal);
+                }
+            }
+        }
+    }
+
+    /// Vnodes of a partition that serve.
+    pub fn vnodes(&self, partition: PartitionId) -> Vec<VnodeHandle> {
+        self.slot(partition).map(|slot| slot.vnodes.values().cloned().collect()).unwrap_or_default()
+    }
+
+    /// From now on what the partition's vnodes write is told to `outgoing` too, whenever they
+    /// start. False if this node does not hold the partition.
+    pub fn begin_outgoing(&self, partition: PartitionId, transfer: TransferId, outgoing: Outgoing) -> bool {
+        let Some(mut slot) = self.slot(partition).filter(|slot| slot.held) else { return false };
+        for vnode in slot.vnodes.values() {
+            vnode.tell(Control::StartOutgoing(outgoing.clone()));
+        }
+        slot.outgoing = Some((transfer, outgoing));
+        true
+    }
+
+    /// Has a vnode put a page of its items into its handoff's stream. False if it does not run:
+    /// then it has no items.
+    pub fn read_page(
+        &self,
+        partition: PartitionId,
+        module: ModuleUid,
+        attempt: u64,
+        after: Option<Vec<u8>>,
+    ) -> bool {
+        self.slot(partition).is_some_and(|slot| {
+            slot.vnodes.get(&module).is_some_and(|vnode| vnode.tell(Control::ReadPage { attempt, after }))
+        })
+    }
+
+    /// How many items there are of each module that runs in a partition that serves; none where its
+    /// guest cannot tell.
+    pub async fn count(&self, partition: PartitionId) -> HashMap<ModuleUid, Option<u64>> {
+        let mut counts = HashMap::new();
+        for vnode in self.vnodes(partition) {
+            let (answer, count) = oneshot::channel();
+            vnode.tell(Control::Count(answer));
+            let count = match count.await {
+                Ok(Count::Stored(count) | Count::Said(count)) => Some(count),
+                _ => None,
+            };
+            counts.insert(vnode.module, count);
+        }
+        counts
+    }
+
+    /// How many items of a module a transfer has staged, if the host keeps them: none where nothing
+    /// of it came.
+    pub async fn staged_count(&self, stage: StageId, module: ModuleUid) -> Option<u64> {
+        let vnode = self.slot(stage.partition).and_then(|slot| {
+            let staging = slot.staging.as_ref().filter(|staging| staging.is(stage))?;
+            staging.vnodes.get(&module).cloned()
+        });
+        let Some(vnode) = vnode else { return Some(0) };
+        let (answer, count) = oneshot::channel();
+        vnode.tell(Control::Count(answer));
+        match count.await {
+            Ok(Count::Stored(count)) => Some(count),
+            _ => None,
+        }
+    }
+
+    /// Seals a partition for a transfer: its vnodes answer nothing any more, and each says so
+    /// in its handoff's stream (R1). Answers which; `None` if this node does not hold it.
+    pub fn seal(&self, partition: PartitionId, transfer: TransferId) -> Option<Vec<ModuleUid>> {
+        let mut slot = self.slot(partition).filter(|slot| slot.held)?;
+        slot.sealed = Some(transfer);
+        Some(
+            slot.vnodes
+                .values()
+                .filter(|vnode| vnode.tell(Control::Seal))
+                .map(|vnode| vnode.module)
+                .collect(),
+        )
+    }
+
+    /// The handoff is over: nothing is told to it any more.
+    pub fn end_outgoing(&self, partition: PartitionId, transfer: TransferId, finished: bool) {
+        if let Some(mut slot) = self.slot(partition)
+            && slot.outgoing.as_ref().is_some_and(|(of, _)| *of == transfer)
+        {
+            slot.outgoing = None;
+            for vnode in slot.vnodes.values() {
+                vnode.tell(Control::EndOutgoing { finished });
+            }
+        }
+    }
+
+    /// Lifts a seal whose transfer will not happen: only for one whose flip was never
+    /// proposed, or is known to have been refused.
+    pub fn unseal(&self, partition: PartitionId, transfer: TransferId) {
+        if let Some(mut slot) = self.slot(partition)
+            && slot.sealed == Some(transfer)
+        {
+            slot.sealed = None;
+            for vnode in slot.vnodes.values() {
+                vnode.tell(Control::Unseal);
+            }
+        }
+    }
+
+    /// Makes room for a transfer's items, apart from what serves; what was staged there
+    /// before is dropped.
+    pub fn stage(&self, stage: StageId) {
+        let StageId { partition, transfer, generation } = stage;
+        if let Some(mut slot) = self.slot(partition) {
+            let staging = Staging { transfer, generation, complete: false, vnodes: HashMap::new() };
+            if let Some(old) = slot.staging.replace(staging) {
+                end_all(old.vnodes, &RequestError::stale_ring(slot.version), true);
+            }
+        }
+    }
+
+    /// The vnode that takes in a module's items of a transfer; `None` if the transfer is not
+    /// staged here or the module cannot run here.
+    pub fn staged_vnode(&self, stage: StageId, module: ModuleUid) -> Option<VnodeHandle> {
+        let mut slot = self.slot(stage.partition)?;
+        let staging = slot.staging.as_mut().filter(|staging| staging.is(stage))?;
+        if let Some(handle) = staging.vnodes.get(&module) {
+            return Some(handle.clone());
+        }
+        let behaviour = self.inner.config.modules.behaviour(module)?;
+        let handle = self.start(module, stage.partition, behaviour);
+        staging.vnodes.insert(module, handle.clone());
+        Some(handle)
+    }
+
+    /// All items of a transfer have been merged. False if it is not staged here (any more).
+    pub fn staging_complete(&self, stage: StageId) -> bool {
+        let Some(mut slot) = self.slot(stage.partition) else { return false };
+        match slot.staging.as_mut().filter(|staging| staging.is(stage)) {
+            Some(staging) => {
+                staging.complete = true;
+                true
+            }
+            None => false,
+        }
+    }
+
+    /// Drops what came of a transfer.
+    pub fn unstage(&self, partition: PartitionId, transfer: TransferId) {
+        if let Some(mut slot) = self.slot(partition)
+            && slot.staging.as_ref().is_some_and(|staging| staging.transfer == transfer)
+            && let Some(staging) = slot.staging.take()
+        {
+            end_all(staging.vnodes, &RequestError::stale_ring(slot.version), true);
+        }
+    }
+
+    /// Brings every vnode of a module over to `behaviour`, all partitions at once; answers
+    /// what it did to each, or why one stays as it is.
+    pub async fn swap(
+        &self,
+        module: ModuleUid,
+        behaviour: &Arc<Behaviour>,
+    ) -> Vec<(PartitionId, Result<SwapReport, String>)> {
+        let mut waiting = Vec::new();
+        for slot in &self.inner.slots {
+            let slot = slot.lock();
+            let staged = slot.staging.as_ref().and_then(|staging| staging.vnodes.get(&module));
+            for vnode in slot.vnodes.get(&module).into_iter().chain(staged) {
+                let (answer, report) = oneshot::channel();
+                vnode.tell(Control::Swap(behaviour.clone(), answer));
+                waiting.push((vnode.partition, report));
+            }
+        }
+        let mut reports = Vec::with_capacity(waiting.len());
+        for (partition, report) in waiting {
+            // One that ended meanwhile (moved elsewhere) runs nothing that is old.
+            if let Ok(report) = report.await {
+                reports.push((partition, report));
+            }
+        }
+        reports
+    }
+
+    /// Ends every vnode in order; later commands are answered that the node stops.
+    pub async fn stop(&self) {
+        let error = RequestError::not_applied(ErrorCode::ShuttingDown, "the node stops");
+        let mut ends = Vec::new();
+        for slot in &self.inner.slots {
+            let mut slot = slot.lock();
+            slot.held = false;
+            ends.extend(end_all(std::mem::take(&mut slot.vnodes), &error, false));
+            if let Some(staging) = slot.staging.take() {
+                end_all(staging.vnodes, &error, true);
+            }
+        }
+        for end in ends {
+            let _ = end.await;
+        }
+    }
+
+    /// Notes something that an operator should know of.
+    pub fn note(&self, kind: &str, module: &str, partition: Option<u32>, reason: &str) {
+        self.inner.incidents.note(kind, module, partition, reason);
+    }
+
+    /// The last incidents.
+    pub fn incidents(&self) -> Vec<Incident> {
+        self.inner.incidents.list()
+    }
+
+    /// All partitions, for those who look.
+    pub fn status(&self) -> Vec<SlotStatus> {
+        let one = |(id, slot): (usize, &Mutex<Slot>)| {
+            let slot = slot.lock();
+            SlotStatus {
+                partition: PartitionId(u16::try_from(id).unwrap_or(u16::MAX)),
+                held: slot.held,
+                sealed: slot.sealed.is_some(),
+                vnodes: slot.vnodes.len(),
+                staging: slot.staging.as_ref().map_or(0, |staging| staging.vnodes.len()),
+                traps: slot.vnodes.values().map(|vnode| vnode.gauge.traps.load(Ordering::Relaxed)).sum(),
+                in_back_off: slot
+                    .vnodes
+                    .values()
+                    .filter(|vnode| vnode.gauge.back_off_ms.load(Ordering::Relaxed) > 0)
+                    .count(),
+            }
+        };
+        self.inner.slots.iter().enumerate().map(one).collect()
+    }
+}
+
+fn end_all(
+    vnodes: HashMap<ModuleUid, VnodeHandle>,
+    error: &RequestError,
+    delete: bool,
+) -> Vec<oneshot::Receiver<()>> {
+    let mut ends = Vec::with_capacity(vnodes.len());
+    for vnode in vnodes.into_values() {
+        let (done, ended) = oneshot::channel();
+        vnode.tell(Control::End { error: error.clone(), delete, done });
+        ends.push(ended);
+    }
+    ends
+}

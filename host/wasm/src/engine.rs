@@ -1,0 +1,186 @@
+//! The one wasmtime engine of a node, and the modules that it compiled.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use annulus_core::ids::Digest;
+use parking_lot::RwLock;
+use sha2::{Digest as _, Sha256};
+use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
+use wasmtime::{Config, OptLevel};
+
+use super::bindings::annulus::vnode::types::Partition;
+use super::bindings::annulus::vnode::{context, log, storage};
+use super::cache::Cache;
+use super::clock::RunClock;
+use super::description::Description;
+use super::error::InvalidComponent;
+use super::exports::{self, Indices};
+use super::host::{HostState, VnodePlace};
+use super::instance::Instance;
+use super::limits::Limits;
+use annulus_storage::Memory;
+
+/// How often the epoch ticks: a guest gives up its thread at the first tick after it began, so
+/// this is also the longest that a neighbour waits behind a busy guest on one core.
+const EPOCH_TICK: Duration = Duration::from_millis(1);
+/// Longest component, in bytes: compiling is the costliest thing that a caller can ask for.
+/// Interpreted languages make components of 12 to 18 MB.
+const MAX_COMPONENT_BYTES: usize = 64 << 20;
+
+/// Compiles components. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    engine: wasmtime::Engine,
+    linker: Linker<HostState>,
+    cache: Option<Cache>,
+    clock: Arc<RunClock>,
+}
+
+/// A validated, compiled, described component: what instances are made of.
+pub struct Module {
+    pub(super) pre: InstancePre<HostState>,
+    pub(super) indices: Indices,
+    pub(super) limits: Limits,
+    pub(super) clock: Arc<RunClock>,
+    /// SHA-256 of the component.
+    pub digest: Digest,
+    /// What it says of itself.
+    pub description: Arc<Description>,
+}
+
+impl Engine {
+    /// Makes an engine and starts its epoch ticker, a thread that ends with the engine.
+    /// `cache` is where compiled components are kept between starts.
+    ///
+    /// # Errors
+    /// If this machine cannot run wasmtime's code, or no thread can be started.
+    pub fn new(cache: Option<PathBuf>) -> wasmtime::Result<Self> {
+        let mut config = Config::new();
+        config
+            .concurrency_support(false)
+            .wasm_component_model(true)
+            .epoch_interruption(true)
+            .cranelift_opt_level(OptLevel::Speed)
+            .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20));
+        let engine = wasmtime::Engine::new(&config)?;
+        let mut linker = Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        context::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+        log::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+        storage::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+        // A thread, not a task: it must tick when every worker of every runtime is busy.
+        let weak = engine.weak();
+        let clock = Arc::<RunClock>::default();
+        let ticked = clock.clone();
+        std::thread::Builder::new().name("annulus-epoch".to_owned()).spawn(move || {
+            let mut last = Instant::now();
+            while let Some(engine) = weak.upgrade() {
+                let now = Instant::now();
+                // Before the epoch, whose end looks at it.
+                ticked.pass(now.duration_since(last));
+                last = now;
+                engine.increment_epoch();
+                drop(engine);
+                std::thread::sleep(EPOCH_TICK);
+            }
+        })?;
+        let cache = cache.map(|dir| Cache::new(dir, &engine));
+        Ok(Self { inner: Arc::new(Inner { engine, linker, cache, clock }) })
+    }
+
+    /// Validates, compiles (off the async threads) and describes a component. Nothing of the
+    /// node is changed but the cache of compiled components.
+    ///
+    /// # Errors
+    /// Says what is wrong with the component.
+    pub async fn prepare(
+        &self,
+        bytes: bytes::Bytes,
+        limits: Limits,
+    ) -> Result<Arc<Module>, InvalidComponent> {
+        let this = self.clone();
+        let compiled = tokio::task::spawn_blocking(move || this.compile(&bytes, limits)).await;
+        let module = compiled
+            .map_err(|error| InvalidComponent::NotAComponent(format!("the compiler failed: {error}")))??;
+        self.describe(module).await.map(Arc::new)
+    }
+
+    fn compile(&self, bytes: &[u8], limits: Limits) -> Result<Module, InvalidComponent> {
+        if bytes.len() > MAX_COMPONENT_BYTES {
+            return Err(InvalidComponent::TooLarge { bytes: bytes.len(), limit: MAX_COMPONENT_BYTES });
+        }
+        let digest = Digest(Sha256::digest(bytes).into());
+        let engine = &self.inner.engine;
+        let cached = self.inner.cache.as_ref().and_then(|cache| cache.load(engine, &digest));
+        let component = match cached {
+            Some(component) => component,
+            None => {
+                if !bytes.starts_with(b"\0asm") {
+                    return Err(InvalidComponent::NotAComponent(
+                        "it does not begin with the WebAssembly magic bytes".to_owned(),
+                    ));
+                }
+                let component = Component::from_binary(engine, bytes)
+                    .map_err(|error| InvalidComponent::NotAComponent(format!("{error:#}")))?;
+                if let Some(cache) = &self.inner.cache {
+                    cache.store(&digest, &component);
+                }
+                component
+            }
+        };
+        let exported = exports::survey(engine, &component)?;
+        let pre = self
+            .inner
+            .linker
+            .instantiate_pre(&component)
+            .map_err(|error| InvalidComponent::DoesNotFit(format!("{error:#}")))?;
+        let indices = Indices::find(&pre, &exported)?;
+        let description = Arc::new(Description { exported, ..Description::unreadable("") });
+        Ok(Module { pre, indices, limits, clock: self.inner.clock.clone(), digest, description })
+    }
+
+    /// Asks `describe`, in an instance without items.
+    async fn describe(&self, mut module: Module) -> Result<Module, InvalidComponent> {
+        let exported = module.description.exported;
+        let mut instance = Instance::bare(&module, nowhere())
+            .await
+            .map_err(|error| InvalidComponent::DoesNotFit(error.to_string()))?;
+        let info =
+            instance.describe().await.map_err(|error| InvalidComponent::BadDescription(error.to_string()))?;
+        module.description = Arc::new(Description::parse(info, exported)?);
+        Ok(module)
+    }
+
+    /// Calls `init` with the settings that a deploy was given, in an instance of no partition.
+    ///
+    /// # Errors
+    /// What `init` said, or how it failed.
+    pub async fn check_init(&self, module: &Module, config: &[u8]) -> Result<(), InvalidComponent> {
+        let failed = |error: super::GuestError| InvalidComponent::InitFailed(error.to_string());
+        let items = Arc::new(RwLock::new(Memory::default()));
+        Instance::start(module, nowhere(), items, config).await.map_err(failed)?;
+        Ok(())
+    }
+}
+
+impl Module {
+    pub(super) fn engine(&self) -> &wasmtime::Engine {
+        self.pre.engine()
+    }
+}
+
+/// Where `describe` and a trial `init` run.
+fn nowhere() -> VnodePlace {
+    VnodePlace {
+        module: "trial".into(),
+        partition: Partition { id: 0, ring_size: 64 },
+        write_format: 1,
+        actor: rand::random(),
+    }
+}

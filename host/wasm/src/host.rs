@@ -1,0 +1,328 @@
+//! What a guest may call: context, log and storage, for the one call that is running.
+//!
+//! Nothing here fails towards the guest. What it may not do dooms the call (see the contract's
+//! `storage`): further writes do nothing and the reply is thrown away by [`super::Instance`].
+
+use std::ops::Bound;
+use std::sync::Arc;
+use std::time::Duration;
+
+use parking_lot::RwLock;
+use wasmtime::ResourceLimiter;
+use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
+
+use super::bindings::annulus::vnode::{context, log, storage, types};
+use super::clock::RunClock;
+use super::error::Doom;
+use super::limits::Limits;
+use super::stderr::Stderr;
+use annulus_storage::{Batch, Place, Storage, Stored};
+
+/// Where a vnode is.
+#[derive(Clone, Debug)]
+pub struct VnodePlace {
+    /// Name of the module, for log lines.
+    pub module: Arc<str>,
+    /// The slice of the keyspace.
+    pub partition: types::Partition,
+    /// Format in which to write items now (R22).
+    pub write_format: u32,
+    /// Names the writes of this instance's vnode (R8): random, new for each start of a vnode.
+    pub actor: u64,
+}
+
+/// What the running call may touch.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CallScope {
+    /// Items of this key; writes only if `write`.
+    Key {
+        /// The routing key.
+        key: Vec<u8>,
+        /// Is the command described as more than `read`?
+        write: bool,
+    },
+    /// No items.
+    Nothing,
+    /// All items; writes only if `write`.
+    All {
+        /// May it write?
+        write: bool,
+    },
+    /// No import at all.
+    Pure,
+}
+
+/// The host's side of one store.
+pub(super) struct HostState {
+    wasi: WasiCtx,
+    table: ResourceTable,
+    pub(super) stderr: Stderr,
+    pub(super) limits: Limits,
+    pub(super) clock: Arc<RunClock>,
+    place: VnodePlace,
+    items: Arc<RwLock<dyn Storage>>,
+    pub(super) call: Call,
+    /// Dots given so far by this vnode.
+    dots: u64,
+    /// A growth of memory was denied since the call began.
+    pub(super) memory_denied: bool,
+}
+
+/// The one call that is running.
+pub(super) struct Call {
+    pub(super) scope: CallScope,
+    pub(super) request: (u64, u64),
+    pub(super) now_ms: u64,
+    /// By the clock of the process.
+    pub(super) deadline: Duration,
+    pub(super) batch: Batch,
+    pub(super) doom: Option<Doom>,
+}
+
+impl HostState {
+    pub(super) fn new(
+        place: VnodePlace,
+        limits: Limits,
+        clock: Arc<RunClock>,
+        items: Arc<RwLock<dyn Storage>>,
+    ) -> Self {
+        let stderr = Stderr::default();
+        // Nothing granted: no files, no sockets, no environment, no arguments.
+        let wasi = WasiCtx::builder().stderr(stderr.clone()).allow_tcp(false).allow_udp(false).build();
+        let call = Call {
+            scope: CallScope::Nothing,
+            request: (0, 0),
+            now_ms: 0,
+            deadline: Duration::ZERO,
+            batch: Batch::default(),
+            doom: None,
+        };
+        Self {
+            wasi,
+            table: ResourceTable::new(),
+            stderr,
+            limits,
+            clock,
+            place,
+            items,
+            call,
+            dots: 0,
+            memory_denied: false,
+        }
+    }
+
+    pub(super) fn place(&self) -> &VnodePlace {
+        &self.place
+    }
+
+    /// Dots given so far, so that a new instance of the same vnode goes on after them.
+    pub(super) fn dots(&self) -> u64 {
+        self.dots
+    }
+
+    pub(super) fn set_dots(&mut self, dots: u64) {
+        self.dots = dots;
+    }
+
+    fn doom(&mut self, doom: Doom) {
+        self.call.doom.get_or_insert(doom);
+    }
+
+    /// Is the import allowed in this call at all?
+    fn import(&mut self, name: &'static str) {
+        if self.call.scope == CallScope::Pure {
+            self.doom(Doom::ImpureMerge(name));
+        }
+    }
+
+    /// May the call look at items of `key`?
+    fn may_read(&mut self, key: Option<&[u8]>) -> bool {
+        let doom = match (&self.call.scope, key) {
+            (CallScope::All { .. }, _) => return true,
+            (CallScope::Key { key: own, .. }, Some(key)) if own == key => return true,
+            (CallScope::Key { .. }, _) => Doom::WrongKey,
+            (CallScope::Nothing, _) => Doom::NoItems,
+            (CallScope::Pure, _) => Doom::ImpureMerge("storage"),
+        };
+        self.doom(doom);
+        false
+    }
+
+    fn write(&mut self, key: Vec<u8>, sort: Vec<u8>, stored: Stored) {
+        if !self.may_read(Some(&key)) {
+            return;
+        }
+        if let CallScope::Key { write: false, .. } | CallScope::All { write: false } = self.call.scope {
+            return self.doom(Doom::WriteInRead);
+        }
+        let bytes = key.len() + sort.len() + stored.value.len();
+        if bytes > self.limits.item_bytes {
+            let limit = self.limits.item_bytes;
+            return self.doom(Doom::TooLarge { what: "an item", bytes, limit });
+        }
+        let all = self.call.batch.bytes() + bytes;
+        if all > self.limits.batch_bytes {
+            let limit = self.limits.batch_bytes;
+            return self.doom(Doom::TooLarge { what: "all that one call writes", bytes: all, limit });
+        }
+        if self.call.doom.is_none() {
+            self.call.batch.put((key, sort), stored);
+        }
+    }
+}
+
+impl WasiView for HostState {
+    fn ctx(&mut self) -> WasiCtxView<'_> {
+        WasiCtxView { ctx: &mut self.wasi, table: &mut self.table }
+    }
+}
+
+impl ResourceLimiter for HostState {
+    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let allowed = desired <= self.limits.memory_bytes;
+        self.memory_denied |= !allowed;
+        Ok(allowed)
+    }
+
+    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        Ok(desired <= 100_000)
+    }
+}
+
+impl types::Host for HostState {}
+
+impl context::Host for HostState {
+    fn now_ms(&mut self) -> u64 {
+        self.import("now-ms");
+        self.call.now_ms
+    }
+
+    fn next_dot(&mut self) -> context::Dot {
+        self.import("next-dot");
+        self.dots += 1;
+        context::Dot { actor: self.place.actor, counter: self.dots }
+    }
+
+    fn request_id(&mut self) -> (u64, u64) {
+        self.import("request-id");
+        self.call.request
+    }
+
+    fn write_format(&mut self) -> u32 {
+        self.import("write-format");
+        self.place.write_format
+    }
+}
+
+impl log::Host for HostState {
+    fn write(&mut self, level: log::Level, message: String) {
+        self.import("log");
+        let (module, partition) = (&*self.place.module, self.place.partition.id);
+        let request = format_args!("{:016x}{:016x}", self.call.request.0, self.call.request.1);
+        match level {
+            log::Level::Debug => tracing::debug!(target: "guest", module, partition, %request, "{message}"),
+            log::Level::Info => tracing::info!(target: "guest", module, partition, %request, "{message}"),
+            log::Level::Warn => tracing::warn!(target: "guest", module, partition, %request, "{message}"),
+            log::Level::Error => tracing::error!(target: "guest", module, partition, %request, "{message}"),
+        }
+    }
+}
+
+impl storage::Host for HostState {
+    fn get(&mut self, key: Vec<u8>, sort: Vec<u8>) -> Option<storage::Version> {
+        if !self.may_read(Some(&key)) {
+            return None;
+        }
+        let items = self.items.read();
+        let stored = self.call.batch.get(&*items, &(key, sort))?;
+        Some(storage::Version { value: stored.value, deleted: stored.deleted })
+    }
+
+    fn put(&mut self, key: Vec<u8>, sort: Vec<u8>, value: Vec<u8>) {
+        self.write(key, sort, Stored { value, deleted: false });
+    }
+
+    fn delete(&mut self, key: Vec<u8>, sort: Vec<u8>, remains: Vec<u8>) {
+        self.write(key, sort, Stored { value: remains, deleted: true });
+    }
+
+    fn scan(
+        &mut self,
+        what: storage::Selection,
+        after: Option<Vec<u8>>,
+        limit: types::Budget,
+    ) -> types::Page {
+        if !self.may_read(what.key.as_deref()) {
+            return types::Page { items: Vec::new(), next: None };
+        }
+        let after = after.as_deref().and_then(place_of_token);
+        let items = self.items.read();
+        page(&self.call.batch, &*items, &what, after, limit)
+    }
+}
+
+/// One page of what a call sees.
+fn page(
+    batch: &Batch,
+    items: &dyn Storage,
+    what: &storage::Selection,
+    after: Option<Place>,
+    limit: types::Budget,
+) -> types::Page {
+    let key = what.key.clone();
+    let (mut from, mut to) = match &key {
+        Some(key) => {
+            (Bound::Included((key.clone(), Vec::new())), Bound::Excluded((successor(key), Vec::new())))
+        }
+        None => (Bound::Unbounded, Bound::Unbounded),
+    };
+    if let Some(after) = after {
+        if what.reverse { to = Bound::Excluded(after) } else { from = Bound::Excluded(after) }
+    }
+    let mut page = types::Page { items: Vec::new(), next: None };
+    let mut bytes = 0;
+    for ((key, sort), stored) in batch.scan(items, from, to, what.reverse) {
+        let in_range = what.start.as_ref().is_none_or(|start| sort >= *start)
+            && what.end.as_ref().is_none_or(|end| sort < *end);
+        if !in_range || (stored.deleted && !what.deleted) {
+            continue;
+        }
+        let size = key.len() + sort.len() + stored.value.len();
+        let full = page.items.len() >= limit.items as usize || bytes + size > limit.bytes as usize;
+        if full && let Some(last) = page.items.last() {
+            page.next = Some(token_of_place(&last.key, &last.sort));
+            break;
+        }
+        bytes += size;
+        page.items.push(types::Item { key, sort, value: stored.value, deleted: stored.deleted });
+    }
+    page
+}
+
+/// The first byte string after all those that `key` is the whole of.
+fn successor(key: &[u8]) -> Vec<u8> {
+    let mut next = key.to_vec();
+    next.push(0);
+    next
+}
+
+/// A resume token is the place of the last item of the page: length of the key, key, sort.
+fn token_of_place(key: &[u8], sort: &[u8]) -> Vec<u8> {
+    let mut token = Vec::with_capacity(4 + key.len() + sort.len());
+    token.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
+    token.extend_from_slice(key);
+    token.extend_from_slice(sort);
+    token
+}
+
+fn place_of_token(token: &[u8]) -> Option<Place> {
+    let (length, rest) = token.split_first_chunk::<4>()?;
+    let (key, sort) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
+    Some((key.to_vec(), sort.to_vec()))
+}
+
+/// One page of all items that the host keeps for a vnode, tombstones too.
+pub fn page_of_all(items: &dyn Storage, after: Option<&[u8]>, limit: types::Budget) -> types::Page {
+    let all = storage::Selection { key: None, start: None, end: None, reverse: false, deleted: true };
+    page(&Batch::default(), items, &all, after.and_then(place_of_token), limit)
+}

@@ -1,0 +1,374 @@
+//! One guest instance: a store, its exports, and the calls that a vnode makes of it.
+
+use std::sync::Arc;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use parking_lot::RwLock;
+use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
+
+use super::bindings::annulus::vnode::types::{Budget, Item, Page, Request};
+use super::bindings::exports::annulus::vnode as wit;
+use super::engine::Module;
+use super::error::{CommandFailure, Doom, GuestError};
+use super::exports::Exports;
+use super::host::{CallScope, HostState, VnodePlace};
+use annulus_storage::{Batch, Memory, Place, Storage, Stored};
+
+/// A guest that is there to be called, one call at a time. After an error that
+/// [`GuestError::poisons`] it answers nothing any more: drop it.
+pub struct Instance {
+    store: Store<HostState>,
+    exports: Exports,
+}
+
+/// What a call of the guest gave, with the writes that it made to host storage.
+pub struct Answer<T> {
+    /// Its answer.
+    pub value: T,
+    /// Its writes, in order of place, not applied yet.
+    pub writes: Vec<(Place, Stored)>,
+    /// A rule or a limit was broken: neither the answer nor the writes may be used. What the
+    /// guest keeps in its own memory is as the call left it all the same.
+    pub doom: Option<Doom>,
+}
+
+impl Instance {
+    /// A new instance that has been given its place and settings (`init`).
+    ///
+    /// # Errors
+    /// If it cannot be instantiated, or what `init` said. There is no instance then.
+    pub async fn start(
+        module: &Module,
+        place: VnodePlace,
+        items: Arc<RwLock<dyn Storage>>,
+        config: &[u8],
+    ) -> Result<Self, GuestError> {
+        let at = place.partition;
+        let mut instance = Self::instantiate(module, place, items).await?;
+        instance.begin(CallScope::All { write: true }, (0, 0));
+        let Self { store, exports } = &mut instance;
+        let result = exports.vnode.call_init(&mut *store, at, config).await;
+        let answer = instance.end(result)?;
+        match answer.value {
+            Ok(()) => Ok(instance),
+            Err(reason) => Err(GuestError::InitRefused(reason)),
+        }
+    }
+
+    /// An instance for `describe` alone.
+    pub(super) async fn bare(module: &Module, place: VnodePlace) -> Result<Self, GuestError> {
+        Self::instantiate(module, place, Arc::new(RwLock::new(Memory::default()))).await
+    }
+
+    async fn instantiate(
+        module: &Module,
+        place: VnodePlace,
+        items: Arc<RwLock<dyn Storage>>,
+    ) -> Result<Self, GuestError> {
+        let mut store =
+            Store::new(module.engine(), HostState::new(place, module.limits, module.clock.clone(), items));
+        store.limiter(|state| state);
+        store.epoch_deadline_callback(|context| {
+            let state = context.data();
+            Ok(if state.clock.now() >= state.call.deadline {
+                UpdateDeadline::Interrupt
+            } else {
+                // Not the plain yield: that wakes itself into the worker's own slot and
+                // would run again before its neighbours.
+                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
+            })
+        });
+        arm(&mut store);
+        let failed = |error: wasmtime::Error| GuestError::Trapped(format!("{error:#}"));
+        let instance = module.pre.instantiate_async(&mut store).await.map_err(failed)?;
+        let exports = module.indices.load(&mut store, &instance).map_err(failed)?;
+        Ok(Self { store, exports })
+    }
+
+    pub(super) async fn describe(&mut self) -> Result<wit::vnode::ModuleInfo, GuestError> {
+        self.begin(CallScope::Nothing, (0, 0));
+        let result = self.exports.vnode.call_describe(&mut self.store).await;
+        Ok(self.end(result)?.value)
+    }
+
+    /// Runs one command.
+    ///
+    /// # Errors
+    /// The outer one is the host's: nothing was kept. The inner one is the guest's own no.
+    pub async fn command(
+        &mut self,
+        scope: CallScope,
+        id: (u64, u64),
+        request: &Request,
+    ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
+        self.begin(scope, id);
+        let result = self.exports.vnode.call_handle_command(&mut self.store, request).await;
+        self.answered(result, "the reply", Vec::len)
+    }
+
+    /// One page of a command that goes everywhere.
+    ///
+    /// # Errors
+    /// As [`Instance::command`]; a module without `coverage` answers unknown command.
+    pub async fn coverage(
+        &mut self,
+        write: bool,
+        id: (u64, u64),
+        request: &Request,
+        after: Option<&[u8]>,
+        limit: Budget,
+    ) -> Result<Result<Answer<wit::coverage::Values>, CommandFailure>, GuestError> {
+        self.begin(CallScope::All { write }, id);
+        let Some(coverage) = &self.exports.coverage else { return Ok(Err(CommandFailure::UnknownCommand)) };
+        let result = coverage.call_handle_coverage(&mut self.store, request, after, limit).await;
+        self.answered(result, "one page of values", |values| {
+            values.values.iter().map(|value| value.len() + 5).sum()
+        })
+    }
+
+    /// Merges versions of items (a pure function).
+    ///
+    /// # Errors
+    /// As the guest fails; `None` if the module does not export `merge`.
+    pub async fn merge(
+        &mut self,
+        conflicts: &[wit::merge::Conflict],
+    ) -> Option<Result<Vec<wit::merge::Outcome>, GuestError>> {
+        self.begin(CallScope::Pure, (0, 0));
+        let result = self.exports.merge.as_ref()?.call_merge(&mut self.store, conflicts).await;
+        Some(self.end(result).map(|answer| answer.value))
+    }
+
+    /// Does the guest keep its items itself?
+    pub fn keeps_items(&self) -> bool {
+        self.exports.handoff.is_some()
+    }
+
+    /// One page of all items that the guest keeps. Empty if it keeps none.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
+        self.begin(CallScope::All { write: false }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
+        let result = handoff.call_fold(&mut self.store, after, limit).await;
+        Ok(self.end(result)?.value)
+    }
+
+    /// The items of one key that the guest keeps, tombstones too.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
+        self.begin(CallScope::All { write: false }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
+        let result = handoff.call_encode_handoff_items(&mut self.store, key).await;
+        Ok(self.end(result)?.value)
+    }
+
+    /// Gives items to a guest that keeps them itself; answers those that it could not take.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn take_items(&mut self, items: &[Item]) -> Result<Vec<wit::handoff::Rejection>, GuestError> {
+        self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
+        let result = handoff.call_handle_handoff_data(&mut self.store, items).await;
+        Ok(self.end(result)?.value)
+    }
+
+    /// Tells the guest of tombstones that every replica has.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
+        self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else { return Ok(()) };
+        let result = handoff.call_forget(&mut self.store, tombstones).await;
+        self.end(result).map(drop)
+    }
+
+    /// How many items the guest keeps, roughly.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn count(&mut self) -> Result<u64, GuestError> {
+        self.begin(CallScope::All { write: false }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else { return Ok(0) };
+        let result = handoff.call_count(&mut self.store).await;
+        Ok(self.end(result)?.value)
+    }
+
+    /// All items are elsewhere for good: the guest lets go of them.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn delete(&mut self) -> Result<(), GuestError> {
+        self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else { return Ok(()) };
+        let result = handoff.call_delete(&mut self.store).await;
+        self.end(result).map(drop)
+    }
+
+    /// May a handoff start? Yes, if the module has no say.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn handoff_starting(
+        &mut self,
+        kind: wit::transfer::Kind,
+        target: &str,
+    ) -> Result<bool, GuestError> {
+        self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(transfer) = &self.exports.transfer else { return Ok(true) };
+        let result = transfer.call_handoff_starting(&mut self.store, kind, target).await;
+        Ok(self.end(result)?.value)
+    }
+
+    /// Tells the guest how a handoff ended.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn handoff_ended(
+        &mut self,
+        kind: wit::transfer::Kind,
+        target: &str,
+        finished: bool,
+    ) -> Result<(), GuestError> {
+        self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(transfer) = &self.exports.transfer else { return Ok(()) };
+        let result = if finished {
+            transfer.call_handoff_finished(&mut self.store, kind, target).await
+        } else {
+            transfer.call_handoff_cancelled(&mut self.store, kind, target).await
+        };
+        self.end(result).map(drop)
+    }
+
+    /// Does the module run this command while it hands off? Yes, if it has no say.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
+        self.begin(CallScope::All { write: false }, (0, 0));
+        let Some(transfer) = &self.exports.transfer else { return Ok(true) };
+        let result = transfer.call_handle_handoff_command(&mut self.store, request).await;
+        Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
+    }
+
+    /// Tells a new instance why the one before it ended.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
+        self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
+        let result = lifecycle.call_handle_exit(&mut self.store, reason).await;
+        self.end(result).map(drop)
+    }
+
+    /// Tells the instance that it ends in order; its last writes are answered.
+    ///
+    /// # Errors
+    /// As the guest fails.
+    pub async fn terminate(&mut self, reason: &str) -> Result<Vec<(Place, Stored)>, GuestError> {
+        self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
+        let result = lifecycle.call_terminate(&mut self.store, reason).await;
+        Ok(self.end(result)?.writes)
+    }
+
+    /// Dots given so far: a further instance of this vnode must go on after them (R8).
+    pub fn dots(&self) -> u64 {
+        self.store.data().dots()
+    }
+
+    /// Goes on after the dots that an instance before this one gave.
+    pub fn set_dots(&mut self, dots: u64) {
+        self.store.data_mut().set_dots(dots);
+    }
+
+    fn begin(&mut self, scope: CallScope, request: (u64, u64)) {
+        let state = self.store.data_mut();
+        state.memory_denied = false;
+        state.call.scope = scope;
+        state.call.request = request;
+        state.call.now_ms = SystemTime::now()
+            .duration_since(UNIX_EPOCH)
+            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+        state.call.deadline = state.clock.now() + state.limits.call_time;
+        state.call.batch = Batch::default();
+        state.call.doom = None;
+        self.store.set_epoch_deadline(1);
+    }
+
+    /// The end of a call that must not be doomed.
+    fn end<T>(&mut self, result: wasmtime::Result<T>) -> Result<Answer<T>, GuestError> {
+        let answer = self.judge(result)?;
+        match answer.doom {
+            None => Ok(answer),
+            Some(doom) => Err(GuestError::Doomed(doom)),
+        }
+    }
+
+    /// The end of a command: its answer may be too large, too.
+    fn answered<T, E: Into<CommandFailure>>(
+        &mut self,
+        result: wasmtime::Result<Result<T, E>>,
+        what: &'static str,
+        length: impl FnOnce(&T) -> usize,
+    ) -> Result<Result<Answer<T>, CommandFailure>, GuestError> {
+        let Answer { value, writes, mut doom } = self.judge(result)?;
+        match value {
+            Ok(value) => {
+                let (bytes, limit) = (length(&value), self.store.data().limits.reply_bytes);
+                if bytes > limit {
+                    doom = doom.or(Some(Doom::TooLarge { what, bytes, limit }));
+                }
+                Ok(Ok(Answer { value, writes, doom }))
+            }
+            Err(failure) => doom.map_or(Ok(Err(failure.into())), |doom| Err(GuestError::Doomed(doom))),
+        }
+    }
+
+    fn judge<T>(&mut self, result: wasmtime::Result<T>) -> Result<Answer<T>, GuestError> {
+        let state = self.store.data_mut();
+        let (batch, doom) = (std::mem::take(&mut state.call.batch), state.call.doom.take());
+        match result {
+            Err(error) => Err(explain(&error, state)),
+            Ok(value) => Ok(Answer { value, writes: batch.into_writes().collect(), doom }),
+        }
+    }
+}
+
+/// Sets the deadline of a call that is not [`Instance::begin`]'s: instantiation.
+fn arm(store: &mut Store<HostState>) {
+    let state = store.data_mut();
+    state.call.deadline = state.clock.now() + state.limits.call_time;
+    store.set_epoch_deadline(1);
+}
+
+/// Says for people what ended a call: the trap, the guest's last words, where it was.
+fn explain(error: &wasmtime::Error, state: &HostState) -> GuestError {
+    let words = state.stderr.take();
+    match error.downcast_ref::<Trap>() {
+        Some(Trap::Interrupt) => return GuestError::TimedOut(state.limits.call_time),
+        Some(Trap::StackOverflow) => return GuestError::Trapped("its stack overflowed".to_owned()),
+        _ => {}
+    }
+    if state.memory_denied {
+        let limit = state.limits.memory_bytes >> 20;
+        return GuestError::Trapped(format!("it asked for more memory than its limit of {limit} MiB"));
+    }
+    let place = error
+        .downcast_ref::<WasmBacktrace>()
+        .and_then(|trace| trace.frames().iter().find_map(|frame| frame.func_name().map(str::to_owned)));
+    let module = &state.place().module;
+    tracing::debug!(%module, error = format!("{error:?}"), "a guest trapped");
+    let what = error.downcast_ref::<Trap>().map_or_else(|| format!("{error:#}"), ToString::to_string);
+    GuestError::Trapped(match (words.is_empty(), place) {
+        (false, _) => words,
+        (true, Some(place)) => format!("{what} in {place}"),
+        (true, None) => what,
+    })
+}
