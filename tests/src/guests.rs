@@ -1,12 +1,18 @@
-//! The guests that tests deploy, built by the toolchain that users have, once per test run.
+//! The guests that tests deploy, built by the toolchain that users have, once for all tests.
+//!
+//! Components are kept in `target/guest-cache` under the digest of their sources, so that a second
+//! test program, or a second run, finds them there.
 
 use std::collections::HashMap;
-use std::fs::{File, read};
+use std::fs::{self, File, read};
+use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 use std::sync::OnceLock;
 
-use annulus::toolchain::build_component_with;
+use annulus::toolchain::{TOOLCHAIN_VARIABLE, build_component_with};
 use parking_lot::Mutex;
+use sha2::{Digest as _, Sha256};
 
 /// What was built in this process, by project and features.
 type Built = Mutex<HashMap<(String, Vec<String>), Vec<u8>>>;
@@ -33,9 +39,73 @@ pub fn component_with(project: &str, features: &[&str]) -> Vec<u8> {
 fn build(project: &str, features: &[&str]) -> Vec<u8> {
     // Test programs run side by side: one builds, the others find it built.
     let _turn = turn();
+    let cache = root().join("target/guest-cache");
+    let name = [&[project.replace('/', "-").as_str()], features].concat().join("+");
+    let path = cache.join(format!("{name}.{}.component.wasm", source_digest(project, features)));
+    if let Ok(bytes) = read(&path) {
+        return bytes;
+    }
     let built = build_component_with(&root().join(project), features, &|_| ());
     let built = built.unwrap_or_else(|error| panic!("{project} does not build: {error}"));
-    read(&built.component).unwrap_or_else(|error| panic!("{}: {error}", built.component.display()))
+    let bytes =
+        read(&built.component).unwrap_or_else(|error| panic!("{}: {error}", built.component.display()));
+    keep(&cache, &format!("{name}."), &path, &bytes)
+        .unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    bytes
+}
+
+/// Writes a component whole or not at all, in the place of those of older sources.
+fn keep(cache: &Path, prefix: &str, path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::create_dir_all(cache)?;
+    for entry in fs::read_dir(cache)? {
+        let entry = entry?;
+        if entry.file_name().to_string_lossy().starts_with(prefix) {
+            fs::remove_file(entry.path())?;
+        }
+    }
+    let part = path.with_extension("part");
+    fs::write(&part, bytes)?;
+    fs::rename(part, path)
+}
+
+/// SHA-256, in hex, of everything that a component is made of: its sources, those of the SDK and of
+/// the contract, the workspace's manifest and lock file, its features, and the compiler that is asked for.
+fn source_digest(project: &str, features: &[&str]) -> String {
+    let mut files = Vec::new();
+    for place in [project, "guest-sdk", "wit", "Cargo.toml", "Cargo.lock"] {
+        files_below(&root().join(place), &mut files);
+    }
+    files.sort();
+    let mut sum = Sha256::new();
+    let mut add = |bytes: &[u8]| {
+        sum.update((bytes.len() as u64).to_be_bytes());
+        sum.update(bytes);
+    };
+    features.iter().for_each(|feature| add(feature.as_bytes()));
+    add(std::env::var_os(TOOLCHAIN_VARIABLE).unwrap_or_default().as_encoded_bytes());
+    add(&rustc_version());
+    for file in files {
+        add(file.as_os_str().as_encoded_bytes());
+        add(&read(&file).unwrap_or_else(|error| panic!("{}: {error}", file.display())));
+    }
+    sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// What the compiler says of itself; nothing where there is none, and then the build says so.
+fn rustc_version() -> Vec<u8> {
+    let said = Command::new("rustc").arg("-vV").current_dir(root()).output();
+    said.map(|said| said.stdout).unwrap_or_default()
+}
+
+/// Every file at or below `place`, but for what builds leave there.
+fn files_below(place: &Path, files: &mut Vec<PathBuf>) {
+    let Ok(entries) = fs::read_dir(place) else {
+        files.push(place.to_owned());
+        return;
+    };
+    for entry in entries.flatten().filter(|entry| entry.file_name() != "target") {
+        files_below(&entry.path(), files);
+    }
 }
 
 /// A lock among all processes that build guests; it ends with the file.
@@ -49,4 +119,31 @@ fn turn() -> File {
 /// The repository's root.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn a_digest_names_sources_and_features() {
+        let plain = source_digest("guests/kv", &[]);
+        assert_eq!(plain, source_digest("guests/kv", &[]));
+        assert_ne!(plain, source_digest("guests/kv", &["v2"]));
+        assert_ne!(plain, source_digest("guests/ping", &[]));
+    }
+
+    #[test]
+    fn a_kept_component_replaces_those_of_older_sources_only() {
+        let dir = tempfile::tempdir().unwrap();
+        let files = ["kv.1.component.wasm", "kv+v2.1.component.wasm", "kv.2.component.wasm"];
+        let files = files.map(|name| dir.path().join(name));
+        keep(dir.path(), "kv.", &files[0], b"old").unwrap();
+        keep(dir.path(), "kv+v2.", &files[1], b"other").unwrap();
+        keep(dir.path(), "kv.", &files[2], b"new").unwrap();
+        assert!(!files[0].exists());
+        assert_eq!(read(&files[1]).unwrap(), b"other");
+        assert_eq!(read(&files[2]).unwrap(), b"new");
+    }
 }
