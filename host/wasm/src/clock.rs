@@ -11,7 +11,7 @@ use std::time::Duration;
 /// steps, far less than any limit that is measured.
 const LONGEST_STEP: Duration = Duration::from_millis(100);
 
-/// A clock that somebody steps all the time, and that stands while nobody can.
+/// A clock that somebody steps while calls run, and that stands while nobody can.
 #[derive(Debug, Default)]
 pub(super) struct RunClock {
     micros: AtomicU64,
@@ -24,7 +24,7 @@ impl RunClock {
         self.micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// Time in which the process ran, since the clock was made.
+    /// Time in which the process ran and the clock was stepped, since it was made.
     pub(super) fn now(&self) -> Duration {
         Duration::from_micros(self.micros.load(Ordering::Relaxed))
     }

@@ -2,7 +2,6 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
 
 use annulus_core::ids::Digest;
 use parking_lot::RwLock;
@@ -13,18 +12,15 @@ use wasmtime::{Config, OptLevel};
 use super::bindings::annulus::vnode::types::Partition;
 use super::bindings::annulus::vnode::{context, log, storage};
 use super::cache::Cache;
-use super::clock::RunClock;
 use super::description::Description;
 use super::error::InvalidComponent;
 use super::exports::{self, Indices};
 use super::host::{HostState, VnodePlace};
 use super::instance::Instance;
 use super::limits::Limits;
+use super::ticker::Ticker;
 use annulus_storage::Memory;
 
-/// How often the epoch ticks: a guest gives up its thread at the first tick after it began, so
-/// this is also the longest that a neighbour waits behind a busy guest on one core.
-const EPOCH_TICK: Duration = Duration::from_millis(1);
 /// Longest component, in bytes: compiling is the costliest thing that a caller can ask for.
 /// Interpreted languages make components of 12 to 18 MB.
 const MAX_COMPONENT_BYTES: usize = 64 << 20;
@@ -39,7 +35,7 @@ struct Inner {
     engine: wasmtime::Engine,
     linker: Linker<HostState>,
     cache: Option<Cache>,
-    clock: Arc<RunClock>,
+    ticker: Arc<Ticker>,
 }
 
 /// A validated, compiled, described component: what instances are made of.
@@ -47,7 +43,7 @@ pub struct Module {
     pub(super) pre: InstancePre<HostState>,
     pub(super) indices: Indices,
     pub(super) limits: Limits,
-    pub(super) clock: Arc<RunClock>,
+    pub(super) ticker: Arc<Ticker>,
     /// SHA-256 of the component.
     pub digest: Digest,
     /// What it says of itself.
@@ -55,7 +51,7 @@ pub struct Module {
 }
 
 impl Engine {
-    /// Makes an engine and starts its epoch ticker, a thread that ends with the engine.
+    /// Makes an engine and starts its epoch ticker, a thread that ends with the engine and its modules.
     /// `cache` is where compiled components are kept between starts.
     ///
     /// # Errors
@@ -74,24 +70,10 @@ impl Engine {
         context::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
         log::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
         storage::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
-        // A thread, not a task: it must tick when every worker of every runtime is busy.
         let weak = engine.weak();
-        let clock = Arc::<RunClock>::default();
-        let ticked = clock.clone();
-        std::thread::Builder::new().name("annulus-epoch".to_owned()).spawn(move || {
-            let mut last = Instant::now();
-            while let Some(engine) = weak.upgrade() {
-                let now = Instant::now();
-                // Before the epoch, whose end looks at it.
-                ticked.pass(now.duration_since(last));
-                last = now;
-                engine.increment_epoch();
-                drop(engine);
-                std::thread::sleep(EPOCH_TICK);
-            }
-        })?;
+        let ticker = Ticker::start(move || weak.upgrade().map(|engine| engine.increment_epoch()).is_some())?;
         let cache = cache.map(|dir| Cache::new(dir, &engine));
-        Ok(Self { inner: Arc::new(Inner { engine, linker, cache, clock }) })
+        Ok(Self { inner: Arc::new(Inner { engine, linker, cache, ticker: Arc::new(ticker) }) })
     }
 
     /// Validates, compiles (off the async threads) and describes a component. Nothing of the
@@ -142,7 +124,7 @@ impl Engine {
             .map_err(|error| InvalidComponent::DoesNotFit(format!("{error:#}")))?;
         let indices = Indices::find(&pre, &exported)?;
         let description = Arc::new(Description { exported, ..Description::unreadable("") });
-        Ok(Module { pre, indices, limits, clock: self.inner.clock.clone(), digest, description })
+        Ok(Module { pre, indices, limits, ticker: self.inner.ticker.clone(), digest, description })
     }
 
     /// Asks `describe`, in an instance without items.

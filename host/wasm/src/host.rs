@@ -12,10 +12,10 @@ use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::annulus::vnode::{context, log, storage, types};
-use super::clock::RunClock;
 use super::error::Doom;
 use super::limits::Limits;
 use super::stderr::Stderr;
+use super::ticker::Ticker;
 use annulus_storage::{Batch, Place, Storage, Stored};
 
 /// Where a vnode is.
@@ -58,7 +58,7 @@ pub(super) struct HostState {
     table: ResourceTable,
     pub(super) stderr: Stderr,
     pub(super) limits: Limits,
-    pub(super) clock: Arc<RunClock>,
+    pub(super) ticker: Arc<Ticker>,
     place: VnodePlace,
     items: Arc<RwLock<dyn Storage>>,
     pub(super) call: Call,
@@ -73,7 +73,7 @@ pub(super) struct Call {
     pub(super) scope: CallScope,
     pub(super) request: (u64, u64),
     pub(super) now_ms: u64,
-    /// By the clock of the process.
+    /// By the ticker's clock.
     pub(super) deadline: Duration,
     pub(super) batch: Batch,
     pub(super) doom: Option<Doom>,
@@ -83,7 +83,7 @@ impl HostState {
     pub(super) fn new(
         place: VnodePlace,
         limits: Limits,
-        clock: Arc<RunClock>,
+        ticker: Arc<Ticker>,
         items: Arc<RwLock<dyn Storage>>,
     ) -> Self {
         let stderr = Stderr::default();
@@ -102,7 +102,7 @@ impl HostState {
             table: ResourceTable::new(),
             stderr,
             limits,
-            clock,
+            ticker,
             place,
             items,
             call,

@@ -12,6 +12,7 @@ use super::engine::Module;
 use super::error::{CommandFailure, Doom, GuestError};
 use super::exports::Exports;
 use super::host::{CallScope, HostState, VnodePlace};
+use super::ticker::Running;
 use annulus_storage::{Batch, Memory, Place, Storage, Stored};
 
 /// A guest that is there to be called, one call at a time. After an error that
@@ -45,7 +46,7 @@ impl Instance {
     ) -> Result<Self, GuestError> {
         let at = place.partition;
         let mut instance = Self::instantiate(module, place, items).await?;
-        instance.begin(CallScope::All { write: true }, (0, 0));
+        let _running = instance.begin(CallScope::All { write: true }, (0, 0));
         let Self { store, exports } = &mut instance;
         let result = exports.vnode.call_init(&mut *store, at, config).await;
         let answer = instance.end(result)?;
@@ -66,11 +67,11 @@ impl Instance {
         items: Arc<RwLock<dyn Storage>>,
     ) -> Result<Self, GuestError> {
         let mut store =
-            Store::new(module.engine(), HostState::new(place, module.limits, module.clock.clone(), items));
+            Store::new(module.engine(), HostState::new(place, module.limits, module.ticker.clone(), items));
         store.limiter(|state| state);
         store.epoch_deadline_callback(|context| {
             let state = context.data();
-            Ok(if state.clock.now() >= state.call.deadline {
+            Ok(if state.ticker.now() >= state.call.deadline {
                 UpdateDeadline::Interrupt
             } else {
                 // Not the plain yield: that wakes itself into the worker's own slot and
@@ -78,7 +79,7 @@ impl Instance {
                 UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
             })
         });
-        arm(&mut store);
+        let _running = arm(&mut store);
         let failed = |error: wasmtime::Error| GuestError::Trapped(format!("{error:#}"));
         let instance = module.pre.instantiate_async(&mut store).await.map_err(failed)?;
         let exports = module.indices.load(&mut store, &instance).map_err(failed)?;
@@ -86,7 +87,7 @@ impl Instance {
     }
 
     pub(super) async fn describe(&mut self) -> Result<wit::vnode::ModuleInfo, GuestError> {
-        self.begin(CallScope::Nothing, (0, 0));
+        let _running = self.begin(CallScope::Nothing, (0, 0));
         let result = self.exports.vnode.call_describe(&mut self.store).await;
         Ok(self.end(result)?.value)
     }
@@ -101,7 +102,7 @@ impl Instance {
         id: (u64, u64),
         request: &Request,
     ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
-        self.begin(scope, id);
+        let _running = self.begin(scope, id);
         let result = self.exports.vnode.call_handle_command(&mut self.store, request).await;
         self.answered(result, "the reply", Vec::len)
     }
@@ -118,7 +119,7 @@ impl Instance {
         after: Option<&[u8]>,
         limit: Budget,
     ) -> Result<Result<Answer<wit::coverage::Values>, CommandFailure>, GuestError> {
-        self.begin(CallScope::All { write }, id);
+        let _running = self.begin(CallScope::All { write }, id);
         let Some(coverage) = &self.exports.coverage else { return Ok(Err(CommandFailure::UnknownCommand)) };
         let result = coverage.call_handle_coverage(&mut self.store, request, after, limit).await;
         self.answered(result, "one page of values", |values| {
@@ -134,7 +135,7 @@ impl Instance {
         &mut self,
         conflicts: &[wit::merge::Conflict],
     ) -> Option<Result<Vec<wit::merge::Outcome>, GuestError>> {
-        self.begin(CallScope::Pure, (0, 0));
+        let _running = self.begin(CallScope::Pure, (0, 0));
         let result = self.exports.merge.as_ref()?.call_merge(&mut self.store, conflicts).await;
         Some(self.end(result).map(|answer| answer.value))
     }
@@ -149,7 +150,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
-        self.begin(CallScope::All { write: false }, (0, 0));
+        let _running = self.begin(CallScope::All { write: false }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
         let result = handoff.call_fold(&mut self.store, after, limit).await;
         Ok(self.end(result)?.value)
@@ -160,7 +161,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
-        self.begin(CallScope::All { write: false }, (0, 0));
+        let _running = self.begin(CallScope::All { write: false }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
         let result = handoff.call_encode_handoff_items(&mut self.store, key).await;
         Ok(self.end(result)?.value)
@@ -171,7 +172,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn take_items(&mut self, items: &[Item]) -> Result<Vec<wit::handoff::Rejection>, GuestError> {
-        self.begin(CallScope::All { write: true }, (0, 0));
+        let _running = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
         let result = handoff.call_handle_handoff_data(&mut self.store, items).await;
         Ok(self.end(result)?.value)
@@ -182,7 +183,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
-        self.begin(CallScope::All { write: true }, (0, 0));
+        let _running = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(()) };
         let result = handoff.call_forget(&mut self.store, tombstones).await;
         self.end(result).map(drop)
@@ -193,7 +194,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn count(&mut self) -> Result<u64, GuestError> {
-        self.begin(CallScope::All { write: false }, (0, 0));
+        let _running = self.begin(CallScope::All { write: false }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(0) };
         let result = handoff.call_count(&mut self.store).await;
         Ok(self.end(result)?.value)
@@ -204,7 +205,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn delete(&mut self) -> Result<(), GuestError> {
-        self.begin(CallScope::All { write: true }, (0, 0));
+        let _running = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(()) };
         let result = handoff.call_delete(&mut self.store).await;
         self.end(result).map(drop)
@@ -219,7 +220,7 @@ impl Instance {
         kind: wit::transfer::Kind,
         target: &str,
     ) -> Result<bool, GuestError> {
-        self.begin(CallScope::All { write: true }, (0, 0));
+        let _running = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
         let result = transfer.call_handoff_starting(&mut self.store, kind, target).await;
         Ok(self.end(result)?.value)
@@ -235,7 +236,7 @@ impl Instance {
         target: &str,
         finished: bool,
     ) -> Result<(), GuestError> {
-        self.begin(CallScope::All { write: true }, (0, 0));
+        let _running = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(()) };
         let result = if finished {
             transfer.call_handoff_finished(&mut self.store, kind, target).await
@@ -250,7 +251,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
-        self.begin(CallScope::All { write: false }, (0, 0));
+        let _running = self.begin(CallScope::All { write: false }, (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
         let result = transfer.call_handle_handoff_command(&mut self.store, request).await;
         Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
@@ -261,7 +262,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
-        self.begin(CallScope::All { write: true }, (0, 0));
+        let _running = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
         let result = lifecycle.call_handle_exit(&mut self.store, reason).await;
         self.end(result).map(drop)
@@ -272,7 +273,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn terminate(&mut self, reason: &str) -> Result<Vec<(Place, Stored)>, GuestError> {
-        self.begin(CallScope::All { write: true }, (0, 0));
+        let _running = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
         let result = lifecycle.call_terminate(&mut self.store, reason).await;
         Ok(self.end(result)?.writes)
@@ -288,7 +289,9 @@ impl Instance {
         self.store.data_mut().set_dots(dots);
     }
 
-    fn begin(&mut self, scope: CallScope, request: (u64, u64)) {
+    /// Sets up a call, which runs for as long as the answer is held.
+    fn begin(&mut self, scope: CallScope, request: (u64, u64)) -> Running {
+        let running = arm(&mut self.store);
         let state = self.store.data_mut();
         state.memory_denied = false;
         state.call.scope = scope;
@@ -296,10 +299,9 @@ impl Instance {
         state.call.now_ms = SystemTime::now()
             .duration_since(UNIX_EPOCH)
             .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
-        state.call.deadline = state.clock.now() + state.limits.call_time;
         state.call.batch = Batch::default();
         state.call.doom = None;
-        self.store.set_epoch_deadline(1);
+        running
     }
 
     /// The end of a call that must not be doomed.
@@ -341,11 +343,13 @@ impl Instance {
     }
 }
 
-/// Sets the deadline of a call that is not [`Instance::begin`]'s: instantiation.
-fn arm(store: &mut Store<HostState>) {
+/// Sets the deadline of what runs in the store from now on, for as long as the answer is held.
+fn arm(store: &mut Store<HostState>) -> Running {
     let state = store.data_mut();
-    state.call.deadline = state.clock.now() + state.limits.call_time;
+    let running = state.ticker.enter();
+    state.call.deadline = state.ticker.now() + state.limits.call_time;
     store.set_epoch_deadline(1);
+    running
 }
 
 /// Says for people what ended a call: the trap, the guest's last words, where it was.

@@ -16,6 +16,7 @@ mod host;
 mod instance;
 mod limits;
 mod stderr;
+mod ticker;
 
 pub use bindings::annulus::vnode::types::{Budget, Item, Page, Partition, Refusal, Request, Version};
 pub use bindings::exports::annulus::vnode::coverage::Values;
