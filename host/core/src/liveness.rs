@@ -102,11 +102,6 @@ pub enum Effect {
     Down(NodeId),
 }
 
-enum Due {
-    Round,
-    Foca(Timer<Identity>),
-}
-
 /// Somebody who wants to know whether a member answers.
 struct Asker {
     origin: NodeUid,
@@ -119,7 +114,11 @@ pub struct Liveness {
     me: Peer,
     settings: Settings,
     now: Duration,
-    timers: Timers<Due>,
+    /// When the watch looks next.
+    round: Duration,
+    timers: Timers<Timer<Identity>>,
+    /// foca's gossip while there is none: it would ask for a timer at every period all the same.
+    gossip: Option<Timer<Identity>>,
     table: Table,
     watch: Watch,
     rng: StdRng,
@@ -136,12 +135,12 @@ impl Liveness {
     pub fn new(me: Peer, boot: u64, settings: Settings, seed: u64, now: Duration) -> Self {
         // The greatest is barred.
         let generation = Generation { boot: boot.min(u64::MAX - 1), renewed: 0 };
-        let mut timers = Timers::new();
-        timers.at(now, Due::Round);
         Self {
             me,
             now,
-            timers,
+            round: now,
+            timers: Timers::new(),
+            gossip: None,
             table: Table::new(me, generation, &settings, seed),
             watch: Watch::new(),
             rng: StdRng::seed_from_u64(!seed),
@@ -155,7 +154,7 @@ impl Liveness {
 
     /// When to call next with [`Event::Time`], if nothing happens before.
     pub fn due(&self) -> Duration {
-        self.timers.next().unwrap_or(self.now)
+        self.timers.next().map_or(self.round, |timer| timer.min(self.round))
     }
 
     /// Is this member up? This node itself always is.
@@ -187,6 +186,7 @@ impl Liveness {
                 self.table.set_members(members);
                 self.watch.set_members(self.me.uid, self.table.uids());
                 self.asked.retain(|uid, _| self.table.peer(*uid).is_some());
+                self.round = self.round.min(self.now + self.settings.round);
             }
             Event::LinkUp(uid) => {
                 self.watch.hurry(self.now, uid);
@@ -197,24 +197,33 @@ impl Liveness {
             Event::HeldUp(lost) => self.held_up(lost),
         }
         self.pump();
-        while let Some(due) = self.timers.pop(self.now) {
-            match due {
-                Due::Round => self.round(),
-                Due::Foca(timer) => self.table.timer(timer),
+        while let Some(timer) = self.timers.pop(self.now) {
+            match timer {
+                Timer::PeriodicGossip(_) if !self.table.has_news() => self.gossip = Some(timer),
+                _ => self.table.timer(timer),
             }
             self.pump();
         }
+        if self.round <= self.now {
+            self.look_after();
+            self.pump();
+        }
+        // Nearer than it was, if something has happened.
+        self.round = self.round.min(self.watch.next_round(self.now, &self.table, &self.settings));
         self.report();
         std::mem::take(&mut self.effects)
     }
 
     fn held_up(&mut self, lost: Duration) {
         self.timers.shift(lost);
+        self.round += lost;
         self.watch.shift(lost);
     }
 
-    fn round(&mut self) {
-        self.timers.at(self.now + self.settings.round, Due::Round);
+    /// The watch's round.
+    fn look_after(&mut self) {
+        // Set anew by who called, and no later than this.
+        self.round = self.now + self.settings.ping;
         for act in self.watch.round(self.now, &self.table, &self.settings, &mut self.rng) {
             match act {
                 Act::Ping(uid) => self.ping(uid),
@@ -398,7 +407,12 @@ impl Liveness {
             self.send(to, &Packet::Swim(packet));
         }
         while let Some((after, timer)) = self.table.next_timer() {
-            self.timers.at(self.now + after, Due::Foca(timer));
+            self.timers.at(self.now + after, timer);
+        }
+        if self.table.has_news()
+            && let Some(gossip) = self.gossip.take()
+        {
+            self.timers.at(self.now, gossip);
         }
     }
 

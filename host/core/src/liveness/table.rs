@@ -152,6 +152,11 @@ impl Table {
         self.settle();
     }
 
+    /// Is there anything that foca would gossip?
+    pub(super) fn has_news(&self) -> bool {
+        self.foca.updates_backlog() > 0
+    }
+
     /// A member says itself that it lives. A life that is known to be over stays over.
     pub(super) fn alive(&mut self, uid: NodeUid, generation: Generation) {
         let news = self.known(uid).is_none_or(|known| known.generation < generation);

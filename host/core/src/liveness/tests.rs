@@ -293,6 +293,20 @@ fn traffic_at_rest_does_not_grow_with_the_cluster_and_packets_are_small() {
 }
 
 #[test]
+fn at_rest_the_clock_wakes_a_node_for_its_pings_only() {
+    for size in [1, 3, 10] {
+        let mut net = Net::settled(size, 11);
+        net.run(s(10));
+        net.wakes = 0;
+        net.run(s(20));
+        let per_node = net.wakes as f64 / 20.0 / size as f64;
+        println!("at rest, {size} nodes: {per_node:.1} wakings per node per second");
+        // Four pings, and foca's probe with its three timers every 2 s.
+        assert!(per_node < 7.0);
+    }
+}
+
+#[test]
 fn a_member_that_joins_is_up_everywhere_at_once_and_costs_a_packet_or_two_of_each() {
     for size in [5, 10, 30, 100] {
         let mut net = Net::new(size, 7);

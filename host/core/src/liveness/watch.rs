@@ -142,6 +142,25 @@ impl Watch {
         }
     }
 
+    /// When the next round has something to do, if nothing happens before: when a member is to be
+    /// pinged or doubted. While anything is not as it should be, a round later.
+    pub(super) fn next_round(&self, now: Duration, table: &Table, settings: &Settings) -> Duration {
+        let soon = now + settings.round;
+        let in_order =
+            |uid: &NodeUid, target: &Target| target.up && table.is_up(*uid) && target.differs_since.is_none();
+        if self.circle.is_empty() {
+            return now + settings.ping;
+        }
+        if self.targets.is_empty()
+            || !self.claims.is_empty()
+            || !self.targets.iter().all(|(uid, target)| in_order(uid, target))
+        {
+            return soon;
+        }
+        let due = |target: &Target| target.next_ping.min(target.heard + settings.doubt);
+        self.targets.values().map(due).min().unwrap_or(soon).max(soon)
+    }
+
     pub(super) fn round(
         &mut self,
         now: Duration,
@@ -165,6 +184,8 @@ impl Watch {
             .filter(|(_, target)| target.up && now.saturating_sub(target.heard) < settings.doubt)
             .map(|(uid, _)| *uid)
             .collect();
+        let answers = |target: &Target| target.up && now.saturating_sub(target.heard) < settings.doubt;
+        let any_due = self.targets.values().any(|target| answers(target) && now >= target.next_ping);
         for (uid, target) in &mut self.targets {
             let silence = now.saturating_sub(target.heard);
             let doubted = target.up && silence >= settings.doubt;
@@ -172,7 +193,9 @@ impl Watch {
                 acts.push(Act::Lost { target: *uid, quiet });
                 continue;
             }
-            if now >= target.next_ping {
+            // Who is to be pinged a little later is so now: one waking for all.
+            let along = any_due && target.up && !doubted && now + settings.ping / 2 >= target.next_ping;
+            if along || now >= target.next_ping {
                 acts.push(Act::Ping(*uid));
                 target.next_ping = now
                     + match (target.up, doubted) {

@@ -46,6 +46,7 @@ pub struct Net {
     /// What a node says arrives so much later.
     pub slow: BTreeMap<usize, Duration>,
     pub changes: Vec<Change>,
+    pub wakes: u64,
     pub packets: u64,
     pub bytes: u64,
     pub largest: usize,
@@ -88,6 +89,7 @@ impl Net {
             cut: BTreeSet::new(),
             slow: BTreeMap::new(),
             changes: Vec::new(),
+            wakes: 0,
             packets: 0,
             bytes: 0,
             largest: 0,
@@ -158,6 +160,7 @@ impl Net {
                 Wake(index)
                     if self.process[index] == Process::Runs && self.nodes[index].due() <= self.now =>
                 {
+                    self.wakes += 1;
                     self.handle(index, Event::Time);
                 }
                 Wake(_) => {}
