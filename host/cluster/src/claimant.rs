@@ -22,9 +22,17 @@ use super::returned::Marks;
 use super::view::View;
 use super::{Cluster, ProposeError};
 
-/// How often it looks, besides at every change. What it waits for without an event is a
-/// learner's progress.
+/// How often it looks while something is under way whose next step no event tells: a learner's
+/// progress, the silence of a node that goes, the answer of one that is marked down.
 const PERIOD: Duration = Duration::from_millis(100);
+
+/// How often it looks when nothing is: what comes then unasked, a voter's long silence or a
+/// member that speaks a newer level, is not urgent. Changes of the state and of Raft's members or
+/// leader wake it at any time.
+const REST: Duration = Duration::from_millis(500);
+
+/// Something is taken to be under way for this long after the last change.
+const STIRRED: Duration = Duration::from_secs(5);
 
 /// Pause after something did not work.
 const PAUSE: Duration = Duration::from_millis(500);
@@ -73,17 +81,25 @@ impl Cluster {
         // Nobody has been silent towards this leader for longer than it leads.
         let mut led_since = Instant::now();
         let mut marks = Marks::default();
+        let mut settled = None;
+        let mut stirred = Instant::now();
         loop {
             let mut views = self.watch();
             views.mark_unchanged();
+            let mut raft = self.raft().server_metrics();
+            raft.mark_unchanged();
             if !self.leads() {
                 led_since = Instant::now();
             }
             let pause = if self.leads() && self.has_quorum(ALIVE) {
-                match self.step(led_since.elapsed(), &mut farewells, &mut marks).await {
+                match self.step(led_since.elapsed(), &mut farewells, &mut marks, &mut settled).await {
                     // One thing at a time: the next follows from what is true after it.
-                    Ok(true) => continue,
-                    Ok(false) => PERIOD,
+                    Ok(true) => {
+                        stirred = Instant::now();
+                        continue;
+                    }
+                    Ok(false) if stirred.elapsed() < STIRRED || self.waits() => PERIOD,
+                    Ok(false) => REST,
                     Err(error) => {
                         tracing::info!(%error, "a change of the cluster has to wait");
                         PAUSE
@@ -92,21 +108,26 @@ impl Cluster {
             } else {
                 farewells.clear();
                 marks.clear();
-                PERIOD
+                // A leader's majority may answer at any moment; who follows hears when it leads.
+                if self.leads() { PERIOD } else { REST }
             };
             tokio::select! {
                 () = sleep(pause) => {}
-                _ = views.changed() => {}
+                _ = views.changed() => stirred = Instant::now(),
+                // An error: this Raft has ended, and the next one is found after the pause.
+                Ok(()) = raft.changed() => stirred = Instant::now(),
             }
         }
     }
 
-    /// Does the first thing that is due; says whether there was one.
+    /// Does the first thing that is due; says whether there was one. `settled` is the view in which
+    /// the ring was last seen to aim at the right table, which is work to find out.
     async fn step(
         &self,
         led_for: Duration,
         farewells: &mut BTreeMap<NodeId, Instant>,
         marks: &mut Marks,
+        settled: &mut Option<Arc<View>>,
     ) -> Result<bool, StepError> {
         let group = self.group();
         let view = self.view();
@@ -140,9 +161,12 @@ impl Cluster {
             tracing::info!(?raise, "all members speak a higher level of the state");
             return self.decide(raise).await;
         }
-        if let Some(table) = better_table(&view).await {
-            tracing::info!(base = view.state.ring.epoch, "the ring gets a new table");
-            return self.decide(Command::Rebalance { base: view.state.ring.epoch, table }).await;
+        if !settled.as_ref().is_some_and(|settled| Arc::ptr_eq(settled, &view)) {
+            if let Some(table) = better_table(&view).await {
+                tracing::info!(base = view.state.ring.epoch, "the ring gets a new table");
+                return self.decide(Command::Rebalance { base: view.state.ring.epoch, table }).await;
+            }
+            *settled = Some(view.clone());
         }
         if let Some(node) = view.state.due_to_go(|node| group.voters.contains(&node.0)) {
             tracing::info!(%node, "holds nothing any more and is removed");
@@ -171,6 +195,17 @@ impl Cluster {
             }
         }
         Ok(false)
+    }
+
+    /// Is anybody on the way in or out, or marked down?
+    fn waits(&self) -> bool {
+        let group = self.group();
+        let at_rest = |member: &Member| match member.status {
+            MemberStatus::Member => group.nodes.contains(&member.id.0),
+            MemberStatus::Removed => !group.nodes.contains(&member.id.0),
+            MemberStatus::Joining | MemberStatus::Leaving | MemberStatus::Down => false,
+        };
+        group.unfinished.is_some() || !self.view().state.members.values().all(at_rest)
     }
 
     fn group(&self) -> Group {
