@@ -39,6 +39,7 @@ mod stream;
 mod tests;
 mod tls;
 mod tuning;
+mod udp;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -49,7 +50,7 @@ use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quinn::{Endpoint, TokioRuntime, VarInt};
+use quinn::{Endpoint, VarInt};
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
@@ -60,6 +61,7 @@ use self::link::Link;
 pub use self::service::{Lane, PeerIdentity, Request, Responder, Service};
 use self::shared::{Shared, Trust, server_config};
 use self::tls::Credentials;
+use self::udp::QuietRuntime;
 
 /// Who a node is and whom it trusts.
 #[derive(Clone, Debug)]
@@ -114,7 +116,7 @@ impl Transport {
         let listen = |source| BindError::Listen { addr: config.listen, source };
         let socket = socket::bind(config.listen).map_err(listen)?;
         let server = server_config(&credentials, tuning.clone());
-        let endpoint = Endpoint::new(tuning::endpoint(), Some(server), socket, Arc::new(TokioRuntime));
+        let endpoint = Endpoint::new(tuning::endpoint(), Some(server), socket, Arc::new(QuietRuntime));
         let endpoint = endpoint.map_err(listen)?;
         let shared = Arc::new(Shared {
             local_addr: endpoint.local_addr().map_err(listen)?,

@@ -56,16 +56,27 @@ pub(super) struct Link {
     ended: OnceLock<String>,
 }
 
+/// When a link looks next: all links of a process together, so that they wake it once. At
+/// least half a [`SILENCE_LOOK`] from now, so that a late look is not followed by the next at once.
+fn next_look(now: Instant) -> Instant {
+    static FIRST: OnceLock<Instant> = OnceLock::new();
+    let first = *FIRST.get_or_init(|| now);
+    let looks =
+        (now + SILENCE_LOOK / 2).saturating_duration_since(first).as_millis() / SILENCE_LOOK.as_millis();
+    first + SILENCE_LOOK * (u32::try_from(looks).unwrap_or(u32::MAX).saturating_add(1))
+}
+
 /// Closes a connection on which nothing comes any more: every packet counts, keep-alives too.
 async fn end_when_silent(link: Weak<Link>, connection: Connection) {
-    let mut heard = connection.stats().udp_rx.datagrams;
+    // None before the first look, which is sooner after the link's start than others are apart.
+    let mut heard = None;
     let mut silence = Duration::ZERO;
     loop {
         tokio::select! {
             _ = connection.closed() => return,
-            () = tokio::time::sleep(SILENCE_LOOK) => {}
+            () = tokio::time::sleep_until(next_look(Instant::now())) => {}
         }
-        let now = connection.stats().udp_rx.datagrams;
+        let now = Some(connection.stats().udp_rx.datagrams);
         if now != heard {
             (heard, silence) = (now, Duration::ZERO);
             continue;

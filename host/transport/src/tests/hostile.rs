@@ -23,7 +23,8 @@ impl Raw {
             quinn::ClientConfig::new(tls::client_trusting(&authorities, identity.as_ref()).unwrap());
         config.transport_config(tuning::transport());
         let socket = socket::bind(LOOPBACK).unwrap();
-        let endpoint = Endpoint::new(tuning::endpoint(), None, socket, Arc::new(TokioRuntime)).unwrap();
+        let endpoint =
+            Endpoint::new(tuning::endpoint(), None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
         let connection = endpoint.connect_with(config, node.addr().addr, ANY_NODE).unwrap().await.unwrap();
         Raw { connection, _endpoint: endpoint }
     }

@@ -1,0 +1,194 @@
+//! The node's socket under QUIC: woken by what comes in, not by what went out.
+//!
+//! The system tells who waits for a socket to be writable of every packet that has left it. With
+//! quinn's own tokio socket, which always waits for both, each packet that a quiet node sends
+//! wakes a thread once more than it has to, for nothing: a send hardly ever has to wait. So only
+//! reading is registered for good, and writing while a send has found the system's buffer full.
+
+use std::fmt;
+use std::future::Future;
+use std::io::{self, IoSliceMut};
+use std::net::{SocketAddr, UdpSocket};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::task::{Context, Poll, ready};
+use std::time::Instant;
+
+use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
+use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
+use tokio::io::Interest;
+use tokio::io::unix::AsyncFd;
+
+/// Tokio for quinn, with this module's sockets.
+#[derive(Debug)]
+pub(super) struct QuietRuntime;
+
+impl Runtime for QuietRuntime {
+    fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
+        TokioRuntime.new_timer(at)
+    }
+
+    fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
+        TokioRuntime.spawn(future);
+    }
+
+    fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
+        let state = UdpSocketState::new((&socket).into())?;
+        socket.set_nonblocking(true)?;
+        let io = register(socket, Interest::READABLE)?;
+        Ok(Arc::new(QuietSocket { io, state, full: AtomicBool::new(false) }))
+    }
+
+    fn now(&self) -> Instant {
+        TokioRuntime.now()
+    }
+}
+
+#[derive(Debug)]
+struct QuietSocket {
+    io: AsyncFd<UdpSocket>,
+    state: UdpSocketState,
+    /// A send had to wait, and nobody has seen since that one need not.
+    full: AtomicBool,
+}
+
+impl AsyncUdpSocket for QuietSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        Box::pin(Writable { socket: self, waiting: None })
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        let sent = self.state.send(self.io.get_ref().into(), transmit);
+        if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
+            self.full.store(true, Ordering::Release);
+        }
+        sent
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        loop {
+            let mut readable = ready!(self.io.poll_read_ready(cx))?;
+            // An error: there was nothing after all, and the next packet wakes.
+            if let Ok(received) = readable.try_io(|io| self.state.recv(io.get_ref().into(), bufs, meta)) {
+                return Poll::Ready(received);
+            }
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.io.get_ref().local_addr()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.state.may_fragment()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.state.max_gso_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.state.gro_segments()
+    }
+}
+
+/// Tells of this much of a socket and no more.
+#[expect(
+    deprecated,
+    reason = "a UdpSocket owns its descriptor, which is what the way in its stead has to be promised"
+)]
+fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
+    AsyncFd::with_interest(socket, interest)
+}
+
+type Waiting = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
+
+/// One connection's wait for the socket.
+struct Writable {
+    socket: Arc<QuietSocket>,
+    waiting: Option<Waiting>,
+}
+
+impl UdpPoller for Writable {
+    fn poll_writable(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        if self.waiting.is_none() {
+            if !self.socket.full.load(Ordering::Acquire) {
+                return Poll::Ready(Ok(()));
+            }
+            // A descriptor of its own, whose registration ends with the wait.
+            let socket = self.socket.io.get_ref().try_clone()?;
+            self.waiting = Some(Box::pin(async move {
+                let io = register(socket, Interest::WRITABLE)?;
+                io.writable().await.map(drop)
+            }));
+        }
+        let Some(waiting) = &mut self.waiting else { return Poll::Ready(Ok(())) };
+        let writable = ready!(waiting.as_mut().poll(cx));
+        self.waiting = None;
+        // Who finds it full again says so again.
+        self.socket.full.store(false, Ordering::Release);
+        Poll::Ready(writable)
+    }
+}
+
+impl fmt::Debug for Writable {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Writable").field("waits", &self.waiting.is_some()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::future::poll_fn;
+    use std::time::Duration;
+
+    use super::super::socket;
+    use super::*;
+
+    fn transmit(to: SocketAddr, contents: &[u8]) -> Transmit<'_> {
+        Transmit { destination: to, ecn: None, contents, segment_size: None, src_ip: None }
+    }
+
+    async fn receive(socket: &Arc<dyn AsyncUdpSocket>) -> Vec<u8> {
+        let mut buffer = vec![0; 64 << 10];
+        let mut meta = [RecvMeta::default()];
+        let count = poll_fn(|cx| socket.poll_recv(cx, &mut [IoSliceMut::new(&mut buffer)], &mut meta)).await;
+        assert_eq!(count.unwrap(), 1);
+        buffer.truncate(meta[0].len);
+        buffer
+    }
+
+    #[tokio::test]
+    async fn what_is_sent_arrives_also_for_who_waits_already() {
+        let bind = || QuietRuntime.wrap_udp_socket(socket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        let (one, other) = (bind().unwrap(), bind().unwrap());
+        let to = other.local_addr().unwrap();
+        let waiting = tokio::spawn(async move { (receive(&other).await, other) });
+        tokio::task::yield_now().await;
+        one.try_send(&transmit(to, b"first")).unwrap();
+        let (first, other) = waiting.await.unwrap();
+        assert_eq!(first, b"first");
+        one.try_send(&transmit(to, b"second")).unwrap();
+        assert_eq!(receive(&other).await, b"second");
+    }
+
+    #[tokio::test]
+    async fn a_send_that_found_the_buffer_full_goes_on_when_it_is_not() {
+        let socket = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        let state = UdpSocketState::new((&socket).into()).unwrap();
+        let io = register(socket, Interest::READABLE).unwrap();
+        let socket = Arc::new(QuietSocket { io, state, full: AtomicBool::new(true) });
+        let mut poller = socket.clone().create_io_poller();
+        let writable = poll_fn(|cx| poller.as_mut().poll_writable(cx));
+        tokio::time::timeout(Duration::from_secs(60), writable).await.unwrap().unwrap();
+        assert!(!socket.full.load(Ordering::Acquire));
+    }
+}
