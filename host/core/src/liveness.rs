@@ -261,6 +261,11 @@ impl Liveness {
                 self.heed(from, &word);
                 let pong = self.word(from, word.clock, None);
                 self.send(from, &Packet::Pong(pong));
+                // Two that look after each other do so at the same time: what both have to say
+                // shares packets and wakings.
+                if self.watch.hurry_along(self.now, from, &self.settings) {
+                    self.round = self.now;
+                }
             }
             Some(Packet::Pong(word)) => {
                 let risen = self.heed(from, &word);

@@ -123,6 +123,13 @@ impl Watch {
         }
     }
 
+    /// Is this one to be asked within half a period? Then it is so now.
+    pub(super) fn hurry_along(&mut self, now: Duration, uid: NodeUid, settings: &Settings) -> bool {
+        let soon = |target: &&mut Target| target.up && now + settings.ping / 2 >= target.next_ping;
+        let target = self.targets.get_mut(&uid).filter(soon);
+        target.map(|target| target.next_ping = now).is_some()
+    }
+
     /// Ask all.
     pub(super) fn hurry_all(&mut self, now: Duration) {
         self.targets.values_mut().for_each(|target| target.next_ping = now);
