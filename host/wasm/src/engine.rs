@@ -18,6 +18,7 @@ use super::exports::{self, Indices};
 use super::host::{HostState, VnodePlace};
 use super::instance::Instance;
 use super::limits::Limits;
+use super::memory;
 use super::ticker::Ticker;
 use annulus_storage::Memory;
 
@@ -113,6 +114,7 @@ impl Engine {
                 if let Some(cache) = &self.inner.cache {
                     cache.store(&digest, &component);
                 }
+                memory::give_back();
                 component
             }
         };

@@ -15,6 +15,7 @@ mod exports;
 mod host;
 mod instance;
 mod limits;
+mod memory;
 mod stderr;
 mod ticker;
 
