@@ -201,20 +201,25 @@ pub(super) enum ServeJoinError {
     Timeout,
 }
 
+/// Sends a joining node its answer.
+pub(super) async fn answer_join(stream: BulkStream, reply: &JoinReply) -> Result<(), ServeJoinError> {
+    let reply = codec::encode(reply)?;
+    let send = async {
+        let mut send = stream.send;
+        for part in reply.chunks(JOIN_FRAME) {
+            send.frame(Bytes::copy_from_slice(part)).await?;
+        }
+        send.finish().await
+    };
+    timeout_at(Instant::now() + SENDING, send).await.map_err(|_| ServeJoinError::Timeout)??;
+    Ok(())
+}
+
 impl Cluster {
     /// Serves one node that wants to join.
     pub(super) async fn serve_join(&self, header: &[u8], stream: BulkStream) -> Result<(), ServeJoinError> {
         let request: JoinRequest = codec::decode(header)?;
-        let reply = codec::encode(&self.admit(request).await)?;
-        let send = async {
-            let mut send = stream.send;
-            for part in reply.chunks(JOIN_FRAME) {
-                send.frame(Bytes::copy_from_slice(part)).await?;
-            }
-            send.finish().await
-        };
-        timeout_at(Instant::now() + SENDING, send).await.map_err(|_| ServeJoinError::Timeout)??;
-        Ok(())
+        answer_join(stream, &self.admit(request).await).await
     }
 
     async fn admit(&self, request: JoinRequest) -> JoinReply {

@@ -13,9 +13,10 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::Cluster;
+use super::join::answer_join;
 use super::liveness::Told;
 use super::messages::{
-    ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, OfLineage,
+    ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, JoinReply, OfLineage,
 };
 use super::raft::RaftTypes;
 use super::versions::TooNew;
@@ -23,8 +24,8 @@ use annulus_core::codec;
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 
 /// The control lane and the join streams of a node. Made before the transport, which needs it;
-/// connected to the [`Cluster`], which needs the transport. What comes before that is not
-/// answered: the peer is told so at once and tries again.
+/// connected to the [`Cluster`], which needs the transport. A request that comes before that is not
+/// answered: the peer is told so at once and tries again. A join is answered `Unavailable`.
 #[derive(Default)]
 pub struct ClusterService {
     cluster: ArcSwapOption<Cluster>,
@@ -88,7 +89,19 @@ impl Service for ClusterService {
     }
 
     fn bulk(&self, _: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
-        let (Some(cluster), kind::BULK_JOIN) = (self.cluster(), kind) else { return };
+        if kind != kind::BULK_JOIN {
+            return;
+        }
+        let Some(cluster) = self.cluster() else {
+            // A dropped stream would leave it open whether the node was admitted.
+            tokio::spawn(async move {
+                let why = JoinReply::Unavailable("the member is starting or stopping".to_owned());
+                if let Err(error) = answer_join(stream, &why).await {
+                    tracing::debug!(%error, "a joining node came too early and was not told so");
+                }
+            });
+            return;
+        };
         let runtime = cluster.inner.runtime.clone();
         runtime.spawn(async move {
             if let Err(error) = cluster.serve_join(&header, stream).await {

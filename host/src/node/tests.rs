@@ -33,6 +33,7 @@ fn soon() -> Instant {
 struct Life {
     cluster: Cluster,
     joiner: Joiner,
+    router: Arc<Router>,
     exit: ExitSwitch,
     address: SocketAddr,
 }
@@ -54,6 +55,7 @@ impl Running {
                 let life = Life {
                     cluster: node.cluster().clone(),
                     joiner: node.joiner().clone(),
+                    router: node.router().clone(),
                     exit: node.exit().clone(),
                     address: node.config().listen,
                 };

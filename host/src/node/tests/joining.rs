@@ -44,6 +44,19 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
 }
 
 #[test]
+fn a_join_to_a_member_that_starts_or_stops_is_told_that_nothing_happened() {
+    let dirs = Dirs::new();
+    let (first, second) = (dirs.start("a"), dirs.start("b"));
+    let token = token(&first);
+    // As before the control plane is there, and again after it has gone.
+    first.life.router.control().disconnect();
+    let limit = Instant::now() + Duration::from_secs(1);
+    let asked = block(second.life.joiner.join(first.life.address, &token, false, limit));
+    let error = asked.err().unwrap();
+    assert!(matches!(&error, JoinError::Unavailable(why) if why.contains("starting")), "{error}");
+}
+
+#[test]
 fn a_join_goes_on_after_a_crash_before_the_answer() {
     let dirs = Dirs::new();
     let first = dirs.start("a");
