@@ -18,4 +18,4 @@ pub use protocol::{
     ADMIN_HEADER, AdminError, AdminReply, AdminRequest, BenchRequest, BenchTarget, CallRequest,
     DeployRequest, Malformed, PlanOf, RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
 };
-pub use service::{AdminParts, AdminService};
+pub use service::{AdminParts, AdminService, turn_away};

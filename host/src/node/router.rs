@@ -1,7 +1,8 @@
 //! Which part of the node serves what comes from outside.
 //!
 //! The transport needs somebody to hand requests to before the parts that serve them exist. What
-//! comes before its part is entered gets no answer, which the caller learns at once.
+//! comes before its part is entered gets no answer, which the caller learns at once; an operator and a
+//! joining node are told that the node is not ready.
 
 use std::sync::Arc;
 
@@ -73,6 +74,9 @@ impl Service for Router {
         };
         match part {
             Some(part) => part.bulk(from, kind, header, stream),
+            None if from == PeerIdentity::Admin && kind == kind::BULK_ADMIN => {
+                tokio::spawn(annulus_admin::turn_away(stream, "the node is starting or stopping"));
+            }
             None => tracing::debug!(?from, kind, "a stream that nobody serves"),
         }
     }

@@ -20,6 +20,7 @@ use annulus_data_dir::JoinIntent;
 use annulus_transport::ConnectError;
 
 mod joining;
+mod operators;
 mod planned;
 
 /// Nothing here takes as long.

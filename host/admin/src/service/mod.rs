@@ -17,6 +17,7 @@ mod recover;
 mod transfers;
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use annulus_core::ids::NodeId;
@@ -68,6 +69,8 @@ pub struct AdminService {
     parts: Arc<AdminParts>,
     /// Read-locked by each request under way, so that an end can wait for them.
     under_way: Arc<RwLock<()>>,
+    /// The node stops: a request that comes now is turned away.
+    closing: Arc<AtomicBool>,
     /// Id of the plan that an operator saw here last: what a commit through this node is of.
     shown: Arc<parking_lot::Mutex<Option<String>>>,
 }
@@ -75,12 +78,18 @@ pub struct AdminService {
 impl AdminService {
     /// A service over these parts.
     pub fn new(parts: AdminParts) -> Self {
-        Self { parts: Arc::new(parts), under_way: Arc::default(), shown: Arc::default() }
+        Self {
+            parts: Arc::new(parts),
+            under_way: Arc::default(),
+            closing: Arc::default(),
+            shown: Arc::default(),
+        }
     }
 
-    /// Waits for the requests under way, at most this long: the last of them may be what ends
-    /// this node, and its answer should still go out.
+    /// Turns away every request from now on and waits for those under way, at most this long: the
+    /// last of them may be what ends this node, and its answer should still go out.
     pub async fn drain(&self, limit: Duration) {
+        self.closing.store(true, Ordering::SeqCst);
         drop(timeout(limit, self.under_way.write()).await);
     }
 
@@ -189,9 +198,21 @@ impl Service for AdminService {
         let service = self.clone();
         tokio::spawn(async move {
             let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;
+            if service.closing.load(Ordering::SeqCst) {
+                return turn_away(stream, "the node is stopping").await;
+            }
             service.hear(from, &header, stream).await;
         });
     }
+}
+
+/// Answers an operator's request `not-ready` without reading it. A dropped stream instead would leave
+/// it open whether the request was applied.
+pub async fn turn_away(stream: BulkStream, why: &str) {
+    // The request is kept open until the answer is out: else the operator sees a reset stream first.
+    let BulkStream { send, recv } = stream;
+    Answer::new(send).end(Err(AdminError::not_applied("not-ready", format!("{why}; try again")))).await;
+    drop(recv);
 }
 
 /// Longest that any request may take.

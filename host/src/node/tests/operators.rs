@@ -1,0 +1,35 @@
+//! An operator's request to a node that serves no operators at the moment.
+
+use bytes::Bytes;
+
+use super::*;
+use annulus_admin::{ADMIN_HEADER, AdminReply, AdminRequest, decode, encode};
+use annulus_data_dir::AdminToml;
+use annulus_transport::BulkStream;
+use annulus_transport::client::Client;
+use annulus_transport::kind::BULK_ADMIN;
+
+/// Asks for the members, as the command line does.
+async fn ask(node: &Running) -> AdminReply {
+    let admin = AdminToml::read(&node.config.data).unwrap().unwrap();
+    let identity = TlsIdentity { cert_pem: admin.certificate, key_pem: admin.key };
+    let client = Client::connect(node.life.address, Some(identity), admin.authorities, LIMIT).await.unwrap();
+    let header = Bytes::from_static(ADMIN_HEADER);
+    let BulkStream { mut send, mut recv } = client.open_bulk(BULK_ADMIN, header).await.unwrap();
+    send.frame(encode(&AdminRequest::Members)).await.unwrap();
+    let answer = tokio::time::timeout(LIMIT, recv.frame()).await.unwrap();
+    decode(&answer.unwrap().unwrap()).unwrap()
+}
+
+#[test]
+fn a_request_to_a_node_that_is_not_ready_is_answered_so_and_not_dropped() {
+    let dirs = Dirs::new();
+    let node = dirs.start("a");
+    let told = block(ask(&node));
+    assert!(matches!(told, AdminReply::Done(_)), "{told:?}");
+    // As it is before the parts of a node are entered, and after they were let go.
+    node.life.router.clear();
+    let told = block(ask(&node));
+    let AdminReply::Error(error) = told else { panic!("{told:?}") };
+    assert_eq!((error.code.as_str(), error.state.as_str()), ("not-ready", "not-applied"));
+}
