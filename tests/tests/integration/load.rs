@@ -1,5 +1,4 @@
 //! A cluster grows, shrinks and is changed under a load that a model checks.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
 

@@ -1,5 +1,4 @@
 //! Partitions move between real nodes under writes; nothing is lost.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeMap;
 use std::sync::Arc;

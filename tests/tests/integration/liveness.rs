@@ -1,6 +1,5 @@
 //! Who is up, as real processes find it out: nodes die, freeze and come back, and are out of every
 //! survivor's lists within 2 s and in them again within 2 s; a busy one is never taken for dead.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::time::{Duration, Instant};
 

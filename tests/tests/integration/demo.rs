@@ -1,5 +1,4 @@
 //! The demo, whole: it ends well, says what it saw, and leaves no process behind.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;

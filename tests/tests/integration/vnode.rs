@@ -1,5 +1,4 @@
 //! One vnode with a real guest: commands, pages, traps, swaps, without a network.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::sync::Arc;
 use std::time::Duration;

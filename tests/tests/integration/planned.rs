@@ -1,5 +1,4 @@
 //! Planned changes as an operator meets them: verbs against whole nodes of this process.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::path::Path;
 use std::time::Duration;

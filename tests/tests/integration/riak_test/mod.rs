@@ -3,7 +3,6 @@
 //! riak keeps three replicas on disk; the module here keeps one in memory, so what a process held
 //! goes with it. Everything else is asked as they ask it, and mostly under a load that a model
 //! checks.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 mod build_cluster;
 mod claimant;

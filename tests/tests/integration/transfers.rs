@@ -1,5 +1,4 @@
 //! What an operator sees and sets of handoffs: limits, pauses, the rate, retries and their reasons.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::BTreeSet;
 use std::time::Duration;

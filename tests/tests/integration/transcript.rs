@@ -1,5 +1,4 @@
 //! The tutorial's transcript (chapters 2, 3, 4 and 6), line by line, against real nodes.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
 

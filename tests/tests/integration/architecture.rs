@@ -1,6 +1,5 @@
 //! The house is built as `host/ARCHITECTURE.md` says: packages use those below them, and whichever are
 //! selected, their dependencies are compiled once.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;

@@ -1,6 +1,5 @@
 //! The control plane under fire, with real processes: leaders die, majorities are lost, disks are
 //! old or damaged.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};

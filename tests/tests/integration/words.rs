@@ -1,5 +1,4 @@
 //! Wrong input to every verb: a clear error, the documented exit code, nothing lost.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use annulus_tests::harness::{Cluster, Ran, annulus};
 use serde_json::json;

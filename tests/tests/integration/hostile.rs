@@ -1,5 +1,4 @@
 //! Guests, files and packets that mean harm: a clear error each, and the next command works.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::net::UdpSocket;
 use std::path::PathBuf;

@@ -1,5 +1,4 @@
 //! The membership run of `annulus-tests -- chaos membership`, in short.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
 

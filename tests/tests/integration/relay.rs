@@ -1,5 +1,4 @@
 //! Nodes that reach each other only over a relay, by the addresses that they advertise.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::time::Duration;
 

@@ -1,7 +1,6 @@
 //! Nodes die, freeze and come back, at every step of a handoff, under a load that a model checks.
 //!
 //! The guest keeps its items in memory: what a killed node held is gone with it, and only that.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};

@@ -1,7 +1,6 @@
 //! Two builds in one cluster: an older one that speaks the first versions only, and this one.
 //!
 //! `ANNULUS_OLDER=PATH` takes a real older build instead of this one in that role.
-#![allow(clippy::unwrap_used, missing_docs)]
 
 use annulus_tests::harness::{Build, Cluster, Node, Ran, pending, until};
 use annulus_tests::load::{Load, Settings};
