@@ -1,8 +1,10 @@
 //! Who is up: runs core's failure detector over the transport's datagrams (DESIGN.md D4).
 //!
-//! The detector lives on Raft's runtime, which no guest ever holds up: a late look at its clock
-//! would make this node believe that it was stopped. What it finds out is a [`LivenessTable`],
-//! swapped whole. It chooses fallbacks and colours displays; ownership is the log's alone.
+//! The detector's clock is looked at on Raft's runtime, which no guest ever holds up: a late look
+//! would make this node believe that it was stopped. A datagram is handled where it comes in,
+//! which wakes no other thread: most of what an idle node does is to answer pings. What the detector finds
+//! out is a [`LivenessTable`], swapped whole. It chooses fallbacks and colours displays; ownership is the
+//! log's alone.
 //!
 //! Members whose build does not answer datagrams are judged by their connection, as all were
 //! before: up while something comes from it.
@@ -14,15 +16,13 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::liveness::{Effect, Event, Liveness as Detector, Peer, Settings};
 use bytes::Bytes;
-use tokio::sync::{mpsc, watch};
+use parking_lot::Mutex;
+use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::View;
 use super::network::{AddressBook, ControlNetwork};
-
-/// What waits for the detector at most; more is dropped, as on any network. A hundred nodes send
-/// one of them fifty packets a second.
-const WAITING: usize = 4096;
+use annulus_transport::PeerAddr;
 
 /// Builds that speak this version of the protocol answer the detector's datagrams.
 const DATAGRAMS: u32 = 2;
@@ -52,8 +52,16 @@ pub struct LivenessTable {
 #[derive(Clone)]
 pub struct Liveness {
     me: NodeId,
-    told: mpsc::Sender<Told>,
-    table: Arc<watch::Sender<Arc<LivenessTable>>>,
+    shared: Arc<Shared>,
+}
+
+/// What the handle and the detector's task share.
+struct Shared {
+    /// None before the task runs and after it ended: what comes then is lost, as on any network.
+    driver: Mutex<Option<Driver>>,
+    /// The clock is to be looked at earlier than the task knows.
+    earlier: Notify,
+    table: watch::Sender<Arc<LivenessTable>>,
 }
 
 /// What the transport tells.
@@ -65,49 +73,90 @@ pub(super) enum Told {
 impl Liveness {
     /// The handle, and what is to be run.
     pub(super) fn new(me: NodeId, uid: NodeUid) -> (Self, Run) {
-        let (told, inbox) = mpsc::channel(WAITING);
-        let liveness = Self { me, told, table: Arc::default() };
-        let run = Run { me: Peer { node: me, uid }, inbox, table: liveness.table.clone() };
-        (liveness, run)
+        let (table, _) = watch::channel(Arc::default());
+        let shared = Arc::new(Shared { driver: Mutex::default(), earlier: Notify::new(), table });
+        let run = Run { me: Peer { node: me, uid }, shared: shared.clone() };
+        (Self { me, shared }, run)
     }
 
     /// Does this member answer? This node itself always does.
     pub fn is_up(&self, node: NodeId) -> bool {
-        node == self.me || self.table.borrow().nodes.get(&node).is_some_and(|standing| standing.up)
+        node == self.me || self.shared.table.borrow().nodes.get(&node).is_some_and(|standing| standing.up)
     }
 
     /// How another member stands; `None` for who is none.
     pub fn standing(&self, node: NodeId) -> Option<Standing> {
-        self.table.borrow().nodes.get(&node).copied()
+        self.shared.table.borrow().nodes.get(&node).copied()
     }
 
     /// Who is up now.
     pub fn table(&self) -> Arc<LivenessTable> {
-        self.table.borrow().clone()
+        self.shared.table.borrow().clone()
     }
 
     /// Changes with every change of anybody's standing.
     pub fn watch(&self) -> watch::Receiver<Arc<LivenessTable>> {
-        self.table.subscribe()
+        self.shared.table.subscribe()
     }
 
-    /// Never waits: a detector that does not keep up loses packets.
+    /// Never waits for longer than another packet takes.
     pub(super) fn tell(&self, told: Told) {
-        let _ = self.told.try_send(told);
+        let due = self.shared.with(|driver| {
+            let before = driver.due();
+            match told {
+                Told::Datagram { from, bytes } => driver.handle(Event::Datagram { from, bytes }),
+                Told::Connected(uid) => {
+                    driver.sort_members();
+                    driver.handle(Event::LinkUp(uid));
+                }
+            }
+            driver.due() < before
+        });
+        if due == Some(true) {
+            self.shared.earlier.notify_one();
+        }
+    }
+}
+
+impl Shared {
+    /// Does something with the detector, then sends and tells what came of it; `None` if there is none.
+    fn with<T>(&self, act: impl FnOnce(&mut Driver) -> T) -> Option<T> {
+        let mut place = self.driver.lock();
+        let driver = place.as_mut()?;
+        let result = act(driver);
+        if std::mem::take(&mut driver.changed) {
+            driver.publish(&self.table);
+        }
+        let sends = std::mem::take(&mut driver.sends);
+        let network = driver.network.clone();
+        // Not under the lock: a network within one process answers before this returns.
+        drop(place);
+        for (peer, bytes) in sends {
+            network.send_datagram(&peer, bytes);
+        }
+        Some(result)
     }
 }
 
 /// The detector's task.
 pub(super) struct Run {
     me: Peer,
-    inbox: mpsc::Receiver<Told>,
-    table: Arc<watch::Sender<Arc<LivenessTable>>>,
+    shared: Arc<Shared>,
+}
+
+/// Dropped with the task, whoever ends it: nothing of the network is kept then.
+struct Ends(Arc<Shared>);
+
+impl Drop for Ends {
+    fn drop(&mut self) {
+        *self.0.driver.lock() = None;
+    }
 }
 
 impl Run {
     /// Until the cluster ends.
     pub(super) async fn run(
-        mut self,
+        self,
         mut views: watch::Receiver<Arc<View>>,
         book: Arc<AddressBook>,
         network: Arc<dyn ControlNetwork>,
@@ -115,39 +164,40 @@ impl Run {
         let start = Instant::now();
         let boot = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
         let detector = Detector::new(self.me, boot, Settings::default(), rand::random(), start.elapsed());
-        let mut driver =
-            Driver { detector, start, book, network, members: Members::default(), changed: true };
+        let driver = Driver {
+            detector,
+            start,
+            book,
+            network,
+            views: views.clone(),
+            members: Members::default(),
+            changed: true,
+            sends: Vec::new(),
+        };
+        let shared = self.shared;
+        let _ends = Ends(shared.clone());
+        *shared.driver.lock() = Some(driver);
         views.mark_changed();
         let mut link_look = Instant::now();
         loop {
-            let due = driver.start + driver.detector.due();
-            let look = if driver.members.by_link.is_empty() { due } else { due.min(link_look) };
-            // What came in goes before the clock: after a pause the answers that waited
-            // in the socket are heard before anybody is doubted.
+            let look = shared.with(|driver| {
+                let due = driver.due();
+                if driver.members.by_link.is_empty() { due } else { due.min(link_look) }
+            });
+            let Some(look) = look else { return };
             tokio::select! {
-                biased;
-                told = self.inbox.recv() => match told {
-                    Some(Told::Datagram { from, bytes }) => driver.handle(Event::Datagram { from, bytes }),
-                    Some(Told::Connected(uid)) => {
-                        driver.sort_members(&views.borrow());
-                        driver.handle(Event::LinkUp(uid));
-                    }
-                    None => return,
-                },
                 changed = views.changed() => {
                     if changed.is_err() {
                         return;
                     }
-                    let view = views.borrow_and_update().clone();
-                    driver.sort_members(&view);
+                    views.mark_unchanged();
+                    shared.with(Driver::sort_members);
                 }
+                () = shared.earlier.notified() => {}
                 () = sleep_until(look) => {
-                    driver.handle(Event::Time);
+                    shared.with(|driver| driver.handle(Event::Time));
                     link_look = Instant::now() + LINK_LOOK;
                 }
-            }
-            if std::mem::take(&mut driver.changed) {
-                driver.publish(&self.table);
             }
         }
     }
@@ -165,14 +215,23 @@ struct Driver {
     start: Instant,
     book: Arc<AddressBook>,
     network: Arc<dyn ControlNetwork>,
+    views: watch::Receiver<Arc<View>>,
     members: Members,
     /// Since the table was published.
     changed: bool,
+    /// What is to be sent once nobody holds this.
+    sends: Vec<(PeerAddr, Bytes)>,
 }
 
 impl Driver {
+    /// When the clock is to be looked at, if nothing happens before.
+    fn due(&self) -> Instant {
+        self.start + self.detector.due()
+    }
+
     /// Removed members count no more.
-    fn sort_members(&mut self, view: &View) {
+    fn sort_members(&mut self) {
+        let view = self.views.borrow().clone();
         let others = view.state.live_members().filter(|member| member.id != view.me);
         let (by_answers, by_link) = others
             .map(|member| Peer { node: member.id, uid: member.uid })
@@ -200,7 +259,7 @@ impl Driver {
                     let peers = self.members.by_answers.iter();
                     let node = peers.into_iter().find(|peer| peer.uid == to).map(|peer| peer.node);
                     if let Some(peer) = node.and_then(|node| self.book.peer(node)) {
-                        self.network.send_datagram(&peer, bytes);
+                        self.sends.push((peer, bytes));
                     }
                 }
                 Effect::Up(node) => {

@@ -34,15 +34,15 @@ pub type StorageError = openraft::StorageError<u64>;
 
 /// A leader's word to its followers, and how long an answer to it may take.
 ///
-/// openraft looks at its timers every 1.5 intervals, so heartbeats leave every 225 ms. The same
+/// openraft looks at its timers every 1.5 intervals, so heartbeats leave every 300 ms. The same
 /// number limits an append on the follower, fsync included; a slower disk only causes a retry.
-pub const HEARTBEAT: Duration = Duration::from_millis(150);
+pub const HEARTBEAT: Duration = Duration::from_millis(200);
 
 /// Shortest wait of a follower, after the leader's lease is over, before it stands for election.
 pub const ELECTION_MIN: Duration = Duration::from_millis(500);
 
 /// Longest such wait, and the leader's lease. A follower that had a leader stands after lease +
-/// wait, 1.5 to 2 s of silence or seven heartbeats: two cores that run three nodes and a
+/// wait, 1.5 to 2 s of silence or five heartbeats: two cores that run three nodes and a
 /// compiler delay a thread by hundreds of milliseconds, not by that. Nothing but changes of
 /// members, ownership or modules waits for an election, so a second more costs little.
 pub const ELECTION_MAX: Duration = Duration::from_millis(1000);

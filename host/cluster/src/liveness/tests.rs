@@ -5,12 +5,11 @@ use annulus_core::ids::{ClusterId, Digest};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{Command, Machine, Member, MemberStatus};
 use annulus_core::version::{LEVEL, Speaks};
-use parking_lot::Mutex;
 use tokio::time::timeout;
 
 use super::*;
 use crate::view::Views;
-use annulus_transport::{CallError, PeerAddr};
+use annulus_transport::CallError;
 use futures_util::future::BoxFuture;
 
 /// Peers that answer no datagrams; one may be connected.
