@@ -222,10 +222,10 @@ impl Filler {
                     Ok(Some(Event::Counted { generation, counts }))
                 }
                 // Items of modules that keep them in memory are as safe as they get.
-                Step::Complete if self.handoff.inner.master.staging_complete(self.id) => {
-                    Ok(Some(Event::Completed(generation)))
-                }
-                Step::Complete => Err(Refused::Stage("the stage is gone".to_owned())),
+                Step::Complete => match self.handoff.inner.master.staging_complete(self.id) {
+                    Ok(()) => Ok(Some(Event::Completed(generation))),
+                    Err(why) => Err(Refused::Stage(why.to_string())),
+                },
             };
             match done {
                 Ok(event) => event.into_iter().for_each(|event| drop(self.later.send(event))),

@@ -11,7 +11,7 @@ use tokio::time::timeout;
 use super::{CliError, Output};
 use annulus_admin::{ADMIN_HEADER, AdminError, AdminReply, AdminRequest, decode, encode};
 use annulus_data_dir::AdminToml;
-use annulus_transport::client::Client;
+use annulus_transport::client::{Client, Closer};
 use annulus_transport::identity::TlsIdentity;
 use annulus_transport::kind::BULK_ADMIN;
 use annulus_transport::limits::MAX_BULK_FRAME;
@@ -61,6 +61,11 @@ impl Connection {
                 data.display()
             )),
         }
+    }
+
+    /// Ends this connection before the process does.
+    pub fn closer(&self) -> Closer {
+        self.client.closer()
     }
 
     /// Where the node listens.

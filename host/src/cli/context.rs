@@ -1,6 +1,11 @@
 //! What a verb is given: flags, output, and the way to a node.
 
+use std::sync::Arc;
+
+use parking_lot::Mutex;
+
 use super::{CliError, Connection, Global, Output};
+use annulus_transport::client::Closer;
 
 /// What a verb is given.
 #[derive(Clone, Debug)]
@@ -9,12 +14,14 @@ pub struct Context {
     pub global: Global,
     /// Where answers go.
     pub output: Output,
+    /// Of every connection that was opened.
+    closers: Arc<Mutex<Vec<Closer>>>,
 }
 
 impl Context {
     /// From the command line's words.
     pub fn new(global: Global, output: Output) -> Self {
-        Self { global, output }
+        Self { global, output, closers: Arc::default() }
     }
 
     /// Reaches the addressed node.
@@ -22,7 +29,20 @@ impl Context {
     /// # Errors
     /// `Unreachable` when there are no credentials, nobody answers or the node does not know us.
     pub async fn connect(&self) -> Result<Connection, CliError> {
-        Connection::open(&self.global.data, self.global.node.as_deref(), &self.output).await
+        let connection =
+            Connection::open(&self.global.data, self.global.node.as_deref(), &self.output).await?;
+        let mut closers = self.closers.lock();
+        closers.retain(|closer| !closer.is_closed());
+        closers.push(connection.closer());
+        Ok(connection)
+    }
+
+    /// Ends every connection, so that the process may end: a node keeps a place for each operator whose
+    /// end it was not told of.
+    pub async fn disconnect(&self) {
+        for closer in std::mem::take(&mut *self.closers.lock()) {
+            closer.close().await;
+        }
     }
 
     /// Asks before what cannot be taken back; `--yes` answers it.

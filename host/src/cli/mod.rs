@@ -222,37 +222,43 @@ fn ask(verb: Verb, context: &Context) -> Result<(), CliError> {
         .build()
         .map_err(|error| CliError::Other(format!("cannot start a runtime: {error}")))?;
     runtime.block_on(async {
-        match verb {
-            Verb::Start(_) => Ok(()),
-            Verb::Demo(args) => demo::run(args, context).await,
-            Verb::Join(args) => join::run(args, context).await,
-            Verb::Leave(args) => leave::run(args, context).await,
-            Verb::Replace(args) => replace::run(args, context).await,
-            Verb::Remove(args) => remove::run(args, context).await,
-            Verb::Down(args) => down::run(args, context).await,
-            Verb::Plan(args) => plan::run(args, context).await,
-            Verb::Commit(args) => commit::run(args, context).await,
-            Verb::Clear(args) => clear::run(args, context).await,
-            Verb::Token(args) => token::run(args, context).await,
-            Verb::Members(args) => members::run(args, context).await,
-            Verb::Ring(args) => ring::run(args, context).await,
-            Verb::Transfers(args) => transfers::run(args, context).await,
-            Verb::Status(args) => status::run(args, context).await,
-            Verb::Locate(args) => locate::run(args, context).await,
-            Verb::New(args) => new::run(args, context),
-            Verb::Build(args) => build::run(args, context),
-            Verb::Inspect(args) => inspect::run(args, context).await,
-            Verb::Deploy(args) => deploy::run(args, context).await,
-            Verb::Modules(args) => modules::run(args, context).await,
-            Verb::Rollback(args) => rollback::run(args, context).await,
-            Verb::Undeploy(args) => undeploy::run(args, context).await,
-            Verb::Call(args) => call::run(args, context).await,
-            Verb::Recover(args) => recover::run(args, context).await,
-            Verb::Bench(args) => bench::run(args, context).await,
-            Verb::Completions(args) => completions::run(args, context).await,
-            Verb::Unknown(words) => Err(unknown(&words)),
-        }
+        let result = answer(verb, context).await;
+        context.disconnect().await;
+        result
     })
+}
+
+async fn answer(verb: Verb, context: &Context) -> Result<(), CliError> {
+    match verb {
+        Verb::Start(_) => Ok(()),
+        Verb::Demo(args) => demo::run(args, context).await,
+        Verb::Join(args) => join::run(args, context).await,
+        Verb::Leave(args) => leave::run(args, context).await,
+        Verb::Replace(args) => replace::run(args, context).await,
+        Verb::Remove(args) => remove::run(args, context).await,
+        Verb::Down(args) => down::run(args, context).await,
+        Verb::Plan(args) => plan::run(args, context).await,
+        Verb::Commit(args) => commit::run(args, context).await,
+        Verb::Clear(args) => clear::run(args, context).await,
+        Verb::Token(args) => token::run(args, context).await,
+        Verb::Members(args) => members::run(args, context).await,
+        Verb::Ring(args) => ring::run(args, context).await,
+        Verb::Transfers(args) => transfers::run(args, context).await,
+        Verb::Status(args) => status::run(args, context).await,
+        Verb::Locate(args) => locate::run(args, context).await,
+        Verb::New(args) => new::run(args, context),
+        Verb::Build(args) => build::run(args, context),
+        Verb::Inspect(args) => inspect::run(args, context).await,
+        Verb::Deploy(args) => deploy::run(args, context).await,
+        Verb::Modules(args) => modules::run(args, context).await,
+        Verb::Rollback(args) => rollback::run(args, context).await,
+        Verb::Undeploy(args) => undeploy::run(args, context).await,
+        Verb::Call(args) => call::run(args, context).await,
+        Verb::Recover(args) => recover::run(args, context).await,
+        Verb::Bench(args) => bench::run(args, context).await,
+        Verb::Completions(args) => completions::run(args, context).await,
+        Verb::Unknown(words) => Err(unknown(&words)),
+    }
 }
 
 fn unknown(words: &[String]) -> CliError {

@@ -1,12 +1,13 @@
 //! Which part of the node serves what comes from outside.
 //!
 //! The transport needs somebody to hand requests to before the parts that serve them exist. What
-//! comes before its part is entered gets no answer, which the caller learns at once; an operator and a
-//! joining node are told that the node is not ready.
+//! comes before its part is entered gets no answer, which the caller learns at once; callers of modules,
+//! operators and joining nodes are told that the node is not ready.
 
 use std::sync::Arc;
 
 use annulus_core::ids::NodeUid;
+use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::state::Lineage;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -14,6 +15,7 @@ use bytes::Bytes;
 use super::exit::{Exit, ExitSwitch, StopReason};
 use annulus_cluster::ClusterService;
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
+use annulus_vnode::Reply;
 
 /// Hands requests to the parts of the node.
 pub struct Router {
@@ -60,8 +62,15 @@ impl Service for Router {
             return self.control.request(request);
         }
         let is_node = matches!(request.from, PeerIdentity::Node { .. });
-        if let Some(node) = self.node.load().as_ref().filter(|_| is_node) {
-            node.request(request);
+        match self.node.load().as_ref() {
+            Some(node) if is_node => node.request(request),
+            // Nobody ran it: without an answer its caller would have to take it for `unknown`.
+            None if is_node && request.kind == kind::CALL => {
+                let message = "the node is starting or stopping";
+                let error = RequestError::not_applied(ErrorCode::NotReady, message);
+                Reply::Remote(request.responder).send(Err(error));
+            }
+            _ => {}
         }
     }
 

@@ -20,7 +20,8 @@ use annulus_data_dir::JoinIntent;
 use annulus_transport::ConnectError;
 
 mod joining;
-mod operators;
+mod not_ready;
+
 mod planned;
 
 /// Nothing here takes as long.

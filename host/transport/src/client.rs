@@ -1,5 +1,6 @@
 //! The other end of `BULK_ADMIN` and `BULK_JOIN`: a connection that belongs to no node.
 
+use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +9,7 @@ use annulus_core::ids::{ClusterId, NodeUid};
 use annulus_core::version::Speaks;
 use bytes::Bytes;
 use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint, TokioRuntime};
+use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
 use tokio::time::timeout;
 
 use super::bulk::{BulkStream, TokenInner};
@@ -18,6 +19,7 @@ use super::hello::{self, Hello, Role};
 use super::identity::{ANY_NODE, IdentityError, TlsIdentity};
 use super::limits::{CLOSE_LIMIT, MAX_BULK_HEADER};
 use super::stream::{OpenError, open_bulk};
+use super::udp::{CountingSocket, QuietRuntime};
 use super::{socket, tls, tuning};
 
 /// A client of one node. Closed when it and all its streams are dropped, or by [`Client::close`].
@@ -29,7 +31,40 @@ pub struct Client {
 
 struct Open {
     endpoint: Endpoint,
+    socket: Arc<CountingSocket>,
     connection: Connection,
+}
+
+/// Ends a client's connection, which stays open until then, and knows when the node has been sent word
+/// of it.
+#[derive(Clone)]
+pub struct Closer {
+    open: Arc<Open>,
+}
+
+impl Closer {
+    /// Ends the connection and returns when the packet that says so has left, which is before the node
+    /// has it; waits at most [`CLOSE_LIMIT`]. A process that ends without keeps one of the node's
+    /// places for clients until the idle time-out.
+    pub async fn close(self) {
+        if self.is_closed() {
+            return;
+        }
+        let mut sends = self.open.socket.sends();
+        Close::Done.close(&self.open.connection, "");
+        let _ = timeout(CLOSE_LIMIT, sends.changed()).await;
+    }
+
+    /// Has the connection ended, by whichever side?
+    pub fn is_closed(&self) -> bool {
+        self.open.connection.close_reason().is_some()
+    }
+}
+
+impl fmt::Debug for Closer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Closer").field("closed", &self.is_closed()).finish_non_exhaustive()
+    }
 }
 
 impl Drop for Open {
@@ -72,12 +107,12 @@ impl Client {
         let unreachable = |reason: String| ConnectError::Unreachable { addr, reason };
         let mut config = ClientConfig::new(crypto);
         config.transport_config(tuning::transport());
-        let endpoint = client_endpoint(addr).map_err(|error| unreachable(error.to_string()))?;
+        let (endpoint, socket) = client_endpoint(addr).map_err(|error| unreachable(error.to_string()))?;
         let connecting =
             endpoint.connect_with(config, addr, ANY_NODE).map_err(|error| unreachable(error.to_string()))?;
         let meet = async {
             let connection = connecting.await.map_err(|error| refused(addr, &error))?;
-            let open = Arc::new(Open { endpoint, connection });
+            let open = Arc::new(Open { endpoint, socket, connection });
             let node = greet(addr, role, &open.connection).await?;
             Ok(Client { open, node, timeout: limit })
         };
@@ -105,6 +140,11 @@ impl Client {
         self.node.cluster
     }
 
+    /// Ends this connection also for those who hold its streams.
+    pub fn closer(&self) -> Closer {
+        Closer { open: self.open.clone() }
+    }
+
     /// Ends the connection and waits a moment for the last packet to leave.
     pub async fn close(self) {
         Close::Done.close(&self.open.connection, "");
@@ -116,10 +156,13 @@ fn unusable(error: IdentityError) -> ConnectError {
     ConnectError::Identity(error.to_string())
 }
 
-fn client_endpoint(to: SocketAddr) -> std::io::Result<Endpoint> {
+fn client_endpoint(to: SocketAddr) -> std::io::Result<(Endpoint, Arc<CountingSocket>)> {
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    Endpoint::new(tuning::endpoint(), None, socket::bind(any)?, Arc::new(TokioRuntime))
+    let socket = CountingSocket::new(socket::bind(any)?)?;
+    let runtime = Arc::new(QuietRuntime);
+    let endpoint = Endpoint::new_with_abstract_socket(tuning::endpoint(), None, socket.clone(), runtime)?;
+    Ok((endpoint, socket))
 }
 
 async fn greet(addr: SocketAddr, role: Role, connection: &Connection) -> Result<Hello, ConnectError> {

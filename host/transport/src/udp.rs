@@ -19,6 +19,7 @@ use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
 use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
+use tokio::sync::watch;
 
 /// Tokio for quinn, with this module's sockets.
 #[derive(Debug)]
@@ -95,6 +96,63 @@ impl AsyncUdpSocket for QuietSocket {
 
     fn max_receive_segments(&self) -> usize {
         self.state.gro_segments()
+    }
+}
+
+/// A socket that tells how often something was sent: who closes and ends its process at once has to
+/// know that the close has left.
+#[derive(Debug)]
+pub(super) struct CountingSocket {
+    socket: Arc<dyn AsyncUdpSocket>,
+    sent: watch::Sender<u64>,
+}
+
+impl CountingSocket {
+    pub(super) fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
+        let socket = QuietRuntime.wrap_udp_socket(socket)?;
+        Ok(Arc::new(Self { socket, sent: watch::Sender::new(0) }))
+    }
+
+    /// Changes with every send from now on.
+    pub(super) fn sends(&self) -> watch::Receiver<u64> {
+        self.sent.subscribe()
+    }
+}
+
+impl AsyncUdpSocket for CountingSocket {
+    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
+        self.socket.clone().create_io_poller()
+    }
+
+    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
+        self.socket.try_send(transmit)?;
+        self.sent.send_modify(|sent| *sent += 1);
+        Ok(())
+    }
+
+    fn poll_recv(
+        &self,
+        cx: &mut Context<'_>,
+        bufs: &mut [IoSliceMut<'_>],
+        meta: &mut [RecvMeta],
+    ) -> Poll<io::Result<usize>> {
+        self.socket.poll_recv(cx, bufs, meta)
+    }
+
+    fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
+    fn may_fragment(&self) -> bool {
+        self.socket.may_fragment()
+    }
+
+    fn max_transmit_segments(&self) -> usize {
+        self.socket.max_transmit_segments()
+    }
+
+    fn max_receive_segments(&self) -> usize {
+        self.socket.max_receive_segments()
     }
 }
 

@@ -19,7 +19,7 @@ pub use mailbox::{
     Command, Control, Count, Outgoing, PageWanted, Reply, StreamEvent, SwapReport, Taken, VnodeHandle,
     decode_answer,
 };
-pub use master::{Delivery, Master, MasterConfig, ModuleSource, WeakMaster};
+pub use master::{Delivery, IncompleteStage, Master, MasterConfig, ModuleSource, Reading, WeakMaster};
 pub use native::native_kv;
 pub use run::PageAnswer;
 pub use slot::{Incident, SlotStatus, StageId};

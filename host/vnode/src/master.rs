@@ -24,6 +24,28 @@ use super::mailbox::{Command, Control, Count, Outgoing, SwapReport, VnodeHandle}
 use super::slot::{Incident, Incidents, Slot, SlotStatus, StageId, Staging};
 use annulus_wasm::Partition;
 
+/// What becomes of a page that a handoff wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// The vnode puts it into the handoff's stream.
+    Coming,
+    /// No vnode of the module runs, so it has no items.
+    NoItems,
+    /// The partition's vnodes tell another transfer by now: this one is over.
+    Replaced,
+}
+
+/// Why a stage is not all that its transfer brought.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum IncompleteStage {
+    /// It was dropped, or another one of the transfer was begun.
+    #[error("the stage is gone")]
+    Gone,
+    /// A guest of it trapped and lost what it had taken in.
+    #[error("the vnode of module {0} trapped while it took in the transfer")]
+    Trapped(ModuleUid),
+}
+
 /// Where the master learns what a module's vnodes run.
 pub trait ModuleSource: Send + Sync + 'static {
     /// What vnodes of this module run on this node now; `None` if it cannot run here (yet).
@@ -207,8 +229,10 @@ impl Master {
                     self.carry_out(change, &mut slot, id);
                 }
             }
-            let gone: Vec<ModuleUid> =
-                slot.vnodes.keys().filter(|uid| !modules.contains(uid)).copied().collect();
+            // A module's uid is the index that made it. A vnode of a later one runs already where another
+            // task was quicker to learn of it: this older state says nothing of it.
+            let gone = |uid: &&ModuleUid| uid.0 <= index && !modules.contains(uid);
+            let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
             for uid in gone {
                 let error = RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed");
                 end_all(slot.vnodes.remove_entry(&uid).into_iter().collect(), &error, true);
@@ -261,18 +285,24 @@ impl Master {
         true
     }
 
-    /// Has a vnode put a page of its items into its handoff's stream. False if it does not run:
-    /// then it has no items.
+    /// Has a vnode put a page of its items into the stream of its handoff `transfer`.
     pub fn read_page(
         &self,
         partition: PartitionId,
+        transfer: TransferId,
         module: ModuleUid,
         attempt: u64,
         after: Option<Vec<u8>>,
-    ) -> bool {
-        self.slot(partition).is_some_and(|slot| {
-            slot.vnodes.get(&module).is_some_and(|vnode| vnode.tell(Control::ReadPage { attempt, after }))
-        })
+    ) -> Reading {
+        // Vnodes have one stream. The driver of a transfer that was replaced may not have heard so
+        // yet: its page would come into the stream of the next transfer, which would take it for its own.
+        let Some(slot) = self.slot(partition).filter(|slot| slot.tells(transfer)) else {
+            return Reading::Replaced;
+        };
+        match slot.vnodes.get(&module) {
+            Some(vnode) if vnode.tell(Control::ReadPage { attempt, after }) => Reading::Coming,
+            _ => Reading::NoItems,
+        }
     }
 
     /// How many items there are of each module that runs in a partition that serves; none where its
@@ -308,9 +338,10 @@ impl Master {
     }
 
     /// Seals a partition for a transfer: its vnodes answer nothing any more, and each says so
-    /// in its handoff's stream (R1). Answers which; `None` if this node does not hold it.
+    /// in its handoff's stream (R1). Answers which; `None` if this node does not hold it, or if its
+    /// vnodes tell another transfer by now.
     pub fn seal(&self, partition: PartitionId, transfer: TransferId) -> Option<Vec<ModuleUid>> {
-        let mut slot = self.slot(partition).filter(|slot| slot.held)?;
+        let mut slot = self.slot(partition).filter(|slot| slot.held && slot.tells(transfer))?;
         slot.sealed = Some(transfer);
         Some(
             slot.vnodes
@@ -372,16 +403,21 @@ impl Master {
         Some(handle)
     }
 
-    /// All items of a transfer have been merged. False if it is not staged here (any more).
-    pub fn staging_complete(&self, stage: StageId) -> bool {
-        let Some(mut slot) = self.slot(stage.partition) else { return false };
-        match slot.staging.as_mut().filter(|staging| staging.is(stage)) {
-            Some(staging) => {
-                staging.complete = true;
-                true
-            }
-            None => false,
+    /// All items of a transfer have been merged.
+    ///
+    /// # Errors
+    /// Says why the stage must not be promoted. It stays as it is.
+    pub fn staging_complete(&self, stage: StageId) -> Result<(), IncompleteStage> {
+        let mut slot = self.slot(stage.partition).ok_or(IncompleteStage::Gone)?;
+        let staging = slot.staging.as_mut().filter(|staging| staging.is(stage));
+        let staging = staging.ok_or(IncompleteStage::Gone)?;
+        // A vnode that trapped, in a swap say, went on with an empty instance: what it had taken in is gone.
+        let trapped = |vnode: &&VnodeHandle| vnode.gauge.traps.load(Ordering::Relaxed) > 0;
+        if let Some(vnode) = staging.vnodes.values().find(trapped) {
+            return Err(IncompleteStage::Trapped(vnode.module));
         }
+        staging.complete = true;
+        Ok(())
     }
 
     /// Drops what came of a transfer.
@@ -483,3 +519,6 @@ fn end_all(
     }
     ends
 }
+
+#[cfg(test)]
+mod tests;

@@ -28,6 +28,13 @@ pub(super) struct Slot {
     pub(super) staging: Option<Staging>,
 }
 
+impl Slot {
+    /// Are the vnodes' writes and pages told to this transfer?
+    pub(super) fn tells(&self, transfer: TransferId) -> bool {
+        self.outgoing.as_ref().is_some_and(|(of, _)| *of == transfer)
+    }
+}
+
 /// Vnodes that take in a transfer and serve nothing yet.
 pub(super) struct Staging {
     pub(super) transfer: TransferId,

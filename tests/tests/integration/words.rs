@@ -168,3 +168,13 @@ fn bench_measures_what_it_was_told_to() {
         keys.iter().filter(|line| line["values"].as_array().is_some_and(|v| !v.is_empty())).collect();
     assert!(!nodes.is_empty() && nodes.iter().all(|line| line["node"] == "rc_example2@127.0.0.1"));
 }
+
+#[test]
+fn a_verb_gives_its_place_at_the_node_back_when_it_ends() {
+    // A node has 256 places for operators, and notices only after 10 s one that went without a word.
+    let cluster = Cluster::apart(1);
+    for turn in 0..300 {
+        let ran = cluster[0].json(&["members"]);
+        assert_eq!(ran.code, 0, "turn {turn}: {ran:?}");
+    }
+}

@@ -44,7 +44,11 @@ impl Driver {
                         }
                     }
                     None => {
-                        self.progress.fail("no leader was heard from lately, so the partition is not sealed");
+                        self.progress.fail(if heard {
+                            "the partition goes elsewhere by now, so it is not sealed"
+                        } else {
+                            "no leader was heard from lately, so the partition is not sealed"
+                        });
                         drop(self.later.send(Event::SealRefused));
                     }
                 }

@@ -7,6 +7,7 @@ use annulus_core::handoff::TransferState;
 use annulus_core::handoff::message::Refused;
 use annulus_core::handoff::sender::Event;
 use annulus_core::ids::ModuleUid;
+use annulus_vnode::Reading;
 use tokio::time::{Instant, sleep_until};
 
 use super::{Driver, pause_after};
@@ -151,12 +152,16 @@ impl Driver {
             return;
         }
         let WantedPage { attempt, module, after } = page;
-        if !master.read_page(self.task.partition, module, attempt, after) {
-            // No vnode of it runs here, so it has no items; one that starts from here on tells
-            // of all that it writes.
-            turns.settle_page(0);
-            let page = Event::Page { attempt, module, items: Vec::new(), next: None };
-            let _ = self.later.send(page);
+        match master.read_page(self.task.partition, self.task.transfer, module, attempt, after) {
+            Reading::Coming => {}
+            // One that starts from here on tells of all that it writes.
+            Reading::NoItems => {
+                turns.settle_page(0);
+                let page = Event::Page { attempt, module, items: Vec::new(), next: None };
+                let _ = self.later.send(page);
+            }
+            // The log says so too, and ends this driver.
+            Reading::Replaced => turns.settle_page(0),
         }
     }
 

@@ -1,13 +1,16 @@
-//! An operator's request to a node that serves no operators at the moment.
+//! Requests to a node whose parts are not there yet, or not any more.
 
 use bytes::Bytes;
 
 use super::*;
 use annulus_admin::{ADMIN_HEADER, AdminReply, AdminRequest, decode, encode};
+use annulus_core::ids::NodeUid;
+use annulus_core::request::{AppliedState, ErrorCode};
 use annulus_data_dir::AdminToml;
-use annulus_transport::BulkStream;
 use annulus_transport::client::Client;
-use annulus_transport::kind::BULK_ADMIN;
+use annulus_transport::kind::{BULK_ADMIN, CALL};
+use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Responder, Service};
+use annulus_vnode::decode_answer;
 
 /// Asks for the members, as the command line does.
 async fn ask(node: &Running) -> AdminReply {
@@ -32,4 +35,23 @@ fn a_request_to_a_node_that_is_not_ready_is_answered_so_and_not_dropped() {
     let told = block(ask(&node));
     let AdminReply::Error(error) = told else { panic!("{told:?}") };
     assert_eq!((error.code.as_str(), error.state.as_str()), ("not-ready", "not-applied"));
+}
+
+#[test]
+fn a_command_of_a_peer_to_a_node_that_is_not_ready_is_known_not_to_be_applied() {
+    let dirs = Dirs::new();
+    let node = dirs.start("a");
+    node.life.router.clear();
+    let (responder, answer) = Responder::local();
+    node.life.router.request(Request {
+        from: PeerIdentity::Node { uid: NodeUid([7; 16]), boot: BootId([8; 16]) },
+        lane: Lane::Data,
+        kind: CALL,
+        payload: Bytes::new(),
+        deadline: soon(),
+        responder,
+    });
+    let answer = block(async { tokio::time::timeout(LIMIT, answer).await }).unwrap().unwrap();
+    let error = decode_answer(answer).unwrap_err();
+    assert_eq!((error.code, error.state), (ErrorCode::NotReady, AppliedState::NotApplied));
 }
