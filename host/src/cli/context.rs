@@ -40,7 +40,8 @@ impl Context {
     /// Ends every connection, so that the process may end: a node keeps a place for each operator whose
     /// end it was not told of.
     pub async fn disconnect(&self) {
-        for closer in std::mem::take(&mut *self.closers.lock()) {
+        let closers = std::mem::take(&mut *self.closers.lock());
+        for closer in closers {
             closer.close().await;
         }
     }
