@@ -1,9 +1,9 @@
 //! Who is up: runs core's failure detector over the transport's datagrams (DESIGN.md D4).
 //!
-//! The detector's clock is looked at on Raft's runtime, which no guest ever holds up: a late look
-//! would make this node believe that it was stopped. A datagram is handled where it comes in,
-//! which wakes no other thread: most of what an idle node does is to answer pings. What the detector finds
-//! out is a [`LivenessTable`], swapped whole. It chooses fallbacks and colours displays; ownership is the
+//! The detector's timer runs on Raft's runtime, which no guest ever holds up: a late tick would make
+//! this node believe that it was stopped. A datagram is handled on the thread that receives it and
+//! wakes no other, because answering pings is most of the work of an idle node. The detector's result
+//! is a [`LivenessTable`], swapped whole. It chooses fallbacks and colours displays; ownership is the
 //! log's alone.
 //!
 //! Members whose build does not answer datagrams are judged by their connection, as all were
@@ -57,9 +57,9 @@ pub struct Liveness {
 
 /// What the handle and the detector's task share.
 struct Shared {
-    /// None before the task runs and after it ended: what comes then is lost, as on any network.
+    /// None before the task runs and after it ended: a datagram is lost then, as on any network.
     driver: Mutex<Option<Driver>>,
-    /// The clock is to be looked at earlier than the task knows.
+    /// The detector's next timer is due earlier than the task waits for.
     earlier: Notify,
     table: watch::Sender<Arc<LivenessTable>>,
 }
@@ -99,9 +99,10 @@ impl Liveness {
         self.shared.table.subscribe()
     }
 
-    /// Never waits for longer than another packet takes.
+    /// Handles an event of the transport on the caller's thread. Waits only for the detector's lock,
+    /// which is held while one event is handled and never over a send or an await.
     pub(super) fn tell(&self, told: Told) {
-        let due = self.shared.with(|driver| {
+        let is_earlier = self.shared.with(|driver| {
             let before = driver.due();
             match told {
                 Told::Datagram { from, bytes } => driver.handle(Event::Datagram { from, bytes }),
@@ -112,14 +113,15 @@ impl Liveness {
             }
             driver.due() < before
         });
-        if due == Some(true) {
+        if is_earlier == Some(true) {
             self.shared.earlier.notify_one();
         }
     }
 }
 
 impl Shared {
-    /// Does something with the detector, then sends and tells what came of it; `None` if there is none.
+    /// Runs `act` on the detector, publishes the table if it changed and sends the datagrams that
+    /// resulted. `None` if no detector runs.
     fn with<T>(&self, act: impl FnOnce(&mut Driver) -> T) -> Option<T> {
         let mut place = self.driver.lock();
         let driver = place.as_mut()?;
@@ -144,7 +146,7 @@ pub(super) struct Run {
     shared: Arc<Shared>,
 }
 
-/// Dropped with the task, whoever ends it: nothing of the network is kept then.
+/// Drops the driver, and with it the network's handle, when the task ends or is aborted.
 struct Ends(Arc<Shared>);
 
 impl Drop for Ends {
@@ -190,7 +192,6 @@ impl Run {
                     if changed.is_err() {
                         return;
                     }
-                    views.mark_unchanged();
                     shared.with(Driver::sort_members);
                 }
                 () = shared.earlier.notified() => {}
@@ -219,12 +220,12 @@ struct Driver {
     members: Members,
     /// Since the table was published.
     changed: bool,
-    /// What is to be sent once nobody holds this.
+    /// Datagrams to send once the lock is released.
     sends: Vec<(PeerAddr, Bytes)>,
 }
 
 impl Driver {
-    /// When the clock is to be looked at, if nothing happens before.
+    /// When the next timer is due.
     fn due(&self) -> Instant {
         self.start + self.detector.due()
     }

@@ -63,7 +63,7 @@ impl Connection {
         }
     }
 
-    /// Ends this connection before the process does.
+    /// The means to close this connection before the process exits.
     pub fn closer(&self) -> Closer {
         self.client.closer()
     }

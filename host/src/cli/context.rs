@@ -14,7 +14,7 @@ pub struct Context {
     pub global: Global,
     /// Where answers go.
     pub output: Output,
-    /// Of every connection that was opened.
+    /// One for each connection that is open.
     closers: Arc<Mutex<Vec<Closer>>>,
 }
 
@@ -37,8 +37,8 @@ impl Context {
         Ok(connection)
     }
 
-    /// Ends every connection, so that the process may end: a node keeps a place for each operator whose
-    /// end it was not told of.
+    /// Closes every connection. Called before the process exits: a node keeps the place of an operator
+    /// that goes without a close until the idle time-out.
     pub async fn disconnect(&self) {
         let closers = std::mem::take(&mut *self.closers.lock());
         for closer in closers {

@@ -35,16 +35,16 @@ struct Open {
     connection: Connection,
 }
 
-/// Ends a client's connection, which stays open until then, and knows when the node has been sent word
-/// of it.
+/// Closes a client's connection and waits until the close packet has left. The connection stays open
+/// while this exists, even if the client is dropped.
 #[derive(Clone)]
 pub struct Closer {
     open: Arc<Open>,
 }
 
 impl Closer {
-    /// Ends the connection and returns when the packet that says so has left, which is before the node
-    /// has it; waits at most [`CLOSE_LIMIT`]. A process that ends without keeps one of the node's
+    /// Closes the connection and returns when the close packet has left, which is before the node has
+    /// received it; waits at most [`CLOSE_LIMIT`]. A process that exits earlier occupies one of the node's
     /// places for clients until the idle time-out.
     pub async fn close(self) {
         if self.is_closed() {
@@ -140,7 +140,7 @@ impl Client {
         self.node.cluster
     }
 
-    /// Ends this connection also for those who hold its streams.
+    /// The means to close this connection just before the process exits.
     pub fn closer(&self) -> Closer {
         Closer { open: self.open.clone() }
     }

@@ -99,8 +99,8 @@ impl AsyncUdpSocket for QuietSocket {
     }
 }
 
-/// A socket that tells how often something was sent: who closes and ends its process at once has to
-/// know that the close has left.
+/// A socket that counts its sends, so that a process can wait for its close packet to leave before it
+/// exits.
 #[derive(Debug)]
 pub(super) struct CountingSocket {
     socket: Arc<dyn AsyncUdpSocket>,

@@ -13,8 +13,8 @@ fn failure(report: &Report) -> Option<String> {
     Some(format!("{last}\nseed {}: {}: {}", report.seed, broken.rule, broken.what))
 }
 
-/// The histories of the first so many seeds, in order: two threads make them, for a history is the same
-/// whoever runs it.
+/// The reports of seeds `0..seeds`, in order. Two threads share the work; a report depends on its seed
+/// alone.
 fn histories(seeds: u64) -> Vec<Report> {
     let half = |from: u64| (from..seeds).step_by(2).map(|seed| run(seed, &Settings::default()));
     let (even, odd) = thread::scope(|scope| {

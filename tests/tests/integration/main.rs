@@ -1,7 +1,7 @@
 //! Whole clusters of real processes, and what holds of the whole repository.
 //!
-//! One program, because each one more costs a link of everything, and because its tests wait much:
-//! for deadlines, for silence to be noticed, for a ring to settle. Side by side they wait together.
+//! One program rather than one for each file: every program links the whole host, and tests that mostly
+//! wait (for deadlines, for a silent peer to be noticed, for a ring to settle) overlap only within one.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod architecture;

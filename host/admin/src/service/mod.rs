@@ -209,7 +209,7 @@ impl Service for AdminService {
 /// Answers an operator's request `not-ready` without reading it. A dropped stream instead would leave
 /// it open whether the request was applied.
 pub async fn turn_away(stream: BulkStream, why: &str) {
-    // The request is kept open until the answer is out: else the operator sees a reset stream first.
+    // Dropping the receiving half first would reset the request before the operator reads the answer.
     let BulkStream { send, recv } = stream;
     Answer::new(send).end(Err(AdminError::not_applied("not-ready", format!("{why}; try again")))).await;
     drop(recv);
