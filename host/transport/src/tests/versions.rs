@@ -27,6 +27,13 @@ async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_le
     here.call(&older_addr, ECHO, b"").await.unwrap();
     assert_eq!(here.transport.peer_speaks(there.uid()), Some(Speaks::THIS));
     assert_eq!(here.transport.peer_speaks(older_addr.uid), Some(Speaks::FIRST));
+    // The side that was dialled answers on a lane before it enters the link.
+    within("the link on the other side", async {
+        while older.peer_speaks(here.uid()).is_none() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
     assert_eq!(older.peer_speaks(here.uid()), Some(Speaks::THIS));
 
     here.transport.set_level(1);
