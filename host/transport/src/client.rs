@@ -19,7 +19,7 @@ use super::hello::{self, Hello, Role};
 use super::identity::{ANY_NODE, IdentityError, TlsIdentity};
 use super::limits::{CLOSE_LIMIT, MAX_BULK_HEADER};
 use super::stream::{OpenError, open_bulk};
-use super::udp::{CountingSocket, QuietRuntime};
+use super::udp::{QuietRuntime, QuietSocket};
 use super::{socket, tls, tuning};
 
 /// A client of one node. Closed when it and all its streams are dropped, or by [`Client::close`].
@@ -31,7 +31,7 @@ pub struct Client {
 
 struct Open {
     endpoint: Endpoint,
-    socket: Arc<CountingSocket>,
+    socket: Arc<QuietSocket>,
     connection: Connection,
 }
 
@@ -156,10 +156,10 @@ fn unusable(error: IdentityError) -> ConnectError {
     ConnectError::Identity(error.to_string())
 }
 
-fn client_endpoint(to: SocketAddr) -> std::io::Result<(Endpoint, Arc<CountingSocket>)> {
+fn client_endpoint(to: SocketAddr) -> std::io::Result<(Endpoint, Arc<QuietSocket>)> {
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let socket = CountingSocket::new(socket::bind(any)?)?;
+    let socket = QuietSocket::new(socket::bind(any)?)?;
     let runtime = Arc::new(QuietRuntime);
     let endpoint = Endpoint::new_with_abstract_socket(tuning::endpoint(), None, socket.clone(), runtime)?;
     Ok((endpoint, socket))

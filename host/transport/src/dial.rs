@@ -86,7 +86,7 @@ pub(super) fn establish(
 ) -> Result<(), (Close, String)> {
     let link = Link::new(connection.clone(), peer, dialled);
     let entry = shared.peer(link.uid);
-    link.start(lanes, &shared.service);
+    link.start(lanes, &shared.service, &shared.socket);
     entry.adopt(shared, link.clone())?;
     shared.service.connected(link.uid);
     tracing::debug!(peer = %link.uid, boot = %link.boot, dialled, "connected");

@@ -22,6 +22,7 @@ mod close;
 mod dial;
 mod error;
 mod frame;
+mod heard;
 mod hello;
 pub mod identity;
 pub mod kind;
@@ -61,7 +62,7 @@ use self::link::Link;
 pub use self::service::{Lane, PeerIdentity, Request, Responder, Service};
 use self::shared::{Shared, Trust, server_config};
 use self::tls::Credentials;
-use self::udp::QuietRuntime;
+use self::udp::{QuietRuntime, QuietSocket};
 
 /// Who a node is and whom it trusts.
 #[derive(Clone, Debug)]
@@ -114,13 +115,19 @@ impl Transport {
         let credentials = Credentials::new(&config.identity, &config.authorities)?;
         let tuning = tuning::transport();
         let listen = |source| BindError::Listen { addr: config.listen, source };
-        let socket = socket::bind(config.listen).map_err(listen)?;
+        let socket = socket::bind(config.listen).and_then(QuietSocket::new).map_err(listen)?;
         let server = server_config(&credentials, tuning.clone());
-        let endpoint = Endpoint::new(tuning::endpoint(), Some(server), socket, Arc::new(QuietRuntime));
+        let endpoint = Endpoint::new_with_abstract_socket(
+            tuning::endpoint(),
+            Some(server),
+            socket.clone(),
+            Arc::new(QuietRuntime),
+        );
         let endpoint = endpoint.map_err(listen)?;
         let shared = Arc::new(Shared {
             local_addr: endpoint.local_addr().map_err(listen)?,
             endpoint: Some(endpoint.clone()).into(),
+            socket: Arc::downgrade(&socket),
             runtime: tokio::runtime::Handle::current(),
             service,
             cluster: config.cluster,

@@ -36,8 +36,9 @@ pub const KEEP_ALIVE: Duration = Duration::from_millis(300);
 /// A peer not heard from for this long is gone: calls in flight end, new ones are refused.
 pub const SILENCE_LIMIT: Duration = Duration::from_millis(700);
 
-/// How often a link to a node looks whether something came. A look that is late counts as one
-/// that is not: then it was this process that was held up, and what came waits in its socket.
+/// The last part of [`SILENCE_LIMIT`]: a link on which nothing came until then looks once more at its
+/// end. A look that is later than this does not count: then it was this process that was held up, and
+/// what came waits in its socket.
 pub const SILENCE_LOOK: Duration = Duration::from_millis(100);
 
 /// What QUIC gets as its idle time-out: for connections of operators, whose far end may be busy

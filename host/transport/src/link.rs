@@ -2,7 +2,6 @@
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::Duration;
 
 use annulus_core::ids::{BootId, NodeUid};
 use annulus_core::state::Lineage;
@@ -23,6 +22,7 @@ use super::service::{Lane, PeerIdentity, Service};
 use super::stream::open_bulk;
 use super::tls::peer_chain;
 use super::tuning::priority;
+use super::udp::QuietSocket;
 
 /// A stream's two halves.
 pub(super) type Halves = (SendStream, RecvStream);
@@ -56,39 +56,49 @@ pub(super) struct Link {
     ended: OnceLock<String>,
 }
 
-/// When a link looks next: all links of a process together, so that they wake it once. At
-/// least half a [`SILENCE_LOOK`] from now, so that a late look is not followed by the next at once.
-fn next_look(now: Instant) -> Instant {
-    static FIRST: OnceLock<Instant> = OnceLock::new();
-    let first = *FIRST.get_or_init(|| now);
-    let looks =
-        (now + SILENCE_LOOK / 2).saturating_duration_since(first).as_millis() / SILENCE_LOOK.as_millis();
-    first + SILENCE_LOOK * (u32::try_from(looks).unwrap_or(u32::MAX).saturating_add(1))
-}
-
 /// Closes a connection on which nothing comes any more: every packet counts, keep-alives too.
-async fn end_when_silent(link: Weak<Link>, connection: Connection) {
-    // None before the first look, which is sooner after the link's start than others are apart.
-    let mut heard = None;
-    let mut silence = Duration::ZERO;
+async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<QuietSocket>) {
+    let packets = || connection.stats().udp_rx.datagrams;
+    let listen = || socket.upgrade().map(|socket| socket.listen_to(connection.remote_address()));
+    // None: the port is closed, and the connection with it.
+    let Some(mut heard) = listen() else { return };
+    let mut before = packets();
+    let mut from = heard.at();
     loop {
+        let due = from.max(heard.at()) + (SILENCE_LIMIT - SILENCE_LOOK);
         tokio::select! {
             _ = connection.closed() => return,
-            () = tokio::time::sleep_until(next_look(Instant::now())) => {}
+            () = tokio::time::sleep_until(due) => {}
         }
-        let now = Some(connection.stats().udp_rx.datagrams);
-        if now != heard {
-            (heard, silence) = (now, Duration::ZERO);
+        let now = Instant::now();
+        if now > due + SILENCE_LOOK {
+            // It was this process that was held up: what came meanwhile waits in its socket.
+            from = now;
             continue;
         }
-        silence += SILENCE_LOOK;
-        if silence >= SILENCE_LIMIT {
-            if let Some(link) = link.upgrade() {
-                link.note_end("the peer fell silent");
-            }
-            return Close::Silent.close(&connection, "nothing came from this peer for too long");
+        if connection.remote_address() != heard.addr {
+            let Some(moved) = listen() else { return };
+            heard = moved;
+            continue;
         }
+        let came = packets();
+        let is_heard = heard.at() + (SILENCE_LIMIT - SILENCE_LOOK) > now;
+        if !(is_heard && came != before) {
+            // Nothing came, or only from another connection at that address: the last look.
+            tokio::select! {
+                _ = connection.closed() => return,
+                () = tokio::time::sleep_until(now + SILENCE_LOOK) => {}
+            }
+            if packets() == came {
+                break;
+            }
+        }
+        before = packets();
     }
+    if let Some(link) = link.upgrade() {
+        link.note_end("the peer fell silent");
+    }
+    Close::Silent.close(&connection, "nothing came from this peer for too long");
 }
 
 impl Link {
@@ -111,8 +121,13 @@ impl Link {
     }
 
     /// Starts to read and write the lanes; call once, from the network's runtime.
-    pub(super) fn start(self: &Arc<Self>, streams: Vec<Halves>, service: &Arc<dyn Service>) {
-        tokio::spawn(end_when_silent(Arc::downgrade(self), self.connection.clone()));
+    pub(super) fn start(
+        self: &Arc<Self>,
+        streams: Vec<Halves>,
+        service: &Arc<dyn Service>,
+        socket: &Weak<QuietSocket>,
+    ) {
+        tokio::spawn(end_when_silent(Arc::downgrade(self), self.connection.clone(), socket.clone()));
         for (index, (send, recv)) in streams.into_iter().enumerate() {
             tokio::spawn(self.lanes.clone().write(index, send));
             let reader = Reader {

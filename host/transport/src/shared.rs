@@ -2,7 +2,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid};
 use annulus_core::state::Lineage;
@@ -18,11 +18,14 @@ use super::identity::TlsIdentity;
 use super::peer::Peer;
 use super::service::Service;
 use super::tls::Credentials;
+use super::udp::QuietSocket;
 
 pub(super) struct Shared {
     /// Gone once the node is closing: with the last clone goes the port.
     pub endpoint: RwLock<Option<Endpoint>>,
     pub local_addr: SocketAddr,
+    /// Of `endpoint`, which alone keeps it open.
+    pub socket: Weak<QuietSocket>,
     pub runtime: Handle,
     pub service: Arc<dyn Service>,
     pub cluster: ClusterId,

@@ -21,6 +21,8 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::heard::{Heard, LastHeard};
+
 /// Tokio for quinn, with this module's sockets.
 #[derive(Debug)]
 pub(super) struct QuietRuntime;
@@ -35,10 +37,7 @@ impl Runtime for QuietRuntime {
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
-        let state = UdpSocketState::new((&socket).into())?;
-        socket.set_nonblocking(true)?;
-        let io = register(socket, Interest::READABLE)?;
-        Ok(Arc::new(QuietSocket { io, state, full: AtomicBool::new(false) }))
+        Ok(QuietSocket::new(socket)?)
     }
 
     fn now(&self) -> Instant {
@@ -46,12 +45,37 @@ impl Runtime for QuietRuntime {
     }
 }
 
+/// The socket of a node or a client.
 #[derive(Debug)]
-struct QuietSocket {
+pub(super) struct QuietSocket {
     io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
     /// A send had to wait, and nobody has seen since that one need not.
     full: AtomicBool,
+    sent: watch::Sender<u64>,
+    heard: Heard,
+}
+
+impl QuietSocket {
+    /// Call on the runtime that is to be woken.
+    pub(super) fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
+        let state = UdpSocketState::new((&socket).into())?;
+        socket.set_nonblocking(true)?;
+        let io = register(socket, Interest::READABLE)?;
+        let (sent, heard) = (watch::Sender::new(0), Heard::default());
+        Ok(Arc::new(Self { io, state, full: AtomicBool::new(false), sent, heard }))
+    }
+
+    /// Changes with every send from now on, so that a process can wait for its close packet to leave
+    /// before it exits.
+    pub(super) fn sends(&self) -> watch::Receiver<u64> {
+        self.sent.subscribe()
+    }
+
+    /// When the last packet came from `addr`: now at first.
+    pub(super) fn listen_to(&self, addr: SocketAddr) -> LastHeard {
+        self.heard.listen_to(addr)
+    }
 }
 
 impl AsyncUdpSocket for QuietSocket {
@@ -63,6 +87,9 @@ impl AsyncUdpSocket for QuietSocket {
         let sent = self.state.send(self.io.get_ref().into(), transmit);
         if sent.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::WouldBlock) {
             self.full.store(true, Ordering::Release);
+        }
+        if self.sent.receiver_count() > 0 {
+            self.sent.send_modify(|sent| *sent += 1);
         }
         sent
     }
@@ -77,6 +104,9 @@ impl AsyncUdpSocket for QuietSocket {
             let mut readable = ready!(self.io.poll_read_ready(cx))?;
             // An error: there was nothing after all, and the next packet wakes.
             if let Ok(received) = readable.try_io(|io| self.state.recv(io.get_ref().into(), bufs, meta)) {
+                if let Ok(count) = received {
+                    self.heard.note(meta.iter().take(count).map(|packet| packet.addr));
+                }
                 return Poll::Ready(received);
             }
         }
@@ -96,63 +126,6 @@ impl AsyncUdpSocket for QuietSocket {
 
     fn max_receive_segments(&self) -> usize {
         self.state.gro_segments()
-    }
-}
-
-/// A socket that counts its sends, so that a process can wait for its close packet to leave before it
-/// exits.
-#[derive(Debug)]
-pub(super) struct CountingSocket {
-    socket: Arc<dyn AsyncUdpSocket>,
-    sent: watch::Sender<u64>,
-}
-
-impl CountingSocket {
-    pub(super) fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
-        let socket = QuietRuntime.wrap_udp_socket(socket)?;
-        Ok(Arc::new(Self { socket, sent: watch::Sender::new(0) }))
-    }
-
-    /// Changes with every send from now on.
-    pub(super) fn sends(&self) -> watch::Receiver<u64> {
-        self.sent.subscribe()
-    }
-}
-
-impl AsyncUdpSocket for CountingSocket {
-    fn create_io_poller(self: Arc<Self>) -> Pin<Box<dyn UdpPoller>> {
-        self.socket.clone().create_io_poller()
-    }
-
-    fn try_send(&self, transmit: &Transmit<'_>) -> io::Result<()> {
-        self.socket.try_send(transmit)?;
-        self.sent.send_modify(|sent| *sent += 1);
-        Ok(())
-    }
-
-    fn poll_recv(
-        &self,
-        cx: &mut Context<'_>,
-        bufs: &mut [IoSliceMut<'_>],
-        meta: &mut [RecvMeta],
-    ) -> Poll<io::Result<usize>> {
-        self.socket.poll_recv(cx, bufs, meta)
-    }
-
-    fn local_addr(&self) -> io::Result<SocketAddr> {
-        self.socket.local_addr()
-    }
-
-    fn may_fragment(&self) -> bool {
-        self.socket.may_fragment()
-    }
-
-    fn max_transmit_segments(&self) -> usize {
-        self.socket.max_transmit_segments()
-    }
-
-    fn max_receive_segments(&self) -> usize {
-        self.socket.max_receive_segments()
     }
 }
 
@@ -240,10 +213,8 @@ mod tests {
     #[tokio::test]
     async fn a_send_that_found_the_buffer_full_goes_on_when_it_is_not() {
         let socket = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
-        socket.set_nonblocking(true).unwrap();
-        let state = UdpSocketState::new((&socket).into()).unwrap();
-        let io = register(socket, Interest::READABLE).unwrap();
-        let socket = Arc::new(QuietSocket { io, state, full: AtomicBool::new(true) });
+        let socket = QuietSocket::new(socket).unwrap();
+        socket.full.store(true, Ordering::Release);
         let mut poller = socket.clone().create_io_poller();
         let writable = poll_fn(|cx| poller.as_mut().poll_writable(cx));
         tokio::time::timeout(Duration::from_secs(60), writable).await.unwrap().unwrap();

@@ -66,6 +66,34 @@ async fn a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachabl
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_node_at_the_address_of_a_killed_one_does_not_keep_its_link_up() {
+    let world = World::new();
+    let a = world.node();
+    let b = Doomed::start(world.config(uid()));
+    let (old, transport) = (b.node.addr(), a.transport.clone());
+    let call =
+        tokio::spawn(async move { transport.call(&old, Lane::Data, HOLD, Bytes::new(), soon()).await });
+    let held = b.node.held().await;
+    let config = b.kill();
+    while std::net::UdpSocket::bind(config.listen).is_err() {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let other = Node::start(TransportConfig { listen: config.listen, ..world.config(uid()) });
+    let begun = Instant::now();
+    let error = within("the call's end", async {
+        while !call.is_finished() {
+            other.call(&a.addr(), ECHO, b"").await.unwrap();
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        call.await.unwrap().unwrap_err()
+    })
+    .await;
+    assert!(matches!(error, CallError::Lost(_)), "{error}");
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    drop(held);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_peer_that_closes_ends_calls_at_once() {
     let world = World::new();
     let (a, b) = (world.node(), world.node());
