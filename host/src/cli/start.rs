@@ -15,6 +15,9 @@ use crate::node::{self, Exit, ExitSwitch, Node, NodeConfig, StopReason};
 use annulus_data_dir::{DataDir, DataDirError};
 
 /// Run a node.
+///
+/// SIGTERM and Ctrl-C stop it in order; SIGHUP is ignored. Log lines go to stderr: who rotates logs
+/// takes them from there.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Its name, `NAME@HOST`; the same at each start of one data directory

@@ -85,6 +85,27 @@ impl ExitSwitch {
     }
 }
 
+/// Has SIGHUP end nothing, from now on and for as long as the process runs: log lines go to stderr, so
+/// there is no file to open anew, and a hangup of the terminal or the habit of a log rotation is no
+/// wish to stop.
+pub(super) fn ignore_hangups(on: &Handle) {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _on = on.enter();
+        match signal(SignalKind::hangup()) {
+            Ok(mut hangups) => drop(on.spawn(async move {
+                while hangups.recv().await.is_some() {
+                    tracing::info!("SIGHUP is ignored: log lines go to stderr, nothing is opened anew");
+                }
+            })),
+            Err(error) => tracing::warn!(%error, "SIGHUP will end this process the hard way"),
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = on;
+}
+
 /// Waits until a signal has asked the process to end, in this life of the node or between two: the
 /// first wait replaces what the system does with such signals, so from then on none may be missed.
 async fn asked_to_end() {
