@@ -39,6 +39,7 @@ mod table;
 mod token;
 mod transfers;
 mod undeploy;
+mod words;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
