@@ -1,5 +1,6 @@
 //! The node's one database, shared by the control plane and the modules' items (D7).
 
+use std::io::Write;
 use std::path::Path;
 
 use fjall::{Database, KeyspaceCreateOptions};
@@ -33,6 +34,8 @@ pub fn keyspace_options() -> KeyspaceCreateOptions {
 /// from here on, and peers take over (D7).
 pub fn fatal(error: &fjall::Error) -> ! {
     tracing::error!(%error, "the database failed to write; ending this process");
-    eprintln!("annulus: the database failed to write, ending this process: {error}");
+    // Nothing more can be done where stderr fails too, and the process must end all the same.
+    let stderr = &mut std::io::stderr();
+    drop(writeln!(stderr, "annulus: the database failed to write, ending this process: {error}"));
     std::process::exit(70)
 }

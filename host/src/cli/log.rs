@@ -24,6 +24,8 @@ pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) {
     let filter = wanted.or_else(|| default.parse().ok()).unwrap_or_default();
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
+        // It would say so on stderr, where it has just failed, and panic over that.
+        .log_internal_errors(false)
         .with_writer(std::io::stderr);
     let registry = tracing_subscriber::registry();
     // Fails only if it was set up before, which is as good.

@@ -41,6 +41,8 @@ mod transfers;
 mod undeploy;
 mod words;
 
+use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -51,6 +53,7 @@ pub use connection::{Connection, Exchange};
 pub use context::Context;
 pub use duration::parse_duration;
 pub use error::CliError;
+use output::remark;
 pub use output::{Format, Output};
 pub use start::LogFormat;
 pub use table::Table;
@@ -186,18 +189,29 @@ pub fn main_speaking(speaks: Speaks) -> ExitCode {
 /// `--help` and `--version` are errors to the parser; a real one speaks JSON where asked to.
 fn report_usage(error: &clap::Error) -> ExitCode {
     let wants_json = || {
-        let words: Vec<String> = std::env::args().collect();
+        // Not every word is text.
+        let words: Vec<OsString> = std::env::args_os().collect();
         words.iter().any(|word| word == "--format=json")
             || words.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json")
     };
-    if error.use_stderr() && wants_json() {
+    if !error.use_stderr() {
+        return match error.print() {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                remark(&format!("error: cannot write the help: {error}\n"));
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    if wants_json() {
         let text = error.render().to_string();
         let message = text.trim_start_matches("error: ").trim_end();
         Output::new(Format::Json).error(&CliError::Usage(message.to_owned()));
-    } else if error.print().is_err() {
-        return ExitCode::FAILURE;
+    } else {
+        // The exit code tells it where nobody can read this.
+        drop(error.print());
     }
-    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+    ExitCode::from(2)
 }
 
 fn run(cli: Cli, output: &Output, speaks: Speaks) -> Result<(), CliError> {

@@ -16,6 +16,7 @@ mod load;
 mod planned;
 mod relay;
 mod riak_test;
+mod streams;
 mod transcript;
 mod transfers;
 mod upgrade;
