@@ -30,7 +30,7 @@ use fjall::Database;
 
 use annulus_admin::{AdminParts, AdminService};
 use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
-use annulus_data_dir::{DataDir, DataDirError, open_database};
+use annulus_data_dir::{DataDir, DataDirError, obstacle, open_database};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
 use annulus_transport::{BindError, Transport, TransportConfig};
 
@@ -73,7 +73,7 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The system gives no threads.
-    #[error("cannot start threads: {0}")]
+    #[error("cannot start threads: {error}. {way}", error = .0, way = obstacle(.0).unwrap_or("Nothing was changed"))]
     Threads(std::io::Error),
     /// The node was removed from its cluster.
     #[error(

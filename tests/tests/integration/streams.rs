@@ -2,7 +2,7 @@
 
 use std::ffi::OsString;
 use std::fs::File;
-use std::io::Write;
+use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::process::{Command, Output, Stdio};
 
@@ -142,4 +142,39 @@ fn a_hangup_does_not_end_a_node() {
     until("the node says that it ignores it", || node.log_tail().contains("SIGHUP is ignored").then_some(()));
     assert!(node.is_running());
     assert_eq!(node.json(&["members"]).code, 0);
+}
+
+#[test]
+fn too_few_open_files_are_not_called_damage() {
+    let mut cluster = Cluster::apart(1);
+    let node = &mut cluster.nodes_mut()[0];
+    assert_eq!(node.stop(), Some(0));
+    let mut said_of_the_database = 0;
+    for limit in 12..=24 {
+        let annulus = command();
+        let mut start = Command::new("sh");
+        start.envs(annulus.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        start.args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")]).arg(annulus.get_program());
+        start.args(["start", "--with-parent", "--name", &node.name, "--listen", "127.0.0.1:0", "--data"]);
+        let mut child = start
+            .arg(&node.data)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let mut first = String::new();
+        BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
+        // Where it started it ends with its stdin, which this closes.
+        let ran = child.wait_with_output().unwrap();
+        if !first.is_empty() {
+            break;
+        }
+        let said = String::from_utf8_lossy(&ran.stderr);
+        assert!(!said.contains("--rejoin-as-new") && !said.contains("panicked"), "{limit}: {said}");
+        assert!(said.contains("ulimit -n"), "{limit}: {said}");
+        said_of_the_database += u32::from(said.contains("database"));
+    }
+    assert!(said_of_the_database > 0);
+    node.start();
 }
