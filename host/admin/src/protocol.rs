@@ -79,10 +79,13 @@ pub enum AdminRequest {
     /// [`UPLOAD_CHUNK_BYTES`]. `Progress`, then `Done` with a
     /// [`DeployedRow`](super::rows::DeployedRow).
     Deploy(DeployRequest),
-    /// Back to the release before: `Done` with a [`DeployedRow`](super::rows::DeployedRow).
+    /// Back to an earlier release: `Done` with a [`DeployedRow`](super::rows::DeployedRow).
     Rollback {
         /// The module's name.
         module: String,
+        /// The release's version; the one before if none.
+        #[serde(default)]
+        to: Option<u64>,
     },
     /// Ends a module and its items.
     Undeploy {
@@ -192,8 +195,12 @@ pub struct DeployRequest {
     pub w: Option<u8>,
     /// Engine of its host storage.
     pub storage: Option<StorageKind>,
-    /// Settings by name, as text: the node knows their types from the component.
+    /// Settings by name, as text: the node knows their types from the component. Those that the module
+    /// has and that are not named here stay.
     pub config: Vec<(String, String)>,
+    /// Settings that the module is no longer to have.
+    #[serde(default)]
+    pub unset: Vec<String>,
     /// Length of the component that follows.
     pub bytes: u64,
     /// How long to wait for it, in milliseconds.

@@ -158,6 +158,25 @@ pub struct ModuleRow {
     /// Nodes that cannot run it, and why: they are offered as no replica of it.
     #[serde(default)]
     pub unable: BTreeMap<String, String>,
+    /// Its settings, as `--set` takes them.
+    #[serde(default)]
+    pub settings: BTreeMap<String, String>,
+    /// Earlier releases that `rollback --to` can go back to, newest first.
+    #[serde(default)]
+    pub earlier: Vec<ReleaseRow>,
+}
+
+/// An earlier release of a module.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReleaseRow {
+    /// Release number.
+    pub version: u64,
+    /// The guest's own version string; empty if this build cannot read the release's description.
+    pub guest_version: String,
+    /// SHA-256 of the component.
+    pub digest: String,
+    /// The settings that come back with it; none where they are not kept (before state level 3).
+    pub settings: Option<BTreeMap<String, String>>,
 }
 
 /// What `deploy` and `rollback` did.
@@ -177,6 +196,9 @@ pub struct DeployedRow {
     pub longest_stall_us: u64,
     /// Members that could not be reached: they follow when they are back.
     pub unreached: Vec<String>,
+    /// The module had this component and these settings already: no new version was made.
+    #[serde(default)]
+    pub unchanged: bool,
 }
 
 /// `token`.

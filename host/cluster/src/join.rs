@@ -76,6 +76,9 @@ pub enum JoinError {
     /// The address is its own.
     #[error("{0} is this node itself")]
     Itself(SocketAddr),
+    /// A change of its own cluster is under way whose outcome is not known yet.
+    #[error("this node's own cluster is being changed; try again in a moment")]
+    Busy,
     /// A join is under way.
     #[error("this node is joining already")]
     UnderWay,
@@ -112,7 +115,7 @@ impl JoinError {
             Self::Connect(error) => {
                 !matches!(error, ConnectError::Timeout(_) | ConnectError::Unreachable { .. })
             }
-            Self::Unavailable(_) | Self::Unknown(_) => false,
+            Self::Unavailable(_) | Self::Unknown(_) | Self::Busy => false,
             _ => true,
         }
     }
@@ -259,7 +262,7 @@ impl Cluster {
             Ok((index, Outcome::Admitted(node))) => (index, node),
             Ok(_) | Err(ProposeError::Unknown) => return JoinReply::Unknown,
             Err(ProposeError::Refused(refusal)) => return JoinReply::Refused(refusal),
-            Err(error @ (ProposeError::NoLeader | ProposeError::NoQuorum)) => {
+            Err(error @ (ProposeError::NoLeader | ProposeError::NoQuorum | ProposeError::Joining(_))) => {
                 return JoinReply::Unavailable(error.to_string());
             }
         };

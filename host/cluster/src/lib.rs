@@ -17,6 +17,7 @@ mod announce;
 mod change;
 mod claimant;
 mod contact;
+mod hold;
 mod join;
 mod lineage;
 mod liveness;
@@ -60,6 +61,7 @@ use view::Views;
 
 pub use announce::Place;
 pub use change::Changed;
+pub use hold::JoinHold;
 pub use join::{Candidate, JoinError, ask_to_join, authority};
 pub use liveness::{Liveness, LivenessTable, Standing};
 pub use network::{ControlNetwork, TransportLink};
@@ -141,6 +143,7 @@ struct Inner {
     /// Held by who does that.
     turn: tokio::sync::Mutex<()>,
     heard: watch::Sender<Heard>,
+    growth: hold::Growth,
     runtime: Handle,
     ended: watch::Sender<Option<Ended>>,
     tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
@@ -315,6 +318,10 @@ impl Cluster {
 
     fn raft(&self) -> Raft {
         self.inner.running.load().raft.clone()
+    }
+
+    fn growth(&self) -> &hold::Growth {
+        &self.inner.growth
     }
 
     fn contact(&self) -> &Contact {

@@ -44,6 +44,12 @@ pub enum ProposeError {
     /// The leader has no majority of voters behind it. Not applied.
     #[error("no majority of the cluster's voters can be reached; nothing was changed")]
     NoQuorum,
+    /// The node waits for another cluster's answer to its join, which would wipe the change. Not applied.
+    #[error(
+        "this node is asking {0} to let it join, which would wipe this change; nothing was changed. Try again \
+         when the join has ended"
+    )]
+    Joining(std::net::SocketAddr),
     /// The command's turn came and it changed nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -73,6 +79,7 @@ impl Cluster {
     ) -> BoxFuture<'_, Result<(u64, Outcome), ProposeError>> {
         Box::pin(async move {
             self.check_level(&command)?;
+            let _turn = self.growth().enter(&command, deadline).await?;
             let mut failure = ProposeError::NoLeader;
             let (mut hint, mut hops) = (None, 0);
             let mut majority_seen = Instant::now();

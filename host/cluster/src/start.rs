@@ -171,6 +171,7 @@ impl Cluster {
                     running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
                     turn: Default::default(),
                     heard: watch::Sender::new(Heard::nothing(uid)),
+                    growth: Default::default(),
                     runtime,
                     ended,
                     tasks: Default::default(),

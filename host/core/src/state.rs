@@ -112,7 +112,13 @@ pub struct Release {
     /// What `describe` said, as CBOR (opaque here; the host's `wasm::Description`).
     #[serde(with = "serde_bytes")]
     pub description: Vec<u8>,
+    /// CBOR map that `init` gets; of a release from before state level 3 the module's.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub config: Option<Vec<u8>>,
 }
+
+/// Earlier releases that a module keeps besides the current and the previous one.
+pub const OLDER_RELEASES: usize = 8;
 
 /// Where a module's host storage lives.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -147,8 +153,32 @@ pub struct Module {
     pub current: Release,
     /// What `rollback` goes back to.
     pub previous: Option<Release>,
+    /// What `rollback --to` may go back to besides, newest first, at most [`OLDER_RELEASES`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub older: Vec<Release>,
     /// Log index of the last change of this module.
     pub changed: u64,
+}
+
+/// The release of a module that a command is about: refused where another one runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct ModuleBase {
+    /// The module, of which another may have the name by now.
+    pub uid: ModuleUid,
+    /// Its current version.
+    pub version: u64,
+}
+
+impl Module {
+    /// What runs now, for a command that is about it.
+    pub fn base(&self) -> ModuleBase {
+        ModuleBase { uid: self.uid, version: self.current.version }
+    }
+
+    /// Its releases that a node has to be able to run or to go back to, the current one first.
+    pub fn releases(&self) -> impl Iterator<Item = &Release> {
+        std::iter::once(&self.current).chain(&self.previous).chain(&self.older)
+    }
 }
 
 /// Everything that the cluster has agreed on.
@@ -177,7 +207,8 @@ pub struct ClusterState {
     /// Changes that wait for a commit, in the order in which they were staged.
     #[serde(default)]
     pub staged: Vec<Change>,
-    /// Log index of the last change of `staged`.
+    /// Log index of the last change of `staged`, and from state level 3 on of any node's mark as down:
+    /// what a plan does depends on both.
     #[serde(default)]
     pub stage_version: u64,
     /// Partitions whose items may be gone with a removed owner, until an operator has seen it.
@@ -299,15 +330,24 @@ pub enum Command {
         /// The version that the proposer saw running, 0 for none: refused if it changed since.
         base_version: u64,
     },
-    /// Runs the previous release again, as a new version.
+    /// Runs an earlier release again, as a new version.
     Rollback {
         /// The module's name.
         name: String,
+        /// The release that the proposer saw running. State level 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<ModuleBase>,
+        /// The version of the release; the previous one if none. State level 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        to: Option<u64>,
     },
     /// Ends a module and its items.
     Undeploy {
         /// The module's name.
         name: String,
+        /// The release that the proposer saw running. State level 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        base: Option<ModuleBase>,
     },
     /// A member that came back under other addresses.
     Moved {
@@ -343,6 +383,9 @@ pub enum Command {
         base: u64,
         /// The table that follows from it.
         table: Vec<Vec<NodeId>>,
+        /// `stage_version` of the state that it was planned on. State level 3.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        stage: Option<u64>,
     },
     /// `member` -> `down`: an operator says that it is away. It keeps its share.
     Down {
@@ -382,6 +425,13 @@ pub enum Command {
         level: u32,
         /// Who speaks it.
         known: Vec<NodeId>,
+    },
+    /// A node gave up items of these partitions that the present owner does not have. State level 3.
+    Lost {
+        /// The node, which keeps them aside.
+        node: NodeId,
+        /// The partitions.
+        partitions: Vec<PartitionId>,
     },
 }
 
@@ -483,6 +533,17 @@ pub enum Refusal {
         "the state's level cannot become {0}: a member came that may not speak it, or it is that already"
     )]
     CannotRaise(u32),
+    /// `rollback --to` a version that is not kept.
+    #[error("{name} has no release {version} to go back to: `annulus modules` shows those that it has")]
+    NoRelease {
+        /// The module.
+        name: String,
+        /// The version.
+        version: u64,
+    },
+    /// Another operator changed the module first.
+    #[error("{0} was changed meanwhile; look at `annulus modules` and say it again")]
+    ModuleChanged(String),
 }
 
 /// Who keeps the level down, for people.

@@ -60,7 +60,7 @@ impl Speaks {
     pub const FIRST: Self = Self { protocol: Range::new(1, 1), levels: Range::new(1, 1) };
 
     /// This build.
-    pub const THIS: Self = Self { protocol: Range::new(1, 2), levels: Range::new(1, 2) };
+    pub const THIS: Self = Self { protocol: Range::new(1, 2), levels: Range::new(1, 3) };
 }
 
 impl Default for Speaks {
@@ -80,6 +80,13 @@ pub(crate) fn first_level() -> u32 {
 /// The first level that knows a command. A new command finds its place here or does not compile.
 pub fn level_of(command: &Command) -> u32 {
     match command {
+        // The level before ignores what these were made from.
+        Command::Change { stage: Some(_), .. }
+        | Command::Rollback { base: Some(_), .. }
+        | Command::Undeploy { base: Some(_), .. }
+        | Command::Lost { .. } => 3,
+        // Before, a rollback had one release to go back to.
+        Command::Rollback { to: Some(_), .. } => 3,
         // The level before takes every joiner in, whatever it was told.
         Command::Admit { member, .. } if member.staged => 2,
         Command::Found { .. }

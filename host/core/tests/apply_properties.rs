@@ -90,8 +90,13 @@ fn step() -> impl Strategy<Value = Step> {
         },
     );
     let name = (0u8..3).prop_map(|name| format!("m{name}"));
-    let module = (name, prop::bool::weighted(0.7))
-        .prop_map(|(name, roll)| if roll { Command::Rollback { name } } else { Command::Undeploy { name } });
+    let module = (name, prop::bool::weighted(0.7)).prop_map(|(name, roll)| {
+        if roll {
+            Command::Rollback { name, base: None, to: None }
+        } else {
+            Command::Undeploy { name, base: None }
+        }
+    });
     let plain = prop_oneof![
         1 => Just(found()),
         1 => Just(Command::ClearStaged),
@@ -173,7 +178,7 @@ impl Step {
                     return Command::Stage { change };
                 }
                 let table = plan(state, &[change]).map_or_else(|_| state.claimed_table(), |plan| plan.table);
-                Command::Change { change, base: state.ring.epoch - u64::from(*stale), table }
+                Command::Change { change, base: state.ring.epoch - u64::from(*stale), table, stage: None }
             }
             Self::Commit { stale, odd } => {
                 let table = plan(state, &state.staged);
@@ -200,7 +205,13 @@ impl Step {
                     w: *w,
                     storage: Some(StorageKind::Durable),
                     config: None,
-                    release: Release { version: 0, digest: Digest([9; 32]), bytes: 1, description: vec![] },
+                    release: Release {
+                        version: 0,
+                        digest: Digest([9; 32]),
+                        bytes: 1,
+                        description: vec![],
+                        config: None,
+                    },
                     base_version: running + u64::from(*stale),
                 }
             }

@@ -119,7 +119,7 @@ impl World {
     }
 
     fn deploy(&mut self) {
-        let release = Release { version: 0, digest: TOKEN, bytes: 1, description: vec![0xa0] };
+        let release = Release { version: 0, digest: TOKEN, bytes: 1, description: vec![0xa0], config: None };
         let (n, r, w, storage, config) = (None, None, None, None, None);
         self.ok(Command::Deploy { name: "kv".into(), n, r, w, storage, config, release, base_version: 0 });
     }
@@ -273,7 +273,7 @@ fn what_a_removed_node_owned_has_another_owner_at_once_and_is_noted_as_a_possibl
     let plan = plan(world.state(), &[change]).unwrap();
     let loses = Warning::Loses { node: "n1@h".into(), partitions: held.owned, modules: "kv".into() };
     assert_eq!(plan.warnings, [loses]);
-    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone() });
+    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone(), stage: None });
     let state = world.state();
     assert_eq!(state.members[&gone].status, MemberStatus::Removed);
     assert!(state.members[&gone].banned && !state.holds(gone));
@@ -305,7 +305,7 @@ fn the_only_holder_removed_gives_its_places_to_those_of_the_table() {
     assert!(pending > 0);
     let change = Change::Remove { node: founder };
     let plan = plan(world.state(), &[change]).unwrap();
-    world.ok(Command::Change { change, base: plan.base, table: plan.table });
+    world.ok(Command::Change { change, base: plan.base, table: plan.table, stage: None });
     let state = world.state();
     assert!(state.ring.iter().all(|(_, partition)| partition.replicas == [b] && partition.pending.is_none()));
     assert_eq!(state.losses.len(), 8);
@@ -322,7 +322,7 @@ fn a_replacement_of_a_node_marked_down_bans_it_and_takes_over() {
     let plan = plan(world.state(), &[change]).unwrap();
     assert!(matches!(&plan.warnings[..], [Warning::Loses { .. }]), "{:?}", plan.warnings);
     let owned = world.load(old).owned;
-    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone() });
+    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone(), stage: None });
     assert!(world.state().members[&old].banned);
     assert_eq!(world.state().losses.len(), owned);
     world.flip(usize::MAX);
@@ -494,4 +494,31 @@ proptest! {
             prop_assert!(member.status != MemberStatus::Leaving || !world.state().holds(member.id));
         }
     }
+}
+
+#[test]
+fn a_hand_over_that_was_shown_is_not_committed_as_a_removal() {
+    let mut world = World::of(64, 4);
+    let (old, new) = (world.ids[1], world.admit(None, true));
+    world.ok(Command::ClearStaged);
+    world.ok(Command::Stage { change: Change::Replace { old, new } });
+    let shown = plan(world.state(), &world.state().staged).unwrap();
+    world.ok(Command::Down { node: old });
+    let now = plan(world.state(), &world.state().staged).unwrap();
+    assert_eq!(shown.table, now.table, "it would look the same");
+    assert_ne!(shown.id(), now.id());
+    let commit =
+        |plan: &Plan| Command::Commit { stage: plan.stage, base: plan.base, table: plan.table.clone() };
+    assert_eq!(world.refused(commit(&shown)), Refusal::PlanChanged);
+    let change = Change::Replace { old, new };
+    let at_once =
+        Command::Change { change, base: shown.base, table: shown.table.clone(), stage: Some(shown.stage) };
+    assert_eq!(world.refused(at_once), Refusal::RingChanged);
+    assert!(!world.state().members[&old].banned);
+    // Up again it is another plan again, and once more what was shown.
+    world.ok(Command::Up { node: old });
+    assert_eq!(world.refused(commit(&now)), Refusal::PlanChanged);
+    let again = plan(world.state(), &world.state().staged).unwrap();
+    world.ok(commit(&again));
+    assert_eq!(world.state().members[&old].status, MemberStatus::Leaving);
 }

@@ -25,6 +25,9 @@ pub enum JoinIntent {
         /// It is to wait there for a plan.
         #[serde(default)]
         stage: bool,
+        /// The modules and items of its own cluster are given up.
+        #[serde(default)]
+        discard: bool,
     },
     /// The cluster has answered: there is no way back, only through.
     Admitted(Box<Admitted>),

@@ -121,7 +121,8 @@ fn a_join_survives_a_restart_and_damage_to_it_is_noticed() {
     let dir = tempfile::tempdir().unwrap();
     let data = DataDir::lock(dir.path()).unwrap();
     assert_eq!(data.join_intent().unwrap(), None);
-    let intent = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into(), stage: true };
+    let intent =
+        JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into(), stage: true, discard: true };
     data.write_join_intent(&intent).unwrap();
     assert_eq!(data.join_intent().unwrap(), Some(intent));
     std::fs::write(dir.path().join("JOIN"), b"junk").unwrap();
@@ -140,7 +141,8 @@ fn whole_directory() -> tempfile::TempDir {
     data.write_credentials(&credentials).unwrap();
     let founding = Founding { authority: pem("CERTIFICATE"), authority_key: pem("PRIVATE KEY") };
     data.write_founding(&founding).unwrap();
-    let join = JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into(), stage: false };
+    let join =
+        JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into(), stage: false, discard: false };
     data.write_join_intent(&join).unwrap();
     drop(data);
     dir

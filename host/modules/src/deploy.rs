@@ -3,12 +3,13 @@
 //! Nothing switches before every member that can be reached has the component and says that it
 //! can run it. After that, one log entry makes it the module's current release, and each node
 //! swaps its vnodes between two commands. If one cannot (its new release does not take the
-//! items of the old), the release before becomes current again.
+//! items of the old), the release before becomes current again, where it reads what is written by now.
+//! No step ever ends a module by itself: with its first release its items would go.
 
 use std::time::Duration;
 
 use annulus_core::ids::{Digest, ModuleUid, NodeId};
-use annulus_core::state::{Command, Module, Outcome, Refusal, Release, StorageKind};
+use annulus_core::state::{Command, Module, ModuleBase, Outcome, Refusal, Release, StorageKind};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -16,6 +17,7 @@ use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::formats::cannot_follow;
 use super::messages::{AwaitRunning, Prepare};
 use super::{ArtefactError, Modules, Running};
 use annulus_cluster::ProposeError;
@@ -28,6 +30,8 @@ use annulus_wasm::{Description, InvalidComponent, Limits};
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// Longest that an entry may take to be agreed on.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+/// The state level from which on a command names the release that it is about.
+const NAMED_SINCE: u32 = 3;
 /// Longest that all members may take to swap their vnodes.
 const SWAP_LIMIT: Duration = Duration::from_secs(300);
 
@@ -46,6 +50,8 @@ pub struct DeployRequest {
     pub storage: Option<StorageKind>,
     /// CBOR map for `init`.
     pub config: Option<Vec<u8>>,
+    /// The release that the request was made for; whatever runs where none.
+    pub base: Option<ModuleBase>,
     /// The component.
     pub component: Bytes,
 }
@@ -96,6 +102,8 @@ pub struct Deployed {
     pub longest_stall_us: u64,
     /// Members that could not be reached: they follow when they are back.
     pub unreached: Vec<String>,
+    /// The module had this release and these settings already: no new version was made.
+    pub unchanged: bool,
 }
 
 /// Why a deploy changed nothing.
@@ -132,6 +140,20 @@ pub enum DeployError {
         /// What it said.
         reason: String,
     },
+    /// Agreed on, but a node cannot run it, and it was not taken back. The node tries again by itself.
+    #[error("{name} version {version} is deployed, but {node} cannot run it: {reason}; {left}")]
+    Unable {
+        /// The module.
+        name: String,
+        /// The release.
+        version: u64,
+        /// The node's name.
+        node: String,
+        /// What it said.
+        reason: String,
+        /// Why the release stays, and what can be done.
+        left: String,
+    },
     /// Agreed on, but a node did not say in time that it runs it. It goes on.
     #[error(
         "the release is agreed on, but {node} does not run it after {SWAP_LIMIT:?}: {reason}; `annulus modules` shows how far it is"
@@ -163,6 +185,9 @@ impl Modules {
             let name = request.name.clone().unwrap_or_else(|| description.name.clone());
             let view = inner.cluster.view();
             let present = view.module(&name).cloned();
+            if request.base.is_some_and(|base| present.as_ref().map(Module::base) != Some(base)) {
+                return Err(ProposeError::from(Refusal::DeployRaced(name)).into());
+            }
             self.check_settings(&request, &name, &description, present.as_ref())?;
             let config = request
                 .config
@@ -176,7 +201,17 @@ impl Modules {
 
             let unreached = self.prepare_everywhere(digest, &config, &tell).await?;
 
-            let release = Release { version: 0, digest, bytes, description: description.to_cbor() };
+            let same = |module: &Module| module.current.digest == digest && module.config == config;
+            if let Some(module) = present.as_ref().filter(|module| same(module)) {
+                // Settings that could differ besides are refused above.
+                let (uid, version) = (module.uid, module.current.version);
+                return match self.await_running(uid, version, &tell).await {
+                    Ok(ran) => Ok(Deployed { name, version, digest, unreached, unchanged: true, ..ran }),
+                    Err(failure) => Err(failure.of(name, version, "it was deployed like this before")),
+                };
+            }
+            let description = description.to_cbor();
+            let release = Release { version: 0, digest, bytes, description, config: None };
             let command = Command::Deploy {
                 name: name.clone(),
                 n: request.n,
@@ -187,43 +222,83 @@ impl Modules {
                 release,
                 base_version: present.as_ref().map_or(0, |module| module.current.version),
             };
-            let had_release = present.is_some();
-            match self.agree(command, &tell).await {
-                Ok((uid, version)) => match self.await_running(uid, version, &tell).await {
-                    Ok(ran) => Ok(Deployed { name, version, digest, unreached, ..ran }),
-                    Err(SwapFailure::Failed { node, reason }) => {
-                        let undo =
-                            if had_release { Command::Rollback { name } } else { Command::Undeploy { name } };
-                        inner.cluster.propose(undo, Instant::now() + PROPOSE_LIMIT).await?;
-                        Err(DeployError::RolledBack { node, reason })
+            let (uid, version) = self.agree(command, &tell).await?;
+            match self.await_running(uid, version, &tell).await {
+                Ok(ran) => Ok(Deployed { name, version, digest, unreached, ..ran }),
+                Err(SwapFailure::Slow { node, reason }) => Err(DeployError::Slow { node, reason }),
+                Err(failure @ SwapFailure::Failed { .. }) => {
+                    match self.take_back(&name, ModuleBase { uid, version }).await {
+                        Ok(()) => Err(failure.rolled_back()),
+                        Err(left) => Err(failure.of(name, version, &left)),
                     }
-                    Err(SwapFailure::Slow { node, reason }) => Err(DeployError::Slow { node, reason }),
-                },
-                Err(error) => Err(error.into()),
+                }
             }
         })
     }
 
-    /// Makes the release before the current one current again, as a new version.
+    /// Makes the release before a failed one current again; why not, if it cannot be.
+    async fn take_back(&self, name: &str, failed: ModuleBase) -> Result<(), String> {
+        let view = self.inner.cluster.view();
+        let module = view.module(name).filter(|module| module.base() == failed);
+        let module = module.ok_or("another operator has changed the module since")?;
+        let Some(previous) = &module.previous else {
+            return Err(format!(
+                "it is the module's first release, so there is none to go back to; deploy one that runs, or \
+                 `annulus undeploy {name}` deletes the module and its items"
+            ));
+        };
+        if let Some(why) = cannot_follow(module, previous) {
+            return Err(format!("it cannot be rolled back: {why}; deploy a release that runs"));
+        }
+        let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to: None };
+        let undone = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
+        undone.map(drop).map_err(|error| format!("it was not rolled back: {error}"))
+    }
+
+    /// The release that a command is about, where the cluster understands that.
+    fn named(&self, module: &Module) -> Option<ModuleBase> {
+        (self.inner.cluster.view().state.level >= NAMED_SINCE).then(|| module.base())
+    }
+
+    /// Makes an earlier release current again, as a new version: the one before, or the one of version
+    /// `to`.
     ///
     /// # Errors
     /// Each says what was changed.
     pub fn rollback<'a>(
         &'a self,
         name: &'a str,
+        to: Option<u64>,
         progress: mpsc::UnboundedSender<Progress>,
     ) -> BoxFuture<'a, Result<Deployed, DeployError>> {
         Box::pin(async move {
             let tell = |step| drop(progress.send(step));
-            let (uid, version) = self.agree(Command::Rollback { name: name.to_owned() }, &tell).await?;
+            let view = self.inner.cluster.view();
+            let module =
+                view.module(name).ok_or_else(|| ProposeError::from(Refusal::NoModule(name.into())))?;
+            let target = match to {
+                None => module.previous.as_ref().ok_or_else(|| Refusal::NoPrevious(name.into())),
+                Some(version) => module
+                    .releases()
+                    .skip(1)
+                    .find(|release| release.version == version)
+                    .ok_or_else(|| Refusal::NoRelease { name: name.into(), version }),
+            };
+            let target = target.map_err(ProposeError::from)?;
+            if let Some(why) = cannot_follow(module, target) {
+                return Err(DeployError::Incompatible(why));
+            }
+            let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to };
+            let (uid, version) = self.agree(command, &tell).await?;
             match self.await_running(uid, version, &tell).await {
                 Ok(ran) => {
                     let digest =
                         self.inner.cluster.view().module(name).map_or(ran.digest, |m| m.current.digest);
                     Ok(Deployed { name: name.to_owned(), version, digest, ..ran })
                 }
-                Err(SwapFailure::Failed { node, reason } | SwapFailure::Slow { node, reason }) => {
-                    Err(DeployError::Slow { node, reason })
+                Err(SwapFailure::Slow { node, reason }) => Err(DeployError::Slow { node, reason }),
+                Err(failure) => {
+                    Err(failure.of(name.to_owned(), version, "roll back further, or deploy again"))
                 }
             }
         })
@@ -235,7 +310,9 @@ impl Modules {
     /// As the cluster refuses it; nothing was changed then.
     pub fn undeploy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), DeployError>> {
         Box::pin(async move {
-            let command = Command::Undeploy { name: name.to_owned() };
+            let view = self.inner.cluster.view();
+            let base = view.module(name).and_then(|module| self.named(module));
+            let command = Command::Undeploy { name: name.to_owned(), base };
             let (index, _) = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await?;
             // The next request of this node must not see the module any more.
             let _ = self.inner.cluster.wait_applied(index, Instant::now() + PROPOSE_LIMIT).await;
@@ -378,6 +455,7 @@ impl Modules {
             swapped_items: 0,
             longest_stall_us: 0,
             unreached: Vec::new(),
+            unchanged: false,
         };
         let mut done = 0;
         while let Some((node, running)) = asked.next().await {
@@ -449,6 +527,24 @@ const EMPTY_CBOR_MAP: u8 = 0xa0;
 enum SwapFailure {
     Failed { node: String, reason: String },
     Slow { node: String, reason: String },
+}
+
+impl SwapFailure {
+    /// For a release that was taken back.
+    fn rolled_back(self) -> DeployError {
+        let (Self::Failed { node, reason } | Self::Slow { node, reason }) = self;
+        DeployError::RolledBack { node, reason }
+    }
+
+    /// For a release that stays.
+    fn of(self, name: String, version: u64, left: &str) -> DeployError {
+        match self {
+            Self::Failed { node, reason } => {
+                DeployError::Unable { name, version, node, reason, left: left.to_owned() }
+            }
+            Self::Slow { node, reason } => DeployError::Slow { node, reason },
+        }
+    }
 }
 
 fn encoded<T: serde::Serialize>(message: &T) -> Vec<u8> {

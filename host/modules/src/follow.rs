@@ -1,6 +1,6 @@
 //! Brings this node to the releases that the cluster has agreed on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,8 +8,10 @@ use annulus_core::ids::{Digest, ModuleUid, NodeId};
 use annulus_core::state::Module;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, timeout};
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep_until, timeout};
 
+use super::formats::{described, write_format};
 use super::{Modules, Running};
 use annulus_core::codec;
 use annulus_transport::kind;
@@ -20,6 +22,17 @@ use annulus_wasm::Limits;
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
 /// After a failure the node tries again this much later, without waiting for a change.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
+/// A component that could not be had so often in a row counts as a failure of the release here: before,
+/// a member that was away for a moment would end a deploy.
+const FETCH_TRIES: u32 = 3;
+
+/// Why this node does not run a release.
+enum BringError {
+    /// Nobody could give its component.
+    Missing(String),
+    /// It does not run here.
+    Broken(String),
+}
 
 impl Modules {
     /// Loads what is current, then follows every change until the cluster's watch ends.
@@ -32,60 +45,93 @@ impl Modules {
             }
             let mut changes = self.inner.cluster.watch();
             changes.mark_unchanged();
-            let mut settled = self.bring_up_to_date(Here::Only).await;
+            let mut bringing = Bringing::default();
+            self.bring_up_to_date(Here::Only, &mut bringing);
+            while let Some(ended) = bringing.tasks.join_next().await {
+                bringing.note(ended);
+            }
             if let Some(connections) = self.inner.connections.lock().take() {
                 tokio::spawn(self.clone().keep_telling(connections));
             }
             let this = self.clone();
             tokio::spawn(async move {
                 loop {
-                    if settled {
-                        if changes.changed().await.is_err() {
-                            return;
+                    let retry = bringing.retry;
+                    tokio::select! {
+                        changed = changes.changed() => {
+                            if changed.is_err() {
+                                return;
+                            }
                         }
-                    } else {
-                        // Either there is news, or what failed is due again.
-                        let _ = timeout(RETRY_AFTER, changes.changed()).await;
+                        Some(ended) = bringing.tasks.join_next() => bringing.note(ended),
+                        () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
+                            bringing.retry = None;
+                        }
                     }
-                    settled = this.bring_up_to_date(Here::OrFetched).await;
+                    this.bring_up_to_date(Here::OrFetched, &mut bringing);
                 }
             });
         })
     }
 
-    /// True if every module runs as the cluster wants it.
-    async fn bring_up_to_date(&self, here: Here) -> bool {
+    /// Begins with each module that does not run as the cluster wants it. Each has a task of its own, so
+    /// that a component that nobody has, or a guest that takes long, holds up no other module.
+    fn bring_up_to_date(&self, here: Here, bringing: &mut Bringing) {
         let view = self.inner.cluster.view();
         self.drop_undeployed(&view.state.modules.keys().copied().collect::<Vec<_>>());
-        let mut settled = true;
         for module in view.state.modules.values() {
             let state = self.inner.running.borrow().get(&module.uid).cloned().unwrap_or_default();
-            let failed_here =
-                state.failed.as_ref().is_some_and(|(version, _)| *version == module.current.version);
-            if state.version == module.current.version && !failed_here {
+            let version = module.current.version;
+            let failed_here = state.failed.as_ref().is_some_and(|(failed, _)| *failed == version);
+            let runs = state.version == version && !failed_here;
+            // What failed waits for its turn, unless there is news of it.
+            let waits = bringing.failed.get(&module.uid) == Some(&version) && bringing.retry.is_some();
+            if runs || waits || !bringing.busy.insert(module.uid) {
                 continue;
             }
-            if let Err(reason) = self.bring(module, here).await {
-                settled = false;
-                tracing::warn!(module = %module.name, version = module.current.version, reason, "this node cannot run the module's current release");
-                self.note(module.uid, |running| running.failed = Some((module.current.version, reason)));
-            }
+            let (this, module) = (self.clone(), module.clone());
+            bringing.tasks.spawn(async move {
+                let failed = this.bring(&module, here).await.err();
+                let missed = (module.uid, version);
+                match &failed {
+                    None => drop(this.inner.missed.lock().remove(&missed)),
+                    Some(error) => this.note_failure(&module, error),
+                }
+                (module.uid, version, failed.is_none())
+            });
         }
-        settled
     }
 
-    async fn bring(&self, module: &Module, here: Here) -> Result<(), String> {
-        let bytes = self.component(&module.current.digest, here).await?;
+    fn note_failure(&self, module: &Module, error: &BringError) {
+        let version = module.current.version;
+        let (reason, counts) = match error {
+            BringError::Broken(reason) => (reason, true),
+            BringError::Missing(reason) => {
+                let mut missed = self.inner.missed.lock();
+                let times = missed.entry((module.uid, version)).or_default();
+                *times = times.saturating_add(1);
+                (reason, *times >= FETCH_TRIES)
+            }
+        };
+        tracing::warn!(module = %module.name, version, reason, "this node cannot run the module's current release");
+        if counts {
+            self.note(module.uid, |running| running.failed = Some((version, reason.clone())));
+        }
+    }
+
+    async fn bring(&self, module: &Module, here: Here) -> Result<(), BringError> {
+        let broken = |error: &dyn std::fmt::Display| BringError::Broken(error.to_string());
+        let component = self.component(&module.current.digest, here).await;
+        let bytes = component.map_err(BringError::Missing)?;
         let prepared =
-            self.inner.engine.prepare(bytes, Limits::default()).await.map_err(|error| error.to_string())?;
+            self.inner.engine.prepare(bytes, Limits::default()).await.map_err(|error| broken(&error))?;
         // Here and now, not at the first command for one of its vnodes: others are to be told.
-        self.inner.engine.check_init(&prepared, &module.config).await.map_err(|error| error.to_string())?;
-        let behaviour = Arc::new(Behaviour::wasm(
-            module.name.as_str().into(),
-            module.current.version,
-            prepared,
-            module.config.clone(),
-        ));
+        self.inner.engine.check_init(&prepared, &module.config).await.map_err(|error| broken(&error))?;
+        let previous = module.previous.as_ref().and_then(described);
+        let format = write_format(&prepared.description, previous.as_ref());
+        let (name, version) = (module.name.as_str().into(), module.current.version);
+        let behaviour = Behaviour::wasm(name, version, prepared, module.config.clone()).writing(format);
+        let behaviour = Arc::new(behaviour);
         // New vnodes run the new release from here on; those that run are swapped one by one,
         // each between two of its commands.
         self.inner.behaviours.rcu(|known| {
@@ -102,7 +148,7 @@ impl Modules {
         let (items, stall) =
             (done.iter().map(|report| report.items).sum(), done.iter().map(|report| report.stall_us).max());
         if let Some(reason) = failed {
-            return Err(reason);
+            return Err(BringError::Broken(reason));
         }
         self.note(module.uid, |running| {
             *running = Running {
@@ -158,10 +204,41 @@ impl Modules {
             next
         });
         self.inner.running.send_modify(|running| running.retain(|uid, _| deployed.contains(uid)));
+        self.inner.missed.lock().retain(|(uid, _), _| deployed.contains(uid));
     }
 
     fn note(&self, module: ModuleUid, change: impl FnOnce(&mut Running)) {
         self.inner.running.send_modify(|running| change(running.entry(module).or_default()));
+    }
+}
+
+/// The modules that are being brought to their current releases.
+#[derive(Default)]
+struct Bringing {
+    /// Each answers its module, the version and whether it runs.
+    tasks: JoinSet<(ModuleUid, u64, bool)>,
+    busy: HashSet<ModuleUid>,
+    /// What did not run at its last try.
+    failed: HashMap<ModuleUid, u64>,
+    /// When that is tried again.
+    retry: Option<Instant>,
+}
+
+impl Bringing {
+    fn note(&mut self, ended: Result<(ModuleUid, u64, bool), tokio::task::JoinError>) {
+        let Ok((module, version, runs)) = ended else {
+            // It panicked, and says so itself; whose it was is not known, so all may be tried again.
+            self.busy.clear();
+            self.retry.get_or_insert_with(|| Instant::now() + RETRY_AFTER);
+            return;
+        };
+        self.busy.remove(&module);
+        if runs {
+            self.failed.remove(&module);
+        } else {
+            self.failed.insert(module, version);
+            self.retry.get_or_insert_with(|| Instant::now() + RETRY_AFTER);
+        }
     }
 }
 

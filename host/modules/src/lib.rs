@@ -7,6 +7,7 @@
 mod artefacts;
 mod deploy;
 mod follow;
+mod formats;
 mod messages;
 mod serve;
 mod unable;
@@ -46,6 +47,8 @@ struct Inner {
     running: watch::Sender<HashMap<ModuleUid, Running>>,
     /// Parsed descriptions, by component: what the cluster keeps is CBOR.
     descriptions: Mutex<HashMap<Digest, Arc<Description>>>,
+    /// How often in a row the component of a release could not be had.
+    missed: Mutex<HashMap<(ModuleUid, u64), u32>>,
     /// What the others cannot serve.
     words: Mutex<unable::Words>,
     /// Who has connected: to be told what this node cannot serve.
@@ -70,6 +73,7 @@ impl Modules {
                 behaviours: ArcSwap::default(),
                 running: watch::Sender::new(HashMap::new()),
                 descriptions: Mutex::default(),
+                missed: Mutex::default(),
                 words: Mutex::default(),
                 connected,
                 connections: Mutex::new(Some(connections)),

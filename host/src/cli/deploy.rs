@@ -36,9 +36,13 @@ pub struct Args {
     /// Where the module's host storage lives
     #[arg(long, value_enum)]
     storage: Option<Storage>,
-    /// A setting of the module, as its description types it; `@FILE`, `@-` and `@@` as in `call`
+    /// A setting of the module, as its description types it (`@FILE`, `@-` and `@@` as in `call`); the
+    /// others that it has stay as they are
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
+    /// A setting that the module is no longer to have
+    #[arg(long = "unset", value_name = "NAME")]
+    unset: Vec<String>,
     /// How long to wait until every node runs it
     #[arg(long, value_parser = parse_duration, default_value = "2m")]
     timeout: Duration,
@@ -81,6 +85,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             Storage::Durable => StorageKind::Durable,
         }),
         config,
+        unset: args.unset,
         bytes: component.len() as u64,
         timeout_ms: millis(args.timeout),
     });
@@ -147,6 +152,12 @@ fn word_for(ty: &Type, contents: &[u8], value: &Value) -> Option<String> {
 
 pub(super) fn render(row: &DeployedRow) -> String {
     let digest: String = row.digest.chars().take(12).collect();
+    if row.unchanged {
+        return format!(
+            "{} runs this component with these settings already, as version {}, on {} nodes",
+            row.name, row.version, row.nodes
+        );
+    }
     let mut text = format!("{} version {} ({digest}) runs on {} nodes", row.name, row.version, row.nodes);
     if row.version > 1 {
         let (items, stall) = (row.swapped_items, row.longest_stall_us);

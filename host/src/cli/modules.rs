@@ -1,5 +1,7 @@
 //! `modules`: what is deployed.
 
+use std::collections::BTreeMap;
+
 use super::{CliError, Context, Table};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::ModuleRow;
@@ -37,5 +39,26 @@ pub(super) fn render(rows: &[ModuleRow]) -> String {
     let unable = rows.iter().flat_map(|row| {
         row.unable.iter().map(|(node, reason)| format!("\n{node} cannot run {}: {reason}", row.name))
     });
-    format!("{table}{}", unable.collect::<String>())
+    let details = rows.iter().filter_map(details);
+    format!("{table}{}{}", unable.collect::<String>(), details.collect::<String>())
+}
+
+/// A module's settings, and what it can go back to.
+fn details(row: &ModuleRow) -> Option<String> {
+    let settings = |all: &BTreeMap<String, String>| {
+        all.iter().map(|(name, value)| format!(" {name}={value}")).collect::<String>()
+    };
+    let mut text = String::new();
+    if !row.settings.is_empty() {
+        text.push_str(&format!("\n{} is set{}", row.name, settings(&row.settings)));
+    }
+    for earlier in &row.earlier {
+        let digest: String = earlier.digest.chars().take(12).collect();
+        let set = earlier.settings.as_ref().map(settings).unwrap_or_default();
+        text.push_str(&format!(
+            "\n{} --to {}: {} ({digest}){set}",
+            row.name, earlier.version, earlier.guest_version
+        ));
+    }
+    (!text.is_empty()).then_some(text)
 }

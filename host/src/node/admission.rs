@@ -12,12 +12,16 @@ use tokio::time::{Instant, sleep};
 
 use super::exit::{Exit, ExitSwitch};
 use super::{NodeConfig, StartError};
-use annulus_cluster::{Candidate, Cluster, JoinError, Token, ask_to_join};
+use annulus_cluster::{Candidate, Cluster, JoinError, JoinHold, Token, ask_to_join};
 use annulus_data_dir::{Admitted, DataDir, JoinIntent};
 
 /// How long one attempt of a resumed join may take, and the pause after it.
 const ATTEMPT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
+
+/// A resumed join is given up after this time, which is how long a token is good for unless its maker
+/// says otherwise: meanwhile the node can do nothing else.
+const RESUMED_LIMIT: Duration = Duration::from_secs(600);
 
 /// Lets a node join another cluster. Clones share it.
 #[derive(Clone)]
@@ -100,15 +104,16 @@ impl Joiner {
         let Inner { data, turn, .. } = &*self.inner;
         let _turn = turn.try_lock().map_err(|_| JoinError::UnderWay)?;
         let parsed: Token = token.parse()?;
-        self.check(member, &parsed, discard)?;
+        let hold = self.hold(member, &parsed, discard, deadline).await?;
         data.write_join_intent(&JoinIntent::Asking {
             address: member.to_string(),
             token: token.to_owned(),
             stage,
+            discard,
         })?;
         let asked = ask_to_join(member, &parsed, &self.candidate(stage), deadline).await;
         match asked {
-            Ok(admitted) => self.accept(admitted),
+            Ok(admitted) => self.accept(admitted, hold),
             Err(error) => {
                 data.clear_join_intent()?;
                 Err(error)
@@ -118,40 +123,64 @@ impl Joiner {
 
     /// Goes on with a join that a crash interrupted before the answer, until there is one.
     pub(super) fn resume(&self, on: &Handle) -> Result<(), StartError> {
-        let Some(JoinIntent::Asking { address, token, stage }) = self.inner.data.join_intent()? else {
+        let Some(JoinIntent::Asking { address, token, stage, discard }) = self.inner.data.join_intent()?
+        else {
             return Ok(());
         };
         let (Ok(member), Ok(token)) = (address.parse(), token.parse()) else {
             return Ok(self.inner.data.clear_join_intent()?);
         };
         let joiner = self.clone();
-        on.spawn(async move { joiner.ask_until_answered(member, token, stage).await });
+        let wish = JoinWish { discard, stage };
+        on.spawn(async move { joiner.ask_until_answered(member, token, wish).await });
         Ok(())
     }
 
-    async fn ask_until_answered(self, member: SocketAddr, token: Token, stage: bool) {
+    async fn ask_until_answered(self, member: SocketAddr, token: Token, wish: JoinWish) {
         let Ok(_turn) = self.inner.turn.try_lock() else { return };
         tracing::info!(%member, "going on with the join that was under way");
-        loop {
-            let asked = ask_to_join(member, &token, &self.candidate(stage), Instant::now() + ATTEMPT).await;
-            match asked {
-                Ok(admitted) => {
-                    if let Err(error) = self.accept(admitted) {
-                        tracing::error!(%error, "the join cannot be finished");
-                    }
-                    return;
-                }
-                Err(error) if error.is_final() => {
-                    tracing::warn!(%error, "the join that was under way is given up");
-                    if let Err(error) = self.inner.data.clear_join_intent() {
-                        tracing::error!(%error, "and would be tried again after a restart");
-                    }
-                    return;
-                }
+        let end = Instant::now() + RESUMED_LIMIT;
+        let given_up = loop {
+            match self.ask_once(member, &token, wish).await {
+                Ok(()) => return,
+                Err(error) if error.is_final() || Instant::now() >= end => break error,
                 Err(error) => tracing::info!(%error, "the join has to wait"),
             }
             sleep(PAUSE).await;
+        };
+        let name = &self.inner.config.name;
+        tracing::warn!(
+            error = %given_up,
+            "the join that was under way is given up; if {member}'s cluster shows {name} as joining, join again \
+             or remove it there"
+        );
+        if let Err(error) = self.inner.data.clear_join_intent() {
+            tracing::error!(%error, "and would be tried again after a restart");
         }
+    }
+
+    /// One attempt of a resumed join. The node may have taken modules of its own before the hold, by a
+    /// build that had none, or between its start and now: then it is refused as the first attempt would be.
+    async fn ask_once(&self, member: SocketAddr, token: &Token, wish: JoinWish) -> Result<(), JoinError> {
+        let deadline = Instant::now() + ATTEMPT;
+        let hold = self.hold(member, token, wish.discard, deadline).await?;
+        let admitted = ask_to_join(member, token, &self.candidate(wish.stage), deadline).await?;
+        self.accept(admitted, hold).map(drop)
+    }
+
+    /// Checks that the node may join, and sees to it that this stays so.
+    async fn hold(
+        &self,
+        member: SocketAddr,
+        token: &Token,
+        discard: bool,
+        deadline: Instant,
+    ) -> Result<JoinHold, JoinError> {
+        // First without, so that a join that is refused anyway disturbs nobody.
+        self.check(member, token, discard)?;
+        let hold = self.inner.cluster.hold_for_join(member, deadline).await.map_err(|_| JoinError::Busy)?;
+        self.check(member, token, discard)?;
+        Ok(hold)
     }
 
     fn check(&self, member: SocketAddr, token: &Token, discard: bool) -> Result<(), JoinError> {
@@ -190,9 +219,10 @@ impl Joiner {
     }
 
     /// From here on there is only forward.
-    fn accept(&self, admitted: Admitted) -> Result<JoinAccepted, JoinError> {
+    fn accept(&self, admitted: Admitted, hold: JoinHold) -> Result<JoinAccepted, JoinError> {
         let admitted = Box::new(admitted);
         self.inner.data.write_join_intent(&JoinIntent::Admitted(admitted.clone()))?;
+        hold.keep();
         let state = &admitted.state;
         let own = self.inner.cluster.view().state.ring.size;
         Ok(JoinAccepted {

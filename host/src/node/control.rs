@@ -34,6 +34,7 @@ fn explain(error: &JoinError) -> AdminError {
         JoinError::Token(_) | JoinError::Refused(Refusal::BadSetting(_)) => "bad-arguments",
         JoinError::Connect(_) => "unreachable",
         JoinError::Unavailable(_) => "no-quorum",
+        JoinError::Busy => "not-ready",
         JoinError::Codec(_) | JoinError::Identity(_) | JoinError::DataDir(_) => "internal",
         JoinError::InCluster(_)
         | JoinError::HasModules(_)

@@ -231,7 +231,8 @@ fn assert_removed(config: NodeConfig) {
 }
 
 fn deploy(name: &str) -> Command {
-    let release = Release { version: 0, digest: Digest([1; 32]), bytes: 1, description: vec![0xa0] };
+    let release =
+        Release { version: 0, digest: Digest([1; 32]), bytes: 1, description: vec![0xa0], config: None };
     Command::Deploy {
         name: name.into(),
         n: None,

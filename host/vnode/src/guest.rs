@@ -22,6 +22,8 @@ pub struct Behaviour {
     pub description: Arc<Description>,
     /// CBOR map for `init`.
     config: Vec<u8>,
+    /// What its guest is told to write its items in.
+    write_format: u32,
     code: Code,
 }
 
@@ -33,11 +35,25 @@ enum Code {
 impl Behaviour {
     /// A component's.
     pub fn wasm(name: Arc<str>, version: u64, module: Arc<Module>, config: Vec<u8>) -> Self {
-        Self { name, version, description: module.description.clone(), config, code: Code::Wasm(module) }
+        let description = module.description.clone();
+        let write_format = description.writes_formats.iter().copied().max().unwrap_or(1);
+        Self { name, version, description, config, write_format, code: Code::Wasm(module) }
+    }
+
+    /// The same, with its items written in this format instead of the newest that it can write.
+    pub fn writing(self, write_format: u32) -> Self {
+        Self { write_format, ..self }
     }
 
     pub(super) fn native(name: Arc<str>, description: Description) -> Self {
-        Self { name, version: 0, description: Arc::new(description), config: Vec::new(), code: Code::Native }
+        Self {
+            name,
+            version: 0,
+            description: Arc::new(description),
+            config: Vec::new(),
+            write_format: 1,
+            code: Code::Native,
+        }
     }
 
     /// The component's digest; none for native code.
@@ -75,7 +91,7 @@ impl Guest {
         let code = match &behaviour.code {
             Code::Native => Running::Native(NativeKv::default()),
             Code::Wasm(module) => {
-                let write_format = behaviour.description.writes_formats.iter().copied().max().unwrap_or(1);
+                let write_format = behaviour.write_format;
                 let place = VnodePlace { module: behaviour.name.clone(), partition, write_format, actor };
                 let mut instance = Instance::start(module, place, items.clone(), &behaviour.config).await?;
                 instance.set_dots(dots);

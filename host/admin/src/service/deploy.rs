@@ -3,18 +3,16 @@
 use std::future::Future;
 
 use bytes::{Bytes, BytesMut};
-use ciborium::Value;
 use tokio::sync::mpsc;
 use tokio::time::timeout;
 
 use super::answer::Answer;
-use super::{AdminService, HEAR_LIMIT};
+use super::{AdminService, HEAR_LIMIT, settings};
 use crate::rows::DeployedRow;
 use crate::{AdminError, DeployRequest};
 use annulus_modules::{DeployError, Deployed, Progress};
 use annulus_transport::BulkRecv;
-use annulus_values::{Type, from_text};
-use annulus_wasm::{Description, Limits};
+use annulus_wasm::Limits;
 
 /// Largest component: some times what a whole language's runtime takes.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;
@@ -27,13 +25,17 @@ impl AdminService {
         answer: &mut Answer,
     ) -> Result<DeployedRow, AdminError> {
         let component = upload(request.bytes, recv).await?;
-        let config = if request.config.is_empty() {
-            None
-        } else {
+        let changes = (request.config.as_slice(), request.unset.as_slice());
+        let (mut config, mut base) = (None, None);
+        if !request.config.is_empty() || !request.unset.is_empty() {
             let prepared = self.parts.modules.engine().prepare(component.clone(), Limits::default());
             let prepared = answer.while_working("validating", prepared).await.map_err(DeployError::from)?;
-            Some(settings(&prepared.description, &request.config)?)
-        };
+            let description = &prepared.description;
+            let view = self.view();
+            let present = view.module(request.name.as_ref().unwrap_or(&description.name));
+            base = present.map(annulus_core::state::Module::base);
+            config = Some(settings::merged(present.map(|module| &module.config[..]), changes, description)?);
+        }
         let request = annulus_modules::DeployRequest {
             name: request.name,
             n: request.n,
@@ -41,6 +43,7 @@ impl AdminService {
             w: request.w,
             storage: request.storage,
             config,
+            base,
             component,
         };
         let (progress, steps) = mpsc::unbounded_channel();
@@ -51,10 +54,11 @@ impl AdminService {
     pub(super) async fn rollback(
         &self,
         module: &str,
+        to: Option<u64>,
         answer: &mut Answer,
     ) -> Result<DeployedRow, AdminError> {
         let (progress, steps) = mpsc::unbounded_channel();
-        let deployed = follow(self.parts.modules.rollback(module, progress), steps, answer).await?;
+        let deployed = follow(self.parts.modules.rollback(module, to, progress), steps, answer).await?;
         Ok(self.deployed(deployed))
     }
 
@@ -72,6 +76,7 @@ impl AdminService {
             swapped_items: deployed.swapped_items,
             longest_stall_us: deployed.longest_stall_us,
             unreached: deployed.unreached,
+            unchanged: deployed.unchanged,
         }
     }
 }
@@ -135,30 +140,6 @@ async fn upload(bytes: u64, recv: &mut BulkRecv) -> Result<Bytes, AdminError> {
     Ok(component.freeze())
 }
 
-/// Settings as text, typed by what the component says of them: CBOR for `init`.
-fn settings(description: &Description, given: &[(String, String)]) -> Result<Vec<u8>, AdminError> {
-    let bad = |why: String| AdminError::not_applied("bad-arguments", why);
-    let mut entries: Vec<(Value, Value)> = Vec::new();
-    for (name, text) in given {
-        let Some(param) = description.config.iter().find(|param| param.name == *name) else {
-            let known: Vec<&str> = description.config.iter().map(|param| param.name.as_str()).collect();
-            let known = if known.is_empty() {
-                "it has none".to_owned()
-            } else {
-                format!("it has {}", known.join(", "))
-            };
-            return Err(bad(format!("{} has no setting `{name}`; {known}", description.name)));
-        };
-        let value = from_text(&Type::parse(&param.ty), text)
-            .map_err(|error| bad(format!("setting {name}: {error}")))?;
-        if entries.iter().any(|(other, _)| other.as_text() == Some(name)) {
-            return Err(bad(format!("setting {name} is given twice")));
-        }
-        entries.push((Value::Text(name.clone()), value));
-    }
-    Ok(crate::encode(&Value::Map(entries)).to_vec())
-}
-
 impl From<DeployError> for AdminError {
     fn from(error: DeployError) -> Self {
         let message = error.to_string();
@@ -170,38 +151,12 @@ impl From<DeployError> for AdminError {
             DeployError::Member { .. } => Self::not_applied("not-ready", message),
             DeployError::Propose(error) => error.into(),
             DeployError::RolledBack { .. } => Self::not_applied("rolled-back", message),
+            DeployError::Unable { .. } => {
+                Self { state: "applied".to_owned(), ..Self::not_applied("not-ready", message) }
+            }
             DeployError::Slow { .. } => {
                 Self { state: "applied".to_owned(), ..Self::unknown("deadline-exceeded", message) }
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    #![allow(clippy::unwrap_used)]
-    use super::*;
-    use annulus_wasm::Param;
-
-    #[test]
-    fn settings_are_typed_and_unknown_ones_refused() {
-        let limit = Param { name: "limit".into(), ty: "uint".into(), doc: String::new(), optional: true };
-        let description = Description {
-            name: "shop".into(),
-            version: "1".into(),
-            doc: String::new(),
-            commands: vec![],
-            config: vec![limit],
-            writes_formats: vec![1],
-            reads_formats: vec![1],
-            exported: Default::default(),
-        };
-        let given = |name: &str, value: &str| vec![(name.to_owned(), value.to_owned())];
-        let bytes = settings(&description, &given("limit", "7")).unwrap();
-        assert_eq!(bytes, [0xa1, 0x65, b'l', b'i', b'm', b'i', b't', 0x07]);
-        assert!(settings(&description, &given("limit", "-1")).unwrap_err().message.contains("not uint"));
-        assert!(settings(&description, &given("color", "1")).unwrap_err().message.contains("it has limit"));
-        let twice = [given("limit", "1"), given("limit", "2")].concat();
-        assert!(settings(&description, &twice).unwrap_err().message.contains("twice"));
     }
 }

@@ -5,16 +5,19 @@ use std::collections::BTreeMap;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::hash_key;
 use annulus_core::preference::{Nodes, Role, preference_list};
-use annulus_core::state::{Change, Member, MemberStatus, Module, StorageKind};
+use annulus_core::state::{Change, Member, MemberStatus, Module, Release, StorageKind};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::Instant;
 
-use super::{AdminService, LOOK_LIMIT, name_of};
+use super::{AdminService, LOOK_LIMIT, name_of, settings};
 use crate::AdminError;
-use crate::rows::{LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, RingRow, StatusRow};
+use crate::rows::{
+    LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, ReleaseRow, RingRow, StatusRow,
+};
 use annulus_cluster::View;
 use annulus_modules::Running;
+use annulus_wasm::Description;
 
 /// What the preference list asks about nodes.
 struct Liveness<'a> {
@@ -127,6 +130,8 @@ impl AdminService {
                 .to_owned(),
                 nodes: nodes.collect(),
                 unable: self.unable(view, module),
+                settings: settings::in_words(&module.config),
+                earlier: module.releases().skip(1).map(earlier).collect(),
             }
         });
         join_all(rows).await
@@ -237,4 +242,14 @@ pub(super) fn ring(view: &View) -> RingRow {
         pending: partition.pending.as_ref().map(|transfer| names(&transfer.target)).unwrap_or_default(),
     });
     RingRow { ring_size: ring.size.get(), epoch: ring.epoch, partitions: partitions.collect() }
+}
+
+fn earlier(release: &Release) -> ReleaseRow {
+    let description = Description::from_cbor(&release.description);
+    ReleaseRow {
+        version: release.version,
+        guest_version: description.map_or_else(|_| String::new(), |said| said.version),
+        digest: release.digest.to_string(),
+        settings: release.config.as_deref().map(settings::in_words),
+    }
 }

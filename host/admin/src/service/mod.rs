@@ -14,6 +14,7 @@ mod look;
 mod membership;
 mod plan;
 mod recover;
+mod settings;
 mod transfers;
 
 use std::sync::Arc;
@@ -169,7 +170,7 @@ impl AdminService {
                 done(&())
             }
             AdminRequest::Deploy(request) => done(&self.deploy(request, recv, answer).await?),
-            AdminRequest::Rollback { module } => done(&self.rollback(&module, answer).await?),
+            AdminRequest::Rollback { module, to } => done(&self.rollback(&module, to, answer).await?),
             AdminRequest::Undeploy { module } => {
                 self.undeploy(&module).await?;
                 done(&())

@@ -128,6 +128,11 @@ impl AdminService {
         // Staged while it was away, and now it is back.
         let back = view.state.staged.iter().find_map(|change| match change {
             Change::Remove { node } if self.is_up(&view, *node) => Some(*node),
+            // Marked as down, which makes it a removal, and back before the mark is off.
+            Change::Replace { old, .. } => Some(*old).filter(|old| {
+                let is_down = view.member(*old).is_some_and(|member| member.status == MemberStatus::Down);
+                is_down && self.is_up(&view, *old)
+            }),
             _ => None,
         });
         if let Some(node) = back {

@@ -130,8 +130,8 @@ impl ClusterState {
                 };
                 self.deploy(index, name, &settings, release, *base_version)
             }
-            Command::Rollback { name } => self.rollback(index, name),
-            Command::Undeploy { name } => self.undeploy(name),
+            Command::Rollback { name, base, to } => self.rollback(index, name, *base, *to),
+            Command::Undeploy { name, base } => self.undeploy(name, *base),
             Command::Moved { node, listen, http } => {
                 let member = self.live_member_mut(*node)?;
                 member.listen.clone_from(listen);
@@ -141,9 +141,12 @@ impl ClusterState {
             Command::Stage { change } => self.stage(index, *change),
             Command::ClearStaged => Ok(self.clear_staged(index)),
             Command::Commit { stage, base, table } => self.commit(index, *stage, *base, table),
-            Command::Change { change, base, table } => self.change_at_once(index, *change, *base, table),
-            Command::Down { node } => self.down(*node),
-            Command::Up { node } => self.up(*node),
+            Command::Change { change, base, table, stage } => {
+                self.change_at_once(index, *change, (*base, *stage), table)
+            }
+            Command::Lost { node, partitions } => self.lost(index, *node, partitions),
+            Command::Down { node } => self.down(index, *node),
+            Command::Up { node } => self.up(index, *node),
             Command::Placed { node, zone, weight } => self.placed(*node, zone.as_ref(), *weight),
             Command::Acknowledge { up_to } => {
                 self.losses.retain(|_, loss| loss.index > *up_to);

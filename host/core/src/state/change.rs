@@ -9,6 +9,7 @@
 use serde::{Deserialize, Serialize};
 
 use crate::ids::NodeId;
+use crate::keyspace::PartitionId;
 
 use super::apply::wrong_status;
 use super::{ClusterState, Member, MemberStatus, Outcome, Refusal};
@@ -42,14 +43,24 @@ pub enum Change {
     },
 }
 
-/// What may be gone with a removed owner of a partition.
+impl Change {
+    /// The nodes that it names.
+    pub fn nodes(&self) -> Vec<NodeId> {
+        match *self {
+            Self::Join { node } | Self::Leave { node } | Self::Remove { node } => vec![node],
+            Self::Replace { old, new } => vec![old, new],
+        }
+    }
+}
+
+/// What may be gone of a partition: with its removed owner, or with one that a recovery did without.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// Who owned it.
     pub node: NodeId,
     /// Its name, which may be another node's by now.
     pub name: String,
-    /// Log index of the entry that removed it.
+    /// Log index of the entry that removed it, or of the recovery, or of its own word.
     pub index: u64,
 }
 
@@ -98,10 +109,10 @@ impl ClusterState {
         &mut self,
         index: u64,
         change: Change,
-        base: u64,
+        (base, stage): (u64, Option<u64>),
         table: &[Vec<NodeId>],
     ) -> Result<Outcome, Refusal> {
-        if base != self.ring.epoch {
+        if base != self.ring.epoch || stage.is_some_and(|stage| stage != self.stage_version) {
             return Err(Refusal::RingChanged);
         }
         *self = self.carried_out(index, &[change], table)?;
@@ -252,23 +263,51 @@ impl ClusterState {
         }
     }
 
-    pub(super) fn down(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+    pub(super) fn down(&mut self, index: u64, node: NodeId) -> Result<Outcome, Refusal> {
         let last = !self.has_member_besides(node);
         let member = self.live_member_mut(node)?;
         match member.status {
             MemberStatus::Down => {}
             MemberStatus::Member if last => return Err(Refusal::LastMember),
-            MemberStatus::Member => member.status = MemberStatus::Down,
+            MemberStatus::Member => {
+                member.status = MemberStatus::Down;
+                self.plans_changed(index);
+            }
             _ => return Err(wrong_status(member)),
         }
         Ok(Outcome::Done)
     }
 
-    pub(super) fn up(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
+    pub(super) fn up(&mut self, index: u64, node: NodeId) -> Result<Outcome, Refusal> {
         let member = self.live_member_mut(node)?;
         match member.status {
-            MemberStatus::Down | MemberStatus::Member => member.status = MemberStatus::Member,
+            MemberStatus::Member => {}
+            MemberStatus::Down => {
+                member.status = MemberStatus::Member;
+                self.plans_changed(index);
+            }
             _ => return Err(wrong_status(member)),
+        }
+        Ok(Outcome::Done)
+    }
+
+    /// A replacement of a node that is down removes it, and of one that is not hands over what it has:
+    /// a plan that was shown as the one must not be committed as the other.
+    fn plans_changed(&mut self, index: u64) {
+        if self.level >= 3 {
+            self.stage_version = index;
+        }
+    }
+
+    pub(super) fn lost(
+        &mut self,
+        index: u64,
+        node: NodeId,
+        partitions: &[PartitionId],
+    ) -> Result<Outcome, Refusal> {
+        let name = self.live_member_mut(node)?.name.clone();
+        for partition in partitions.iter().filter(|one| u32::from(one.0) < u32::from(self.ring.size)) {
+            self.losses.insert(*partition, Loss { node, name: name.clone(), index });
         }
         Ok(Outcome::Done)
     }

@@ -2,7 +2,7 @@
 
 use crate::ids::ModuleUid;
 
-use super::{ClusterState, Module, Outcome, Refusal, Release, StorageKind};
+use super::{ClusterState, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release, StorageKind};
 
 /// CBOR of the empty map, which `init` gets where a deploy says nothing.
 const EMPTY_MAP: &[u8] = &[0xa0];
@@ -33,17 +33,19 @@ impl ClusterState {
         if version != base_version {
             return Err(Refusal::DeployRaced(name.into()));
         }
-        let current = Release { version: version + 1, ..release.clone() };
-        let module = match old {
+        let mut current = Release { version: version + 1, config: None, ..release.clone() };
+        let kept = || old.map_or_else(|| EMPTY_MAP.to_vec(), |old| old.config.clone());
+        let config = settings.config.map_or_else(kept, <[u8]>::to_vec);
+        let keeps_settings = self.level >= 3;
+        if keeps_settings {
+            current.config = Some(config.clone());
+        }
+        let mut module = match old {
             Some(old) => Module {
                 n: settings.n.unwrap_or(old.n),
                 r: settings.r.unwrap_or(old.r),
                 w: settings.w.unwrap_or(old.w),
                 storage: settings.storage.unwrap_or(old.storage),
-                config: settings.config.map_or_else(|| old.config.clone(), <[u8]>::to_vec),
-                current,
-                previous: Some(old.current.clone()),
-                changed: index,
                 ..old.clone()
             },
             None => {
@@ -56,13 +58,18 @@ impl ClusterState {
                     r: settings.r.unwrap_or(n / 2 + 1),
                     w: settings.w.unwrap_or(n / 2 + 1),
                     storage: settings.storage.unwrap_or_default(),
-                    config: settings.config.unwrap_or(EMPTY_MAP).to_vec(),
-                    current,
+                    config: EMPTY_MAP.to_vec(),
+                    current: current.clone(),
                     previous: None,
+                    older: Vec::new(),
                     changed: index,
                 }
             }
         };
+        if old.is_some() {
+            module.follow(current, keeps_settings);
+        }
+        (module.config, module.changed) = (config, index);
         self.check_quorums(&module)?;
         let outcome = Outcome::Deployed(module.uid, module.current.version);
         self.modules.insert(module.uid, module);
@@ -85,19 +92,60 @@ impl ClusterState {
         Ok(())
     }
 
-    pub(super) fn rollback(&mut self, index: u64, name: &str) -> Result<Outcome, Refusal> {
-        let module = self.modules.values_mut().find(|module| module.name == name);
-        let module = module.ok_or_else(|| Refusal::NoModule(name.into()))?;
-        let previous = module.previous.clone().ok_or_else(|| Refusal::NoPrevious(name.into()))?;
+    pub(super) fn rollback(
+        &mut self,
+        index: u64,
+        name: &str,
+        base: Option<ModuleBase>,
+        to: Option<u64>,
+    ) -> Result<Outcome, Refusal> {
+        let keeps_settings = self.level >= 3;
+        let uid = self.named(name, base)?;
+        let module = self.modules.get_mut(&uid).ok_or_else(|| Refusal::NoModule(name.into()))?;
+        let target = match to {
+            None => module.previous.clone().ok_or_else(|| Refusal::NoPrevious(name.into()))?,
+            Some(version) => {
+                let mut releases = module.releases().skip(1);
+                let missing = || Refusal::NoRelease { name: name.into(), version };
+                releases.find(|release| release.version == version).cloned().ok_or_else(missing)?
+            }
+        };
         let version = module.current.version + 1;
-        module.previous = Some(std::mem::replace(&mut module.current, Release { version, ..previous }));
-        module.changed = index;
+        // Of a release that knows no settings of its own: the module's, which were its too.
+        let config = target.config.clone().unwrap_or_else(|| module.config.clone());
+        module.follow(Release { version, ..target }, keeps_settings);
+        (module.config, module.changed) = (config, index);
         Ok(Outcome::Deployed(module.uid, version))
     }
 
-    pub(super) fn undeploy(&mut self, name: &str) -> Result<Outcome, Refusal> {
-        let uid = self.module_by_name(name).ok_or_else(|| Refusal::NoModule(name.into()))?.uid;
+    pub(super) fn undeploy(&mut self, name: &str, base: Option<ModuleBase>) -> Result<Outcome, Refusal> {
+        let uid = self.named(name, base)?;
         self.modules.remove(&uid);
         Ok(Outcome::Done)
+    }
+
+    /// The module of a name, if it is the one that the command means.
+    fn named(&self, name: &str, base: Option<ModuleBase>) -> Result<ModuleUid, Refusal> {
+        let module = self.module_by_name(name).ok_or_else(|| Refusal::NoModule(name.into()))?;
+        if base.is_some_and(|base| base != module.base()) {
+            return Err(Refusal::ModuleChanged(name.into()));
+        }
+        Ok(module.uid)
+    }
+}
+
+impl Module {
+    /// Makes a release current and the current one previous. The one that goes takes its settings with
+    /// it (`keeps_settings`).
+    fn follow(&mut self, release: Release, keeps_settings: bool) {
+        let mut before = std::mem::replace(&mut self.current, release);
+        if keeps_settings {
+            before.config.get_or_insert_with(|| self.config.clone());
+            if let Some(older) = self.previous.take() {
+                self.older.insert(0, older);
+                self.older.truncate(OLDER_RELEASES);
+            }
+        }
+        self.previous = Some(before);
     }
 }

@@ -264,6 +264,11 @@ impl Plan {
             hash.update((set.len() as u64).to_be_bytes());
             set.iter().for_each(|node| hash.update(node.0.to_be_bytes()));
         }
+        // The same table may be reached by a hand-over or by force.
+        for share in &self.nodes {
+            hash.update(share.node.0.to_be_bytes());
+            hash.update(share.becomes.to_string());
+        }
         hash.finalize()[..4].iter().map(|byte| format!("{byte:02x}")).collect()
     }
 }

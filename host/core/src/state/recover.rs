@@ -3,7 +3,7 @@
 use crate::ids::{NodeId, TransferId};
 use crate::keyspace::PartitionId;
 
-use super::{ClusterState, Lineage};
+use super::{ClusterState, Lineage, Loss};
 
 /// Bits of an index that count the entries of one lineage.
 const LINEAGE_BITS: u32 = 44;
@@ -85,8 +85,8 @@ impl ClusterState {
     ///
     /// Members, ring and modules stay. Nothing moves any more: who was to give a partition keeps
     /// it. Every partition gets the new lineage's version, so that nobody who goes by an older
-    /// truth is served, or serves, by it (R2).
-    pub fn recovered(&self, id: u64) -> Self {
+    /// truth is served, or serves, by it (R2). What the owners in `lost` held may be gone, and is noted.
+    pub fn recovered(&self, id: u64, lost: &[NodeId]) -> Self {
         let mut state = self.clone();
         state.lineage = self.lineage.next(id);
         let index = state.lineage.first_index();
@@ -95,6 +95,11 @@ impl ClusterState {
         for partition in &mut state.ring.partitions {
             partition.pending = None;
             partition.version = index;
+        }
+        let owners = self.ring.iter().filter_map(|(id, partition)| Some((id, *partition.replicas.first()?)));
+        for (id, node) in owners.filter(|(_, owner)| lost.contains(owner)) {
+            let name = self.members.get(&node).map_or_else(String::new, |member| member.name.clone());
+            state.losses.insert(id, Loss { node, name, index });
         }
         state
     }

@@ -63,7 +63,7 @@ fn refused(outcome: Outcome) -> Refusal {
 }
 
 fn release(digest: u8) -> Release {
-    Release { version: 77, digest: Digest([digest; 32]), bytes: 5, description: vec![0xa0] }
+    Release { version: 77, digest: Digest([digest; 32]), bytes: 5, description: vec![0xa0], config: None }
 }
 
 fn deploy(n: Option<u8>, digest: u8, base_version: u64) -> Command {
@@ -206,21 +206,86 @@ fn deploys_count_versions_and_roll_back_to_the_one_before() {
     assert!(matches!(refused(machine.apply(at + 1, &deploy(Some(4), 1, 0))), Refusal::BadSetting(_)));
     assert_eq!(machine.apply(at + 2, &deploy(Some(3), 1, 0)), Outcome::Deployed(uid, 1));
     assert_eq!(
-        refused(machine.apply(at + 3, &Command::Rollback { name: "kv".into() })),
+        refused(machine.apply(at + 3, &Command::Rollback { name: "kv".into(), base: None, to: None })),
         Refusal::NoPrevious("kv".into())
     );
     assert_eq!(refused(machine.apply(at + 4, &deploy(None, 2, 0))), Refusal::DeployRaced("kv".into()));
     assert_eq!(machine.apply(at + 5, &deploy(None, 2, 1)), Outcome::Deployed(uid, 2));
-    assert_eq!(machine.apply(at + 6, &Command::Rollback { name: "kv".into() }), Outcome::Deployed(uid, 3));
+    assert_eq!(
+        machine.apply(at + 6, &Command::Rollback { name: "kv".into(), base: None, to: None }),
+        Outcome::Deployed(uid, 3)
+    );
     let module = machine.state.as_ref().unwrap().module_by_name("kv").unwrap().clone();
     assert_eq!((module.n, module.r, module.w), (3, 2, 2));
     assert_eq!((module.current.digest, module.current.version), (Digest([1; 32]), 3));
     assert_eq!(module.previous.unwrap().digest, Digest([2; 32]));
     assert_eq!(module.changed, at + 6);
-    let undeploy = Command::Undeploy { name: "kv".into() };
+    let undeploy = Command::Undeploy { name: "kv".into(), base: None };
     assert_eq!(machine.apply(at + 7, &undeploy), Outcome::Done);
     assert_eq!(refused(machine.apply(at + 8, &undeploy)), Refusal::NoModule("kv".into()));
     assert_eq!(machine.apply(at + 9, &deploy(None, 1, 0)), Outcome::Deployed(ModuleUid(at + 9), 1));
+}
+
+fn configured(digest: u8, config: &[u8], base_version: u64) -> Command {
+    match deploy(None, digest, base_version) {
+        Command::Deploy { name, n, r, w, storage, release, base_version, .. } => {
+            Command::Deploy { name, n, r, w, storage, release, base_version, config: Some(config.to_vec()) }
+        }
+        other => other,
+    }
+}
+
+#[test]
+fn a_rollback_brings_back_the_settings_of_its_release() {
+    let (mut machine, at) = three();
+    let kv = |machine: &Machine| machine.state.as_ref().unwrap().module_by_name("kv").unwrap().clone();
+    for version in 0..3u8 {
+        machine.apply(at + 1 + u64::from(version), &configured(version, &[version], u64::from(version)));
+    }
+    let back = |to| Command::Rollback { name: "kv".into(), base: None, to };
+    assert_eq!(machine.apply(at + 4, &back(None)), Outcome::Deployed(ModuleUid(at + 1), 4));
+    assert_eq!((kv(&machine).config, kv(&machine).current.digest), (vec![1], Digest([1; 32])));
+    machine.apply(at + 5, &back(Some(1)));
+    assert_eq!((kv(&machine).config, kv(&machine).current.digest), (vec![0], Digest([0; 32])));
+    let kept: Vec<u64> = kv(&machine).releases().map(|release| release.version).collect();
+    assert_eq!(kept, [5, 4, 3, 2, 1]);
+    let missing = Refusal::NoRelease { name: "kv".into(), version: 5 };
+    assert_eq!(refused(machine.apply(at + 6, &back(Some(5)))), missing, "what runs is none to go back to");
+    for more in 0..20 {
+        machine.apply(at + 7 + more, &configured(9, &[9], 5 + more));
+    }
+    assert_eq!(kv(&machine).releases().count(), 2 + OLDER_RELEASES);
+}
+
+#[test]
+fn before_level_three_settings_are_the_modules_and_one_release_is_kept() {
+    let (mut machine, at) = three();
+    machine.state.as_mut().unwrap().level = 2;
+    for version in 0..3u8 {
+        machine.apply(at + 1 + u64::from(version), &configured(version, &[version], u64::from(version)));
+    }
+    machine.apply(at + 4, &Command::Rollback { name: "kv".into(), base: None, to: None });
+    let module = machine.state.as_ref().unwrap().module_by_name("kv").unwrap();
+    assert_eq!((&module.config[..], module.older.len(), &module.current.config), (&[2][..], 0, &None));
+}
+
+#[test]
+fn a_command_that_means_another_release_changes_nothing() {
+    let (mut machine, at) = three();
+    machine.apply(at + 1, &deploy(None, 1, 0));
+    let seen = machine.state.as_ref().unwrap().module_by_name("kv").unwrap().base();
+    machine.apply(at + 2, &deploy(None, 2, 1));
+    let changed = Refusal::ModuleChanged("kv".into());
+    let rollback = |base| Command::Rollback { name: "kv".into(), base: Some(base), to: None };
+    let undeploy = |base| Command::Undeploy { name: "kv".into(), base: Some(base) };
+    assert_eq!(refused(machine.apply(at + 3, &rollback(seen))), changed);
+    assert_eq!(refused(machine.apply(at + 4, &undeploy(seen))), changed);
+    let now = ModuleBase { version: 2, ..seen };
+    assert_eq!(machine.apply(at + 5, &undeploy(now)), Outcome::Done);
+    // Another module of that name.
+    machine.apply(at + 6, &deploy(None, 1, 0));
+    machine.apply(at + 7, &deploy(None, 2, 1));
+    assert_eq!(refused(machine.apply(at + 8, &rollback(now))), changed);
 }
 
 #[test]
@@ -263,7 +328,7 @@ fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
     let table = machine.state.as_ref().unwrap().claimed_table();
     machine.apply(at + 1, &Command::Rebalance { base: 1, table });
     let before = machine.state.unwrap();
-    let recovered = before.recovered(77 << 40);
+    let recovered = before.recovered(77 << 40, &[]);
     assert_eq!(recovered.lineage, Lineage { number: 1, id: 77 << 40 });
     assert_eq!(recovered.applied, recovered.lineage.first_index());
     assert!(recovered.applied > before.applied + (1 << 32), "no number of the lost log comes again");
@@ -276,10 +341,10 @@ fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
             assert_eq!(new.fate_of(transfer.id, has_given(old.replicas[0])), Fate::Cancelled);
         }
     }
-    let rival = before.recovered(78 << 40);
+    let rival = before.recovered(78 << 40, &[]);
     assert!(rival.lineage > recovered.lineage && rival.applied >= recovered.applied + (1 << 16));
-    assert_eq!(before.recovered(u64::MAX).applied, (2 << 44) - (1 << 16));
-    assert!(recovered.recovered(0).applied > rival.applied, "nor does a later lineage");
+    assert_eq!(before.recovered(u64::MAX, &[]).applied, (2 << 44) - (1 << 16));
+    assert!(recovered.recovered(0, &[]).applied > rival.applied, "nor does a later lineage");
     // And it goes on from there.
     let mut machine = Machine { state: Some(recovered.clone()) };
     assert_eq!(machine.apply(recovered.applied + 1, &Command::Leave { node: NodeId(4) }), Outcome::Done);

@@ -12,7 +12,9 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
     let refused = |node: &Running, to: &Running, token: &str| {
         let before = node.view().state.clone();
         let error = try_join(node, to, token).err().unwrap();
-        assert_eq!(node.view().state, before);
+        // Entries that change nothing may have come meanwhile.
+        let after = node.view().state.clone();
+        assert_eq!(ClusterState { applied: before.applied, ..after }, before);
         error
     };
     assert!(matches!(refused(&second, &first, "hello"), JoinError::Token(TokenError::NotAToken)));
@@ -61,8 +63,7 @@ fn a_join_goes_on_after_a_crash_before_the_answer() {
     let dirs = Dirs::new();
     let first = dirs.start("a");
     let config = dirs.start("b").stop();
-    let intent =
-        JoinIntent::Asking { address: first.life.address.to_string(), token: token(&first), stage: false };
+    let intent = asking(first.life.address, token(&first), false);
     DataDir::lock(&config.data).unwrap().write_join_intent(&intent).unwrap();
     let mut second = Running::start(config);
     second.new_life();
@@ -89,4 +90,66 @@ fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_ha
     let second = Running::start(config);
     let _first = Running::start(first_config);
     second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
+}
+
+fn asking(address: SocketAddr, token: String, discard: bool) -> JoinIntent {
+    JoinIntent::Asking { address: address.to_string(), token, stage: false, discard }
+}
+
+/// A place where a join waits: bound, and nobody answers.
+fn nobody() -> (std::net::UdpSocket, SocketAddr) {
+    let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
+    let address = socket.local_addr().unwrap();
+    (socket, address)
+}
+
+#[test]
+fn a_node_that_waits_to_join_takes_nothing_that_the_join_would_wipe() {
+    let dirs = Dirs::new();
+    let (first, second, third) = (dirs.start("a"), dirs.start("b"), dirs.start("c"));
+    let (_socket, nobody) = nobody();
+    let (to_first, to_second) = (token(&first), token(&second));
+    let joiner = second.life.joiner.clone();
+    let deadline = Instant::now() + Duration::from_secs(4);
+    let waiting = std::thread::spawn(move || block(joiner.join(nobody, &to_first, false, deadline)));
+    // The join is on disk once nothing may come any more.
+    let until = soon();
+    while !second.config.data.join("JOIN").exists() {
+        assert!(Instant::now() < until);
+        std::thread::sleep(Duration::from_millis(5));
+    }
+    let refused = block(second.life.cluster.propose(deploy("kv"), soon())).unwrap_err();
+    assert_eq!(refused, ProposeError::Joining(nobody));
+    let refused = try_join(&third, &second, &to_second).err().unwrap();
+    assert!(matches!(&refused, JoinError::Unavailable(why) if why.contains("join")), "{refused}");
+    assert!(matches!(waiting.join().unwrap(), Err(JoinError::Connect(_))));
+    // The join is over, and the node is what it was.
+    block(second.life.cluster.propose(deploy("kv"), soon())).unwrap();
+    assert!(matches!(try_join(&second, &first, &token(&first)), Err(JoinError::HasModules(_))));
+}
+
+#[test]
+fn a_resumed_join_wipes_no_module_unless_it_was_told_to() {
+    for discard in [false, true] {
+        let dirs = Dirs::new();
+        let (first, second) = (dirs.start("a"), dirs.start("b"));
+        block(second.life.cluster.propose(deploy("kv"), soon())).unwrap();
+        let config = second.stop();
+        let intent = asking(first.life.address, token(&first), discard);
+        DataDir::lock(&config.data).unwrap().write_join_intent(&intent).unwrap();
+        let mut second = Running::start(config);
+        if discard {
+            second.new_life();
+            second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
+            continue;
+        }
+        let until = soon();
+        while second.config.data.join("JOIN").exists() {
+            assert!(Instant::now() < until);
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(second.view().state.modules.len(), 1);
+        assert_eq!(first.view().state.members.len(), 1);
+        second.stop();
+    }
 }

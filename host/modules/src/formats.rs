@@ -1,0 +1,102 @@
+//! Which format of its items a release is told to write (R22).
+//!
+//! A release that writes a format which the one before cannot read leaves no way back: not for an
+//! operator, not for a deploy that fails half way through its swaps, and not for the nodes that
+//! still run the one before and are to take a partition over. So the newest format waits for the deploy
+//! after the one that brought it.
+
+use annulus_core::state::{Module, Release};
+use annulus_wasm::Description;
+
+/// The newest format that the current release writes and the previous one reads. The newest that it
+/// writes where there is no previous one, or none that they have in common.
+pub(super) fn write_format(current: &Description, previous: Option<&Description>) -> u32 {
+    let newest = |formats: &mut dyn Iterator<Item = u32>| formats.max();
+    let common = previous.and_then(|previous| {
+        let mut both =
+            current.writes_formats.iter().copied().filter(|format| previous.reads_formats.contains(format));
+        newest(&mut both)
+    });
+    common.or_else(|| newest(&mut current.writes_formats.iter().copied())).unwrap_or(1)
+}
+
+/// A release's own words; `None` if this build cannot read them.
+pub(super) fn described(release: &Release) -> Option<Description> {
+    Description::from_cbor(&release.description).ok()
+}
+
+/// Says why a release cannot take over what the current one has written; `None` if it can.
+pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String> {
+    let (Some(current), Some(next)) = (described(&module.current), described(target)) else {
+        return Some("the description of one of the releases cannot be read by this build".to_owned());
+    };
+    let previous = module.previous.as_ref().and_then(described);
+    let written = write_format(&current, previous.as_ref());
+    (!next.reads_formats.contains(&written)).then(|| {
+        format!(
+            "version {} of {} writes its items in format {written}, and version {} does not read that",
+            module.current.version, module.name, target.version
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+    use annulus_core::ids::{Digest, ModuleUid};
+
+    fn formats(reads: &[u32], writes: &[u32]) -> Description {
+        Description {
+            name: "shop".into(),
+            version: "1".into(),
+            doc: String::new(),
+            commands: vec![],
+            config: vec![],
+            writes_formats: writes.to_vec(),
+            reads_formats: reads.to_vec(),
+            exported: Default::default(),
+        }
+    }
+
+    #[test]
+    fn a_new_format_is_written_once_the_release_before_reads_it() {
+        let (first, second) = (formats(&[1], &[1]), formats(&[1, 2], &[1, 2]));
+        assert_eq!(write_format(&second, None), 2);
+        assert_eq!(write_format(&second, Some(&first)), 1);
+        assert_eq!(write_format(&second, Some(&second)), 2);
+        // Back again: what the release that was left can read too.
+        assert_eq!(write_format(&first, Some(&second)), 1);
+        assert_eq!(write_format(&formats(&[1, 2], &[2]), Some(&first)), 2, "nothing in common");
+    }
+
+    #[test]
+    fn a_release_follows_only_if_it_reads_what_is_written() {
+        let release = |version, description: &Description| Release {
+            version,
+            digest: Digest([1; 32]),
+            bytes: 1,
+            description: description.to_cbor(),
+            config: None,
+        };
+        let first = release(1, &formats(&[1], &[1]));
+        let second = release(2, &formats(&[1, 2], &[1, 2]));
+        let module = |current: &Release, previous: &Release| Module {
+            uid: ModuleUid(1),
+            name: "shop".into(),
+            n: 1,
+            r: 1,
+            w: 1,
+            storage: Default::default(),
+            config: vec![0xa0],
+            current: current.clone(),
+            previous: Some(previous.clone()),
+            older: vec![],
+            changed: 1,
+        };
+        assert_eq!(cannot_follow(&module(&second, &first), &first), None);
+        let third = Release { version: 3, ..second.clone() };
+        let why = cannot_follow(&module(&third, &second), &first).unwrap();
+        assert!(why.contains("format 2") && why.contains("version 1 does not"), "{why}");
+    }
+}
