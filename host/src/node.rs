@@ -77,7 +77,9 @@ pub enum StartError {
     Threads(std::io::Error),
     /// The node was removed from its cluster.
     #[error(
-        "{0} was removed from its cluster; its data directory is kept as it is, start a new node in another one"
+        "{0} left its cluster or was removed from it, and never comes back as what it was. Its data directory is kept \
+         as it is; `annulus start --rejoin-as-new` sets that aside and begins a new node there, which can join, or \
+         start one in another directory"
     )]
     Removed(String),
 }

@@ -18,3 +18,4 @@ pub mod state;
 pub mod version;
 pub mod voters;
 pub mod wire;
+pub mod wording;

@@ -9,7 +9,7 @@ use annulus_core::state::StorageKind;
 
 use super::duration::{millis, parse_duration};
 use super::inspect::describe;
-use super::words::{Given, Words};
+use super::words::{Given, Words, component_file};
 use super::{CliError, Context};
 use annulus_admin::rows::DeployedRow;
 use annulus_admin::{AdminRequest, DeployRequest, UPLOAD_CHUNK_BYTES, decode};
@@ -19,7 +19,7 @@ use ciborium::Value;
 /// Deploy a component: a new module, or a new release that is swapped in while it runs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The component, as `annulus build` makes it
+    /// The component, as `annulus build` makes it; `-` for stdin
     file: PathBuf,
     /// What to call the module [default: what the component calls itself]
     #[arg(long)]
@@ -63,10 +63,7 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let component = Bytes::from(
-        std::fs::read(&args.file)
-            .map_err(|error| CliError::Usage(format!("{}: {error}", args.file.display())))?,
-    );
+    let component = Bytes::from(component_file(&args.file)?);
     if !component.starts_with(b"\0asm") {
         return Err(CliError::Usage(format!(
             "{} is not WebAssembly; `annulus build` makes a component from a guest project",

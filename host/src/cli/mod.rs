@@ -28,6 +28,7 @@ mod new;
 mod output;
 mod patience;
 mod plan;
+mod quote;
 mod recover;
 mod remove;
 mod replace;
@@ -60,7 +61,7 @@ pub use table::Table;
 
 /// Stateful, sharded services from WebAssembly components.
 #[derive(Debug, Parser)]
-#[command(name = "annulus", version, propagate_version = true, disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "annulus", version, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
     /// What goes for every verb.
     #[command(flatten)]
@@ -122,7 +123,7 @@ pub enum Verb {
     Commit(commit::Args),
     /// Forget what is staged
     Clear(clear::Args),
-    /// Print a token that lets one node join
+    /// Print a token that lets nodes join
     Token(token::Args),
     /// The nodes of the cluster
     Members(members::Args),
@@ -156,6 +157,8 @@ pub enum Verb {
     Bench(bench::Args),
     /// Print the completion script for a shell
     Completions(completions::Args),
+    /// Print the version
+    Version,
     /// A word that is a verb of a later version, or none at all.
     #[command(external_subcommand)]
     Unknown(Vec<String>),
@@ -272,6 +275,10 @@ async fn answer(verb: Verb, context: &Context) -> Result<(), CliError> {
         Verb::Recover(args) => recover::run(args, context).await,
         Verb::Bench(args) => bench::run(args, context).await,
         Verb::Completions(args) => completions::run(args, context).await,
+        Verb::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            context.output.show(&serde_json::json!({ "version": version }), || format!("annulus {version}"))
+        }
         Verb::Unknown(words) => Err(unknown(&words)),
     }
 }

@@ -5,6 +5,7 @@
 
 use std::fs::File;
 use std::io::Read;
+use std::path::Path;
 
 use super::CliError;
 use annulus_values::{BadValue, Type, from_contents, from_text};
@@ -12,6 +13,9 @@ use ciborium::Value;
 
 /// Most that is read of a file, in bytes: more would not fit a request.
 const MAX_BYTES: u64 = 1 << 20;
+
+/// Most that is read of a component, in bytes: a node takes no longer one.
+const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 /// What a word stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -72,21 +76,31 @@ impl<R: Read> Words<R> {
                 let stdin = self.stdin.take();
                 let stdin =
                     stdin.ok_or_else(|| CliError::Usage("@- stands twice: stdin is read once".to_owned()))?;
-                bounded(stdin)
+                bounded(stdin, MAX_BYTES)
             }
-            path => File::open(path).and_then(bounded),
+            path => File::open(path).and_then(|file| bounded(file, MAX_BYTES)),
         };
         contents.map(Given::Contents).map_err(failed)
     }
 }
 
-fn bounded(from: impl Read) -> std::io::Result<Vec<u8>> {
+/// The whole of a file of a component, or of stdin where it is called `-`.
+///
+/// # Errors
+/// `Usage` when it cannot be read, or is longer than a component may be.
+pub(super) fn component_file(path: &Path) -> Result<Vec<u8>, CliError> {
+    let read = match path.as_os_str() == "-" {
+        true => bounded(std::io::stdin(), MAX_COMPONENT_BYTES),
+        false => File::open(path).and_then(|file| bounded(file, MAX_COMPONENT_BYTES)),
+    };
+    read.map_err(|error| CliError::Usage(format!("{}: {error}", path.display())))
+}
+
+fn bounded(from: impl Read, most: u64) -> std::io::Result<Vec<u8>> {
     let mut contents = Vec::new();
-    from.take(MAX_BYTES + 1).read_to_end(&mut contents)?;
-    if contents.len() as u64 > MAX_BYTES {
-        return Err(std::io::Error::other(format!(
-            "it is longer than {MAX_BYTES} bytes, the most of a value"
-        )));
+    from.take(most + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > most {
+        return Err(std::io::Error::other(format!("it is longer than {most} bytes, the most that is taken")));
     }
     Ok(contents)
 }

@@ -23,7 +23,10 @@ pub enum StopReason {
     #[error("stopped")]
     Asked,
     /// It left its cluster, or was removed.
-    #[error("this node was removed from the cluster; its data directory is kept as it is")]
+    #[error(
+        "this node left its cluster or was removed from it. Its data directory is kept as it is; `annulus start \
+         --rejoin-as-new` sets that aside and begins a new node there"
+    )]
     Removed,
     /// A newer process runs with the same data directory's identity (R20).
     #[error("another process runs as this node, and is newer")]

@@ -17,6 +17,7 @@ mod planned;
 mod relay;
 mod riak_test;
 mod streams;
+mod told;
 mod transcript;
 mod transfers;
 mod upgrade;

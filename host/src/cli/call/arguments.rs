@@ -35,7 +35,10 @@ pub(super) fn build(
         match given.or_else(|| words.next()) {
             Some(given) => entries.push(typed(param, given)?),
             None if param.optional => {}
-            None => return Err(usage(format!("{} is missing", param.name))),
+            None => {
+                let hint = "a value that looks like an option stands after --";
+                return Err(usage(format!("{} is missing ({hint})", param.name)));
+            }
         }
     }
     match words.next() {
