@@ -54,7 +54,8 @@ pub fn database_trouble(error: &fjall::Error, damaged: &str) -> String {
         (fjall::Error::Locked, None) => {
             "another process has it open. Nothing was changed: stop that one first".to_owned()
         }
-        (fjall::Error::InvalidVersion(_), None) => {
+        // One that cannot be read at all is damaged.
+        (fjall::Error::InvalidVersion(Some(_)), None) => {
             format!("{error}. It was written by another version of annulus: start that one")
         }
         (_, None) => format!("{error}. {damaged}"),
@@ -106,6 +107,7 @@ mod tests {
             assert!(said(damage).ends_with("RESTORE"));
         }
         assert!(database_trouble(&fjall::Error::Unrecoverable, "RESTORE").ends_with("RESTORE"));
+        assert!(database_trouble(&fjall::Error::InvalidVersion(None), "RESTORE").ends_with("RESTORE"));
         assert!(!database_trouble(&fjall::Error::Locked, "RESTORE").contains("RESTORE"));
     }
 }

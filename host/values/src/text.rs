@@ -158,7 +158,8 @@ fn choose(types: &[Type], text: &str, read: impl Fn(&Type) -> Result<Value, BadV
 }
 
 fn prints_as(value: &Value, text: &str) -> bool {
-    to_json(value).to_string() == text
+    let printed = to_json(value).to_string();
+    printed == text
 }
 
 /// Became a number without end, or none at all, that was typed as another.
