@@ -13,7 +13,7 @@ use annulus_core::request::{ErrorCode, RequestError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::background::{SwapState, Sweep};
+use super::background::{LateStart, SwapState, Sweep};
 use super::guest::{Behaviour, Guest, Items};
 use super::mailbox::{Command, Control, Gauge, MAILBOX_COMMANDS, Outgoing, StreamEvent, VnodeHandle};
 use super::slot::Incidents;
@@ -41,7 +41,11 @@ pub(super) struct Actor {
     commands: mpsc::Receiver<Command>,
     control: mpsc::UnboundedReceiver<Control>,
     sealed: bool,
+    /// It keeps its items and serves no more.
+    aside: Option<RequestError>,
     pub(super) outgoing: Option<Outgoing>,
+    /// A handoff that began within a swap, and is gone into once that is over.
+    pub(super) late: Option<LateStart>,
     pub(super) swap: Option<SwapState>,
     pub(super) sweep: Sweep,
     since_step: u32,
@@ -50,6 +54,14 @@ pub(super) struct Actor {
     last_exit: Option<String>,
     gauge: Arc<Gauge>,
     incidents: Arc<Incidents>,
+}
+
+/// Returns when the receiver of a handoff may have caught up.
+async fn relieved(outgoing: &mut Option<Outgoing>) {
+    if let Some(outgoing) = outgoing {
+        // An error: the handoff is gone.
+        let _ = outgoing.congested.changed().await;
+    }
 }
 
 /// Starts a vnode on the guests' runtime.
@@ -76,7 +88,9 @@ pub(super) fn start(
         commands: commands_rx,
         control: control_rx,
         sealed: false,
+        aside: None,
         outgoing: None,
+        late: None,
         swap: None,
         sweep: Sweep::default(),
         since_step: 0,
@@ -99,6 +113,9 @@ impl Actor {
                 // Control and commands are looked at between any two steps.
                 tokio::task::yield_now().await;
             }
+            if self.late.is_some() && self.swap.is_none() {
+                self.start_late().await;
+            }
             tokio::select! {
                 biased;
                 control = self.control.recv() => match control {
@@ -107,9 +124,14 @@ impl Actor {
                     // Every handle is gone: the master dropped the vnode.
                     None => return,
                 },
-                Some(command) = self.commands.recv(), if !self.sealed => {
+                () = relieved(&mut self.outgoing), if self.is_congested() => {}
+                Some(command) = self.commands.recv(), if !self.sealed && !self.is_congested() => {
+                    self.gauge.taken(&command);
                     self.since_step += 1;
-                    self.command(command).await;
+                    match &self.aside {
+                        Some(error) => command.reply.send(Err(error.clone())),
+                        None => self.command(command).await,
+                    }
                 }
                 () = std::future::ready(()), if self.step_is_wanted() => self.since_step = COMMANDS_PER_STEP,
             }
@@ -118,7 +140,14 @@ impl Actor {
 
     fn step_is_due(&self) -> bool {
         self.step_is_wanted()
-            && (self.since_step >= COMMANDS_PER_STEP || self.commands.is_empty() || self.sealed)
+            && (self.since_step >= COMMANDS_PER_STEP
+                || self.commands.is_empty()
+                || self.sealed
+                || self.is_congested())
+    }
+
+    fn is_congested(&self) -> bool {
+        self.outgoing.as_ref().is_some_and(Outgoing::is_congested)
     }
 
     async fn control(&mut self, control: Control) {
@@ -126,12 +155,14 @@ impl Actor {
             Control::StartOutgoing(outgoing) => self.start_outgoing(outgoing).await,
             Control::ReadPage { attempt, after } => self.read_page(attempt, after).await,
             Control::EndOutgoing { finished } => self.end_outgoing(finished).await,
-            Control::Seal => {
+            Control::Seal(round) => {
                 self.sealed = true;
                 let (module, stored) = (self.module, self.stored());
-                self.tell_outgoing(StreamEvent::Sealed { module, stored });
+                self.tell_outgoing(StreamEvent::Sealed { module, round, stored });
             }
+            Control::Ping(answer) => drop(answer.send(())),
             Control::Unseal => self.sealed = false,
+            Control::SetAside(error) => (self.sealed, self.aside) = (false, Some(error)),
             Control::Items(items, answer) => {
                 let for_swap = self.swap.is_some().then(|| items.clone());
                 let taken = self.take(items).await;
@@ -155,6 +186,7 @@ impl Actor {
     async fn end(mut self, error: RequestError, delete: bool, done: oneshot::Sender<()>) {
         self.commands.close();
         while let Some(command) = self.commands.recv().await {
+            self.gauge.taken(&command);
             command.reply.send(Err(error.clone()));
         }
         self.end_outgoing(delete).await;

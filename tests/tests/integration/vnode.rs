@@ -55,7 +55,7 @@ impl Bed {
         let guests = tokio::runtime::Handle::current();
         let config = MasterConfig { me: NodeId(0), guests, modules: Arc::new(OneModule(module)) };
         let master = Master::new(config, &ring(), &[]);
-        master.apply(&ring(), &[KV], 1);
+        master.apply(&ring(), &[KV], 1, Default::default());
         Self { master, engine }
     }
 
@@ -158,7 +158,12 @@ async fn items_that_come_while_a_staged_vnode_is_swapped_reach_the_new_instance(
     }
     let (from, to, transfer) = (PartitionId(3), PartitionId(5), TransferId(9));
     let (sink, mut events) = mpsc::unbounded_channel();
-    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    let outgoing = Outgoing {
+        kind: TransferKind::Ownership,
+        target: "b@h".to_owned(),
+        sink,
+        congested: tokio::sync::watch::channel(false).1,
+    };
     assert!(bed.master.begin_outgoing(from, transfer, outgoing));
     let (mut items, mut after) = (Vec::new(), None);
     loop {
@@ -234,7 +239,12 @@ async fn a_write_whose_reply_is_refused_is_unknown_and_follows_into_a_handoff() 
         bed.call("put", &[("key", key.into()), ("value", huge())]).await.unwrap();
     }
     let (sink, mut events) = mpsc::unbounded_channel();
-    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    let outgoing = Outgoing {
+        kind: TransferKind::Ownership,
+        target: "b@h".to_owned(),
+        sink,
+        congested: tokio::sync::watch::channel(false).1,
+    };
     assert!(bed.master.begin_outgoing(PartitionId(3), TransferId(9), outgoing));
 
     let error = bed.call("delete", &[("key", "k1".into())]).await.unwrap_err();
@@ -293,7 +303,12 @@ async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
     let bed = Bed::of(engine, old);
     bed.call("put", &[("key", "k".into()), ("value", 1.into())]).await.unwrap();
     let (sink, mut events) = mpsc::unbounded_channel();
-    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    let outgoing = Outgoing {
+        kind: TransferKind::Ownership,
+        target: "b@h".to_owned(),
+        sink,
+        congested: tokio::sync::watch::channel(false).1,
+    };
     assert!(bed.master.begin_outgoing(PartitionId(3), TransferId(9), outgoing));
     let reports = bed.master.swap(KV, &next).await;
     reports[0].1.as_ref().unwrap();
