@@ -59,6 +59,7 @@ use storage::RingCopy;
 use view::Views;
 
 pub use announce::Place;
+pub use annulus_core::ids::Start;
 pub use change::Changed;
 pub use join::{Candidate, JoinError, ask_to_join, authority};
 pub use liveness::{Liveness, LivenessTable, Standing};
@@ -67,7 +68,6 @@ pub use propose::ProposeError;
 pub use recover::{RecoverError, Recovered};
 pub use service::ClusterService;
 pub use start::{ClusterConfig, ClusterError, seed};
-pub use starts::Start;
 pub use token::{Token, TokenError};
 pub use view::View;
 

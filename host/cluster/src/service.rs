@@ -3,7 +3,7 @@
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use annulus_core::ids::NodeUid;
+use annulus_core::ids::{NodeUid, Start};
 use annulus_core::state::{Command, Lineage};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -74,6 +74,10 @@ impl Service for ClusterService {
                 Err(error) => tracing::warn!(peer = %uid, kind, %error, "a peer's request is not answered"),
             }
         });
+    }
+
+    fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
+        self.cluster()?.outdated(peer, start)
     }
 
     fn datagram(&self, from: NodeUid, bytes: Bytes) {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
 use annulus_core::version::{Range, Speaks};
 use arc_swap::ArcSwap;
@@ -24,7 +24,7 @@ use super::liveness::Liveness;
 use super::network::{AddressBook, ControlNetwork, RaftLinks};
 use super::propose::ProposeError;
 use super::raft::Raft;
-use super::starts::{Start, Starts};
+use super::starts::Starts;
 use super::storage::{RaftStore, RingCopy, StoreError, Syncer};
 use super::view::Views;
 use super::{Cluster, Ended, Inner, end};

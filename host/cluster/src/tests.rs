@@ -524,8 +524,8 @@ async fn a_disk_that_is_not_the_newest_is_noticed_before_its_raft_takes_part() {
         (Start { number: 1, id: 2 }, "start 1 has been seen"),
         // It was copied after its last start, and went on since.
         (Start { number: 2, id: 3 }, "has acknowledged entry"),
-        // It was copied before.
-        (Start { number: 1, id: 4 }, "start 2 has been seen"),
+        // That one has left no trace that would speak against the newest disk's next start.
+        (Start { number: 1, id: 4 }, "start 1 has been seen"),
     ];
     for (start, reason) in copies {
         world.next_start = start;

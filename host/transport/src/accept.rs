@@ -105,6 +105,7 @@ async fn judge(
     match peer.role {
         Role::Node => {
             check_node(shared, connection, &peer)?;
+            shared.peer(peer.uid).check_run(shared, &peer).await?;
             let lanes = accept_lanes(connection).await.map_err(protocol)?;
             Ok(Guest::Node(peer, lanes))
         }
@@ -133,7 +134,7 @@ fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> Result<
     if shared.is_banned(peer.uid) {
         return Err((Close::Removed, "this node was removed from the cluster".to_owned()));
     }
-    shared.peer(peer.uid).check_boot(peer.boot)
+    Ok(())
 }
 
 /// Hands every bulk stream that the peer opens to the service, until the connection ends.

@@ -46,7 +46,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
@@ -77,6 +77,8 @@ pub struct TransportConfig {
     pub uid: NodeUid,
     /// Of this run.
     pub boot: BootId,
+    /// Which start of the node's data directory this run is.
+    pub start: Start,
     /// Certificate and key of this node.
     pub identity: TlsIdentity,
     /// PEM of every authority whose certificates are trusted; at least one.
@@ -133,6 +135,7 @@ impl Transport {
             cluster: config.cluster,
             uid: config.uid,
             boot: config.boot,
+            start: config.start,
             lineage: config.lineage.into(),
             speaks,
             level: None.into(),
@@ -232,6 +235,16 @@ impl Transport {
             Some(link) => drop(link.connection.send_datagram(bytes)),
             None => entry.knock(&self.shared, peer.addr),
         }
+    }
+
+    /// Connects to whichever node of this cluster answers at an address, and says which: for a node
+    /// that knows where somebody listens and not who. Does nothing if there is a connection to it already.
+    /// The error is for people; nothing is left open. Bounded by [`limits::DIAL_LIMIT`].
+    pub async fn meet(&self, addr: SocketAddr) -> Result<NodeUid, String> {
+        let shared = self.shared.clone();
+        // On the network's runtime: the connection lives there.
+        let met = self.shared.runtime.spawn(async move { dial::dial(&shared, None, addr).await });
+        met.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
     async fn link(&self, peer: &PeerAddr, deadline: Instant) -> Result<Arc<Link>, CallError> {

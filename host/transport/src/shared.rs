@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
@@ -31,6 +31,7 @@ pub(super) struct Shared {
     pub cluster: ClusterId,
     pub uid: NodeUid,
     pub boot: BootId,
+    pub start: Start,
     pub lineage: Mutex<Lineage>,
     /// Said in every hello.
     pub speaks: Speaks,
@@ -84,6 +85,8 @@ impl Shared {
             lineage: *self.lineage.lock(),
             uid: self.uid,
             boot: self.boot,
+            // The first build's hello has no more than it needs.
+            start: (self.speaks != Speaks::FIRST).then_some(self.start),
         }
     }
 

@@ -20,6 +20,7 @@ mod riak_test;
 mod snapshots;
 mod transcript;
 mod transfers;
+mod twins;
 mod upgrade;
 mod vnode;
 mod words;

@@ -16,8 +16,8 @@ use rand::{RngExt, SeedableRng};
 /// snapshot's worth, and what is kept behind it.
 const AWAY: u64 = 1600;
 
-/// Proposals under way at a time.
-const AT_A_TIME: usize = 64;
+/// Proposals under way at a time: fewer than the streams that one connection may have.
+const AT_A_TIME: usize = 24;
 
 /// How often the member is killed where nobody says otherwise with `ANNULUS_KILLS`.
 const KILLS: u32 = 12;
