@@ -118,7 +118,7 @@ pub(super) fn establish(
     let shared = shared.clone();
     tokio::spawn(async move {
         tokio::select! {
-            () = serve_bulk(&shared, &link.connection, link.identity(), &link.bulk_in_use) => {}
+            () = serve_bulk(&shared, &link.connection, link.identity(), || link.bulk_token()) => {}
             () = hand_on_datagrams(&shared, &link) => {}
             _ = link.connection.closed() => {}
         }

@@ -16,6 +16,7 @@
 //! a limit (`limits` has them all); a payload is never looked into, and copied at most once.
 
 mod accept;
+mod admins;
 mod bulk;
 pub mod client;
 mod close;
@@ -143,7 +144,7 @@ impl Transport {
             credentials: ArcSwap::from_pointee(credentials),
             tuning,
             joiners: Arc::new(Semaphore::new(limits::MAX_JOINERS)),
-            admins: Arc::new(Semaphore::new(limits::MAX_ADMINS)),
+            admins: Default::default(),
             peers: Default::default(),
             banned: Default::default(),
         });

@@ -92,7 +92,7 @@ pub const MAX_JOINERS: usize = 16;
 /// Longest life of a connection without a certificate: one join.
 pub const JOINER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Connections of operators at a time.
+/// Connections of operators at a time; for a further one, that which has been idle longest is closed.
 pub const MAX_ADMINS: usize = 256;
 
 /// A second connection of one pair (both dialled at once) is closed when nothing went over it

@@ -13,6 +13,7 @@ use quinn::{ClientConfig, Endpoint, ServerConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use super::admins::Admins;
 use super::hello::{Hello, Role};
 use super::identity::TlsIdentity;
 use super::peer::Peer;
@@ -42,7 +43,7 @@ pub(super) struct Shared {
     pub credentials: ArcSwap<Credentials>,
     pub tuning: Arc<quinn::TransportConfig>,
     pub joiners: Arc<Semaphore>,
-    pub admins: Arc<Semaphore>,
+    pub admins: Arc<Admins>,
     pub peers: RwLock<HashMap<NodeUid, Arc<Peer>>>,
     pub banned: RwLock<HashSet<NodeUid>>,
 }
