@@ -142,6 +142,8 @@ impl Node {
             me: identity.node,
             uid: identity.uid,
             listen: address,
+            listen_name: config.advertise_name.clone(),
+            seeds: config.seeds.clone(),
             http: config.http.clone(),
             place: Place { zone: config.zone.clone(), weight: config.weight },
             network: link.clone(),

@@ -175,8 +175,9 @@ pub struct Node {
     pub build: Build,
     /// Its stderr from its next start on, if not its log.
     pub stderr: Option<OwnedFd>,
+    /// Further words for `start`, from its next start on.
+    pub arguments: Vec<String>,
     log: PathBuf,
-    arguments: Vec<String>,
     child: Option<Child>,
 }
 

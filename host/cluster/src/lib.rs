@@ -13,6 +13,7 @@
 //! service <---- transport, control lane: Raft, forwarded proposals, announcements
 //! ```
 
+mod addresses;
 mod announce;
 mod change;
 mod claimant;
@@ -20,6 +21,7 @@ mod contact;
 mod join;
 mod lineage;
 mod liveness;
+mod meeting;
 mod messages;
 mod network;
 mod propose;
@@ -48,11 +50,13 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+use addresses::AddressBook;
 use annulus_transport::CallError;
 use arc_swap::ArcSwap;
 use contact::Contact;
 use lineage::{Heard, Running};
-use network::{AddressBook, RaftLinks};
+use meeting::Meeting;
+use network::RaftLinks;
 use raft::Raft;
 use starts::Starts;
 use storage::RingCopy;
@@ -127,6 +131,7 @@ struct Inner {
     speaks: Speaks,
     views: Arc<Views>,
     book: Arc<AddressBook>,
+    meeting: Meeting,
     contact: Arc<Contact>,
     liveness: Liveness,
     network: Arc<dyn ControlNetwork>,

@@ -162,6 +162,8 @@ impl World {
             me,
             uid: member.uid,
             listen: member.listen.parse().unwrap(),
+            listen_name: None,
+            seeds: Vec::new(),
             http: member.http,
             place: Place::default(),
             network: Arc::new(Link { net: self.net.clone(), from: member.uid }),

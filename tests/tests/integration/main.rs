@@ -4,6 +4,7 @@
 //! wait (for deadlines, for a silent peer to be noticed, for a ring to settle) overlap only within one.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod addresses;
 mod architecture;
 mod chaos;
 mod control;

@@ -33,14 +33,14 @@ fn a_copy_of_a_running_nodes_directory_ends_and_the_node_goes_on() {
     let mut copied = copy_of(good, &cluster, "copied");
     good.resume();
     until("the others hear the node again", || alive(&cluster[0], &good.name).then_some(()));
-    good.call("kv", "put", &["kept", "1"]).unwrap();
+    good.call("kv", "put", &["kept", "one"]).unwrap();
     for again in 0..3 {
         let ended = copied.start_in_vain();
         assert_eq!(ended.code, 1, "{again}: {ended:?}");
         let said = format!("{}{}", ended.stdout, ended.stderr);
         assert!(said.contains("runs as this node") || said.contains("not the newest"), "{again}: {said}");
         assert!(alive(&cluster[0], &good.name) && alive(&cluster[1], &good.name), "{again}");
-        assert_eq!(good.call("kv", "get", &["kept"]).unwrap(), "1", "{again}");
+        assert_eq!(good.call("kv", "get", &["kept"]).unwrap(), "one", "{again}");
     }
     // Nothing of the copy's speaks against the node's own next start.
     let mut cluster = cluster;
@@ -60,12 +60,12 @@ fn an_older_copy_ends_and_the_newest_goes_on() {
     cluster[2].start();
     let name = cluster[2].name.clone();
     until("the node is back", || alive(&cluster[0], &name).then_some(()));
-    cluster[2].call("kv", "put", &["kept", "1"]).unwrap();
+    cluster[2].call("kv", "put", &["kept", "one"]).unwrap();
     for again in 0..2 {
         let ended = older.start_in_vain();
         assert_eq!(ended.code, 1, "{again}: {ended:?}");
         assert!(cluster[2].is_running());
-        assert_eq!(cluster[2].call("kv", "get", &["kept"]).unwrap(), "1", "{again}");
+        assert_eq!(cluster[2].call("kv", "get", &["kept"]).unwrap(), "one", "{again}");
     }
     // Moved for good: the copy of the stopped node runs elsewhere, and then it is the old directory
     // that is out of date.
@@ -73,13 +73,13 @@ fn an_older_copy_ends_and_the_newest_goes_on() {
     let mut moved = copy_of(&cluster[2], &cluster, "moved");
     moved.start();
     until("the node is back", || alive(&cluster[0], &name).then_some(()));
-    moved.call("kv", "put", &["kept", "2"]).unwrap();
+    moved.call("kv", "put", &["kept", "two"]).unwrap();
     for again in 0..2 {
         let ended = cluster[2].start_in_vain();
         assert_eq!(ended.code, 1, "{again}: {ended:?}");
         let said = format!("{}{}", ended.stdout, ended.stderr);
         assert!(said.contains("not the newest"), "{said}");
         assert!(moved.is_running());
-        assert_eq!(moved.call("kv", "get", &["kept"]).unwrap(), "2", "{again}");
+        assert_eq!(moved.call("kv", "get", &["kept"]).unwrap(), "two", "{again}");
     }
 }
