@@ -18,6 +18,7 @@ mod announce;
 mod change;
 mod claimant;
 mod contact;
+mod fetch;
 mod join;
 mod lineage;
 mod liveness;
@@ -54,6 +55,7 @@ use addresses::AddressBook;
 use annulus_transport::CallError;
 use arc_swap::ArcSwap;
 use contact::Contact;
+use fetch::Fetches;
 use lineage::{Heard, Running};
 use meeting::Meeting;
 use network::RaftLinks;
@@ -146,6 +148,7 @@ struct Inner {
     /// Held by who does that.
     turn: tokio::sync::Mutex<()>,
     heard: watch::Sender<Heard>,
+    fetches: Fetches,
     runtime: Handle,
     ended: watch::Sender<Option<Ended>>,
     tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
@@ -220,10 +223,12 @@ impl Cluster {
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Arc<View>, DeadlineExceeded>> {
         Box::pin(async move {
-            if self.view().index() < index {
-                self.fetch_state(peer, deadline).await;
+            tokio::select! {
+                // Raft may bring it first.
+                biased;
+                applied = self.wait_applied(index, deadline) => applied,
+                () = self.fetch_state_once(peer, deadline) => self.wait_applied(index, deadline).await,
             }
-            self.wait_applied(index, deadline).await
         })
     }
 
@@ -231,7 +236,7 @@ impl Cluster {
     pub fn learn_news(&self, deadline: Instant) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Some(leader) = self.leader().filter(|leader| *leader != self.me()) {
-                self.fetch_state(leader, deadline).await;
+                self.fetch_state_once(leader, deadline).await;
             }
         })
     }

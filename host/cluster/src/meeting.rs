@@ -123,7 +123,9 @@ impl Cluster {
         {
             // Its member table may have the others' new addresses.
             let this = self.clone();
-            self.inner.runtime.spawn(async move { this.fetch_state(peer, Instant::now() + ROUND).await });
+            self.inner
+                .runtime
+                .spawn(async move { this.fetch_state_once(peer, Instant::now() + ROUND).await });
         }
         self.addresses()
     }

@@ -179,9 +179,10 @@ impl Cluster {
             FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
                 let view = self.view();
-                let state: FetchStateReply =
-                    (view.index() > newer_than).then(|| Box::new(view.state.clone()));
-                reply(&state)
+                if view.index() <= newer_than {
+                    return reply(&FetchStateReply::None);
+                }
+                Ok(self.encoded_state(view).await?.to_vec())
             }
             _ => Err(Unanswered::Kind),
         }

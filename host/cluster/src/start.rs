@@ -178,6 +178,7 @@ impl Cluster {
                     running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
                     turn: Default::default(),
                     heard: watch::Sender::new(Heard::nothing(uid)),
+                    fetches: Default::default(),
                     runtime,
                     ended,
                     tasks: Default::default(),

@@ -33,6 +33,8 @@ struct Net {
     older: Mutex<HashSet<NodeUid>>,
     /// Answers to proposals are lost on the way back.
     loses_answers: Mutex<bool>,
+    /// How often a whole state was asked for.
+    fetches: Mutex<usize>,
 }
 
 impl Net {
@@ -56,6 +58,7 @@ impl ControlNetwork for Link {
     ) -> BoxFuture<'static, Result<Bytes, CallError>> {
         let (net, from) = (self.net.clone(), self.from);
         Box::pin(async move {
+            *net.fetches.lock() += usize::from(kind == messages::FETCH_STATE);
             let is_cut = || net.cut.lock().contains(&(from, peer.uid));
             let target = net.nodes.lock().get(&peer.uid).cloned().filter(|_| !is_cut());
             let target = target.ok_or_else(|| CallError::Unreachable("cut".into()))?;
@@ -379,6 +382,32 @@ async fn a_node_without_a_leader_learns_the_ring_from_any_peer() {
     let view = far.learn_from(near.me(), index, soon()).await.unwrap();
     assert!(view.index() >= index && has_token(far, 50));
     assert!(far.raft().metrics().borrow().last_applied.unwrap().index < index, "not by Raft");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_meet_a_newer_version_fetch_it_once() {
+    let world = World::of_three().await;
+    let (leader, others) = world.led().await;
+    let [near, far] = &others[..] else { panic!() };
+    world.net.cut(&leader, far);
+    far.raft().runtime_config().elect(false);
+    let (index, _) = leader.propose(token(50), soon()).await.unwrap();
+    near.wait_applied(index, soon()).await.unwrap();
+    let before = *world.net.fetches.lock();
+    let asked = (0..200).map(|_| far.learn_from(near.me(), index, soon()));
+    for learnt in futures_util::future::join_all(asked).await {
+        assert!(learnt.unwrap().index() >= index);
+    }
+    assert_eq!(*world.net.fetches.lock() - before, 1);
+    // A fetch that fails serves nobody: the next one asks for itself.
+    let (next, _) = leader.propose(token(51), soon()).await.unwrap();
+    near.wait_applied(next, soon()).await.unwrap();
+    world.net.cut(near, far);
+    let short = Instant::now() + Duration::from_millis(50);
+    far.learn_from(near.me(), next, short).await.unwrap_err();
+    world.net.cut.lock().clear();
+    world.net.cut(&leader, far);
+    far.learn_from(near.me(), next, soon()).await.unwrap();
 }
 
 impl World {
