@@ -274,6 +274,12 @@ impl Transport {
         uid == self.shared.uid || self.shared.peers.read().get(&uid).is_some_and(|peer| peer.link().is_some())
     }
 
+    /// Why the last attempt to reach a peer failed, if there is no connection now.
+    pub fn why_down(&self, uid: NodeUid) -> Option<String> {
+        let peer = self.shared.peers.read().get(&uid).cloned()?;
+        peer.failure()
+    }
+
     /// What a connected peer said of its lineage and which of its runs it is.
     pub fn peer_info(&self, uid: NodeUid) -> Option<(Lineage, BootId)> {
         let link = self.shared.peers.read().get(&uid)?.link()?;

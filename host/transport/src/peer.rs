@@ -89,6 +89,12 @@ impl Peer {
         self.current.load_full()
     }
 
+    /// Why there is no connection, where there is none and one was tried.
+    pub(super) fn failure(&self) -> Option<String> {
+        let state = self.state.lock();
+        (self.link().is_none() && !state.failure.is_empty()).then(|| state.failure.clone())
+    }
+
     /// What the peer said last that it speaks.
     pub(super) fn speaks(&self) -> Option<Speaks> {
         self.state.lock().speaks

@@ -119,3 +119,25 @@ fn a_node_is_named_by_its_host() {
     let said = format!("{}{}", ended.stdout, ended.stderr);
     assert!(said.contains("--listen") && said.contains("no-such-host.invalid:8199"), "{said}");
 }
+
+#[test]
+fn a_join_from_where_nobody_can_be_reached_says_so() {
+    let mut cluster = Cluster::apart(2);
+    // Its own words go out by another socket, so it is admitted; its endpoint speaks IPv6 only.
+    cluster[1].stop();
+    cluster[1].listen = "[::1]:0".to_owned();
+    cluster[1].start();
+    let token = cluster[0].json(&["token"]).json()["token"].as_str().unwrap().to_owned();
+    let joined = cluster[1].json(&["join", &cluster[0].listen, "--token", &token, "--timeout", "5s"]);
+    assert_eq!(joined.code, 1, "{joined:?}");
+    let message = joined.json()["error"]["message"].as_str().unwrap().to_owned();
+    for said in ["it is joining", &cluster[0].name, &cluster[0].listen, &cluster[1].listen, "--advertise"] {
+        assert!(message.contains(said), "{said} is not in {message}");
+    }
+    let members = cluster[0].json(&["members"]).json();
+    let row = members.as_array().unwrap().iter().find(|row| row["node"] == cluster[1].name.as_str()).unwrap();
+    assert_eq!((row["status"].as_str(), row["alive"].as_bool()), (Some("joining"), Some(false)), "{row}");
+    assert!(row["unreachable"].as_str().is_some_and(|why| !why.is_empty()), "{row}");
+    let text = cluster[0].cli(&["members"]);
+    assert!(text.text().contains("cannot be reached from here"), "{text:?}");
+}
