@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant};
 
-use annulus_tests::harness::{Cluster, Node};
+use annulus_tests::harness::{Cluster, Node, until};
 
 /// Within this all nodes have to be one cluster again.
 const WHOLE: Duration = Duration::from_secs(10);
@@ -110,7 +110,7 @@ fn a_node_is_named_by_its_host() {
     let token = cluster[0].json(&["token"]).json()["token"].as_str().unwrap().to_owned();
     let joined = cluster[1].json(&["join", &format!("localhost:{port}"), "--token", &token]);
     assert_eq!(joined.code, 0, "{joined:?}");
-    assert_eq!(is_whole(&cluster[0]), Ok(()));
+    until("both hear each other", || cluster.nodes().iter().all(|node| is_whole(node).is_ok()).then_some(()));
 
     cluster[1].stop();
     cluster[1].listen = "no-such-host.invalid:8199".to_owned();

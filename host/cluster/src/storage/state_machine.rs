@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{RaftStore, Record, StoreError, Synced};
 use crate::raft::{Applied, Entry, LogId, RaftTypes, StorageError, StoredMembership, Vote};
-use annulus_core::codec;
+use annulus_core::codec::{self, CodecError};
 
 /// Where committed states go, once per applied batch. Must not block.
 pub trait StateSink: Send + Sync + 'static {
@@ -103,9 +103,9 @@ impl StateMachine {
     }
 
     /// A snapshot of the present state, stored nowhere.
-    pub(super) fn copy(&self) -> Result<(Meta, Vec<u8>), StorageError> {
+    pub(super) fn copy(&self) -> Result<(Meta, Vec<u8>), CodecError> {
         let inner = self.inner.lock();
-        let data = codec::encode(&inner.machine).map_err(|e| StorageIOError::read_state_machine(&e))?;
+        let data = codec::encode(&inner.machine)?;
         let snapshot_id = match &inner.last {
             // What it holds is its name: equal snapshots need not be told apart.
             Some(last) => format!("{}-{}", last.leader_id, last.index),
@@ -155,7 +155,7 @@ impl StateMachine {
 
 impl RaftSnapshotBuilder<RaftTypes> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<RaftTypes>, StorageError> {
-        let (meta, data) = self.copy()?;
+        let (meta, data) = self.copy().map_err(|error| StorageIOError::read_state_machine(&error))?;
         self.keep(meta.clone(), data.clone()).await?;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
     }
