@@ -18,6 +18,10 @@ pub struct MemberRow {
     /// that node itself.
     #[serde(default)]
     pub since_ms: Option<u64>,
+    /// Why the addressed node cannot reach it, in the transport's words; absent where it can, or has not
+    /// tried.
+    #[serde(default)]
+    pub unreachable: Option<String>,
     /// Failure domain.
     pub zone: Option<String>,
     /// Share of the ring relative to others.

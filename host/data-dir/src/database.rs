@@ -1,5 +1,6 @@
 //! The node's one database, shared by the control plane and the modules' items (D7).
 
+use std::io::Write;
 use std::path::Path;
 
 use fjall::{Database, KeyspaceCreateOptions};
@@ -33,6 +34,9 @@ pub fn keyspace_options() -> KeyspaceCreateOptions {
 /// from here on, and peers take over (D7).
 pub fn fatal(error: &fjall::Error) -> ! {
     tracing::error!(%error, "the database failed to write; ending this process");
-    eprintln!("annulus: the database failed to write, ending this process: {error}");
+    // Not `eprintln!`, which panics where stderr lies on the disk that is full: the exit code is what
+    // whoever started the node goes by.
+    let said = format!("annulus: the database failed to write, ending this process: {error}\n");
+    let _ = std::io::stderr().write_all(said.as_bytes());
     std::process::exit(70)
 }

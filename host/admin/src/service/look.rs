@@ -64,6 +64,9 @@ impl AdminService {
                 .liveness()
                 .standing(id)
                 .map(|standing| u64::try_from(standing.since.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            unreachable: Some(member)
+                .filter(|member| member.status != MemberStatus::Removed && !self.is_up(view, id))
+                .and_then(|member| self.parts.transport.why_down(member.uid)),
             zone: member.zone.clone(),
             weight: member.weight,
             owned: partitions.iter().filter(|partition| partition.replicas.first() == Some(&id)).count(),
