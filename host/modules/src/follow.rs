@@ -8,9 +8,12 @@ use annulus_core::ids::{Digest, ModuleUid, NodeId};
 use annulus_core::state::Module;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::time::{Instant, timeout};
+use tokio::sync::watch;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, sleep, timeout};
 
 use super::{Modules, Running};
+use annulus_cluster::View;
 use annulus_core::codec;
 use annulus_transport::kind;
 use annulus_vnode::{Behaviour, Master, WeakMaster};
@@ -32,46 +35,85 @@ impl Modules {
             }
             let mut changes = self.inner.cluster.watch();
             changes.mark_unchanged();
-            let mut settled = self.bring_up_to_date(Here::Only).await;
+            self.bring_what_is_here().await;
             if let Some(connections) = self.inner.connections.lock().take() {
                 tokio::spawn(self.clone().keep_telling(connections));
             }
-            let this = self.clone();
-            tokio::spawn(async move {
-                loop {
-                    if settled {
-                        if changes.changed().await.is_err() {
-                            return;
-                        }
-                    } else {
-                        // Either there is news, or what failed is due again.
-                        let _ = timeout(RETRY_AFTER, changes.changed()).await;
-                    }
-                    settled = this.bring_up_to_date(Here::OrFetched).await;
-                }
-            });
+            tokio::spawn(self.clone().follow(changes));
         })
     }
 
-    /// True if every module runs as the cluster wants it.
-    async fn bring_up_to_date(&self, here: Here) -> bool {
-        let view = self.inner.cluster.view();
-        self.drop_undeployed(&view.state.modules.keys().copied().collect::<Vec<_>>());
-        let mut settled = true;
-        for module in view.state.modules.values() {
-            let state = self.inner.running.borrow().get(&module.uid).cloned().unwrap_or_default();
-            let failed_here =
-                state.failed.as_ref().is_some_and(|(version, _)| *version == module.current.version);
-            if state.version == module.current.version && !failed_here {
-                continue;
+    /// Loads every module whose component is on this node's disk, all at once: one whose guest is slow
+    /// holds up the start for its call limit, and none of the others.
+    async fn bring_what_is_here(&self) {
+        let due = self.due();
+        let brought = due.iter().map(|module| self.bring_or_note(module, Here::Only));
+        futures_util::future::join_all(brought).await;
+    }
+
+    /// Brings each module to its current release in a task of its own, so that none waits for another
+    /// whose component cannot be had, or whose vnodes are slow to swap.
+    async fn follow(self, mut changes: watch::Receiver<Arc<View>>) {
+        let mut tasks = JoinSet::new();
+        let mut underway: HashMap<tokio::task::Id, ModuleUid> = HashMap::new();
+        loop {
+            for module in self.due() {
+                if underway.values().any(|uid| *uid == module.uid) {
+                    continue;
+                }
+                let (this, uid) = (self.clone(), module.uid);
+                let task = tasks.spawn(async move { this.bring_or_note(&module, Here::OrFetched).await });
+                underway.insert(task.id(), uid);
             }
-            if let Err(reason) = self.bring(module, here).await {
-                settled = false;
-                tracing::warn!(module = %module.name, version = module.current.version, reason, "this node cannot run the module's current release");
-                self.note(module.uid, |running| running.failed = Some((module.current.version, reason)));
+            // Until there is news, a module is done with and may have a newer release by now, or what
+            // failed is due again.
+            let mut failed = false;
+            let again = sleep(RETRY_AFTER);
+            tokio::pin!(again);
+            loop {
+                tokio::select! {
+                    changed = changes.changed() => match changed {
+                        Ok(()) => break,
+                        Err(_) => return,
+                    },
+                    Some(ended) = tasks.join_next_with_id() => {
+                        let (id, settled) = match ended {
+                            Ok(ended) => ended,
+                            Err(error) => (error.id(), false),
+                        };
+                        underway.remove(&id);
+                        if settled {
+                            break;
+                        }
+                        failed = true;
+                        again.as_mut().reset(Instant::now() + RETRY_AFTER);
+                    }
+                    () = &mut again, if failed => break,
+                }
             }
         }
-        settled
+    }
+
+    /// The modules of which this node does not run the current release. Lets go of those that are
+    /// undeployed.
+    fn due(&self) -> Vec<Module> {
+        let view = self.inner.cluster.view();
+        self.drop_undeployed(&view.state.modules.keys().copied().collect::<Vec<_>>());
+        let running = self.inner.running.borrow();
+        let is_due = |module: &&Module| {
+            let state = running.get(&module.uid).cloned().unwrap_or_default();
+            let failed_here = state.failed.is_some_and(|(version, _)| version == module.current.version);
+            state.version != module.current.version || failed_here
+        };
+        view.state.modules.values().filter(is_due).cloned().collect()
+    }
+
+    /// True if the module runs as it should; else notes why not.
+    async fn bring_or_note(&self, module: &Module, here: Here) -> bool {
+        let Err(reason) = self.bring(module, here).await else { return true };
+        tracing::warn!(module = %module.name, version = module.current.version, reason, "this node cannot run the module's current release");
+        self.note(module.uid, |running| running.failed = Some((module.current.version, reason)));
+        false
     }
 
     async fn bring(&self, module: &Module, here: Here) -> Result<(), String> {

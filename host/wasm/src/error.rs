@@ -8,8 +8,8 @@ pub enum GuestError {
     /// The guest trapped; its instance is gone.
     #[error("the guest trapped: {0}")]
     Trapped(String),
-    /// The guest ran longer than its module's call time; its instance is gone.
-    #[error("the guest ran longer than {0:?}")]
+    /// The guest ran or slept longer than its module's call time; its instance is gone.
+    #[error("the guest took longer than {0:?}")]
     TimedOut(std::time::Duration),
     /// A rule of `storage` or a limit was broken: the reply was thrown away. The instance is
     /// as the guest left it.

@@ -5,7 +5,6 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::RwLock;
 use wasmtime::ResourceLimiter;
@@ -14,6 +13,7 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 use super::bindings::annulus::vnode::{context, log, storage, types};
 use super::error::Doom;
 use super::limits::Limits;
+use super::meter::Yielded;
 use super::stderr::Stderr;
 use super::ticker::Ticker;
 use annulus_storage::{Batch, Place, Storage, Stored};
@@ -59,6 +59,7 @@ pub(super) struct HostState {
     pub(super) stderr: Stderr,
     pub(super) limits: Limits,
     pub(super) ticker: Arc<Ticker>,
+    pub(super) yielded: Yielded,
     place: VnodePlace,
     items: Arc<RwLock<dyn Storage>>,
     pub(super) call: Call,
@@ -73,8 +74,6 @@ pub(super) struct Call {
     pub(super) scope: CallScope,
     pub(super) request: (u64, u64),
     pub(super) now_ms: u64,
-    /// By the ticker's clock.
-    pub(super) deadline: Duration,
     pub(super) batch: Batch,
     pub(super) doom: Option<Doom>,
 }
@@ -93,7 +92,6 @@ impl HostState {
             scope: CallScope::Nothing,
             request: (0, 0),
             now_ms: 0,
-            deadline: Duration::ZERO,
             batch: Batch::default(),
             doom: None,
         };
@@ -103,6 +101,7 @@ impl HostState {
             stderr,
             limits,
             ticker,
+            yielded: Yielded::default(),
             place,
             items,
             call,

@@ -16,6 +16,7 @@ mod host;
 mod instance;
 mod limits;
 mod memory;
+mod meter;
 mod stderr;
 mod ticker;
 

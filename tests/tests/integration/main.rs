@@ -11,6 +11,7 @@ mod crash;
 mod demo;
 mod handoff;
 mod hostile;
+mod limits;
 mod liveness;
 mod load;
 mod planned;

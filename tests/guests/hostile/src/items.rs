@@ -7,6 +7,7 @@ pub struct Shelf {
     pub table: Table<Latest<Value>>,
     pub fold: Option<String>,
     pub reject: Option<String>,
+    pub naps: String,
 }
 
 impl Shelf {
@@ -21,12 +22,14 @@ impl Items for Shelf {
         match self.fold.as_deref() {
             Some("trap") => panic!("the fold traps"),
             Some("spin") => crate::spin(),
+            Some("nap") => crate::nap(),
             Some("stuck") => Page { next: Some(b"here".to_vec()), ..self.table.fold(None, limit) },
             _ => self.table.fold(after, limit),
         }
     }
 
     fn encode_handoff_items(&self, key: &[u8]) -> Vec<Item> {
+        crate::nap_if(&self.naps, "items");
         self.table.encode_handoff_items(key)
     }
 
@@ -34,12 +37,14 @@ impl Items for Shelf {
         match self.reject.as_deref() {
             Some("all") => Err("it takes nothing".to_owned()),
             Some("trap") => panic!("an item traps"),
+            Some("nap") => crate::nap(),
             Some(key) if key.as_bytes() == item.key => Err(format!("it does not take {key}")),
             _ => self.table.handle_handoff_item(item),
         }
     }
 
     fn forget(&mut self, tombstone: &Item) {
+        crate::nap_if(&self.naps, "forget");
         self.table.forget(tombstone);
     }
 
@@ -52,6 +57,7 @@ impl Items for Shelf {
     }
 
     fn delete(&mut self) {
+        crate::nap_if(&self.naps, "delete");
         self.table.delete();
     }
 }
