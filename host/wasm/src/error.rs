@@ -39,6 +39,9 @@ pub enum Doom {
     /// A command described as `read` wrote.
     #[error("the command is described as `read` and wrote")]
     WriteInRead,
+    /// A callback wrote that may only look.
+    #[error("`{0}` wrote to storage: only commands, `terminate` and what takes or drops items may")]
+    WriteInCallback(&'static str),
     /// `merge` called an import.
     #[error("merge called `{0}`: it must be a pure function")]
     ImpureMerge(&'static str),

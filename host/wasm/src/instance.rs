@@ -12,6 +12,7 @@ use super::engine::Module;
 use super::error::{CommandFailure, Doom, GuestError};
 use super::exports::Exports;
 use super::host::{CallScope, HostState, VnodePlace};
+use super::limits::Limits;
 use super::meter::{Meter, TimedOut};
 use annulus_storage::{Batch, Memory, Place, Storage, Stored};
 
@@ -49,7 +50,7 @@ impl Instance {
     ) -> Result<Self, GuestError> {
         let at = place.partition;
         let mut instance = Self::instantiate(module, place, items).await?;
-        let meter = instance.begin(CallScope::All { write: false }, (0, 0));
+        let meter = instance.begin(CallScope::Told("init"), (0, 0));
         let Self { store, exports } = &mut instance;
         let result = meter.run(exports.vnode.call_init(&mut *store, at, config)).await;
         let answer = instance.end(result)?;
@@ -116,13 +117,13 @@ impl Instance {
     /// As [`Instance::command`]; a module without `coverage` answers unknown command.
     pub async fn coverage(
         &mut self,
-        write: bool,
+        scope: CallScope,
         id: (u64, u64),
         request: &Request,
         after: Option<&[u8]>,
         limit: Budget,
     ) -> Result<Result<Answer<wit::coverage::Values>, CommandFailure>, GuestError> {
-        let meter = self.begin(CallScope::All { write }, id);
+        let meter = self.begin(scope, id);
         let Some(coverage) = &self.exports.coverage else { return Ok(Err(CommandFailure::UnknownCommand)) };
         let result = meter.run(coverage.call_handle_coverage(&mut self.store, request, after, limit)).await;
         self.answered(result, "one page of values", |values| {
@@ -154,7 +155,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
-        let meter = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("fold"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
         let result = meter.run(handoff.call_fold(&mut self.store, after, limit)).await;
         Ok(self.end(result)?.value)
@@ -165,7 +166,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
-        let meter = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("encode-handoff-items"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
         let result = meter.run(handoff.call_encode_handoff_items(&mut self.store, key)).await;
         Ok(self.end(result)?.value)
@@ -175,22 +176,27 @@ impl Instance {
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn take_items(&mut self, items: &[Item]) -> Result<Vec<wit::handoff::Rejection>, GuestError> {
+    pub async fn take_items(
+        &mut self,
+        items: &[Item],
+    ) -> Result<Answer<Vec<wit::handoff::Rejection>>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
-        let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
+        let Some(handoff) = &self.exports.handoff else {
+            return Ok(Answer { value: Vec::new(), writes: Vec::new(), doom: None });
+        };
         let result = meter.run(handoff.call_handle_handoff_data(&mut self.store, items)).await;
-        Ok(self.end(result)?.value)
+        self.end(result)
     }
 
-    /// Tells the guest of tombstones that every replica has.
+    /// Tells the guest of tombstones that every replica has; answers its writes.
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
+    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<(Place, Stored)>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
-        let Some(handoff) = &self.exports.handoff else { return Ok(()) };
+        let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
         let result = meter.run(handoff.call_forget(&mut self.store, tombstones)).await;
-        self.end(result).map(drop)
+        Ok(self.end(result)?.writes)
     }
 
     /// How many items the guest keeps, roughly.
@@ -198,13 +204,14 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn count(&mut self) -> Result<u64, GuestError> {
-        let meter = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("count"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(0) };
         let result = meter.run(handoff.call_count(&mut self.store)).await;
         Ok(self.end(result)?.value)
     }
 
-    /// All items are elsewhere for good: the guest lets go of them.
+    /// All items are elsewhere for good: the guest lets go of them. Its host storage goes as a whole, so
+    /// what it writes there now does not matter.
     ///
     /// # Errors
     /// As the guest fails.
@@ -224,7 +231,7 @@ impl Instance {
         kind: wit::transfer::Kind,
         target: &str,
     ) -> Result<bool, GuestError> {
-        let meter = self.begin(CallScope::All { write: true }, (0, 0));
+        let meter = self.begin(CallScope::Told("handoff-starting"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
         let result = meter.run(transfer.call_handoff_starting(&mut self.store, kind, target)).await;
         Ok(self.end(result)?.value)
@@ -240,7 +247,8 @@ impl Instance {
         target: &str,
         finished: bool,
     ) -> Result<(), GuestError> {
-        let meter = self.begin(CallScope::All { write: true }, (0, 0));
+        let callback = if finished { "handoff-finished" } else { "handoff-cancelled" };
+        let meter = self.begin(CallScope::Told(callback), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(()) };
         let result = if finished {
             meter.run(transfer.call_handoff_finished(&mut self.store, kind, target)).await
@@ -255,7 +263,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
-        let meter = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("handle-handoff-command"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
         let result = meter.run(transfer.call_handle_handoff_command(&mut self.store, request)).await;
         Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
@@ -266,7 +274,7 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
-        let meter = self.begin(CallScope::All { write: true }, (0, 0));
+        let meter = self.begin(CallScope::Told("handle-exit"), (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
         let result = meter.run(lifecycle.call_handle_exit(&mut self.store, reason)).await;
         self.end(result).map(drop)
@@ -281,6 +289,17 @@ impl Instance {
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
         let result = meter.run(lifecycle.call_terminate(&mut self.store, reason)).await;
         Ok(self.end(result)?.writes)
+    }
+
+    /// Bytes of the guest's memory that are in use. WebAssembly never gives memory back, so this is also
+    /// the most that it ever had.
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes()
+    }
+
+    /// The limits that its module was prepared with.
+    pub fn limits(&self) -> Limits {
+        self.store.data().limits
     }
 
     /// Dots given so far: a further instance of this vnode must go on after them (R8).

@@ -3,11 +3,11 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use annulus::vnode::{Behaviour, Control, Outgoing, PageWanted, StreamEvent};
-use annulus::wasm::{Engine, Limits, TransferKind};
-use annulus_core::ids::TransferId;
+use annulus::vnode::{Behaviour, Command, Control, Outgoing, PageWanted, Reply, StreamEvent, VnodeHandle};
+use annulus::wasm::{Engine, Item, Limits, Request, TransferKind};
+use annulus_core::ids::{RequestId, TransferId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::ErrorCode;
+use annulus_core::request::{AppliedState, ErrorCode};
 use annulus_tests::guests::{component, component_with};
 use ciborium::Value;
 use tokio::sync::{mpsc, oneshot};
@@ -122,7 +122,7 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
                 }
                 "reject" => {
                     let (answer, taken) = oneshot::channel();
-                    let item = annulus::wasm::Item {
+                    let item = Item {
                         key: b"k".to_vec(),
                         sort: Vec::new(),
                         value: b"\x01x".to_vec(),
@@ -152,39 +152,181 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
     }
 }
 
+type Answer = oneshot::Receiver<Result<bytes::Bytes, annulus_core::request::RequestError>>;
+
+/// Sends a command to a vnode that is in no partition's slot.
+fn send(vnode: &VnodeHandle, command: &str, args: &[(&str, Value)], page: Option<PageWanted>) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    let key = args.iter().find(|(name, _)| *name == "key").and_then(|(_, key)| key.as_text());
+    let key = key.map(|key| key.as_bytes().to_vec());
+    let request = Request { command: command.to_owned(), key, args: cbor_map(args) };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let reply = Reply::Local(reply);
+    assert!(vnode.try_command(Command { request, page, id: RequestId([1; 16]), deadline, reply }));
+    answer
+}
+
+async fn got(vnode: &VnodeHandle) -> Value {
+    let reply = send(vnode, "get", &[("key", "k".into())], None).await.unwrap().unwrap();
+    ciborium::from_reader(&reply[..]).unwrap()
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_is_not_ended_for_the_time_of_its_neighbours() {
     let limits = Limits { call_time: Duration::from_millis(800), ..Limits::default() };
-    let bed = Arc::new(hostile(limits, &[]).await);
-    put(&bed, "k").await;
-    // One after the other in the mailbox of this vnode, and beside it neighbours that never end.
     let engine = Engine::new(None).unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
-    let behaviour = Arc::new(Behaviour::wasm("spins".into(), 1, module, cbor_map(&[])));
-    let neighbours = Bed::of(engine, behaviour.clone());
+    let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
+    let bed = Bed::of(engine, behaviour.clone());
+    let vnode = bed.master.start_apart(behaviour.clone());
+    send(&vnode, "put", &[("key", "k".into()), ("value", 1.into())], None).await.unwrap().unwrap();
     let spins: Vec<_> = (0..12)
         .map(|_| {
-            let (reply, answer) = oneshot::channel();
-            let request = annulus::wasm::Request { command: "spin".into(), key: None, args: cbor_map(&[]) };
-            let deadline = tokio::time::Instant::now() + Duration::from_secs(10);
-            let command = annulus::vnode::Command {
-                request,
-                page: None,
-                id: annulus_core::ids::RequestId([1; 16]),
-                deadline,
-                reply: annulus::vnode::Reply::Local(reply),
-            };
-            let vnode = neighbours.master.start_apart(behaviour.clone());
-            assert!(vnode.try_command(command));
+            let vnode = bed.master.start_apart(behaviour.clone());
+            let answer = send(&vnode, "spin", &[], None);
             (vnode, answer)
         })
         .collect();
     let began = Instant::now();
-    bed.call("sleepy", &[("ms", 400.into())]).await.unwrap();
-    assert_eq!(bed.call("get", &[("key", "k".into())]).await.unwrap(), Value::from(1));
+    send(&vnode, "sleepy", &[("ms", 400.into())], None).await.unwrap().unwrap();
+    assert_eq!(got(&vnode).await, Value::from(1));
     println!("400 ms of work took {:?} beside {} loops", began.elapsed(), spins.len());
     for (_vnode, answer) in spins {
         let error = answer.await.unwrap().unwrap_err();
-        assert!(error.code == ErrorCode::DeadlineExceeded, "{error:?}");
+        assert_eq!((error.code, error.state), (ErrorCode::DeadlineExceeded, AppliedState::NotApplied));
     }
+}
+
+/// Each page is a third of the limit; all of them at once, each with its share of two workers, would be far
+/// beyond it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_read_of_many_partitions_is_answered_by_all_and_loses_nothing() {
+    let limits = Limits { call_time: Duration::from_secs(1), ..Limits::default() };
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
+    let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
+    let bed = Bed::of(engine, behaviour.clone());
+    let vnodes: Vec<_> = (0..32).map(|_| bed.master.start_apart(behaviour.clone())).collect();
+    for vnode in &vnodes {
+        send(vnode, "put", &[("key", "k".into()), ("value", 1.into())], None).await.unwrap().unwrap();
+    }
+    let began = Instant::now();
+    let pages: Vec<_> = vnodes
+        .iter()
+        .map(|vnode| {
+            let page = PageWanted { after: None, items: 10, bytes: 1 << 20 };
+            send(vnode, "sleepy-everywhere", &[("ms", 200.into())], Some(page))
+        })
+        .collect();
+    // A command does not wait for the turn of a page that is before it.
+    let commands: Vec<_> =
+        vnodes.iter().map(|vnode| send(vnode, "get", &[("key", "k".into())], None)).collect();
+    for command in commands {
+        command.await.unwrap().unwrap();
+    }
+    let served = began.elapsed();
+    for page in pages {
+        page.await.unwrap().unwrap();
+    }
+    println!("commands took {served:?}, all pages {:?}", began.elapsed());
+    assert!(served < began.elapsed() / 2, "commands took {served:?} of {:?}", began.elapsed());
+    for vnode in &vnodes {
+        assert_eq!(got(vnode).await, Value::from(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_after_which_items_are_gone_says_so() {
+    let bed = hostile(limits(), &[]).await;
+    for command in ["trap", "nap", "spin"] {
+        put(&bed, "k").await;
+        let error = bed.call(command, &[]).await.unwrap_err();
+        assert_eq!((error.code, error.state), (ErrorCode::ItemsLost, AppliedState::Unknown), "{error:?}");
+        assert!(error.message.contains("partition 3"), "{error:?}");
+        // Nothing is there any more to be lost.
+        let error = bed.call("trap", &[]).await.unwrap_err();
+        assert_eq!((error.code, error.state), (ErrorCode::Trapped, AppliedState::NotApplied), "{error:?}");
+    }
+    let losses = bed.master.incidents().iter().filter(|incident| incident.kind == "possible-loss").count();
+    assert_eq!(losses, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vnode_without_room_refuses_writes_and_has_room_again_once_items_are_deleted() {
+    let limits = Limits { memory_bytes: 16 << 20, ..Limits::default() };
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component("guests/kv").into(), limits).await.unwrap();
+    let bed = Bed::of(engine, Arc::new(Behaviour::wasm("kv".into(), 1, module, cbor_map(&[]))));
+    let value = Value::from("x".repeat(100_000));
+    let write = async |key: &str| bed.call("put", &[("key", key.into()), ("value", value.clone())]).await;
+    let mut stored = 0;
+    let error = loop {
+        match write(&format!("k{stored}")).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(stored < 1000, "its memory has no end");
+    };
+    assert_eq!((error.code, error.state), (ErrorCode::PartitionFull, AppliedState::NotApplied), "{error:?}");
+    assert!(stored > 50, "full with {stored} items");
+    assert_eq!(bed.keys().await.len(), stored, "nothing is lost");
+    assert!(bed.call("get", &[("key", "k0".into())]).await.unwrap().is_text());
+    for key in 0..stored / 2 {
+        bed.call("delete", &[("key", format!("k{key}").into())]).await.unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = write("new").await {
+        assert_eq!(error.code, ErrorCode::PartitionFull, "{error:?}");
+        assert!(Instant::now() < deadline, "there is no room for ever");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bed.keys().await.len(), stored - stored / 2 + 1);
+    assert!(bed.master.incidents().is_empty(), "{:?}", bed.master.incidents());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
+    let written = async |bed: &Bed, callback: &str| {
+        bed.call("stored", &[("key", callback.into())]).await.unwrap() != Value::Null
+    };
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
+    let refused = engine.check_init(&module, &cbor_map(&[("write", "init".into())])).await.unwrap_err();
+    assert!(refused.to_string().contains("`init` wrote to storage"), "{refused}");
+
+    for callback in ["handoff-starting", "handoff-finished", "handoff-cancelled", "handle-exit"] {
+        let bed = hostile(limits(), &[("write", callback.into())]).await;
+        put(&bed, "k").await;
+        let mut events = hand_off(&bed).await;
+        tell(&bed, Control::EndOutgoing { finished: callback == "handoff-finished" }).await;
+        if callback == "handle-exit" {
+            bed.call("trap", &[]).await.unwrap_err();
+        } else {
+            assert_eq!(bed.call("get", &[("key", "k".into())]).await.unwrap(), Value::from(1));
+            assert!(events.try_recv().is_err(), "{callback}: the handoff goes on");
+        }
+        put(&bed, "after").await;
+        assert!(!written(&bed, callback).await, "{callback}");
+        let incidents = bed.master.incidents();
+        let broken = incidents.iter().find(|incident| incident.kind == "contract-broken");
+        assert!(broken.is_some_and(|broken| broken.reason.contains(callback)), "{incidents:?}");
+    }
+    // What takes in items, and what drops them, may write.
+    let bed = hostile(limits(), &[("write", "take,forget".into())]).await;
+    put(&bed, "k").await;
+    let (answer, taken) = oneshot::channel();
+    let item = |deleted| Item { key: b"other".to_vec(), sort: Vec::new(), value: Vec::new(), deleted };
+    tell(&bed, Control::Items(vec![item(false)], answer)).await;
+    taken.await.unwrap().unwrap();
+    assert!(written(&bed, "take").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_without_a_key_has_no_items_whatever_key_a_caller_sends() {
+    let bed = hostile(limits(), &[]).await;
+    put(&bed, "k").await;
+    // The very key that it writes to.
+    let error = bed.send("homeless", Some("somewhere"), cbor_map(&[]), None).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::ContractBroken, "{error:?}");
+    assert_eq!(bed.call("stored", &[("key", "somewhere".into())]).await.unwrap(), Value::Null);
 }

@@ -92,7 +92,7 @@ impl Bed {
         Ok(ciborium::from_reader(&answer[..]).unwrap())
     }
 
-    async fn keys(&self) -> Vec<String> {
+    pub(super) async fn keys(&self) -> Vec<String> {
         let page = PageWanted { after: None, items: 10_000, bytes: 1 << 20 };
         let answer = self.send("keys", None, cbor_map(&[]), Some(page)).await.unwrap();
         let page: PageAnswer = ciborium::from_reader(&answer[..]).unwrap();

@@ -7,7 +7,7 @@ pub struct Shelf {
     pub table: Table<Latest<Value>>,
     pub fold: Option<String>,
     pub reject: Option<String>,
-    pub naps: String,
+    pub moods: crate::Moods,
 }
 
 impl Shelf {
@@ -29,11 +29,12 @@ impl Items for Shelf {
     }
 
     fn encode_handoff_items(&self, key: &[u8]) -> Vec<Item> {
-        crate::nap_if(&self.naps, "items");
+        self.moods.in_callback("items");
         self.table.encode_handoff_items(key)
     }
 
     fn handle_handoff_item(&mut self, item: Item) -> Result<(), String> {
+        self.moods.in_callback("take");
         match self.reject.as_deref() {
             Some("all") => Err("it takes nothing".to_owned()),
             Some("trap") => panic!("an item traps"),
@@ -44,7 +45,7 @@ impl Items for Shelf {
     }
 
     fn forget(&mut self, tombstone: &Item) {
-        crate::nap_if(&self.naps, "forget");
+        self.moods.in_callback("forget");
         self.table.forget(tombstone);
     }
 
@@ -57,7 +58,7 @@ impl Items for Shelf {
     }
 
     fn delete(&mut self) {
-        crate::nap_if(&self.naps, "delete");
+        self.moods.in_callback("delete");
         self.table.delete();
     }
 }

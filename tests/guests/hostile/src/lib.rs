@@ -14,8 +14,7 @@ use items::Shelf;
 #[derive(Default)]
 struct Hostile {
     shelf: Shelf,
-    /// The callbacks that sleep for years.
-    naps: String,
+    moods: Moods,
     /// How many commands this instance has run: 1 again in a fresh one.
     calls: u64,
 }
@@ -55,6 +54,9 @@ enum Command {
     Huge { bytes: Option<u64> },
     /// Computes for about that many milliseconds, then answers.
     Sleepy { ms: u64 },
+    /// Computes for about that many milliseconds in each partition.
+    #[command(everywhere)]
+    SleepyEverywhere { ms: u64 },
     /// Recurses without end.
     Deep,
     /// Answers what is no CBOR.
@@ -135,8 +137,12 @@ impl Vnode for Hostile {
     fn init(&mut self, config: Config) -> Result<(), String> {
         self.shelf.fold = config.get("fold")?;
         self.shelf.reject = config.get("reject")?;
-        self.naps = config.get("nap")?.unwrap_or_default();
-        self.shelf.naps = self.naps.clone();
+        self.moods = Moods {
+            nap: config.get("nap")?.unwrap_or_default(),
+            write: config.get("write")?.unwrap_or_default(),
+        };
+        self.shelf.moods = self.moods.clone();
+        self.moods.in_callback("init");
         let fail_after: Option<u64> = config.get("fail-after")?;
         match config.get::<String>("fail")?.as_deref() {
             _ if fail_after.is_some_and(|from| host::now_ms() < from) => Ok(()),
@@ -225,6 +231,7 @@ impl Coverage for Hostile {
                 Ok(Values { next: Some(b"again".to_vec()), ..Values::of(["and another"]) })
             }
             Command::SpinEverywhere => spin(),
+            Command::SleepyEverywhere { ms } => Ok(Values::of([compute(ms)])),
             Command::NapEverywhere => nap(),
             Command::TrapEverywhere => panic!("as it was told"),
             _ => Err(Failure::UnknownCommand),
@@ -240,43 +247,52 @@ impl Handoff for Hostile {
 
 impl Transfer for Hostile {
     fn handoff_starting(&mut self, _: Kind, _: &str) -> bool {
-        self.nap_in("handoff-starting");
+        self.moods.in_callback("handoff-starting");
         true
     }
 
     fn handoff_finished(&mut self, _: Kind, _: &str) {
-        self.nap_in("handoff-finished");
+        self.moods.in_callback("handoff-finished");
     }
 
     fn handoff_cancelled(&mut self, _: Kind, _: &str) {
-        self.nap_in("handoff-cancelled");
+        self.moods.in_callback("handoff-cancelled");
     }
 
     fn handle_handoff_command(&mut self, _: &Request) -> Choice {
-        self.nap_in("handoff-command");
+        self.moods.in_callback("handoff-command");
         Choice::Handle
     }
 }
 
 impl Lifecycle for Hostile {
     fn handle_exit(&mut self, _: &str) {
-        self.nap_in("handle-exit");
+        self.moods.in_callback("handle-exit");
     }
 
     fn terminate(&mut self, _: &str) {
-        self.nap_in("terminate");
+        self.moods.in_callback("terminate");
     }
 }
 
-impl Hostile {
-    fn nap_in(&self, callback: &str) {
-        nap_if(&self.naps, callback);
-    }
+/// The callbacks that misbehave, by name, with commas between.
+#[derive(Clone, Debug, Default)]
+struct Moods {
+    /// Sleep for years.
+    nap: String,
+    /// Write to storage, under their own name.
+    write: String,
 }
 
-fn nap_if(naps: &str, callback: &str) {
-    if naps.split(',').any(|name| name == callback) {
-        nap();
+impl Moods {
+    fn in_callback(&self, callback: &str) {
+        let is = |callbacks: &str| callbacks.split(',').any(|name| name == callback);
+        if is(&self.write) {
+            storage::put(callback.as_bytes(), b"", b"\x01written");
+        }
+        if is(&self.nap) {
+            nap();
+        }
     }
 }
 
