@@ -172,6 +172,8 @@ pub struct Node {
     pub data: PathBuf,
     /// What it runs from its next start on.
     pub build: Build,
+    /// How much address space its next process may have, in GiB.
+    pub address_space: Option<u64>,
     log: PathBuf,
     arguments: Vec<String>,
     child: Option<Child>,
@@ -186,6 +188,7 @@ impl Node {
             listen: "127.0.0.1:0".to_owned(),
             advertise: None,
             build: Build::This,
+            address_space: None,
             data: dir.join(short),
             log: dir.join(format!("{short}.log")),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
@@ -212,8 +215,7 @@ impl Node {
         let log = log.unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
         let advertise = self.advertise.map(|address| format!("--advertise={address}"));
         let mut child = self
-            .build
-            .command()
+            .limited()
             .args([
                 "start",
                 "--with-parent",
@@ -241,6 +243,25 @@ impl Node {
             panic!("{} does not serve; it said {started}; its log ends:\n{}", self.name, self.log_tail());
         };
         self.listen = listen.to_owned();
+    }
+
+    /// The program, within the address space that it may have.
+    fn limited(&self) -> Command {
+        let command = self.build.command();
+        let Some(gib) = self.address_space else { return command };
+        let mut limited = Command::new("sh");
+        let script = format!("ulimit -v {} && exec \"$0\" \"$@\"", gib << 20);
+        limited.arg("-c").arg(script).arg(command.get_program());
+        limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().map_or_else(|| panic!("{} does not run", self.name), Child::id)
     }
 
     /// Ends its process at once, as a power cut would.

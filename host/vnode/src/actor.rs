@@ -275,6 +275,7 @@ impl Actor {
         let code = match &error {
             GuestError::Trapped(_) => ErrorCode::Trapped,
             GuestError::TimedOut(_) => ErrorCode::DeadlineExceeded,
+            GuestError::NoRoom(_) => ErrorCode::Overloaded,
             GuestError::InitRefused(_) => ErrorCode::NotReady,
             GuestError::Doomed(annulus_wasm::Doom::TooLarge { .. }) => ErrorCode::ValueTooLarge,
             GuestError::Doomed(_) => ErrorCode::ContractBroken,

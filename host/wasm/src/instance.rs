@@ -14,6 +14,7 @@ use super::exports::Exports;
 use super::host::{CallScope, HostState, VnodePlace};
 use super::limits::Limits;
 use super::meter::{Meter, TimedOut};
+use super::room::{Seat, is_exhausted};
 use annulus_storage::{Batch, Memory, Place, Storage, Stored};
 
 /// A guest that is there to be called, one call at a time. After an error that
@@ -21,6 +22,7 @@ use annulus_storage::{Batch, Memory, Place, Storage, Stored};
 pub struct Instance {
     store: Store<HostState>,
     exports: Exports,
+    _seat: Seat,
 }
 
 /// How a call came back from its meter.
@@ -51,7 +53,7 @@ impl Instance {
         let at = place.partition;
         let mut instance = Self::instantiate(module, place, items).await?;
         let meter = instance.begin(CallScope::Told("init"), (0, 0));
-        let Self { store, exports } = &mut instance;
+        let Self { store, exports, .. } = &mut instance;
         let result = meter.run(exports.vnode.call_init(&mut *store, at, config)).await;
         let answer = instance.end(result)?;
         match answer.value {
@@ -80,14 +82,19 @@ impl Instance {
             // would run again before its neighbours.
             Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
         });
-        let failed = |error: wasmtime::Error| GuestError::Trapped(format!("{error:#}"));
+        let seat = module.room.take().map_err(|no_room| GuestError::NoRoom(no_room.to_string()))?;
+        let failed = |error: wasmtime::Error| {
+            let exhausted = is_exhausted(&error);
+            let error = format!("{error:#}");
+            if exhausted { GuestError::NoRoom(error) } else { GuestError::Trapped(error) }
+        };
         let instance = arm(&mut store)
             .run(module.pre.instantiate_async(&mut store))
             .await
             .map_err(|TimedOut| GuestError::TimedOut(module.limits.call_time))?
             .map_err(failed)?;
         let exports = module.indices.load(&mut store, &instance).map_err(failed)?;
-        Ok(Self { store, exports })
+        Ok(Self { store, exports, _seat: seat })
     }
 
     pub(super) async fn describe(&mut self) -> Result<wit::vnode::ModuleInfo, GuestError> {
@@ -377,9 +384,8 @@ fn arm(store: &mut Store<HostState>) -> Meter {
 /// Says for people what ended a call: the trap, the guest's last words, where it was.
 fn explain(error: &wasmtime::Error, state: &HostState) -> GuestError {
     let words = state.stderr.take();
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::StackOverflow) => return GuestError::Trapped("its stack overflowed".to_owned()),
-        _ => {}
+    if let Some(Trap::StackOverflow) = error.downcast_ref::<Trap>() {
+        return GuestError::Trapped("its stack overflowed".to_owned());
     }
     if state.memory_denied {
         let limit = state.limits.memory_bytes >> 20;

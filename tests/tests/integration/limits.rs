@@ -9,6 +9,7 @@ use annulus_core::ids::{RequestId, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{AppliedState, ErrorCode};
 use annulus_tests::guests::{component, component_with};
+use annulus_tests::harness::Cluster;
 use ciborium::Value;
 use tokio::sync::{mpsc, oneshot};
 
@@ -329,4 +330,43 @@ async fn a_command_without_a_key_has_no_items_whatever_key_a_caller_sends() {
     let error = bed.send("homeless", Some("somewhere"), cbor_map(&[]), None).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::ContractBroken, "{error:?}");
     assert_eq!(bed.call("stored", &[("key", "somewhere".into())]).await.unwrap(), Value::Null);
+}
+
+/// Mappings of a process, and its address space in MiB.
+fn spent(process: u32) -> (usize, usize) {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap().lines().count();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    (maps, size.split_whitespace().next().unwrap().parse::<usize>().unwrap() >> 10)
+}
+
+#[test]
+fn a_vnode_takes_few_mappings_and_little_address_space() {
+    let cluster = Cluster::apart_with(1, &["--ring-size", "256"]);
+    cluster.deploy("guests/kv");
+    let before = spent(cluster[0].process());
+    assert!(cluster[0].everywhere("kv", "keys").is_ok());
+    let after = spent(cluster[0].process());
+    let (maps, size) = ((after.0 - before.0) as f64 / 256.0, (after.1 - before.1) as f64 / 256.0);
+    println!("each of 256 vnodes takes {maps:.2} mappings and {size:.1} MiB of address space");
+    assert!(maps <= 4.5, "{maps}");
+    assert!(size <= 80.0, "{size} MiB");
+}
+
+#[test]
+fn a_module_for_which_a_node_has_no_room_is_refused_at_the_deploy() {
+    let mut cluster = Cluster::apart(1);
+    cluster.deploy("tests/guests/stored");
+    cluster[0].call("stored", "put", &["k", "v"]).unwrap();
+    assert_eq!(cluster[0].stop(), Some(0));
+    // In gibibytes: the host's own, and room for one instance in each of 64 partitions, not for two.
+    cluster[0].address_space = Some(7);
+    cluster[0].start();
+    cluster[0].call("stored", "put", &["k", "v"]).unwrap();
+    let kv = cluster.keep("kv.wasm", &component("guests/kv"));
+    let ran = cluster[0].json(&["deploy".as_ref(), kv.as_os_str()]);
+    let error = &ran.json()["error"];
+    assert_eq!((&error["code"], &error["state"]), (&"overloaded".into(), &"not-applied".into()), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("ulimit -v"), "{error}");
+    assert_eq!(cluster[0].call("stored", "get", &["k"]).unwrap(), "v");
 }

@@ -127,6 +127,11 @@ impl Vnode for Hostile {
                 "items that come in: `all`, `trap`, `nap`, or a key that is rejected",
             ),
             Param::optional(
+                "write",
+                "text",
+                "callbacks that write to storage under their own name: as for `nap`, and `init`, `take`",
+            ),
+            Param::optional(
                 "nap",
                 "text",
                 "callbacks that sleep for years, with commas between: `handoff-starting`, `handoff-finished`, `handoff-cancelled`, `handoff-command`, `handle-exit`, `terminate`, `delete`, `forget`, `items`",
