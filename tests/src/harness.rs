@@ -177,6 +177,8 @@ pub struct Node {
     pub stderr: Option<OwnedFd>,
     /// Further words for `start`, from its next start on.
     pub arguments: Vec<String>,
+    /// How much address space its next process may have, in GiB.
+    pub address_space: Option<u64>,
     log: PathBuf,
     child: Option<Child>,
 }
@@ -191,6 +193,7 @@ impl Node {
             advertise: None,
             build: Build::This,
             stderr: None,
+            address_space: None,
             data: dir.join(short),
             log: dir.join(format!("{short}.log")),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
@@ -240,8 +243,7 @@ impl Node {
         let stderr = stderr.map_or_else(|| Stdio::from(log), Stdio::from);
         let advertise = self.advertise.map(|address| format!("--advertise={address}"));
         let mut child = self
-            .build
-            .command()
+            .limited()
             .args([
                 "start",
                 "--with-parent",
@@ -264,6 +266,25 @@ impl Node {
         let stdout = child.stdout.take();
         self.child = Some(child);
         stdout
+    }
+
+    /// The program, within the address space that it may have.
+    fn limited(&self) -> Command {
+        let command = self.build.command();
+        let Some(gib) = self.address_space else { return command };
+        let mut limited = Command::new("sh");
+        let script = format!("ulimit -v {} && exec \"$0\" \"$@\"", gib << 20);
+        limited.arg("-c").arg(script).arg(command.get_program());
+        limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().map_or_else(|| panic!("{} does not run", self.name), Child::id)
     }
 
     /// Ends its process at once, as a power cut would.

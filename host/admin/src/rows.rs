@@ -293,6 +293,9 @@ pub struct CoverageRow {
     pub complete: bool,
     /// Those that did not.
     pub missing: Vec<u16>,
+    /// Those of `missing` whose guest ended over the command and took the items with it that it kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<u16>,
 }
 
 /// What a load measured.

@@ -33,7 +33,7 @@ pub enum CoverageEvent {
     Batch {
         /// Which.
         partition: PartitionId,
-        /// Who answered.
+        /// The node that answered this page. The next page may come from another one.
         node: NodeId,
         /// CBOR, one each.
         values: Vec<Bytes>,
@@ -87,12 +87,11 @@ impl Coordinator {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let ask = PageAsk { after: after.as_deref(), items: PAGE_ITEMS, bytes: PAGE_BYTES };
-            let answer = self.route(target, request, Some(ask)).await?;
+            let (answer, node) = self.route(target, request, Some(ask)).await?;
             let page: PageAnswer = ciborium::from_reader(&answer[..]).map_err(|error| {
                 RequestError::unknown(ErrorCode::Internal, format!("a page cannot be read: {error}"))
             })?;
             if !page.values.is_empty() {
-                let node = self.inner.cluster.view().state.ring.owner(target.partition);
                 let values = page.values.into_iter().map(|value| Bytes::from(value.into_vec())).collect();
                 let batch = CoverageEvent::Batch { partition: target.partition, node, values };
                 let sent = tokio::time::timeout_at(request.deadline, events.send(batch)).await;

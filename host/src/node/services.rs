@@ -63,6 +63,7 @@ impl Services {
         let _on = network.enter();
         let engine = Engine::new(Some(data.path().join("compiled")))
             .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
+        tell_limits(&engine);
         let artefacts = Artefacts::new(data.path().join("components"));
         let modules = Modules::new(cluster.clone(), transport.clone(), engine, artefacts);
         let seals = Seals::open(database)?;
@@ -101,6 +102,12 @@ impl Services {
             tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are left behind");
         }
     }
+}
+
+/// Shows what the system lets this process have: what a node runs out of first should be known before.
+fn tell_limits(engine: &Engine) {
+    let (room, files) = (engine.room(), rustix::process::getrlimit(rustix::process::Resource::Nofile));
+    tracing::info!(instances = room.instances, by = ?room.by, open_files = ?files.current, "limits of this process");
 }
 
 /// Longest that vnodes may take to end: one in an endless loop traps at its call limit.

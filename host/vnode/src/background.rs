@@ -122,6 +122,7 @@ impl Actor {
         let reason = match asked {
             Ok(true) => return,
             Ok(false) => "the module put the handoff off".to_owned(),
+            Err(error) if !error.poisons() => return self.broke_contract(&error),
             Err(error) => self.failed(error, None).message,
         };
         let module = self.module;
@@ -137,7 +138,11 @@ impl Actor {
         if let Some(guest) = &mut self.guest
             && let Err(error) = guest.handoff_ended(outgoing.kind, &outgoing.target, finished).await
         {
-            self.failed(error, None);
+            if error.poisons() {
+                self.failed(error, None);
+            } else {
+                self.broke_contract(&error);
+            }
         }
     }
 
@@ -164,7 +169,9 @@ impl Actor {
         for item in &items {
             tally.add_parts(&item.key, &item.sort, &item.value, item.deleted);
         }
+        let some = !items.is_empty();
         let taken = guest.take(items).await;
+        self.has_items |= some;
         self.recovered();
         taken.map(|rejections| Taken { tally, rejections }).map_err(|error| self.failed(error, None).message)
     }
@@ -288,6 +295,7 @@ impl Actor {
             guest.set_dots(old.dots());
         }
         self.items = guest.items();
+        self.room.compacted(guest.memory());
         self.guest = Some(guest);
         self.behaviour = behaviour;
         report.stall_us = report.stall_us.max(micros(began));

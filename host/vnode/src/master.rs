@@ -23,6 +23,7 @@ use super::actor;
 use super::guest::Behaviour;
 use super::mailbox::{Command, Control, Count, NoRoom, Outgoing, SwapReport, VnodeHandle};
 use super::slot::{Incident, Incidents, Slot, SlotStatus, StageId, Staging};
+use super::turns::Turns;
 use annulus_wasm::Partition;
 
 /// What becomes of a page that a handoff wants.
@@ -87,6 +88,7 @@ struct Inner {
     ring_size: u32,
     slots: Vec<Mutex<Slot>>,
     incidents: Arc<Incidents>,
+    turns: Turns,
     /// Index up to which the committed log is in the slots.
     applied: watch::Sender<u64>,
     /// Which history that log is of.
@@ -114,12 +116,14 @@ impl Master {
         }
         let incidents = Arc::new(Incidents::default());
         let ring_size = u32::from(ring.size.get());
+        let turns = Turns::new(config.guests.metrics().num_workers());
         Self {
             inner: Arc::new(Inner {
                 config,
                 ring_size,
                 slots,
                 incidents,
+                turns,
                 applied: watch::Sender::new(0),
                 lineage: Mutex::default(),
             }),
@@ -204,7 +208,8 @@ impl Master {
 
     fn start(&self, module: ModuleUid, partition: PartitionId, behaviour: Arc<Behaviour>) -> VnodeHandle {
         let at = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
-        actor::start(&self.inner.config.guests, module, at, behaviour, self.inner.incidents.clone())
+        let (incidents, turns) = (self.inner.incidents.clone(), self.inner.turns.queue(module));
+        actor::start(&self.inner.config.guests, module, at, behaviour, incidents, turns)
     }
 
     /// A vnode outside of every slot, for benchmarks.

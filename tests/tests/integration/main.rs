@@ -12,6 +12,7 @@ mod crash;
 mod demo;
 mod handoff;
 mod hostile;
+mod limits;
 mod liveness;
 mod load;
 mod logging;

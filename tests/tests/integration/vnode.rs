@@ -28,8 +28,8 @@ impl ModuleSource for OneModule {
     }
 }
 
-struct Bed {
-    master: Master,
+pub(super) struct Bed {
+    pub(super) master: Master,
     engine: Engine,
 }
 
@@ -51,7 +51,7 @@ impl Bed {
         Self::of(engine, module)
     }
 
-    fn of(engine: Engine, module: Arc<Behaviour>) -> Self {
+    pub(super) fn of(engine: Engine, module: Arc<Behaviour>) -> Self {
         let guests = tokio::runtime::Handle::current();
         let config = MasterConfig { me: NodeId(0), guests, modules: Arc::new(OneModule(module)) };
         let master = Master::new(config, &ring(), &[]);
@@ -59,7 +59,7 @@ impl Bed {
         Self { master, engine }
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         command: &str,
         key: Option<&str>,
@@ -70,7 +70,7 @@ impl Bed {
     }
 
     /// Puts a command into the mailbox.
-    fn deliver(
+    pub(super) fn deliver(
         &self,
         command: &str,
         key: Option<&str>,
@@ -86,13 +86,13 @@ impl Bed {
         answer
     }
 
-    async fn call(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, RequestError> {
+    pub(super) async fn call(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, RequestError> {
         let key = args.first().and_then(|(_, key)| key.as_text());
         let answer = self.send(command, key, cbor_map(args), None).await?;
         Ok(ciborium::from_reader(&answer[..]).unwrap())
     }
 
-    async fn keys(&self) -> Vec<String> {
+    pub(super) async fn keys(&self) -> Vec<String> {
         let page = PageWanted { after: None, items: 10_000, bytes: 1 << 20 };
         let answer = self.send("keys", None, cbor_map(&[]), Some(page)).await.unwrap();
         let page: PageAnswer = ciborium::from_reader(&answer[..]).unwrap();
@@ -100,7 +100,7 @@ impl Bed {
     }
 }
 
-fn cbor_map(args: &[(&str, Value)]) -> Vec<u8> {
+pub(super) fn cbor_map(args: &[(&str, Value)]) -> Vec<u8> {
     let map = Value::Map(args.iter().map(|(name, value)| (Value::from(*name), value.clone())).collect());
     let mut bytes = Vec::new();
     ciborium::into_writer(&map, &mut bytes).unwrap();

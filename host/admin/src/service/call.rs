@@ -9,7 +9,7 @@ use super::answer::Answer;
 use super::{AdminService, deadline, name_of};
 use crate::rows::CoverageRow;
 use crate::{AdminError, AdminReply, CallRequest};
-use annulus_request::CoverageEvent;
+use annulus_request::{CoverageEvent, ErrorCode, RequestError};
 
 impl AdminService {
     pub(super) async fn call(&self, request: CallRequest, answer: &mut Answer) -> Result<Bytes, AdminError> {
@@ -36,13 +36,12 @@ impl AdminService {
         answer: &mut Answer,
     ) -> Result<CoverageRow, AdminError> {
         let mut events = self.parts.coordinator.coverage(into_request(request))?;
-        let view = self.view();
         let mut names: HashMap<NodeId, String> = HashMap::new();
         while answer.is_wanted() {
             let Some(event) = answer.while_working("asking partitions", events.recv()).await else { break };
             match event {
                 CoverageEvent::Batch { partition, node, values } => {
-                    let node = names.entry(node).or_insert_with(|| name_of(&view, node)).clone();
+                    let node = names.entry(node).or_insert_with(|| name_of(&self.view(), node)).clone();
                     for values in portions(values) {
                         let batch = AdminReply::Batch { partition: partition.0, node: node.clone(), values };
                         answer.frame(&batch).await;
@@ -52,8 +51,10 @@ impl AdminService {
                     for (partition, error) in &missing {
                         tracing::warn!(partition = partition.0, %error, "no answer to a command that goes everywhere");
                     }
+                    let is_lost = |(_, error): &&(_, RequestError)| error.code == ErrorCode::ItemsLost;
+                    let lost = missing.iter().filter(is_lost).map(|(partition, _)| partition.0).collect();
                     let missing: Vec<u16> = missing.iter().map(|(partition, _)| partition.0).collect();
-                    return Ok(CoverageRow { complete: missing.is_empty(), missing });
+                    return Ok(CoverageRow { complete: missing.is_empty(), missing, lost });
                 }
             }
         }

@@ -12,7 +12,7 @@ use crate::rows::DeployedRow;
 use crate::{AdminError, DeployRequest};
 use annulus_modules::{DeployError, Deployed, Progress};
 use annulus_transport::BulkRecv;
-use annulus_wasm::Limits;
+use annulus_wasm::{InvalidComponent, Limits};
 
 /// Largest component: some times what a whole language's runtime takes.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;
@@ -144,6 +144,7 @@ impl From<DeployError> for AdminError {
     fn from(error: DeployError) -> Self {
         let message = error.to_string();
         match error {
+            DeployError::Invalid(InvalidComponent::NoRoom(_)) => Self::not_applied("overloaded", message),
             DeployError::Invalid(_) => Self::not_applied("invalid-component", message),
             DeployError::BadSetting(_) => Self::not_applied("bad-arguments", message),
             DeployError::Incompatible(_) => Self::not_applied("incompatible", message),

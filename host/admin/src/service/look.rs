@@ -168,6 +168,11 @@ impl AdminService {
                 )
             }));
         }
+        let engine = self.parts.modules.engine();
+        let (instances, room) = (engine.instances(), engine.room());
+        if instances > room.instances / 10 * 8 {
+            alerts.push(format!("overloaded: this node runs {instances} guest instances, and {room}"));
+        }
         if !quorum {
             alerts.push(
                 "no majority of the voters is heard from: members, ring and modules cannot change".to_owned(),

@@ -101,6 +101,7 @@ mod tests {
                 param("ttl", "uint", true),
             ],
             reply: "text".into(),
+            frees: false,
         }
     }
 

@@ -56,7 +56,14 @@ fn line(partition: u16, node: &str, values: &[Value]) -> String {
 
 fn incomplete(shown: usize, row: &CoverageRow) -> String {
     let missing: Vec<String> = row.missing.iter().map(u16::to_string).collect();
-    format!("incomplete: {shown} values, but partitions {} did not answer", missing.join(", "))
+    let lost = match &row.lost[..] {
+        [] => String::new(),
+        lost => {
+            let lost: Vec<String> = lost.iter().map(u16::to_string).collect();
+            format!("; the guests of partitions {} ended and took their items with them", lost.join(", "))
+        }
+    };
+    format!("incomplete: {shown} values, but partitions {} did not answer{lost}", missing.join(", "))
 }
 
 #[cfg(test)]
