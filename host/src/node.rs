@@ -30,7 +30,7 @@ use fjall::Database;
 
 use annulus_admin::{AdminParts, AdminService};
 use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
-use annulus_data_dir::{DataDir, DataDirError, open_database};
+use annulus_data_dir::{DataDir, DataDirError, obstacle, open_database};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
 use annulus_transport::{BindError, Transport, TransportConfig};
 
@@ -73,11 +73,13 @@ pub enum StartError {
     #[error(transparent)]
     Identity(#[from] IdentityError),
     /// The system gives no threads.
-    #[error("cannot start threads: {0}")]
+    #[error("cannot start threads: {error}. {way}", error = .0, way = obstacle(.0).unwrap_or("Nothing was changed"))]
     Threads(std::io::Error),
     /// The node was removed from its cluster.
     #[error(
-        "{0} was removed from its cluster; its data directory is kept as it is, start a new node in another one"
+        "{0} left its cluster or was removed from it, and never comes back as what it was. Its data directory is kept \
+         as it is; `annulus start --rejoin-as-new` sets that aside and begins a new node there, which can join, or \
+         start one in another directory"
     )]
     Removed(String),
 }
@@ -110,6 +112,7 @@ impl Node {
     /// The same in a locked data directory, perhaps just after a former life.
     fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
         let runtimes = Runtimes::start().map_err(StartError::Threads)?;
+        exit::ignore_hangups(runtimes.network());
         identity::finish_join(&data, &runtimes)?;
         let identity = identity::read_or_found(&data, &config)?;
         let credentials = data.credentials()?;

@@ -334,6 +334,11 @@ impl Node {
         self.signal("CONT");
     }
 
+    /// Sends it what a terminal that goes away sends, and many a log rotation (SIGHUP).
+    pub fn hang_up(&self) {
+        self.signal("HUP");
+    }
+
     fn signal(&self, signal: &str) {
         let Some(child) = &self.child else { panic!("{} does not run", self.name) };
         assert!(send_signal(signal, child.id()), "{} got no {signal}", self.name);

@@ -122,6 +122,9 @@ pub struct CommittedRow {
     pub changes: Vec<ChangeRow>,
     /// Partitions that get another owner, one after the other.
     pub moved: usize,
+    /// Partitions that a removed node owned, and that others own now without having been handed them.
+    #[serde(default)]
+    pub taken_over: usize,
     /// Partitions whose items may be gone with a removed node.
     pub possible_loss: Vec<u16>,
     /// Has everything moved, and has everybody gone who was to go?

@@ -167,8 +167,11 @@ pub enum AdminRequest {
     ClearStaged,
     /// The possible losses up to this log index have been seen.
     Acknowledge {
-        /// Log index.
+        /// Log index; 0 for none.
         up_to: u64,
+        /// Incidents of the addressed node up to this number have been seen too.
+        #[serde(default)]
+        incidents: u64,
     },
 }
 

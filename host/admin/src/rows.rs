@@ -275,6 +275,9 @@ pub struct StatusRow {
     /// `status --acknowledge`.
     #[serde(default)]
     pub possible_loss: Vec<super::plan_rows::LossRow>,
+    /// Number of the newest incident of this node that the alerts tell of; 0 for none.
+    #[serde(default)]
+    pub newest_incident: u64,
     /// Level of the cluster's state: what all members speak, and may be used.
     #[serde(default)]
     pub level: u32,

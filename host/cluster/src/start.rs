@@ -11,6 +11,7 @@ use annulus_core::address::HostPort;
 use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
 use annulus_core::version::{Range, Speaks};
+use annulus_data_dir::{RESTORE, database_trouble, obstacle};
 use arc_swap::ArcSwap;
 use fjall::Database;
 use futures_util::future::BoxFuture;
@@ -67,23 +68,26 @@ pub struct ClusterConfig {
     pub found: Option<Command>,
 }
 
+/// What is wrong with the store, and what to do about it.
+fn store_trouble(error: &StoreError) -> String {
+    match error {
+        StoreError::Read(source) => {
+            format!("cannot read the database: {}", database_trouble(source, RESTORE))
+        }
+        StoreError::Mark { source, .. } => format!("{error}. {}", obstacle(source).unwrap_or(RESTORE)),
+        damage => format!("{damage}. {RESTORE}"),
+    }
+}
+
 /// Why there is no control plane. What is on disk is as it was, or a step further in a founding
 /// that the next start goes on with.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The database cannot be read, or is not what it was.
-    #[error(
-        "{0}. Nothing was changed. Put the whole data directory back if you have it as it was when the node \
-         stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets aside all that \
-         is here and begins a new node"
-    )]
+    #[error("{}", store_trouble(.0))]
     Store(#[from] StoreError),
     /// The database has no state of the cluster that the node belongs to.
-    #[error(
-        "the database holds no state of the cluster. Put the whole data directory back if you have it as it was \
-         when the node stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets \
-         aside all that is here and begins a new node"
-    )]
+    #[error("the database holds no state of the cluster. {RESTORE}")]
     NoState,
     /// The first command makes no cluster.
     #[error("cannot found a cluster: {0}")]

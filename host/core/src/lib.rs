@@ -19,3 +19,4 @@ pub mod state;
 pub mod version;
 pub mod voters;
 pub mod wire;
+pub mod wording;

@@ -466,7 +466,9 @@ pub enum Refusal {
     )]
     NameTaken(String),
     /// The join token is unknown or over.
-    #[error("the join token is not valid (any more): print a new one with `annulus token`")]
+    #[error(
+        "the join token is not valid (any more): print a new one with `annulus token`; if a new one is refused too, the clocks of the members differ"
+    )]
     BadToken,
     /// The member's status does not allow it.
     #[error("{node} is {status}")]

@@ -7,6 +7,7 @@ use fjall::{Database, KeyspaceCreateOptions};
 
 use super::DataDirError;
 use super::files::corrupt;
+use super::obstacle::database_trouble;
 
 /// Memtable of one keyspace. Small, because a node has several keyspaces and tests run several
 /// nodes on one machine; larger ones would only delay flushes.
@@ -33,10 +34,13 @@ pub fn keyspace_options() -> KeyspaceCreateOptions {
 /// Ends the process after the database failed to write or to sync: what is on disk is unknown
 /// from here on, and peers take over (D7).
 pub fn fatal(error: &fjall::Error) -> ! {
-    tracing::error!(%error, "the database failed to write; ending this process");
-    // Not `eprintln!`, which panics where stderr lies on the disk that is full: the exit code is what
-    // whoever started the node goes by.
-    let said = format!("annulus: the database failed to write, ending this process: {error}\n");
-    let _ = std::io::stderr().write_all(said.as_bytes());
+    let trouble = database_trouble(
+        error,
+        "What is on disk is unknown: see whether the disk is sound, then start again",
+    );
+    tracing::error!(trouble, "the database failed to write; ending this process");
+    // Nothing more can be done where stderr fails too, and the process must end all the same.
+    let stderr = &mut std::io::stderr();
+    drop(writeln!(stderr, "annulus: the database failed to write, ending this process: {trouble}"));
     std::process::exit(70)
 }

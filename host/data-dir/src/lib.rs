@@ -25,6 +25,7 @@ mod files;
 mod founding;
 mod identity;
 mod join_intent;
+mod obstacle;
 mod sealed;
 mod starts;
 
@@ -38,6 +39,7 @@ pub use database::{KEYSPACE_MEMTABLE_BYTES, fatal, keyspace_options, open_databa
 pub use founding::Founding;
 pub use identity::{Credentials, Identity, LAYOUT_VERSION};
 pub use join_intent::{Admitted, JoinIntent};
+pub use obstacle::{RESTORE, database_trouble, obstacle};
 
 /// Held by the process that runs here.
 const LOCK: &str = "LOCK";
@@ -81,7 +83,7 @@ pub enum DataDirError {
     #[error("{path} has a database but no IDENTITY. {way}", path = .0.display(), way = way_out(.0))]
     NoIdentity(PathBuf),
     /// The file system refused.
-    #[error("{path}: {source}")]
+    #[error("{path}: {source}{}", may_be(source))]
     Io {
         /// What was read or written.
         path: PathBuf,
@@ -89,13 +91,18 @@ pub enum DataDirError {
         source: std::io::Error,
     },
     /// The database in it cannot be opened.
-    #[error("the database {path} cannot be opened: {source}. {}", way_out(path))]
+    #[error("the database {path} cannot be opened: {}", database_trouble(source, RESTORE))]
     Database {
         /// The database's directory.
         path: PathBuf,
         /// Why not.
         source: fjall::Error,
     },
+}
+
+/// What can be done about a refusal, if that is known.
+fn may_be(source: &std::io::Error) -> String {
+    obstacle(source).map(|way| format!(". {way}")).unwrap_or_default()
 }
 
 /// What can be done about a damaged file.

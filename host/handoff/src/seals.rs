@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use annulus_core::ids::TransferId;
 use annulus_core::keyspace::PartitionId;
+use annulus_data_dir::{RESTORE, database_trouble};
 use fjall::{Database, Keyspace, PersistMode};
 use parking_lot::Mutex;
 
@@ -13,15 +14,10 @@ use parking_lot::Mutex;
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
     /// The database said no.
-    #[error(
-        "the seals in the database cannot be read: {0}. `annulus start --rejoin-as-new` begins a new node"
-    )]
+    #[error("the seals in the database cannot be read: {}", database_trouble(.0, RESTORE))]
     Database(#[from] fjall::Error),
     /// A record of another shape.
-    #[error(
-        "a seal's record in the database is damaged: {0} bytes of key, {1} of value. `annulus start \
-         --rejoin-as-new` sets aside all that is here and begins a new node"
-    )]
+    #[error("a seal's record in the database is damaged: {0} bytes of key, {1} of value. {RESTORE}")]
     Damaged(usize, usize),
 }
 

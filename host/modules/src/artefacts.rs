@@ -1,6 +1,10 @@
 //! Components on this node's disk, by digest, and how they pass between nodes.
 
-use std::path::PathBuf;
+use std::ffi::OsStr;
+use std::fs::DirEntry;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::time::SystemTime;
 
 use annulus_core::ids::Digest;
 use bytes::{Bytes, BytesMut};
@@ -70,11 +74,15 @@ impl Artefacts {
         let write = move || -> std::io::Result<()> {
             use std::io::Write;
             std::fs::create_dir_all(&dir)?;
-            let partial = dir.join(format!("{:016x}.part", rand::random::<u64>()));
-            let mut file = std::fs::File::create(&partial)?;
-            file.write_all(&bytes)?;
-            file.sync_all()?;
-            std::fs::rename(&partial, &target)?;
+            let partial = dir.join(format!("{:016x}{PARTIAL}", rand::random::<u64>()));
+            let whole = || {
+                let mut file = std::fs::File::create(&partial)?;
+                file.write_all(&bytes)?;
+                file.sync_all()?;
+                std::fs::rename(&partial, &target)
+            };
+            // What cannot be kept is not to fill the disk besides.
+            whole().inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
             std::fs::File::open(&dir)?.sync_all()
         };
         let written = tokio::task::spawn_blocking(write)
@@ -82,6 +90,31 @@ impl Artefacts {
             .unwrap_or_else(|error| Err(std::io::Error::other(error)));
         written.map_err(|source| ArtefactError::Disk { path, source })?;
         Ok(digest)
+    }
+
+    /// The components that are here, whole or not, and when each was written.
+    pub(super) fn list(&self) -> Vec<(Digest, SystemTime)> {
+        let written = |entry: &DirEntry| entry.metadata().and_then(|data| data.modified()).ok();
+        let one = |entry: DirEntry| Some((digest_in(&entry.file_name())?, written(&entry)?));
+        entries(&self.dir).filter_map(one).collect()
+    }
+
+    /// Takes away the components of which `keep` says no. Blocks.
+    pub(super) fn retain(&self, keep: &dyn Fn(&Digest) -> bool) {
+        for entry in entries(&self.dir) {
+            if digest_in(&entry.file_name()).is_some_and(|digest| !keep(&digest)) {
+                remove(&entry.path(), "no release names this component any more");
+            }
+        }
+    }
+
+    /// Takes away what was being written when the process ended. Nothing must be being written. Blocks.
+    pub(super) fn remove_partial(&self) {
+        for entry in entries(&self.dir) {
+            if entry.file_name().to_string_lossy().ends_with(PARTIAL) {
+                remove(&entry.path(), "a component was written half when the process ended");
+            }
+        }
     }
 
     /// A component, if it is here and whole; a damaged one is taken away.
@@ -130,6 +163,26 @@ impl Artefacts {
         }
         self.keep(bytes.clone()).await?;
         Ok(bytes)
+    }
+}
+
+/// The end of the name of a file that is being written.
+const PARTIAL: &str = ".part";
+
+/// What a directory has; nothing if it is not there.
+fn entries(dir: &Path) -> impl Iterator<Item = DirEntry> {
+    std::fs::read_dir(dir).into_iter().flatten().flatten()
+}
+
+fn digest_in(name: &OsStr) -> Option<Digest> {
+    name.to_str()?.strip_suffix(".wasm")?.parse().ok()
+}
+
+fn remove(path: &Path, why: &str) {
+    match std::fs::remove_file(path) {
+        Ok(()) => tracing::info!(path = %path.display(), "{why}: it is removed"),
+        Err(error) if error.kind() == ErrorKind::NotFound => {}
+        Err(error) => tracing::warn!(path = %path.display(), %error, "{why}, and it cannot be removed"),
     }
 }
 

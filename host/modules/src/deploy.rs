@@ -6,6 +6,7 @@
 //! items of the old), the release before becomes current again, where it reads what is written by now.
 //! No step ever ends a module by itself: with its first release its items would go.
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::{Digest, ModuleUid, NodeId};
@@ -15,8 +16,9 @@ use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use tokio::sync::mpsc;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
+use super::artefacts::digest_of;
 use super::formats::cannot_follow;
 use super::messages::{AwaitRunning, Prepare};
 use super::{ArtefactError, Modules, Running};
@@ -52,8 +54,19 @@ pub struct DeployRequest {
     pub config: Option<Vec<u8>>,
     /// The release that the request was made for; whatever runs where none.
     pub base: Option<ModuleBase>,
+    /// How long it may take, until every member runs it; what the single steps may take where none.
+    pub deadline: Option<Instant>,
     /// The component.
     pub component: Bytes,
+}
+
+/// What is ready to be agreed on.
+struct Ready {
+    name: String,
+    config: Vec<u8>,
+    description: Arc<Description>,
+    present: Option<Module>,
+    unreached: Vec<String>,
 }
 
 /// How far a deploy is.
@@ -129,6 +142,9 @@ pub enum DeployError {
         /// What it said.
         reason: String,
     },
+    /// The time was up before the release was agreed on. Nothing was changed.
+    #[error("the time was up before every member had the component compiled; nothing was changed")]
+    TooLate,
     /// The cluster did not agree; the inner error says whether it may still.
     #[error(transparent)]
     Propose(#[from] ProposeError),
@@ -156,7 +172,8 @@ pub enum DeployError {
     },
     /// Agreed on, but a node did not say in time that it runs it. It goes on.
     #[error(
-        "the release is agreed on, but {node} does not run it after {SWAP_LIMIT:?}: {reason}; `annulus modules` shows how far it is"
+        "the release is agreed on, but {node} did not run it in time: {reason}; it goes on by itself, and `annulus \
+         modules` shows how far it is"
     )]
     Slow {
         /// Its name.
@@ -179,37 +196,26 @@ impl Modules {
     ) -> BoxFuture<'_, Result<Deployed, DeployError>> {
         Box::pin(async move {
             let tell = |step| drop(progress.send(step));
-            let inner = &self.inner;
-            self.check_room()?;
-            let prepared = inner.engine.prepare(request.component.clone(), Limits::default()).await?;
-            let description = prepared.description.clone();
-            let name = request.name.clone().unwrap_or_else(|| description.name.clone());
-            let view = inner.cluster.view();
-            let present = view.module(&name).cloned();
-            if request.base.is_some_and(|base| present.as_ref().map(Module::base) != Some(base)) {
-                return Err(ProposeError::from(Refusal::DeployRaced(name)).into());
-            }
-            self.check_settings(&request, &name, &description, present.as_ref())?;
-            let config = request
-                .config
-                .clone()
-                .or_else(|| present.as_ref().map(|module| module.config.clone()))
-                .unwrap_or_else(|| vec![EMPTY_CBOR_MAP]);
-            inner.engine.check_init(&prepared, &config).await?;
+            let deadline = request.deadline.unwrap_or_else(|| Instant::now() + PREPARE_LIMIT + SWAP_LIMIT);
+            // Until the state names it, or it will not.
+            let digest = digest_of(&request.component);
+            let _held = self.hold(digest);
+            let ready = timeout_at(deadline, self.make_ready(&request, digest, deadline, &tell)).await;
+            let Ready { name, config, description, present, unreached } =
+                ready.map_err(|_| DeployError::TooLate)??;
             let bytes = request.component.len() as u64;
-            let digest = inner.artefacts.keep(request.component).await?;
-            tell(Progress::Validated { name: name.clone(), digest });
-
-            let unreached = self.prepare_everywhere(digest, &config, &tell).await?;
 
             let same = |module: &Module| module.current.digest == digest && module.config == config;
             if let Some(module) = present.as_ref().filter(|module| same(module)) {
                 // Settings that could differ besides are refused above.
                 let (uid, version) = (module.uid, module.current.version);
-                return match self.await_running(uid, version, &tell).await {
+                return match self.await_running(uid, version, deadline, &tell).await {
                     Ok(ran) => Ok(Deployed { name, version, digest, unreached, unchanged: true, ..ran }),
                     Err(failure) => Err(failure.of(name, version, "it was deployed like this before")),
                 };
+            }
+            if Instant::now() >= deadline {
+                return Err(DeployError::TooLate);
             }
             let description = description.to_cbor();
             let release = Release { version: 0, digest, bytes, description, config: None };
@@ -224,7 +230,7 @@ impl Modules {
                 base_version: present.as_ref().map_or(0, |module| module.current.version),
             };
             let (uid, version) = self.agree(command, &tell).await?;
-            match self.await_running(uid, version, &tell).await {
+            match self.await_running(uid, version, deadline, &tell).await {
                 Ok(ran) => Ok(Deployed { name, version, digest, unreached, ..ran }),
                 Err(SwapFailure::Slow { node, reason }) => Err(DeployError::Slow { node, reason }),
                 Err(failure @ SwapFailure::Failed { .. }) => {
@@ -235,6 +241,37 @@ impl Modules {
                 }
             }
         })
+    }
+
+    /// Everything that comes before the release is agreed on.
+    async fn make_ready(
+        &self,
+        request: &DeployRequest,
+        digest: Digest,
+        deadline: Instant,
+        tell: &impl Fn(Progress),
+    ) -> Result<Ready, DeployError> {
+        let inner = &self.inner;
+        self.check_room()?;
+        let prepared = inner.engine.prepare(request.component.clone(), Limits::default()).await?;
+        let description = prepared.description.clone();
+        let name = request.name.clone().unwrap_or_else(|| description.name.clone());
+        let view = inner.cluster.view();
+        let present = view.module(&name).cloned();
+        if request.base.is_some_and(|base| present.as_ref().map(Module::base) != Some(base)) {
+            return Err(ProposeError::from(Refusal::DeployRaced(name)).into());
+        }
+        self.check_settings(request, &name, &description, present.as_ref())?;
+        let config = request
+            .config
+            .clone()
+            .or_else(|| present.as_ref().map(|module| module.config.clone()))
+            .unwrap_or_else(|| vec![EMPTY_CBOR_MAP]);
+        inner.engine.check_init(&prepared, &config).await?;
+        inner.artefacts.keep(request.component.clone()).await?;
+        tell(Progress::Validated { name: name.clone(), digest });
+        let unreached = self.prepare_everywhere(digest, &config, deadline, tell).await?;
+        Ok(Ready { name, config, description, present, unreached })
     }
 
     /// Makes the release before a failed one current again; why not, if it cannot be.
@@ -291,7 +328,8 @@ impl Modules {
             }
             let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to };
             let (uid, version) = self.agree(command, &tell).await?;
-            match self.await_running(uid, version, &tell).await {
+            let deadline = Instant::now() + SWAP_LIMIT;
+            match self.await_running(uid, version, deadline, &tell).await {
                 Ok(ran) => {
                     let digest =
                         self.inner.cluster.view().module(name).map_or(ran.digest, |m| m.current.digest);
@@ -387,6 +425,7 @@ impl Modules {
         &self,
         digest: Digest,
         config: &[u8],
+        deadline: Instant,
         tell: &impl Fn(Progress),
     ) -> Result<Vec<String>, DeployError> {
         let view = self.inner.cluster.view();
@@ -401,7 +440,7 @@ impl Modules {
                 let message = message.clone();
                 let peer = view.peer(member.id);
                 async move {
-                    let deadline = Instant::now() + PREPARE_LIMIT;
+                    let deadline = deadline.min(Instant::now() + PREPARE_LIMIT);
                     let answer = match peer {
                         Some(peer) => {
                             self.inner
@@ -456,10 +495,11 @@ impl Modules {
         &self,
         module: ModuleUid,
         version: u64,
+        deadline: Instant,
         tell: &impl Fn(Progress),
     ) -> Result<Deployed, SwapFailure> {
         let view = self.inner.cluster.view();
-        let deadline = Instant::now() + SWAP_LIMIT;
+        let deadline = deadline.min(Instant::now() + SWAP_LIMIT);
         let members: Vec<_> =
             view.state.live_members().map(|member| (member.id, member.name.clone())).collect();
         let of = members.len();

@@ -43,6 +43,7 @@ impl Modules {
             if self.inner.master.set(master.downgrade()).is_err() {
                 return;
             }
+            self.tidy_after_start();
             let mut changes = self.inner.cluster.watch();
             changes.mark_unchanged();
             let mut bringing = Bringing::default();
@@ -53,6 +54,7 @@ impl Modules {
             if let Some(connections) = self.inner.connections.lock().take() {
                 tokio::spawn(self.clone().keep_telling(connections));
             }
+            tokio::spawn(self.clone().keep_tidy());
             let this = self.clone();
             tokio::spawn(async move {
                 loop {
@@ -97,6 +99,8 @@ impl Modules {
                     None => drop(this.inner.missed.lock().remove(&missed)),
                     Some(error) => this.note_failure(&module, error),
                 }
+                // It may have been undeployed while it was fetched and compiled.
+                this.inner.untidy.notify_one();
                 (version, failed.is_none())
             });
             bringing.busy.insert(task.id(), uid);

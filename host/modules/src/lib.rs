@@ -10,6 +10,7 @@ mod follow;
 mod formats;
 mod messages;
 mod serve;
+mod tidy;
 mod unable;
 
 use std::collections::HashMap;
@@ -19,7 +20,7 @@ use annulus_core::ids::{Digest, ModuleUid, NodeUid};
 use annulus_core::state::Module;
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{Notify, mpsc, watch};
 
 pub use artefacts::{ArtefactError, Artefacts};
 pub use deploy::{DeployError, DeployRequest, Deployed, Progress};
@@ -49,6 +50,10 @@ struct Inner {
     descriptions: Mutex<HashMap<Digest, Arc<Description>>>,
     /// How often in a row the component of a release could not be had.
     missed: Mutex<HashMap<(ModuleUid, u64), u32>>,
+    /// Components that are kept although no release names them yet.
+    holds: Mutex<tidy::Holds>,
+    /// There may be files that are of no use any more.
+    untidy: Notify,
     /// What the others cannot serve.
     words: Mutex<unable::Words>,
     /// Who has connected: to be told what this node cannot serve.
@@ -74,6 +79,8 @@ impl Modules {
                 running: watch::Sender::new(HashMap::new()),
                 descriptions: Mutex::default(),
                 missed: Mutex::default(),
+                holds: Mutex::default(),
+                untidy: Notify::new(),
                 words: Mutex::default(),
                 connected,
                 connections: Mutex::new(Some(connections)),

@@ -54,6 +54,7 @@ impl Modules {
     }
 
     async fn prepare(&self, prepare: Prepare) -> Result<(), String> {
+        self.hold_ready(prepare.digest);
         let bytes = match self.component(&prepare.digest, Here::Only).await {
             Ok(bytes) => bytes,
             Err(_) => self.fetch(&prepare.digest, NodeId(prepare.from)).await?,

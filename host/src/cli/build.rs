@@ -7,12 +7,15 @@ use std::path::PathBuf;
 use serde_json::json;
 
 use super::{CliError, Context};
-use annulus_toolchain::{Built, build_component_with};
+use annulus_toolchain::{Built, build_component_asking};
 
 /// Compile a guest project to a component.
+///
+/// Where Rust cannot build for WebAssembly yet, rustup adds what is missing; without rustup, as root on
+/// Debian, apt-get does, if you agree or said --yes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The project: a directory with a Cargo.toml
+    /// The project: a directory with a Cargo.toml, or one in it
     #[arg(default_value = ".")]
     path: PathBuf,
     /// Cargo features, separated by commas
@@ -32,7 +35,12 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
             output.note(step);
         }
     };
-    let built = build_component_with(&args.path, &features, &show);
+    let may_install = |packages: &str| {
+        // The display would write over the question.
+        *progress.borrow_mut() = output.progress();
+        context.confirm(&format!("apt-get would install {packages}, some 150 MB.")).is_ok()
+    };
+    let built = build_component_asking(&args.path, &features, &show, &may_install);
     drop(progress);
     let Built { component, digest, bytes } = built.map_err(|error| CliError::Other(error.to_string()))?;
     output.show(&json!({"component": component, "digest": digest, "bytes": bytes}), || {

@@ -1,6 +1,7 @@
 //! `clear`: forgets what is staged.
 
 use super::plan::change_text;
+use super::quote::quoted;
 use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::plan_rows::StagedRow;
@@ -17,7 +18,16 @@ pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
             return "nothing was staged".to_owned();
         }
         let changes: Vec<String> = row.changes.iter().map(change_text).collect();
-        format!("forgotten: {}", changes.join(", "))
+        let mut text = format!("forgotten: {}", changes.join(", "));
+        for waiting in row.changes.iter().filter(|change| change.change == "join") {
+            let name = &waiting.node;
+            text.push_str(&format!(
+                "\n{name} goes on waiting and owns nothing: say `annulus join ADDR --token TOKEN --stage` to it again \
+                 to stage it, the same without --stage to take it in at once, or `annulus leave {}` to let it go",
+                quoted(name)
+            ));
+        }
+        text
     })
 }
 

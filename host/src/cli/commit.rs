@@ -5,6 +5,7 @@ use super::plan::change_text;
 use super::{CliError, Context};
 use annulus_admin::plan_rows::{CommittedRow, PlanRow};
 use annulus_admin::{AdminError, AdminRequest};
+use annulus_core::wording::counted;
 
 /// Carry out what is staged, as one rebalancing.
 #[derive(Debug, clap::Args)]
@@ -47,16 +48,26 @@ pub(super) fn render(row: &CommittedRow) -> String {
     for change in &row.changes {
         text.push_str(&format!("{}\n", change_text(change)));
     }
-    let moved = match (row.moved, row.settled) {
-        (0, _) => "no partition had to change hands".to_owned(),
-        (moved, true) => format!("{moved} partitions have changed hands"),
-        (moved, false) => format!("{moved} partitions change hands; `annulus transfers` shows what moves"),
-    };
-    text.push_str(&moved);
+    let mut done = Vec::new();
+    if row.taken_over > 0 {
+        let taken = counted(row.taken_over, "partition");
+        done.push(format!(
+            "{taken} that it owned went to others at once: nobody was there to hand them over"
+        ));
+    }
+    let moved = counted(row.moved, "partition");
+    match (row.moved, row.settled) {
+        (0, _) if row.taken_over > 0 => {}
+        (0, _) => done.push("no partition had to change hands".to_owned()),
+        (1, true) => done.push(format!("{moved} has changed hands")),
+        (_, true) => done.push(format!("{moved} have changed hands")),
+        (_, false) => done.push(format!("{moved} to change hands; `annulus transfers` shows what moves")),
+    }
+    text.push_str(&done.join("\n"));
     if !row.possible_loss.is_empty() {
-        let count = row.possible_loss.len();
+        let count = counted(row.possible_loss.len(), "partition");
         text.push_str(&format!(
-            "\npossible loss: what only the removed node held of {count} partitions; `annulus status` shows it"
+            "\npossible loss: what only the removed node held of {count}; `annulus status` shows it"
         ));
     }
     text
@@ -74,13 +85,20 @@ mod tests {
             index: 9,
             changes: vec![ChangeRow { change: "remove".into(), node: "a@h".into(), by: None }],
             moved: 3,
+            taken_over: 0,
             possible_loss: vec![1, 5],
             settled: false,
         };
         let text = render(&row);
-        assert!(text.starts_with("remove a@h\n3 partitions change hands;"), "{text}");
+        assert!(text.starts_with("remove a@h\n3 partitions to change hands;"), "{text}");
         assert!(text.contains("possible loss") && text.contains("2 partitions"), "{text}");
         (row.settled, row.possible_loss) = (true, Vec::new());
         assert_eq!(render(&row), "remove a@h\n3 partitions have changed hands");
+        row.moved = 1;
+        assert_eq!(render(&row), "remove a@h\n1 partition has changed hands");
+        (row.moved, row.taken_over) = (0, 21);
+        let text = render(&row);
+        assert!(text.starts_with("remove a@h\n21 partitions that it owned went to others"), "{text}");
+        assert!(!text.contains("no partition"), "{text}");
     }
 }

@@ -8,6 +8,7 @@ use bytes::Bytes;
 use serde::de::DeserializeOwned;
 use tokio::time::timeout;
 
+use super::quote::quoted_path;
 use super::{CliError, Output};
 use annulus_admin::{ADMIN_HEADER, AdminError, AdminReply, AdminRequest, decode, encode};
 use annulus_data_dir::AdminToml;
@@ -15,7 +16,7 @@ use annulus_transport::client::{Client, Closer};
 use annulus_transport::identity::TlsIdentity;
 use annulus_transport::kind::BULK_ADMIN;
 use annulus_transport::limits::MAX_BULK_FRAME;
-use annulus_transport::{BulkError, BulkRecv, BulkSend, BulkStream};
+use annulus_transport::{BulkError, BulkRecv, BulkSend, BulkStream, ConnectError};
 
 /// How long a node may take to let us in.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
@@ -55,11 +56,7 @@ impl Connection {
         let identity = TlsIdentity { cert_pem: admin.certificate, key_pem: admin.key };
         match Client::connect(address, Some(identity), admin.authorities, CONNECT_LIMIT).await {
             Ok(client) => Ok(Self { client, address, output: output.clone() }),
-            Err(error) => unreachable(format!(
-                "cannot reach the node at {address}: {error}. Is it running? Start it with \
-                 `annulus start --data {}`, or address another one with --node ADDR or --data DIR",
-                data.display()
-            )),
+            Err(error) => unreachable(why_not(&error, address, data)),
         }
     }
 
@@ -168,6 +165,31 @@ impl Exchange {
                 }
             }
         }
+    }
+}
+
+/// What stands between us and a node, and what to do about it.
+fn why_not(error: &ConnectError, address: SocketAddr, data: &Path) -> String {
+    match error {
+        // Its certificate is none of the cluster's whose credentials these are.
+        ConnectError::Refused { reason, .. }
+            if reason.contains("UnknownIssuer") || reason.contains("invalid peer certificate") =>
+        {
+            format!(
+                "the node at {address} is of another cluster than the credentials in {} ({reason}): name the data \
+                 directory of a node of that cluster with --data DIR, or address one of this cluster with --node ADDR",
+                data.join("admin.toml").display()
+            )
+        }
+        ConnectError::Refused { .. } => format!(
+            "the node at {address} is there, but {error}. Try again in a moment, or address another one with \
+             --node ADDR or --data DIR"
+        ),
+        _ => format!(
+            "cannot reach the node at {address}: {error}. Is it running? Start it with `annulus start --data {}`, \
+             or address another one with --node ADDR or --data DIR",
+            quoted_path(data)
+        ),
     }
 }
 

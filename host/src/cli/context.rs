@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::Mutex;
 
+use super::output::remark;
 use super::{CliError, Connection, Global, Output};
 use annulus_transport::client::Closer;
 
@@ -57,7 +58,7 @@ impl Context {
         if !self.output.interactive() {
             return Err(CliError::Usage(format!("{question} Say --yes to do it.")));
         }
-        eprint!("{question} [y/N] ");
+        remark(&format!("{question} [y/N] "));
         let mut answer = String::new();
         std::io::stdin().read_line(&mut answer).map_err(|error| CliError::Other(error.to_string()))?;
         match answer.trim() {

@@ -8,14 +8,18 @@ use bytes::Bytes;
 use annulus_core::state::StorageKind;
 
 use super::duration::{millis, parse_duration};
+use super::inspect::describe;
+use super::words::{Given, Words, component_file};
 use super::{CliError, Context};
 use annulus_admin::rows::DeployedRow;
 use annulus_admin::{AdminRequest, DeployRequest, UPLOAD_CHUNK_BYTES, decode};
+use annulus_values::{Type, from_contents, from_text};
+use ciborium::Value;
 
 /// Deploy a component: a new module, or a new release that is swapped in while it runs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The component, as `annulus build` makes it
+    /// The component, as `annulus build` makes it; `-` for stdin
     file: PathBuf,
     /// What to call the module [default: what the component calls itself]
     #[arg(long)]
@@ -32,7 +36,8 @@ pub struct Args {
     /// Where the module's host storage lives
     #[arg(long, value_enum)]
     storage: Option<Storage>,
-    /// A setting of the module, as its description types it; the others that it has stay as they are
+    /// A setting of the module, as its description types it (`@FILE`, `@-` and `@@` as in `call`); the
+    /// others that it has stay as they are
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
     /// A setting that the module is no longer to have
@@ -58,16 +63,14 @@ pub(super) fn pair(text: &str) -> Result<(String, String), String> {
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    let component = Bytes::from(
-        std::fs::read(&args.file)
-            .map_err(|error| CliError::Usage(format!("{}: {error}", args.file.display())))?,
-    );
+    let component = Bytes::from(component_file(&args.file)?);
     if !component.starts_with(b"\0asm") {
         return Err(CliError::Usage(format!(
             "{} is not WebAssembly; `annulus build` makes a component from a guest project",
             args.file.display()
         )));
     }
+    let config = settings(&component, args.set).await?;
     let connection = context.connect().await?;
     let request = AdminRequest::Deploy(DeployRequest {
         name: args.name,
@@ -78,7 +81,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             Storage::Memory => StorageKind::Memory,
             Storage::Durable => StorageKind::Durable,
         }),
-        config: args.set,
+        config,
         unset: args.unset,
         bytes: component.len() as u64,
         timeout_ms: millis(args.timeout),
@@ -104,6 +107,46 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     context.output.show(&row, || render(&row))
 }
 
+/// Settings as the node is told them: words, which it types. What is in a file is told as the word
+/// that means it, for which the component is asked about its settings here.
+async fn settings(
+    component: &Bytes,
+    given: Vec<(String, String)>,
+) -> Result<Vec<(String, String)>, CliError> {
+    let mut files = Words::new();
+    let mut description = None;
+    let mut told = Vec::new();
+    for (name, word) in given {
+        let contents = match files.read(&word)? {
+            Given::Word(word) => {
+                told.push((name, word));
+                continue;
+            }
+            Given::Contents(contents) => contents,
+        };
+        if description.is_none() {
+            description = Some(describe(component.to_vec()).await.map_err(CliError::Other)?);
+        }
+        let known = description.as_ref().map(|description| description.config.as_slice()).unwrap_or_default();
+        // Of a setting that is not there the node says which are.
+        let ty =
+            known.iter().find(|param| param.name == name).map_or(Type::Any, |param| Type::parse(&param.ty));
+        let bad = |why: String| CliError::Usage(format!("setting {name}: {word}: {why}"));
+        let value = from_contents(&ty, &contents).map_err(|error| bad(error.to_string()))?;
+        let means = word_for(&ty, &contents, &value);
+        told.push((name.clone(), means.ok_or_else(|| bad("no word says what is in the file".to_owned()))?));
+    }
+    Ok(told)
+}
+
+/// The word that means this value.
+fn word_for(ty: &Type, contents: &[u8], value: &Value) -> Option<String> {
+    let text = String::from_utf8_lossy(contents).into_owned();
+    let hex = format!("0x{}", contents.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
+    let line = text.trim_end().to_owned();
+    [text, line, hex].into_iter().find(|word| from_text(ty, word).as_ref() == Ok(value))
+}
+
 pub(super) fn render(row: &DeployedRow) -> String {
     let digest: String = row.digest.chars().take(12).collect();
     if row.unchanged {
@@ -123,4 +166,25 @@ pub(super) fn render(row: &DeployedRow) -> String {
         text.push_str(&format!("\n{node} could not be reached and follows when it is back"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_becomes_the_word_that_means_it() {
+        for (ty, contents, word) in [
+            ("text", &b"a\n"[..], Some("a\n")),
+            ("uint", b"7\n", Some("7")),
+            ("bytes", b"\xff\n", Some("0xff0a")),
+            ("text / bytes", b"\xff", None),
+            ("bytes / text", b"\xff", Some("0xff")),
+        ] {
+            let ty = Type::parse(ty);
+            let given = from_contents(&ty, contents);
+            let found = given.ok().and_then(|value| word_for(&ty, contents, &value));
+            assert_eq!(found.as_deref(), word, "{ty}");
+        }
+    }
 }

@@ -27,6 +27,17 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// For people: `90 s`, `10 min`, `24 h`.
+pub(super) fn spoken(duration: Duration) -> String {
+    let seconds = duration.as_secs();
+    match seconds {
+        0 => format!("{} ms", duration.as_millis()),
+        seconds if seconds % 3600 == 0 => format!("{} h", seconds / 3600),
+        seconds if seconds % 60 == 0 => format!("{} min", seconds / 60),
+        seconds => format!("{seconds} s"),
+    }
+}
+
 /// Milliseconds, for the wire.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
@@ -42,6 +53,8 @@ mod tests {
         assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1500));
         assert_eq!(parse_duration("2m").unwrap(), Duration::from_secs(120));
+        let said = ["500ms", "90s", "600s", "24h"].map(|text| spoken(parse_duration(text).unwrap()));
+        assert_eq!(said, ["500 ms", "90 s", "10 min", "24 h"]);
         for bad in ["", "5", "s", "-1s", "0s", "1d", "1e99s", "25h", "..s"] {
             assert!(parse_duration(bad).is_err(), "{bad}");
         }

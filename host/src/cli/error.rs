@@ -25,6 +25,10 @@ pub enum CliError {
     /// The verb has shown itself what went wrong. Exit code 1.
     #[error("failed")]
     Shown,
+    /// Whoever read the answer has read enough, as `head` does, and wants no word about it. Exit
+    /// code 0.
+    #[error("nobody reads the answer any more")]
+    ReaderGone,
 }
 
 impl CliError {
@@ -34,6 +38,7 @@ impl CliError {
             Self::Failed(_) | Self::Other(_) | Self::Shown => 1,
             Self::Usage(_) => 2,
             Self::Unreachable(_) => 3,
+            Self::ReaderGone => 0,
         })
     }
 
@@ -52,7 +57,7 @@ impl CliError {
                 }
                 return json!({ "error": body });
             }
-            Self::Other(_) | Self::Shown => ("failed", "not-applied"),
+            Self::Other(_) | Self::Shown | Self::ReaderGone => ("failed", "not-applied"),
             Self::Usage(_) => ("usage", "not-applied"),
             Self::Unreachable(_) => ("unreachable", "not-applied"),
         };

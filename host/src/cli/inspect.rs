@@ -7,6 +7,7 @@ use std::sync::Arc;
 use serde_json::json;
 use sha2::{Digest, Sha256};
 
+use super::words::component_file;
 use super::{CliError, Context, Table};
 use annulus_toolchain::{ComponentInterfaces, Interface, interfaces};
 use annulus_wasm::{Description, Effect, Engine, Limits, Param, Route};
@@ -14,14 +15,14 @@ use annulus_wasm::{Description, Effect, Engine, Limits, Param, Route};
 /// Show what a component imports, exports and describes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A component, as `annulus build` makes them
+    /// A component, as `annulus build` makes them; `-` for stdin
     file: PathBuf,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let file = args.file.display();
     let failed = |reason: &dyn std::fmt::Display| CliError::Other(format!("{file}: {reason}"));
-    let component = std::fs::read(&args.file).map_err(|error| failed(&error))?;
+    let component = component_file(&args.file).map_err(|error| CliError::Other(error.to_string()))?;
     let found = interfaces(&component).map_err(|reason| failed(&reason))?;
     let digest: String = Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect();
     let bytes = component.len();
@@ -51,7 +52,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
 }
 
 /// Validates it as a deploy does, and asks it what it is.
-async fn describe(component: Vec<u8>) -> Result<Arc<Description>, String> {
+pub(super) async fn describe(component: Vec<u8>) -> Result<Arc<Description>, String> {
     let engine = Engine::new(None).map_err(|error| format!("no engine: {error:#}"))?;
     let module = engine.prepare(component.into(), Limits::default()).await;
     module.map(|module| Arc::clone(&module.description)).map_err(|error| error.to_string())

@@ -11,6 +11,7 @@ use super::duration::{millis, parse_duration};
 use super::{CliError, Context};
 use annulus_admin::rows::{MemberRow, RingRow, StatusRow};
 use annulus_admin::{AdminError, AdminRequest};
+use annulus_core::wording::counted;
 
 /// Make this node part of another node's cluster.
 #[derive(Debug, clap::Args)]
@@ -72,7 +73,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             }
             Ok(Ok(Look::Member { row, moving })) if args.no_wait || moving == 0 => break row,
             Ok(Ok(Look::Member { moving, .. })) => {
-                last = format!("{moving} partitions still change hands");
+                last = format!("{} still to change hands", counted(moving, "partition"));
                 progress.set(&last, 0, 0);
             }
             Ok(Ok(Look::NotYet(what))) => {
@@ -93,7 +94,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     drop(progress);
     context.output.show(&member, || match member.status.as_str() {
         "joining" => format!("{} waits to join; `annulus plan` shows what that would do", member.node),
-        _ => format!("{} is a member and owns {} partitions", member.node, member.owned),
+        _ => format!("{} is a member and owns {}", member.node, counted(member.owned, "partition")),
     })
 }
 

@@ -2,6 +2,7 @@
 
 use annulus_core::keyspace::{RingSize, hash_key};
 
+use super::words::Words;
 use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::LocateRow;
@@ -12,7 +13,7 @@ use annulus_values::hex;
 pub struct Args {
     /// Which module: the bucket of its keys
     module: String,
-    /// The key
+    /// The key; `@FILE`, `@-` and `@@` as in `call`
     key: String,
     /// The key is given as hex digits: for keys that are not text
     #[arg(long)]
@@ -31,7 +32,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             CliError::Usage(format!("{:?} is not pairs of hex digits, as --hex wants them", args.key))
         })?
     } else {
-        args.key.into_bytes()
+        Words::new().read(&args.key)?.into_bytes()
     };
     let row = match args.ring_size {
         Some(size) => {

@@ -29,6 +29,7 @@ mod new;
 mod output;
 mod patience;
 mod plan;
+mod quote;
 mod recover;
 mod remove;
 mod replace;
@@ -40,7 +41,10 @@ mod table;
 mod token;
 mod transfers;
 mod undeploy;
+mod words;
 
+use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
@@ -51,13 +55,14 @@ pub use connection::{Connection, Exchange};
 pub use context::Context;
 pub use duration::parse_duration;
 pub use error::CliError;
+use output::remark;
 pub use output::{Format, Output};
 pub use start::LogFormat;
 pub use table::Table;
 
 /// Stateful, sharded services from WebAssembly components.
 #[derive(Debug, Parser)]
-#[command(name = "annulus", version, propagate_version = true, disable_help_subcommand = true, after_help = EXAMPLES)]
+#[command(name = "annulus", version, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
     /// What goes for every verb.
     #[command(flatten)]
@@ -119,7 +124,7 @@ pub enum Verb {
     Commit(commit::Args),
     /// Forget what is staged
     Clear(clear::Args),
-    /// Print a token that lets one node join
+    /// Print a token that lets nodes join
     Token(token::Args),
     /// The nodes of the cluster
     Members(members::Args),
@@ -153,6 +158,8 @@ pub enum Verb {
     Bench(bench::Args),
     /// Print the completion script for a shell
     Completions(completions::Args),
+    /// Print the version
+    Version,
     /// A word that is a verb of a later version, or none at all.
     #[command(external_subcommand)]
     Unknown(Vec<String>),
@@ -186,18 +193,29 @@ pub fn main_speaking(speaks: Speaks) -> ExitCode {
 /// `--help` and `--version` are errors to the parser; a real one speaks JSON where asked to.
 fn report_usage(error: &clap::Error) -> ExitCode {
     let wants_json = || {
-        let words: Vec<String> = std::env::args().collect();
+        // Not every word is text.
+        let words: Vec<OsString> = std::env::args_os().collect();
         words.iter().any(|word| word == "--format=json")
             || words.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json")
     };
-    if error.use_stderr() && wants_json() {
+    if !error.use_stderr() {
+        return match error.print() {
+            Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+                remark(&format!("error: cannot write the help: {error}\n"));
+                ExitCode::FAILURE
+            }
+            _ => ExitCode::SUCCESS,
+        };
+    }
+    if wants_json() {
         let text = error.render().to_string();
         let message = text.trim_start_matches("error: ").trim_end();
         Output::new(Format::Json).error(&CliError::Usage(message.to_owned()));
-    } else if error.print().is_err() {
-        return ExitCode::FAILURE;
+    } else {
+        // The exit code tells it where nobody can read this.
+        drop(error.print());
     }
-    ExitCode::from(if error.use_stderr() { 2 } else { 0 })
+    ExitCode::from(2)
 }
 
 fn run(cli: Cli, output: &Output, speaks: Speaks) -> Result<(), CliError> {
@@ -258,6 +276,10 @@ async fn answer(verb: Verb, context: &Context) -> Result<(), CliError> {
         Verb::Recover(args) => recover::run(args, context).await,
         Verb::Bench(args) => bench::run(args, context).await,
         Verb::Completions(args) => completions::run(args, context).await,
+        Verb::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            context.output.show(&serde_json::json!({ "version": version }), || format!("annulus {version}"))
+        }
         Verb::Unknown(words) => Err(unknown(&words)),
     }
 }

@@ -4,6 +4,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::quote::quoted_path;
 use super::{CliError, Context};
 use annulus_toolchain::{ScaffoldError, scaffold};
 
@@ -24,13 +25,18 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         ScaffoldError::Name { .. } => CliError::Usage(error.to_string()),
         ScaffoldError::Exists(_) | ScaffoldError::Io { .. } => CliError::Other(error.to_string()),
     })?;
+    // Where `annulus build` puts it: Cargo's own variable moves that.
+    let target = std::env::var_os("CARGO_TARGET_DIR").filter(|path| !path.is_empty());
+    let target = target.map_or_else(|| PathBuf::from("target"), PathBuf::from);
+    let component = target.join("guests").join(format!("{name}.component.wasm"));
     let whole = directory.canonicalize().unwrap_or_else(|_| directory.clone());
     context.output.show(&json!({"name": name, "path": whole}), || {
         format!(
             "{}\n\n  cd {}\n  cargo test\n  annulus build\n  \
-             annulus deploy target/guests/{name}.component.wasm\n  annulus call {name} add clicks",
+             annulus deploy {}\n  annulus call {name} add clicks",
             whole.display(),
-            directory.display(),
+            quoted_path(&directory),
+            quoted_path(&component),
         )
     })
 }

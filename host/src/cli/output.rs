@@ -1,6 +1,6 @@
 //! Where answers go: stdout for what was asked for, stderr for everything else.
 
-use std::io::{IsTerminal, Write};
+use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -44,7 +44,7 @@ impl Output {
     /// The answer: `value` for programs, `text` for people.
     ///
     /// # Errors
-    /// When nobody can read it any more.
+    /// As [`Self::line`].
     pub fn show<T: Serialize>(&self, value: &T, text: impl FnOnce() -> String) -> Result<(), CliError> {
         match self.format {
             Format::Json => {
@@ -59,7 +59,7 @@ impl Output {
     /// One line of the answer.
     ///
     /// # Errors
-    /// When stdout is closed.
+    /// `ReaderGone` when whoever read it has closed the pipe; `Other` when it cannot be written.
     pub fn line(&self, text: &str) -> Result<(), CliError> {
         let mut stdout = std::io::stdout().lock();
         let written = if stdout.is_terminal() {
@@ -67,29 +67,31 @@ impl Output {
         } else {
             writeln!(stdout, "{text}")
         };
-        written.map_err(|error| CliError::Other(format!("cannot write the answer: {error}")))
+        written.map_err(|error| match error.kind() {
+            ErrorKind::BrokenPipe => CliError::ReaderGone,
+            _ => CliError::Other(format!("cannot write the answer: {error}")),
+        })
     }
 
     /// A remark for people: on stderr, and not where programs read.
     pub fn note(&self, text: &str) {
         if !self.is_json() {
-            eprintln!("{text}");
+            remark(&format!("{text}\n"));
         }
     }
 
     /// What went wrong: text on stderr, or JSON on stdout.
     pub fn error(&self, error: &CliError) {
-        if matches!(error, CliError::Shown) {
+        if matches!(error, CliError::Shown | CliError::ReaderGone) {
             return;
         }
-        match self.format {
-            // The exit code still tells if stdout is gone.
-            Format::Json => drop(self.line(&error.to_json().to_string())),
-            Format::Text => {
-                let text = error.to_text();
-                let (head, rest) = text.split_once(": ").unwrap_or(("error", &text));
-                eprintln!("{}: {rest}", head.if_supports_color(Stream::Stderr, |head| head.red()));
-            }
+        // Where stdout is of no use the exit code tells it, and stderr.
+        let told = self.is_json().then(|| self.line(&error.to_json().to_string()));
+        if !matches!(told, Some(Ok(()) | Err(CliError::ReaderGone))) {
+            let text = error.to_text();
+            let (head, rest) = text.split_once(": ").unwrap_or(("error", &text));
+            let head = head.if_supports_color(Stream::Stderr, |head| head.red());
+            remark(&format!("{head}: {rest}\n"));
         }
     }
 
@@ -100,6 +102,13 @@ impl Output {
         let bar = ProgressBar::with_draw_target(None, target);
         Progress { bar, total: None }
     }
+}
+
+/// Writes to stderr. What is said beside the answer is lost where nobody can hear it, and the answer
+/// and the exit code stay what they are.
+pub(super) fn remark(text: &str) {
+    let mut stderr = std::io::stderr().lock();
+    drop(stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()));
 }
 
 /// A progress display that is gone when it is dropped.

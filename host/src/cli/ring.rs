@@ -6,6 +6,7 @@ use annulus_core::ids::{NodeId, TransferId};
 use annulus_core::keyspace::RingSize;
 use annulus_core::legend::legend;
 use annulus_core::ring::{Partition, RingTable, Transfer};
+use annulus_core::wording::counted;
 
 use super::{CliError, Context};
 use annulus_admin::AdminRequest;
@@ -41,7 +42,7 @@ pub(super) fn render<'a>(
     let mut picture = legend(&table, ids.iter().map(|(name, id)| (*id, *name)));
     let moving = ring.partitions.iter().filter(|partition| !partition.pending.is_empty()).count();
     if moving > 0 {
-        picture.push_str(&format!("{moving} partitions are moving: annulus transfers\n"));
+        picture.push_str(&format!("{} on the move: annulus transfers\n", counted(moving, "partition")));
     }
     Ok(picture)
 }
@@ -97,7 +98,7 @@ mod tests {
         assert!(
             render(&row, ["c@h"].into_iter())
                 .unwrap()
-                .ends_with("1 partitions are moving: annulus transfers\n")
+                .ends_with("1 partition on the move: annulus transfers\n")
         );
     }
 

@@ -11,11 +11,15 @@ use annulus_core::version::Speaks;
 use parking_lot::Mutex;
 use serde::Serialize;
 
+use super::quote::{quoted, quoted_path};
 use super::{CliError, Context};
 use crate::node::{self, Exit, ExitSwitch, Node, NodeConfig, StopReason};
 use annulus_data_dir::{DataDir, DataDirError};
 
 /// Run a node.
+///
+/// SIGTERM and Ctrl-C stop it in order; SIGHUP is ignored. Log lines go to stderr: who rotates logs
+/// takes them from there.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Its name, `NAME@HOST`; the same at each start of one data directory
@@ -75,7 +79,7 @@ fn node_name(text: &str) -> Result<String, String> {
         Some((name, host)) if sound(name) && sound(host) && text.len() <= MAX_NAME_BYTES => {
             Ok(text.to_owned())
         }
-        _ => Err("a node is called NAME@HOST, without spaces".to_owned()),
+        _ => Err("a node is called NAME@HOST, in ASCII letters, digits and signs, without spaces".to_owned()),
     }
 }
 
@@ -166,7 +170,7 @@ fn set_aside(config: &NodeConfig, context: &Context) -> Result<(), CliError> {
              named {}, say `annulus remove {}` or `replace` there first, or start it with another --name",
             aside.display(),
             config.name,
-            config.name,
+            quoted(&config.name),
         ));
     }
     Ok(())
@@ -208,7 +212,8 @@ fn announce(node: &Node, lives: u32, context: &Context) -> Result<(), CliError> 
 
 fn greeting(started: &Started, others: usize) -> String {
     let Started { node, cluster, listen, advertise, http, data } = started;
-    let data = data.display();
+    let shown = data.display();
+    let data = quoted_path(data);
     let told = if advertise == listen { String::new() } else { format!("; other nodes dial {advertise}") };
     let company = match others {
         0 => "alone".to_owned(),
@@ -220,12 +225,12 @@ fn greeting(started: &Started, others: usize) -> String {
          \x20 cluster  {cluster}, {company}\n\
          \x20 listens  {listen} (QUIC over UDP){told}\n\
          \x20 http     {http} is reserved, not served in this version\n\
-         \x20 data     {data}; its admin.toml is what lets the other verbs in\n\
+         \x20 data     {shown}; its admin.toml is what lets the other verbs in\n\
          \n\
          In another terminal:\n\
          \x20 annulus --data {data} ring\n\
          \x20 annulus --data {data} deploy FILE        (annulus new NAME; annulus build NAME)\n\
-         \x20 annulus --data {data} token              lets another node say: join {advertise} --token TOKEN\n\
+         \x20 annulus --data {data} token              lets other nodes say: join {advertise} --token TOKEN\n\
          Ctrl-C stops it; the same command starts it again as what it was.",
         version = env!("CARGO_PKG_VERSION"),
     )

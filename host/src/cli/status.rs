@@ -5,11 +5,13 @@ use owo_colors::{OwoColorize, Stream};
 use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::StatusRow;
+use annulus_core::wording::counted;
 
 /// The addressed node and what it knows of the cluster.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Possible losses with removed nodes have been seen to: do not show them any more
+    /// Possible losses have been seen to, those with removed nodes and those that this node alone tells of:
+    /// do not show them any more
     #[arg(long)]
     acknowledge: bool,
 }
@@ -19,9 +21,10 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.acknowledge {
         // Only what could have been seen: not what happens meanwhile.
         let row: StatusRow = connection.ask(&AdminRequest::Status).await?;
-        let up_to = row.possible_loss.iter().map(|loss| loss.index).max();
-        if let Some(up_to) = up_to {
-            let () = connection.ask(&AdminRequest::Acknowledge { up_to }).await?;
+        let up_to = row.possible_loss.iter().map(|loss| loss.index).max().unwrap_or(0);
+        let incidents = row.newest_incident;
+        if up_to > 0 || incidents > 0 {
+            let () = connection.ask(&AdminRequest::Acknowledge { up_to, incidents }).await?;
         }
     }
     let row: StatusRow = connection.ask(&AdminRequest::Status).await?;
@@ -49,7 +52,7 @@ pub(super) fn render(row: &StatusRow) -> String {
         },
     );
     line("applied", row.applied.to_string());
-    line("ring", format!("{} partitions change hands", row.pending));
+    line("ring", format!("{} to change hands", counted(row.pending, "partition")));
     line("transfers", row.transfers.to_string());
     line("modules", row.modules.to_string());
     line("vnodes", row.vnodes.to_string());

@@ -1,13 +1,13 @@
-//! `token`: lets a node join.
+//! `token`: lets nodes join.
 
 use std::time::Duration;
 
-use super::duration::{millis, parse_duration};
+use super::duration::{millis, parse_duration, spoken};
 use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::TokenRow;
 
-/// Print a token that lets one node join.
+/// Print a token that lets nodes join: as many as say it before it ends.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// How long the token is good for
@@ -20,8 +20,10 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let row: TokenRow = connection.ask(&AdminRequest::Token { ttl_ms: millis(args.ttl) }).await?;
     // On stdout the token alone, so that scripts can take it as it is.
     context.output.note(&format!(
-        "Say to the node that joins: annulus join {} --token TOKEN --data ITS_DATA_DIR",
-        row.address
+        "It lets any number of nodes join for {}. Say to each of them: annulus join {} --token TOKEN --data \
+         ITS_DATA_DIR",
+        spoken(args.ttl),
+        row.address,
     ));
     context.output.show(&row, || row.token.clone())
 }

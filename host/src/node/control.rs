@@ -33,7 +33,13 @@ fn explain(error: &JoinError) -> AdminError {
         JoinError::Unknown(_) => return AdminError::unknown("deadline-exceeded", error.to_string()),
         JoinError::Token(_) | JoinError::Refused(Refusal::BadSetting(_)) => "bad-arguments",
         JoinError::Connect(_) => "unreachable",
-        JoinError::Unavailable(_) => "no-quorum",
+        // The member's own words say which: no majority there, or a member that starts or stops. It is no
+        // matter of this node's voters.
+        JoinError::Unavailable(_) => {
+            let message =
+                format!("{error}. Nothing was changed; try again in a moment, or ask another member");
+            return AdminError::not_applied("not-ready", message);
+        }
         JoinError::Busy => "not-ready",
         JoinError::Codec(_) | JoinError::Identity(_) | JoinError::DataDir(_) => "internal",
         JoinError::InCluster(_)

@@ -23,7 +23,10 @@ pub enum StopReason {
     #[error("stopped")]
     Asked,
     /// It left its cluster, or was removed.
-    #[error("this node was removed from the cluster; its data directory is kept as it is")]
+    #[error(
+        "this node left its cluster or was removed from it. Its data directory is kept as it is; `annulus start \
+         --rejoin-as-new` sets that aside and begins a new node there"
+    )]
     Removed,
     /// A process runs with the same data directory's identity, and its disk was found to be the
     /// newest (R20).
@@ -94,6 +97,27 @@ impl ExitSwitch {
             () = asked_to_end() => Exit::Stop(StopReason::Asked),
         }
     }
+}
+
+/// Has SIGHUP end nothing, from now on and for as long as the process runs: log lines go to stderr, so
+/// there is no file to open anew, and a hangup of the terminal or the habit of a log rotation is no
+/// wish to stop.
+pub(super) fn ignore_hangups(on: &Handle) {
+    #[cfg(unix)]
+    {
+        use tokio::signal::unix::{SignalKind, signal};
+        let _on = on.enter();
+        match signal(SignalKind::hangup()) {
+            Ok(mut hangups) => drop(on.spawn(async move {
+                while hangups.recv().await.is_some() {
+                    tracing::info!("SIGHUP is ignored: log lines go to stderr, nothing is opened anew");
+                }
+            })),
+            Err(error) => tracing::warn!(%error, "SIGHUP will end this process the hard way"),
+        }
+    }
+    #[cfg(not(unix))]
+    let _ = on;
 }
 
 /// Waits until a signal has asked the process to end, in this life of the node or between two: the

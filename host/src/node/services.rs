@@ -5,6 +5,7 @@ use std::sync::Arc;
 use annulus_core::ids::{BootId, ModuleUid, NodeId, NodeUid};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::state::Command;
+use annulus_core::wording::ranges;
 use bytes::Bytes;
 use fjall::Database;
 use tokio::runtime::Handle;
@@ -166,19 +167,6 @@ fn note_restart(master: &Master, modules: &Modules, view: &View) {
     }
 }
 
-/// Ascending numbers for people: `1-3, 7`.
-fn ranges(numbers: &[u16]) -> String {
-    let runs = numbers.chunk_by(|before, next| before + 1 == *next);
-    let words: Vec<String> = runs
-        .filter_map(|run| match run {
-            [] => None,
-            [one] => Some(one.to_string()),
-            [first, .., last] => Some(format!("{first}-{last}")),
-        })
-        .collect();
-    words.join(", ")
-}
-
 impl Service for Services {
     fn request(&self, request: Request) {
         match request.kind {
@@ -201,15 +189,5 @@ impl Service for Services {
 
     fn connected(&self, peer: NodeUid) {
         self.modules.connected(peer);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::ranges;
-
-    #[test]
-    fn many_partitions_are_few_words() {
-        assert_eq!(ranges(&[0, 1, 2, 7, 9, 10]), "0-2, 7, 9-10");
     }
 }

@@ -1,11 +1,10 @@
 //! From a guest's Cargo project to a component.
 //!
-//! A component is built in one of three ways, tried in this order, so that a fresh machine needs
-//! no word from its user:
+//! A component is built in one of three ways, tried in this order:
 //!
 //! 1. `installed`: Rust has the target `wasm32-wasip2` already.
 //! 2. `rustup`: `rustup target add wasm32-wasip2`, then as above.
-//! 3. `debian`: Debian's packages `rustc-web cargo-web rust-web-src` (installed if this is root),
+//! 3. `debian`: Debian's packages `rustc-web cargo-web rust-web-src` (installed if this is root and its user agrees),
 //!    the standard library built from its source for `wasm32-unknown-unknown`, and the core
 //!    module wrapped as a component here.
 //!
@@ -70,8 +69,22 @@ pub fn build_component_with(
     features: &[&str],
     progress: &dyn Fn(&str),
 ) -> Result<Built, BuildError> {
+    build_component_asking(path, features, progress, &|_| true)
+}
+
+/// As [`build_component_with`]; packages of the system are installed only where `may_install`, which gets
+/// their names, says yes, or `ANNULUS_GUEST_TOOLCHAIN` names that way.
+///
+/// # Errors
+/// As [`build_component`].
+pub fn build_component_asking(
+    path: &Path,
+    features: &[&str],
+    progress: &dyn Fn(&str),
+    may_install: &dyn Fn(&str) -> bool,
+) -> Result<Built, BuildError> {
     let project = Project::at(path)?;
-    let way = Way::choose(&project.directory, progress)?;
+    let way = Way::choose(&project.directory, progress, may_install)?;
     let module = compile(&project, &way, features, progress)?;
     let bytes = std::fs::read(&module).map_err(|error| BuildError::io(&module, error))?;
     let component = component::finish(bytes)?;

@@ -49,15 +49,22 @@ struct Message {
 impl Project {
     /// The project in a directory, or of a `Cargo.toml`.
     pub fn at(path: &Path) -> Result<Self, BuildError> {
+        let target = std::env::var_os("CARGO_TARGET_DIR").filter(|target| !target.is_empty());
+        Self::building_into(path, target.map(PathBuf::from).as_deref())
+    }
+
+    /// The same, where `CARGO_TARGET_DIR` says this.
+    fn building_into(path: &Path, target: Option<&Path>) -> Result<Self, BuildError> {
         let refuse = |reason: String| BuildError::NotAProject { path: path.to_owned(), reason };
-        let manifest = if path.is_dir() { path.join("Cargo.toml") } else { path.to_owned() };
+        let manifest = if path.is_dir() { manifest_above(path) } else { path.to_owned() };
         if manifest.file_name().is_none_or(|name| name != "Cargo.toml") {
             return Err(refuse("neither a directory nor a Cargo.toml".to_owned()));
         }
-        let manifest =
-            manifest.canonicalize().map_err(|_| refuse("there is no Cargo.toml in it".to_owned()))?;
+        let manifest = manifest
+            .canonicalize()
+            .map_err(|_| refuse("there is no Cargo.toml in it or above it".to_owned()))?;
         let directory = manifest.parent().unwrap_or(Path::new("/")).to_owned();
-        let metadata = metadata(&directory, &manifest).map_err(refuse)?;
+        let metadata = metadata(&directory, &manifest, target).map_err(refuse)?;
         let Some(package) = metadata.packages.iter().find(|package| package.manifest_path == manifest) else {
             let names: Vec<&str> = metadata.packages.iter().map(|package| package.name.as_str()).collect();
             return Err(refuse(format!("a workspace; build one of its packages: {}", names.join(", "))));
@@ -114,14 +121,28 @@ impl Project {
     }
 }
 
-fn metadata(directory: &Path, manifest: &Path) -> Result<Metadata, String> {
+/// The nearest manifest, as Cargo looks for it.
+fn manifest_above(directory: &Path) -> PathBuf {
+    let here = directory.join("Cargo.toml");
+    let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
+    let above =
+        whole.ancestors().map(|ancestor| ancestor.join("Cargo.toml")).find(|manifest| manifest.is_file());
+    above.unwrap_or(here)
+}
+
+fn metadata(directory: &Path, manifest: &Path, target: Option<&Path>) -> Result<Metadata, String> {
+    // Of the directory that the user is in, not of the project's.
+    let target = target.map(std::path::absolute).transpose().map_err(|error| error.to_string())?;
     let mut command = Command::new("cargo");
     clean(&mut command).current_dir(directory);
+    if let Some(target) = &target {
+        command.env("CARGO_TARGET_DIR", target);
+    }
     command.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]).arg(manifest);
     let ended = match Child::run("cargo metadata", command, METADATA_LIMIT, &|_| {}) {
         // Without Cargo a build may still be possible: the third way installs one. Then the
         // project is taken as it lies there.
-        Err(BuildError::Spawn { .. }) => return without_cargo(directory, manifest),
+        Err(BuildError::Spawn { .. }) => return without_cargo(directory, manifest, target),
         other => other.map_err(|error| error.to_string())?,
     };
     if !ended.success {
@@ -130,7 +151,7 @@ fn metadata(directory: &Path, manifest: &Path) -> Result<Metadata, String> {
     serde_json::from_str(&ended.stdout).map_err(|error| format!("cargo metadata: {error}"))
 }
 
-fn without_cargo(directory: &Path, manifest: &Path) -> Result<Metadata, String> {
+fn without_cargo(directory: &Path, manifest: &Path, target: Option<PathBuf>) -> Result<Metadata, String> {
     let text = std::fs::read_to_string(manifest).map_err(|error| error.to_string())?;
     let table: toml::Table = text.parse().map_err(|error: toml::de::Error| error.to_string())?;
     let name = table.get("package").and_then(|package| package.get("name")).and_then(toml::Value::as_str);
@@ -144,7 +165,7 @@ fn without_cargo(directory: &Path, manifest: &Path) -> Result<Metadata, String> 
         .unwrap_or(directory);
     Ok(Metadata {
         packages: vec![Package { name, manifest_path: manifest.to_owned() }],
-        target_directory: root.join("target"),
+        target_directory: target.unwrap_or_else(|| root.join("target")),
         workspace_root: root.to_owned(),
     })
 }
@@ -184,6 +205,11 @@ mod tests {
         let project = Project::at(directory.path()).unwrap();
         assert_eq!(project.package, "one");
         assert!(project.profile_arguments().contains(&"profile.guest.inherits='release'".to_owned()));
+        // As Cargo does it: from anywhere in the project, and into the directory that its variable names.
+        assert_eq!(Project::at(&directory.path().join("src")).unwrap().manifest, project.manifest);
+        let elsewhere =
+            Project::building_into(directory.path(), Some(Path::new("/elsewhere/of cargo"))).unwrap();
+        assert_eq!(elsewhere.target_directory(&Way::Installed), Path::new("/elsewhere/of cargo/guests"));
         let with_profile =
             "[package]\nname = \"one\"\n[workspace]\n[profile.guest]\ninherits = \"release\"\n";
         std::fs::write(&manifest, with_profile).unwrap();

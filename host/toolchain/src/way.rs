@@ -54,7 +54,11 @@ impl fmt::Display for Way {
 
 impl Way {
     /// The first way that this machine can go from this directory (whose toolchain file counts).
-    pub(super) fn choose(directory: &Path, progress: &dyn Fn(&str)) -> Result<Self, BuildError> {
+    pub(super) fn choose(
+        directory: &Path,
+        progress: &dyn Fn(&str),
+        may_install: &dyn Fn(&str) -> bool,
+    ) -> Result<Self, BuildError> {
         let only = std::env::var(TOOLCHAIN_VARIABLE).ok().filter(|name| !name.is_empty());
         if let Some(name) = only.as_deref()
             && !["installed", "rustup", "debian"].contains(&name)
@@ -76,7 +80,9 @@ impl Way {
             }
         }
         if allowed("debian") {
-            match debian(progress) {
+            // Who named this way alone has said so.
+            let may_install = |packages: &str| only.is_some() || may_install(packages);
+            match debian(progress, &may_install) {
                 Ok(linker) => return Ok(Self::Debian { linker }),
                 Err(reason) => tried.push((Self::Debian { linker: PathBuf::new() }, reason)),
             }
@@ -161,11 +167,11 @@ fn rustup(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), String> {
 }
 
 /// Installs what is missing of Debian's packages; answers the linker.
-fn debian(progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
+fn debian(progress: &dyn Fn(&str), may_install: &dyn Fn(&str) -> bool) -> Result<PathBuf, String> {
     let complete =
         || [DEBIAN_RUSTC, DEBIAN_CARGO, DEBIAN_STD_SOURCE].iter().all(|file| Path::new(file).exists());
     if !complete() {
-        apt_get(&DEBIAN_PACKAGES, progress)?;
+        apt_get(&DEBIAN_PACKAGES, progress, may_install)?;
         if !complete() {
             return Err("the packages are installed, but not where they are looked for".to_owned());
         }
@@ -175,7 +181,7 @@ fn debian(progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
     }
     let mut failure = String::new();
     for package in DEBIAN_LINKERS {
-        match apt_get(&[package], progress) {
+        match apt_get(&[package], progress, may_install) {
             Ok(()) => break,
             Err(reason) => failure = reason,
         }
@@ -183,12 +189,19 @@ fn debian(progress: &dyn Fn(&str)) -> Result<PathBuf, String> {
     find_linker().ok_or_else(|| format!("no linker for wasm, neither rust-lld nor wasm-ld: {failure}"))
 }
 
-fn apt_get(packages: &[&str], progress: &dyn Fn(&str)) -> Result<(), String> {
+fn apt_get(
+    packages: &[&str],
+    progress: &dyn Fn(&str),
+    may_install: &dyn Fn(&str) -> bool,
+) -> Result<(), String> {
     if !Path::new("/usr/bin/apt-get").exists() {
         return Err("this is no Debian".to_owned());
     }
     if !is_root() {
         return Err(format!("only root can install {}", packages.join(" ")));
+    }
+    if !may_install(&packages.join(" ")) {
+        return Err(format!("nobody agreed to have {} installed: say --yes for it", packages.join(" ")));
     }
     progress(&format!("apt-get install {}", packages.join(" ")));
     let install = || {
@@ -227,4 +240,16 @@ fn find_linker() -> Option<PathBuf> {
     });
     let versioned = (19..30).rev().map(|version| PathBuf::from(format!("/usr/bin/wasm-ld-{version}")));
     bundled.chain(versioned).chain([PathBuf::from("/usr/bin/wasm-ld")]).find(|linker| linker.exists())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn packages_are_not_installed_without_consent() {
+        let begun = std::cell::Cell::new(false);
+        let refused = apt_get(&["rustc-web"], &|_| begun.set(true), &|_| false);
+        assert!(refused.is_err() && !begun.get(), "{refused:?}");
+    }
 }

@@ -7,10 +7,11 @@
 
 mod base64;
 mod cddl;
+mod document;
 mod json;
 mod text;
 
 pub use cddl::Type;
 pub use json::to_json;
 pub use text::hex;
-pub use text::{from_text, to_text};
+pub use text::{BadValue, from_contents, from_text, to_text};

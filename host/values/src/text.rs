@@ -1,11 +1,14 @@
-//! Text as typed values, and values as text for people.
+//! Text and the contents of files as typed values, and values as text for people.
+//!
+//! A word must not change in silence on its way: where a parameter takes any value, a word is a
+//! number, `true` or `false` only if that prints as the word again, and is text otherwise.
 
 use std::borrow::Cow;
-use std::path::Path;
 
 use ciborium::Value;
 
 use super::cddl::Type;
+use super::document::document;
 use super::json::{from_json, to_json};
 
 /// An argument that is not of its parameter's type.
@@ -20,27 +23,33 @@ pub struct BadValue {
     pub hint: String,
 }
 
-/// Largest file that `@file` reads, in bytes: more would not fit a request.
-const MAX_FILE_BYTES: u64 = 1024 * 1024;
+impl BadValue {
+    fn new(given: &str, ty: &Type, hint: &str) -> Self {
+        Self { given: cut(given), wanted: ty.to_string(), hint: hint.to_owned() }
+    }
+}
 
 /// The value that a word of the command line means for a parameter of this type.
 ///
 /// # Errors
-/// When it means none; the error says how such a value is typed.
+/// When it means none, or none that can be kept as it was typed; the error says how such a value is
+/// typed.
 pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
-    let bad = |hint: &str| Err(BadValue { given: cut(text), wanted: ty.to_string(), hint: hint.to_owned() });
+    let bad = |hint: &str| Err(BadValue::new(text, ty, hint));
     match ty {
         Type::Text => Ok(Value::Text(text.to_owned())),
-        Type::Bytes => match bytes(text) {
-            Ok(bytes) => Ok(Value::Bytes(bytes)),
-            Err(hint) => bad(&hint),
+        Type::Bytes => match text.strip_prefix("0x").map(hex) {
+            Some(Some(bytes)) => Ok(Value::Bytes(bytes)),
+            Some(None) => bad(": after 0x stand pairs of hex digits"),
+            None => bad(": bytes are typed 0x0aff, or @FILE for what is in a file"),
         },
         Type::Int | Type::Uint => match text.parse::<i128>().ok().and_then(|number| number.try_into().ok()) {
             Some(number) if ty.admits(&Value::Integer(number)) => Ok(Value::Integer(number)),
             _ => bad(""),
         },
         Type::Float => match text.parse::<f64>() {
-            Ok(number) => Ok(Value::Float(number)),
+            Ok(number) if !overflows(text, number) => Ok(Value::Float(number)),
+            Ok(_) => bad(": it is beyond what a float can say"),
             Err(_) => bad(""),
         },
         Type::Bool => match text {
@@ -55,27 +64,121 @@ pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
                 bad("")
             }
         }
-        Type::Any => Ok(match serde_json::from_str(text) {
-            Ok(json) => from_json(&json),
-            Err(_) => Value::Text(text.to_owned()),
-        }),
-        Type::Array(_) | Type::Map(_) => {
-            let value = serde_json::from_str(text).map(|json| fit(ty, from_json(&json)));
-            match value {
-                Ok(value) if ty.admits(&value) => Ok(value),
+        Type::Any => of_any(text),
+        Type::Array(_) | Type::Map(_) => match document(text, mentions_any(ty)) {
+            Some(Ok(json)) => match fit(ty, from_json(&json)) {
+                value if ty.admits(&value) => Ok(value),
                 _ => bad(": say it as JSON"),
-            }
-        }
-        Type::Choice(types) => match types.iter().find_map(|ty| from_text(ty, text).ok()) {
-            Some(value) => Ok(value),
-            None => bad(""),
+            },
+            Some(Err(why)) => bad(&format!(": {why}")),
+            None => bad(": say it as JSON"),
         },
+        Type::Choice(types) => {
+            choose(types, text, |ty| from_text(ty, text)).ok_or_else(|| BadValue::new(text, ty, ""))
+        }
         Type::Literal(Value::Text(word)) if word == text => Ok(Value::Text(word.clone())),
         Type::Literal(Value::Text(_)) => bad(""),
-        Type::Literal(literal) => match serde_json::from_str(text).map(|json| from_json(&json)) {
-            Ok(value) if value == *literal => Ok(value),
-            _ => bad(""),
+        Type::Literal(literal) if prints_as(literal, text) => Ok(literal.clone()),
+        Type::Literal(_) => bad(""),
+    }
+}
+
+/// The value that the contents of a file mean for a parameter of this type: for `bytes` and `text`
+/// they are it, for `any` they are read as a word is and, where they are not UTF-8, are bytes. One
+/// newline at the end of a file belongs to a number or a word of the other types no more than to the
+/// file's last line.
+///
+/// # Errors
+/// When they mean none; as [`from_text`].
+pub fn from_contents(ty: &Type, contents: &[u8]) -> Result<Value, BadValue> {
+    let text = std::str::from_utf8(contents);
+    let line = text.map(without_newline);
+    match (ty, text, line) {
+        (Type::Bytes, ..) => Ok(Value::Bytes(contents.to_owned())),
+        (Type::Any, Err(_), _) => Ok(Value::Bytes(contents.to_owned())),
+        (Type::Text | Type::Any, Ok(text), _) => from_text(ty, text),
+        (Type::Choice(types), _, line) => {
+            choose(types, line.unwrap_or_default(), |ty| from_contents(ty, contents))
+                .ok_or_else(|| BadValue::new(&String::from_utf8_lossy(contents), ty, ""))
+        }
+        (_, _, Ok(line)) => from_text(ty, line),
+        (_, _, Err(_)) => {
+            let hint = ": what is in the file is not text in UTF-8";
+            Err(BadValue::new(&String::from_utf8_lossy(contents), ty, hint))
+        }
+    }
+}
+
+fn without_newline(text: &str) -> &str {
+    let line = text.strip_suffix('\n').unwrap_or(text);
+    line.strip_suffix('\r').unwrap_or(line)
+}
+
+/// JSON for what has parts, else what prints as the word, else text.
+fn of_any(text: &str) -> Result<Value, BadValue> {
+    let own = || Value::Text(text.to_owned());
+    match text.trim_start().bytes().next() {
+        Some(b'[' | b'{') => match document(text, true) {
+            Some(Ok(json)) => Ok(from_json(&json)),
+            Some(Err(hint)) => Err(BadValue {
+                given: cut(text),
+                wanted: "JSON that can be kept as it is".to_owned(),
+                hint: format!(": {hint}"),
+            }),
+            None => Ok(own()),
         },
+        // What must be text whatever it looks like: "42" with its quotation marks.
+        Some(b'"') if text.starts_with('"') && text.ends_with('"') => {
+            Ok(serde_json::from_str(text).map_or_else(|_| own(), Value::Text))
+        }
+        _ => {
+            let value = serde_json::from_str(text).map(|json| from_json(&json));
+            // A null would be shown as a missing value is.
+            let same = value.ok().filter(|value| !value.is_null() && prints_as(value, text));
+            Ok(same.unwrap_or_else(own))
+        }
+    }
+}
+
+/// The first of the types that takes it, `any` and numbers that print as something else only
+/// where no other does.
+fn choose(types: &[Type], text: &str, read: impl Fn(&Type) -> Result<Value, BadValue>) -> Option<Value> {
+    let (any, plain): (Vec<&Type>, Vec<&Type>) = types.iter().partition(|ty| **ty == Type::Any);
+    let mut changed = None;
+    for ty in plain.into_iter().chain(any) {
+        match read(ty) {
+            Ok(value @ (Value::Integer(_) | Value::Float(_))) if !prints_as(&value, text) => {
+                changed.get_or_insert(value);
+            }
+            Ok(value) => return Some(value),
+            Err(_) => {}
+        }
+    }
+    changed
+}
+
+fn prints_as(value: &Value, text: &str) -> bool {
+    let printed = to_json(value).to_string();
+    printed == text
+}
+
+/// Became a number without end, or none at all, that was typed as another.
+fn overflows(text: &str, number: f64) -> bool {
+    let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
+    match number {
+        number if number.is_infinite() => text.bytes().any(|byte| byte.is_ascii_digit()),
+        0.0 => mantissa.bytes().any(|byte| (b'1'..=b'9').contains(&byte)),
+        _ => false,
+    }
+}
+
+/// Can it hold what nobody has typed more closely?
+fn mentions_any(ty: &Type) -> bool {
+    match ty {
+        Type::Any => true,
+        Type::Array(item) | Type::Map(item) => mentions_any(item),
+        Type::Choice(types) => types.iter().any(mentions_any),
+        _ => false,
     }
 }
 
@@ -96,23 +199,6 @@ fn fit(ty: &Type, value: Value) -> Value {
             .unwrap_or(value),
         (_, value) => value,
     }
-}
-
-fn bytes(text: &str) -> Result<Vec<u8>, String> {
-    if let Some(digits) = text.strip_prefix("0x") {
-        return hex(digits).ok_or_else(|| ": after 0x stand pairs of hex digits".to_owned());
-    }
-    let Some(path) = text.strip_prefix('@') else {
-        return Err(": bytes are typed 0x0aff, or @FILE for what is in a file".to_owned());
-    };
-    let read = || -> std::io::Result<Vec<u8>> {
-        let length = std::fs::metadata(path)?.len();
-        if length > MAX_FILE_BYTES {
-            return Err(std::io::Error::other(format!("{length} bytes; the limit is {MAX_FILE_BYTES}")));
-        }
-        std::fs::read(path)
-    };
-    read().map_err(|error| format!(": {}: {error}", Path::new(path).display()))
 }
 
 /// Pairs of hex digits as bytes.
@@ -172,7 +258,11 @@ mod tests {
             ("any", "v1", text("v1")),
             ("any", "42", int(42)),
             ("any", "\"42\"", text("42")),
-            ("any", "null", Value::Null),
+            ("any", "true", Value::Bool(true)),
+            ("any", "-1", int(-1)),
+            ("any", "1.5", Value::Float(1.5)),
+            ("any / null", "null", Value::Null),
+            ("any", "[1, 2.50]", Value::Array(vec![int(1), Value::Float(2.5)])),
             ("int", "-1", int(-1)),
             ("uint", "0", int(0)),
             ("float", "1", Value::Float(1.0)),
@@ -183,6 +273,9 @@ mod tests {
             ("{* text => int}", "{\"a\":1}", Value::Map(vec![(text("a"), int(1))])),
             ("[* bytes]", "[{\"$bytes\":\"AA==\"}]", Value::Array(vec![Value::Bytes(vec![0])])),
             ("int / text", "7", int(7)),
+            ("int / text", "007", text("007")),
+            ("int / float", "1.10", Value::Float(1.1)),
+            ("any / bytes", "0x00", Value::Bytes(vec![0])),
             ("int / text", "seven", text("seven")),
             ("\"on\" / \"off\"", "off", text("off")),
             ("7", "7", int(7)),
@@ -201,9 +294,16 @@ mod tests {
             ("bytes", "abc", "@FILE"),
             ("bytes", "0xabc", "hex digits"),
             ("bytes", "0x+1", "hex digits"),
-            ("bytes", "@/nonexistent/file", "/nonexistent/file"),
+            ("bytes", "@file", "@FILE"),
+            ("float", "1e999", "beyond what a float"),
+            ("float", "1e-999", "beyond what a float"),
             ("[* int]", "1", "JSON"),
             ("[* int]", "[\"a\"]", "JSON"),
+            ("[* int]", "[12345678901234567890123]", "JSON"),
+            ("[* any]", "[12345678901234567890123]", "12345678901234567890123"),
+            ("any", "{\"a\": [0.1000000000000000055]}", "0.1000000000000000055"),
+            ("any", "{\"a\": 1, \"b\": {\"c\": 1, \"c\": 2}}", "\"c\" stands in it twice"),
+            ("{* text => int}", "{\"a\": 1, \"a\": 2}", "twice"),
             ("\"on\" / \"off\"", "maybe", r#""on" / "off""#),
         ] {
             let error = typed(ty, word).unwrap_err().to_string();
@@ -212,11 +312,51 @@ mod tests {
     }
 
     #[test]
-    fn a_file_gives_its_bytes() {
-        let dir = tempfile::tempdir().unwrap();
-        let path = dir.path().join("blob");
-        std::fs::write(&path, [1, 2, 3]).unwrap();
-        assert_eq!(typed("bytes", &format!("@{}", path.display())), Ok(Value::Bytes(vec![1, 2, 3])));
+    fn a_word_for_any_value_is_kept_as_it_was_typed() {
+        for word in [
+            "1.10",
+            "1e3",
+            "1E3",
+            "12345678901234567890123",
+            "18446744073709551616",
+            "0.1000000000000000055",
+            "1e999",
+            "-0",
+            "007",
+            "+5",
+            " 5 ",
+            "5\n",
+            " true",
+            "null",
+            "NaN",
+            "\"half",
+            "{half",
+            "",
+        ] {
+            assert_eq!(typed("any", word), Ok(text(word)), "{word}");
+        }
+    }
+
+    #[test]
+    fn contents_are_what_their_parameters_type_says() {
+        let contents = |ty: &str, contents: &[u8]| from_contents(&Type::parse(ty), contents);
+        for (ty, given, value) in [
+            ("bytes", &b"\xff\n"[..], Value::Bytes(vec![255, 10])),
+            ("text", b"a\n", text("a\n")),
+            ("any", b"v1\n", text("v1\n")),
+            ("any", b"\xff", Value::Bytes(vec![255])),
+            ("any", b"[1]\n", Value::Array(vec![int(1)])),
+            ("int", b"7\n", int(7)),
+            ("bool", b"true\r\n", Value::Bool(true)),
+            ("[* int]", b"[1,\n2]\n", Value::Array(vec![int(1), int(2)])),
+            ("int / text", b"7", int(7)),
+            ("int / text", b"007", text("007")),
+            ("text / bytes", b"\xff", Value::Bytes(vec![255])),
+        ] {
+            assert_eq!(contents(ty, given), Ok(value), "{ty}: {given:?}");
+        }
+        assert!(contents("text", b"\xff").unwrap_err().to_string().contains("UTF-8"));
+        assert!(contents("int", b"7\n\n").is_err());
     }
 
     #[test]
@@ -239,6 +379,16 @@ mod tests {
             let ty = Type::parse(ty);
             if let Ok(value) = from_text(&ty, &word) {
                 prop_assert!(ty.admits(&value));
+            }
+        }
+
+        #[test]
+        fn what_is_typed_for_any_value_is_what_is_shown(word in "[-+0-9.eE \\n]{0,12}|[a-z \\n]{0,6}|.{0,24}") {
+            let json = serde_json::from_str::<serde_json::Value>(&word);
+            let plain = !json.is_ok_and(|json| json.is_string() || json.is_array() || json.is_object());
+            if plain {
+                let value = typed("any", &word).unwrap();
+                prop_assert_eq!(to_text(&value, &Type::Any), word);
             }
         }
 

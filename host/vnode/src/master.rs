@@ -252,7 +252,7 @@ impl Master {
             for change in changes {
                 // Without modules there was nothing to lose.
                 if change != Change::TakeEmpty || !modules.is_empty() {
-                    self.carry_out(change, &mut slot, id);
+                    self.carry_out(change, &mut slot, id, modules);
                 }
                 if matches!(change, Change::SetAside | Change::SetStageAside) && !slot.aside.is_empty() {
                     aside.push(id);
@@ -299,19 +299,28 @@ impl Master {
         slot.aside.extend(vnodes.into_values());
     }
 
-    fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId) {
+    /// What a partition's modules may have lost. Which of them had items here nobody knows.
+    fn note_loss(&self, modules: &[ModuleUid], id: PartitionId, reason: &str) {
+        for module in modules {
+            let behaviour = self.inner.config.modules.behaviour(*module);
+            let name = behaviour.map_or_else(|| module.to_string(), |behaviour| behaviour.name.to_string());
+            self.inner.incidents.note("possible-loss", &name, Some(u32::from(id.0)), reason);
+        }
+    }
+
+    fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId, modules: &[ModuleUid]) {
         let elsewhere = RequestError::stale_ring(slot.version);
         let staged = |slot: &mut Slot| slot.staging.take().map(|staging| staging.vnodes).unwrap_or_default();
         match change {
             Change::Promote => slot.vnodes = staged(slot),
             Change::DropIncomplete => {
                 let reason = "the partition was taken over before its items were";
-                self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
+                self.note_loss(modules, id, reason);
                 end_all(staged(slot), &elsewhere, true);
             }
             Change::TakeEmpty => {
                 let reason = "the partition was taken over without its items";
-                self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
+                self.note_loss(modules, id, reason);
             }
             // What was staged of a transfer that was cancelled must not come back (R7).
             Change::DropStage => drop(end_all(staged(slot), &elsewhere, true)),
@@ -548,6 +557,11 @@ impl Master {
     /// Notes something that an operator should know of.
     pub fn note(&self, kind: &str, module: &str, partition: Option<u32>, reason: &str) {
         self.inner.incidents.note(kind, module, partition, reason);
+    }
+
+    /// Incidents up to this number have been seen to: they are not remembered any more.
+    pub fn acknowledge(&self, up_to: u64) {
+        self.inner.incidents.acknowledge(up_to);
     }
 
     /// The last incidents.

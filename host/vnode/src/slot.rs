@@ -1,6 +1,7 @@
 //! What this node knows of one partition: does it hold it, is it sealed, which vnodes run.
 
 use std::collections::{HashMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use annulus_core::ids::{ModuleUid, TransferId};
@@ -88,6 +89,8 @@ pub struct SlotStatus {
 /// Something that an operator should know of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incident {
+    /// Counts up within a run of the node.
+    pub number: u64,
     /// When, in milliseconds since 1970.
     pub at_ms: u64,
     /// Stable name: `possible-loss`, ...
@@ -107,6 +110,8 @@ const REMEMBERED: usize = 256;
 #[derive(Default)]
 pub(super) struct Incidents {
     last: Mutex<VecDeque<Incident>>,
+    /// Number of the newest.
+    newest: AtomicU64,
 }
 
 impl Incidents {
@@ -122,7 +127,13 @@ impl Incidents {
             last.pop_front();
         }
         let (kind, module, reason) = (kind.to_owned(), module.to_owned(), reason.to_owned());
-        last.push_back(Incident { at_ms, kind, module, partition, reason });
+        let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
+        last.push_back(Incident { number, at_ms, kind, module, partition, reason });
+    }
+
+    /// Forgets those up to a number: somebody has seen to them.
+    pub(super) fn acknowledge(&self, up_to: u64) {
+        self.last.lock().retain(|incident| incident.number > up_to);
     }
 
     pub(super) fn list(&self) -> Vec<Incident> {

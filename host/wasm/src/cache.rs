@@ -59,10 +59,52 @@ impl Cache {
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let bytes = component.serialize().map_err(std::io::Error::other)?;
-        let partial = path.with_extension(format!("{:016x}.part", rand::random::<u64>()));
-        let mut file = fs::File::create(&partial)?;
-        file.write_all(&bytes)?;
-        file.sync_all()?;
-        fs::rename(&partial, path)
+        let partial = path.with_extension(format!("{:016x}{PARTIAL}", rand::random::<u64>()));
+        let whole = || {
+            let mut file = fs::File::create(&partial)?;
+            file.write_all(&bytes)?;
+            file.sync_all()?;
+            fs::rename(&partial, path)
+        };
+        // What cannot be kept is not to fill the disk besides.
+        whole().inspect_err(|_| drop(fs::remove_file(&partial)))
+    }
+
+    /// Takes away what is compiled of components of which `keep` says no, and what an engine compiled
+    /// that this one does not understand. Blocks.
+    pub(super) fn retain(&self, keep: &dyn Fn(&Digest) -> bool) {
+        for path in self.files() {
+            let name = path.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+            let Some((digest, engine)) = name.strip_suffix(".cwasm").and_then(|name| name.split_once('-'))
+            else {
+                continue;
+            };
+            let Ok(digest) = digest.parse::<Digest>() else { continue };
+            if engine != self.compatibility || !keep(&digest) {
+                remove(&path);
+            }
+        }
+    }
+
+    /// Takes away what was being written when the process ended. Nothing must be being written. Blocks.
+    pub(super) fn remove_partial(&self) {
+        self.files().filter(|path| path.to_string_lossy().ends_with(PARTIAL)).for_each(|path| remove(&path));
+    }
+
+    fn files(&self) -> impl Iterator<Item = PathBuf> {
+        fs::read_dir(&self.dir).into_iter().flatten().flatten().map(|entry| entry.path())
+    }
+}
+
+/// The end of the name of a file that is being written.
+const PARTIAL: &str = ".part";
+
+fn remove(path: &Path) {
+    match fs::remove_file(path) {
+        Ok(()) => tracing::info!(path = %path.display(), "compiled code of no more use is removed"),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+        Err(error) => {
+            tracing::warn!(path = %path.display(), %error, "compiled code of no more use cannot be removed");
+        }
     }
 }

@@ -124,6 +124,22 @@ impl Engine {
         self.describe(module).await.map(Arc::new)
     }
 
+    /// Takes compiled code off the disk of components of which `keep` says no, and code that this engine
+    /// does not understand. Blocks.
+    pub fn retain_compiled(&self, keep: &dyn Fn(&Digest) -> bool) {
+        if let Some(cache) = &self.inner.cache {
+            cache.retain(keep);
+        }
+    }
+
+    /// Takes compiled code off the disk that was being written when the process ended: to be called
+    /// before anything is compiled. Blocks.
+    pub fn remove_partial(&self) {
+        if let Some(cache) = &self.inner.cache {
+            cache.remove_partial();
+        }
+    }
+
     fn compile(&self, bytes: &[u8], limits: Limits) -> Result<Module, InvalidComponent> {
         if bytes.len() > MAX_COMPONENT_BYTES {
             return Err(InvalidComponent::TooLarge { bytes: bytes.len(), limit: MAX_COMPONENT_BYTES });

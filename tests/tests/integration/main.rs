@@ -20,6 +20,8 @@ mod planned;
 mod relay;
 mod riak_test;
 mod snapshots;
+mod streams;
+mod told;
 mod transcript;
 mod transfers;
 mod twins;

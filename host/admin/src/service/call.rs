@@ -1,15 +1,19 @@
 //! Commands of modules.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use annulus_core::ids::NodeId;
+use annulus_core::keyspace::PartitionId;
+use annulus_core::request::RequestError;
+use annulus_core::wording::ranges;
 use bytes::Bytes;
 
 use super::answer::Answer;
+use super::failure::word;
 use super::{AdminService, deadline, name_of};
 use crate::rows::CoverageRow;
 use crate::{AdminError, AdminReply, CallRequest};
-use annulus_request::{CoverageEvent, ErrorCode, RequestError};
+use annulus_request::{CoverageEvent, ErrorCode};
 
 impl AdminService {
     pub(super) async fn call(&self, request: CallRequest, answer: &mut Answer) -> Result<Bytes, AdminError> {
@@ -48,9 +52,7 @@ impl AdminService {
                     }
                 }
                 CoverageEvent::Done { missing } => {
-                    for (partition, error) in &missing {
-                        tracing::warn!(partition = partition.0, %error, "no answer to a command that goes everywhere");
-                    }
+                    warn_of(&missing);
                     let is_lost = |(_, error): &&(_, RequestError)| error.code == ErrorCode::ItemsLost;
                     let lost = missing.iter().filter(is_lost).map(|(partition, _)| partition.0).collect();
                     let missing: Vec<u16> = missing.iter().map(|(partition, _)| partition.0).collect();
@@ -59,6 +61,20 @@ impl AdminService {
             }
         }
         Err(AdminError::unknown("internal", "the answers ended half way"))
+    }
+}
+
+/// One line for each reason, not for each partition: a ring has thousands.
+fn warn_of(missing: &[(PartitionId, RequestError)]) {
+    let mut reasons: BTreeMap<String, Vec<u16>> = BTreeMap::new();
+    for (partition, error) in missing {
+        reasons.entry(word(&error.code)).or_default().push(partition.0);
+    }
+    for (code, partitions) in reasons {
+        let example = missing.iter().find(|(_, error)| word(&error.code) == code);
+        let example = example.map(|(_, error)| error.message.as_str()).unwrap_or_default();
+        let partitions = ranges(&partitions);
+        tracing::warn!(code, partitions, example, "no answer to a command that goes everywhere");
     }
 }
 

@@ -4,15 +4,18 @@ use std::future::Future;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
-use tokio::time::timeout;
+use tokio::time::{timeout, timeout_at};
 
 use super::answer::Answer;
-use super::{AdminService, HEAR_LIMIT, settings};
+use super::{AdminService, HEAR_LIMIT, deadline, settings};
 use crate::rows::DeployedRow;
 use crate::{AdminError, DeployRequest};
 use annulus_modules::{DeployError, Deployed, Progress};
 use annulus_transport::BulkRecv;
 use annulus_wasm::{InvalidComponent, Limits};
+
+/// How a core module begins: the magic bytes, then version 1 in layer 0.
+const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
 /// Largest component: some times what a whole language's runtime takes.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;
@@ -25,11 +28,19 @@ impl AdminService {
         answer: &mut Answer,
     ) -> Result<DeployedRow, AdminError> {
         let component = upload(request.bytes, recv).await?;
+        if component.starts_with(CORE_MODULE) {
+            let what =
+                "it is a core module, not a component: `annulus build` makes a component of a guest project";
+            return Err(DeployError::from(InvalidComponent::NotAComponent(what.to_owned())).into());
+        }
+        // What the operator's own line takes is not the node's.
+        let deadline = deadline(request.timeout_ms);
         let changes = (request.config.as_slice(), request.unset.as_slice());
         let (mut config, mut base) = (None, None);
         if !request.config.is_empty() || !request.unset.is_empty() {
             let prepared = self.parts.modules.engine().prepare(component.clone(), Limits::default());
-            let prepared = answer.while_working("validating", prepared).await.map_err(DeployError::from)?;
+            let prepared = answer.while_working("validating", timeout_at(deadline, prepared)).await;
+            let prepared = prepared.map_err(|_| DeployError::TooLate)?.map_err(DeployError::from)?;
             let description = &prepared.description;
             let view = self.view();
             let present = view.module(request.name.as_ref().unwrap_or(&description.name));
@@ -44,6 +55,7 @@ impl AdminService {
             storage: request.storage,
             config,
             base,
+            deadline: Some(deadline),
             component,
         };
         let (progress, steps) = mpsc::unbounded_channel();
@@ -155,6 +167,7 @@ impl From<DeployError> for AdminError {
             DeployError::Unable { .. } => {
                 Self { state: "applied".to_owned(), ..Self::not_applied("not-ready", message) }
             }
+            DeployError::TooLate => Self::not_applied("deadline-exceeded", message),
             DeployError::Slow { .. } => {
                 Self { state: "applied".to_owned(), ..Self::unknown("deadline-exceeded", message) }
             }

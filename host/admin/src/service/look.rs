@@ -6,6 +6,7 @@ use annulus_core::ids::NodeId;
 use annulus_core::keyspace::hash_key;
 use annulus_core::preference::{Nodes, Role, preference_list};
 use annulus_core::state::{Change, Member, MemberStatus, Module, Release, StorageKind};
+use annulus_core::wording::{counted, ranges};
 use bytes::Bytes;
 use futures_util::future::join_all;
 use tokio::time::Instant;
@@ -17,6 +18,7 @@ use crate::rows::{
 };
 use annulus_cluster::View;
 use annulus_modules::Running;
+use annulus_vnode::Incident;
 use annulus_wasm::Description;
 
 /// What the preference list asks about nodes.
@@ -155,7 +157,8 @@ impl AdminService {
         let live: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
         let slots = self.parts.master.status();
         let quorum = cluster.heard_from_leader_within(std::time::Duration::from_secs(2));
-        let mut alerts: Vec<String> = self.parts.master.incidents().iter().rev().map(incident).collect();
+        let incidents = self.parts.master.incidents();
+        let mut alerts = incident_lines(&incidents);
         alerts.extend(slots.iter().filter(|slot| slot.in_back_off > 0).map(|slot| {
             format!("partition {}: {} vnodes in back-off after traps", slot.partition.0, slot.in_back_off)
         }));
@@ -181,10 +184,11 @@ impl AdminService {
         let possible_loss = self.losses(&view);
         alerts.extend(possible_loss.iter().map(|loss| {
             format!(
-                "possible-loss: {} was removed, and with it perhaps items of {} partitions; \
+                "possible-loss: {} was removed, and with it perhaps items of {} ({}); \
                  `annulus status --acknowledge` once that is seen to",
                 loss.node,
-                loss.partitions.len()
+                counted(loss.partitions.len(), "partition"),
+                ranges(&loss.partitions),
             )
         }));
         StatusRow {
@@ -210,6 +214,7 @@ impl AdminService {
             vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
             alerts,
             possible_loss,
+            newest_incident: incidents.iter().map(|incident| incident.number).max().unwrap_or(0),
             level: view.state.level,
             speaks: cluster.speaks(),
             held_back_by: cluster.held_back_by(&view, cluster.speaks().levels.newest),
@@ -225,9 +230,31 @@ fn staged_for(view: &View, node: NodeId) -> Option<String> {
     view.state.staged.iter().find(concerns).map(|change| super::plan::word(change).to_owned())
 }
 
-fn incident(incident: &annulus_vnode::Incident) -> String {
-    let partition = incident.partition.map(|id| format!(" partition {id}")).unwrap_or_default();
-    format!("{}: {}{partition}: {}", incident.kind, incident.module, incident.reason)
+/// The newest first, those that tell the same of several partitions in one line.
+fn incident_lines(incidents: &[Incident]) -> Vec<String> {
+    let mut groups: Vec<(&Incident, Vec<u16>)> = Vec::new();
+    for incident in incidents.iter().rev() {
+        let same = |(other, _): &&mut (&Incident, Vec<u16>)| {
+            (&other.kind, &other.module, &other.reason)
+                == (&incident.kind, &incident.module, &incident.reason)
+        };
+        let partition = incident.partition.and_then(|id| u16::try_from(id).ok());
+        match groups.iter_mut().find(same) {
+            Some((_, partitions)) => partitions.extend(partition),
+            None => groups.push((incident, partition.into_iter().collect())),
+        }
+    }
+    let line = |(incident, mut partitions): (&Incident, Vec<u16>)| {
+        partitions.sort_unstable();
+        partitions.dedup();
+        let Incident { kind, module, reason, .. } = incident;
+        match partitions.as_slice() {
+            [] => format!("{kind}: {module}: {reason}"),
+            [one] => format!("{kind}: {module} partition {one}: {reason}"),
+            many => format!("{kind}: {module} partitions {}: {reason}", ranges(many)),
+        }
+    };
+    groups.into_iter().map(line).collect()
 }
 
 pub(super) fn status_word(status: MemberStatus) -> &'static str {
@@ -259,5 +286,38 @@ fn earlier(release: &Release) -> ReleaseRow {
         guest_version: description.map_or_else(|_| String::new(), |said| said.version),
         digest: release.digest.to_string(),
         settings: release.config.as_deref().map(settings::in_words),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn incidents_that_tell_the_same_are_one_line() {
+        let incident = |number, module: &str, partition, reason: &str| Incident {
+            number,
+            at_ms: 0,
+            kind: "possible-loss".to_owned(),
+            module: module.to_owned(),
+            partition,
+            reason: reason.to_owned(),
+        };
+        let incidents = [
+            incident(1, "kv", Some(7), "taken over"),
+            incident(2, "kv", Some(3), "taken over"),
+            incident(3, "hits", Some(3), "taken over"),
+            incident(4, "kv", Some(4), "taken over"),
+            incident(5, "kv", None, "restarted"),
+            incident(6, "kv", Some(4), "taken over"),
+        ];
+        assert_eq!(
+            incident_lines(&incidents),
+            [
+                "possible-loss: kv partitions 3-4, 7: taken over",
+                "possible-loss: kv: restarted",
+                "possible-loss: hits partition 3: taken over",
+            ]
+        );
     }
 }

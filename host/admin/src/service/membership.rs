@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use annulus_core::state::{Change, MemberStatus};
+use annulus_core::wording::counted;
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
@@ -127,8 +128,9 @@ impl AdminService {
             answer.progress("handing off partitions", (most - holds) as u64, most as u64).await;
             if Instant::now() >= deadline {
                 let message = format!(
-                    "{} is leaving and still holds {holds} partitions; it goes on by itself, `annulus transfers` shows it",
-                    name_of(&view, node)
+                    "{} is leaving and still holds {}; it goes on by itself, `annulus transfers` shows it",
+                    name_of(&view, node),
+                    counted(holds, "partition"),
                 );
                 return Err(AdminError {
                     state: "applied".to_owned(),

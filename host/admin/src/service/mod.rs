@@ -165,8 +165,8 @@ impl AdminService {
                 done(&self.commit(plan.as_deref(), wait, deadline(timeout_ms), answer).await?)
             }
             AdminRequest::ClearStaged => done(&self.clear_staged().await?),
-            AdminRequest::Acknowledge { up_to } => {
-                self.acknowledge(up_to).await?;
+            AdminRequest::Acknowledge { up_to, incidents } => {
+                self.acknowledge(up_to, incidents).await?;
                 done(&())
             }
             AdminRequest::Deploy(request) => done(&self.deploy(request, recv, answer).await?),

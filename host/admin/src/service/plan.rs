@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::state::{Change, MemberStatus, Plan, Refusal};
+use annulus_core::wording::counted;
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
@@ -173,6 +174,7 @@ impl AdminService {
                     index: *index,
                     changes: change_rows(&view, &plan.changes),
                     moved: plan.moves.iter().filter(|one| one.owner).count(),
+                    taken_over: taken_over(plan),
                     possible_loss: lost.map(|(partition, _)| partition.0).collect(),
                     settled,
                 });
@@ -180,8 +182,8 @@ impl AdminService {
             answer.progress("moving partitions", (most - pending) as u64, most as u64).await;
             if Instant::now() >= deadline {
                 let message = format!(
-                    "it is decided, and {pending} partitions still change hands; it goes on by itself, \
-                     `annulus transfers` shows it"
+                    "it is decided; {} to change hands still. It goes on by itself, `annulus transfers` shows it",
+                    counted(pending, "partition"),
                 );
                 let error = AdminError::unknown("deadline-exceeded", message);
                 return Err(AdminError { state: "applied".to_owned(), ..error });
@@ -208,10 +210,20 @@ impl AdminService {
         rows.into_values().collect()
     }
 
-    pub(super) async fn acknowledge(&self, up_to: u64) -> Result<(), AdminError> {
-        self.parts.cluster.acknowledge(up_to, Instant::now() + CHANGE_LIMIT).await?;
+    pub(super) async fn acknowledge(&self, up_to: u64, incidents: u64) -> Result<(), AdminError> {
+        if self.view().state.losses.values().any(|loss| loss.index <= up_to) {
+            self.parts.cluster.acknowledge(up_to, Instant::now() + CHANGE_LIMIT).await?;
+        }
+        self.parts.master.acknowledge(incidents);
         Ok(())
     }
+}
+
+/// Partitions of owners that are removed, and can hand nothing over.
+fn taken_over(plan: &Plan) -> usize {
+    let gone = plan.nodes.iter().filter(|share| share.becomes == MemberStatus::Removed);
+    let handed = |node: NodeId| plan.moves.iter().filter(|one| one.owner && one.from == node).count();
+    gone.map(|share| share.now.owned.saturating_sub(handed(share.node))).sum()
 }
 
 fn is_up_still(name: &str) -> AdminError {

@@ -3,19 +3,20 @@
 use ciborium::Value;
 
 use super::super::CliError;
+use super::super::words::Given;
 use super::help;
-use annulus_values::{Type, from_text};
+use annulus_values::Type;
 use annulus_wasm::{CommandInfo, Param, Route};
 
 /// The CBOR map of a call: positional words in the order of the parameters that were not named.
 pub(super) fn build(
     module: &str,
     command: &CommandInfo,
-    words: &[String],
-    named: &[(String, String)],
+    words: &[Given],
+    named: &[(String, Given)],
 ) -> Result<Value, CliError> {
     let usage = |what: String| CliError::Usage(format!("{what}\nusage: {}", help::usage(module, command)));
-    let typed = |param: &Param, word: &str| match from_text(&Type::parse(&param.ty), word) {
+    let typed = |param: &Param, given: &Given| match given.typed(&Type::parse(&param.ty)) {
         Ok(value) => Ok((Value::Text(param.name.clone()), value)),
         Err(error) => Err(usage(format!("{}: {error}", param.name))),
     };
@@ -30,15 +31,19 @@ pub(super) fn build(
     let mut words = words.iter();
     let mut entries = Vec::new();
     for param in &command.params {
-        let given = named.iter().find(|(name, _)| *name == param.name).map(|(_, word)| word);
+        let given = named.iter().find(|(name, _)| *name == param.name).map(|(_, given)| given);
         match given.or_else(|| words.next()) {
-            Some(word) => entries.push(typed(param, word)?),
+            Some(given) => entries.push(typed(param, given)?),
             None if param.optional => {}
-            None => return Err(usage(format!("{} is missing", param.name))),
+            None => {
+                let hint = "a value that looks like an option stands after --";
+                return Err(usage(format!("{} is missing ({hint})", param.name)));
+            }
         }
     }
     match words.next() {
-        Some(word) => Err(usage(format!("{word:?} is one argument too many"))),
+        Some(Given::Word(word)) => Err(usage(format!("{word:?} is one argument too many"))),
+        Some(Given::Contents(_)) => Err(usage("a file is one argument too many".to_owned())),
         None => Ok(Value::Map(entries)),
     }
 }
@@ -61,13 +66,18 @@ fn key_bytes(value: &Value) -> Option<Vec<u8>> {
 }
 
 /// `--key` overrides nothing: it must be what the arguments say.
-pub(super) fn check_key(command: &CommandInfo, said: &str, key: Option<&[u8]>) -> Result<(), CliError> {
-    let refuse = |why: String| Err(CliError::Usage(format!("--key {said:?} is refused: {why}")));
+pub(super) fn check_key(
+    command: &CommandInfo,
+    word: &str,
+    said: &Given,
+    key: Option<&[u8]>,
+) -> Result<(), CliError> {
+    let refuse = |why: String| Err(CliError::Usage(format!("--key {word:?} is refused: {why}")));
     match (&command.route, key) {
         (Route::ByParam(name), Some(key)) => {
             let ty =
                 command.params.iter().find(|param| param.name == *name).map(|param| Type::parse(&param.ty));
-            let wanted = ty.and_then(|ty| from_text(&ty, said).ok()).and_then(|value| key_bytes(&value));
+            let wanted = ty.and_then(|ty| said.typed(&ty).ok()).and_then(|value| key_bytes(&value));
             if wanted.as_deref() == Some(key) {
                 Ok(())
             } else {
@@ -105,12 +115,16 @@ mod tests {
         }
     }
 
-    fn words(words: &[&str]) -> Vec<String> {
-        words.iter().map(|word| (*word).to_owned()).collect()
+    fn words(words: &[&str]) -> Vec<Given> {
+        words.iter().map(|word| Given::Word((*word).to_owned())).collect()
     }
 
-    fn named(name: &str, value: &str) -> Vec<(String, String)> {
-        vec![(name.to_owned(), value.to_owned())]
+    fn named(name: &str, value: &str) -> Vec<(String, Given)> {
+        vec![(name.to_owned(), Given::Word(value.to_owned()))]
+    }
+
+    fn check(command: &CommandInfo, said: &str, key: Option<&[u8]>) -> Result<(), CliError> {
+        check_key(command, said, &Given::Word(said.to_owned()), key)
     }
 
     fn json(args: &Value) -> String {
@@ -126,6 +140,9 @@ mod tests {
         let args = build("kv", &put(), &words(&["k", "v", "9"]), &[]).unwrap();
         assert_eq!(json(&args), r#"{"key":"k","ttl":9,"value":"v"}"#);
         assert_eq!(routing_key(&put(), &args).unwrap(), b"k");
+        let args =
+            build("kv", &put(), &[words(&["k"]), vec![Given::Contents(b"v\n".to_vec())]].concat(), &[]);
+        assert_eq!(json(&args.unwrap()), r#"{"key":"k","value":"v\n"}"#);
     }
 
     #[test]
@@ -145,16 +162,16 @@ mod tests {
 
     #[test]
     fn a_key_that_disagrees_is_refused() {
-        assert!(check_key(&put(), "k", Some(b"k")).is_ok());
-        assert!(check_key(&put(), "other", Some(b"k")).is_err());
+        assert!(check(&put(), "k", Some(b"k")).is_ok());
+        assert!(check(&put(), "other", Some(b"k")).is_err());
         let keys = CommandInfo { route: Route::Everywhere, params: vec![], ..put() };
-        assert!(check_key(&keys, "k", None).is_err());
+        assert!(check(&keys, "k", None).is_err());
         let counter = CommandInfo { params: vec![param("key", "uint", false)], ..put() };
         let args = build("n", &counter, &words(&["007"]), &[]).unwrap();
         assert_eq!(routing_key(&counter, &args).unwrap(), b"7");
-        assert!(check_key(&counter, "7", Some(b"7")).is_ok());
+        assert!(check(&counter, "7", Some(b"7")).is_ok());
         let blob = CommandInfo { params: vec![param("key", "bytes", false)], ..put() };
-        assert!(check_key(&blob, "0x00ff", Some(&[0, 255])).is_ok());
-        assert!(check_key(&blob, "k", Some(b"k")).is_err());
+        assert!(check(&blob, "0x00ff", Some(&[0, 255])).is_ok());
+        assert!(check(&blob, "k", Some(b"k")).is_err());
     }
 }

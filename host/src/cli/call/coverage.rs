@@ -1,11 +1,15 @@
 //! A command that goes to every partition: answers in batches, as they come.
 
+use std::time::{Duration, Instant};
+
 use ciborium::Value;
 use serde_json::json;
 
+use super::super::duration::spoken;
 use super::super::{CliError, Connection, Context};
 use annulus_admin::rows::CoverageRow;
-use annulus_admin::{AdminReply, AdminRequest, CallRequest, decode};
+use annulus_admin::{AdminError, AdminReply, AdminRequest, CallRequest, decode};
+use annulus_core::wording::{counted, ranges};
 use annulus_values::Type;
 use annulus_values::{to_json, to_text};
 
@@ -17,8 +21,11 @@ pub(super) async fn run(
     let mut exchange = connection.send(&AdminRequest::Coverage(request)).await?;
     let output = &context.output;
     let mut shown = 0usize;
+    let mut read_on = Duration::ZERO;
     loop {
-        match exchange.next().await? {
+        let next = exchange.next().await.map_err(|error| too_slow(error, read_on))?;
+        let began = Instant::now();
+        match next {
             AdminReply::Progress { .. } => {}
             AdminReply::Batch { partition, node, values } => {
                 let values: Vec<Value> =
@@ -31,13 +38,14 @@ pub(super) async fn run(
                     output.line(&line(partition, &node, &values))?;
                 }
                 shown += values.len();
+                read_on = read_on.max(began.elapsed());
             }
             AdminReply::Done(bytes) => {
                 let row: CoverageRow = decode(&bytes)?;
                 if output.is_json() {
                     output.line(&json!(row).to_string())?;
                 } else if row.complete {
-                    output.note(&format!("{shown} values, every partition answered"));
+                    output.note(&format!("{}, every partition answered", counted(shown, "value")));
                 } else {
                     output.note(&incomplete(shown, &row));
                 }
@@ -48,6 +56,26 @@ pub(super) async fn run(
     }
 }
 
+/// A pager, say, that was left for so long that the node could not.
+const SLOW: Duration = Duration::from_secs(5);
+
+/// Why the answer broke off, where that was the reader of it: `read_on` is the longest that it took to
+/// read on.
+fn too_slow(error: CliError, read_on: Duration) -> CliError {
+    match error {
+        CliError::Failed(error) if error.code == "connection-lost" && read_on >= SLOW => {
+            let message = format!(
+                "the answer broke off, because whoever reads it here took {} to read on ({}); write it to a file \
+                 first. A command that reads has changed nothing",
+                spoken(read_on),
+                error.message,
+            );
+            CliError::Failed(AdminError { message, ..error })
+        }
+        error => error,
+    }
+}
+
 /// As in the tutorial's list: partition, node, values.
 fn line(partition: u16, node: &str, values: &[Value]) -> String {
     let values: Vec<_> = values.iter().map(|value| to_text(value, &Type::Null)).collect();
@@ -55,20 +83,32 @@ fn line(partition: u16, node: &str, values: &[Value]) -> String {
 }
 
 fn incomplete(shown: usize, row: &CoverageRow) -> String {
-    let missing: Vec<String> = row.missing.iter().map(u16::to_string).collect();
+    let noun = |partitions: &[u16]| if partitions.len() == 1 { "partition" } else { "partitions" };
     let lost = match &row.lost[..] {
         [] => String::new(),
         lost => {
-            let lost: Vec<String> = lost.iter().map(u16::to_string).collect();
-            format!("; the guests of partitions {} ended and took their items with them", lost.join(", "))
+            format!("; the guests of {} {} ended and took their items with them", noun(lost), ranges(lost))
         }
     };
-    format!("incomplete: {shown} values, but partitions {} did not answer{lost}", missing.join(", "))
+    format!(
+        "incomplete: {}, but {} {} did not answer{lost}",
+        counted(shown, "value"),
+        noun(&row.missing),
+        ranges(&row.missing)
+    )
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_slow_reader_is_told_that_it_was() {
+        let lost = || CliError::Failed(AdminError::unknown("connection-lost", "no answer: given up"));
+        let told = too_slow(lost(), Duration::from_secs(65)).to_string();
+        assert!(told.contains("65 s") && told.contains("given up"), "{told}");
+        assert_eq!(too_slow(lost(), Duration::from_millis(10)).to_string(), lost().to_string());
+    }
 
     #[test]
     fn a_batch_looks_as_in_the_tutorial() {

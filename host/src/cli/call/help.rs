@@ -57,6 +57,7 @@ pub(super) fn command(module: &str, command: &CommandInfo) -> String {
     if !command.params.is_empty() {
         text.push_str("\nParameters:\n");
         params(&mut text, &command.params);
+        text.push_str("@FILE stands for what is in a file, @- for stdin, @@ for an @ at the beginning.\n");
     }
     let effect = match command.effect {
         Effect::Read => "reads",
@@ -76,7 +77,7 @@ fn params(text: &mut String, params: &[Param]) {
     let width = params.iter().map(|param| param.name.chars().count()).max().unwrap_or(0);
     for param in params {
         let how = match Type::parse(&param.ty) {
-            Type::Bytes => " (0x0aff or @FILE)",
+            Type::Bytes => " (0x0aff, or a file)",
             Type::Any => " (JSON, or else text)",
             Type::Array(_) | Type::Map(_) => " (JSON)",
             _ => "",
@@ -150,7 +151,8 @@ mod tests {
         assert_eq!(
             command("kv", &kv().commands[0]),
             "annulus call kv put KEY VALUE [TTL]\n\nStores a value under a key.\n\nParameters:\n\
-             \x20 KEY    text\n  VALUE  any (JSON, or else text)\n  TTL    uint, optional\n\n\
+             \x20 KEY    text\n  VALUE  any (JSON, or else text)\n  TTL    uint, optional\n\
+             @FILE stands for what is in a file, @- for stdin, @@ for an @ at the beginning.\n\n\
              Goes to the partition of its key; writes; answers any."
         );
     }

@@ -13,6 +13,7 @@ use serde_json::json;
 
 use super::deploy::pair;
 use super::duration::{millis, parse_duration};
+use super::words::{Given, Words};
 use super::{CliError, Connection, Context};
 use annulus_admin::{AdminError, AdminRequest, CallRequest, decode};
 use annulus_values::{Type, to_json, to_text};
@@ -26,7 +27,8 @@ pub struct Args {
     module: Option<String>,
     /// Which of its commands
     command: Option<String>,
-    /// Values for its parameters, in the order of `call MODULE --help`
+    /// Values for its parameters, in the order of `call MODULE --help`. `@FILE` stands for what is in
+    /// a file and `@-` for stdin, at most 1 MiB; `@@` for an `@` at the beginning
     #[arg(allow_negative_numbers = true)]
     args: Vec<String>,
     /// A value for a parameter by its name
@@ -57,6 +59,12 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             ))
         };
     };
+    // Before a node waits for it: who types it may take a while.
+    let mut files = Words::new();
+    let words = args.args.iter().map(|word| files.read(word)).collect::<Result<Vec<Given>, _>>()?;
+    let named = args.named.into_iter().map(|(name, word)| Ok((name, files.read(&word)?)));
+    let named = named.collect::<Result<Vec<(String, Given)>, CliError>>()?;
+    let said = args.key.map(|word| Ok::<_, CliError>((files.read(&word)?, word))).transpose()?;
     let connection = context.connect().await?;
     let description: Description = connection.ask(&AdminRequest::Describe { module: module.clone() }).await?;
     let Some(name) = args.command.filter(|_| !args.help || args.args.is_empty()) else {
@@ -68,10 +76,10 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.help {
         return context.output.show(command, || help::command(&module, command));
     }
-    let map = arguments::build(&module, command, &args.args, &args.named)?;
+    let map = arguments::build(&module, command, &words, &named)?;
     let key = arguments::routing_key(command, &map);
-    if let Some(said) = &args.key {
-        arguments::check_key(command, said, key.as_deref())?;
+    if let Some((said, word)) = &said {
+        arguments::check_key(command, word, said, key.as_deref())?;
     }
     let everywhere = command.route == Route::Everywhere;
     let timeout = args.timeout.unwrap_or(if everywhere { COVERAGE_TIMEOUT } else { TIMEOUT });

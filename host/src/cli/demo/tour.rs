@@ -14,6 +14,7 @@ use tokio::time::sleep;
 
 use super::load::{self, Clients};
 use super::nodes::Nodes;
+use crate::cli::quote::{quoted, quoted_path};
 use crate::cli::{CliError, Connection, Output, transfers};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::{DeployedRow, TransferRow};
@@ -275,8 +276,8 @@ impl Tour<'_> {
     }
 
     fn line<S: AsRef<OsStr>>(&self, index: usize, words: &[S]) -> String {
-        let words: Vec<_> = words.iter().map(|word| word.as_ref().to_string_lossy()).collect();
-        format!("annulus --data {} {}", self.nodes.all[index].data.display(), words.join(" "))
+        let words: Vec<_> = words.iter().map(|word| quoted(&word.as_ref().to_string_lossy())).collect();
+        format!("annulus --data {} {}", quoted_path(&self.nodes.all[index].data), words.join(" "))
     }
 
     fn command<S: AsRef<OsStr>>(&self, index: usize, words: &[S]) {
@@ -321,7 +322,7 @@ pub(super) fn farewell(nodes: &Nodes, exit: bool) -> String {
         (1, "rollback kv"),
     ];
     for (index, words) in lines {
-        text.push_str(&format!("  {exe} --data {} {words}\n", nodes.all[index].data.display()));
+        text.push_str(&format!("  {exe} --data {} {words}\n", quoted_path(&nodes.all[index].data)));
     }
     text
 }

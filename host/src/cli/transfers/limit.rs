@@ -15,7 +15,7 @@ pub(super) struct Args {
     /// N is for those that a node takes in
     #[arg(long, requires = "limit")]
     incoming: bool,
-    /// Bytes of items that a node sends in a second: 500000, 10MB, 64MiB, `unlimited` or `default`
+    /// Bytes of items that a node sends in a second: 500000, 10MB, 1.5MiB, `unlimited` (or `none`) or `default`
     #[arg(long, value_name = "BYTES/S", value_parser = parse_rate)]
     rate: Option<RateLimit>,
     #[command(flatten)]
@@ -49,10 +49,10 @@ fn parse_limit(text: &str) -> Result<Limit, String> {
 fn parse_rate(text: &str) -> Result<RateLimit, String> {
     match text {
         "default" => return Ok(RateLimit(None)),
-        "unlimited" => return Ok(RateLimit(Some(Rate::Unlimited))),
+        "unlimited" | "none" => return Ok(RateLimit(Some(Rate::Unlimited))),
         _ => {}
     }
-    let split = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
     let unit: u64 = match unit {
         "" | "B" => 1,
@@ -64,9 +64,16 @@ fn parse_rate(text: &str) -> Result<RateLimit, String> {
         "GiB" => 1 << 30,
         other => return Err(format!("{other:?} is no unit: kB, KiB, MB, MiB, GB, GiB")),
     };
-    let bytes = number.parse::<u64>().ok().and_then(|number| number.checked_mul(unit));
-    let bytes = bytes.ok_or("a number of bytes, `unlimited` or `default`")?;
+    let bytes = bytes_of(number, unit).ok_or("a number of bytes, `unlimited` or `default`")?;
     Ok(RateLimit(Some(Rate::Bytes(bytes))))
+}
+
+/// So many units, of which a part is cut down to whole bytes.
+fn bytes_of(number: &str, unit: u64) -> Option<u64> {
+    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
+    let digits = u32::try_from(part.len()).ok()?;
+    let part = u128::from(part.parse::<u64>().ok()?) * u128::from(unit) / 10u128.checked_pow(digits)?;
+    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(u64::try_from(part).ok()?)
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
@@ -133,9 +140,12 @@ mod tests {
         assert_eq!(parse_rate("10MB").unwrap(), RateLimit(Some(Rate::Bytes(10_000_000))));
         assert_eq!(parse_rate("4096").unwrap(), RateLimit(Some(Rate::Bytes(4096))));
         assert_eq!(parse_rate("unlimited").unwrap(), RateLimit(Some(Rate::Unlimited)));
+        assert_eq!(parse_rate("none").unwrap(), RateLimit(Some(Rate::Unlimited)));
+        assert_eq!(parse_rate("1.5MB").unwrap(), RateLimit(Some(Rate::Bytes(1_500_000))));
+        assert_eq!(parse_rate("0.25KiB").unwrap(), RateLimit(Some(Rate::Bytes(256))));
         assert_eq!(parse_rate("default").unwrap(), RateLimit(None));
         assert!(parse_limit("-1").is_err() && parse_limit("70000").is_err() && parse_limit("").is_err());
-        for bad in ["", "MB", "1.5MB", "10XB", "99999999999GiB"] {
+        for bad in ["", "MB", "1.5.0MB", ".5MB", "1.MB", "10XB", "99999999999GiB", "1.5.MB", "-1"] {
             assert!(parse_rate(bad).is_err(), "{bad}");
         }
     }

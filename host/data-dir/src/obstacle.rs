@@ -1,0 +1,111 @@
+//! What stands in the way of reading or writing a data directory, when it is not damage: what to do
+//! then is to clear the way and start again, never to give up what is there.
+
+use std::error::Error;
+use std::io::{self, ErrorKind};
+
+/// What to do about a database that is damaged.
+pub const RESTORE: &str = "Nothing was changed. Put the whole data directory back if you have it as it was when the \
+    node stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets aside all that \
+    is here and begins a new node";
+
+/// What to do about a refusal of the operating system. `None` where what was read may be damaged.
+pub fn obstacle(error: &io::Error) -> Option<&'static str> {
+    // Some libraries wrap what the system said and keep its number in the text alone.
+    let system = |number: i32| {
+        error.raw_os_error() == Some(number) || error.to_string().ends_with(&format!("(os error {number})"))
+    };
+    match error.kind() {
+        ErrorKind::StorageFull | ErrorKind::QuotaExceeded | ErrorKind::FileTooLarge => {
+            Some("Nothing is damaged: make room on the disk, or raise its quota, and start again")
+        }
+        ErrorKind::PermissionDenied => Some(
+            "Nothing is damaged: run this as the user to whom the data directory belongs, or give it to this one",
+        ),
+        ErrorKind::ReadOnlyFilesystem => {
+            Some("Nothing is damaged: mount the file system for writing, and start again")
+        }
+        ErrorKind::OutOfMemory => Some("Nothing is damaged: give the process more memory, and start again"),
+        _ if cfg!(unix) && (system(EMFILE) || system(ENFILE)) => Some(
+            "Nothing is damaged: raise the limit of open files (`ulimit -n`, LimitNOFILE= of a service), and \
+             start again",
+        ),
+        // A file of it is gone or too short, its contents make no sense, or the disk cannot read them.
+        ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput => {
+            None
+        }
+        _ if cfg!(unix) && system(EIO) => None,
+        _ => Some("Nothing was found to be damaged: see to what the system says, and start again"),
+    }
+}
+
+/// The process has too many files open.
+const EMFILE: i32 = 24;
+/// The system has.
+const ENFILE: i32 = 23;
+/// The device failed.
+const EIO: i32 = 5;
+
+/// An error of the database with what to do about it; `damaged` is what to do where the reason may be
+/// damage.
+pub fn database_trouble(error: &fjall::Error, damaged: &str) -> String {
+    match (error, refusal(error)) {
+        (_, Some(refusal)) => format!("{refusal}. {}", obstacle(refusal).unwrap_or(damaged)),
+        (fjall::Error::Locked, None) => {
+            "another process has it open. Nothing was changed: stop that one first".to_owned()
+        }
+        (fjall::Error::InvalidVersion(_), None) => {
+            format!("{error}. It was written by another version of annulus: start that one")
+        }
+        (_, None) => format!("{error}. {damaged}"),
+    }
+}
+
+/// What the operating system said, if it did.
+fn refusal(error: &fjall::Error) -> Option<&io::Error> {
+    let mut link: Option<&(dyn Error + 'static)> = Some(error);
+    while let Some(error) = link {
+        if let Some(refusal) = error.downcast_ref() {
+            return Some(refusal);
+        }
+        link = error.source();
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn said(error: io::Error) -> String {
+        database_trouble(&fjall::Error::from(error), "RESTORE")
+    }
+
+    #[test]
+    fn only_damage_is_called_damage() {
+        for (number, way) in [
+            (EMFILE, "ulimit -n"),
+            (ENFILE, "ulimit -n"),
+            (28, "make room"),
+            (27, "make room"),
+            (122, "quota"),
+            (13, "as the user"),
+            (30, "mount"),
+            (12, "memory"),
+            (11, "start again"),
+        ] {
+            let said = said(io::Error::from_raw_os_error(number));
+            assert!(said.contains(way) && !said.contains("RESTORE"), "{said}");
+        }
+        let wrapped = |number| io::Error::other(io::Error::from_raw_os_error(number).to_string());
+        assert!(said(wrapped(EMFILE)).contains("ulimit -n"));
+        for damage in [ErrorKind::InvalidData, ErrorKind::UnexpectedEof, ErrorKind::NotFound] {
+            assert!(said(damage.into()).ends_with("RESTORE"));
+        }
+        for damage in [io::Error::from_raw_os_error(EIO), wrapped(EIO)] {
+            assert!(said(damage).ends_with("RESTORE"));
+        }
+        assert!(database_trouble(&fjall::Error::Unrecoverable, "RESTORE").ends_with("RESTORE"));
+        assert!(!database_trouble(&fjall::Error::Locked, "RESTORE").contains("RESTORE"));
+    }
+}

@@ -1,0 +1,149 @@
+//! Words that stand for something else: `@FILE`, `@-` and `@@`.
+//!
+//! The same for every value that is typed, of a command's argument, a key or a setting. A file is
+//! read here, on the operator's machine, and never further than a value may be long.
+
+use std::fs::File;
+use std::io::Read;
+use std::path::Path;
+
+use super::CliError;
+use annulus_values::{BadValue, Type, from_contents, from_text};
+use ciborium::Value;
+
+/// Most that is read of a file, in bytes: more would not fit a request.
+const MAX_BYTES: u64 = 1 << 20;
+
+/// Most that is read of a component, in bytes: a node takes no longer one.
+const MAX_COMPONENT_BYTES: u64 = 64 << 20;
+
+/// What a word stands for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// Itself.
+    Word(String),
+    /// What was read for it.
+    Contents(Vec<u8>),
+}
+
+impl Given {
+    /// As a value of a type.
+    pub(super) fn typed(&self, ty: &Type) -> Result<Value, BadValue> {
+        match self {
+            Self::Word(word) => from_text(ty, word),
+            Self::Contents(contents) => from_contents(ty, contents),
+        }
+    }
+
+    /// The bytes, whatever they mean.
+    pub(super) fn into_bytes(self) -> Vec<u8> {
+        match self {
+            Self::Word(word) => word.into_bytes(),
+            Self::Contents(contents) => contents,
+        }
+    }
+}
+
+/// Reads what words stand for. Stdin can be one of them.
+pub(super) struct Words<R = std::io::Stdin> {
+    stdin: Option<R>,
+}
+
+impl Words {
+    /// For the words of one command line.
+    pub(super) fn new() -> Self {
+        Self { stdin: Some(std::io::stdin()) }
+    }
+}
+
+impl<R: Read> Words<R> {
+    /// What a word stands for: `@FILE` for what is in the file, `@-` for what comes on stdin, `@@word`
+    /// for `@word`, any other for itself.
+    ///
+    /// # Errors
+    /// `Usage` when there is nothing to read, it cannot be read, or it is longer than a value may be.
+    pub(super) fn read(&mut self, word: &str) -> Result<Given, CliError> {
+        let Some(name) = word.strip_prefix('@') else { return Ok(Given::Word(word.to_owned())) };
+        if name.starts_with('@') {
+            return Ok(Given::Word(name.to_owned()));
+        }
+        let failed = |error: std::io::Error| {
+            let plain = "a word that begins with @ names a file, @@ stands for an @";
+            CliError::Usage(format!("{word}: {error}; {plain}"))
+        };
+        let contents = match name {
+            "-" => {
+                let stdin = self.stdin.take();
+                let stdin =
+                    stdin.ok_or_else(|| CliError::Usage("@- stands twice: stdin is read once".to_owned()))?;
+                bounded(stdin, MAX_BYTES)
+            }
+            path => File::open(path).and_then(|file| bounded(file, MAX_BYTES)),
+        };
+        contents.map(Given::Contents).map_err(failed)
+    }
+}
+
+/// The whole of a file of a component, or of stdin where it is called `-`.
+///
+/// # Errors
+/// `Usage` when it cannot be read, or is longer than a component may be.
+pub(super) fn component_file(path: &Path) -> Result<Vec<u8>, CliError> {
+    let read = match path.as_os_str() == "-" {
+        true => bounded(std::io::stdin(), MAX_COMPONENT_BYTES),
+        false => File::open(path).and_then(|file| bounded(file, MAX_COMPONENT_BYTES)),
+    };
+    read.map_err(|error| CliError::Usage(format!("{}: {error}", path.display())))
+}
+
+fn bounded(from: impl Read, most: u64) -> std::io::Result<Vec<u8>> {
+    let mut contents = Vec::new();
+    from.take(most + 1).read_to_end(&mut contents)?;
+    if contents.len() as u64 > most {
+        return Err(std::io::Error::other(format!("it is longer than {most} bytes, the most that is taken")));
+    }
+    Ok(contents)
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    fn words(stdin: &[u8]) -> Words<&[u8]> {
+        Words { stdin: Some(stdin) }
+    }
+
+    #[test]
+    fn a_word_stands_for_itself_a_file_or_stdin() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("blob");
+        std::fs::write(&path, [1, 2, 3]).unwrap();
+        let mut words = words(b"piped");
+        for (word, given) in [
+            ("a@h", Given::Word("a@h".into())),
+            ("@@alice", Given::Word("@alice".into())),
+            ("@@", Given::Word("@".into())),
+            (&format!("@{}", path.display()), Given::Contents(vec![1, 2, 3])),
+            ("@-", Given::Contents(b"piped".to_vec())),
+        ] {
+            assert_eq!(words.read(word).unwrap(), given, "{word}");
+        }
+        let error = words.read("@-").unwrap_err().to_string();
+        assert!(error.contains("twice"), "{error}");
+        for missing in ["@/nonexistent/file", "@", "@/"] {
+            let error = words.read(missing).unwrap_err().to_string();
+            assert!(error.contains("@@"), "{missing}: {error}");
+        }
+    }
+
+    #[test]
+    fn no_more_is_read_than_a_value_may_have() {
+        let most = vec![b'x'; MAX_BYTES as usize];
+        assert_eq!(words(&most).read("@-").unwrap(), Given::Contents(most.clone()));
+        let mut endless = Words { stdin: Some(std::io::repeat(b'x')) };
+        assert!(endless.read("@-").unwrap_err().to_string().contains("1048576"));
+        #[cfg(unix)]
+        assert!(words(b"").read("@/dev/zero").unwrap_err().to_string().contains("1048576"));
+    }
+}

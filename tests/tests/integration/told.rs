@@ -1,0 +1,165 @@
+//! What verbs say: that it is true, and that it tells what to do.
+
+use std::fs::{self, File};
+use std::path::Path;
+use std::process::Stdio;
+use std::time::{Duration, SystemTime};
+
+use annulus_tests::guests::component;
+use annulus_tests::harness::{Cluster, Node, annulus, command, until};
+
+#[test]
+fn words_that_people_try_are_verbs_and_printed_lines_can_be_typed() {
+    assert!(annulus(&["version"]).text().starts_with("annulus "));
+    assert!(annulus(&["--format", "json", "version"]).json()["version"].is_string());
+    assert!(annulus(&["help"]).text().contains("Commands:"));
+    assert!(annulus(&["help", "deploy"]).text().contains("--timeout"));
+    let dir = tempfile::tempdir().unwrap();
+    let path = dir.path().join("my shop");
+    let ran = annulus(&["new".as_ref(), "shop".as_ref(), "--path".as_ref(), path.as_os_str()]);
+    assert!(ran.text().contains(&format!("cd '{}'", path.display())), "{ran:?}");
+}
+
+#[test]
+fn a_verb_that_is_refused_says_why_and_what_to_do() {
+    let cluster = Cluster::apart(2);
+    let node = &cluster[0];
+    let token = node.cli(&["token"]);
+    assert!(token.stderr.contains("any number of nodes") && token.stderr.contains("10 min"), "{token:?}");
+    // Another cluster's credentials.
+    let ran = cluster[1].cli(&["--node", &node.listen, "members"]);
+    assert!(ran.stderr.contains("of another cluster") && !ran.stderr.contains("running"), "{ran:?}");
+    // No time to do it in: nothing is done.
+    let kv = cluster.keep("kv.wasm", &component("guests/kv"));
+    let ran = node.json(&["deploy".as_ref(), kv.as_os_str(), "--timeout".as_ref(), "1ms".as_ref()]);
+    let error = &ran.json()["error"];
+    assert_eq!(
+        (ran.code, &error["code"], &error["state"]),
+        (1, &"deadline-exceeded".into(), &"not-applied".into())
+    );
+    assert_eq!(node.json(&["modules"]).json().as_array().unwrap().len(), 0);
+    // From stdin, and what it is.
+    let deploy = |bytes: &Path| {
+        let mut deploy = command();
+        deploy.arg("--data").arg(&node.data).args(["deploy", "-"]).stdin(File::open(bytes).unwrap());
+        deploy.stdout(Stdio::piped()).stderr(Stdio::piped()).output().unwrap()
+    };
+    let ran = deploy(&cluster.keep("core.wasm", b"\0asm\x01\0\0\0"));
+    let said = String::from_utf8_lossy(&ran.stderr);
+    assert!(ran.status.code() == Some(1) && said.contains("annulus build"), "{said}");
+    assert!(deploy(&kv).status.success());
+    assert_eq!(node.call("kv", "put", &["k", "v"]).unwrap(), "ok");
+}
+
+#[test]
+fn a_node_that_left_and_one_that_waits_are_told_how_to_go_on() {
+    let mut cluster = Cluster::apart(3);
+    cluster[1].join(&cluster[0]);
+    let token = cluster[0].cli(&["token"]).text().to_owned();
+    let words = ["join", &cluster[0].listen, "--token", &token, "--stage"];
+    assert_eq!(cluster[2].cli(&words).code, 0);
+    let cleared = cluster[0].cli(&["clear"]);
+    assert!(cleared.text().contains(&cluster[2].name) && cleared.text().contains("--stage"), "{cleared:?}");
+    // As it says.
+    assert_eq!(cluster[2].cli(&words).code, 0);
+    assert!(cluster[0].cli(&["plan"]).text().contains("join"));
+
+    let leaver = &mut cluster.nodes_mut()[1];
+    assert_eq!(leaver.cli(&["leave"]).code, 0);
+    leaver.wait_end();
+    let ran = leaver.start_in_vain();
+    assert!(ran.stdout.contains("--rejoin-as-new"), "{ran:?}");
+}
+
+#[test]
+fn what_a_removed_node_took_with_it_is_told_by_module_in_few_lines_until_it_is_seen_to() {
+    let mut cluster = Cluster::joined(3);
+    cluster.deploy("guests/kv");
+    cluster[2].kill();
+    let name = cluster[2].name.clone();
+    let removed = until("the others notice that it is gone", || {
+        let ran = cluster[0].cli(&["remove", &name]);
+        (ran.code == 0).then_some(ran)
+    });
+    let said = removed.text();
+    assert!(said.contains("that it owned went to others") && !said.contains("no partition"), "{said}");
+    let losses = |node: &Node| -> Vec<String> {
+        let status = node.json(&["status"]).json();
+        let alerts =
+            status["alerts"].as_array().unwrap().iter().map(|alert| alert.as_str().unwrap().to_owned());
+        alerts.filter(|alert| alert.contains("loss")).collect()
+    };
+    let told = until("the others tell of it", || {
+        let told: Vec<String> = [0, 1].iter().flat_map(|at| losses(&cluster[*at])).collect();
+        told.iter().any(|alert| alert.contains("without its items")).then_some(told)
+    });
+    let own: Vec<&String> = told.iter().filter(|alert| alert.contains("without its items")).collect();
+    assert!(own.len() <= 2 && own.iter().all(|alert| alert.contains(": kv partition")), "{told:?}");
+    for at in [0, 1] {
+        assert_eq!(cluster[at].cli(&["status", "--acknowledge"]).code, 0);
+        until("it is seen to", || losses(&cluster[at]).is_empty().then_some(()));
+    }
+}
+
+/// A component that is the same but for its digest.
+fn variant(component: &[u8], number: u8) -> Vec<u8> {
+    [component, &[0, 3, 1, b'v', number]].concat()
+}
+
+/// Digests, in short, of the files in two directories of a node, and whatever else is there.
+fn files(node: &Node) -> Vec<String> {
+    let names = |dir: &str| {
+        let entries = fs::read_dir(node.data.join(dir)).into_iter().flatten();
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect::<Vec<_>>()
+    };
+    let short = |name: String| if name.ends_with("wasm") { name[..12].to_owned() } else { name };
+    let mut all: Vec<String> = ["components", "compiled"].into_iter().flat_map(names).map(short).collect();
+    all.sort();
+    all
+}
+
+#[test]
+fn what_no_release_names_does_not_stay_on_the_disk() {
+    let mut cluster = Cluster::joined(2);
+    let kv = component("guests/kv");
+    let digests: Vec<String> = (0..12)
+        .map(|number| {
+            let file = cluster.keep("variant.wasm", &variant(&kv, number));
+            let row =
+                cluster[0].json(&["deploy".as_ref(), file.as_os_str(), "--name".as_ref(), "kv".as_ref()]);
+            assert_eq!(row.code, 0, "{row:?}");
+            row.json()["digest"].as_str().unwrap()[..12].to_owned()
+        })
+        .collect();
+    // A component and its code of each release that can be gone back to, and nothing else.
+    let kept = |node: &Node, digests: &[String]| {
+        let mut all: Vec<String> =
+            digests.iter().flat_map(|digest| [digest.clone(), digest.clone()]).collect();
+        all.sort();
+        until("no other file is there", || (files(node) == all).then_some(()));
+    };
+    for node in cluster.nodes() {
+        kept(node, &digests[2..]);
+    }
+    assert_eq!(cluster[0].json(&["rollback", "kv"]).code, 0);
+    // What a crash, another build and earlier versions left.
+    let node = &mut cluster.nodes_mut()[1];
+    node.kill();
+    let old = format!("{}.wasm", "ab".repeat(32));
+    for (dir, name) in [
+        ("components", "00ff.part"),
+        ("components", old.as_str()),
+        ("compiled", &format!("{}-0123456789abcdef.1234.part", "cd".repeat(32))),
+        ("compiled", &format!("{}-0123456789abcdef.cwasm", "cd".repeat(32))),
+    ] {
+        let file = File::create(node.data.join(dir).join(name)).unwrap();
+        file.set_modified(SystemTime::now() - Duration::from_secs(3600)).unwrap();
+    }
+    node.start();
+    let named = files(&cluster[0]);
+    until("left-overs are gone", || (files(&cluster[1]) == named).then_some(()));
+    assert_eq!(cluster[0].cli(&["undeploy", "kv"]).code, 0);
+    for node in cluster.nodes() {
+        kept(node, &[]);
+    }
+}
