@@ -299,6 +299,10 @@ pub struct CoverageRow {
     /// Those of `missing` whose guest ended over the command and took the items with it that it kept.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<u16>,
+    /// Those of `missing` in which a command that writes may have done something. In the others of them it
+    /// did nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsure: Vec<u16>,
 }
 
 /// What a load measured.

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::RequestError;
+use annulus_core::request::{AppliedState, RequestError};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
 
@@ -55,8 +55,10 @@ impl AdminService {
                     warn_of(&missing);
                     let is_lost = |(_, error): &&(_, RequestError)| error.code == ErrorCode::ItemsLost;
                     let lost = missing.iter().filter(is_lost).map(|(partition, _)| partition.0).collect();
+                    let is_unsure = |(_, error): &&(_, RequestError)| error.state != AppliedState::NotApplied;
+                    let unsure = missing.iter().filter(is_unsure).map(|(partition, _)| partition.0).collect();
                     let missing: Vec<u16> = missing.iter().map(|(partition, _)| partition.0).collect();
-                    return Ok(CoverageRow { complete: missing.is_empty(), missing, lost });
+                    return Ok(CoverageRow { complete: missing.is_empty(), missing, lost, unsure });
                 }
             }
         }

@@ -90,8 +90,12 @@ fn incomplete(shown: usize, row: &CoverageRow) -> String {
             format!("; the guests of {} {} ended and took their items with them", noun(lost), ranges(lost))
         }
     };
+    let unsure = match &row.unsure[..] {
+        [] => String::new(),
+        unsure => format!("; what was done in {} {} is not known", noun(unsure), ranges(unsure)),
+    };
     format!(
-        "incomplete: {}, but {} {} did not answer{lost}",
+        "incomplete: {}, but {} {} did not answer{lost}{unsure}",
         counted(shown, "value"),
         noun(&row.missing),
         ranges(&row.missing)
