@@ -1,6 +1,9 @@
 //! This vnode's private items, kept by the host. All writes of one call are one atomic batch,
 //! committed only if the call returns `Ok`; reads see the call's own writes.
 //!
+//! Commands that are not described as reading may write, and so may `Lifecycle::terminate` and what
+//! takes in or forgets items. Anything else may only read: `Vnode::init` that writes starts no instance.
+//!
 //! Nothing here fails towards the guest: when a limit, a wrong key or the disk stands in the way,
 //! the host drops the call with all its writes and tells the caller.
 

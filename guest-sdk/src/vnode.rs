@@ -29,7 +29,8 @@ pub trait Vnode: Default + 'static {
         Vec::new()
     }
 
-    /// First call on each new instance. An error at a deploy refuses it.
+    /// First call on each new instance. An error at a deploy refuses it. It may read storage, which has the
+    /// items of the instance before it, and must not write there.
     ///
     /// # Errors
     /// What the operator should read.
@@ -77,7 +78,8 @@ pub trait Handoff: Vnode {
     fn items(&mut self) -> &mut dyn Items;
 }
 
-/// A say in handoffs. The defaults are what happens without it.
+/// A say in handoffs. The defaults are what happens without it. Nothing here may write to storage: such
+/// a call counts as not made.
 pub trait Transfer: Vnode {
     /// False puts the handoff off; it is tried again later.
     fn handoff_starting(&mut self, kind: Kind, target: &str) -> bool {
@@ -101,11 +103,12 @@ pub trait Transfer: Vnode {
 
 /// The ends of instances.
 pub trait Lifecycle: Vnode {
-    /// To a new instance, after `init`: the one before it trapped or ran out of time.
+    /// To a new instance, after `init`: the one before it trapped or ran out of time. Must not write to
+    /// storage.
     fn handle_exit(&mut self, reason: &str) {
         let _ = reason;
     }
-    /// Before an orderly end: stop, swap, move.
+    /// Before an orderly end: stop, swap, move. What it writes to storage is kept.
     fn terminate(&mut self, reason: &str) {
         let _ = reason;
     }

@@ -14,7 +14,7 @@ use annulus::transport::kind::{BULK_HANDOFF, ECHO};
 use annulus::transport::{
     BulkStream, Lane, PeerAddr, PeerIdentity, Request, Service, Transport, TransportConfig, limits,
 };
-use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use hdrhistogram::Histogram;
@@ -73,6 +73,7 @@ fn config(cluster: ClusterId, uid: NodeUid, identity: TlsIdentity, authority: St
         lineage: Default::default(),
         uid,
         boot: BootId(rand::random()),
+        start: Start { number: 1, id: rand::random() },
         identity,
         authorities: vec![authority],
     }

@@ -121,12 +121,14 @@ impl Node {
         let exit = ExitSwitch::default();
         let router = Arc::new(Router::new(exit.clone()));
         let boot = BootId(rand::random());
+        let start = Start { number: data.count_start()?, id: rand::random() };
         let transport_config = TransportConfig {
             listen: config.listen,
             cluster: identity.cluster,
             lineage: identity.lineage,
             uid: identity.uid,
             boot,
+            start,
             identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
             authorities: credentials.authorities,
         };
@@ -139,10 +141,12 @@ impl Node {
         let cluster = runtimes.raft().block_on(Cluster::start(ClusterConfig {
             database: database.clone(),
             beside: data.path().to_owned(),
-            start: Start { number: data.count_start()?, id: rand::random() },
+            start,
             me: identity.node,
             uid: identity.uid,
             listen: address,
+            listen_name: config.advertise_name.clone(),
+            seeds: config.seeds.clone(),
             http: config.http.clone(),
             place: Place { zone: config.zone.clone(), weight: config.weight },
             network: link.clone(),

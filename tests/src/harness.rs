@@ -19,6 +19,7 @@ use std::fs::{self, File};
 use std::io::{BufRead, BufReader, Read};
 use std::net::SocketAddr;
 use std::ops::{Index, IndexMut};
+use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::sync::mpsc;
@@ -172,8 +173,13 @@ pub struct Node {
     pub data: PathBuf,
     /// What it runs from its next start on.
     pub build: Build,
+    /// Its stderr from its next start on, if not its log.
+    pub stderr: Option<OwnedFd>,
+    /// Further words for `start`, from its next start on.
+    pub arguments: Vec<String>,
+    /// How much address space its next process may have, in GiB.
+    pub address_space: Option<u64>,
     log: PathBuf,
-    arguments: Vec<String>,
     child: Option<Child>,
 }
 
@@ -186,6 +192,8 @@ impl Node {
             listen: "127.0.0.1:0".to_owned(),
             advertise: None,
             build: Build::This,
+            stderr: None,
+            address_space: None,
             data: dir.join(short),
             log: dir.join(format!("{short}.log")),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
@@ -207,13 +215,35 @@ impl Node {
     /// # Panics
     /// If it does not within [`LIMIT`].
     pub fn start(&mut self) {
+        let stdout = self.spawn();
+        let first = stdout.and_then(|stdout| first_line(stdout, LIMIT));
+        let started: Value = first.and_then(|line| serde_json::from_str(&line).ok()).unwrap_or_default();
+        let Some(listen) = started["listen"].as_str() else {
+            panic!("{} does not serve; it said {started}; its log ends:\n{}", self.name, self.log_tail());
+        };
+        self.listen = listen.to_owned();
+    }
+
+    /// Starts it and waits for nothing: to be killed at any moment of its start.
+    ///
+    /// # Panics
+    /// If there is no process.
+    pub fn begin_start(&mut self) {
+        if let Some(mut stdout) = self.spawn() {
+            thread::spawn(move || drop(std::io::copy(&mut stdout, &mut std::io::sink())));
+        }
+    }
+
+    fn spawn(&mut self) -> Option<ChildStdout> {
         assert!(self.child.is_none(), "{} runs already", self.name);
         let log = File::options().create(true).append(true).open(&self.log);
         let log = log.unwrap_or_else(|error| panic!("{}: {error}", self.log.display()));
+        let stderr = self.stderr.as_ref().map(OwnedFd::try_clone).transpose();
+        let stderr = stderr.unwrap_or_else(|error| panic!("{}: {error}", self.name));
+        let stderr = stderr.map_or_else(|| Stdio::from(log), Stdio::from);
         let advertise = self.advertise.map(|address| format!("--advertise={address}"));
         let mut child = self
-            .build
-            .command()
+            .limited()
             .args([
                 "start",
                 "--with-parent",
@@ -230,17 +260,31 @@ impl Node {
             .args(advertise)
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
-            .stderr(log)
+            .stderr(stderr)
             .spawn()
             .unwrap_or_else(|error| panic!("{} does not start: {error}", self.name));
         let stdout = child.stdout.take();
         self.child = Some(child);
-        let first = stdout.and_then(|stdout| first_line(stdout, LIMIT));
-        let started: Value = first.and_then(|line| serde_json::from_str(&line).ok()).unwrap_or_default();
-        let Some(listen) = started["listen"].as_str() else {
-            panic!("{} does not serve; it said {started}; its log ends:\n{}", self.name, self.log_tail());
-        };
-        self.listen = listen.to_owned();
+        stdout
+    }
+
+    /// The program, within the address space that it may have.
+    fn limited(&self) -> Command {
+        let command = self.build.command();
+        let Some(gib) = self.address_space else { return command };
+        let mut limited = Command::new("sh");
+        let script = format!("ulimit -v {} && exec \"$0\" \"$@\"", gib << 20);
+        limited.arg("-c").arg(script).arg(command.get_program());
+        limited.envs(command.get_envs().filter_map(|(name, value)| Some((name, value?))));
+        limited
+    }
+
+    /// Its process.
+    ///
+    /// # Panics
+    /// If it does not run.
+    pub fn process(&self) -> u32 {
+        self.child.as_ref().map_or_else(|| panic!("{} does not run", self.name), Child::id)
     }
 
     /// Ends its process at once, as a power cut would.

@@ -53,6 +53,8 @@ impl InsideNode {
             name: name.to_owned(),
             listen: ([127, 0, 0, 1], 0).into(),
             advertise: None,
+            advertise_name: None,
+            seeds: Vec::new(),
             http: "127.0.0.1:0".to_owned(),
             data: data.to_owned(),
             ring_size: Some(RingSize::try_from(64).expect("a ring size")),

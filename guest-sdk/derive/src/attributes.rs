@@ -10,6 +10,7 @@ pub struct CommandOptions {
     pub key: Option<Ident>,
     pub name: Option<String>,
     pub reply: Option<String>,
+    pub frees: Option<()>,
 }
 
 impl CommandOptions {
@@ -21,6 +22,7 @@ impl CommandOptions {
                 match word.to_string().as_str() {
                     "read" | "write" | "update" => set(&mut options.effect, word),
                     "everywhere" | "anywhere" => set(&mut options.route, word),
+                    "frees" => set(&mut options.frees, ()),
                     "key" => set(&mut options.key, meta.value()?.parse()?),
                     "name" => set(&mut options.name, meta.value()?.parse::<LitStr>()?.value()),
                     "reply" => set(&mut options.reply, meta.value()?.parse::<LitStr>()?.value()),
@@ -28,7 +30,7 @@ impl CommandOptions {
                 }
                 .map_err(|()| {
                     meta.error(
-                        "each at most once: read, write or update; everywhere or anywhere; \
+                        "each at most once: read, write or update; everywhere or anywhere; frees; \
                          key = field; name = \"...\"; reply = \"...\"",
                     )
                 })

@@ -106,6 +106,10 @@ impl<'a> Command<'a> {
             let make = if param.optional || param.default { quote!(optional) } else { quote!(required) };
             quote!(::annulus_guest::Param::#make(#name, #cddl, #doc))
         });
+        let meta = self
+            .options
+            .frees
+            .map(|()| quote!((::std::string::String::from("frees"), ::std::string::String::new())));
         quote! {
             ::annulus_guest::CommandInfo {
                 name: ::std::string::String::from(#name),
@@ -114,7 +118,7 @@ impl<'a> Command<'a> {
                 route: ::annulus_guest::Route::#route,
                 params: ::std::vec![#(#params),*],
                 reply: ::std::string::String::from(#reply),
-                meta: ::std::vec::Vec::new(),
+                meta: ::std::vec![#meta],
             }
         }
     }

@@ -17,6 +17,8 @@ use syn::{DeriveInput, parse_macro_input};
 /// - `write`, `update`: the command changes items (without it, it reads); `update` decides on what
 ///   it reads, so the host brings the key's items up to date first
 /// - `everywhere`: every partition answers, through `Coverage`; `anywhere`: one does, whichever
+/// - `frees`: the command needs no more memory than it gives back (it deletes), so that a vnode whose
+///   memory is nearly full still runs it
 /// - `key = field`: routes by that field instead
 /// - `name = "other-name"`, `reply = "text"` (the reply's type as CDDL)
 ///

@@ -39,12 +39,15 @@ impl<V: Vnode> Tester<V> {
     /// A vnode of that partition, with these settings.
     ///
     /// # Errors
-    /// What `init` says.
+    /// What `init` says, or that it writes to storage.
     pub fn start_with(partition: Partition, config: Config) -> Result<Self, String> {
         let world = RefCell::new(World::new());
         let config = config.encode()?;
+        world.borrow_mut().may_write = false;
         let vnode = within(&world, || rt::init::<V>(partition, &config))?;
-        world.borrow_mut().end_call(true);
+        if let Some(reason) = world.borrow_mut().end_call(true) {
+            return Err(format!("init: {reason}"));
+        }
         Ok(Self { vnode: RefCell::new(vnode), world, partition, info: rt::describe::<V>() })
     }
 

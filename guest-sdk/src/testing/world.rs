@@ -77,7 +77,7 @@ impl World {
             return;
         }
         if !self.may_write {
-            self.doom("a write in a command that is described as read".to_owned());
+            self.doom("a write in a command that is described as read, or in `init`".to_owned());
             return;
         }
         self.batch.insert((key.to_vec(), sort.to_vec()), version);

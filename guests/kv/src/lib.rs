@@ -19,7 +19,7 @@ enum Command {
     /// The value of a key, or null.
     Get { key: String },
     /// Deletes a key; answers the value that it had, or null.
-    #[command(write)]
+    #[command(write, frees)]
     Delete { key: String },
     /// Every key.
     #[command(everywhere, reply = "text")]
@@ -28,7 +28,7 @@ enum Command {
     #[command(everywhere)]
     Values,
     /// Deletes everything; answers the keys that it deleted.
-    #[command(write, everywhere, reply = "text")]
+    #[command(write, frees, everywhere, reply = "text")]
     Clear,
     /// How many keys there are, one number for each partition.
     #[cfg(feature = "v2")]

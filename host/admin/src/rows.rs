@@ -18,6 +18,10 @@ pub struct MemberRow {
     /// that node itself.
     #[serde(default)]
     pub since_ms: Option<u64>,
+    /// Why the addressed node cannot reach it, in the transport's words; absent where it can, or has not
+    /// tried.
+    #[serde(default)]
+    pub unreachable: Option<String>,
     /// Failure domain.
     pub zone: Option<String>,
     /// Share of the ring relative to others.
@@ -292,6 +296,13 @@ pub struct CoverageRow {
     pub complete: bool,
     /// Those that did not.
     pub missing: Vec<u16>,
+    /// Those of `missing` whose guest ended over the command and took the items with it that it kept.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<u16>,
+    /// Those of `missing` in which a command that writes may have done something. In the others of them it
+    /// did nothing.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub unsure: Vec<u16>,
 }
 
 /// What a load measured.

@@ -6,7 +6,6 @@
 //! nobody calls a removed node to tell it. What else an operator says at a start, zone and weight,
 //! goes the same way to the member table.
 
-use std::net::SocketAddr;
 use std::time::Duration;
 
 use annulus_core::state::{Command, Member};
@@ -14,7 +13,9 @@ use tokio::time::{Instant, sleep};
 
 use super::messages::{ANNOUNCE, Announce, AnnounceReply};
 use super::{Cluster, Ended};
+use annulus_core::address::HostPort;
 use annulus_core::codec;
+use annulus_transport::look_up;
 
 /// Without a leader's word for this long a node asks around. Longer than an election takes.
 const LONELY: Duration = Duration::from_secs(3);
@@ -24,6 +25,9 @@ const PERIOD: Duration = Duration::from_secs(1);
 
 /// How long one round may take.
 const ROUND: Duration = Duration::from_secs(2);
+
+/// How often the name of this node's own address is looked up.
+const NAME_PERIOD: Duration = Duration::from_secs(10);
 
 /// How long a removed node stays for peers that do not know yet, and before it asks them again.
 const FAREWELL: Duration = Duration::from_secs(3);
@@ -50,19 +54,20 @@ impl Place {
 
 impl Cluster {
     /// Keeps this node's addresses in the member table true, for as long as it runs.
-    pub(super) async fn keep_announcing(self, listen: SocketAddr, http: String, place: Place) {
+    pub(super) async fn keep_announcing(self, http: String, place: Place) {
         let started = Instant::now();
         loop {
             let view = self.view();
+            let listen = self.inner.meeting.own().addr;
             if view.is_removed() {
-                self.stay_until_all_know(listen).await;
+                self.stay_until_all_know().await;
                 self.end(Ended::Removed);
                 return;
             }
             let moved =
                 view.member(view.me).is_some_and(|me| me.listen != listen.to_string() || me.http != http);
             let lonely = started.elapsed() > LONELY && !self.heard_from_leader_within(LONELY);
-            if (moved || lonely) && self.announce(listen).await.contains(&Some(AnnounceReply::Removed)) {
+            if (moved || lonely) && self.announce().await.contains(&Some(AnnounceReply::Removed)) {
                 self.end(Ended::Removed);
             }
             if moved {
@@ -93,12 +98,30 @@ impl Cluster {
         }
     }
 
+    /// Looks the name of this node's own address up from time to time, and goes on under what it stands
+    /// for then.
+    pub(super) async fn follow_name(self, name: HostPort) {
+        loop {
+            sleep(NAME_PERIOD).await;
+            match look_up(&name, ROUND).await {
+                Ok(addresses) => {
+                    let own = self.inner.meeting.own().addr;
+                    if let Some(first) = addresses.first().filter(|_| !addresses.contains(&own)) {
+                        tracing::info!(%name, from = %own, to = %first, "the name of this node's address has moved");
+                        self.inner.meeting.move_to(*first);
+                    }
+                }
+                Err(error) => tracing::debug!(%error, "this node keeps the address that it had"),
+            }
+        }
+    }
+
     /// Whoever has not heard that this node has left still sends it what it held. It is told
     /// `stale-ring` as long as there is somebody to tell it, and would fail requests otherwise.
-    async fn stay_until_all_know(&self, listen: SocketAddr) {
+    async fn stay_until_all_know(&self) {
         let deadline = Instant::now() + FAREWELL;
         while Instant::now() < deadline {
-            let answers = self.announce(listen).await;
+            let answers = self.announce().await;
             if answers.iter().all(|answer| *answer == Some(AnnounceReply::Removed)) {
                 return;
             }
@@ -108,8 +131,10 @@ impl Cluster {
     }
 
     /// Tells all others; what each answers, `None` where it does not.
-    async fn announce(&self, listen: SocketAddr) -> Vec<Option<AnnounceReply>> {
-        let Ok(payload) = codec::encode(&Announce { listen }) else { return Vec::new() };
+    async fn announce(&self) -> Vec<Option<AnnounceReply>> {
+        let own = self.inner.meeting.own();
+        let announce = Announce { listen: own.addr, stamp: Some(own.stamp) };
+        let Ok(payload) = codec::encode(&announce) else { return Vec::new() };
         let deadline = Instant::now() + ROUND;
         let view = self.view();
         let others = view.state.live_members().filter(|member| member.id != view.me);

@@ -74,18 +74,17 @@ impl Cluster {
     /// Makes one change, as one rebalancing.
     pub fn change(&self, change: Change, deadline: Instant) -> BoxFuture<'_, Result<Changed, ProposeError>> {
         Box::pin(async move {
-            let mut first = None;
+            let down = self.view().state.is_of_one_down(change);
             loop {
                 let plan = self.plan_of(change).await?;
-                // What was asked of a member that was there is not done by force because it went down.
-                let becomes: Vec<_> = plan.nodes.iter().map(|share| (share.node, share.becomes)).collect();
-                let named = |node: &NodeId| change.nodes().contains(node);
-                let becomes: Vec<_> = becomes.into_iter().filter(|(node, _)| named(node)).collect();
-                if *first.get_or_insert_with(|| becomes.clone()) != becomes {
+                // What was asked of a member that was there is not done by force because it is down by now.
+                let view = self.view();
+                if view.state.is_of_one_down(change) != down {
                     return Err(Refusal::PlanChanged.into());
                 }
-                let stage = (self.view().state.level >= 3).then_some(plan.stage);
-                let command = Command::Change { change, base: plan.base, table: plan.table.clone(), stage };
+                let (base, table) = (plan.base, plan.table.clone());
+                let down = (view.state.level >= 3).then_some(down);
+                let command = Command::Change { change, base, table, down };
                 match self.decided(command, deadline).await {
                     Ok(index) => return Ok(Changed { index, plan }),
                     Err(ProposeError::Refused(Refusal::RingChanged)) if Instant::now() < deadline => {

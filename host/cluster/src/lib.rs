@@ -13,14 +13,17 @@
 //! service <---- transport, control lane: Raft, forwarded proposals, announcements
 //! ```
 
+mod addresses;
 mod announce;
 mod change;
 mod claimant;
 mod contact;
+mod fetch;
 mod hold;
 mod join;
 mod lineage;
 mod liveness;
+mod meeting;
 mod messages;
 mod network;
 mod propose;
@@ -49,17 +52,21 @@ use tokio::sync::watch;
 use tokio::task::JoinHandle;
 use tokio::time::{Instant, timeout_at};
 
+use addresses::AddressBook;
 use annulus_transport::CallError;
 use arc_swap::ArcSwap;
 use contact::Contact;
+use fetch::Fetches;
 use lineage::{Heard, Running};
-use network::{AddressBook, RaftLinks};
+use meeting::Meeting;
+use network::RaftLinks;
 use raft::Raft;
 use starts::Starts;
 use storage::RingCopy;
 use view::Views;
 
 pub use announce::Place;
+pub use annulus_core::ids::Start;
 pub use change::Changed;
 pub use hold::JoinHold;
 pub use join::{Candidate, JoinError, ask_to_join, authority};
@@ -69,7 +76,6 @@ pub use propose::ProposeError;
 pub use recover::{RecoverError, Recovered};
 pub use service::ClusterService;
 pub use start::{ClusterConfig, ClusterError, seed};
-pub use starts::Start;
 pub use token::{Token, TokenError};
 pub use view::View;
 
@@ -129,6 +135,7 @@ struct Inner {
     speaks: Speaks,
     views: Arc<Views>,
     book: Arc<AddressBook>,
+    meeting: Meeting,
     contact: Arc<Contact>,
     liveness: Liveness,
     network: Arc<dyn ControlNetwork>,
@@ -144,6 +151,7 @@ struct Inner {
     turn: tokio::sync::Mutex<()>,
     heard: watch::Sender<Heard>,
     growth: hold::Growth,
+    fetches: Fetches,
     runtime: Handle,
     ended: watch::Sender<Option<Ended>>,
     tasks: parking_lot::Mutex<Vec<JoinHandle<()>>>,
@@ -218,10 +226,12 @@ impl Cluster {
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Arc<View>, DeadlineExceeded>> {
         Box::pin(async move {
-            if self.view().index() < index {
-                self.fetch_state(peer, deadline).await;
+            tokio::select! {
+                // Raft may bring it first.
+                biased;
+                applied = self.wait_applied(index, deadline) => applied,
+                () = self.fetch_state_once(peer, deadline) => self.wait_applied(index, deadline).await,
             }
-            self.wait_applied(index, deadline).await
         })
     }
 
@@ -229,7 +239,7 @@ impl Cluster {
     pub fn learn_news(&self, deadline: Instant) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             if let Some(leader) = self.leader().filter(|leader| *leader != self.me()) {
-                self.fetch_state(leader, deadline).await;
+                self.fetch_state_once(leader, deadline).await;
             }
         })
     }

@@ -108,12 +108,13 @@ impl Cluster {
         }
     }
 
-    /// Asks a peer for its state and takes it if it is newer.
-    pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) {
+    /// Asks a peer for its state and takes it if it is newer. False if it gave no answer in time.
+    pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) -> bool {
         let view = self.view();
-        if let Some(state) = self.state_of(peer, view.index(), deadline).await {
+        let Some(answer) = self.ask_state(peer, view.index(), deadline).await else { return false };
+        if let Some(state) = answer {
             if state.cluster != view.state.cluster {
-                return;
+                return true;
             }
             if state.lineage == view.state.lineage {
                 self.inner.views.offer(&state);
@@ -121,6 +122,7 @@ impl Cluster {
                 self.adopt(*state).await;
             }
         }
+        true
     }
 
     /// A peer's state, if it has one behind an index and says so in time.
@@ -130,10 +132,15 @@ impl Cluster {
         newer_than: u64,
         deadline: Instant,
     ) -> Option<Box<ClusterState>> {
+        self.ask_state(peer, newer_than, deadline).await.flatten()
+    }
+
+    /// The same; `None` if there was no answer.
+    async fn ask_state(&self, peer: NodeId, newer_than: u64, deadline: Instant) -> Option<FetchStateReply> {
         let payload = codec::encode(&FetchState { newer_than }).ok()?;
         let answer = self.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
         let read = codec::decode::<FetchStateReply>(&answer);
-        read.inspect_err(|error| tracing::warn!(%peer, %error, "unreadable state of a peer")).ok().flatten()
+        read.inspect_err(|error| tracing::warn!(%peer, %error, "unreadable state of a peer")).ok()
     }
 
     /// Goes over to the lineage of a state that another node has begun.

@@ -21,7 +21,8 @@ use tokio::sync::{Notify, watch};
 use tokio::time::{Instant, sleep_until};
 
 use super::View;
-use super::network::{AddressBook, ControlNetwork};
+use super::addresses::AddressBook;
+use super::network::ControlNetwork;
 use annulus_transport::PeerAddr;
 
 /// Builds that speak this version of the protocol answer the detector's datagrams.

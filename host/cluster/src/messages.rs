@@ -9,11 +9,16 @@ use annulus_core::state::{ClusterState, Lineage, Member, Outcome, Refusal};
 use annulus_core::version::Speaks;
 use serde::{Deserialize, Serialize};
 
+use super::addresses::{Sighting, Stamp};
+
 /// Kind of an [`Announce`] on the control lane; those before it are the transport's `kind`s.
 pub const ANNOUNCE: u8 = 20;
 
 /// Kind of a [`FetchState`] on the control lane.
 pub const FETCH_STATE: u8 = 21;
+
+/// Kind of [`Addresses`] on the control lane.
+pub const ADDRESSES: u8 = 22;
 
 /// One of Raft's requests in a lineage after the first: `OF_LINEAGE`. The answer is as it is
 /// without it. In the first lineage nothing is wrapped, so that nodes from before lineages are
@@ -55,6 +60,18 @@ pub enum ProposeReply {
 pub struct Announce {
     /// Its endpoint.
     pub listen: SocketAddr,
+    /// When it says so; absent from builds that do not tell it on.
+    #[serde(default)]
+    pub stamp: Option<Stamp>,
+}
+
+/// Where all nodes are, as far as one knows; answered in kind.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Addresses {
+    /// Index of the state that the sender has.
+    pub index: u64,
+    /// What nodes have said of themselves, the sender among them.
+    pub known: Vec<Sighting>,
 }
 
 /// What a peer knows of the node that announced itself.

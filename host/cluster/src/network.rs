@@ -1,6 +1,6 @@
-//! Raft over the transport's control lane, and the addresses that it needs.
+//! Raft over the transport's control lane.
 
-use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -23,10 +23,10 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
+use super::addresses::AddressBook;
 use super::contact::Contact;
 use super::messages::OfLineage;
 use super::raft::RaftTypes;
-use super::view::{Views, peer};
 use annulus_core::codec;
 use annulus_transport::limits::MAX_FRAME;
 use annulus_transport::{CallError, Lane, PeerAddr, Transport, kind};
@@ -48,6 +48,12 @@ pub trait ControlNetwork: Send + Sync + 'static {
 
     /// What a peer said last that it speaks, if it said anything since this node's start.
     fn speaks(&self, peer: NodeUid) -> Option<Speaks>;
+
+    /// Connects to whichever node of this cluster answers at an address, and says which. The error is for
+    /// people.
+    fn meet(&self, addr: SocketAddr) -> BoxFuture<'static, Result<NodeUid, String>> {
+        Box::pin(async move { Err(format!("there is no way to {addr}")) })
+    }
 
     /// Sends a datagram of the failure detector, or drops it.
     fn send_datagram(&self, _peer: &PeerAddr, _bytes: Bytes) {}
@@ -97,6 +103,16 @@ impl ControlNetwork for TransportLink {
         self.transport.lock().as_ref()?.peer_speaks(peer)
     }
 
+    fn meet(&self, addr: SocketAddr) -> BoxFuture<'static, Result<NodeUid, String>> {
+        let transport = self.transport.lock().clone();
+        Box::pin(async move {
+            match transport {
+                Some(transport) => transport.meet(addr).await,
+                None => Err("this node has stopped".to_owned()),
+            }
+        })
+    }
+
     fn send_datagram(&self, peer: &PeerAddr, bytes: Bytes) {
         if let Some(transport) = &*self.transport.lock() {
             transport.send_datagram(peer, bytes);
@@ -105,34 +121,6 @@ impl ControlNetwork for TransportLink {
 
     fn is_up(&self, uid: NodeUid) -> bool {
         self.transport.lock().as_ref().is_some_and(|transport| transport.is_up(uid))
-    }
-}
-
-/// Where the nodes are: the member table, and what nodes that moved have said of themselves and
-/// the table does not say yet.
-pub struct AddressBook {
-    views: Arc<Views>,
-    announced: Mutex<HashMap<NodeUid, std::net::SocketAddr>>,
-}
-
-impl AddressBook {
-    /// The addresses of a view.
-    pub fn new(views: Arc<Views>) -> Self {
-        Self { views, announced: Mutex::default() }
-    }
-
-    /// How to reach a node. A removed one too: it is to hear that it was.
-    pub fn peer(&self, node: NodeId) -> Option<PeerAddr> {
-        let mut peer = peer(self.views.load().state.members.get(&node)?)?;
-        if let Some(addr) = self.announced.lock().get(&peer.uid) {
-            peer.addr = *addr;
-        }
-        Some(peer)
-    }
-
-    /// A node itself says that it is there.
-    pub fn announce(&self, uid: NodeUid, addr: std::net::SocketAddr) {
-        self.announced.lock().insert(uid, addr);
     }
 }
 

@@ -1,9 +1,8 @@
 //! What a node's control plane does for its peers, and for nodes that want to join.
 
-use std::net::SocketAddr;
 use std::sync::Arc;
 
-use annulus_core::ids::NodeUid;
+use annulus_core::ids::{NodeUid, Start};
 use annulus_core::state::{Command, Lineage};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
@@ -16,7 +15,8 @@ use super::Cluster;
 use super::join::answer_join;
 use super::liveness::Told;
 use super::messages::{
-    ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, JoinReply, OfLineage,
+    ADDRESSES, ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, JoinReply,
+    OfLineage,
 };
 use super::raft::RaftTypes;
 use super::versions::TooNew;
@@ -76,6 +76,10 @@ impl Service for ClusterService {
         });
     }
 
+    fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
+        self.cluster()?.outdated(peer, start)
+    }
+
     fn datagram(&self, from: NodeUid, bytes: Bytes) {
         if let Some(cluster) = self.cluster() {
             cluster.liveness().tell(Told::Datagram { from, bytes });
@@ -85,6 +89,7 @@ impl Service for ClusterService {
     fn connected(&self, peer: NodeUid) {
         if let Some(cluster) = self.cluster() {
             cluster.liveness().tell(Told::Connected(peer));
+            cluster.met(peer);
         }
     }
 
@@ -141,8 +146,11 @@ impl Cluster {
     ) -> Result<Vec<u8>, Unanswered> {
         let standing = self.standing(uid);
         if kind == ANNOUNCE {
-            let Announce { listen } = codec::decode(payload)?;
-            return reply(&self.note_announcement(uid, listen, standing));
+            let Announce { listen, stamp } = codec::decode(payload)?;
+            if standing == AnnounceReply::Member {
+                self.note_address(uid, listen, stamp);
+            }
+            return reply(&standing);
         }
         // A removed node is told so when it announces itself, and has no other say (R20). One
         // that this node does not know yet may be a leader that joined after this node's last news.
@@ -157,6 +165,7 @@ impl Cluster {
                 let OfLineage { lineage, kind, payload } = decode(payload)?;
                 self.answer_raft(uid, lineage, kind, &payload).await
             }
+            ADDRESSES => reply(&self.hear_addresses(uid, decode(payload)?)),
             kind::STARTS => reply(&self.note_start(uid, decode(payload)?)),
             kind::RECOVERED => {
                 let over = self.come_over(uid, decode(payload)?, deadline).await;
@@ -170,9 +179,10 @@ impl Cluster {
             FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
                 let view = self.view();
-                let state: FetchStateReply =
-                    (view.index() > newer_than).then(|| Box::new(view.state.clone()));
-                reply(&state)
+                if view.index() <= newer_than {
+                    return reply(&FetchStateReply::None);
+                }
+                Ok(self.encoded_state(view).await?.to_vec())
             }
             _ => Err(Unanswered::Kind),
         }
@@ -220,13 +230,6 @@ impl Cluster {
             Some(member) if member.is_live() => AnnounceReply::Member,
             Some(_) => AnnounceReply::Removed,
         }
-    }
-
-    fn note_announcement(&self, uid: NodeUid, listen: SocketAddr, standing: AnnounceReply) -> AnnounceReply {
-        if standing == AnnounceReply::Member {
-            self.inner.book.announce(uid, listen);
-        }
-        standing
     }
 }
 

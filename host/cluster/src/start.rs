@@ -7,7 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
-use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::address::HostPort;
+use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
 use annulus_core::version::{Range, Speaks};
 use annulus_data_dir::{RESTORE, database_trouble, obstacle};
@@ -18,14 +19,16 @@ use tokio::runtime::Handle;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
+use super::addresses::AddressBook;
 use super::announce::Place;
 use super::contact::Contact;
 use super::lineage::{Heard, Running, start_raft};
 use super::liveness::Liveness;
-use super::network::{AddressBook, ControlNetwork, RaftLinks};
+use super::meeting::Meeting;
+use super::network::{ControlNetwork, RaftLinks};
 use super::propose::ProposeError;
 use super::raft::Raft;
-use super::starts::{Start, Starts};
+use super::starts::Starts;
 use super::storage::{RaftStore, RingCopy, StoreError, Syncer};
 use super::view::Views;
 use super::{Cluster, Ended, Inner, end};
@@ -47,6 +50,11 @@ pub struct ClusterConfig {
     pub uid: NodeUid,
     /// The address that peers reach it by.
     pub listen: SocketAddr,
+    /// The name that this address was found by, to be looked up again and again: what it stands for may
+    /// change while the node runs. None where the address was said itself.
+    pub listen_name: Option<HostPort>,
+    /// Where to look for other nodes as long as no leader is heard from.
+    pub seeds: Vec<HostPort>,
     /// The address kept for HTTP.
     pub http: String,
     /// Where it says that it stands.
@@ -119,6 +127,8 @@ impl Cluster {
                 me,
                 uid,
                 listen,
+                listen_name,
+                seeds,
                 http,
                 place,
                 network,
@@ -160,6 +170,7 @@ impl Cluster {
                     speaks,
                     views,
                     book,
+                    meeting: Meeting::new(uid, listen, start.number, seeds),
                     contact,
                     liveness,
                     network,
@@ -172,6 +183,7 @@ impl Cluster {
                     turn: Default::default(),
                     heard: watch::Sender::new(Heard::nothing(uid)),
                     growth: Default::default(),
+                    fetches: Default::default(),
                     runtime,
                     ended,
                     tasks: Default::default(),
@@ -184,7 +196,11 @@ impl Cluster {
             }
             cluster.spawn(keep_copy(cluster.watch(), copy));
             cluster.spawn(cluster.clone().follow_lineages());
-            cluster.spawn(cluster.clone().keep_announcing(listen, http, place));
+            cluster.spawn(cluster.clone().keep_announcing(http, place));
+            cluster.spawn(cluster.clone().keep_meeting());
+            if let Some(name) = listen_name.filter(|name| name.literal().is_none()) {
+                cluster.spawn(cluster.clone().follow_name(name));
+            }
             cluster.spawn(cluster.clone().come_in(start, last));
             cluster.spawn(cluster.clone().run_claimant());
             cluster.spawn(detector.run(

@@ -5,12 +5,16 @@
 //! starts under a number that peers have heard already; one that was copied since its last start
 //! has a shorter log than it once acknowledged to the leader. Both may have forgotten a vote: such
 //! a node stops, before it votes or acknowledges anything. Without any peer to ask it goes on.
+//!
+//! First everybody is asked, and nothing is noted: a directory that is found to be older leaves no trace
+//! that would speak against the newest one. Then everybody is told, and from then on turns away
+//! processes of earlier starts ([`Cluster::outdated`]).
 
 use std::collections::BTreeSet;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
-use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use fjall::Keyspace;
 use futures_util::StreamExt;
@@ -29,13 +33,20 @@ const ASK: Duration = Duration::from_millis(1500);
 /// Pause before those are told again that have not answered.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// One start of a node.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Start {
-    /// Counted in its data directory.
-    pub number: u64,
-    /// Random: tells two starts of one number apart.
-    pub id: u64,
+/// A node that starts asks or tells its peers. Before `only_asked` there was a [`Start`] in its place.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub(super) struct Starting {
+    number: u64,
+    id: u64,
+    /// Do not remember this start: it is not known yet whether its disk is the newest.
+    #[serde(default)]
+    only_asked: bool,
+}
+
+impl Starting {
+    fn start(self) -> Start {
+        Start { number: self.number, id: self.id }
+    }
 }
 
 /// What a peer knows of a node that starts.
@@ -62,10 +73,14 @@ impl Starts {
         Ok(Self { keyspace: database.keyspace("starts", keyspace_options)? })
     }
 
+    fn known(&self, uid: NodeUid) -> Option<Start> {
+        let known = self.keyspace.get(uid.0).unwrap_or_else(|error| fatal(&error));
+        known.and_then(|bytes| codec::decode(&bytes).ok())
+    }
+
     /// Remembers a start; answers the newest before it.
     fn note(&self, uid: NodeUid, start: Start) -> Option<Start> {
-        let known = self.keyspace.get(uid.0).unwrap_or_else(|error| fatal(&error));
-        let known: Option<Start> = known.and_then(|bytes| codec::decode(&bytes).ok());
+        let known = self.known(uid);
         if known.is_none_or(|known| known.number < start.number)
             && let Ok(bytes) = codec::encode(&start)
         {
@@ -75,15 +90,25 @@ impl Starts {
     }
 }
 
-/// What speaks against a disk; `None` if nothing does.
-fn evidence(start: Start, last: Option<u64>, own: Lineage, known: &Known) -> Option<String> {
-    match known {
-        Known { before: Some(before), .. } if before.number > start.number => {
+/// What speaks against a start where another one has been heard of.
+fn against(start: Start, before: Option<Start>) -> Option<String> {
+    match before {
+        Some(before) if before.number > start.number => {
             Some(format!("this is its start {}, and start {} has been seen", start.number, before.number))
         }
-        Known { before: Some(before), .. } if before.number == start.number => {
+        Some(before) if before.number == start.number && before.id != start.id => {
             Some(format!("start {} has been seen of another copy of it", start.number))
         }
+        _ => None,
+    }
+}
+
+/// What speaks against a disk; `None` if nothing does.
+fn evidence(start: Start, last: Option<u64>, own: Lineage, known: &Known) -> Option<String> {
+    if let Some(why) = against(start, known.before) {
+        return Some(why);
+    }
+    match known {
         Known { matched: Some(matched), lineage, .. } if *lineage == own && last < Some(*matched) => Some(
             format!("its log ends at entry {}, and it has acknowledged entry {matched}", last.unwrap_or(0)),
         ),
@@ -92,36 +117,29 @@ fn evidence(start: Start, last: Option<u64>, own: Lineage, known: &Known) -> Opt
 }
 
 impl Cluster {
-    /// Tells all others of this start, until each has heard it; lets Raft take part as soon as
-    /// nothing speaks against it.
+    /// Asks all others about this start and lets Raft take part as soon as nothing speaks against it;
+    /// then tells all others of it, until each has heard it.
     pub(super) async fn come_in(self, start: Start, last: Option<u64>) {
+        if let Err(reason) = self.ask_about(start, last).await {
+            return self.end(Ended::Stale(reason));
+        }
+        self.take_part();
         let own = self.inner.running.load().lineage;
-        let patience = Instant::now() + ASK;
         let mut told = BTreeSet::new();
         loop {
             let mut asked: FuturesUnordered<_> =
-                self.others().difference(&told).map(|peer| self.tell_start(*peer, start)).collect();
+                self.others().difference(&told).map(|peer| self.tell_start(*peer, start, false)).collect();
             // Those that answer in time, one by one.
-            let pause = if self.takes_part() { Instant::now() + PAUSE } else { patience };
+            let pause = Instant::now() + PAUSE;
             while let Ok(Some((peer, answer))) = timeout_at(pause, asked.next()).await {
                 let Some(known) = answer else { continue };
-                // The log grows from when Raft takes part.
-                let matched = known.matched.filter(|_| !self.takes_part());
-                if let Some(reason) = evidence(start, last, own, &Known { matched, ..known }) {
+                // The log has grown since Raft takes part.
+                if let Some(reason) = evidence(start, last, own, &Known { matched: None, ..known }) {
                     return self.end(Ended::Stale(reason));
                 }
                 told.insert(peer);
-                if known.leads {
-                    self.take_part();
-                }
             }
             drop(asked);
-            if !self.takes_part() && told.is_empty() && !self.others().is_empty() {
-                tracing::warn!(
-                    "no peer could be asked whether this disk is this node's newest; it is believed"
-                );
-            }
-            self.take_part();
             let mut views = self.watch();
             if self.others().is_subset(&told) {
                 if views.changed().await.is_err() {
@@ -133,14 +151,46 @@ impl Cluster {
         }
     }
 
+    /// Asks all others whether they know of a newer disk of this node, until a leader has answered or
+    /// all that answer in time have. The error is what speaks against this one.
+    async fn ask_about(&self, start: Start, last: Option<u64>) -> Result<(), String> {
+        let own = self.inner.running.load().lineage;
+        let others = self.others();
+        let mut asked: FuturesUnordered<_> =
+            others.iter().map(|peer| self.tell_start(*peer, start, true)).collect();
+        let patience = Instant::now() + ASK;
+        let mut answers = 0;
+        while let Ok(Some((_, answer))) = timeout_at(patience, asked.next()).await {
+            let Some(known) = answer else { continue };
+            if let Some(reason) = evidence(start, last, own, &known) {
+                return Err(reason);
+            }
+            answers += 1;
+            if known.leads {
+                return Ok(());
+            }
+        }
+        if answers == 0 && !others.is_empty() {
+            tracing::warn!("no peer could be asked whether this disk is this node's newest; it is believed");
+        }
+        Ok(())
+    }
+
+    /// What speaks against a run of another node: a later start of it, whose disk was found to be its
+    /// newest, has been heard of here.
+    pub(super) fn outdated(&self, uid: NodeUid, start: Start) -> Option<String> {
+        against(start, self.inner.starts.known(uid))
+    }
+
     fn others(&self) -> BTreeSet<NodeId> {
         let view = self.view();
         view.state.live_members().map(|member| member.id).filter(|id| *id != view.me).collect()
     }
 
-    async fn tell_start(&self, peer: NodeId, start: Start) -> (NodeId, Option<Known>) {
+    async fn tell_start(&self, peer: NodeId, start: Start, only_asked: bool) -> (NodeId, Option<Known>) {
         let answer = async {
-            let message = codec::encode(&start).ok()?;
+            let Start { number, id } = start;
+            let message = codec::encode(&Starting { number, id, only_asked }).ok()?;
             let answer = self.call(peer, kind::STARTS, message.into(), Instant::now() + ASK).await.ok()?;
             codec::decode(&answer).ok()
         };
@@ -148,7 +198,8 @@ impl Cluster {
     }
 
     /// A peer starts.
-    pub(super) fn note_start(&self, uid: NodeUid, start: Start) -> Known {
+    pub(super) fn note_start(&self, uid: NodeUid, starting: Starting) -> Known {
+        let start = starting.start();
         let running = self.inner.running.load_full();
         let leads = self.leads() && self.has_quorum(ASK);
         let matched = self.view().state.member_by_uid(uid).and_then(|member| {
@@ -157,7 +208,11 @@ impl Cluster {
             metrics.replication.as_ref()?.get(&member.id.0).copied().flatten().map(|at| at.index)
         });
         Known {
-            before: self.inner.starts.note(uid, start),
+            before: if starting.only_asked {
+                self.inner.starts.known(uid).filter(|known| *known != start)
+            } else {
+                self.inner.starts.note(uid, start)
+            },
             lineage: running.lineage,
             matched: matched.filter(|_| leads),
             leads,

@@ -32,6 +32,11 @@ pub enum Change {
     TakeEmpty,
     /// It is elsewhere: callers are sent there, items, seal and the handoff's taps go.
     GiveUp,
+    /// After a recovery: it is elsewhere by a history that may not have its items. They are kept aside,
+    /// and the loss is shown.
+    SetAside,
+    /// After a recovery: what was staged may be the only copy left. It is kept aside, and the loss shown.
+    SetStageAside,
     /// The transfer that it is sealed for is over, and it is still here: it serves again.
     Unseal,
     /// The transfer that something is staged for is over: that must not come back.
@@ -39,6 +44,17 @@ pub enum Change {
 }
 
 impl Holding {
+    /// The same for the first state of another lineage: nothing is deleted on the strength of it, for
+    /// what the recovery knew may be older than what is here (R19).
+    pub fn recover(&mut self, partition: &Partition, me: NodeId) -> Vec<Change> {
+        let kept = |change| match change {
+            Change::GiveUp => Change::SetAside,
+            Change::DropStage | Change::DropIncomplete => Change::SetStageAside,
+            other => other,
+        };
+        self.apply(partition, me).into_iter().map(kept).collect()
+    }
+
     /// Takes a committed partition; says what that changes.
     pub fn apply(&mut self, partition: &Partition, me: NodeId) -> Vec<Change> {
         let pending = partition.pending.as_ref().map(|transfer| transfer.id);
@@ -117,6 +133,21 @@ mod tests {
         assert_eq!(holding.clone().apply(&partition(ME, 5, 1, Some(9)), ME), [Change::Unseal]);
         assert_eq!(holding.apply(&partition(OTHER, 8, 7, None), ME), [Change::GiveUp]);
         assert_eq!(holding, Holding { version: 8, ..Holding::default() });
+    }
+
+    #[test]
+    fn a_recovery_deletes_nothing() {
+        let staged = Some((TransferId(7), true));
+        let mut holding = Holding { version: 5, held: true, ..Holding::default() };
+        assert_eq!(holding.recover(&partition(OTHER, 8, 7, None), ME), [Change::SetAside]);
+        for (owner, complete) in [(OTHER, true), (OTHER, false), (ME, false)] {
+            let staged = Some((TransferId(7), complete));
+            let mut holding = Holding { version: 5, staged, ..Holding::default() };
+            assert_eq!(holding.recover(&partition(owner, 8, 1, None), ME), [Change::SetStageAside]);
+            assert_eq!(holding.staged, None);
+        }
+        let mut holding = Holding { version: 5, staged, ..Holding::default() };
+        assert_eq!(holding.recover(&partition(ME, 8, 7, None), ME), [Change::Promote]);
     }
 
     #[test]

@@ -40,6 +40,15 @@ impl fmt::Display for TransferId {
     }
 }
 
+/// One start of a node.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Start {
+    /// Counted in its data directory.
+    pub number: u64,
+    /// Random: tells two starts of one number apart.
+    pub id: u64,
+}
+
 macro_rules! random_id {
     ($(#[$doc:meta])* $name:ident) => {
         $(#[$doc])*

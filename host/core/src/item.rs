@@ -5,6 +5,10 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
+/// Largest item, in bytes, that can be kept: as much as a guest's memory holds. Whatever moves items
+/// carries one of this size.
+pub const MAX_ITEM_BYTES: usize = 256 << 20;
+
 /// `key` is the routing key and alone decides the partition; `sort` orders the items of one key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Item {

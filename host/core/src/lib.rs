@@ -1,5 +1,6 @@
 //! The pure core of Annulus: no I/O, no clock, no runtime. Events in, effects out.
 
+pub mod address;
 pub mod claim;
 pub mod codec;
 pub mod coverage;

@@ -24,6 +24,11 @@ pub enum ErrorCode {
     Refused,
     /// The guest trapped.
     Trapped,
+    /// The guest trapped or ran out of time, and items that it kept in memory are gone with it: those that
+    /// were acknowledged before, not only what this request wrote.
+    ItemsLost,
+    /// The vnode's memory is nearly used up: writes are refused before they would end the guest.
+    PartitionFull,
     /// The guest broke a rule of the contract; its call was undone.
     ContractBroken,
     /// A key, a value, a batch or a reply is over its limit.

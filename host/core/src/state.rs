@@ -207,8 +207,8 @@ pub struct ClusterState {
     /// Changes that wait for a commit, in the order in which they were staged.
     #[serde(default)]
     pub staged: Vec<Change>,
-    /// Log index of the last change of `staged`, and from state level 3 on of any node's mark as down:
-    /// what a plan does depends on both.
+    /// Log index of the last change of `staged`, and from state level 3 on of the mark as down of a node
+    /// that is to be replaced: what a plan does depends on both.
     #[serde(default)]
     pub stage_version: u64,
     /// Partitions whose items may be gone with a removed owner, until an operator has seen it.
@@ -383,9 +383,9 @@ pub enum Command {
         base: u64,
         /// The table that follows from it.
         table: Vec<Vec<NodeId>>,
-        /// `stage_version` of the state that it was planned on. State level 3.
+        /// Whether the node that goes was marked as down when it was planned. State level 3.
         #[serde(default, skip_serializing_if = "Option::is_none")]
-        stage: Option<u64>,
+        down: Option<bool>,
     },
     /// `member` -> `down`: an operator says that it is away. It keeps its share.
     Down {

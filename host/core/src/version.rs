@@ -81,7 +81,7 @@ pub(crate) fn first_level() -> u32 {
 pub fn level_of(command: &Command) -> u32 {
     match command {
         // The level before ignores what these were made from.
-        Command::Change { stage: Some(_), .. }
+        Command::Change { down: Some(_), .. }
         | Command::Rollback { base: Some(_), .. }
         | Command::Undeploy { base: Some(_), .. }
         | Command::Lost { .. } => 3,

@@ -178,7 +178,7 @@ impl Step {
                     return Command::Stage { change };
                 }
                 let table = plan(state, &[change]).map_or_else(|_| state.claimed_table(), |plan| plan.table);
-                Command::Change { change, base: state.ring.epoch - u64::from(*stale), table, stage: None }
+                Command::Change { change, base: state.ring.epoch - u64::from(*stale), table, down: None }
             }
             Self::Commit { stale, odd } => {
                 let table = plan(state, &state.staged);

@@ -396,3 +396,40 @@ mod first_build {
         assert_eq!(through::<ToSender>(&theirs), ToSender::Accept { boot, have, kept: false });
     }
 }
+
+#[test]
+fn a_message_that_can_never_be_sent_does_not_keep_a_partition_sealed() {
+    let (mut sender, last) = ended();
+    // The receiver accepts each stream, and each ends with the message that it cannot carry.
+    let mut effects = sender.handle(Event::Disconnected(1));
+    let mut streams = 1;
+    while let Some(Effect::Connect(stream)) = effects.first().cloned() {
+        streams += 1;
+        assert!(streams < 10, "for ever");
+        sender.handle(Event::Connected(stream));
+        sender.handle(Event::Received(stream, accept(Have::Below(last))));
+        effects = sender.handle(Event::Disconnected(stream));
+    }
+    assert_eq!(effects, [Effect::Retry, Effect::ProposeCancel]);
+}
+
+#[test]
+fn a_write_or_page_of_many_bytes_goes_in_several_messages() {
+    let large = |key: &str| Item { value: vec![0; 300 << 10], ..item(key) };
+    let mut sender = running(&[KV]);
+    let sizes = |effects: &[Effect]| -> Vec<usize> {
+        let size = |effect: &Effect| match effect {
+            Effect::Send(_, message) => match &**message {
+                ToReceiver::Items { items, .. } => Some(items.len()),
+                _ => None,
+            },
+            _ => None,
+        };
+        effects.iter().filter_map(size).collect()
+    };
+    let huge = Item { value: vec![0; 3 << 20], ..item("h") };
+    let items = vec![large("a"), item("b"), item("c"), large("d"), huge, item("z")];
+    let effects = sender.handle(Event::Page { attempt: 1, module: KV, items: items.clone(), next: None });
+    assert_eq!(sizes(&effects), [3, 1, 1, 1]);
+    assert_eq!(sizes(&sender.handle(Event::Forward(KV, items))), [3, 1, 1, 1]);
+}

@@ -273,7 +273,7 @@ fn what_a_removed_node_owned_has_another_owner_at_once_and_is_noted_as_a_possibl
     let plan = plan(world.state(), &[change]).unwrap();
     let loses = Warning::Loses { node: "n1@h".into(), partitions: held.owned, modules: "kv".into() };
     assert_eq!(plan.warnings, [loses]);
-    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone(), stage: None });
+    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone(), down: None });
     let state = world.state();
     assert_eq!(state.members[&gone].status, MemberStatus::Removed);
     assert!(state.members[&gone].banned && !state.holds(gone));
@@ -305,7 +305,7 @@ fn the_only_holder_removed_gives_its_places_to_those_of_the_table() {
     assert!(pending > 0);
     let change = Change::Remove { node: founder };
     let plan = plan(world.state(), &[change]).unwrap();
-    world.ok(Command::Change { change, base: plan.base, table: plan.table, stage: None });
+    world.ok(Command::Change { change, base: plan.base, table: plan.table, down: None });
     let state = world.state();
     assert!(state.ring.iter().all(|(_, partition)| partition.replicas == [b] && partition.pending.is_none()));
     assert_eq!(state.losses.len(), 8);
@@ -322,7 +322,7 @@ fn a_replacement_of_a_node_marked_down_bans_it_and_takes_over() {
     let plan = plan(world.state(), &[change]).unwrap();
     assert!(matches!(&plan.warnings[..], [Warning::Loses { .. }]), "{:?}", plan.warnings);
     let owned = world.load(old).owned;
-    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone(), stage: None });
+    world.ok(Command::Change { change, base: plan.base, table: plan.table.clone(), down: None });
     assert!(world.state().members[&old].banned);
     assert_eq!(world.state().losses.len(), owned);
     world.flip(usize::MAX);
@@ -511,8 +511,7 @@ fn a_hand_over_that_was_shown_is_not_committed_as_a_removal() {
         |plan: &Plan| Command::Commit { stage: plan.stage, base: plan.base, table: plan.table.clone() };
     assert_eq!(world.refused(commit(&shown)), Refusal::PlanChanged);
     let change = Change::Replace { old, new };
-    let at_once =
-        Command::Change { change, base: shown.base, table: shown.table.clone(), stage: Some(shown.stage) };
+    let at_once = Command::Change { change, base: shown.base, table: shown.table.clone(), down: Some(false) };
     assert_eq!(world.refused(at_once), Refusal::RingChanged);
     assert!(!world.state().members[&old].banned);
     // Up again it is another plan again, and once more what was shown.

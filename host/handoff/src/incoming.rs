@@ -126,7 +126,7 @@ impl Driver {
         let id = self.streams_so_far;
         let (came, gone) = (self.later.clone(), self.later.clone());
         let received = move |message| drop(came.send(Event::Received(id, message)));
-        let ended = move || drop(gone.send(Event::Disconnected(id)));
+        let ended = move |_| drop(gone.send(Event::Disconnected(id)));
         self.links.insert(id, link::run(stream, received, ended));
         Event::Received(id, ToReceiver::Begin(begin))
     }

@@ -1,9 +1,10 @@
 //! One transfer that this node sends: the sender machine, its stream and its vnodes.
 
 mod carry;
+mod seal;
 mod waiting;
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,7 +13,7 @@ use annulus_core::handoff::sender::{Event, Limits, Sender, Task};
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::item::Item;
 use annulus_core::state::Command;
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio::time::Instant;
 
 use super::progress::Progress;
@@ -20,6 +21,7 @@ use super::{Handoff, PROPOSE_LIMIT};
 use annulus_cluster::{ProposeError, View};
 use annulus_vnode::{Outgoing, StreamEvent};
 use annulus_wasm::TransferKind;
+use seal::Seal;
 use waiting::Waiting;
 
 /// Before the first further try after a failure; doubles up to [`LONGEST_PAUSE`].
@@ -31,8 +33,6 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A leader must have been heard from this lately for a seal (R1): a node that is cut off
 /// would otherwise stop serving for a flip that cannot come.
 const LEADER_WITHIN: Duration = Duration::from_secs(1);
-/// Most bytes of items in one message; a frame holds them with their CBOR around them.
-const MESSAGE_BYTES: usize = 512 << 10;
 
 /// The modules that there are, as a transfer names them.
 pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
@@ -80,8 +80,9 @@ struct Driver {
     vnodes: mpsc::UnboundedReceiver<StreamEvent>,
     to_vnodes: mpsc::UnboundedSender<StreamEvent>,
     link: Option<(u64, mpsc::UnboundedSender<Arc<ToReceiver>>)>,
-    /// Vnodes that have been told to seal and have not said that they are.
-    sealing: Option<HashSet<ModuleUid>>,
+    seal: Seal,
+    /// Tells the vnodes that the receiver is behind.
+    congested: watch::Sender<bool>,
     modules: Vec<ModuleRelease>,
     /// How many items the sealed vnodes have, where the host keeps them.
     counts: BTreeMap<ModuleUid, u64>,
@@ -100,7 +101,7 @@ impl Driver {
         let machine = Sender::new(task.clone(), view.index(), Limits::default());
         let target = handoff.name_of(taker);
         let modules = task.modules.clone();
-        let (link, sealing, counts, broken) = (None, None, BTreeMap::new(), false);
+        let (link, counts, broken) = (None, BTreeMap::new(), false);
         let waiting = Waiting::default();
         Self {
             handoff,
@@ -114,7 +115,8 @@ impl Driver {
             vnodes,
             to_vnodes,
             link,
-            sealing,
+            seal: Seal::default(),
+            congested: watch::Sender::new(false),
             modules,
             counts,
             waiting,
@@ -152,6 +154,10 @@ impl Driver {
                     None => continue,
                 },
                 Some(event) = self.events.recv() => event,
+                turn = self.seal.changed(), if !self.broken => {
+                    self.go_on_sealing(turn).await;
+                    continue;
+                }
                 () = self.waiting.changed() => continue,
             };
             if !self.broken {
@@ -171,6 +177,7 @@ impl Driver {
             kind: TransferKind::Ownership,
             target: self.target.clone(),
             sink: self.to_vnodes.clone(),
+            congested: self.congested.subscribe(),
         };
         let holds =
             self.handoff.inner.master.begin_outgoing(self.task.partition, self.task.transfer, outgoing);
@@ -196,6 +203,8 @@ impl Driver {
         for effect in self.machine.handle(event) {
             self.carry_out(effect).await;
         }
+        let congested = self.machine.is_congested();
+        self.congested.send_if_modified(|was| std::mem::replace(was, congested) != congested);
     }
 
     /// What the committed log says, of the transfer and of the modules.
@@ -232,18 +241,14 @@ impl Driver {
                 Some(Event::PageFailed { attempt, why })
             }
             StreamEvent::Forward { module, items } => {
-                let mut items: Vec<Item> = items.into_iter().map(item).collect();
+                let items: Vec<Item> = items.into_iter().map(item).collect();
                 self.handoff.inner.turns.spend(bytes(&items));
-                // One write may have more items than a frame takes.
-                while let Some(cut) = cut(&items) {
-                    let rest = items.split_off(cut);
-                    self.feed(Event::Forward(module, std::mem::replace(&mut items, rest))).await;
-                }
                 Some(Event::Forward(module, items))
             }
-            StreamEvent::Sealed { module, stored } => {
-                let sealing = self.sealing.as_mut()?;
-                sealing.remove(&module);
+            StreamEvent::Sealed { module, round, stored } => {
+                if !self.seal.heard(module, round) {
+                    return None;
+                }
                 self.counts.extend(stored.map(|count| (module, count)));
                 self.sealed_if_all().await
             }
@@ -273,10 +278,9 @@ impl Driver {
     }
 
     async fn sealed_if_all(&mut self) -> Option<Event> {
-        if !self.sealing.as_ref()?.is_empty() {
+        if !self.seal.take_if_all() {
             return None;
         }
-        self.sealing = None;
         let (seals, partition, transfer) =
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         // Syncs the disk, which must not hold up the network's threads.
@@ -289,17 +293,6 @@ impl Driver {
 /// Pause after so many failures in a row.
 pub(super) fn pause_after(failures: u32) -> Duration {
     (FIRST_PAUSE * 2u32.pow(failures.clamp(1, 10) - 1)).min(LONGEST_PAUSE)
-}
-
-/// Where to cut items so that the first part fits a message; `None` if all of them do.
-fn cut(items: &[Item]) -> Option<usize> {
-    let mut bytes = 0;
-    let fits = items.iter().take_while(|item| {
-        bytes += item.len();
-        bytes <= MESSAGE_BYTES
-    });
-    let fit = fits.count().max(1);
-    (fit < items.len()).then_some(fit)
 }
 
 fn bytes(items: &[Item]) -> u64 {

@@ -252,6 +252,7 @@ impl Modules {
         tell: &impl Fn(Progress),
     ) -> Result<Ready, DeployError> {
         let inner = &self.inner;
+        self.check_room()?;
         let prepared = inner.engine.prepare(request.component.clone(), Limits::default()).await?;
         let description = prepared.description.clone();
         let name = request.name.clone().unwrap_or_else(|| description.name.clone());
@@ -356,6 +357,24 @@ impl Modules {
             let _ = self.inner.cluster.wait_applied(index, Instant::now() + PROPOSE_LIMIT).await;
             Ok(())
         })
+    }
+
+    /// Has this node room for one more vnode in each partition that it holds? A module's first release
+    /// needs that for good, a further one while its vnodes are swapped. Refused here, it costs nothing;
+    /// later it would be some of the module's partitions that cannot be served.
+    pub(super) fn check_room(&self) -> Result<(), InvalidComponent> {
+        let view = self.inner.cluster.view();
+        let held = view.state.ring.partitions.iter();
+        let held = held.filter(|partition| partition.replicas.first() == Some(&view.me)).count();
+        let modules = view.state.modules.len();
+        let (needed, room) = (held * (modules + 1), self.inner.engine.room());
+        if needed <= room.instances {
+            return Ok(());
+        }
+        Err(InvalidComponent::NoRoom(format!(
+            "the node holds {held} partitions of {modules} modules, and one module more would need \
+             {needed} guest instances: {room}"
+        )))
     }
 
     fn check_settings(

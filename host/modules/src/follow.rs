@@ -1,6 +1,6 @@
 //! Brings this node to the releases that the cluster has agreed on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use annulus_core::ids::{Digest, ModuleUid, NodeId};
 use annulus_core::state::Module;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use tokio::task::JoinSet;
+use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::formats::{described, write_format};
@@ -48,7 +48,7 @@ impl Modules {
             changes.mark_unchanged();
             let mut bringing = Bringing::default();
             self.bring_up_to_date(Here::Only, &mut bringing);
-            while let Some(ended) = bringing.tasks.join_next().await {
+            while let Some(ended) = bringing.tasks.join_next_with_id().await {
                 bringing.note(ended);
             }
             if let Some(connections) = self.inner.connections.lock().take() {
@@ -65,7 +65,7 @@ impl Modules {
                                 return;
                             }
                         }
-                        Some(ended) = bringing.tasks.join_next() => bringing.note(ended),
+                        Some(ended) = bringing.tasks.join_next_with_id() => bringing.note(ended),
                         () = sleep_until(retry.unwrap_or_else(Instant::now)), if retry.is_some() => {
                             bringing.retry = None;
                         }
@@ -88,11 +88,11 @@ impl Modules {
             let runs = state.version == version && !failed_here;
             // What failed waits for its turn, unless there is news of it.
             let waits = bringing.failed.get(&module.uid) == Some(&version) && bringing.retry.is_some();
-            if runs || waits || !bringing.busy.insert(module.uid) {
+            if runs || waits || bringing.busy.values().any(|busy| *busy == module.uid) {
                 continue;
             }
-            let (this, module) = (self.clone(), module.clone());
-            bringing.tasks.spawn(async move {
+            let (this, module, uid) = (self.clone(), module.clone(), module.uid);
+            let task = bringing.tasks.spawn(async move {
                 let failed = this.bring(&module, here).await.err();
                 let missed = (module.uid, version);
                 match &failed {
@@ -101,8 +101,9 @@ impl Modules {
                 }
                 // It may have been undeployed while it was fetched and compiled.
                 this.inner.untidy.notify_one();
-                (module.uid, version, failed.is_none())
+                (version, failed.is_none())
             });
+            bringing.busy.insert(task.id(), uid);
         }
     }
 
@@ -219,9 +220,9 @@ impl Modules {
 /// The modules that are being brought to their current releases.
 #[derive(Default)]
 struct Bringing {
-    /// Each answers its module, the version and whether it runs.
-    tasks: JoinSet<(ModuleUid, u64, bool)>,
-    busy: HashSet<ModuleUid>,
+    /// Each answers the version and whether it runs.
+    tasks: JoinSet<(u64, bool)>,
+    busy: HashMap<task::Id, ModuleUid>,
     /// What did not run at its last try.
     failed: HashMap<ModuleUid, u64>,
     /// When that is tried again.
@@ -229,18 +230,19 @@ struct Bringing {
 }
 
 impl Bringing {
-    fn note(&mut self, ended: Result<(ModuleUid, u64, bool), tokio::task::JoinError>) {
-        let Ok((module, version, runs)) = ended else {
-            // It panicked, and says so itself; whose it was is not known, so all may be tried again.
-            self.busy.clear();
-            self.retry.get_or_insert_with(|| Instant::now() + RETRY_AFTER);
-            return;
+    fn note(&mut self, ended: Result<(task::Id, (u64, bool)), task::JoinError>) {
+        let (id, result) = match ended {
+            Ok((id, result)) => (id, Some(result)),
+            // It panicked, and says so itself.
+            Err(error) => (error.id(), None),
         };
-        self.busy.remove(&module);
-        if runs {
-            self.failed.remove(&module);
-        } else {
-            self.failed.insert(module, version);
+        let Some(module) = self.busy.remove(&id) else { return };
+        match result {
+            Some((_, true)) => drop(self.failed.remove(&module)),
+            Some((version, false)) => drop(self.failed.insert(module, version)),
+            None => {}
+        }
+        if !matches!(result, Some((_, true))) {
             self.retry.get_or_insert_with(|| Instant::now() + RETRY_AFTER);
         }
     }

@@ -59,6 +59,7 @@ impl Modules {
             Ok(bytes) => bytes,
             Err(_) => self.fetch(&prepare.digest, NodeId(prepare.from)).await?,
         };
+        self.check_room().map_err(|error| error.to_string())?;
         let engine = &self.inner.engine;
         let module = engine.prepare(bytes, Limits::default()).await.map_err(|error| error.to_string())?;
         engine.check_init(&module, &prepare.config).await.map_err(|error| error.to_string())

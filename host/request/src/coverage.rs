@@ -7,7 +7,7 @@
 
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::request::{AppliedState, ErrorCode, RequestError};
 use annulus_core::wire::PageAsk;
 use bytes::Bytes;
 use futures_util::StreamExt;
@@ -15,7 +15,7 @@ use tokio::sync::mpsc;
 
 use super::{CallRequest, Coordinator, Target};
 use annulus_vnode::PageAnswer;
-use annulus_wasm::Route;
+use annulus_wasm::{Effect, Route};
 
 /// Partitions asked at the same time by one command.
 const PARTITIONS_AT_ONCE: usize = 16;
@@ -33,14 +33,15 @@ pub enum CoverageEvent {
     Batch {
         /// Which.
         partition: PartitionId,
-        /// Who answered.
+        /// The node that answered this page. The next page may come from another one.
         node: NodeId,
         /// CBOR, one each.
         values: Vec<Bytes>,
     },
     /// Nothing follows.
     Done {
-        /// Partitions that did not answer to their end, each with the reason.
+        /// Partitions that did not answer to their end, each with the reason. For a command that writes the
+        /// reason's state says what was done there: nothing, or nobody knows how much.
         missing: Vec<(PartitionId, RequestError)>,
     },
 }
@@ -87,18 +88,22 @@ impl Coordinator {
         let mut after: Option<Vec<u8>> = None;
         loop {
             let ask = PageAsk { after: after.as_deref(), items: PAGE_ITEMS, bytes: PAGE_BYTES };
-            let answer = self.route(target, request, Some(ask)).await?;
+            let asked = self.route(target, request, Some(ask)).await;
+            let (answer, node) = match after {
+                None => asked?,
+                Some(_) => asked.map_err(|error| half_done(target.effect, error))?,
+            };
             let page: PageAnswer = ciborium::from_reader(&answer[..]).map_err(|error| {
                 RequestError::unknown(ErrorCode::Internal, format!("a page cannot be read: {error}"))
             })?;
             if !page.values.is_empty() {
-                let node = self.inner.cluster.view().state.ring.owner(target.partition);
                 let values = page.values.into_iter().map(|value| Bytes::from(value.into_vec())).collect();
                 let batch = CoverageEvent::Batch { partition: target.partition, node, values };
                 let sent = tokio::time::timeout_at(request.deadline, events.send(batch)).await;
                 if !matches!(sent, Ok(Ok(()))) {
                     let message = "the reader of the values went away or was too slow";
-                    return Err(RequestError::not_applied(ErrorCode::DeadlineExceeded, message));
+                    let error = RequestError::not_applied(ErrorCode::DeadlineExceeded, message);
+                    return Err(half_done(target.effect, error));
                 }
             }
             match page.next {
@@ -106,5 +111,29 @@ impl Coordinator {
                 None => return Ok(()),
             }
         }
+    }
+}
+
+/// The error of a partition in which earlier pages of the command were carried out: a write of which a part
+/// was done is not one that changed nothing.
+fn half_done(effect: Effect, error: RequestError) -> RequestError {
+    match (effect, error.state) {
+        (Effect::Write | Effect::Update, AppliedState::NotApplied) => {
+            RequestError { state: AppliedState::Unknown, ..error }
+        }
+        _ => error,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_write_that_went_half_way_is_not_one_that_changed_nothing() {
+        let refused = || RequestError::not_applied(ErrorCode::Overloaded, "full");
+        assert_eq!(half_done(Effect::Write, refused()).state, AppliedState::Unknown);
+        assert_eq!(half_done(Effect::Update, refused()).state, AppliedState::Unknown);
+        assert_eq!(half_done(Effect::Read, refused()), refused());
     }
 }

@@ -70,7 +70,7 @@ impl Coordinator {
     pub fn call<'a>(&'a self, request: &'a CallRequest) -> BoxFuture<'a, Result<Bytes, RequestError>> {
         Box::pin(async move {
             let target = self.target(request)?;
-            self.route(&target, request, None).await
+            self.route(&target, request, None).await.map(|(reply, _)| reply)
         })
     }
 
@@ -99,8 +99,12 @@ impl Coordinator {
         };
         let size = view.state.ring.size;
         let (partition, key) = match &info.route {
+            Route::Everywhere | Route::Anywhere if request.key.is_some() => {
+                let message = format!("the command {} has no key, and one was given", request.command);
+                return Err(RequestError::not_applied(ErrorCode::BadArguments, message));
+            }
             Route::Everywhere => (PartitionId(0), None),
-            Route::Anywhere => (PartitionId(rand::random_range(0..size.get())), request.key.clone()),
+            Route::Anywhere => (PartitionId(rand::random_range(0..size.get())), None),
             Route::ByParam(param) => {
                 let key = args::routing_key(&request.args, param)?;
                 if request.key.as_ref().is_some_and(|given| *given != key) {

@@ -27,13 +27,14 @@ const NEWS_LIMIT: Duration = Duration::from_millis(200);
 const NOTICE_LIMIT: Duration = Duration::from_millis(900);
 
 impl Coordinator {
-    /// Runs a request where its partition is held; follows the ring while it changes.
+    /// Runs a request where its partition is held; follows the ring while it changes. Answers the reply and
+    /// the node that gave it.
     pub(super) async fn route(
         &self,
         target: &Target,
         request: &CallRequest,
         page: Option<PageAsk<'_>>,
-    ) -> Result<Bytes, RequestError> {
+    ) -> Result<(Bytes, NodeId), RequestError> {
         loop {
             if Instant::now() >= request.deadline {
                 let message = "the deadline came before the holder of the partition was found";
@@ -55,14 +56,17 @@ impl Coordinator {
                     )),
                 }
             };
-            let Err(error) = &answer else { return answer };
-            match routing::next(error) {
-                Next::Answer => return answer,
+            let error = match answer {
+                Ok(reply) => return Ok((reply, owner)),
+                Err(error) => error,
+            };
+            match routing::next(&error) {
+                Next::Answer => return Err(error),
                 Next::CatchUp(version) => self.catch_up(version, owner, request.deadline).await,
                 Next::AskForNews => {
                     let until = request.deadline.min(sent + NOTICE_LIMIT).min(Instant::now() + NEWS_LIMIT);
                     if !self.has_moved(target.partition, owner, until).await {
-                        return answer;
+                        return Err(error);
                     }
                 }
             }

@@ -66,9 +66,9 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let member = loop {
         let look = timeout_at(deadline, look(&before.node, own.as_deref(), context)).await;
         match look {
-            Ok(Ok(Look::Joining { row })) if args.stage => break row,
-            Ok(Ok(Look::Joining { row })) => {
-                last = format!("it is {}", row.status);
+            Ok(Ok(Look::Joining { row, .. })) if args.stage => break row,
+            Ok(Ok(Look::Joining { row, unreachable })) => {
+                last = format!("it is {}{unreachable}", row.status);
                 progress.set(&last, 0, 0);
             }
             Ok(Ok(Look::Member { row, moving })) if args.no_wait || moving == 0 => break row,
@@ -100,8 +100,15 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 enum Look {
     NotYet(String),
-    Joining { row: MemberRow },
-    Member { row: MemberRow, moving: usize },
+    /// With what is to be said of members that it cannot reach.
+    Joining {
+        row: MemberRow,
+        unreachable: String,
+    },
+    Member {
+        row: MemberRow,
+        moving: usize,
+    },
 }
 
 /// `own`: the cluster that it is to be gone from.
@@ -113,6 +120,7 @@ async fn look(node: &str, own: Option<&str>, context: &Context) -> Result<Look, 
     }
     let members: Vec<MemberRow> = connection.ask(&AdminRequest::Members).await?;
     let ring: RingRow = connection.ask(&AdminRequest::Ring).await?;
+    let unreachable = unreachable(node, &members);
     match members.into_iter().find(|row| row.node == node && row.status != "removed") {
         Some(row) if row.status == "member" && row.replicas > 0 => {
             let moving = ring.partitions.iter().filter(|partition| !partition.pending.is_empty()).count();
@@ -120,8 +128,24 @@ async fn look(node: &str, own: Option<&str>, context: &Context) -> Result<Look, 
         }
         // Admitted, but the claimant has not given it a share yet.
         Some(row) if row.status == "member" => Ok(Look::NotYet("it has no share of the ring yet".to_owned())),
-        Some(row) if row.status == "joining" => Ok(Look::Joining { row }),
+        Some(row) if row.status == "joining" => Ok(Look::Joining { row, unreachable }),
         Some(row) => Ok(Look::NotYet(format!("it is {}", row.status))),
         None => Ok(Look::NotYet("the cluster does not know it yet".to_owned())),
     }
+}
+
+/// Why a node that is joining may stay so: as long as others cannot reach it, nor it them, the cluster
+/// waits for it.
+fn unreachable(node: &str, members: &[MemberRow]) -> String {
+    let Some(other) = members.iter().find(|row| row.node != node && row.unreachable.is_some()) else {
+        return String::new();
+    };
+    let own = members.iter().find(|row| row.node == node).map_or("", |row| row.listen.as_str());
+    format!(
+        ", and there is no connection with {} at {} ({}). Can nodes there reach this one at {own}? If not, start it \
+         again with another --listen, or with --advertise",
+        other.node,
+        other.listen,
+        other.unreachable.as_deref().unwrap_or_default(),
+    )
 }

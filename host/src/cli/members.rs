@@ -45,5 +45,9 @@ pub(super) fn render(rows: &[MemberRow]) -> String {
             if row.claimant { "claimant".to_owned() } else { String::new() },
         ]);
     }
-    table.to_string()
+    let mut text = table.to_string();
+    for (row, why) in rows.iter().filter_map(|row| Some((row, row.unreachable.as_ref()?))) {
+        text.push_str(&format!("\n{} at {} cannot be reached from here: {why}", row.node, row.listen));
+    }
+    text
 }

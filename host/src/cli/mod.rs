@@ -22,6 +22,7 @@ mod join;
 mod leave;
 mod locate;
 mod log;
+mod log_lines;
 mod members;
 mod modules;
 mod new;
@@ -222,11 +223,11 @@ fn run(cli: Cli, output: &Output, speaks: Speaks) -> Result<(), CliError> {
     match cli.verb {
         // A node has runtimes of its own.
         Verb::Start(args) => {
-            log::set_up(context.global.verbose, true, args.log_format);
+            let _logging = log::set_up(context.global.verbose, true, args.log_format);
             start::run(args, &context, speaks)
         }
         verb => {
-            log::set_up(context.global.verbose, false, LogFormat::Text);
+            let _logging = log::set_up(context.global.verbose, false, LogFormat::Text);
             ask(verb, &context)
         }
     }

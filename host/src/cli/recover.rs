@@ -43,8 +43,9 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         if !done.lost.is_empty() {
             text.push_str(&format!(
-                "\nstart {} again if you can: they take over the newer state and keep what they hold; \
-                 `annulus remove NODE` gives up one that is gone",
+                "\nstart {} again if you can: they take over the newer state and serve what they hold of \
+                 partitions that are theirs in it; what they hold of others is kept aside and shown as a \
+                 possible loss. `annulus remove NODE` gives up one that is gone",
                 done.lost.join(", ")
             ));
         }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
+use annulus_core::address::HostPort;
 use annulus_core::keyspace::RingSize;
 use annulus_core::version::Speaks;
 use parking_lot::Mutex;
@@ -24,13 +25,17 @@ pub struct Args {
     /// Its name, `NAME@HOST`; the same at each start of one data directory
     #[arg(long, default_value = "annulus@127.0.0.1", value_parser = node_name)]
     name: String,
-    /// UDP address of its QUIC endpoint; port 0 takes a free one
-    #[arg(long, default_value = "127.0.0.1:8199")]
-    listen: SocketAddr,
+    /// UDP address of its QUIC endpoint, HOST:PORT; port 0 takes a free one
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8199")]
+    listen: HostPort,
     /// How other nodes reach it, if not by that: behind a translated address, or where it listens
-    /// on every address (0.0.0.0)
+    /// on every address (0.0.0.0); a name is looked up again from time to time
     #[arg(long, value_name = "ADDR")]
-    advertise: Option<SocketAddr>,
+    advertise: Option<HostPort>,
+    /// Where to look for other nodes of its cluster while it hears from no leader: needed only where all
+    /// nodes may change their addresses at once. May be said several times; a name is looked up each time
+    #[arg(long, value_name = "ADDR")]
+    seed: Vec<HostPort>,
     /// Address kept for its HTTP gateway; not served in this version
     #[arg(long, default_value = "127.0.0.1:8198")]
     http: SocketAddr,
@@ -96,10 +101,14 @@ struct Started {
 
 /// Runs the node. Must be called outside of any runtime.
 pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), CliError> {
+    let listen = look_up("--listen", &args.listen)?;
+    let advertise = args.advertise.as_ref().map(|at| look_up("--advertise", at)).transpose()?;
     let config = NodeConfig {
         name: args.name,
-        listen: args.listen,
-        advertise: args.advertise,
+        listen,
+        advertise,
+        advertise_name: args.advertise,
+        seeds: args.seed,
         http: args.http.to_string(),
         data: context.global.data.clone(),
         ring_size: args.ring_size,
@@ -133,6 +142,21 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         }
         Err(error) => Err(CliError::Other(error.to_string())),
     }
+}
+
+/// How long a name may take to be looked up before the node starts.
+const LOOKUP: Duration = Duration::from_secs(5);
+
+/// The first address that a name has. The node has no runtime yet.
+fn look_up(option: &str, at: &HostPort) -> Result<SocketAddr, CliError> {
+    let failed = |error: &dyn std::fmt::Display| CliError::Other(format!("{option}: {error}"));
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    let runtime = runtime.map_err(|error| failed(&error))?;
+    let found = runtime.block_on(annulus_transport::look_up(at, LOOKUP));
+    // A lookup that hangs must not keep the process from ending.
+    runtime.shutdown_background();
+    let found = found.map_err(|error| failed(&error))?;
+    found.first().copied().ok_or_else(|| failed(&"no address"))
 }
 
 /// Makes room for a new node.

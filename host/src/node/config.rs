@@ -3,6 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 
+use annulus_core::address::HostPort;
 use annulus_core::keyspace::RingSize;
 use annulus_core::version::Speaks;
 
@@ -16,6 +17,10 @@ pub struct NodeConfig {
     pub listen: SocketAddr,
     /// How peers reach it, if not by that.
     pub advertise: Option<SocketAddr>,
+    /// The name that `advertise` was found by, if it is one.
+    pub advertise_name: Option<HostPort>,
+    /// Where to look for other nodes of its cluster as long as it hears from no leader.
+    pub seeds: Vec<HostPort>,
     /// Address kept for the HTTP gateway.
     pub http: String,
     /// The data directory.

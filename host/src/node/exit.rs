@@ -28,9 +28,20 @@ pub enum StopReason {
          --rejoin-as-new` sets that aside and begins a new node there"
     )]
     Removed,
-    /// A newer process runs with the same data directory's identity (R20).
-    #[error("another process runs as this node, and is newer")]
-    Superseded,
+    /// A process runs with the same data directory's identity, and its disk was found to be the
+    /// newest (R20).
+    #[error(
+        "another process runs as this node, and its disk is the newest: {0}. This one was held up or cut off \
+         while that one was started from a copy of this data directory; it has stopped, and nothing was changed"
+    )]
+    Superseded(String),
+    /// Another process runs as this node, and was there first.
+    #[error(
+        "{0}. One node is one process: this one was started from a copy of the other's data directory and has \
+         stopped; nothing was changed. To move the node here, stop the other process first and copy its \
+         directory then"
+    )]
+    Twin(String),
     /// Its control plane failed.
     #[error("{0}")]
     Failed(String),

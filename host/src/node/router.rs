@@ -5,15 +5,16 @@
 //! operators and joining nodes are told that the node is not ready.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use annulus_core::ids::NodeUid;
+use annulus_core::ids::{NodeUid, Start};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::state::Lineage;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
 use super::exit::{Exit, ExitSwitch, StopReason};
-use annulus_cluster::ClusterService;
+use annulus_cluster::{ClusterService, Ended};
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 use annulus_vnode::Reply;
 
@@ -23,13 +24,21 @@ pub struct Router {
     control: Arc<ClusterService>,
     node: Part,
     admin: Part,
+    /// Has any peer let this run in?
+    met: AtomicBool,
 }
 
 type Part = ArcSwapOption<Arc<dyn Service>>;
 
 impl Router {
     pub(super) fn new(exit: ExitSwitch) -> Self {
-        Self { exit, control: Arc::default(), node: Part::empty(), admin: Part::empty() }
+        Self {
+            exit,
+            control: Arc::default(),
+            node: Part::empty(),
+            admin: Part::empty(),
+            met: AtomicBool::new(false),
+        }
     }
 
     pub(super) fn control(&self) -> &ClusterService {
@@ -98,15 +107,35 @@ impl Service for Router {
         self.control.datagram(from, bytes);
     }
 
+    fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
+        self.control.outdated(peer, start)
+    }
+
     fn connected(&self, peer: NodeUid) {
+        self.met.store(true, Ordering::Relaxed);
         self.control.connected(peer);
         if let Some(node) = self.node.load().as_ref() {
             node.connected(peer);
         }
     }
 
-    fn superseded(&self) {
-        self.exit.throw(Exit::Stop(StopReason::Superseded));
+    fn superseded(&self, why: &str) {
+        let reason = if self.met.load(Ordering::Relaxed) {
+            StopReason::Superseded(why.to_owned())
+        } else {
+            // Nobody has let it in: it is the older copy that has just been started.
+            StopReason::Failed(Ended::Stale(why.to_owned()).to_string())
+        };
+        self.exit.throw(Exit::Stop(reason));
+    }
+
+    fn runs_twice(&self, why: &str) {
+        if self.met.load(Ordering::Relaxed) {
+            // Others know this run: it is for the newcomer to go.
+            tracing::warn!(why, "a peer knows another run of this node");
+        } else {
+            self.exit.throw(Exit::Stop(StopReason::Twin(why.to_owned())));
+        }
     }
 
     fn removed(&self) {

@@ -2,11 +2,14 @@
 
 use std::sync::Arc;
 
-use annulus_core::ids::{BootId, ModuleUid, NodeUid};
+use annulus_core::ids::{BootId, ModuleUid, NodeId, NodeUid};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::state::Command;
 use annulus_core::wording::ranges;
 use bytes::Bytes;
 use fjall::Database;
 use tokio::runtime::Handle;
+use tokio::time::Instant;
 
 use super::Router;
 use annulus_cluster::{Cluster, View};
@@ -61,6 +64,7 @@ impl Services {
         let _on = network.enter();
         let engine = Engine::new(Some(data.path().join("compiled")))
             .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
+        tell_limits(&engine);
         let artefacts = Artefacts::new(data.path().join("components"));
         let modules = Modules::new(cluster.clone(), transport.clone(), engine, artefacts);
         let seals = Seals::open(database)?;
@@ -70,15 +74,15 @@ impl Services {
         let master = Master::new(config, &view.state.ring, &seals.all());
         note_restart(&master, &modules, &view);
         let mut changes = cluster.watch();
-        apply(&master, &changes.borrow_and_update());
+        apply(&master, &cluster, &changes.borrow_and_update());
         // What this node has on disk is loaded before it says that it is there, so that a
         // restart is over when the node serves again.
         network.block_on(modules.start(&master));
-        let follower = master.clone();
+        let (follower, log) = (master.clone(), cluster.clone());
         network.spawn(async move {
             while changes.changed().await.is_ok() {
                 let view = changes.borrow_and_update().clone();
-                apply(&follower, &view);
+                apply(&follower, &log, &view);
             }
         });
 
@@ -101,13 +105,44 @@ impl Services {
     }
 }
 
+/// Shows what the system lets this process have: what a node runs out of first should be known before.
+fn tell_limits(engine: &Engine) {
+    let (room, files) = (engine.room(), rustix::process::getrlimit(rustix::process::Resource::Nofile));
+    tracing::info!(instances = room.instances, by = ?room.by, open_files = ?files.current, "limits of this process");
+}
+
 /// Longest that vnodes may take to end: one in an endless loop traps at its call limit.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 
-fn apply(master: &Master, view: &View) {
+fn apply(master: &Master, cluster: &Cluster, view: &View) {
     let modules: Vec<ModuleUid> = view.state.modules.keys().copied().collect();
-    master.apply(&view.state.ring, &modules, view.index());
+    let aside = master.apply(&view.state.ring, &modules, view.index(), view.state.lineage);
+    if !aside.is_empty() {
+        tokio::spawn(tell_lost(cluster.clone(), view.me, aside));
+    }
 }
+
+/// Has the cluster note that these partitions' present owners may lack what this node keeps aside.
+async fn tell_lost(cluster: Cluster, node: NodeId, partitions: Vec<PartitionId>) {
+    tracing::warn!(?partitions, "a recovery gave partitions away whose items are kept aside here");
+    let mut ended = cluster.ended();
+    loop {
+        let command = Command::Lost { node, partitions: partitions.clone() };
+        match cluster.propose(command, Instant::now() + LOST_LIMIT).await {
+            Ok(_) => return,
+            // Also while the cluster does not know this command yet.
+            Err(error) => tracing::debug!(%error, "the possible loss is not noted yet"),
+        }
+        tokio::select! {
+            () = tokio::time::sleep(LOST_PAUSE) => {}
+            _ = ended.wait_for(Option::is_some) => return,
+        }
+    }
+}
+
+/// Longest that one try to note a loss may take, and the pause after it.
+const LOST_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
+const LOST_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
 /// Items that guests kept in memory did not outlive the process: an operator sees so (R5).
 fn note_restart(master: &Master, modules: &Modules, view: &View) {

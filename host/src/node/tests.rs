@@ -131,6 +131,8 @@ impl Dirs {
             name: format!("{name}@127.0.0.1"),
             listen: "127.0.0.1:0".parse().unwrap(),
             advertise: None,
+            advertise_name: None,
+            seeds: Vec::new(),
             http: "127.0.0.1:0".into(),
             data: self.0.path().join(name),
             ring_size: Some(RingSize::try_from(16).unwrap()),

@@ -11,6 +11,7 @@ use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use super::admins::AdminPlace;
 use super::bulk::{BulkStream, TokenInner};
 use super::close::{Close, describe};
 use super::dial::establish;
@@ -44,7 +45,7 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
 /// A peer that was let in.
 enum Guest {
     Node(Hello, Vec<Halves>),
-    Admin(OwnedSemaphorePermit),
+    Admin(AdminPlace),
     Joiner(OwnedSemaphorePermit),
 }
 
@@ -61,8 +62,8 @@ async fn admit(shared: Arc<Shared>, incoming: Incoming, place: OwnedSemaphorePer
     drop(place);
     let served = match greeted {
         Ok(Guest::Node(peer, lanes)) => establish(&shared, &connection, &peer, false, lanes),
-        Ok(Guest::Admin(_place)) => {
-            serve_bulk(&shared, &connection, PeerIdentity::Admin, &Arc::new(())).await;
+        Ok(Guest::Admin(place)) => {
+            serve_bulk(&shared, &connection, PeerIdentity::Admin, || place.stream()).await;
             Ok(())
         }
         Ok(Guest::Joiner(_place)) => serve_joiner(&shared, &connection).await,
@@ -105,11 +106,12 @@ async fn judge(
     match peer.role {
         Role::Node => {
             check_node(shared, connection, &peer)?;
+            shared.peer(peer.uid).check_run(shared, &peer).await?;
             let lanes = accept_lanes(connection).await.map_err(protocol)?;
             Ok(Guest::Node(peer, lanes))
         }
         Role::Admin if peer_chain(connection).first().is_some_and(names_admin) => {
-            Ok(Guest::Admin(place(&shared.admins)?))
+            Ok(Guest::Admin(shared.admins.enter(connection)?))
         }
         Role::Admin => Err((Close::Identity, "an operator's certificate is needed".to_owned())),
         Role::Joiner => Ok(Guest::Joiner(place(&shared.joiners)?)),
@@ -133,7 +135,7 @@ fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> Result<
     if shared.is_banned(peer.uid) {
         return Err((Close::Removed, "this node was removed from the cluster".to_owned()));
     }
-    shared.peer(peer.uid).check_boot(peer.boot)
+    Ok(())
 }
 
 /// Hands every bulk stream that the peer opens to the service, until the connection ends.
@@ -141,11 +143,10 @@ pub(super) async fn serve_bulk(
     shared: &Arc<Shared>,
     connection: &Connection,
     from: PeerIdentity,
-    in_use: &Arc<()>,
+    token: impl Fn() -> TokenInner,
 ) {
     while let Ok((send, recv)) = connection.accept_bi().await {
-        let token = TokenInner { _in_use: in_use.clone(), _permit: None, _keep: None };
-        tokio::spawn(open(shared.clone(), connection.clone(), from.clone(), (send, recv), token));
+        tokio::spawn(open(shared.clone(), connection.clone(), from.clone(), (send, recv), token()));
     }
 }
 

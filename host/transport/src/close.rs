@@ -34,6 +34,8 @@ pub(super) enum Close {
     Silent = 12,
     /// The node was removed from the cluster.
     Removed = 13,
+    /// Another run of the node is connected, and answers.
+    Twin = 14,
 }
 
 impl Close {
@@ -50,6 +52,14 @@ impl Close {
     pub(super) fn is(self, error: &ConnectionError) -> bool {
         matches!(error, ConnectionError::ApplicationClosed(close)
             if close.error_code == VarInt::from_u32(self as u32))
+    }
+}
+
+/// What the peer said of why it closed, without further words; empty if it closed nothing.
+pub(super) fn reason(error: &ConnectionError) -> String {
+    match error {
+        ConnectionError::ApplicationClosed(close) => String::from_utf8_lossy(&close.reason).into_owned(),
+        _ => String::new(),
     }
 }
 

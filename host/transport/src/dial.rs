@@ -8,24 +8,34 @@ use quinn::Connection;
 use tokio::time::timeout;
 
 use super::accept::serve_bulk;
-use super::close::{Close, describe};
+use super::close::{self, Close, describe};
 use super::hello::{self, Hello, Role};
-use super::identity::node_name;
+use super::identity::{ANY_NODE, node_name};
 use super::limits::DIAL_LIMIT;
 use super::link::{Halves, Link};
 use super::shared::Shared;
 use super::stream::open_lanes;
+use super::tls::{names_node, peer_chain};
 
-/// Dials, greets, and hands the connection to the peer's table entry. An error is for people:
-/// nothing is left open.
-pub(super) async fn dial(shared: &Arc<Shared>, uid: NodeUid, addr: SocketAddr) -> Result<(), String> {
+/// Dials a node, or whichever is there, greets, and hands the connection to the peer's table entry;
+/// answers which node it is. An error is for people: nothing is left open.
+pub(super) async fn dial(
+    shared: &Arc<Shared>,
+    uid: Option<NodeUid>,
+    addr: SocketAddr,
+) -> Result<NodeUid, String> {
+    let name = uid.map_or_else(|| ANY_NODE.to_owned(), node_name);
     let attempt = async {
         let endpoint = shared.endpoint().ok_or("this node is closing")?;
-        let connecting = endpoint.connect_with(shared.client_config(), addr, &node_name(uid));
+        let connecting = endpoint.connect_with(shared.client_config(), addr, &name);
         let connection =
             connecting.map_err(|error| error.to_string())?.await.map_err(|error| describe(&error))?;
         let met = match greet(shared, uid, &connection).await {
-            Ok((peer, lanes)) => establish(shared, &connection, &peer, true, lanes),
+            Ok((peer, _)) if uid.is_none() && shared.peer(peer.uid).runs(peer.boot) => {
+                Close::Spare.close(&connection, "the pair has another connection");
+                Ok(peer.uid)
+            }
+            Ok((peer, lanes)) => establish(shared, &connection, &peer, true, lanes).map(|()| peer.uid),
             Err(refusal) => Err(refusal),
         };
         met.map_err(|(close, reason)| {
@@ -41,7 +51,7 @@ pub(super) async fn dial(shared: &Arc<Shared>, uid: NodeUid, addr: SocketAddr) -
 
 async fn greet(
     shared: &Shared,
-    uid: NodeUid,
+    uid: Option<NodeUid>,
     connection: &Connection,
 ) -> Result<(Hello, Vec<Halves>), (Close, String)> {
     let failed = |error: String| {
@@ -56,12 +66,15 @@ async fn greet(
     let peer = match hello::hear(&mut recv).await {
         Ok(peer) => peer,
         Err(error) => {
-            let closed = connection.close_reason();
-            if closed.as_ref().is_some_and(|error| Close::OlderBoot.is(error)) {
-                shared.service.superseded();
-            }
-            if closed.as_ref().is_some_and(|error| Close::Removed.is(error)) {
-                shared.service.removed();
+            match connection.close_reason() {
+                Some(closed) if Close::OlderBoot.is(&closed) => {
+                    shared.service.superseded(&close::reason(&closed));
+                }
+                Some(closed) if Close::Twin.is(&closed) => {
+                    shared.service.runs_twice(&close::reason(&closed));
+                }
+                Some(closed) if Close::Removed.is(&closed) => shared.service.removed(),
+                _ => {}
             }
             return Err(failed(error.to_string()));
         }
@@ -69,10 +82,19 @@ async fn greet(
     peer.check_version(shared.speaks.protocol)?;
     peer.check_cluster(shared.cluster)?;
     peer.check_level(*shared.level.lock())?;
-    if peer.role != Role::Node || peer.uid != uid {
+    if peer.uid == shared.uid {
+        return Err((Close::Identity, "this node itself answers".to_owned()));
+    }
+    if let Some(uid) = uid.filter(|uid| peer.role != Role::Node || peer.uid != *uid) {
         return Err((Close::Identity, format!("node {} answers instead of {uid}", peer.uid)));
     }
-    shared.peer(uid).check_boot(peer.boot)?;
+    if !peer_chain(connection).first().is_some_and(|cert| names_node(cert, peer.uid)) {
+        return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
+    }
+    if shared.is_banned(peer.uid) {
+        return Err((Close::Removed, "this node was removed from the cluster".to_owned()));
+    }
+    shared.peer(peer.uid).check_run(shared, &peer).await?;
     Ok((peer, lanes))
 }
 
@@ -96,7 +118,7 @@ pub(super) fn establish(
     let shared = shared.clone();
     tokio::spawn(async move {
         tokio::select! {
-            () = serve_bulk(&shared, &link.connection, link.identity(), &link.bulk_in_use) => {}
+            () = serve_bulk(&shared, &link.connection, link.identity(), || link.bulk_token()) => {}
             () = hand_on_datagrams(&shared, &link) => {}
             _ = link.connection.closed() => {}
         }

@@ -6,7 +6,7 @@
 //! connection with the reason. Nothing else is read before.
 //! What a hello claims must agree with the certificate; that is checked by who reads it.
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::{Range, Speaks};
 use bytes::{Buf, BufMut};
@@ -18,6 +18,8 @@ const MAGIC: &[u8; 8] = b"annulus\n";
 const BYTES: usize = 8 + 4 + 1 + 16 + 16 + 16 + 16;
 /// After them, since the second build: the levels. The first one skips them, and says none.
 const LEVELS_BYTES: usize = 4 + 4;
+/// After those, from builds that say it: which start of its data directory this run is.
+const START_BYTES: usize = 8 + 8;
 /// A later version may say more after what we know; it is skipped.
 const MAX_BYTES: usize = 4096;
 
@@ -43,6 +45,8 @@ pub(super) struct Hello {
     /// Zero from an operator or a joiner.
     pub uid: NodeUid,
     pub boot: BootId,
+    /// Which start of the node's data directory this run is; none from builds that do not say.
+    pub start: Option<Start>,
 }
 
 impl Hello {
@@ -55,6 +59,7 @@ impl Hello {
             lineage: Lineage::default(),
             uid: NodeUid([0; 16]),
             boot: BootId([0; 16]),
+            start: None,
         }
     }
 
@@ -73,9 +78,13 @@ impl Hello {
         out.put_u64(self.lineage.id);
         out.put_slice(&self.uid.0);
         out.put_slice(&self.boot.0);
-        if self.speaks.levels != Speaks::FIRST.levels {
+        if self.speaks.levels != Speaks::FIRST.levels || self.start.is_some() {
             out.put_u32(self.speaks.levels.oldest);
             out.put_u32(self.speaks.levels.newest);
+        }
+        if let Some(start) = self.start {
+            out.put_u64(start.number);
+            out.put_u64(start.id);
         }
         out
     }
@@ -105,7 +114,9 @@ impl Hello {
             0..LEVELS_BYTES => Speaks::FIRST.levels,
             _ => Range::new(bytes.get_u32(), bytes.get_u32()),
         };
-        Ok(Self { speaks: Speaks { protocol, levels }, role, cluster, lineage, uid, boot })
+        let start = (bytes.remaining() >= START_BYTES)
+            .then(|| Start { number: bytes.get_u64(), id: bytes.get_u64() });
+        Ok(Self { speaks: Speaks { protocol, levels }, role, cluster, lineage, uid, boot, start })
     }
 
     /// Can the two talk, as far as versions go?
@@ -180,19 +191,20 @@ mod tests {
     fn hello() -> impl Strategy<Value = Hello> {
         let role = prop_oneof![Just(Role::Node), Just(Role::Admin), Just(Role::Joiner)];
         let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
-        // One that says its levels: after one that says none, nothing more can be said.
+        // One that says all: after one that leaves something out, nothing more can be said.
         let levels = (any::<(u32, u32)>()).prop_map(|(oldest, newest)| Range::new(oldest, newest));
-        let levels = levels.prop_filter("said", |levels| *levels != Speaks::FIRST.levels);
+        let start = any::<(u64, u64)>().prop_map(|(number, id)| Start { number, id });
         let protocol =
             any::<(u16, u16)>().prop_map(|(oldest, newest)| Range::new(oldest.into(), newest.into()));
-        ((protocol, levels), role, ids, any::<(u64, u64)>()).prop_map(
-            |((protocol, levels), role, (cluster, uid, boot), (number, id))| Hello {
+        ((protocol, levels, start), role, ids, any::<(u64, u64)>()).prop_map(
+            |((protocol, levels, start), role, (cluster, uid, boot), (number, id))| Hello {
                 speaks: Speaks { protocol, levels },
                 role,
                 cluster: ClusterId(cluster),
                 lineage: Lineage { number, id },
                 uid: NodeUid(uid),
                 boot: BootId(boot),
+                start: Some(start),
             },
         )
     }
@@ -237,6 +249,9 @@ mod tests {
         let hello = |speaks| Hello { speaks, ..Hello::anonymous(Role::Node) };
         let bytes = hello(Speaks::THIS).encode();
         assert_eq!((bytes.len(), &bytes[8..12]), (BYTES + LEVELS_BYTES, &[0, 1, 0, 2][..]));
+        let start = Some(Start { number: 7, id: 9 });
+        let bytes = Hello { start, ..hello(Speaks::THIS) }.encode();
+        assert_eq!(bytes.len(), BYTES + LEVELS_BYTES + START_BYTES);
         let first = hello(Speaks::FIRST).encode();
         assert_eq!((first.len(), &first[8..12]), (BYTES, &[0, 1, 0, 1][..]));
         assert_eq!(Hello::decode(&first).map(|hello| hello.speaks), Ok(Speaks::FIRST));

@@ -16,6 +16,7 @@
 //! a limit (`limits` has them all); a payload is never looked into, and copied at most once.
 
 mod accept;
+mod admins;
 mod bulk;
 pub mod client;
 mod close;
@@ -29,6 +30,7 @@ pub mod kind;
 mod lane;
 pub mod limits;
 mod link;
+mod lookup;
 mod peer;
 mod pending;
 mod queue;
@@ -46,7 +48,7 @@ use std::collections::HashSet;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
@@ -59,6 +61,7 @@ pub use self::bulk::{BulkRecv, BulkSend, BulkStream};
 pub use self::error::{BindError, BulkError, CallError, ConnectError};
 use self::identity::{IdentityError, TlsIdentity};
 use self::link::Link;
+pub use self::lookup::{LookupError, look_up};
 pub use self::service::{Lane, PeerIdentity, Request, Responder, Service};
 use self::shared::{Shared, Trust, server_config};
 use self::tls::Credentials;
@@ -77,6 +80,8 @@ pub struct TransportConfig {
     pub uid: NodeUid,
     /// Of this run.
     pub boot: BootId,
+    /// Which start of the node's data directory this run is.
+    pub start: Start,
     /// Certificate and key of this node.
     pub identity: TlsIdentity,
     /// PEM of every authority whose certificates are trusted; at least one.
@@ -133,6 +138,7 @@ impl Transport {
             cluster: config.cluster,
             uid: config.uid,
             boot: config.boot,
+            start: config.start,
             lineage: config.lineage.into(),
             speaks,
             level: None.into(),
@@ -140,7 +146,7 @@ impl Transport {
             credentials: ArcSwap::from_pointee(credentials),
             tuning,
             joiners: Arc::new(Semaphore::new(limits::MAX_JOINERS)),
-            admins: Arc::new(Semaphore::new(limits::MAX_ADMINS)),
+            admins: Default::default(),
             peers: Default::default(),
             banned: Default::default(),
         });
@@ -234,6 +240,16 @@ impl Transport {
         }
     }
 
+    /// Connects to whichever node of this cluster answers at an address, and says which: for a node
+    /// that knows where somebody listens and not who. Does nothing if there is a connection to it already.
+    /// The error is for people; nothing is left open. Bounded by [`limits::DIAL_LIMIT`].
+    pub async fn meet(&self, addr: SocketAddr) -> Result<NodeUid, String> {
+        let shared = self.shared.clone();
+        // On the network's runtime: the connection lives there.
+        let met = self.shared.runtime.spawn(async move { dial::dial(&shared, None, addr).await });
+        met.await.unwrap_or_else(|error| Err(error.to_string()))
+    }
+
     async fn link(&self, peer: &PeerAddr, deadline: Instant) -> Result<Arc<Link>, CallError> {
         let entry = self.shared.peer(peer.uid);
         match entry.link() {
@@ -256,6 +272,12 @@ impl Transport {
     /// Connected, and heard from within [`limits::SILENCE_LIMIT`]?
     pub fn is_up(&self, uid: NodeUid) -> bool {
         uid == self.shared.uid || self.shared.peers.read().get(&uid).is_some_and(|peer| peer.link().is_some())
+    }
+
+    /// Why the last attempt to reach a peer failed, if there is no connection now.
+    pub fn why_down(&self, uid: NodeUid) -> Option<String> {
+        let peer = self.shared.peers.read().get(&uid).cloned()?;
+        peer.failure()
     }
 
     /// What a connected peer said of its lineage and which of its runs it is.

@@ -36,6 +36,11 @@ pub const KEEP_ALIVE: Duration = Duration::from_millis(300);
 /// A peer not heard from for this long is gone: calls in flight end, new ones are refused.
 pub const SILENCE_LIMIT: Duration = Duration::from_millis(700);
 
+/// How long a run of a node has to answer when another run of it comes, before it gives way: the
+/// newcomer's dial has to wait for that, so shorter than [`DIAL_LIMIT`]. What ended without a word is
+/// noticed within this time.
+pub const TWIN_LIMIT: Duration = Duration::from_millis(500);
+
 /// The last part of [`SILENCE_LIMIT`]: a link on which nothing came until then looks once more at its
 /// end. A look that is later than this does not count: then it was this process that was held up, and
 /// what came waits in its socket.
@@ -87,7 +92,7 @@ pub const MAX_JOINERS: usize = 16;
 /// Longest life of a connection without a certificate: one join.
 pub const JOINER_LIMIT: Duration = Duration::from_secs(30);
 
-/// Connections of operators at a time.
+/// Connections of operators at a time; for a further one, that which has been idle longest is closed.
 pub const MAX_ADMINS: usize = 256;
 
 /// A second connection of one pair (both dialled at once) is closed when nothing went over it

@@ -150,6 +150,11 @@ impl Link {
         }
     }
 
+    /// What a bulk stream that the peer opens holds while it is open.
+    pub(super) fn bulk_token(&self) -> TokenInner {
+        TokenInner { _in_use: self.bulk_in_use.clone(), _permit: None, _keep: None }
+    }
+
     pub(super) fn identity(&self) -> PeerIdentity {
         PeerIdentity::Node { uid: self.uid, boot: self.boot }
     }

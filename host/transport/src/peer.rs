@@ -2,8 +2,12 @@
 //!
 //! Both nodes of a pair may dial, so there may be two connections for a while. Both sides prefer
 //! the one that the lower uid dialled; the other is closed by its dialler once it has been quiet
-//! (so a call never dies of tidiness). A connection of a newer run of the peer replaces those of
-//! earlier runs, and an earlier run is never taken again.
+//! (so a call never dies of tidiness).
+//!
+//! A peer is one process at a time. One that comes while another run of the node is connected is
+//! turned away as long as that one answers: whoever started it knows less than the cluster does. One
+//! that answers no more gives way. A run whose disk is known not to be the node's newest is never
+//! taken, and told so ([`Service::outdated`](super::Service::outdated)).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -12,19 +16,23 @@ use std::sync::Arc;
 use annulus_core::ids::{BootId, NodeUid};
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwapOption;
+use bytes::Bytes;
 use parking_lot::Mutex;
 use quinn::ConnectionError;
 use tokio::sync::Notify;
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::close::Close;
+use super::close::{self, Close};
 use super::dial::dial;
 use super::error::CallError;
-use super::limits::{DIAL_INTEREST, DIAL_PAUSE, SPARE_QUIET};
+use super::hello::Hello;
+use super::kind::ECHO;
+use super::limits::{DIAL_INTEREST, DIAL_PAUSE, SPARE_QUIET, TWIN_LIMIT};
 use super::link::Link;
+use super::service::Lane;
 use super::shared::Shared;
 
-/// Earlier runs that are remembered, to refuse them.
+/// Earlier runs that are remembered, to refuse them where their build does not say its start.
 const PAST_BOOTS: usize = 16;
 
 pub(super) struct Peer {
@@ -79,6 +87,12 @@ impl Peer {
     /// The connection to use, if there is one.
     pub(super) fn link(&self) -> Option<Arc<Link>> {
         self.current.load_full()
+    }
+
+    /// Why there is no connection, where there is none and one was tried.
+    pub(super) fn failure(&self) -> Option<String> {
+        let state = self.state.lock();
+        (self.link().is_none() && !state.failure.is_empty()).then(|| state.failure.clone())
     }
 
     /// What the peer said last that it speaks.
@@ -172,8 +186,8 @@ impl Peer {
         let mut pause = DIAL_PAUSE.0;
         while let Some(addr) = self.still_wanted(&shared, patience) {
             patience = Patience::Interest;
-            match dial(&shared, self.uid, addr).await {
-                Ok(()) => continue,
+            match dial(&shared, Some(self.uid), addr).await {
+                Ok(_) => continue,
                 Err(failure) => {
                     tracing::debug!(peer = %self.uid, %addr, failure, "dial failed");
                     let mut state = self.state.lock();
@@ -200,9 +214,32 @@ impl Peer {
         addr
     }
 
-    /// Is this run of the peer known to be over?
-    pub(super) fn check_boot(&self, boot: BootId) -> Result<(), (Close, String)> {
-        self.state.lock().check_boot(boot)
+    /// Is there a connection to this run of it?
+    pub(super) fn runs(&self, boot: BootId) -> bool {
+        self.link().is_some_and(|link| link.boot == boot)
+    }
+
+    /// May this run of the peer be let in? Not if its disk is known to be older than another run's, nor
+    /// as long as another run answers.
+    pub(super) async fn check_run(&self, shared: &Shared, hello: &Hello) -> Result<(), (Close, String)> {
+        match hello.start {
+            Some(start) => {
+                if let Some(why) = shared.service.outdated(self.uid, start) {
+                    return Err((Close::OlderBoot, why));
+                }
+            }
+            None => self.state.lock().check_boot(hello.boot)?,
+        }
+        let deadline = Instant::now() + TWIN_LIMIT;
+        for link in self.links().into_iter().filter(|link| link.boot != hello.boot) {
+            if let Some(Ok(_)) = link.call(Lane::Control, ECHO, Bytes::new(), deadline).await {
+                let at = link.connection.remote_address();
+                return Err((Close::Twin, format!("another process runs as this node at {at}, and answers")));
+            }
+            link.note_end("another run of this node came, and this one did not answer");
+            Close::Silent.close(&link.connection, "no answer when another run of this node came");
+        }
+        Ok(())
     }
 
     /// Takes a connection into use.
@@ -212,7 +249,10 @@ impl Peer {
         link: Arc<Link>,
     ) -> Result<(), (Close, String)> {
         let mut state = self.state.lock();
-        state.check_boot(link.boot)?;
+        let is_open = |link: &Arc<Link>| link.connection.close_reason().is_none();
+        if state.links.iter().any(|earlier| earlier.boot != link.boot && is_open(earlier)) {
+            return Err((Close::Busy, "another run of this node connected meanwhile".to_owned()));
+        }
         if let Some(past) = state.boot.replace(link.boot).filter(|past| *past != link.boot) {
             state.past_boots.push_back(past);
             if state.past_boots.len() > PAST_BOOTS {
@@ -221,7 +261,7 @@ impl Peer {
         }
         state.links.retain(|earlier| {
             if earlier.boot != link.boot {
-                Close::Superseded.close(&earlier.connection, "a newer run of this node has connected");
+                // Closed, and about to be taken out.
             } else if earlier.dialled == link.dialled {
                 // Nobody dials who has a connection: its dialler has given it up.
                 Close::Spare.close(&earlier.connection, "dialled again");
@@ -294,7 +334,7 @@ impl Peer {
         link.end();
         self.changed.notify_waiters();
         if superseded {
-            shared.service.superseded();
+            shared.service.superseded(&close::reason(error));
         }
         if Close::Removed.is(error) {
             shared.service.removed();

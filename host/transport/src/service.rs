@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use annulus_core::ids::{BootId, NodeUid};
+use annulus_core::ids::{BootId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use bytes::Bytes;
 use tokio::sync::oneshot;
@@ -75,9 +75,19 @@ pub trait Service: Send + Sync + 'static {
     /// There is a connection to this node, whoever dialled. Must not block.
     fn connected(&self, _peer: NodeUid) {}
 
-    /// A peer says that a newer run of this very node exists (two processes with one data
-    /// directory's identity): this one should stop.
-    fn superseded(&self) {}
+    /// What speaks against a run of a peer: a start of the same node that was found to be its newest, and
+    /// is newer. `None` if nothing does. Must not block.
+    fn outdated(&self, _peer: NodeUid, _start: Start) -> Option<String> {
+        None
+    }
+
+    /// A peer says that another run of this very node exists (two processes with one data directory's
+    /// identity) whose disk was found to be newer: this one should stop. `why` is in the peer's words.
+    fn superseded(&self, _why: &str) {}
+
+    /// A peer says that another run of this very node is connected to it, and answers. One that has
+    /// just started should stop.
+    fn runs_twice(&self, _why: &str) {}
 
     /// A peer says that this node was removed from the cluster by force (R3): it should stop.
     fn removed(&self) {}

@@ -4,7 +4,7 @@ use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
@@ -13,6 +13,7 @@ use quinn::{ClientConfig, Endpoint, ServerConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
+use super::admins::Admins;
 use super::hello::{Hello, Role};
 use super::identity::TlsIdentity;
 use super::peer::Peer;
@@ -31,6 +32,7 @@ pub(super) struct Shared {
     pub cluster: ClusterId,
     pub uid: NodeUid,
     pub boot: BootId,
+    pub start: Start,
     pub lineage: Mutex<Lineage>,
     /// Said in every hello.
     pub speaks: Speaks,
@@ -41,7 +43,7 @@ pub(super) struct Shared {
     pub credentials: ArcSwap<Credentials>,
     pub tuning: Arc<quinn::TransportConfig>,
     pub joiners: Arc<Semaphore>,
-    pub admins: Arc<Semaphore>,
+    pub admins: Arc<Admins>,
     pub peers: RwLock<HashMap<NodeUid, Arc<Peer>>>,
     pub banned: RwLock<HashSet<NodeUid>>,
 }
@@ -84,6 +86,8 @@ impl Shared {
             lineage: *self.lineage.lock(),
             uid: self.uid,
             boot: self.boot,
+            // The first build's hello has no more than it needs.
+            start: (self.speaks != Speaks::FIRST).then_some(self.start),
         }
     }
 

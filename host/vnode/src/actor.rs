@@ -3,6 +3,7 @@
 //! The order of everything that happens to a vnode is the order in which this loop does it:
 //! that is what makes "forwarded in commit order" (R15) and "sealed" (R1) true without locks.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
@@ -13,11 +14,13 @@ use annulus_core::request::{ErrorCode, RequestError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
 
-use super::background::{SwapState, Sweep};
+use super::background::{LateStart, SwapState, Sweep};
 use super::guest::{Behaviour, Guest, Items};
 use super::mailbox::{Command, Control, Gauge, MAILBOX_COMMANDS, Outgoing, StreamEvent, VnodeHandle};
+use super::room::Room;
 use super::slot::Incidents;
-use annulus_wasm::{GuestError, Partition};
+use super::turns::{Place, Queue, Turn};
+use annulus_wasm::{CommandInfo, GuestError, Partition};
 
 /// Commands between two steps of background work while both are waiting: a step is a page of
 /// some 100 µs, so a command waits behind at most one, and the work gets its share.
@@ -41,7 +44,11 @@ pub(super) struct Actor {
     commands: mpsc::Receiver<Command>,
     control: mpsc::UnboundedReceiver<Control>,
     sealed: bool,
+    /// It keeps its items and serves no more.
+    aside: Option<RequestError>,
     pub(super) outgoing: Option<Outgoing>,
+    /// A handoff that began within a swap, and is gone into once that is over.
+    pub(super) late: Option<LateStart>,
     pub(super) swap: Option<SwapState>,
     pub(super) sweep: Sweep,
     since_step: u32,
@@ -50,6 +57,22 @@ pub(super) struct Actor {
     last_exit: Option<String>,
     gauge: Arc<Gauge>,
     incidents: Arc<Incidents>,
+    /// Pages of commands that go everywhere, which wait for their turn.
+    pages: VecDeque<Command>,
+    turns: Queue,
+    /// The place in that queue, while there are pages.
+    turn: Option<Place>,
+    pub(super) room: Room,
+    /// The guest has been given something to keep since it was made.
+    pub(super) has_items: bool,
+}
+
+/// Returns when the receiver of a handoff may have caught up.
+async fn relieved(outgoing: &mut Option<Outgoing>) {
+    if let Some(outgoing) = outgoing {
+        // An error: the handoff is gone.
+        let _ = outgoing.congested.changed().await;
+    }
 }
 
 /// Starts a vnode on the guests' runtime.
@@ -59,6 +82,7 @@ pub(super) fn start(
     partition: Partition,
     behaviour: Arc<Behaviour>,
     incidents: Arc<Incidents>,
+    turns: Queue,
 ) -> VnodeHandle {
     let (commands, commands_rx) = mpsc::channel(MAILBOX_COMMANDS);
     let (control, control_rx) = mpsc::unbounded_channel();
@@ -76,7 +100,9 @@ pub(super) fn start(
         commands: commands_rx,
         control: control_rx,
         sealed: false,
+        aside: None,
         outgoing: None,
+        late: None,
         swap: None,
         sweep: Sweep::default(),
         since_step: 0,
@@ -85,6 +111,11 @@ pub(super) fn start(
         last_exit: None,
         gauge,
         incidents,
+        pages: VecDeque::new(),
+        turns,
+        turn: None,
+        room: Room::default(),
+        has_items: false,
     };
     runtime.spawn(actor.run());
     handle
@@ -99,6 +130,9 @@ impl Actor {
                 // Control and commands are looked at between any two steps.
                 tokio::task::yield_now().await;
             }
+            if self.late.is_some() && self.swap.is_none() {
+                self.start_late().await;
+            }
             tokio::select! {
                 biased;
                 control = self.control.recv() => match control {
@@ -107,9 +141,25 @@ impl Actor {
                     // Every handle is gone: the master dropped the vnode.
                     None => return,
                 },
-                Some(command) = self.commands.recv(), if !self.sealed => {
+                turn = next_turn(&mut self.turn), if !self.sealed && self.turn.is_some() => {
                     self.since_step += 1;
-                    self.command(command).await;
+                    self.turn = None;
+                    self.one_page(turn).await;
+                }
+                () = relieved(&mut self.outgoing), if self.is_congested() => {}
+                Some(command) = self.commands.recv(), if !self.sealed && !self.is_congested() => {
+                    match (&self.aside, &command.page) {
+                        (Some(error), _) => {
+                            self.gauge.taken(&command);
+                            command.reply.send(Err(error.clone()));
+                        }
+                        (None, Some(_)) => self.queue_page(command),
+                        (None, None) => {
+                            self.gauge.taken(&command);
+                            self.since_step += 1;
+                            self.command(command).await;
+                        }
+                    }
                 }
                 () = std::future::ready(()), if self.step_is_wanted() => self.since_step = COMMANDS_PER_STEP,
             }
@@ -118,7 +168,14 @@ impl Actor {
 
     fn step_is_due(&self) -> bool {
         self.step_is_wanted()
-            && (self.since_step >= COMMANDS_PER_STEP || self.commands.is_empty() || self.sealed)
+            && (self.since_step >= COMMANDS_PER_STEP
+                || self.commands.is_empty()
+                || self.sealed
+                || self.is_congested())
+    }
+
+    fn is_congested(&self) -> bool {
+        self.outgoing.as_ref().is_some_and(Outgoing::is_congested)
     }
 
     async fn control(&mut self, control: Control) {
@@ -126,12 +183,26 @@ impl Actor {
             Control::StartOutgoing(outgoing) => self.start_outgoing(outgoing).await,
             Control::ReadPage { attempt, after } => self.read_page(attempt, after).await,
             Control::EndOutgoing { finished } => self.end_outgoing(finished).await,
-            Control::Seal => {
+            Control::Seal(round) => {
                 self.sealed = true;
+                // A turn must not be held behind a seal.
+                self.turn = None;
                 let (module, stored) = (self.module, self.stored());
-                self.tell_outgoing(StreamEvent::Sealed { module, stored });
+                self.tell_outgoing(StreamEvent::Sealed { module, round, stored });
             }
-            Control::Unseal => self.sealed = false,
+            Control::Ping(answer) => drop(answer.send(())),
+            Control::Unseal => {
+                self.sealed = false;
+                self.turn = (!self.pages.is_empty()).then(|| self.turns.place());
+            }
+            Control::SetAside(error) => {
+                (self.sealed, self.turn) = (false, None);
+                for command in std::mem::take(&mut self.pages) {
+                    self.gauge.taken(&command);
+                    command.reply.send(Err(error.clone()));
+                }
+                self.aside = Some(error);
+            }
             Control::Items(items, answer) => {
                 let for_swap = self.swap.is_some().then(|| items.clone());
                 let taken = self.take(items).await;
@@ -151,10 +222,38 @@ impl Actor {
         }
     }
 
+    /// A page waits for its turn beside the commands, which go on.
+    fn queue_page(&mut self, command: Command) {
+        if self.pages.len() >= MAILBOX_COMMANDS {
+            self.gauge.taken(&command);
+            let message = "too many commands that go everywhere wait for this vnode; try again later";
+            return command.reply.send(Err(RequestError::not_applied(ErrorCode::Overloaded, message)));
+        }
+        self.pages.push_back(command);
+        self.turn.get_or_insert_with(|| self.turns.place());
+    }
+
+    async fn one_page(&mut self, turn: Option<Turn>) {
+        if let Some(command) = self.pages.pop_front() {
+            self.gauge.taken(&command);
+            self.command(command).await;
+        }
+        drop(turn);
+        if !self.pages.is_empty() {
+            self.turn = Some(self.turns.place());
+        }
+    }
+
     /// Answers all that waits, tells the guest, and is gone.
     async fn end(mut self, error: RequestError, delete: bool, done: oneshot::Sender<()>) {
         self.commands.close();
+        self.turn = None;
+        for command in std::mem::take(&mut self.pages) {
+            self.gauge.taken(&command);
+            command.reply.send(Err(error.clone()));
+        }
         while let Some(command) = self.commands.recv().await {
+            self.gauge.taken(&command);
             command.reply.send(Err(error.clone()));
         }
         self.end_outgoing(delete).await;
@@ -199,9 +298,14 @@ impl Actor {
                 if let Some(reason) = self.last_exit.take()
                     && let Err(error) = guest.handle_exit(&reason).await
                 {
-                    let error = self.failed(error, Some(guest.dots()));
-                    return Err(error);
+                    if error.poisons() {
+                        let error = self.failed(error, Some(guest.dots()));
+                        return Err(error);
+                    }
+                    self.broke_contract(&error);
                 }
+                self.has_items = false;
+                self.room = Room::default();
                 self.guest = Some(guest);
                 Ok(())
             }
@@ -216,17 +320,34 @@ impl Actor {
         let code = match &error {
             GuestError::Trapped(_) => ErrorCode::Trapped,
             GuestError::TimedOut(_) => ErrorCode::DeadlineExceeded,
+            GuestError::NoRoom(_) => ErrorCode::Overloaded,
             GuestError::InitRefused(_) => ErrorCode::NotReady,
             GuestError::Doomed(annulus_wasm::Doom::TooLarge { .. }) => ErrorCode::ValueTooLarge,
             GuestError::Doomed(_) => ErrorCode::ContractBroken,
         };
-        if poisons {
-            self.poisoned(&message, dots);
+        if poisons && self.poisoned(&message, dots) {
+            let partition = self.partition.id;
+            return RequestError::unknown(
+                ErrorCode::ItemsLost,
+                format!(
+                    "{message}; with it went what the module kept in memory in partition {partition}: \
+                     look before you send again what was acknowledged"
+                ),
+            );
         }
         RequestError::not_applied(code, message)
     }
 
-    fn poisoned(&mut self, reason: &str, dots: Option<u64>) {
+    /// A callback did what it may not do. What it did was dropped, and the vnode goes on without it: a
+    /// fault of the module's must not keep a partition from moving or starting.
+    pub(super) fn broke_contract(&self, error: &GuestError) {
+        let (module, partition, reason) = (&*self.behaviour.name, self.partition.id, error.to_string());
+        tracing::warn!(module, partition, reason, "a callback of a guest broke the contract");
+        self.incidents.note("contract-broken", module, Some(partition), &reason);
+    }
+
+    /// The guest is gone; true if items went with it.
+    fn poisoned(&mut self, reason: &str, dots: Option<u64>) -> bool {
         let lost = self.guest.take();
         self.dots = dots.or(lost.as_ref().map(Guest::dots)).unwrap_or(self.dots);
         self.traps_in_a_row += 1;
@@ -242,15 +363,28 @@ impl Actor {
                 .store(u64::try_from(wait.as_millis()).unwrap_or(u64::MAX), Ordering::Relaxed);
         }
         // A guest that keeps its items took them with it.
-        if lost.is_some_and(|guest| guest.keeps_items()) {
+        let kept = lost.is_some_and(|guest| guest.keeps_items());
+        let loses = kept && std::mem::take(&mut self.has_items);
+        if loses {
             self.incidents.possible_loss(&self.behaviour.name, self.module, self.partition.id, reason);
+        }
+        if kept {
             self.abandon_moves("its guest ended and took its items with it");
         }
+        loses
     }
 
     /// What names this vnode's writes.
     pub(super) fn actor_id(&self) -> u64 {
         self.actor
+    }
+
+    /// A command that may write came back.
+    pub(super) fn wrote(&mut self, info: &CommandInfo) {
+        self.has_items = true;
+        if info.frees {
+            self.room.freed();
+        }
     }
 
     /// A call of the guest succeeded.
@@ -260,5 +394,13 @@ impl Actor {
             self.back_off_until = None;
             self.gauge.back_off_ms.store(0, Ordering::Relaxed);
         }
+    }
+}
+
+/// Waits for a turn; for ever without a place.
+async fn next_turn(place: &mut Option<Place>) -> Option<Turn> {
+    match place {
+        Some(place) => place.await,
+        None => std::future::pending().await,
     }
 }

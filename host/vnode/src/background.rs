@@ -30,6 +30,13 @@ pub(super) struct SwapState {
     answer: oneshot::Sender<Result<SwapReport, String>>,
 }
 
+/// What a handoff that began within a swap has asked for meanwhile.
+#[derive(Default)]
+pub(super) struct LateStart {
+    /// Attempt and token of the page that is wanted.
+    page: Option<(u64, Option<Vec<u8>>)>,
+}
+
 /// Looks for tombstones that a guest keeps, once there were many writes.
 #[derive(Default)]
 pub(super) struct Sweep {
@@ -86,13 +93,28 @@ impl Actor {
         }
     }
 
+    /// Writes follow from here on. The guest hears of the handoff, and pages are read, once a swap that
+    /// is under way is over: its pages leave room for commands, and the new instance has all items.
     pub(super) async fn start_outgoing(&mut self, outgoing: Outgoing) {
-        // One move at a time: a page of a swap is short, and its new instance has all items.
-        while self.swap.is_some() {
-            self.step_swap().await;
-        }
-        let (kind, target) = (outgoing.kind, outgoing.target.clone());
         self.outgoing = Some(outgoing);
+        if self.swap.is_some() {
+            self.late = Some(LateStart::default());
+        } else {
+            self.announce_outgoing().await;
+        }
+    }
+
+    pub(super) async fn start_late(&mut self) {
+        let Some(late) = self.late.take() else { return };
+        self.announce_outgoing().await;
+        if let Some((attempt, after)) = late.page {
+            self.read_page(attempt, after).await;
+        }
+    }
+
+    async fn announce_outgoing(&mut self) {
+        let Some(outgoing) = &self.outgoing else { return };
+        let (kind, target) = (outgoing.kind, outgoing.target.clone());
         let asked = match &mut self.guest {
             Some(guest) => guest.handoff_starting(kind, &target).await,
             None => Ok(true),
@@ -100,6 +122,7 @@ impl Actor {
         let reason = match asked {
             Ok(true) => return,
             Ok(false) => "the module put the handoff off".to_owned(),
+            Err(error) if !error.poisons() => return self.broke_contract(&error),
             Err(error) => self.failed(error, None).message,
         };
         let module = self.module;
@@ -108,14 +131,26 @@ impl Actor {
 
     pub(super) async fn end_outgoing(&mut self, finished: bool) {
         let Some(outgoing) = self.outgoing.take() else { return };
+        // It was never told of the start.
+        if self.late.take().is_some() {
+            return;
+        }
         if let Some(guest) = &mut self.guest
             && let Err(error) = guest.handoff_ended(outgoing.kind, &outgoing.target, finished).await
         {
-            self.failed(error, None);
+            if error.poisons() {
+                self.failed(error, None);
+            } else {
+                self.broke_contract(&error);
+            }
         }
     }
 
     pub(super) async fn read_page(&mut self, attempt: u64, after: Option<Vec<u8>>) {
+        if let Some(late) = &mut self.late {
+            late.page = Some((attempt, after));
+            return;
+        }
         let page = match self.guest().await {
             Ok(guest) => match guest.fold(after.as_deref(), PAGE).await {
                 Ok(page) => Ok(page),
@@ -134,7 +169,9 @@ impl Actor {
         for item in &items {
             tally.add_parts(&item.key, &item.sort, &item.value, item.deleted);
         }
+        let some = !items.is_empty();
         let taken = guest.take(items).await;
+        self.has_items |= some;
         self.recovered();
         taken.map(|rejections| Taken { tally, rejections }).map_err(|error| self.failed(error, None).message)
     }
@@ -258,6 +295,7 @@ impl Actor {
             guest.set_dots(old.dots());
         }
         self.items = guest.items();
+        self.room.compacted(guest.memory());
         self.guest = Some(guest);
         self.behaviour = behaviour;
         report.stall_us = report.stall_us.max(micros(began));

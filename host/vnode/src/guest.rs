@@ -7,8 +7,8 @@ use parking_lot::RwLock;
 use super::native::NativeKv;
 use annulus_storage::{Memory, Place, Storage, Stored};
 use annulus_wasm::{
-    Answer, Budget, CallScope, CommandFailure, CommandInfo, Conflict, Description, Effect, GuestError,
-    Instance, Item, MergeOutcome, Module, Page, Partition, Rejection, Request, TransferKind, Values, Version,
+    Answer, Budget, CallScope, CommandFailure, CommandInfo, Conflict, Description, GuestError, Instance,
+    Item, MergeOutcome, Module, Page, Partition, Rejection, Request, TransferKind, Values, Version,
     VnodePlace,
 };
 
@@ -136,10 +136,7 @@ impl Guest {
     ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => {
-                let scope = match &request.key {
-                    Some(key) => CallScope::Key { key: key.clone(), write: info.effect != Effect::Read },
-                    None => CallScope::Nothing,
-                };
+                let scope = CallScope::of_command(info, request.key.as_deref());
                 instance.command(scope, id, request).await
             }
             Running::Native(kv) => {
@@ -159,7 +156,7 @@ impl Guest {
     ) -> Result<Result<Answer<Values>, CommandFailure>, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => {
-                instance.coverage(info.effect != Effect::Read, id, request, after, limit).await
+                instance.coverage(CallScope::of_command(info, None), id, request, after, limit).await
             }
             Running::Native(_) => Ok(Err(CommandFailure::UnknownCommand)),
         }
@@ -215,7 +212,9 @@ impl Guest {
     pub(super) async fn take(&mut self, incoming: Vec<Item>) -> Result<Vec<Rejection>, GuestError> {
         let Running::Wasm(instance) = &mut self.code else { return Ok(Vec::new()) };
         if instance.keeps_items() {
-            return instance.take_items(&incoming).await;
+            let Answer { value, writes, .. } = instance.take_items(&incoming).await?;
+            self.commit(writes);
+            return Ok(value);
         }
         let mut changes = Vec::with_capacity(incoming.len());
         let mut conflicts = Vec::new();
@@ -262,17 +261,33 @@ impl Guest {
     /// Tells a guest that keeps its items which tombstones no replica needs any more.
     pub(super) async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
         match &mut self.code {
-            Running::Wasm(instance) => instance.forget(tombstones).await,
+            Running::Wasm(instance) => {
+                let writes = instance.forget(tombstones).await?;
+                self.commit(writes);
+                Ok(())
+            }
             Running::Native(_) => Ok(()),
         }
     }
 
     /// Lets go of all items.
     pub(super) async fn delete(&mut self) -> Result<(), GuestError> {
-        *self.items.write() = Memory::default();
-        match &mut self.code {
+        let deleted = match &mut self.code {
             Running::Wasm(instance) => instance.delete().await,
             Running::Native(_) => Ok(()),
+        };
+        *self.items.write() = Memory::default();
+        deleted
+    }
+
+    /// The guest's memory in bytes, and how much it may have, where it keeps its items there: it is then
+    /// refused writes before it has so much that one more would end it.
+    pub(super) fn memory(&self) -> Option<(usize, usize)> {
+        match &self.code {
+            Running::Wasm(instance) if instance.keeps_items() => {
+                Some((instance.memory_bytes(), instance.limits().memory_bytes))
+            }
+            Running::Wasm(_) | Running::Native(_) => None,
         }
     }
 

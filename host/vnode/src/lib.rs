@@ -10,8 +10,10 @@ mod guest;
 mod mailbox;
 mod master;
 mod native;
+mod room;
 mod run;
 mod slot;
+mod turns;
 mod weigh;
 
 pub use guest::Behaviour;

@@ -1,14 +1,14 @@
 //! What a vnode can be told, and how it answers.
 
 use std::sync::Arc;
-use std::sync::atomic::AtomicU64;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use annulus_core::handoff::Tally;
 use annulus_core::ids::{ModuleUid, RequestId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::RequestError;
 use bytes::{BufMut, Bytes, BytesMut};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
 use super::guest::Behaviour;
@@ -19,6 +19,10 @@ use annulus_wasm::{Item, Page, Rejection, Request, TransferKind};
 /// Commands that may wait for one vnode; the next one is answered `overloaded`. At 2 µs a
 /// command a full mailbox is 2 ms of work, far below any deadline; it bounds memory.
 pub const MAILBOX_COMMANDS: usize = 1024;
+
+/// Bytes of arguments that may wait for one vnode; a command beyond is answered `overloaded`, unless
+/// nothing waits. Enough for a few commands of the largest size.
+pub const MAILBOX_BYTES: usize = 32 << 20;
 
 /// One command in a mailbox.
 pub struct Command {
@@ -32,6 +36,13 @@ pub struct Command {
     pub deadline: Instant,
     /// Where the answer goes.
     pub reply: Reply,
+}
+
+impl Command {
+    /// The bytes that it takes while it waits.
+    fn len(&self) -> usize {
+        self.request.args.len() + self.request.key.as_ref().map_or(0, Vec::len)
+    }
 }
 
 /// Which page of a command that goes everywhere.
@@ -109,6 +120,15 @@ pub struct Outgoing {
     /// Everything that the handoff has to know, of all vnodes of the partition, each vnode's
     /// in commit order.
     pub sink: mpsc::UnboundedSender<StreamEvent>,
+    /// True while the receiver is so far behind that commands wait, so that what is kept for it stays
+    /// bounded. A sender that is gone holds up nobody.
+    pub congested: watch::Receiver<bool>,
+}
+
+impl Outgoing {
+    pub(super) fn is_congested(&self) -> bool {
+        *self.congested.borrow() && self.congested.has_changed().is_ok()
+    }
 }
 
 /// What a vnode tells its handoff.
@@ -134,6 +154,8 @@ pub enum StreamEvent {
     Sealed {
         /// Whose.
         module: ModuleUid,
+        /// As told.
+        round: u64,
         /// How many items it has now, where the host keeps them.
         stored: Option<u64>,
     },
@@ -191,12 +213,15 @@ pub enum Control {
         /// Or cancelled.
         finished: bool,
     },
-    /// Answer nothing any more: commands wait (R1). Said to the handoff after all forwards.
-    Seal,
+    /// Answer nothing any more: commands wait (R1). Said to the handoff after all forwards, with this
+    /// number.
+    Seal(u64),
     /// Serve again.
     Unseal,
     /// Items from another replica, merged before it is answered.
     Items(Vec<Item>, oneshot::Sender<Result<Taken, String>>),
+    /// Answer at once: says that the vnode comes to its messages.
+    Ping(oneshot::Sender<()>),
     /// How many items are there?
     Count(oneshot::Sender<Count>),
     /// Go on with this behaviour and the items that are there.
@@ -208,6 +233,9 @@ pub enum Control {
         /// That of the page, or why there is none.
         answer: oneshot::Sender<Result<WeighedPage, String>>,
     },
+    /// Keep the items and answer every command with this error from now on: the partition is another
+    /// node's by a history that does not have them.
+    SetAside(RequestError),
     /// End: answer all commands with this error, let go of the items if they are elsewhere.
     End {
         /// For the commands that still wait.
@@ -238,12 +266,46 @@ pub(super) struct Gauge {
     pub(super) traps: AtomicU64,
     /// Milliseconds of back-off that is in force, 0 for none.
     pub(super) back_off_ms: AtomicU64,
+    /// Bytes of the commands that wait.
+    pub(super) waiting_bytes: AtomicUsize,
+}
+
+impl Gauge {
+    /// A command left the mailbox.
+    pub(super) fn taken(&self, command: &Command) {
+        self.waiting_bytes.fetch_sub(command.len(), Ordering::Relaxed);
+    }
+}
+
+/// Why a command was not put into a mailbox.
+pub(super) enum NoRoom {
+    /// Too much waits.
+    Full(Box<Command>),
+    /// The vnode has ended.
+    Ended(Box<Command>),
 }
 
 impl VnodeHandle {
     /// Puts a command into the mailbox; false (and the command dropped) if there is no room.
     pub fn try_command(&self, command: Command) -> bool {
-        self.commands.try_send(command).is_ok()
+        self.offer(command).is_ok()
+    }
+
+    /// The same, giving the command back.
+    pub(super) fn offer(&self, command: Command) -> Result<(), NoRoom> {
+        let bytes = command.len();
+        let waiting = self.gauge.waiting_bytes.fetch_add(bytes, Ordering::Relaxed);
+        let refused = if waiting > 0 && waiting + bytes > MAILBOX_BYTES {
+            NoRoom::Full(Box::new(command))
+        } else {
+            match self.commands.try_send(command) {
+                Ok(()) => return Ok(()),
+                Err(mpsc::error::TrySendError::Full(command)) => NoRoom::Full(Box::new(command)),
+                Err(mpsc::error::TrySendError::Closed(command)) => NoRoom::Ended(Box::new(command)),
+            }
+        };
+        self.gauge.waiting_bytes.fetch_sub(bytes, Ordering::Relaxed);
+        Err(refused)
     }
 
     /// Tells the vnode; false if it has ended.
@@ -288,6 +350,27 @@ mod tests {
             let error = decode_answer(Bytes::copy_from_slice(junk)).unwrap_err();
             assert_eq!(error.code, ErrorCode::Internal, "{junk:?}");
         }
+    }
+
+    #[test]
+    fn a_mailbox_is_bounded_in_bytes_too_but_takes_one_command_of_any_size() {
+        let (commands, mut waiting) = mpsc::channel(100);
+        let (control, _controls) = mpsc::unbounded_channel();
+        let (module, partition) = (ModuleUid(1), PartitionId(0));
+        let handle = VnodeHandle { module, partition, commands, control, gauge: Arc::default() };
+        let large = |bytes: usize| {
+            let (mut large, answer) = command();
+            large.request.args = vec![0; bytes];
+            (large, answer)
+        };
+        assert!(handle.try_command(large(MAILBOX_BYTES + 1).0));
+        assert!(matches!(handle.offer(large(1).0), Err(NoRoom::Full(_))));
+        handle.gauge.taken(&waiting.try_recv().unwrap());
+        assert!(
+            handle.try_command(large(MAILBOX_BYTES / 2).0) && handle.try_command(large(MAILBOX_BYTES / 2).0)
+        );
+        assert!(!handle.try_command(large(1).0));
+        assert!(handle.try_command(large(0).0), "a read of no arguments still fits");
     }
 
     #[test]

@@ -15,13 +15,15 @@ use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::ring::RingTable;
 use annulus_core::routing::{self, Gate};
+use annulus_core::state::Lineage;
 use parking_lot::{Mutex, MutexGuard};
-use tokio::sync::{mpsc, oneshot, watch};
+use tokio::sync::{oneshot, watch};
 
 use super::actor;
 use super::guest::Behaviour;
-use super::mailbox::{Command, Control, Count, Outgoing, SwapReport, VnodeHandle};
+use super::mailbox::{Command, Control, Count, NoRoom, Outgoing, SwapReport, VnodeHandle};
 use super::slot::{Incident, Incidents, Slot, SlotStatus, StageId, Staging};
+use super::turns::Turns;
 use annulus_wasm::Partition;
 
 /// What becomes of a page that a handoff wants.
@@ -86,8 +88,11 @@ struct Inner {
     ring_size: u32,
     slots: Vec<Mutex<Slot>>,
     incidents: Arc<Incidents>,
+    turns: Turns,
     /// Index up to which the committed log is in the slots.
     applied: watch::Sender<u64>,
+    /// Which history that log is of.
+    lineage: Mutex<Option<Lineage>>,
 }
 
 /// What became of a command that was given to the master.
@@ -111,8 +116,17 @@ impl Master {
         }
         let incidents = Arc::new(Incidents::default());
         let ring_size = u32::from(ring.size.get());
+        let turns = Turns::new(config.guests.metrics().num_workers());
         Self {
-            inner: Arc::new(Inner { config, ring_size, slots, incidents, applied: watch::Sender::new(0) }),
+            inner: Arc::new(Inner {
+                config,
+                ring_size,
+                slots,
+                incidents,
+                turns,
+                applied: watch::Sender::new(0),
+                lineage: Mutex::default(),
+            }),
         }
     }
 
@@ -146,14 +160,14 @@ impl Master {
                     ErrorCode::NotReady,
                     "this node cannot run the module yet; `annulus modules` shows who runs what",
                 ),
-                Some(handle) => match handle.commands.try_send(command) {
+                Some(handle) => match handle.offer(command) {
                     Ok(()) => return Delivery::Taken,
-                    Err(mpsc::error::TrySendError::Full(command)) => {
+                    Err(NoRoom::Full(command)) => {
                         let message = "the vnode's mailbox is full; try again later, or slower";
                         command.reply.send(Err(RequestError::not_applied(ErrorCode::Overloaded, message)));
                         return Delivery::Taken;
                     }
-                    Err(mpsc::error::TrySendError::Closed(command)) => {
+                    Err(NoRoom::Ended(command)) => {
                         // It ended under us (the node stops, or its task failed): a fresh one
                         // takes the next command.
                         slot.vnodes.remove(&module);
@@ -185,7 +199,7 @@ impl Master {
             if slot.sealed.is_some() {
                 // Started empty behind the seal: it answers nothing until the outcome is
                 // known, then either serves or sends its callers to the new holder.
-                handle.tell(Control::Seal);
+                handle.tell(Control::Seal(slot.seal_round));
             }
             slot.vnodes.insert(module, handle);
         }
@@ -194,7 +208,8 @@ impl Master {
 
     fn start(&self, module: ModuleUid, partition: PartitionId, behaviour: Arc<Behaviour>) -> VnodeHandle {
         let at = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
-        actor::start(&self.inner.config.guests, module, at, behaviour, self.inner.incidents.clone())
+        let (incidents, turns) = (self.inner.incidents.clone(), self.inner.turns.queue(module));
+        actor::start(&self.inner.config.guests, module, at, behaviour, incidents, turns)
     }
 
     /// A vnode outside of every slot, for benchmarks.
@@ -210,9 +225,19 @@ impl Master {
     }
 
     /// Brings the slots up to a committed ring. `index` is the log index of that state; calls
-    /// come in log order.
-    pub fn apply(&self, ring: &RingTable, modules: &[ModuleUid], index: u64) {
+    /// come in log order. Answers the partitions whose items a recovery has given to another node: they
+    /// are kept aside here, and may be nowhere else.
+    pub fn apply(
+        &self,
+        ring: &RingTable,
+        modules: &[ModuleUid],
+        index: u64,
+        lineage: Lineage,
+    ) -> Vec<PartitionId> {
         let me = self.inner.config.me;
+        let before = self.inner.lineage.lock().replace(lineage);
+        let recovers = before.is_some_and(|before| before != lineage);
+        let mut aside = Vec::new();
         for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
             let Some(mut slot) = self.slot(id) else { continue };
             let mut holding = Holding {
@@ -221,12 +246,16 @@ impl Master {
                 sealed: slot.sealed,
                 staged: slot.staging.as_ref().map(|staging| (staging.transfer, staging.complete)),
             };
-            let changes = holding.apply(partition, me);
+            let changes =
+                if recovers { holding.recover(partition, me) } else { holding.apply(partition, me) };
             (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
             for change in changes {
                 // Without modules there was nothing to lose.
                 if change != Change::TakeEmpty || !modules.is_empty() {
                     self.carry_out(change, &mut slot, id, modules);
+                }
+                if matches!(change, Change::SetAside | Change::SetStageAside) && !slot.aside.is_empty() {
+                    aside.push(id);
                 }
             }
             // A module's uid is the index that made it. A vnode of a later one runs already where another
@@ -237,8 +266,37 @@ impl Master {
                 let error = RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed");
                 end_all(slot.vnodes.remove_entry(&uid).into_iter().collect(), &error, true);
             }
+            let (kept, gone) = std::mem::take(&mut slot.aside)
+                .into_iter()
+                .partition(|vnode: &VnodeHandle| vnode.module.0 > index || modules.contains(&vnode.module));
+            slot.aside = kept;
+            let error = RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed");
+            let gone: Vec<VnodeHandle> = gone;
+            for vnode in gone {
+                end_all([(vnode.module, vnode)].into(), &error, true);
+            }
         }
         self.inner.applied.send_replace(index);
+        aside
+    }
+
+    /// Vnodes that serve nothing and keep what a recovery left with this node alone.
+    pub fn set_aside(&self) -> Vec<VnodeHandle> {
+        self.inner.slots.iter().flat_map(|slot| slot.lock().aside.clone()).collect()
+    }
+
+    fn keep_aside(&self, vnodes: HashMap<ModuleUid, VnodeHandle>, slot: &mut Slot, id: PartitionId) {
+        if vnodes.is_empty() {
+            return;
+        }
+        let reason = "a recovery gave the partition to another node, which may not have these items; they are \
+                      kept aside here while this node runs";
+        self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
+        for vnode in vnodes.values() {
+            vnode.tell(Control::EndOutgoing { finished: false });
+            vnode.tell(Control::SetAside(RequestError::stale_ring(slot.version)));
+        }
+        slot.aside.extend(vnodes.into_values());
     }
 
     /// What a partition's modules may have lost. Which of them had items here nobody knows.
@@ -266,6 +324,15 @@ impl Master {
             }
             // What was staged of a transfer that was cancelled must not come back (R7).
             Change::DropStage => drop(end_all(staged(slot), &elsewhere, true)),
+            Change::SetAside => {
+                slot.outgoing = None;
+                let vnodes = std::mem::take(&mut slot.vnodes);
+                self.keep_aside(vnodes, slot, id);
+            }
+            Change::SetStageAside => {
+                let vnodes = staged(slot);
+                self.keep_aside(vnodes, slot, id);
+            }
             Change::GiveUp => {
                 slot.outgoing = None;
                 end_all(std::mem::take(&mut slot.vnodes), &elsewhere, true);
@@ -347,15 +414,15 @@ impl Master {
     }
 
     /// Seals a partition for a transfer: its vnodes answer nothing any more, and each says so
-    /// in its handoff's stream (R1). Answers which; `None` if this node does not hold it, or if its
-    /// vnodes tell another transfer by now.
-    pub fn seal(&self, partition: PartitionId, transfer: TransferId) -> Option<Vec<ModuleUid>> {
+    /// in its handoff's stream (R1), with the number `round`. Answers which; `None` if this node does not
+    /// hold it, or if its vnodes tell another transfer by now.
+    pub fn seal(&self, partition: PartitionId, transfer: TransferId, round: u64) -> Option<Vec<ModuleUid>> {
         let mut slot = self.slot(partition).filter(|slot| slot.held && slot.tells(transfer))?;
-        slot.sealed = Some(transfer);
+        (slot.sealed, slot.seal_round) = (Some(transfer), round);
         Some(
             slot.vnodes
                 .values()
-                .filter(|vnode| vnode.tell(Control::Seal))
+                .filter(|vnode| vnode.tell(Control::Seal(round)))
                 .map(|vnode| vnode.module)
                 .collect(),
         )
@@ -474,6 +541,10 @@ impl Master {
             let mut slot = slot.lock();
             slot.held = false;
             ends.extend(end_all(std::mem::take(&mut slot.vnodes), &error, false));
+            // Several of one module, where a partition was given up more than once.
+            for vnode in std::mem::take(&mut slot.aside) {
+                ends.extend(end_all([(vnode.module, vnode)].into(), &error, false));
+            }
             if let Some(staging) = slot.staging.take() {
                 end_all(staging.vnodes, &error, true);
             }

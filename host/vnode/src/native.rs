@@ -63,6 +63,7 @@ pub fn native_kv() -> Behaviour {
         route: Route::ByParam("key".to_owned()),
         params,
         reply: "any".to_owned(),
+        frees: false,
     };
     let description = Description {
         name: "native-kv".to_owned(),

@@ -20,7 +20,12 @@ pub struct PageAnswer {
 
 impl Actor {
     pub(super) async fn command(&mut self, command: Command) {
-        let Command { request, page, id, deadline, reply } = command;
+        let Command { mut request, page, id, deadline, reply } = command;
+        // A key that a caller sends along with a command that has none is none of the guest's business.
+        let info = self.behaviour.description.command(&request.command);
+        if !info.is_some_and(|info| matches!(info.route, Route::ByParam(_))) {
+            request.key = None;
+        }
         let answer = if Instant::now() >= deadline {
             Err(RequestError::not_applied(
                 ErrorCode::DeadlineExceeded,
@@ -46,6 +51,7 @@ impl Actor {
             (Route::ByParam(_), Some(_)) | (Route::Anywhere, _) => {}
         }
         self.ask_in_handoff(request).await?;
+        self.room_for(info).await?;
         let called = self.guest().await?.command(info, id, request).await;
         self.settle(info, called, request.key.as_slice(), |_| &[]).await.map(Bytes::from)
     }
@@ -62,6 +68,7 @@ impl Actor {
             return Err(misrouted("does not go everywhere"));
         }
         self.ask_in_handoff(request).await?;
+        self.room_for(info).await?;
         let limit = Budget { items: page.items, bytes: page.bytes };
         let called = self.guest().await?.coverage(info, id, request, page.after.as_deref(), limit).await;
         let answer = self.settle(info, called, &[], |values| &values.touched).await?;
@@ -99,6 +106,9 @@ impl Actor {
         key: &[Vec<u8>],
         touched: fn(&T) -> &[Vec<u8>],
     ) -> Result<T, RequestError> {
+        if called.is_ok() && info.effect != Effect::Read {
+            self.wrote(info);
+        }
         let answer = match called {
             Ok(Ok(answer)) => answer,
             Ok(Err(failure)) => {

@@ -21,12 +21,16 @@ pub(super) struct Slot {
     pub(super) held: bool,
     /// Sealed for this transfer: no vnode may start, those that run answer nothing (R1).
     pub(super) sealed: Option<TransferId>,
+    /// The number of the last seal, for a vnode that starts behind it.
+    pub(super) seal_round: u64,
     /// The handoff that takes the items away, told of every vnode that starts meanwhile.
     pub(super) outgoing: Option<(TransferId, Outgoing)>,
     /// Vnodes that serve.
     pub(super) vnodes: HashMap<ModuleUid, VnodeHandle>,
     /// What comes in for a change of ownership, apart from what serves (R7).
     pub(super) staging: Option<Staging>,
+    /// Vnodes that serve nothing and keep the items that a recovery did not know of (R19).
+    pub(super) aside: Vec<VnodeHandle>,
 }
 
 impl Slot {

@@ -1,7 +1,7 @@
 //! Time in which this process runs.
 //!
 //! A process may be stopped for a while: by SIGSTOP, with its machine, by a debugger. A guest that
-//! was in the middle of a call has not run meanwhile, and must not be taken for one that never
+//! sleeps in a call has not slept meanwhile, and must not be taken for one that never
 //! ends: with its instance all would go that it keeps in memory.
 
 use std::sync::atomic::{AtomicU64, Ordering};

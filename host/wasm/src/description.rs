@@ -59,6 +59,9 @@ pub struct CommandInfo {
     pub params: Vec<Param>,
     /// CDDL of the reply (of one value, where `route` is everywhere).
     pub reply: String,
+    /// It frees memory rather than use it, so that it goes on where a vnode has no room for writes.
+    #[serde(default)]
+    pub frees: bool,
 }
 
 /// What a command does to items.
@@ -100,6 +103,8 @@ pub struct Param {
 
 /// Most commands that one module may have: what `call M --help` can still show.
 const MAX_COMMANDS: usize = 256;
+/// The entry of a command's `meta` that says [`CommandInfo::frees`].
+const FREES: &str = "frees";
 /// Longest name of a module or a command, in bytes.
 const MAX_NAME: usize = 64;
 
@@ -223,7 +228,9 @@ pub fn is_name(name: &str) -> bool {
 
 impl From<wit::CommandInfo> for CommandInfo {
     fn from(command: wit::CommandInfo) -> Self {
+        let frees = command.meta.iter().any(|(name, _)| name == FREES);
         Self {
+            frees,
             name: command.name,
             doc: command.doc,
             effect: match command.effect {

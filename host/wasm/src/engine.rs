@@ -13,18 +13,28 @@ use super::bindings::annulus::vnode::types::Partition;
 use super::bindings::annulus::vnode::{context, log, storage};
 use super::cache::Cache;
 use super::description::Description;
-use super::error::InvalidComponent;
+use super::error::{GuestError, InvalidComponent};
 use super::exports::{self, Indices};
 use super::host::{HostState, VnodePlace};
 use super::instance::Instance;
 use super::limits::Limits;
 use super::memory;
+use super::room::{Room, RoomLimit, is_exhausted};
 use super::ticker::Ticker;
 use annulus_storage::Memory;
 
 /// Longest component, in bytes: compiling is the costliest thing that a caller can ask for.
 /// Interpreted languages make components of 12 to 18 MB.
 const MAX_COMPONENT_BYTES: usize = 64 << 20;
+
+/// Address space that an instance's memory has to grow into before it is moved, and by how much more it is
+/// moved then. Address space costs nothing but itself: far less than WebAssembly's 4 GiB, of which 128 TiB
+/// hold only some 30,000, and enough that a memory is hardly ever moved.
+const RESERVED_BYTES: usize = 64 << 20;
+/// Behind that: what spares compiled code the check of a small offset.
+const GUARD_BYTES: usize = 64 << 10;
+/// Wasmtime's own stacks for guests.
+const STACK_BYTES: usize = 2 << 20;
 
 /// Compiles components. Cheap to clone.
 #[derive(Clone)]
@@ -37,6 +47,7 @@ struct Inner {
     linker: Linker<HostState>,
     cache: Option<Cache>,
     ticker: Arc<Ticker>,
+    room: Arc<Room>,
 }
 
 /// A validated, compiled, described component: what instances are made of.
@@ -45,6 +56,7 @@ pub struct Module {
     pub(super) indices: Indices,
     pub(super) limits: Limits,
     pub(super) ticker: Arc<Ticker>,
+    pub(super) room: Arc<Room>,
     /// SHA-256 of the component.
     pub digest: Digest,
     /// What it says of itself.
@@ -64,6 +76,13 @@ impl Engine {
             .wasm_component_model(true)
             .epoch_interruption(true)
             .cranelift_opt_level(OptLevel::Speed)
+            .memory_reservation(RESERVED_BYTES as u64)
+            .memory_reservation_for_growth(RESERVED_BYTES as u64)
+            .memory_guard_size(GUARD_BYTES as u64)
+            // Each would be one or two mappings more for each instance: a guard in front of the memory, for
+            // faults of the compiler's, and a mapping of the component's data, which is some kilobytes to copy.
+            .guard_before_linear_memory(false)
+            .memory_init_cow(false)
             .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20));
         let engine = wasmtime::Engine::new(&config)?;
         let mut linker = Linker::new(&engine);
@@ -74,7 +93,18 @@ impl Engine {
         let weak = engine.weak();
         let ticker = Ticker::start(move || weak.upgrade().map(|engine| engine.increment_epoch()).is_some())?;
         let cache = cache.map(|dir| Cache::new(dir, &engine));
-        Ok(Self { inner: Arc::new(Inner { engine, linker, cache, ticker: Arc::new(ticker) }) })
+        let room = Arc::new(Room::new(RoomLimit::of_this_process(RESERVED_BYTES + STACK_BYTES)));
+        Ok(Self { inner: Arc::new(Inner { engine, linker, cache, ticker: Arc::new(ticker), room }) })
+    }
+
+    /// How many instances this process has room for.
+    pub fn room(&self) -> RoomLimit {
+        self.inner.room.limit()
+    }
+
+    /// How many there are.
+    pub fn instances(&self) -> usize {
+        self.inner.room.live()
     }
 
     /// Validates, compiles (off the async threads) and describes a component. Nothing of the
@@ -125,8 +155,15 @@ impl Engine {
                         "it does not begin with the WebAssembly magic bytes".to_owned(),
                     ));
                 }
-                let component = Component::from_binary(engine, bytes)
-                    .map_err(|error| InvalidComponent::NotAComponent(format!("{error:#}")))?;
+                let component = Component::from_binary(engine, bytes).map_err(|error| {
+                    let exhausted = is_exhausted(&error);
+                    let error = format!("{error:#}");
+                    if exhausted {
+                        InvalidComponent::NoRoom(error)
+                    } else {
+                        InvalidComponent::NotAComponent(error)
+                    }
+                })?;
                 if let Some(cache) = &self.inner.cache {
                     cache.store(&digest, &component);
                 }
@@ -142,15 +179,17 @@ impl Engine {
             .map_err(|error| InvalidComponent::DoesNotFit(format!("{error:#}")))?;
         let indices = Indices::find(&pre, &exported)?;
         let description = Arc::new(Description { exported, ..Description::unreadable("") });
-        Ok(Module { pre, indices, limits, ticker: self.inner.ticker.clone(), digest, description })
+        let (ticker, room) = (self.inner.ticker.clone(), self.inner.room.clone());
+        Ok(Module { pre, indices, limits, ticker, room, digest, description })
     }
 
     /// Asks `describe`, in an instance without items.
     async fn describe(&self, mut module: Module) -> Result<Module, InvalidComponent> {
         let exported = module.description.exported;
-        let mut instance = Instance::bare(&module, nowhere())
-            .await
-            .map_err(|error| InvalidComponent::DoesNotFit(error.to_string()))?;
+        let mut instance = Instance::bare(&module, nowhere()).await.map_err(|error| match error {
+            GuestError::NoRoom(reason) => InvalidComponent::NoRoom(reason),
+            error => InvalidComponent::DoesNotFit(error.to_string()),
+        })?;
         let info =
             instance.describe().await.map_err(|error| InvalidComponent::BadDescription(error.to_string()))?;
         module.description = Arc::new(Description::parse(info, exported)?);
@@ -162,7 +201,10 @@ impl Engine {
     /// # Errors
     /// What `init` said, or how it failed.
     pub async fn check_init(&self, module: &Module, config: &[u8]) -> Result<(), InvalidComponent> {
-        let failed = |error: super::GuestError| InvalidComponent::InitFailed(error.to_string());
+        let failed = |error| match error {
+            GuestError::NoRoom(reason) => InvalidComponent::NoRoom(reason),
+            error => InvalidComponent::InitFailed(error.to_string()),
+        };
         let items = Arc::new(RwLock::new(Memory::default()));
         Instance::start(module, nowhere(), items, config).await.map_err(failed)?;
         Ok(())

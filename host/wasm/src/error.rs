@@ -8,9 +8,12 @@ pub enum GuestError {
     /// The guest trapped; its instance is gone.
     #[error("the guest trapped: {0}")]
     Trapped(String),
-    /// The guest ran longer than its module's call time; its instance is gone.
-    #[error("the guest ran longer than {0:?}")]
+    /// The guest ran or slept longer than its module's call time; its instance is gone.
+    #[error("the guest took longer than {0:?}")]
     TimedOut(std::time::Duration),
+    /// The node has no room for an instance: none was made, nothing was changed.
+    #[error("{0}")]
+    NoRoom(String),
     /// A rule of `storage` or a limit was broken: the reply was thrown away. The instance is
     /// as the guest left it.
     #[error("{0}")]
@@ -23,7 +26,7 @@ pub enum GuestError {
 impl GuestError {
     /// Must a new instance be made?
     pub fn poisons(&self) -> bool {
-        !matches!(self, Self::Doomed(_))
+        !matches!(self, Self::Doomed(_) | Self::NoRoom(_))
     }
 }
 
@@ -39,6 +42,9 @@ pub enum Doom {
     /// A command described as `read` wrote.
     #[error("the command is described as `read` and wrote")]
     WriteInRead,
+    /// A callback wrote that may only look.
+    #[error("`{0}` wrote to storage: only commands, `terminate` and what takes or drops items may")]
+    WriteInCallback(&'static str),
     /// `merge` called an import.
     #[error("merge called `{0}`: it must be a pure function")]
     ImpureMerge(&'static str),
@@ -86,6 +92,9 @@ pub enum InvalidComponent {
         /// How long it may be.
         limit: usize,
     },
+    /// The node has no memory or no room to look at it. That says nothing of the component.
+    #[error("{0}")]
+    NoRoom(String),
     /// Not WebAssembly, truncated, or a core module.
     #[error("not a valid WebAssembly component: {0}")]
     NotAComponent(String),

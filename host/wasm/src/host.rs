@@ -5,15 +5,16 @@
 
 use std::ops::Bound;
 use std::sync::Arc;
-use std::time::Duration;
 
 use parking_lot::RwLock;
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::annulus::vnode::{context, log, storage, types};
+use super::description::{CommandInfo, Effect, Route};
 use super::error::Doom;
 use super::limits::Limits;
+use super::meter::Yielded;
 use super::stderr::Stderr;
 use super::ticker::Ticker;
 use annulus_storage::{Batch, Place, Storage, Stored};
@@ -48,8 +49,23 @@ pub enum CallScope {
         /// May it write?
         write: bool,
     },
+    /// All items, but no writes: this callback of the host's is told something and changes nothing.
+    Told(&'static str),
     /// No import at all.
     Pure,
+}
+
+impl CallScope {
+    /// What a command may touch. Its description alone decides, whatever key a caller sends along: a
+    /// command that goes anywhere runs in a partition that has no business with the key.
+    pub fn of_command(info: &CommandInfo, key: Option<&[u8]>) -> Self {
+        let write = info.effect != Effect::Read;
+        match (&info.route, key) {
+            (Route::ByParam(_), Some(key)) => Self::Key { key: key.to_vec(), write },
+            (Route::ByParam(_), None) | (Route::Anywhere, _) => Self::Nothing,
+            (Route::Everywhere, _) => Self::All { write },
+        }
+    }
 }
 
 /// The host's side of one store.
@@ -59,6 +75,7 @@ pub(super) struct HostState {
     pub(super) stderr: Stderr,
     pub(super) limits: Limits,
     pub(super) ticker: Arc<Ticker>,
+    pub(super) yielded: Yielded,
     place: VnodePlace,
     items: Arc<RwLock<dyn Storage>>,
     pub(super) call: Call,
@@ -66,6 +83,10 @@ pub(super) struct HostState {
     dots: u64,
     /// A growth of memory was denied since the call began.
     pub(super) memory_denied: bool,
+    /// Bytes of all its linear memories.
+    memory_bytes: usize,
+    /// The growth that was allowed last.
+    growing_by: usize,
 }
 
 /// The one call that is running.
@@ -73,8 +94,6 @@ pub(super) struct Call {
     pub(super) scope: CallScope,
     pub(super) request: (u64, u64),
     pub(super) now_ms: u64,
-    /// By the ticker's clock.
-    pub(super) deadline: Duration,
     pub(super) batch: Batch,
     pub(super) doom: Option<Doom>,
 }
@@ -93,7 +112,6 @@ impl HostState {
             scope: CallScope::Nothing,
             request: (0, 0),
             now_ms: 0,
-            deadline: Duration::ZERO,
             batch: Batch::default(),
             doom: None,
         };
@@ -103,12 +121,20 @@ impl HostState {
             stderr,
             limits,
             ticker,
+            yielded: Yielded::default(),
             place,
             items,
             call,
             dots: 0,
             memory_denied: false,
+            memory_bytes: 0,
+            growing_by: 0,
         }
+    }
+
+    /// Bytes of all linear memories together.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
     }
 
     pub(super) fn place(&self) -> &VnodePlace {
@@ -138,7 +164,7 @@ impl HostState {
     /// May the call look at items of `key`?
     fn may_read(&mut self, key: Option<&[u8]>) -> bool {
         let doom = match (&self.call.scope, key) {
-            (CallScope::All { .. }, _) => return true,
+            (CallScope::All { .. } | CallScope::Told(_), _) => return true,
             (CallScope::Key { key: own, .. }, Some(key)) if own == key => return true,
             (CallScope::Key { .. }, _) => Doom::WrongKey,
             (CallScope::Nothing, _) => Doom::NoItems,
@@ -154,6 +180,9 @@ impl HostState {
         }
         if let CallScope::Key { write: false, .. } | CallScope::All { write: false } = self.call.scope {
             return self.doom(Doom::WriteInRead);
+        }
+        if let CallScope::Told(callback) = self.call.scope {
+            return self.doom(Doom::WriteInCallback(callback));
         }
         let bytes = key.len() + sort.len() + stored.value.len();
         if bytes > self.limits.item_bytes {
@@ -178,10 +207,20 @@ impl WasiView for HostState {
 }
 
 impl ResourceLimiter for HostState {
-    fn memory_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        let allowed = desired <= self.limits.memory_bytes;
+    fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        // A component may have several memories; the limit is that of the instance.
+        let by = desired.saturating_sub(current);
+        let all = self.memory_bytes.saturating_add(by);
+        let allowed = all <= self.limits.memory_bytes;
         self.memory_denied |= !allowed;
+        self.growing_by = if allowed { by } else { 0 };
+        self.memory_bytes += self.growing_by;
         Ok(allowed)
+    }
+
+    fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
+        self.memory_bytes -= std::mem::take(&mut self.growing_by);
+        Ok(())
     }
 
     fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {

@@ -12,7 +12,9 @@ use super::engine::Module;
 use super::error::{CommandFailure, Doom, GuestError};
 use super::exports::Exports;
 use super::host::{CallScope, HostState, VnodePlace};
-use super::ticker::Running;
+use super::limits::Limits;
+use super::meter::{Meter, TimedOut};
+use super::room::{Seat, is_exhausted};
 use annulus_storage::{Batch, Memory, Place, Storage, Stored};
 
 /// A guest that is there to be called, one call at a time. After an error that
@@ -20,7 +22,11 @@ use annulus_storage::{Batch, Memory, Place, Storage, Stored};
 pub struct Instance {
     store: Store<HostState>,
     exports: Exports,
+    _seat: Seat,
 }
+
+/// How a call came back from its meter.
+type Called<T> = Result<wasmtime::Result<T>, TimedOut>;
 
 /// What a call of the guest gave, with the writes that it made to host storage.
 pub struct Answer<T> {
@@ -46,9 +52,9 @@ impl Instance {
     ) -> Result<Self, GuestError> {
         let at = place.partition;
         let mut instance = Self::instantiate(module, place, items).await?;
-        let _running = instance.begin(CallScope::All { write: true }, (0, 0));
-        let Self { store, exports } = &mut instance;
-        let result = exports.vnode.call_init(&mut *store, at, config).await;
+        let meter = instance.begin(CallScope::Told("init"), (0, 0));
+        let Self { store, exports, .. } = &mut instance;
+        let result = meter.run(exports.vnode.call_init(&mut *store, at, config)).await;
         let answer = instance.end(result)?;
         match answer.value {
             Ok(()) => Ok(instance),
@@ -70,25 +76,30 @@ impl Instance {
             Store::new(module.engine(), HostState::new(place, module.limits, module.ticker.clone(), items));
         store.limiter(|state| state);
         store.epoch_deadline_callback(|context| {
-            let state = context.data();
-            Ok(if state.ticker.now() >= state.call.deadline {
-                UpdateDeadline::Interrupt
-            } else {
-                // Not the plain yield: that wakes itself into the worker's own slot and
-                // would run again before its neighbours.
-                UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now()))
-            })
+            // The meter of the call looks at the time whenever the guest has yielded.
+            context.data().yielded.set();
+            // Not the plain yield: that wakes itself into the worker's own slot and
+            // would run again before its neighbours.
+            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
         });
-        let _running = arm(&mut store);
-        let failed = |error: wasmtime::Error| GuestError::Trapped(format!("{error:#}"));
-        let instance = module.pre.instantiate_async(&mut store).await.map_err(failed)?;
+        let seat = module.room.take().map_err(|no_room| GuestError::NoRoom(no_room.to_string()))?;
+        let failed = |error: wasmtime::Error| {
+            let exhausted = is_exhausted(&error);
+            let error = format!("{error:#}");
+            if exhausted { GuestError::NoRoom(error) } else { GuestError::Trapped(error) }
+        };
+        let instance = arm(&mut store)
+            .run(module.pre.instantiate_async(&mut store))
+            .await
+            .map_err(|TimedOut| GuestError::TimedOut(module.limits.call_time))?
+            .map_err(failed)?;
         let exports = module.indices.load(&mut store, &instance).map_err(failed)?;
-        Ok(Self { store, exports })
+        Ok(Self { store, exports, _seat: seat })
     }
 
     pub(super) async fn describe(&mut self) -> Result<wit::vnode::ModuleInfo, GuestError> {
-        let _running = self.begin(CallScope::Nothing, (0, 0));
-        let result = self.exports.vnode.call_describe(&mut self.store).await;
+        let meter = self.begin(CallScope::Nothing, (0, 0));
+        let result = meter.run(self.exports.vnode.call_describe(&mut self.store)).await;
         Ok(self.end(result)?.value)
     }
 
@@ -102,8 +113,8 @@ impl Instance {
         id: (u64, u64),
         request: &Request,
     ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
-        let _running = self.begin(scope, id);
-        let result = self.exports.vnode.call_handle_command(&mut self.store, request).await;
+        let meter = self.begin(scope, id);
+        let result = meter.run(self.exports.vnode.call_handle_command(&mut self.store, request)).await;
         self.answered(result, "the reply", Vec::len)
     }
 
@@ -113,15 +124,15 @@ impl Instance {
     /// As [`Instance::command`]; a module without `coverage` answers unknown command.
     pub async fn coverage(
         &mut self,
-        write: bool,
+        scope: CallScope,
         id: (u64, u64),
         request: &Request,
         after: Option<&[u8]>,
         limit: Budget,
     ) -> Result<Result<Answer<wit::coverage::Values>, CommandFailure>, GuestError> {
-        let _running = self.begin(CallScope::All { write }, id);
+        let meter = self.begin(scope, id);
         let Some(coverage) = &self.exports.coverage else { return Ok(Err(CommandFailure::UnknownCommand)) };
-        let result = coverage.call_handle_coverage(&mut self.store, request, after, limit).await;
+        let result = meter.run(coverage.call_handle_coverage(&mut self.store, request, after, limit)).await;
         self.answered(result, "one page of values", |values| {
             values.values.iter().map(|value| value.len() + 5).sum()
         })
@@ -135,8 +146,9 @@ impl Instance {
         &mut self,
         conflicts: &[wit::merge::Conflict],
     ) -> Option<Result<Vec<wit::merge::Outcome>, GuestError>> {
-        let _running = self.begin(CallScope::Pure, (0, 0));
-        let result = self.exports.merge.as_ref()?.call_merge(&mut self.store, conflicts).await;
+        let meter = self.begin(CallScope::Pure, (0, 0));
+        let merge = self.exports.merge.as_ref()?;
+        let result = meter.run(merge.call_merge(&mut self.store, conflicts)).await;
         Some(self.end(result).map(|answer| answer.value))
     }
 
@@ -150,9 +162,9 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
-        let _running = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("fold"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
-        let result = handoff.call_fold(&mut self.store, after, limit).await;
+        let result = meter.run(handoff.call_fold(&mut self.store, after, limit)).await;
         Ok(self.end(result)?.value)
     }
 
@@ -161,9 +173,9 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
-        let _running = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("encode-handoff-items"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
-        let result = handoff.call_encode_handoff_items(&mut self.store, key).await;
+        let result = meter.run(handoff.call_encode_handoff_items(&mut self.store, key)).await;
         Ok(self.end(result)?.value)
     }
 
@@ -171,22 +183,27 @@ impl Instance {
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn take_items(&mut self, items: &[Item]) -> Result<Vec<wit::handoff::Rejection>, GuestError> {
-        let _running = self.begin(CallScope::All { write: true }, (0, 0));
-        let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
-        let result = handoff.call_handle_handoff_data(&mut self.store, items).await;
-        Ok(self.end(result)?.value)
+    pub async fn take_items(
+        &mut self,
+        items: &[Item],
+    ) -> Result<Answer<Vec<wit::handoff::Rejection>>, GuestError> {
+        let meter = self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else {
+            return Ok(Answer { value: Vec::new(), writes: Vec::new(), doom: None });
+        };
+        let result = meter.run(handoff.call_handle_handoff_data(&mut self.store, items)).await;
+        self.end(result)
     }
 
-    /// Tells the guest of tombstones that every replica has.
+    /// Tells the guest of tombstones that every replica has; answers its writes.
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
-        let _running = self.begin(CallScope::All { write: true }, (0, 0));
-        let Some(handoff) = &self.exports.handoff else { return Ok(()) };
-        let result = handoff.call_forget(&mut self.store, tombstones).await;
-        self.end(result).map(drop)
+    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<(Place, Stored)>, GuestError> {
+        let meter = self.begin(CallScope::All { write: true }, (0, 0));
+        let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
+        let result = meter.run(handoff.call_forget(&mut self.store, tombstones)).await;
+        Ok(self.end(result)?.writes)
     }
 
     /// How many items the guest keeps, roughly.
@@ -194,20 +211,21 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn count(&mut self) -> Result<u64, GuestError> {
-        let _running = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("count"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(0) };
-        let result = handoff.call_count(&mut self.store).await;
+        let result = meter.run(handoff.call_count(&mut self.store)).await;
         Ok(self.end(result)?.value)
     }
 
-    /// All items are elsewhere for good: the guest lets go of them.
+    /// All items are elsewhere for good: the guest lets go of them. Its host storage goes as a whole, so
+    /// what it writes there now does not matter.
     ///
     /// # Errors
     /// As the guest fails.
     pub async fn delete(&mut self) -> Result<(), GuestError> {
-        let _running = self.begin(CallScope::All { write: true }, (0, 0));
+        let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(()) };
-        let result = handoff.call_delete(&mut self.store).await;
+        let result = meter.run(handoff.call_delete(&mut self.store)).await;
         self.end(result).map(drop)
     }
 
@@ -220,9 +238,9 @@ impl Instance {
         kind: wit::transfer::Kind,
         target: &str,
     ) -> Result<bool, GuestError> {
-        let _running = self.begin(CallScope::All { write: true }, (0, 0));
+        let meter = self.begin(CallScope::Told("handoff-starting"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
-        let result = transfer.call_handoff_starting(&mut self.store, kind, target).await;
+        let result = meter.run(transfer.call_handoff_starting(&mut self.store, kind, target)).await;
         Ok(self.end(result)?.value)
     }
 
@@ -236,12 +254,13 @@ impl Instance {
         target: &str,
         finished: bool,
     ) -> Result<(), GuestError> {
-        let _running = self.begin(CallScope::All { write: true }, (0, 0));
+        let callback = if finished { "handoff-finished" } else { "handoff-cancelled" };
+        let meter = self.begin(CallScope::Told(callback), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(()) };
         let result = if finished {
-            transfer.call_handoff_finished(&mut self.store, kind, target).await
+            meter.run(transfer.call_handoff_finished(&mut self.store, kind, target)).await
         } else {
-            transfer.call_handoff_cancelled(&mut self.store, kind, target).await
+            meter.run(transfer.call_handoff_cancelled(&mut self.store, kind, target)).await
         };
         self.end(result).map(drop)
     }
@@ -251,9 +270,9 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
-        let _running = self.begin(CallScope::All { write: false }, (0, 0));
+        let meter = self.begin(CallScope::Told("handle-handoff-command"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
-        let result = transfer.call_handle_handoff_command(&mut self.store, request).await;
+        let result = meter.run(transfer.call_handle_handoff_command(&mut self.store, request)).await;
         Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
     }
 
@@ -262,9 +281,9 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
-        let _running = self.begin(CallScope::All { write: true }, (0, 0));
+        let meter = self.begin(CallScope::Told("handle-exit"), (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
-        let result = lifecycle.call_handle_exit(&mut self.store, reason).await;
+        let result = meter.run(lifecycle.call_handle_exit(&mut self.store, reason)).await;
         self.end(result).map(drop)
     }
 
@@ -273,10 +292,21 @@ impl Instance {
     /// # Errors
     /// As the guest fails.
     pub async fn terminate(&mut self, reason: &str) -> Result<Vec<(Place, Stored)>, GuestError> {
-        let _running = self.begin(CallScope::All { write: true }, (0, 0));
+        let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
-        let result = lifecycle.call_terminate(&mut self.store, reason).await;
+        let result = meter.run(lifecycle.call_terminate(&mut self.store, reason)).await;
         Ok(self.end(result)?.writes)
+    }
+
+    /// Bytes of the guest's memory that are in use. WebAssembly never gives memory back, so this is also
+    /// the most that it ever had.
+    pub fn memory_bytes(&self) -> usize {
+        self.store.data().memory_bytes()
+    }
+
+    /// The limits that its module was prepared with.
+    pub fn limits(&self) -> Limits {
+        self.store.data().limits
     }
 
     /// Dots given so far: a further instance of this vnode must go on after them (R8).
@@ -289,9 +319,9 @@ impl Instance {
         self.store.data_mut().set_dots(dots);
     }
 
-    /// Sets up a call, which runs for as long as the answer is held.
-    fn begin(&mut self, scope: CallScope, request: (u64, u64)) -> Running {
-        let running = arm(&mut self.store);
+    /// Sets up a call, which is to be run by the answer.
+    fn begin(&mut self, scope: CallScope, request: (u64, u64)) -> Meter {
+        let meter = arm(&mut self.store);
         let state = self.store.data_mut();
         state.memory_denied = false;
         state.call.scope = scope;
@@ -301,11 +331,11 @@ impl Instance {
             .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
         state.call.batch = Batch::default();
         state.call.doom = None;
-        running
+        meter
     }
 
     /// The end of a call that must not be doomed.
-    fn end<T>(&mut self, result: wasmtime::Result<T>) -> Result<Answer<T>, GuestError> {
+    fn end<T>(&mut self, result: Called<T>) -> Result<Answer<T>, GuestError> {
         let answer = self.judge(result)?;
         match answer.doom {
             None => Ok(answer),
@@ -316,7 +346,7 @@ impl Instance {
     /// The end of a command: its answer may be too large, too.
     fn answered<T, E: Into<CommandFailure>>(
         &mut self,
-        result: wasmtime::Result<Result<T, E>>,
+        result: Called<Result<T, E>>,
         what: &'static str,
         length: impl FnOnce(&T) -> usize,
     ) -> Result<Result<Answer<T>, CommandFailure>, GuestError> {
@@ -333,32 +363,29 @@ impl Instance {
         }
     }
 
-    fn judge<T>(&mut self, result: wasmtime::Result<T>) -> Result<Answer<T>, GuestError> {
+    fn judge<T>(&mut self, result: Called<T>) -> Result<Answer<T>, GuestError> {
         let state = self.store.data_mut();
         let (batch, doom) = (std::mem::take(&mut state.call.batch), state.call.doom.take());
         match result {
-            Err(error) => Err(explain(&error, state)),
-            Ok(value) => Ok(Answer { value, writes: batch.into_writes().collect(), doom }),
+            Err(TimedOut) => Err(GuestError::TimedOut(state.limits.call_time)),
+            Ok(Err(error)) => Err(explain(&error, state)),
+            Ok(Ok(value)) => Ok(Answer { value, writes: batch.into_writes().collect(), doom }),
         }
     }
 }
 
-/// Sets the deadline of what runs in the store from now on, for as long as the answer is held.
-fn arm(store: &mut Store<HostState>) -> Running {
-    let state = store.data_mut();
-    let running = state.ticker.enter();
-    state.call.deadline = state.ticker.now() + state.limits.call_time;
+/// Sets the time limit of what runs in the store from now on.
+fn arm(store: &mut Store<HostState>) -> Meter {
     store.set_epoch_deadline(1);
-    running
+    let state = store.data();
+    Meter::new(&state.ticker, &state.yielded, state.limits.call_time)
 }
 
 /// Says for people what ended a call: the trap, the guest's last words, where it was.
 fn explain(error: &wasmtime::Error, state: &HostState) -> GuestError {
     let words = state.stderr.take();
-    match error.downcast_ref::<Trap>() {
-        Some(Trap::Interrupt) => return GuestError::TimedOut(state.limits.call_time),
-        Some(Trap::StackOverflow) => return GuestError::Trapped("its stack overflowed".to_owned()),
-        _ => {}
+    if let Some(Trap::StackOverflow) = error.downcast_ref::<Trap>() {
+        return GuestError::Trapped("its stack overflowed".to_owned());
     }
     if state.memory_denied {
         let limit = state.limits.memory_bytes >> 20;

@@ -16,6 +16,8 @@ mod host;
 mod instance;
 mod limits;
 mod memory;
+mod meter;
+mod room;
 mod stderr;
 mod ticker;
 
@@ -30,3 +32,4 @@ pub use error::{CommandFailure, Doom, GuestError, InvalidComponent};
 pub use host::{CallScope, VnodePlace, page_of_all};
 pub use instance::{Answer, Instance};
 pub use limits::Limits;
+pub use room::{LimitedBy, NoRoom, RoomLimit};

@@ -9,9 +9,10 @@ pub struct Limits {
     /// in the guest, which usually makes it trap. 256 MiB holds some hundred thousand small
     /// items; a node of 64 vnodes can then use 16 GiB at the worst.
     pub memory_bytes: usize,
-    /// How long one call of the guest may run, with its yields, before it traps: in the time in which
-    /// the process runs, so that one that is stopped for a while costs no guest its memory.
-    /// A caller's own deadline only ends that caller's wait.
+    /// How long one call of the guest may take before its instance is dropped: the processor time that the
+    /// guest uses, and the time that it sleeps or waits for the host. The time of its neighbours does not
+    /// count, nor does time in which the process is stopped: neither may cost a guest its memory. A caller's
+    /// own deadline only ends that caller's wait.
     pub call_time: Duration,
     /// Longest reply of one command, in bytes: it must fit one frame of a request lane.
     pub reply_bytes: usize,

@@ -1,7 +1,7 @@
 //! The thread that makes running guests give up theirs, and that does nothing while none runs.
 //!
 //! A guest yields when the engine's epoch has ticked since its call began, and the [`RunClock`]
-//! that ends its call is stepped with each tick. Both matter only to a call that is running. So
+//! that counts its sleep is stepped with each tick. Both matter only to a call that is running. So
 //! the thread sleeps from some ticks after the last call ended until the next one begins: an
 //! idle node would spend more on a thousand ticks a second than on everything else.
 
@@ -62,7 +62,7 @@ impl Ticker {
         Ok(Self { shared })
     }
 
-    /// A call begins. Its deadline is to be taken from [`Ticker::now`] after this.
+    /// A call begins. [`Ticker::now`] goes on after this.
     pub(super) fn enter(&self) -> Running {
         self.shared.began.fetch_add(1, Ordering::SeqCst);
         self.shared.wake();

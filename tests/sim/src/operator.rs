@@ -54,7 +54,12 @@ impl World {
                 let change = self.some_change(view)?;
                 // What an operator did not stage is one entry, with the table that follows.
                 let plan = plan(view, &[change]).ok()?;
-                Some(Command::Change { change, base: plan.base, table: plan.table, stage: Some(plan.stage) })
+                Some(Command::Change {
+                    change,
+                    base: plan.base,
+                    table: plan.table,
+                    down: Some(view.is_of_one_down(change)),
+                })
             }
             60..75 => Some(Command::Stage { change: self.some_change(view)? }),
             75..92 => {

@@ -327,6 +327,8 @@ impl World {
                 }
             }
             Change::Unseal => self.work(at, id),
+            // Only of another lineage, and there is one here.
+            Change::SetAside | Change::SetStageAside => unreachable!("nothing is recovered"),
         }
     }
 

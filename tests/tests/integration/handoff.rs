@@ -89,3 +89,37 @@ async fn nodes_join_and_leave_under_writes_and_every_acknowledged_write_reads_ba
     keys.sort();
     assert_eq!(keys, model.keys().cloned().collect::<Vec<_>>());
 }
+
+/// A frame of a handoff's stream takes 1 MiB, an item may be larger: one that is read, and one that is
+/// written while its partition moves.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn items_that_are_larger_than_a_frame_move() {
+    let (_dir, nodes) = three();
+    let mut nodes = nodes.into_iter();
+    let (a, mut b) = (nodes.next().unwrap(), nodes.next().unwrap());
+    a.deploy(component("guests/kv")).await;
+    let value = |n: usize, size: usize| Value::from(char::from(b'a' + n as u8).to_string().repeat(size));
+    let sizes = [1_200_000, 2_500_000, 4_000_000];
+    let put = async |n: usize, size: usize| {
+        let key = format!("large{n}");
+        a.call("kv", "put", &[("key", key.into()), ("value", value(n, size))]).await.unwrap();
+    };
+    for n in 0..12 {
+        put(n, sizes[n % 3]).await;
+    }
+    let written = async {
+        // Half of the partitions are on their way by now.
+        a.until("something moves", |view| view.state.ring.transfers().next().is_some()).await;
+        for n in 0..12 {
+            put(n, sizes[(n + 1) % 3]).await;
+        }
+    };
+    tokio::join!(b.join(&a), written);
+    a.until("two members own a half each", |view| owned(view) == [32, 32]).await;
+    a.until("nothing is pending", |view| view.state.ring.transfers().next().is_none()).await;
+    for n in 0..12 {
+        let key = format!("large{n}");
+        let got = b.call("kv", "get", &[("key", key.into())]).await.unwrap();
+        assert!(got == value(n, sizes[(n + 1) % 3]), "large{n}");
+    }
+}

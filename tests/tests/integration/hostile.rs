@@ -3,11 +3,11 @@
 use std::net::UdpSocket;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use annulus_tests::client::{Applied, Operator};
 use annulus_tests::guests::{component, component_with};
-use annulus_tests::harness::{Cluster, until};
+use annulus_tests::harness::{Cluster, Node, until};
 use annulus_tests::load::{Load, Settings};
 use rand::{Rng, RngExt};
 use serde_json::json;
@@ -35,13 +35,14 @@ fn a_guest_that_misbehaves_harms_nobody_else() {
     let load = beside(&cluster);
     let node = &cluster[1];
     node.call("hostile", "put", &["kept", "1"]).unwrap();
+    node.call("hostile", "put", &["k", "1"]).unwrap();
     for (command, args, codes) in [
         ("refuse", &["because"][..], &["refused"][..]),
-        ("trap", &[], &["trapped"]),
-        ("put_and_trap", &["k", "v"], &["trapped"]),
-        ("bomb", &[], &["trapped"]),
-        ("deep", &[], &["trapped"]),
-        ("huge", &[], &["value-too-large", "trapped"]),
+        ("trap", &[], &["trapped", "items-lost"]),
+        ("put_and_trap", &["k", "v"], &["items-lost"]),
+        ("bomb", &[], &["trapped", "items-lost"]),
+        ("deep", &[], &["trapped", "items-lost"]),
+        ("huge", &[], &["value-too-large", "trapped", "items-lost"]),
         ("huge", &["6000000"], &["value-too-large"]),
         ("no_cbor", &[], &["failed", "contract-broken"]),
         ("write_in_read", &["k"], &["contract-broken"]),
@@ -55,7 +56,8 @@ fn a_guest_that_misbehaves_harms_nobody_else() {
         // This guest keeps items itself too: what a write that the host refuses afterwards has done
         // to those, nobody can tell. Its batch in host storage is dropped all the same.
         let refused_afterwards = ["wrong_key", "homeless", "big_item"].contains(&command);
-        let state = if refused_afterwards { "unknown" } else { "not-applied" };
+        let lost = error["code"] == "items-lost";
+        let state = if refused_afterwards || lost { "unknown" } else { "not-applied" };
         assert_eq!(error["state"], state, "{command}: {error}");
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{command}: {error}");
         assert_eq!(node.call("hostile", "echo", &["still here"]).unwrap(), "still here", "after {command}");
@@ -70,6 +72,56 @@ fn a_guest_that_misbehaves_harms_nobody_else() {
     let report = load.verify();
     println!("{report}");
     report.assert_flawless();
+}
+
+/// Every callback sleeps, one after the other, beside another module: that one is served, further ones are
+/// deployed, a node leaves, and a node whose guest sleeps in `init` starts again and is asked to drop it.
+#[test]
+fn a_guest_that_sleeps_holds_up_nobody_else() {
+    let mut cluster = Cluster::joined(2);
+    cluster.deploy("guests/kv");
+    let file = cluster.keep("hostile.wasm", &component("tests/guests/hostile"));
+    let sleeps = "nap=handoff-starting,handoff-command,handoff-finished,handoff-cancelled,terminate,delete";
+    let deploy = |node: &Node, settings: &[&str]| {
+        let mut words = vec!["deploy", file.to_str().unwrap()];
+        settings.iter().for_each(|setting| words.extend(["--set", setting]));
+        let ran = node.json(&words);
+        assert_eq!(ran.code, 0, "{ran:?}");
+    };
+    deploy(&cluster[0], &[sleeps]);
+    for key in 0..40 {
+        cluster[0].call("hostile", "put", &[&format!("k{key}"), "1"]).unwrap();
+    }
+    let load = beside(&cluster);
+    let began = Instant::now();
+    let error = cluster[0].json(&["call", "hostile", "nap", "--timeout", "20s"]).json()["error"].take();
+    assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
+    assert!(["deadline-exceeded", "items-lost"].contains(&error["code"].as_str().unwrap()), "{error}");
+    // While its vnodes sleep in `terminate`, for the swap, another module comes and runs everywhere.
+    std::thread::scope(|threads| {
+        threads.spawn(|| deploy(&cluster[0], &[sleeps, "reject=none"]));
+        cluster.deploy("tests/guests/stored");
+        cluster[1].call("stored", "put", &["k", "v"]).unwrap();
+    });
+    let left = cluster[1].json(&["leave", "--timeout", "120s"]);
+    assert_eq!(left.code, 0, "{left:?}");
+    assert_eq!(cluster[0].call("stored", "get", &["k"]).unwrap(), "v");
+    let report = load.verify();
+    println!("{report}");
+    report.assert_flawless();
+
+    // From now on its `init` sleeps, as of a time that no trial of it has seen.
+    let from = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(20);
+    let fail_after = format!("fail-after={}", from.as_millis());
+    deploy(&cluster[0], &["fail=nap", &fail_after]);
+    assert_eq!(cluster[0].stop(), Some(0));
+    let wait = (UNIX_EPOCH + from).duration_since(SystemTime::now()).unwrap_or_default();
+    std::thread::sleep(wait);
+    cluster[0].start();
+    assert_eq!(cluster[0].json(&["status"]).code, 0);
+    cluster[0].call("kv", "put", &["k", "v"]).unwrap();
+    assert_eq!(cluster[0].json(&["undeploy", "hostile"]).code, 0);
+    assert_eq!(cluster[0].call("kv", "get", &["k"]).unwrap(), "v");
 }
 
 #[test]
@@ -178,6 +230,7 @@ fn files_that_are_no_module_are_refused_with_the_reason_and_change_nothing() {
         ("a component of another world", b"\0asm\x0d\0\x01\0".to_vec(), "invalid-component"),
         ("a describe that traps", hostile("describe-traps"), "invalid-component"),
         ("a describe that never ends", hostile("describe-spins"), "invalid-component"),
+        ("a describe that sleeps", hostile("describe-naps"), "invalid-component"),
         ("a describe that lies", hostile("describe-lies"), "invalid-component"),
     ] {
         let file = cluster.keep("wrong.wasm", &bytes);
@@ -191,7 +244,7 @@ fn files_that_are_no_module_are_refused_with_the_reason_and_change_nothing() {
         println!("{what}: {}", error["message"]);
     }
     let file = cluster.keep("hostile.wasm", &component("tests/guests/hostile"));
-    for fail in ["trap", "spin", "because"] {
+    for fail in ["trap", "spin", "nap", "because"] {
         let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--set", &format!("fail={fail}")]);
         let error = &ran.json()["error"];
         assert!(ran.code == 1 && error["state"] == "not-applied", "{fail}: {ran:?}");

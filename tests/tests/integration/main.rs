@@ -4,6 +4,7 @@
 //! wait (for deadlines, for a silent peer to be noticed, for a ring to settle) overlap only within one.
 #![allow(clippy::unwrap_used, missing_docs)]
 
+mod addresses;
 mod architecture;
 mod chaos;
 mod control;
@@ -11,15 +12,19 @@ mod crash;
 mod demo;
 mod handoff;
 mod hostile;
+mod limits;
 mod liveness;
 mod load;
+mod logging;
 mod planned;
 mod relay;
 mod riak_test;
+mod snapshots;
 mod streams;
 mod told;
 mod transcript;
 mod transfers;
+mod twins;
 mod upgrade;
 mod vnode;
 mod words;

@@ -2,6 +2,7 @@
 //!
 //! `ANNULUS_OLDER=PATH` takes a real older build instead of this one in that role.
 
+use annulus_core::version::LEVEL;
 use annulus_tests::harness::{Build, Cluster, Node, Ran, pending, until};
 use annulus_tests::load::{Load, Settings};
 
@@ -59,9 +60,9 @@ fn nodes_of_a_newer_build_take_over_from_older_ones_under_load_and_no_request_fa
     }
     load.phase("all new");
     for node in &cluster.nodes()[3..] {
-        until("the level is raised", || (level(node) == 2).then_some(()));
+        until("the level is raised", || (level(node) == u64::from(LEVEL)).then_some(()));
     }
-    assert_eq!(newest_levels(&cluster[3]), [Some(2); 3]);
+    assert_eq!(newest_levels(&cluster[3]), [Some(u64::from(LEVEL)); 3]);
     let staged = cluster[4].cli(&["leave", "--stage"]);
     assert_eq!(staged.code, 0, "{staged:?}");
     assert_eq!(cluster[5].cli(&["clear"]).code, 0);
@@ -71,7 +72,7 @@ fn nodes_of_a_newer_build_take_over_from_older_ones_under_load_and_no_request_fa
     let late = cluster.add(&[]);
     let token = cluster[3].json(&["token"]).json()["token"].as_str().unwrap().to_owned();
     let refused = cluster[late].cli(&["join", &cluster[3].listen, "--token", &token]);
-    assert_held_back(&refused, "state level 2", "speaks 1:");
+    assert_held_back(&refused, &format!("state level {LEVEL}"), "speaks 1:");
     assert!(cluster[3].log_tail().contains("speaks 1:"), "{}", cluster[3].log_tail());
     assert!(pending(&cluster[3]).is_empty());
 
@@ -109,7 +110,7 @@ fn nodes_are_restarted_with_a_newer_build_and_never_with_an_older_one_again() {
         }
     }
     for node in cluster.nodes() {
-        until("the level is raised", || (level(node) == 2).then_some(()));
+        until("the level is raised", || (level(node) == u64::from(LEVEL)).then_some(()));
     }
     let limited = cluster[1].cli(&["transfers", "limit", "3"]);
     assert_eq!(limited.code, 0, "{limited:?}");
@@ -118,11 +119,14 @@ fn nodes_are_restarted_with_a_newer_build_and_never_with_an_older_one_again() {
     cluster[2].build = Build::Older;
     let refused = cluster[2].start_in_vain();
     assert_eq!(refused.code, 1, "{refused:?}");
-    assert!(refused.stdout.contains("level 2") && refused.stdout.contains("speaks 1"), "{refused:?}");
+    assert!(
+        refused.stdout.contains(&format!("level {LEVEL}")) && refused.stdout.contains("speaks 1"),
+        "{refused:?}"
+    );
     // Nothing was changed by that.
     cluster[2].build = Build::This;
     cluster[2].start();
-    assert_eq!(level(&cluster[2]), 2);
+    assert_eq!(level(&cluster[2]), u64::from(LEVEL));
     let put = until("all can be reached", || cluster[2].call("kv", "put", &["k", "v"]).ok());
     assert_eq!(put, "ok");
 }

@@ -28,8 +28,8 @@ impl ModuleSource for OneModule {
     }
 }
 
-struct Bed {
-    master: Master,
+pub(super) struct Bed {
+    pub(super) master: Master,
     engine: Engine,
 }
 
@@ -51,15 +51,15 @@ impl Bed {
         Self::of(engine, module)
     }
 
-    fn of(engine: Engine, module: Arc<Behaviour>) -> Self {
+    pub(super) fn of(engine: Engine, module: Arc<Behaviour>) -> Self {
         let guests = tokio::runtime::Handle::current();
         let config = MasterConfig { me: NodeId(0), guests, modules: Arc::new(OneModule(module)) };
         let master = Master::new(config, &ring(), &[]);
-        master.apply(&ring(), &[KV], 1);
+        master.apply(&ring(), &[KV], 1, Default::default());
         Self { master, engine }
     }
 
-    async fn send(
+    pub(super) async fn send(
         &self,
         command: &str,
         key: Option<&str>,
@@ -70,7 +70,7 @@ impl Bed {
     }
 
     /// Puts a command into the mailbox.
-    fn deliver(
+    pub(super) fn deliver(
         &self,
         command: &str,
         key: Option<&str>,
@@ -86,13 +86,13 @@ impl Bed {
         answer
     }
 
-    async fn call(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, RequestError> {
+    pub(super) async fn call(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, RequestError> {
         let key = args.first().and_then(|(_, key)| key.as_text());
         let answer = self.send(command, key, cbor_map(args), None).await?;
         Ok(ciborium::from_reader(&answer[..]).unwrap())
     }
 
-    async fn keys(&self) -> Vec<String> {
+    pub(super) async fn keys(&self) -> Vec<String> {
         let page = PageWanted { after: None, items: 10_000, bytes: 1 << 20 };
         let answer = self.send("keys", None, cbor_map(&[]), Some(page)).await.unwrap();
         let page: PageAnswer = ciborium::from_reader(&answer[..]).unwrap();
@@ -100,7 +100,7 @@ impl Bed {
     }
 }
 
-fn cbor_map(args: &[(&str, Value)]) -> Vec<u8> {
+pub(super) fn cbor_map(args: &[(&str, Value)]) -> Vec<u8> {
     let map = Value::Map(args.iter().map(|(name, value)| (Value::from(*name), value.clone())).collect());
     let mut bytes = Vec::new();
     ciborium::into_writer(&map, &mut bytes).unwrap();
@@ -158,7 +158,12 @@ async fn items_that_come_while_a_staged_vnode_is_swapped_reach_the_new_instance(
     }
     let (from, to, transfer) = (PartitionId(3), PartitionId(5), TransferId(9));
     let (sink, mut events) = mpsc::unbounded_channel();
-    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    let outgoing = Outgoing {
+        kind: TransferKind::Ownership,
+        target: "b@h".to_owned(),
+        sink,
+        congested: tokio::sync::watch::channel(false).1,
+    };
     assert!(bed.master.begin_outgoing(from, transfer, outgoing));
     let (mut items, mut after) = (Vec::new(), None);
     loop {
@@ -234,7 +239,12 @@ async fn a_write_whose_reply_is_refused_is_unknown_and_follows_into_a_handoff() 
         bed.call("put", &[("key", key.into()), ("value", huge())]).await.unwrap();
     }
     let (sink, mut events) = mpsc::unbounded_channel();
-    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    let outgoing = Outgoing {
+        kind: TransferKind::Ownership,
+        target: "b@h".to_owned(),
+        sink,
+        congested: tokio::sync::watch::channel(false).1,
+    };
     assert!(bed.master.begin_outgoing(PartitionId(3), TransferId(9), outgoing));
 
     let error = bed.call("delete", &[("key", "k1".into())]).await.unwrap_err();
@@ -293,7 +303,12 @@ async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
     let bed = Bed::of(engine, old);
     bed.call("put", &[("key", "k".into()), ("value", 1.into())]).await.unwrap();
     let (sink, mut events) = mpsc::unbounded_channel();
-    let outgoing = Outgoing { kind: TransferKind::Ownership, target: "b@h".to_owned(), sink };
+    let outgoing = Outgoing {
+        kind: TransferKind::Ownership,
+        target: "b@h".to_owned(),
+        sink,
+        congested: tokio::sync::watch::channel(false).1,
+    };
     assert!(bed.master.begin_outgoing(PartitionId(3), TransferId(9), outgoing));
     let reports = bed.master.swap(KV, &next).await;
     reports[0].1.as_ref().unwrap();

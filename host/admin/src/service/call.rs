@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::RequestError;
+use annulus_core::request::{AppliedState, RequestError};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ use super::failure::word;
 use super::{AdminService, deadline, name_of};
 use crate::rows::CoverageRow;
 use crate::{AdminError, AdminReply, CallRequest};
-use annulus_request::CoverageEvent;
+use annulus_request::{CoverageEvent, ErrorCode};
 
 impl AdminService {
     pub(super) async fn call(&self, request: CallRequest, answer: &mut Answer) -> Result<Bytes, AdminError> {
@@ -40,13 +40,12 @@ impl AdminService {
         answer: &mut Answer,
     ) -> Result<CoverageRow, AdminError> {
         let mut events = self.parts.coordinator.coverage(into_request(request))?;
-        let view = self.view();
         let mut names: HashMap<NodeId, String> = HashMap::new();
         while answer.is_wanted() {
             let Some(event) = answer.while_working("asking partitions", events.recv()).await else { break };
             match event {
                 CoverageEvent::Batch { partition, node, values } => {
-                    let node = names.entry(node).or_insert_with(|| name_of(&view, node)).clone();
+                    let node = names.entry(node).or_insert_with(|| name_of(&self.view(), node)).clone();
                     for values in portions(values) {
                         let batch = AdminReply::Batch { partition: partition.0, node: node.clone(), values };
                         answer.frame(&batch).await;
@@ -54,8 +53,12 @@ impl AdminService {
                 }
                 CoverageEvent::Done { missing } => {
                     warn_of(&missing);
+                    let is_lost = |(_, error): &&(_, RequestError)| error.code == ErrorCode::ItemsLost;
+                    let lost = missing.iter().filter(is_lost).map(|(partition, _)| partition.0).collect();
+                    let is_unsure = |(_, error): &&(_, RequestError)| error.state != AppliedState::NotApplied;
+                    let unsure = missing.iter().filter(is_unsure).map(|(partition, _)| partition.0).collect();
                     let missing: Vec<u16> = missing.iter().map(|(partition, _)| partition.0).collect();
-                    return Ok(CoverageRow { complete: missing.is_empty(), missing });
+                    return Ok(CoverageRow { complete: missing.is_empty(), missing, lost, unsure });
                 }
             }
         }

@@ -156,6 +156,7 @@ impl From<DeployError> for AdminError {
     fn from(error: DeployError) -> Self {
         let message = error.to_string();
         match error {
+            DeployError::Invalid(InvalidComponent::NoRoom(_)) => Self::not_applied("overloaded", message),
             DeployError::Invalid(_) => Self::not_applied("invalid-component", message),
             DeployError::BadSetting(_) => Self::not_applied("bad-arguments", message),
             DeployError::Incompatible(_) => Self::not_applied("incompatible", message),

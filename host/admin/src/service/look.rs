@@ -66,6 +66,9 @@ impl AdminService {
                 .liveness()
                 .standing(id)
                 .map(|standing| u64::try_from(standing.since.elapsed().as_millis()).unwrap_or(u64::MAX)),
+            unreachable: Some(member)
+                .filter(|member| member.status != MemberStatus::Removed && !self.is_up(view, id))
+                .and_then(|member| self.parts.transport.why_down(member.uid)),
             zone: member.zone.clone(),
             weight: member.weight,
             owned: partitions.iter().filter(|partition| partition.replicas.first() == Some(&id)).count(),
@@ -167,6 +170,11 @@ impl AdminService {
                     module.name, module.current.version
                 )
             }));
+        }
+        let engine = self.parts.modules.engine();
+        let (instances, room) = (engine.instances(), engine.room());
+        if instances > room.instances / 10 * 8 {
+            alerts.push(format!("overloaded: this node runs {instances} guest instances, and {room}"));
         }
         if !quorum {
             alerts.push(

@@ -2,10 +2,12 @@
 
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
+use std::time::Duration;
 
 use fjall::Database;
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
-use openraft::{RaftLogId, RaftLogReader, StorageIOError};
+use openraft::{AnyError, ErrorSubject, ErrorVerb, RaftLogId, RaftLogReader, StorageIOError};
+use tokio::time::timeout;
 
 use super::{RaftStore, Record, StoreError, decode};
 use crate::raft::{Entry, LogId, RaftTypes, StorageError, Vote};
@@ -14,6 +16,10 @@ use annulus_data_dir::fatal;
 
 /// Prefix of the entries' keys.
 const LOG: u8 = b'l';
+
+/// Longest that a purge waits for the snapshot that takes the entries' place: that of a large state
+/// on a slow disk, many times over. Later than this the node ends, with its log whole.
+const SNAPSHOT_WAIT: Duration = Duration::from_secs(60);
 
 fn key(index: u64) -> [u8; 9] {
     let mut key = [LOG; 9];
@@ -47,6 +53,12 @@ impl LogStore {
         Self { database, store }
     }
 
+    /// What the log lies in.
+    #[cfg(test)]
+    pub(super) fn store(&self) -> &RaftStore {
+        &self.store
+    }
+
     fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry>, StoreError> {
         let start = match range.start_bound() {
             Bound::Included(&index) => index,
@@ -66,6 +78,26 @@ impl LogStore {
             .range(key(start)..key(end))
             .map(|item| decode(&item.value()?, || "log entry".into()))
             .collect()
+    }
+
+    /// Waits until the snapshot on disk has all entries up to this one. Raft hands a snapshot that
+    /// it received to another task and purges at once; a node that was killed in between would
+    /// have neither the entries nor the snapshot.
+    async fn snapshot_of(&self, upto: LogId) -> Result<(), StorageError> {
+        let mut synced = self.store.snapshot.synced.subscribe();
+        let settled =
+            synced.wait_for(|synced| synced.failed.is_some() || synced.last.is_some_and(|last| last >= upto));
+        let why = match timeout(SNAPSHOT_WAIT, settled).await {
+            Ok(Ok(synced)) => match &synced.failed {
+                None => return Ok(()),
+                Some(why) => why.clone(),
+            },
+            // The store has the sender.
+            Ok(Err(_)) => "its task has ended".to_owned(),
+            Err(_) => format!("it was not stored within {SNAPSHOT_WAIT:?}"),
+        };
+        let why = AnyError::error(format!("the snapshot up to entry {} is missing: {why}", upto.index));
+        Err(StorageIOError::new(ErrorSubject::Snapshot(None), ErrorVerb::Write, why).into())
     }
 
     /// Removes entries in one batch.
@@ -156,6 +188,7 @@ impl RaftLogStorage<RaftTypes> for LogStore {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        self.snapshot_of(upto).await?;
         // The mark first: with it alone the log still reads right.
         self.store.put(Record::Purged, &upto).map_err(|error| StorageIOError::write_logs(&error))?;
         self.remove(0..=upto.index).map_err(read_logs)

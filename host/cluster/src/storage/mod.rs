@@ -18,8 +18,10 @@ use std::sync::Arc;
 
 use annulus_core::state::Lineage;
 use fjall::{Database, Keyspace};
+use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
+use tokio::sync::watch;
 
 use super::raft::{LogId, Vote};
 use annulus_core::codec::{self, CodecError};
@@ -79,6 +81,24 @@ pub struct RaftStore {
     keyspace: Keyspace,
     syncer: Syncer,
     mark: Arc<Mark>,
+    snapshot: Arc<SnapshotPlace>,
+}
+
+/// How far the one stored snapshot reaches.
+struct SnapshotPlace {
+    /// In the database. Held while a snapshot is compared with what is there and written.
+    written: Mutex<Option<LogId>>,
+    /// On disk: what a purge waits for.
+    synced: watch::Sender<Synced>,
+}
+
+/// What is known of the snapshots that are on disk.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Synced {
+    /// Last entry in the newest.
+    last: Option<LogId>,
+    /// Why one that Raft handed over could not be stored: nothing further comes.
+    failed: Option<String>,
 }
 
 impl RaftStore {
@@ -94,7 +114,11 @@ impl RaftStore {
         let mark = Arc::new(mark);
         let keyspace = database.keyspace(&name, keyspace_options)?;
         let syncer = Syncer::start(database.clone(), Some(mark.clone()));
-        let store = Self { keyspace, syncer, mark };
+        let snapshot = SnapshotPlace { written: Mutex::default(), synced: watch::Sender::default() };
+        let store = Self { keyspace, syncer, mark, snapshot: Arc::new(snapshot) };
+        let last = store.get::<state_machine::Stored>(Record::Snapshot)?.and_then(|stored| stored.last());
+        *store.snapshot.written.lock() = last;
+        store.snapshot.synced.send_replace(Synced { last, failed: None });
         store.check_promises()?;
         Ok(store)
     }
@@ -108,7 +132,7 @@ impl RaftStore {
         {
             return Err(StoreError::Forgot { what: "a vote".into() });
         }
-        let last = log_store::last_of(self)?;
+        let last = self.last()?;
         if last < noted_last {
             let of = |last: Option<LogId>| last.map_or(0, |last| last.index);
             let what = format!("entries {} to {} of the cluster's log", of(last) + 1, of(noted_last));
@@ -121,9 +145,15 @@ impl RaftStore {
         Ok(())
     }
 
-    /// Index of the log's last entry.
+    /// The last entry that this store stands for, in its log or in its snapshot: a crash may come
+    /// after a snapshot was stored and before the log that it replaces was purged.
+    fn last(&self) -> Result<Option<LogId>, StoreError> {
+        Ok(log_store::last_of(self)?.max(*self.snapshot.written.lock()))
+    }
+
+    /// Index of the last entry, in the log or in the snapshot.
     pub fn last_index(&self) -> Result<Option<u64>, StoreError> {
-        Ok(log_store::last_of(self)?.map(|last| last.index))
+        Ok(self.last()?.map(|last| last.index))
     }
 
     /// Is there nothing in it: neither a vote nor an entry?

@@ -12,9 +12,9 @@ use openraft::{CommittedLeaderId, EmptyNode, EntryPayload, Membership, OptionalS
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
-use super::{RaftStore, Record, StoreError};
+use super::{RaftStore, Record, StoreError, Synced};
 use crate::raft::{Applied, Entry, LogId, RaftTypes, StorageError, StoredMembership, Vote};
-use annulus_core::codec;
+use annulus_core::codec::{self, CodecError};
 
 /// Where committed states go, once per applied batch. Must not block.
 pub trait StateSink: Send + Sync + 'static {
@@ -25,14 +25,21 @@ pub trait StateSink: Send + Sync + 'static {
 /// Term of the state that a recovery begins with.
 const FIRST_TERM: u64 = 1;
 
-type Meta = SnapshotMeta<u64, EmptyNode>;
+pub(super) type Meta = SnapshotMeta<u64, EmptyNode>;
 
 /// A snapshot as it is stored.
 #[derive(Serialize, Deserialize)]
-struct Stored {
+pub(super) struct Stored {
     meta: Meta,
     #[serde(with = "serde_bytes")]
     data: Vec<u8>,
+}
+
+impl Stored {
+    /// Last entry in it.
+    pub(super) fn last(&self) -> Option<LogId> {
+        self.meta.last_log_id
+    }
 }
 
 #[derive(Default)]
@@ -83,7 +90,9 @@ impl StateMachine {
         store.put(Record::Purged, &last).map_err(corrupt)?;
         store.put(Record::Committed, &Some(last)).map_err(corrupt)?;
         store.put(Record::Snapshot, &Stored { meta, data }).map_err(corrupt)?;
+        *store.snapshot.written.lock() = Some(last);
         store.syncer.sync().await;
+        store.snapshot.synced.send_replace(Synced { last: Some(last), failed: None });
         Ok(())
     }
 
@@ -93,30 +102,60 @@ impl StateMachine {
         }
     }
 
-    async fn keep(&self, meta: Meta, data: Vec<u8>) -> Result<(), StorageError> {
+    /// A snapshot of the present state, stored nowhere.
+    pub(super) fn copy(&self) -> Result<(Meta, Vec<u8>), CodecError> {
+        let inner = self.inner.lock();
+        let data = codec::encode(&inner.machine)?;
+        let snapshot_id = match &inner.last {
+            // What it holds is its name: equal snapshots need not be told apart.
+            Some(last) => format!("{}-{}", last.leader_id, last.index),
+            None => "empty".into(),
+        };
+        let last_membership = inner.membership.clone();
+        Ok((Meta { last_log_id: inner.last, last_membership, snapshot_id }, data))
+    }
+
+    /// Stores a snapshot durably, unless a newer one is stored: one that was built may come after
+    /// one that was received meanwhile.
+    pub(super) async fn keep(&self, meta: Meta, data: Vec<u8>) -> Result<(), StorageError> {
         let signature = meta.signature();
-        self.store
-            .put(Record::Snapshot, &Stored { meta, data })
-            .map_err(|error| StorageIOError::write_snapshot(Some(signature), &error))?;
+        let last = meta.last_log_id;
+        let place = &self.store.snapshot;
+        {
+            let mut written = place.written.lock();
+            if last >= *written {
+                self.store
+                    .put(Record::Snapshot, &Stored { meta, data })
+                    .map_err(|error| StorageIOError::write_snapshot(Some(signature), &error))?;
+                *written = last;
+            }
+        }
         // Raft drops entries next.
         self.store.syncer.sync().await;
+        place.synced.send_if_modified(|synced| {
+            let newer = last > synced.last;
+            if newer {
+                synced.last = last;
+            }
+            newer
+        });
+        Ok(())
+    }
+
+    async fn install(&self, meta: &Meta, data: Vec<u8>) -> Result<(), StorageError> {
+        let machine = codec::decode(&data)
+            .map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
+        self.keep(meta.clone(), data).await?;
+        *self.inner.lock() =
+            Inner { machine, last: meta.last_log_id, membership: meta.last_membership.clone() };
+        self.publish();
         Ok(())
     }
 }
 
 impl RaftSnapshotBuilder<RaftTypes> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot<RaftTypes>, StorageError> {
-        let (meta, data) = {
-            let inner = self.inner.lock();
-            let data = codec::encode(&inner.machine).map_err(|e| StorageIOError::read_state_machine(&e))?;
-            let snapshot_id = match &inner.last {
-                // What it holds is its name: equal snapshots need not be told apart.
-                Some(last) => format!("{}-{}", last.leader_id, last.index),
-                None => "empty".into(),
-            };
-            let last_membership = inner.membership.clone();
-            (Meta { last_log_id: inner.last, last_membership, snapshot_id }, data)
-        };
+        let (meta, data) = self.copy().map_err(|error| StorageIOError::read_state_machine(&error))?;
         self.keep(meta.clone(), data.clone()).await?;
         Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
     }
@@ -174,14 +213,13 @@ impl RaftStateMachine<RaftTypes> for StateMachine {
         meta: &Meta,
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), StorageError> {
-        let data = snapshot.into_inner();
-        let machine = codec::decode(&data)
-            .map_err(|error| StorageIOError::read_snapshot(Some(meta.signature()), &error))?;
-        self.keep(meta.clone(), data).await?;
-        *self.inner.lock() =
-            Inner { machine, last: meta.last_log_id, membership: meta.last_membership.clone() };
-        self.publish();
-        Ok(())
+        let installed = self.install(meta, snapshot.into_inner()).await;
+        // Raft purges next, and must not wait for what never comes.
+        if let Err(error) = &installed {
+            let failed = Some(error.to_string());
+            self.store.snapshot.synced.send_modify(|Synced { failed: place, .. }| *place = failed);
+        }
+        installed
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot<RaftTypes>>, StorageError> {

@@ -2,19 +2,27 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::fmt::Debug;
+use std::ops::RangeBounds;
 use std::sync::Arc;
+use std::time::Duration;
 
 use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Command, Lineage, Member, MemberStatus};
-use openraft::EntryPayload;
-use openraft::RaftLogReader;
-use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine};
+use futures_util::FutureExt;
+use openraft::storage::{
+    LogFlushed, LogState, RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine, Snapshot,
+};
 use openraft::testing::{StoreBuilder, Suite, log_id};
+use openraft::{EntryPayload, RaftLogReader, StorageHelper};
 
 use super::*;
-use crate::raft::{Entry, RaftTypes, StorageError, Vote};
+use crate::raft::{Entry, LogId, RaftTypes, StorageError, Vote};
 use annulus_data_dir::open_database;
+
+/// Longest that anything here may take.
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// Keeps the last state it was given.
 #[derive(Default)]
@@ -33,13 +41,67 @@ fn open(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
     (LogStore::new(database, store.clone()), StateMachine::open(store, last.clone()).unwrap(), last)
 }
 
+/// The log as openraft's suite uses it: it purges without a snapshot, which Raft never does.
+struct SuiteLog(LogStore);
+
+impl RaftLogReader<RaftTypes> for SuiteLog {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.0.try_get_log_entries(range).await
+    }
+}
+
+impl RaftLogStorage<RaftTypes> for SuiteLog {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<RaftTypes>, StorageError> {
+        self.0.get_log_state().await
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.0.get_log_reader().await
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        self.0.save_vote(vote).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        self.0.read_vote().await
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<RaftTypes>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        self.0.append(entries, callback).await
+    }
+
+    async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
+        self.0.truncate(since).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        has_snapshot(&self.0, upto);
+        self.0.purge(upto).await
+    }
+}
+
+/// As if a snapshot up to here were on disk.
+fn has_snapshot(log: &LogStore, last: LogId) {
+    log.store().snapshot.synced.send_modify(|synced| synced.last = synced.last.max(Some(last)));
+}
+
 struct Builder;
 
-impl StoreBuilder<RaftTypes, LogStore, StateMachine, tempfile::TempDir> for Builder {
-    async fn build(&self) -> Result<(tempfile::TempDir, LogStore, StateMachine), StorageError> {
+impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, tempfile::TempDir> for Builder {
+    async fn build(&self) -> Result<(tempfile::TempDir, SuiteLog, StateMachine), StorageError> {
         let dir = tempfile::tempdir().unwrap();
         let (log, machine, _) = open(dir.path());
-        Ok((dir, log, machine))
+        Ok((dir, SuiteLog(log), machine))
     }
 }
 
@@ -96,6 +158,7 @@ async fn vote_log_and_marks_survive_a_restart() {
         log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
         log.save_committed(Some(log_id(1, 0, 6))).await.unwrap();
         log.truncate(log_id(1, 0, 8)).await.unwrap();
+        has_snapshot(&log, log_id(1, 0, 2));
         log.purge(log_id(1, 0, 2)).await.unwrap();
     }
     let (mut log, _machine, _) = reopen(dir.path());
@@ -120,6 +183,99 @@ async fn a_snapshot_brings_the_state_back_and_tells_the_sink() {
     let (_log, mut machine, last) = reopen(dir.path());
     assert_eq!(last.0.lock().as_ref(), Some(&state));
     assert_eq!(machine.applied_state().await.unwrap().0, Some(log_id(1, 0, 2)));
+}
+
+/// A snapshot as a leader sends it: what another node built at this entry.
+async fn sent_snapshot(index: u64) -> Snapshot<RaftTypes> {
+    let dir = tempfile::tempdir().unwrap();
+    let (_log, mut machine, _) = open(dir.path());
+    machine.apply([entry(index, found())]).await.unwrap();
+    machine.build_snapshot().await.unwrap()
+}
+
+/// Opens again after a crash and starts as Raft does: which entries it has, and up to which entry its
+/// state has come.
+async fn restarted(path: &std::path::Path) -> (Vec<u64>, Option<u64>) {
+    let (mut log, mut machine, _) = reopen(path);
+    StorageHelper::new(&mut log, &mut machine).get_initial_state().await.unwrap();
+    let entries = log.try_get_log_entries(..).await.unwrap();
+    let entries = entries.iter().map(|entry| entry.log_id.index).collect();
+    (entries, machine.applied_state().await.unwrap().0.map(|last| last.index))
+}
+
+#[tokio::test]
+async fn a_node_killed_at_any_step_of_installing_a_snapshot_starts_again() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = sent_snapshot(4000).await;
+    let upto = snapshot.meta.last_log_id.unwrap();
+    {
+        let (mut log, machine, _) = open(dir.path());
+        log.save_vote(&Vote::new_committed(1, 0)).await.unwrap();
+        log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
+        log.save_committed(Some(log_id(1, 0, 9))).await.unwrap();
+        // As Raft does it: the snapshot is another task's, the purge comes at once. Killed before
+        // the other task had its turn.
+        assert!(log.purge(upto).now_or_never().is_none(), "the purge does not wait for the snapshot");
+        drop(machine);
+    }
+    assert_eq!(restarted(dir.path()).await, ((0..10).collect(), Some(9)));
+    {
+        let (mut log, mut machine, _) = reopen(dir.path());
+        let purge = tokio::spawn(async move { log.purge(upto).await.map(|()| log) });
+        tokio::task::yield_now().await;
+        assert!(!purge.is_finished());
+        machine.install_snapshot(&snapshot.meta, snapshot.snapshot.clone()).await.unwrap();
+        let mut log = tokio::time::timeout(LIMIT, purge).await.unwrap().unwrap().unwrap();
+        let state = log.get_log_state().await.unwrap();
+        assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(upto), Some(upto)));
+    }
+    assert_eq!(restarted(dir.path()).await, (vec![], Some(4000)));
+}
+
+#[tokio::test]
+async fn a_node_killed_after_the_snapshot_and_before_the_purge_has_forgotten_nothing() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = sent_snapshot(4000).await;
+    {
+        let (mut log, mut machine, _) = open(dir.path());
+        log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
+        machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    }
+    {
+        let (log, _machine, _) = reopen(dir.path());
+        // What it told its leader that it has, it has.
+        assert_eq!(log.store().last_index().unwrap(), Some(4000));
+    }
+    assert_eq!(restarted(dir.path()).await, (vec![], Some(4000)));
+}
+
+#[tokio::test]
+async fn an_older_snapshot_takes_no_newer_ones_place() {
+    let dir = tempfile::tempdir().unwrap();
+    let snapshot = sent_snapshot(4000).await;
+    let (_log, mut machine, _) = open(dir.path());
+    machine.apply([entry(9, found())]).await.unwrap();
+    // Building takes its copy of the state, then the received one is stored, then the built one.
+    let builder = machine.get_snapshot_builder().await;
+    let built = builder.copy().unwrap();
+    machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
+    builder.keep(built.0, built.1).await.unwrap();
+    let stored = machine.get_current_snapshot().await.unwrap().unwrap();
+    assert_eq!(stored.meta, snapshot.meta);
+}
+
+#[tokio::test]
+async fn a_purge_ends_with_an_error_where_the_snapshot_cannot_be_stored() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut snapshot = sent_snapshot(4000).await;
+    let upto = snapshot.meta.last_log_id.unwrap();
+    let (mut log, mut machine, _) = open(dir.path());
+    log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
+    snapshot.snapshot.get_mut().truncate(20);
+    machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap_err();
+    let error = tokio::time::timeout(LIMIT, log.purge(upto)).await.unwrap().unwrap_err();
+    assert!(error.to_string().contains("snapshot up to entry 4000"), "{error}");
+    assert_eq!(log.try_get_log_entries(..).await.unwrap().len(), 10);
 }
 
 #[tokio::test]

@@ -38,6 +38,10 @@ enum Link {
     Up,
 }
 
+/// Most bytes of items in one message, unless one item has more: what waits behind a message waits
+/// briefly.
+const MESSAGE_BYTES: usize = 512 << 10;
+
 /// Gives one partition away to one node by one transfer: see [`super`] for what it keeps true,
 /// [`Event`] and [`Effect`] for what goes in and out.
 #[derive(Clone, Debug)]
@@ -52,7 +56,7 @@ pub struct Sender {
     outgoing: Option<Outgoing>,
     /// The index that goes with `task.modules`.
     applied: u64,
-    /// Links lost or not had since the receiver last spoke.
+    /// Links lost or not had since the receiver last acknowledged something new.
     losses: u32,
     /// A `Retry` is under way.
     pausing: bool,
@@ -278,7 +282,6 @@ impl Sender {
     }
 
     fn receive(&mut self, message: ToSender, effects: &mut Vec<Effect>) {
-        self.losses = 0;
         match (message, self.link) {
             (ToSender::Accept { have, kept, .. }, Link::Greeting) => self.accepted(have, kept, effects),
             (ToSender::Ack { seq }, Link::Up) => self.acknowledged(seq, effects),
@@ -288,6 +291,7 @@ impl Sender {
                     if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.ended == Some(seq)) =>
                 {
                     self.phase = Phase::Flipping;
+                    self.losses = 0;
                     effects.push(Effect::ProposeFlip);
                 }
                 _ => {}
@@ -326,6 +330,7 @@ impl Sender {
                 Phase::Sealed | Phase::Flipping => {
                     self.phase = Phase::Flipping;
                     self.link = Link::Up;
+                    self.losses = 0;
                     effects.push(Effect::ProposeFlip);
                 }
                 _ => self.violated("it has all before the seal", effects),
@@ -344,7 +349,10 @@ impl Sender {
         if !self.faults.believe_lost_answers {
             outgoing.doubt_below(next);
         }
-        outgoing.acknowledge(next);
+        // An accept alone is no progress: a message that can never be sent is accepted each time.
+        if outgoing.acknowledge(next) {
+            self.losses = 0;
+        }
         self.link = Link::Up;
         // Nothing of this attempt has arrived, and there is something else: it is compared.
         if kept && self.compares && next == 0 && !outgoing.comparing && outgoing.is_untouched() {
@@ -376,7 +384,9 @@ impl Sender {
         if seq >= outgoing.next {
             return self.violated("it acknowledges what was never sent", effects);
         }
-        outgoing.acknowledge(seq + 1);
+        if outgoing.acknowledge(seq + 1) {
+            self.losses = 0;
+        }
         self.pump(effects);
     }
 
@@ -391,8 +401,16 @@ impl Sender {
         }
         outgoing.tallies.add(module, &items);
         outgoing.done.add(module, &items);
-        let bytes = items.iter().map(Item::len).sum();
-        self.enqueue(bytes, |seq| ToReceiver::Items { seq, module, items }, effects);
+        let mut rest = items;
+        loop {
+            let after = rest.split_off(first_message(&rest));
+            let items = std::mem::replace(&mut rest, after);
+            let bytes = items.iter().map(Item::len).sum();
+            self.enqueue(bytes, |seq| ToReceiver::Items { seq, module, items }, effects);
+            if rest.is_empty() {
+                break;
+            }
+        }
         self.forget_if_too_much();
     }
 
@@ -467,4 +485,14 @@ impl Sender {
         }
         effects.push(Effect::Finish(fate));
     }
+}
+
+/// How many of the items go into the next message: at least one, whatever its size.
+fn first_message(items: &[Item]) -> usize {
+    let mut bytes = 0;
+    let fits = items.iter().take_while(|item| {
+        bytes += item.len();
+        bytes <= MESSAGE_BYTES
+    });
+    fits.count().max(1)
 }

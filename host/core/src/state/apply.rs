@@ -141,8 +141,8 @@ impl ClusterState {
             Command::Stage { change } => self.stage(index, *change),
             Command::ClearStaged => Ok(self.clear_staged(index)),
             Command::Commit { stage, base, table } => self.commit(index, *stage, *base, table),
-            Command::Change { change, base, table, stage } => {
-                self.change_at_once(index, *change, (*base, *stage), table)
+            Command::Change { change, base, table, down } => {
+                self.change_at_once(index, *change, (*base, *down), table)
             }
             Command::Lost { node, partitions } => self.lost(index, *node, partitions),
             Command::Down { node } => self.down(index, *node),

@@ -109,10 +109,10 @@ impl ClusterState {
         &mut self,
         index: u64,
         change: Change,
-        (base, stage): (u64, Option<u64>),
+        (base, down): (u64, Option<bool>),
         table: &[Vec<NodeId>],
     ) -> Result<Outcome, Refusal> {
-        if base != self.ring.epoch || stage.is_some_and(|stage| stage != self.stage_version) {
+        if base != self.ring.epoch || down.is_some_and(|down| down != self.is_of_one_down(change)) {
             return Err(Refusal::RingChanged);
         }
         *self = self.carried_out(index, &[change], table)?;
@@ -271,7 +271,7 @@ impl ClusterState {
             MemberStatus::Member if last => return Err(Refusal::LastMember),
             MemberStatus::Member => {
                 member.status = MemberStatus::Down;
-                self.plans_changed(index);
+                self.marked(index, node);
             }
             _ => return Err(wrong_status(member)),
         }
@@ -284,17 +284,27 @@ impl ClusterState {
             MemberStatus::Member => {}
             MemberStatus::Down => {
                 member.status = MemberStatus::Member;
-                self.plans_changed(index);
+                self.marked(index, node);
             }
             _ => return Err(wrong_status(member)),
         }
         Ok(Outcome::Done)
     }
 
+    /// Is the node that goes marked as down?
+    pub fn is_of_one_down(&self, change: Change) -> bool {
+        let goes = match change {
+            Change::Join { .. } => return false,
+            Change::Leave { node } | Change::Remove { node } | Change::Replace { old: node, .. } => node,
+        };
+        self.member(goes).is_some_and(|member| member.status == MemberStatus::Down)
+    }
+
     /// A replacement of a node that is down removes it, and of one that is not hands over what it has:
     /// a plan that was shown as the one must not be committed as the other.
-    fn plans_changed(&mut self, index: u64) {
-        if self.level >= 3 {
+    fn marked(&mut self, index: u64, node: NodeId) {
+        let replaces = |change: &Change| matches!(change, Change::Replace { old, .. } if *old == node);
+        if self.level >= 3 && self.staged.iter().any(replaces) {
             self.stage_version = index;
         }
     }

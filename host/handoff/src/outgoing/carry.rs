@@ -8,7 +8,7 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::waiting::WantedPage;
-use super::{CONNECT_LIMIT, Driver, LEADER_WITHIN};
+use super::{CONNECT_LIMIT, Driver};
 use crate::{PROPOSE_LIMIT, link};
 use annulus_transport::kind;
 
@@ -31,28 +31,7 @@ impl Driver {
                 self.waiting.page = Some(WantedPage { attempt, module, after });
                 self.read_if_allowed();
             }
-            Effect::Seal => {
-                let heard = inner.cluster.heard_from_leader_within(LEADER_WITHIN);
-                let told =
-                    if heard { inner.master.seal(self.task.partition, self.task.transfer) } else { None };
-                match told {
-                    Some(vnodes) => {
-                        self.sealing = Some(vnodes.into_iter().collect());
-                        self.counts.clear();
-                        if let Some(sealed) = self.sealed_if_all().await {
-                            let _ = self.later.send(sealed);
-                        }
-                    }
-                    None => {
-                        self.progress.fail(if heard {
-                            "the partition goes elsewhere by now, so it is not sealed"
-                        } else {
-                            "no leader was heard from lately, so the partition is not sealed"
-                        });
-                        drop(self.later.send(Event::SealRefused));
-                    }
-                }
-            }
+            Effect::Seal => self.seal.ask(inner.master.vnodes(self.task.partition)),
             Effect::ProposeFlip => {
                 self.propose(Command::Flip { transfers: vec![(self.task.partition, self.task.transfer)] });
             }
@@ -107,7 +86,12 @@ impl Driver {
             };
             let _ = opened.send(Event::Connected(number));
             let received = move |message| drop(opened.send(Event::Received(number, message)));
-            let ended = move || drop(later.send(Event::Disconnected(number)));
+            let ended = move |why: Option<String>| {
+                if let Some(why) = why {
+                    progress.fail(&why);
+                }
+                let _ = later.send(Event::Disconnected(number));
+            };
             let link = link::run(stream, received, ended);
             while let Some(message) = waiting.recv().await {
                 if link.send(message).is_err() {

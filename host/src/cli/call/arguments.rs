@@ -111,6 +111,7 @@ mod tests {
                 param("ttl", "uint", true),
             ],
             reply: "text".into(),
+            frees: false,
         }
     }
 

@@ -83,8 +83,23 @@ fn line(partition: u16, node: &str, values: &[Value]) -> String {
 }
 
 fn incomplete(shown: usize, row: &CoverageRow) -> String {
-    let noun = if row.missing.len() == 1 { "partition" } else { "partitions" };
-    format!("incomplete: {}, but {noun} {} did not answer", counted(shown, "value"), ranges(&row.missing))
+    let noun = |partitions: &[u16]| if partitions.len() == 1 { "partition" } else { "partitions" };
+    let lost = match &row.lost[..] {
+        [] => String::new(),
+        lost => {
+            format!("; the guests of {} {} ended and took their items with them", noun(lost), ranges(lost))
+        }
+    };
+    let unsure = match &row.unsure[..] {
+        [] => String::new(),
+        unsure => format!("; what was done in {} {} is not known", noun(unsure), ranges(unsure)),
+    };
+    format!(
+        "incomplete: {}, but {} {} did not answer{lost}{unsure}",
+        counted(shown, "value"),
+        noun(&row.missing),
+        ranges(&row.missing)
+    )
 }
 
 #[cfg(test)]

@@ -107,6 +107,7 @@ mod tests {
             route,
             params,
             reply: "any".into(),
+            frees: false,
         };
         Description {
             name: "kv".into(),

@@ -40,6 +40,7 @@ impl Raw {
             lineage: config.lineage,
             uid: config.uid,
             boot: config.boot,
+            start: Some(config.start),
         };
         let (send, mut recv) = raw.connection.open_bi().await.unwrap();
         say(send, &hello).await.unwrap();

@@ -156,23 +156,95 @@ async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection() {
     .await;
 }
 
+/// Another run of a node: as if its data directory had been copied and started elsewhere.
+fn another_run(of: &Node) -> TransportConfig {
+    TransportConfig {
+        boot: BootId(rand::random()),
+        start: Start { number: of.config.start.number + 1, id: rand::random() },
+        listen: LOOPBACK,
+        ..of.config.clone()
+    }
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_newer_run_replaces_the_older_which_is_told_and_refused_from_then_on() {
+async fn a_second_run_of_a_node_is_turned_away_while_the_first_answers() {
     let world = World::new();
     let a = world.node();
-    let older = world.node();
-    older.call(&a.addr(), ECHO, b"").await.unwrap();
-    let newer = Node::start(TransportConfig {
-        boot: BootId(rand::random()),
-        listen: LOOPBACK,
-        ..older.config.clone()
+    let mut first = world.node();
+    first.call(&a.addr(), ECHO, b"").await.unwrap();
+    let mut second = Node::start(another_run(&first));
+    let error = second.call(&a.addr(), ECHO, b"").await.unwrap_err();
+    assert!(matches!(&error, CallError::Unreachable(why) if why.contains("runs as this node")), "{error}");
+    let told = within("the second run to be told", second.twins.recv()).await.unwrap();
+    assert!(told.contains(&first.config.listen.to_string()), "{told}");
+    assert_eq!(a.transport.peer_info(first.uid()).map(|(_, boot)| boot), Some(first.config.boot));
+    first.call(&a.addr(), ECHO, b"").await.unwrap();
+    assert!(first.superseded.try_recv().is_err() && first.twins.try_recv().is_err());
+    // Whoever dials.
+    let error = a.call(&second.addr(), ECHO, b"").await;
+    assert!(error.is_ok(), "the first run's connection is used: {error:?}");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_is_older() {
+    let world = World::new();
+    let a = world.node();
+    // One whose process is held up: its socket is there, and nobody reads it.
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let (config, (hold, held)) = (world.config(uid()), std::sync::mpsc::channel::<()>());
+    let (ready, is_ready) = tokio::sync::oneshot::channel();
+    let to = a.addr();
+    let (asked, answer) = tokio::sync::oneshot::channel();
+    let thread = std::thread::spawn(move || {
+        runtime.block_on(async move {
+            let mut first = Node::start(config);
+            first.call(&to, ECHO, b"").await.unwrap();
+            ready.send(another_run(&first)).unwrap();
+            held.recv().unwrap();
+            let superseded = within("the end", first.superseded.recv());
+            let calls = async {
+                while first.transport.call(&to, Lane::Data, ECHO, Bytes::new(), soon()).await.is_ok() {}
+                std::future::pending::<()>().await;
+            };
+            let why = tokio::select! {
+                why = superseded => why,
+                () = calls => None,
+            };
+            asked.send(why).unwrap();
+        });
     });
-    newer.call(&a.addr(), ECHO, b"").await.unwrap();
-    within("the older run to be told", older.service.superseded.notified()).await;
-    assert_eq!(a.transport.peer_info(newer.uid()).map(|(_, boot)| boot), Some(newer.config.boot));
-    let error = older.call(&a.addr(), ECHO, b"").await.unwrap_err();
-    assert!(matches!(&error, CallError::Unreachable(why) if why.contains("newer run")), "{error}");
-    newer.call(&a.addr(), ECHO, b"").await.unwrap();
+    let next = is_ready.await.unwrap();
+    let second = Node::start(next);
+    let begun = Instant::now();
+    second.call_until_answered(&a.addr()).await;
+    assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
+    assert_eq!(a.transport.peer_info(second.uid()).map(|(_, boot)| boot), Some(second.config.boot));
+    // Now the second run's disk was found to be the newest.
+    a.service.newest.lock().replace(second.config.start);
+    hold.send(()).unwrap();
+    let why = within("the first run's end", answer).await.unwrap().unwrap();
+    assert!(why.contains("its disk is older"), "{why}");
+    second.call(&a.addr(), ECHO, b"").await.unwrap();
+    thread.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster() {
+    let world = World::new();
+    let (a, b) = (world.node(), world.node());
+    assert_eq!(a.transport.meet(b.config.listen).await, Ok(b.uid()));
+    assert!(a.transport.is_up(b.uid()));
+    // Again: the connection that there is stays.
+    assert_eq!(a.transport.meet(b.config.listen).await, Ok(b.uid()));
+    assert_eq!(b.transport.meet(a.config.listen).await, Ok(a.uid()));
+    a.call(&b.addr(), ECHO, b"").await.unwrap();
+    let itself = a.transport.meet(a.config.listen).await.unwrap_err();
+    assert!(itself.contains("itself") || itself.contains("very uid"), "{itself}");
+    let other = World::new().node();
+    a.transport.meet(other.config.listen).await.unwrap_err();
+    let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+    let error = a.transport.meet(silent.local_addr().unwrap()).await.unwrap_err();
+    assert!(error.contains("no answer"), "{error}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

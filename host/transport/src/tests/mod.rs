@@ -14,7 +14,7 @@ use std::net::{Ipv4Addr, SocketAddr};
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid};
+use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -52,6 +52,7 @@ impl World {
             lineage: Lineage::default(),
             uid,
             boot: BootId(rand::random()),
+            start: Start { number: 1, id: rand::random() },
             identity: self.authority.sign_node(uid).unwrap(),
             authorities: vec![self.authority.cert_pem.clone()],
         }
@@ -78,7 +79,10 @@ pub(super) struct Recorder {
     held_changed: tokio::sync::Notify,
     requests: Mutex<Vec<(PeerIdentity, Lane, u8)>>,
     bulk: mpsc::UnboundedSender<Opened>,
-    superseded: tokio::sync::Notify,
+    superseded: mpsc::UnboundedSender<String>,
+    twins: mpsc::UnboundedSender<String>,
+    /// The peers' start whose disk was found to be the newest.
+    newest: Mutex<Option<Start>>,
     removed: tokio::sync::Notify,
     datagrams: mpsc::UnboundedSender<(NodeUid, Bytes)>,
     connected: mpsc::UnboundedSender<NodeUid>,
@@ -110,8 +114,17 @@ impl Service for Recorder {
         let _ = self.connected.send(peer);
     }
 
-    fn superseded(&self) {
-        self.superseded.notify_one();
+    fn outdated(&self, _: NodeUid, start: Start) -> Option<String> {
+        let newest = *self.newest.lock();
+        newest.filter(|newest| newest.number > start.number).map(|_| "its disk is older".to_owned())
+    }
+
+    fn superseded(&self, why: &str) {
+        let _ = self.superseded.send(why.to_owned());
+    }
+
+    fn runs_twice(&self, why: &str) {
+        let _ = self.twins.send(why.to_owned());
     }
 
     fn removed(&self) {
@@ -125,6 +138,8 @@ pub(super) struct Node {
     pub bulk: mpsc::UnboundedReceiver<Opened>,
     pub datagrams: mpsc::UnboundedReceiver<(NodeUid, Bytes)>,
     pub connected: mpsc::UnboundedReceiver<NodeUid>,
+    pub superseded: mpsc::UnboundedReceiver<String>,
+    pub twins: mpsc::UnboundedReceiver<String>,
     pub config: TransportConfig,
 }
 
@@ -133,19 +148,23 @@ impl Node {
         let (sender, bulk) = mpsc::unbounded_channel();
         let (datagram_sender, datagrams) = mpsc::unbounded_channel();
         let (connected_sender, connected) = mpsc::unbounded_channel();
+        let (superseded_sender, superseded) = mpsc::unbounded_channel();
+        let (twin_sender, twins) = mpsc::unbounded_channel();
         let service = Arc::new(Recorder {
             held: Mutex::default(),
             held_changed: Default::default(),
             requests: Mutex::default(),
             bulk: sender,
-            superseded: Default::default(),
+            superseded: superseded_sender,
+            twins: twin_sender,
+            newest: Mutex::default(),
             removed: Default::default(),
             datagrams: datagram_sender,
             connected: connected_sender,
         });
         let transport = Transport::bind(config.clone(), service.clone()).unwrap();
         let config = TransportConfig { listen: transport.local_addr(), ..config };
-        Node { transport, service, bulk, datagrams, connected, config }
+        Node { transport, service, bulk, datagrams, connected, superseded, twins, config }
     }
 
     pub(super) fn uid(&self) -> NodeUid {

@@ -144,3 +144,50 @@ async fn nobody_there_is_a_timeout_and_not_a_wait() {
     let error = Client::connect(addr, None, authorities, limit).await.err();
     assert_eq!(error, Some(ConnectError::Timeout(addr)));
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_if_all_are_busy() {
+    let world = World::new();
+    let mut node = world.node();
+    let listen = node.config.listen;
+    let connect = async || {
+        let authorities = vec![world.authority.cert_pem.clone()];
+        Client::connect(listen, Some(world.admin()), authorities, Duration::from_secs(10)).await
+    };
+    let mut clients = Vec::new();
+    for _ in 0..limits::MAX_ADMINS {
+        clients.push(connect().await.unwrap());
+    }
+    // The first has been there longest and is busy; the second was, and is done again.
+    let opened = async |client: &Client| client.open_bulk(BULK_ADMIN, Bytes::new()).await.unwrap();
+    let mut busy = vec![opened(&clients[0]).await];
+    let mut serving = vec![within("the stream", node.bulk.recv()).await.unwrap()];
+    let brief = opened(&clients[1]).await;
+    drop((brief, within("the stream", node.bulk.recv()).await.unwrap()));
+
+    clients.push(connect().await.unwrap());
+    within("the third's end", async {
+        while !clients[2].closer().is_closed() {
+            tokio::task::yield_now().await;
+        }
+    })
+    .await;
+    let closed = clients.iter().filter(|client| client.closer().is_closed()).count();
+    assert_eq!(closed, 1, "no other");
+    clients.swap_remove(2);
+
+    for client in &clients[1..] {
+        busy.push(opened(client).await);
+        serving.push(within("the stream", node.bulk.recv()).await.unwrap());
+    }
+    let error = connect().await.err().unwrap().to_string();
+    assert!(error.contains("request under way") && error.contains("try again"), "{error}");
+    // One is done.
+    drop((busy.pop(), serving.pop()));
+    let mut late = connect().await;
+    let until = soon();
+    while late.is_err() {
+        assert!(Instant::now() < until, "{:?}", late.err());
+        late = connect().await;
+    }
+}

@@ -9,6 +9,7 @@ use annulus_core::ring::Partition as RingPartition;
 use annulus_wasm::{Request, TransferKind};
 use bytes::Bytes;
 use ciborium::Value;
+use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::super::mailbox::{Reply, StreamEvent};
@@ -38,30 +39,43 @@ fn master() -> Master {
     let modules = Arc::new(Native(Arc::new(native_kv())));
     let config = MasterConfig { me: ME, guests: tokio::runtime::Handle::current(), modules };
     let master = Master::new(config, &ring(), &[]);
-    master.apply(&ring(), &[], 5);
+    master.apply(&ring(), &[], 5, Lineage::default());
     master
 }
 
 /// Has the module's vnode of [`HERE`] answer something.
 async fn get(master: &Master) -> Result<Bytes, RequestError> {
+    answer(say(master, "get", &[("key", "k")])).await
+}
+
+async fn answer(answer: oneshot::Receiver<Result<Bytes, RequestError>>) -> Result<Bytes, RequestError> {
+    timeout(Duration::from_secs(60), answer).await.unwrap().unwrap()
+}
+
+fn say(
+    master: &Master,
+    command: &str,
+    args: &[(&str, &str)],
+) -> oneshot::Receiver<Result<Bytes, RequestError>> {
+    let named = args.iter().map(|(name, value)| (Value::from(*name), Value::from(*value))).collect();
     let mut args = Vec::new();
-    let named = Value::Map(vec![(Value::from("key"), Value::from("k"))]);
-    ciborium::into_writer(&named, &mut args).unwrap();
+    ciborium::into_writer(&Value::Map(named), &mut args).unwrap();
     let (reply, answer) = oneshot::channel();
     let command = Command {
-        request: Request { command: "get".into(), key: Some(b"k".to_vec()), args },
+        request: Request { command: command.into(), key: Some(b"k".to_vec()), args },
         page: None,
         id: RequestId([0; 16]),
         deadline: Instant::now() + Duration::from_secs(60),
         reply: Reply::Local(reply),
     };
     assert!(matches!(master.deliver(MODULE, HERE, 5, command), Delivery::Taken));
-    timeout(Duration::from_secs(60), answer).await.unwrap().unwrap()
+    answer
 }
 
 fn outgoing() -> (Outgoing, mpsc::UnboundedReceiver<StreamEvent>) {
     let (sink, events) = mpsc::unbounded_channel();
-    (Outgoing { kind: TransferKind::Ownership, target: "b@127.0.0.1".to_owned(), sink }, events)
+    let congested = tokio::sync::watch::channel(false).1;
+    (Outgoing { kind: TransferKind::Ownership, target: "b@127.0.0.1".to_owned(), sink, congested }, events)
 }
 
 #[tokio::test]
@@ -69,10 +83,10 @@ async fn an_older_state_ends_no_vnode_of_a_module_that_was_deployed_after_it() {
     let master = master();
     get(&master).await.unwrap();
     // A state from before the module's deploy, applied late.
-    master.apply(&ring(), &[], MODULE.0 - 1);
+    master.apply(&ring(), &[], MODULE.0 - 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 1);
     // It was undeployed.
-    master.apply(&ring(), &[], MODULE.0 + 1);
+    master.apply(&ring(), &[], MODULE.0 + 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 0);
 }
 
@@ -87,7 +101,7 @@ async fn the_driver_of_a_replaced_transfer_reads_and_seals_nothing() {
 
     let after = Some(b"m".to_vec());
     assert_eq!(master.read_page(HERE, old, MODULE, 1, after), Reading::Replaced);
-    assert_eq!(master.seal(HERE, old), None);
+    assert_eq!(master.seal(HERE, old, 1), None);
     assert!(get(&master).await.is_ok(), "it serves: nothing was sealed");
     assert!(events.try_recv().is_err(), "nothing came into the new transfer's stream");
 
@@ -95,7 +109,7 @@ async fn the_driver_of_a_replaced_transfer_reads_and_seals_nothing() {
     assert_eq!(master.read_page(HERE, new, MODULE, 1, None), Reading::Coming);
     let event = timeout(Duration::from_secs(60), events.recv()).await.unwrap().unwrap();
     assert!(matches!(event, StreamEvent::Page { module: MODULE, attempt: 1, .. }), "{event:?}");
-    assert_eq!(master.seal(HERE, new), Some(vec![MODULE]));
+    assert_eq!(master.seal(HERE, new, 1), Some(vec![MODULE]));
     // Over: it can do nothing any more either.
     master.end_outgoing(HERE, new, false);
     assert_eq!(master.read_page(HERE, new, MODULE, 1, None), Reading::Replaced);
@@ -118,4 +132,56 @@ async fn a_stage_whose_vnode_trapped_is_not_all_that_came() {
     assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Gone));
     master.staged_vnode(next, MODULE).unwrap();
     assert_eq!(master.staging_complete(next), Ok(()));
+}
+
+#[tokio::test]
+async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here() {
+    let other = NodeId(2);
+    let master = master();
+    answer(say(&master, "put", &[("key", "k"), ("value", "v")])).await.unwrap();
+    let lineage = Lineage { number: 1, id: 7 };
+    let index = lineage.first_index();
+    let mut recovered = ring();
+    for partition in &mut recovered.partitions {
+        partition.version = index;
+    }
+    recovered.partitions[usize::from(HERE.0)].replicas = vec![other];
+    assert_eq!(master.apply(&recovered, &[MODULE], index, lineage), [HERE]);
+    let refused = get(&master).await.unwrap_err();
+    assert_eq!(refused.code, ErrorCode::StaleRing);
+    let kept = master.set_aside();
+    let (ping, here) = oneshot::channel();
+    assert!(matches!(&kept[..], [vnode] if vnode.partition == HERE && vnode.tell(Control::Ping(ping))));
+    timeout(Duration::from_secs(60), here).await.unwrap().unwrap();
+    assert!(master.incidents().iter().any(|incident| incident.kind == "possible-loss"));
+    // A flip of that history gives up in order what is elsewhere: nothing more is kept.
+    let mut flipped = recovered.clone();
+    flipped.partitions[0] = RingPartition::held_by(vec![other], index + 1);
+    assert_eq!(master.apply(&flipped, &[MODULE], index + 1, lineage), []);
+    assert_eq!(master.set_aside().len(), 1);
+    // What was undeployed is gone everywhere.
+    master.apply(&flipped, &[], index + 2, lineage);
+    assert_eq!(master.set_aside().len(), 0);
+}
+
+#[tokio::test]
+async fn commands_wait_while_the_receiver_of_their_writes_is_behind() {
+    let master = master();
+    get(&master).await.unwrap();
+    let (mut stream, _events) = outgoing();
+    let (behind, congested) = tokio::sync::watch::channel(true);
+    stream.congested = congested;
+    assert!(master.begin_outgoing(HERE, TransferId(30), stream));
+    let mut waiting = say(&master, "get", &[("key", "k")]);
+    // Messages of the host go before.
+    let (ping, here) = oneshot::channel();
+    master.vnodes(HERE)[0].tell(Control::Ping(ping));
+    timeout(Duration::from_secs(60), here).await.unwrap().unwrap();
+    assert!(waiting.try_recv().is_err(), "it waits");
+    behind.send_replace(false);
+    answer(waiting).await.unwrap();
+    // A handoff that is gone holds up nobody.
+    behind.send_replace(true);
+    drop(behind);
+    get(&master).await.unwrap();
 }

@@ -7,6 +7,7 @@ pub struct Shelf {
     pub table: Table<Latest<Value>>,
     pub fold: Option<String>,
     pub reject: Option<String>,
+    pub moods: crate::Moods,
 }
 
 impl Shelf {
@@ -21,25 +22,30 @@ impl Items for Shelf {
         match self.fold.as_deref() {
             Some("trap") => panic!("the fold traps"),
             Some("spin") => crate::spin(),
+            Some("nap") => crate::nap(),
             Some("stuck") => Page { next: Some(b"here".to_vec()), ..self.table.fold(None, limit) },
             _ => self.table.fold(after, limit),
         }
     }
 
     fn encode_handoff_items(&self, key: &[u8]) -> Vec<Item> {
+        self.moods.in_callback("items");
         self.table.encode_handoff_items(key)
     }
 
     fn handle_handoff_item(&mut self, item: Item) -> Result<(), String> {
+        self.moods.in_callback("take");
         match self.reject.as_deref() {
             Some("all") => Err("it takes nothing".to_owned()),
             Some("trap") => panic!("an item traps"),
+            Some("nap") => crate::nap(),
             Some(key) if key.as_bytes() == item.key => Err(format!("it does not take {key}")),
             _ => self.table.handle_handoff_item(item),
         }
     }
 
     fn forget(&mut self, tombstone: &Item) {
+        self.moods.in_callback("forget");
         self.table.forget(tombstone);
     }
 
@@ -52,6 +58,7 @@ impl Items for Shelf {
     }
 
     fn delete(&mut self) {
+        self.moods.in_callback("delete");
         self.table.delete();
     }
 }

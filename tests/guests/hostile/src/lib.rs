@@ -1,18 +1,20 @@
 //! Everything that a guest should not do, each on demand: what the host must survive.
 //!
-//! Commands misbehave as they are named. The settings `fail`, `fold` and `reject` make `init`, the
-//! fold and the receiving side of a handoff misbehave, the crate's features `describe`.
+//! Commands misbehave as they are named. The settings `fail`, `fold`, `reject` and `nap` make `init`, the
+//! fold, the receiving side of a handoff and the other callbacks misbehave, the crate's features `describe`.
 
 mod items;
 
 use std::hint::black_box;
 
 use annulus_guest::prelude::*;
+use annulus_guest::{Choice, Kind, Request};
 use items::Shelf;
 
 #[derive(Default)]
 struct Hostile {
     shelf: Shelf,
+    moods: Moods,
     /// How many commands this instance has run: 1 again in a fresh one.
     calls: u64,
 }
@@ -36,6 +38,8 @@ enum Command {
     Refuse { code: String },
     /// Never ends.
     Spin,
+    /// Sleeps for years, in WASI.
+    Nap,
     /// Never ends, after a write to memory.
     #[command(write)]
     PutAndSpin { key: String, value: Value },
@@ -50,6 +54,9 @@ enum Command {
     Huge { bytes: Option<u64> },
     /// Computes for about that many milliseconds, then answers.
     Sleepy { ms: u64 },
+    /// Computes for about that many milliseconds in each partition.
+    #[command(everywhere)]
+    SleepyEverywhere { ms: u64 },
     /// Recurses without end.
     Deep,
     /// Answers what is no CBOR.
@@ -81,6 +88,9 @@ enum Command {
     /// Coverage that never answers.
     #[command(everywhere)]
     SpinEverywhere,
+    /// Coverage that sleeps for years.
+    #[command(everywhere)]
+    NapEverywhere,
     /// Coverage that traps.
     #[command(everywhere)]
     TrapEverywhere,
@@ -96,22 +106,53 @@ impl Vnode for Hostile {
         if cfg!(feature = "describe-spins") {
             spin();
         }
+        if cfg!(feature = "describe-naps") {
+            nap();
+        }
         if cfg!(feature = "describe-lies") { "../no name".to_owned() } else { "hostile".to_owned() }
     }
 
     fn config() -> Vec<Param> {
         vec![
-            Param::optional("fail", "text", "init: `trap`, `spin`, or the error that it answers"),
-            Param::optional("fold", "text", "the fold: `trap`, `spin`, or `stuck` (its token never moves)"),
-            Param::optional("reject", "text", "items that come in: `all`, `trap`, or a key that is rejected"),
+            Param::optional("fail", "text", "init: `trap`, `spin`, `nap`, or the error that it answers"),
+            Param::optional("fail-after", "uint", "`fail` is meant from that time on, in ms since 1970"),
+            Param::optional(
+                "fold",
+                "text",
+                "the fold: `trap`, `spin`, `nap`, or `stuck` (its token never moves)",
+            ),
+            Param::optional(
+                "reject",
+                "text",
+                "items that come in: `all`, `trap`, `nap`, or a key that is rejected",
+            ),
+            Param::optional(
+                "write",
+                "text",
+                "callbacks that write to storage under their own name: as for `nap`, and `init`, `take`",
+            ),
+            Param::optional(
+                "nap",
+                "text",
+                "callbacks that sleep for years, with commas between: `handoff-starting`, `handoff-finished`, `handoff-cancelled`, `handoff-command`, `handle-exit`, `terminate`, `delete`, `forget`, `items`",
+            ),
         ]
     }
 
     fn init(&mut self, config: Config) -> Result<(), String> {
         self.shelf.fold = config.get("fold")?;
         self.shelf.reject = config.get("reject")?;
+        self.moods = Moods {
+            nap: config.get("nap")?.unwrap_or_default(),
+            write: config.get("write")?.unwrap_or_default(),
+        };
+        self.shelf.moods = self.moods.clone();
+        self.moods.in_callback("init");
+        let fail_after: Option<u64> = config.get("fail-after")?;
         match config.get::<String>("fail")?.as_deref() {
+            _ if fail_after.is_some_and(|from| host::now_ms() < from) => Ok(()),
             None => Ok(()),
+            Some("nap") => nap(),
             Some("trap") => panic!("init traps"),
             Some("spin") => spin(),
             Some(reason) => Err(reason.to_owned()),
@@ -130,6 +171,7 @@ impl Vnode for Hostile {
             Command::Get { key } => reply(self.shelf.table.get(&key).and_then(Latest::value)),
             Command::Refuse { code } => Err(Failure::refused_with(code, "no", &Value::from("detail"))),
             Command::Spin => spin(),
+            Command::Nap => nap(),
             Command::PutAndSpin { key, value } => {
                 self.shelf.put(&key, value);
                 spin()
@@ -194,6 +236,8 @@ impl Coverage for Hostile {
                 Ok(Values { next: Some(b"again".to_vec()), ..Values::of(["and another"]) })
             }
             Command::SpinEverywhere => spin(),
+            Command::SleepyEverywhere { ms } => Ok(Values::of([compute(ms)])),
+            Command::NapEverywhere => nap(),
             Command::TrapEverywhere => panic!("as it was told"),
             _ => Err(Failure::UnknownCommand),
         }
@@ -203,6 +247,64 @@ impl Coverage for Hostile {
 impl Handoff for Hostile {
     fn items(&mut self) -> &mut dyn Items {
         &mut self.shelf
+    }
+}
+
+impl Transfer for Hostile {
+    fn handoff_starting(&mut self, _: Kind, _: &str) -> bool {
+        self.moods.in_callback("handoff-starting");
+        true
+    }
+
+    fn handoff_finished(&mut self, _: Kind, _: &str) {
+        self.moods.in_callback("handoff-finished");
+    }
+
+    fn handoff_cancelled(&mut self, _: Kind, _: &str) {
+        self.moods.in_callback("handoff-cancelled");
+    }
+
+    fn handle_handoff_command(&mut self, _: &Request) -> Choice {
+        self.moods.in_callback("handoff-command");
+        Choice::Handle
+    }
+}
+
+impl Lifecycle for Hostile {
+    fn handle_exit(&mut self, _: &str) {
+        self.moods.in_callback("handle-exit");
+    }
+
+    fn terminate(&mut self, _: &str) {
+        self.moods.in_callback("terminate");
+    }
+}
+
+/// The callbacks that misbehave, by name, with commas between.
+#[derive(Clone, Debug, Default)]
+struct Moods {
+    /// Sleep for years.
+    nap: String,
+    /// Write to storage, under their own name.
+    write: String,
+}
+
+impl Moods {
+    fn in_callback(&self, callback: &str) {
+        let is = |callbacks: &str| callbacks.split(',').any(|name| name == callback);
+        if is(&self.write) {
+            storage::put(callback.as_bytes(), b"", b"\x01written");
+        }
+        if is(&self.nap) {
+            nap();
+        }
+    }
+}
+
+/// Sleeps without computing: `wasi:io/poll` on a clock.
+fn nap() -> ! {
+    loop {
+        std::thread::sleep(std::time::Duration::from_secs(1_000_000_000));
     }
 }
 
@@ -228,7 +330,7 @@ fn deep(depth: u64) -> u64 {
     deep(depth.wrapping_add(1)).wrapping_add(frame[usize::try_from(depth % 64).unwrap_or(0)])
 }
 
-export!(Hostile: Coverage + Handoff);
+export!(Hostile: Coverage + Handoff + Transfer + Lifecycle);
 
 #[cfg(test)]
 mod tests;

@@ -35,6 +35,12 @@ fn its_init_fails_when_told() {
 }
 
 #[test]
+fn its_init_may_not_write() {
+    let started = Tester::<Hostile>::start_with(AT, [("write", "init".into())].into());
+    assert!(started.err().is_some_and(|reason| reason.contains("`init`")));
+}
+
+#[test]
 fn it_rejects_what_it_is_told_to() {
     let source = Tester::<Hostile>::start();
     for key in ["a", "b", "c"] {

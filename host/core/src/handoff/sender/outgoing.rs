@@ -74,7 +74,9 @@ impl Outgoing {
     }
 
     /// Lets go of everything below `next`: it is staged, and what was compared there is the same.
-    pub fn acknowledge(&mut self, next: u64) {
+    /// Answers whether there was something to let go of.
+    pub fn acknowledge(&mut self, next: u64) -> bool {
+        let before = self.kept.len();
         self.ranges = self.ranges.split_off(&next);
         while self.kept.front().is_some_and(|kept| kept.0 < next) {
             if let Some((_, message)) = self.kept.pop_front()
@@ -83,5 +85,6 @@ impl Outgoing {
                 self.kept_bytes -= items.iter().map(Item::len).sum::<usize>();
             }
         }
+        self.kept.len() < before
     }
 }

@@ -1,0 +1,169 @@
+//! How many instances this process has room for.
+//!
+//! The system gives a process so many memory mappings (`vm.max_map_count`) and so much address space
+//! (`ulimit -v`). Each instance takes some of both. When they are used up, not only the next instance fails:
+//! the allocator of the host fails too, and ends the process with all that it keeps in memory. So instances
+//! are refused before.
+
+use std::fmt;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Mappings of one instance: its memory and what is reserved behind that, the stack that it runs on and the
+/// guard page before that. (Seen with `guests/kv`, of which 1,024 instances take 4.00 each.)
+const MAPS_OF_INSTANCE: usize = 4;
+/// Mappings for everything else: the allocator's, stacks of threads, the database's files, compiled code.
+const MAPS_OF_HOST: usize = 4096;
+/// Address space for everything else, in bytes.
+const BYTES_OF_HOST: usize = 1 << 30;
+
+/// The room of one process, shared by all its instances.
+#[derive(Debug)]
+pub(super) struct Room {
+    live: AtomicUsize,
+    limit: RoomLimit,
+}
+
+/// How many instances there may be, and what says so.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoomLimit {
+    /// Instances.
+    pub instances: usize,
+    /// What limits them.
+    pub by: LimitedBy,
+}
+
+/// What limits the number of instances.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitedBy {
+    /// The system's limit of memory mappings of a process.
+    Mappings(usize),
+    /// The limit of this process's address space, in bytes.
+    AddressSpace(usize),
+    /// Nothing that is known.
+    Nothing,
+}
+
+/// There is no room for one more instance.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("this node runs {live} guest instances and has no room for more: {limit}")]
+pub struct NoRoom {
+    live: usize,
+    limit: RoomLimit,
+}
+
+impl fmt::Display for RoomLimit {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let instances = self.instances;
+        match self.by {
+            LimitedBy::Mappings(maps) => write!(
+                f,
+                "{maps} memory mappings (`sysctl vm.max_map_count`) are enough for {instances} instances; \
+                 raise that and start the node again, or add a node"
+            ),
+            LimitedBy::AddressSpace(bytes) => write!(
+                f,
+                "{} MiB of address space (`ulimit -v`) are enough for {instances} instances; raise that and \
+                 start the node again, or add a node",
+                bytes >> 20
+            ),
+            LimitedBy::Nothing => write!(f, "no limit is known"),
+        }
+    }
+}
+
+impl RoomLimit {
+    /// `bytes_of_instance` is the address space that one instance reserves.
+    pub(super) fn of_this_process(bytes_of_instance: usize) -> Self {
+        // Where the file does not exist, the system has no such limit.
+        let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
+        let maps = maps.and_then(|maps| maps.trim().parse().ok());
+        let bytes = rustix::process::getrlimit(rustix::process::Resource::As).current;
+        Self::of(maps, bytes.and_then(|bytes| usize::try_from(bytes).ok()), bytes_of_instance)
+    }
+
+    fn of(maps: Option<usize>, bytes: Option<usize>, bytes_of_instance: usize) -> Self {
+        let by_maps = maps.map(|maps| Self {
+            instances: maps.saturating_sub(MAPS_OF_HOST) / MAPS_OF_INSTANCE,
+            by: LimitedBy::Mappings(maps),
+        });
+        let by_bytes = bytes.map(|bytes| Self {
+            instances: bytes.saturating_sub(BYTES_OF_HOST) / bytes_of_instance.max(1),
+            by: LimitedBy::AddressSpace(bytes),
+        });
+        let nothing = Self { instances: usize::MAX, by: LimitedBy::Nothing };
+        by_maps.into_iter().chain(by_bytes).min_by_key(|limit| limit.instances).unwrap_or(nothing)
+    }
+}
+
+/// One instance's room, given back when this is dropped.
+#[derive(Debug)]
+pub(super) struct Seat(Arc<Room>);
+
+impl Room {
+    pub(super) fn new(limit: RoomLimit) -> Self {
+        Self { live: AtomicUsize::new(0), limit }
+    }
+
+    pub(super) fn limit(&self) -> RoomLimit {
+        self.limit
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn take(self: &Arc<Self>) -> Result<Seat, NoRoom> {
+        let live = self.live.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat(self.clone());
+        if live >= self.limit.instances {
+            return Err(NoRoom { live, limit: self.limit });
+        }
+        Ok(seat)
+    }
+}
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Did the system have no memory or no mapping left?
+pub(super) fn is_exhausted(error: &wasmtime::Error) -> bool {
+    error.chain().any(|cause| {
+        let system = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
+        let raw = cause.downcast_ref::<rustix::io::Errno>().map(|errno| errno.raw_os_error());
+        system.or(raw) == Some(rustix::io::Errno::NOMEM.raw_os_error())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn the_tighter_limit_counts() {
+        let limit = RoomLimit::of(Some(65_530), None, 1 << 20);
+        assert_eq!(limit, RoomLimit { instances: 15_358, by: LimitedBy::Mappings(65_530) });
+        let limit = RoomLimit::of(Some(65_530), Some(2 << 30), 1 << 20);
+        assert_eq!(limit, RoomLimit { instances: 1024, by: LimitedBy::AddressSpace(2 << 30) });
+        assert_eq!(RoomLimit::of(Some(100), None, 1).instances, 0);
+        assert_eq!(RoomLimit::of(None, None, 1).instances, usize::MAX);
+    }
+
+    #[test]
+    fn a_seat_is_given_back() {
+        let limit = RoomLimit { instances: 2, by: LimitedBy::Mappings(10) };
+        let room = Arc::new(Room::new(limit));
+        let (first, second) = (room.take().unwrap(), room.take().unwrap());
+        let refused = room.take().unwrap_err();
+        assert!(refused.to_string().contains("vm.max_map_count"), "{refused}");
+        assert_eq!(room.live(), 2, "one that is refused takes none");
+        drop(first);
+        let _third = room.take().unwrap();
+        drop(second);
+        assert_eq!(room.live(), 1);
+    }
+}

@@ -1,0 +1,377 @@
+//! What a guest may use: time, memory, writes. One vnode with a guest that wants more, and its neighbours.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use annulus::vnode::{Behaviour, Command, Control, Outgoing, PageWanted, Reply, StreamEvent, VnodeHandle};
+use annulus::wasm::{Engine, Item, Limits, Request, TransferKind};
+use annulus_core::ids::{RequestId, TransferId};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::request::{AppliedState, ErrorCode};
+use annulus_tests::guests::{component, component_with};
+use annulus_tests::harness::Cluster;
+use ciborium::Value;
+use tokio::sync::{mpsc, oneshot};
+
+use super::vnode::{Bed, cbor_map};
+
+const HOSTILE: &str = "tests/guests/hostile";
+/// Where all commands of a [`Bed`] go.
+const PARTITION: PartitionId = PartitionId(3);
+/// A call limit that a test can wait for.
+const SHORT: Duration = Duration::from_millis(300);
+/// A call has ended by then.
+const ENDED: Duration = Duration::from_millis(1300);
+
+fn limits() -> Limits {
+    Limits { call_time: SHORT, ..Limits::default() }
+}
+
+/// One vnode of the hostile guest with these settings and limits.
+async fn hostile(limits: Limits, settings: &[(&str, Value)]) -> Bed {
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
+    let behaviour = Behaviour::wasm("hostile".into(), 1, module, cbor_map(settings));
+    Bed::of(engine, Arc::new(behaviour))
+}
+
+async fn put(bed: &Bed, key: &str) {
+    bed.call("put", &[("key", key.into()), ("value", 1.into())]).await.unwrap();
+}
+
+/// Tells the vnode, and waits until it has done what it was told.
+async fn tell(bed: &Bed, control: Control) {
+    let vnode = bed.master.vnodes(PARTITION).pop().unwrap();
+    assert!(vnode.tell(control));
+    let (answer, count) = oneshot::channel();
+    if vnode.tell(Control::Count(answer)) {
+        // None is answered by a vnode that has ended.
+        let _ = count.await;
+    }
+}
+
+/// Has the vnode hand off; what it says comes by the answer.
+async fn hand_off(bed: &Bed) -> mpsc::UnboundedReceiver<StreamEvent> {
+    let (sink, events) = mpsc::unbounded_channel();
+    let outgoing = Outgoing {
+        kind: TransferKind::Ownership,
+        target: "b@h".to_owned(),
+        sink,
+        congested: tokio::sync::watch::channel(false).1,
+    };
+    assert!(bed.master.begin_outgoing(PARTITION, TransferId(9), outgoing));
+    events
+}
+
+async fn within_its_limit<T>(what: &str, call: impl Future<Output = T>) -> T {
+    let began = Instant::now();
+    let answer = tokio::time::timeout(Duration::from_secs(30), call).await;
+    let answer = answer.unwrap_or_else(|_| panic!("{what} does not end"));
+    assert!(began.elapsed() < ENDED, "{what} took {:?}", began.elapsed());
+    answer
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_that_sleeps_ends_at_its_limit_and_the_next_is_answered() {
+    let bed = hostile(limits(), &[]).await;
+    put(&bed, "k").await;
+    let error = within_its_limit("a command", bed.call("nap", &[])).await.unwrap_err();
+    assert!(error.message.contains("longer than 300ms"), "{error:?}");
+    assert_eq!(bed.call("get", &[("key", "k".into())]).await.unwrap(), Value::Null, "a new instance answers");
+    let page = PageWanted { after: None, items: 10, bytes: 1 << 20 };
+    let page = bed.send("nap-everywhere", None, cbor_map(&[]), Some(page));
+    assert!(within_its_limit("a page", page).await.is_err());
+    put(&bed, "k").await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_description_and_an_init_that_sleep_are_refused_at_their_limit() {
+    let engine = Engine::new(None).unwrap();
+    let naps = component_with(HOSTILE, &["describe-naps"]);
+    // Compiled before, so that only the call is measured.
+    let _ = engine.prepare(naps.clone().into(), Limits { call_time: Duration::ZERO, ..limits() }).await;
+    let error = engine.prepare(naps.into(), limits()).await.err().unwrap();
+    assert!(error.to_string().contains("longer than 300ms"), "{error}");
+    let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
+    let config = cbor_map(&[("fail", "nap".into())]);
+    let init = within_its_limit("init", engine.check_init(&module, &config)).await;
+    assert!(init.unwrap_err().to_string().contains("longer than 300ms"));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
+    // Asked of a guest that hands off: its say, its fold, its items, and the end.
+    for nap in ["handoff-starting", "handoff-command", "items", "handoff-finished", "handoff-cancelled"] {
+        let bed = hostile(limits(), &[("nap", nap.into())]).await;
+        put(&bed, "k").await;
+        let mut events = hand_off(&bed).await;
+        let finished = nap == "handoff-finished";
+        let over = async {
+            let _ = bed.call("put", &[("key", "k".into()), ("value", 2.into())]).await;
+            tell(&bed, Control::EndOutgoing { finished }).await;
+        };
+        within_its_limit(nap, over).await;
+        let told = std::iter::from_fn(|| events.try_recv().ok());
+        let broken = told.filter(|event| matches!(event, StreamEvent::Broken { .. })).count();
+        assert_eq!(broken > 0, !nap.contains("ed"), "{nap}: the handoff is told of lost items");
+        put(&bed, "k").await;
+    }
+    for (setting, what) in [("fold", "nap"), ("reject", "nap"), ("nap", "handle-exit")] {
+        let bed = hostile(limits(), &[(setting, what.into())]).await;
+        put(&bed, "k").await;
+        let done = async {
+            match setting {
+                "fold" => {
+                    let (answer, page) = oneshot::channel();
+                    tell(&bed, Control::Weigh { after: None, answer }).await;
+                    assert!(page.await.unwrap().is_err());
+                }
+                "reject" => {
+                    let (answer, taken) = oneshot::channel();
+                    let item = Item {
+                        key: b"k".to_vec(),
+                        sort: Vec::new(),
+                        value: b"\x01x".to_vec(),
+                        deleted: false,
+                    };
+                    tell(&bed, Control::Items(vec![item], answer)).await;
+                    assert!(taken.await.unwrap().is_err());
+                }
+                _ => {
+                    bed.call("trap", &[]).await.unwrap_err();
+                    bed.call("calls", &[]).await.unwrap_err();
+                }
+            }
+        };
+        within_its_limit(what, done).await;
+    }
+    for (nap, delete) in [("terminate", false), ("terminate", true), ("delete", true)] {
+        let bed = hostile(limits(), &[("nap", nap.into())]).await;
+        put(&bed, "k").await;
+        let (done, ended) = oneshot::channel();
+        let error = annulus_core::request::RequestError::stale_ring(2);
+        within_its_limit(nap, async {
+            tell(&bed, Control::End { error, delete, done }).await;
+            ended.await.unwrap();
+        })
+        .await;
+    }
+}
+
+type Answer = oneshot::Receiver<Result<bytes::Bytes, annulus_core::request::RequestError>>;
+
+/// Sends a command to a vnode that is in no partition's slot.
+fn send(vnode: &VnodeHandle, command: &str, args: &[(&str, Value)], page: Option<PageWanted>) -> Answer {
+    let (reply, answer) = oneshot::channel();
+    let key = args.iter().find(|(name, _)| *name == "key").and_then(|(_, key)| key.as_text());
+    let key = key.map(|key| key.as_bytes().to_vec());
+    let request = Request { command: command.to_owned(), key, args: cbor_map(args) };
+    let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
+    let reply = Reply::Local(reply);
+    assert!(vnode.try_command(Command { request, page, id: RequestId([1; 16]), deadline, reply }));
+    answer
+}
+
+async fn got(vnode: &VnodeHandle) -> Value {
+    let reply = send(vnode, "get", &[("key", "k".into())], None).await.unwrap().unwrap();
+    ciborium::from_reader(&reply[..]).unwrap()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_guest_is_not_ended_for_the_time_of_its_neighbours() {
+    let limits = Limits { call_time: Duration::from_millis(800), ..Limits::default() };
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
+    let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
+    let bed = Bed::of(engine, behaviour.clone());
+    let vnode = bed.master.start_apart(behaviour.clone());
+    send(&vnode, "put", &[("key", "k".into()), ("value", 1.into())], None).await.unwrap().unwrap();
+    let spins: Vec<_> = (0..12)
+        .map(|_| {
+            let vnode = bed.master.start_apart(behaviour.clone());
+            let answer = send(&vnode, "spin", &[], None);
+            (vnode, answer)
+        })
+        .collect();
+    let began = Instant::now();
+    send(&vnode, "sleepy", &[("ms", 400.into())], None).await.unwrap().unwrap();
+    assert_eq!(got(&vnode).await, Value::from(1));
+    println!("400 ms of work took {:?} beside {} loops", began.elapsed(), spins.len());
+    for (_vnode, answer) in spins {
+        let error = answer.await.unwrap().unwrap_err();
+        assert_eq!((error.code, error.state), (ErrorCode::DeadlineExceeded, AppliedState::NotApplied));
+    }
+}
+
+/// Each page is a third of the limit; all of them at once, each with its share of two workers, would be far
+/// beyond it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_read_of_many_partitions_is_answered_by_all_and_loses_nothing() {
+    let limits = Limits { call_time: Duration::from_secs(1), ..Limits::default() };
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
+    let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
+    let bed = Bed::of(engine, behaviour.clone());
+    let vnodes: Vec<_> = (0..32).map(|_| bed.master.start_apart(behaviour.clone())).collect();
+    for vnode in &vnodes {
+        send(vnode, "put", &[("key", "k".into()), ("value", 1.into())], None).await.unwrap().unwrap();
+    }
+    let began = Instant::now();
+    let pages: Vec<_> = vnodes
+        .iter()
+        .map(|vnode| {
+            let page = PageWanted { after: None, items: 10, bytes: 1 << 20 };
+            send(vnode, "sleepy-everywhere", &[("ms", 200.into())], Some(page))
+        })
+        .collect();
+    // A command does not wait for the turn of a page that is before it.
+    let commands: Vec<_> =
+        vnodes.iter().map(|vnode| send(vnode, "get", &[("key", "k".into())], None)).collect();
+    for command in commands {
+        command.await.unwrap().unwrap();
+    }
+    let served = began.elapsed();
+    for page in pages {
+        page.await.unwrap().unwrap();
+    }
+    println!("commands took {served:?}, all pages {:?}", began.elapsed());
+    assert!(served < began.elapsed() / 2, "commands took {served:?} of {:?}", began.elapsed());
+    for vnode in &vnodes {
+        assert_eq!(got(vnode).await, Value::from(1));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_answer_after_which_items_are_gone_says_so() {
+    let bed = hostile(limits(), &[]).await;
+    for command in ["trap", "nap", "spin"] {
+        put(&bed, "k").await;
+        let error = bed.call(command, &[]).await.unwrap_err();
+        assert_eq!((error.code, error.state), (ErrorCode::ItemsLost, AppliedState::Unknown), "{error:?}");
+        assert!(error.message.contains("partition 3"), "{error:?}");
+        // Nothing is there any more to be lost.
+        let error = bed.call("trap", &[]).await.unwrap_err();
+        assert_eq!((error.code, error.state), (ErrorCode::Trapped, AppliedState::NotApplied), "{error:?}");
+    }
+    let losses = bed.master.incidents().iter().filter(|incident| incident.kind == "possible-loss").count();
+    assert_eq!(losses, 3);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_vnode_without_room_refuses_writes_and_has_room_again_once_items_are_deleted() {
+    let limits = Limits { memory_bytes: 16 << 20, ..Limits::default() };
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component("guests/kv").into(), limits).await.unwrap();
+    let bed = Bed::of(engine, Arc::new(Behaviour::wasm("kv".into(), 1, module, cbor_map(&[]))));
+    let value = Value::from("x".repeat(100_000));
+    let write = async |key: &str| bed.call("put", &[("key", key.into()), ("value", value.clone())]).await;
+    let mut stored = 0;
+    let error = loop {
+        match write(&format!("k{stored}")).await {
+            Ok(_) => stored += 1,
+            Err(error) => break error,
+        }
+        assert!(stored < 1000, "its memory has no end");
+    };
+    assert_eq!((error.code, error.state), (ErrorCode::PartitionFull, AppliedState::NotApplied), "{error:?}");
+    assert!(stored > 50, "full with {stored} items");
+    assert_eq!(bed.keys().await.len(), stored, "nothing is lost");
+    assert!(bed.call("get", &[("key", "k0".into())]).await.unwrap().is_text());
+    for key in 0..stored / 2 {
+        bed.call("delete", &[("key", format!("k{key}").into())]).await.unwrap();
+    }
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while let Err(error) = write("new").await {
+        assert_eq!(error.code, ErrorCode::PartitionFull, "{error:?}");
+        assert!(Instant::now() < deadline, "there is no room for ever");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(bed.keys().await.len(), stored - stored / 2 + 1);
+    assert!(bed.master.incidents().is_empty(), "{:?}", bed.master.incidents());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
+    let written = async |bed: &Bed, callback: &str| {
+        bed.call("stored", &[("key", callback.into())]).await.unwrap() != Value::Null
+    };
+    let engine = Engine::new(None).unwrap();
+    let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
+    let refused = engine.check_init(&module, &cbor_map(&[("write", "init".into())])).await.unwrap_err();
+    assert!(refused.to_string().contains("`init` wrote to storage"), "{refused}");
+
+    for callback in ["handoff-starting", "handoff-finished", "handoff-cancelled", "handle-exit"] {
+        let bed = hostile(limits(), &[("write", callback.into())]).await;
+        put(&bed, "k").await;
+        let mut events = hand_off(&bed).await;
+        tell(&bed, Control::EndOutgoing { finished: callback == "handoff-finished" }).await;
+        if callback == "handle-exit" {
+            bed.call("trap", &[]).await.unwrap_err();
+        } else {
+            assert_eq!(bed.call("get", &[("key", "k".into())]).await.unwrap(), Value::from(1));
+            assert!(events.try_recv().is_err(), "{callback}: the handoff goes on");
+        }
+        put(&bed, "after").await;
+        assert!(!written(&bed, callback).await, "{callback}");
+        let incidents = bed.master.incidents();
+        let broken = incidents.iter().find(|incident| incident.kind == "contract-broken");
+        assert!(broken.is_some_and(|broken| broken.reason.contains(callback)), "{incidents:?}");
+    }
+    // What takes in items, and what drops them, may write.
+    let bed = hostile(limits(), &[("write", "take,forget".into())]).await;
+    put(&bed, "k").await;
+    let (answer, taken) = oneshot::channel();
+    let item = |deleted| Item { key: b"other".to_vec(), sort: Vec::new(), value: Vec::new(), deleted };
+    tell(&bed, Control::Items(vec![item(false)], answer)).await;
+    taken.await.unwrap().unwrap();
+    assert!(written(&bed, "take").await);
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_command_without_a_key_has_no_items_whatever_key_a_caller_sends() {
+    let bed = hostile(limits(), &[]).await;
+    put(&bed, "k").await;
+    // The very key that it writes to.
+    let error = bed.send("homeless", Some("somewhere"), cbor_map(&[]), None).await.unwrap_err();
+    assert_eq!(error.code, ErrorCode::ContractBroken, "{error:?}");
+    assert_eq!(bed.call("stored", &[("key", "somewhere".into())]).await.unwrap(), Value::Null);
+}
+
+/// Mappings of a process, and its address space in MiB.
+fn spent(process: u32) -> (usize, usize) {
+    let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap().lines().count();
+    let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")).unwrap();
+    (maps, size.split_whitespace().next().unwrap().parse::<usize>().unwrap() >> 10)
+}
+
+#[test]
+fn a_vnode_takes_few_mappings_and_little_address_space() {
+    let cluster = Cluster::apart_with(1, &["--ring-size", "256"]);
+    cluster.deploy("guests/kv");
+    let before = spent(cluster[0].process());
+    assert!(cluster[0].everywhere("kv", "keys").is_ok());
+    let after = spent(cluster[0].process());
+    let (maps, size) = ((after.0 - before.0) as f64 / 256.0, (after.1 - before.1) as f64 / 256.0);
+    println!("each of 256 vnodes takes {maps:.2} mappings and {size:.1} MiB of address space");
+    assert!(maps <= 4.5, "{maps}");
+    assert!(size <= 80.0, "{size} MiB");
+}
+
+#[test]
+fn a_module_for_which_a_node_has_no_room_is_refused_at_the_deploy() {
+    let mut cluster = Cluster::apart(1);
+    cluster.deploy("tests/guests/stored");
+    cluster[0].call("stored", "put", &["k", "v"]).unwrap();
+    assert_eq!(cluster[0].stop(), Some(0));
+    // In gibibytes: the host's own, and room for one instance in each of 64 partitions, not for two.
+    cluster[0].address_space = Some(7);
+    cluster[0].start();
+    cluster[0].call("stored", "put", &["k", "v"]).unwrap();
+    let kv = cluster.keep("kv.wasm", &component("guests/kv"));
+    let ran = cluster[0].json(&["deploy".as_ref(), kv.as_os_str()]);
+    let error = &ran.json()["error"];
+    assert_eq!((&error["code"], &error["state"]), (&"overloaded".into(), &"not-applied".into()), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("ulimit -v"), "{error}");
+    assert_eq!(cluster[0].call("stored", "get", &["k"]).unwrap(), "v");
+}
