@@ -63,11 +63,10 @@ impl Cluster {
         }
         let (lineage, index) = (view.state.lineage, view.index());
         // A state of some 100 KB and more: not on Raft's thread.
-        let encode = move || codec::encode(&Some(&view.state));
-        let bytes = match tokio::task::spawn_blocking(encode).await {
-            Ok(encoded) => Arc::new(encoded?),
-            Err(error) => std::panic::resume_unwind(error.into_panic()),
-        };
+        let there = view.clone();
+        let encoded = tokio::task::spawn_blocking(move || codec::encode(&Some(&there.state))).await;
+        // An error: the runtime is ending, and has no thread for it any more.
+        let bytes = Arc::new(encoded.unwrap_or_else(|_| codec::encode(&Some(&view.state)))?);
         *last = Some(Encoded { lineage, index, bytes: bytes.clone() });
         Ok(bytes)
     }
