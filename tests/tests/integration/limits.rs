@@ -4,14 +4,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use annulus::vnode::{Behaviour, Command, Control, Outgoing, PageWanted, Reply, StreamEvent, VnodeHandle};
-use annulus::wasm::{Engine, Item, Limits, Request, TransferKind};
+use annulus::wasm::{Engine, Item, Limits, Module, Request, TransferKind};
 use annulus_core::ids::{RequestId, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{AppliedState, ErrorCode};
 use annulus_tests::guests::{component, component_with};
 use annulus_tests::harness::Cluster;
 use ciborium::Value;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OnceCell, mpsc, oneshot};
 
 use super::vnode::{Bed, cbor_map};
 
@@ -27,12 +27,17 @@ fn limits() -> Limits {
     Limits { call_time: SHORT, ..Limits::default() }
 }
 
-/// One vnode of the hostile guest with these settings and limits.
-async fn hostile(limits: Limits, settings: &[(&str, Value)]) -> Bed {
-    let engine = Engine::new(None).unwrap();
-    let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
-    let behaviour = Behaviour::wasm("hostile".into(), 1, module, cbor_map(settings));
-    Bed::of(engine, Arc::new(behaviour))
+/// One vnode of the hostile guest with these settings. The guest is compiled once for all tests.
+async fn hostile(settings: &[(&str, Value)]) -> Bed {
+    static PREPARED: OnceCell<(Engine, Arc<Module>)> = OnceCell::const_new();
+    let prepare = async || {
+        let engine = Engine::new(None).unwrap();
+        let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
+        (engine, module)
+    };
+    let (engine, module) = PREPARED.get_or_init(prepare).await;
+    let behaviour = Behaviour::wasm("hostile".into(), 1, module.clone(), cbor_map(settings));
+    Bed::of(engine.clone(), Arc::new(behaviour))
 }
 
 async fn put(bed: &Bed, key: &str) {
@@ -73,7 +78,7 @@ async fn within_its_limit<T>(what: &str, call: impl Future<Output = T>) -> T {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_that_sleeps_ends_at_its_limit_and_the_next_is_answered() {
-    let bed = hostile(limits(), &[]).await;
+    let bed = hostile(&[]).await;
     put(&bed, "k").await;
     let error = within_its_limit("a command", bed.call("nap", &[])).await.unwrap_err();
     assert!(error.message.contains("longer than 300ms"), "{error:?}");
@@ -102,7 +107,7 @@ async fn a_description_and_an_init_that_sleep_are_refused_at_their_limit() {
 async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
     // Asked of a guest that hands off: its say, its fold, its items, and the end.
     for nap in ["handoff-starting", "handoff-command", "items", "handoff-finished", "handoff-cancelled"] {
-        let bed = hostile(limits(), &[("nap", nap.into())]).await;
+        let bed = hostile(&[("nap", nap.into())]).await;
         put(&bed, "k").await;
         let mut events = hand_off(&bed).await;
         let finished = nap == "handoff-finished";
@@ -117,7 +122,7 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
         put(&bed, "k").await;
     }
     for (setting, what) in [("fold", "nap"), ("reject", "nap"), ("nap", "handle-exit")] {
-        let bed = hostile(limits(), &[(setting, what.into())]).await;
+        let bed = hostile(&[(setting, what.into())]).await;
         put(&bed, "k").await;
         let done = async {
             match setting {
@@ -146,7 +151,7 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
         within_its_limit(what, done).await;
     }
     for (nap, delete) in [("terminate", false), ("terminate", true), ("delete", true)] {
-        let bed = hostile(limits(), &[("nap", nap.into())]).await;
+        let bed = hostile(&[("nap", nap.into())]).await;
         put(&bed, "k").await;
         let (done, ended) = oneshot::channel();
         let error = annulus_core::request::RequestError::stale_ring(2);
@@ -243,7 +248,7 @@ async fn a_slow_read_of_many_partitions_is_answered_by_all_and_loses_nothing() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn an_answer_after_which_items_are_gone_says_so() {
-    let bed = hostile(limits(), &[]).await;
+    let bed = hostile(&[]).await;
     for command in ["trap", "nap", "spin"] {
         put(&bed, "k").await;
         let error = bed.call(command, &[]).await.unwrap_err();
@@ -301,7 +306,7 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
     assert!(refused.to_string().contains("`init` wrote to storage"), "{refused}");
 
     for callback in ["handoff-starting", "handoff-finished", "handoff-cancelled", "handle-exit"] {
-        let bed = hostile(limits(), &[("write", callback.into())]).await;
+        let bed = hostile(&[("write", callback.into())]).await;
         put(&bed, "k").await;
         let mut events = hand_off(&bed).await;
         tell(&bed, Control::EndOutgoing { finished: callback == "handoff-finished" }).await;
@@ -318,7 +323,7 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
         assert!(broken.is_some_and(|broken| broken.reason.contains(callback)), "{incidents:?}");
     }
     // What takes in items, and what drops them, may write.
-    let bed = hostile(limits(), &[("write", "take,forget".into())]).await;
+    let bed = hostile(&[("write", "take,forget".into())]).await;
     put(&bed, "k").await;
     let (answer, taken) = oneshot::channel();
     let item = |deleted| Item { key: b"other".to_vec(), sort: Vec::new(), value: Vec::new(), deleted };
@@ -329,7 +334,7 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_command_without_a_key_has_no_items_whatever_key_a_caller_sends() {
-    let bed = hostile(limits(), &[]).await;
+    let bed = hostile(&[]).await;
     put(&bed, "k").await;
     // The very key that it writes to.
     let error = bed.send("homeless", Some("somewhere"), cbor_map(&[]), None).await.unwrap_err();
