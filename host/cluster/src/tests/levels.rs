@@ -57,7 +57,7 @@ async fn the_level_is_raised_when_the_last_member_speaks_it_and_until_then_those
     assert!(world.nodes.iter().all(|node| node.view().state.level == 1));
 
     world.upgrade(2).await;
-    world.until("the level is raised", |node| node.view().state.level == 2).await;
+    world.until("the level is raised", |node| node.view().state.level == annulus_core::version::LEVEL).await;
     third.propose(newer(), soon()).await.unwrap();
     assert_eq!(third.held_back_by(&third.view(), 2), Vec::<String>::new());
 }
