@@ -433,3 +433,23 @@ fn a_write_or_page_of_many_bytes_goes_in_several_messages() {
     assert_eq!(sizes(&effects), [3, 1, 1, 1]);
     assert_eq!(sizes(&sender.handle(Event::Forward(KV, items))), [3, 1, 1, 1]);
 }
+
+#[test]
+fn a_seal_is_not_wanted_any_more_once_the_stream_has_ended_or_begins_again() {
+    let sealing = || {
+        let mut sender = running(&[KV]);
+        sender.handle(page(KV, &["a"], None));
+        assert!(!sender.wants_seal());
+        assert_eq!(sender.handle(ack(0)), [Effect::Seal]);
+        assert!(sender.wants_seal());
+        sender
+    };
+    let refuse = ToSender::Refuse { reason: Refused::Stage("full".into()) };
+    for event in [Event::Disconnected(1), Event::Received(1, refuse)] {
+        let mut sender = sealing();
+        sender.handle(event);
+        assert!(!sender.wants_seal());
+        sender.handle(Event::SealRefused);
+        assert_eq!(sender.handle(Event::Retry), [Effect::Connect(2)], "it goes on unsealed");
+    }
+}

@@ -31,10 +31,8 @@ pub(super) async fn dial(
         let connection =
             connecting.map_err(|error| error.to_string())?.await.map_err(|error| describe(&error))?;
         let met = match greet(shared, uid, &connection).await {
-            Ok((peer, _)) if uid.is_none() && shared.peer(peer.uid).runs(peer.boot) => {
-                Close::Spare.close(&connection, "the pair has another connection");
-                Ok(peer.uid)
-            }
+            // Also where there is a connection already: the other side may use this one by now. Whichever
+            // of the two is quiet is closed later.
             Ok((peer, lanes)) => establish(shared, &connection, &peer, true, lanes).map(|()| peer.uid),
             Err(refusal) => Err(refusal),
         };

@@ -214,11 +214,6 @@ impl Peer {
         addr
     }
 
-    /// Is there a connection to this run of it?
-    pub(super) fn runs(&self, boot: BootId) -> bool {
-        self.link().is_some_and(|link| link.boot == boot)
-    }
-
     /// May this run of the peer be let in? Not if its disk is known to be older than another run's, nor
     /// as long as another run answers.
     pub(super) async fn check_run(&self, shared: &Shared, hello: &Hello) -> Result<(), (Close, String)> {

@@ -151,6 +151,12 @@ impl Sender {
         self.link == Link::Up && kept > self.limits.backlog_bytes
     }
 
+    /// Is the seal that was asked for still wanted? Not where the stream has ended or begins again
+    /// meanwhile: all of it would be sent while the partition is silent.
+    pub fn wants_seal(&self) -> bool {
+        self.phase == Phase::Sealing && self.link == Link::Up && self.outgoing.is_some()
+    }
+
     /// Takes an event; the effects are to be carried out in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();

@@ -112,6 +112,8 @@ impl Driver {
             view.state.modules.get(module).map_or_else(String::new, |module| module.name.clone())
         };
         match turn {
+            // Asked while the vnodes were: the stream has ended since, and says so itself.
+            Turn::Ready if !self.machine.wants_seal() => self.refuse_seal().await,
             Turn::Ready => {
                 let round = self.seal.round + 1;
                 let heard = cluster.heard_from_leader_within(LEADER_WITHIN);
