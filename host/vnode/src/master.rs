@@ -91,8 +91,8 @@ struct Inner {
     turns: Turns,
     /// Index up to which the committed log is in the slots.
     applied: watch::Sender<u64>,
-    /// Which history that log is of.
-    lineage: Mutex<Option<Lineage>>,
+    /// The history that log is of, and the modules that it had.
+    known: Mutex<Option<(Lineage, Vec<ModuleUid>)>>,
 }
 
 /// What became of a command that was given to the master.
@@ -125,7 +125,7 @@ impl Master {
                 incidents,
                 turns,
                 applied: watch::Sender::new(0),
-                lineage: Mutex::default(),
+                known: Mutex::default(),
             }),
         }
     }
@@ -235,8 +235,13 @@ impl Master {
         lineage: Lineage,
     ) -> Vec<PartitionId> {
         let me = self.inner.config.me;
-        let before = self.inner.lineage.lock().replace(lineage);
-        let recovers = before.is_some_and(|before| before != lineage);
+        let before = self.inner.known.lock().replace((lineage, modules.to_vec()));
+        let recovers = before.as_ref().is_some_and(|(before, _)| *before != lineage);
+        // A recovered state may be from before a module's deploy: what it lacks was not undeployed.
+        let undeployed = |uid: &ModuleUid| {
+            let had = before.as_ref().is_some_and(|(_, had)| had.contains(uid));
+            had && !recovers && !modules.contains(uid)
+        };
         let mut aside = Vec::new();
         for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
             let Some(mut slot) = self.slot(id) else { continue };
@@ -262,20 +267,21 @@ impl Master {
             // task was quicker to learn of it: this older state says nothing of it.
             let gone = |uid: &&ModuleUid| uid.0 <= index && !modules.contains(uid);
             let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
-            for uid in gone {
-                let error = RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed");
-                end_all(slot.vnodes.remove_entry(&uid).into_iter().collect(), &error, true);
+            let gone: HashMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
+            if recovers && !gone.is_empty() {
+                self.keep_aside(gone, &mut slot, id);
+                aside.push(id);
+            } else {
+                end_all(gone, &undeployed_error(), true);
             }
-            let (kept, gone) = std::mem::take(&mut slot.aside)
-                .into_iter()
-                .partition(|vnode: &VnodeHandle| vnode.module.0 > index || modules.contains(&vnode.module));
+            let (gone, kept): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut slot.aside).into_iter().partition(|vnode| undeployed(&vnode.module));
             slot.aside = kept;
-            let error = RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed");
-            let gone: Vec<VnodeHandle> = gone;
             for vnode in gone {
-                end_all([(vnode.module, vnode)].into(), &error, true);
+                end_all([(vnode.module, vnode)].into(), &undeployed_error(), true);
             }
         }
+        aside.dedup();
         self.inner.applied.send_replace(index);
         aside
     }
@@ -289,8 +295,8 @@ impl Master {
         if vnodes.is_empty() {
             return;
         }
-        let reason = "a recovery gave the partition to another node, which may not have these items; they are \
-                      kept aside here while this node runs";
+        let reason = "the recovered state gives the partition to another node, or does not know the module; the \
+                      items are kept aside here while this node runs";
         self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
         for vnode in vnodes.values() {
             vnode.tell(Control::EndOutgoing { finished: false });
@@ -589,6 +595,10 @@ impl Master {
         };
         self.inner.slots.iter().enumerate().map(one).collect()
     }
+}
+
+fn undeployed_error() -> RequestError {
+    RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed")
 }
 
 fn end_all(

@@ -165,6 +165,19 @@ async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here(
 }
 
 #[tokio::test]
+async fn a_recovery_to_a_state_from_before_a_deploy_deletes_no_items_of_that_module() {
+    let master = master();
+    master.apply(&ring(), &[MODULE], MODULE.0, Lineage::default());
+    answer(say(&master, "put", &[("key", "k"), ("value", "v")])).await.unwrap();
+    let lineage = Lineage { number: 1, id: 7 };
+    let index = lineage.first_index();
+    assert_eq!(master.apply(&ring(), &[], index, lineage), [HERE]);
+    assert_eq!((master.vnodes(HERE).len(), master.set_aside().len()), (0, 1));
+    master.apply(&ring(), &[], index + 1, lineage);
+    assert_eq!(master.set_aside().len(), 1, "nobody has undeployed it");
+}
+
+#[tokio::test]
 async fn commands_wait_while_the_receiver_of_their_writes_is_behind() {
     let master = master();
     get(&master).await.unwrap();
