@@ -204,6 +204,9 @@ pub struct DeployRequest {
     /// Settings that the module is no longer to have.
     #[serde(default)]
     pub unset: Vec<String>,
+    /// How long one call of the guest may take, in milliseconds; what the module has where none.
+    #[serde(default)]
+    pub call_ms: Option<u64>,
     /// Length of the component that follows.
     pub bytes: u64,
     /// How long to wait for it, in milliseconds.

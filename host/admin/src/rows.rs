@@ -162,6 +162,9 @@ pub struct ModuleRow {
     /// Nodes that cannot run it, and why: they are offered as no replica of it.
     #[serde(default)]
     pub unable: BTreeMap<String, String>,
+    /// How long one call of its guest may take, in milliseconds.
+    #[serde(default)]
+    pub call_ms: Option<u64>,
     /// Its settings, as `--set` takes them.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
@@ -179,6 +182,9 @@ pub struct ReleaseRow {
     pub guest_version: String,
     /// SHA-256 of the component.
     pub digest: String,
+    /// How long one call of its guest may take, in milliseconds.
+    #[serde(default)]
+    pub call_ms: Option<u64>,
     /// The settings that come back with it; none where they are not kept (before state level 3).
     pub settings: Option<BTreeMap<String, String>>,
 }

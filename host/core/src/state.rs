@@ -115,7 +115,15 @@ pub struct Release {
     /// CBOR map that `init` gets; of a release from before state level 3 the module's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Vec<u8>>,
+    /// How long one call of its guest may take, in milliseconds; the host's own limit if none. State
+    /// level 4.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub call_ms: Option<u64>,
 }
+
+/// Milliseconds that a release may allow one call of its guest: what a clock can tell apart, and as long as
+/// those may wait whose commands to the same vnode stand behind it.
+pub const CALL_MS: std::ops::RangeInclusive<u64> = 10..=300_000;
 
 /// Earlier releases that a module keeps besides the current and the previous one.
 pub const OLDER_RELEASES: usize = 8;

@@ -211,6 +211,7 @@ impl Step {
                         bytes: 1,
                         description: vec![],
                         config: None,
+                        call_ms: None,
                     },
                     base_version: running + u64::from(*stale),
                 }

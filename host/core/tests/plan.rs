@@ -119,7 +119,14 @@ impl World {
     }
 
     fn deploy(&mut self) {
-        let release = Release { version: 0, digest: TOKEN, bytes: 1, description: vec![0xa0], config: None };
+        let release = Release {
+            version: 0,
+            digest: TOKEN,
+            bytes: 1,
+            description: vec![0xa0],
+            config: None,
+            call_ms: None,
+        };
         let (n, r, w, storage, config) = (None, None, None, None, None);
         self.ok(Command::Deploy { name: "kv".into(), n, r, w, storage, config, release, base_version: 0 });
     }

@@ -12,11 +12,10 @@ use tokio::task::{self, JoinSet};
 use tokio::time::{Instant, sleep_until, timeout};
 
 use super::formats::{described, write_format};
-use super::{Modules, Running};
+use super::{Modules, Running, limits_of};
 use annulus_core::codec;
 use annulus_transport::kind;
 use annulus_vnode::{Behaviour, Master, WeakMaster};
-use annulus_wasm::Limits;
 
 /// Longest that fetching one component from one peer may take.
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
@@ -128,8 +127,8 @@ impl Modules {
         let broken = |error: &dyn std::fmt::Display| BringError::Broken(error.to_string());
         let component = self.component(&module.current.digest, here).await;
         let bytes = component.map_err(BringError::Missing)?;
-        let prepared =
-            self.inner.engine.prepare(bytes, Limits::default()).await.map_err(|error| broken(&error))?;
+        let limits = limits_of(module.current.call_ms);
+        let prepared = self.inner.engine.prepare(bytes, limits).await.map_err(|error| broken(&error))?;
         // Here and now, not at the first command for one of its vnodes: others are to be told.
         self.inner.engine.check_init(&prepared, &module.config).await.map_err(|error| broken(&error))?;
         let previous = module.previous.as_ref().and_then(described);

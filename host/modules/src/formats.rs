@@ -78,6 +78,7 @@ mod tests {
             bytes: 1,
             description: description.to_cbor(),
             config: None,
+            call_ms: None,
         };
         let first = release(1, &formats(&[1], &[1]));
         let second = release(2, &formats(&[1, 2], &[1, 2]));

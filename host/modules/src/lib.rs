@@ -15,6 +15,7 @@ mod unable;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
+use std::time::Duration;
 
 use annulus_core::ids::{Digest, ModuleUid, NodeUid};
 use annulus_core::state::Module;
@@ -29,7 +30,7 @@ pub use messages::Running;
 use annulus_cluster::Cluster;
 use annulus_transport::Transport;
 use annulus_vnode::{Behaviour, ModuleSource, WeakMaster};
-use annulus_wasm::{Description, Engine};
+use annulus_wasm::{Description, Engine, Limits};
 
 /// This node's modules. Cheap to clone.
 #[derive(Clone)]
@@ -122,4 +123,10 @@ impl ModuleSource for Modules {
     fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>> {
         self.inner.behaviours.load().get(&module).cloned()
     }
+}
+
+/// What a vnode of a release may use: the host's own limits, but for the call limit that the release has.
+fn limits_of(call_ms: Option<u64>) -> Limits {
+    let limits = Limits::default();
+    Limits { call_time: call_ms.map_or(limits.call_time, Duration::from_millis), ..limits }
 }

@@ -13,6 +13,9 @@ pub(super) struct Prepare {
     pub(super) config: Vec<u8>,
     /// Raft id of a node that has it.
     pub(super) from: u64,
+    /// The release's call limit in milliseconds, if it has one of its own.
+    #[serde(default)]
+    pub(super) call_ms: Option<u64>,
 }
 
 /// Tell when a module runs at this version or later, or has failed to.

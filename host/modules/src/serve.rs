@@ -8,10 +8,9 @@ use tokio::time::{Instant, timeout_at};
 
 use super::follow::Here;
 use super::messages::{AwaitRunning, Prepare};
-use super::{Modules, Running};
+use super::{Modules, Running, limits_of};
 use annulus_core::codec;
 use annulus_transport::{BulkStream, Request, kind};
-use annulus_wasm::Limits;
 
 impl Modules {
     /// Answers a control request of kind `MODULE_PREPARE` or `MODULE_RUNNING`.
@@ -61,7 +60,8 @@ impl Modules {
         };
         self.check_room().map_err(|error| error.to_string())?;
         let engine = &self.inner.engine;
-        let module = engine.prepare(bytes, Limits::default()).await.map_err(|error| error.to_string())?;
+        let module =
+            engine.prepare(bytes, limits_of(prepare.call_ms)).await.map_err(|error| error.to_string())?;
         engine.check_init(&module, &prepare.config).await.map_err(|error| error.to_string())
     }
 

@@ -43,6 +43,10 @@ pub struct Args {
     /// A setting that the module is no longer to have
     #[arg(long = "unset", value_name = "NAME")]
     unset: Vec<String>,
+    /// How long one call of the guest may take, of its own time and asleep; a call that takes longer costs
+    /// a guest that keeps its items itself its items [default: 5s, or what the module has]
+    #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
+    call_limit: Option<Duration>,
     /// How long to wait until every node runs it
     #[arg(long, value_parser = parse_duration, default_value = "2m")]
     timeout: Duration,
@@ -83,6 +87,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }),
         config,
         unset: args.unset,
+        call_ms: args.call_limit.map(millis),
         bytes: component.len() as u64,
         timeout_ms: millis(args.timeout),
     });

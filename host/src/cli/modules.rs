@@ -1,10 +1,12 @@
 //! `modules`: what is deployed.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use super::{CliError, Context, Table};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::ModuleRow;
+use annulus_wasm::Limits;
 
 /// What is deployed.
 #[derive(Debug, clap::Args)]
@@ -49,14 +51,20 @@ fn details(row: &ModuleRow) -> Option<String> {
         all.iter().map(|(name, value)| format!(" {name}={value}")).collect::<String>()
     };
     let mut text = String::new();
+    let limit =
+        |ms: Option<u64>| ms.map(Duration::from_millis).filter(|time| *time != Limits::default().call_time);
+    if let Some(time) = limit(row.call_ms) {
+        text.push_str(&format!("\na call of {} may take {time:?}", row.name));
+    }
     if !row.settings.is_empty() {
         text.push_str(&format!("\n{} is set{}", row.name, settings(&row.settings)));
     }
     for earlier in &row.earlier {
         let digest: String = earlier.digest.chars().take(12).collect();
         let set = earlier.settings.as_ref().map(settings).unwrap_or_default();
+        let calls = limit(earlier.call_ms).map_or_else(String::new, |time| format!(" --call-limit {time:?}"));
         text.push_str(&format!(
-            "\n{} --to {}: {} ({digest}){set}",
+            "\n{} --to {}: {} ({digest}){set}{calls}",
             row.name, earlier.version, earlier.guest_version
         ));
     }

@@ -233,8 +233,14 @@ fn assert_removed(config: NodeConfig) {
 }
 
 fn deploy(name: &str) -> Command {
-    let release =
-        Release { version: 0, digest: Digest([1; 32]), bytes: 1, description: vec![0xa0], config: None };
+    let release = Release {
+        version: 0,
+        digest: Digest([1; 32]),
+        bytes: 1,
+        description: vec![0xa0],
+        config: None,
+        call_ms: None,
+    };
     Command::Deploy {
         name: name.into(),
         n: None,

@@ -51,6 +51,7 @@ struct Inner {
 }
 
 /// A validated, compiled, described component: what instances are made of.
+#[derive(Clone)]
 pub struct Module {
     pub(super) pre: InstancePre<HostState>,
     pub(super) indices: Indices,
@@ -212,6 +213,11 @@ impl Engine {
 }
 
 impl Module {
+    /// The same component for vnodes with other limits.
+    pub fn with_limits(&self, limits: Limits) -> Self {
+        Self { limits, ..self.clone() }
+    }
+
     pub(super) fn engine(&self) -> &wasmtime::Engine {
         self.pre.engine()
     }

@@ -14,6 +14,7 @@ const CONTRACT: &str = "0.1.0";
 const PACKAGE: &str = "annulus:vnode/";
 
 /// Indices of a component's exports, found once per module.
+#[derive(Clone)]
 pub(super) struct Indices {
     vnode: wit::vnode::GuestIndices,
     coverage: Option<wit::coverage::GuestIndices>,

@@ -97,8 +97,14 @@ impl World {
             level: annulus_core::version::LEVEL,
         });
         self.enter(Command::IssueToken { token, now_ms: 0, expires_ms: u64::MAX });
-        let release =
-            Release { version: 0, digest: Digest([2; 32]), bytes: 1, description: Vec::new(), config: None };
+        let release = Release {
+            version: 0,
+            digest: Digest([2; 32]),
+            bytes: 1,
+            description: Vec::new(),
+            config: None,
+            call_ms: None,
+        };
         self.enter(Command::Deploy {
             name: "kv".to_owned(),
             n: None,

@@ -380,3 +380,39 @@ fn a_module_for_which_a_node_has_no_room_is_refused_at_the_deploy() {
     assert!(error["message"].as_str().unwrap().contains("ulimit -v"), "{error}");
     assert_eq!(cluster[0].call("stored", "get", &["k"]).unwrap(), "v");
 }
+
+#[test]
+fn a_call_limit_is_a_setting_of_the_release() {
+    let cluster = Cluster::apart(1);
+    let file = cluster.keep("hostile.wasm", &component(HOSTILE));
+    let node = &cluster[0];
+    let deploy = |limit: Option<&str>| {
+        let mut words = vec!["deploy", file.to_str().unwrap()];
+        words.extend(limit.map(|_| "--call-limit").into_iter().chain(limit));
+        node.json(&words)
+    };
+    let shown = || {
+        let row = node.json(&["modules"]).json()[0].clone();
+        (row["version"].as_u64().unwrap(), row["call_ms"].as_u64().unwrap())
+    };
+    let naps = || node.call("hostile", "nap", &[]).unwrap_err()["message"].as_str().unwrap().to_owned();
+    for bad in ["1ms", "1h"] {
+        let ran = deploy(Some(bad));
+        assert_eq!(ran.json()["error"]["code"], "bad-arguments", "{ran:?}");
+    }
+    assert_eq!(deploy(None).code, 0);
+    assert_eq!(shown(), (1, 5000));
+    assert_eq!(deploy(Some("200ms")).code, 0);
+    assert_eq!(shown(), (2, 200));
+    assert!(naps().contains("longer than 200ms"));
+    for same in [None, Some("200ms")] {
+        assert_eq!(deploy(same).json()["unchanged"], true);
+    }
+    assert_eq!(deploy(Some("400ms")).code, 0);
+    assert!(naps().contains("longer than 400ms"));
+    assert_eq!(node.json(&["rollback", "hostile"]).code, 0);
+    assert_eq!(shown(), (4, 200));
+    assert!(naps().contains("longer than 200ms"));
+    let text = node.cli(&["modules"]).stdout;
+    assert!(text.contains("may take 200ms") && text.contains("--call-limit 400ms"), "{text}");
+}

@@ -1,6 +1,7 @@
 //! Uploads and releases.
 
 use std::future::Future;
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
@@ -54,6 +55,7 @@ impl AdminService {
             w: request.w,
             storage: request.storage,
             config,
+            call_time: request.call_ms.map(Duration::from_millis),
             base,
             deadline: Some(deadline),
             component,

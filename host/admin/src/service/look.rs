@@ -19,7 +19,7 @@ use crate::rows::{
 use annulus_cluster::View;
 use annulus_modules::Running;
 use annulus_vnode::Incident;
-use annulus_wasm::Description;
+use annulus_wasm::{Description, Limits};
 
 /// What the preference list asks about nodes.
 struct Liveness<'a> {
@@ -135,6 +135,7 @@ impl AdminService {
                 .to_owned(),
                 nodes: nodes.collect(),
                 unable: self.unable(view, module),
+                call_ms: Some(call_ms(&module.current)),
                 settings: settings::in_words(&module.config),
                 earlier: module.releases().skip(1).map(earlier).collect(),
             }
@@ -279,12 +280,19 @@ pub(super) fn ring(view: &View) -> RingRow {
     RingRow { ring_size: ring.size.get(), epoch: ring.epoch, partitions: partitions.collect() }
 }
 
+/// How long one call of a release's guest may take, in milliseconds.
+fn call_ms(release: &Release) -> u64 {
+    let default = Limits::default().call_time.as_millis();
+    release.call_ms.unwrap_or_else(|| u64::try_from(default).unwrap_or(u64::MAX))
+}
+
 fn earlier(release: &Release) -> ReleaseRow {
     let description = Description::from_cbor(&release.description);
     ReleaseRow {
         version: release.version,
         guest_version: description.map_or_else(|_| String::new(), |said| said.version),
         digest: release.digest.to_string(),
+        call_ms: Some(call_ms(release)),
         settings: release.config.as_deref().map(settings::in_words),
     }
 }

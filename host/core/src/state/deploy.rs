@@ -2,7 +2,9 @@
 
 use crate::ids::ModuleUid;
 
-use super::{ClusterState, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release, StorageKind};
+use super::{
+    CALL_MS, ClusterState, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release, StorageKind,
+};
 
 /// CBOR of the empty map, which `init` gets where a deploy says nothing.
 const EMPTY_MAP: &[u8] = &[0xa0];
@@ -27,6 +29,10 @@ impl ClusterState {
     ) -> Result<Outcome, Refusal> {
         if name.is_empty() {
             return Err(Refusal::BadSetting("a module needs a name".into()));
+        }
+        if let Some(ms) = release.call_ms.filter(|ms| !CALL_MS.contains(ms)) {
+            let (least, most) = CALL_MS.into_inner();
+            return Err(Refusal::BadSetting(format!("a call limit is from {least} to {most} ms, not {ms}")));
         }
         let old = self.module_by_name(name);
         let version = old.map_or(0, |module| module.current.version);

@@ -63,7 +63,14 @@ fn refused(outcome: Outcome) -> Refusal {
 }
 
 fn release(digest: u8) -> Release {
-    Release { version: 77, digest: Digest([digest; 32]), bytes: 5, description: vec![0xa0], config: None }
+    Release {
+        version: 77,
+        digest: Digest([digest; 32]),
+        bytes: 5,
+        description: vec![0xa0],
+        config: None,
+        call_ms: None,
+    }
 }
 
 fn deploy(n: Option<u8>, digest: u8, base_version: u64) -> Command {
@@ -255,6 +262,34 @@ fn a_rollback_brings_back_the_settings_of_its_release() {
         machine.apply(at + 7 + more, &configured(9, &[9], 5 + more));
     }
     assert_eq!(kv(&machine).releases().count(), 2 + OLDER_RELEASES);
+}
+
+#[test]
+fn a_call_limit_belongs_to_its_release_and_is_of_level_four() {
+    let (mut machine, mut at) = three();
+    let limited = |call_ms, base_version| match deploy(None, 1, base_version) {
+        Command::Deploy { name, n, r, w, storage, config, release, base_version } => {
+            let release = Release { call_ms, ..release };
+            Command::Deploy { name, n, r, w, storage, config, release, base_version }
+        }
+        other => other,
+    };
+    let call_ms =
+        |machine: &Machine| machine.state.as_ref().unwrap().module_by_name("kv").unwrap().current.call_ms;
+    for bad in [0, *CALL_MS.start() - 1, *CALL_MS.end() + 1, u64::MAX] {
+        at += 1;
+        let refusal = refused(machine.apply(at, &limited(Some(bad), 0)));
+        assert!(matches!(refusal, Refusal::BadSetting(_)), "{bad}");
+    }
+    machine.apply(at + 2, &limited(Some(20_000), 0));
+    assert_eq!(call_ms(&machine), Some(20_000));
+    machine.apply(at + 3, &limited(None, 1));
+    assert_eq!(call_ms(&machine), None);
+    machine.apply(at + 4, &Command::Rollback { name: "kv".into(), base: None, to: None });
+    assert_eq!(call_ms(&machine), Some(20_000));
+    machine.state.as_mut().unwrap().level = 3;
+    let refusal = refused(machine.apply(at + 5, &limited(Some(20_000), 3)));
+    assert!(matches!(refusal, Refusal::Level { needs: 4, level: 3, .. }), "{refusal:?}");
 }
 
 #[test]

@@ -1,5 +1,7 @@
 //! What the sender machine asks for, carried out.
 
+use std::time::Duration;
+
 use annulus_core::handoff::sender::{Effect, Event};
 use annulus_core::ring::Fate;
 use annulus_core::state::{Command, Outcome};
@@ -10,7 +12,9 @@ use tokio::time::Instant;
 use super::waiting::WantedPage;
 use super::{CONNECT_LIMIT, Driver};
 use crate::{PROPOSE_LIMIT, link};
+use annulus_cluster::View;
 use annulus_transport::kind;
+use annulus_wasm::Limits;
 
 impl Driver {
     pub(super) async fn carry_out(&mut self, effect: Effect) {
@@ -31,7 +35,10 @@ impl Driver {
                 self.waiting.page = Some(WantedPage { attempt, module, after });
                 self.read_if_allowed();
             }
-            Effect::Seal => self.seal.ask(inner.master.vnodes(self.task.partition)),
+            Effect::Seal => {
+                let limit = longest_call(&inner.cluster.view());
+                self.seal.ask(inner.master.vnodes(self.task.partition), limit);
+            }
             Effect::ProposeFlip => {
                 self.propose(Command::Flip { transfers: vec![(self.task.partition, self.task.transfer)] });
             }
@@ -117,4 +124,10 @@ impl Driver {
             }
         });
     }
+}
+
+/// The longest that a call of any module's guest may take.
+fn longest_call(view: &View) -> Duration {
+    let own = view.state.modules.values().filter_map(|module| module.current.call_ms);
+    own.map(Duration::from_millis).fold(Limits::default().call_time, Duration::max)
 }

@@ -18,8 +18,9 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Driver, LEADER_WITHIN};
 use annulus_vnode::{Control, VnodeHandle};
 
-/// Longest that the vnodes are waited for before a seal; more than a call of a guest may take.
-const READY_LIMIT: Duration = Duration::from_secs(10);
+/// The vnodes are waited for before a seal for as long as a call of a guest may take, and for this time
+/// more.
+const READY_SLACK: Duration = Duration::from_secs(5);
 /// A seal that not all vnodes have heard after this time is lifted.
 const LIFT_AFTER: Duration = Duration::from_millis(250);
 /// So many seals of a transfer are lifted; the next one waits until all have heard it.
@@ -31,6 +32,8 @@ pub(super) struct Seal {
     /// Counts the seals: what a vnode says of one that was lifted is not said of the next.
     round: u64,
     lifted: u32,
+    /// Longest that the vnodes are waited for before it.
+    ready_limit: Duration,
     step: Step,
 }
 
@@ -52,15 +55,17 @@ pub(super) enum Turn {
 }
 
 impl Seal {
-    /// Asks the vnodes whether they come to their next message.
-    pub(super) fn ask(&mut self, vnodes: Vec<VnodeHandle>) {
+    /// Asks the vnodes whether they come to their next message. `call_limit`: the longest of their guests'.
+    pub(super) fn ask(&mut self, vnodes: Vec<VnodeHandle>, call_limit: Duration) {
+        let limit = call_limit + READY_SLACK;
+        self.ready_limit = limit;
         let asked: Vec<_> = vnodes
             .into_iter()
             .map(|vnode| {
                 let (answer, here) = oneshot::channel();
                 // One that has ended holds up nobody.
                 let there = vnode.tell(Control::Ping(answer));
-                async move { (there && timeout(READY_LIMIT, here).await.is_err()).then_some(vnode.module) }
+                async move { (there && timeout(limit, here).await.is_err()).then_some(vnode.module) }
             })
             .collect();
         self.step = Step::Asking(Box::pin(async move { join_all(asked).await.into_iter().flatten().next() }));
@@ -135,9 +140,9 @@ impl Driver {
                 }
             }
             Turn::TooSlow(module) => {
-                let name = name(&module);
+                let (name, limit) = (name(&module), self.seal.ready_limit);
                 self.progress.fail(&format!(
-                    "module {name} did not come to its next message within {READY_LIMIT:?}, so the partition \
+                    "module {name} did not come to its next message within {limit:?}, so the partition \
                      is not sealed"
                 ));
                 self.refuse_seal().await;

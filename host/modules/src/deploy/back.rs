@@ -1,0 +1,102 @@
+//! Back to an earlier release, and the end of a module.
+
+use annulus_cluster::ProposeError;
+use annulus_core::state::{Command, Module, ModuleBase, Refusal};
+use futures_util::future::BoxFuture;
+use tokio::sync::mpsc;
+use tokio::time::Instant;
+
+use super::running::SwapFailure;
+use super::{DeployError, Deployed, PROPOSE_LIMIT, Progress, SWAP_LIMIT};
+use crate::Modules;
+use crate::formats::cannot_follow;
+
+/// The state level from which on a command names the release that it is about.
+const NAMED_SINCE: u32 = 3;
+
+impl Modules {
+    /// Makes an earlier release current again, as a new version: the one before, or the one of version
+    /// `to`.
+    ///
+    /// # Errors
+    /// Each says what was changed.
+    pub fn rollback<'a>(
+        &'a self,
+        name: &'a str,
+        to: Option<u64>,
+        progress: mpsc::UnboundedSender<Progress>,
+    ) -> BoxFuture<'a, Result<Deployed, DeployError>> {
+        Box::pin(async move {
+            let tell = |step| drop(progress.send(step));
+            let view = self.inner.cluster.view();
+            let module =
+                view.module(name).ok_or_else(|| ProposeError::from(Refusal::NoModule(name.into())))?;
+            let target = match to {
+                None => module.previous.as_ref().ok_or_else(|| Refusal::NoPrevious(name.into())),
+                Some(version) => module
+                    .releases()
+                    .skip(1)
+                    .find(|release| release.version == version)
+                    .ok_or_else(|| Refusal::NoRelease { name: name.into(), version }),
+            };
+            let target = target.map_err(ProposeError::from)?;
+            if let Some(why) = cannot_follow(module, target) {
+                return Err(DeployError::Incompatible(why));
+            }
+            let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to };
+            let (uid, version) = self.agree(command, &tell).await?;
+            let deadline = Instant::now() + SWAP_LIMIT;
+            match self.await_running(uid, version, deadline, &tell).await {
+                Ok(ran) => {
+                    let digest =
+                        self.inner.cluster.view().module(name).map_or(ran.digest, |m| m.current.digest);
+                    Ok(Deployed { name: name.to_owned(), version, digest, ..ran })
+                }
+                Err(SwapFailure::Slow { node, reason }) => Err(DeployError::Slow { node, reason }),
+                Err(failure) => {
+                    Err(failure.of(name.to_owned(), version, "roll back further, or deploy again"))
+                }
+            }
+        })
+    }
+
+    /// Ends a module and lets go of its items.
+    ///
+    /// # Errors
+    /// As the cluster refuses it; nothing was changed then.
+    pub fn undeploy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), DeployError>> {
+        Box::pin(async move {
+            let view = self.inner.cluster.view();
+            let base = view.module(name).and_then(|module| self.named(module));
+            let command = Command::Undeploy { name: name.to_owned(), base };
+            let (index, _) = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await?;
+            // The next request of this node must not see the module any more.
+            let _ = self.inner.cluster.wait_applied(index, Instant::now() + PROPOSE_LIMIT).await;
+            Ok(())
+        })
+    }
+
+    /// Makes the release before a failed one current again; why not, if it cannot be.
+    pub(super) async fn take_back(&self, name: &str, failed: ModuleBase) -> Result<(), String> {
+        let view = self.inner.cluster.view();
+        let module = view.module(name).filter(|module| module.base() == failed);
+        let module = module.ok_or("another operator has changed the module since")?;
+        let Some(previous) = &module.previous else {
+            return Err(format!(
+                "it is the module's first release, so there is none to go back to; deploy one that runs, or \
+                 `annulus undeploy {name}` deletes the module and its items"
+            ));
+        };
+        if let Some(why) = cannot_follow(module, previous) {
+            return Err(format!("it cannot be rolled back: {why}; deploy a release that runs"));
+        }
+        let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to: None };
+        let undone = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
+        undone.map(drop).map_err(|error| format!("it was not rolled back: {error}"))
+    }
+
+    /// The release that a command is about, where the cluster understands that.
+    fn named(&self, module: &Module) -> Option<ModuleBase> {
+        (self.inner.cluster.view().state.level >= NAMED_SINCE).then(|| module.base())
+    }
+}

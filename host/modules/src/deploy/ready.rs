@@ -1,0 +1,195 @@
+//! What comes before a release is agreed on: every check that costs nothing yet, and the component
+//! compiled on every member that can be reached.
+
+use std::sync::Arc;
+
+use annulus_cluster::ProposeError;
+use annulus_core::codec;
+use annulus_core::ids::Digest;
+use annulus_core::state::{CALL_MS, Module, Refusal, StorageKind};
+use annulus_transport::{CallError, Lane, kind};
+use annulus_wasm::{Description, InvalidComponent, Limits};
+use bytes::Bytes;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::Instant;
+
+use super::{DeployError, DeployRequest, PREPARE_LIMIT, Progress, encoded};
+use crate::messages::Prepare;
+use crate::{Modules, limits_of};
+
+/// What is ready to be agreed on.
+pub(super) struct Ready {
+    pub(super) name: String,
+    pub(super) config: Vec<u8>,
+    /// The release's call limit.
+    pub(super) call_ms: Option<u64>,
+    pub(super) description: Arc<Description>,
+    pub(super) present: Option<Module>,
+    pub(super) unreached: Vec<String>,
+}
+
+impl Modules {
+    /// Everything that comes before the release is agreed on.
+    pub(super) async fn make_ready(
+        &self,
+        request: &DeployRequest,
+        digest: Digest,
+        deadline: Instant,
+        tell: &impl Fn(Progress),
+    ) -> Result<Ready, DeployError> {
+        let inner = &self.inner;
+        self.check_room()?;
+        let prepared = inner.engine.prepare(request.component.clone(), Limits::default()).await?;
+        let description = prepared.description.clone();
+        let name = request.name.clone().unwrap_or_else(|| description.name.clone());
+        let view = inner.cluster.view();
+        let present = view.module(&name).cloned();
+        if request.base.is_some_and(|base| present.as_ref().map(Module::base) != Some(base)) {
+            return Err(ProposeError::from(Refusal::DeployRaced(name)).into());
+        }
+        self.check_settings(request, &name, &description, present.as_ref())?;
+        let config = request
+            .config
+            .clone()
+            .or_else(|| present.as_ref().map(|module| module.config.clone()))
+            .unwrap_or_else(|| vec![EMPTY_CBOR_MAP]);
+        let call_ms = match request.call_time {
+            Some(time) => Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
+            None => present.as_ref().and_then(|module| module.current.call_ms),
+        };
+        let limited = prepared.with_limits(limits_of(call_ms));
+        inner.engine.check_init(&limited, &config).await?;
+        inner.artefacts.keep(request.component.clone()).await?;
+        tell(Progress::Validated { name: name.clone(), digest });
+        let unreached = self.prepare_everywhere(digest, &config, call_ms, deadline, tell).await?;
+        Ok(Ready { name, config, call_ms, description, present, unreached })
+    }
+
+    /// Has this node room for one more vnode in each partition that it holds? A module's first release
+    /// needs that for good, a further one while its vnodes are swapped. Refused here, it costs nothing;
+    /// later it would be some of the module's partitions that cannot be served.
+    pub(crate) fn check_room(&self) -> Result<(), InvalidComponent> {
+        let view = self.inner.cluster.view();
+        let held = view.state.ring.partitions.iter();
+        let held = held.filter(|partition| partition.replicas.first() == Some(&view.me)).count();
+        let modules = view.state.modules.len();
+        let (needed, room) = (held * (modules + 1), self.inner.engine.room());
+        if needed <= room.instances {
+            return Ok(());
+        }
+        Err(InvalidComponent::NoRoom(format!(
+            "the node holds {held} partitions of {modules} modules, and one module more would need \
+             {needed} guest instances: {room}"
+        )))
+    }
+
+    fn check_settings(
+        &self,
+        request: &DeployRequest,
+        name: &str,
+        description: &Description,
+        present: Option<&Module>,
+    ) -> Result<(), DeployError> {
+        let bad = |what: String| Err(DeployError::BadSetting(what));
+        if !annulus_wasm::is_name(name) {
+            return bad(format!(
+                "{name:?} is no module name: lower-case letters, digits, `-` and `_`, at most 64"
+            ));
+        }
+        for (setting, value) in [("n", request.n), ("r", request.r), ("w", request.w)] {
+            if value.is_some_and(|value| value != 1) {
+                return bad(format!(
+                    "--{setting} {}: this version keeps one replica of a key, so n, r and w are 1",
+                    value.unwrap_or(0)
+                ));
+            }
+        }
+        if let Some(time) = request
+            .call_time
+            .filter(|time| u64::try_from(time.as_millis()).map_or(true, |ms| !CALL_MS.contains(&ms)))
+        {
+            let (least, most) = CALL_MS.into_inner();
+            return bad(format!(
+                "--call-limit {time:?}: a call of the guest may take from {least}ms to {}s",
+                most / 1000
+            ));
+        }
+        if request.storage == Some(StorageKind::Durable) {
+            return bad("--storage durable: this version keeps items in memory only".to_owned());
+        }
+        let Some(present) = present else { return Ok(()) };
+        let before = self.description(present);
+        if let Some(format) =
+            before.writes_formats.iter().find(|format| !description.reads_formats.contains(format))
+        {
+            return Err(DeployError::Incompatible(format!("it cannot read items of format {format}")));
+        }
+        for command in &before.commands {
+            let Some(now) = description.command(&command.name) else { continue };
+            if now.route != command.route || now.effect != command.effect {
+                return Err(DeployError::Incompatible(format!(
+                    "the command {} was {:?} by {:?} and is now {:?} by {:?}; deploy it under another name",
+                    command.name, command.effect, command.route, now.effect, now.route
+                )));
+            }
+        }
+        Ok(())
+    }
+
+    /// Has every other member get and compile the component; answers those not reached.
+    async fn prepare_everywhere(
+        &self,
+        digest: Digest,
+        config: &[u8],
+        call_ms: Option<u64>,
+        deadline: Instant,
+        tell: &impl Fn(Progress),
+    ) -> Result<Vec<String>, DeployError> {
+        let view = self.inner.cluster.view();
+        let prepare = Prepare { digest, config: config.to_vec(), from: view.me.0, call_ms };
+        let message = Bytes::from(encoded(&prepare));
+        let others: Vec<_> =
+            view.state.live_members().filter(|member| member.id != view.me).cloned().collect();
+        let of = others.len() + 1;
+        let mut asked: FuturesUnordered<_> = others
+            .into_iter()
+            .map(|member| {
+                let message = message.clone();
+                let peer = view.peer(member.id);
+                async move {
+                    let deadline = deadline.min(Instant::now() + PREPARE_LIMIT);
+                    let answer = match peer {
+                        Some(peer) => {
+                            self.inner
+                                .transport
+                                .call(&peer, Lane::Control, kind::MODULE_PREPARE, message, deadline)
+                                .await
+                        }
+                        None => Err(CallError::Unreachable("it has no address".to_owned())),
+                    };
+                    (member.name, answer)
+                }
+            })
+            .collect();
+        let (mut unreached, mut done) = (Vec::new(), 1);
+        tell(Progress::Compiled { done, of });
+        while let Some((node, answer)) = asked.next().await {
+            match answer {
+                Ok(answer) => {
+                    let said: Result<(), String> =
+                        codec::decode(&answer).unwrap_or_else(|error| Err(error.to_string()));
+                    said.map_err(|reason| DeployError::Member { node, reason })?;
+                    done += 1;
+                    tell(Progress::Compiled { done, of });
+                }
+                Err(CallError::Unreachable(_) | CallError::Lost(_)) => unreached.push(node),
+                Err(error) => return Err(DeployError::Member { node, reason: error.to_string() }),
+            }
+        }
+        Ok(unreached)
+    }
+}
+
+/// The one-byte CBOR of a map without entries.
+const EMPTY_CBOR_MAP: u8 = 0xa0;
