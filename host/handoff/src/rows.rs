@@ -51,7 +51,7 @@ pub struct TransferRow {
     pub error: Option<String>,
     /// What it waits for, in words, where it does not run: `turn here`, `turn at NODE`,
     /// `module M at NODE`, `paused`, `paused at NODE`, `receiver NODE is down`, `holder NODE is
-    /// down`, `rate`, `retry`.
+    /// down`, `rate`, `retry`, `log: it is not pending at NODE`.
     #[serde(default)]
     pub waiting_for: Option<String>,
     /// When the next try is due.
@@ -163,9 +163,11 @@ impl Handoff {
         let view = self.inner.cluster.view();
         let from = self.name_of(view.me);
         let mut rows = Vec::new();
-        for (partition, (_, progress)) in &*self.inner.outgoing.lock() {
+        for (partition, (transfer, progress)) in &*self.inner.outgoing.lock() {
+            // The task of one that a later entry has replaced, or is about to, has nothing to tell of the next.
+            let pending = view.partition(*partition).pending.as_ref();
+            let Some(pending) = pending.filter(|pending| pending.id == *transfer) else { continue };
             let now = progress.now();
-            let Some(pending) = &view.partition(*partition).pending else { continue };
             let to = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
             let of_transfer = TransferRow {
                 state: now.state,

@@ -254,6 +254,7 @@ impl Master {
             let changes =
                 if recovers { holding.recover(partition, me) } else { holding.apply(partition, me) };
             (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
+            slot.applied = (index, partition.pending.as_ref().map(|pending| pending.id));
             for change in changes {
                 // Without modules there was nothing to lose.
                 if change != Change::TakeEmpty || !modules.is_empty() {
@@ -463,7 +464,8 @@ impl Master {
     /// before is dropped.
     pub fn stage(&self, stage: StageId) {
         let StageId { partition, transfer, generation } = stage;
-        if let Some(mut slot) = self.slot(partition) {
+        // The task of a transfer that was replaced must not take the stage from the one that replaced it.
+        if let Some(mut slot) = self.slot(partition).filter(|slot| !slot.is_over(transfer)) {
             let staging = Staging { transfer, generation, complete: false, vnodes: HashMap::new() };
             if let Some(old) = slot.staging.replace(staging) {
                 end_all(old.vnodes, &RequestError::stale_ring(slot.version), true);

@@ -17,6 +17,8 @@ use super::mailbox::{Outgoing, VnodeHandle};
 pub(super) struct Slot {
     /// Version of the partition as this node has applied it.
     pub(super) version: u64,
+    /// Log index of the state that it was last brought to, and the transfer that is pending there.
+    pub(super) applied: (u64, Option<TransferId>),
     /// Is this node its owner at that version?
     pub(super) held: bool,
     /// Sealed for this transfer: no vnode may start, those that run answer nothing (R1).
@@ -34,6 +36,12 @@ pub(super) struct Slot {
 }
 
 impl Slot {
+    /// Has the log ended this transfer, as far as the slot has followed it? Its id is the index that made it.
+    pub(super) fn is_over(&self, transfer: TransferId) -> bool {
+        let (index, pending) = self.applied;
+        transfer.0 <= index && pending != Some(transfer)
+    }
+
     /// Are the vnodes' writes and pages told to this transfer?
     pub(super) fn tells(&self, transfer: TransferId) -> bool {
         self.outgoing.as_ref().is_some_and(|(of, _)| *of == transfer)

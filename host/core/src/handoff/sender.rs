@@ -313,7 +313,10 @@ impl Sender {
     }
 
     fn refused(&mut self, reason: Refused, effects: &mut Vec<Effect>) {
-        self.error = Some(reason.to_string());
+        // Where a later entry has replaced the transfer nothing went wrong: this node has yet to apply it.
+        if reason != Refused::NotPending {
+            self.error = Some(reason.to_string());
+        }
         self.refused = Some(reason);
         self.give_up(effects);
     }

@@ -211,6 +211,7 @@ impl Driver {
         if waiting.retry.is_some() && !waiting.retry_is_due() {
             return match self.machine.refusal() {
                 Some(Refused::Busy) => Some(format!("turn at {}", self.target)),
+                Some(Refused::NotPending) => Some(format!("log: it is not pending at {}", self.target)),
                 Some(Refused::Module { module, .. }) => {
                     let view = inner.cluster.view();
                     let name = view.state.modules.get(module).map_or("", |module| module.name.as_str());

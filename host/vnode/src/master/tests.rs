@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use annulus_core::ids::RequestId;
 use annulus_core::keyspace::RingSize;
-use annulus_core::ring::Partition as RingPartition;
+use annulus_core::ring::{Partition as RingPartition, Transfer};
 use annulus_wasm::{Request, TransferKind};
 use bytes::Bytes;
 use ciborium::Value;
@@ -132,6 +132,28 @@ async fn a_stage_whose_vnode_trapped_is_not_all_that_came() {
     assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Gone));
     master.staged_vnode(next, MODULE).unwrap();
     assert_eq!(master.staging_complete(next), Ok(()));
+}
+
+#[tokio::test]
+async fn a_transfer_that_was_replaced_does_not_take_the_stage_of_the_next() {
+    let master = master();
+    let stage = |index| StageId { partition: HERE, transfer: TransferId(index), generation: 1 };
+    let (old, new) = (stage(30), stage(31));
+    let pending = |index| {
+        let mut ring = ring();
+        let target = vec![ME];
+        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(index), target });
+        master.apply(&ring, &[MODULE], index, Lineage::default());
+    };
+    pending(30);
+    master.stage(old);
+    pending(31);
+    master.stage(new);
+    assert!(master.staged_vnode(new, MODULE).is_some());
+    // Its task has not looked at the log yet.
+    master.stage(StageId { generation: 2, ..old });
+    assert!(master.staged_vnode(new, MODULE).is_some());
+    assert_eq!(master.staging_complete(new), Ok(()));
 }
 
 #[tokio::test]
