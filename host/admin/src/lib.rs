@@ -16,6 +16,7 @@ mod service;
 pub use control::{NodeControl, Pending, Restart};
 pub use protocol::{
     ADMIN_HEADER, AdminError, AdminReply, AdminRequest, BenchRequest, BenchTarget, CallRequest,
-    DeployRequest, Malformed, PlanOf, RefusalDetail, UPLOAD_CHUNK_BYTES, decode, encode,
+    DeployRequest, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, Malformed, PlanOf, RefusalDetail, UPLOAD_CHUNK_BYTES,
+    decode, encode,
 };
 pub use service::{AdminParts, AdminService, turn_away};

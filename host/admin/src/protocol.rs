@@ -5,6 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use annulus_core::ids::RequestId;
+use annulus_core::request::MAX_ARGS_BYTES;
 use annulus_core::state::{HandoffChange, StorageKind};
 
 /// Header of an admin stream: the version of this protocol.
@@ -184,6 +185,12 @@ pub enum PlanOf {
     /// `replace OLD NEW`.
     Replace(String, String),
 }
+
+/// Longest request, in bytes: the arguments of a command, and what is said about them.
+pub const MAX_REQUEST_BYTES: usize = MAX_ARGS_BYTES + (64 << 10);
+
+/// Longest message of an answer, in bytes: the largest table that a cluster can show, some times over.
+pub const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// A release to come.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]

@@ -2,6 +2,14 @@
 
 use serde::{Deserialize, Serialize};
 
+/// Longest arguments of one command, in bytes of CBOR: with the key and the names they fit one frame of a
+/// request lane.
+pub const MAX_ARGS_BYTES: usize = (8 << 20) - (128 << 10);
+
+/// Longest reply of one command, in bytes of CBOR: it fits one frame too, and a value that came as an
+/// argument can come back.
+pub const MAX_REPLY_BYTES: usize = MAX_ARGS_BYTES + (64 << 10);
+
 /// Why a request failed. Stable: programs rely on the names.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]

@@ -1,11 +1,20 @@
 //! The routing key out of a command's arguments.
 
-use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::request::{ErrorCode, MAX_ARGS_BYTES, RequestError};
 use bytes::Bytes;
 use ciborium::Value;
 
 /// Longest routing key, in bytes: it travels with every request and item.
 const MAX_KEY_BYTES: usize = 64 << 10;
+
+/// Refuses arguments that no frame to another node would hold, wherever the partition is.
+pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
+    if args.len() > MAX_ARGS_BYTES {
+        let message = format!("the arguments are {} bytes; the limit is {MAX_ARGS_BYTES}", args.len());
+        return Err(RequestError::not_applied(ErrorCode::ValueTooLarge, message));
+    }
+    Ok(())
+}
 
 /// The bytes of the parameter that routes: text as UTF-8, bytes as they are, a number as its
 /// decimal digits.
@@ -52,6 +61,19 @@ mod tests {
         assert_eq!(routing_key(&args("é".into()), "k").unwrap(), "é".as_bytes());
         assert_eq!(routing_key(&args(Value::Bytes(vec![0, 255])), "k").unwrap(), &[0u8, 255][..]);
         assert_eq!(routing_key(&args((-12).into()), "k").unwrap(), &b"-12"[..]);
+    }
+
+    #[test]
+    fn the_longest_arguments_and_the_longest_reply_fit_a_frame() {
+        use annulus_core::request::MAX_REPLY_BYTES;
+        use annulus_transport::limits::MAX_FRAME;
+        // Names, numbers and heads.
+        let rest = 16 << 10;
+        assert!(MAX_ARGS_BYTES + MAX_KEY_BYTES + rest <= MAX_FRAME);
+        assert!(MAX_REPLY_BYTES + rest <= MAX_FRAME);
+        assert!(check_length(&vec![0; MAX_ARGS_BYTES]).is_ok());
+        let error = check_length(&vec![0; MAX_ARGS_BYTES + 1]).unwrap_err();
+        assert_eq!(error.code, ErrorCode::ValueTooLarge);
     }
 
     #[test]

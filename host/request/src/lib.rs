@@ -90,6 +90,7 @@ impl Coordinator {
                 format!("no module named {} is deployed; `annulus modules` lists them", request.module);
             RequestError::not_applied(ErrorCode::UnknownModule, message)
         })?;
+        args::check_length(&request.args)?;
         let description = self.inner.modules.description(module);
         let Some(info) = description.command(&request.command) else {
             let names: Vec<&str> = description.commands.iter().map(|command| command.name.as_str()).collect();

@@ -10,12 +10,13 @@ use tokio::time::timeout;
 
 use super::quote::quoted_path;
 use super::{CliError, Output};
-use annulus_admin::{ADMIN_HEADER, AdminError, AdminReply, AdminRequest, decode, encode};
+use annulus_admin::{
+    ADMIN_HEADER, AdminError, AdminReply, AdminRequest, MAX_ANSWER_BYTES, MAX_REQUEST_BYTES, decode, encode,
+};
 use annulus_data_dir::AdminToml;
 use annulus_transport::client::{Client, Closer};
 use annulus_transport::identity::TlsIdentity;
 use annulus_transport::kind::BULK_ADMIN;
-use annulus_transport::limits::MAX_BULK_FRAME;
 use annulus_transport::{BulkError, BulkRecv, BulkSend, BulkStream, ConnectError};
 
 /// How long a node may take to let us in.
@@ -81,13 +82,13 @@ impl Connection {
         let header = Bytes::from_static(ADMIN_HEADER);
         let BulkStream { mut send, recv } = self.client.open_bulk(BULK_ADMIN, header).await.map_err(gone)?;
         let frame = encode(request);
-        if frame.len() > MAX_BULK_FRAME {
+        if frame.len() > MAX_REQUEST_BYTES {
             let bytes = frame.len();
             return Err(CliError::Usage(format!(
-                "a request of {bytes} bytes is too large ({MAX_BULK_FRAME})"
+                "a request of {bytes} bytes is too large; the limit is {MAX_REQUEST_BYTES}"
             )));
         }
-        send.frame(frame).await.map_err(gone)?;
+        send.message(frame).await.map_err(gone)?;
         Ok(Exchange { send: Some(send), recv })
     }
 
@@ -136,7 +137,7 @@ impl Exchange {
     /// # Errors
     /// What the node said, or that its answer never came.
     pub async fn next(&mut self) -> Result<AdminReply, CliError> {
-        let frame = match timeout(SILENCE_LIMIT, self.recv.frame()).await {
+        let frame = match timeout(SILENCE_LIMIT, self.recv.message(MAX_ANSWER_BYTES)).await {
             Ok(Ok(Some(frame))) => frame,
             Ok(Ok(None)) => return Err(lost("the node ended its answer half way")),
             Ok(Err(error)) => return Err(lost(error)),

@@ -8,11 +8,12 @@ use std::io::Read;
 use std::path::Path;
 
 use super::CliError;
+use annulus_core::request::MAX_ARGS_BYTES;
 use annulus_values::{BadValue, Type, from_contents, from_text};
 use ciborium::Value;
 
 /// Most that is read of a file, in bytes: more would not fit a request.
-const MAX_BYTES: u64 = 1 << 20;
+const MAX_BYTES: u64 = MAX_ARGS_BYTES as u64;
 
 /// Most that is read of a component, in bytes: a node takes no longer one.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;

@@ -60,8 +60,8 @@ pub enum BulkError {
     /// The peer dropped its end of this stream without finishing it.
     #[error("the peer gave the stream up")]
     GivenUp,
-    /// A frame is larger than allowed: ours was not sent, or the peer's is refused.
-    #[error("bulk frame of {bytes} bytes, at most {limit} are allowed")]
+    /// A frame or a message is larger than allowed: ours was not sent, or the peer's is refused.
+    #[error("a message of {bytes} bytes, at most {limit} are allowed")]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -71,6 +71,9 @@ pub enum BulkError {
     /// The stream ended in the middle of a frame.
     #[error("the stream ended within a frame")]
     Truncated,
+    /// The peer announces a message that none can be, or sends other parts than it announced.
+    #[error("an unreadable announcement of a large message")]
+    Unreadable,
     /// The peer is alive and took nothing for [`BULK_STALL_LIMIT`](super::limits::BULK_STALL_LIMIT).
     #[error("the peer accepts no data")]
     Stalled,

@@ -31,6 +31,7 @@ mod lane;
 pub mod limits;
 mod link;
 mod lookup;
+mod message;
 mod peer;
 mod pending;
 mod queue;

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+use annulus_core::request::MAX_REPLY_BYTES;
+
 /// Limits of one module's vnodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
@@ -27,7 +29,7 @@ impl Default for Limits {
         Self {
             memory_bytes: 256 << 20,
             call_time: Duration::from_secs(5),
-            reply_bytes: 4 << 20,
+            reply_bytes: MAX_REPLY_BYTES,
             item_bytes: 1 << 20,
             batch_bytes: 8 << 20,
         }

@@ -178,3 +178,24 @@ fn a_verb_gives_its_place_at_the_node_back_when_it_ends() {
         assert_eq!(ran.code, 0, "turn {turn}: {ran:?}");
     }
 }
+
+#[test]
+fn the_largest_value_comes_back_and_a_larger_one_is_refused() {
+    use annulus_core::request::MAX_ARGS_BYTES;
+    let cluster = Cluster::joined(2);
+    cluster.deploy("guests/kv");
+    let put = |bytes: usize| {
+        let file = cluster.keep("value", &vec![b'x'; bytes]);
+        cluster[0].json(&["call", "kv", "put", "k", &format!("@{}", file.display())])
+    };
+    let most = MAX_ARGS_BYTES - 100;
+    let ran = put(most);
+    assert_eq!(ran.code, 0, "{:?}", ran.stderr);
+    for node in [&cluster[0], &cluster[1]] {
+        assert_eq!(node.call("kv", "get", &["k"]).unwrap().as_str().map(str::len), Some(most));
+    }
+    let (code, message, state) = error(&put(MAX_ARGS_BYTES));
+    assert_eq!((code.as_str(), state.as_str()), ("value-too-large", "not-applied"), "{message}");
+    assert_eq!(put(MAX_ARGS_BYTES + 1).code, 2);
+    assert_eq!(cluster[1].call("kv", "get", &["k"]).unwrap().as_str().map(str::len), Some(most));
+}

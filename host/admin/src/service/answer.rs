@@ -29,7 +29,7 @@ impl Answer {
 
     pub(super) async fn frame(&mut self, reply: &AdminReply) {
         if let Some(send) = &mut self.send
-            && let Err(error) = send.frame(encode(reply)).await
+            && let Err(error) = send.message(encode(reply)).await
         {
             tracing::debug!(%error, "an operator went before the answer");
             self.send = None;

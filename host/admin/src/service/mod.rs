@@ -26,7 +26,7 @@ use bytes::Bytes;
 use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::{Instant, timeout};
 
-use super::{ADMIN_HEADER, AdminError, AdminRequest, NodeControl, decode};
+use super::{ADMIN_HEADER, AdminError, AdminRequest, MAX_REQUEST_BYTES, NodeControl, decode};
 use annulus_cluster::{Cluster, View};
 use annulus_handoff::Handoff;
 use annulus_modules::Modules;
@@ -106,7 +106,7 @@ impl AdminService {
                 AdminError::not_applied("other-version", "this node speaks another version of the protocol");
             return answer.end(Err(error)).await;
         }
-        let request = match timeout(HEAR_LIMIT, recv.frame()).await {
+        let request = match timeout(HEAR_LIMIT, recv.message(MAX_REQUEST_BYTES)).await {
             Ok(Ok(Some(frame))) => decode::<AdminRequest>(&frame),
             // Nobody is there to be told.
             _ => return,
