@@ -18,6 +18,7 @@ mod load;
 mod logging;
 mod planned;
 mod relay;
+mod releases;
 mod riak_test;
 mod snapshots;
 mod streams;

@@ -9,6 +9,9 @@ struct Kv {
 
 type Entry = Latest<Value>;
 
+/// The second one has other bytes in name alone: what is tested is which one the host asks for.
+const FORMATS: &[u32] = if cfg!(feature = "format-two") { &[1, 2] } else { &[1] };
+
 #[derive(Commands)]
 enum Command {
     /// Stores a value under a key.
@@ -19,6 +22,8 @@ enum Command {
     /// Deletes a key; answers the value that it had, or null.
     #[command(write)]
     Delete { key: String },
+    /// The format in which the items of a key are to be written.
+    Format { key: String },
     /// Every key.
     #[command(everywhere, reply = "text")]
     Keys,
@@ -39,6 +44,9 @@ fn set(key: &str, value: Option<Value>) -> Option<Value> {
 impl Vnode for Kv {
     type Command = Command;
 
+    const WRITES_FORMATS: &'static [u32] = FORMATS;
+    const READS_FORMATS: &'static [u32] = FORMATS;
+
     fn config() -> Vec<Param> {
         vec![Param::optional("farewell", "text", "a key to write as the last words of an instance")]
     }
@@ -56,6 +64,7 @@ impl Vnode for Kv {
             }
             Command::Get { key } => reply(storage::load::<Entry>(key).and_then(Latest::get)),
             Command::Delete { key } => reply(set(&key, None)),
+            Command::Format { .. } => reply(host::write_format()),
             Command::Keys | Command::Values | Command::Clear => Err(Failure::UnknownCommand),
         }
     }
