@@ -37,8 +37,8 @@ pub struct Args {
     #[arg(long, value_name = "ADDR")]
     seed: Vec<HostPort>,
     /// Address kept for its HTTP gateway; not served in this version
-    #[arg(long, default_value = "127.0.0.1:8198")]
-    http: SocketAddr,
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8198")]
+    http: HostPort,
     /// Number of partitions of the cluster that it founds, a power of two from 8 to 4096; said, it
     /// joins no cluster with another one [default: 64]
     #[arg(long, value_parser = ring_size)]
@@ -101,6 +101,7 @@ struct Started {
 
 /// Runs the node. Must be called outside of any runtime.
 pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), CliError> {
+    annulus_wasm::one_arena_per_processor();
     let listen = look_up("--listen", &args.listen)?;
     let advertise = args.advertise.as_ref().map(|at| look_up("--advertise", at)).transpose()?;
     let config = NodeConfig {

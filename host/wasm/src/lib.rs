@@ -32,4 +32,5 @@ pub use error::{CommandFailure, Doom, GuestError, InvalidComponent};
 pub use host::{CallScope, VnodePlace, page_of_all};
 pub use instance::{Answer, Instance};
 pub use limits::Limits;
+pub use memory::one_arena_per_processor;
 pub use room::{LimitedBy, NoRoom, RoomLimit};
