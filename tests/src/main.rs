@@ -37,8 +37,9 @@ enum Run {
     },
     /// Seeded histories of a whole cluster in one thread: exit 0 if every rule holds in all of them.
     Sim(Simulation),
-    /// Members come and go, nodes die, freeze and are cut off, under a mixed load that a model
-    /// checks. The last line is its verdict.
+    /// Members come and go, nodes die, freeze and are cut off, and three modules are deployed and rolled back,
+    /// one of which traps and one of which has items of 1 to 8 MiB, under a mixed load that a model checks.
+    /// The last lines are its verdict, one for each module.
     Chaos {
         /// What happens.
         scenario: Scenario,
