@@ -37,6 +37,8 @@ pub struct Settings {
     pub seed: u64,
     /// Members at the beginning.
     pub nodes: usize,
+    /// Between two releases of a module, about.
+    pub release_every: Duration,
     /// The load.
     pub load: load::Settings,
     /// Set by whoever wants it to end early, which is then a failure.
@@ -58,7 +60,8 @@ impl Settings {
             seed,
             ..load::Settings::default()
         };
-        Self { length, seed, nodes: 5, load, stop: Arc::default() }
+        let release_every = RELEASE_EVERY.min(length / RELEASES_AT_LEAST);
+        Self { length, seed, nodes: 5, release_every, load, stop: Arc::default() }
     }
 }
 
@@ -145,8 +148,7 @@ impl<'a> Run<'a> {
         let beside = Beside::new(&settings.load, &load.frozen(), &entries);
         let began = Instant::now();
         beside.go(began);
-        let every = RELEASE_EVERY.min(settings.length / RELEASES_AT_LEAST);
-        let releases = Releases::begin(&cluster, settings.seed, every, began);
+        let releases = Releases::begin(&cluster, settings.seed, settings.release_every, began);
         let run = Self {
             settings,
             random: StdRng::seed_from_u64(settings.seed ^ 0x0dd5),

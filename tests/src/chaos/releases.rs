@@ -64,6 +64,8 @@ struct Operator {
     /// By module.
     files: BTreeMap<&'static str, Vec<PathBuf>>,
     random: StdRng,
+    /// Modules with a release to go back to.
+    released: Vec<&'static str>,
     all: Arc<Mutex<Vec<Wanted>>>,
 }
 
@@ -97,6 +99,7 @@ impl Releases {
             places: Arc::clone(&places),
             files: files.collect(),
             random,
+            released: Vec::new(),
             all: Arc::clone(&all),
         };
         let (now, told) = channel();
@@ -161,8 +164,6 @@ fn verdict(all: &[Wanted]) -> Result<String, String> {
 
 impl Operator {
     fn work(mut self, every: Duration, now: &Receiver<()>) {
-        // The first is a deploy: there is nothing to go back to.
-        let mut next = self.deploy();
         loop {
             match now.recv_timeout(every.mul_f64(self.random.random_range(0.7..1.3))) {
                 Err(RecvTimeoutError::Disconnected) => return,
@@ -173,22 +174,18 @@ impl Operator {
                 continue;
             }
             let place = &places[self.random.random_range(0..places.len())];
-            self.say(&next, place);
-            next = if self.random.random_range(0..3) == 0 { self.rollback() } else { self.deploy() };
+            let all: Vec<&str> = modules().collect();
+            let module = all[self.random.random_range(0..all.len())];
+            let back = self.released.contains(&module) && self.random.random_range(0..5) < 2;
+            let words =
+                if back { ["rollback", module].map(str::to_owned).into() } else { self.deploy(module) };
+            if self.say(module, &words, place) {
+                self.released.push(module);
+            }
         }
     }
 
-    fn module(&mut self) -> &'static str {
-        let all: Vec<&str> = modules().collect();
-        all[self.random.random_range(0..all.len())]
-    }
-
-    fn rollback(&mut self) -> Vec<String> {
-        ["rollback", self.module()].map(str::to_owned).into()
-    }
-
-    fn deploy(&mut self) -> Vec<String> {
-        let module = self.module();
+    fn deploy(&mut self, module: &str) -> Vec<String> {
         let file = &self.files[module][self.random.random_range(0..usize::from(VARIANTS))];
         let mut words = vec!["deploy".to_owned(), file.display().to_string()];
         words.extend(["--name", module, "--timeout", TIMEOUT].map(str::to_owned));
@@ -200,8 +197,8 @@ impl Operator {
         words
     }
 
-    fn say(&self, words: &[String], place: &Place) {
-        let module = if words[0] == "rollback" { &words[1] } else { &words[3] };
+    /// Was it done?
+    fn say(&self, module: &str, words: &[String], place: &Place) -> bool {
         let set = words.iter().any(|word| word == "--set");
         let what = format!(
             "{} {module}{} at {}",
@@ -216,7 +213,9 @@ impl Operator {
         let answer = answer(&ran.stdout).unwrap_or_else(|| Err(("none".to_owned(), format!("{ran:?}"))));
         let wanted = Wanted { what, took: said.elapsed(), answer };
         println!("{:>8.1} s  {wanted}", said.duration_since(self.began).as_secs_f64());
+        let done = wanted.answer.is_ok();
         self.all.lock().push(wanted);
+        done
     }
 }
 

@@ -242,3 +242,6 @@ impl Client {
         report.example(sent, &format!("{name} (partition {partition}): {what}"));
     }
 }
+
+#[cfg(test)]
+mod tests;

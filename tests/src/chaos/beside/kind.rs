@@ -45,11 +45,11 @@ impl Kind {
         }
     }
 
-    /// How many keys. The large ones are few: an item is in the memory of a guest more than once.
+    /// How many keys. The large ones are few: what a guest needs to write one it keeps, some times as much.
     pub(super) fn keys(self) -> u32 {
         match self {
             Self::Trap => 240,
-            Self::Large => 24,
+            Self::Large => 16,
         }
     }
 
