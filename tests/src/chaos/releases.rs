@@ -63,6 +63,8 @@ struct Operator {
     places: Arc<Mutex<Vec<Place>>>,
     /// By module.
     files: BTreeMap<&'static str, Vec<PathBuf>>,
+    /// Which of them was deployed last.
+    last: BTreeMap<&'static str, u8>,
     random: StdRng,
     /// Modules with a release to go back to.
     released: Vec<&'static str>,
@@ -98,6 +100,7 @@ impl Releases {
             began,
             places: Arc::clone(&places),
             files: files.collect(),
+            last: BTreeMap::new(),
             random,
             released: Vec::new(),
             all: Arc::clone(&all),
@@ -185,8 +188,11 @@ impl Operator {
         }
     }
 
-    fn deploy(&mut self, module: &str) -> Vec<String> {
-        let file = &self.files[module][self.random.random_range(0..usize::from(VARIANTS))];
+    fn deploy(&mut self, module: &'static str) -> Vec<String> {
+        // Another one than the last: what runs already would be no release.
+        let last = self.last.entry(module).or_default();
+        *last = (*last + self.random.random_range(1..VARIANTS)) % VARIANTS;
+        let file = &self.files[module][usize::from(*last)];
         let mut words = vec!["deploy".to_owned(), file.display().to_string()];
         words.extend(["--name", module, "--timeout", TIMEOUT].map(str::to_owned));
         if module != MODULE && self.random.random() {
