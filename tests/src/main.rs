@@ -37,8 +37,9 @@ enum Run {
     },
     /// Seeded histories of a whole cluster in one thread: exit 0 if every rule holds in all of them.
     Sim(Simulation),
-    /// Members come and go, nodes die, freeze and are cut off, under a mixed load that a model
-    /// checks. The last line is its verdict.
+    /// Members come and go, nodes die, freeze and are cut off, and three modules are deployed and rolled back,
+    /// one of which traps and one of which has items of 1 to 8 MiB, under a mixed load that a model checks.
+    /// The last lines are its verdict, one for each module.
     Chaos {
         /// What happens.
         scenario: Scenario,
@@ -51,6 +52,9 @@ enum Run {
         /// How many members there are at the beginning.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..=20))]
         nodes: u64,
+        /// How many seconds there are between two releases of a module.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+        release_every: u64,
     },
 }
 
@@ -144,9 +148,10 @@ fn main() -> ExitCode {
             exit_code(flawless)
         }
         Run::Sim(simulation) => simulate(&simulation),
-        Run::Chaos { scenario: Scenario::Membership, seconds, seed, nodes } => {
+        Run::Chaos { scenario: Scenario::Membership, seconds, seed, nodes, release_every } => {
             let mut settings = chaos::Settings::new(Duration::from_secs(seconds), seed);
             settings.nodes = usize::try_from(nodes).unwrap_or(usize::MAX);
+            settings.release_every = settings.release_every.min(Duration::from_secs(release_every));
             stop_when_told(&settings.stop);
             println!("chaos membership: {nodes} nodes, {seconds} s, seed {seed}");
             let outcome = chaos::membership(&settings);

@@ -71,10 +71,13 @@ impl Actor {
     pub(super) fn abandon_moves(&mut self, reason: &str) {
         // The handoff starts again with what is there then.
         let (module, reason) = (self.module, reason.to_owned());
-        self.tell_outgoing(StreamEvent::Broken { module, reason: reason.clone() });
+        self.tell_outgoing(StreamEvent::Broken { module, reason });
         if let Some(swap) = self.swap.take() {
-            // The old instance's items are gone either way: the new one takes over at once.
-            let _ = swap.answer.send(Err(reason));
+            // There is nothing left to carry over, and who asked for what trapped is told so: the new
+            // release takes over at once. Else one that no longer traps could not take the place of one that
+            // often does. What was carried so far goes with the rest: half of the items are none.
+            self.behaviour = swap.behaviour;
+            let _ = swap.answer.send(Ok(SwapReport { items: 0, ..swap.report }));
         }
     }
 

@@ -3,7 +3,11 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
+use super::beside;
 use crate::load::Report;
+
+/// Of each module, wrong answers that are shown.
+const SHOWN: usize = 20;
 
 /// One thing that was done to the cluster.
 #[derive(Clone, Debug)]
@@ -20,6 +24,9 @@ pub struct Event {
     pub note: String,
 }
 
+/// What must hold, and why it does not where it does not.
+pub type Oracle = (&'static str, Result<String, String>);
+
 /// What came of a run.
 pub struct Outcome {
     /// When it began.
@@ -28,8 +35,10 @@ pub struct Outcome {
     pub events: Vec<Event>,
     /// What the load saw.
     pub report: Report,
-    /// What must hold, and why it does not where it does not.
-    pub oracles: Vec<(&'static str, Result<String, String>)>,
+    /// What the clients of the other modules saw.
+    pub beside: Vec<beside::Report>,
+    /// What must hold.
+    pub oracles: Vec<Oracle>,
 }
 
 impl Outcome {
@@ -63,6 +72,17 @@ impl fmt::Display for Outcome {
             }
         }
         writeln!(f)?;
-        write!(f, "{}", self.report)
+        for module in &self.beside {
+            for line in module.examples.iter().take(SHOWN) {
+                writeln!(f, "WRONG  module {}: {line}", module.module)?;
+            }
+            for line in &module.failures {
+                writeln!(f, "failed module {}: {line}", module.module)?;
+            }
+        }
+        writeln!(f, "{}", self.report)?;
+        writeln!(f, "{}", beside::Report::of(&self.report))?;
+        let lines: Vec<String> = self.beside.iter().map(ToString::to_string).collect();
+        write!(f, "{}", lines.join("\n"))
     }
 }

@@ -1,9 +1,12 @@
 //! The membership run: two nodes join, one leaves, one is replaced, while the claimant is killed, a
 //! node freezes, one is cut off both ways and one each way.
 //!
-//! The module keeps its items in memory and has one replica, so what a killed node held is gone
+//! The modules keep their items in memory and have one replica, so what a killed node held is gone
 //! with it: those partitions are excluded from the account until they are written again, and
 //! `status` must name them as possibly lost. Everything else must be there in the end.
+//!
+//! Three modules run: one under the load, one that traps and one with large items ([`super::beside`]). All
+//! are deployed anew and rolled back meanwhile ([`super::releases`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -14,11 +17,14 @@ use std::time::{Duration, Instant};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
+use super::beside::{self, Beside};
 use super::change::{self, Change, Place};
-use super::figures::{Event, Outcome};
+use super::figures::{Event, Oracle, Outcome};
+use super::losses;
+use super::releases::{self, Releases};
 use super::schedule::{Act, Fault, Schedule};
 use super::watch::{Expected, Watch};
-use crate::harness::{Cluster, LIMIT, Node, until};
+use crate::harness::{Cluster, LIMIT, Node};
 use crate::load::{self, Load};
 use crate::relay::Relay;
 
@@ -31,6 +37,8 @@ pub struct Settings {
     pub seed: u64,
     /// Members at the beginning.
     pub nodes: usize,
+    /// Between two releases of a module, about.
+    pub release_every: Duration,
     /// The load.
     pub load: load::Settings,
     /// Set by whoever wants it to end early, which is then a failure.
@@ -52,7 +60,8 @@ impl Settings {
             seed,
             ..load::Settings::default()
         };
-        Self { length, seed, nodes: 5, load, stop: Arc::default() }
+        let release_every = RELEASE_EVERY.min(length / RELEASES_AT_LEAST);
+        Self { length, seed, nodes: 5, release_every, load, stop: Arc::default() }
     }
 }
 
@@ -62,13 +71,12 @@ const SPARE: usize = 3;
 const SETTLE: Duration = Duration::from_secs(60);
 /// Between two lines of progress when nothing happens.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// How long `status` may take to name what a node that was killed may have lost.
-const MENTION: Duration = Duration::from_secs(10);
 /// Before a fault that cannot be at the moment is tried again, and how long after the end at most.
 const AGAIN: Duration = Duration::from_millis(500);
 const OVERTIME: Duration = Duration::from_secs(30);
-/// For how long nothing may have come to a dead node before what it held is counted up.
-const STILL: Duration = Duration::from_secs(1);
+/// Between two releases, in a long run and in a short one.
+const RELEASE_EVERY: Duration = Duration::from_secs(20);
+const RELEASES_AT_LEAST: u32 = 6;
 
 /// Runs it.
 ///
@@ -97,6 +105,9 @@ struct Run<'a> {
     began: Instant,
     // Dropped first, so that nobody asks nodes that are being killed.
     load: Load,
+    beside: Beside,
+    /// Until it is told to end.
+    releases: Option<Releases>,
     watch: Watch,
     cluster: Cluster,
     events: Vec<Event>,
@@ -108,6 +119,8 @@ struct Run<'a> {
     leavers: BTreeSet<usize>,
     next_spare: usize,
     faulty: Option<usize>,
+    /// The one of which no process runs.
+    stopped: Option<usize>,
     /// What killed nodes held, and is not found in `status` as possibly lost.
     unmentioned: Result<usize, String>,
     failed: Vec<String>,
@@ -120,6 +133,7 @@ impl<'a> Run<'a> {
             node.join(&cluster[0]);
         }
         cluster.deploy("guests/kv");
+        releases::deploy_beside(&cluster);
         for _ in 0..SPARE {
             cluster.add(&[]);
         }
@@ -131,22 +145,31 @@ impl<'a> Run<'a> {
         load.fill();
         load.phase("calm");
         load.go();
-        Self {
+        let beside = Beside::new(&settings.load, &load.frozen(), &entries);
+        let began = Instant::now();
+        beside.go(began);
+        let releases = Releases::begin(&cluster, settings.seed, settings.release_every, began);
+        let run = Self {
             settings,
             random: StdRng::seed_from_u64(settings.seed ^ 0x0dd5),
-            began: Instant::now(),
+            began,
             watch: Watch::new(expected),
             load,
+            beside,
+            releases: Some(releases),
             events: Vec::new(),
             changes: Vec::new(),
             next_spare: settings.nodes,
             members,
             leavers: BTreeSet::new(),
             faulty: None,
+            stopped: None,
             unmentioned: Ok(0),
             failed: Vec::new(),
             cluster,
-        }
+        };
+        run.enter();
+        run
     }
 
     fn carry_out(&mut self, Schedule(schedule): &Schedule) {
@@ -266,6 +289,17 @@ impl<'a> Run<'a> {
         let here = self.members.iter().filter(|node| !self.is_new(**node));
         let entries: Vec<&Node> = here.map(|&node| &self.cluster[node]).collect();
         self.load.enter(&entries);
+        self.beside.enter(&entries);
+        self.place_releases();
+    }
+
+    /// Releases are said to members whose process runs, in touch with the others or not.
+    fn place_releases(&self) {
+        let here =
+            self.members.iter().copied().filter(|node| !self.is_new(*node) && Some(*node) != self.stopped);
+        if let Some(releases) = &self.releases {
+            releases.enter(here.map(|node| self.place(node)).collect());
+        }
     }
 
     fn change(&mut self, act: Act) {
@@ -353,8 +387,10 @@ impl<'a> Run<'a> {
             }
         };
         self.faulty = Some(victim);
-        if matches!(fault, Fault::KillClaimant | Fault::Pause) {
+        if fault.stops() {
+            self.stopped = Some(victim);
             self.load.freeze(&self.cluster[victim], true);
+            self.place_releases();
         }
         let relay = self.cluster.relay();
         match fault {
@@ -371,7 +407,17 @@ impl<'a> Run<'a> {
             Fault::Mute => "one way (is not heard)",
             Fault::Deafen => "one way (does not hear)",
         };
-        Some((self.event(format!("{what} {}", self.short(victim))), victim))
+        let event = self.event(format!("{what} {}", self.short(victim)));
+        if fault == Fault::KillClaimant {
+            self.release_now();
+        }
+        Some((event, victim))
+    }
+
+    fn release_now(&self) {
+        if let Some(releases) = &self.releases {
+            releases.now();
+        }
     }
 
     /// Is its joining still under way?
@@ -383,19 +429,25 @@ impl<'a> Run<'a> {
         let mut note = String::new();
         match fault {
             Fault::KillClaimant => {
-                let held = self.held_by_dead(victim);
+                let others: Vec<&Node> = self.sound().into_iter().map(|node| &self.cluster[node]).collect();
+                let held = losses::held_by_dead(&self.name(victim), &others);
                 note = format!("it held {} partitions", held.len());
                 self.load.doubt(held.iter().copied().collect());
+                self.beside.doubt(held.iter().copied().collect());
                 self.cluster[victim].start();
-                self.check_mentioned(victim, &held);
+                let mentioned = losses::check_mentioned(&self.cluster[victim], &held);
+                self.unmentioned = self.unmentioned.clone().and_then(|so_far| Ok(so_far + mentioned?));
             }
             Fault::Pause => self.cluster[victim].resume(),
             Fault::CutOff | Fault::Mute | Fault::Deafen => self.cluster.relay().heal(),
         }
         self.load.freeze(&self.cluster[victim], false);
-        self.faulty = None;
+        (self.faulty, self.stopped) = (None, None);
         self.end(event, Instant::now(), note);
         self.enter();
+        if fault == Fault::KillClaimant {
+            self.release_now();
+        }
     }
 
     /// Who decides now, as a member says.
@@ -406,58 +458,11 @@ impl<'a> Run<'a> {
         self.cluster.nodes().iter().position(|node| node.name == name)
     }
 
-    /// What the dead node holds, once nothing can come to it any more: there is a new claimant, no
-    /// sender is about to give it something, and for a while nothing changed.
-    fn held_by_dead(&self, dead: usize) -> BTreeSet<u16> {
-        let name = self.name(dead);
-        let mut before = (BTreeSet::new(), Instant::now());
-        until("what the dead node held is certain", || {
-            let asked = &self.cluster[*self.sound().first()?];
-            let status = asked.json(&["status"]).lines().first()?.clone();
-            let led = status["quorum"] == true && status["claimant"].as_str().is_some_and(|now| now != name);
-            let coming = self.sound().iter().any(|&node| self.gives_to(node, &name));
-            let held = owned(asked, &name)?;
-            if !led || coming || held != before.0 {
-                before = (held, Instant::now());
-            }
-            (before.1.elapsed() >= STILL).then(|| before.0.clone())
-        })
-    }
-
-    /// Is this node about to give the named one a partition? Yes, if it does not say.
-    fn gives_to(&self, node: usize, name: &str) -> bool {
-        let rows = self.cluster[node].json(&["transfers"]);
-        let rows = rows.lines().into_iter().next().unwrap_or_default();
-        let sealed = |row: &serde_json::Value| row["to"] == name && row["state"] == "sealed";
-        rows.as_array().is_none_or(|rows| rows.iter().any(sealed))
-    }
-
-    /// The `status` of a node that was killed names what may be lost.
-    fn check_mentioned(&mut self, asked: usize, held: &BTreeSet<u16>) {
-        let deadline = Instant::now() + MENTION;
-        loop {
-            let status = self.cluster[asked].json(&["status"]);
-            let mentioned = possible_losses(&status.lines().into_iter().next().unwrap_or_default());
-            let silent: Vec<u16> = held.difference(&mentioned).copied().collect();
-            if silent.is_empty() {
-                self.unmentioned = self.unmentioned.clone().map(|so_far| so_far + held.len());
-                return;
-            }
-            if Instant::now() >= deadline {
-                self.unmentioned =
-                    Err(format!("`status` does not name {silent:?}, which a killed node held"));
-                return;
-            }
-            thread::sleep(Duration::from_millis(100));
-        }
-    }
-
     fn finish(mut self) -> Outcome {
         self.cluster.relay().heal();
         if self.settings.stop.load(Ordering::Relaxed) {
             let oracles = vec![("the run came to its end", Err("it was interrupted".to_owned()))];
-            let report = self.load.report();
-            return Outcome { began: self.began, events: std::mem::take(&mut self.events), report, oracles };
+            return self.outcome(self.load.report(), self.beside.reports(), oracles);
         }
         self.say("everything is over; the cluster settles");
         self.load.phase("settles");
@@ -469,13 +474,15 @@ impl<'a> Run<'a> {
         for (event, ..) in std::mem::take(&mut self.changes) {
             self.failed.push(format!("{}: no clear answer to the end", self.events[event].what));
         }
+        let released = self.releases.take().map_or(Ok(String::new()), Releases::end);
         let over = Instant::now();
         let settled = self.settle(over);
         let ends = self.ends();
+        let current = self.current();
         self.load.phase("settled");
         thread::sleep(Duration::from_secs(1));
         self.say("all keys are read back");
-        let report = self.load.verify();
+        let (report, beside) = (self.load.verify(), self.beside.verify());
         for event in &mut self.events {
             event.settled = event.ended.and_then(|ended| self.watch.settled_after(ended));
         }
@@ -492,20 +499,39 @@ impl<'a> Run<'a> {
         let oracles = vec![
             ("every change was accepted, every fault happened", carried_out),
             ("no acknowledged write lost, none revived, every request answered", sound),
+            ("no module suffers from another, and none is answered `internal`", apart(&report, &beside)),
+            ("every release is answered in time, and honestly", released),
+            ("every node runs the current releases", current),
             ("no two nodes ever show different rings of one epoch", self.watch.one_truth()),
             ("the ring converges, `transfers` is empty", settled),
             ("who has left ends by itself", ends),
             (
                 "what a killed node held is shown as possible-loss",
-                self.unmentioned.clone().map(|held| format!("{held} partitions")),
+                self.unmentioned.clone().map(|held| format!("{held} partitions of each module")),
             ),
         ];
-        let outcome =
-            Outcome { began: self.began, events: std::mem::take(&mut self.events), report, oracles };
+        let outcome = self.outcome(report, beside, oracles);
         if !outcome.holds() {
             self.cluster.keep_directory();
         }
         outcome
+    }
+
+    fn outcome(&self, report: load::Report, beside: Vec<beside::Report>, oracles: Vec<Oracle>) -> Outcome {
+        Outcome { began: self.began, events: self.events.clone(), report, beside, oracles }
+    }
+
+    /// The members run what they should.
+    fn current(&self) -> Result<String, String> {
+        let deadline = Instant::now() + SETTLE;
+        let asked = self.sound().first().map(|&node| &self.cluster[node]).ok_or("no member is there")?;
+        loop {
+            let current = releases::run_everywhere(asked, self.members.len());
+            if current.is_ok() || Instant::now() >= deadline {
+                return current;
+            }
+            thread::sleep(Duration::from_millis(100));
+        }
     }
 
     fn settle(&self, over: Instant) -> Result<String, String> {
@@ -542,40 +568,15 @@ impl<'a> Run<'a> {
     }
 }
 
-/// The partitions that the named node owns.
-fn owned(asked: &Node, name: &str) -> Option<BTreeSet<u16>> {
-    let ring = asked.json(&["ring"]).lines().into_iter().next()?;
-    let rows = ring["partitions"].as_array()?;
-    Some((0..).zip(rows).filter(|(_, row)| row["replicas"][0] == name).map(|(id, _)| id).collect())
-}
-
-/// The partitions that `status` says may have lost something: `partitions 1-3, 7 are gone` of a node
-/// that started again, `partition 4` of one that came to it without its items.
-fn possible_losses(status: &serde_json::Value) -> BTreeSet<u16> {
-    let alerts = status["alerts"].as_array().cloned().unwrap_or_default();
-    let lines =
-        alerts.iter().filter_map(|alert| alert.as_str()).filter(|alert| alert.contains("possible-loss"));
-    lines.flat_map(named).collect()
-}
-
-fn named(line: &str) -> Vec<u16> {
-    let Some((_, after)) = line.split_once("partition") else { return Vec::new() };
-    let words = after.trim_start_matches('s').split([' ', ',', ':']).filter(|word| !word.is_empty());
-    let ranges = words.map_while(|word| {
-        let (first, last) = word.split_once('-').unwrap_or((word, word));
-        Some(first.parse::<u16>().ok()?..=last.parse::<u16>().ok()?)
-    });
-    ranges.flatten().collect()
-}
-
-#[cfg(test)]
-mod tests {
-    #[test]
-    fn partitions_are_read_from_both_kinds_of_alert() {
-        let started =
-            "possible-loss: kv: the node started again: items in memory of partitions 0-2, 7 are gone";
-        assert_eq!(super::named(started), [0, 1, 2, 7]);
-        assert_eq!(super::named("possible-loss:  partition 4: the partition was taken over"), [4]);
-        assert_eq!(super::named("possible-loss: nothing"), [] as [u16; 0]);
+/// Did each module have what it should, whatever became of the others?
+fn apart(report: &load::Report, beside: &[beside::Report]) -> Result<String, String> {
+    let mut amiss: Vec<String> = Vec::new();
+    for module in std::iter::once(&beside::Report::of(report)).chain(beside) {
+        amiss.extend(module.sound().err());
     }
+    let traps: u64 = beside.iter().map(|module| module.told).sum();
+    if traps == 0 {
+        amiss.push("no trap took anything".to_owned());
+    }
+    if amiss.is_empty() { Ok(format!("{traps} traps took items")) } else { Err(amiss.join("; ")) }
 }

@@ -3,13 +3,17 @@
 //!
 //! `cargo run --release -p annulus-tests -- chaos membership --seconds 180 --seed 1`
 
+mod beside;
 mod change;
 mod figures;
+mod losses;
 mod membership;
+mod releases;
 mod schedule;
 mod watch;
 
-pub use figures::{Event, Outcome};
+pub use beside::{Kind, Report};
+pub use figures::{Event, Oracle, Outcome};
 pub use membership::{Settings, membership};
 pub use schedule::{Act, Fault, Schedule};
 pub use watch::{Expected, Watch};

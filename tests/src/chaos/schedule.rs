@@ -24,6 +24,13 @@ pub enum Fault {
     Deafen,
 }
 
+impl Fault {
+    /// Does the process not run meanwhile?
+    pub fn stops(self) -> bool {
+        matches!(self, Self::KillClaimant | Self::Pause)
+    }
+}
+
 /// One thing that is done to the cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {

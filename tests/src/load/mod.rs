@@ -5,31 +5,29 @@
 //! exact. A write whose outcome is unknown may have happened or happen later, and is held
 //! neither against the cluster nor for it.
 
-mod belief;
+pub(crate) mod belief;
 mod board;
+pub(crate) mod caller;
+pub(crate) mod crew;
 mod report;
 mod surveyor;
 mod worker;
 
 use std::collections::HashSet;
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::keyspace::{RingSize, hash_key};
 use parking_lot::Mutex;
-use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, oneshot};
-use tokio::time::timeout;
 
 use crate::harness::Node;
 use board::Board;
+use caller::Frozen;
+use crew::{Crew, Order, Whom};
 pub use report::{Failed, Phase, Report};
 
 /// The module under load.
 pub const MODULE: &str = "kv";
-/// Longest that the clients may take to do what they are told, a fill or a read-back of all.
-const ORDER_LIMIT: Duration = Duration::from_secs(600);
 
 /// How a load is.
 #[derive(Clone, Debug)]
@@ -73,37 +71,20 @@ impl Default for Settings {
     }
 }
 
-/// What clients are told; each answers when it has done it.
-#[derive(Clone)]
-enum Order {
-    /// Use these nodes (their data directories) from now on.
-    Enter(Vec<PathBuf>),
-    /// Put every key once.
-    Fill,
-    /// Send requests, or do not.
-    Run(bool),
-    /// What these partitions held may be gone.
-    Doubt(Arc<HashSet<u16>>),
-    /// Read every key, and hold it against the model.
-    ReadBack,
-}
-
-type Orders = mpsc::UnboundedReceiver<(Order, oneshot::Sender<()>)>;
-
 struct Shared {
     settings: Settings,
     board: Board,
     report: Mutex<Report>,
     /// Nodes whose process is dead or stopped: who asks one of them is answered by nobody.
-    frozen: Mutex<HashSet<PathBuf>>,
+    frozen: Frozen,
 }
 
 /// A load with threads of its own. It ends when it is dropped.
 pub struct Load {
     shared: Arc<Shared>,
-    workers: Vec<mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>>,
-    surveyor: mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>,
-    runtime: Runtime,
+    workers: Whom,
+    surveyor: Whom,
+    crew: Crew,
 }
 
 impl Load {
@@ -112,21 +93,18 @@ impl Load {
     /// # Panics
     /// If the system gives no threads.
     pub fn new(settings: Settings, nodes: &[&Node]) -> Self {
-        let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-        let runtime = runtime.unwrap_or_else(|error| panic!("no threads for a load: {error}"));
+        let crew = Crew::new();
         let (clients, keys) = (settings.clients, settings.keys);
         assert!(keys >= clients && clients > 0, "each client has a key");
         let report = Mutex::new(Report::new(clients));
-        let shared = Arc::new(Shared { settings, board: Board::new(keys), report, frozen: Mutex::default() });
-        let worker = |number| {
-            let (orders, told) = mpsc::unbounded_channel();
-            runtime.spawn(worker::Worker::new(number, shared.clone()).run(told));
-            orders
-        };
-        let workers = (0..clients).map(worker).collect();
-        let (surveyor, told) = mpsc::unbounded_channel();
-        runtime.spawn(surveyor::Surveyor::new(shared.clone()).run(told));
-        let load = Self { shared, workers, surveyor, runtime };
+        let shared =
+            Arc::new(Shared { settings, board: Board::new(keys), report, frozen: Frozen::default() });
+        let (mut workers, mut surveyor) = (Whom::new(), Whom::new());
+        for number in 0..clients {
+            crew.hire(&mut workers, |told| worker::Worker::new(number, shared.clone()).run(told));
+        }
+        crew.hire(&mut surveyor, |told| surveyor::Surveyor::new(shared.clone()).run(told));
+        let load = Self { shared, workers, surveyor, crew };
         load.enter(nodes);
         load
     }
@@ -174,6 +152,11 @@ impl Load {
         };
     }
 
+    /// The nodes that [`freeze`](Self::freeze) was told of, for others who ask them.
+    pub(crate) fn frozen(&self) -> Frozen {
+        self.shared.frozen.clone()
+    }
+
     /// Ends the load, reads everything back and compares `keys` with the model exactly.
     pub fn verify(&self) -> Report {
         self.pause();
@@ -189,24 +172,8 @@ impl Load {
 
     /// The clients first, then `keys`, which then is compared with what they left.
     fn tell(&self, order: &Order) {
-        self.tell_these(&self.workers, order);
-        self.tell_these(std::slice::from_ref(&self.surveyor), order);
-    }
-
-    fn tell_these(&self, whom: &[mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>], order: &Order) {
-        let send = |to: &mpsc::UnboundedSender<_>| {
-            let (done, heard) = oneshot::channel();
-            // One that is gone panicked, which shows below.
-            let _ = to.send((order.clone(), done));
-            heard
-        };
-        let heard: Vec<_> = whom.iter().map(send).collect();
-        self.runtime.block_on(async {
-            for heard in heard {
-                let done = timeout(ORDER_LIMIT, heard).await;
-                assert!(matches!(done, Ok(Ok(()))), "a client did not do what it was told in time");
-            }
-        });
+        self.crew.tell(&self.workers, order);
+        self.crew.tell(&self.surveyor, order);
     }
 }
 

@@ -8,6 +8,8 @@ use hdrhistogram::Histogram;
 
 /// Examples that are kept of what went wrong; all of it is counted.
 const EXAMPLES: usize = 2_000;
+/// Failures of each code that are shown.
+const SHOWN: usize = 5;
 
 /// A request that failed.
 #[derive(Clone, Debug)]
@@ -87,7 +89,7 @@ pub struct Report {
     pub wrong: Vec<String>,
     /// Failed requests by code.
     pub codes: BTreeMap<String, u64>,
-    /// The first of them.
+    /// The first of them by each code.
     pub failures: Vec<Failed>,
     /// Answers of `keys` that were checked.
     pub coverages: u64,
@@ -136,8 +138,10 @@ impl Report {
         if let Some(phase) = self.phases.last_mut() {
             phase.failed += 1;
         }
-        *self.codes.entry(failed.code.clone()).or_default() += 1;
-        if self.failures.len() < EXAMPLES {
+        let count = self.codes.entry(failed.code.clone()).or_default();
+        *count += 1;
+        // Of each code: a rare one is not to go under.
+        if *count <= EXAMPLES as u64 {
             self.failures.push(failed);
         }
     }
@@ -191,7 +195,13 @@ impl fmt::Display for Report {
         for wrong in self.wrong.iter().chain(&self.coverage_wrong).take(20) {
             writeln!(f, "WRONG  {wrong}")?;
         }
-        for failed in self.failures.iter().take(10) {
+        let mut shown: BTreeMap<&str, usize> = BTreeMap::new();
+        for failed in &self.failures {
+            let times = shown.entry(&failed.code).or_default();
+            *times += 1;
+            if *times > SHOWN {
+                continue;
+            }
             let (what, code, took) = (&failed.what, &failed.code, failed.took);
             writeln!(
                 f,

@@ -7,8 +7,9 @@ use ciborium::Value;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{sleep, timeout};
 
-use super::worker::{Entries, lost};
-use super::{MODULE, Order, Orders, Shared, key_number};
+use super::caller::{Entries, lost};
+use super::crew::{Order, Orders};
+use super::{MODULE, Shared, key_number};
 use crate::client::{Everywhere, Failure, Operator};
 
 /// Longest that an answer of all keys may take.

@@ -1,6 +1,5 @@
 //! One client: the only writer of its keys, which holds every answer against the model.
 
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -8,20 +7,14 @@ use ciborium::Value;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use tokio::sync::mpsc::error::TryRecvError;
-use tokio::time::{sleep, timeout};
+use tokio::time::sleep;
 
 use super::belief::{Belief, Held, Presence, Wrong};
+use super::caller::{Caller, FROZEN, NO_ANSWER};
+use super::crew::{Order, Orders, READ_BACK_LIMIT};
 use super::report::Failed;
-use super::{MODULE, Order, Orders, Shared, key_name, partition_of};
-use crate::client::{Applied, Failure, Operator};
-
-/// Before a node that let us down is asked again.
-const AGAIN: Duration = Duration::from_millis(20);
-/// Codes of ours for a request that nobody answered.
-const NO_ANSWER: &str = "no-answer";
-const FROZEN: &str = "frozen";
-/// How long the first key that refuses may do so when all are read back at the end.
-const READ_BACK_LIMIT: Duration = Duration::from_secs(20);
+use super::{MODULE, Shared, key_name, partition_of};
+use crate::client::{Applied, Failure};
 
 pub(super) struct Worker {
     number: u32,
@@ -30,8 +23,7 @@ pub(super) struct Worker {
     beliefs: Vec<Belief>,
     values_so_far: u64,
     random: StdRng,
-    entries: Entries,
-    operator: Option<Operator>,
+    caller: Caller,
     running: bool,
 }
 
@@ -48,16 +40,8 @@ impl Worker {
         let slots = (settings.keys + settings.clients - 1 - number) / settings.clients;
         let random = StdRng::seed_from_u64(settings.seed.wrapping_add(number.into()));
         let beliefs = vec![Belief::default(); slots as usize];
-        Self {
-            number,
-            shared,
-            beliefs,
-            values_so_far: 0,
-            random,
-            entries: Entries::default(),
-            operator: None,
-            running: false,
-        }
+        let caller = Caller::new(shared.frozen.clone(), settings);
+        Self { number, shared, beliefs, values_so_far: 0, random, caller, running: false }
     }
 
     pub(super) async fn run(mut self, mut orders: Orders) {
@@ -79,11 +63,7 @@ impl Worker {
 
     async fn obey(&mut self, order: Order) {
         match order {
-            Order::Enter(entries) => {
-                if self.entries.set(entries, self.number as usize) {
-                    self.operator = None;
-                }
-            }
+            Order::Enter(entries) => self.caller.enter(entries, self.number as usize),
             Order::Fill => {
                 for slot in 0..self.beliefs.len() {
                     self.act(slot, Act::Put).await;
@@ -204,9 +184,6 @@ impl Worker {
     }
 
     async fn ask(&mut self, act: Act, key: &str, value: Held) -> Result<Value, Failure> {
-        let entry = self.entries.now().to_owned();
-        let was_frozen = self.shared.frozen.lock().contains(&entry);
-        let (limit, grace) = (self.shared.settings.limit, self.shared.settings.grace);
         let mut args = vec![("key".into(), key.into())];
         if let Some(value) = value {
             let pad = self.shared.settings.pad;
@@ -214,36 +191,11 @@ impl Worker {
                 if pad == 0 { value.into() } else { Value::Array(vec![value.into(), vec![0; pad].into()]) };
             args.push(("value".into(), value));
         }
-        let asked = async {
-            let operator = match self.operator.take() {
-                Some(operator) => operator,
-                None => Operator::connect(&entry).await?,
-            };
-            let answer = operator.call(MODULE, act.command(), args, limit).await;
-            if !answer.as_ref().is_err_and(lost) {
-                self.operator = Some(operator);
-            }
-            answer
-        };
-        let mut answer = timeout(limit + grace, asked).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {:?}", limit + grace);
-            Err(Failure { code: NO_ANSWER.to_owned(), applied: Applied::Unknown, message })
-        });
-        if let Err(failure) = &mut answer {
-            let frozen = was_frozen || self.shared.frozen.lock().contains(&entry);
-            let mut report = self.shared.report.lock();
-            if frozen && lost(failure) {
-                failure.code = FROZEN.to_owned();
-                report.frozen += 1;
-            } else if failure.code == NO_ANSWER {
-                report.unanswered += 1;
-            }
-        }
-        if let Err(failure) = &answer {
-            if self.shared.settings.roam && lost(failure) {
-                self.entries.next();
-            }
-            sleep(AGAIN).await;
+        let answer = self.caller.call(MODULE, act.command(), args).await;
+        match answer.as_ref().map_err(|failure| failure.code.as_str()) {
+            Err(FROZEN) => self.shared.report.lock().frozen += 1,
+            Err(NO_ANSWER) => self.shared.report.lock().unanswered += 1,
+            _ => {}
         }
         answer
     }
@@ -254,38 +206,6 @@ impl Worker {
 
     fn show(&self, slot: usize) {
         self.shared.board.set(self.key(slot), self.beliefs[slot].presence());
-    }
-}
-
-/// Did the node itself let us down, and not the cluster behind it?
-pub(super) fn lost(failure: &Failure) -> bool {
-    let code = failure.code.as_str();
-    ["connection-lost", "unreachable", "failed", NO_ANSWER, FROZEN].contains(&code)
-}
-
-/// The nodes that a client may enter by, and which one it does.
-#[derive(Debug, Default)]
-pub(super) struct Entries {
-    all: Vec<PathBuf>,
-    at: usize,
-}
-
-impl Entries {
-    /// Enters by its share of these from now on. Is that another one than before?
-    pub(super) fn set(&mut self, all: Vec<PathBuf>, share: usize) -> bool {
-        let before = self.all.get(self.at).cloned();
-        (self.at, self.all) = (share % all.len().max(1), all);
-        self.all.get(self.at) != before.as_ref()
-    }
-
-    /// Where it enters.
-    pub(super) fn now(&self) -> &Path {
-        self.all.get(self.at).unwrap_or_else(|| panic!("no node to enter by"))
-    }
-
-    /// Enters by the next one.
-    pub(super) fn next(&mut self) {
-        self.at = (self.at + 1) % self.all.len().max(1);
     }
 }
 

@@ -11,4 +11,7 @@ fn members_come_and_go_while_nodes_die_freeze_and_are_cut_off() {
     assert!(outcome.holds(), "{outcome}");
     assert_eq!(outcome.events.len(), 9);
     assert!(outcome.report.acknowledged > 5_000, "{outcome}");
+    for (module, acknowledged) in [(0, 200), (1, 16)] {
+        assert!(outcome.beside[module].acknowledged > acknowledged, "{outcome}");
+    }
 }

@@ -291,6 +291,26 @@ async fn a_write_whose_reply_is_refused_follows_into_a_swap() {
     assert_eq!(bed.call("get", &[("key", "k0000".into())]).await.unwrap(), Value::Null);
 }
 
+/// On one thread, so that the commands are all there before the vnode looks.
+#[tokio::test]
+async fn a_guest_that_traps_within_a_swap_is_replaced_all_the_same() {
+    let bed = Bed::with("tests/guests/hostile").await;
+    // More than one page.
+    for n in 0..600 {
+        bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
+    }
+    let next = behaviour(&bed.engine, "guests/kv", 2).await;
+    let trapped = bed.deliver("trap", None, cbor_map(&[]), None);
+    let (reports, trapped) = tokio::join!(bed.master.swap(KV, &next), async { trapped.await.unwrap() });
+    assert_eq!(trapped.unwrap_err().code, ErrorCode::ItemsLost, "the swap was not over");
+    assert!(matches!(reports[..], [(PartitionId(3), Ok(_))]), "{reports:?}");
+    // The new release answers, without what was lost.
+    assert_eq!(bed.call("calls", &[]).await.unwrap_err().code, ErrorCode::UnknownCommand);
+    assert_eq!(bed.keys().await, [] as [&str; 0]);
+    bed.call("put", &[("key", "k1".into()), ("value", 1.into())]).await.unwrap();
+    assert_eq!(bed.keys().await, ["k1"]);
+}
+
 /// What a release writes as its last words is committed, so a handoff under way must have it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {

@@ -15,6 +15,11 @@ impl Shelf {
         let next = Latest::after(self.table.get(key), Some(value));
         self.table.set(key, next);
     }
+
+    pub fn delete_key(&mut self, key: &str) {
+        let next = Latest::after(self.table.get(key), None);
+        self.table.set(key, next);
+    }
 }
 
 impl Items for Shelf {

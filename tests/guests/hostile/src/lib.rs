@@ -4,6 +4,7 @@
 //! fold, the receiving side of a handoff and the other callbacks misbehave, the crate's features `describe`.
 
 mod items;
+mod large;
 
 use std::hint::black_box;
 
@@ -31,6 +32,14 @@ enum Command {
     Put { key: String, value: Value },
     /// Well behaved: the value of a key, or null.
     Get { key: String },
+    /// Well behaved: deletes a key.
+    #[command(write, frees)]
+    Delete { key: String },
+    /// Well behaved: stores an item of that many bytes, which follow from the number.
+    #[command(write)]
+    Fill { key: String, number: u64, bytes: u64 },
+    /// Well behaved: number, length and sum of what `fill` stored, or null.
+    Sum { key: String },
     /// Well behaved: every key.
     #[command(everywhere)]
     Keys,
@@ -169,6 +178,15 @@ impl Vnode for Hostile {
                 reply("ok")
             }
             Command::Get { key } => reply(self.shelf.table.get(&key).and_then(Latest::value)),
+            Command::Delete { key } => {
+                self.shelf.delete_key(&key);
+                reply("ok")
+            }
+            Command::Fill { key, number, bytes } => {
+                self.shelf.put(&key, large::item(number, bytes));
+                reply("ok")
+            }
+            Command::Sum { key } => reply(self.shelf.table.get(&key).and_then(large::sum)),
             Command::Refuse { code } => Err(Failure::refused_with(code, "no", &Value::from("detail"))),
             Command::Spin => spin(),
             Command::Nap => nap(),

@@ -66,3 +66,18 @@ fn it_is_sound_otherwise() {
     assert_eq!(hostile.logs().len(), 2);
     assert_eq!(hostile.call("calls", &[]), Ok(7.into()));
 }
+
+#[test]
+fn it_says_what_a_large_item_is_made_of() {
+    let hostile = Tester::<Hostile>::start();
+    let sum = |key: &str| hostile.call("sum", &[key.into()]).unwrap();
+    for (key, number, bytes) in [("a", 1, 20), ("b", 5, 20), ("c", 5, 21)] {
+        hostile.call("fill", &[key.into(), number.into(), bytes.into()]).unwrap();
+    }
+    // As the words of xorshift64 say.
+    let a = Value::Array(vec![1.into(), 20.into(), 13_978_727_734_681_134_829_u64.into()]);
+    assert_eq!(sum("a"), a);
+    assert!(sum("b") != a && sum("b") != sum("c"));
+    hostile.call("delete", &["a".into()]).unwrap();
+    assert_eq!(sum("a"), Value::Null);
+}

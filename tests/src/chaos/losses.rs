@@ -1,0 +1,107 @@
+//! What a killed node held, and whether it says itself that this is gone.
+
+use std::collections::BTreeSet;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use super::beside::modules;
+use crate::harness::{Node, until};
+
+/// How long `status` may take to name what a node that was killed may have lost.
+const MENTION: Duration = Duration::from_secs(10);
+/// For how long nothing may have come to a dead node before what it held is counted up.
+const STILL: Duration = Duration::from_secs(1);
+
+/// What the dead node holds, once nothing can come to it any more: there is a new claimant, no
+/// sender is about to give it something, and for a while nothing changed.
+pub(super) fn held_by_dead(dead: &str, others: &[&Node]) -> BTreeSet<u16> {
+    let mut before = (BTreeSet::new(), Instant::now());
+    until("what the dead node held is certain", || {
+        let asked = others.first()?;
+        let status = asked.json(&["status"]).lines().first()?.clone();
+        let led = status["quorum"] == true && status["claimant"].as_str().is_some_and(|now| now != dead);
+        let coming = others.iter().any(|node| gives_to(node, dead));
+        let held = owned(asked, dead)?;
+        if !led || coming || held != before.0 {
+            before = (held, Instant::now());
+        }
+        (before.1.elapsed() >= STILL).then(|| before.0.clone())
+    })
+}
+
+/// Is this node about to give the named one a partition? Yes, if it does not say.
+fn gives_to(node: &Node, name: &str) -> bool {
+    let rows = node.json(&["transfers"]);
+    let rows = rows.lines().into_iter().next().unwrap_or_default();
+    let sealed = |row: &serde_json::Value| row["to"] == name && row["state"] == "sealed";
+    rows.as_array().is_none_or(|rows| rows.iter().any(sealed))
+}
+
+/// The `status` of a node that was killed names what may be lost, of each module. Says how many partitions.
+///
+/// # Errors
+/// What it does not name.
+pub(super) fn check_mentioned(asked: &Node, held: &BTreeSet<u16>) -> Result<usize, String> {
+    let deadline = Instant::now() + MENTION;
+    loop {
+        let status = asked.json(&["status"]);
+        let status = status.lines().into_iter().next().unwrap_or_default();
+        let silent = |module: &&str| !held.is_subset(&possible_losses(&status, module));
+        let Some(module) = modules().find(silent) else { return Ok(held.len()) };
+        if Instant::now() >= deadline {
+            let silent: Vec<u16> = held.difference(&possible_losses(&status, module)).copied().collect();
+            return Err(format!("`status` does not name {silent:?} of {module}, which a killed node held"));
+        }
+        thread::sleep(Duration::from_millis(100));
+    }
+}
+
+/// The partitions that the named node owns.
+fn owned(asked: &Node, name: &str) -> Option<BTreeSet<u16>> {
+    let ring = asked.json(&["ring"]).lines().into_iter().next()?;
+    let rows = ring["partitions"].as_array()?;
+    Some((0..).zip(rows).filter(|(_, row)| row["replicas"][0] == name).map(|(id, _)| id).collect())
+}
+
+/// The partitions of which `status` says that this module may have lost something.
+fn possible_losses(status: &serde_json::Value, module: &str) -> BTreeSet<u16> {
+    let alerts = status["alerts"].as_array().cloned().unwrap_or_default();
+    alerts.iter().filter_map(|alert| alert.as_str()).flat_map(|line| named(line, module)).collect()
+}
+
+/// `partitions 1-3, 7 are gone` of a node that started again, `partition 4` of one that came to it without
+/// its items; nothing, if it is about another module.
+fn named(line: &str, module: &str) -> Vec<u16> {
+    let Some((_, what)) = line.split_once("possible-loss: ") else { return Vec::new() };
+    // Some alerts are about every module.
+    if modules().any(|other| other != module && what.split([' ', ':']).next() == Some(other)) {
+        return Vec::new();
+    }
+    let Some((_, after)) = what.split_once("partition") else { return Vec::new() };
+    let words = after.trim_start_matches('s').split([' ', ',', ':']).filter(|word| !word.is_empty());
+    let ranges = words.map_while(|word| {
+        let (first, last) = word.split_once('-').unwrap_or((word, word));
+        Some(first.parse::<u16>().ok()?..=last.parse::<u16>().ok()?)
+    });
+    ranges.flatten().collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::named;
+
+    #[test]
+    fn partitions_are_read_from_both_kinds_of_alert() {
+        let started =
+            "possible-loss: kv: the node started again: items in memory of partitions 0-2, 7 are gone";
+        assert_eq!(named(started, "kv"), [0, 1, 2, 7]);
+        assert_eq!(named("possible-loss:  partition 4: the partition was taken over", "kv"), [4]);
+        assert_eq!(named("possible-loss: nothing", "kv"), [] as [u16; 0]);
+    }
+
+    #[test]
+    fn what_another_module_lost_is_not_taken_for_this_ones() {
+        let trapped = "possible-loss: trap partitions 3-4: the guest trapped";
+        assert_eq!((named(trapped, "kv"), named(trapped, "trap")), (vec![], vec![3, 4]));
+    }
+}

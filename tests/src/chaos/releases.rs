@@ -1,0 +1,300 @@
+//! New releases of all modules, and rollbacks, as an operator makes them: through one node or another, in
+//! the middle of whatever happens, and at once when a node is killed and when it comes back.
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use rand::rngs::StdRng;
+use rand::{RngExt, SeedableRng};
+use serde_json::Value;
+
+use super::beside::{GUEST, Kind, modules};
+use super::change::Place;
+use crate::guests::component;
+use crate::harness::{Cluster, Node, verb};
+use crate::load::MODULE;
+
+/// What a release is given to run on every node.
+const TIMEOUT: &str = "60s";
+/// What it may take until its answer, with what a busy machine and a node that goes silent add.
+const LIMIT: Duration = Duration::from_secs(90);
+/// Components of each module that differ in nothing but their digest.
+const VARIANTS: u8 = 3;
+/// Of the operator's own line where the node that was asked died or fell silent.
+const SILENT: [&str; 3] = ["connection-lost", "unreachable", "failed"];
+/// What a release may be refused with while nodes die, freeze, come and go.
+const HONEST: [&str; 7] = [
+    "no-quorum",
+    "not-ready",
+    "not-allowed",
+    "rolled-back",
+    "deadline-exceeded",
+    "overloaded",
+    "shutting-down",
+];
+
+/// One release that was wanted.
+#[derive(Clone, Debug)]
+struct Wanted {
+    /// What, and of whom.
+    what: String,
+    /// Until its answer.
+    took: Duration,
+    /// The version that runs, or code and message of why not.
+    answer: Result<u64, (String, String)>,
+}
+
+/// An operator of releases, until it is told to end.
+pub(super) struct Releases {
+    places: Arc<Mutex<Vec<Place>>>,
+    now: Sender<()>,
+    all: Arc<Mutex<Vec<Wanted>>>,
+    operator: JoinHandle<()>,
+}
+
+struct Operator {
+    began: Instant,
+    places: Arc<Mutex<Vec<Place>>>,
+    /// By module.
+    files: BTreeMap<&'static str, Vec<PathBuf>>,
+    /// Which of them was deployed last.
+    last: BTreeMap<&'static str, u8>,
+    random: StdRng,
+    /// Modules with a release to go back to.
+    released: Vec<&'static str>,
+    all: Arc<Mutex<Vec<Wanted>>>,
+}
+
+/// Deploys both modules beside the one under load.
+///
+/// # Panics
+/// If that fails.
+pub(super) fn deploy_beside(cluster: &Cluster) {
+    let file = cluster.keep("beside.wasm", &component(GUEST));
+    for kind in Kind::ALL {
+        let words = ["deploy".as_ref(), file.as_os_str(), "--name".as_ref(), kind.module().as_ref()];
+        let deployed = cluster[0].json(&words);
+        assert_eq!(deployed.code, 0, "{} was not deployed: {deployed:?}", kind.module());
+    }
+}
+
+impl Releases {
+    /// One release each `every`, of a module and by a way drawn from the seed.
+    pub(super) fn begin(cluster: &Cluster, seed: u64, every: Duration, began: Instant) -> Self {
+        let file = |module: &str, number: u8| {
+            let guest = component(if module == MODULE { "guests/kv" } else { GUEST });
+            // A custom section that nobody reads.
+            let variant = [&guest[..], &[0, 3, 1, b'v', number]].concat();
+            cluster.keep(&format!("{module}-{number}.wasm"), &variant)
+        };
+        let files = modules().map(|module| (module, (0..VARIANTS).map(|n| file(module, n)).collect()));
+        let (places, all) = (Arc::default(), Arc::default());
+        let random = StdRng::seed_from_u64(seed ^ 0x4e1e);
+        let operator = Operator {
+            began,
+            places: Arc::clone(&places),
+            files: files.collect(),
+            last: BTreeMap::new(),
+            random,
+            released: Vec::new(),
+            all: Arc::clone(&all),
+        };
+        let (now, told) = channel();
+        let operator = std::thread::spawn(move || operator.work(every, &told));
+        Self { places, now, all, operator }
+    }
+
+    /// Says them to these nodes from now on.
+    pub(super) fn enter(&self, places: Vec<Place>) {
+        *self.places.lock() = places;
+    }
+
+    /// Says the next one now.
+    pub(super) fn now(&self) {
+        // One that is gone panicked, which shows in the end.
+        let _ = self.now.send(());
+    }
+
+    /// Says no more, and waits for what is under way.
+    ///
+    /// # Errors
+    /// What may not be.
+    pub(super) fn end(self) -> Result<String, String> {
+        drop(self.now);
+        let deadline = Instant::now() + LIMIT;
+        while !self.operator.is_finished() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        let ended = self.operator.is_finished();
+        let well = ended && self.operator.join().is_ok();
+        if !well {
+            return Err(format!("one did not end within {LIMIT:?}"));
+        }
+        verdict(&self.all.lock())
+    }
+}
+
+/// Was each answered in time, and by what may be? Did some succeed?
+fn verdict(all: &[Wanted]) -> Result<String, String> {
+    let amiss = |wanted: &&Wanted| {
+        let dishonest = |(code, _): &(String, String)| {
+            !HONEST.contains(&code.as_str()) && !SILENT.contains(&code.as_str())
+        };
+        wanted.took > LIMIT || wanted.answer.as_ref().is_err_and(dishonest)
+    };
+    let wrong: Vec<String> = all.iter().filter(amiss).map(ToString::to_string).collect();
+    if !wrong.is_empty() {
+        return Err(wrong.join("; "));
+    }
+    let done =
+        |way: &str| all.iter().filter(|wanted| wanted.what.starts_with(way) && wanted.answer.is_ok()).count();
+    let (deployed, rolled_back) = (done("deploy"), done("rollback"));
+    let longest = all.iter().map(|wanted| wanted.took).max().unwrap_or_default();
+    let said = format!(
+        "{} of {} done, {deployed} deploys and {rolled_back} rollbacks; longest {:.1} s",
+        deployed + rolled_back,
+        all.len(),
+        longest.as_secs_f64()
+    );
+    if deployed == 0 { Err(said) } else { Ok(said) }
+}
+
+impl Operator {
+    fn work(mut self, every: Duration, now: &Receiver<()>) {
+        loop {
+            match now.recv_timeout(every.mul_f64(self.random.random_range(0.7..1.3))) {
+                Err(RecvTimeoutError::Disconnected) => return,
+                Ok(()) | Err(RecvTimeoutError::Timeout) => {}
+            }
+            let places = self.places.lock().clone();
+            if places.is_empty() {
+                continue;
+            }
+            let place = &places[self.random.random_range(0..places.len())];
+            let all: Vec<&str> = modules().collect();
+            let module = all[self.random.random_range(0..all.len())];
+            let back = self.released.contains(&module) && self.random.random_range(0..5) < 2;
+            let words =
+                if back { ["rollback", module].map(str::to_owned).into() } else { self.deploy(module) };
+            if self.say(module, &words, place) {
+                self.released.push(module);
+            }
+        }
+    }
+
+    fn deploy(&mut self, module: &'static str) -> Vec<String> {
+        // Another one than the last: what runs already would be no release.
+        let last = self.last.entry(module).or_default();
+        *last = (*last + self.random.random_range(1..VARIANTS)) % VARIANTS;
+        let file = &self.files[module][usize::from(*last)];
+        let mut words = vec!["deploy".to_owned(), file.display().to_string()];
+        words.extend(["--name", module, "--timeout", TIMEOUT].map(str::to_owned));
+        if module != MODULE && self.random.random() {
+            // Of no consequence to a guest that has no `fail`.
+            let number: u32 = self.random.random_range(0..1000);
+            words.extend(["--set".to_owned(), format!("fail-after={number}")]);
+        }
+        words
+    }
+
+    /// Was it done?
+    fn say(&self, module: &str, words: &[String], place: &Place) -> bool {
+        let set = words.iter().any(|word| word == "--set");
+        let what = format!(
+            "{} {module}{} at {}",
+            words[0],
+            if set { " with a setting" } else { "" },
+            place.name.split('@').next().unwrap_or_default()
+        );
+        let said = Instant::now();
+        let words =
+            ["--format".to_owned(), "json".to_owned()].iter().chain(words).cloned().collect::<Vec<_>>();
+        let ran = verb(&place.data, &words);
+        let answer = answer(&ran.stdout).unwrap_or_else(|| Err(("none".to_owned(), format!("{ran:?}"))));
+        let wanted = Wanted { what, took: said.elapsed(), answer };
+        println!("{:>8.1} s  {wanted}", said.duration_since(self.began).as_secs_f64());
+        let done = wanted.answer.is_ok();
+        self.all.lock().push(wanted);
+        done
+    }
+}
+
+/// What a verb's last line says.
+fn answer(stdout: &str) -> Option<Result<u64, (String, String)>> {
+    let last: Value = serde_json::from_str(stdout.lines().last()?).ok()?;
+    if let Some(version) = last["version"].as_u64() {
+        return Some(Ok(version));
+    }
+    let word = |name: &str| Some(last["error"][name].as_str()?.to_owned());
+    Some(Err((word("code")?, format!("{} ({})", word("message")?, word("state")?))))
+}
+
+/// Does every member run the current release of every module?
+///
+/// # Errors
+/// Which does not.
+pub(super) fn run_everywhere(asked: &Node, members: usize) -> Result<String, String> {
+    let rows = asked.json(&["modules"]);
+    let rows = rows.lines().into_iter().next().unwrap_or_default();
+    let rows = rows.as_array().cloned().unwrap_or_default();
+    if rows.len() != modules().count() {
+        return Err(format!("there are {} modules", rows.len()));
+    }
+    for row in &rows {
+        let nodes = row["nodes"].as_object().cloned().unwrap_or_default();
+        let all = nodes.len() == members && nodes.values().all(|digest| *digest == row["digest"]);
+        let unable = row["unable"].as_object().is_some_and(|unable| !unable.is_empty());
+        if !all || unable {
+            return Err(row.to_string());
+        }
+    }
+    Ok(format!("{} modules on {members} nodes", rows.len()))
+}
+
+impl fmt::Display for Wanted {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { what, took, answer, .. } = self;
+        write!(f, "{what}: ")?;
+        match answer {
+            Ok(version) => write!(f, "version {version}")?,
+            Err((code, message)) => write!(f, "{code}: {message}")?,
+        }
+        write!(f, ", after {:.1} s", took.as_secs_f64())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn wanted(what: &str, answer: Result<u64, &str>) -> Wanted {
+        let answer = answer.map_err(|code| (code.to_owned(), String::new()));
+        Wanted { what: what.to_owned(), took: Duration::from_secs(1), answer }
+    }
+
+    #[test]
+    fn an_honest_refusal_is_counted_and_a_fault_or_a_late_answer_is_none() {
+        let well = [wanted("deploy kv", Ok(2)), wanted("rollback kv", Err("no-quorum"))];
+        assert!(verdict(&well).is_ok_and(|said| said.starts_with("1 of 2 done")));
+        assert!(verdict(&well[1..]).is_err(), "nothing was deployed");
+        for code in ["internal", "bad-arguments", "invalid-component", "none"] {
+            assert!(verdict(&[well[0].clone(), wanted("deploy kv", Err(code))]).is_err(), "{code}");
+        }
+        let late = Wanted { took: LIMIT * 2, ..well[0].clone() };
+        assert!(verdict(&[well[0].clone(), late]).is_err());
+    }
+
+    #[test]
+    fn an_answer_is_a_version_or_an_error() {
+        assert_eq!(answer("{\"name\":\"kv\",\"version\":3}"), Some(Ok(3)));
+        let error = "{}\n{\"error\":{\"code\":\"no-quorum\",\"message\":\"m\",\"state\":\"unknown\"}}";
+        assert_eq!(answer(error), Some(Err(("no-quorum".to_owned(), "m (unknown)".to_owned()))));
+        assert_eq!(answer(""), None);
+    }
+}
