@@ -551,7 +551,7 @@ fn owned(asked: &Node, name: &str) -> Option<BTreeSet<u16>> {
 
 /// The partitions that `status` says may have lost something: `partitions 1-3, 7 are gone` of a node
 /// that started again, `partition 4` of one that came to it without its items.
-fn possible_losses(status: &serde_json::Value) -> BTreeSet<u16> {
+pub(crate) fn possible_losses(status: &serde_json::Value) -> BTreeSet<u16> {
     let alerts = status["alerts"].as_array().cloned().unwrap_or_default();
     let lines =
         alerts.iter().filter_map(|alert| alert.as_str()).filter(|alert| alert.contains("possible-loss"));

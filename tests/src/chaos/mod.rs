@@ -10,6 +10,7 @@ mod schedule;
 mod watch;
 
 pub use figures::{Event, Outcome};
+pub(crate) use membership::possible_losses;
 pub use membership::{Settings, membership};
 pub use schedule::{Act, Fault, Schedule};
 pub use watch::{Expected, Watch};

@@ -20,6 +20,7 @@ mod planned;
 mod relay;
 mod riak_test;
 mod snapshots;
+mod splits;
 mod streams;
 mod told;
 mod transcript;
