@@ -9,3 +9,4 @@ pub mod inside;
 pub mod load;
 pub mod relay;
 pub mod sim;
+pub mod splits;

@@ -275,6 +275,9 @@ pub struct StatusRow {
     pub modules: usize,
     /// Vnodes that run here.
     pub vnodes: usize,
+    /// Vnodes that serve nothing and keep the items that a recovery gave away, while this node runs.
+    #[serde(default)]
+    pub aside: usize,
     /// Things that an operator should look at.
     pub alerts: Vec<String>,
     /// Partitions whose items may be gone with a removed node, until somebody says

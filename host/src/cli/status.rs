@@ -55,7 +55,13 @@ pub(super) fn render(row: &StatusRow) -> String {
     line("ring", format!("{} to change hands", counted(row.pending, "partition")));
     line("transfers", row.transfers.to_string());
     line("modules", row.modules.to_string());
-    line("vnodes", row.vnodes.to_string());
+    line(
+        "vnodes",
+        match row.aside {
+            0 => row.vnodes.to_string(),
+            aside => format!("{}, and {aside} kept aside that serve nothing since a recovery", row.vnodes),
+        },
+    );
     for alert in &row.alerts {
         line(&"alert".if_supports_color(Stream::Stdout, |word| word.red()).to_string(), alert.clone());
     }

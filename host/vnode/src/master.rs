@@ -225,8 +225,8 @@ impl Master {
     }
 
     /// Brings the slots up to a committed ring. `index` is the log index of that state; calls
-    /// come in log order. Answers the partitions whose items a recovery has given to another node: they
-    /// are kept aside here, and may be nowhere else.
+    /// come in log order. After a recovery, answers the partitions whose items are kept aside here, and may
+    /// be nowhere else.
     pub fn apply(
         &self,
         ring: &RingTable,
@@ -260,9 +260,6 @@ impl Master {
                 if change != Change::TakeEmpty || !modules.is_empty() {
                     self.carry_out(change, &mut slot, id, modules);
                 }
-                if matches!(change, Change::SetAside | Change::SetStageAside) && !slot.aside.is_empty() {
-                    aside.push(id);
-                }
             }
             // A module's uid is the index that made it. A vnode of a later one runs already where another
             // task was quicker to learn of it: this older state says nothing of it.
@@ -271,7 +268,6 @@ impl Master {
             let gone: HashMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
             if recovers && !gone.is_empty() {
                 self.keep_aside(gone, &mut slot, id);
-                aside.push(id);
             } else {
                 end_all(gone, &undeployed_error(), true);
             }
@@ -281,8 +277,11 @@ impl Master {
             for vnode in gone {
                 end_all([(vnode.module, vnode)].into(), &undeployed_error(), true);
             }
+            // Also what another recovery left here: the state that it told of this is not the one that holds now.
+            if recovers && !slot.aside.is_empty() {
+                aside.push(id);
+            }
         }
-        aside.dedup();
         self.inner.applied.send_replace(index);
         aside
     }
@@ -296,9 +295,10 @@ impl Master {
         if vnodes.is_empty() {
             return;
         }
+        let modules: Vec<ModuleUid> = vnodes.keys().copied().collect();
         let reason = "the recovered state gives the partition to another node, or does not know the module; the \
                       items are kept aside here while this node runs";
-        self.inner.incidents.note("possible-loss", "", Some(u32::from(id.0)), reason);
+        self.note_loss(&modules, id, reason);
         for vnode in vnodes.values() {
             vnode.tell(Control::EndOutgoing { finished: false });
             vnode.tell(Control::SetAside(RequestError::stale_ring(slot.version)));
@@ -587,6 +587,7 @@ impl Master {
                 sealed: slot.sealed.is_some(),
                 vnodes: slot.vnodes.len(),
                 staging: slot.staging.as_ref().map_or(0, |staging| staging.vnodes.len()),
+                aside: slot.aside.len(),
                 traps: slot.vnodes.values().map(|vnode| vnode.gauge.traps.load(Ordering::Relaxed)).sum(),
                 in_back_off: slot
                     .vnodes

@@ -1,6 +1,6 @@
 //! What this node knows of one partition: does it hold it, is it sealed, which vnodes run.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{SystemTime, UNIX_EPOCH};
 
@@ -88,30 +88,35 @@ pub struct SlotStatus {
     pub vnodes: usize,
     /// How many vnodes take in a transfer.
     pub staging: usize,
+    /// How many vnodes serve nothing and keep what a recovery gave away.
+    pub aside: usize,
     /// Traps of its vnodes since they started.
     pub traps: u64,
     /// Vnodes in back-off.
     pub in_back_off: usize,
 }
 
-/// Something that an operator should know of.
+/// Something that an operator should know of, told of so many partitions.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Incident {
-    /// Counts up within a run of the node.
+    /// Counts up within a run of the node, each time that it is told.
     pub number: u64,
-    /// When, in milliseconds since 1970.
+    /// When it was told last, in milliseconds since 1970.
     pub at_ms: u64,
+    /// How often it was told.
+    pub times: u64,
     /// Stable name: `possible-loss`, ...
     pub kind: String,
     /// The module's name.
     pub module: String,
-    /// The partition, if it is about one.
-    pub partition: Option<u32>,
+    /// The partitions, if it is about some.
+    pub partitions: BTreeSet<u32>,
     /// For people.
     pub reason: String,
 }
 
-/// How many incidents are remembered; the log has them all.
+/// How many incidents are remembered. What is the same of many partitions is one, so that none of them
+/// drops out because they are many.
 const REMEMBERED: usize = 256;
 
 /// The last incidents of this node.
@@ -131,12 +136,19 @@ impl Incidents {
     pub(super) fn note(&self, kind: &str, module: &str, partition: Option<u32>, reason: &str) {
         let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
         let mut last = self.last.lock();
+        let same = |told: &Incident| {
+            (told.kind.as_str(), told.module.as_str(), told.reason.as_str()) == (kind, module, reason)
+        };
+        let told = last.iter().position(same).and_then(|at| last.remove(at));
         if last.len() == REMEMBERED {
             last.pop_front();
         }
+        let (times, mut partitions) =
+            told.map_or_else(Default::default, |told| (told.times, told.partitions));
+        partitions.extend(partition);
         let (kind, module, reason) = (kind.to_owned(), module.to_owned(), reason.to_owned());
         let number = self.newest.fetch_add(1, Ordering::Relaxed) + 1;
-        last.push_back(Incident { number, at_ms, kind, module, partition, reason });
+        last.push_back(Incident { number, at_ms, times: times + 1, kind, module, partitions, reason });
     }
 
     /// Forgets those up to a number: somebody has seen to them.
@@ -146,5 +158,30 @@ impl Incidents {
 
     pub(super) fn list(&self) -> Vec<Incident> {
         self.last.lock().iter().cloned().collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_told_of_more_partitions_than_are_remembered_is_told_of_all_of_them() {
+        let incidents = Incidents::default();
+        incidents.note("possible-loss", "kv", None, "restarted");
+        for partition in 0..1024 {
+            incidents.note("possible-loss", "kv", Some(partition), "taken over");
+        }
+        let told = incidents.list();
+        assert_eq!(told.iter().map(|incident| incident.times).collect::<Vec<_>>(), [1, 1024]);
+        assert!(told[1].partitions.iter().copied().eq(0..1024));
+        // What was told again after somebody looked was not seen to.
+        incidents.note("possible-loss", "kv", None, "restarted");
+        incidents.acknowledge(told[1].number);
+        assert_eq!(incidents.list().len(), 1);
+        for reason in 0..300 {
+            incidents.note("contract-broken", "kv", Some(1), &reason.to_string());
+        }
+        assert_eq!(incidents.list().len(), REMEMBERED);
     }
 }

@@ -64,7 +64,7 @@ fn owned(asked: &Node, name: &str) -> Option<BTreeSet<u16>> {
 }
 
 /// The partitions of which `status` says that this module may have lost something.
-fn possible_losses(status: &serde_json::Value, module: &str) -> BTreeSet<u16> {
+pub(crate) fn possible_losses(status: &serde_json::Value, module: &str) -> BTreeSet<u16> {
     let alerts = status["alerts"].as_array().cloned().unwrap_or_default();
     alerts.iter().filter_map(|alert| alert.as_str()).flat_map(|line| named(line, module)).collect()
 }

@@ -14,6 +14,7 @@ mod watch;
 
 pub use beside::{Kind, Report};
 pub use figures::{Event, Oracle, Outcome};
+pub(crate) use losses::possible_losses;
 pub use membership::{Settings, membership};
 pub use schedule::{Act, Fault, Schedule};
 pub use watch::{Expected, Watch};

@@ -21,6 +21,7 @@ mod relay;
 mod releases;
 mod riak_test;
 mod snapshots;
+mod splits;
 mod streams;
 mod told;
 mod transcript;

@@ -183,9 +183,17 @@ impl AdminService {
             );
         }
         let possible_loss = self.losses(&view);
+        let removed = |name: &str| {
+            let named = |member: &&Member| member.name == name;
+            view.state.members.values().any(|member| member.banned && named(&member))
+        };
         alerts.extend(possible_loss.iter().map(|loss| {
+            let what = match removed(&loss.node) {
+                true => "was removed, and with it perhaps",
+                false => "was away when the cluster was recovered, or holds aside what is not served:",
+            };
             format!(
-                "possible-loss: {} was removed, and with it perhaps items of {} ({}); \
+                "possible-loss: {} {what} items of {} ({}); \
                  `annulus status --acknowledge` once that is seen to",
                 loss.node,
                 counted(loss.partitions.len(), "partition"),
@@ -213,6 +221,7 @@ impl AdminService {
             transfers: self.parts.handoff.transfers().await.len(),
             modules: view.state.modules.len(),
             vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
+            aside: slots.iter().map(|slot| slot.aside).sum(),
             alerts,
             possible_loss,
             newest_incident: incidents.iter().map(|incident| incident.number).max().unwrap_or(0),
@@ -231,31 +240,18 @@ fn staged_for(view: &View, node: NodeId) -> Option<String> {
     view.state.staged.iter().find(concerns).map(|change| super::plan::word(change).to_owned())
 }
 
-/// The newest first, those that tell the same of several partitions in one line.
+/// The newest first.
 fn incident_lines(incidents: &[Incident]) -> Vec<String> {
-    let mut groups: Vec<(&Incident, Vec<u16>)> = Vec::new();
-    for incident in incidents.iter().rev() {
-        let same = |(other, _): &&mut (&Incident, Vec<u16>)| {
-            (&other.kind, &other.module, &other.reason)
-                == (&incident.kind, &incident.module, &incident.reason)
-        };
-        let partition = incident.partition.and_then(|id| u16::try_from(id).ok());
-        match groups.iter_mut().find(same) {
-            Some((_, partitions)) => partitions.extend(partition),
-            None => groups.push((incident, partition.into_iter().collect())),
-        }
-    }
-    let line = |(incident, mut partitions): (&Incident, Vec<u16>)| {
-        partitions.sort_unstable();
-        partitions.dedup();
-        let Incident { kind, module, reason, .. } = incident;
+    let line = |incident: &Incident| {
+        let Incident { kind, module, reason, partitions, .. } = incident;
+        let partitions: Vec<u16> = partitions.iter().filter_map(|id| u16::try_from(*id).ok()).collect();
         match partitions.as_slice() {
             [] => format!("{kind}: {module}: {reason}"),
             [one] => format!("{kind}: {module} partition {one}: {reason}"),
             many => format!("{kind}: {module} partitions {}: {reason}", ranges(many)),
         }
     };
-    groups.into_iter().map(line).collect()
+    incidents.iter().rev().map(line).collect()
 }
 
 pub(super) fn status_word(status: MemberStatus) -> &'static str {
@@ -302,22 +298,20 @@ mod tests {
     use super::*;
 
     #[test]
-    fn incidents_that_tell_the_same_are_one_line() {
-        let incident = |number, module: &str, partition, reason: &str| Incident {
+    fn an_incident_names_its_partitions_in_one_line() {
+        let incident = |number, module: &str, partitions: &[u32], reason: &str| Incident {
             number,
             at_ms: 0,
+            times: 1,
             kind: "possible-loss".to_owned(),
             module: module.to_owned(),
-            partition,
+            partitions: partitions.iter().copied().collect(),
             reason: reason.to_owned(),
         };
         let incidents = [
-            incident(1, "kv", Some(7), "taken over"),
-            incident(2, "kv", Some(3), "taken over"),
-            incident(3, "hits", Some(3), "taken over"),
-            incident(4, "kv", Some(4), "taken over"),
-            incident(5, "kv", None, "restarted"),
-            incident(6, "kv", Some(4), "taken over"),
+            incident(1, "hits", &[3], "taken over"),
+            incident(2, "kv", &[], "restarted"),
+            incident(3, "kv", &[7, 3, 4], "taken over"),
         ];
         assert_eq!(
             incident_lines(&incidents),

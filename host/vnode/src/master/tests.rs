@@ -181,8 +181,15 @@ async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here(
     flipped.partitions[0] = RingPartition::held_by(vec![other], index + 1);
     assert_eq!(master.apply(&flipped, &[MODULE], index + 1, lineage), []);
     assert_eq!(master.set_aside().len(), 1);
+    // A rival's state knows nothing of what was told to the one before.
+    let rival = Lineage { number: 1, id: 9 };
+    let index = rival.first_index();
+    for partition in &mut flipped.partitions {
+        partition.version = index;
+    }
+    assert_eq!(master.apply(&flipped, &[MODULE], index, rival), [HERE]);
     // What was undeployed is gone everywhere.
-    master.apply(&flipped, &[], index + 2, lineage);
+    master.apply(&flipped, &[], index + 1, rival);
     assert_eq!(master.set_aside().len(), 0);
 }
 

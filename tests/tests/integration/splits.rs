@@ -1,0 +1,160 @@
+//! `recover --force` where a cluster falls apart: what is not served is named, and nothing is deleted.
+
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+use annulus_tests::harness::until;
+use annulus_tests::splits::{RING, World};
+
+/// Parts the nodes, has an operator recover each side that lacks a majority, writes everywhere, and brings all
+/// together again. Nobody gave anything to anybody, so everything is there.
+fn part_and_meet(world: &mut World, sides: &[&[usize]]) {
+    world.together();
+    let began = Instant::now();
+    let mut parted = world.part(sides);
+    for side in &mut parted {
+        world.recover(side);
+        world.write(side);
+        let (found, owned) = (world.check(side), world.owned(&side.nodes));
+        assert_eq!((&found.served, &side.written), (&owned, &owned), "each side serves what it holds");
+        assert!(found.lost.is_empty(), "{found:?}");
+        if side.recovered {
+            let named: BTreeSet<u16> = side.nodes.iter().flat_map(|node| world.named(*node)).collect();
+            assert!(found.refused.is_subset(&named), "a recovery names what is away: {named:?}, {found:?}");
+        }
+    }
+    assert!(parted.iter().filter(|side| !side.recovered).count() <= 1, "two majorities: {parted:?}");
+    // Rivals meet one after another, so that some give way more than once.
+    for met in 2..=sides.len() {
+        world.meet(&sides[..met]);
+    }
+    let found = world.settle(&parted);
+    assert!(found.refused.is_empty() && found.lost.is_empty(), "{found:?}");
+    println!("{sides:?}: {:?}", began.elapsed());
+}
+
+/// While one node is cut off, the others give partitions to a node that has just come. It recovers alone, from a
+/// state in which none of that has happened, and then all meet: it wins.
+fn flips_that_a_survivor_does_not_know(world: &mut World, survivor: usize) {
+    let first = (0..3).find(|node| *node != survivor).unwrap();
+    world.cluster[first].json(&["transfers", "pause"]).text();
+    let newcomer = world.cluster.add(&[]);
+    let _joining = world.cluster[newcomer].begin_join(&world.cluster[first]);
+    let all = world.everybody();
+    world.until_alive(&all);
+    let comes = until("it is to get its share", || {
+        let comes = world.pending(survivor);
+        (!comes.is_empty() && all.iter().all(|node| world.pending(*node) == comes)).then_some(comes)
+    });
+    let others: Vec<usize> = all.iter().copied().filter(|node| *node != survivor).collect();
+    let mut sides = world.part(&[&[survivor], &others]);
+    world.cluster[first].json(&["transfers", "resume"]).text();
+    let kept = world.owned(&[survivor]);
+    let flipped: BTreeSet<u16> = until("all others have given their share", || {
+        let waits = world.pending(first);
+        waits.is_subset(&kept).then(|| &comes - &waits)
+    });
+    assert!(!flipped.is_empty(), "{comes:?}");
+    for side in &mut sides {
+        world.recover(side);
+        world.write(side);
+        let found = world.check(side);
+        assert_eq!((&found.served, found.lost.len()), (&side.written, 0), "{found:?}");
+    }
+    assert_eq!(sides.iter().map(|side| side.recovered).collect::<Vec<_>>(), [true, false]);
+    assert_eq!(world.named(survivor), all_but(&kept), "a recovery names what is away");
+    // The state that it went on from was paused.
+    world.cluster[survivor].json(&["transfers", "resume"]).text();
+    world.meet(&[&[survivor], &others]);
+    // They were given away by what the recovery did not know: their former owners have them again, without items.
+    until("what the newcomer keeps is named for all to see", || {
+        let name = world.cluster[newcomer].name.clone();
+        world.all_name(&all, &name, &flipped).then_some(())
+    });
+    assert_eq!(world.aside(&[newcomer]), flipped.len() as u64, "it deletes nothing");
+    let found = world.settle(&sides);
+    assert_eq!((&found.lost, found.refused.len()), (&flipped, 0), "{found:?}");
+    assert_eq!(world.aside(&[newcomer]), flipped.len() as u64, "not after an operator has seen to it either");
+}
+
+/// All partitions but these.
+fn all_but(these: &BTreeSet<u16>) -> BTreeSet<u16> {
+    (0..RING).filter(|id| !these.contains(id)).collect()
+}
+
+/// Kills nodes, has an operator recover what is left, and starts them again: what they had in memory is
+/// gone, and named.
+fn kill_and_start(world: &mut World, killed: &[usize]) {
+    let all = world.everybody();
+    let left: Vec<usize> = all.iter().copied().filter(|node| !killed.contains(node)).collect();
+    for node in killed {
+        world.cluster[*node].kill();
+    }
+    world.until_alive(&left);
+    let mut side = world.part(&[&left]).remove(0);
+    world.recover(&mut side);
+    world.write(&mut side);
+    let found = world.check(&side);
+    assert_eq!(found.served, world.owned(&left), "{found:?}");
+    if side.recovered {
+        assert!(found.refused.is_subset(&world.named(left[0])), "{found:?}");
+    }
+    for node in killed {
+        world.cluster[*node].start();
+    }
+    world.together();
+    let gone = world.owned(killed);
+    let found = world.settle(&[side]);
+    assert_eq!((&found.lost, found.refused.len()), (&gone, 0), "{found:?}");
+}
+
+#[test]
+fn whatever_side_recovers_what_is_not_served_is_named_and_nothing_is_deleted() {
+    let mut world = World::begin(3);
+    flips_that_a_survivor_does_not_know(&mut world, 1);
+    part_and_meet(&mut world, &[&[0, 1], &[2, 3]]);
+    kill_and_start(&mut world, &[0, 1, 3]);
+    assert_eq!(world.everybody(), [0, 1, 2, 3]);
+}
+
+/// Every way to put four nodes into two or more sides.
+fn all_splits() -> Vec<Vec<Vec<usize>>> {
+    let mut splits: Vec<Vec<Vec<usize>>> = vec![Vec::new()];
+    for node in 0..4 {
+        splits = splits
+            .into_iter()
+            .flat_map(|split| {
+                (0..=split.len()).map(move |at| {
+                    let mut split = split.clone();
+                    match split.get_mut(at) {
+                        Some(side) => side.push(node),
+                        None => split.push(vec![node]),
+                    }
+                    split
+                })
+            })
+            .collect();
+    }
+    splits.retain(|split| split.len() > 1);
+    splits
+}
+
+#[test]
+#[ignore = "takes minutes: run it by hand"]
+fn in_every_split_what_is_not_served_is_named_and_nothing_is_deleted() {
+    let splits = all_splits();
+    assert_eq!(splits.len(), 14);
+    for survivor in 0..3 {
+        let mut world = World::begin(3);
+        flips_that_a_survivor_does_not_know(&mut world, survivor);
+        for split in &splits {
+            let sides: Vec<&[usize]> = split.iter().map(Vec::as_slice).collect();
+            part_and_meet(&mut world, &sides);
+            let killed = split.iter().skip(1).flatten().copied().collect::<Vec<_>>();
+            let (began, kept) = (Instant::now(), killed.len());
+            kill_and_start(&mut world, &killed);
+            println!("{kept} killed: {:?}", began.elapsed());
+        }
+        assert_eq!(world.everybody(), [0, 1, 2, 3]);
+    }
+}
