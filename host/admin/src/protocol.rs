@@ -87,6 +87,9 @@ pub enum AdminRequest {
         /// The release's version; the one before if none.
         #[serde(default)]
         to: Option<u64>,
+        /// How long to wait until every member runs it, in milliseconds; the node's own limit if none.
+        #[serde(default)]
+        timeout_ms: Option<u64>,
     },
     /// Ends a module and its items.
     Undeploy {

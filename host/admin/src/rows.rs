@@ -157,8 +157,11 @@ pub struct ModuleRow {
     pub w: u8,
     /// `memory` or `durable`.
     pub storage: String,
-    /// What each node runs.
+    /// The component that each node runs.
     pub nodes: BTreeMap<String, String>,
+    /// The version that each node runs: two versions may have the same component.
+    #[serde(default)]
+    pub versions: BTreeMap<String, u64>,
     /// Nodes that cannot run it, and why: they are offered as no replica of it.
     #[serde(default)]
     pub unable: BTreeMap<String, String>,
@@ -204,6 +207,9 @@ pub struct DeployedRow {
     pub swapped_items: u64,
     /// The longest that any vnode stood still for it, in microseconds.
     pub longest_stall_us: u64,
+    /// Partitions whose old guest ended within the swap, and took with it what it kept in memory.
+    #[serde(default)]
+    pub lost: Vec<u16>,
     /// Members that could not be reached: they follow when they are back.
     pub unreached: Vec<String>,
     /// The module had this component and these settings already: no new version was made.

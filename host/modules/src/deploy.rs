@@ -104,6 +104,8 @@ pub struct Deployed {
     pub swapped_items: u64,
     /// The longest that any vnode stood still, in microseconds.
     pub longest_stall_us: u64,
+    /// Partitions whose old guest ended within the swap, and took with it what it kept in memory.
+    pub lost: Vec<u16>,
     /// Members that could not be reached: they follow when they are back.
     pub unreached: Vec<String>,
     /// The module had this release and these settings already: no new version was made.

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::{Digest, ModuleUid, NodeId};
+use annulus_core::keyspace::PartitionId;
 use annulus_core::state::Module;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
@@ -15,7 +16,7 @@ use super::formats::{described, write_format};
 use super::{Modules, Running, limits_of};
 use annulus_core::codec;
 use annulus_transport::kind;
-use annulus_vnode::{Behaviour, Master, WeakMaster};
+use annulus_vnode::{Behaviour, Master, SwapReport, WeakMaster};
 
 /// Longest that fetching one component from one peer may take.
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
@@ -154,6 +155,10 @@ impl Modules {
         if let Some(reason) = failed {
             return Err(BringError::Broken(reason));
         }
+        let lost = |(partition, report): &(PartitionId, Result<SwapReport, String>)| {
+            report.as_ref().is_ok_and(|report| report.lost).then_some(partition.0)
+        };
+        let lost: Vec<u16> = reports.iter().filter_map(lost).collect();
         self.note(module.uid, |running| {
             *running = Running {
                 version: module.current.version,
@@ -161,6 +166,7 @@ impl Modules {
                 failed: None,
                 swapped_items: items,
                 longest_stall_us: stall.unwrap_or(0),
+                lost,
             };
         });
         Ok(())
@@ -199,8 +205,13 @@ impl Modules {
     }
 
     fn drop_undeployed(&self, deployed: &[ModuleUid]) {
-        if self.inner.behaviours.load().keys().all(|uid| deployed.contains(uid)) {
+        let behaviours = self.inner.behaviours.load();
+        let gone: Vec<_> = behaviours.iter().filter(|(uid, _)| !deployed.contains(uid)).collect();
+        if gone.is_empty() {
             return;
+        }
+        if let Some(master) = self.inner.master.get().and_then(WeakMaster::upgrade) {
+            gone.iter().for_each(|(_, behaviour)| master.forget_incidents(&behaviour.name));
         }
         self.inner.behaviours.rcu(|known| {
             let mut next = HashMap::clone(known);

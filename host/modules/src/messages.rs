@@ -42,4 +42,7 @@ pub struct Running {
     pub swapped_items: u64,
     /// The longest that a vnode stood still in the last swap, in microseconds.
     pub longest_stall_us: u64,
+    /// Partitions whose guest ended within the last swap, and took with it what it kept in memory.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub lost: Vec<u16>,
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 use annulus_core::state::StorageKind;
+use annulus_core::wording::{counted, ranges};
 
 use super::duration::{millis, parse_duration};
 use super::inspect::describe;
@@ -165,6 +166,13 @@ pub(super) fn render(row: &DeployedRow) -> String {
         let (items, stall) = (row.swapped_items, row.longest_stall_us);
         text.push_str(&format!(
             "\n{items} items carried over; no vnode stood still for longer than {stall} µs"
+        ));
+    }
+    if !row.lost.is_empty() {
+        text.push_str(&format!(
+            "\nthe guests of {} ended while they gave their items, which are gone: {}",
+            counted(row.lost.len(), "partition"),
+            ranges(&row.lost)
         ));
     }
     for node in &row.unreached {

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use tokio::time::{Instant, sleep, timeout_at};
 
-use super::duration::{millis, parse_duration};
+use super::duration::{millis, parse_duration, spoken};
 use super::{CliError, Context};
 use annulus_admin::rows::{MemberRow, RingRow, StatusRow};
 use annulus_admin::{AdminError, AdminRequest};
@@ -36,6 +36,8 @@ pub struct Args {
     timeout: Duration,
 }
 
+/// A node that is started anew answers long before this.
+const SILENT: Duration = Duration::from_secs(30);
 /// How often a node that starts anew is asked whether it is there.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
@@ -63,8 +65,12 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let mut progress = context.output.progress();
     progress.set("starting anew in the other cluster", 0, 0);
     let mut last = "it has not started anew yet".to_owned();
+    let mut answered = Instant::now();
     let member = loop {
         let look = timeout_at(deadline, look(&before.node, own.as_deref(), context)).await;
+        if matches!(look, Ok(Ok(_))) {
+            answered = Instant::now();
+        }
         match look {
             Ok(Ok(Look::Joining { row, .. })) if args.stage => break row,
             Ok(Ok(Look::Joining { row, unreachable })) => {
@@ -76,11 +82,25 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
                 last = format!("{} still to change hands", counted(moving, "partition"));
                 progress.set(&last, 0, 0);
             }
+            Ok(Ok(Look::Goes(status))) => return Err(gone(&before.node, &status)),
             Ok(Ok(Look::NotYet(what))) => {
                 progress.set(&what, 0, 0);
                 last = what;
             }
-            Ok(Err(error)) => last = error.to_string(),
+            Ok(Err(error)) => {
+                last = error.to_string();
+                // It ends where it was removed again, and does not start anew for so long.
+                if answered.elapsed() >= SILENT {
+                    let message = format!(
+                        "{} was admitted, and has not answered for {}: {last}. Its log says why; it goes on with the \
+                         join when it is started again",
+                        before.node,
+                        spoken(SILENT)
+                    );
+                    let error = AdminError::unknown("unreachable", message);
+                    return Err(CliError::Failed(AdminError { state: "applied".to_owned(), ..error }));
+                }
+            }
             Err(_) => {}
         }
         if Instant::now() >= deadline {
@@ -98,8 +118,20 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     })
 }
 
+/// An operator had it leave again.
+fn gone(node: &str, status: &str) -> CliError {
+    let message =
+        format!("{node} was admitted, and is {status}: somebody had it leave, or removed it, meanwhile");
+    CliError::Failed(AdminError {
+        state: "applied".to_owned(),
+        ..AdminError::unknown("not-allowed", message)
+    })
+}
+
 enum Look {
     NotYet(String),
+    /// It is on its way out again: its status.
+    Goes(String),
     /// With what is to be said of members that it cannot reach.
     Joining {
         row: MemberRow,
@@ -129,6 +161,7 @@ async fn look(node: &str, own: Option<&str>, context: &Context) -> Result<Look, 
         // Admitted, but the claimant has not given it a share yet.
         Some(row) if row.status == "member" => Ok(Look::NotYet("it has no share of the ring yet".to_owned())),
         Some(row) if row.status == "joining" => Ok(Look::Joining { row, unreachable }),
+        Some(row) if row.status == "leaving" => Ok(Look::Goes(row.status)),
         Some(row) => Ok(Look::NotYet(format!("it is {}", row.status))),
         None => Ok(Look::NotYet("the cluster does not know it yet".to_owned())),
     }

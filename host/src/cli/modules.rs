@@ -25,7 +25,7 @@ pub(super) fn render(rows: &[ModuleRow]) -> String {
     let mut table =
         Table::new(&["name", ">version", "guest", "digest", ">n", ">r", ">w", "storage", "nodes"]);
     for row in rows {
-        let current = row.nodes.values().filter(|digest| **digest == row.digest).count();
+        let current = row.versions.values().filter(|version| **version == row.version).count();
         table.row([
             row.name.clone(),
             row.version.to_string(),

@@ -2,9 +2,10 @@
 
 use std::sync::Arc;
 
-use annulus_core::ids::{BootId, ModuleUid, NodeId, NodeUid};
+use annulus_core::ids::{BootId, ModuleUid, NodeUid};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::state::Command;
+use annulus_core::ring::Partition;
+use annulus_core::state::{Command, Module, Refusal};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
 use fjall::Database;
@@ -12,7 +13,7 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Router;
-use annulus_cluster::{Cluster, View};
+use annulus_cluster::{Cluster, ProposeError, View};
 use annulus_data_dir::DataDir;
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
@@ -72,12 +73,16 @@ impl Services {
         let view = cluster.view();
         let config = MasterConfig { me: view.me, guests: guests.clone(), modules: Arc::new(modules.clone()) };
         let master = Master::new(config, &view.state.ring, &seals.all());
-        note_restart(&master, &modules, &view);
+        let lost = note_restart(&master, &modules, &view);
         let mut changes = cluster.watch();
         apply(&master, &cluster, &changes.borrow_and_update());
         // What this node has on disk is loaded before it says that it is there, so that a
         // restart is over when the node serves again.
         network.block_on(modules.start(&master));
+        if !lost.is_empty() {
+            let why = "the node started again without what its modules had in memory";
+            network.spawn(tell_lost(cluster.clone(), lost, why));
+        }
         let (follower, log) = (master.clone(), cluster.clone());
         network.spawn(async move {
             while changes.changed().await.is_ok() {
@@ -118,24 +123,31 @@ fn apply(master: &Master, cluster: &Cluster, view: &View) {
     let modules: Vec<ModuleUid> = view.state.modules.keys().copied().collect();
     let aside = master.apply(&view.state.ring, &modules, view.index(), view.state.lineage);
     if !aside.is_empty() {
-        tokio::spawn(tell_lost(cluster.clone(), view.me, aside));
+        let why = "a recovery gave partitions away whose items are kept aside here";
+        tokio::spawn(tell_lost(cluster.clone(), aside, why));
     }
 }
 
-/// Has the cluster note that these partitions' present owners may lack what this node keeps aside.
-async fn tell_lost(cluster: Cluster, node: NodeId, partitions: Vec<PartitionId>) {
-    tracing::warn!(?partitions, "a recovery gave partitions away whose items are kept aside here");
+/// Has the cluster note that items of these partitions may be gone: every member tells so then, and goes on
+/// when this node has ended. Given up where this node is no member, or nobody has a module any more.
+async fn tell_lost(cluster: Cluster, partitions: Vec<PartitionId>, why: &str) {
+    tracing::warn!(?partitions, "{why}");
     let mut ended = cluster.ended();
     loop {
-        let command = Command::Lost { node, partitions: partitions.clone() };
+        let view = cluster.view();
+        let command = Command::Lost { node: view.me, partitions: partitions.clone() };
         match cluster.propose(command, Instant::now() + LOST_LIMIT).await {
-            Ok(_) => return,
+            Ok(_) | Err(ProposeError::Refused(Refusal::NotMember(_))) => return,
             // Also while the cluster does not know this command yet.
             Err(error) => tracing::debug!(%error, "the possible loss is not noted yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(LOST_PAUSE) => {}
             _ = ended.wait_for(Option::is_some) => return,
+        }
+        // All of them were undeployed while this node was away.
+        if cluster.view().state.modules.is_empty() {
+            return;
         }
     }
 }
@@ -144,27 +156,27 @@ async fn tell_lost(cluster: Cluster, node: NodeId, partitions: Vec<PartitionId>)
 const LOST_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 const LOST_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// Items that guests kept in memory did not outlive the process: an operator sees so (R5).
-fn note_restart(master: &Master, modules: &Modules, view: &View) {
-    let held: Vec<u16> = view
-        .state
-        .ring
-        .iter()
-        .filter(|(_, partition)| partition.replicas.first() == Some(&view.me))
-        .map(|(id, _)| id.0)
-        .collect();
-    if held.is_empty() {
-        return;
-    }
-    let held = ranges(&held);
-    for module in view.state.modules.values() {
+/// Items that guests kept in memory did not outlive the process: an operator sees so (R5). Answers the
+/// partitions that this may be true of.
+fn note_restart(master: &Master, modules: &Modules, view: &View) -> Vec<PartitionId> {
+    let owned = |partition: &Partition| partition.replicas.first() == Some(&view.me);
+    let held: Vec<PartitionId> =
+        view.state.ring.iter().filter(|(_, partition)| owned(partition)).map(|(id, _)| id).collect();
+    let keeps_items = |module: &&Module| {
         let exported = modules.description(module).exported;
-        if !exported.handoff && !exported.writes_storage {
-            continue;
-        }
-        let reason = format!("the node started again: items in memory of partitions {held} are gone");
+        exported.handoff || exported.writes_storage
+    };
+    let kept: Vec<&Module> = view.state.modules.values().filter(keeps_items).collect();
+    if held.is_empty() || kept.is_empty() {
+        return Vec::new();
+    }
+    let ids: Vec<u16> = held.iter().map(|id| id.0).collect();
+    for module in kept {
+        let reason =
+            format!("the node started again: items in memory of partitions {} are gone", ranges(&ids));
         master.note("possible-loss", &module.name, None, &reason);
     }
+    held
 }
 
 impl Service for Services {

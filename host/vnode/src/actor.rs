@@ -369,7 +369,7 @@ impl Actor {
             self.incidents.possible_loss(&self.behaviour.name, self.module, self.partition.id, reason);
         }
         if kept {
-            self.abandon_moves("its guest ended and took its items with it");
+            self.abandon_moves("its guest ended and took its items with it", loses);
         }
         loses
     }

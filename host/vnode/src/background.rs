@@ -13,7 +13,7 @@ use super::actor::Actor;
 use super::guest::{Behaviour, Guest, Items};
 use super::mailbox::{Count, Outgoing, StreamEvent, SwapReport, Taken};
 use annulus_storage::Storage;
-use annulus_wasm::{Budget, GuestError, Item};
+use annulus_wasm::{Budget, Doom, GuestError, Item, Limits};
 
 /// One page of a fold: some 100 µs of the guest's time.
 pub(super) const PAGE: Budget = Budget { items: 256, bytes: 64 << 10 };
@@ -21,13 +21,39 @@ pub(super) const PAGE: Budget = Budget { items: 256, bytes: 64 << 10 };
 /// then, and a sweep over many items costs little beside this many writes.
 const WRITES_BEFORE_SWEEP: u64 = 16 << 10;
 
+/// An item may be so many times as long on the wire as in the guest's memory.
+const ENCODED: usize = 8;
+/// Pages without items that may follow one another in a swap.
+const EMPTY_PAGES: u32 = 1024;
+
 /// A swap under way: the new instance, and how far the fold of the old one is.
 pub(super) struct SwapState {
     behaviour: Arc<Behaviour>,
     guest: Guest,
     after: Option<Vec<u8>>,
+    /// Pages without items, the last ones in a row.
+    empty: u32,
+    /// Bytes of items so far.
+    bytes: usize,
     report: SwapReport,
     answer: oneshot::Sender<Result<SwapReport, String>>,
+}
+
+impl SwapState {
+    /// Can this page be one of a fold that ends? One that does not would keep the module's release from being
+    /// followed by any other.
+    fn ends(&mut self, items: &[Item]) -> Result<(), Doom> {
+        self.empty = if items.is_empty() { self.empty + 1 } else { 0 };
+        self.bytes +=
+            items.iter().map(|item| item.key.len() + item.sort.len() + item.value.len()).sum::<usize>();
+        if self.empty > EMPTY_PAGES {
+            return Err(Doom::EndlessFold("page after page is empty"));
+        }
+        if self.bytes > ENCODED * Limits::default().memory_bytes {
+            return Err(Doom::EndlessFold("it gave more items than the guest has memory for"));
+        }
+        Ok(())
+    }
 }
 
 /// What a handoff that began within a swap has asked for meanwhile.
@@ -68,7 +94,7 @@ impl Actor {
     }
 
     /// The guest's items are gone, so what carried them elsewhere is over.
-    pub(super) fn abandon_moves(&mut self, reason: &str) {
+    pub(super) fn abandon_moves(&mut self, reason: &str, lost: bool) {
         // The handoff starts again with what is there then.
         let (module, reason) = (self.module, reason.to_owned());
         self.tell_outgoing(StreamEvent::Broken { module, reason });
@@ -77,7 +103,7 @@ impl Actor {
             // release takes over at once. Else one that no longer traps could not take the place of one that
             // often does. What was carried so far goes with the rest: half of the items are none.
             self.behaviour = swap.behaviour;
-            let _ = swap.answer.send(Ok(SwapReport { items: 0, ..swap.report }));
+            let _ = swap.answer.send(Ok(SwapReport { items: 0, lost, ..swap.report }));
         }
     }
 
@@ -134,6 +160,8 @@ impl Actor {
 
     pub(super) async fn end_outgoing(&mut self, finished: bool) {
         let Some(outgoing) = self.outgoing.take() else { return };
+        // Another node has them: what becomes of this guest from here on loses nothing.
+        self.has_items &= !finished;
         // It was never told of the start.
         if self.late.take().is_some() {
             return;
@@ -227,8 +255,8 @@ impl Actor {
             Err(error) => return drop(answer.send(Err(error.to_string()))),
         };
         let stall_us = micros(began);
-        let report = SwapReport { items: 0, stall_us };
-        self.swap = Some(SwapState { behaviour, guest, after: None, report, answer });
+        let report = SwapReport { stall_us, ..SwapReport::default() };
+        self.swap = Some(SwapState { behaviour, guest, after: None, empty: 0, bytes: 0, report, answer });
         if shared {
             self.finish_swap(began).await;
         }
@@ -244,14 +272,24 @@ impl Actor {
         };
         let page = match page {
             Ok(page) => page,
+            // It took its items with it: what it was to be followed by takes over.
+            Err(error) if error.poisons() => {
+                self.swap = Some(swap);
+                self.failed(error, None);
+                return;
+            }
             Err(error) => {
-                let message = self.failed(error, None).message;
-                return drop(
-                    swap.answer.send(Err(format!("the old release could not give its items: {message}"))),
-                );
+                let reason = format!("the old release could not give its items: {error}");
+                self.failed(error, None);
+                return drop(swap.answer.send(Err(reason)));
             }
         };
         let (items, next) = (page.items, page.next);
+        if let Err(reason) = swap.ends(&items) {
+            return drop(
+                swap.answer.send(Err(format!("the old release could not give its items: {reason}"))),
+            );
+        }
         let count = items.len() as u64;
         if let Err(reason) = carry(&mut swap.guest, items).await {
             return drop(swap.answer.send(Err(reason)));

@@ -195,6 +195,8 @@ pub struct SwapReport {
     pub items: u64,
     /// The longest that a command could have had to wait for it, in microseconds.
     pub stall_us: u64,
+    /// The old guest ended within it, and what it kept in memory is gone.
+    pub lost: bool,
 }
 
 /// What the host tells a vnode, ahead of its commands.

@@ -567,6 +567,11 @@ impl Master {
         self.inner.incidents.note(kind, module, partition, reason);
     }
 
+    /// A module was undeployed: its incidents are not remembered any more.
+    pub fn forget_incidents(&self, module: &str) {
+        self.inner.incidents.forget(module);
+    }
+
     /// Incidents up to this number have been seen to: they are not remembered any more.
     pub fn acknowledge(&self, up_to: u64) {
         self.inner.incidents.acknowledge(up_to);

@@ -156,6 +156,11 @@ impl Incidents {
         self.last.lock().retain(|incident| incident.number > up_to);
     }
 
+    /// Forgets what was told of a module: it is gone, and another one may get its name.
+    pub(super) fn forget(&self, module: &str) {
+        self.last.lock().retain(|incident| incident.module != module);
+    }
+
     pub(super) fn list(&self) -> Vec<Incident> {
         self.last.lock().iter().cloned().collect()
     }

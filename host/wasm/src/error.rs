@@ -48,6 +48,9 @@ pub enum Doom {
     /// `merge` called an import.
     #[error("merge called `{0}`: it must be a pure function")]
     ImpureMerge(&'static str),
+    /// The pages of all its items do not come to an end.
+    #[error("`fold` does not end: {0}")]
+    EndlessFold(&'static str),
     /// More than a limit allows.
     #[error("{what} is {bytes} bytes; the limit is {limit}")]
     TooLarge {

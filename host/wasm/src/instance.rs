@@ -165,7 +165,11 @@ impl Instance {
         let meter = self.begin(CallScope::Told("fold"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
         let result = meter.run(handoff.call_fold(&mut self.store, after, limit)).await;
-        Ok(self.end(result)?.value)
+        let page = self.end(result)?.value;
+        if after.is_some() && page.next.as_deref() == after {
+            return Err(GuestError::Doomed(Doom::EndlessFold("the next page is the same again")));
+        }
+        Ok(page)
     }
 
     /// The items of one key that the guest keeps, tombstones too.

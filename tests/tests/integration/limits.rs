@@ -383,6 +383,38 @@ fn a_module_for_which_a_node_has_no_room_is_refused_at_the_deploy() {
 }
 
 #[test]
+fn a_release_whose_fold_fails_can_be_followed_and_what_that_costs_is_told() {
+    let cluster = Cluster::apart_with(1, &["--ring-size", "8"]);
+    let file = cluster.keep("hostile.wasm", &component(HOSTILE));
+    let node = &cluster[0];
+    let deploy = |words: &[&str]| node.json(&[&["deploy", file.to_str().unwrap()], words].concat());
+    let fill = || (0..20).for_each(|n| drop(node.call("hostile", "put", &[&format!("k{n}"), "1"]).unwrap()));
+    let left = || (0..20).filter(|n| node.call("hostile", "get", &[&format!("k{n}")]).unwrap() == 1).count();
+    // Pages without an end give the swap up, and cost nothing.
+    for endless in ["stuck", "empty"] {
+        assert_eq!(deploy(&["--set", &format!("fold={endless}")]).code, 0);
+        fill();
+        let refused = deploy(&["--unset", "fold"]).json()["error"].clone();
+        assert_eq!((&refused["code"], &refused["state"]), (&"rolled-back".into(), &"not-applied".into()));
+        assert!(refused["message"].as_str().unwrap().contains("does not end"), "{refused}");
+        assert_eq!(left(), 20);
+        assert_eq!(node.json(&["undeploy", "hostile", "--yes"]).code, 0);
+    }
+    // One that traps takes its items with it, whatever follows: the next release runs, and says so.
+    assert_eq!(deploy(&["--set", "fold=trap"]).code, 0);
+    fill();
+    let ran = deploy(&["--unset", "fold"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert_eq!(ran.json()["lost"].as_array().unwrap().len(), 8, "{ran:?}");
+    assert_eq!(left(), 0);
+    let alerts = node.json(&["status"]).json()["alerts"].to_string();
+    assert!(alerts.contains("possible-loss: hostile partitions 0-7"), "{alerts}");
+    fill();
+    assert_eq!(deploy(&["--set", "nap=delete"]).json()["lost"], serde_json::json!([]));
+    assert_eq!(left(), 20);
+}
+
+#[test]
 fn a_call_limit_is_a_setting_of_the_release() {
     let cluster = Cluster::apart(1);
     let file = cluster.keep("hostile.wasm", &component(HOSTILE));

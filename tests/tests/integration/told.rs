@@ -6,7 +6,7 @@ use std::process::Stdio;
 use std::time::{Duration, SystemTime};
 
 use annulus_tests::guests::component;
-use annulus_tests::harness::{Cluster, Node, annulus, command, until};
+use annulus_tests::harness::{Cluster, Node, annulus, command, owned_by, until};
 
 #[test]
 fn words_that_people_try_are_verbs_and_printed_lines_can_be_typed() {
@@ -99,6 +99,46 @@ fn what_a_removed_node_took_with_it_is_told_by_module_in_few_lines_until_it_is_s
         assert_eq!(cluster[at].cli(&["status", "--acknowledge"]).code, 0);
         until("it is seen to", || losses(&cluster[at]).is_empty().then_some(()));
     }
+}
+
+/// What a node that started again has lost is known to the others, also when it has gone since, and what is
+/// told of a module goes with it.
+#[test]
+fn a_loss_by_a_restart_outlives_the_node_and_not_the_module() {
+    let mut cluster = Cluster::joined(2);
+    cluster.deploy("guests/kv");
+    cluster[0].call("kv", "put", &["k", "v"]).unwrap();
+    let name = cluster[1].name.clone();
+    let held: Vec<u16> = owned_by(&cluster[0], &name)
+        .into_iter()
+        .collect::<std::collections::BTreeSet<_>>()
+        .into_iter()
+        .collect();
+    cluster[1].kill();
+    until("the other notices", || {
+        let members = cluster[0].json(&["members"]).json();
+        let row = members.as_array()?.iter().find(|row| row["node"] == name.as_str())?.clone();
+        (row["alive"] == false).then_some(())
+    });
+    let refused = cluster[0].json(&["leave", &name]);
+    assert_eq!(refused.json()["error"]["code"], "not-allowed", "{refused:?}");
+    assert!(refused.stdout.contains("does not answer"), "{refused:?}");
+    cluster[1].start();
+    let lost = |node: &Node| node.json(&["status"]).json()["possible_loss"].clone();
+    until("the other member tells of it", || {
+        let row = lost(&cluster[0])[0].clone();
+        (row["node"] == name.as_str() && row["partitions"] == serde_json::json!(held)).then_some(())
+    });
+    let alerts = |node: &Node| node.json(&["status"]).json()["alerts"].to_string();
+    assert!(alerts(&cluster[1]).contains("possible-loss: kv"));
+    assert_eq!(cluster[0].json(&["undeploy", "kv", "--yes"]).code, 0);
+    until("the module's alerts go with it", || {
+        (!alerts(&cluster[1]).contains("possible-loss: kv")).then_some(())
+    });
+    assert_eq!(cluster[0].json(&["leave", &name]).code, 0);
+    assert_eq!(lost(&cluster[0])[0]["node"], name.as_str());
+    assert_eq!(cluster[0].cli(&["status", "--acknowledge"]).code, 0);
+    assert_eq!(lost(&cluster[0]), serde_json::json!([]));
 }
 
 /// A component that is the same but for its digest.

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::sync::mpsc;
-use tokio::time::{timeout, timeout_at};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::answer::Answer;
 use super::{AdminService, HEAR_LIMIT, deadline, settings};
@@ -69,10 +69,12 @@ impl AdminService {
         &self,
         module: &str,
         to: Option<u64>,
+        deadline: Option<Instant>,
         answer: &mut Answer,
     ) -> Result<DeployedRow, AdminError> {
         let (progress, steps) = mpsc::unbounded_channel();
-        let deployed = follow(self.parts.modules.rollback(module, to, progress), steps, answer).await?;
+        let rolling_back = self.parts.modules.rollback(module, to, deadline, progress);
+        let deployed = follow(rolling_back, steps, answer).await?;
         Ok(self.deployed(deployed))
     }
 
@@ -89,6 +91,7 @@ impl AdminService {
             nodes: nodes.saturating_sub(deployed.unreached.len()),
             swapped_items: deployed.swapped_items,
             longest_stall_us: deployed.longest_stall_us,
+            lost: deployed.lost,
             unreached: deployed.unreached,
             unchanged: deployed.unchanged,
         }

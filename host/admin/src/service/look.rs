@@ -118,6 +118,9 @@ impl AdminService {
         let view = &view;
         let rows = view.state.modules.values().map(|module| async move {
             let running = self.parts.modules.running_everywhere(module.uid, deadline).await;
+            let versions =
+                running.iter().filter_map(|(node, running)| Some((node.clone(), running.as_ref()?.version)));
+            let versions = versions.filter(|(_, version)| *version > 0).collect();
             let digest = |running: Option<Running>| Some(running?.digest?.to_string());
             let nodes = running.into_iter().filter_map(|(node, running)| Some((node, digest(running)?)));
             ModuleRow {
@@ -134,6 +137,7 @@ impl AdminService {
                 }
                 .to_owned(),
                 nodes: nodes.collect(),
+                versions,
                 unable: self.unable(view, module),
                 call_ms: Some(call_ms(&module.current)),
                 settings: settings::in_words(&module.config),
@@ -190,7 +194,7 @@ impl AdminService {
         alerts.extend(possible_loss.iter().map(|loss| {
             let what = match removed(&loss.node) {
                 true => "was removed, and with it perhaps",
-                false => "was away when the cluster was recovered, or holds aside what is not served:",
+                false => "started again, was away at a recovery, or keeps aside what is not served: it may have lost",
             };
             format!(
                 "possible-loss: {} {what} items of {} ({}); \

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use annulus_core::ids::NodeId;
 use annulus_core::state::{Change, MemberStatus};
 use annulus_core::wording::counted;
 use tokio::time::{Instant, timeout};
@@ -13,7 +14,7 @@ use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
 use crate::plan_rows::StagedRow;
 use crate::rows::{MemberRow, TokenRow};
 use crate::{AdminError, Restart};
-use annulus_cluster::{Ended, Token};
+use annulus_cluster::{Ended, Token, View};
 
 /// What `join` says.
 pub(super) struct Join<'a> {
@@ -72,7 +73,24 @@ impl AdminService {
     pub(super) async fn stage_leave(&self, name: Option<&str>) -> Result<StagedRow, AdminError> {
         let view = self.view();
         let node = name.map_or(Ok(view.me), |name| by_name(&view, name))?;
+        self.can_hand_over(&view, node)?;
         self.stage(Change::Leave { node }).await
+    }
+
+    /// Refuses the leave of a node that is away: it would wait for it without an end.
+    fn can_hand_over(&self, view: &View, node: NodeId) -> Result<(), AdminError> {
+        let leaves = view.member(node).is_some_and(|member| member.status == MemberStatus::Leaving);
+        let holds = view.state.ring.partitions.iter().any(|partition| partition.replicas.contains(&node));
+        if leaves || !holds || self.is_up(view, node) {
+            return Ok(());
+        }
+        let name = name_of(view, node);
+        let message = format!(
+            "{name} does not answer, so it cannot hand over what it holds: start it again; or, if it is gone for \
+             good, `annulus down {name}` and `annulus replace {name} NEW`, or `annulus remove {name}`, do without \
+             what only it held"
+        );
+        Err(AdminError::not_applied("not-allowed", message))
     }
 
     /// Marks a node that does not answer.
@@ -97,6 +115,10 @@ impl AdminService {
     ) -> Result<MemberRow, AdminError> {
         let mut views = self.parts.cluster.watch();
         let mut ended = self.parts.cluster.ended();
+        if let Some(name) = name {
+            let view = self.view();
+            self.can_hand_over(&view, by_name(&view, name)?)?;
+        }
         let node = self.parts.cluster.leave(name, deadline.min(Instant::now() + CHANGE_LIMIT)).await?;
         let unknown =
             || AdminError::unknown("unknown-node", format!("node {node} is not known here any more"));
@@ -125,13 +147,21 @@ impl AdminService {
                 .filter(|partition| partition.replicas.contains(&node))
                 .count();
             most = most.max(holds);
-            answer.progress("handing off partitions", (most - holds) as u64, most as u64).await;
+            let away = !self.is_up(&view, node);
+            let what =
+                if away { "waiting for the node, which does not answer" } else { "handing off partitions" };
+            answer.progress(what, (most - holds) as u64, most as u64).await;
             if Instant::now() >= deadline {
-                let message = format!(
-                    "{} is leaving and still holds {}; it goes on by itself, `annulus transfers` shows it",
-                    name_of(&view, node),
-                    counted(holds, "partition"),
-                );
+                let (name, holds) = (name_of(&view, node), counted(holds, "partition"));
+                let how = if away {
+                    format!(
+                        "it does not answer: start it again, or, if it is gone for good, `annulus remove {name}` does \
+                         without what only it held"
+                    )
+                } else {
+                    "it goes on by itself, `annulus transfers` shows it".to_owned()
+                };
+                let message = format!("{name} is leaving and still holds {holds}; {how}");
                 return Err(AdminError {
                     state: "applied".to_owned(),
                     ..AdminError::unknown("deadline-exceeded", message)

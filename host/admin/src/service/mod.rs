@@ -170,7 +170,9 @@ impl AdminService {
                 done(&())
             }
             AdminRequest::Deploy(request) => done(&self.deploy(request, recv, answer).await?),
-            AdminRequest::Rollback { module, to } => done(&self.rollback(&module, to, answer).await?),
+            AdminRequest::Rollback { module, to, timeout_ms } => {
+                done(&self.rollback(&module, to, timeout_ms.map(deadline), answer).await?)
+            }
             AdminRequest::Undeploy { module } => {
                 self.undeploy(&module).await?;
                 done(&())

@@ -74,11 +74,20 @@ impl AdminService {
     pub(super) fn replacement(&self, old: &str, new: &str) -> Result<Change, AdminError> {
         let view = self.view();
         let change = Change::Replace { old: by_name(&view, old)?, new: by_name(&view, new)? };
-        let gone = view.member(change.node()).is_some_and(|member| member.status == MemberStatus::Down);
-        if !gone && !self.is_up(&view, change.node()) {
+        let status = view.member(change.node()).map(|member| member.status);
+        if status != Some(MemberStatus::Down) && !self.is_up(&view, change.node()) {
+            // One that leaves cannot be marked as down, nor replaced.
+            let then = match status {
+                Some(MemberStatus::Leaving) => {
+                    format!("`annulus remove {old}` does without what only it held")
+                }
+                _ => format!(
+                    "say `annulus down {old}` first, and its places are taken over without what only it held"
+                ),
+            };
             let message = format!(
                 "{old} does not answer, so it cannot hand over what it holds: start it again; or, if it is gone for \
-                 good, say `annulus down {old}` first, and its places are taken over without what only it held"
+                 good, {then}"
             );
             return Err(AdminError::not_applied("not-allowed", message));
         }

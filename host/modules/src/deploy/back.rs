@@ -16,7 +16,7 @@ const NAMED_SINCE: u32 = 3;
 
 impl Modules {
     /// Makes an earlier release current again, as a new version: the one before, or the one of version
-    /// `to`.
+    /// `to`. Waits until every member runs it, at most until the deadline.
     ///
     /// # Errors
     /// Each says what was changed.
@@ -24,6 +24,7 @@ impl Modules {
         &'a self,
         name: &'a str,
         to: Option<u64>,
+        deadline: Option<Instant>,
         progress: mpsc::UnboundedSender<Progress>,
     ) -> BoxFuture<'a, Result<Deployed, DeployError>> {
         Box::pin(async move {
@@ -45,7 +46,7 @@ impl Modules {
             }
             let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to };
             let (uid, version) = self.agree(command, &tell).await?;
-            let deadline = Instant::now() + SWAP_LIMIT;
+            let deadline = deadline.unwrap_or_else(|| Instant::now() + SWAP_LIMIT);
             match self.await_running(uid, version, deadline, &tell).await {
                 Ok(ran) => {
                     let digest =

@@ -15,6 +15,9 @@ use super::{DeployError, Deployed, Progress, SWAP_LIMIT, encoded};
 use crate::messages::AwaitRunning;
 use crate::{Modules, Running};
 
+/// Pause before a member whose answer was lost is asked again.
+const ASK_AGAIN: Duration = Duration::from_millis(200);
+
 impl Modules {
     /// Waits until every member that can be reached runs a release.
     pub(super) async fn await_running(
@@ -39,6 +42,7 @@ impl Modules {
             digest: Digest([0; 32]),
             swapped_items: 0,
             longest_stall_us: 0,
+            lost: Vec::new(),
             unreached: Vec::new(),
             unchanged: false,
         };
@@ -57,6 +61,7 @@ impl Modules {
                 return Err(SwapFailure::Slow { node, reason: "it still works on it".to_owned() });
             }
             ran.swapped_items += running.swapped_items;
+            ran.lost.extend(running.lost);
             ran.longest_stall_us = ran.longest_stall_us.max(running.longest_stall_us);
             done += 1;
             tell(Progress::Running { done, of });
@@ -77,14 +82,31 @@ impl Modules {
         if node == view.me {
             return Some(self.await_here(module, version, deadline).await);
         }
-        let wait = deadline.saturating_duration_since(Instant::now());
-        let ask =
-            AwaitRunning { module, version, wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX) };
-        let message = Bytes::from(encoded(&ask));
         let slack = deadline + Duration::from_secs(5);
-        let peer = view.peer(node)?;
-        let call = self.inner.transport.call(&peer, Lane::Control, kind::MODULE_RUNNING, message, slack);
-        codec::decode(&call.await.ok()?).ok()
+        loop {
+            let wait = deadline.saturating_duration_since(Instant::now());
+            let ask = AwaitRunning {
+                module,
+                version,
+                wait_ms: u64::try_from(wait.as_millis()).unwrap_or(u64::MAX),
+            };
+            let message = Bytes::from(encoded(&ask));
+            let peer = view.peer(node)?;
+            let call = self.inner.transport.call(&peer, Lane::Control, kind::MODULE_RUNNING, message, slack);
+            let error = match call.await {
+                Ok(answer) => return codec::decode(&answer).ok(),
+                Err(error) => error,
+            };
+            // One that the others can reach is there: the connection was replaced, say, or is just made.
+            if !self.inner.cluster.liveness().is_up(node) {
+                return None;
+            }
+            tracing::debug!(%error, %node, "a member did not say what it runs, and is asked again");
+            if Instant::now() + ASK_AGAIN >= deadline {
+                return Some(Running::default());
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
     }
 
     /// Each member's own answer to what it runs; nothing for those that cannot be reached.

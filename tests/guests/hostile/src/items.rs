@@ -22,6 +22,12 @@ impl Shelf {
     }
 }
 
+/// A token that no page had before.
+fn further(after: Option<&[u8]>) -> Vec<u8> {
+    let before = after.and_then(|after| after.try_into().ok()).map_or(0, u64::from_be_bytes);
+    (before + 1).to_be_bytes().to_vec()
+}
+
 impl Items for Shelf {
     fn fold(&self, after: Option<&[u8]>, limit: Budget) -> Page {
         match self.fold.as_deref() {
@@ -29,6 +35,7 @@ impl Items for Shelf {
             Some("spin") => crate::spin(),
             Some("nap") => crate::nap(),
             Some("stuck") => Page { next: Some(b"here".to_vec()), ..self.table.fold(None, limit) },
+            Some("empty") => Page { next: Some(further(after)), items: Vec::new() },
             _ => self.table.fold(after, limit),
         }
     }

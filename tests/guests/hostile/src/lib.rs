@@ -128,7 +128,7 @@ impl Vnode for Hostile {
             Param::optional(
                 "fold",
                 "text",
-                "the fold: `trap`, `spin`, `nap`, or `stuck` (its token never moves)",
+                "the fold: `trap`, `spin`, `nap`, `stuck` (its token never moves) or `empty` (its pages have no items and no end)",
             ),
             Param::optional(
                 "reject",
