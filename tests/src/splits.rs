@@ -136,9 +136,13 @@ impl World {
     /// of the voters is among them, and is refused if one is.
     pub fn recover(&self, side: &mut Side) {
         let node = &self.cluster[side.nodes[0]];
-        let shown = node.json(&["recover"]).json();
+        // A majority that fell silent a moment ago may still be there, as far as anybody knows: what a change says
+        // is certain.
+        side.recovered = until("it is certain whether a majority is there", || {
+            let needed = node.json(&["recover"]).json()["needed"] == true;
+            (needed || node.json(&["token"]).code == 0).then_some(needed)
+        });
         let forced = node.json(&["recover", "--force"]);
-        side.recovered = shown["needed"] == true;
         if !side.recovered {
             assert_eq!(
                 (forced.code, &forced.json()["error"]["code"]),

@@ -87,8 +87,9 @@ pub enum Ended {
     Removed,
     /// The cluster was recovered from a state that does not have this node.
     #[error(
-        "the cluster was recovered from a state that does not know this node. Its data directory is kept as it \
-         is; `annulus start --rejoin-as-new` sets that aside and begins a new node there, which can join"
+        "the cluster was recovered from a state that does not know this node. Items that it kept in memory end \
+         with it; who held their partitions before names them as a possible loss. Its data directory is kept as \
+         it is; `annulus start --rejoin-as-new` sets that aside and begins a new node there, which can join"
     )]
     Outside,
     /// Its disk is older than what its peers have seen of it.

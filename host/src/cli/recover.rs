@@ -8,7 +8,8 @@ use annulus_admin::recover::RecoverRow;
 ///
 /// Said to a survivor. Without --force it only shows what that would mean. What was agreed on
 /// last may be forgotten, and whoever still runs out of reach gives way when it is heard of again:
-/// first try to bring the lost nodes back.
+/// first try to bring the lost nodes back. Those that have a majority, and whose operator has removed
+/// this node meanwhile, do not give way: it ends when it hears from them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Do it

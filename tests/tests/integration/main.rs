@@ -27,6 +27,7 @@ mod told;
 mod transcript;
 mod transfers;
 mod twins;
+mod unable;
 mod upgrade;
 mod vnode;
 mod words;
