@@ -73,11 +73,11 @@ impl AdminService {
     pub(super) async fn stage_leave(&self, name: Option<&str>) -> Result<StagedRow, AdminError> {
         let view = self.view();
         let node = name.map_or(Ok(view.me), |name| by_name(&view, name))?;
-        self.can_hand_over(&view, node)?;
         self.stage(Change::Leave { node }).await
     }
 
-    /// Refuses the leave of a node that is away: it would wait for it without an end.
+    /// Refuses the leave of a node that is away: it would wait for it without an end. A staged one is not
+    /// refused: the plan warns of it.
     fn can_hand_over(&self, view: &View, node: NodeId) -> Result<(), AdminError> {
         let leaves = view.member(node).is_some_and(|member| member.status == MemberStatus::Leaving);
         let holds = view.state.ring.partitions.iter().any(|partition| partition.replicas.contains(&node));
