@@ -112,7 +112,7 @@ impl Node {
     /// The same in a locked data directory, perhaps just after a former life.
     fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
         let runtimes = Runtimes::start().map_err(StartError::Threads)?;
-        exit::ignore_hangups(runtimes.network());
+        exit::outlive_signals(runtimes.network());
         identity::finish_join(&data, &runtimes)?;
         let identity = identity::read_or_found(&data, &config)?;
         let credentials = data.credentials()?;

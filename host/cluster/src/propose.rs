@@ -54,7 +54,9 @@ pub enum ProposeError {
     #[error(transparent)]
     Refused(#[from] Refusal),
     /// It was handed over and no answer came: it may be applied, now or later.
-    #[error("no answer came in time: it is not known whether the change happened")]
+    #[error(
+        "the change was handed over, and its answer was lost or late: it is not known whether it happened"
+    )]
     Unknown,
 }
 

@@ -1,7 +1,7 @@
 //! `start`: runs a node, until a signal or the cluster ends it.
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -96,7 +96,7 @@ struct Started {
     listen: String,
     advertise: String,
     http: String,
-    data: PathBuf,
+    data: String,
 }
 
 /// Runs the node. Must be called outside of any runtime.
@@ -200,7 +200,8 @@ fn announce(node: &Node, lives: u32, context: &Context) -> Result<(), CliError> 
         listen: config.listen.to_string(),
         advertise: config.told().to_string(),
         http: config.http.clone(),
-        data: config.data.clone(),
+        // A path need not be text, and what is shown must be.
+        data: config.data.display().to_string(),
     };
     let others = view.state.live_members().count().saturating_sub(1);
     context.output.show(&started, || {
@@ -213,8 +214,8 @@ fn announce(node: &Node, lives: u32, context: &Context) -> Result<(), CliError> 
 
 fn greeting(started: &Started, others: usize) -> String {
     let Started { node, cluster, listen, advertise, http, data } = started;
-    let shown = data.display();
-    let data = quoted_path(data);
+    let shown = data;
+    let data = quoted_path(Path::new(data));
     let told = if advertise == listen { String::new() } else { format!("; other nodes dial {advertise}") };
     let company = match others {
         0 => "alone".to_owned(),

@@ -102,7 +102,7 @@ impl ExitSwitch {
 /// Has SIGHUP end nothing, from now on and for as long as the process runs: log lines go to stderr, so
 /// there is no file to open anew, and a hangup of the terminal or the habit of a log rotation is no
 /// wish to stop.
-pub(super) fn ignore_hangups(on: &Handle) {
+pub(super) fn outlive_signals(on: &Handle) {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
@@ -114,6 +114,12 @@ pub(super) fn ignore_hangups(on: &Handle) {
                 }
             })),
             Err(error) => tracing::warn!(%error, "SIGHUP will end this process the hard way"),
+        }
+        // Heard at all, it leaves the failed write to say that a file is as long as this process may make
+        // it (`ulimit -f`), instead of ending the process without a word.
+        const FILE_SIZE_LIMIT: i32 = 25;
+        if let Err(error) = signal(SignalKind::from_raw(FILE_SIZE_LIMIT)) {
+            tracing::warn!(%error, "SIGXFSZ will end this process without a word");
         }
     }
     #[cfg(not(unix))]
