@@ -21,6 +21,7 @@ use tokio::time::{Instant, timeout_at};
 use super::artefacts::digest_of;
 use super::formats::cannot_follow;
 use super::messages::{AwaitRunning, Prepare};
+use super::prepared::prepared;
 use super::{ArtefactError, Modules, Running};
 use annulus_cluster::ProposeError;
 use annulus_core::codec;
@@ -457,16 +458,11 @@ impl Modules {
         let (mut unreached, mut done) = (Vec::new(), 1);
         tell(Progress::Compiled { done, of });
         while let Some((node, answer)) = asked.next().await {
-            match answer {
-                Ok(answer) => {
-                    let said: Result<(), String> =
-                        codec::decode(&answer).unwrap_or_else(|error| Err(error.to_string()));
-                    said.map_err(|reason| DeployError::Member { node, reason })?;
-                    done += 1;
-                    tell(Progress::Compiled { done, of });
-                }
-                Err(CallError::Unreachable(_) | CallError::Lost(_)) => unreached.push(node),
-                Err(error) => return Err(DeployError::Member { node, reason: error.to_string() }),
+            if prepared(answer).map_err(|reason| DeployError::Member { node: node.clone(), reason })? {
+                done += 1;
+                tell(Progress::Compiled { done, of });
+            } else {
+                unreached.push(node);
             }
         }
         Ok(unreached)
