@@ -9,6 +9,7 @@ mod deploy;
 mod follow;
 mod formats;
 mod messages;
+mod prepared;
 mod serve;
 mod tidy;
 mod unable;

@@ -4,7 +4,6 @@
 use std::sync::Arc;
 
 use annulus_cluster::ProposeError;
-use annulus_core::codec;
 use annulus_core::ids::Digest;
 use annulus_core::state::{CALL_MS, Module, Refusal, StorageKind};
 use annulus_transport::{CallError, Lane, kind};
@@ -16,6 +15,7 @@ use tokio::time::Instant;
 
 use super::{DeployError, DeployRequest, PREPARE_LIMIT, Progress, encoded};
 use crate::messages::Prepare;
+use crate::prepared::prepared;
 use crate::{Modules, limits_of};
 
 /// What is ready to be agreed on.
@@ -175,16 +175,11 @@ impl Modules {
         let (mut unreached, mut done) = (Vec::new(), 1);
         tell(Progress::Compiled { done, of });
         while let Some((node, answer)) = asked.next().await {
-            match answer {
-                Ok(answer) => {
-                    let said: Result<(), String> =
-                        codec::decode(&answer).unwrap_or_else(|error| Err(error.to_string()));
-                    said.map_err(|reason| DeployError::Member { node, reason })?;
-                    done += 1;
-                    tell(Progress::Compiled { done, of });
-                }
-                Err(CallError::Unreachable(_) | CallError::Lost(_)) => unreached.push(node),
-                Err(error) => return Err(DeployError::Member { node, reason: error.to_string() }),
+            if prepared(answer).map_err(|reason| DeployError::Member { node: node.clone(), reason })? {
+                done += 1;
+                tell(Progress::Compiled { done, of });
+            } else {
+                unreached.push(node);
             }
         }
         Ok(unreached)
