@@ -143,8 +143,8 @@ mod tests {
         let most = vec![b'x'; MAX_BYTES as usize];
         assert_eq!(words(&most).read("@-").unwrap(), Given::Contents(most.clone()));
         let mut endless = Words { stdin: Some(std::io::repeat(b'x')) };
-        assert!(endless.read("@-").unwrap_err().to_string().contains("1048576"));
+        assert!(endless.read("@-").unwrap_err().to_string().contains(&MAX_BYTES.to_string()));
         #[cfg(unix)]
-        assert!(words(b"").read("@/dev/zero").unwrap_err().to_string().contains("1048576"));
+        assert!(words(b"").read("@/dev/zero").unwrap_err().to_string().contains(&MAX_BYTES.to_string()));
     }
 }

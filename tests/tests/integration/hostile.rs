@@ -43,7 +43,7 @@ fn a_guest_that_misbehaves_harms_nobody_else() {
         ("bomb", &[], &["trapped", "items-lost"]),
         ("deep", &[], &["trapped", "items-lost"]),
         ("huge", &[], &["value-too-large", "trapped", "items-lost"]),
-        ("huge", &["6000000"], &["value-too-large"]),
+        ("huge", &["9000000"], &["value-too-large"]),
         ("no_cbor", &[], &["failed", "contract-broken"]),
         ("write_in_read", &["k"], &["contract-broken"]),
         ("wrong_key", &["k", "other"], &["contract-broken"]),

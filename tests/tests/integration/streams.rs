@@ -6,6 +6,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::os::unix::ffi::OsStringExt;
 use std::process::{Command, Output, Stdio};
 
+use annulus_core::request::MAX_ARGS_BYTES;
 use annulus_tests::harness::{Cluster, Node, annulus, command, until};
 use serde_json::json;
 
@@ -122,7 +123,7 @@ fn values_come_from_words_files_and_stdin_as_they_are() {
     assert_eq!(node.cli(&["call", "kv", "put", "@@alice", "@@bob", "--key", "@@alice"]).code, 0);
     assert_eq!(get("@@alice"), "@bob");
     // Neither endless nor too long, nor gone: refused, and nothing is changed.
-    let more = cluster.keep("more", &vec![b'x'; (1 << 20) + 1]);
+    let more = cluster.keep("more", &vec![b'x'; MAX_ARGS_BYTES + 1]);
     for word in ["@/dev/zero", &format!("@{}", more.display()), "@/nonexistent"] {
         let ran = node.json(&["call", "kv", "put", "@@alice", word]);
         assert_eq!((ran.code, &ran.json()["error"]["code"]), (2, &json!("usage")), "{word}");

@@ -219,7 +219,7 @@ async fn unknown_commands_and_bad_arguments_change_nothing() {
 }
 
 /// Bytes in a reply that the host does not hand on.
-const TOO_MANY: usize = 5 << 20;
+const TOO_MANY: usize = 9 << 20;
 
 /// What has come into a handoff's stream, by key: is it a tombstone?
 fn forwarded(events: &mut mpsc::UnboundedReceiver<StreamEvent>) -> Vec<(String, bool)> {
