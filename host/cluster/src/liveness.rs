@@ -266,6 +266,10 @@ impl Driver {
                 }
                 Effect::Up(node) => {
                     self.changed = true;
+                    // Before the table says so: who reads there that it is up may call it.
+                    if let Some(peer) = self.members.by_answers.iter().find(|peer| peer.node == node) {
+                        self.network.is_back(peer.uid);
+                    }
                     tracing::info!(%node, "answers");
                 }
                 Effect::Down(node) => {

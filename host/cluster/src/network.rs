@@ -62,6 +62,9 @@ pub trait ControlNetwork: Send + Sync + 'static {
     fn is_up(&self, _uid: NodeUid) -> bool {
         false
     }
+
+    /// This node answers somebody again: it is dialled at once if it has no connection.
+    fn is_back(&self, _uid: NodeUid) {}
 }
 
 /// The transport, until it is taken away: a handle of the control plane that somebody keeps must
@@ -121,6 +124,12 @@ impl ControlNetwork for TransportLink {
 
     fn is_up(&self, uid: NodeUid) -> bool {
         self.transport.lock().as_ref().is_some_and(|transport| transport.is_up(uid))
+    }
+
+    fn is_back(&self, uid: NodeUid) {
+        if let Some(transport) = &*self.transport.lock() {
+            transport.hurry(uid);
+        }
     }
 }
 

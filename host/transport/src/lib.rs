@@ -275,6 +275,14 @@ impl Transport {
         uid == self.shared.uid || self.shared.peers.read().get(&uid).is_some_and(|peer| peer.link().is_some())
     }
 
+    /// Has a peer that was away dialled again at once, and calls to it wait for that: somebody has heard from
+    /// it.
+    pub fn hurry(&self, uid: NodeUid) {
+        if let Some(peer) = self.shared.peers.read().get(&uid) {
+            peer.hurry();
+        }
+    }
+
     /// Why the last attempt to reach a peer failed, if there is no connection now.
     pub fn why_down(&self, uid: NodeUid) -> Option<String> {
         let peer = self.shared.peers.read().get(&uid).cloned()?;

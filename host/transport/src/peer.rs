@@ -42,6 +42,8 @@ pub(super) struct Peer {
     state: Mutex<State>,
     /// Told after every change of `current` and of `dialling`.
     changed: Notify,
+    /// The peer is known to be there: what is under way to find that out begins again.
+    hurry: Notify,
 }
 
 #[derive(Default)]
@@ -81,7 +83,13 @@ enum Patience {
 
 impl Peer {
     pub(super) fn new(uid: NodeUid) -> Self {
-        Self { uid, current: ArcSwapOption::empty(), state: Mutex::default(), changed: Notify::new() }
+        Self {
+            uid,
+            current: ArcSwapOption::empty(),
+            state: Mutex::default(),
+            changed: Notify::new(),
+            hurry: Notify::new(),
+        }
     }
 
     /// The connection to use, if there is one.
@@ -170,6 +178,16 @@ impl Peer {
         }
     }
 
+    /// The peer is there again, somebody else says: a background dial, or the pause before the next, ends for
+    /// one that calls wait for. A dial whose first packets were lost would not say so for long.
+    pub(super) fn hurry(&self) {
+        let mut state = self.state.lock();
+        if state.dialling == Dialling::Again {
+            state.dialling = Dialling::First;
+            self.hurry.notify_waiters();
+        }
+    }
+
     fn start_dialling(
         self: &Arc<Self>,
         shared: &Arc<Shared>,
@@ -186,7 +204,14 @@ impl Peer {
         let mut pause = DIAL_PAUSE.0;
         while let Some(addr) = self.still_wanted(&shared, patience) {
             patience = Patience::Interest;
-            match dial(&shared, Some(self.uid), addr).await {
+            let hurry = self.hurry.notified();
+            tokio::pin!(hurry);
+            hurry.as_mut().enable();
+            let dialled = tokio::select! {
+                dialled = dial(&shared, Some(self.uid), addr) => dialled,
+                () = &mut hurry => continue,
+            };
+            match dialled {
                 Ok(_) => continue,
                 Err(failure) => {
                     tracing::debug!(peer = %self.uid, %addr, failure, "dial failed");
@@ -196,7 +221,10 @@ impl Peer {
                 }
             }
             self.changed.notify_waiters();
-            sleep(pause).await;
+            tokio::select! {
+                () = sleep(pause) => {}
+                () = hurry => {}
+            }
             pause = (pause * 2).min(DIAL_PAUSE.1);
         }
         self.changed.notify_waiters();

@@ -129,6 +129,26 @@ async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_lo
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_that() {
+    let world = World::new();
+    let a = world.node();
+    let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
+    let peer = PeerAddr { uid: uid(), addr: silent.local_addr().unwrap() };
+    assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
+    // A dial that nobody heard is under way, or about to be.
+    let refused = Instant::now();
+    assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
+    assert!(refused.elapsed() < Duration::from_millis(500), "no call waits for it");
+    drop(silent);
+    let _b = Node::start(TransportConfig { listen: peer.addr, ..world.config(peer.uid) });
+    a.transport.hurry(peer.uid);
+    assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
+    // To one that is connected it is nothing.
+    a.transport.hurry(peer.uid);
+    assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection() {
     let world = World::new();
     let (a, b) = (world.node(), world.node());
