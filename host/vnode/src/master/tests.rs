@@ -12,8 +12,9 @@ use ciborium::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::super::mailbox::{Reply, StreamEvent};
+use super::super::mailbox::{Outgoing, Reply, StreamEvent};
 use super::super::native::native_kv;
+use super::super::slot::StageId;
 use super::*;
 
 const ME: NodeId = NodeId(1);
