@@ -268,6 +268,16 @@ fn what_is_damaged_on_the_way_is_refused_dropped_and_cancelled() {
 }
 
 #[test]
+fn one_whose_receiver_knows_already_that_it_is_over_has_not_failed() {
+    let (mut sender, _) = ended();
+    let refuse = ToSender::Refuse { reason: Refused::NotPending };
+    sender.handle(Event::Received(1, refuse));
+    assert_eq!((sender.state(), sender.error()), (TransferState::Sealed, None));
+    sender.handle(Event::Fate(Fate::Flipped));
+    assert_eq!(sender.state(), TransferState::Done);
+}
+
+#[test]
 fn a_gap_or_an_unknown_module_ends_the_stream() {
     for (message, reason) in [
         (ToReceiver::Items { seq: 1, module: KV, items: vec![] }, Refused::Order { expected: 0, got: 1 }),

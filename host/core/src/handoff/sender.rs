@@ -109,6 +109,8 @@ impl Sender {
             Phase::Streaming | Phase::Sealing => TransferState::Waiting,
             Phase::Sealed | Phase::Flipping => TransferState::Sealed,
             Phase::Finished(Fate::Flipped) => TransferState::Done,
+            // The receiver's log has ended it: most often it has flipped, and this node has yet to hear so.
+            Phase::Cancelling if self.refused == Some(Refused::NotPending) => TransferState::Sealed,
             Phase::Cancelling | Phase::Finished(_) => TransferState::Failed,
         }
     }
