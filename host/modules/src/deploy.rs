@@ -194,7 +194,7 @@ impl Modules {
             let digest = digest_of(&request.component);
             let _held = self.hold(digest);
             let ready = timeout_at(deadline, self.make_ready(&request, digest, deadline, &tell)).await;
-            let Ready { name, config, call_ms, description, present, unreached } =
+            let Ready { name, config, call_ms, description, present } =
                 ready.map_err(|_| DeployError::TooLate)??;
             let bytes = request.component.len() as u64;
 
@@ -207,7 +207,7 @@ impl Modules {
                 // Settings that could differ besides are refused above.
                 let (uid, version) = (module.uid, module.current.version);
                 return match self.await_running(uid, version, deadline, &tell).await {
-                    Ok(ran) => Ok(Deployed { name, version, digest, unreached, unchanged: true, ..ran }),
+                    Ok(ran) => Ok(Deployed { name, version, digest, unchanged: true, ..ran }),
                     Err(failure) => Err(failure.of(name, version, "it was deployed like this before")),
                 };
             }
@@ -228,7 +228,7 @@ impl Modules {
             };
             let (uid, version) = self.agree(command, &tell).await?;
             match self.await_running(uid, version, deadline, &tell).await {
-                Ok(ran) => Ok(Deployed { name, version, digest, unreached, ..ran }),
+                Ok(ran) => Ok(Deployed { name, version, digest, ..ran }),
                 Err(SwapFailure::Slow { node, reason }) => Err(DeployError::Slow { node, reason }),
                 Err(failure @ SwapFailure::Failed { .. }) => {
                     match self.take_back(&name, ModuleBase { uid, version }).await {

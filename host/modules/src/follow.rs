@@ -1,6 +1,6 @@
 //! Brings this node to the releases that the cluster has agreed on.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -211,7 +211,10 @@ impl Modules {
             return;
         }
         if let Some(master) = self.inner.master.get().and_then(WeakMaster::upgrade) {
-            gone.iter().for_each(|(_, behaviour)| master.forget_incidents(&behaviour.name));
+            // A module that only a recovered state does not know has vnodes aside, which its incidents tell of.
+            let aside: HashSet<ModuleUid> = master.set_aside().iter().map(|vnode| vnode.module).collect();
+            let undeployed = gone.iter().filter(|(uid, _)| !aside.contains(uid));
+            undeployed.for_each(|(_, behaviour)| master.forget_incidents(&behaviour.name));
         }
         self.inner.behaviours.rcu(|known| {
             let mut next = HashMap::clone(known);

@@ -26,7 +26,6 @@ pub(super) struct Ready {
     pub(super) call_ms: Option<u64>,
     pub(super) description: Arc<Description>,
     pub(super) present: Option<Module>,
-    pub(super) unreached: Vec<String>,
 }
 
 impl Modules {
@@ -62,8 +61,8 @@ impl Modules {
         inner.engine.check_init(&limited, &config).await?;
         inner.artefacts.keep(request.component.clone()).await?;
         tell(Progress::Validated { name: name.clone(), digest });
-        let unreached = self.prepare_everywhere(digest, &config, call_ms, deadline, tell).await?;
-        Ok(Ready { name, config, call_ms, description, present, unreached })
+        self.prepare_everywhere(digest, &config, call_ms, deadline, tell).await?;
+        Ok(Ready { name, config, call_ms, description, present })
     }
 
     /// Has this node room for one more vnode in each partition that it holds? A module's first release
@@ -137,7 +136,7 @@ impl Modules {
         Ok(())
     }
 
-    /// Has every other member get and compile the component; answers those not reached.
+    /// Has every other member get and compile the component. One that is away follows when it is back.
     async fn prepare_everywhere(
         &self,
         digest: Digest,
@@ -145,7 +144,7 @@ impl Modules {
         call_ms: Option<u64>,
         deadline: Instant,
         tell: &impl Fn(Progress),
-    ) -> Result<Vec<String>, DeployError> {
+    ) -> Result<(), DeployError> {
         let view = self.inner.cluster.view();
         let prepare = Prepare { digest, config: config.to_vec(), from: view.me.0, call_ms };
         let message = Bytes::from(encoded(&prepare));
@@ -172,17 +171,15 @@ impl Modules {
                 }
             })
             .collect();
-        let (mut unreached, mut done) = (Vec::new(), 1);
+        let mut done = 1;
         tell(Progress::Compiled { done, of });
         while let Some((node, answer)) = asked.next().await {
             if prepared(answer).map_err(|reason| DeployError::Member { node: node.clone(), reason })? {
                 done += 1;
                 tell(Progress::Compiled { done, of });
-            } else {
-                unreached.push(node);
             }
         }
-        Ok(unreached)
+        Ok(())
     }
 }
 
