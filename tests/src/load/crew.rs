@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::runtime::Runtime;
+use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
@@ -31,6 +32,24 @@ pub(crate) enum Order {
 
 /// Where a client hears them.
 pub(crate) type Orders = mpsc::UnboundedReceiver<(Order, oneshot::Sender<()>)>;
+
+/// What a client does next.
+pub(crate) enum Turn {
+    /// It was told something, and is to say when that is done.
+    Obey(Order, oneshot::Sender<()>),
+    /// Nobody told it anything: the next request of its mix.
+    Request,
+}
+
+/// The next turn of a client, which waits for an order unless it sends requests; `None` at the end.
+pub(crate) async fn next_turn(orders: &mut Orders, sends: bool) -> Option<Turn> {
+    let told = match orders.try_recv() {
+        Err(TryRecvError::Empty) if sends => return Some(Turn::Request),
+        Err(TryRecvError::Empty) => orders.recv().await,
+        told => told.ok(),
+    };
+    told.map(|(order, done)| Turn::Obey(order, done))
+}
 
 /// How one client, or several, are told.
 pub(crate) type Whom = Vec<mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>>;

@@ -6,12 +6,11 @@ use std::time::{Duration, Instant};
 use ciborium::Value;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::sleep;
 
 use super::belief::{Belief, Held, Presence, Wrong};
 use super::caller::{Caller, FROZEN, NO_ANSWER};
-use super::crew::{Order, Orders, READ_BACK_LIMIT};
+use super::crew::{Order, Orders, READ_BACK_LIMIT, Turn, next_turn};
 use super::report::Failed;
 use super::{MODULE, Shared, key_name, partition_of};
 use crate::client::{Applied, Failure};
@@ -45,19 +44,15 @@ impl Worker {
     }
 
     pub(super) async fn run(mut self, mut orders: Orders) {
-        loop {
-            let told = match orders.try_recv() {
-                Err(TryRecvError::Empty) if self.running => {
-                    self.anything().await;
-                    continue;
+        while let Some(turn) = next_turn(&mut orders, self.running).await {
+            match turn {
+                Turn::Request => self.anything().await,
+                Turn::Obey(order, done) => {
+                    self.obey(order).await;
+                    // Nobody need wait for it.
+                    let _ = done.send(());
                 }
-                Err(TryRecvError::Empty) => orders.recv().await,
-                told => told.ok(),
-            };
-            let Some((order, done)) = told else { return };
-            self.obey(order).await;
-            // Nobody need wait for it.
-            let _ = done.send(());
+            }
         }
     }
 

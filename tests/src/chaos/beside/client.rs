@@ -8,7 +8,6 @@ use ciborium::Value;
 use parking_lot::Mutex;
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::sleep;
 
 use super::kind::Act;
@@ -17,7 +16,7 @@ use super::{CLIENTS, Kind};
 use crate::client::{Applied, Failure};
 use crate::load::belief::{Belief, Held, Presence, Wrong};
 use crate::load::caller::{Caller, FROZEN, NO_ANSWER};
-use crate::load::crew::{Order, Orders, READ_BACK_LIMIT};
+use crate::load::crew::{Order, Orders, READ_BACK_LIMIT, Turn, next_turn};
 
 /// How late a command may still trap of which nobody knows what became: a process that was stopped goes on
 /// with what it was sent before, and none is stopped for longer than half a minute.
@@ -64,19 +63,15 @@ impl Client {
     }
 
     pub(super) async fn run(mut self, mut orders: Orders) {
-        loop {
-            let told = match orders.try_recv() {
-                Err(TryRecvError::Empty) if self.running && !self.keys.is_empty() => {
-                    self.anything().await;
-                    continue;
+        while let Some(turn) = next_turn(&mut orders, self.running && !self.keys.is_empty()).await {
+            match turn {
+                Turn::Request => self.anything().await,
+                Turn::Obey(order, done) => {
+                    self.obey(order).await;
+                    // Nobody need wait for it.
+                    let _ = done.send(());
                 }
-                Err(TryRecvError::Empty) => orders.recv().await,
-                told => told.ok(),
-            };
-            let Some((order, done)) = told else { return };
-            self.obey(order).await;
-            // Nobody need wait for it.
-            let _ = done.send(());
+            }
         }
     }
 
