@@ -286,8 +286,8 @@ pub struct StatusRow {
     pub aside: usize,
     /// Things that an operator should look at.
     pub alerts: Vec<String>,
-    /// Partitions whose items may be gone with a removed node, until somebody says
-    /// `status --acknowledge`.
+    /// Partitions whose items may be gone, with a node that was removed, started again or was away at a
+    /// recovery, until somebody says `status --acknowledge`.
     #[serde(default)]
     pub possible_loss: Vec<super::plan_rows::LossRow>,
     /// Number of the newest incident of this node that the alerts tell of; 0 for none.

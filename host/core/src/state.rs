@@ -434,9 +434,10 @@ pub enum Command {
         /// Who speaks it.
         known: Vec<NodeId>,
     },
-    /// A node gave up items of these partitions that the present owner does not have. State level 3.
+    /// A node has lost items of these partitions in a restart, or keeps some aside that the present owner does
+    /// not have. State level 3.
     Lost {
-        /// The node, which keeps them aside.
+        /// The node.
         node: NodeId,
         /// The partitions.
         partitions: Vec<PartitionId>,

@@ -53,7 +53,8 @@ impl Change {
     }
 }
 
-/// What may be gone of a partition: with its removed owner, or with one that a recovery did without.
+/// What may be gone of a partition: with an owner that was removed or started again, or with one that a
+/// recovery did without.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
     /// Who owned it.
