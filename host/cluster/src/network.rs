@@ -63,7 +63,7 @@ pub trait ControlNetwork: Send + Sync + 'static {
         false
     }
 
-    /// This node answers somebody again: it is dialled at once if it has no connection.
+    /// Tells the network that a node answers again, so that it dials one without a connection at once.
     fn is_back(&self, _uid: NodeUid) {}
 }
 

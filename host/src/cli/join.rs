@@ -118,7 +118,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     })
 }
 
-/// An operator had it leave again.
+/// The error of a join whose node was told to leave meanwhile.
 fn gone(node: &str, status: &str) -> CliError {
     let message =
         format!("{node} was admitted, and is {status}: somebody had it leave, or removed it, meanwhile");
@@ -130,7 +130,7 @@ fn gone(node: &str, status: &str) -> CliError {
 
 enum Look {
     NotYet(String),
-    /// It is on its way out again: its status.
+    /// It leaves again; its status.
     Goes(String),
     /// With what is to be said of members that it cannot reach.
     Joining {

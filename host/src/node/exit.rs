@@ -115,8 +115,8 @@ pub(super) fn outlive_signals(on: &Handle) {
             })),
             Err(error) => tracing::warn!(%error, "SIGHUP will end this process the hard way"),
         }
-        // Heard at all, it leaves the failed write to say that a file is as long as this process may make
-        // it (`ulimit -f`), instead of ending the process without a word.
+        // With a handler, a write beyond the file size limit (`ulimit -f`) returns an error that is shown.
+        // Without one, the signal ends the process and nothing says why.
         const FILE_SIZE_LIMIT: i32 = 25;
         if let Err(error) = signal(SignalKind::from_raw(FILE_SIZE_LIMIT)) {
             tracing::warn!(%error, "SIGXFSZ will end this process without a word");

@@ -275,8 +275,8 @@ impl Transport {
         uid == self.shared.uid || self.shared.peers.read().get(&uid).is_some_and(|peer| peer.link().is_some())
     }
 
-    /// Has a peer that was away dialled again at once, and calls to it wait for that: somebody has heard from
-    /// it.
+    /// Dials a peer that was away again at once, and has calls wait for that dial. For news from elsewhere that
+    /// the peer is there; does nothing where it has a connection.
     pub fn hurry(&self, uid: NodeUid) {
         if let Some(peer) = self.shared.peers.read().get(&uid) {
             peer.hurry();

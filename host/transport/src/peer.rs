@@ -42,7 +42,7 @@ pub(super) struct Peer {
     state: Mutex<State>,
     /// Told after every change of `current` and of `dialling`.
     changed: Notify,
-    /// The peer is known to be there: what is under way to find that out begins again.
+    /// Wakes a background dial, or the pause before the next, to begin again.
     hurry: Notify,
 }
 
@@ -178,8 +178,8 @@ impl Peer {
         }
     }
 
-    /// The peer is there again, somebody else says: a background dial, or the pause before the next, ends for
-    /// one that calls wait for. A dial whose first packets were lost would not say so for long.
+    /// Replaces a background dial, or the pause before the next, by a dial that calls wait for. A dial whose
+    /// first packets were lost retries only after about a second.
     pub(super) fn hurry(&self) {
         let mut state = self.state.lock();
         if state.dialling == Dialling::Again {

@@ -9,7 +9,7 @@ struct Kv {
 
 type Entry = Latest<Value>;
 
-/// The second one has other bytes in name alone: what is tested is which one the host asks for.
+/// Both have the same bytes: the tests are about which one the host asks for.
 const FORMATS: &[u32] = if cfg!(feature = "format-two") { &[1, 2] } else { &[1] };
 
 #[derive(Commands)]
