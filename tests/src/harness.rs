@@ -224,6 +224,18 @@ impl Node {
         self.listen = listen.to_owned();
     }
 
+    /// Stops it and begins a new node in its place, under its name and address.
+    ///
+    /// # Panics
+    /// If that does not serve in time.
+    pub fn start_anew(&mut self) {
+        self.stop();
+        let anew = ["--yes", "--rejoin-as-new"];
+        self.arguments.extend(anew.map(str::to_owned));
+        self.start();
+        self.arguments.truncate(self.arguments.len() - anew.len());
+    }
+
     /// Starts it and waits for nothing: to be killed at any moment of its start.
     ///
     /// # Panics

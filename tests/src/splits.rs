@@ -104,11 +104,21 @@ impl World {
 
     /// Nothing passes between these sides any more, and everybody has noticed.
     pub fn part(&self, sides: &[&[usize]]) -> Vec<Side> {
-        self.between(sides, Way { cut: true, ..Way::default() });
+        self.cut(sides);
         for side in sides {
             self.until_alive(side);
         }
         sides.iter().map(|side| self.side(side)).collect()
+    }
+
+    /// Nothing passes between these sides any more.
+    pub fn cut(&self, sides: &[&[usize]]) {
+        self.between(sides, Way { cut: true, ..Way::default() });
+    }
+
+    /// Everything passes again between these sides.
+    pub fn heal(&self, sides: &[&[usize]]) {
+        self.between(sides, Way::default());
     }
 
     fn between(&self, sides: &[&[usize]], way: Way) {
@@ -254,7 +264,7 @@ impl World {
 
     /// Everything passes again between these sides, and they are one cluster.
     pub fn meet(&mut self, sides: &[&[usize]]) {
-        self.between(sides, Way::default());
+        self.heal(sides);
         self.one(&sides.concat());
     }
 
@@ -277,7 +287,25 @@ impl World {
         self.one(&all);
     }
 
-    fn one(&self, nodes: &[usize]) {
+    /// Waits until each of these nodes has an alert that begins so, and shows one.
+    pub fn alerted(&self, nodes: &[usize], kind: &str) -> String {
+        let mut seen = String::new();
+        until(&format!("{nodes:?} alert: {kind}"), || {
+            nodes
+                .iter()
+                .all(|node| {
+                    let status = self.status(*node);
+                    let alerts = status["alerts"].as_array().into_iter().flatten().filter_map(Json::as_str);
+                    let told = alerts.filter(|line| line.starts_with(kind)).map(str::to_owned).next();
+                    told.inspect(|line| seen.clone_from(line)).is_some()
+                })
+                .then_some(())
+        });
+        seen
+    }
+
+    /// Waits until these nodes are one cluster, and nothing moves.
+    pub fn one(&self, nodes: &[usize]) {
         until(&format!("{nodes:?} are one cluster, and nothing moves"), || {
             let rings: BTreeSet<String> =
                 nodes.iter().map(|node| self.cluster[*node].json(&["ring"]).stdout).collect();

@@ -262,7 +262,12 @@ impl Cluster {
             Ok((index, Outcome::Admitted(node))) => (index, node),
             Ok(_) | Err(ProposeError::Unknown) => return JoinReply::Unknown,
             Err(ProposeError::Refused(refusal)) => return JoinReply::Refused(refusal),
-            Err(error @ (ProposeError::NoLeader | ProposeError::NoQuorum | ProposeError::Joining(_))) => {
+            Err(
+                error @ (ProposeError::NoLeader
+                | ProposeError::NoQuorum
+                | ProposeError::Outside
+                | ProposeError::Joining(_)),
+            ) => {
                 return JoinReply::Unavailable(error.to_string());
             }
         };

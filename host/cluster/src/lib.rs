@@ -30,6 +30,7 @@ mod propose;
 mod raft;
 mod recover;
 mod returned;
+mod rivals;
 mod service;
 mod start;
 mod starts;
@@ -61,6 +62,7 @@ use lineage::{Heard, Running};
 use meeting::Meeting;
 use network::RaftLinks;
 use raft::Raft;
+use rivals::Rivals;
 use starts::Starts;
 use storage::RingCopy;
 use view::Views;
@@ -85,13 +87,6 @@ pub enum Ended {
     /// It left, or was removed.
     #[error("this node was removed from the cluster")]
     Removed,
-    /// The cluster was recovered from a state that does not have this node.
-    #[error(
-        "the cluster was recovered from a state that does not know this node. Items that it kept in memory end \
-         with it; who held their partitions before names them as a possible loss. Its data directory is kept as \
-         it is; `annulus start --rejoin-as-new` sets that aside and begins a new node there, which can join"
-    )]
-    Outside,
     /// Its disk is older than what its peers have seen of it.
     #[error(
         "this data directory is not the newest that this node had: {0}. It was restored from an older copy, or \
@@ -151,6 +146,7 @@ struct Inner {
     /// Held by who does that.
     turn: tokio::sync::Mutex<()>,
     heard: watch::Sender<Heard>,
+    rivals: Rivals,
     growth: hold::Growth,
     fetches: Fetches,
     runtime: Handle,
@@ -293,6 +289,12 @@ impl Cluster {
                 }
             }
         })
+    }
+
+    /// Nodes of another history of this cluster that were met within the last minute: one side removed the
+    /// other, which was recovered. Both serve.
+    pub fn rivals(&self) -> Vec<NodeUid> {
+        self.inner.rivals.met()
     }
 
     /// Set when this node is no longer part of the cluster.

@@ -51,6 +51,11 @@ impl Heard {
     pub(super) fn nothing(me: NodeUid) -> Self {
         Self { lineage: Lineage::default(), from: me }
     }
+
+    /// Which lineage.
+    pub(super) fn lineage(&self) -> Lineage {
+        self.lineage
+    }
 }
 
 /// How a node comes into a lineage.
@@ -82,7 +87,10 @@ impl Cluster {
         let mut heard = self.inner.heard.subscribe();
         loop {
             let news = *heard.borrow_and_update();
-            let changed = if news.lineage > self.view().state.lineage {
+            let view = self.view();
+            // What has cast this node out does not take it back; a lineage after that may.
+            let known = view.outside.map_or(view.state.lineage, |of| of.max(view.state.lineage));
+            let changed = if news.lineage > known {
                 self.take_over(news).await;
                 timeout(PAUSE, heard.changed()).await.unwrap_or(Ok(()))
             } else {
@@ -145,13 +153,26 @@ impl Cluster {
 
     /// Goes over to the lineage of a state that another node has begun.
     async fn adopt(&self, state: ClusterState) {
-        let own = state.members.get(&self.me()).map(|member| member.uid);
+        let own = state.member(self.me()).map(|member| member.uid);
         if own != Some(self.uid()) {
-            return self.end(Ended::Outside);
+            return self.cast_out(state.lineage);
         }
         self.inner.views.supersede(state.lineage);
         if let Err(error) = self.change_over(state, Part::Learns).await {
             self.end(Ended::Failed(error.to_string()));
+        }
+    }
+
+    /// A newer lineage does not have this node as a member: it joined, or was removed, in a history that the
+    /// recovery did not know. It serves nobody any more and changes nothing, and runs on, since what its guests
+    /// keep in memory ends with it.
+    pub(super) fn cast_out(&self, of: Lineage) {
+        if self.inner.views.cast_out(of) {
+            tracing::error!(
+                number = of.number,
+                "the cluster was recovered without this node, which is no member of it any more: it serves \
+                 nothing, and keeps what it has in memory until it is stopped"
+            );
         }
     }
 

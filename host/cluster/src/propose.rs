@@ -50,6 +50,12 @@ pub enum ProposeError {
          when the join has ended"
     )]
     Joining(std::net::SocketAddr),
+    /// A newer lineage does not have this node, which has no say any more. Not applied.
+    #[error(
+        "the cluster was recovered without this node, which is no member of it any more; nothing was changed. \
+         Ask a member; `annulus status` on this node says what can be done with it"
+    )]
+    Outside,
     /// The command's turn came and it changed nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
@@ -81,6 +87,9 @@ impl Cluster {
     ) -> BoxFuture<'_, Result<(u64, Outcome), ProposeError>> {
         Box::pin(async move {
             self.check_level(&command)?;
+            if self.view().outside.is_some() {
+                return Err(ProposeError::Outside);
+            }
             let _turn = self.growth().enter(&command, deadline).await?;
             let mut failure = ProposeError::NoLeader;
             let (mut hint, mut hops) = (None, 0);
@@ -172,7 +181,8 @@ impl Cluster {
             return ProposeReply::NotLeader { leader: self.leader().filter(|leader| *leader != self.me()) };
         }
         // Nobody follows it any more: what it took now would be neither committed nor refused.
-        if self.view().is_removed() {
+        let view = self.view();
+        if view.is_removed() || view.outside.is_some() {
             return ProposeReply::NotLeader { leader: None };
         }
         // What may not be said yet must not come into the log: not every member could read it.

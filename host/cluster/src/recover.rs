@@ -45,6 +45,12 @@ pub enum RecoverError {
     /// Somebody has recovered the cluster already.
     #[error("the cluster was recovered by another node already; this one is taking that over now")]
     Recovered,
+    /// A newer lineage does not have this node.
+    #[error(
+        "the cluster was recovered without this node, which is no member of it any more; run this on a \
+         member. `annulus status` on this node says what can be done with it"
+    )]
+    Outside,
     /// The newest state says that this node is no member.
     #[error("the newest state that can be found does not have this node as a member; run it on another one")]
     NotMember,
@@ -108,6 +114,9 @@ impl Cluster {
         answered: &'a [NodeId],
     ) -> BoxFuture<'a, Result<Recovered, RecoverError>> {
         Box::pin(async move {
+            if self.view().outside.is_some() {
+                return Err(RecoverError::Outside);
+            }
             let basis = self.survey().await;
             if !self.needs_recovery(&basis) {
                 return Err(RecoverError::NotNeeded);

@@ -86,6 +86,19 @@ impl Service for ClusterService {
         }
     }
 
+    fn outside(&self) {
+        if let Some(cluster) = self.cluster() {
+            let of = cluster.view().state.lineage.max(cluster.inner.heard.borrow().lineage());
+            cluster.cast_out(of);
+        }
+    }
+
+    fn rival(&self, peer: NodeUid) {
+        if let Some(cluster) = self.cluster() {
+            cluster.inner.rivals.note(peer);
+        }
+    }
+
     fn connected(&self, peer: NodeUid) {
         if let Some(cluster) = self.cluster() {
             cluster.liveness().tell(Told::Connected(peer));

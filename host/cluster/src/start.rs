@@ -182,6 +182,7 @@ impl Cluster {
                     running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
                     turn: Default::default(),
                     heard: watch::Sender::new(Heard::nothing(uid)),
+                    rivals: Default::default(),
                     growth: Default::default(),
                     fetches: Default::default(),
                     runtime,

@@ -486,6 +486,37 @@ async fn a_survivor_goes_on_alone_and_the_other_side_of_the_cut_gives_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
+    let mut world = World::of_three().await;
+    let [a, b, c] = &world.nodes[..] else { panic!() };
+    // It comes while one is cut off, and that one goes on from what it knows.
+    world.split(&[&[a, b], &[c]]);
+    see(a, |_| a.leader().is_some_and(|leader| leader != c.me())).await;
+    world.join(4).await;
+    let [a, b, c, d] = &world.nodes[..] else { panic!() };
+    world.split(&[&[d], &[c]]);
+    lonely(c).await;
+    let done = recover(c).await.unwrap();
+    world.heal();
+    for node in [a, b] {
+        see(node, |view| view.state.lineage == done.lineage && view.serves()).await;
+    }
+    // No Raft speaks to it any more; a hello does.
+    d.hear_of(c.uid(), done.lineage);
+    let view = see(d, |view| view.outside == Some(done.lineage)).await;
+    assert!(!view.serves() && view.state.lineage == Lineage::default());
+    assert_eq!(d.propose(token(60), soon()).await.unwrap_err(), ProposeError::Outside);
+    let refused = recover(d).await;
+    assert!(matches!(refused, Err(RecoverError::Outside)), "{refused:?}");
+    // A second recovery that does not know it either is no news; the node goes on as it is.
+    let next = done.lineage.next(9);
+    d.hear_of(c.uid(), next);
+    let view = see(d, |view| view.superseded).await;
+    assert!(!view.serves() && view.outside.is_some() && d.ended().borrow().is_none());
+    c.propose(token(61), soon()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recovery_takes_the_newest_state_of_all_survivors_and_brings_them_over() {
     let mut world = World::of_three().await;
     world.join(4).await;

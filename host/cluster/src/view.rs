@@ -27,6 +27,8 @@ pub struct View {
     pub me: NodeId,
     /// The cluster has begun a newer lineage than this state's: nobody is served by it (R19).
     pub superseded: bool,
+    /// That lineage, if it does not have this node: the node stays as it is, and has no say any more.
+    pub outside: Option<Lineage>,
     modules: HashMap<String, ModuleUid>,
     peers: HashMap<NodeId, PeerAddr>,
 }
@@ -36,7 +38,7 @@ impl View {
     pub fn new(state: ClusterState, me: NodeId) -> Self {
         let modules = state.modules.values().map(|module| (module.name.clone(), module.uid)).collect();
         let peers = state.live_members().filter_map(|member| Some((member.id, peer(member)?))).collect();
-        Self { state, me, superseded: false, modules, peers }
+        Self { state, me, superseded: false, outside: None, modules, peers }
     }
 
     /// A deployed module by name.
@@ -87,8 +89,26 @@ pub struct Views {
     me: NodeId,
     current: ArcSwap<View>,
     changed: watch::Sender<Arc<View>>,
-    /// Held while a newer view takes the place of an older one. The newest lineage heard of.
-    turn: Mutex<Lineage>,
+    /// Held while a newer view takes the place of an older one.
+    turn: Mutex<Known>,
+}
+
+/// What is known of lineages beside that of the present view.
+#[derive(Default)]
+struct Known {
+    /// The newest heard of.
+    heard: Lineage,
+    /// The newest that does not have this node.
+    outside: Option<Lineage>,
+}
+
+impl Known {
+    /// A state as this node may use it.
+    fn view(&self, state: ClusterState, me: NodeId) -> View {
+        let outside = self.outside.filter(|outside| *outside >= state.lineage);
+        let superseded = self.heard > state.lineage || outside.is_some();
+        View { superseded, outside, ..View::new(state, me) }
+    }
 }
 
 impl Views {
@@ -115,21 +135,33 @@ impl Views {
 
     /// Takes a state if it is newer.
     pub fn offer(&self, state: &ClusterState) {
-        let heard = self.turn.lock();
+        let known = self.turn.lock();
         if order(state) > order(&self.current.load().state) {
-            let superseded = *heard > state.lineage;
-            self.replace(View { superseded, ..View::new(state.clone(), self.me) });
+            self.replace(known.view(state.clone(), self.me));
         }
     }
 
     /// There is a newer lineage than that of the present view. False if that is no news.
     pub fn supersede(&self, lineage: Lineage) -> bool {
-        let mut heard = self.turn.lock();
-        *heard = lineage.max(*heard);
+        let mut known = self.turn.lock();
+        known.heard = lineage.max(known.heard);
         let present = self.current.load_full();
-        let news = !present.superseded && *heard > present.state.lineage;
+        let news = !present.superseded && known.heard > present.state.lineage;
         if news {
-            self.replace(View { superseded: true, ..View::new(present.state.clone(), self.me) });
+            self.replace(known.view(present.state.clone(), self.me));
+        }
+        news
+    }
+
+    /// This lineage, at least as new as that of the present view, does not have this node. False if that is
+    /// no news.
+    pub fn cast_out(&self, of: Lineage) -> bool {
+        let mut known = self.turn.lock();
+        let present = self.current.load_full();
+        let news = of >= present.state.lineage && Some(of) > known.outside;
+        if news {
+            known.outside = Some(of);
+            self.replace(known.view(present.state.clone(), self.me));
         }
         news
     }

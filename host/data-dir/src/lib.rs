@@ -9,6 +9,7 @@
 //! JOIN             only while a join is under way: what is wanted, then what was answered
 //! admin.toml       how the command line reaches this node
 //! STARTS-a -b      how often the node has started
+//! empty/           modules that have had no item in memory since the last start
 //! *.mark           what Raft has promised: a second witness beside the database
 //! db/              the database: the control plane's log, the ring, the modules' items
 //! set-aside-1/     all of the above, of a node that was here before `--rejoin-as-new`
@@ -21,6 +22,7 @@
 mod admin_toml;
 mod aside;
 mod database;
+mod empty;
 mod files;
 mod founding;
 mod identity;
@@ -36,6 +38,7 @@ use annulus_core::ids::NodeUid;
 
 pub use admin_toml::AdminToml;
 pub use database::{KEYSPACE_MEMTABLE_BYTES, fatal, keyspace_options, open_database};
+pub use empty::EmptyModules;
 pub use founding::Founding;
 pub use identity::{Credentials, Identity, LAYOUT_VERSION};
 pub use join_intent::{Admitted, JoinIntent};
@@ -223,6 +226,11 @@ impl DataDir {
     /// Counts this start, durably; answers the how manieth it is.
     pub fn count_start(&self) -> Result<u64, DataDirError> {
         starts::count(&self.path)
+    }
+
+    /// Which modules had no item here, as the process before left it.
+    pub fn empty_modules(&self) -> Result<EmptyModules, DataDirError> {
+        EmptyModules::open(&self.path)
     }
 
     /// Sets all that is in the directory aside, under a name of its own in it: the next start is

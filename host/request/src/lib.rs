@@ -78,7 +78,9 @@ impl Coordinator {
     fn target(&self, request: &CallRequest) -> Result<Target, RequestError> {
         let view = self.inner.cluster.view();
         if !view.serves() {
-            let message = if view.superseded {
+            let message = if view.outside.is_some() {
+                "the cluster was recovered without this node, which serves nothing any more; ask a member"
+            } else if view.superseded {
                 "the cluster was recovered without this node, which takes over the newer state now; try again"
             } else {
                 "this node is joining and does not serve yet; try again or ask another node"

@@ -43,8 +43,7 @@ impl Coordinator {
         let view = self.inner.cluster.view();
         // One that has left holds nothing, and says so: `stale-ring` sends the request on.
         if !view.serves() && !view.is_removed() {
-            let message =
-                "the node is joining, or takes over the cluster's newer state, and does not serve yet";
+            let message = "the node is joining, or of an older history of the cluster, and does not serve";
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
         }
         if let Delivery::Later(command) = self.inner.master.deliver(module, partition, version, command) {

@@ -78,7 +78,7 @@ impl ExitSwitch {
             let Ok(ended) = ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) else { return };
             match ended {
                 Some(Ended::Removed) => switch.throw(Exit::Stop(StopReason::Removed)),
-                Some(failed @ (Ended::Failed(_) | Ended::Outside | Ended::Stale(_))) => {
+                Some(failed @ (Ended::Failed(_) | Ended::Stale(_))) => {
                     switch.throw(Exit::Stop(StopReason::Failed(failed.to_string())));
                 }
                 None => {}

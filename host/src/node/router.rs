@@ -141,4 +141,12 @@ impl Service for Router {
     fn removed(&self) {
         self.exit.throw(Exit::Stop(StopReason::Removed));
     }
+
+    fn outside(&self) {
+        self.control.outside();
+    }
+
+    fn rival(&self, peer: NodeUid) {
+        self.control.rival(peer);
+    }
 }

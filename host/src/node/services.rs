@@ -14,12 +14,12 @@ use tokio::time::Instant;
 
 use super::Router;
 use annulus_cluster::{Cluster, ProposeError, View};
-use annulus_data_dir::DataDir;
+use annulus_data_dir::{DataDir, DataDirError, EmptyModules};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
 use annulus_transport::{BulkStream, PeerIdentity, Request, Service, Transport, kind};
-use annulus_vnode::{Master, MasterConfig};
+use annulus_vnode::{Behaviour, Master, MasterConfig, ModuleSource};
 use annulus_wasm::Engine;
 
 /// Why they do not start. The node must not serve then.
@@ -28,6 +28,9 @@ pub enum ServicesError {
     /// This machine cannot run WebAssembly.
     #[error("the WebAssembly engine does not start: {0}")]
     Engine(String),
+    /// The notes about empty modules cannot be read.
+    #[error(transparent)]
+    DataDir(#[from] DataDirError),
     /// The seals cannot be read.
     #[error(transparent)]
     Seals(#[from] SealError),
@@ -71,18 +74,25 @@ impl Services {
         let seals = Seals::open(database)?;
 
         let view = cluster.view();
-        let config = MasterConfig { me: view.me, guests: guests.clone(), modules: Arc::new(modules.clone()) };
+        let empty = Arc::new(data.empty_modules()?);
+        let source = Source { modules: modules.clone(), empty: empty.clone() };
+        let config = MasterConfig { me: view.me, guests: guests.clone(), modules: Arc::new(source) };
         let master = Master::new(config, &view.state.ring, &seals.all());
-        let lost = note_restart(&master, &modules, &view);
+        let lost = note_restart(&master, &modules, &empty, &view);
         let mut changes = cluster.watch();
         apply(&master, &cluster, &changes.borrow_and_update());
         // What this node has on disk is loaded before it says that it is there, so that a
         // restart is over when the node serves again.
         network.block_on(modules.start(&master));
-        if !lost.is_empty() {
-            let why = "the node started again without what its modules had in memory";
-            network.spawn(tell_lost(cluster.clone(), lost, why));
-        }
+        let told = cluster.clone();
+        network.spawn(async move {
+            if !lost.is_empty() {
+                let why = "the node started again without what its modules had in memory";
+                tell_lost(told.clone(), lost, why).await;
+            }
+            // Not before: a node that ends untold has to tell it at its next start.
+            note_empty(told, empty).await;
+        });
         let (follower, log) = (master.clone(), cluster.clone());
         network.spawn(async move {
             while changes.changed().await.is_ok() {
@@ -156,15 +166,53 @@ async fn tell_lost(cluster: Cluster, partitions: Vec<PartitionId>, why: &str) {
 const LOST_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 const LOST_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
+/// What vnodes run, and who learns that they have items.
+struct Source {
+    modules: Modules,
+    empty: Arc<EmptyModules>,
+}
+
+impl ModuleSource for Source {
+    fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>> {
+        self.modules.behaviour(module)
+    }
+
+    fn filled(&self, module: ModuleUid) {
+        if self.empty.fill(module) {
+            let empty = self.empty.clone();
+            tokio::task::spawn_blocking(move || empty.sync());
+        }
+    }
+}
+
+/// Notes for each module, as it is deployed, that it has no items here yet.
+async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
+    let mut changes = cluster.watch();
+    let mut noted: Option<Vec<ModuleUid>> = None;
+    loop {
+        let modules: Vec<ModuleUid> = changes.borrow_and_update().state.modules.keys().copied().collect();
+        if noted.as_ref() != Some(&modules) {
+            let (empty, modules) = (empty.clone(), modules.clone());
+            if tokio::task::spawn_blocking(move || empty.note(modules)).await.is_err() {
+                return;
+            }
+        }
+        noted = Some(modules);
+        if changes.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
 /// Items that guests kept in memory did not outlive the process: an operator sees so (R5). Answers the
 /// partitions that this may be true of.
-fn note_restart(master: &Master, modules: &Modules, view: &View) -> Vec<PartitionId> {
+fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: &View) -> Vec<PartitionId> {
     let owned = |partition: &Partition| partition.replicas.first() == Some(&view.me);
     let held: Vec<PartitionId> =
         view.state.ring.iter().filter(|(_, partition)| owned(partition)).map(|(id, _)| id).collect();
     let keeps_items = |module: &&Module| {
         let exported = modules.description(module).exported;
-        exported.handoff || exported.writes_storage
+        (exported.handoff || exported.writes_storage) && !empty.is_empty(module.uid)
     };
     let kept: Vec<&Module> = view.state.modules.values().filter(keeps_items).collect();
     if held.is_empty() || kept.is_empty() {

@@ -132,9 +132,7 @@ fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> Result<
     if peer.uid == shared.uid {
         return Err((Close::Identity, "this node has that very uid".to_owned()));
     }
-    if shared.is_banned(peer.uid) {
-        return Err((Close::Removed, "this node was removed from the cluster".to_owned()));
-    }
+    shared.check_removed(peer)?;
     Ok(())
 }
 

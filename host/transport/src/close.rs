@@ -36,6 +36,10 @@ pub(super) enum Close {
     Removed = 13,
     /// Another run of the node is connected, and answers.
     Twin = 14,
+    /// A newer lineage of the cluster has removed the node, or does not know it.
+    Outside = 15,
+    /// The node was removed here, and goes by a newer lineage than this side.
+    Rival = 16,
 }
 
 impl Close {

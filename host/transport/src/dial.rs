@@ -72,6 +72,10 @@ async fn greet(
                     shared.service.runs_twice(&close::reason(&closed));
                 }
                 Some(closed) if Close::Removed.is(&closed) => shared.service.removed(),
+                Some(closed) if Close::Outside.is(&closed) => shared.service.outside(),
+                Some(closed) if Close::Rival.is(&closed) => {
+                    uid.into_iter().for_each(|uid| shared.service.rival(uid));
+                }
                 _ => {}
             }
             return Err(failed(error.to_string()));
@@ -89,9 +93,7 @@ async fn greet(
     if !peer_chain(connection).first().is_some_and(|cert| names_node(cert, peer.uid)) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }
-    if shared.is_banned(peer.uid) {
-        return Err((Close::Removed, "this node was removed from the cluster".to_owned()));
-    }
+    shared.check_removed(&peer)?;
     shared.peer(peer.uid).check_run(shared, &peer).await?;
     Ok((peer, lanes))
 }

@@ -91,6 +91,13 @@ pub trait Service: Send + Sync + 'static {
 
     /// A peer says that this node was removed from the cluster by force (R3): it should stop.
     fn removed(&self) {}
+
+    /// A peer of a newer lineage says that this node is no member of it: it should serve nobody any more.
+    fn outside(&self) {}
+
+    /// One of the two has removed the other, which was recovered into a newer lineage: the cluster has two
+    /// histories, and nobody but an operator can tell which one counts. Called again each time they meet.
+    fn rival(&self, _peer: NodeUid) {}
 }
 
 /// Owes one answer. Dropped without, the caller is told so at once.

@@ -1,5 +1,6 @@
 //! What all connections of one node have in common.
 
+use std::cmp::Ordering;
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
@@ -14,6 +15,7 @@ use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
 use super::admins::Admins;
+use super::close::Close;
 use super::hello::{Hello, Role};
 use super::identity::TlsIdentity;
 use super::peer::Peer;
@@ -66,6 +68,26 @@ impl Shared {
 
     pub(super) fn is_banned(&self, uid: NodeUid) -> bool {
         self.banned.read().contains(&uid)
+    }
+
+    /// Refuses a node that was removed by force. A removal is of the lineage that made it: it ends a node of
+    /// that lineage, and has no say over one that an operator has recovered into a newer one.
+    pub(super) fn check_removed(&self, peer: &Hello) -> Result<(), (Close, String)> {
+        if !self.is_banned(peer.uid) {
+            return Ok(());
+        }
+        let own = *self.lineage.lock();
+        Err(match peer.lineage.cmp(&own) {
+            Ordering::Equal => (Close::Removed, "this node was removed from the cluster".to_owned()),
+            Ordering::Less => {
+                (Close::Outside, "the cluster was recovered, and has removed this node".to_owned())
+            }
+            Ordering::Greater => {
+                self.service.rival(peer.uid);
+                let why = "this node was removed here and recovered elsewhere: the cluster has two histories";
+                (Close::Rival, why.to_owned())
+            }
+        })
     }
 
     /// `None` once the node is closing.

@@ -17,6 +17,7 @@ use tokio::time::Instant;
 use super::background::{LateStart, SwapState, Sweep};
 use super::guest::{Behaviour, Guest, Items};
 use super::mailbox::{Command, Control, Gauge, MAILBOX_COMMANDS, Outgoing, StreamEvent, VnodeHandle};
+use super::master::{MasterConfig, ModuleSource};
 use super::room::Room;
 use super::slot::Incidents;
 use super::turns::{Place, Queue, Turn};
@@ -57,6 +58,7 @@ pub(super) struct Actor {
     last_exit: Option<String>,
     gauge: Arc<Gauge>,
     incidents: Arc<Incidents>,
+    modules: Arc<dyn ModuleSource>,
     /// Pages of commands that go everywhere, which wait for their turn.
     pages: VecDeque<Command>,
     turns: Queue,
@@ -75,9 +77,9 @@ async fn relieved(outgoing: &mut Option<Outgoing>) {
     }
 }
 
-/// Starts a vnode on the guests' runtime.
+/// Starts a vnode where guests run.
 pub(super) fn start(
-    runtime: &tokio::runtime::Handle,
+    config: &MasterConfig,
     module: ModuleUid,
     partition: Partition,
     behaviour: Arc<Behaviour>,
@@ -111,13 +113,14 @@ pub(super) fn start(
         last_exit: None,
         gauge,
         incidents,
+        modules: config.modules.clone(),
         pages: VecDeque::new(),
         turns,
         turn: None,
         room: Room::default(),
         has_items: false,
     };
-    runtime.spawn(actor.run());
+    config.guests.spawn(actor.run());
     handle
 }
 
@@ -379,9 +382,16 @@ impl Actor {
         self.actor
     }
 
+    /// The guest may have been given items.
+    pub(super) fn got_items(&mut self) {
+        if !std::mem::replace(&mut self.has_items, true) {
+            self.modules.filled(self.module);
+        }
+    }
+
     /// A command that may write came back.
     pub(super) fn wrote(&mut self, info: &CommandInfo) {
-        self.has_items = true;
+        self.got_items();
         if info.frees {
             self.room.freed();
         }

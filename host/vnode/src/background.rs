@@ -202,7 +202,9 @@ impl Actor {
         }
         let some = !items.is_empty();
         let taken = guest.take(items).await;
-        self.has_items |= some;
+        if some {
+            self.got_items();
+        }
         self.recovered();
         taken.map(|rejections| Taken { tally, rejections }).map_err(|error| self.failed(error, None).message)
     }

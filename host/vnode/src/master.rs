@@ -34,6 +34,10 @@ use annulus_wasm::Partition;
 pub trait ModuleSource: Send + Sync + 'static {
     /// What vnodes of this module run on this node now; `None` if it cannot run here (yet).
     fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>>;
+
+    /// A vnode of this module may have been given its first item since it was made. Called before the write
+    /// is answered, on a thread that must not block for long.
+    fn filled(&self, _module: ModuleUid) {}
 }
 
 /// What a master needs.
@@ -191,7 +195,7 @@ impl Master {
     fn start(&self, module: ModuleUid, partition: PartitionId, behaviour: Arc<Behaviour>) -> VnodeHandle {
         let at = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
         let (incidents, turns) = (self.inner.incidents.clone(), self.inner.turns.queue(module));
-        actor::start(&self.inner.config.guests, module, at, behaviour, incidents, turns)
+        actor::start(&self.inner.config, module, at, behaviour, incidents, turns)
     }
 
     /// A vnode outside of every slot, for benchmarks.

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Instant;
 
 use annulus_tests::harness::until;
+
 use annulus_tests::splits::{RING, World};
 
 /// Parts the nodes, has an operator recover each side that lacks a majority, writes everywhere, and brings all
@@ -115,6 +116,91 @@ fn whatever_side_recovers_what_is_not_served_is_named_and_nothing_is_deleted() {
     part_and_meet(&mut world, &[&[0, 1], &[2, 3]]);
     kill_and_start(&mut world, &[0, 1, 3]);
     assert_eq!(world.everybody(), [0, 1, 2, 3]);
+}
+
+/// A node joins one side of a cut, the other side is recovered and wins. The newcomer is no member of it, stays up
+/// with what it has, serves nothing, and can begin anew.
+#[test]
+fn a_node_that_joined_what_a_recovery_does_not_know_keeps_what_it_has() {
+    let mut world = World::begin(3);
+    let all_but_newcomer = [0, 1, 2];
+    world.part(&[&[2], &[0, 1]]);
+    let newcomer = world.cluster.add(&[]);
+    world.cut(&[&[2], &[newcomer]]);
+    // What the node behind the cut was to give stays where it is: the join waits for it in vain.
+    let _joining = world.cluster[newcomer].begin_join(&world.cluster[0]);
+    let given = until("it has its share of the others", || {
+        let waits = world.pending(0);
+        // As a member knows: until it is in, the newcomer has a ring of its own.
+        let has = &world.owned(&[0, newcomer]) - &world.owned(&[0]);
+        let given = !has.is_empty() && waits.is_subset(&world.owned(&[2]));
+        given.then_some(has)
+    });
+    let mut sides = world.part(&[&[2], &[0, 1, newcomer]]);
+    for side in &mut sides {
+        world.recover(side);
+        world.write(side);
+        assert_eq!(world.check(side).served, world.owned(&side.nodes));
+    }
+    assert!(sides[0].recovered && sides[1].written.is_superset(&given), "{sides:?}");
+    world.heal(&[&[2], &[0, 1, newcomer]]);
+    let told = world.alerted(&[newcomer], "outside: ");
+    assert!(told.contains("--rejoin-as-new"), "{told}");
+    world.one(&all_but_newcomer);
+    let status = world.status(newcomer);
+    assert_eq!((&status["vnodes"], &status["aside"]), (&0.into(), &given.len().into()), "{status}");
+    let node = &world.cluster[newcomer];
+    let refused = node.call("kv", "get", &["k"]).unwrap_err();
+    assert_eq!((&refused["code"], &refused["state"]), (&"not-ready".into(), &"not-applied".into()));
+    for verb in [&["leave"][..], &["token"], &["undeploy", "kv", "--yes"], &["recover", "--force"]] {
+        let ran = node.json(verb);
+        assert_eq!(ran.json()["error"]["code"], "not-allowed", "{verb:?}: {ran:?}");
+        assert!(ran.stdout.contains("recovered without this node"), "{verb:?}: {ran:?}");
+    }
+    // What it has got since is named by those who have those partitions now.
+    world.alerted(&all_but_newcomer, "possible-loss: ");
+    let side = sides.remove(0);
+    let found = world.check(&annulus_tests::splits::Side { nodes: all_but_newcomer.to_vec(), ..side });
+    assert!(given.is_subset(&found.lost) && found.refused.is_empty(), "{given:?}, {found:?}");
+    world.cluster.nodes_mut()[newcomer].start_anew();
+    world.cluster[newcomer].join(&world.cluster[0]);
+    world.one(&[0, 1, 2, newcomer]);
+}
+
+/// A majority removes the others while these are recovered on their own. Nothing ends a node or takes over
+/// what it serves: both go on, and say so.
+#[test]
+fn where_one_side_removed_what_was_recovered_both_serve_and_tell_of_each_other() {
+    let world = &mut World::begin(4);
+    let (left, right) = ([0, 1], [2, 3]);
+    let mut sides = world.part(&[&left, &right]);
+    sides.iter_mut().for_each(|side| world.recover(side));
+    let remover = &sides.iter().find(|side| !side.recovered).expect("a side has a majority").nodes.clone();
+    for gone in (0..4).filter(|node| !remover.contains(node)) {
+        let name = world.cluster[gone].name.clone();
+        let ran = world.cluster[remover[0]].json(&["remove", &name, "--no-wait"]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+    }
+    world.one(remover);
+    sides.iter_mut().for_each(|side| world.write(side));
+    world.heal(&[&left, &right]);
+    let told = world.alerted(&[0, 1, 2, 3], "two-histories: ");
+    assert!(told.contains("--rejoin-as-new"), "{told}");
+    for side in &sides {
+        let found = world.check(side);
+        assert!(
+            found.served == side.written && side.written == world.owned(&side.nodes),
+            "{side:?}, {found:?}"
+        );
+        assert!(found.lost.is_empty() && world.status(side.nodes[0])["quorum"] == true, "{found:?}");
+    }
+    // One is given up.
+    let given_up = sides.iter().find(|side| side.recovered).expect("the other has none").nodes.clone();
+    for node in given_up {
+        world.cluster.nodes_mut()[node].start_anew();
+        world.cluster[node].join(&world.cluster[remover[0]]);
+    }
+    world.one(&[0, 1, 2, 3]);
 }
 
 /// Every way to put four nodes into two or more sides.

@@ -101,13 +101,50 @@ fn what_a_removed_node_took_with_it_is_told_by_module_in_few_lines_until_it_is_s
     }
 }
 
+/// A node that starts again names as lost what was in memory: of modules that had an item on it, and of no others.
+#[test]
+fn a_restart_names_only_modules_that_had_items() {
+    let mut cluster = Cluster::joined(1);
+    cluster.deploy("guests/kv");
+    cluster.deploy("tests/guests/stored");
+    let named = |cluster: &Cluster| -> Vec<String> {
+        let status = cluster[0].json(&["status"]).json();
+        let alerts =
+            status["alerts"].as_array().unwrap().iter().map(|alert| alert.as_str().unwrap().to_owned());
+        alerts.filter(|alert| alert.starts_with("possible-loss: ")).collect()
+    };
+    let restart = |cluster: &mut Cluster| {
+        cluster[0].json(&["status", "--acknowledge"]).text();
+        cluster.nodes_mut()[0].kill();
+        cluster.nodes_mut()[0].start();
+        named(cluster)
+    };
+    cluster[0].call("kv", "get", &["k"]).unwrap();
+    assert_eq!(restart(&mut cluster), [""; 0], "nobody has written anything");
+    cluster[0].call("kv", "put", &["k", "v"]).unwrap();
+    let told = restart(&mut cluster);
+    assert!(told.iter().any(|line| line.starts_with("possible-loss: kv:")), "{told:?}");
+    assert!(!told.iter().any(|line| line.contains("stored:")), "{told:?}");
+    // Told; and nothing came after it.
+    until("the cluster has noted it", || {
+        let rows = cluster[0].json(&["status"]).json()["possible_loss"].clone();
+        (!rows.as_array().unwrap().is_empty()).then_some(())
+    });
+    until("it is noted that nothing is left to lose", || {
+        cluster[0].data.join("empty").read_dir().unwrap().count().eq(&2).then_some(())
+    });
+    assert_eq!(restart(&mut cluster), [""; 0]);
+}
+
 /// What a node that started again has lost is known to the others, also when it has gone since, and what is
 /// told of a module goes with it.
 #[test]
 fn a_loss_by_a_restart_outlives_the_node_and_not_the_module() {
     let mut cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
-    cluster[0].call("kv", "put", &["k", "v"]).unwrap();
+    for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
+        cluster[0].call("kv", "put", &[key, "v"]).unwrap();
+    }
     let name = cluster[1].name.clone();
     let held: Vec<u16> = owned_by(&cluster[0], &name)
         .into_iter()

@@ -41,6 +41,7 @@ impl From<ProposeError> for AdminError {
         let message = error.to_string();
         match error {
             ProposeError::NoLeader | ProposeError::NoQuorum => Self::not_applied("no-quorum", message),
+            ProposeError::Outside => Self::not_applied("not-allowed", message),
             ProposeError::Joining(_) => Self::not_applied("not-ready", message),
             ProposeError::Refused(refusal) => refusal.into(),
             ProposeError::Unknown => Self::unknown("deadline-exceeded", message),

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use annulus_core::ids::NodeId;
+use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::keyspace::hash_key;
 use annulus_core::preference::{Nodes, Role, preference_list};
 use annulus_core::state::{Change, Member, MemberStatus, Module, Release, StorageKind};
@@ -186,6 +186,16 @@ impl AdminService {
                 "no majority of the voters is heard from: members, ring and modules cannot change".to_owned(),
             );
         }
+        let vnodes: usize = slots.iter().map(|slot| slot.vnodes).sum();
+        if view.outside.is_some() {
+            alerts.push(format!(
+                "outside: the cluster was recovered without this node, which is no member of it any more. It \
+                 serves nothing; its {} stay in memory as they are until it is stopped. `annulus start \
+                 --rejoin-as-new` begins a new node here, which can join",
+                counted(vnodes, "vnode"),
+            ));
+        }
+        alerts.extend(two_histories(&view, &cluster.rivals()));
         let possible_loss = self.losses(&view);
         let removed = |name: &str| {
             let named = |member: &&Member| member.name == name;
@@ -224,8 +234,9 @@ impl AdminService {
                 .count(),
             transfers: self.parts.handoff.transfers().await.len(),
             modules: view.state.modules.len(),
-            vnodes: slots.iter().map(|slot| slot.vnodes).sum(),
-            aside: slots.iter().map(|slot| slot.aside).sum(),
+            vnodes: if view.outside.is_some() { 0 } else { vnodes },
+            aside: slots.iter().map(|slot| slot.aside).sum::<usize>()
+                + if view.outside.is_some() { vnodes } else { 0 },
             alerts,
             possible_loss,
             newest_incident: incidents.iter().map(|incident| incident.number).max().unwrap_or(0),
@@ -234,6 +245,20 @@ impl AdminService {
             held_back_by: cluster.held_back_by(&view, cluster.speaks().levels.newest),
         }
     }
+}
+
+/// Warns of nodes that go by another history of the cluster and serve, too.
+fn two_histories(view: &View, rivals: &[NodeUid]) -> Option<String> {
+    let names: Vec<String> =
+        rivals.iter().filter_map(|uid| Some(view.state.member_by_uid(*uid)?.name.clone())).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "two-histories: of this node and {} one side removed the other, which `annulus recover --force` \
+             brought back: both serve, and neither takes anything over from the other. Give one side up: stop \
+             its nodes, start them with `--rejoin-as-new` and join them to the other side",
+            names.join(", "),
+        )
+    })
 }
 
 /// What is staged for a node, as who goes or as who comes.

@@ -93,6 +93,7 @@ impl From<RecoverError> for AdminError {
             RecoverError::NotNeeded
             | RecoverError::Changed
             | RecoverError::Recovered
+            | RecoverError::Outside
             | RecoverError::NotMember => Self::not_applied("not-allowed", message),
             RecoverError::NoLeader => {
                 Self { state: "applied".into(), ..Self::not_applied("no-quorum", message) }

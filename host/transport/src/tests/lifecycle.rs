@@ -305,6 +305,24 @@ async fn a_removed_node_is_disconnected_and_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_removal_ends_nobody_of_another_lineage() {
+    let world = World::new();
+    let (mut a, mut b) = (world.node(), world.node());
+    let recovered = Lineage { number: 1, id: 7 };
+    a.transport.set_banned([b.uid()].into());
+    b.transport.set_lineage(recovered);
+    assert!(b.call(&a.addr(), ECHO, b"").await.is_err());
+    assert_eq!(within("the remover to know of its rival", a.rivals.recv()).await, Some(b.uid()));
+    assert_eq!(within("the rival to know of it, too", b.rivals.recv()).await, Some(a.uid()));
+    // The remover has a newer one since.
+    a.transport.set_lineage(recovered.next(8));
+    assert!(b.call(&a.addr(), ECHO, b"").await.is_err());
+    within("the removed node to be told that it is outside", b.service.outside.notified()).await;
+    let ended = tokio::time::timeout(Duration::ZERO, b.service.removed.notified()).await;
+    assert!(ended.is_err(), "no lineage of its own removed it");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_other_again() {
     let world = World::new();
     let callers = [world.node(), world.node()];

@@ -80,6 +80,8 @@ pub(super) struct Recorder {
     requests: Mutex<Vec<(PeerIdentity, Lane, u8)>>,
     bulk: mpsc::UnboundedSender<Opened>,
     superseded: mpsc::UnboundedSender<String>,
+    outside: tokio::sync::Notify,
+    rivals: mpsc::UnboundedSender<NodeUid>,
     twins: mpsc::UnboundedSender<String>,
     /// The peers' start whose disk was found to be the newest.
     newest: Mutex<Option<Start>>,
@@ -130,6 +132,14 @@ impl Service for Recorder {
     fn removed(&self) {
         self.removed.notify_one();
     }
+
+    fn outside(&self) {
+        self.outside.notify_one();
+    }
+
+    fn rival(&self, peer: NodeUid) {
+        let _ = self.rivals.send(peer);
+    }
 }
 
 pub(super) struct Node {
@@ -140,6 +150,7 @@ pub(super) struct Node {
     pub connected: mpsc::UnboundedReceiver<NodeUid>,
     pub superseded: mpsc::UnboundedReceiver<String>,
     pub twins: mpsc::UnboundedReceiver<String>,
+    pub rivals: mpsc::UnboundedReceiver<NodeUid>,
     pub config: TransportConfig,
 }
 
@@ -150,6 +161,7 @@ impl Node {
         let (connected_sender, connected) = mpsc::unbounded_channel();
         let (superseded_sender, superseded) = mpsc::unbounded_channel();
         let (twin_sender, twins) = mpsc::unbounded_channel();
+        let (rival_sender, rivals) = mpsc::unbounded_channel();
         let service = Arc::new(Recorder {
             held: Mutex::default(),
             held_changed: Default::default(),
@@ -159,12 +171,14 @@ impl Node {
             twins: twin_sender,
             newest: Mutex::default(),
             removed: Default::default(),
+            outside: Default::default(),
+            rivals: rival_sender,
             datagrams: datagram_sender,
             connected: connected_sender,
         });
         let transport = Transport::bind(config.clone(), service.clone()).unwrap();
         let config = TransportConfig { listen: transport.local_addr(), ..config };
-        Node { transport, service, bulk, datagrams, connected, superseded, twins, config }
+        Node { transport, service, bulk, datagrams, connected, superseded, twins, rivals, config }
     }
 
     pub(super) fn uid(&self) -> NodeUid {

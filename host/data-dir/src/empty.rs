@@ -1,0 +1,145 @@
+//! Which modules have had no item on this node since its process started.
+//!
+//! Items in memory end with the process, so a restart may have lost some of every module. A file for each
+//! module says that it never had one here, and is removed with the first. That way round because a missing
+//! file costs a false alert, where a missing note of items would hide a loss: a full disk, an older build or a
+//! crash can only ever leave too few of these files.
+
+use std::collections::HashSet;
+use std::fs;
+use std::path::{Path, PathBuf};
+
+use annulus_core::ids::ModuleUid;
+use parking_lot::Mutex;
+
+use super::DataDirError;
+use super::files::{create_private_dir, remove, sync_dir};
+
+const DIR: &str = "empty";
+
+/// The files of one node.
+#[derive(Debug)]
+pub struct EmptyModules {
+    dir: PathBuf,
+    state: Mutex<State>,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Had an item since the start. Those that were undeployed since stay: whoever notes may not have heard of a
+    /// module yet that has items.
+    filled: HashSet<ModuleUid>,
+    /// Have a file, as far as is known.
+    noted: HashSet<ModuleUid>,
+}
+
+impl EmptyModules {
+    /// Reads what the process before left.
+    ///
+    /// # Errors
+    /// The directory cannot be made or read. Nothing was changed.
+    pub(super) fn open(data: &Path) -> Result<Self, DataDirError> {
+        let dir = data.join(DIR);
+        create_private_dir(&dir)?;
+        let io = |source| DataDirError::Io { path: dir.clone(), source };
+        let mut noted = HashSet::new();
+        for entry in fs::read_dir(&dir).map_err(io)? {
+            let name = entry.map_err(io)?.file_name();
+            noted.extend(name.to_str().and_then(|name| name.parse().ok()).map(ModuleUid));
+        }
+        Ok(Self { dir, state: Mutex::new(State { noted, ..State::default() }) })
+    }
+
+    fn path(&self, module: ModuleUid) -> PathBuf {
+        self.dir.join(module.0.to_string())
+    }
+
+    /// Has this module had no item here, in this run or before it?
+    pub fn is_empty(&self, module: ModuleUid) -> bool {
+        self.state.lock().noted.contains(&module)
+    }
+
+    /// The module has an item now. True if a file was removed for it: the system knows that at once, the disk
+    /// after [`EmptyModules::sync`]. That happens once in a run for each module; all other times this is a look
+    /// into a set.
+    pub fn fill(&self, module: ModuleUid) -> bool {
+        let mut state = self.state.lock();
+        if !state.filled.insert(module) || !state.noted.remove(&module) {
+            return false;
+        }
+        let removed = fs::remove_file(self.path(module));
+        if let Err(error) = &removed {
+            tracing::error!(%module, %error, "a restart will not name this module's items in memory as lost");
+        }
+        removed.is_ok()
+    }
+
+    /// Makes the removals durable. Blocks.
+    pub fn sync(&self) {
+        if let Err(error) = sync_dir(&self.dir) {
+            tracing::warn!(%error, "after a loss of power a restart may not name items in memory as lost");
+        }
+    }
+
+    /// What was lost of all modules but these is told: notes which of them are empty, and forgets all others.
+    pub fn note(&self, modules: impl IntoIterator<Item = ModuleUid>) {
+        let mut state = self.state.lock();
+        let deployed: HashSet<ModuleUid> = modules.into_iter().collect();
+        let mut failed = None;
+        let gone: Vec<ModuleUid> = state.noted.difference(&deployed).copied().collect();
+        for module in gone {
+            failed = remove(&self.path(module)).err().or(failed);
+            state.noted.remove(&module);
+        }
+        for module in deployed {
+            if state.filled.contains(&module) || state.noted.contains(&module) {
+                continue;
+            }
+            match fs::write(self.path(module), []) {
+                Ok(()) => drop(state.noted.insert(module)),
+                Err(source) => failed = Some(DataDirError::Io { path: self.path(module), source }),
+            }
+        }
+        if let Some(error) = failed {
+            tracing::warn!(%error, "a restart may name modules as lost that have no items");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: ModuleUid = ModuleUid(7);
+    const B: ModuleUid = ModuleUid(8);
+
+    #[test]
+    fn only_a_module_that_surely_had_no_item_is_empty_after_a_restart() {
+        let dir = tempfile::tempdir().unwrap();
+        let first = EmptyModules::open(dir.path()).unwrap();
+        assert!(!first.is_empty(A), "nobody has said so");
+        first.note([A, B]);
+        assert!(first.fill(A) && !first.fill(A));
+        // Said again, by who has not heard of the item.
+        first.note([A, B]);
+        first.sync();
+        let second = EmptyModules::open(dir.path()).unwrap();
+        assert!(!second.is_empty(A) && second.is_empty(B));
+        // Before its loss is told it stays as it is, and an item may come meanwhile.
+        assert!(!second.fill(A));
+        second.note([A]);
+        let third = EmptyModules::open(dir.path()).unwrap();
+        assert!(!third.is_empty(A) && !third.is_empty(B), "a module that is gone is forgotten");
+        third.note([A]);
+        assert!(EmptyModules::open(dir.path()).unwrap().is_empty(A));
+    }
+
+    #[test]
+    fn a_note_that_cannot_be_written_leaves_a_module_not_empty() {
+        let dir = tempfile::tempdir().unwrap();
+        let modules = EmptyModules::open(dir.path()).unwrap();
+        fs::remove_dir(dir.path().join(DIR)).unwrap();
+        modules.note([A]);
+        assert!(!modules.is_empty(A));
+    }
+}
