@@ -2,21 +2,22 @@
 //! behind a leader's belief that it still leads.
 
 use std::collections::{BTreeSet, HashMap};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
+use tokio::time::Instant;
 
 /// Times of the last signs of life.
-#[derive(Default)]
 pub struct Contact {
     inner: Mutex<Inner>,
     follower: Notify,
 }
 
-#[derive(Default)]
 struct Inner {
+    /// When the Raft group began, as far as this node is concerned.
+    begun: Instant,
     /// A leader's accepted word, at its arrival.
     leader: Option<Instant>,
     /// Answers to this node's word as a leader: by peer, when what was answered had been *sent*,
@@ -24,10 +25,27 @@ struct Inner {
     peers: HashMap<u64, Instant>,
 }
 
+impl Default for Inner {
+    fn default() -> Self {
+        Self { begun: Instant::now(), leader: None, peers: HashMap::new() }
+    }
+}
+
+impl Default for Contact {
+    fn default() -> Self {
+        Self { inner: Mutex::default(), follower: Notify::new() }
+    }
+}
+
 impl Contact {
     /// Forgets everybody: another Raft group begins.
     pub fn clear(&self) {
         *self.inner.lock() = Inner::default();
+    }
+
+    /// Did the group begin within this time?
+    pub fn is_younger_than(&self, limit: Duration) -> bool {
+        self.inner.lock().begun.elapsed() <= limit
     }
 
     /// A leader's message was accepted.
@@ -56,7 +74,7 @@ impl Contact {
 
     /// How long a peer has been silent towards this leader; `None` if it never said anything.
     pub fn silence_of(&self, peer: u64) -> Option<Duration> {
-        self.inner.lock().peers.get(&peer).map(Instant::elapsed)
+        self.inner.lock().peers.get(&peer).map(|at| at.elapsed())
     }
 
     /// Did this leader hear within this time from enough voters to be a majority with itself?

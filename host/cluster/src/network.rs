@@ -213,7 +213,7 @@ impl RaftNetwork<RaftTypes> for RaftLink {
         rpc: AppendEntriesRequest<RaftTypes>,
         option: RPCOption,
     ) -> Result<AppendEntriesResponse<u64>, RpcError<openraft::error::Infallible>> {
-        let sent = std::time::Instant::now();
+        let sent = Instant::now();
         let payload = encode(&rpc)?;
         if payload.len() > MAX_FRAME && rpc.entries.len() > 1 {
             return Err(RPCError::PayloadTooLarge(PayloadTooLarge::new_entries_hint(1)));

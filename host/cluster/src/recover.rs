@@ -25,6 +25,10 @@ const SURVEY: Duration = Duration::from_secs(3);
 /// Led, or leading, within this time: nothing is lost.
 const LED: Duration = Duration::from_secs(2);
 
+/// So long after a leader was heard from, or after a start, an election among enough voters is surely over: it
+/// takes a few rounds of at most 3 s.
+const ELECTED: Duration = Duration::from_secs(10);
+
 /// How long the new group of one may take to have a leader.
 const ELECTION: Duration = Duration::from_secs(10);
 
@@ -82,8 +86,10 @@ impl Cluster {
     /// Would the cluster be able to change without a recovery, going by who answered?
     pub fn needs_recovery(&self, survey: &Recovery) -> bool {
         let answered = survey.answered.iter().map(|node| node.0).collect();
-        // Enough voters and no leader: that is an election, and over in a moment.
-        !(self.has_majority() || self.knows_voters() && self.is_majority(&answered))
+        // Enough voters and no leader: that is an election, and over in a moment. If it is not, the voters have
+        // changed since this node heard last, and its majority is none.
+        let electing = self.contact().is_younger_than(ELECTED) || self.heard_from_leader_within(ELECTED);
+        !(self.has_majority() || electing && self.knows_voters() && self.is_majority(&answered))
     }
 
     /// Asks every member for the newest state that it knows.

@@ -517,6 +517,40 @@ async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn voters_that_a_survivor_knows_no_more_do_not_forbid_a_recovery() {
+    let mut world = World::of_three().await;
+    world.join(4).await;
+    let (leader, _) = world.led().await;
+    let newcomer = world.nodes[3].clone();
+    let others: Vec<&Cluster> = world.nodes[..3].iter().filter(|node| node.me() != leader.me()).collect();
+    let [late, moved] = others[..] else { panic!() };
+    // The voters change while one of them is away.
+    world.split(&[&[late], &[&leader, moved, &newcomer]]);
+    let voters = std::collections::BTreeSet::from([leader.me().0, moved.me().0, newcomer.me().0]);
+    timeout(LIMIT, leader.raft().change_membership(voters.clone(), true)).await.unwrap().unwrap();
+    let knows = |node: &Cluster| node.raft_members().voters.iter().map(|node| node.0).eq(voters.clone());
+    let until = soon();
+    while !knows(moved) {
+        assert!(Instant::now() < until);
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+    world.heal();
+    world.split(&[&[late, moved], &[&leader, &newcomer]]);
+    lonely(late).await;
+    // Two of the three that it knows of are here, and neither will be elected.
+    let until = soon();
+    let seen = loop {
+        let seen = late.survey().await;
+        if late.needs_recovery(&seen) {
+            break seen;
+        }
+        assert!(Instant::now() < until, "a recovery is never allowed");
+    };
+    assert_eq!(seen.answered.len(), 2);
+    recover(late).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_recovery_takes_the_newest_state_of_all_survivors_and_brings_them_over() {
     let mut world = World::of_three().await;
     world.join(4).await;
