@@ -120,8 +120,8 @@ impl Node {
 
         let exit = ExitSwitch::default();
         let router = Arc::new(Router::new(exit.clone()));
-        let boot = BootId(rand::random());
-        let start = Start { number: data.count_start()?, id: rand::random() };
+        let boot = BootId(annulus_ground::random());
+        let start = Start { number: data.count_start()?, id: annulus_ground::random() };
         let transport_config = TransportConfig {
             listen: config.listen,
             cluster: identity.cluster,
@@ -160,20 +160,20 @@ impl Node {
         }
         identity::write_admin(&data, &view, config.local())?;
         router.control().connect(cluster.clone());
-        runtimes.network().spawn(identity::keep_authorities(
-            data.clone(),
-            cluster.watch(),
-            transport.clone(),
-        ));
-        runtimes.network().spawn(identity::keep_lineage(
-            data.clone(),
-            identity.clone(),
-            cluster.watch(),
-            transport.clone(),
-        ));
+        annulus_ground::spawn_on(
+            runtimes.network(),
+            identity::keep_authorities(data.clone(), cluster.watch(), transport.clone()),
+        );
+        annulus_ground::spawn_on(
+            runtimes.network(),
+            identity::keep_lineage(data.clone(), identity.clone(), cluster.watch(), transport.clone()),
+        );
         bans::set(&transport, &view);
-        runtimes.network().spawn(bans::keep(cluster.watch(), transport.clone()));
-        runtimes.network().spawn(identity::keep_level(cluster.watch(), transport.clone()));
+        annulus_ground::spawn_on(runtimes.network(), bans::keep(cluster.watch(), transport.clone()));
+        annulus_ground::spawn_on(
+            runtimes.network(),
+            identity::keep_level(cluster.watch(), transport.clone()),
+        );
         exit.follow(cluster.ended(), runtimes.network());
 
         let services = Services::start(services::Parts {

@@ -1,7 +1,7 @@
 //! Where the nodes are: the member table, and what nodes that moved have said of themselves and the table
 //! does not say yet.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
@@ -44,7 +44,7 @@ struct Said {
 /// The addresses of all members.
 pub struct AddressBook {
     views: Arc<Views>,
-    said: Mutex<HashMap<NodeUid, Said>>,
+    said: Mutex<BTreeMap<NodeUid, Said>>,
 }
 
 impl AddressBook {

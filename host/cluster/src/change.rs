@@ -132,6 +132,6 @@ impl Cluster {
 
 async fn make_plan(view: Arc<View>, changes: Vec<Change>) -> Result<Plan, Refusal> {
     // Off the caller's thread: for a large ring it is work.
-    let made = tokio::task::spawn_blocking(move || plan(&view.state, &changes)).await;
+    let made = annulus_ground::blocking(move || plan(&view.state, &changes)).await;
     made.unwrap_or_else(|error| Err(Refusal::BadSetting(format!("no plan could be made: {error}"))))
 }

@@ -275,6 +275,6 @@ impl Cluster {
 async fn better_table(view: &Arc<View>) -> Option<Vec<Vec<NodeId>>> {
     let view = view.clone();
     // Off Raft's thread: for a large ring it is work.
-    let table = tokio::task::spawn_blocking(move || view.state.due_table());
+    let table = annulus_ground::blocking(move || view.state.due_table());
     table.await.ok().flatten()
 }

@@ -64,7 +64,7 @@ impl Cluster {
         let (lineage, index) = (view.state.lineage, view.index());
         // A state of some 100 KB and more: not on Raft's thread.
         let there = view.clone();
-        let encoded = tokio::task::spawn_blocking(move || codec::encode(&Some(&there.state))).await;
+        let encoded = annulus_ground::blocking(move || codec::encode(&Some(&there.state))).await;
         // An error: the runtime is ending, and has no thread for it any more.
         let bytes = Arc::new(encoded.unwrap_or_else(|_| codec::encode(&Some(&view.state)))?);
         *last = Some(Encoded { lineage, index, bytes: bytes.clone() });

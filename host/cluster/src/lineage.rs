@@ -181,7 +181,11 @@ impl Cluster {
     pub(super) async fn change_over(&self, state: ClusterState, part: Part) -> Result<(), ClusterError> {
         let this = self.clone();
         // On Raft's own runtime, and to its end, whatever becomes of who asked.
-        let change = self.inner.runtime.spawn(async move { this.change_over_here(state, part).await });
+        let change =
+            annulus_ground::spawn_on(
+                &self.inner.runtime,
+                async move { this.change_over_here(state, part).await },
+            );
         change.await.unwrap_or_else(|error| Err(ClusterError::Raft(error.to_string())))
     }
 
@@ -220,7 +224,8 @@ impl Cluster {
     async fn run_raft(&self, store: RaftStore, lineage: Lineage) -> Result<Arc<Running>, ClusterError> {
         let links = self.inner.links(lineage);
         let raft = start_raft(self.me(), &links, &self.inner.database, store, &self.inner.views).await?;
-        let watch = self.inner.runtime.spawn(watch_raft(raft.clone(), self.inner.ended.clone()));
+        let watch =
+            annulus_ground::spawn_on(&self.inner.runtime, watch_raft(raft.clone(), self.inner.ended.clone()));
         Ok(Arc::new(Running { raft, lineage, watch }))
     }
 }

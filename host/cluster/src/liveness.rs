@@ -11,7 +11,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::liveness::{Effect, Event, Liveness as Detector, Peer, Settings};
@@ -165,8 +165,9 @@ impl Run {
         network: Arc<dyn ControlNetwork>,
     ) {
         let start = Instant::now();
-        let boot = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_millis() as u64;
-        let detector = Detector::new(self.me, boot, Settings::default(), rand::random(), start.elapsed());
+        let boot = annulus_ground::wall_ms();
+        let detector =
+            Detector::new(self.me, boot, Settings::default(), annulus_ground::random(), start.elapsed());
         let driver = Driver {
             detector,
             start,

@@ -123,9 +123,8 @@ impl Cluster {
         {
             // Its member table may have the others' new addresses.
             let this = self.clone();
-            self.inner
-                .runtime
-                .spawn(async move { this.fetch_state_once(peer, Instant::now() + ROUND).await });
+            let round = async move { this.fetch_state_once(peer, Instant::now() + ROUND).await };
+            annulus_ground::spawn_on(&self.inner.runtime, round);
         }
         self.addresses()
     }

@@ -14,6 +14,7 @@ openraft::declare_raft_types!(
         R = Applied,
         NodeId = u64,
         Node = EmptyNode,
+        AsyncRuntime = super::raft_runtime::GroundRuntime,
 );
 
 /// What applying an entry gave: nothing for Raft's own entries.

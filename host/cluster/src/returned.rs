@@ -4,10 +4,11 @@
 //! says nothing, since it may have died in between.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use annulus_core::ids::NodeId;
 use annulus_core::state::{ClusterState, MemberStatus};
+use tokio::time::Instant;
 
 /// Since when this leader has known of each mark.
 #[derive(Debug, Default)]

@@ -63,7 +63,7 @@ impl Service for ClusterService {
         };
         let uid = *uid;
         let runtime = cluster.inner.runtime.clone();
-        runtime.spawn(async move {
+        annulus_ground::spawn_on(&runtime, async move {
             let Request { kind, payload, deadline, responder, .. } = request;
             match cluster.answer(uid, kind, &payload, deadline).await {
                 Ok(answer) => responder.send(answer.into()),
@@ -112,7 +112,7 @@ impl Service for ClusterService {
         }
         let Some(cluster) = self.cluster() else {
             // A dropped stream would leave it open whether the node was admitted.
-            tokio::spawn(async move {
+            annulus_ground::spawn(async move {
                 let why = JoinReply::Unavailable("the member is starting or stopping".to_owned());
                 if let Err(error) = answer_join(stream, &why).await {
                     tracing::debug!(%error, "a joining node came too early and was not told so");
@@ -121,7 +121,7 @@ impl Service for ClusterService {
             return;
         };
         let runtime = cluster.inner.runtime.clone();
-        runtime.spawn(async move {
+        annulus_ground::spawn_on(&runtime, async move {
             if let Err(error) = cluster.serve_join(&header, stream).await {
                 tracing::warn!(%error, "a joining node got no answer");
             }

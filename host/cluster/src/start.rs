@@ -160,7 +160,7 @@ impl Cluster {
             let alone = views.load().state.live_members().all(|member| member.id == me);
             raft.runtime_config().elect(alone);
             let runtime = Handle::current();
-            let watch = runtime.spawn(watch_raft(raft.clone(), ended.clone()));
+            let watch = annulus_ground::spawn_on(&runtime, watch_raft(raft.clone(), ended.clone()));
 
             let (liveness, detector) = Liveness::new(me, uid);
             let cluster = Self {
@@ -214,7 +214,7 @@ impl Cluster {
     }
 
     fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.inner.tasks.lock().push(self.inner.runtime.spawn(task));
+        self.inner.tasks.lock().push(annulus_ground::spawn_on(&self.inner.runtime, task));
     }
 
     /// Makes a cluster of this node alone, or finishes making it.

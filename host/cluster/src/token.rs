@@ -7,7 +7,6 @@
 
 use std::fmt;
 use std::str::FromStr;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use annulus_core::ids::{ClusterId, Digest};
 use sha2::{Digest as _, Sha256};
@@ -43,7 +42,7 @@ pub enum TokenError {
 impl Token {
     /// A token with a new secret. `authority_pem` is the certificate of the cluster's authority.
     pub fn generate(cluster: ClusterId, authority_pem: &str) -> Result<Self, IdentityError> {
-        Ok(Self { cluster, authority: fingerprint(authority_pem)?, secret: rand::random() })
+        Ok(Self { cluster, authority: fingerprint(authority_pem)?, secret: annulus_ground::random() })
     }
 
     /// What the cluster remembers of it.
@@ -64,7 +63,7 @@ pub fn digest_of(secret: &[u8]) -> Digest {
 
 /// This machine's clock, in milliseconds since 1970: for when a token ends, nothing else.
 pub fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+    annulus_ground::wall_ms()
 }
 
 // Not the secret: tokens do not belong in logs.

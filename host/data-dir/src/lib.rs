@@ -254,7 +254,7 @@ impl DataDir {
 
 /// A uid for a new data directory.
 pub fn new_uid() -> NodeUid {
-    NodeUid(rand::random())
+    NodeUid(annulus_ground::random())
 }
 
 #[cfg(test)]

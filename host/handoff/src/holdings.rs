@@ -80,7 +80,7 @@ impl Handoff {
     /// Answers a control request of kind `HOLDINGS`.
     pub fn serve_holdings(&self, request: Request) {
         let this = self.clone();
-        tokio::spawn(async move {
+        annulus_ground::spawn(async move {
             let Ok(CountRequest { partitions }) = codec::decode(&request.payload) else {
                 return tracing::warn!(from = ?request.from, "an unreadable question for counts");
             };

@@ -40,7 +40,7 @@ pub(super) fn spawn(handoff: Handoff, partition: PartitionId, transfer: Transfer
     let incoming = Incoming { greeted, taking: taking.clone() };
     let (later, events) = mpsc::unbounded_channel();
     let machine = Receiver::new(handoff.inner.boot, Found::Nothing);
-    tokio::spawn(async move {
+    annulus_ground::spawn(async move {
         let driver = Driver {
             handoff: handoff.clone(),
             partition,
@@ -174,7 +174,7 @@ impl Driver {
             self.handoff.inner.master.stage(stage);
             let (steps, todo) = mpsc::unbounded_channel();
             let filler = Filler { handoff: self.handoff.clone(), id: stage, later: self.later.clone() };
-            tokio::spawn(filler.run(todo));
+            annulus_ground::spawn(filler.run(todo));
             self.stage = Some((generation, steps));
         }
         if let Some((_, steps)) = &self.stage {

@@ -90,7 +90,7 @@ impl Handoff {
     pub fn start(&self) {
         let this = self.clone();
         let mut changes = self.inner.cluster.watch();
-        tokio::spawn(async move {
+        annulus_ground::spawn(async move {
             loop {
                 let view = changes.borrow_and_update().clone();
                 this.apply_limits(&view);
@@ -168,7 +168,7 @@ impl Handoff {
     /// Takes in a stream that another node opened.
     pub fn serve(&self, stream: BulkStream) {
         let this = self.clone();
-        tokio::spawn(async move {
+        annulus_ground::spawn(async move {
             if let Err(error) = this.greet(stream).await {
                 tracing::warn!(error, "an incoming handoff could not begin");
             }

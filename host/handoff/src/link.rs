@@ -47,7 +47,7 @@ where
 {
     let (sender, mut outgoing) = mpsc::unbounded_channel::<Arc<Out>>();
     let BulkStream { send: mut out, recv: mut incoming } = stream;
-    tokio::spawn(async move {
+    annulus_ground::spawn(async move {
         let write = async {
             while let Some(message) = outgoing.recv().await {
                 send(&mut out, &*message).await?;

@@ -52,7 +52,7 @@ pub(super) fn spawn(
     progress: Progress,
     before: Option<(u32, String)>,
 ) {
-    tokio::spawn(async move {
+    annulus_ground::spawn(async move {
         let (partition, transfer) = (task.partition, task.transfer);
         let mut driver = Driver::new(handoff.clone(), task, taker, progress);
         if let Some((times, why)) = before {
@@ -193,7 +193,7 @@ impl Driver {
     fn count(&self) {
         let (master, progress, partition) =
             (self.handoff.inner.master.clone(), self.progress.clone(), self.task.partition);
-        tokio::spawn(async move { progress.set_totals(master.count(partition).await) });
+        annulus_ground::spawn(async move { progress.set_totals(master.count(partition).await) });
     }
 
     async fn feed(&mut self, event: Event) {
@@ -262,7 +262,7 @@ impl Driver {
                 self.waiting.give_up();
                 let cancel = Command::Cancel { partition: self.task.partition, transfer: self.task.transfer };
                 let cluster = self.handoff.inner.cluster.clone();
-                tokio::spawn(async move {
+                annulus_ground::spawn(async move {
                     while let Err(error) =
                         cluster.propose(cancel.clone(), Instant::now() + PROPOSE_LIMIT).await
                     {
@@ -284,7 +284,7 @@ impl Driver {
         let (seals, partition, transfer) =
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         // Syncs the disk, which must not hold up the network's threads.
-        let sealed = tokio::task::spawn_blocking(move || seals.put(partition, transfer)).await;
+        let sealed = annulus_ground::blocking(move || seals.put(partition, transfer)).await;
         let counts = std::mem::take(&mut self.counts);
         Some(if sealed.is_ok() { Event::Sealed { counts } } else { Event::SealRefused })
     }

@@ -1,8 +1,8 @@
 //! How far an outgoing transfer is, for those who look.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use annulus_core::handoff::TransferState;
 use annulus_core::handoff::sender::Sender;
@@ -31,7 +31,7 @@ pub(super) struct Snapshot {
     pub(super) sent: Sent,
     /// Items there were at the start, of each module that ran then, none where its guest could not
     /// tell. None at all before they were counted.
-    pub(super) totals: Option<HashMap<ModuleUid, Option<u64>>>,
+    pub(super) totals: Option<BTreeMap<ModuleUid, Option<u64>>>,
     pub(super) waiting_for: Option<String>,
     pub(super) retry: Option<Instant>,
     pub(super) tries: u32,
@@ -44,7 +44,7 @@ pub(super) struct Snapshot {
 
 impl Default for Snapshot {
     fn default() -> Self {
-        let now = now_ms();
+        let now = annulus_ground::wall_ms();
         Self {
             state: TransferState::Waiting,
             sent: BTreeMap::new(),
@@ -96,7 +96,7 @@ impl Progress {
             known.sent = now;
         }
         if known.state != state {
-            (known.state, known.state_since_ms) = (state, now_ms());
+            (known.state, known.state_since_ms) = (state, annulus_ground::wall_ms());
         }
         (known.waiting_for, known.retry) = (waiting_for, retry);
         if let Some(error) = machine.error() {
@@ -111,7 +111,7 @@ impl Progress {
         }
     }
 
-    pub(super) fn set_totals(&self, totals: HashMap<ModuleUid, Option<u64>>) {
+    pub(super) fn set_totals(&self, totals: BTreeMap<ModuleUid, Option<u64>>) {
         self.state.lock().totals = Some(totals);
     }
 
@@ -132,9 +132,4 @@ impl Progress {
     pub(super) fn now(&self) -> Snapshot {
         self.state.lock().clone()
     }
-}
-
-fn now_ms() -> u64 {
-    let passed = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    u64::try_from(passed.as_millis()).unwrap_or(u64::MAX)
 }

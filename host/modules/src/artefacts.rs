@@ -74,7 +74,7 @@ impl Artefacts {
         let write = move || -> std::io::Result<()> {
             use std::io::Write;
             std::fs::create_dir_all(&dir)?;
-            let partial = dir.join(format!("{:016x}{PARTIAL}", rand::random::<u64>()));
+            let partial = dir.join(format!("{:016x}{PARTIAL}", annulus_ground::random::<u64>()));
             let whole = || {
                 let mut file = std::fs::File::create(&partial)?;
                 file.write_all(&bytes)?;
@@ -85,9 +85,8 @@ impl Artefacts {
             whole().inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
             std::fs::File::open(&dir)?.sync_all()
         };
-        let written = tokio::task::spawn_blocking(write)
-            .await
-            .unwrap_or_else(|error| Err(std::io::Error::other(error)));
+        let written =
+            annulus_ground::blocking(write).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
         written.map_err(|source| ArtefactError::Disk { path, source })?;
         Ok(digest)
     }

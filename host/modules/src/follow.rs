@@ -1,6 +1,6 @@
 //! Brings this node to the releases that the cluster has agreed on.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -52,11 +52,11 @@ impl Modules {
                 bringing.note(ended);
             }
             if let Some(connections) = self.inner.connections.lock().take() {
-                tokio::spawn(self.clone().keep_telling(connections));
+                annulus_ground::spawn(self.clone().keep_telling(connections));
             }
-            tokio::spawn(self.clone().keep_tidy());
+            annulus_ground::spawn(self.clone().keep_tidy());
             let this = self.clone();
-            tokio::spawn(async move {
+            annulus_ground::spawn(async move {
                 loop {
                     let retry = bringing.retry;
                     tokio::select! {
@@ -92,7 +92,7 @@ impl Modules {
                 continue;
             }
             let (this, module, uid) = (self.clone(), module.clone(), module.uid);
-            let task = bringing.tasks.spawn(async move {
+            let task = bringing.tasks.spawn(annulus_ground::scoped(async move {
                 let failed = this.bring(&module, here).await.err();
                 let missed = (module.uid, version);
                 match &failed {
@@ -102,7 +102,7 @@ impl Modules {
                 // It may have been undeployed while it was fetched and compiled.
                 this.inner.untidy.notify_one();
                 (version, failed.is_none())
-            });
+            }));
             bringing.busy.insert(task.id(), uid);
         }
     }
@@ -212,7 +212,7 @@ impl Modules {
         }
         if let Some(master) = self.inner.master.get().and_then(WeakMaster::upgrade) {
             // A module that only a recovered state does not know has vnodes aside, which its incidents tell of.
-            let aside: HashSet<ModuleUid> = master.set_aside().iter().map(|vnode| vnode.module).collect();
+            let aside: BTreeSet<ModuleUid> = master.set_aside().iter().map(|vnode| vnode.module).collect();
             let undeployed = gone.iter().filter(|(uid, _)| !aside.contains(uid));
             undeployed.for_each(|(_, behaviour)| master.forget_incidents(&behaviour.name));
         }

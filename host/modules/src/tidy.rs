@@ -7,7 +7,7 @@
 //! after a restart, and a node that hears of no leader takes nothing away.
 
 use std::collections::{HashMap, HashSet};
-use std::time::{Duration, SystemTime};
+use std::time::Duration;
 
 use annulus_core::ids::Digest;
 use annulus_core::state::ClusterState;
@@ -86,7 +86,7 @@ impl Modules {
     pub(super) fn tidy_after_start(&self) {
         self.inner.artefacts.remove_partial();
         self.inner.engine.remove_partial();
-        let (now, system) = (Instant::now(), SystemTime::now());
+        let (now, system) = (Instant::now(), annulus_ground::wall());
         let mut holds = self.inner.holds.lock();
         for (digest, written) in self.inner.artefacts.list() {
             // By a clock that was put back it is not older.
@@ -128,7 +128,7 @@ impl Modules {
             artefacts.retain(&|digest| keep.contains(digest));
             engine.retain_compiled(&|digest| keep.contains(digest));
         };
-        if let Err(error) = tokio::task::spawn_blocking(sweep).await {
+        if let Err(error) = annulus_ground::blocking(sweep).await {
             tracing::warn!(%error, "components that no release names could not be looked for");
         }
     }

@@ -7,7 +7,7 @@
 //! every peer that connects, which may have started anew; until a peer has answered it is told
 //! again. The log is not asked: this is one node's word about itself, and only for choosing.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
 
 use annulus_core::ids::{BootId, ModuleUid, NodeUid};
@@ -125,7 +125,7 @@ impl Modules {
     pub(super) async fn keep_telling(self, mut connected: mpsc::UnboundedReceiver<NodeUid>) {
         let mut running = self.inner.running.subscribe();
         let mut word = Word::default();
-        let mut told = HashSet::new();
+        let mut told = BTreeSet::new();
         loop {
             running.borrow_and_update();
             let unable = self.unable_here();
@@ -149,7 +149,7 @@ impl Modules {
     }
 
     /// Tells those who are connected and do not know it; whether all of them do now.
-    async fn tell(&self, word: &Word, told: &mut HashSet<NodeUid>) -> bool {
+    async fn tell(&self, word: &Word, told: &mut BTreeSet<NodeUid>) -> bool {
         let payload = match codec::encode(word) {
             Ok(payload) => Bytes::from(payload),
             Err(error) => {

@@ -60,7 +60,7 @@ impl Coordinator {
         }
         let (events, receiver) = mpsc::channel(BATCHES_AHEAD);
         let this = self.clone();
-        tokio::spawn(async move {
+        annulus_ground::spawn(async move {
             let partitions = this.inner.cluster.view().state.ring.size.partitions();
             let asked = futures_util::stream::iter(partitions).map(|partition| {
                 let target = Target { partition, ..target.clone() };

@@ -107,7 +107,7 @@ impl Coordinator {
                 return Err(RequestError::not_applied(ErrorCode::BadArguments, message));
             }
             Route::Everywhere => (PartitionId(0), None),
-            Route::Anywhere => (PartitionId(rand::random_range(0..size.get())), None),
+            Route::Anywhere => (PartitionId(annulus_ground::random_range(0..size.get())), None),
             Route::ByParam(param) => {
                 let key = args::routing_key(&request.args, param)?;
                 if request.key.as_ref().is_some_and(|given| *given != key) {

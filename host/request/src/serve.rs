@@ -49,7 +49,7 @@ impl Coordinator {
         if let Delivery::Later(command) = self.inner.master.deliver(module, partition, version, command) {
             let this = self.clone();
             let from = request.from;
-            tokio::spawn(async move {
+            annulus_ground::spawn(async move {
                 this.learn_of(&from, version, command.deadline).await;
                 this.deliver(module, partition, version, *command).await;
             });

@@ -132,7 +132,7 @@ impl Joiner {
         };
         let joiner = self.clone();
         let wish = JoinWish { discard, stage };
-        on.spawn(async move { joiner.ask_until_answered(member, token, wish).await });
+        annulus_ground::spawn_on(on, async move { joiner.ask_until_answered(member, token, wish).await });
         Ok(())
     }
 

@@ -74,7 +74,7 @@ impl ExitSwitch {
     /// Ends the node when its control plane says so.
     pub(super) fn follow(&self, mut ended: watch::Receiver<Option<Ended>>, on: &Handle) {
         let switch = self.clone();
-        on.spawn(async move {
+        annulus_ground::spawn_on(on, async move {
             let Ok(ended) = ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) else { return };
             match ended {
                 Some(Ended::Removed) => switch.throw(Exit::Stop(StopReason::Removed)),

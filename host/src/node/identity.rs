@@ -50,7 +50,7 @@ pub(super) fn read_or_found(data: &DataDir, config: &NodeConfig) -> Result<Ident
     let identity = Identity {
         layout: LAYOUT_VERSION,
         name: config.name.clone(),
-        cluster: ClusterId(rand::random()),
+        cluster: ClusterId(annulus_ground::random()),
         uid: new_uid(),
         node: NodeId(0),
         lineage: Lineage::default(),

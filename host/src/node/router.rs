@@ -93,7 +93,7 @@ impl Service for Router {
         match part {
             Some(part) => part.bulk(from, kind, header, stream),
             None if from == PeerIdentity::Admin && kind == kind::BULK_ADMIN => {
-                tokio::spawn(annulus_admin::turn_away(stream, "the node is starting or stopping"));
+                annulus_ground::spawn(annulus_admin::turn_away(stream, "the node is starting or stopping"));
             }
             None => tracing::debug!(?from, kind, "a stream that nobody serves"),
         }

@@ -85,7 +85,7 @@ impl Services {
         // restart is over when the node serves again.
         network.block_on(modules.start(&master));
         let told = cluster.clone();
-        network.spawn(async move {
+        annulus_ground::spawn_on(network, async move {
             if !lost.is_empty() {
                 let why = "the node started again without what its modules had in memory";
                 tell_lost(told.clone(), lost, why).await;
@@ -94,7 +94,7 @@ impl Services {
             note_empty(told, empty).await;
         });
         let (follower, log) = (master.clone(), cluster.clone());
-        network.spawn(async move {
+        annulus_ground::spawn_on(network, async move {
             while changes.changed().await.is_ok() {
                 let view = changes.borrow_and_update().clone();
                 apply(&follower, &log, &view);
@@ -134,7 +134,7 @@ fn apply(master: &Master, cluster: &Cluster, view: &View) {
     let aside = master.apply(&view.state.ring, &modules, view.index(), view.state.lineage);
     if !aside.is_empty() {
         let why = "a recovery gave partitions away whose items are kept aside here";
-        tokio::spawn(tell_lost(cluster.clone(), aside, why));
+        annulus_ground::spawn(tell_lost(cluster.clone(), aside, why));
     }
 }
 
@@ -180,7 +180,7 @@ impl ModuleSource for Source {
     fn filled(&self, module: ModuleUid) {
         if self.empty.fill(module) {
             let empty = self.empty.clone();
-            tokio::task::spawn_blocking(move || empty.sync());
+            annulus_ground::spawn_blocking(move || empty.sync());
         }
     }
 }
@@ -193,7 +193,7 @@ async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
         let modules: Vec<ModuleUid> = changes.borrow_and_update().state.modules.keys().copied().collect();
         if noted.as_ref() != Some(&modules) {
             let (empty, modules) = (empty.clone(), modules.clone());
-            if tokio::task::spawn_blocking(move || empty.note(modules)).await.is_err() {
+            if annulus_ground::blocking(move || empty.note(modules)).await.is_err() {
                 return;
             }
         }

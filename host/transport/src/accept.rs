@@ -38,7 +38,7 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             incoming.refuse();
             continue;
         };
-        tokio::spawn(admit(shared.clone(), incoming, place));
+        annulus_ground::spawn(admit(shared.clone(), incoming, place));
     }
 }
 
@@ -144,7 +144,7 @@ pub(super) async fn serve_bulk(
     token: impl Fn() -> TokenInner,
 ) {
     while let Ok((send, recv)) = connection.accept_bi().await {
-        tokio::spawn(open(shared.clone(), connection.clone(), from.clone(), (send, recv), token()));
+        annulus_ground::spawn(open(shared.clone(), connection.clone(), from.clone(), (send, recv), token()));
     }
 }
 

@@ -116,7 +116,7 @@ pub(super) fn establish(
         shared.service.newer_lineage(link.uid, link.lineage);
     }
     let shared = shared.clone();
-    tokio::spawn(async move {
+    annulus_ground::spawn(async move {
         tokio::select! {
             () = serve_bulk(&shared, &link.connection, link.identity(), || link.bulk_token()) => {}
             () = hand_on_datagrams(&shared, &link) => {}

@@ -151,7 +151,7 @@ impl Transport {
             peers: Default::default(),
             banned: Default::default(),
         });
-        tokio::spawn(accept::accept(shared.clone(), endpoint));
+        annulus_ground::spawn(accept::accept(shared.clone(), endpoint));
         Ok(Transport { shared })
     }
 
@@ -247,7 +247,11 @@ impl Transport {
     pub async fn meet(&self, addr: SocketAddr) -> Result<NodeUid, String> {
         let shared = self.shared.clone();
         // On the network's runtime: the connection lives there.
-        let met = self.shared.runtime.spawn(async move { dial::dial(&shared, None, addr).await });
+        let met =
+            annulus_ground::spawn_on(
+                &self.shared.runtime,
+                async move { dial::dial(&shared, None, addr).await },
+            );
         met.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 

@@ -127,9 +127,9 @@ impl Link {
         service: &Arc<dyn Service>,
         socket: &Weak<QuietSocket>,
     ) {
-        tokio::spawn(end_when_silent(Arc::downgrade(self), self.connection.clone(), socket.clone()));
+        annulus_ground::spawn(end_when_silent(Arc::downgrade(self), self.connection.clone(), socket.clone()));
         for (index, (send, recv)) in streams.into_iter().enumerate() {
-            tokio::spawn(self.lanes.clone().write(index, send));
+            annulus_ground::spawn(self.lanes.clone().write(index, send));
             let reader = Reader {
                 lanes: self.lanes.clone(),
                 class: class(index),
@@ -139,7 +139,7 @@ impl Link {
                 activity: self.activity.clone(),
             };
             let connection = self.connection.clone();
-            tokio::spawn(async move {
+            annulus_ground::spawn(async move {
                 let reason = match reader.run(recv).await {
                     Ok(()) => "a lane was ended".to_owned(),
                     Err(error) => error.to_string(),

@@ -197,7 +197,7 @@ impl Peer {
     ) {
         state.dialling = how;
         // Calls come from other runtimes too; connections live on the network's.
-        shared.runtime.spawn(self.clone().keep_dialling(shared.clone(), patience));
+        annulus_ground::spawn_on(&shared.runtime, self.clone().keep_dialling(shared.clone(), patience));
     }
 
     async fn keep_dialling(self: Arc<Self>, shared: Arc<Shared>, mut patience: Patience) {
@@ -300,7 +300,7 @@ impl Peer {
         drop(state);
         self.changed.notify_waiters();
         if let Some(spare) = spare {
-            shared.runtime.spawn(self.clone().close_when_quiet(spare));
+            annulus_ground::spawn_on(&shared.runtime, self.clone().close_when_quiet(spare));
         }
         Ok(())
     }

@@ -1,7 +1,7 @@
 //! What all connections of one node have in common.
 
 use std::cmp::Ordering;
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
@@ -46,7 +46,7 @@ pub(super) struct Shared {
     pub tuning: Arc<quinn::TransportConfig>,
     pub joiners: Arc<Semaphore>,
     pub admins: Arc<Admins>,
-    pub peers: RwLock<HashMap<NodeUid, Arc<Peer>>>,
+    pub peers: RwLock<BTreeMap<NodeUid, Arc<Peer>>>,
     pub banned: RwLock<HashSet<NodeUid>>,
 }
 

@@ -97,7 +97,7 @@ pub(super) fn start(
         behaviour,
         guest: None,
         items: Items::default(),
-        actor: rand::random(),
+        actor: annulus_ground::random(),
         dots: 0,
         commands: commands_rx,
         control: control_rx,
@@ -120,7 +120,7 @@ pub(super) fn start(
         room: Room::default(),
         has_items: false,
     };
-    config.guests.spawn(actor.run());
+    annulus_ground::spawn_on(&config.guests, actor.run());
     handle
 }
 

@@ -4,10 +4,10 @@
 //! any two pages and what they write follows in the same order (R15).
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use annulus_core::handoff::Tally;
 use tokio::sync::oneshot;
+use tokio::time::Instant;
 
 use super::actor::Actor;
 use super::guest::{Behaviour, Guest, Items};

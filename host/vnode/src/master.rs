@@ -7,7 +7,7 @@
 
 mod handoff;
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -251,7 +251,7 @@ impl Master {
             // task was quicker to learn of it: this older state says nothing of it.
             let gone = |uid: &&ModuleUid| uid.0 <= index && !modules.contains(uid);
             let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
-            let gone: HashMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
+            let gone: BTreeMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
             if recovers && !gone.is_empty() {
                 self.keep_aside(gone, &mut slot, id);
             } else {
@@ -277,7 +277,7 @@ impl Master {
         self.inner.slots.iter().flat_map(|slot| slot.lock().aside.clone()).collect()
     }
 
-    fn keep_aside(&self, vnodes: HashMap<ModuleUid, VnodeHandle>, slot: &mut Slot, id: PartitionId) {
+    fn keep_aside(&self, vnodes: BTreeMap<ModuleUid, VnodeHandle>, slot: &mut Slot, id: PartitionId) {
         if vnodes.is_empty() {
             return;
         }
@@ -439,7 +439,7 @@ fn undeployed_error() -> RequestError {
 }
 
 fn end_all(
-    vnodes: HashMap<ModuleUid, VnodeHandle>,
+    vnodes: BTreeMap<ModuleUid, VnodeHandle>,
     error: &RequestError,
     delete: bool,
 ) -> Vec<oneshot::Receiver<()>> {

@@ -1,8 +1,7 @@
 //! What this node knows of one partition: does it hold it, is it sealed, which vnodes run.
 
-use std::collections::{BTreeSet, HashMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
@@ -28,7 +27,7 @@ pub(super) struct Slot {
     /// The handoff that takes the items away, told of every vnode that starts meanwhile.
     pub(super) outgoing: Option<(TransferId, Outgoing)>,
     /// Vnodes that serve.
-    pub(super) vnodes: HashMap<ModuleUid, VnodeHandle>,
+    pub(super) vnodes: BTreeMap<ModuleUid, VnodeHandle>,
     /// What comes in for a change of ownership, apart from what serves (R7).
     pub(super) staging: Option<Staging>,
     /// Vnodes that serve nothing and keep the items that a recovery did not know of (R19).
@@ -55,7 +54,7 @@ pub(super) struct Staging {
     pub(super) generation: u64,
     /// Everything has arrived and was merged: the end mark was answered.
     pub(super) complete: bool,
-    pub(super) vnodes: HashMap<ModuleUid, VnodeHandle>,
+    pub(super) vnodes: BTreeMap<ModuleUid, VnodeHandle>,
 }
 
 /// Names a stage: who fills one that was dropped must not go on with the next.
@@ -134,7 +133,7 @@ impl Incidents {
     }
 
     pub(super) fn note(&self, kind: &str, module: &str, partition: Option<u32>, reason: &str) {
-        let at_ms = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |d| d.as_millis() as u64);
+        let at_ms = annulus_ground::wall_ms();
         let mut last = self.last.lock();
         let same = |told: &Incident| {
             (told.kind.as_str(), told.module.as_str(), told.reason.as_str()) == (kind, module, reason)

@@ -59,7 +59,7 @@ impl Cache {
         use std::os::unix::fs::DirBuilderExt;
         fs::DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
         let bytes = component.serialize().map_err(std::io::Error::other)?;
-        let partial = path.with_extension(format!("{:016x}{PARTIAL}", rand::random::<u64>()));
+        let partial = path.with_extension(format!("{:016x}{PARTIAL}", annulus_ground::random::<u64>()));
         let whole = || {
             let mut file = fs::File::create(&partial)?;
             file.write_all(&bytes)?;

@@ -119,7 +119,7 @@ impl Engine {
         limits: Limits,
     ) -> Result<Arc<Module>, InvalidComponent> {
         let this = self.clone();
-        let compiled = tokio::task::spawn_blocking(move || this.compile(&bytes, limits)).await;
+        let compiled = annulus_ground::blocking(move || this.compile(&bytes, limits)).await;
         let module = compiled
             .map_err(|error| InvalidComponent::NotAComponent(format!("the compiler failed: {error}")))??;
         self.describe(module).await.map(Arc::new)
@@ -229,6 +229,6 @@ fn nowhere() -> VnodePlace {
         module: "trial".into(),
         partition: Partition { id: 0, ring_size: 64 },
         write_format: 1,
-        actor: rand::random(),
+        actor: annulus_ground::random(),
     }
 }

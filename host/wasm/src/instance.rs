@@ -1,7 +1,6 @@
 //! One guest instance: a store, its exports, and the calls that a vnode makes of it.
 
 use std::sync::Arc;
-use std::time::{SystemTime, UNIX_EPOCH};
 
 use parking_lot::RwLock;
 use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
@@ -330,9 +329,7 @@ impl Instance {
         state.memory_denied = false;
         state.call.scope = scope;
         state.call.request = request;
-        state.call.now_ms = SystemTime::now()
-            .duration_since(UNIX_EPOCH)
-            .map_or(0, |d| u64::try_from(d.as_millis()).unwrap_or(u64::MAX));
+        state.call.now_ms = annulus_ground::wall_ms();
         state.call.batch = Batch::default();
         state.call.doom = None;
         meter

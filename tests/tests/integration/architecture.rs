@@ -9,8 +9,9 @@ use annulus_tests::guests::root;
 use serde_json::Value;
 
 /// The packages of the host, lowest first: each may use those before it, and nothing else of ours.
-const ROOMS: [&str; 14] = [
+const ROOMS: [&str; 16] = [
     "annulus-core",
+    "annulus-ground",
     "annulus-transport",
     "annulus-storage",
     "annulus-wasm",
@@ -22,6 +23,7 @@ const ROOMS: [&str; 14] = [
     "annulus-handoff",
     "annulus-request",
     "annulus-admin",
+    "annulus-harness",
     "annulus-toolchain",
     "annulus",
 ];
@@ -64,6 +66,55 @@ fn packages_use_those_below_them() {
     }
     // The search finds what is known to be there.
     assert!(uses["annulus"].contains("annulus-admin") && uses["annulus-core"].is_empty(), "{uses:?}");
+}
+
+/// What a simulated node takes from `annulus-ground`, and where its code may stand on the system itself.
+const GROUND: [(&str, &[&str]); 6] = [
+    ("tokio::spawn(", &[]),
+    ("spawn_blocking(", &[]),
+    ("rand::r", &[]),
+    ("SystemTime::now", &[]),
+    // quinn's own clock.
+    ("std::time::Instant", &["transport/src/udp.rs"]),
+    // A simulation has its own guests and no signals.
+    ("thread::Builder", &["wasm/src/ticker.rs", "src/node/exit.rs"]),
+];
+
+#[test]
+fn a_node_stands_on_its_ground() {
+    let host = root().join("host");
+    let mut found = Vec::new();
+    let mut looked_at = 0;
+    let rooms =
+        ["transport", "wasm", "data-dir", "cluster", "vnode", "modules", "handoff", "request", "admin"];
+    let mut dirs: Vec<PathBuf> = rooms.iter().map(|room| host.join(room).join("src")).collect();
+    dirs.push(host.join("src/node"));
+    while let Some(dir) = dirs.pop() {
+        for entry in dir.read_dir().unwrap() {
+            let path = entry.unwrap().path();
+            if path.is_dir() {
+                dirs.extend((!path.ends_with("tests")).then_some(path));
+                continue;
+            }
+            if path.ends_with("tests.rs") || path.extension().is_none_or(|extension| extension != "rs") {
+                continue;
+            }
+            looked_at += 1;
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
+            for (word, places) in GROUND {
+                let uses = code.lines().filter(|line| {
+                    line.replace("annulus_ground::spawn_blocking(", "").contains(word)
+                        && !line.trim_start().starts_with("//")
+                });
+                if !places.iter().any(|place| path.ends_with(place)) {
+                    found.extend(uses.map(|line| format!("{}: {}", path.display(), line.trim())));
+                }
+            }
+        }
+    }
+    assert!(looked_at > 100, "{looked_at} files");
+    assert!(found.is_empty(), "not on the ground: {found:#?}");
 }
 
 /// Which dependencies a selection of packages has, each with its features.

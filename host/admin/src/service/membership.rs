@@ -28,7 +28,7 @@ impl AdminService {
     pub(super) async fn token(&self, ttl: Duration) -> Result<TokenRow, AdminError> {
         let view = self.view();
         let token = self.parts.cluster.issue_token(ttl, Instant::now() + CHANGE_LIMIT).await?;
-        let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        let now = Duration::from_millis(annulus_ground::wall_ms());
         Ok(TokenRow {
             token: token.to_string(),
             expires_ms: u64::try_from((now + ttl).as_millis()).unwrap_or(u64::MAX),

@@ -199,7 +199,7 @@ impl Service for AdminService {
 
     fn bulk(&self, from: PeerIdentity, _: u8, header: Bytes, stream: BulkStream) {
         let service = self.clone();
-        tokio::spawn(async move {
+        annulus_ground::spawn(async move {
             let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;
             if service.closing.load(Ordering::SeqCst) {
                 return turn_away(stream, "the node is stopping").await;

@@ -1,10 +1,9 @@
 //! Group commit: one thread syncs the database for everybody who waits.
 
-use std::sync::{Arc, mpsc};
-use std::thread;
+use std::sync::Arc;
 
 use fjall::{Database, PersistMode};
-use tokio::sync::oneshot;
+use tokio::sync::{mpsc, oneshot};
 
 use super::Mark;
 use annulus_data_dir::fatal;
@@ -14,35 +13,35 @@ type Done = Box<dyn FnOnce() + Send>;
 /// Handle of the thread; the thread ends with the last handle.
 #[derive(Clone)]
 pub struct Syncer {
-    waiting: mpsc::Sender<Done>,
+    waiting: mpsc::UnboundedSender<Done>,
 }
 
 impl Syncer {
     /// Starts the thread. What was promised is noted in `mark` when the database has it.
     pub fn start(database: Database, mark: Option<Arc<Mark>>) -> Self {
-        let (waiting, queue) = mpsc::channel::<Done>();
-        thread::Builder::new()
-            .name("raft-sync".into())
-            .spawn(move || {
-                while let Ok(first) = queue.recv() {
-                    // Taken before the sync begins: their writes are in the journal already.
-                    let group: Vec<Done> = std::iter::once(first).chain(queue.try_iter()).collect();
-                    let promised = mark.as_ref().map(|mark| mark.next());
-                    database.persist(PersistMode::SyncData).unwrap_or_else(|error| fatal(&error));
-                    if let (Some(mark), Some(promised)) = (&mark, promised) {
-                        mark.write(promised).unwrap_or_else(|error| fatal(&error.into()));
-                    }
-                    group.into_iter().for_each(|done| done());
+        let (waiting, mut queue) = mpsc::unbounded_channel::<Done>();
+        let sync = async move {
+            while let Some(first) = queue.recv().await {
+                // Taken before the sync begins: their writes are in the journal already.
+                let mut group = vec![first];
+                group.extend(std::iter::from_fn(|| queue.try_recv().ok()));
+                let promised = mark.as_ref().map(|mark| mark.next());
+                database.persist(PersistMode::SyncData).unwrap_or_else(|error| fatal(&error));
+                if let (Some(mark), Some(promised)) = (&mark, promised) {
+                    mark.write(promised).unwrap_or_else(|error| fatal(&error.into()));
                 }
-            })
-            .expect("a process that cannot start a thread cannot run");
+                group.into_iter().for_each(|done| done());
+            }
+        };
+        annulus_ground::service("raft-sync", sync).expect("a process that cannot start a thread cannot run");
         Self { waiting }
     }
 
     /// Calls `done` when all that was written before this call is on disk.
     pub fn after_sync(&self, done: impl FnOnce() + Send + 'static) {
         // The thread ends only after the last handle, or with the process.
-        self.waiting.send(Box::new(done)).expect("the syncing thread runs as long as its handles");
+        let sent = self.waiting.send(Box::new(done));
+        assert!(sent.is_ok(), "the syncing thread runs as long as its handles");
     }
 
     /// Waits until all that was written before this call is on disk. Bounded by the disk: a

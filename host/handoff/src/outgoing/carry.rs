@@ -82,7 +82,7 @@ impl Driver {
         self.link = Some((number, sender));
         let transport = self.handoff.inner.transport.clone();
         let progress = self.progress.clone();
-        tokio::spawn(async move {
+        annulus_ground::spawn(async move {
             let deadline = Instant::now() + CONNECT_LIMIT;
             let stream = match transport.open_bulk(&peer, kind::BULK_HANDOFF, Bytes::new(), deadline).await {
                 Ok(stream) => stream,
@@ -112,7 +112,7 @@ impl Driver {
     fn propose(&self, command: Command) {
         let (cluster, later, progress) =
             (self.handoff.inner.cluster.clone(), self.later.clone(), self.progress.clone());
-        tokio::spawn(async move {
+        annulus_ground::spawn(async move {
             let failed = match cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await {
                 Ok((_, Outcome::Flipped(done))) if done.is_empty() => Some("the flip was refused".to_owned()),
                 Ok(_) => None,

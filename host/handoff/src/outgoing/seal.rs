@@ -5,7 +5,7 @@
 //! tried again: a command that runs for seconds in one module costs the others a moment, not those
 //! seconds. A vnode that is always busy is waited for in the end, up to its call limit.
 
-use std::collections::HashSet;
+use std::collections::BTreeSet;
 use std::future::pending;
 use std::time::Duration;
 
@@ -44,7 +44,7 @@ enum Step {
     /// The vnodes are asked; answers one that does not come to it.
     Asking(BoxFuture<'static, Option<ModuleUid>>),
     /// These have not said that they are sealed.
-    Told { missing: HashSet<ModuleUid>, lift_at: Option<Instant> },
+    Told { missing: BTreeSet<ModuleUid>, lift_at: Option<Instant> },
 }
 
 /// What comes next.

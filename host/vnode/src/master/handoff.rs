@@ -1,7 +1,7 @@
 //! What a handoff asks of a partition's vnodes: to tell it their writes and pages, to fall silent, and to take
 //! in what comes.
 
-use std::collections::HashMap;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use annulus_core::ids::{ModuleUid, TransferId};
@@ -69,8 +69,8 @@ impl Master {
 
     /// How many items there are of each module that runs in a partition that serves; none where its
     /// guest cannot tell.
-    pub async fn count(&self, partition: PartitionId) -> HashMap<ModuleUid, Option<u64>> {
-        let mut counts = HashMap::new();
+    pub async fn count(&self, partition: PartitionId) -> BTreeMap<ModuleUid, Option<u64>> {
+        let mut counts = BTreeMap::new();
         for vnode in self.vnodes(partition) {
             let (answer, count) = oneshot::channel();
             vnode.tell(Control::Count(answer));
@@ -145,7 +145,7 @@ impl Master {
         let StageId { partition, transfer, generation } = stage;
         // The task of a transfer that was replaced must not take the stage from the one that replaced it.
         if let Some(mut slot) = self.slot(partition).filter(|slot| !slot.is_over(transfer)) {
-            let staging = Staging { transfer, generation, complete: false, vnodes: HashMap::new() };
+            let staging = Staging { transfer, generation, complete: false, vnodes: BTreeMap::new() };
             if let Some(old) = slot.staging.replace(staging) {
                 end_all(old.vnodes, &RequestError::stale_ring(slot.version), true);
             }

@@ -49,7 +49,7 @@ impl Plan {
         let mut loops = JoinSet::new();
         for worker in 0..self.concurrency as u64 {
             let (shoot, step) = (shoot.clone(), self.concurrency as u64);
-            loops.spawn(async move {
+            loops.spawn(annulus_ground::scoped(async move {
                 let mut seen = Seen::new();
                 let mut turn = worker;
                 loop {
@@ -70,7 +70,7 @@ impl Plan {
                     }
                     turn += step;
                 }
-            });
+            }));
         }
         let mut all = Seen::new();
         while let Some(seen) = loops.join_next().await {

@@ -78,7 +78,7 @@ async fn routed(parts: Arc<AdminParts>, plan: &Plan, module: String, shots: Arc<
             args: shot.args.clone(),
             key: None,
             deadline: Instant::now() + REQUEST_LIMIT,
-            id: RequestId(rand::random()),
+            id: RequestId(annulus_ground::random()),
         };
         async move { parts.coordinator.call(&request).await.map(drop).map_err(|error| word(&error.code)) }
     })
@@ -116,7 +116,7 @@ async fn apart(parts: &AdminParts, plan: &Plan, behaviour: Arc<Behaviour>, shots
                 args: shot.args.to_vec(),
             },
             page: None,
-            id: RequestId(rand::random()),
+            id: RequestId(annulus_ground::random()),
             deadline: Instant::now() + REQUEST_LIMIT,
             reply: Reply::Local(reply),
         });

@@ -1,0 +1,309 @@
+//! One life of a simulated node: its tasks, which live and end together.
+
+use std::any::Any;
+use std::cell::RefCell;
+use std::collections::BTreeMap;
+use std::fmt;
+use std::future::Future;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::{Context, Poll, Waker};
+use std::time::{Duration, SystemTime};
+
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::task::{AbortHandle, JoinHandle};
+
+thread_local! {
+    static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
+}
+
+/// Names a scope within a simulation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ScopeId(pub u64);
+
+impl fmt::Display for ScopeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.0)
+    }
+}
+
+/// What scopes ask the simulation that runs them.
+pub trait World: Send + Sync + 'static {
+    /// The next of a scope's random numbers.
+    fn random(&self, scope: ScopeId) -> u64;
+
+    /// The time of day as a scope's machine has it.
+    fn wall(&self, scope: ScopeId) -> SystemTime;
+
+    /// How long a piece of blocking work takes.
+    fn blocks(&self, _: ScopeId) -> Duration {
+        Duration::ZERO
+    }
+
+    /// How often the task that comes by this point lets others go first.
+    fn yields(&self, _: ScopeId, _point: &'static str) -> u32 {
+        0
+    }
+
+    /// Is a task polled now? Else it is after all others that are ready. Tasks of a scope count from 0.
+    fn runs_now(&self, _: ScopeId, _task: u64) -> bool {
+        true
+    }
+
+    /// A task of a scope panicked, which no code of a node should.
+    fn panicked(&self, scope: ScopeId, why: &str);
+}
+
+/// One life of a node. Clones are the same one.
+#[derive(Clone)]
+pub struct Scope {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    id: ScopeId,
+    world: Arc<dyn World>,
+    dead: AtomicBool,
+    paused: AtomicBool,
+    next: AtomicU64,
+    /// Those that have not ended, by number: what ends together does so in the order in which it began.
+    tasks: Mutex<BTreeMap<u64, Entry>>,
+}
+
+struct Entry {
+    task: Arc<dyn Killable>,
+    /// Of the runtime's task around it.
+    outer: Option<AbortHandle>,
+}
+
+trait Killable: Send + Sync {
+    /// Drops what is left of it.
+    fn drop_future(&self);
+    /// Has it polled again.
+    fn wake(&self);
+}
+
+/// What unwinds a task whose node dies within it.
+struct Died;
+
+/// Ends the life of the node that calls, at once and for ever: its disk or its process is gone. In a process
+/// that serves users the caller ends that itself.
+///
+/// # Panics
+/// Outside of a scope. Within one it unwinds to where the scope polls its task.
+pub fn die() -> ! {
+    assert!(Scope::current().is_some(), "only a simulated node dies here");
+    resume_unwind(Box::new(Died))
+}
+
+impl Scope {
+    /// A life that has not begun: without tasks.
+    pub fn new(id: ScopeId, world: Arc<dyn World>) -> Self {
+        let inner = Inner {
+            id,
+            world,
+            dead: AtomicBool::new(false),
+            paused: AtomicBool::new(false),
+            next: AtomicU64::new(0),
+            tasks: Mutex::default(),
+        };
+        Self { inner: Arc::new(inner) }
+    }
+
+    /// That of the code that runs on this thread now.
+    pub fn current() -> Option<Scope> {
+        CURRENT.with_borrow(Clone::clone)
+    }
+
+    /// Its name.
+    pub fn id(&self) -> ScopeId {
+        self.inner.id
+    }
+
+    pub(crate) fn world(&self) -> &dyn World {
+        &*self.inner.world
+    }
+
+    /// Runs something as part of it.
+    pub fn enter<R>(&self, run: impl FnOnce() -> R) -> R {
+        struct Leave(Option<Scope>);
+        impl Drop for Leave {
+            fn drop(&mut self) {
+                CURRENT.set(self.0.take());
+            }
+        }
+        let _leave = Leave(CURRENT.replace(Some(self.clone())));
+        run()
+    }
+
+    /// Begins a task of it.
+    pub fn spawn_on<F>(&self, on: &Handle, future: F) -> JoinHandle<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let task = self.task(future);
+        let number = task.task.number;
+        let handle = on.spawn(task);
+        match self.inner.tasks.lock().get_mut(&number) {
+            Some(entry) => entry.outer = Some(handle.abort_handle()),
+            None => handle.abort(),
+        }
+        handle
+    }
+
+    /// Makes a future a task of it, to be polled by whoever has it.
+    pub fn task<F>(&self, future: F) -> ScopedTask<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        let number = self.inner.next.fetch_add(1, Ordering::Relaxed);
+        let task = Arc::new(Task {
+            scope: self.clone(),
+            number,
+            future: Mutex::new(Some(Box::pin(future) as BoxFuture<F::Output>)),
+            waker: Mutex::default(),
+        });
+        if self.is_dead() {
+            task.drop_future();
+        } else {
+            let entry = Entry { task: task.clone(), outer: None };
+            self.inner.tasks.lock().insert(number, entry);
+        }
+        ScopedTask { task }
+    }
+
+    /// Was it killed?
+    pub fn is_dead(&self) -> bool {
+        self.inner.dead.load(Ordering::Relaxed)
+    }
+
+    /// How many of its tasks have not ended.
+    pub fn tasks(&self) -> usize {
+        self.inner.tasks.lock().len()
+    }
+
+    /// Ends all of its tasks where they are, in the order in which they began. Their destructors run, within
+    /// the scope: whoever kills a node sees to it before that nothing they say leaves it.
+    pub fn kill(&self) {
+        self.inner.dead.store(true, Ordering::Relaxed);
+        let tasks = std::mem::take(&mut *self.inner.tasks.lock());
+        for entry in tasks.into_values() {
+            entry.task.drop_future();
+            if let Some(outer) = entry.outer {
+                outer.abort();
+            }
+        }
+    }
+
+    /// Polls none of its tasks any more, until [`Scope::resume`].
+    pub fn pause(&self) {
+        self.inner.paused.store(true, Ordering::Relaxed);
+    }
+
+    /// Goes on.
+    pub fn resume(&self) {
+        self.inner.paused.store(false, Ordering::Relaxed);
+        let tasks: Vec<_> = self.inner.tasks.lock().values().map(|entry| entry.task.clone()).collect();
+        tasks.iter().for_each(|task| task.wake());
+    }
+}
+
+type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
+
+struct Task<T> {
+    scope: Scope,
+    number: u64,
+    /// None while it is polled and after its end.
+    future: Mutex<Option<BoxFuture<T>>>,
+    /// Of a poll that came while the scope was paused.
+    waker: Mutex<Option<Waker>>,
+}
+
+impl<T> Task<T> {
+    /// It has ended: drops the rest of it and strikes it off the list.
+    fn end(&self, future: Option<BoxFuture<T>>) {
+        self.scope.enter(|| drop(future));
+        self.scope.inner.tasks.lock().remove(&self.number);
+    }
+}
+
+impl<T: Send> Killable for Task<T> {
+    fn drop_future(&self) {
+        let future = self.future.lock().take();
+        self.scope.enter(|| drop(future));
+    }
+
+    fn wake(&self) {
+        if let Some(waker) = self.waker.lock().take() {
+            waker.wake();
+        }
+    }
+}
+
+/// A task of a scope.
+pub struct ScopedTask<T: Send + 'static> {
+    task: Arc<Task<T>>,
+}
+
+impl<T: Send + 'static> Future for ScopedTask<T> {
+    type Output = T;
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<T> {
+        let task = &*self.task;
+        let scope = &task.scope;
+        if scope.inner.paused.load(Ordering::Relaxed) {
+            *task.waker.lock() = Some(context.waker().clone());
+            return Poll::Pending;
+        }
+        if scope.is_dead() {
+            return Poll::Pending;
+        }
+        if !scope.world().runs_now(scope.id(), task.number) {
+            context.waker().wake_by_ref();
+            return Poll::Pending;
+        }
+        let Some(mut future) = task.future.lock().take() else { return Poll::Pending };
+        let polled = scope.enter(|| catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))));
+        match polled {
+            Ok(Poll::Ready(value)) => {
+                task.end(Some(future));
+                Poll::Ready(value)
+            }
+            Ok(Poll::Pending) => {
+                if scope.is_dead() {
+                    task.end(Some(future));
+                } else {
+                    *task.future.lock() = Some(future);
+                }
+                Poll::Pending
+            }
+            Err(panic) => {
+                task.end(Some(future));
+                if panic.is::<Died>() {
+                    scope.kill();
+                    return Poll::Pending;
+                }
+                scope.world().panicked(scope.id(), &words(&*panic));
+                resume_unwind(panic)
+            }
+        }
+    }
+}
+
+impl<T: Send + 'static> Drop for ScopedTask<T> {
+    fn drop(&mut self) {
+        let future = self.task.future.lock().take();
+        self.task.end(future);
+    }
+}
+
+/// What a panic said.
+fn words(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
+    text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())
+}

@@ -1,0 +1,182 @@
+//! Tasks of scopes on a paused, seeded runtime: what a simulation builds on.
+
+use std::future::pending;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use annulus_ground::{Scope, ScopeId, World, blocking, die, point, random, random_range, spawn, wall_ms};
+use parking_lot::Mutex;
+use tokio::runtime::{Builder, RngSeed, Runtime};
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, sleep, timeout};
+
+/// Counts up instead of drawing, and keeps what it is told.
+#[derive(Default)]
+struct Counter {
+    drawn: AtomicU64,
+    panics: Mutex<Vec<(ScopeId, String)>>,
+    polls: Mutex<Vec<(ScopeId, u64)>>,
+}
+
+impl World for Counter {
+    fn random(&self, _: ScopeId) -> u64 {
+        self.drawn.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+
+    fn wall(&self, scope: ScopeId) -> SystemTime {
+        UNIX_EPOCH + Duration::from_secs(1_000 * scope.0)
+    }
+
+    fn blocks(&self, _: ScopeId) -> Duration {
+        Duration::from_millis(5)
+    }
+
+    fn yields(&self, _: ScopeId, _: &'static str) -> u32 {
+        2
+    }
+
+    fn runs_now(&self, scope: ScopeId, task: u64) -> bool {
+        self.polls.lock().push((scope, task));
+        self.random(scope) >> 62 != 0
+    }
+
+    fn panicked(&self, scope: ScopeId, why: &str) {
+        self.panics.lock().push((scope, why.to_owned()));
+    }
+}
+
+fn runtime(seed: &[u8]) -> Runtime {
+    let seed = RngSeed::from_bytes(seed);
+    Builder::new_current_thread().enable_all().start_paused(true).rng_seed(seed).build().unwrap()
+}
+
+/// Watchers of one channel, in the order in which they see its changes: tokio wakes them in an order that
+/// it draws.
+fn order_of_wakes(seed: &[u8]) -> (Vec<usize>, Vec<(ScopeId, u64)>) {
+    let world = Arc::new(Counter::default());
+    let scope = Scope::new(ScopeId(1), world.clone());
+    let seen = runtime(seed).block_on(async {
+        let (sender, receiver) = watch::channel(0);
+        let (told, mut seen) = mpsc::unbounded_channel();
+        scope.enter(|| {
+            for watcher in 0..16 {
+                let (mut receiver, told) = (receiver.clone(), told.clone());
+                spawn(async move {
+                    while receiver.changed().await.is_ok() {
+                        told.send(watcher).unwrap();
+                    }
+                });
+            }
+        });
+        drop((told, receiver));
+        for change in 1..20 {
+            sleep(Duration::from_millis(10)).await;
+            sender.send_replace(change);
+        }
+        drop(sender);
+        let mut order = Vec::new();
+        while let Some(watcher) = seen.recv().await {
+            order.push(watcher);
+        }
+        order
+    });
+    let polls = world.polls.lock().clone();
+    (seen, polls)
+}
+
+#[test]
+fn one_seed_is_one_order_of_everything() {
+    let (seen, polls) = order_of_wakes(b"one");
+    assert!(seen.len() >= 16 && polls.len() > seen.len());
+    assert_eq!((seen.clone(), polls), order_of_wakes(b"one"));
+    assert_ne!(seen, order_of_wakes(b"two").0);
+}
+
+/// Tells when it is dropped, and in which scope.
+struct Told(mpsc::UnboundedSender<Option<ScopeId>>);
+
+impl Drop for Told {
+    fn drop(&mut self) {
+        let _ = self.0.send(Scope::current().map(|scope| scope.id()));
+        // A destructor that begins something in a life that is over begins nothing.
+        spawn(async { panic!("a dead node does something") });
+    }
+}
+
+#[test]
+fn a_killed_scope_ends_in_order_and_nothing_of_it_goes_on() {
+    let world = Arc::new(Counter::default());
+    let (one, other) = (Scope::new(ScopeId(1), world.clone()), Scope::new(ScopeId(2), world.clone()));
+    runtime(b"kill").block_on(async {
+        let (told, mut ends) = mpsc::unbounded_channel();
+        let child = |told: Told| async move {
+            let inner = spawn(async move {
+                let _told = told;
+                pending::<()>().await;
+            });
+            let _ = inner.await;
+        };
+        let ended = one.enter(|| {
+            spawn(child(Told(told.clone())));
+            spawn(async { sleep(Duration::from_millis(1)).await })
+        });
+        other.enter(|| spawn(async { sleep(Duration::from_secs(1)).await }));
+        ended.await.unwrap();
+        assert_eq!((one.tasks(), other.tasks()), (2, 1));
+        one.kill();
+        assert_eq!(ends.recv().await, Some(Some(ScopeId(1))));
+        assert_eq!((one.tasks(), other.tasks()), (0, 1));
+        let late = one.enter(|| spawn(async { unreachable!("it is dead") }));
+        assert!(late.await.unwrap_err().is_cancelled());
+        sleep(Duration::from_secs(2)).await;
+        assert_eq!(other.tasks(), 0);
+    });
+    assert!(world.panics.lock().is_empty());
+}
+
+#[test]
+fn a_node_dies_where_it_says_so_and_a_panic_is_told() {
+    let world = Arc::new(Counter::default());
+    let (one, other) = (Scope::new(ScopeId(1), world.clone()), Scope::new(ScopeId(2), world.clone()));
+    runtime(b"die").block_on(async {
+        one.enter(|| spawn(pending::<()>()));
+        let dying = one.enter(|| spawn(async { blocking(|| die()).await }));
+        assert!(timeout(Duration::from_secs(1), dying).await.is_err(), "nobody hears of it");
+        assert!(one.is_dead() && one.tasks() == 0);
+        let panics = other.enter(|| spawn(async { panic!("a defect") }));
+        assert!(panics.await.unwrap_err().is_panic() && !other.is_dead());
+    });
+    assert_eq!(*world.panics.lock(), [(ScopeId(2), "a defect".to_owned())]);
+}
+
+#[test]
+fn a_paused_scope_stands_while_time_goes_on() {
+    let scope = Scope::new(ScopeId(3), Arc::new(Counter::default()));
+    runtime(b"pause").block_on(async {
+        let began = Instant::now();
+        let slept = scope.enter(|| {
+            spawn(async move {
+                blocking(|| ()).await.unwrap();
+                point("here").await;
+                (began.elapsed(), wall_ms())
+            })
+        });
+        scope.pause();
+        sleep(Duration::from_secs(10)).await;
+        assert!(!slept.is_finished());
+        scope.resume();
+        let (elapsed, wall) = slept.await.unwrap();
+        assert!(elapsed >= Duration::from_secs(10) && wall == 3_000_000, "{elapsed:?}, {wall}");
+    });
+}
+
+#[test]
+fn a_scope_draws_from_its_world_and_nobody_else_does() {
+    let draw = || {
+        let scope = Scope::new(ScopeId(1), Arc::new(Counter::default()));
+        scope.enter(|| (random::<[u8; 20]>(), random::<u64>(), random_range(0..1_000_000)))
+    };
+    assert_eq!(draw(), draw());
+    assert_ne!(random::<[u8; 20]>(), random::<[u8; 20]>());
+}

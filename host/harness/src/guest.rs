@@ -1,0 +1,1 @@
+//! Guests that follow a script.

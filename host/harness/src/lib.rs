@@ -1,0 +1,11 @@
+//! What simulated nodes stand on instead of the system: one seed, one thread, paused time.
+//!
+//! A [`Simulation`] is a seed with a runtime whose time goes on only when nobody has anything to do. Each life
+//! of a node in it is an [`annulus_ground::Scope`]. The same seed gives the same run, poll for poll:
+//! [`Simulation::trace`] is the proof.
+
+pub mod disk;
+pub mod guest;
+mod world;
+
+pub use world::{Seeded, Settings, Simulation};

@@ -1,0 +1,188 @@
+//! The seeded world: who is polled, random numbers, the time of day.
+
+use std::collections::BTreeMap;
+use std::future::Future;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+use annulus_ground::{Scope, ScopeId, World};
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{Rng, RngExt, SeedableRng};
+use tokio::runtime::{Builder, RngSeed, Runtime};
+use tokio::time::Instant;
+
+/// When a simulation begins, in seconds since 1970: some day after the formats of today.
+const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+
+/// How unruly a world is.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Of so many polls one is put off behind all others that are ready; 0 for none.
+    pub puts_off_one_in: u32,
+    /// Longest that a piece of blocking work takes.
+    pub blocking: Duration,
+    /// Most times that a task lets others go first at a point.
+    pub yields: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { puts_off_one_in: 8, blocking: Duration::from_millis(5), yields: 3 }
+    }
+}
+
+/// The world of one seed. Each purpose draws from a stream of its own, so that a change of one (a fault less,
+/// another load) leaves the others as they are.
+pub struct Seeded {
+    settings: Settings,
+    seed: u64,
+    began: Instant,
+    state: Mutex<State>,
+}
+
+struct State {
+    scheduler: SmallRng,
+    /// Of each scope: its random numbers.
+    own: BTreeMap<ScopeId, SmallRng>,
+    /// Of each scope: how far its clock is ahead of the world's, in milliseconds.
+    ahead_ms: BTreeMap<ScopeId, i64>,
+    trace: u64,
+    polls: u64,
+    panics: Vec<(ScopeId, String)>,
+}
+
+impl Seeded {
+    fn new(seed: u64, settings: Settings, began: Instant) -> Self {
+        let state = State {
+            scheduler: stream(seed, "scheduler", 0),
+            own: BTreeMap::new(),
+            ahead_ms: BTreeMap::new(),
+            trace: seed,
+            polls: 0,
+            panics: Vec::new(),
+        };
+        Self { settings, seed, began, state: Mutex::new(state) }
+    }
+
+    /// A stream of random numbers for a purpose.
+    pub fn stream(&self, purpose: &str) -> SmallRng {
+        stream(self.seed, purpose, 0)
+    }
+
+    /// Virtual time since the beginning.
+    pub fn now(&self) -> Duration {
+        self.began.elapsed()
+    }
+
+    /// Puts a scope's time of day forward or back.
+    pub fn jump(&self, scope: ScopeId, ms: i64) {
+        *self.state.lock().ahead_ms.entry(scope).or_default() += ms;
+    }
+
+    /// What panicked, and where.
+    pub fn panics(&self) -> Vec<(ScopeId, String)> {
+        self.state.lock().panics.clone()
+    }
+
+    /// How many polls there were.
+    pub fn polls(&self) -> u64 {
+        self.state.lock().polls
+    }
+
+    /// A number that all that happened is in: every poll, by scope, task and time, and every
+    /// [`Seeded::note`].
+    pub fn trace(&self) -> u64 {
+        self.state.lock().trace
+    }
+
+    /// Mixes something that was seen into the trace.
+    pub fn note(&self, value: u64) {
+        let mut state = self.state.lock();
+        state.trace = mix(state.trace, value);
+    }
+}
+
+impl World for Seeded {
+    fn random(&self, scope: ScopeId) -> u64 {
+        let seed = self.seed;
+        let mut state = self.state.lock();
+        state.own.entry(scope).or_insert_with(|| stream(seed, "own", scope.0)).next_u64()
+    }
+
+    fn wall(&self, scope: ScopeId) -> SystemTime {
+        let ahead = self.state.lock().ahead_ms.get(&scope).copied().unwrap_or_default();
+        let now = UNIX_EPOCH + EPOCH + self.began.elapsed();
+        let by = Duration::from_millis(ahead.unsigned_abs());
+        if ahead < 0 { now - by } else { now + by }
+    }
+
+    fn blocks(&self, _: ScopeId) -> Duration {
+        let longest = u64::try_from(self.settings.blocking.as_micros()).unwrap_or(u64::MAX);
+        Duration::from_micros(self.state.lock().scheduler.random_range(0..=longest))
+    }
+
+    fn yields(&self, _: ScopeId, _: &'static str) -> u32 {
+        self.state.lock().scheduler.random_range(0..=self.settings.yields)
+    }
+
+    fn runs_now(&self, scope: ScopeId, task: u64) -> bool {
+        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let mut state = self.state.lock();
+        state.polls += 1;
+        state.trace = mix(mix(mix(state.trace, scope.0), task), now);
+        let one_in = self.settings.puts_off_one_in;
+        one_in == 0 || state.scheduler.random_range(0..one_in) != 0
+    }
+
+    fn panicked(&self, scope: ScopeId, why: &str) {
+        self.state.lock().panics.push((scope, why.to_owned()));
+    }
+}
+
+fn mix(state: u64, value: u64) -> u64 {
+    (state.rotate_left(5) ^ value).wrapping_mul(0x517c_c1b7_2722_0a95)
+}
+
+fn stream(seed: u64, purpose: &str, number: u64) -> SmallRng {
+    let named = purpose.bytes().fold(mix(seed, number), |state, byte| mix(state, u64::from(byte)));
+    SmallRng::seed_from_u64(named)
+}
+
+/// A seed that runs.
+pub struct Simulation {
+    runtime: Runtime,
+    world: Arc<Seeded>,
+}
+
+impl Simulation {
+    /// Begins a world at its time 0.
+    ///
+    /// # Panics
+    /// If the system has no memory for a runtime.
+    pub fn new(seed: u64, settings: Settings) -> Self {
+        let runtime = Builder::new_current_thread()
+            .enable_all()
+            .start_paused(true)
+            .rng_seed(RngSeed::from_bytes(&seed.to_le_bytes()))
+            .build()
+            .expect("a runtime of one thread");
+        let began = runtime.block_on(async { Instant::now() });
+        Self { runtime, world: Arc::new(Seeded::new(seed, settings, began)) }
+    }
+
+    /// Its world.
+    pub fn world(&self) -> &Arc<Seeded> {
+        &self.world
+    }
+
+    /// A life of a node that has not begun. Each life has an id of its own.
+    pub fn scope(&self, id: ScopeId) -> Scope {
+        Scope::new(id, self.world.clone())
+    }
+
+    /// Runs until the future ends. Time passes as fast as there is nothing to do.
+    pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
+        self.runtime.block_on(future)
+    }
+}
