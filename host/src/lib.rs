@@ -4,7 +4,6 @@
 //! handoff, cluster} -> {wasm, storage, transport} -> annulus_core`.
 
 pub mod cli;
-pub mod node;
 
 pub use annulus_admin as admin;
 pub use annulus_cluster as cluster;
@@ -12,6 +11,7 @@ pub use annulus_core::codec;
 pub use annulus_data_dir as data_dir;
 pub use annulus_handoff as handoff;
 pub use annulus_modules as modules;
+pub use annulus_node as node;
 pub use annulus_request as request;
 pub use annulus_storage as storage;
 pub use annulus_toolchain as toolchain;

@@ -86,14 +86,19 @@ impl ExitSwitch {
         });
     }
 
+    /// Waits until the switch is thrown.
+    pub(super) async fn thrown(&self) -> Exit {
+        let mut thrown = self.exit.subscribe();
+        match thrown.wait_for(Option::is_some).await.as_deref() {
+            Ok(Some(exit)) => exit.clone(),
+            _ => Exit::Stop(StopReason::Asked),
+        }
+    }
+
     /// Waits for the end: the switch, or a signal to the process.
     pub(super) async fn wait(&self) -> Exit {
-        let mut thrown = self.exit.subscribe();
         tokio::select! {
-            exit = thrown.wait_for(Option::is_some) => match exit.as_deref() {
-                Ok(Some(exit)) => exit.clone(),
-                _ => Exit::Stop(StopReason::Asked),
-            },
+            exit = self.thrown() => exit,
             () = asked_to_end() => Exit::Stop(StopReason::Asked),
         }
     }

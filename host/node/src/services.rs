@@ -57,15 +57,13 @@ pub(super) struct Parts<'a> {
     pub(super) data: &'a DataDir,
     pub(super) boot: BootId,
     pub(super) network: &'a Handle,
-    pub(super) guests: &'a Handle,
     pub(super) router: &'a Router,
 }
 
 impl Services {
     /// Loads the modules, takes up the partitions, and serves from then on.
-    pub(super) fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
-        let Parts { cluster, transport, database, data, boot, network, guests, router } = parts;
-        let _on = network.enter();
+    pub(super) async fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
+        let Parts { cluster, transport, database, data, boot, network, router } = parts;
         let engine = Engine::new(Some(data.path().join("compiled")))
             .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
         tell_limits(&engine);
@@ -76,14 +74,14 @@ impl Services {
         let view = cluster.view();
         let empty = Arc::new(data.empty_modules()?);
         let source = Source { modules: modules.clone(), empty: empty.clone() };
-        let config = MasterConfig { me: view.me, guests: guests.clone(), modules: Arc::new(source) };
+        let config = MasterConfig { me: view.me, guests: network.clone(), modules: Arc::new(source) };
         let master = Master::new(config, &view.state.ring, &seals.all());
         let lost = note_restart(&master, &modules, &empty, &view);
         let mut changes = cluster.watch();
         apply(&master, &cluster, &changes.borrow_and_update());
         // What this node has on disk is loaded before it says that it is there, so that a
         // restart is over when the node serves again.
-        network.block_on(modules.start(&master));
+        modules.start(&master).await;
         let told = cluster.clone();
         annulus_ground::spawn_on(network, async move {
             if !lost.is_empty() {
@@ -111,10 +109,8 @@ impl Services {
     }
 
     /// Ends every vnode in order.
-    pub(super) fn stop(&self, network: &Handle) {
-        let master = self.master.clone();
-        let stopped = async { tokio::time::timeout(STOP_LIMIT, master.stop()).await };
-        if network.block_on(stopped).is_err() {
+    pub(super) async fn stop(&self) {
+        if tokio::time::timeout(STOP_LIMIT, self.master.stop()).await.is_err() {
             tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are left behind");
         }
     }

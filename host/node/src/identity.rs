@@ -7,7 +7,7 @@ use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::state::{Command, Lineage, Member, MemberStatus};
 use tokio::sync::watch;
 
-use super::{NodeConfig, Runtimes, StartError, open_unlocked};
+use super::{NodeConfig, StartError, open_unlocked};
 use annulus_cluster::{View, authority, seed};
 use annulus_data_dir::{
     AdminToml, Credentials, DataDir, Founding, Identity, JoinIntent, LAYOUT_VERSION, new_uid,
@@ -20,13 +20,13 @@ const RING_WIDTH: u8 = 3;
 
 /// Goes through with a join that was answered: the node's own cluster goes, the answer takes its
 /// place. The intent goes last, so a crash anywhere in here repeats all of it.
-pub(super) fn finish_join(data: &DataDir, runtimes: &Runtimes) -> Result<(), StartError> {
+pub(super) async fn finish_join(data: &DataDir) -> Result<(), StartError> {
     let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
     let state = &admitted.state;
     let Some(member) = state.members.get(&admitted.node) else { return Ok(data.clear_join_intent()?) };
     data.wipe_database()?;
-    let database = open_unlocked(data)?;
-    runtimes.raft().block_on(seed(&database, state)).map_err(annulus_cluster::ClusterError::from)?;
+    let database = open_unlocked(data).await?;
+    seed(&database, state).await.map_err(annulus_cluster::ClusterError::from)?;
     drop(database);
     data.clear_founding()?;
     data.write_credentials(&admitted.credentials())?;

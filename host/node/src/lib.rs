@@ -21,12 +21,15 @@ mod services;
 
 use std::io::ErrorKind;
 use std::net::SocketAddr;
+use std::ops::Deref;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use annulus_core::ids::BootId;
 use annulus_core::version::Speaks;
 use fjall::Database;
+use tokio::runtime::Handle;
+use tokio::time::{Instant, sleep};
 
 use annulus_admin::{AdminParts, AdminService};
 use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
@@ -84,8 +87,17 @@ pub enum StartError {
     Removed(String),
 }
 
-/// A running node.
-pub struct Node {
+/// What one life of a node stands on.
+#[derive(Clone, Debug)]
+pub struct Stand {
+    /// Where transport, requests, handoff and guests run.
+    pub network: Handle,
+    /// Where the control plane runs.
+    pub raft: Handle,
+}
+
+/// One life of a node: from a start until it ends, or becomes a member of another cluster.
+pub struct Life {
     // In the order in which they end.
     admin: AdminService,
     services: Services,
@@ -96,27 +108,28 @@ pub struct Node {
     joiner: Joiner,
     exit: ExitSwitch,
     database: Database,
-    runtimes: Runtimes,
+    stand: Stand,
     config: NodeConfig,
     data: Arc<DataDir>,
 }
 
-impl Node {
-    /// Starts a node: in an empty data directory as a cluster of its own, else as what it was.
-    /// Must be called outside of any runtime.
-    pub fn start(config: NodeConfig) -> Result<Self, StartError> {
-        let data = Arc::new(DataDir::lock(&config.data)?);
-        Self::start_in(data, config, false)
-    }
-
-    /// The same in a locked data directory, perhaps just after a former life.
-    fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
-        let runtimes = Runtimes::start().map_err(StartError::Threads)?;
-        exit::outlive_signals(runtimes.network());
-        identity::finish_join(&data, &runtimes)?;
+impl Life {
+    /// Begins in a locked data directory: in an empty one as a cluster of its own, else as what the node
+    /// was. `reborn`: just after a former life in this process, which may not have let go of all yet. Must
+    /// be polled on the network's runtime.
+    ///
+    /// # Errors
+    /// Says why the node cannot serve. What was begun has ended by then, or ends with its runtimes.
+    pub async fn start(
+        stand: Stand,
+        data: Arc<DataDir>,
+        config: NodeConfig,
+        reborn: bool,
+    ) -> Result<Self, StartError> {
+        identity::finish_join(&data).await?;
         let identity = identity::read_or_found(&data, &config)?;
         let credentials = data.credentials()?;
-        let database = open_unlocked(&data)?;
+        let database = open_unlocked(&data).await?;
 
         let exit = ExitSwitch::default();
         let router = Arc::new(Router::new(exit.clone()));
@@ -132,13 +145,13 @@ impl Node {
             identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
             authorities: credentials.authorities,
         };
-        let transport = bind(config.speaks, &transport_config, &router, &runtimes, reborn)?;
+        let transport = bind(config.speaks, &transport_config, &router, reborn).await?;
         let link = Arc::new(TransportLink::new(transport.clone()));
         // The same port for the next life, if any was good for this one.
         let config = NodeConfig { listen: transport.local_addr(), ..config };
         let address = config.reachable().ok_or(StartError::Unspecified(config.told()))?;
 
-        let cluster = runtimes.raft().block_on(Cluster::start(ClusterConfig {
+        let control = ClusterConfig {
             database: database.clone(),
             beside: data.path().to_owned(),
             start,
@@ -152,7 +165,10 @@ impl Node {
             network: link.clone(),
             speaks: config.speaks,
             found: identity::found_command(&data, &identity, &config, address)?,
-        }))?;
+        };
+        // It stays on the runtime where it starts.
+        let started = annulus_ground::spawn_on(&stand.raft, Cluster::start(control));
+        let cluster = started.await.unwrap_or_else(|ended| Err(ClusterError::Raft(ended.to_string())))?;
         data.clear_founding()?;
         let view = cluster.view();
         if view.is_removed() {
@@ -160,21 +176,16 @@ impl Node {
         }
         identity::write_admin(&data, &view, config.local())?;
         router.control().connect(cluster.clone());
-        annulus_ground::spawn_on(
-            runtimes.network(),
-            identity::keep_authorities(data.clone(), cluster.watch(), transport.clone()),
-        );
-        annulus_ground::spawn_on(
-            runtimes.network(),
-            identity::keep_lineage(data.clone(), identity.clone(), cluster.watch(), transport.clone()),
-        );
+        let network = &stand.network;
+        let authorities = identity::keep_authorities(data.clone(), cluster.watch(), transport.clone());
+        annulus_ground::spawn_on(network, authorities);
+        let lineage =
+            identity::keep_lineage(data.clone(), identity.clone(), cluster.watch(), transport.clone());
+        annulus_ground::spawn_on(network, lineage);
         bans::set(&transport, &view);
-        annulus_ground::spawn_on(runtimes.network(), bans::keep(cluster.watch(), transport.clone()));
-        annulus_ground::spawn_on(
-            runtimes.network(),
-            identity::keep_level(cluster.watch(), transport.clone()),
-        );
-        exit.follow(cluster.ended(), runtimes.network());
+        annulus_ground::spawn_on(network, bans::keep(cluster.watch(), transport.clone()));
+        annulus_ground::spawn_on(network, identity::keep_level(cluster.watch(), transport.clone()));
+        exit.follow(cluster.ended(), network);
 
         let services = Services::start(services::Parts {
             cluster: cluster.clone(),
@@ -182,13 +193,13 @@ impl Node {
             database: &database,
             data: &data,
             boot,
-            network: runtimes.network(),
-            guests: runtimes.network(),
+            network,
             router: &router,
-        })?;
+        })
+        .await?;
 
         let joiner = Joiner::new(cluster.clone(), data.clone(), config.clone(), address, exit.clone());
-        joiner.resume(runtimes.network())?;
+        joiner.resume(network)?;
         let admin = AdminService::new(AdminParts {
             cluster: cluster.clone(),
             transport: transport.clone(),
@@ -210,7 +221,7 @@ impl Node {
             joiner,
             exit,
             database,
-            runtimes,
+            stand,
             config,
             data,
         })
@@ -251,11 +262,6 @@ impl Node {
         &self.database
     }
 
-    /// The runtimes.
-    pub fn runtimes(&self) -> &Runtimes {
-        &self.runtimes
-    }
-
     /// What it was started with; the port is the one that it has.
     pub fn config(&self) -> &NodeConfig {
         &self.config
@@ -266,23 +272,72 @@ impl Node {
         &self.data
     }
 
+    /// Waits until somebody in the process, a peer or an operator ends it. Signals are not listened to.
+    pub async fn ended(&self) -> Exit {
+        self.exit.thrown().await
+    }
+
+    /// Ends in order. What was answered is durable before, so nothing is lost by stopping faster.
+    pub async fn stop(self) {
+        // What ends the node may be what an operator is being answered.
+        self.admin.drain(ANSWER).await;
+        self.services.stop().await;
+        self.let_go();
+        let cluster = self.cluster.clone();
+        // An error: Raft's runtime has ended before.
+        let _ = annulus_ground::spawn_on(&self.stand.raft, async move { cluster.stop().await }).await;
+        self.transport.close().await;
+    }
+
+    /// Undoes what holds its parts together, without a word to anybody: for a life that is over already.
+    pub fn let_go(&self) {
+        self.router.clear();
+        self.link.detach();
+    }
+}
+
+/// A running node with the runtimes that it stands on.
+pub struct Node {
+    life: Life,
+    runtimes: Runtimes,
+}
+
+impl Deref for Node {
+    type Target = Life;
+
+    fn deref(&self) -> &Life {
+        &self.life
+    }
+}
+
+impl Node {
+    /// Starts a node: in an empty data directory as a cluster of its own, else as what it was.
+    /// Must be called outside of any runtime.
+    pub fn start(config: NodeConfig) -> Result<Self, StartError> {
+        let data = Arc::new(DataDir::lock(&config.data)?);
+        Self::start_in(data, config, false)
+    }
+
+    /// The same in a locked data directory, perhaps just after a former life.
+    fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
+        let runtimes = Runtimes::start().map_err(StartError::Threads)?;
+        exit::outlive_signals(runtimes.network());
+        let stand = Stand { network: runtimes.network().clone(), raft: runtimes.raft().clone() };
+        let life = runtimes.network().block_on(Life::start(stand, data, config, reborn))?;
+        Ok(Self { life, runtimes })
+    }
+
     /// Runs until somebody ends it, a signal among others; then stops.
     pub fn run(self) -> Exit {
-        let exit = self.runtimes.network().block_on(self.exit.wait());
+        let exit = self.runtimes.network().block_on(self.life.exit.wait());
         tracing::info!(?exit, "stopping");
         self.stop();
         exit
     }
 
-    /// Stops in order. What was answered is durable before, so nothing is lost by stopping faster.
+    /// Stops in order.
     pub fn stop(self) {
-        // What ends the node may be what an operator is being answered.
-        self.runtimes.network().block_on(self.admin.drain(ANSWER));
-        self.services.stop(self.runtimes.network());
-        self.router.clear();
-        self.runtimes.raft().block_on(self.cluster.stop());
-        self.link.detach();
-        self.runtimes.network().block_on(self.transport.close());
+        self.runtimes.network().block_on(self.life.stop());
         self.runtimes.stop();
     }
 }
@@ -304,34 +359,32 @@ pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<Sto
     }
 }
 
-fn bind(
+async fn bind(
     speaks: Speaks,
     config: &TransportConfig,
     router: &Arc<Router>,
-    runtimes: &Runtimes,
     reborn: bool,
 ) -> Result<Transport, BindError> {
     let deadline = Instant::now() + RELEASE;
-    let _on = runtimes.network().enter();
     loop {
         match Transport::bind_speaking(speaks, config.clone(), router.clone()) {
             Err(BindError::Listen { source, .. })
                 if reborn && source.kind() == ErrorKind::AddrInUse && Instant::now() < deadline =>
             {
-                std::thread::sleep(Duration::from_millis(5));
+                sleep(Duration::from_millis(5)).await;
             }
             bound => return bound,
         }
     }
 }
 
-fn open_unlocked(data: &DataDir) -> Result<Database, DataDirError> {
+async fn open_unlocked(data: &DataDir) -> Result<Database, DataDirError> {
     let deadline = Instant::now() + RELEASE;
     loop {
         match open_database(&data.database_path()) {
             // The data directory's own lock is ours: only a former life of this process is left.
             Err(DataDirError::Database { source: fjall::Error::Locked, .. }) if Instant::now() < deadline => {
-                std::thread::sleep(Duration::from_millis(5));
+                sleep(Duration::from_millis(5)).await;
             }
             opened => return opened,
         }
