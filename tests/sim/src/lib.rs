@@ -27,6 +27,7 @@ pub mod scale;
 mod time;
 mod trace;
 mod transfers;
+pub mod whole;
 mod world;
 
 pub use oracle::{Counts, Rule};

@@ -1,0 +1,67 @@
+//! The rules that must hold, whatever happens.
+
+use std::fmt;
+
+/// A rule, by the number that it has in the protocol.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Rule {
+    /// Two nodes never serve one partition, nor have different states of one entry (R1, R2).
+    OneTruth,
+    /// What was acknowledged is there.
+    LostWrite,
+    /// What was deleted stays deleted (R12).
+    Resurrected,
+    /// A write happens once (R10).
+    Twice,
+    /// An error says what became of the state (R10).
+    AnswerTells,
+    /// Every request ends by its deadline (DESIGN.md D12).
+    EveryRequestEnds,
+    /// A node that was killed anywhere starts again.
+    StartsAgain,
+    /// No code of a node panics.
+    Panics,
+    /// Nothing of a life that is over is left.
+    Leaks,
+    /// Once faults end, everything completes.
+    Completes,
+}
+
+impl Rule {
+    /// It is broken, and how.
+    pub fn broken(self, what: String) -> Broken {
+        Broken { rule: self, what }
+    }
+}
+
+impl fmt::Display for Rule {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::OneTruth => "one truth per index (R1, R2)",
+            Self::LostWrite => "no acknowledged write is lost",
+            Self::Resurrected => "no deleted item returns (R12)",
+            Self::Twice => "a write happens once (R10)",
+            Self::AnswerTells => "an answer says what became of the state (R10)",
+            Self::EveryRequestEnds => "every request ends (D12)",
+            Self::StartsAgain => "a node that was killed anywhere starts again",
+            Self::Panics => "no code of a node panics",
+            Self::Leaks => "nothing of a life that is over is left",
+            Self::Completes => "after all faults everything completes",
+        })
+    }
+}
+
+/// A rule that was broken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Broken {
+    /// Which.
+    pub rule: Rule,
+    /// How.
+    pub what: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.rule, self.what)
+    }
+}
