@@ -28,6 +28,7 @@ mod messages;
 mod network;
 mod propose;
 mod raft;
+mod raft_runtime;
 mod recover;
 mod returned;
 mod service;

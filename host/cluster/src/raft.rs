@@ -3,6 +3,7 @@
 use std::io::Cursor;
 use std::time::Duration;
 
+use super::raft_runtime::OnBeat;
 use annulus_core::state::{Command, Outcome};
 use openraft::{Config, EmptyNode, SnapshotPolicy};
 
@@ -14,6 +15,7 @@ openraft::declare_raft_types!(
         R = Applied,
         NodeId = u64,
         Node = EmptyNode,
+        AsyncRuntime = OnBeat,
 );
 
 /// What applying an entry gave: nothing for Raft's own entries.
@@ -34,7 +36,7 @@ pub type StorageError = openraft::StorageError<u64>;
 
 /// A leader's word to its followers, and how long an answer to it may take.
 ///
-/// openraft looks at its timers every 1.5 intervals, so heartbeats leave every 300 ms. The same
+/// openraft looks at its timers every 1.5 intervals, and that waits for a beat, so heartbeats leave every 320 ms. The same
 /// number limits an append on the follower, fsync included; a slower disk only causes a retry.
 pub const HEARTBEAT: Duration = Duration::from_millis(200);
 
