@@ -15,7 +15,7 @@ use super::messages::{ANNOUNCE, Announce, AnnounceReply};
 use super::{Cluster, Ended};
 use annulus_core::address::HostPort;
 use annulus_core::codec;
-use annulus_transport::look_up;
+use annulus_transport::{beat, look_up};
 
 /// Without a leader's word for this long a node asks around. Longer than an election takes.
 const LONELY: Duration = Duration::from_secs(3);
@@ -92,7 +92,7 @@ impl Cluster {
             let mut views = self.watch();
             views.mark_unchanged();
             tokio::select! {
-                () = sleep(PERIOD) => {}
+                () = beat::sleep(PERIOD) => {}
                 _ = views.changed() => {}
             }
         }

@@ -13,9 +13,10 @@ use std::time::Duration;
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Command, Member, MemberStatus, Outcome};
 use annulus_core::voters::{self, Candidate};
+use annulus_transport::beat;
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::raft::MEMBERSHIP_TIMEOUT;
 use super::returned::Marks;
@@ -112,7 +113,7 @@ impl Cluster {
                 if self.leads() { PERIOD } else { REST }
             };
             tokio::select! {
-                () = sleep(pause) => {}
+                () = beat::sleep(pause) => {}
                 _ = views.changed() => stirred = Instant::now(),
                 // An error: this Raft has ended, and the next one is found after the pause.
                 Ok(()) = raft.changed() => stirred = Instant::now(),

@@ -23,7 +23,7 @@ use tokio::time::{Instant, sleep_until};
 use super::View;
 use super::addresses::AddressBook;
 use super::network::ControlNetwork;
-use annulus_transport::PeerAddr;
+use annulus_transport::{PeerAddr, beat};
 
 /// Builds that speak this version of the protocol answer the detector's datagrams.
 const DATAGRAMS: u32 = 2;
@@ -164,7 +164,8 @@ impl Run {
         book: Arc<AddressBook>,
         network: Arc<dyn ControlNetwork>,
     ) {
-        let start = Instant::now();
+        // On a beat, so that the detector's own are the timers'.
+        let start = beat::before(Instant::now());
         let boot = annulus_ground::wall_ms();
         let detector =
             Detector::new(self.me, boot, Settings::default(), annulus_ground::random(), start.elapsed());

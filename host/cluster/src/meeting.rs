@@ -16,13 +16,13 @@ use annulus_core::version::Speaks;
 use futures_util::future::join_all;
 use parking_lot::Mutex;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep};
+use tokio::time::Instant;
 
 use super::Cluster;
 use super::addresses::{Sighting, Stamp};
 use super::messages::{ADDRESSES, Addresses};
 use annulus_core::codec;
-use annulus_transport::{CallError, look_up};
+use annulus_transport::{CallError, beat, look_up};
 
 /// How often a node looks whether it is alone.
 const PERIOD: Duration = Duration::from_secs(1);
@@ -145,7 +145,7 @@ impl Cluster {
             }
             tokio::select! {
                 () = self.inner.meeting.wake.notified() => {}
-                () = sleep(PERIOD) => {}
+                () = beat::sleep(PERIOD) => {}
             }
         }
     }

@@ -35,7 +35,7 @@ pub type StorageError = openraft::StorageError<u64>;
 
 /// A leader's word to its followers, and how long an answer to it may take.
 ///
-/// openraft looks at its timers every 1.5 intervals, so heartbeats leave every 300 ms. The same
+/// openraft looks at its timers every 1.5 intervals, and that waits for a beat, so heartbeats leave every 320 ms. The same
 /// number limits an append on the follower, fsync included; a slower disk only causes a retry.
 pub const HEARTBEAT: Duration = Duration::from_millis(200);
 

@@ -4,6 +4,7 @@ use std::future::Future;
 use std::time::Duration;
 
 use annulus_ground::Source;
+use annulus_transport::beat;
 use openraft::{AsyncRuntime, OptionalSend, TokioInstant, TokioRuntime};
 use rand_core_06::RngCore;
 use tokio::task::{JoinError, JoinHandle};
@@ -11,8 +12,9 @@ use tokio::time::{Sleep, Timeout};
 
 type Tokio<T> = <TokioRuntime as AsyncRuntime>::OneshotSender<T>;
 
-/// As openraft's own, but that its tasks belong to the node that runs Raft, and that its election times are
-/// drawn where all else is.
+/// As openraft's own, but that its tasks belong to the node that runs Raft, that its election times are drawn
+/// where all else is, and that a sleep until a moment far away waits for the beat after it. openraft sleeps so
+/// for its tick alone, which comes as often as heartbeats and wakes the thread most of the time for nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct GroundRuntime;
 
@@ -41,7 +43,7 @@ impl AsyncRuntime for GroundRuntime {
     }
 
     fn sleep_until(deadline: TokioInstant) -> Sleep {
-        TokioRuntime::sleep_until(deadline)
+        TokioRuntime::sleep_until(beat::after(deadline))
     }
 
     fn timeout<R, F: Future<Output = R> + OptionalSend>(duration: Duration, future: F) -> Timeout<F> {

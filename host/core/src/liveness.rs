@@ -114,7 +114,8 @@ pub struct Liveness {
     me: Peer,
     settings: Settings,
     now: Duration,
-    /// When the watch looks next.
+    /// When the watch looked last, and when it looks next.
+    looked: Duration,
     round: Duration,
     timers: Timers<Timer<Identity>>,
     /// foca's gossip while there is none: it would ask for a timer at every period all the same.
@@ -138,6 +139,7 @@ impl Liveness {
         Self {
             me,
             now,
+            looked: now,
             round: now,
             timers: Timers::new(),
             gossip: None,
@@ -186,7 +188,6 @@ impl Liveness {
                 self.table.set_members(members);
                 self.watch.set_members(self.me.uid, self.table.uids());
                 self.asked.retain(|uid, _| self.table.peer(*uid).is_some());
-                self.round = self.round.min(self.now + self.settings.round);
             }
             Event::LinkUp(uid) => {
                 self.watch.hurry(self.now, uid);
@@ -208,8 +209,8 @@ impl Liveness {
             self.look_after();
             self.pump();
         }
-        // Nearer than it was, if something has happened.
-        self.round = self.round.min(self.watch.next_round(self.now, &self.table, &self.settings));
+        // Not in the past: then this would seem to be late the next time.
+        self.round = self.watch.next_round(self.looked, &self.table, &self.settings).max(self.now);
         self.report();
         std::mem::take(&mut self.effects)
     }
@@ -222,8 +223,7 @@ impl Liveness {
 
     /// The watch's round.
     fn look_after(&mut self) {
-        // Set anew by who called, and no later than this.
-        self.round = self.now + self.settings.ping;
+        self.looked = self.now;
         for act in self.watch.round(self.now, &self.table, &self.settings, &mut self.rng) {
             match act {
                 Act::Ping(uid) => self.ping(uid),
@@ -412,7 +412,9 @@ impl Liveness {
             self.send(to, &Packet::Swim(packet));
         }
         while let Some((after, timer)) = self.table.next_timer() {
-            self.timers.at(self.now + after, timer);
+            let at = self.now + after;
+            let steady = matches!(timer, Timer::ProbeRandomMember(_) | Timer::SendIndirectProbe { .. });
+            self.timers.at(if steady { self.settings.on_beat(at) } else { at }, timer);
         }
         if self.table.has_news()
             && let Some(gossip) = self.gossip.take()

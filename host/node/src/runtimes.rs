@@ -9,7 +9,9 @@
 use std::io;
 use std::time::Duration;
 
+use annulus_transport::beat;
 use tokio::runtime::{Builder, Handle, Runtime};
+use tokio::time::Instant;
 
 /// What still runs in a runtime after this time is left behind.
 const STOP: Duration = Duration::from_secs(3);
@@ -24,7 +26,10 @@ impl Runtimes {
     pub(super) fn start() -> io::Result<Self> {
         let cores = std::thread::available_parallelism().map_or(2, usize::from);
         let runtime = |name: &str, threads: usize| {
-            Builder::new_multi_thread().worker_threads(threads).thread_name(name).enable_all().build()
+            let origin = Instant::now();
+            let mut builder = Builder::new_multi_thread();
+            builder.worker_threads(threads).thread_name(name).enable_all();
+            builder.on_thread_start(move || beat::begin(origin)).build()
         };
         Ok(Self { network: runtime("network", cores.max(2))?, raft: runtime("raft", 1)? })
     }

@@ -160,7 +160,7 @@ fn client_endpoint(to: SocketAddr) -> std::io::Result<(Endpoint, Arc<QuietSocket
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
     let socket = QuietSocket::new(socket::bind(any)?)?;
-    let runtime = Arc::new(QuietRuntime);
+    let runtime = Arc::new(QuietRuntime::start());
     let endpoint = Endpoint::new_with_abstract_socket(tuning::endpoint(), None, socket.clone(), runtime)?;
     Ok((endpoint, socket))
 }

@@ -17,6 +17,7 @@
 
 mod accept;
 mod admins;
+pub mod beat;
 mod bulk;
 pub mod client;
 mod close;
@@ -25,6 +26,7 @@ mod error;
 mod frame;
 mod heard;
 mod hello;
+mod hub;
 pub mod identity;
 pub mod kind;
 mod lane;
@@ -127,7 +129,7 @@ impl Transport {
             tuning::endpoint(),
             Some(server),
             socket.clone(),
-            Arc::new(QuietRuntime),
+            Arc::new(QuietRuntime::start()),
         );
         let endpoint = endpoint.map_err(listen)?;
         let shared = Arc::new(Shared {

@@ -29,9 +29,10 @@ pub const DIAL_LIMIT: Duration = Duration::from_millis(800);
 pub const HELLO_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection on which nothing came for this long says something and hears the answer, so that
-/// silence means that nobody is there: twice within [`SILENCE_LIMIT`]. Longer than the failure detector's ping
-/// period of 250 ms, so that whom it pings needs nothing else.
-pub const KEEP_ALIVE: Duration = Duration::from_millis(300);
+/// silence means that nobody is there: twice within [`SILENCE_LIMIT`], though it waits for a
+/// [`beat`](super::beat). Longer than the failure detector's ping period of 250 ms, so that whom it pings needs
+/// nothing else.
+pub const KEEP_ALIVE: Duration = Duration::from_millis(280);
 
 /// A peer not heard from for this long is gone: calls in flight end, new ones are refused.
 pub const SILENCE_LIMIT: Duration = Duration::from_millis(700);

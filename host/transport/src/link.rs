@@ -12,9 +12,11 @@ use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::beat;
 use super::bulk::{BulkStream, TokenInner};
 use super::close::{Close, describe};
 use super::error::CallError;
+use super::heard::LastHeard;
 use super::hello::Hello;
 use super::lane::{LaneError, Lanes, Reader, class};
 use super::limits::{MAX_BULK_STREAMS, SILENCE_LIMIT, SILENCE_LOOK};
@@ -65,7 +67,17 @@ async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<
     let mut before = packets();
     let mut from = heard.at();
     loop {
-        let due = from.max(heard.at()) + (SILENCE_LIMIT - SILENCE_LOOK);
+        let quiet = |heard: &LastHeard| from.max(heard.at()) + (SILENCE_LIMIT - SILENCE_LOOK);
+        let due = quiet(&heard);
+        tokio::select! {
+            _ = connection.closed() => return,
+            () = tokio::time::sleep_until(beat::before(due)) => {}
+        }
+        let came = packets();
+        if quiet(&heard) > due && came != before {
+            before = came;
+            continue;
+        }
         tokio::select! {
             _ = connection.closed() => return,
             () = tokio::time::sleep_until(due) => {}

@@ -13,7 +13,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use quinn::udp::{RecvMeta, Transmit, UdpSocketState};
 use quinn::{AsyncTimer, AsyncUdpSocket, Runtime, TokioRuntime, UdpPoller};
@@ -21,19 +21,28 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::beat;
 use super::heard::{Heard, LastHeard};
+use super::hub::Hub;
 
 /// Tokio for quinn, with this module's sockets.
 #[derive(Debug)]
-pub(super) struct QuietRuntime;
+pub(super) struct QuietRuntime(Hub);
+
+impl QuietRuntime {
+    /// Call on the runtime that connections shall live on.
+    pub(super) fn start() -> Self {
+        Self(Hub::start())
+    }
+}
 
 impl Runtime for QuietRuntime {
     fn new_timer(&self, at: Instant) -> Pin<Box<dyn AsyncTimer>> {
-        TokioRuntime.new_timer(at)
+        Box::pin(BeatTimer::new(Instant::now(), at))
     }
 
     fn spawn(&self, future: Pin<Box<dyn Future<Output = ()> + Send>>) {
-        TokioRuntime.spawn(future);
+        self.0.drive(future);
     }
 
     fn wrap_udp_socket(&self, socket: UdpSocket) -> io::Result<Arc<dyn AsyncUdpSocket>> {
@@ -43,6 +52,45 @@ impl Runtime for QuietRuntime {
     fn now(&self) -> Instant {
         TokioRuntime.now()
     }
+}
+
+/// A connection's timer. Most of the time the next thing due is a keep-alive, which the next packet
+/// puts off: it waits for a beat. What is near (acknowledgements, losses) keeps its time.
+///
+/// Tokio leaves a timer that is put off in its place and wakes there once for nothing. For many packets a
+/// second that is the cheaper way, but not for the last one before a silence.
+#[derive(Debug)]
+struct BeatTimer {
+    timer: Pin<Box<dyn AsyncTimer>>,
+    made: Instant,
+}
+
+/// A timer is not made anew more often than this.
+const TIMER_AGE: Duration = Duration::from_millis(20);
+
+impl BeatTimer {
+    fn new(now: Instant, at: Instant) -> Self {
+        Self { timer: TokioRuntime.new_timer(on_beat(at)), made: now }
+    }
+}
+
+impl AsyncTimer for BeatTimer {
+    fn reset(mut self: Pin<&mut Self>, at: Instant) {
+        let now = Instant::now();
+        if at >= now + beat::FAR && now >= self.made + TIMER_AGE {
+            self.set(Self::new(now, at));
+        } else {
+            self.timer.as_mut().reset(on_beat(at));
+        }
+    }
+
+    fn poll(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<()> {
+        self.timer.as_mut().poll(cx)
+    }
+}
+
+fn on_beat(at: Instant) -> Instant {
+    beat::after(at.into()).into()
 }
 
 /// The socket of a node or a client.
@@ -178,7 +226,6 @@ impl fmt::Debug for Writable {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use std::future::poll_fn;
-    use std::time::Duration;
 
     use super::super::socket;
     use super::*;
@@ -198,7 +245,8 @@ mod tests {
 
     #[tokio::test]
     async fn what_is_sent_arrives_also_for_who_waits_already() {
-        let bind = || QuietRuntime.wrap_udp_socket(socket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
+        let runtime = QuietRuntime::start();
+        let bind = || runtime.wrap_udp_socket(socket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
         let (one, other) = (bind().unwrap(), bind().unwrap());
         let to = other.local_addr().unwrap();
         let waiting = tokio::spawn(async move { (receive(&other).await, other) });

@@ -61,6 +61,8 @@ struct Claim {
 pub(super) struct Watch {
     /// The others, from the one that follows this node.
     circle: Vec<NodeUid>,
+    /// The targets are chosen from this circle.
+    is_chosen: bool,
     targets: BTreeMap<NodeUid, Target>,
     claims: BTreeMap<NodeUid, Claim>,
     /// When anybody answered last.
@@ -74,6 +76,7 @@ impl Watch {
     pub(super) fn new() -> Self {
         Self {
             circle: Vec::new(),
+            is_chosen: false,
             targets: BTreeMap::new(),
             claims: BTreeMap::new(),
             answered: Duration::ZERO,
@@ -88,6 +91,7 @@ impl Watch {
         after.sort();
         after.append(&mut before);
         self.circle = after;
+        self.is_chosen = false;
         self.claims.retain(|uid, _| self.circle.contains(uid));
     }
 
@@ -150,21 +154,22 @@ impl Watch {
     }
 
     /// When the next round has something to do, if nothing happens before: when a member is to be
-    /// pinged or doubted. While anything is not as it should be, a round later.
-    pub(super) fn next_round(&self, now: Duration, table: &Table, settings: &Settings) -> Duration {
-        let soon = now + settings.round;
+    /// pinged or doubted. While anything is not as it should be, a round after the last.
+    pub(super) fn next_round(&self, last: Duration, table: &Table, settings: &Settings) -> Duration {
+        let soon = last + settings.round;
         let in_order =
             |uid: &NodeUid, target: &Target| target.up && table.is_up(*uid) && target.differs_since.is_none();
         if self.circle.is_empty() {
-            return now + settings.ping;
+            return settings.on_beat(last + settings.ping);
         }
-        if self.targets.is_empty()
+        if !self.is_chosen
+            || self.targets.is_empty()
             || !self.claims.is_empty()
             || !self.targets.iter().all(|(uid, target)| in_order(uid, target))
         {
             return soon;
         }
-        let due = |target: &Target| target.next_ping.min(target.heard + settings.doubt);
+        let due = |target: &Target| settings.on_beat(target.next_ping).min(target.heard + settings.doubt);
         self.targets.values().map(due).min().unwrap_or(soon).max(soon)
     }
 
@@ -200,6 +205,10 @@ impl Watch {
                 acts.push(Act::Lost { target: *uid, quiet });
                 continue;
             }
+            if doubted && target.next_ping > now + settings.doubted_ping {
+                // Still of the steady pings: the quick ones begin now.
+                target.next_ping = now;
+            }
             // Who is to be pinged a little later is so now: one waking for all.
             let along = any_due && target.up && !doubted && now + settings.ping / 2 >= target.next_ping;
             if along || now >= target.next_ping {
@@ -227,6 +236,7 @@ impl Watch {
 
     /// Walks the circle until enough members were found that answer.
     fn choose(&mut self, now: Duration, table: &Table, settings: &Settings) {
+        self.is_chosen = true;
         let mut chosen = Vec::new();
         let mut dead = Vec::new();
         let mut healthy = 0;
