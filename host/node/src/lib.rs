@@ -278,7 +278,7 @@ impl Life {
     }
 
     /// Ends in order. What was answered is durable before, so nothing is lost by stopping faster.
-    pub async fn stop(self) {
+    pub async fn stop(&self) {
         // What ends the node may be what an operator is being answered.
         self.admin.drain(ANSWER).await;
         self.services.stop().await;
