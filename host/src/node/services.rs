@@ -70,13 +70,14 @@ impl Services {
             .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
         tell_limits(&engine);
         let artefacts = Artefacts::new(data.path().join("components"));
-        let modules = Modules::new(cluster.clone(), transport.clone(), engine, artefacts);
+        let modules = Modules::new(cluster.clone(), transport.clone(), Arc::new(engine), artefacts);
         let seals = Seals::open(database)?;
 
         let view = cluster.view();
         let empty = Arc::new(data.empty_modules()?);
         let source = Source { modules: modules.clone(), empty: empty.clone() };
-        let config = MasterConfig { me: view.me, guests: guests.clone(), modules: Arc::new(source) };
+        let (guests, workers) = (guests.clone(), guests.metrics().num_workers());
+        let config = MasterConfig { me: view.me, guests, workers, modules: Arc::new(source) };
         let master = Master::new(config, &view.state.ring, &seals.all());
         let lost = note_restart(&master, &modules, &empty, &view);
         let mut changes = cluster.watch();
