@@ -129,13 +129,13 @@ impl Modules {
         let component = self.component(&module.current.digest, here).await;
         let bytes = component.map_err(BringError::Missing)?;
         let limits = limits_of(module.current.call_ms);
-        let prepared = self.inner.engine.prepare(bytes, limits).await.map_err(|error| broken(&error))?;
+        let prepared = self.inner.loader.prepare(bytes, limits).await.map_err(|error| broken(&error))?;
         // Here and now, not at the first command for one of its vnodes: others are to be told.
-        self.inner.engine.check_init(&prepared, &module.config).await.map_err(|error| broken(&error))?;
+        prepared.check_init(&module.config).await.map_err(|error| broken(&error))?;
         let previous = module.previous.as_ref().and_then(described);
         let format = write_format(&prepared.description, previous.as_ref());
         let (name, version) = (module.name.as_str().into(), module.current.version);
-        let behaviour = Behaviour::wasm(name, version, prepared, module.config.clone()).writing(format);
+        let behaviour = Behaviour::of(name, version, prepared, module.config.clone()).writing(format);
         let behaviour = Arc::new(behaviour);
         // New vnodes run the new release from here on; those that run are swapped one by one,
         // each between two of its commands.

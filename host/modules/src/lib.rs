@@ -30,8 +30,8 @@ pub use messages::Running;
 
 use annulus_cluster::Cluster;
 use annulus_transport::Transport;
-use annulus_vnode::{Behaviour, ModuleSource, WeakMaster};
-use annulus_wasm::{Description, Engine, Limits};
+use annulus_vnode::{Behaviour, Loader, ModuleSource, WeakMaster};
+use annulus_wasm::{Description, Limits};
 
 /// This node's modules. Cheap to clone.
 #[derive(Clone)]
@@ -42,7 +42,7 @@ pub struct Modules {
 struct Inner {
     cluster: Cluster,
     transport: Transport,
-    engine: Engine,
+    loader: Arc<dyn Loader>,
     artefacts: Artefacts,
     /// What new vnodes run, by module.
     behaviours: ArcSwap<HashMap<ModuleUid, Arc<Behaviour>>>,
@@ -69,13 +69,18 @@ struct Inner {
 
 impl Modules {
     /// Modules of a node whose components lie in `artefacts`.
-    pub fn new(cluster: Cluster, transport: Transport, engine: Engine, artefacts: Artefacts) -> Self {
+    pub fn new(
+        cluster: Cluster,
+        transport: Transport,
+        loader: Arc<dyn Loader>,
+        artefacts: Artefacts,
+    ) -> Self {
         let (connected, connections) = mpsc::unbounded_channel();
         Self {
             inner: Arc::new(Inner {
                 cluster,
                 transport,
-                engine,
+                loader,
                 artefacts,
                 behaviours: ArcSwap::default(),
                 running: watch::Sender::new(HashMap::new()),
@@ -114,9 +119,9 @@ impl Modules {
         self.inner.running.borrow().clone()
     }
 
-    /// The engine that compiles this node's components.
-    pub fn engine(&self) -> &Engine {
-        &self.inner.engine
+    /// What makes this node's components ready to run.
+    pub fn loader(&self) -> &dyn Loader {
+        &*self.inner.loader
     }
 }
 

@@ -59,10 +59,9 @@ impl Modules {
             Err(_) => self.fetch(&prepare.digest, NodeId(prepare.from)).await?,
         };
         self.check_room().map_err(|error| error.to_string())?;
-        let engine = &self.inner.engine;
-        let module =
-            engine.prepare(bytes, limits_of(prepare.call_ms)).await.map_err(|error| error.to_string())?;
-        engine.check_init(&module, &prepare.config).await.map_err(|error| error.to_string())
+        let prepared = self.inner.loader.prepare(bytes, limits_of(prepare.call_ms)).await;
+        let prepared = prepared.map_err(|error| error.to_string())?;
+        prepared.check_init(&prepare.config).await.map_err(|error| error.to_string())
     }
 
     /// How far this node is with a release, once it runs it, has failed, or the time is up.

@@ -85,7 +85,7 @@ impl Modules {
     /// is written.
     pub(super) fn tidy_after_start(&self) {
         self.inner.artefacts.remove_partial();
-        self.inner.engine.remove_partial();
+        self.inner.loader.remove_partial();
         let (now, system) = (Instant::now(), annulus_ground::wall());
         let mut holds = self.inner.holds.lock();
         for (digest, written) in self.inner.artefacts.list() {
@@ -123,10 +123,10 @@ impl Modules {
     async fn sweep(&self, named: &HashSet<Digest>) {
         let held = self.inner.holds.lock().held(named, Instant::now());
         let keep: HashSet<Digest> = named.union(&held).copied().collect();
-        let (artefacts, engine) = (self.inner.artefacts.clone(), self.inner.engine.clone());
+        let (artefacts, loader) = (self.inner.artefacts.clone(), self.inner.loader.clone());
         let sweep = move || {
             artefacts.retain(&|digest| keep.contains(digest));
-            engine.retain_compiled(&|digest| keep.contains(digest));
+            loader.retain_compiled(&|digest| keep.contains(digest));
         };
         if let Err(error) = annulus_ground::blocking(sweep).await {
             tracing::warn!(%error, "components that no release names could not be looked for");

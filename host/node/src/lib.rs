@@ -36,6 +36,7 @@ use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, Transp
 use annulus_data_dir::{DataDir, DataDirError, obstacle, open_database};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
 use annulus_transport::{BindError, Transport, TransportConfig};
+use annulus_vnode::Loader;
 
 pub use admission::{JoinAccepted, JoinWish, Joiner};
 pub use config::NodeConfig;
@@ -88,12 +89,14 @@ pub enum StartError {
 }
 
 /// What one life of a node stands on.
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub struct Stand {
     /// Where transport, requests, handoff and guests run.
     pub network: Handle,
     /// Where the control plane runs.
     pub raft: Handle,
+    /// What makes components ready to run; a WebAssembly engine of the node's own where none.
+    pub loader: Option<Arc<dyn Loader>>,
 }
 
 /// One life of a node: from a start until it ends, or becomes a member of another cluster.
@@ -193,7 +196,7 @@ impl Life {
             database: &database,
             data: &data,
             boot,
-            network,
+            stand: &stand,
             router: &router,
         })
         .await?;
@@ -322,7 +325,8 @@ impl Node {
     fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
         let runtimes = Runtimes::start().map_err(StartError::Threads)?;
         exit::outlive_signals(runtimes.network());
-        let stand = Stand { network: runtimes.network().clone(), raft: runtimes.raft().clone() };
+        let stand =
+            Stand { network: runtimes.network().clone(), raft: runtimes.raft().clone(), loader: None };
         let life = runtimes.network().block_on(Life::start(stand, data, config, reborn))?;
         Ok(Self { life, runtimes })
     }

@@ -12,14 +12,14 @@ use fjall::Database;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
-use super::Router;
+use super::{Router, Stand};
 use annulus_cluster::{Cluster, ProposeError, View};
 use annulus_data_dir::{DataDir, DataDirError, EmptyModules};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
 use annulus_transport::{BulkStream, PeerIdentity, Request, Service, Transport, kind};
-use annulus_vnode::{Behaviour, Master, MasterConfig, ModuleSource};
+use annulus_vnode::{Behaviour, Loader, Master, MasterConfig, ModuleSource};
 use annulus_wasm::Engine;
 
 /// Why they do not start. The node must not serve then.
@@ -56,25 +56,28 @@ pub(super) struct Parts<'a> {
     pub(super) database: &'a Database,
     pub(super) data: &'a DataDir,
     pub(super) boot: BootId,
-    pub(super) network: &'a Handle,
+    pub(super) stand: &'a Stand,
     pub(super) router: &'a Router,
 }
 
 impl Services {
     /// Loads the modules, takes up the partitions, and serves from then on.
     pub(super) async fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
-        let Parts { cluster, transport, database, data, boot, network, router } = parts;
-        let engine = Engine::new(Some(data.path().join("compiled")))
-            .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
-        tell_limits(&engine);
+        let Parts { cluster, transport, database, data, boot, stand, router } = parts;
+        let network = &stand.network;
+        let loader = match &stand.loader {
+            Some(loader) => loader.clone(),
+            None => engine(data)?,
+        };
         let artefacts = Artefacts::new(data.path().join("components"));
-        let modules = Modules::new(cluster.clone(), transport.clone(), engine, artefacts);
+        let modules = Modules::new(cluster.clone(), transport.clone(), loader, artefacts);
         let seals = Seals::open(database)?;
 
         let view = cluster.view();
         let empty = Arc::new(data.empty_modules()?);
         let source = Source { modules: modules.clone(), empty: empty.clone() };
-        let config = MasterConfig { me: view.me, guests: network.clone(), modules: Arc::new(source) };
+        let (guests, workers) = (network.clone(), network.metrics().num_workers());
+        let config = MasterConfig { me: view.me, guests, workers, modules: Arc::new(source) };
         let master = Master::new(config, &view.state.ring, &seals.all());
         let lost = note_restart(&master, &modules, &empty, &view);
         let mut changes = cluster.watch();
@@ -116,10 +119,14 @@ impl Services {
     }
 }
 
-/// Shows what the system lets this process have: what a node runs out of first should be known before.
-fn tell_limits(engine: &Engine) {
+/// The engine of a process that serves users. Shows what the system lets this process have: what a node runs out
+/// of first should be known before.
+fn engine(data: &DataDir) -> Result<Arc<dyn Loader>, ServicesError> {
+    let engine = Engine::new(Some(data.path().join("compiled")))
+        .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
     let (room, files) = (engine.room(), rustix::process::getrlimit(rustix::process::Resource::Nofile));
     tracing::info!(instances = room.instances, by = ?room.by, open_files = ?files.current, "limits of this process");
+    Ok(Arc::new(engine))
 }
 
 /// Longest that vnodes may take to end: one in an endless loop traps at its call limit.

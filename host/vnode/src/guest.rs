@@ -4,12 +4,12 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use super::native::NativeKv;
+use super::loader::Prepared;
+use super::native::{Answered, Native, NativeModule, NativePlace};
 use annulus_storage::{Memory, Place, Storage, Stored};
 use annulus_wasm::{
-    Answer, Budget, CallScope, CommandFailure, CommandInfo, Conflict, Description, GuestError, Instance,
-    Item, MergeOutcome, Module, Page, Partition, Rejection, Request, TransferKind, Values, Version,
-    VnodePlace,
+    Answer, Budget, CallScope, CommandInfo, Conflict, Description, Doom, GuestError, Instance, Item, Limits,
+    MergeOutcome, Module, Page, Partition, Rejection, Request, TransferKind, Values, Version, VnodePlace,
 };
 
 /// A module as its vnodes run it: one release with its settings.
@@ -27,17 +27,23 @@ pub struct Behaviour {
     code: Code,
 }
 
-enum Code {
+#[derive(Clone)]
+pub(super) enum Code {
     Wasm(Arc<Module>),
-    Native,
+    Native(Arc<dyn NativeModule>, Limits),
 }
 
 impl Behaviour {
     /// A component's.
-    pub fn wasm(name: Arc<str>, version: u64, module: Arc<Module>, config: Vec<u8>) -> Self {
-        let description = module.description.clone();
+    pub fn of(name: Arc<str>, version: u64, prepared: Prepared, config: Vec<u8>) -> Self {
+        let Prepared { description, code, .. } = prepared;
         let write_format = description.writes_formats.iter().copied().max().unwrap_or(1);
-        Self { name, version, description, config, write_format, code: Code::Wasm(module) }
+        Self { name, version, description, config, write_format, code }
+    }
+
+    /// That of a component that runs as WebAssembly.
+    pub fn wasm(name: Arc<str>, version: u64, module: Arc<Module>, config: Vec<u8>) -> Self {
+        Self::of(name, version, Prepared::wasm(module), config)
     }
 
     /// The same, with its items written in this format instead of the newest that it can write.
@@ -45,22 +51,16 @@ impl Behaviour {
         Self { write_format, ..self }
     }
 
-    pub(super) fn native(name: Arc<str>, description: Description) -> Self {
+    /// That of a module which is no component.
+    pub(super) fn native(name: Arc<str>, description: Description, module: Arc<dyn NativeModule>) -> Self {
+        let code = Code::Native(module, Limits::default());
         Self {
             name,
             version: 0,
             description: Arc::new(description),
             config: Vec::new(),
             write_format: 1,
-            code: Code::Native,
-        }
-    }
-
-    /// The component's digest; none for native code.
-    pub fn digest(&self) -> Option<annulus_core::ids::Digest> {
-        match &self.code {
-            Code::Wasm(module) => Some(module.digest),
-            Code::Native => None,
+            code,
         }
     }
 }
@@ -76,7 +76,7 @@ pub(super) struct Guest {
 
 enum Running {
     Wasm(Box<Instance>),
-    Native(NativeKv),
+    Native(Native),
 }
 
 impl Guest {
@@ -88,11 +88,17 @@ impl Guest {
         dots: u64,
         items: Items,
     ) -> Result<Self, GuestError> {
+        let write_format = behaviour.write_format;
+        let place = VnodePlace { module: behaviour.name.clone(), partition, write_format, actor };
         let code = match &behaviour.code {
-            Code::Native => Running::Native(NativeKv::default()),
+            Code::Native(module, limits) => {
+                let (config, items, limits) = (&behaviour.config[..], items.clone(), *limits);
+                let place = NativePlace { vnode: place, config, items, limits };
+                let mut native = Native::start(&**module, place).await?;
+                native.guest_mut().set_dots(dots);
+                Running::Native(native)
+            }
             Code::Wasm(module) => {
-                let write_format = behaviour.write_format;
-                let place = VnodePlace { module: behaviour.name.clone(), partition, write_format, actor };
                 let mut instance = Instance::start(module, place, items.clone(), &behaviour.config).await?;
                 instance.set_dots(dots);
                 Running::Wasm(Box::new(instance))
@@ -110,20 +116,22 @@ impl Guest {
     pub(super) fn keeps_items(&self) -> bool {
         match &self.code {
             Running::Wasm(instance) => instance.keeps_items(),
-            Running::Native(_) => true,
+            Running::Native(native) => native.guest().keeps_items(),
         }
     }
 
     pub(super) fn dots(&self) -> u64 {
         match &self.code {
             Running::Wasm(instance) => instance.dots(),
-            Running::Native(_) => 0,
+            Running::Native(native) => native.guest().dots(),
         }
     }
 
+    /// Goes on after the dots that an instance before this one gave (R8).
     pub(super) fn set_dots(&mut self, dots: u64) {
-        if let Running::Wasm(instance) = &mut self.code {
-            instance.set_dots(dots);
+        match &mut self.code {
+            Running::Wasm(instance) => instance.set_dots(dots),
+            Running::Native(native) => native.guest_mut().set_dots(dots),
         }
     }
 
@@ -133,14 +141,14 @@ impl Guest {
         info: &CommandInfo,
         id: (u64, u64),
         request: &Request,
-    ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
+    ) -> Result<Answered<Vec<u8>>, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => {
                 let scope = CallScope::of_command(info, request.key.as_deref());
                 instance.command(scope, id, request).await
             }
-            Running::Native(kv) => {
-                Ok(kv.command(request).map(|value| Answer { value, writes: Vec::new(), doom: None }))
+            Running::Native(native) => {
+                native.answer("the reply", Vec::len, |guest| guest.command(info, id, request)).await
             }
         }
     }
@@ -153,12 +161,18 @@ impl Guest {
         request: &Request,
         after: Option<&[u8]>,
         limit: Budget,
-    ) -> Result<Result<Answer<Values>, CommandFailure>, GuestError> {
+    ) -> Result<Answered<Values>, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => {
                 instance.coverage(CallScope::of_command(info, None), id, request, after, limit).await
             }
-            Running::Native(_) => Ok(Err(CommandFailure::UnknownCommand)),
+            Running::Native(native) => {
+                let length = |page: &Values| page.values.iter().map(|value| value.len() + 5).sum();
+                let call = native.answer("one page of values", length, |guest| {
+                    guest.coverage(info, id, request, after, limit)
+                });
+                call.await
+            }
         }
     }
 
@@ -185,18 +199,24 @@ impl Guest {
 
     /// One page of all items, tombstones too, in order.
     pub(super) async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
-        match &mut self.code {
-            Running::Wasm(instance) if instance.keeps_items() => instance.fold(after, limit).await,
-            Running::Wasm(_) => Ok(annulus_wasm::page_of_all(&*self.items.read(), after, limit)),
-            Running::Native(_) => Ok(Page { items: Vec::new(), next: None }),
+        if !self.keeps_items() {
+            return Ok(annulus_wasm::page_of_all(&*self.items.read(), after, limit));
         }
+        let page = match &mut self.code {
+            Running::Wasm(instance) => instance.fold(after, limit).await?,
+            Running::Native(native) => native.call(|guest| guest.fold(after, limit)).await?,
+        };
+        if after.is_some() && page.next.as_deref() == after {
+            return Err(GuestError::Doomed(Doom::EndlessFold("the next page is the same again")));
+        }
+        Ok(page)
     }
 
     /// How many items the guest keeps itself, roughly.
     pub(super) async fn count(&mut self) -> Result<u64, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => instance.count().await,
-            Running::Native(_) => Ok(0),
+            Running::Native(native) => native.call(|guest| guest.count()).await,
         }
     }
 
@@ -204,15 +224,17 @@ impl Guest {
     pub(super) async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => instance.items_of(key).await,
-            Running::Native(_) => Ok(Vec::new()),
+            Running::Native(native) => native.call(|guest| guest.items_of(key)).await,
         }
     }
 
     /// Merges items from elsewhere; answers those that could not be taken.
     pub(super) async fn take(&mut self, incoming: Vec<Item>) -> Result<Vec<Rejection>, GuestError> {
-        let Running::Wasm(instance) = &mut self.code else { return Ok(Vec::new()) };
-        if instance.keeps_items() {
-            let Answer { value, writes, .. } = instance.take_items(&incoming).await?;
+        if self.keeps_items() {
+            let Answer { value, writes, .. } = match &mut self.code {
+                Running::Wasm(instance) => instance.take_items(&incoming).await?,
+                Running::Native(native) => native.call(|guest| guest.take(&incoming)).await?,
+            };
             self.commit(writes);
             return Ok(value);
         }
@@ -237,8 +259,8 @@ impl Guest {
         if !conflicts.is_empty() {
             // Without `merge` items are copied as they are: the stream of the one holder is
             // in commit order, so what comes is newer.
-            let outcomes = match instance.merge(&conflicts).await {
-                Some(outcomes) => outcomes?,
+            let outcomes = match self.merge(&conflicts).await? {
+                Some(outcomes) => outcomes,
                 None => vec![MergeOutcome::Incoming; conflicts.len()],
             };
             for ((conflict, outcome), index) in conflicts.into_iter().zip(outcomes).zip(at) {
@@ -258,23 +280,28 @@ impl Guest {
         Ok(rejections)
     }
 
+    async fn merge(&mut self, conflicts: &[Conflict]) -> Result<Option<Vec<MergeOutcome>>, GuestError> {
+        match &mut self.code {
+            Running::Wasm(instance) => instance.merge(conflicts).await.transpose(),
+            Running::Native(native) => native.merge(conflicts).await.transpose(),
+        }
+    }
+
     /// Tells a guest that keeps its items which tombstones no replica needs any more.
     pub(super) async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
-        match &mut self.code {
-            Running::Wasm(instance) => {
-                let writes = instance.forget(tombstones).await?;
-                self.commit(writes);
-                Ok(())
-            }
-            Running::Native(_) => Ok(()),
-        }
+        let writes = match &mut self.code {
+            Running::Wasm(instance) => instance.forget(tombstones).await?,
+            Running::Native(native) => native.call(|guest| guest.forget(tombstones)).await?,
+        };
+        self.commit(writes);
+        Ok(())
     }
 
     /// Lets go of all items.
     pub(super) async fn delete(&mut self) -> Result<(), GuestError> {
         let deleted = match &mut self.code {
             Running::Wasm(instance) => instance.delete().await,
-            Running::Native(_) => Ok(()),
+            Running::Native(native) => native.call(|guest| guest.delete()).await,
         };
         *self.items.write() = Memory::default();
         deleted
@@ -287,7 +314,8 @@ impl Guest {
             Running::Wasm(instance) if instance.keeps_items() => {
                 Some((instance.memory_bytes(), instance.limits().memory_bytes))
             }
-            Running::Wasm(_) | Running::Native(_) => None,
+            Running::Wasm(_) => None,
+            Running::Native(native) => native.guest().memory(),
         }
     }
 
@@ -298,7 +326,7 @@ impl Guest {
     ) -> Result<bool, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => instance.handoff_starting(kind, target).await,
-            Running::Native(_) => Ok(true),
+            Running::Native(native) => native.call(|guest| guest.handoff_starting(kind, target)).await,
         }
     }
 
@@ -310,28 +338,30 @@ impl Guest {
     ) -> Result<(), GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => instance.handoff_ended(kind, target, finished).await,
-            Running::Native(_) => Ok(()),
+            Running::Native(native) => native.call(|guest| guest.handoff_ended(kind, target, finished)).await,
         }
     }
 
     pub(super) async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => instance.handles_in_handoff(request).await,
-            Running::Native(_) => Ok(true),
+            Running::Native(native) => native.call(|guest| guest.handles_in_handoff(request)).await,
         }
     }
 
     pub(super) async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
         match &mut self.code {
             Running::Wasm(instance) => instance.handle_exit(reason).await,
-            Running::Native(_) => Ok(()),
+            Running::Native(native) => native.call(|guest| guest.handle_exit(reason)).await,
         }
     }
 
     /// The orderly end of an instance; its last writes are kept, and answered as items.
     pub(super) async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
-        let Running::Wasm(instance) = &mut self.code else { return Ok(Vec::new()) };
-        let writes = instance.terminate(reason).await?;
+        let writes = match &mut self.code {
+            Running::Wasm(instance) => instance.terminate(reason).await?,
+            Running::Native(native) => native.call(|guest| guest.terminate(reason)).await?,
+        };
         Ok(self.commit(writes))
     }
 }

@@ -7,9 +7,11 @@
 mod actor;
 mod background;
 mod guest;
+mod loader;
 mod mailbox;
 mod master;
 mod native;
+mod native_kv;
 mod room;
 mod run;
 mod slot;
@@ -17,12 +19,14 @@ mod turns;
 mod weigh;
 
 pub use guest::Behaviour;
+pub use loader::{Loader, Loading, Prepared};
 pub use mailbox::{
     Command, Control, Count, Outgoing, PageWanted, Reply, StreamEvent, SwapReport, Taken, VnodeHandle,
     decode_answer,
 };
 pub use master::{Delivery, IncompleteStage, Master, MasterConfig, ModuleSource, Reading, WeakMaster};
-pub use native::native_kv;
+pub use native::{Answered, Call, NativeGuest, NativeModule, NativePlace, at_once};
+pub use native_kv::native_kv;
 pub use run::PageAnswer;
 pub use slot::{Incident, SlotStatus, StageId};
 pub use weigh::Weight;

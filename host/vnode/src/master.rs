@@ -46,6 +46,8 @@ pub struct MasterConfig {
     pub me: NodeId,
     /// Where guests run.
     pub guests: tokio::runtime::Handle,
+    /// How many of them run at a time: no more pages of commands that go everywhere are worked on at once.
+    pub workers: usize,
     /// What they run.
     pub modules: Arc<dyn ModuleSource>,
 }
@@ -102,7 +104,7 @@ impl Master {
         }
         let incidents = Arc::new(Incidents::default());
         let ring_size = u32::from(ring.size.get());
-        let turns = Turns::new(config.guests.metrics().num_workers());
+        let turns = Turns::new(config.workers);
         Self {
             inner: Arc::new(Inner {
                 config,

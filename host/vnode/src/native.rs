@@ -1,83 +1,220 @@
-//! A vnode's behaviour in plain Rust: what `bench --baseline` holds a guest against.
+//! Modules in plain Rust, which run in the same actor behind the same mailbox as a component does.
 //!
-//! It runs in the same actor behind the same mailbox and does what `guests/kv` does, so the
-//! difference between the two is WebAssembly.
+//! What `bench --baseline` holds a guest against is one, and a simulation's guests are others.
 
-use std::collections::BTreeMap;
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
+use std::sync::Arc;
+use std::task::Poll;
+use std::time::Duration;
 
-use ciborium::Value;
+use parking_lot::RwLock;
+use tokio::time::timeout;
 
-use super::guest::Behaviour;
-use annulus_wasm::{CommandFailure, CommandInfo, Description, Effect, Param, Request, Route};
+use annulus_storage::{Place, Storage, Stored};
+use annulus_wasm::{
+    Answer, Budget, CommandFailure, CommandInfo, Conflict, Doom, GuestError, Item, Limits, MergeOutcome,
+    Page, Rejection, Request, TransferKind, Values, VnodePlace,
+};
 
-/// A key/value store in this process's memory.
-#[derive(Default)]
-pub struct NativeKv {
-    data: BTreeMap<String, Value>,
+/// A call of native code that is under way.
+pub type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, GuestError>> + Send + 'a>>;
+
+/// What a command gave, or the guest's own no.
+pub type Answered<T> = Result<Answer<T>, CommandFailure>;
+
+/// What an instance is made with.
+pub struct NativePlace<'a> {
+    /// Where its vnode is.
+    pub vnode: VnodePlace,
+    /// CBOR map of the module's settings.
+    pub config: &'a [u8],
+    /// The items that the host keeps for the vnode: to be read. What a call writes is in its answer.
+    pub items: Arc<RwLock<dyn Storage>>,
+    /// What it may use. The host ends calls that take too long and drops replies that are too long; the rest
+    /// is the module's to keep.
+    pub limits: Limits,
 }
 
-impl NativeKv {
-    pub(super) fn command(&mut self, request: &Request) -> Result<Vec<u8>, CommandFailure> {
-        let args: Value = ciborium::from_reader(&request.args[..])
-            .map_err(|error| CommandFailure::BadArguments(error.to_string()))?;
-        let Value::Map(args) = args else { return Err(CommandFailure::BadArguments("not a map".to_owned())) };
-        let mut key = None;
-        let mut value = None;
-        for (name, argument) in args {
-            match (name.as_text(), argument) {
-                (Some("key"), Value::Text(text)) => key = Some(text),
-                (Some("value"), argument) => value = Some(argument),
-                _ => {}
+/// What instances are made of, where that is no component.
+pub trait NativeModule: Send + Sync + 'static {
+    /// A new instance, after its `init`.
+    fn start<'a>(&'a self, place: NativePlace<'a>) -> Call<'a, Box<dyn NativeGuest>>;
+}
+
+/// An instance in plain Rust: the calls that a vnode makes of a guest, as the contract describes them. After
+/// an error that [`GuestError::poisons`], or a call that was given up, it is dropped.
+pub trait NativeGuest: Send {
+    /// Runs one command.
+    fn command<'a>(
+        &'a mut self,
+        info: &'a CommandInfo,
+        id: (u64, u64),
+        request: &'a Request,
+    ) -> Call<'a, Answered<Vec<u8>>>;
+
+    /// One page of a command that goes everywhere.
+    fn coverage<'a>(
+        &'a mut self,
+        _info: &'a CommandInfo,
+        _id: (u64, u64),
+        _request: &'a Request,
+        _after: Option<&'a [u8]>,
+        _limit: Budget,
+    ) -> Call<'a, Answered<Values>> {
+        at_once(Err(CommandFailure::UnknownCommand))
+    }
+
+    /// Are its items its own? Else the host keeps them.
+    fn keeps_items(&self) -> bool {
+        true
+    }
+
+    /// One page of the items that it keeps.
+    fn fold<'a>(&'a mut self, _after: Option<&'a [u8]>, _limit: Budget) -> Call<'a, Page> {
+        at_once(Page { items: Vec::new(), next: None })
+    }
+
+    /// How many items it keeps.
+    fn count(&mut self) -> Call<'_, u64> {
+        at_once(0)
+    }
+
+    /// The items of one key that it keeps, tombstones too.
+    fn items_of<'a>(&'a mut self, _key: &'a [u8]) -> Call<'a, Vec<Item>> {
+        at_once(Vec::new())
+    }
+
+    /// Takes items in that it is to keep; answers those that it could not take.
+    fn take<'a>(&'a mut self, _items: &'a [Item]) -> Call<'a, Answer<Vec<Rejection>>> {
+        at_once(Answer { value: Vec::new(), writes: Vec::new(), doom: None })
+    }
+
+    /// Merges versions of items that the host keeps; none if it has no say in that.
+    fn merge<'a>(&'a mut self, _conflicts: &'a [Conflict]) -> Option<Call<'a, Vec<MergeOutcome>>> {
+        None
+    }
+
+    /// These tombstones nobody needs any more. Answers what it writes to host storage.
+    fn forget<'a>(&'a mut self, _tombstones: &'a [Item]) -> Call<'a, Vec<(Place, Stored)>> {
+        at_once(Vec::new())
+    }
+
+    /// All items are elsewhere for good.
+    fn delete(&mut self) -> Call<'_, ()> {
+        at_once(())
+    }
+
+    /// Bytes that its items take, and how many they may, where that is limited.
+    fn memory(&self) -> Option<(usize, usize)> {
+        None
+    }
+
+    /// May a handoff start?
+    fn handoff_starting<'a>(&'a mut self, _kind: TransferKind, _target: &'a str) -> Call<'a, bool> {
+        at_once(true)
+    }
+
+    /// How a handoff ended.
+    fn handoff_ended<'a>(
+        &'a mut self,
+        _kind: TransferKind,
+        _target: &'a str,
+        _finished: bool,
+    ) -> Call<'a, ()> {
+        at_once(())
+    }
+
+    /// Does it run this command while it hands off?
+    fn handles_in_handoff<'a>(&'a mut self, _request: &'a Request) -> Call<'a, bool> {
+        at_once(true)
+    }
+
+    /// Why the instance before it ended.
+    fn handle_exit<'a>(&'a mut self, _reason: &'a str) -> Call<'a, ()> {
+        at_once(())
+    }
+
+    /// It ends in order. Answers what it writes to host storage.
+    fn terminate<'a>(&'a mut self, _reason: &'a str) -> Call<'a, Vec<(Place, Stored)>> {
+        at_once(Vec::new())
+    }
+
+    /// Dots given so far.
+    fn dots(&self) -> u64 {
+        0
+    }
+
+    /// Goes on after the dots that an instance before it gave.
+    fn set_dots(&mut self, _dots: u64) {}
+}
+
+/// A call that has come to its end already.
+pub fn at_once<'a, T: Send + 'a>(value: T) -> Call<'a, T> {
+    Box::pin(std::future::ready(Ok(value)))
+}
+
+/// A running native guest, held to its limits.
+pub(super) struct Native {
+    guest: Box<dyn NativeGuest>,
+    limits: Limits,
+}
+
+impl Native {
+    pub(super) async fn start(module: &dyn NativeModule, place: NativePlace<'_>) -> Result<Self, GuestError> {
+        let limits = place.limits;
+        let guest = within(limits.call_time, module.start(place)).await?;
+        Ok(Self { guest, limits })
+    }
+
+    pub(super) fn guest(&self) -> &dyn NativeGuest {
+        &*self.guest
+    }
+
+    pub(super) fn guest_mut(&mut self) -> &mut dyn NativeGuest {
+        &mut *self.guest
+    }
+
+    /// Runs one call within the time that it may take.
+    pub(super) async fn call<'a, T>(
+        &'a mut self,
+        call: impl FnOnce(&'a mut dyn NativeGuest) -> Call<'a, T>,
+    ) -> Result<T, GuestError> {
+        within(self.limits.call_time, call(&mut *self.guest)).await
+    }
+
+    pub(super) async fn merge(
+        &mut self,
+        conflicts: &[Conflict],
+    ) -> Option<Result<Vec<MergeOutcome>, GuestError>> {
+        let limit = self.limits.call_time;
+        Some(within(limit, self.guest.merge(conflicts)?).await)
+    }
+
+    /// Runs one command, whose answer may be too long.
+    pub(super) async fn answer<'a, T>(
+        &'a mut self,
+        what: &'static str,
+        length: impl FnOnce(&T) -> usize,
+        call: impl FnOnce(&'a mut dyn NativeGuest) -> Call<'a, Answered<T>>,
+    ) -> Result<Answered<T>, GuestError> {
+        let limit = self.limits.reply_bytes;
+        let answered = self.call(call).await?;
+        Ok(answered.map(|mut answer| {
+            let bytes = length(&answer.value);
+            if bytes > limit {
+                answer.doom.get_or_insert(Doom::TooLarge { what, bytes, limit });
             }
-        }
-        let key = key.ok_or_else(|| CommandFailure::BadArguments("missing field `key`".to_owned()))?;
-        let reply = match request.command.as_str() {
-            "put" => {
-                let value =
-                    value.ok_or_else(|| CommandFailure::BadArguments("missing field `value`".to_owned()))?;
-                self.data.insert(key, value);
-                Value::from("ok")
-            }
-            "get" => self.data.get(&key).cloned().unwrap_or(Value::Null),
-            "delete" => self.data.remove(&key).unwrap_or(Value::Null),
-            _ => return Err(CommandFailure::UnknownCommand),
-        };
-        let mut bytes = Vec::with_capacity(32);
-        ciborium::into_writer(&reply, &mut bytes).expect("a value is plain data and a Vec never fails");
-        Ok(bytes)
+            answer
+        }))
     }
 }
 
-/// The behaviour of a key/value store in native code, described as `guests/kv` describes itself.
-pub fn native_kv() -> Behaviour {
-    let param = |name: &str, ty: &str| Param {
-        name: name.to_owned(),
-        ty: ty.to_owned(),
-        doc: String::new(),
-        optional: false,
-    };
-    let command = |name: &str, effect, params: Vec<Param>| CommandInfo {
-        name: name.to_owned(),
-        doc: String::new(),
-        effect,
-        route: Route::ByParam("key".to_owned()),
-        params,
-        reply: "any".to_owned(),
-        frees: false,
-    };
-    let description = Description {
-        name: "native-kv".to_owned(),
-        version: env!("CARGO_PKG_VERSION").to_owned(),
-        doc: "The baseline of `bench`: guests/kv in plain Rust".to_owned(),
-        commands: vec![
-            command("put", Effect::Write, vec![param("key", "text"), param("value", "any")]),
-            command("get", Effect::Read, vec![param("key", "text")]),
-            command("delete", Effect::Write, vec![param("key", "text")]),
-        ],
-        config: Vec::new(),
-        writes_formats: vec![1],
-        reads_formats: vec![1],
-        exported: annulus_wasm::Exported::default(),
-    };
-    Behaviour::native("native-kv".into(), description)
+async fn within<T>(limit: Duration, mut call: Call<'_, T>) -> Result<T, GuestError> {
+    // Most calls end without a wait: those are spared the look at the clock.
+    let polled = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await;
+    match polled {
+        Poll::Ready(result) => result,
+        Poll::Pending => timeout(limit, call).await.unwrap_or(Err(GuestError::TimedOut(limit))),
+    }
 }

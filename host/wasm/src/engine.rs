@@ -187,7 +187,7 @@ impl Engine {
     /// Asks `describe`, in an instance without items.
     async fn describe(&self, mut module: Module) -> Result<Module, InvalidComponent> {
         let exported = module.description.exported;
-        let mut instance = Instance::bare(&module, nowhere()).await.map_err(|error| match error {
+        let mut instance = Instance::bare(&module, trial_place()).await.map_err(|error| match error {
             GuestError::NoRoom(reason) => InvalidComponent::NoRoom(reason),
             error => InvalidComponent::DoesNotFit(error.to_string()),
         })?;
@@ -196,23 +196,23 @@ impl Engine {
         module.description = Arc::new(Description::parse(info, exported)?);
         Ok(module)
     }
+}
 
+impl Module {
     /// Calls `init` with the settings that a deploy was given, in an instance of no partition.
     ///
     /// # Errors
     /// What `init` said, or how it failed.
-    pub async fn check_init(&self, module: &Module, config: &[u8]) -> Result<(), InvalidComponent> {
+    pub async fn check_init(&self, config: &[u8]) -> Result<(), InvalidComponent> {
         let failed = |error| match error {
             GuestError::NoRoom(reason) => InvalidComponent::NoRoom(reason),
             error => InvalidComponent::InitFailed(error.to_string()),
         };
         let items = Arc::new(RwLock::new(Memory::default()));
-        Instance::start(module, nowhere(), items, config).await.map_err(failed)?;
+        Instance::start(self, trial_place(), items, config).await.map_err(failed)?;
         Ok(())
     }
-}
 
-impl Module {
     /// The same component for vnodes with other limits.
     pub fn with_limits(&self, limits: Limits) -> Self {
         Self { limits, ..self.clone() }
@@ -224,7 +224,7 @@ impl Module {
 }
 
 /// Where `describe` and a trial `init` run.
-fn nowhere() -> VnodePlace {
+pub fn trial_place() -> VnodePlace {
     VnodePlace {
         module: "trial".into(),
         partition: Partition { id: 0, ring_size: 64 },

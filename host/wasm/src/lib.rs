@@ -27,7 +27,7 @@ pub use bindings::exports::annulus::vnode::handoff::Rejection;
 pub use bindings::exports::annulus::vnode::merge::{Conflict, Outcome as MergeOutcome};
 pub use bindings::exports::annulus::vnode::transfer::{Choice, Kind as TransferKind};
 pub use description::{CommandInfo, Description, Effect, Exported, Param, Route, is_name};
-pub use engine::{Engine, Module};
+pub use engine::{Engine, Module, trial_place};
 pub use error::{CommandFailure, Doom, GuestError, InvalidComponent};
 pub use host::{CallScope, VnodePlace, page_of_all};
 pub use instance::{Answer, Instance};

@@ -99,7 +99,7 @@ async fn a_description_and_an_init_that_sleep_are_refused_at_their_limit() {
     assert!(error.to_string().contains("longer than 300ms"), "{error}");
     let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
     let config = cbor_map(&[("fail", "nap".into())]);
-    let init = within_its_limit("init", engine.check_init(&module, &config)).await;
+    let init = within_its_limit("init", module.check_init(&config)).await;
     assert!(init.unwrap_err().to_string().contains("longer than 300ms"));
 }
 
@@ -303,7 +303,7 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
     };
     let engine = Engine::new(None).unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
-    let refused = engine.check_init(&module, &cbor_map(&[("write", "init".into())])).await.unwrap_err();
+    let refused = module.check_init(&cbor_map(&[("write", "init".into())])).await.unwrap_err();
     assert!(refused.to_string().contains("`init` wrote to storage"), "{refused}");
 
     for callback in ["handoff-starting", "handoff-finished", "handoff-cancelled", "handle-exit"] {

@@ -53,7 +53,8 @@ impl Bed {
 
     pub(super) fn of(engine: Engine, module: Arc<Behaviour>) -> Self {
         let guests = tokio::runtime::Handle::current();
-        let config = MasterConfig { me: NodeId(0), guests, modules: Arc::new(OneModule(module)) };
+        let modules = Arc::new(OneModule(module));
+        let config = MasterConfig { me: NodeId(0), guests, workers: 2, modules };
         let master = Master::new(config, &ring(), &[]);
         master.apply(&ring(), &[KV], 1, Default::default());
         Self { master, engine }

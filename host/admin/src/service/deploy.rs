@@ -39,7 +39,7 @@ impl AdminService {
         let changes = (request.config.as_slice(), request.unset.as_slice());
         let (mut config, mut base) = (None, None);
         if !request.config.is_empty() || !request.unset.is_empty() {
-            let prepared = self.parts.modules.engine().prepare(component.clone(), Limits::default());
+            let prepared = self.parts.modules.loader().prepare(component.clone(), Limits::default());
             let prepared = answer.while_working("validating", timeout_at(deadline, prepared)).await;
             let prepared = prepared.map_err(|_| DeployError::TooLate)?.map_err(DeployError::from)?;
             let description = &prepared.description;

@@ -176,8 +176,8 @@ impl AdminService {
                 )
             }));
         }
-        let engine = self.parts.modules.engine();
-        let (instances, room) = (engine.instances(), engine.room());
+        let loader = self.parts.modules.loader();
+        let (instances, room) = (loader.instances(), loader.room());
         if instances > room.instances / 10 * 8 {
             alerts.push(format!("overloaded: this node runs {instances} guest instances, and {room}"));
         }

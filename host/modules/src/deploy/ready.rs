@@ -39,7 +39,7 @@ impl Modules {
     ) -> Result<Ready, DeployError> {
         let inner = &self.inner;
         self.check_room()?;
-        let prepared = inner.engine.prepare(request.component.clone(), Limits::default()).await?;
+        let prepared = inner.loader.prepare(request.component.clone(), Limits::default()).await?;
         let description = prepared.description.clone();
         let name = request.name.clone().unwrap_or_else(|| description.name.clone());
         let view = inner.cluster.view();
@@ -57,8 +57,7 @@ impl Modules {
             Some(time) => Some(u64::try_from(time.as_millis()).unwrap_or(u64::MAX)),
             None => present.as_ref().and_then(|module| module.current.call_ms),
         };
-        let limited = prepared.with_limits(limits_of(call_ms));
-        inner.engine.check_init(&limited, &config).await?;
+        prepared.with_limits(limits_of(call_ms)).check_init(&config).await?;
         inner.artefacts.keep(request.component.clone()).await?;
         tell(Progress::Validated { name: name.clone(), digest });
         self.prepare_everywhere(digest, &config, call_ms, deadline, tell).await?;
@@ -73,7 +72,7 @@ impl Modules {
         let held = view.state.ring.partitions.iter();
         let held = held.filter(|partition| partition.replicas.first() == Some(&view.me)).count();
         let modules = view.state.modules.len();
-        let (needed, room) = (held * (modules + 1), self.inner.engine.room());
+        let (needed, room) = (held * (modules + 1), self.inner.loader.room());
         if needed <= room.instances {
             return Ok(());
         }

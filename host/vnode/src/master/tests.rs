@@ -13,7 +13,7 @@ use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
 use super::super::mailbox::{Outgoing, Reply, StreamEvent};
-use super::super::native::native_kv;
+use super::super::native_kv::native_kv;
 use super::super::slot::StageId;
 use super::*;
 
@@ -38,7 +38,8 @@ fn ring() -> RingTable {
 
 fn master() -> Master {
     let modules = Arc::new(Native(Arc::new(native_kv())));
-    let config = MasterConfig { me: ME, guests: tokio::runtime::Handle::current(), modules };
+    let guests = tokio::runtime::Handle::current();
+    let config = MasterConfig { me: ME, guests, workers: 1, modules };
     let master = Master::new(config, &ring(), &[]);
     master.apply(&ring(), &[], 5, Lineage::default());
     master

@@ -1,0 +1,86 @@
+//! Makes scripts ready to run, and leaves everything else to an engine.
+
+use std::sync::Arc;
+
+use annulus_core::ids::Digest;
+use annulus_vnode::{Loader, Loading, Prepared};
+use annulus_wasm::{InvalidComponent, LimitedBy, Limits, RoomLimit};
+use bytes::Bytes;
+use sha2::{Digest as _, Sha256};
+
+use super::module::{Module, Room};
+use super::{Observer, Script};
+
+/// A node's loader in a simulation. Clones share their room.
+#[derive(Clone)]
+pub struct Scripts {
+    engine: Option<Arc<dyn Loader>>,
+    observer: Arc<dyn Observer>,
+    room: Arc<Room>,
+}
+
+impl Scripts {
+    /// One that knows scripts alone and has room for any number of instances.
+    pub fn new(observer: Arc<dyn Observer>) -> Self {
+        let room = RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing };
+        Self { engine: None, observer, room: Arc::new(Room::new(room)) }
+    }
+
+    /// What is no script goes to this one.
+    #[must_use]
+    pub fn with_engine(self, engine: Arc<dyn Loader>) -> Self {
+        Self { engine: Some(engine), ..self }
+    }
+
+    /// There may be no more instances of scripts than that.
+    #[must_use]
+    pub fn with_room(self, limit: RoomLimit) -> Self {
+        Self { room: Arc::new(Room::new(limit)), ..self }
+    }
+}
+
+impl Loader for Scripts {
+    fn prepare(&self, bytes: Bytes, limits: Limits) -> Loading<'_, Prepared> {
+        let invalid = InvalidComponent::NotAComponent;
+        let Some(script) = Script::of_component(&bytes) else {
+            return match &self.engine {
+                Some(engine) => engine.prepare(bytes, limits),
+                None => Box::pin(std::future::ready(Err(invalid("it is no script".to_owned())))),
+            };
+        };
+        Box::pin(async move {
+            let digest = annulus_ground::blocking(move || Digest(Sha256::digest(&bytes).into()));
+            let digest = digest.await.map_err(|error| invalid(error.to_string()))?;
+            let script = script.map_err(invalid)?;
+            let known = |format: &u32| matches!(format, 1 | 2);
+            if !script.writes.iter().all(|format| known(format) && script.reads.contains(format)) {
+                return Err(InvalidComponent::BadDescription(
+                    "a script writes formats 1 and 2 and reads what it writes".to_owned(),
+                ));
+            }
+            let description = Arc::new(script.description());
+            let module = Module::new(Arc::new(script), self.observer.clone(), self.room.clone());
+            Ok(Prepared::native(digest, description, Arc::new(module), limits))
+        })
+    }
+
+    fn room(&self) -> RoomLimit {
+        self.room.limit()
+    }
+
+    fn instances(&self) -> usize {
+        self.room.live() + self.engine.as_ref().map_or(0, |engine| engine.instances())
+    }
+
+    fn remove_partial(&self) {
+        if let Some(engine) = &self.engine {
+            engine.remove_partial();
+        }
+    }
+
+    fn retain_compiled(&self, keep: &dyn Fn(&Digest) -> bool) {
+        if let Some(engine) = &self.engine {
+            engine.retain_compiled(keep);
+        }
+    }
+}

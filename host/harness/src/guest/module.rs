@@ -1,0 +1,72 @@
+//! What instances of a script are made of, and the room that they take.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+use annulus_vnode::{Call, NativeGuest, NativeModule, NativePlace};
+use annulus_wasm::{GuestError, RoomLimit};
+
+use super::scripted::Scripted;
+use super::{Observer, Script};
+
+/// One script.
+pub(super) struct Module {
+    script: Arc<Script>,
+    observer: Arc<dyn Observer>,
+    room: Arc<Room>,
+}
+
+impl Module {
+    pub(super) fn new(script: Arc<Script>, observer: Arc<dyn Observer>, room: Arc<Room>) -> Self {
+        Self { script, observer, room }
+    }
+}
+
+impl NativeModule for Module {
+    fn start<'a>(&'a self, place: NativePlace<'a>) -> Call<'a, Box<dyn NativeGuest>> {
+        Box::pin(async move {
+            let seat = self.room.take()?;
+            let guest = Scripted::start(self.script.clone(), self.observer.clone(), place, seat).await?;
+            Ok(Box::new(guest) as Box<dyn NativeGuest>)
+        })
+    }
+}
+
+/// Instances of one node.
+pub(super) struct Room {
+    live: AtomicUsize,
+    limit: RoomLimit,
+}
+
+impl Room {
+    pub(super) fn new(limit: RoomLimit) -> Self {
+        Self { live: AtomicUsize::new(0), limit }
+    }
+
+    pub(super) fn limit(&self) -> RoomLimit {
+        self.limit
+    }
+
+    pub(super) fn live(&self) -> usize {
+        self.live.load(Ordering::Relaxed)
+    }
+
+    fn take(self: &Arc<Self>) -> Result<Seat, GuestError> {
+        let live = self.live.fetch_add(1, Ordering::Relaxed);
+        let seat = Seat(self.clone());
+        if live >= self.limit.instances {
+            let limit = self.limit;
+            return Err(GuestError::NoRoom(format!("{live} scripted guests run, and no more may: {limit}")));
+        }
+        Ok(seat)
+    }
+}
+
+/// The room of one instance, given back when this is dropped.
+pub(super) struct Seat(Arc<Room>);
+
+impl Drop for Seat {
+    fn drop(&mut self) {
+        self.0.live.fetch_sub(1, Ordering::Relaxed);
+    }
+}

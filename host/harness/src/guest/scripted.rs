@@ -1,0 +1,237 @@
+//! One instance of a script: a key/value store that fails as it is told.
+
+mod commands;
+mod items;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use annulus_storage::{Place, Storage, Stored};
+use annulus_vnode::{Answered, Call, NativeGuest, NativePlace};
+use annulus_wasm::{
+    Answer, Budget, CommandInfo, Conflict, GuestError, Item, Limits, MergeOutcome, Page, Rejection, Request,
+    TransferKind, Values, VnodePlace,
+};
+use parking_lot::RwLock;
+
+use super::module::Seat;
+use super::{Entry, Fall, Keeps, Observer, OneIn, Script};
+
+/// Bytes that an item takes beside its key and value.
+const OVERHEAD: usize = 64;
+
+/// What vnodes of a script run.
+pub(super) struct Scripted {
+    script: Arc<Script>,
+    observer: Arc<dyn Observer>,
+    at: VnodePlace,
+    /// Where the host keeps the items.
+    items: Arc<RwLock<dyn Storage>>,
+    limits: Limits,
+    /// The items that it keeps itself.
+    kept: BTreeMap<Vec<u8>, Entry>,
+    bytes: usize,
+    /// The most that they ever took: WebAssembly gives no memory back.
+    most: usize,
+    dots: u64,
+    _seat: Seat,
+}
+
+/// A call that is under way. It fell if this is dropped before its end.
+struct UnderWay {
+    observer: Arc<dyn Observer>,
+    at: VnodePlace,
+    call: &'static str,
+    keeps: Keeps,
+    returned: bool,
+}
+
+impl UnderWay {
+    /// Its guest answered.
+    fn returned(&mut self) {
+        self.returned = true;
+    }
+}
+
+impl Drop for UnderWay {
+    fn drop(&mut self) {
+        if !self.returned {
+            self.observer.fell(&Fall { at: &self.at, call: self.call, keeps: self.keeps });
+        }
+    }
+}
+
+fn trapped(call: &str) -> GuestError {
+    GuestError::Trapped(format!("the script has {call} trap"))
+}
+
+impl Scripted {
+    pub(super) async fn start(
+        script: Arc<Script>,
+        observer: Arc<dyn Observer>,
+        place: NativePlace<'_>,
+        seat: Seat,
+    ) -> Result<Self, GuestError> {
+        let NativePlace { vnode: at, items, limits, .. } = place;
+        let (kept, _seat) = (BTreeMap::new(), seat);
+        let mut guest = Self { script, observer, at, items, limits, kept, bytes: 0, most: 0, dots: 0, _seat };
+        let traps = guest.script.traps.init;
+        guest
+            .call("init", traps, async |guest| {
+                if guest.script.init_refuses.falls() {
+                    return Err(GuestError::InitRefused("the script says no".to_owned()));
+                }
+                Ok(())
+            })
+            .await?;
+        Ok(guest)
+    }
+
+    fn under_way(&self, call: &'static str) -> UnderWay {
+        let (observer, at, keeps) = (self.observer.clone(), self.at.clone(), self.script.keeps);
+        UnderWay { observer, at, call, keeps, returned: false }
+    }
+
+    /// Runs a call that may be slow, or trap before it has done anything.
+    async fn call<T>(
+        &mut self,
+        call: &'static str,
+        traps: OneIn,
+        run: impl AsyncFnOnce(&mut Self) -> Result<T, GuestError>,
+    ) -> Result<T, GuestError> {
+        let mut under_way = self.under_way(call);
+        self.wait().await;
+        if traps.falls() {
+            return Err(trapped(call));
+        }
+        let result = run(self).await;
+        under_way.returned = !matches!(&result, Err(error) if error.poisons());
+        result
+    }
+
+    async fn wait(&self) {
+        if let Some(time) = self.script.slow.wait() {
+            tokio::time::sleep(time).await;
+        }
+    }
+
+    fn next_dot(&mut self) -> (u64, u64) {
+        self.dots += 1;
+        (self.at.actor, self.dots)
+    }
+
+    fn keeps(&self) -> bool {
+        self.script.keeps == Keeps::Guest
+    }
+}
+
+impl NativeGuest for Scripted {
+    fn command<'a>(
+        &'a mut self,
+        info: &'a CommandInfo,
+        id: (u64, u64),
+        request: &'a Request,
+    ) -> Call<'a, Answered<Vec<u8>>> {
+        Box::pin(self.run_command(info, id, request))
+    }
+
+    fn coverage<'a>(
+        &'a mut self,
+        info: &'a CommandInfo,
+        id: (u64, u64),
+        request: &'a Request,
+        after: Option<&'a [u8]>,
+        limit: Budget,
+    ) -> Call<'a, Answered<Values>> {
+        Box::pin(self.run_page(info, id, request, after, limit))
+    }
+
+    fn keeps_items(&self) -> bool {
+        self.keeps()
+    }
+
+    fn fold<'a>(&'a mut self, after: Option<&'a [u8]>, limit: Budget) -> Call<'a, Page> {
+        let traps = self.script.traps.fold;
+        Box::pin(self.call("fold", traps, async move |guest| Ok(guest.page(after, limit))))
+    }
+
+    fn count(&mut self) -> Call<'_, u64> {
+        annulus_vnode::at_once(self.kept.len() as u64)
+    }
+
+    fn items_of<'a>(&'a mut self, key: &'a [u8]) -> Call<'a, Vec<Item>> {
+        let traps = self.script.traps.fold;
+        Box::pin(self.call("encode-handoff-items", traps, async move |guest| {
+            Ok(guest.kept.get(key).map(|entry| guest.item(key, entry)).into_iter().collect())
+        }))
+    }
+
+    fn take<'a>(&'a mut self, items: &'a [Item]) -> Call<'a, Answer<Vec<Rejection>>> {
+        let traps = self.script.traps.take;
+        Box::pin(self.call("handle-handoff-data", traps, async move |guest| {
+            let value = guest.take_in(items)?;
+            Ok(Answer { value, writes: Vec::new(), doom: None })
+        }))
+    }
+
+    fn merge<'a>(&'a mut self, conflicts: &'a [Conflict]) -> Option<Call<'a, Vec<MergeOutcome>>> {
+        let traps = self.script.traps.take;
+        Some(Box::pin(self.call("merge", traps, async move |guest| {
+            Ok(conflicts.iter().map(|conflict| guest.merged(conflict)).collect())
+        })))
+    }
+
+    fn forget<'a>(&'a mut self, tombstones: &'a [Item]) -> Call<'a, Vec<(Place, Stored)>> {
+        Box::pin(self.call("forget", OneIn(0), async move |guest| {
+            guest.let_go_of(tombstones);
+            Ok(Vec::new())
+        }))
+    }
+
+    fn delete(&mut self) -> Call<'_, ()> {
+        self.kept.clear();
+        self.bytes = 0;
+        annulus_vnode::at_once(())
+    }
+
+    fn memory(&self) -> Option<(usize, usize)> {
+        self.keeps().then(|| (self.most, self.memory_limit()))
+    }
+
+    fn handoff_starting<'a>(&'a mut self, _: TransferKind, _: &'a str) -> Call<'a, bool> {
+        let traps = self.script.traps.callback;
+        Box::pin(
+            self.call("handoff-starting", traps, async |guest| Ok(!guest.script.puts_handoff_off.falls())),
+        )
+    }
+
+    fn handoff_ended<'a>(&'a mut self, _: TransferKind, _: &'a str, finished: bool) -> Call<'a, ()> {
+        let call = if finished { "handoff-finished" } else { "handoff-cancelled" };
+        let traps = self.script.traps.callback;
+        Box::pin(self.call(call, traps, async |_| Ok(())))
+    }
+
+    fn handles_in_handoff<'a>(&'a mut self, _: &'a Request) -> Call<'a, bool> {
+        Box::pin(self.call("handle-handoff-command", OneIn(0), async |guest| {
+            Ok(!guest.script.refuses_in_handoff.falls())
+        }))
+    }
+
+    fn handle_exit<'a>(&'a mut self, _: &'a str) -> Call<'a, ()> {
+        let traps = self.script.traps.callback;
+        Box::pin(self.call("handle-exit", traps, async |_| Ok(())))
+    }
+
+    fn terminate<'a>(&'a mut self, _: &'a str) -> Call<'a, Vec<(Place, Stored)>> {
+        let traps = self.script.traps.callback;
+        Box::pin(self.call("terminate", traps, async |_| Ok(Vec::new())))
+    }
+
+    fn dots(&self) -> u64 {
+        self.dots
+    }
+
+    fn set_dots(&mut self, dots: u64) {
+        self.dots = dots;
+    }
+}

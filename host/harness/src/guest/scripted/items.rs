@@ -1,0 +1,159 @@
+//! The items of one instance, wherever they are.
+
+use std::ops::Bound;
+
+use annulus_wasm::{Budget, Conflict, GuestError, Item, MergeOutcome, Page, Rejection};
+
+use super::super::{EndlessFold, Entry};
+use super::{OVERHEAD, Scripted};
+
+/// A page's token: how often the fold began anew, and the last key of the page.
+fn token(round: u32, key: &[u8]) -> Vec<u8> {
+    [&round.to_be_bytes()[..], key].concat()
+}
+
+/// The reverse; what is no token is from the beginning.
+fn place(token: Option<&[u8]>) -> (u32, Bound<Vec<u8>>) {
+    match token.and_then(<[u8]>::split_first_chunk::<4>) {
+        Some((round, [])) => (u32::from_be_bytes(*round), Bound::Unbounded),
+        Some((round, key)) => (u32::from_be_bytes(*round), Bound::Excluded(key.to_vec())),
+        None => (0, Bound::Unbounded),
+    }
+}
+
+impl Scripted {
+    /// What stands under a key, tombstones too.
+    pub(super) fn entry(&self, key: &[u8]) -> Result<Option<Entry>, GuestError> {
+        if self.keeps() {
+            return Ok(self.kept.get(key).cloned());
+        }
+        let stored = self.items.read().get(&(key.to_vec(), Vec::new()));
+        stored.map(|stored| self.read(&stored.value)).transpose()
+    }
+
+    /// The entries behind a key, in order; so many at most.
+    pub(super) fn entries(
+        &self,
+        after: Option<&[u8]>,
+        most: usize,
+    ) -> Result<Vec<(Vec<u8>, Entry)>, GuestError> {
+        let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.to_vec()));
+        if self.keeps() {
+            let kept = self.kept.range((from, Bound::Unbounded));
+            return Ok(kept.take(most).map(|(key, entry)| (key.clone(), entry.clone())).collect());
+        }
+        let items = self.items.read();
+        let from = from.map(|key| (key, Vec::new()));
+        let stored = items.range(from, Bound::Unbounded).take(most);
+        stored.map(|((key, _), stored)| Ok((key, self.read(&stored.value)?))).collect()
+    }
+
+    /// What the host was given by some release, and this one has to read (R22).
+    fn read(&self, value: &[u8]) -> Result<Entry, GuestError> {
+        Entry::decode(value, &self.script.reads).map_err(GuestError::Trapped)
+    }
+
+    pub(super) fn memory_limit(&self) -> usize {
+        let limit = self.limits.memory_bytes;
+        self.script.memory_bytes.map_or(limit, |bytes| bytes.min(limit))
+    }
+
+    /// Keeps an entry in memory; ends the instance if that is more than it may have.
+    pub(super) fn keep(&mut self, key: &[u8], entry: Entry) -> Result<(), GuestError> {
+        let size = |entry: &Entry| key.len() + entry.encode(2).len() + OVERHEAD;
+        self.bytes += size(&entry);
+        if let Some(before) = self.kept.insert(key.to_vec(), entry) {
+            self.bytes -= size(&before);
+        }
+        self.most = self.most.max(self.bytes);
+        let limit = self.memory_limit();
+        if self.bytes > limit {
+            let words = format!("it asked for more memory than its limit of {} MiB", limit >> 20);
+            return Err(GuestError::Trapped(words));
+        }
+        Ok(())
+    }
+
+    pub(super) fn item(&self, key: &[u8], entry: &Entry) -> Item {
+        let value = entry.encode(self.at.write_format);
+        Item { key: key.to_vec(), sort: Vec::new(), value, deleted: entry.deleted }
+    }
+
+    /// One page of what it keeps.
+    pub(super) fn page(&self, after: Option<&[u8]>, limit: Budget) -> Page {
+        let (round, from) = place(after);
+        match self.script.endless_fold {
+            Some(EndlessFold::SamePage) => {
+                let next = after.map_or_else(|| token(0, b""), <[u8]>::to_vec);
+                return Page { items: Vec::new(), next: Some(next) };
+            }
+            Some(EndlessFold::EmptyPages) => {
+                return Page { items: Vec::new(), next: Some(token(round + 1, b"")) };
+            }
+            Some(EndlessFold::Repeats) | None => {}
+        }
+        let mut page = Page { items: Vec::new(), next: None };
+        let mut bytes = 0;
+        for (key, entry) in self.kept.range((from, Bound::Unbounded)) {
+            let item = self.item(key, entry);
+            bytes += item.key.len() + item.value.len();
+            let full = page.items.len() >= limit.items as usize || bytes > limit.bytes as usize;
+            if full && let Some(last) = page.items.last() {
+                page.next = Some(token(round, &last.key));
+                return page;
+            }
+            page.items.push(item);
+        }
+        page.next = self.script.endless_fold.map(|_| token(round + 1, b""));
+        page
+    }
+
+    /// Merges items from elsewhere into what it keeps.
+    pub(super) fn take_in(&mut self, items: &[Item]) -> Result<Vec<Rejection>, GuestError> {
+        let mut rejections = Vec::new();
+        for (index, item) in items.iter().enumerate() {
+            match self.accepted(&item.value) {
+                Ok(entry) => {
+                    if self.kept.get(&item.key).is_none_or(|kept| entry.is_newer_than(kept)) {
+                        self.keep(&item.key, entry)?;
+                    }
+                }
+                Err(reason) => {
+                    rejections.push(Rejection { index: u32::try_from(index).unwrap_or(u32::MAX), reason });
+                }
+            }
+        }
+        Ok(rejections)
+    }
+
+    fn accepted(&self, value: &[u8]) -> Result<Entry, String> {
+        if self.script.rejects.falls() {
+            return Err("the script has it rejected".to_owned());
+        }
+        Entry::decode(value, &self.script.reads)
+    }
+
+    /// Which of two entries that the host has.
+    pub(super) fn merged(&self, conflict: &Conflict) -> MergeOutcome {
+        let local = Entry::decode(&conflict.local.value, &self.script.reads);
+        match (local, self.accepted(&conflict.incoming.value)) {
+            (Ok(local), Ok(incoming)) if incoming.is_newer_than(&local) => MergeOutcome::Incoming,
+            (Ok(_), Ok(_)) => MergeOutcome::Local,
+            (Err(reason), _) | (_, Err(reason)) => MergeOutcome::Rejected(reason),
+        }
+    }
+
+    /// Drops the tombstones that are still exactly these.
+    pub(super) fn let_go_of(&mut self, tombstones: &[Item]) {
+        for tombstone in tombstones {
+            let told = Entry::decode(&tombstone.value, &self.script.reads).ok();
+            if let Some(kept) = self.kept.get(&tombstone.key)
+                && kept.deleted
+                && told.as_ref() == Some(kept)
+            {
+                self.bytes -= tombstone.key.len() + kept.encode(2).len() + OVERHEAD;
+                self.kept.remove(&tombstone.key);
+            }
+        }
+    }
+}
