@@ -9,7 +9,6 @@ use annulus_core::state::{Command, Module, Refusal};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
 use fjall::Database;
-use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::{Router, Stand};
