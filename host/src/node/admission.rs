@@ -14,6 +14,7 @@ use super::exit::{Exit, ExitSwitch};
 use super::{NodeConfig, StartError};
 use annulus_cluster::{Candidate, Cluster, JoinError, JoinHold, Token, ask_to_join};
 use annulus_data_dir::{Admitted, DataDir, JoinIntent};
+use annulus_transport::Net;
 
 /// How long one attempt of a resumed join may take, and the pause after it.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -111,7 +112,7 @@ impl Joiner {
             stage,
             discard,
         })?;
-        let asked = ask_to_join(member, &parsed, &self.candidate(stage), deadline).await;
+        let asked = ask_to_join(&Net::Udp, member, &parsed, &self.candidate(stage), deadline).await;
         match asked {
             Ok(admitted) => self.accept(admitted, hold),
             Err(error) => {
@@ -164,7 +165,7 @@ impl Joiner {
     async fn ask_once(&self, member: SocketAddr, token: &Token, wish: JoinWish) -> Result<(), JoinError> {
         let deadline = Instant::now() + ATTEMPT;
         let hold = self.hold(member, token, wish.discard, deadline).await?;
-        let admitted = ask_to_join(member, token, &self.candidate(wish.stage), deadline).await?;
+        let admitted = ask_to_join(&Net::Udp, member, token, &self.candidate(wish.stage), deadline).await?;
         self.accept(admitted, hold).map(drop)
     }
 
