@@ -25,7 +25,7 @@ use annulus_core::codec::{self, CodecError};
 use annulus_data_dir::Admitted;
 use annulus_transport::client::Client;
 use annulus_transport::identity::{Authority, IdentityError, NodeKey};
-use annulus_transport::{BulkError, BulkStream, ConnectError, kind};
+use annulus_transport::{BulkError, BulkStream, ConnectError, Net, kind};
 
 /// How long a member tries to have a node admitted.
 const ADMISSION: Duration = Duration::from_secs(5);
@@ -121,8 +121,9 @@ impl JoinError {
     }
 }
 
-/// Asks a member to admit a node.
+/// Asks a member to admit a node, over a network.
 pub fn ask_to_join<'a>(
+    net: &'a Net,
     address: SocketAddr,
     token: &'a Token,
     candidate: &'a Candidate,
@@ -130,7 +131,7 @@ pub fn ask_to_join<'a>(
 ) -> BoxFuture<'a, Result<Admitted, JoinError>> {
     Box::pin(async move {
         let timeout = deadline.saturating_duration_since(Instant::now());
-        let client = Client::connect_pinned(address, token.authority, timeout).await?;
+        let client = Client::connect_pinned_on(net, address, token.authority, timeout).await?;
         if client.cluster() != token.cluster {
             return Err(JoinError::OtherCluster(address));
         }

@@ -14,6 +14,7 @@ use super::exit::{Exit, ExitSwitch};
 use super::{NodeConfig, StartError};
 use annulus_cluster::{Candidate, Cluster, JoinError, JoinHold, Token, ask_to_join};
 use annulus_data_dir::{Admitted, DataDir, JoinIntent};
+use annulus_transport::Net;
 
 /// How long one attempt of a resumed join may take, and the pause after it.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -30,6 +31,7 @@ pub struct Joiner {
 }
 
 struct Inner {
+    net: Net,
     cluster: Cluster,
     data: Arc<DataDir>,
     config: NodeConfig,
@@ -73,13 +75,14 @@ impl Drop for Restart {
 
 impl Joiner {
     pub(super) fn new(
+        net: Net,
         cluster: Cluster,
         data: Arc<DataDir>,
         config: NodeConfig,
         address: SocketAddr,
         exit: ExitSwitch,
     ) -> Self {
-        Self { inner: Arc::new(Inner { cluster, data, config, address, exit, turn: Mutex::default() }) }
+        Self { inner: Arc::new(Inner { net, cluster, data, config, address, exit, turn: Mutex::default() }) }
     }
 
     /// Asks the cluster of a member to admit this node. On an error the node is what it was.
@@ -111,7 +114,7 @@ impl Joiner {
             stage,
             discard,
         })?;
-        let asked = ask_to_join(member, &parsed, &self.candidate(stage), deadline).await;
+        let asked = ask_to_join(&self.inner.net, member, &parsed, &self.candidate(stage), deadline).await;
         match asked {
             Ok(admitted) => self.accept(admitted, hold),
             Err(error) => {
@@ -164,7 +167,8 @@ impl Joiner {
     async fn ask_once(&self, member: SocketAddr, token: &Token, wish: JoinWish) -> Result<(), JoinError> {
         let deadline = Instant::now() + ATTEMPT;
         let hold = self.hold(member, token, wish.discard, deadline).await?;
-        let admitted = ask_to_join(member, token, &self.candidate(wish.stage), deadline).await?;
+        let admitted =
+            ask_to_join(&self.inner.net, member, token, &self.candidate(wish.stage), deadline).await?;
         self.accept(admitted, hold).map(drop)
     }
 

@@ -35,7 +35,7 @@ use annulus_admin::{AdminParts, AdminService};
 use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
 use annulus_data_dir::{DataDir, DataDirError, obstacle, open_database};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
-use annulus_transport::{BindError, Transport, TransportConfig};
+use annulus_transport::{BindError, Net, Transport, TransportConfig};
 use annulus_vnode::Loader;
 
 pub use admission::{JoinAccepted, JoinWish, Joiner};
@@ -95,6 +95,8 @@ pub struct Stand {
     pub network: Handle,
     /// Where the control plane runs.
     pub raft: Handle,
+    /// The network between nodes.
+    pub net: Net,
     /// What makes components ready to run; a WebAssembly engine of the node's own where none.
     pub loader: Option<Arc<dyn Loader>>,
 }
@@ -148,7 +150,7 @@ impl Life {
             identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
             authorities: credentials.authorities,
         };
-        let transport = bind(config.speaks, &transport_config, &router, reborn).await?;
+        let transport = bind(&stand.net, config.speaks, &transport_config, &router, reborn).await?;
         let link = Arc::new(TransportLink::new(transport.clone()));
         // The same port for the next life, if any was good for this one.
         let config = NodeConfig { listen: transport.local_addr(), ..config };
@@ -201,7 +203,8 @@ impl Life {
         })
         .await?;
 
-        let joiner = Joiner::new(cluster.clone(), data.clone(), config.clone(), address, exit.clone());
+        let net = stand.net.clone();
+        let joiner = Joiner::new(net, cluster.clone(), data.clone(), config.clone(), address, exit.clone());
         joiner.resume(network)?;
         let admin = AdminService::new(AdminParts {
             cluster: cluster.clone(),
@@ -325,8 +328,12 @@ impl Node {
     fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
         let runtimes = Runtimes::start().map_err(StartError::Threads)?;
         exit::outlive_signals(runtimes.network());
-        let stand =
-            Stand { network: runtimes.network().clone(), raft: runtimes.raft().clone(), loader: None };
+        let stand = Stand {
+            network: runtimes.network().clone(),
+            raft: runtimes.raft().clone(),
+            net: Net::Udp,
+            loader: None,
+        };
         let life = runtimes.network().block_on(Life::start(stand, data, config, reborn))?;
         Ok(Self { life, runtimes })
     }
@@ -364,6 +371,7 @@ pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<Sto
 }
 
 async fn bind(
+    net: &Net,
     speaks: Speaks,
     config: &TransportConfig,
     router: &Arc<Router>,
@@ -371,7 +379,7 @@ async fn bind(
 ) -> Result<Transport, BindError> {
     let deadline = Instant::now() + RELEASE;
     loop {
-        match Transport::bind_speaking(speaks, config.clone(), router.clone()) {
+        match Transport::bind_on(net, speaks, config.clone(), router.clone()) {
             Err(BindError::Listen { source, .. })
                 if reborn && source.kind() == ErrorKind::AddrInUse && Instant::now() < deadline =>
             {

@@ -7,7 +7,6 @@
 
 use std::sync::Arc;
 
-use quinn::{Connection, Endpoint, Incoming, RecvStream, SendStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
@@ -22,16 +21,15 @@ use super::link::Halves;
 use super::service::PeerIdentity;
 use super::shared::Shared;
 use super::stream::{accept_lanes, bulk_opening};
-use super::tls::{names_admin, names_node, peer_chain};
+use super::wire::{Connection, Endpoint, Incoming, RecvHalf};
 
 /// Takes in connections until the endpoint is closed.
 pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
     let places = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = endpoint.accept().await {
         let busy = MAX_HANDSHAKES - places.available_permits();
-        if busy >= RETRY_ABOVE && incoming.may_retry() && !incoming.remote_address_validated() {
-            // Fails only for what may not be retried.
-            let _ = incoming.retry();
+        if busy >= RETRY_ABOVE && incoming.may_prove_address() {
+            incoming.retry();
             continue;
         }
         let Ok(place) = places.clone().try_acquire_owned() else {
@@ -99,7 +97,7 @@ fn protocol(error: impl std::fmt::Display) -> (Close, String) {
 async fn judge(
     shared: &Arc<Shared>,
     connection: &Connection,
-    mut recv: RecvStream,
+    mut recv: RecvHalf,
 ) -> Result<Guest, (Close, String)> {
     let peer = hello::hear(&mut recv).await.map_err(protocol)?;
     peer.check_version(shared.speaks.protocol)?;
@@ -110,9 +108,7 @@ async fn judge(
             let lanes = accept_lanes(connection).await.map_err(protocol)?;
             Ok(Guest::Node(peer, lanes))
         }
-        Role::Admin if peer_chain(connection).first().is_some_and(names_admin) => {
-            Ok(Guest::Admin(shared.admins.enter(connection)?))
-        }
+        Role::Admin if connection.proof().names_admin() => Ok(Guest::Admin(shared.admins.enter(connection)?)),
         Role::Admin => Err((Close::Identity, "an operator's certificate is needed".to_owned())),
         Role::Joiner => Ok(Guest::Joiner(place(&shared.joiners)?)),
     }
@@ -126,7 +122,7 @@ fn place(places: &Arc<Semaphore>) -> Result<OwnedSemaphorePermit, (Close, String
 fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> Result<(), (Close, String)> {
     peer.check_cluster(shared.cluster)?;
     peer.check_level(*shared.level.lock())?;
-    if !peer_chain(connection).first().is_some_and(|cert| names_node(cert, peer.uid)) {
+    if !connection.proof().names_node(peer.uid) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }
     if peer.uid == shared.uid {
@@ -152,10 +148,10 @@ async fn open(
     shared: Arc<Shared>,
     connection: Connection,
     from: PeerIdentity,
-    (send, mut recv): (SendStream, RecvStream),
+    (send, mut recv): Halves,
     token: TokenInner,
 ) {
-    let _ = send.set_priority(super::tuning::priority::BULK);
+    send.set_priority(super::tuning::priority::BULK);
     match timeout(HELLO_LIMIT, bulk_opening(&mut recv)).await {
         Ok(Ok((kind, _))) if from == PeerIdentity::Joiner && kind != BULK_JOIN => {
             Close::Forbidden.close(&connection, "without a certificate one may only ask to join");

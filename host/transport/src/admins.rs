@@ -5,12 +5,12 @@
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use quinn::Connection;
 use tokio::time::Instant;
 
 use super::bulk::TokenInner;
 use super::close::Close;
 use super::limits::MAX_ADMINS;
+use super::wire::Connection;
 
 /// All places of one node.
 #[derive(Default)]

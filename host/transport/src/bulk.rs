@@ -7,7 +7,7 @@
 use std::sync::Arc;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
-use quinn::{ReadError, RecvStream, SendStream, StoppedError, VarInt, WriteError};
+use quinn::{ReadError, StoppedError, VarInt, WriteError};
 use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
@@ -15,6 +15,7 @@ use super::close::describe;
 use super::error::BulkError;
 use super::frame::Assembler;
 use super::limits::{BULK_STALL_LIMIT, MAX_BULK_FRAME};
+use super::wire::{RecvHalf, SendHalf};
 
 const LENGTH_BYTES: usize = 4;
 /// Frames up to here are copied beside their length, larger ones are sent as they are.
@@ -44,7 +45,7 @@ pub struct BulkStream {
 }
 
 impl BulkStream {
-    pub(super) fn new(send: SendStream, recv: RecvStream, token: Token) -> Self {
+    pub(super) fn new(send: SendHalf, recv: RecvHalf, token: Token) -> Self {
         Self {
             send: BulkSend { stream: send, finished: false, _token: token.clone() },
             recv: BulkRecv {
@@ -60,7 +61,7 @@ impl BulkStream {
 
 /// The sending half.
 pub struct BulkSend {
-    stream: SendStream,
+    stream: SendHalf,
     finished: bool,
     _token: Token,
 }
@@ -121,7 +122,7 @@ fn write_error(error: WriteError) -> BulkError {
 
 /// The receiving half. Dropped, it tells the sender to stop.
 pub struct BulkRecv {
-    stream: RecvStream,
+    stream: RecvHalf,
     bytes: Assembler,
     /// Of the frame that is awaited.
     length: Option<usize>,
@@ -140,8 +141,8 @@ impl BulkRecv {
             if self.ended {
                 return Ok(None);
             }
-            match self.stream.read_chunk(usize::MAX, true).await.map_err(read_error)? {
-                Some(chunk) => self.bytes.feed(chunk.bytes),
+            match self.stream.read_chunk().await.map_err(read_error)? {
+                Some(chunk) => self.bytes.feed(chunk),
                 None if self.bytes.is_empty() && self.length.is_none() => self.ended = true,
                 None => return Err(BulkError::Truncated),
             }

@@ -8,8 +8,7 @@ use std::time::Duration;
 use annulus_core::ids::{ClusterId, NodeUid};
 use annulus_core::version::Speaks;
 use bytes::Bytes;
-use quinn::crypto::rustls::QuicClientConfig;
-use quinn::{ClientConfig, Connection, ConnectionError, Endpoint};
+use quinn::ConnectionError;
 use tokio::time::timeout;
 
 use super::bulk::{BulkStream, TokenInner};
@@ -19,8 +18,7 @@ use super::hello::{self, Hello, Role};
 use super::identity::{ANY_NODE, IdentityError, TlsIdentity};
 use super::limits::{CLOSE_LIMIT, MAX_BULK_HEADER};
 use super::stream::{OpenError, open_bulk};
-use super::udp::{QuietRuntime, QuietSocket};
-use super::{socket, tls, tuning};
+use super::wire::{ClientConfig, Connection, Endpoint, Net};
 
 /// A client of one node. Closed when it and all its streams are dropped, or by [`Client::close`].
 pub struct Client {
@@ -31,7 +29,6 @@ pub struct Client {
 
 struct Open {
     endpoint: Endpoint,
-    socket: Arc<QuietSocket>,
     connection: Connection,
 }
 
@@ -50,9 +47,11 @@ impl Closer {
         if self.is_closed() {
             return;
         }
-        let mut sends = self.open.socket.sends();
+        let sends = self.open.endpoint.socket().upgrade().map(|socket| socket.sends());
         Close::Done.close(&self.open.connection, "");
-        let _ = timeout(CLOSE_LIMIT, sends.changed()).await;
+        if let Some(mut sends) = sends {
+            let _ = timeout(CLOSE_LIMIT, sends.changed()).await;
+        }
     }
 
     /// Has the connection ended, by whichever side?
@@ -82,9 +81,20 @@ impl Client {
         authorities: Vec<String>,
         timeout: Duration,
     ) -> Result<Client, ConnectError> {
+        Self::connect_on(&Net::Udp, addr, identity, authorities, timeout).await
+    }
+
+    /// The same on a network of choice.
+    pub async fn connect_on(
+        net: &Net,
+        addr: SocketAddr,
+        identity: Option<TlsIdentity>,
+        authorities: Vec<String>,
+        timeout: Duration,
+    ) -> Result<Client, ConnectError> {
         let role = if identity.is_some() { Role::Admin } else { Role::Joiner };
-        let config = tls::client_trusting(&authorities, identity.as_ref()).map_err(unusable)?;
-        Self::connect_as(role, addr, config, timeout).await
+        let config = ClientConfig::trusting(net, &authorities, identity.as_ref()).map_err(unusable)?;
+        Self::connect_as(net, role, addr, config, timeout).await
     }
 
     /// Connects as a joiner that knows the [`fingerprint`](super::identity::fingerprint) of the
@@ -94,25 +104,34 @@ impl Client {
         fingerprint: [u8; 32],
         timeout: Duration,
     ) -> Result<Client, ConnectError> {
-        let config = tls::client_pinning(fingerprint).map_err(unusable)?;
-        Self::connect_as(Role::Joiner, addr, config, timeout).await
+        Self::connect_pinned_on(&Net::Udp, addr, fingerprint, timeout).await
+    }
+
+    /// The same on a network of choice.
+    pub async fn connect_pinned_on(
+        net: &Net,
+        addr: SocketAddr,
+        fingerprint: [u8; 32],
+        timeout: Duration,
+    ) -> Result<Client, ConnectError> {
+        let config = ClientConfig::pinning(net, fingerprint).map_err(unusable)?;
+        Self::connect_as(net, Role::Joiner, addr, config, timeout).await
     }
 
     async fn connect_as(
+        net: &Net,
         role: Role,
         addr: SocketAddr,
-        crypto: Arc<QuicClientConfig>,
+        config: ClientConfig,
         limit: Duration,
     ) -> Result<Client, ConnectError> {
         let unreachable = |reason: String| ConnectError::Unreachable { addr, reason };
-        let mut config = ClientConfig::new(crypto);
-        config.transport_config(tuning::transport());
-        let (endpoint, socket) = client_endpoint(addr).map_err(|error| unreachable(error.to_string()))?;
+        let endpoint = client_endpoint(net, addr).map_err(|error| unreachable(error.to_string()))?;
         let connecting =
             endpoint.connect_with(config, addr, ANY_NODE).map_err(|error| unreachable(error.to_string()))?;
         let meet = async {
             let connection = connecting.await.map_err(|error| refused(addr, &error))?;
-            let open = Arc::new(Open { endpoint, socket, connection });
+            let open = Arc::new(Open { endpoint, connection });
             let node = greet(addr, role, &open.connection).await?;
             Ok(Client { open, node, timeout: limit })
         };
@@ -156,13 +175,10 @@ fn unusable(error: IdentityError) -> ConnectError {
     ConnectError::Identity(error.to_string())
 }
 
-fn client_endpoint(to: SocketAddr) -> std::io::Result<(Endpoint, Arc<QuietSocket>)> {
+fn client_endpoint(net: &Net, to: SocketAddr) -> std::io::Result<Endpoint> {
     let any: SocketAddr =
         if to.is_ipv4() { (Ipv4Addr::UNSPECIFIED, 0).into() } else { (Ipv6Addr::UNSPECIFIED, 0).into() };
-    let socket = QuietSocket::new(socket::bind(any)?)?;
-    let runtime = Arc::new(QuietRuntime::start());
-    let endpoint = Endpoint::new_with_abstract_socket(tuning::endpoint(), None, socket.clone(), runtime)?;
-    Ok((endpoint, socket))
+    Endpoint::bind(net, any, None)
 }
 
 async fn greet(addr: SocketAddr, role: Role, connection: &Connection) -> Result<Hello, ConnectError> {

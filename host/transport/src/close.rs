@@ -1,6 +1,8 @@
 //! Why a connection is closed: a code that programs compare and a reason that people read.
 
-use quinn::{Connection, ConnectionError, VarInt};
+use quinn::{ConnectionError, VarInt};
+
+use super::wire::Connection;
 
 /// The application code of a CONNECTION_CLOSE.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

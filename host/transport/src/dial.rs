@@ -4,7 +4,6 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use annulus_core::ids::NodeUid;
-use quinn::Connection;
 use tokio::time::timeout;
 
 use super::accept::serve_bulk;
@@ -15,7 +14,7 @@ use super::limits::DIAL_LIMIT;
 use super::link::{Halves, Link};
 use super::shared::Shared;
 use super::stream::open_lanes;
-use super::tls::{names_node, peer_chain};
+use super::wire::Connection;
 
 /// Dials a node, or whichever is there, greets, and hands the connection to the peer's table entry;
 /// answers which node it is. An error is for people: nothing is left open.
@@ -90,7 +89,7 @@ async fn greet(
     if let Some(uid) = uid.filter(|uid| peer.role != Role::Node || peer.uid != *uid) {
         return Err((Close::Identity, format!("node {} answers instead of {uid}", peer.uid)));
     }
-    if !peer_chain(connection).first().is_some_and(|cert| names_node(cert, peer.uid)) {
+    if !connection.proof().names_node(peer.uid) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }
     shared.check_removed(&peer)?;

@@ -10,9 +10,9 @@ use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::{Range, Speaks};
 use bytes::{Buf, BufMut};
-use quinn::{RecvStream, SendStream};
 
 use super::close::Close;
+use super::wire::{RecvHalf, SendHalf};
 
 const MAGIC: &[u8; 8] = b"annulus\n";
 const BYTES: usize = 8 + 4 + 1 + 16 + 16 + 16 + 16;
@@ -160,7 +160,7 @@ pub(super) fn check_level(uid: NodeUid, levels: Range, level: Option<u32>) -> Re
 pub(super) struct BadHello;
 
 /// Says a hello and ends this half of the stream.
-pub(super) async fn say(mut send: SendStream, hello: &Hello) -> Result<(), quinn::WriteError> {
+pub(super) async fn say(mut send: SendHalf, hello: &Hello) -> Result<(), quinn::WriteError> {
     send.write_all(&hello.encode()).await?;
     // Fails only if it was finished before.
     let _ = send.finish();
@@ -168,7 +168,7 @@ pub(super) async fn say(mut send: SendStream, hello: &Hello) -> Result<(), quinn
 }
 
 /// Reads the peer's hello to the end of its half. The caller sets the deadline.
-pub(super) async fn hear(recv: &mut RecvStream) -> Result<Hello, HearError> {
+pub(super) async fn hear(recv: &mut RecvHalf) -> Result<Hello, HearError> {
     let bytes = recv.read_to_end(MAX_BYTES).await?;
     Ok(Hello::decode(&bytes)?)
 }

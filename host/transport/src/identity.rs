@@ -7,6 +7,8 @@
 //!
 //! Certificates do not expire in practice: who belongs to the cluster is the member table's word,
 //! not a date's (R20).
+//!
+//! In a simulation (a [`annulus_ground::Scope`]) what is made is a `badge` instead.
 
 use annulus_core::ids::{ClusterId, NodeUid};
 use rcgen::{
@@ -17,13 +19,15 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 use sha2::{Digest as _, Sha256};
 
+use super::badge;
+
 /// Every node's certificate carries it: what a client asks for that does not know a uid.
 pub const ANY_NODE: &str = "node.annulus";
 /// Every operator's certificate carries it.
 pub const ADMIN: &str = "admin.annulus";
 
 /// Bytes of an uncompressed point on P-256: a public key as it is signed.
-const PUBLIC_KEY_BYTES: usize = 65;
+pub(super) const PUBLIC_KEY_BYTES: usize = 65;
 
 /// The DNS name in the certificate of this very node.
 pub fn node_name(uid: NodeUid) -> String {
@@ -56,6 +60,10 @@ pub struct NodeKey {
 impl NodeKey {
     /// A fresh key.
     pub fn generate() -> Result<NodeKey, IdentityError> {
+        if annulus_ground::Scope::current().is_some() {
+            let (key_pem, public_key) = badge::key();
+            return Ok(NodeKey { key_pem, public_key });
+        }
         let key = KeyPair::generate()?;
         Ok(NodeKey { key_pem: key.serialize_pem(), public_key: key.public_key_raw().to_vec() })
     }
@@ -86,6 +94,10 @@ impl std::fmt::Debug for Authority {
 impl Authority {
     /// A new authority with a fresh key.
     pub fn create(cluster: ClusterId) -> Result<Authority, IdentityError> {
+        if annulus_ground::Scope::current().is_some() {
+            let (key_pem, public_key) = badge::key();
+            return Ok(Authority { cluster, cert_pem: badge::authority(cluster, &public_key), key_pem });
+        }
         let key = KeyPair::generate()?;
         let cert_pem = authority_params(cluster).self_signed(&key)?.pem();
         Ok(Authority { cluster, cert_pem, key_pem: key.serialize_pem() })
@@ -120,6 +132,10 @@ impl Authority {
         public_key: &[u8],
     ) -> Result<String, IdentityError> {
         let public_key = P256PublicKey::parse(public_key)?;
+        if annulus_ground::Scope::current().is_some() {
+            let badge = badge::sign(fingerprint(&self.cert_pem)?, &names, public_key.0);
+            return Ok(badge + &self.cert_pem);
+        }
         let mut params = CertificateParams::new(names)?;
         params.distinguished_name = named(common_name);
         params.key_usages = vec![KeyUsagePurpose::DigitalSignature];

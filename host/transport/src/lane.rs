@@ -13,7 +13,6 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use quinn::{RecvStream, SendStream};
 use tokio::time::Instant;
 
 use super::error::CallError;
@@ -23,6 +22,7 @@ use super::limits::{LARGE_FRAME, MAX_FRAME, MAX_REQUESTS};
 use super::pending::{NoSlot, Pending};
 use super::queue::{NoRoom, Queue};
 use super::service::{Lane as Class, PeerIdentity, Request, Responder, Service};
+use super::wire::{RecvHalf, SendHalf};
 
 /// How many there are, and which is which.
 pub(super) const LANES: usize = 3;
@@ -118,7 +118,7 @@ impl Lanes {
     }
 
     /// The writer of one lane. Ends when the lanes or the connection are closed.
-    pub(super) async fn write(self: Arc<Self>, index: usize, mut send: SendStream) {
+    pub(super) async fn write(self: Arc<Self>, index: usize, mut send: SendHalf) {
         while let Some(mut pieces) = self.queues[index].take().await {
             if send.write_all_chunks(&mut pieces).await.is_err() {
                 return;
@@ -152,7 +152,7 @@ pub(super) struct Reader {
 impl Reader {
     /// Reads to the end of the stream or the connection; an error is the peer's breach of the
     /// protocol.
-    pub(super) async fn run(self, mut recv: RecvStream) -> Result<(), FrameError> {
+    pub(super) async fn run(self, mut recv: RecvHalf) -> Result<(), FrameError> {
         let mut decoder = Decoder::new(MAX_FRAME);
         let mut chunks = [const { Bytes::new() }; CHUNKS];
         while let Ok(Some(count)) = recv.read_chunks(&mut chunks).await {

@@ -17,6 +17,7 @@
 
 mod accept;
 mod admins;
+mod badge;
 pub mod beat;
 mod bulk;
 pub mod client;
@@ -33,6 +34,7 @@ mod lane;
 pub mod limits;
 mod link;
 mod lookup;
+pub mod memory;
 mod message;
 mod peer;
 mod pending;
@@ -46,6 +48,7 @@ mod tests;
 mod tls;
 mod tuning;
 mod udp;
+mod wire;
 
 use std::collections::HashSet;
 use std::net::SocketAddr;
@@ -56,7 +59,7 @@ use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
 use bytes::Bytes;
-use quinn::{Endpoint, VarInt};
+use quinn::VarInt;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout};
 
@@ -66,9 +69,9 @@ use self::identity::{IdentityError, TlsIdentity};
 use self::link::Link;
 pub use self::lookup::{LookupError, look_up};
 pub use self::service::{Lane, PeerIdentity, Request, Responder, Service};
-use self::shared::{Shared, Trust, server_config};
-use self::tls::Credentials;
-use self::udp::{QuietRuntime, QuietSocket};
+use self::shared::{Shared, Trust};
+pub use self::wire::Net;
+use self::wire::{Credentials, Endpoint};
 
 /// Who a node is and whom it trusts.
 #[derive(Clone, Debug)]
@@ -120,22 +123,26 @@ impl Transport {
         config: TransportConfig,
         service: Arc<dyn Service>,
     ) -> Result<Transport, BindError> {
-        let credentials = Credentials::new(&config.identity, &config.authorities)?;
+        Self::bind_on(&Net::Udp, speaks, config, service)
+    }
+
+    /// The same on a network of choice.
+    pub fn bind_on(
+        net: &Net,
+        speaks: Speaks,
+        config: TransportConfig,
+        service: Arc<dyn Service>,
+    ) -> Result<Transport, BindError> {
+        let credentials = Credentials::new(net, &config.identity, &config.authorities)?;
         let tuning = tuning::transport();
         let listen = |source| BindError::Listen { addr: config.listen, source };
-        let socket = socket::bind(config.listen).and_then(QuietSocket::new).map_err(listen)?;
-        let server = server_config(&credentials, tuning.clone());
-        let endpoint = Endpoint::new_with_abstract_socket(
-            tuning::endpoint(),
-            Some(server),
-            socket.clone(),
-            Arc::new(QuietRuntime::start()),
-        );
-        let endpoint = endpoint.map_err(listen)?;
+        let server = credentials.server(tuning.clone());
+        let endpoint = Endpoint::bind(net, config.listen, Some(server)).map_err(listen)?;
         let shared = Arc::new(Shared {
             local_addr: endpoint.local_addr().map_err(listen)?,
             endpoint: Some(endpoint.clone()).into(),
-            socket: Arc::downgrade(&socket),
+            socket: endpoint.socket(),
+            net: net.clone(),
             runtime: tokio::runtime::Handle::current(),
             service,
             cluster: config.cluster,
@@ -348,15 +355,16 @@ impl Transport {
         if renewed == *trust {
             return Ok(());
         }
-        let credentials = Arc::new(Credentials::new(&renewed.identity, &renewed.authorities)?);
-        let config = server_config(&credentials, self.shared.tuning.clone());
+        let credentials =
+            Arc::new(Credentials::new(&self.shared.net, &renewed.identity, &renewed.authorities)?);
+        let config = credentials.server(self.shared.tuning.clone());
         if let Some(endpoint) = self.shared.endpoint() {
-            endpoint.set_server_config(Some(config));
+            endpoint.set_server_config(config);
         }
         self.shared.credentials.store(credentials.clone());
         *trust = renewed;
         let reason = "the authority is trusted no more";
-        self.disconnect(|link| !credentials.trusts(&link.chain), close::Close::Banned, reason);
+        self.disconnect(|link| !credentials.trusts(&link.proof), close::Close::Banned, reason);
         Ok(())
     }
 

@@ -7,8 +7,6 @@ use annulus_core::ids::{BootId, NodeUid};
 use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use bytes::Bytes;
-use quinn::{Connection, RecvStream, SendStream};
-use rustls_pki_types::CertificateDer;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
@@ -22,12 +20,12 @@ use super::lane::{LaneError, Lanes, Reader, class};
 use super::limits::{MAX_BULK_STREAMS, SILENCE_LIMIT, SILENCE_LOOK};
 use super::service::{Lane, PeerIdentity, Service};
 use super::stream::open_bulk;
-use super::tls::peer_chain;
 use super::tuning::priority;
 use super::udp::QuietSocket;
+use super::wire::{Connection, Proof, RecvHalf, SendHalf};
 
 /// A stream's two halves.
-pub(super) type Halves = (SendStream, RecvStream);
+pub(super) type Halves = (SendHalf, RecvHalf);
 
 /// How a lane's stream stands among the others.
 pub(super) fn lane_priority(index: usize) -> i32 {
@@ -46,7 +44,7 @@ pub(super) struct Link {
     /// By us?
     pub dialled: bool,
     /// What the peer proved itself with.
-    pub chain: Vec<CertificateDer<'static>>,
+    pub proof: Proof,
     lanes: Arc<Lanes>,
     bulk_places: Arc<Semaphore>,
     /// One clone per bulk stream, opened by whichever side, and this one.
@@ -60,17 +58,32 @@ pub(super) struct Link {
 
 /// Closes a connection on which nothing comes any more: every packet counts, keep-alives too.
 async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<QuietSocket>) {
+    let is_silent = match &connection {
+        Connection::Quic(connection) => falls_silent(connection, socket).await,
+        Connection::Memory(connection) => connection.falls_silent(SILENCE_LIMIT).await,
+    };
+    if !is_silent {
+        return;
+    }
+    if let Some(link) = link.upgrade() {
+        link.note_end("the peer fell silent");
+    }
+    Close::Silent.close(&connection, "nothing came from this peer for too long");
+}
+
+/// Waits until nothing has come for [`SILENCE_LIMIT`]; false if the connection ended before.
+async fn falls_silent(connection: &quinn::Connection, socket: Weak<QuietSocket>) -> bool {
     let packets = || connection.stats().udp_rx.datagrams;
     let listen = || socket.upgrade().map(|socket| socket.listen_to(connection.remote_address()));
     // None: the port is closed, and the connection with it.
-    let Some(mut heard) = listen() else { return };
+    let Some(mut heard) = listen() else { return false };
     let mut before = packets();
     let mut from = heard.at();
     loop {
         let quiet = |heard: &LastHeard| from.max(heard.at()) + (SILENCE_LIMIT - SILENCE_LOOK);
         let due = quiet(&heard);
         tokio::select! {
-            _ = connection.closed() => return,
+            _ = connection.closed() => return false,
             () = tokio::time::sleep_until(beat::before(due)) => {}
         }
         let came = packets();
@@ -79,7 +92,7 @@ async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<
             continue;
         }
         tokio::select! {
-            _ = connection.closed() => return,
+            _ = connection.closed() => return false,
             () = tokio::time::sleep_until(due) => {}
         }
         let now = Instant::now();
@@ -89,7 +102,7 @@ async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<
             continue;
         }
         if connection.remote_address() != heard.addr {
-            let Some(moved) = listen() else { return };
+            let Some(moved) = listen() else { return false };
             heard = moved;
             continue;
         }
@@ -98,19 +111,15 @@ async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<
         if !(is_heard && came != before) {
             // Nothing came, or only from another connection at that address: the last look.
             tokio::select! {
-                _ = connection.closed() => return,
+                _ = connection.closed() => return false,
                 () = tokio::time::sleep_until(now + SILENCE_LOOK) => {}
             }
             if packets() == came {
-                break;
+                return true;
             }
         }
         before = packets();
     }
-    if let Some(link) = link.upgrade() {
-        link.note_end("the peer fell silent");
-    }
-    Close::Silent.close(&connection, "nothing came from this peer for too long");
 }
 
 impl Link {
@@ -121,7 +130,7 @@ impl Link {
             lineage: peer.lineage,
             speaks: peer.speaks,
             dialled,
-            chain: peer_chain(&connection),
+            proof: connection.proof(),
             connection,
             lanes: Arc::default(),
             bulk_places: Arc::new(Semaphore::new(MAX_BULK_STREAMS)),

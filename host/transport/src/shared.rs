@@ -10,7 +10,6 @@ use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
-use quinn::{ClientConfig, Endpoint, ServerConfig};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
@@ -20,13 +19,14 @@ use super::hello::{Hello, Role};
 use super::identity::TlsIdentity;
 use super::peer::Peer;
 use super::service::Service;
-use super::tls::Credentials;
 use super::udp::QuietSocket;
+use super::wire::{ClientConfig, Credentials, Endpoint, Net};
 
 pub(super) struct Shared {
     /// Gone once the node is closing: with the last clone goes the port.
     pub endpoint: RwLock<Option<Endpoint>>,
     pub local_addr: SocketAddr,
+    pub net: Net,
     /// Of `endpoint`, which alone keeps it open.
     pub socket: Weak<QuietSocket>,
     pub runtime: Handle,
@@ -114,15 +114,6 @@ impl Shared {
     }
 
     pub(super) fn client_config(&self) -> ClientConfig {
-        let mut config = ClientConfig::new(self.credentials.load().client.clone());
-        config.transport_config(self.tuning.clone());
-        config
+        self.credentials.load().client(self.tuning.clone())
     }
-}
-
-/// For the endpoint of a node.
-pub(super) fn server_config(credentials: &Credentials, tuning: Arc<quinn::TransportConfig>) -> ServerConfig {
-    let mut config = ServerConfig::with_crypto(credentials.server.clone());
-    config.transport_config(tuning);
-    config
 }

@@ -1,12 +1,13 @@
 //! The first bytes of each stream after the hello's: what it is.
 
 use bytes::{BufMut, Bytes};
-use quinn::{Connection, ConnectionError, RecvStream, WriteError};
+use quinn::{ConnectionError, WriteError};
 
 use super::lane::LANES;
 use super::limits::MAX_BULK_HEADER;
 use super::link::{Halves, lane_priority};
 use super::tuning::priority;
+use super::wire::{Connection, RecvHalf};
 
 const LANE: u8 = 1;
 const BULK: u8 = 2;
@@ -16,8 +17,7 @@ pub(super) async fn open_lanes(connection: &Connection) -> Result<Vec<Halves>, O
     let mut lanes = Vec::with_capacity(LANES);
     for index in 0..LANES {
         let (mut send, recv) = connection.open_bi().await?;
-        // Only a stream that has ended has no priority.
-        let _ = send.set_priority(lane_priority(index));
+        send.set_priority(lane_priority(index));
         send.write_all(&[LANE, index as u8]).await?;
         lanes.push((send, recv));
     }
@@ -29,7 +29,7 @@ pub(super) async fn accept_lanes(connection: &Connection) -> Result<Vec<Halves>,
     let mut lanes = Vec::with_capacity(LANES);
     for index in 0..LANES {
         let (send, mut recv) = connection.accept_bi().await?;
-        let _ = send.set_priority(lane_priority(index));
+        send.set_priority(lane_priority(index));
         let mut head = [0; 2];
         recv.read_exact(&mut head).await.map_err(|_| OpenError::Unexpected)?;
         if head != [LANE, index as u8] {
@@ -46,7 +46,7 @@ pub(super) async fn open_bulk(connection: &Connection, kind: u8, header: Bytes) 
         return Err(OpenError::Header { bytes: header.len() });
     }
     let (mut send, recv) = connection.open_bi().await?;
-    let _ = send.set_priority(priority::BULK);
+    send.set_priority(priority::BULK);
     let mut opening = Vec::with_capacity(6 + header.len());
     opening.put_slice(&[BULK, kind]);
     opening.put_u32(header.len() as u32);
@@ -56,7 +56,7 @@ pub(super) async fn open_bulk(connection: &Connection, kind: u8, header: Bytes) 
 }
 
 /// Reads what a peer's bulk stream is for. The caller sets the deadline.
-pub(super) async fn bulk_opening(recv: &mut RecvStream) -> Result<(u8, Bytes), OpenError> {
+pub(super) async fn bulk_opening(recv: &mut RecvHalf) -> Result<(u8, Bytes), OpenError> {
     let mut head = [0; 6];
     recv.read_exact(&mut head).await.map_err(|_| OpenError::Unexpected)?;
     let [BULK, kind, length @ ..] = head else { return Err(OpenError::Unexpected) };

@@ -6,7 +6,6 @@
 
 use std::sync::Arc;
 
-use annulus_core::ids::NodeUid;
 use quinn::crypto::rustls::{QuicClientConfig, QuicServerConfig};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::client::{Resumption, WebPkiServerVerifier};
@@ -17,7 +16,7 @@ use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use super::identity::{ADMIN, IdentityError, TlsIdentity, fingerprint_of, node_name};
+use super::identity::{IdentityError, TlsIdentity, fingerprint_of};
 
 /// Spoken in the handshake: a peer that talks something else is turned away by TLS.
 const ALPN: &[u8] = b"annulus/1";
@@ -104,14 +103,6 @@ pub(super) fn names(cert: &CertificateDer<'_>, name: &str) -> bool {
     let Ok(parsed) = ParsedCertificate::try_from(cert) else { return false };
     let Ok(name) = ServerName::try_from(name) else { return false };
     rustls::client::verify_server_name(&parsed, &name).is_ok()
-}
-
-pub(super) fn names_node(cert: &CertificateDer<'_>, uid: NodeUid) -> bool {
-    names(cert, &node_name(uid))
-}
-
-pub(super) fn names_admin(cert: &CertificateDer<'_>) -> bool {
-    names(cert, ADMIN)
 }
 
 /// The chain that the peer of a connection authenticated with, empty if none.

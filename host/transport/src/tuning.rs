@@ -25,11 +25,16 @@ pub(super) mod priority {
     pub(crate) const BULK: i32 = -1;
 }
 
+/// Streams that a peer may have open with us.
+pub(super) const fn max_streams() -> u32 {
+    // A place that is free again is told to the peer only when an eighth of them are.
+    (MAX_BULK_STREAMS as u32 + OTHER_STREAMS) * 8 / 7 + 1
+}
+
 /// For every connection, dialled or accepted.
 pub(super) fn transport() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
-    // A place that is free again is told to the peer only when an eighth of them are.
-    let streams = (MAX_BULK_STREAMS as u32 + OTHER_STREAMS) * 8 / 7 + 1;
+    let streams = max_streams();
     // All streams stalled at once must not stall the connection: lanes live beside bulk streams
     // whose reader is slow. So the connection's windows hold every stream's window, both ways.
     let all_windows = STREAM_WINDOW * streams;

@@ -12,9 +12,7 @@ async fn pair(a: &Node, b: &mut Node) -> (BulkStream, BulkStream) {
     (ours, theirs)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn frames_of_all_sizes_pass_both_ways_in_order_and_end_well() {
-    let world = World::new();
+async fn frames_of_all_sizes_pass_both_ways_in_order_and_end_well(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let (ours, theirs) = pair(&a, &mut b).await;
     let sizes = [0, 1, 4096, 4097, 0, 70_000, limits::MAX_BULK_FRAME, 5];
@@ -36,9 +34,7 @@ async fn frames_of_all_sizes_pass_both_ways_in_order_and_end_well() {
     within("both directions", all).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile() {
-    let world = World::new();
+async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let (mut ours, mut theirs) = pair(&a, &mut b).await;
     const FRAMES: usize = 64;
@@ -73,9 +69,7 @@ async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile() {
     within("the writer", writer).await.unwrap().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_sender_dropped_unfinished_is_given_up_and_never_looks_whole() {
-    let world = World::new();
+async fn a_sender_dropped_unfinished_is_given_up_and_never_looks_whole(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let (mut ours, mut theirs) = pair(&a, &mut b).await;
     ours.send.frame(Bytes::from_static(b"one")).await.unwrap();
@@ -95,9 +89,7 @@ async fn a_sender_dropped_unfinished_is_given_up_and_never_looks_whole() {
     assert_eq!(refused.await, BulkError::GivenUp);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frame_over_the_limit_is_refused_unsent() {
-    let world = World::new();
+async fn a_frame_over_the_limit_is_refused_unsent(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let (mut ours, mut theirs) = pair(&a, &mut b).await;
     let bytes = limits::MAX_BULK_FRAME + 1;
@@ -107,9 +99,7 @@ async fn a_frame_over_the_limit_is_refused_unsent() {
     assert_eq!(theirs.recv.frame().await.unwrap().unwrap(), "fits");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn there_is_a_limit_of_streams_and_a_place_is_free_again_when_one_ends() {
-    let world = World::new();
+async fn there_is_a_limit_of_streams_and_a_place_is_free_again_when_one_ends(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let mut open = Vec::new();
     for _ in 0..limits::MAX_BULK_STREAMS {
@@ -122,9 +112,7 @@ async fn there_is_a_limit_of_streams_and_a_place_is_free_again_when_one_ends() {
     within("a place", pair(&a, &mut b)).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_stream_to_a_node_that_stops_is_lost() {
-    let world = World::new();
+async fn a_stream_to_a_node_that_stops_is_lost(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let (mut ours, _theirs) = pair(&a, &mut b).await;
     b.transport.close().await;
@@ -132,4 +120,13 @@ async fn a_stream_to_a_node_that_stops_is_lost() {
     assert!(matches!(error, BulkError::Lost(_)), "{error}");
     let again = a.transport.open_bulk(&b.addr(), BULK_JOIN, Bytes::new(), soon()).await;
     assert!(matches!(again.err(), Some(CallError::Unreachable(_))));
+}
+
+on_both_nets! {
+    frames_of_all_sizes_pass_both_ways_in_order_and_end_well,
+    a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile,
+    a_sender_dropped_unfinished_is_given_up_and_never_looks_whole,
+    a_frame_over_the_limit_is_refused_unsent,
+    there_is_a_limit_of_streams_and_a_place_is_free_again_when_one_ends,
+    a_stream_to_a_node_that_stops_is_lost,
 }

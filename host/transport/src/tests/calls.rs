@@ -2,9 +2,7 @@
 
 use super::*;
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_comes_back_over_either_lane_and_in_both_directions_of_one_connection() {
-    let world = World::new();
+async fn an_answer_comes_back_over_either_lane_and_in_both_directions_of_one_connection(world: World) {
     let (a, b) = (world.node(), world.node());
     assert_eq!(a.call(&b.addr(), REVERSE, b"abc").await.unwrap(), "cba");
     let control =
@@ -19,18 +17,14 @@ async fn an_answer_comes_back_over_either_lane_and_in_both_directions_of_one_con
     assert_eq!(seen, [(from.clone(), Lane::Data, REVERSE), (from, Lane::Control, REVERSE)]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn echo_is_answered_by_the_transport_and_the_service_never_sees_it() {
-    let world = World::new();
+async fn echo_is_answered_by_the_transport_and_the_service_never_sees_it(world: World) {
     let (a, b) = (world.node(), world.node());
     assert_eq!(a.call(&b.addr(), ECHO, b"hello").await.unwrap(), "hello");
     assert_eq!(a.call(&a.addr(), ECHO, b"self").await.unwrap(), "self");
     assert!(b.service.requests.lock().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_thousand_concurrent_calls_of_all_sizes_get_each_its_own_answer() {
-    let world = World::new();
+async fn a_thousand_concurrent_calls_of_all_sizes_get_each_its_own_answer(world: World) {
     let (a, b) = (world.node(), world.node());
     let calls = (0..1000usize).map(|index| {
         let (transport, to) = (a.transport.clone(), b.addr());
@@ -48,9 +42,7 @@ async fn a_thousand_concurrent_calls_of_all_sizes_get_each_its_own_answer() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_come_in_any_order_and_one_that_waits_holds_up_nobody() {
-    let world = World::new();
+async fn answers_come_in_any_order_and_one_that_waits_holds_up_nobody(world: World) {
     let (a, b) = (world.node(), world.node());
     let to = b.addr();
     let (first, second) = (a.call(&to, HOLD, b""), a.call(&to, HOLD, b""));
@@ -68,18 +60,14 @@ async fn answers_come_in_any_order_and_one_that_waits_holds_up_nobody() {
     assert_eq!(answers, ["one", "two"]);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_responder_dropped_ends_the_call_at_once_with_no_answer() {
-    let world = World::new();
+async fn a_responder_dropped_ends_the_call_at_once_with_no_answer(world: World) {
     let (a, b) = (world.node(), world.node());
     for to in [b.addr(), a.addr()] {
         assert_eq!(a.call(&to, DROP, b"").await, Err(CallError::NoAnswer));
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_deadline_ends_the_call_and_says_whether_it_was_sent() {
-    let world = World::new();
+async fn a_deadline_ends_the_call_and_says_whether_it_was_sent(world: World) {
     let (a, b) = (world.node(), world.node());
     a.call(&b.addr(), ECHO, b"").await.unwrap();
     let to = b.addr();
@@ -91,9 +79,7 @@ async fn a_deadline_ends_the_call_and_says_whether_it_was_sent() {
     assert!(begun.elapsed() < Duration::from_secs(2));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_largest_frame_passes_both_ways_and_a_larger_one_is_refused_unsent() {
-    let world = World::new();
+async fn the_largest_frame_passes_both_ways_and_a_larger_one_is_refused_unsent(world: World) {
     let (a, b) = (world.node(), world.node());
     let largest = vec![7; limits::MAX_FRAME];
     assert_eq!(a.call(&b.addr(), MIRROR, &largest).await.unwrap(), largest);
@@ -103,9 +89,7 @@ async fn the_largest_frame_passes_both_ways_and_a_larger_one_is_refused_unsent()
     assert_eq!(b.service.requests.lock().len(), 1);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_that_fits_no_frame_is_no_answer_and_the_next_call_works() {
-    let world = World::new();
+async fn an_answer_that_fits_no_frame_is_no_answer_and_the_next_call_works(world: World) {
     let (a, b) = (world.node(), world.node());
     let to = b.addr();
     let answer = async { b.held().await.send(vec![0; limits::MAX_FRAME + 1].into()) };
@@ -114,9 +98,7 @@ async fn an_answer_that_fits_no_frame_is_no_answer_and_the_next_call_works() {
     assert_eq!(a.call(&to, REVERSE, b"ok").await.unwrap(), "ko");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn more_calls_than_there_is_room_for_are_refused_at_once_as_overloaded() {
-    let world = World::new();
+async fn more_calls_than_there_is_room_for_are_refused_at_once_as_overloaded(world: World) {
     let (a, b) = (world.node(), world.node());
     a.call(&b.addr(), ECHO, b"").await.unwrap();
     let deadline = soon();
@@ -140,4 +122,16 @@ async fn more_calls_than_there_is_room_for_are_refused_at_once_as_overloaded() {
         assert_eq!(within("a held call", call).await.unwrap(), Ok(Bytes::new()));
     }
     assert_eq!(a.call(&b.addr(), REVERSE, b"12").await.unwrap(), "21");
+}
+
+on_both_nets! {
+    an_answer_comes_back_over_either_lane_and_in_both_directions_of_one_connection,
+    echo_is_answered_by_the_transport_and_the_service_never_sees_it,
+    a_thousand_concurrent_calls_of_all_sizes_get_each_its_own_answer,
+    answers_come_in_any_order_and_one_that_waits_holds_up_nobody,
+    a_responder_dropped_ends_the_call_at_once_with_no_answer,
+    a_deadline_ends_the_call_and_says_whether_it_was_sent,
+    the_largest_frame_passes_both_ways_and_a_larger_one_is_refused_unsent,
+    an_answer_that_fits_no_frame_is_no_answer_and_the_next_call_works,
+    more_calls_than_there_is_room_for_are_refused_at_once_as_overloaded,
 }

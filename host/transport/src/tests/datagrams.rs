@@ -2,9 +2,7 @@
 
 use super::*;
 
-#[tokio::test]
-async fn a_datagram_dials_and_those_after_it_arrive_with_the_sender_s_name() {
-    let world = World::new();
+async fn a_datagram_dials_and_those_after_it_arrive_with_the_sender_s_name(world: World) {
     let (mut one, mut two) = (world.node(), world.node());
     // Nobody is connected: this one is dropped, but it dials.
     one.transport.send_datagram(&two.addr(), Bytes::from_static(b"first"));
@@ -51,4 +49,8 @@ async fn a_removed_node_is_sent_nothing_and_not_dialled() {
     one.transport.send_datagram(&peer, Bytes::from_static(b"anybody?"));
     let arrived = tokio::time::timeout(Duration::from_millis(300), gone.recv(&mut [0; 2000])).await;
     assert!(arrived.is_err());
+}
+
+on_both_nets! {
+    a_datagram_dials_and_those_after_it_arrive_with_the_sender_s_name,
 }

@@ -1,16 +1,18 @@
 //! Peers that hold a certificate, or none, and break the protocol by hand.
 
-use quinn::{Connection, ConnectionError, RecvStream, SendStream};
+use quinn::ConnectionError;
 
+use super::super::close::Close;
 use super::super::frame::{FrameType, HEADER_BYTES, Header};
 use super::super::hello::{Hello, Role, say};
 use super::super::identity::ANY_NODE;
 use super::super::kind::BULK_JOIN;
+use super::super::link::Halves;
 use super::super::stream::{open_bulk, open_lanes};
-use super::super::{close::Close, tls};
+use super::super::wire::{ClientConfig, Connection};
 use super::*;
 
-/// A QUIC connection to a node, and nothing said on it.
+/// A connection to a node, and nothing said on it.
 struct Raw {
     connection: Connection,
     _endpoint: Endpoint,
@@ -19,18 +21,16 @@ struct Raw {
 impl Raw {
     async fn connect(world: &World, node: &Node, identity: Option<TlsIdentity>) -> Raw {
         let authorities = [world.authority.cert_pem.clone()];
-        let mut config =
-            quinn::ClientConfig::new(tls::client_trusting(&authorities, identity.as_ref()).unwrap());
-        config.transport_config(tuning::transport());
-        let socket = socket::bind(LOOPBACK).unwrap();
-        let endpoint =
-            Endpoint::new(tuning::endpoint(), None, socket, Arc::new(quinn::TokioRuntime)).unwrap();
+        let listen = world.listen();
+        let net = world.net(listen.ip());
+        let config = ClientConfig::trusting(&net, &authorities, identity.as_ref()).unwrap();
+        let endpoint = Endpoint::bind(&net, listen, None).unwrap();
         let connection = endpoint.connect_with(config, node.addr().addr, ANY_NODE).unwrap().await.unwrap();
         Raw { connection, _endpoint: endpoint }
     }
 
     /// One that has said a node's hello and has its lanes.
-    async fn member(world: &World, node: &Node) -> (Raw, Vec<(SendStream, RecvStream)>) {
+    async fn member(world: &World, node: &Node) -> (Raw, Vec<Halves>) {
         let config = world.config(uid());
         let raw = Raw::connect(world, node, Some(config.identity)).await;
         let hello = Hello {
@@ -59,9 +59,7 @@ fn header(length: usize, id: u64) -> [u8; HEADER_BYTES] {
     Header { length: length as u32, frame_type: FrameType::Request, kind: ECHO, left_ms: 0, id }.encode()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_frame_over_the_limit_ends_the_connection_and_one_within_does_not() {
-    let world = World::new();
+async fn a_frame_over_the_limit_ends_the_connection_and_one_within_does_not(world: World) {
     let node = world.node();
     let (raw, mut lanes) = Raw::member(&world, &node).await;
     let (send, recv) = &mut lanes[0];
@@ -73,9 +71,7 @@ async fn a_frame_over_the_limit_ends_the_connection_and_one_within_does_not() {
     raw.is_closed_as(Close::Protocol).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn junk_on_a_lane_or_an_ended_lane_ends_that_connection_and_no_other() {
-    let world = World::new();
+async fn junk_on_a_lane_or_an_ended_lane_ends_that_connection_and_no_other(world: World) {
     let (node, friend) = (world.node(), world.node());
     friend.call(&node.addr(), ECHO, b"").await.unwrap();
     let (raw, mut lanes) = Raw::member(&world, &node).await;
@@ -88,9 +84,7 @@ async fn junk_on_a_lane_or_an_ended_lane_ends_that_connection_and_no_other() {
     assert!(node.service.requests.lock().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn answers_that_nobody_asked_for_do_nothing() {
-    let world = World::new();
+async fn answers_that_nobody_asked_for_do_nothing(world: World) {
     let node = world.node();
     let (_raw, mut lanes) = Raw::member(&world, &node).await;
     let (send, recv) = &mut lanes[0];
@@ -103,9 +97,7 @@ async fn answers_that_nobody_asked_for_do_nothing() {
     within("the answer", recv.read_exact(&mut answer)).await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_connection_that_says_nothing_or_junk_is_closed_in_time() {
-    let world = World::new();
+async fn a_connection_that_says_nothing_or_junk_is_closed_in_time(world: World) {
     let node = world.node();
     let silent = Raw::connect(&world, &node, None).await;
     let junk = Raw::connect(&world, &node, None).await;
@@ -118,9 +110,7 @@ async fn a_connection_that_says_nothing_or_junk_is_closed_in_time() {
     assert!(begun.elapsed() < limits::HELLO_LIMIT * 3);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_joiner_cannot_make_a_node_wait_for_or_keep_a_huge_header() {
-    let world = World::new();
+async fn a_joiner_cannot_make_a_node_wait_for_or_keep_a_huge_header(world: World) {
     let mut node = world.node();
     let raw = Raw::connect(&world, &node, None).await;
     let (send, mut recv) = raw.connection.open_bi().await.unwrap();
@@ -132,9 +122,7 @@ async fn a_joiner_cannot_make_a_node_wait_for_or_keep_a_huge_header() {
     assert!(node.bulk.try_recv().is_err());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn without_a_certificate_nobody_is_a_node_or_an_operator() {
-    let world = World::new();
+async fn without_a_certificate_nobody_is_a_node_or_an_operator(world: World) {
     let node = world.node();
     for role in [Role::Node, Role::Admin] {
         let raw = Raw::connect(&world, &node, None).await;
@@ -145,9 +133,7 @@ async fn without_a_certificate_nobody_is_a_node_or_an_operator() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bulk_frame_over_the_limit_is_an_error_of_that_stream_only() {
-    let world = World::new();
+async fn a_bulk_frame_over_the_limit_is_an_error_of_that_stream_only(world: World) {
     let mut node = world.node();
     let (raw, _lanes) = Raw::member(&world, &node).await;
     let (mut send, _recv) = open_bulk(&raw.connection, 50, Bytes::new()).await.unwrap();
@@ -159,9 +145,7 @@ async fn a_bulk_frame_over_the_limit_is_an_error_of_that_stream_only() {
     assert_eq!(raw.connection.close_reason(), None::<ConnectionError>);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_bulk_stream_that_ends_within_a_frame_is_truncated() {
-    let world = World::new();
+async fn a_bulk_stream_that_ends_within_a_frame_is_truncated(world: World) {
     let mut node = world.node();
     let (raw, _lanes) = Raw::member(&world, &node).await;
     let (mut send, _recv) = open_bulk(&raw.connection, 50, Bytes::new()).await.unwrap();
@@ -169,4 +153,15 @@ async fn a_bulk_stream_that_ends_within_a_frame_is_truncated() {
     send.finish().unwrap();
     let (_, _, _, mut stream) = within("the stream", node.bulk.recv()).await.unwrap();
     assert_eq!(within("the frame", stream.recv.frame()).await, Err(BulkError::Truncated));
+}
+
+on_both_nets! {
+    a_frame_over_the_limit_ends_the_connection_and_one_within_does_not,
+    junk_on_a_lane_or_an_ended_lane_ends_that_connection_and_no_other,
+    answers_that_nobody_asked_for_do_nothing,
+    a_connection_that_says_nothing_or_junk_is_closed_in_time,
+    a_joiner_cannot_make_a_node_wait_for_or_keep_a_huge_header,
+    without_a_certificate_nobody_is_a_node_or_an_operator,
+    a_bulk_frame_over_the_limit_is_an_error_of_that_stream_only,
+    a_bulk_stream_that_ends_within_a_frame_is_truncated,
 }

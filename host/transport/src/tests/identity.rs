@@ -1,7 +1,8 @@
 //! Certificates, trust and its change.
 
 use super::super::identity::NodeKey;
-use super::super::tls::{names, names_admin, names_node};
+use super::super::identity::{ADMIN, node_name};
+use super::super::tls::names;
 use super::*;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
@@ -14,34 +15,30 @@ fn leaf(pem: &str) -> CertificateDer<'static> {
 fn a_certificate_carries_its_role_and_no_other() {
     let world = World::new();
     let own = uid();
-    let node = leaf(&world.authority.sign_node(own).unwrap().cert_pem);
-    assert!(names_node(&node, own) && names(&node, super::super::identity::ANY_NODE));
-    assert!(!names_node(&node, uid()) && !names_admin(&node));
+    let node = leaf(&world.sign_node(own).cert_pem);
+    assert!(names(&node, &node_name(own)) && names(&node, super::super::identity::ANY_NODE));
+    assert!(!names(&node, &node_name(uid())) && !names(&node, ADMIN));
     let admin = leaf(&world.admin().cert_pem);
-    assert!(names_admin(&admin) && !names_node(&admin, own));
+    assert!(names(&admin, ADMIN) && !names(&admin, &node_name(own)));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_key_made_by_the_joiner_is_signed_without_leaving_it() {
-    let world = World::new();
-    let key = NodeKey::generate().unwrap();
+async fn a_key_made_by_the_joiner_is_signed_without_leaving_it(world: World) {
+    let key = world.make(NodeKey::generate).unwrap();
     let mut config = world.config(uid());
-    let chain = world.authority.sign_node_key(config.uid, &key.public_key).unwrap();
+    let chain = world.make(|| world.authority.sign_node_key(config.uid, &key.public_key)).unwrap();
     config.identity = key.with_certificate(chain);
-    let (a, b) = (Node::start(config), world.node());
+    let (a, b) = (world.start(config), world.node());
     assert_eq!(a.call(&b.addr(), ECHO, b"hi").await.unwrap(), "hi");
-    assert!(world.authority.sign_node_key(uid(), b"junk").is_err());
+    assert!(world.make(|| world.authority.sign_node_key(uid(), b"junk")).is_err());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_of_a_foreign_authority_is_refused_from_either_side() {
-    let world = World::new();
+async fn a_node_of_a_foreign_authority_is_refused_from_either_side(world: World) {
     let b = world.node();
     // Same cluster id, own authority: trusts everybody, is trusted by nobody.
-    let foreign = World { authority: Authority::create(world.authority.cluster).unwrap() };
+    let foreign = world.usurped();
     let mut config = foreign.config(uid());
     config.authorities.push(world.authority.cert_pem.clone());
-    let stranger = Node::start(config);
+    let stranger = world.start(config);
     let error = stranger.call(&b.addr(), REVERSE, b"let me in").await.unwrap_err();
     assert!(matches!(error, CallError::Unreachable(_)), "{error}");
     let error = b.call(&stranger.addr(), REVERSE, b"").await.unwrap_err();
@@ -49,39 +46,33 @@ async fn a_node_of_a_foreign_authority_is_refused_from_either_side() {
     assert!(b.service.requests.lock().is_empty() && stranger.service.requests.lock().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_with_another_nodes_certificate_is_refused() {
-    let world = World::new();
+async fn a_node_with_another_nodes_certificate_is_refused(world: World) {
     let b = world.node();
     let mut config = world.config(uid());
-    config.identity = world.authority.sign_node(uid()).unwrap();
-    let liar = Node::start(config);
+    config.identity = world.sign_node(uid());
+    let liar = world.start(config);
     let error = liar.call(&b.addr(), REVERSE, b"").await.unwrap_err();
     assert!(error.to_string().contains("certificate is not that of node"), "{error}");
     // An operator is no node either.
     let mut config = world.config(uid());
     config.identity = world.admin();
-    let error = Node::start(config).call(&b.addr(), REVERSE, b"").await.unwrap_err();
+    let error = world.start(config).call(&b.addr(), REVERSE, b"").await.unwrap_err();
     assert!(error.to_string().contains("certificate is not that of node"), "{error}");
     assert!(b.service.requests.lock().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_of_another_cluster_is_refused_with_the_reason() {
-    let world = World::new();
+async fn a_node_of_another_cluster_is_refused_with_the_reason(world: World) {
     let b = world.node();
     let mut config = world.config(uid());
     config.cluster = ClusterId(rand::random());
-    let lost = Node::start(config);
+    let lost = world.start(config);
     for (from, to) in [(&lost, &b), (&b, &lost)] {
         let error = from.call(&to.addr(), REVERSE, b"").await.unwrap_err();
         assert!(matches!(&error, CallError::Unreachable(why) if why.contains("meets cluster")), "{error}");
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn who_dials_one_node_and_finds_another_refuses_it() {
-    let world = World::new();
+async fn who_dials_one_node_and_finds_another_refuses_it(world: World) {
     let (a, b) = (world.node(), world.node());
     let wrong = PeerAddr { uid: uid(), addr: b.addr().addr };
     let error = a.call(&wrong, REVERSE, b"").await.unwrap_err();
@@ -89,19 +80,17 @@ async fn who_dials_one_node_and_finds_another_refuses_it() {
     assert!(b.service.requests.lock().is_empty());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn authorities_are_swapped_without_a_restart() {
-    let world = World::new();
+async fn authorities_are_swapped_without_a_restart(world: World) {
     let (a, b) = (world.node(), world.node());
     a.call(&b.addr(), ECHO, b"").await.unwrap();
-    let next = World { authority: Authority::create(world.authority.cluster).unwrap() };
+    let next = world.usurped();
     // Both trust both; a gets its new certificate; b stops trusting the old authority.
     let both = vec![world.authority.cert_pem.clone(), next.authority.cert_pem.clone()];
     for node in [&a, &b] {
         node.transport.set_authorities(both.clone()).unwrap();
     }
     a.call(&b.addr(), ECHO, b"").await.unwrap();
-    b.transport.set_identity(next.authority.sign_node(b.uid()).unwrap()).unwrap();
+    b.transport.set_identity(next.sign_node(b.uid())).unwrap();
     b.transport.set_authorities(vec![next.authority.cert_pem.clone()]).unwrap();
     within("the old certificate to be refused", async {
         while a.call(&b.addr(), REVERSE, b"").await.is_ok() {
@@ -109,8 +98,17 @@ async fn authorities_are_swapped_without_a_restart() {
         }
     })
     .await;
-    a.transport.set_identity(next.authority.sign_node(a.uid()).unwrap()).unwrap();
+    a.transport.set_identity(next.sign_node(a.uid())).unwrap();
     a.call_until_answered(&b.addr()).await;
     assert!(a.transport.set_authorities(vec!["junk".to_owned()]).is_err());
     a.call(&b.addr(), ECHO, b"").await.unwrap();
+}
+
+on_both_nets! {
+    a_key_made_by_the_joiner_is_signed_without_leaving_it,
+    a_node_of_a_foreign_authority_is_refused_from_either_side,
+    a_node_with_another_nodes_certificate_is_refused,
+    a_node_of_another_cluster_is_refused_with_the_reason,
+    who_dials_one_node_and_finds_another_refuses_it,
+    authorities_are_swapped_without_a_restart,
 }

@@ -5,20 +5,24 @@ use super::*;
 /// A node on a runtime of its own, so that it can vanish as a killed process does: its tasks stop
 /// and its socket closes with no word to anybody.
 struct Doomed {
+    ground: Ground,
     runtime: Option<tokio::runtime::Runtime>,
     node: Node,
 }
 
 impl Doomed {
-    fn start(config: TransportConfig) -> Self {
+    fn start(world: &World, config: TransportConfig) -> Self {
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
         let _inside = runtime.enter();
-        let node = Node::start(config);
-        Self { node, runtime: Some(runtime) }
+        let node = world.start(config);
+        Self { ground: world.ground.clone(), node, runtime: Some(runtime) }
     }
 
     fn kill(mut self) -> TransportConfig {
+        if let Ground::Memory(network, _) = &self.ground {
+            network.kill(self.node.config.listen.ip());
+        }
         self.runtime.take().unwrap().shutdown_background();
         self.node.config.clone()
     }
@@ -38,11 +42,12 @@ async fn killed_while_a_call_waits(a: &Node, b: Doomed) -> (TransportConfig, Cal
     (config, error, took)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachable_then_comes_back() {
-    let world = World::new();
+async fn a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachable_then_comes_back(
+    world: World,
+) {
     let a = world.node();
-    let (config, error, took) = killed_while_a_call_waits(&a, Doomed::start(world.config(uid()))).await;
+    let (config, error, took) =
+        killed_while_a_call_waits(&a, Doomed::start(&world, world.config(uid()))).await;
     assert!(matches!(error, CallError::Lost(_)), "{error}");
     assert!(took < Duration::from_secs(1), "{took:?}");
     let peer = PeerAddr { uid: config.uid, addr: config.listen };
@@ -52,33 +57,23 @@ async fn a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachabl
     assert!(matches!(error, CallError::Unreachable(_)), "{error}");
     assert!(asked.elapsed() < Duration::from_millis(300), "refused at once: {:?}", asked.elapsed());
     // Started again under the same address, and told nothing: a's background dial finds it.
-    let again = within("the port to be free", async {
-        let config = TransportConfig { boot: BootId(rand::random()), ..config };
-        while std::net::UdpSocket::bind(config.listen).is_err() {
-            tokio::time::sleep(Duration::from_millis(5)).await;
-        }
-        Node::start(config)
-    })
-    .await;
+    world.free(config.listen).await;
+    let again = world.start(TransportConfig { boot: BootId(rand::random()), ..config });
     a.call_until_answered(&again.addr()).await;
     assert!(a.transport.is_up(peer.uid));
     again.call(&a.addr(), ECHO, b"").await.unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn another_node_at_the_address_of_a_killed_one_does_not_keep_its_link_up() {
-    let world = World::new();
+async fn another_node_at_the_address_of_a_killed_one_does_not_keep_its_link_up(world: World) {
     let a = world.node();
-    let b = Doomed::start(world.config(uid()));
+    let b = Doomed::start(&world, world.config(uid()));
     let (old, transport) = (b.node.addr(), a.transport.clone());
     let call =
         tokio::spawn(async move { transport.call(&old, Lane::Data, HOLD, Bytes::new(), soon()).await });
     let held = b.node.held().await;
     let config = b.kill();
-    while std::net::UdpSocket::bind(config.listen).is_err() {
-        tokio::time::sleep(Duration::from_millis(5)).await;
-    }
-    let other = Node::start(TransportConfig { listen: config.listen, ..world.config(uid()) });
+    world.free(config.listen).await;
+    let other = world.start(TransportConfig { listen: config.listen, ..world.config(uid()) });
     let begun = Instant::now();
     let error = within("the call's end", async {
         while !call.is_finished() {
@@ -93,9 +88,7 @@ async fn another_node_at_the_address_of_a_killed_one_does_not_keep_its_link_up()
     drop(held);
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_that_closes_ends_calls_at_once() {
-    let world = World::new();
+async fn a_peer_that_closes_ends_calls_at_once(world: World) {
     let (a, b) = (world.node(), world.node());
     let to = b.addr();
     let close = async {
@@ -112,13 +105,11 @@ async fn a_peer_that_closes_ends_calls_at_once() {
     assert!(matches!(error, CallError::Unreachable(_)), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_longer() {
-    let world = World::new();
+async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_longer(world: World) {
     let a = world.node();
     // Bound and silent.
-    let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
-    let peer = PeerAddr { uid: uid(), addr: silent.local_addr().unwrap() };
+    let silent = world.silent();
+    let peer = PeerAddr { uid: uid(), addr: silent.addr };
     let begun = Instant::now();
     let early =
         a.transport.call(&peer, Lane::Data, ECHO, Bytes::new(), begun + Duration::from_millis(100)).await;
@@ -128,19 +119,17 @@ async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_lo
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_that() {
-    let world = World::new();
+async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_that(world: World) {
     let a = world.node();
-    let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
-    let peer = PeerAddr { uid: uid(), addr: silent.local_addr().unwrap() };
+    let silent = world.silent();
+    let peer = PeerAddr { uid: uid(), addr: silent.addr };
     assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
     // A dial that nobody heard is under way, or about to be.
     let refused = Instant::now();
     assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
     assert!(refused.elapsed() < Duration::from_millis(500), "no call waits for it");
     drop(silent);
-    let _b = Node::start(TransportConfig { listen: peer.addr, ..world.config(peer.uid) });
+    let _b = world.start(TransportConfig { listen: peer.addr, ..world.config(peer.uid) });
     a.transport.hurry(peer.uid);
     assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
     // To one that is connected it is nothing.
@@ -148,9 +137,7 @@ async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_tha
     assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection() {
-    let world = World::new();
+async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection(world: World) {
     let (a, b) = (world.node(), world.node());
     let calls = (0..100u8).map(|index| {
         let (from, to) = if index % 2 == 0 { (&a, b.addr()) } else { (&b, a.addr()) };
@@ -177,22 +164,20 @@ async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection() {
 }
 
 /// Another run of a node: as if its data directory had been copied and started elsewhere.
-fn another_run(of: &Node) -> TransportConfig {
+fn another_run(of: &Node, listen: SocketAddr) -> TransportConfig {
     TransportConfig {
         boot: BootId(rand::random()),
         start: Start { number: of.config.start.number + 1, id: rand::random() },
-        listen: LOOPBACK,
+        listen,
         ..of.config.clone()
     }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_second_run_of_a_node_is_turned_away_while_the_first_answers() {
-    let world = World::new();
+async fn a_second_run_of_a_node_is_turned_away_while_the_first_answers(world: World) {
     let a = world.node();
     let mut first = world.node();
     first.call(&a.addr(), ECHO, b"").await.unwrap();
-    let mut second = Node::start(another_run(&first));
+    let mut second = world.start(another_run(&first, world.listen()));
     let error = second.call(&a.addr(), ECHO, b"").await.unwrap_err();
     assert!(matches!(&error, CallError::Unreachable(why) if why.contains("runs as this node")), "{error}");
     let told = within("the second run to be told", second.twins.recv()).await.unwrap();
@@ -222,9 +207,9 @@ async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_
     let (asked, answer) = tokio::sync::oneshot::channel();
     let thread = std::thread::spawn(move || {
         runtime.block_on(async move {
-            let mut first = Node::start(config);
+            let mut first = Node::start(&Net::Udp, config);
             first.call(&to, ECHO, b"").await.unwrap();
-            ready.send(another_run(&first)).unwrap();
+            ready.send(another_run(&first, LOOPBACK)).unwrap();
             held.recv().unwrap();
             let superseded = within("the end", first.superseded.recv());
             let calls = async {
@@ -239,7 +224,7 @@ async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_
         });
     });
     let next = is_ready.await.unwrap();
-    let second = Node::start(next);
+    let second = world.start(next);
     let begun = Instant::now();
     second.call_until_answered(&a.addr()).await;
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
@@ -259,9 +244,7 @@ async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_
     thread.join().unwrap();
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster() {
-    let world = World::new();
+async fn whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster(world: World) {
     let (a, b) = (world.node(), world.node());
     assert_eq!(a.transport.meet(b.config.listen).await, Ok(b.uid()));
     assert!(a.transport.is_up(b.uid()));
@@ -271,16 +254,14 @@ async fn whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster() {
     a.call(&b.addr(), ECHO, b"").await.unwrap();
     let itself = a.transport.meet(a.config.listen).await.unwrap_err();
     assert!(itself.contains("itself") || itself.contains("very uid"), "{itself}");
-    let other = World::new().node();
+    let other = world.another().node();
     a.transport.meet(other.config.listen).await.unwrap_err();
-    let silent = std::net::UdpSocket::bind(LOOPBACK).unwrap();
-    let error = a.transport.meet(silent.local_addr().unwrap()).await.unwrap_err();
+    let silent = world.silent();
+    let error = a.transport.meet(silent.addr).await.unwrap_err();
     assert!(error.contains("no answer"), "{error}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_removed_node_is_disconnected_and_refused() {
-    let world = World::new();
+async fn a_removed_node_is_disconnected_and_refused(world: World) {
     let (a, b) = (world.node(), world.node());
     b.call(&a.addr(), ECHO, b"").await.unwrap();
     a.transport.set_banned([b.uid()].into());
@@ -304,9 +285,7 @@ async fn a_removed_node_is_disconnected_and_refused() {
     b.call_until_answered(&a.addr()).await;
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_removal_ends_nobody_of_another_lineage() {
-    let world = World::new();
+async fn a_removal_ends_nobody_of_another_lineage(world: World) {
     let (mut a, mut b) = (world.node(), world.node());
     let recovered = Lineage { number: 1, id: 7 };
     a.transport.set_banned([b.uid()].into());
@@ -322,9 +301,7 @@ async fn a_removal_ends_nobody_of_another_lineage() {
     assert!(ended.is_err(), "no lineage of its own removed it");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_other_again() {
-    let world = World::new();
+async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_other_again(world: World) {
     let callers = [world.node(), world.node()];
     let mut restarted = world.node();
     let (stop, stopped) = tokio::sync::watch::channel(false);
@@ -355,13 +332,8 @@ async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_ot
         callers[round % 2].call_until_answered(&restarted.addr()).await;
         restarted.transport.close().await;
         let config = TransportConfig { boot: BootId(rand::random()), ..restarted.config.clone() };
-        within("the port to be free", async {
-            while std::net::UdpSocket::bind(config.listen).is_err() {
-                tokio::time::sleep(Duration::from_millis(5)).await;
-            }
-        })
-        .await;
-        restarted = Node::start(config);
+        world.free(config.listen).await;
+        restarted = world.start(config);
         if round % 2 == 0 {
             // The new run may dial first, and may meet a dial that is under way.
             restarted.call_until_answered(&callers[0].addr()).await;
@@ -378,4 +350,18 @@ async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_ot
         assert!(answered > 0);
         assert!(index < 4 || errors.is_empty(), "between two nodes that stayed up: {errors:?}");
     }
+}
+
+on_both_nets! {
+    a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachable_then_comes_back,
+    another_node_at_the_address_of_a_killed_one_does_not_keep_its_link_up,
+    a_peer_that_closes_ends_calls_at_once,
+    the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_longer,
+    a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_that,
+    dialling_each_other_at_once_loses_no_call_and_leaves_one_connection,
+    a_second_run_of_a_node_is_turned_away_while_the_first_answers,
+    whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster,
+    a_removed_node_is_disconnected_and_refused,
+    a_removal_ends_nobody_of_another_lineage,
+    while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_other_again,
 }

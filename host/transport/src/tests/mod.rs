@@ -1,4 +1,4 @@
-//! The transport from outside: two or more of them in one process, over loopback.
+//! The transport from outside: two or more of them in one process, over loopback and over a network in memory.
 #![allow(clippy::unwrap_used)]
 
 mod bulk;
@@ -10,19 +10,46 @@ mod lifecycle;
 mod strangers;
 mod versions;
 
-use std::net::{Ipv4Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime};
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
+use annulus_ground::{Scope, ScopeId};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::client::Client;
 use super::identity::{Authority, TlsIdentity};
+use super::memory::{Calm, Network};
 use super::*;
+
+/// Makes tests of functions that take a [`World`]: one on each network. What both pass is what they have in common.
+macro_rules! on_both_nets {
+    ($($name:ident,)*) => {
+        mod udp {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(super::World::new()).await;
+                }
+            )*
+        }
+        mod memory {
+            $(
+                #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+                async fn $name() {
+                    super::$name(super::World::in_memory()).await;
+                }
+            )*
+        }
+    };
+}
+use on_both_nets;
 
 /// Answers with the payload reversed.
 const REVERSE: u8 = 100;
@@ -35,35 +62,172 @@ const DROP: u8 = 102;
 
 pub(super) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// A cluster's authority: what nodes are made from.
+/// A cluster's authority, and the network that its nodes are on.
 pub(super) struct World {
     pub authority: Authority,
+    ground: Ground,
+}
+
+#[derive(Clone)]
+enum Ground {
+    Udp,
+    /// The scope in which identities are made.
+    Memory(Network, Scope),
+}
+
+impl Ground {
+    fn make<T>(&self, make: impl FnOnce() -> T) -> T {
+        match self {
+            Ground::Udp => make(),
+            Ground::Memory(_, scope) => scope.enter(make),
+        }
+    }
+}
+
+/// Random numbers that are no secret.
+#[derive(Default)]
+struct Counts(AtomicU64);
+
+impl annulus_ground::World for Counts {
+    fn random(&self, _: ScopeId) -> u64 {
+        self.0.fetch_add(1, Ordering::Relaxed).wrapping_mul(0x9e37_79b9_7f4a_7c15)
+    }
+    fn wall(&self, _: ScopeId) -> SystemTime {
+        SystemTime::UNIX_EPOCH
+    }
+    fn panicked(&self, _: ScopeId, why: &str) {
+        panic!("{why}");
+    }
+}
+
+/// An address at which nobody says anything.
+pub(super) struct Silent {
+    pub addr: SocketAddr,
+    _socket: Option<UdpSocket>,
 }
 
 impl World {
     pub(super) fn new() -> Self {
-        Self { authority: Authority::create(ClusterId(rand::random())).unwrap() }
+        Self::on(Ground::Udp, ClusterId(rand::random()))
+    }
+
+    pub(super) fn in_memory() -> Self {
+        let scope = Scope::new(ScopeId(0), Arc::new(Counts::default()));
+        Self::on(Ground::Memory(Network::new(Arc::new(Calm)), scope), ClusterId(rand::random()))
+    }
+
+    fn on(ground: Ground, cluster: ClusterId) -> Self {
+        Self { authority: ground.make(|| Authority::create(cluster)).unwrap(), ground }
+    }
+
+    /// Another cluster on the same network.
+    pub(super) fn another(&self) -> Self {
+        Self::on(self.ground.clone(), ClusterId(rand::random()))
+    }
+
+    /// The same cluster with another authority.
+    pub(super) fn usurped(&self) -> Self {
+        Self::on(self.ground.clone(), self.authority.cluster)
+    }
+
+    /// Makes keys and certificates of the network's sort.
+    pub(super) fn make<T>(&self, make: impl FnOnce() -> T) -> T {
+        self.ground.make(make)
+    }
+
+    /// A machine's network.
+    pub(super) fn net(&self, ip: IpAddr) -> Net {
+        match &self.ground {
+            Ground::Udp => Net::Udp,
+            Ground::Memory(network, _) => Net::Memory(network.host(ip)),
+        }
+    }
+
+    /// Any port of this machine, or of a machine that nobody else is on.
+    pub(super) fn listen(&self) -> SocketAddr {
+        static MACHINES: AtomicU64 = AtomicU64::new(1);
+        match self.ground {
+            Ground::Udp => LOOPBACK,
+            Ground::Memory(..) => {
+                let number = MACHINES.fetch_add(1, Ordering::Relaxed);
+                let [.., a, b] = number.to_be_bytes();
+                (Ipv4Addr::new(10, 0, a, b), 0).into()
+            }
+        }
+    }
+
+    pub(super) fn start(&self, config: TransportConfig) -> Node {
+        Node::start(&self.net(config.listen.ip()), config)
+    }
+
+    pub(super) fn silent(&self) -> Silent {
+        match self.ground {
+            Ground::Udp => {
+                let socket = UdpSocket::bind(LOOPBACK).unwrap();
+                Silent { addr: socket.local_addr().unwrap(), _socket: Some(socket) }
+            }
+            Ground::Memory(..) => Silent { addr: (self.listen().ip(), 7).into(), _socket: None },
+        }
+    }
+
+    /// Waits until somebody can listen there.
+    pub(super) async fn free(&self, addr: SocketAddr) {
+        let is_free = || match &self.ground {
+            Ground::Udp => UdpSocket::bind(addr).is_ok(),
+            Ground::Memory(network, _) => network.is_free(addr),
+        };
+        within("the port to be free", async {
+            while !is_free() {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+        })
+        .await;
+    }
+
+    /// A client on a machine of its own, with the authorities of this cluster.
+    pub(super) async fn client(
+        &self,
+        to: &Node,
+        identity: Option<TlsIdentity>,
+        limit: Duration,
+    ) -> Result<Client, ConnectError> {
+        self.client_of(to.config.listen, identity, &self.authority, limit).await
+    }
+
+    pub(super) async fn client_of(
+        &self,
+        to: SocketAddr,
+        identity: Option<TlsIdentity>,
+        authority: &Authority,
+        limit: Duration,
+    ) -> Result<Client, ConnectError> {
+        let net = self.net(self.listen().ip());
+        Client::connect_on(&net, to, identity, vec![authority.cert_pem.clone()], limit).await
+    }
+
+    pub(super) fn sign_node(&self, uid: NodeUid) -> TlsIdentity {
+        self.make(|| self.authority.sign_node(uid)).unwrap()
     }
 
     pub(super) fn config(&self, uid: NodeUid) -> TransportConfig {
         TransportConfig {
-            listen: LOOPBACK,
+            listen: self.listen(),
             cluster: self.authority.cluster,
             lineage: Lineage::default(),
             uid,
             boot: BootId(rand::random()),
             start: Start { number: 1, id: rand::random() },
-            identity: self.authority.sign_node(uid).unwrap(),
+            identity: self.sign_node(uid),
             authorities: vec![self.authority.cert_pem.clone()],
         }
     }
 
     pub(super) fn admin(&self) -> TlsIdentity {
-        self.authority.sign_admin().unwrap()
+        self.make(|| self.authority.sign_admin()).unwrap()
     }
 
     pub(super) fn node(&self) -> Node {
-        Node::start(self.config(uid()))
+        self.start(self.config(uid()))
     }
 }
 
@@ -155,7 +319,7 @@ pub(super) struct Node {
 }
 
 impl Node {
-    pub(super) fn start(config: TransportConfig) -> Node {
+    fn start(net: &Net, config: TransportConfig) -> Node {
         let (sender, bulk) = mpsc::unbounded_channel();
         let (datagram_sender, datagrams) = mpsc::unbounded_channel();
         let (connected_sender, connected) = mpsc::unbounded_channel();
@@ -176,7 +340,7 @@ impl Node {
             datagrams: datagram_sender,
             connected: connected_sender,
         });
-        let transport = Transport::bind(config.clone(), service.clone()).unwrap();
+        let transport = Transport::bind_on(net, Speaks::THIS, config.clone(), service.clone()).unwrap();
         let config = TransportConfig { listen: transport.local_addr(), ..config };
         Node { transport, service, bulk, datagrams, connected, superseded, twins, rivals, config }
     }

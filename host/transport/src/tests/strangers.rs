@@ -1,8 +1,5 @@
 //! Clients that are no nodes, and those that are nobody.
 
-use std::net::UdpSocket;
-
-use super::super::client::Client;
 use super::super::identity::fingerprint;
 use super::super::kind::{BULK_ADMIN, BULK_HANDOFF, BULK_JOIN};
 use super::*;
@@ -10,16 +7,12 @@ use super::*;
 const LIMIT: Duration = Duration::from_secs(5);
 
 async fn joiner(world: &World, node: &Node) -> Client {
-    let authorities = vec![world.authority.cert_pem.clone()];
-    Client::connect(node.addr().addr, None, authorities, LIMIT).await.unwrap()
+    world.client(node, None, LIMIT).await.unwrap()
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_operator_is_known_by_its_certificate() {
-    let world = World::new();
+async fn an_operator_is_known_by_its_certificate(world: World) {
     let mut node = world.node();
-    let authorities = vec![world.authority.cert_pem.clone()];
-    let client = Client::connect(node.addr().addr, Some(world.admin()), authorities, LIMIT).await.unwrap();
+    let client = world.client(&node, Some(world.admin()), LIMIT).await.unwrap();
     assert_eq!((client.node(), client.cluster()), (node.uid(), world.authority.cluster));
     let mut ours = client.open_bulk(BULK_ADMIN, Bytes::from_static(b"status")).await.unwrap();
     let (from, kind, header, mut theirs) = within("the stream", node.bulk.recv()).await.unwrap();
@@ -34,50 +27,39 @@ async fn an_operator_is_known_by_its_certificate() {
     assert!(within("the end", theirs.recv.frame()).await.is_err());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_certificate_of_another_authority_gets_nothing() {
-    let world = World::new();
+async fn a_certificate_of_another_authority_gets_nothing(world: World) {
     let mut node = world.node();
-    let foreign = World::new();
-    let authorities = vec![world.authority.cert_pem.clone()];
-    let refused = Client::connect(node.addr().addr, Some(foreign.admin()), authorities, LIMIT).await;
+    let foreign = world.another();
+    let refused = world.client(&node, Some(foreign.admin()), LIMIT).await;
     assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
     // And a client that trusts another authority does not talk to the node.
-    let authorities = vec![foreign.authority.cert_pem.clone()];
-    let refused = Client::connect(node.addr().addr, Some(foreign.admin()), authorities, LIMIT).await;
+    let refused = foreign.client(&node, Some(foreign.admin()), LIMIT).await;
     assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
     assert!(node.bulk.try_recv().is_err());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_certificate_is_no_operators() {
-    let world = World::new();
+async fn a_node_certificate_is_no_operators(world: World) {
     let node = world.node();
-    let identity = world.authority.sign_node(uid()).unwrap();
-    let authorities = vec![world.authority.cert_pem.clone()];
-    let refused = Client::connect(node.addr().addr, Some(identity), authorities, LIMIT).await.err().unwrap();
+    let refused = world.client(&node, Some(world.sign_node(uid())), LIMIT).await.err().unwrap();
     assert!(refused.to_string().contains("operator's certificate"), "{refused}");
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_joiner_may_ask_to_join_by_a_pinned_fingerprint() {
-    let world = World::new();
+async fn a_joiner_may_ask_to_join_by_a_pinned_fingerprint(world: World) {
     let mut node = world.node();
     let pin = fingerprint(&world.authority.cert_pem).unwrap();
-    let client = Client::connect_pinned(node.addr().addr, pin, LIMIT).await.unwrap();
+    let net = world.net(world.listen().ip());
+    let client = Client::connect_pinned_on(&net, node.addr().addr, pin, LIMIT).await.unwrap();
     let mut ours = client.open_bulk(BULK_JOIN, Bytes::from_static(b"token")).await.unwrap();
     let (from, kind, header, mut theirs) = within("the stream", node.bulk.recv()).await.unwrap();
     assert_eq!((from, kind, header), (PeerIdentity::Joiner, BULK_JOIN, Bytes::from_static(b"token")));
     theirs.send.frame(Bytes::from_static(b"welcome")).await.unwrap();
     assert_eq!(ours.recv.frame().await.unwrap().unwrap(), "welcome");
-    let other = fingerprint(&World::new().authority.cert_pem).unwrap();
-    let refused = Client::connect_pinned(node.addr().addr, other, LIMIT).await;
+    let other = fingerprint(&world.another().authority.cert_pem).unwrap();
+    let refused = Client::connect_pinned_on(&net, node.addr().addr, other, LIMIT).await;
     assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_joiner_gets_nothing_else() {
-    let world = World::new();
+async fn a_joiner_gets_nothing_else(world: World) {
     let mut node = world.node();
     for kind in [BULK_ADMIN, BULK_HANDOFF, 0] {
         let client = joiner(&world, &node).await;
@@ -93,21 +75,18 @@ async fn a_joiner_gets_nothing_else() {
     assert!(within("the refusal", first.recv.frame()).await.is_err());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn joiners_have_few_places_and_nodes_are_not_kept_out_by_them() {
-    let world = World::new();
+async fn joiners_have_few_places_and_nodes_are_not_kept_out_by_them(world: World) {
     let (a, b) = (world.node(), world.node());
     let mut joiners = Vec::new();
     for _ in 0..limits::MAX_JOINERS {
         joiners.push(joiner(&world, &a).await);
     }
-    let authorities = vec![world.authority.cert_pem.clone()];
-    let refused = Client::connect(a.addr().addr, None, authorities.clone(), LIMIT).await.err().unwrap();
+    let refused = world.client(&a, None, LIMIT).await.err().unwrap();
     assert!(refused.to_string().contains("too many"), "{refused}");
     b.call(&a.addr(), ECHO, b"").await.unwrap();
     joiners.pop().unwrap().close().await;
     within("a place", async {
-        while Client::connect(a.addr().addr, None, authorities.clone(), LIMIT).await.is_err() {
+        while world.client(&a, None, LIMIT).await.is_err() {
             tokio::task::yield_now().await;
         }
     })
@@ -135,24 +114,20 @@ async fn junk_datagrams_do_nothing() {
     assert!(joiner(&world, &a).await.open_bulk(BULK_JOIN, Bytes::new()).await.is_ok());
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn nobody_there_is_a_timeout_and_not_a_wait() {
-    let silent = UdpSocket::bind(LOOPBACK).unwrap();
-    let addr = silent.local_addr().unwrap();
-    let authorities = vec![World::new().authority.cert_pem];
+async fn nobody_there_is_a_timeout_and_not_a_wait(world: World) {
+    let silent = world.silent();
     let limit = Duration::from_millis(300);
-    let error = Client::connect(addr, None, authorities, limit).await.err();
-    assert_eq!(error, Some(ConnectError::Timeout(addr)));
+    let error = world.client_of(silent.addr, None, &world.authority, limit).await.err();
+    assert_eq!(error, Some(ConnectError::Timeout(silent.addr)));
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_if_all_are_busy() {
-    let world = World::new();
+async fn a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_if_all_are_busy(
+    world: World,
+) {
     let mut node = world.node();
     let listen = node.config.listen;
     let connect = async || {
-        let authorities = vec![world.authority.cert_pem.clone()];
-        Client::connect(listen, Some(world.admin()), authorities, Duration::from_secs(10)).await
+        world.client_of(listen, Some(world.admin()), &world.authority, Duration::from_secs(10)).await
     };
     let mut clients = Vec::new();
     for _ in 0..limits::MAX_ADMINS {
@@ -190,4 +165,15 @@ async fn a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_
         assert!(Instant::now() < until, "{:?}", late.err());
         late = connect().await;
     }
+}
+
+on_both_nets! {
+    nobody_there_is_a_timeout_and_not_a_wait,
+    an_operator_is_known_by_its_certificate,
+    a_certificate_of_another_authority_gets_nothing,
+    a_node_certificate_is_no_operators,
+    a_joiner_may_ask_to_join_by_a_pinned_fingerprint,
+    a_joiner_gets_nothing_else,
+    joiners_have_few_places_and_nodes_are_not_kept_out_by_them,
+    a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_if_all_are_busy,
 }

@@ -12,14 +12,14 @@ fn first(world: &World) -> (Transport, PeerAddr) {
         fn bulk(&self, _: PeerIdentity, _: u8, _: Bytes, _: BulkStream) {}
     }
     let config = world.config(uid());
-    let transport = Transport::bind_speaking(Speaks::FIRST, config.clone(), Arc::new(Deaf)).unwrap();
+    let transport =
+        Transport::bind_on(&world.net(config.listen.ip()), Speaks::FIRST, config.clone(), Arc::new(Deaf))
+            .unwrap();
     let addr = PeerAddr { uid: config.uid, addr: transport.local_addr() };
     (transport, addr)
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_let_go() {
-    let world = World::new();
+async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_let_go(world: World) {
     let (here, there) = (world.node(), world.node());
     let (older, older_addr) = first(&world);
     assert_eq!(here.transport.peer_speaks(older_addr.uid), None);
@@ -62,4 +62,8 @@ async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_le
     // Others are not concerned, and what it said last is remembered.
     here.call(&there.addr(), ECHO, b"").await.unwrap();
     assert_eq!(here.transport.peer_speaks(older_addr.uid), Some(Speaks::FIRST));
+}
+
+on_both_nets! {
+    what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_let_go,
 }

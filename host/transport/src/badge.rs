@@ -1,0 +1,169 @@
+//! What stands for keys and certificates on a network without TLS: a simulated one.
+//!
+//! Within a [`annulus_ground::Scope`] the functions of [`identity`](super::identity) make badges. They have the
+//! form of the real ones, PEM and all, so that everything that keeps, sends and pins certificates is in use as it
+//! is; they say by whom, for which key and under which names they were made, and prove nothing. Their random
+//! numbers are the scope's. TLS takes none of them.
+
+use std::collections::BTreeSet;
+
+use annulus_core::ids::ClusterId;
+use rustls_pki_types::pem::PemObject;
+use rustls_pki_types::{CertificateDer, PrivateKeyDer};
+
+use super::identity::{IdentityError, PUBLIC_KEY_BYTES, TlsIdentity, fingerprint_of};
+
+const MAGIC: &str = "annulus badge";
+const CERTIFICATE: &str = "CERTIFICATE";
+const PRIVATE_KEY: &str = "PRIVATE KEY";
+
+/// A fresh key: private (PEM) and public.
+pub(super) fn key() -> (String, Vec<u8>) {
+    let mut public = vec![0; PUBLIC_KEY_BYTES];
+    annulus_ground::Source.fill(&mut public);
+    // The tag of an uncompressed point, which every public key begins with.
+    public[0] = 4;
+    (pem(PRIVATE_KEY, &format!("{MAGIC}\nkey {}\n", hex(&public))), public)
+}
+
+/// An authority's own certificate (PEM).
+pub(super) fn authority(cluster: ClusterId, public_key: &[u8]) -> String {
+    pem(CERTIFICATE, &format!("{MAGIC}\ncluster {cluster}\nkey {}\n", hex(public_key)))
+}
+
+/// A certificate (PEM) that an authority makes.
+pub(super) fn sign(issuer: [u8; 32], names: &[String], public_key: &[u8]) -> String {
+    let mut text = format!("{MAGIC}\nissuer {}\nkey {}\n", hex(&issuer), hex(public_key));
+    names.iter().for_each(|name| text += &format!("name {name}\n"));
+    pem(CERTIFICATE, &text)
+}
+
+/// Who somebody says they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Badge {
+    /// Fingerprint of the authority, in hex.
+    issuer: String,
+    key: String,
+    names: Vec<String>,
+}
+
+impl Badge {
+    fn read(cert_pem: &str) -> Result<Self, IdentityError> {
+        let leaf = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(unreadable)?;
+        let text = text(&leaf)?;
+        let lines = |word: &str| -> Vec<String> {
+            let of_word = text.lines().filter_map(|line| line.strip_prefix(word)?.strip_prefix(' '));
+            of_word.map(str::to_owned).collect()
+        };
+        let one =
+            |word| lines(word).pop().ok_or_else(|| IdentityError::Tls(format!("a badge without {word}")));
+        Ok(Self { issuer: one("issuer")?, key: one("key")?, names: lines("name") })
+    }
+
+    /// Does it carry a role's name?
+    pub(super) fn names(&self, name: &str) -> bool {
+        self.names.iter().any(|own| own == name)
+    }
+}
+
+/// What one side of a handshake shows, and whom it trusts.
+#[derive(Debug)]
+pub(crate) struct Credentials {
+    own: Option<Badge>,
+    /// Fingerprints of authorities, in hex.
+    trusted: BTreeSet<String>,
+}
+
+impl Credentials {
+    pub(super) fn new(identity: Option<&TlsIdentity>, authorities: &[String]) -> Result<Self, IdentityError> {
+        let own = identity.map(own).transpose()?;
+        let mut trusted = BTreeSet::new();
+        for pem in authorities {
+            for cert in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                let cert = cert.map_err(unreadable)?;
+                text(&cert)?;
+                trusted.insert(hex(&fingerprint_of(&cert)));
+            }
+        }
+        if trusted.is_empty() {
+            return Err(IdentityError::Tls("no authority to trust".to_owned()));
+        }
+        Ok(Self { own, trusted })
+    }
+
+    /// Of a joiner that knows an authority's fingerprint.
+    pub(super) fn pinning(fingerprint: [u8; 32]) -> Self {
+        Self { own: None, trusted: [hex(&fingerprint)].into() }
+    }
+
+    pub(super) fn own(&self) -> Option<&Badge> {
+        self.own.as_ref()
+    }
+
+    /// Was it made by one of the authorities?
+    pub(super) fn trusts(&self, badge: &Badge) -> bool {
+        self.trusted.contains(&badge.issuer)
+    }
+}
+
+fn own(identity: &TlsIdentity) -> Result<Badge, IdentityError> {
+    let badge = Badge::read(&identity.cert_pem)?;
+    let key = PrivateKeyDer::from_pem_slice(identity.key_pem.as_bytes()).map_err(unreadable)?;
+    if text(key.secret_der())? != format!("{MAGIC}\nkey {}\n", badge.key) {
+        return Err(IdentityError::Tls("the key is not that of the certificate".to_owned()));
+    }
+    Ok(badge)
+}
+
+fn text(der: &[u8]) -> Result<&str, IdentityError> {
+    let text = std::str::from_utf8(der).ok().filter(|text| text.starts_with(MAGIC));
+    text.ok_or_else(|| IdentityError::Tls("a real certificate or key on a simulated network".to_owned()))
+}
+
+fn unreadable(error: rustls_pki_types::pem::Error) -> IdentityError {
+    IdentityError::Pem(error.to_string())
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn pem(label: &str, text: &str) -> String {
+    const LINE: usize = 64;
+    let encoded = base64(text.as_bytes());
+    let mut pem = format!("-----BEGIN {label}-----\n");
+    for start in (0..encoded.len()).step_by(LINE) {
+        pem += &encoded[start..encoded.len().min(start + LINE)];
+        pem.push('\n');
+    }
+    pem + &format!("-----END {label}-----\n")
+}
+
+fn base64(bytes: &[u8]) -> String {
+    const LETTERS: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
+    let mut out = String::new();
+    for three in bytes.chunks(3) {
+        let byte = |index: usize| u32::from(three.get(index).copied().unwrap_or_default());
+        let bits = byte(0) << 16 | byte(1) << 8 | byte(2);
+        for letter in 0..4 {
+            let value = bits >> (18 - 6 * letter) & 63;
+            out.push(if letter <= three.len() { char::from(LETTERS[value as usize]) } else { '=' });
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use super::*;
+
+    #[test]
+    fn text_of_every_length_survives_its_pem() {
+        for length in 0..200 {
+            let text = MAGIC.repeat(20)[..length].to_owned();
+            let read = CertificateDer::from_pem_slice(pem(CERTIFICATE, &text).as_bytes());
+            assert_eq!(read.unwrap().as_ref(), text.as_bytes(), "{length}");
+        }
+    }
+}

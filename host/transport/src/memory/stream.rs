@@ -1,0 +1,390 @@
+//! Streams: two flows of bytes, one each way.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::sync::Arc;
+use std::task::{Context, Poll};
+
+use bytes::Bytes;
+use quinn::{ClosedStream, ReadError, StoppedError, VarInt, WriteError};
+
+use super::super::limits::STREAM_WINDOW;
+use super::super::tuning::max_streams;
+use super::connection::Handle;
+use super::packet::Frame;
+use super::state::{State, StreamId, Waiting};
+
+/// Streams that one side may have open.
+pub(super) const MAX_STREAMS: usize = max_streams() as usize;
+
+/// Most that goes as one piece.
+const PIECE: usize = 32 << 10;
+
+/// The reader's side says how much more may come when that is so much more than it said last. As QUIC does.
+const CREDIT_STEP: u64 = STREAM_WINDOW as u64 / 8;
+
+/// A stream that at least one of its four halves is left of.
+pub(super) struct Stream {
+    /// By the side that writes.
+    pub flows: [Flow; 2],
+    /// Halves that nobody has dropped; those that were not accepted yet are among them.
+    halves: usize,
+}
+
+impl Default for Stream {
+    fn default() -> Self {
+        Self { flows: Default::default(), halves: 4 }
+    }
+}
+
+/// One direction.
+#[derive(Default)]
+pub(super) struct Flow {
+    // What the writer knows.
+    sent: u64,
+    /// Beyond the first window: what the reader has said may be sent.
+    credit: u64,
+    finished: bool,
+    reset: bool,
+    acknowledged: bool,
+    stopped: Option<VarInt>,
+    pub writing: Waiting,
+
+    // What the reader knows.
+    arrived: BTreeMap<u64, Bytes>,
+    read: u64,
+    told: u64,
+    /// Where it ends, once that has arrived.
+    end: Option<u64>,
+    taken_back: Option<VarInt>,
+    /// Nobody reads it.
+    stop: bool,
+    pub reading: Waiting,
+}
+
+impl Flow {
+    fn room(&self) -> usize {
+        (u64::from(STREAM_WINDOW) + self.credit - self.sent) as usize
+    }
+
+    /// Has everything come, up to the end?
+    fn is_whole(&self) -> bool {
+        if self.end.is_none() {
+            return false;
+        }
+        let mut upto = self.read;
+        for (offset, bytes) in &self.arrived {
+            if *offset != upto {
+                return false;
+            }
+            upto += bytes.len() as u64;
+        }
+        self.end == Some(upto)
+    }
+}
+
+/// The half that writes. Dropped, it is finished.
+pub(crate) struct SendHalf {
+    handle: Arc<Handle>,
+    id: StreamId,
+}
+
+impl SendHalf {
+    pub(super) fn new(handle: Arc<Handle>, id: StreamId) -> Self {
+        Self { handle, id }
+    }
+
+    pub(crate) async fn write_all_chunks(&mut self, chunks: &mut [Bytes]) -> Result<(), WriteError> {
+        poll_fn(|cx| self.poll_write(cx, chunks)).await
+    }
+
+    /// Sends as much as there is room for; what was sent is taken out of the chunks.
+    fn poll_write(&self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), WriteError>> {
+        let id = self.id;
+        self.handle.with(|state, connection, side| {
+            if let Some(error) = &state.link(connection).sides[side].ended {
+                return Poll::Ready(Err(WriteError::ConnectionLost(error.clone())));
+            }
+            for chunk in chunks {
+                while !chunk.is_empty() {
+                    let flow = state.flow(connection, id, side);
+                    if let Some(code) = flow.stopped {
+                        return Poll::Ready(Err(WriteError::Stopped(code)));
+                    }
+                    if flow.finished || flow.reset {
+                        return Poll::Ready(Err(WriteError::ClosedStream));
+                    }
+                    let length = chunk.len().min(PIECE).min(flow.room());
+                    if length == 0 {
+                        flow.writing.add(cx.waker());
+                        return Poll::Pending;
+                    }
+                    let offset = flow.sent;
+                    flow.sent += length as u64;
+                    let frame =
+                        Frame::Piece { stream: id, offset, bytes: chunk.split_to(length), end: false };
+                    state.send(connection, side, frame);
+                }
+            }
+            Poll::Ready(Ok(()))
+        })
+    }
+
+    pub(crate) fn finish(&mut self) -> Result<(), ClosedStream> {
+        self.handle.with(|state, connection, side| state.finish(connection, side, self.id))
+    }
+
+    pub(crate) fn reset(&mut self, code: VarInt) -> Result<(), ClosedStream> {
+        self.handle.with(|state, connection, side| state.take_back(connection, side, self.id, code))
+    }
+
+    /// Waits until all has arrived after the end, or the reader wants no more.
+    pub(crate) async fn stopped(&self) -> Result<Option<VarInt>, StoppedError> {
+        poll_fn(|cx| {
+            self.handle.with(|state, connection, side| {
+                let flow = state.flow(connection, self.id, side);
+                if flow.acknowledged || flow.reset {
+                    return Poll::Ready(Ok(None));
+                }
+                if flow.stopped.is_some() {
+                    return Poll::Ready(Ok(flow.stopped));
+                }
+                flow.writing.add(cx.waker());
+                match &state.link(connection).sides[side].ended {
+                    Some(error) => Poll::Ready(Err(StoppedError::ConnectionLost(error.clone()))),
+                    None => Poll::Pending,
+                }
+            })
+        })
+        .await
+    }
+}
+
+impl Drop for SendHalf {
+    fn drop(&mut self) {
+        self.handle.with(|state, connection, side| {
+            let stopped = state.flow(connection, self.id, side).stopped;
+            // An error: it has ended already.
+            let _ = match stopped {
+                None => state.finish(connection, side, self.id),
+                Some(code) => state.take_back(connection, side, self.id, code),
+            };
+            state.drop_half(connection, self.id);
+        });
+    }
+}
+
+/// The half that reads. Dropped before the end, it tells the writer to stop.
+pub(crate) struct RecvHalf {
+    handle: Arc<Handle>,
+    id: StreamId,
+    /// Nothing more is to come of it.
+    ended: bool,
+}
+
+impl RecvHalf {
+    pub(super) fn new(handle: Arc<Handle>, id: StreamId) -> Self {
+        Self { handle, id, ended: false }
+    }
+
+    /// The next bytes, at least one and at most `most`; none at the end.
+    pub(crate) async fn read_chunk(&mut self, most: usize) -> Result<Option<Bytes>, ReadError> {
+        poll_fn(|cx| self.poll_read(cx, most)).await
+    }
+
+    /// The next bytes if there are any now.
+    pub(crate) fn read_ready(&mut self) -> Option<Bytes> {
+        let mut cx = Context::from_waker(std::task::Waker::noop());
+        let any = self.handle.with(|state, connection, side| {
+            let flow = state.flow(connection, self.id, 1 - side);
+            flow.arrived.contains_key(&flow.read) && flow.taken_back.is_none()
+        });
+        match any.then(|| self.poll_read(&mut cx, usize::MAX)) {
+            Some(Poll::Ready(Ok(bytes))) => bytes,
+            _ => None,
+        }
+    }
+
+    fn poll_read(&mut self, cx: &mut Context<'_>, most: usize) -> Poll<Result<Option<Bytes>, ReadError>> {
+        if self.ended {
+            return Poll::Ready(Ok(None));
+        }
+        let id = self.id;
+        let read = self.handle.with(|state, connection, side| {
+            let flow = state.flow(connection, id, 1 - side);
+            if let Some(code) = flow.taken_back {
+                return Poll::Ready(Err(ReadError::Reset(code)));
+            }
+            if let Some(mut bytes) = flow.arrived.remove(&flow.read) {
+                let rest = bytes.split_off(bytes.len().min(most));
+                flow.read += bytes.len() as u64;
+                if !rest.is_empty() {
+                    flow.arrived.insert(flow.read, rest);
+                }
+                if flow.end.is_none() && flow.read - flow.told >= CREDIT_STEP {
+                    flow.told = flow.read;
+                    let up_to = flow.read;
+                    state.send(connection, side, Frame::Credit { stream: id, up_to });
+                }
+                return Poll::Ready(Ok(Some(bytes)));
+            }
+            if flow.end == Some(flow.read) {
+                return Poll::Ready(Ok(None));
+            }
+            flow.reading.add(cx.waker());
+            match &state.link(connection).sides[side].ended {
+                Some(error) => Poll::Ready(Err(ReadError::ConnectionLost(error.clone()))),
+                None => Poll::Pending,
+            }
+        });
+        self.ended = matches!(read, Poll::Ready(Ok(None) | Err(ReadError::Reset(_))));
+        read
+    }
+}
+
+impl Drop for RecvHalf {
+    fn drop(&mut self) {
+        self.handle.with(|state, connection, side| {
+            if !self.ended && state.link(connection).sides[side].ended.is_none() {
+                let flow = state.flow(connection, self.id, 1 - side);
+                flow.stop = true;
+                flow.arrived.clear();
+                let code = VarInt::from_u32(0);
+                state.send(connection, side, Frame::Stop { stream: self.id, code });
+            }
+            state.drop_half(connection, self.id);
+        });
+    }
+}
+
+impl State {
+    /// Of a half that exists.
+    fn flow(&mut self, connection: u64, id: StreamId, writer: usize) -> &mut Flow {
+        let stream = self.link(connection).streams.get_mut(&id);
+        &mut stream.expect("a stream is there as long as a half of it").flows[writer]
+    }
+
+    /// Of a stream that may be gone.
+    fn flow_of(&mut self, connection: u64, id: StreamId, writer: usize) -> Option<&mut Flow> {
+        Some(&mut self.links.get_mut(&connection)?.streams.get_mut(&id)?.flows[writer])
+    }
+
+    fn finish(&mut self, connection: u64, side: usize, id: StreamId) -> Result<(), ClosedStream> {
+        let is_open = self.link(connection).sides[side].ended.is_none();
+        let flow = self.flow(connection, id, side);
+        if flow.finished || flow.reset {
+            return Err(ClosedStream::default());
+        }
+        flow.finished = true;
+        if is_open {
+            let frame = Frame::Piece { stream: id, offset: flow.sent, bytes: Bytes::new(), end: true };
+            self.send(connection, side, frame);
+        }
+        Ok(())
+    }
+
+    fn take_back(
+        &mut self,
+        connection: u64,
+        side: usize,
+        id: StreamId,
+        code: VarInt,
+    ) -> Result<(), ClosedStream> {
+        let is_open = self.link(connection).sides[side].ended.is_none();
+        let flow = self.flow(connection, id, side);
+        if flow.reset || flow.acknowledged {
+            return Err(ClosedStream::default());
+        }
+        flow.reset = true;
+        if is_open {
+            self.send(connection, side, Frame::Reset { stream: id, code });
+        }
+        Ok(())
+    }
+
+    /// With the last half goes the stream, and its place is free.
+    fn drop_half(&mut self, connection: u64, id: StreamId) {
+        let link = self.link(connection);
+        let Some(stream) = link.streams.get_mut(&id) else { return };
+        stream.halves -= 1;
+        if stream.halves == 0 {
+            link.streams.remove(&id);
+            let waiting = std::mem::take(&mut link.sides[id.0].waiting);
+            self.wake(waiting);
+        }
+    }
+
+    /// Whatever of a stream arrives first is how the side that did not open it knows of it.
+    fn announce(&mut self, connection: u64, side: usize, id: StreamId) {
+        let Some(link) = self.links.get_mut(&connection) else { return };
+        let own = &mut link.sides[side];
+        if id.0 != side && own.arrived <= id.1 {
+            own.arrived = id.1 + 1;
+            let waiting = std::mem::take(&mut own.waiting);
+            self.wake(waiting);
+        }
+    }
+
+    pub(super) fn piece_arrives(
+        &mut self,
+        connection: u64,
+        side: usize,
+        id: StreamId,
+        offset: u64,
+        bytes: Bytes,
+        end: bool,
+    ) {
+        self.announce(connection, side, id);
+        let Some(flow) = self.flow_of(connection, id, 1 - side) else { return };
+        if flow.taken_back.is_some() || flow.stop {
+            return;
+        }
+        if end {
+            flow.end = Some(offset);
+        } else {
+            flow.arrived.insert(offset, bytes);
+        }
+        let is_whole = flow.is_whole();
+        let waiting = std::mem::take(&mut flow.reading);
+        self.wake(waiting);
+        if is_whole {
+            self.send(connection, side, Frame::Acknowledged { stream: id });
+        }
+    }
+
+    pub(super) fn reset_arrives(&mut self, connection: u64, side: usize, id: StreamId, code: VarInt) {
+        self.announce(connection, side, id);
+        let Some(flow) = self.flow_of(connection, id, 1 - side) else { return };
+        if flow.is_whole() {
+            return;
+        }
+        flow.taken_back = Some(code);
+        flow.arrived.clear();
+        let waiting = std::mem::take(&mut flow.reading);
+        self.wake(waiting);
+    }
+
+    pub(super) fn stop_arrives(&mut self, connection: u64, side: usize, id: StreamId, code: VarInt) {
+        self.announce(connection, side, id);
+        let Some(flow) = self.flow_of(connection, id, side) else { return };
+        if !flow.acknowledged && !flow.reset {
+            flow.stopped = Some(code);
+        }
+        let waiting = std::mem::take(&mut flow.writing);
+        self.wake(waiting);
+    }
+
+    pub(super) fn credit_arrives(&mut self, connection: u64, side: usize, id: StreamId, up_to: u64) {
+        let Some(flow) = self.flow_of(connection, id, side) else { return };
+        flow.credit = flow.credit.max(up_to);
+        let waiting = std::mem::take(&mut flow.writing);
+        self.wake(waiting);
+    }
+
+    pub(super) fn acknowledged(&mut self, connection: u64, side: usize, id: StreamId) {
+        let Some(flow) = self.flow_of(connection, id, side) else { return };
+        flow.acknowledged = true;
+        let waiting = std::mem::take(&mut flow.writing);
+        self.wake(waiting);
+    }
+}
