@@ -26,11 +26,10 @@ use std::time::{Duration, Instant};
 
 use annulus_core::ids::BootId;
 use annulus_core::version::Speaks;
-use fjall::Database;
 
 use annulus_admin::{AdminParts, AdminService};
 use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
-use annulus_data_dir::{DataDir, DataDirError, obstacle, open_database};
+use annulus_data_dir::{DataDir, DataDirError, Store, Trouble, obstacle};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
 use annulus_transport::{BindError, Transport, TransportConfig};
 
@@ -95,7 +94,7 @@ pub struct Node {
     router: Arc<Router>,
     joiner: Joiner,
     exit: ExitSwitch,
-    database: Database,
+    database: Store,
     runtimes: Runtimes,
     config: NodeConfig,
     data: Arc<DataDir>,
@@ -247,7 +246,7 @@ impl Node {
     }
 
     /// The node's one database.
-    pub fn database(&self) -> &Database {
+    pub fn database(&self) -> &Store {
         &self.database
     }
 
@@ -325,12 +324,12 @@ fn bind(
     }
 }
 
-fn open_unlocked(data: &DataDir) -> Result<Database, DataDirError> {
+fn open_unlocked(data: &DataDir) -> Result<Store, DataDirError> {
     let deadline = Instant::now() + RELEASE;
     loop {
-        match open_database(&data.database_path()) {
+        match data.database() {
             // The data directory's own lock is ours: only a former life of this process is left.
-            Err(DataDirError::Database { source: fjall::Error::Locked, .. }) if Instant::now() < deadline => {
+            Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
                 std::thread::sleep(Duration::from_millis(5));
             }
             opened => return opened,

@@ -8,13 +8,12 @@ use annulus_core::ring::Partition;
 use annulus_core::state::{Command, Module, Refusal};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
-use fjall::Database;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::Router;
 use annulus_cluster::{Cluster, ProposeError, View};
-use annulus_data_dir::{DataDir, DataDirError, EmptyModules};
+use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
@@ -53,7 +52,7 @@ pub struct Services {
 pub(super) struct Parts<'a> {
     pub(super) cluster: Cluster,
     pub(super) transport: Transport,
-    pub(super) database: &'a Database,
+    pub(super) database: &'a Store,
     pub(super) data: &'a DataDir,
     pub(super) boot: BootId,
     pub(super) network: &'a Handle,
@@ -69,7 +68,7 @@ impl Services {
         let engine = Engine::new(Some(data.path().join("compiled")))
             .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
         tell_limits(&engine);
-        let artefacts = Artefacts::new(data.path().join("components"));
+        let artefacts = Artefacts::new(data.disk().clone(), data.path().join("components"));
         let modules = Modules::new(cluster.clone(), transport.clone(), engine, artefacts);
         let seals = Seals::open(database)?;
 
