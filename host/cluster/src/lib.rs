@@ -136,7 +136,7 @@ struct Inner {
     contact: Arc<Contact>,
     liveness: Liveness,
     network: Arc<dyn ControlNetwork>,
-    database: fjall::Database,
+    database: annulus_data_dir::Store,
     copy: RingCopy,
     beside: std::path::PathBuf,
     starts: Starts,

@@ -234,7 +234,7 @@ impl Cluster {
 pub(super) async fn start_raft(
     me: NodeId,
     links: &RaftLinks,
-    database: &fjall::Database,
+    database: &annulus_data_dir::Store,
     store: RaftStore,
     views: &Arc<super::view::Views>,
 ) -> Result<Raft, ClusterError> {

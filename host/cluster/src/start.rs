@@ -11,9 +11,8 @@ use annulus_core::address::HostPort;
 use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
 use annulus_core::version::{Range, Speaks};
-use annulus_data_dir::{RESTORE, database_trouble, obstacle};
+use annulus_data_dir::{RESTORE, Store, database_trouble, obstacle};
 use arc_swap::ArcSwap;
-use fjall::Database;
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -39,8 +38,8 @@ const FOUNDING: Duration = Duration::from_secs(20);
 /// What a control plane needs.
 pub struct ClusterConfig {
     /// The node's database.
-    pub database: Database,
-    /// Directory of the note of what Raft has promised, beside the database.
+    pub database: Store,
+    /// Directory of the note of what Raft has promised, beside the database and on its disk.
     pub beside: PathBuf,
     /// This start of the node.
     pub start: Start,
@@ -110,7 +109,7 @@ pub enum ClusterError {
 
 /// Keeps a state durably as the node's copy, in a database that no control plane uses yet: the
 /// last step but one of a join.
-pub async fn seed(database: &Database, state: &ClusterState) -> Result<(), StoreError> {
+pub async fn seed(database: &Store, state: &ClusterState) -> Result<(), StoreError> {
     RingCopy::open(database)?.write(state);
     Syncer::start(database.clone(), None).sync().await;
     Ok(())

@@ -16,7 +16,6 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::Lineage;
-use fjall::Keyspace;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
@@ -24,7 +23,7 @@ use tokio::time::{Instant, sleep, timeout_at};
 
 use super::{Cluster, Ended};
 use annulus_core::codec;
-use annulus_data_dir::{fatal, keyspace_options};
+use annulus_data_dir::{Space, Store, Trouble, fatal};
 use annulus_transport::kind;
 
 /// Longest that a node waits for its peers' word before it takes part. Shorter than an election.
@@ -65,16 +64,16 @@ pub(super) struct Known {
 /// The newest starts of other nodes, on disk.
 #[derive(Clone)]
 pub(super) struct Starts {
-    keyspace: Keyspace,
+    space: Space,
 }
 
 impl Starts {
-    pub(super) fn open(database: &fjall::Database) -> Result<Self, fjall::Error> {
-        Ok(Self { keyspace: database.keyspace("starts", keyspace_options)? })
+    pub(super) fn open(database: &Store) -> Result<Self, Trouble> {
+        Ok(Self { space: database.space("starts")? })
     }
 
     fn known(&self, uid: NodeUid) -> Option<Start> {
-        let known = self.keyspace.get(uid.0).unwrap_or_else(|error| fatal(&error));
+        let known = self.space.get(uid.0).unwrap_or_else(|error| fatal(&error));
         known.and_then(|bytes| codec::decode(&bytes).ok())
     }
 
@@ -84,7 +83,7 @@ impl Starts {
         if known.is_none_or(|known| known.number < start.number)
             && let Ok(bytes) = codec::encode(&start)
         {
-            self.keyspace.insert(uid.0, bytes).unwrap_or_else(|error| fatal(&error));
+            self.space.insert(uid.0, bytes).unwrap_or_else(|error| fatal(&error));
         }
         known.filter(|known| *known != start)
     }

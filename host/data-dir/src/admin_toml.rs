@@ -4,8 +4,8 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::DataDirError;
 use super::files::{corrupt, read_text, write_private};
+use super::{DataDirError, Disk};
 
 const FILE: &str = "admin.toml";
 
@@ -27,13 +27,17 @@ pub struct AdminToml {
 impl AdminToml {
     /// Reads the one in a data directory; `None` if there is none. Needs no lock.
     pub fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
+        Self::read_on(&Disk::real(), dir)
+    }
+
+    pub(super) fn read_on(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
         let path = dir.join(FILE);
-        let Some(text) = read_text(&path)? else { return Ok(None) };
+        let Some(text) = read_text(disk, &path)? else { return Ok(None) };
         toml::from_str(&text).map(Some).map_err(|error| corrupt(&path, error))
     }
 
-    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
+    pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
         let text = toml::to_string(self).map_err(|error| corrupt(&dir.join(FILE), error))?;
-        write_private(dir, FILE, text.as_bytes())
+        write_private(disk, dir, FILE, text.as_bytes())
     }
 }

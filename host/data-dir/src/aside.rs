@@ -1,10 +1,9 @@
 //! Makes room for a new node where a damaged one was, without losing anything of it.
 
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use super::files::{create_private_dir, sync_dir};
-use super::{DataDirError, LOCK};
+use super::{DataDirError, Disk, LOCK};
 
 const ASIDE: &str = "set-aside-";
 
@@ -12,12 +11,12 @@ const ASIDE: &str = "set-aside-";
 ///
 /// What makes the directory a node's goes first: a crash half way leaves no node, and saying it
 /// again goes on.
-pub(super) fn set_aside(dir: &Path) -> Result<Option<PathBuf>, DataDirError> {
+pub(super) fn set_aside(disk: &Disk, dir: &Path) -> Result<Option<PathBuf>, DataDirError> {
     let io = |path: &Path, source| DataDirError::Io { path: path.to_owned(), source };
     let mut names = Vec::new();
     let mut last = 0;
-    for entry in fs::read_dir(dir).map_err(|source| io(dir, source))? {
-        let name = entry.map_err(|source| io(dir, source))?.file_name();
+    for entry in disk.list(dir).map_err(|source| io(dir, source))? {
+        let name = entry.name;
         match name.to_str().and_then(|name| name.strip_prefix(ASIDE)) {
             Some(number) => last = last.max(number.parse().unwrap_or(0)),
             None if name == LOCK => {}
@@ -29,12 +28,12 @@ pub(super) fn set_aside(dir: &Path) -> Result<Option<PathBuf>, DataDirError> {
     }
     names.sort_by_key(|name| (name != "IDENTITY", name.clone()));
     let aside = dir.join(format!("{ASIDE}{}", last + 1));
-    create_private_dir(&aside)?;
+    create_private_dir(disk, &aside)?;
     for name in names {
         let from = dir.join(&name);
-        fs::rename(&from, aside.join(&name)).map_err(|source| io(&from, source))?;
+        disk.rename(&from, &aside.join(&name)).map_err(|source| io(&from, source))?;
     }
-    sync_dir(&aside)?;
-    sync_dir(dir)?;
+    sync_dir(disk, &aside)?;
+    sync_dir(disk, dir)?;
     Ok(Some(aside))
 }

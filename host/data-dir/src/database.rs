@@ -1,44 +1,129 @@
-//! The node's one database, shared by the control plane and the modules' items (D7).
+//! The node's one database, shared by the control plane and the modules' items (D7), on the engine fjall.
 
 use std::io::Write;
+use std::ops::Bound;
 use std::path::Path;
+use std::sync::Arc;
 
-use fjall::{Database, KeyspaceCreateOptions};
+use annulus_ground::Scope;
+use bytes::Bytes;
+use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
+use futures_util::future::BoxFuture;
+use parking_lot::RwLock;
 
-use super::DataDirError;
 use super::files::corrupt;
 use super::obstacle::database_trouble;
+use super::store::{Engine, Op, SpaceId};
+use super::{DataDirError, Disk, Store, Trouble};
 
 /// Memtable of one keyspace. Small, because a node has several keyspaces and tests run several
 /// nodes on one machine; larger ones would only delay flushes.
-pub const KEYSPACE_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
+const KEYSPACE_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
 
 /// Blocks that were read and stay in memory, for all keyspaces together.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
-/// Opens the database, or makes it.
-pub fn open_database(path: &Path) -> Result<Database, DataDirError> {
+/// Opens the database on the system's disk, or makes it.
+pub fn open_database(path: &Path) -> Result<Store, DataDirError> {
+    Disk::real().database(path)
+}
+
+/// A database of fjall. Each of its keyspaces is a space.
+struct Fjall {
+    database: Database,
+    /// Those that were opened, by id.
+    spaces: RwLock<Vec<(String, Keyspace)>>,
+}
+
+/// Opens the engine, or makes its files.
+pub(super) fn open(path: &Path) -> Result<Arc<dyn Engine>, DataDirError> {
     let open = || Database::builder(path).cache_size(CACHE_BYTES).worker_threads(1).open();
     // The engine takes some kinds of damage for impossible.
     match std::panic::catch_unwind(open) {
-        Ok(opened) => opened.map_err(|source| DataDirError::Database { path: path.to_owned(), source }),
+        Ok(Ok(database)) => Ok(Arc::new(Fjall { database, spaces: RwLock::default() })),
+        Ok(Err(source)) => Err(DataDirError::Database { path: path.to_owned(), source: source.into() }),
         Err(_) => Err(corrupt(path, "the engine cannot make sense of it")),
     }
 }
 
-/// Options of a keyspace of it.
-pub fn keyspace_options() -> KeyspaceCreateOptions {
+fn options() -> KeyspaceCreateOptions {
     KeyspaceCreateOptions::default().max_memtable_size(KEYSPACE_MEMTABLE_BYTES)
 }
 
+impl Fjall {
+    fn keyspace(&self, space: SpaceId) -> Keyspace {
+        self.spaces.read()[space.0].1.clone()
+    }
+}
+
+impl Engine for Fjall {
+    fn space(&self, name: &str) -> Result<SpaceId, Trouble> {
+        let mut spaces = self.spaces.write();
+        if let Some(at) = spaces.iter().position(|(of, _)| of == name) {
+            return Ok(SpaceId(at));
+        }
+        spaces.push((name.to_owned(), self.database.keyspace(name, options)?));
+        Ok(SpaceId(spaces.len() - 1))
+    }
+
+    fn get(&self, space: SpaceId, key: &[u8]) -> Result<Option<Bytes>, Trouble> {
+        Ok(self.keyspace(space).get(key)?.map(Bytes::from_owner))
+    }
+
+    fn range(
+        &self,
+        space: SpaceId,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        back: bool,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, Trouble> {
+        let items = self.keyspace(space).range::<&[u8], _>((from, to));
+        let read = |item: fjall::Guard| {
+            let (key, value) = item.into_inner()?;
+            Ok((Bytes::from_owner(key), Bytes::from_owner(value)))
+        };
+        if back { items.rev().take(limit).map(read).collect() } else { items.take(limit).map(read).collect() }
+    }
+
+    fn write(&self, mut ops: Vec<Op>) -> Result<(), Trouble> {
+        if ops.len() == 1
+            && let Some(Op { space, key, value }) = ops.pop()
+        {
+            // Goes to the system at once, which a batch does with the next one of these or the next sync.
+            let keyspace = self.keyspace(space);
+            return Ok(match value {
+                Some(value) => keyspace.insert(key, &value[..])?,
+                None => keyspace.remove(key)?,
+            });
+        }
+        let mut batch = self.database.batch();
+        for Op { space, key, value } in ops {
+            let keyspace = self.keyspace(space);
+            match value {
+                Some(value) => batch.insert(&keyspace, key, &value[..]),
+                None => batch.remove(&keyspace, key),
+            }
+        }
+        Ok(batch.commit()?)
+    }
+
+    fn persist(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        Box::pin(async { Ok(self.database.persist(PersistMode::SyncData)?) })
+    }
+}
+
 /// Ends the process after the database failed to write or to sync: what is on disk is unknown
-/// from here on, and peers take over (D7).
-pub fn fatal(error: &fjall::Error) -> ! {
+/// from here on, and peers take over (D7). In a simulation it ends the life of the node.
+pub fn fatal(error: &Trouble) -> ! {
     let trouble = database_trouble(
         error,
         "What is on disk is unknown: see whether the disk is sound, then start again",
     );
     tracing::error!(trouble, "the database failed to write; ending this process");
+    if Scope::current().is_some() {
+        annulus_ground::die();
+    }
     // Nothing more can be done where stderr fails too, and the process must end all the same.
     let stderr = &mut std::io::stderr();
     drop(writeln!(stderr, "annulus: the database failed to write, ending this process: {trouble}"));

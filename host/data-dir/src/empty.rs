@@ -6,13 +6,13 @@
 //! crash can only ever leave too few of these files.
 
 use std::collections::HashSet;
-use std::fs;
 use std::path::{Path, PathBuf};
 
 use annulus_core::ids::ModuleUid;
 use parking_lot::Mutex;
 
 use super::DataDirError;
+use super::disk::{Disk, Open};
 use super::files::{create_private_dir, remove, sync_dir};
 
 const DIR: &str = "empty";
@@ -20,6 +20,7 @@ const DIR: &str = "empty";
 /// The files of one node.
 #[derive(Debug)]
 pub struct EmptyModules {
+    disk: Disk,
     dir: PathBuf,
     state: Mutex<State>,
 }
@@ -38,16 +39,15 @@ impl EmptyModules {
     ///
     /// # Errors
     /// The directory cannot be made or read. Nothing was changed.
-    pub(super) fn open(data: &Path) -> Result<Self, DataDirError> {
+    pub(super) fn open(disk: &Disk, data: &Path) -> Result<Self, DataDirError> {
         let dir = data.join(DIR);
-        create_private_dir(&dir)?;
+        create_private_dir(disk, &dir)?;
         let io = |source| DataDirError::Io { path: dir.clone(), source };
         let mut noted = HashSet::new();
-        for entry in fs::read_dir(&dir).map_err(io)? {
-            let name = entry.map_err(io)?.file_name();
-            noted.extend(name.to_str().and_then(|name| name.parse().ok()).map(ModuleUid));
+        for entry in disk.list(&dir).map_err(io)? {
+            noted.extend(entry.name.to_str().and_then(|name| name.parse().ok()).map(ModuleUid));
         }
-        Ok(Self { dir, state: Mutex::new(State { noted, ..State::default() }) })
+        Ok(Self { disk: disk.clone(), dir, state: Mutex::new(State { noted, ..State::default() }) })
     }
 
     fn path(&self, module: ModuleUid) -> PathBuf {
@@ -67,7 +67,7 @@ impl EmptyModules {
         if !state.filled.insert(module) || !state.noted.remove(&module) {
             return false;
         }
-        let removed = fs::remove_file(self.path(module));
+        let removed = self.disk.remove(&self.path(module));
         if let Err(error) = &removed {
             tracing::error!(%module, %error, "a restart will not name this module's items in memory as lost");
         }
@@ -76,7 +76,7 @@ impl EmptyModules {
 
     /// Makes the removals durable. Blocks.
     pub fn sync(&self) {
-        if let Err(error) = sync_dir(&self.dir) {
+        if let Err(error) = sync_dir(&self.disk, &self.dir) {
             tracing::warn!(%error, "after a loss of power a restart may not name items in memory as lost");
         }
     }
@@ -88,15 +88,15 @@ impl EmptyModules {
         let mut failed = None;
         let gone: Vec<ModuleUid> = state.noted.difference(&deployed).copied().collect();
         for module in gone {
-            failed = remove(&self.path(module)).err().or(failed);
+            failed = remove(&self.disk, &self.path(module)).err().or(failed);
             state.noted.remove(&module);
         }
         for module in deployed {
             if state.filled.contains(&module) || state.noted.contains(&module) {
                 continue;
             }
-            match fs::write(self.path(module), []) {
-                Ok(()) => drop(state.noted.insert(module)),
+            match self.disk.open(&self.path(module), Open::Empty) {
+                Ok(_) => drop(state.noted.insert(module)),
                 Err(source) => failed = Some(DataDirError::Io { path: self.path(module), source }),
             }
         }
@@ -116,29 +116,29 @@ mod tests {
     #[test]
     fn only_a_module_that_surely_had_no_item_is_empty_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
-        let first = EmptyModules::open(dir.path()).unwrap();
+        let first = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!first.is_empty(A), "nobody has said so");
         first.note([A, B]);
         assert!(first.fill(A) && !first.fill(A));
         // Said again, by who has not heard of the item.
         first.note([A, B]);
         first.sync();
-        let second = EmptyModules::open(dir.path()).unwrap();
+        let second = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!second.is_empty(A) && second.is_empty(B));
         // Before its loss is told it stays as it is, and an item may come meanwhile.
         assert!(!second.fill(A));
         second.note([A]);
-        let third = EmptyModules::open(dir.path()).unwrap();
+        let third = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!third.is_empty(A) && !third.is_empty(B), "a module that is gone is forgotten");
         third.note([A]);
-        assert!(EmptyModules::open(dir.path()).unwrap().is_empty(A));
+        assert!(EmptyModules::open(&Disk::real(), dir.path()).unwrap().is_empty(A));
     }
 
     #[test]
     fn a_note_that_cannot_be_written_leaves_a_module_not_empty() {
         let dir = tempfile::tempdir().unwrap();
-        let modules = EmptyModules::open(dir.path()).unwrap();
-        fs::remove_dir(dir.path().join(DIR)).unwrap();
+        let modules = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
+        std::fs::remove_dir(dir.path().join(DIR)).unwrap();
         modules.note([A]);
         assert!(!modules.is_empty(A));
     }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataDirError, sealed};
+use super::{DataDirError, Disk, sealed};
 
 pub(super) const FILE: &str = "FOUNDING";
 
@@ -18,11 +18,11 @@ pub struct Founding {
 }
 
 impl Founding {
-    pub(super) fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
-        sealed::read(dir, FILE)
+    pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
+        sealed::read(disk, dir, FILE)
     }
 
-    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
-        sealed::write(dir, FILE, self)
+    pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
+        sealed::write(disk, dir, FILE, self)
     }
 }

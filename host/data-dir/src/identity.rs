@@ -7,7 +7,7 @@ use annulus_core::state::Lineage;
 use serde::{Deserialize, Serialize};
 
 use super::files::corrupt;
-use super::{DataDirError, sealed};
+use super::{DataDirError, Disk, sealed};
 
 /// The version of everything in a data directory.
 pub const LAYOUT_VERSION: u64 = 1;
@@ -60,9 +60,9 @@ struct Layout {
 }
 
 impl Identity {
-    pub(super) fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
+    pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
         let path = dir.join(FILE);
-        let Some(body) = sealed::read_body(dir, FILE)? else { return Ok(None) };
+        let Some(body) = sealed::read_body(disk, dir, FILE)? else { return Ok(None) };
         // The version first: another one may have other fields.
         let Layout { layout } = toml::from_str(&body).map_err(|error| corrupt(&path, error))?;
         if layout != LAYOUT_VERSION {
@@ -71,8 +71,8 @@ impl Identity {
         toml::from_str(&body).map(Some).map_err(|error| corrupt(&path, error))
     }
 
-    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
-        sealed::write(dir, FILE, self)
+    pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
+        sealed::write(disk, dir, FILE, self)
     }
 }
 
@@ -95,11 +95,11 @@ impl std::fmt::Debug for Credentials {
 }
 
 impl Credentials {
-    pub(super) fn read(dir: &Path) -> Result<Self, DataDirError> {
+    pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Self, DataDirError> {
         let pem = |name: &str| {
             let path = dir.join(name);
             let bytes =
-                sealed::read_lenient(dir, name)?.ok_or_else(|| DataDirError::Missing(path.clone()))?;
+                sealed::read_lenient(disk, dir, name)?.ok_or_else(|| DataDirError::Missing(path.clone()))?;
             let text = String::from_utf8(bytes).map_err(|_| corrupt(&path, "it is not text"))?;
             if text.contains("-----BEGIN ") && text.trim_end().ends_with("-----") {
                 Ok(text)
@@ -111,15 +111,19 @@ impl Credentials {
         Ok(Self { certificate: pem(CERTIFICATE)?, key: pem(KEY)?, authorities: split_pem(&authorities) })
     }
 
-    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
-        sealed::write_sealed(dir, KEY, self.key.as_bytes())?;
-        sealed::write_sealed(dir, CERTIFICATE, self.certificate.as_bytes())?;
-        Self::write_authorities(dir, &self.authorities)
+    pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
+        sealed::write_sealed(disk, dir, KEY, self.key.as_bytes())?;
+        sealed::write_sealed(disk, dir, CERTIFICATE, self.certificate.as_bytes())?;
+        Self::write_authorities(disk, dir, &self.authorities)
     }
 
-    pub(super) fn write_authorities(dir: &Path, authorities: &[String]) -> Result<(), DataDirError> {
+    pub(super) fn write_authorities(
+        disk: &Disk,
+        dir: &Path,
+        authorities: &[String],
+    ) -> Result<(), DataDirError> {
         let text: String = authorities.iter().map(|pem| format!("{}\n", pem.trim())).collect();
-        sealed::write_sealed(dir, AUTHORITIES, text.as_bytes())
+        sealed::write_sealed(disk, dir, AUTHORITIES, text.as_bytes())
     }
 }
 

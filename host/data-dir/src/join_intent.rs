@@ -7,7 +7,7 @@ use annulus_core::state::ClusterState;
 use serde::{Deserialize, Serialize};
 
 use super::files::corrupt;
-use super::{Credentials, DataDirError, sealed};
+use super::{Credentials, DataDirError, Disk, sealed};
 use annulus_core::codec;
 
 pub(super) const FILE: &str = "JOIN";
@@ -58,13 +58,13 @@ impl Admitted {
 }
 
 impl JoinIntent {
-    pub(super) fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
-        let Some(bytes) = sealed::read_lenient(dir, FILE)? else { return Ok(None) };
+    pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
+        let Some(bytes) = sealed::read_lenient(disk, dir, FILE)? else { return Ok(None) };
         codec::decode(&bytes).map(Some).map_err(|error| corrupt(&dir.join(FILE), error))
     }
 
-    pub(super) fn write(&self, dir: &Path) -> Result<(), DataDirError> {
+    pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
         let bytes = codec::encode(self).map_err(|error| corrupt(&dir.join(FILE), error))?;
-        sealed::write_sealed(dir, FILE, &bytes)
+        sealed::write_sealed(disk, dir, FILE, &bytes)
     }
 }

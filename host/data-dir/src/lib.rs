@@ -22,6 +22,7 @@
 mod admin_toml;
 mod aside;
 mod database;
+mod disk;
 mod empty;
 mod files;
 mod founding;
@@ -30,19 +31,22 @@ mod join_intent;
 mod obstacle;
 mod sealed;
 mod starts;
+mod store;
 
-use std::fs::{File, TryLockError};
+use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 
 use annulus_core::ids::NodeUid;
 
 pub use admin_toml::AdminToml;
-pub use database::{KEYSPACE_MEMTABLE_BYTES, fatal, keyspace_options, open_database};
+pub use database::{fatal, open_database};
+pub use disk::{Access, Disk, Entry, Files, Handle, Lock, Open};
 pub use empty::EmptyModules;
 pub use founding::Founding;
 pub use identity::{Credentials, Identity, LAYOUT_VERSION};
 pub use join_intent::{Admitted, JoinIntent};
 pub use obstacle::{RESTORE, database_trouble, obstacle};
+pub use store::{Batch, Engine, Op, Space, SpaceId, Store, Trouble};
 
 /// Held by the process that runs here.
 const LOCK: &str = "LOCK";
@@ -99,7 +103,7 @@ pub enum DataDirError {
         /// The database's directory.
         path: PathBuf,
         /// Why not.
-        source: fjall::Error,
+        source: Trouble,
     },
 }
 
@@ -121,22 +125,36 @@ fn way_out(path: &Path) -> &'static str {
 /// A locked data directory. Dropping it releases the lock.
 #[derive(Debug)]
 pub struct DataDir {
+    disk: Disk,
     path: PathBuf,
-    _lock: File,
+    _lock: Lock,
 }
 
 impl DataDir {
     /// Makes the directory if need be and locks it.
     pub fn lock(path: &Path) -> Result<Self, DataDirError> {
-        files::create_private_dir(path)?;
+        Self::lock_on(&Disk::real(), path)
+    }
+
+    /// The same on a disk of choice.
+    pub fn lock_on(disk: &Disk, path: &Path) -> Result<Self, DataDirError> {
+        files::create_private_dir(disk, path)?;
         let lock_path = path.join(LOCK);
-        let io = |source| DataDirError::Io { path: lock_path.clone(), source };
-        let lock = File::options().create(true).truncate(false).write(true).open(&lock_path).map_err(io)?;
-        match lock.try_lock() {
-            Ok(()) => Ok(Self { path: path.to_owned(), _lock: lock }),
+        match disk.lock(&lock_path) {
+            Ok(lock) => Ok(Self { disk: disk.clone(), path: path.to_owned(), _lock: lock }),
             Err(TryLockError::WouldBlock) => Err(DataDirError::Locked(path.to_owned())),
-            Err(TryLockError::Error(source)) => Err(io(source)),
+            Err(TryLockError::Error(source)) => Err(DataDirError::Io { path: lock_path, source }),
         }
+    }
+
+    /// The disk that it lies on.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Opens the database in it, or makes it.
+    pub fn database(&self) -> Result<Store, DataDirError> {
+        self.disk.database(&self.database_path())
     }
 
     /// Where it is.
@@ -151,8 +169,8 @@ impl DataDir {
 
     /// Who lives here: `None` in an empty directory.
     pub fn identity(&self, name: &str) -> Result<Option<Identity>, DataDirError> {
-        let Some(identity) = Identity::read(&self.path)? else {
-            if self.database_path().exists() {
+        let Some(identity) = Identity::read(&self.disk, &self.path)? else {
+            if self.disk.is_there(&self.database_path()) {
                 return Err(DataDirError::NoIdentity(self.path.clone()));
             }
             return Ok(None);
@@ -170,82 +188,87 @@ impl DataDir {
     /// Makes the node's identity durable. What stands beside it must be written before: this
     /// file is what makes the directory a node's.
     pub fn write_identity(&self, identity: &Identity) -> Result<(), DataDirError> {
-        identity.write(&self.path)
+        identity.write(&self.disk, &self.path)
     }
 
     /// The node's certificate, key and authorities.
     pub fn credentials(&self) -> Result<Credentials, DataDirError> {
-        Credentials::read(&self.path)
+        Credentials::read(&self.disk, &self.path)
     }
 
     /// Makes the node's certificate, key and authorities durable.
     pub fn write_credentials(&self, credentials: &Credentials) -> Result<(), DataDirError> {
-        credentials.write(&self.path)
+        credentials.write(&self.disk, &self.path)
     }
 
     /// Replaces the authorities that the node believes.
     pub fn write_authorities(&self, authorities: &[String]) -> Result<(), DataDirError> {
-        Credentials::write_authorities(&self.path, authorities)
+        Credentials::write_authorities(&self.disk, &self.path, authorities)
+    }
+
+    /// How the command line reaches this node, if that was told.
+    pub fn admin(&self) -> Result<Option<AdminToml>, DataDirError> {
+        AdminToml::read_on(&self.disk, &self.path)
     }
 
     /// Tells the command line how to reach this node.
     pub fn write_admin(&self, admin: &AdminToml) -> Result<(), DataDirError> {
-        admin.write(&self.path)
+        admin.write(&self.disk, &self.path)
     }
 
     /// The founding that is under way, if one is.
     pub fn founding(&self) -> Result<Option<Founding>, DataDirError> {
-        Founding::read(&self.path)
+        Founding::read(&self.disk, &self.path)
     }
 
     /// Begins a founding.
     pub fn write_founding(&self, founding: &Founding) -> Result<(), DataDirError> {
-        founding.write(&self.path)
+        founding.write(&self.disk, &self.path)
     }
 
     /// The cluster of one exists.
     pub fn clear_founding(&self) -> Result<(), DataDirError> {
-        files::remove(&self.path.join(founding::FILE))
+        files::remove(&self.disk, &self.path.join(founding::FILE))
     }
 
     /// The join that is under way, if one is.
     pub fn join_intent(&self) -> Result<Option<JoinIntent>, DataDirError> {
-        JoinIntent::read(&self.path)
+        JoinIntent::read(&self.disk, &self.path)
     }
 
     /// Makes a join, or its next step, durable.
     pub fn write_join_intent(&self, intent: &JoinIntent) -> Result<(), DataDirError> {
-        intent.write(&self.path)
+        intent.write(&self.disk, &self.path)
     }
 
     /// The join was given up before it was admitted, or is complete.
     pub fn clear_join_intent(&self) -> Result<(), DataDirError> {
-        files::remove(&self.path.join(join_intent::FILE))
+        files::remove(&self.disk, &self.path.join(join_intent::FILE))
     }
 
     /// Counts this start, durably; answers the how manieth it is.
     pub fn count_start(&self) -> Result<u64, DataDirError> {
-        starts::count(&self.path)
+        starts::count(&self.disk, &self.path)
     }
 
     /// Which modules had no item here, as the process before left it.
     pub fn empty_modules(&self) -> Result<EmptyModules, DataDirError> {
-        EmptyModules::open(&self.path)
+        EmptyModules::open(&self.disk, &self.path)
     }
 
     /// Sets all that is in the directory aside, under a name of its own in it: the next start is
     /// that of a new node. Nothing is deleted. `None` if there is nothing.
     pub fn set_aside(&self) -> Result<Option<PathBuf>, DataDirError> {
-        aside::set_aside(&self.path)
+        aside::set_aside(&self.disk, &self.path)
     }
 
     /// Removes the database whole: the control state of the cluster that the node leaves behind
     /// when it joins another, and all items.
     pub fn wipe_database(&self) -> Result<(), DataDirError> {
-        files::remove_marks(&self.path)?;
+        files::remove_marks(&self.disk, &self.path)?;
         let path = self.database_path();
-        match std::fs::remove_dir_all(&path) {
-            Ok(()) => files::sync_dir(&self.path),
+        match self.disk.remove_dir(&path) {
+            Ok(()) => files::sync_dir(&self.disk, &self.path),
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
             Err(source) => Err(DataDirError::Io { path, source }),
         }

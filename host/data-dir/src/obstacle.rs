@@ -4,6 +4,8 @@
 use std::error::Error;
 use std::io::{self, ErrorKind};
 
+use super::Trouble;
+
 /// What to do about a database that is damaged.
 pub const RESTORE: &str = "Nothing was changed. Put the whole data directory back if you have it as it was when the \
     node stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets aside all that \
@@ -48,14 +50,14 @@ const EIO: i32 = 5;
 
 /// An error of the database with what to do about it; `damaged` is what to do where the reason may be
 /// damage.
-pub fn database_trouble(error: &fjall::Error, damaged: &str) -> String {
+pub fn database_trouble(error: &Trouble, damaged: &str) -> String {
     match (error, refusal(error)) {
         (_, Some(refusal)) => format!("{refusal}. {}", obstacle(refusal).unwrap_or(damaged)),
-        (fjall::Error::Locked, None) => {
+        (Trouble::Locked, None) => {
             "another process has it open. Nothing was changed: stop that one first".to_owned()
         }
         // One that cannot be read at all is damaged.
-        (fjall::Error::InvalidVersion(Some(_)), None) => {
+        (Trouble::Engine(fjall::Error::InvalidVersion(Some(_))), None) => {
             format!("{error}. It was written by another version of annulus: start that one")
         }
         (_, None) => format!("{error}. {damaged}"),
@@ -63,8 +65,12 @@ pub fn database_trouble(error: &fjall::Error, damaged: &str) -> String {
 }
 
 /// What the operating system said, if it did.
-fn refusal(error: &fjall::Error) -> Option<&io::Error> {
-    let mut link: Option<&(dyn Error + 'static)> = Some(error);
+fn refusal(error: &Trouble) -> Option<&io::Error> {
+    let mut link: Option<&(dyn Error + 'static)> = match error {
+        Trouble::Engine(error) => Some(error),
+        Trouble::Io(error) => Some(error),
+        Trouble::Locked => None,
+    };
     while let Some(error) = link {
         if let Some(refusal) = error.downcast_ref() {
             return Some(refusal);
@@ -79,7 +85,7 @@ mod tests {
     use super::*;
 
     fn said(error: io::Error) -> String {
-        database_trouble(&fjall::Error::from(error), "RESTORE")
+        database_trouble(&fjall::Error::from(error).into(), "RESTORE")
     }
 
     #[test]
@@ -106,8 +112,8 @@ mod tests {
         for damage in [io::Error::from_raw_os_error(EIO), wrapped(EIO)] {
             assert!(said(damage).ends_with("RESTORE"));
         }
-        assert!(database_trouble(&fjall::Error::Unrecoverable, "RESTORE").ends_with("RESTORE"));
-        assert!(database_trouble(&fjall::Error::InvalidVersion(None), "RESTORE").ends_with("RESTORE"));
-        assert!(!database_trouble(&fjall::Error::Locked, "RESTORE").contains("RESTORE"));
+        assert!(database_trouble(&fjall::Error::Unrecoverable.into(), "RESTORE").ends_with("RESTORE"));
+        assert!(database_trouble(&fjall::Error::InvalidVersion(None).into(), "RESTORE").ends_with("RESTORE"));
+        assert!(!database_trouble(&fjall::Error::Locked.into(), "RESTORE").contains("RESTORE"));
     }
 }

@@ -7,8 +7,8 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use super::DataDirError;
 use super::files::{corrupt, read as read_bytes, read_text, write_private};
+use super::{DataDirError, Disk};
 
 const MARK: &str = "# sha256 ";
 /// Of the last line: the mark, 64 hexadecimal digits, the line's end.
@@ -35,20 +35,25 @@ fn open<'a>(path: &Path, sealed: &'a [u8]) -> Result<(&'a [u8], bool), DataDirEr
 }
 
 /// Writes a value durably, as TOML.
-pub(super) fn write<T: Serialize>(dir: &Path, name: &str, value: &T) -> Result<(), DataDirError> {
+pub(super) fn write<T: Serialize>(
+    disk: &Disk,
+    dir: &Path,
+    name: &str,
+    value: &T,
+) -> Result<(), DataDirError> {
     let body = toml::to_string(value).map_err(|error| corrupt(&dir.join(name), error))?;
-    write_sealed(dir, name, body.as_bytes())
+    write_sealed(disk, dir, name, body.as_bytes())
 }
 
 /// Writes contents durably.
-pub(super) fn write_sealed(dir: &Path, name: &str, body: &[u8]) -> Result<(), DataDirError> {
-    write_private(dir, name, &seal(body))
+pub(super) fn write_sealed(disk: &Disk, dir: &Path, name: &str, body: &[u8]) -> Result<(), DataDirError> {
+    write_private(disk, dir, name, &seal(body))
 }
 
 /// Reads the text of a file whose checksum holds; `None` if there is no such file.
-pub(super) fn read_body(dir: &Path, name: &str) -> Result<Option<String>, DataDirError> {
+pub(super) fn read_body(disk: &Disk, dir: &Path, name: &str) -> Result<Option<String>, DataDirError> {
     let path = dir.join(name);
-    let Some(text) = read_text(&path)? else { return Ok(None) };
+    let Some(text) = read_text(disk, &path)? else { return Ok(None) };
     // The end of its line says nothing.
     let text = format!("{}\n", text.trim_end());
     match open(&path, text.as_bytes())? {
@@ -58,14 +63,18 @@ pub(super) fn read_body(dir: &Path, name: &str) -> Result<Option<String>, DataDi
 }
 
 /// Reads a value; `None` if there is no such file.
-pub(super) fn read<T: DeserializeOwned>(dir: &Path, name: &str) -> Result<Option<T>, DataDirError> {
-    let Some(body) = read_body(dir, name)? else { return Ok(None) };
+pub(super) fn read<T: DeserializeOwned>(
+    disk: &Disk,
+    dir: &Path,
+    name: &str,
+) -> Result<Option<T>, DataDirError> {
+    let Some(body) = read_body(disk, dir, name)? else { return Ok(None) };
     toml::from_str(&body).map(Some).map_err(|error| corrupt(&dir.join(name), error))
 }
 
 /// Reads contents that earlier builds wrote without a checksum; `None` if there is no such file.
-pub(super) fn read_lenient(dir: &Path, name: &str) -> Result<Option<Vec<u8>>, DataDirError> {
+pub(super) fn read_lenient(disk: &Disk, dir: &Path, name: &str) -> Result<Option<Vec<u8>>, DataDirError> {
     let path = dir.join(name);
-    let Some(sealed) = read_bytes(&path)? else { return Ok(None) };
+    let Some(sealed) = read_bytes(disk, &path)? else { return Ok(None) };
     Ok(Some(open(&path, &sealed)?.0.to_vec()))
 }

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataDirError, sealed};
+use super::{DataDirError, Disk, sealed};
 
 /// Written in turns: a damaged one is at most one behind, and the next start skips that.
 const FILES: [&str; 2] = ["STARTS-a", "STARTS-b"];
@@ -15,13 +15,13 @@ struct Starts {
 }
 
 /// Counts one up, durably.
-pub(super) fn count(dir: &Path) -> Result<u64, DataDirError> {
-    let [a, b] = FILES.map(|name| sealed::read::<Starts>(dir, name));
+pub(super) fn count(disk: &Disk, dir: &Path) -> Result<u64, DataDirError> {
+    let [a, b] = FILES.map(|name| sealed::read::<Starts>(disk, dir, name));
     // The damaged one, or else the older, is written over.
     let (last, next) = match (a, b) {
         (Ok(None), Ok(None)) => {
             // So that there are two from the first start on.
-            sealed::write(dir, FILES[1], &Starts { number: 0 })?;
+            sealed::write(disk, dir, FILES[1], &Starts { number: 0 })?;
             (0, 0)
         }
         (Ok(a), Ok(b)) => {
@@ -33,7 +33,7 @@ pub(super) fn count(dir: &Path) -> Result<u64, DataDirError> {
         (Err(error), _) | (_, Err(error)) => return Err(error),
     };
     let number = last + 1;
-    sealed::write(dir, FILES[next], &Starts { number })?;
+    sealed::write(disk, dir, FILES[next], &Starts { number })?;
     Ok(number)
 }
 
@@ -49,7 +49,9 @@ mod tests {
 
     #[test]
     fn no_number_comes_twice_even_with_one_file_damaged() {
+        let disk = Disk::real();
         let dir = tempfile::tempdir().unwrap();
+        let count = |dir: &Path| super::count(&disk, dir);
         assert_eq!((1..=5).map(|_| count(dir.path()).unwrap()).collect::<Vec<_>>(), [1, 2, 3, 4, 5]);
         let young = tempfile::tempdir().unwrap();
         count(young.path()).unwrap();

@@ -107,7 +107,24 @@ where
     tokio::task::spawn_blocking(work).await.map_err(Unfinished)
 }
 
-/// The same for work that nobody waits for.
+/// Awaits a future that blocks the thread that polls it, where that holds nobody up: the like of
+/// [`blocking`] for work that takes virtual time in a simulation.
+///
+/// # Errors
+/// As of [`blocking`].
+pub async fn aside<F>(future: F) -> Result<F::Output, Unfinished>
+where
+    F: Future + Send + 'static,
+    F::Output: Send + 'static,
+{
+    if Scope::current().is_some() {
+        return Ok(future.await);
+    }
+    let on = Handle::current();
+    tokio::task::spawn_blocking(move || on.block_on(future)).await.map_err(Unfinished)
+}
+
+/// The same as [`blocking`] for work that nobody waits for.
 pub fn spawn_blocking(work: impl FnOnce() + Send + 'static) {
     match Scope::current() {
         Some(_) => drop(spawn(async { drop(blocking(work).await) })),

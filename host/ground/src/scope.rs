@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 
 use parking_lot::Mutex;
 use tokio::runtime::Handle;
+use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
 
 thread_local! {
@@ -71,6 +72,7 @@ struct Inner {
     next: AtomicU64,
     /// Those that have not ended, by number: what ends together does so in the order in which it began.
     tasks: Mutex<BTreeMap<u64, Entry>>,
+    killed: Notify,
 }
 
 struct Entry {
@@ -109,6 +111,7 @@ impl Scope {
             paused: AtomicBool::new(false),
             next: AtomicU64::new(0),
             tasks: Mutex::default(),
+            killed: Notify::new(),
         };
         Self { inner: Arc::new(inner) }
     }
@@ -182,6 +185,14 @@ impl Scope {
         self.inner.dead.load(Ordering::Relaxed)
     }
 
+    /// Waits until it is killed, or dies by itself.
+    pub async fn killed(&self) {
+        let killed = self.inner.killed.notified();
+        if !self.is_dead() {
+            killed.await;
+        }
+    }
+
     /// How many of its tasks have not ended.
     pub fn tasks(&self) -> usize {
         self.inner.tasks.lock().len()
@@ -198,6 +209,7 @@ impl Scope {
                 outer.abort();
             }
         }
+        self.inner.killed.notify_waiters();
     }
 
     /// Polls none of its tasks any more, until [`Scope::resume`].

@@ -284,7 +284,7 @@ impl Driver {
         let (seals, partition, transfer) =
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         // Syncs the disk, which must not hold up the network's threads.
-        let sealed = annulus_ground::blocking(move || seals.put(partition, transfer)).await;
+        let sealed = annulus_ground::aside(async move { seals.put(partition, transfer).await }).await;
         let counts = std::mem::take(&mut self.counts);
         Some(if sealed.is_ok() { Event::Sealed { counts } } else { Event::SealRefused })
     }

@@ -6,8 +6,7 @@ use std::sync::Arc;
 
 use annulus_core::ids::TransferId;
 use annulus_core::keyspace::PartitionId;
-use annulus_data_dir::{RESTORE, database_trouble};
-use fjall::{Database, Keyspace, PersistMode};
+use annulus_data_dir::{RESTORE, Space, Store, Trouble, database_trouble, fatal};
 use parking_lot::Mutex;
 
 /// Why the seals could not be read.
@@ -15,7 +14,7 @@ use parking_lot::Mutex;
 pub enum SealError {
     /// The database said no.
     #[error("the seals in the database cannot be read: {}", database_trouble(.0, RESTORE))]
-    Database(#[from] fjall::Error),
+    Database(#[from] Trouble),
     /// A record of another shape.
     #[error("a seal's record in the database is damaged: {0} bytes of key, {1} of value. {RESTORE}")]
     Damaged(usize, usize),
@@ -28,8 +27,8 @@ pub struct Seals {
 }
 
 struct Inner {
-    database: Database,
-    keyspace: Keyspace,
+    database: Store,
+    space: Space,
     known: Mutex<BTreeMap<PartitionId, TransferId>>,
 }
 
@@ -38,18 +37,17 @@ impl Seals {
     ///
     /// # Errors
     /// If they cannot be read; the node must not serve then.
-    pub fn open(database: &Database) -> Result<Self, SealError> {
-        let keyspace = database.keyspace("seals", annulus_data_dir::keyspace_options)?;
+    pub fn open(database: &Store) -> Result<Self, SealError> {
+        let space = database.space("seals")?;
         let mut known = BTreeMap::new();
-        for record in keyspace.iter() {
-            let (key, value) = record.into_inner()?;
+        for (key, value) in space.all()? {
             let damaged = || SealError::Damaged(key.len(), value.len());
             let partition = u16::from_be_bytes(key.as_ref().try_into().map_err(|_| damaged())?);
             let transfer = u64::from_be_bytes(value.as_ref().try_into().map_err(|_| damaged())?);
             known.insert(PartitionId(partition), TransferId(transfer));
         }
         let (database, known) = (database.clone(), Mutex::new(known));
-        Ok(Self { inner: Arc::new(Inner { database, keyspace, known }) })
+        Ok(Self { inner: Arc::new(Inner { database, space, known }) })
     }
 
     /// Every seal.
@@ -61,27 +59,22 @@ impl Seals {
         self.inner.known.lock().get(&partition) == Some(&transfer)
     }
 
-    /// Durable when it is answered. Blocks for a sync of the disk.
-    pub(super) fn put(&self, partition: PartitionId, transfer: TransferId) {
-        self.inner.known.lock().insert(partition, transfer);
-        let write = || {
-            self.inner.keyspace.insert(partition.0.to_be_bytes(), transfer.0.to_be_bytes())?;
-            self.inner.database.persist(PersistMode::SyncData)
-        };
-        if let Err(error) = write() {
-            annulus_data_dir::fatal(&error);
-        }
+    /// Durable when it is answered. The thread that polls it stands in a sync of the disk.
+    pub async fn put(&self, partition: PartitionId, transfer: TransferId) {
+        let Inner { database, space, known } = &*self.inner;
+        known.lock().insert(partition, transfer);
+        let written = space.insert(partition.0.to_be_bytes(), transfer.0.to_be_bytes().to_vec());
+        written.unwrap_or_else(|error| fatal(&error));
+        database.persist().await.unwrap_or_else(|error| fatal(&error));
     }
 
     /// Takes a seal off, if it is still this one. It need not be durable: a seal that comes
     /// back is compared with the log again.
-    pub(super) fn remove(&self, partition: PartitionId, transfer: TransferId) {
+    pub fn remove(&self, partition: PartitionId, transfer: TransferId) {
         let mut known = self.inner.known.lock();
         if known.get(&partition) == Some(&transfer) {
             known.remove(&partition);
-            if let Err(error) = self.inner.keyspace.remove(partition.0.to_be_bytes()) {
-                annulus_data_dir::fatal(&error);
-            }
+            self.inner.space.remove(partition.0.to_be_bytes()).unwrap_or_else(|error| fatal(&error));
         }
     }
 }
@@ -91,13 +84,13 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    #[test]
-    fn a_seal_survives_a_restart_until_it_is_taken_off() {
+    #[tokio::test]
+    async fn a_seal_survives_a_restart_until_it_is_taken_off() {
         let dir = tempfile::tempdir().unwrap();
         let (p, t) = (PartitionId(7), TransferId(42));
         {
             let database = annulus_data_dir::open_database(dir.path()).unwrap();
-            Seals::open(&database).unwrap().put(p, t);
+            Seals::open(&database).unwrap().put(p, t).await;
         }
         let database = annulus_data_dir::open_database(dir.path()).unwrap();
         let seals = Seals::open(&database).unwrap();

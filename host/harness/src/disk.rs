@@ -1,1 +1,372 @@
-//! Disks of simulated nodes.
+//! Disks of simulated nodes: in memory, and as forgetful as the system allows a disk to be.
+//!
+//! A [`MemoryDisk`] outlives the processes that run on it. Each of them is a life: it gets a
+//! [`MemoryDisk::disk`] and ends in one of the ways of [`Crash`]. What it is left with then:
+//!
+//! | | killed | without power |
+//! |---|---|---|
+//! | database | all but batches that were not handed to the system yet | what was persisted, and any prefix of the one journal behind it |
+//! | file | all that was written | what was synced, and any prefix of the writes since, torn at any byte |
+//! | directory | all entries | those that were synced, and any prefix of the changes since |
+//!
+//! Each file, each directory and the database is cut by itself. What a killed process has left is still not
+//! on disk: a loss of power in the next life may take it. Every operation that changes something is a place
+//! where a node may die ([`MemoryDisk::die_at`]). All choices come from the random numbers that are handed in.
+
+mod engine;
+mod tree;
+
+use std::fmt;
+use std::fs::TryLockError;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_data_dir::{Access, DataDirError, Disk, Engine, Entry, Files, Handle, Lock, Open, Trouble};
+use annulus_ground::{Scope, die};
+use parking_lot::{Mutex, MutexGuard};
+use rand::rngs::SmallRng;
+use rand::{Rng, RngExt, SeedableRng};
+
+use engine::MemoryEngine;
+use tree::{Node, NodeId, Tree, not_found};
+
+/// How a life ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Crash {
+    /// The process ends; the system goes on.
+    Killed,
+    /// The machine stops.
+    PowerLoss,
+}
+
+/// A machine's disk. Clones are the same one.
+#[derive(Clone)]
+pub struct MemoryDisk {
+    shared: Arc<Mutex<State>>,
+}
+
+/// What a disk held at some time.
+#[derive(Clone)]
+pub struct Image(Tree);
+
+struct State {
+    tree: Tree,
+    choices: SmallRng,
+    times: SmallRng,
+    life: u64,
+    /// Nothing that the present life does has an effect any more.
+    cut: bool,
+    full: bool,
+    broken: bool,
+    operations: u64,
+    die_at: Option<u64>,
+    /// What the life was about to do when it died.
+    died: Option<String>,
+    locks: Vec<PathBuf>,
+}
+
+/// The system's word for a disk without room.
+const ENOSPC: i32 = 28;
+/// The same for one that fails.
+const EIO: i32 = 5;
+
+/// A sync takes up to this.
+const SYNC_US: u64 = 20_000;
+/// One in so many takes up to [`SLOW_SYNC_US`].
+const SLOW_ONE_IN: u32 = 50;
+const SLOW_SYNC_US: u64 = 500_000;
+
+impl MemoryDisk {
+    /// An empty one.
+    pub fn new(mut choices: SmallRng) -> Self {
+        let times = SmallRng::seed_from_u64(choices.next_u64());
+        let state = State {
+            tree: Tree::default(),
+            choices,
+            times,
+            life: 0,
+            cut: false,
+            full: false,
+            broken: false,
+            operations: 0,
+            die_at: None,
+            died: None,
+            locks: Vec::new(),
+        };
+        Self { shared: Arc::new(Mutex::new(state)) }
+    }
+
+    /// As the process of the present life has it.
+    pub fn disk(&self) -> Disk {
+        let number = self.shared.lock().life;
+        Disk::new(Life { shared: self.shared.clone(), number })
+    }
+
+    /// Lets nothing through any more that the present life does: what comes before it is ended.
+    pub fn cut(&self) {
+        self.shared.lock().cut = true;
+    }
+
+    /// Ends the present life, if [`MemoryDisk::cut`] has not, and begins another.
+    pub fn crash(&self, how: Crash) {
+        let mut state = self.shared.lock();
+        let State { tree, choices, .. } = &mut *state;
+        match how {
+            Crash::Killed => tree.kill(choices),
+            Crash::PowerLoss => tree.lose_power(choices),
+        }
+        state.begin_life();
+    }
+
+    /// What is on it now, as a copy of the whole disk would have it.
+    pub fn image(&self) -> Image {
+        Image(self.shared.lock().tree.copy())
+    }
+
+    /// Ends the present life; the next one finds the copy.
+    pub fn restore(&self, image: &Image) {
+        let mut state = self.shared.lock();
+        state.tree = image.0.clone();
+        state.begin_life();
+    }
+
+    /// Ends the present life; the next one finds an empty disk.
+    pub fn wipe(&self) {
+        let mut state = self.shared.lock();
+        state.tree = Tree::default();
+        state.begin_life();
+    }
+
+    /// Has it no room left? Whatever needs some fails then.
+    pub fn fill(&self, full: bool) {
+        self.shared.lock().full = full;
+    }
+
+    /// Do its syncs fail?
+    pub fn break_syncs(&self, broken: bool) {
+        self.shared.lock().broken = broken;
+    }
+
+    /// How often something was changed or synced on it.
+    pub fn operations(&self) -> u64 {
+        self.shared.lock().operations
+    }
+
+    /// The life that comes to this operation, counted as in [`MemoryDisk::operations`], ends before it.
+    pub fn die_at(&self, operation: Option<u64>) {
+        self.shared.lock().die_at = operation;
+    }
+
+    /// What the last life that died at an operation was about to do.
+    pub fn died(&self) -> Option<String> {
+        self.shared.lock().died.clone()
+    }
+}
+
+impl State {
+    fn begin_life(&mut self) {
+        self.life += 1;
+        self.cut = false;
+        self.die_at = None;
+        self.locks.clear();
+    }
+
+    /// How long a sync takes.
+    fn sync_time(&mut self) -> Duration {
+        let slow = self.times.random_range(0..SLOW_ONE_IN) == 0;
+        Duration::from_micros(self.times.random_range(100..=if slow { SLOW_SYNC_US } else { SYNC_US }))
+    }
+}
+
+/// What an operation needs of the disk.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Needs {
+    Room,
+    Sync,
+    Nothing,
+}
+
+/// The disk as one process has it.
+#[derive(Clone)]
+struct Life {
+    shared: Arc<Mutex<State>>,
+    number: u64,
+}
+
+impl fmt::Debug for Life {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MemoryDisk").field("life", &self.number).finish_non_exhaustive()
+    }
+}
+
+impl Life {
+    /// Before an operation. `None` if it is to have no effect: it is a destructor's of a node that is dead.
+    fn step(&self, what: &str, path: &Path, needs: Needs) -> io::Result<Option<MutexGuard<'_, State>>> {
+        let dead = std::thread::panicking() || Scope::current().is_some_and(|scope| scope.is_dead());
+        let mut state = self.shared.lock();
+        if dead || state.cut || state.life != self.number {
+            return Ok(None);
+        }
+        state.operations += 1;
+        if state.die_at == Some(state.operations) {
+            state.cut = true;
+            state.died = Some(format!("{what} {}", path.display()));
+            drop(state);
+            die();
+        }
+        match needs {
+            Needs::Room if state.full => Err(io::Error::from_raw_os_error(ENOSPC)),
+            Needs::Sync if state.broken => Err(io::Error::from_raw_os_error(EIO)),
+            _ => Ok(Some(state)),
+        }
+    }
+
+    /// An operation on the tree.
+    fn change(
+        &self,
+        what: &str,
+        path: &Path,
+        needs: Needs,
+        change: impl FnOnce(&mut Tree) -> io::Result<()>,
+    ) -> io::Result<()> {
+        self.step(what, path, needs)?.map_or(Ok(()), |mut state| change(&mut state.tree))
+    }
+}
+
+impl Files for Life {
+    fn create_dir(&self, path: &Path, _: Access) -> io::Result<()> {
+        if self.is_there(path) {
+            return Ok(());
+        }
+        self.change("create the directory", path, Needs::Room, |tree| tree.create_dir(path).map(drop))
+    }
+
+    fn open(&self, path: &Path, how: Open) -> io::Result<Box<dyn Handle>> {
+        let there = self.shared.lock().tree.find(path);
+        let node = match (there, how) {
+            (Some(_), Open::Private) => return Err(io::ErrorKind::AlreadyExists.into()),
+            (Some(node), Open::Kept) => node,
+            (Some(node), Open::Empty) => {
+                self.change("empty", path, Needs::Nothing, |tree| tree.file(node).map(tree::File::empty))?;
+                node
+            }
+            (None, _) => match self.step("create", path, Needs::Room)? {
+                Some(mut state) => state.tree.add(path, Node::File(tree::File::default()))?,
+                None => NodeId::default(),
+            },
+        };
+        Ok(Box::new(OpenFile { life: self.clone(), path: path.to_owned(), node }))
+    }
+
+    fn read(&self, path: &Path) -> io::Result<Vec<u8>> {
+        let mut state = self.shared.lock();
+        let node = state.tree.find(path).ok_or_else(not_found)?;
+        Ok(state.tree.file(node)?.read().to_vec())
+    }
+
+    fn rename(&self, from: &Path, to: &Path) -> io::Result<()> {
+        self.change("rename", from, Needs::Nothing, |tree| tree.rename(from, to))
+    }
+
+    fn remove(&self, path: &Path) -> io::Result<()> {
+        if !self.is_there(path) {
+            return Err(not_found());
+        }
+        self.change("remove", path, Needs::Nothing, |tree| tree.remove(path))
+    }
+
+    fn remove_dir(&self, path: &Path) -> io::Result<()> {
+        if !self.is_there(path) {
+            return Err(not_found());
+        }
+        // File by file: a database may be gone half.
+        self.change("remove the first half of", path, Needs::Nothing, |tree| tree.damage(path))?;
+        self.change("remove the rest of", path, Needs::Nothing, |tree| tree.remove(path))
+    }
+
+    fn list(&self, path: &Path) -> io::Result<Vec<Entry>> {
+        self.shared.lock().tree.list(path)
+    }
+
+    fn is_there(&self, path: &Path) -> bool {
+        self.shared.lock().tree.find(path).is_some()
+    }
+
+    fn sync_dir(&self, path: &Path) -> io::Result<()> {
+        self.change("sync the directory", path, Needs::Sync, |tree| tree.sync_dir(path))
+    }
+
+    fn lock(&self, path: &Path) -> Result<Lock, TryLockError> {
+        drop(self.open(path, Open::Kept).map_err(TryLockError::Error)?);
+        let mut state = self.shared.lock();
+        if state.locks.iter().any(|taken| taken == path) {
+            return Err(TryLockError::WouldBlock);
+        }
+        state.locks.push(path.to_owned());
+        Ok(Box::new(Taken { life: self.clone(), path: path.to_owned() }))
+    }
+
+    fn engine(&self, path: &Path) -> Result<Arc<dyn Engine>, DataDirError> {
+        let no = |source: Trouble| DataDirError::Database { path: path.to_owned(), source };
+        let there = self.shared.lock().tree.find(path);
+        let node = match there {
+            Some(node) => node,
+            None => {
+                match self.step("create the database", path, Needs::Room).map_err(|error| no(error.into()))? {
+                    Some(mut state) => {
+                        let made = state.tree.add(path, Node::Store(Default::default()));
+                        made.map_err(|error| no(error.into()))?
+                    }
+                    None => return Err(no(not_found().into())),
+                }
+            }
+        };
+        let mut state = self.shared.lock();
+        let store = state.tree.store(node).map_err(|error| no(error.into()))?;
+        if store.is_damaged() {
+            return Err(DataDirError::Corrupt { path: path.to_owned(), reason: "half of it is gone".into() });
+        }
+        if !store.open(self.number) {
+            return Err(no(Trouble::Locked));
+        }
+        drop(state);
+        Ok(Arc::new(MemoryEngine { life: self.clone(), node, path: path.to_owned() }))
+    }
+}
+
+/// A lock that is held.
+struct Taken {
+    life: Life,
+    path: PathBuf,
+}
+
+impl Drop for Taken {
+    fn drop(&mut self) {
+        let mut state = self.life.shared.lock();
+        if state.life == self.life.number {
+            state.locks.retain(|path| *path != self.path);
+        }
+    }
+}
+
+/// A file that is open.
+struct OpenFile {
+    life: Life,
+    path: PathBuf,
+    node: NodeId,
+}
+
+impl Handle for OpenFile {
+    fn write_at(&mut self, at: u64, bytes: &[u8]) -> io::Result<()> {
+        let at = usize::try_from(at).map_err(io::Error::other)?;
+        self.life.change("write", &self.path, Needs::Room, |tree| {
+            tree.file(self.node).map(|file| file.write(at, bytes))
+        })
+    }
+
+    fn sync_data(&mut self) -> io::Result<()> {
+        self.life.change("sync", &self.path, Needs::Sync, |tree| tree.file(self.node).map(tree::File::sync))
+    }
+}

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::panic::resume_unwind;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,11 +10,14 @@ use annulus_ground::{Scope, ScopeId, World};
 use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
-use tokio::runtime::{Builder, RngSeed, Runtime};
-use tokio::time::Instant;
+use tokio::runtime::{Builder, Handle, RngSeed, Runtime};
+use tokio::time::{Instant, timeout};
 
 /// When a simulation begins, in seconds since 1970: some day after the formats of today.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
+
+/// Longest that a life may take in [`Simulation::live`].
+const LIFE: Duration = Duration::from_secs(3600);
 
 /// How unruly a world is.
 #[derive(Clone, Debug)]
@@ -179,6 +183,30 @@ impl Simulation {
     /// A life of a node that has not begun. Each life has an id of its own.
     pub fn scope(&self, id: ScopeId) -> Scope {
         Scope::new(id, self.world.clone())
+    }
+
+    /// Runs a life of a node until its future ends, and ends it. `None` if it died before.
+    ///
+    /// # Panics
+    /// As the future does; and if the life does not end within an hour of virtual time.
+    pub fn live<T: Send + 'static>(
+        &self,
+        scope: &Scope,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> Option<T> {
+        let lived = self.run(async {
+            let task = scope.spawn_on(&Handle::current(), future);
+            let ended = async {
+                tokio::select! {
+                    biased;
+                    () = scope.killed() => None,
+                    done = task => Some(done),
+                }
+            };
+            timeout(LIFE, ended).await.expect("a life ends")
+        });
+        scope.kill();
+        lived.map(|done| done.unwrap_or_else(|error| resume_unwind(error.into_panic())))
     }
 
     /// Runs until the future ends. Time passes as fast as there is nothing to do.

@@ -1,12 +1,12 @@
 //! Components on this node's disk, by digest, and how they pass between nodes.
 
 use std::ffi::OsStr;
-use std::fs::DirEntry;
 use std::io::ErrorKind;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::SystemTime;
 
 use annulus_core::ids::Digest;
+use annulus_data_dir::{Access, Disk, Entry, Open};
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
@@ -20,6 +20,7 @@ const CHUNK_BYTES: usize = 256 << 10;
 /// A directory of components. Files are named by digest and checked against it when read.
 #[derive(Clone, Debug)]
 pub struct Artefacts {
+    disk: Disk,
     dir: PathBuf,
 }
 
@@ -55,8 +56,8 @@ pub enum ArtefactError {
 
 impl Artefacts {
     /// Components in `dir`, which is made when the first is kept.
-    pub fn new(dir: PathBuf) -> Self {
-        Self { dir }
+    pub fn new(disk: Disk, dir: PathBuf) -> Self {
+        Self { disk, dir }
     }
 
     fn path(&self, digest: &Digest) -> PathBuf {
@@ -70,20 +71,20 @@ impl Artefacts {
     pub async fn keep(&self, bytes: Bytes) -> Result<Digest, ArtefactError> {
         let digest = digest_of(&bytes);
         let path = self.path(&digest);
-        let (dir, target) = (self.dir.clone(), path.clone());
+        let (disk, dir, target) = (self.disk.clone(), self.dir.clone(), path.clone());
         let write = move || -> std::io::Result<()> {
-            use std::io::Write;
-            std::fs::create_dir_all(&dir)?;
+            disk.create_dir(&dir, Access::Usual)?;
             let partial = dir.join(format!("{:016x}{PARTIAL}", annulus_ground::random::<u64>()));
             let whole = || {
-                let mut file = std::fs::File::create(&partial)?;
-                file.write_all(&bytes)?;
+                let mut file = disk.open(&partial, Open::Empty)?;
+                file.write_at(0, &bytes)?;
                 file.sync_all()?;
-                std::fs::rename(&partial, &target)
+                drop(file);
+                disk.rename(&partial, &target)
             };
             // What cannot be kept is not to fill the disk besides.
-            whole().inspect_err(|_| drop(std::fs::remove_file(&partial)))?;
-            std::fs::File::open(&dir)?.sync_all()
+            whole().inspect_err(|_| drop(disk.remove(&partial)))?;
+            disk.sync_dir(&dir)
         };
         let written =
             annulus_ground::blocking(write).await.unwrap_or_else(|error| Err(std::io::Error::other(error)));
@@ -93,25 +94,24 @@ impl Artefacts {
 
     /// The components that are here, whole or not, and when each was written.
     pub(super) fn list(&self) -> Vec<(Digest, SystemTime)> {
-        let written = |entry: &DirEntry| entry.metadata().and_then(|data| data.modified()).ok();
-        let one = |entry: DirEntry| Some((digest_in(&entry.file_name())?, written(&entry)?));
-        entries(&self.dir).filter_map(one).collect()
+        let one = |entry: Entry| Some((digest_in(&entry.name)?, entry.modified?));
+        self.entries().filter_map(one).collect()
     }
 
     /// Takes away the components of which `keep` says no. Blocks.
     pub(super) fn retain(&self, keep: &dyn Fn(&Digest) -> bool) {
-        for entry in entries(&self.dir) {
-            if digest_in(&entry.file_name()).is_some_and(|digest| !keep(&digest)) {
-                remove(&entry.path(), "no release names this component any more");
+        for entry in self.entries() {
+            if digest_in(&entry.name).is_some_and(|digest| !keep(&digest)) {
+                self.remove(&entry.name, "no release names this component any more");
             }
         }
     }
 
     /// Takes away what was being written when the process ended. Nothing must be being written. Blocks.
     pub(super) fn remove_partial(&self) {
-        for entry in entries(&self.dir) {
-            if entry.file_name().to_string_lossy().ends_with(PARTIAL) {
-                remove(&entry.path(), "a component was written half when the process ended");
+        for entry in self.entries() {
+            if entry.name.to_string_lossy().ends_with(PARTIAL) {
+                self.remove(&entry.name, "a component was written half when the process ended");
             }
         }
     }
@@ -119,13 +119,29 @@ impl Artefacts {
     /// A component, if it is here and whole; a damaged one is taken away.
     pub async fn find(&self, digest: &Digest) -> Option<Bytes> {
         let path = self.path(digest);
-        let bytes = Bytes::from(tokio::fs::read(&path).await.ok()?);
+        let (disk, from) = (self.disk.clone(), path.clone());
+        let bytes = Bytes::from(annulus_ground::blocking(move || disk.read(&from)).await.ok()?.ok()?);
         if digest_of(&bytes) == *digest {
             return Some(bytes);
         }
         tracing::error!(path = %path.display(), "a component on disk is damaged and is fetched again");
-        let _ = tokio::fs::remove_file(&path).await;
+        let disk = self.disk.clone();
+        let _ = annulus_ground::blocking(move || disk.remove(&path)).await;
         None
+    }
+
+    /// What the directory has; nothing if it is not there.
+    fn entries(&self) -> impl Iterator<Item = Entry> + use<> {
+        self.disk.list(&self.dir).unwrap_or_default().into_iter()
+    }
+
+    fn remove(&self, name: &OsStr, why: &str) {
+        let path = self.dir.join(name);
+        match self.disk.remove(&path) {
+            Ok(()) => tracing::info!(path = %path.display(), "{why}: it is removed"),
+            Err(error) if error.kind() == ErrorKind::NotFound => {}
+            Err(error) => tracing::warn!(path = %path.display(), %error, "{why}, and it cannot be removed"),
+        }
     }
 
     /// Sends a component in chunks; no chunk at all says that it is not here.
@@ -168,21 +184,8 @@ impl Artefacts {
 /// The end of the name of a file that is being written.
 const PARTIAL: &str = ".part";
 
-/// What a directory has; nothing if it is not there.
-fn entries(dir: &Path) -> impl Iterator<Item = DirEntry> {
-    std::fs::read_dir(dir).into_iter().flatten().flatten()
-}
-
 fn digest_in(name: &OsStr) -> Option<Digest> {
     name.to_str()?.strip_suffix(".wasm")?.parse().ok()
-}
-
-fn remove(path: &Path, why: &str) {
-    match std::fs::remove_file(path) {
-        Ok(()) => tracing::info!(path = %path.display(), "{why}: it is removed"),
-        Err(error) if error.kind() == ErrorKind::NotFound => {}
-        Err(error) => tracing::warn!(path = %path.display(), %error, "{why}, and it cannot be removed"),
-    }
 }
 
 /// SHA-256 of a component.

@@ -100,7 +100,7 @@ pub(super) fn found_command(
 pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> Result<(), StartError> {
     let cluster = view.state.cluster.to_string();
     // One that cannot be read is made anew, like one that is missing.
-    let present = AdminToml::read(data.path()).ok().flatten().filter(|admin| admin.cluster == cluster);
+    let present = data.admin().ok().flatten().filter(|admin| admin.cluster == cluster);
     let (certificate, key) = match &present {
         Some(admin) => (admin.certificate.clone(), admin.key.clone()),
         None => {

@@ -27,13 +27,12 @@ use std::time::Duration;
 
 use annulus_core::ids::BootId;
 use annulus_core::version::Speaks;
-use fjall::Database;
 use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use annulus_admin::{AdminParts, AdminService};
 use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
-use annulus_data_dir::{DataDir, DataDirError, obstacle, open_database};
+use annulus_data_dir::{DataDir, DataDirError, Store, Trouble, obstacle};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
 use annulus_transport::{BindError, Net, Transport, TransportConfig};
 use annulus_vnode::Loader;
@@ -112,7 +111,7 @@ pub struct Life {
     router: Arc<Router>,
     joiner: Joiner,
     exit: ExitSwitch,
-    database: Database,
+    database: Store,
     stand: Stand,
     config: NodeConfig,
     data: Arc<DataDir>,
@@ -264,7 +263,7 @@ impl Life {
     }
 
     /// The node's one database.
-    pub fn database(&self) -> &Database {
+    pub fn database(&self) -> &Store {
         &self.database
     }
 
@@ -390,12 +389,12 @@ async fn bind(
     }
 }
 
-async fn open_unlocked(data: &DataDir) -> Result<Database, DataDirError> {
+async fn open_unlocked(data: &DataDir) -> Result<Store, DataDirError> {
     let deadline = Instant::now() + RELEASE;
     loop {
-        match open_database(&data.database_path()) {
+        match data.database() {
             // The data directory's own lock is ours: only a former life of this process is left.
-            Err(DataDirError::Database { source: fjall::Error::Locked, .. }) if Instant::now() < deadline => {
+            Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
                 sleep(Duration::from_millis(5)).await;
             }
             opened => return opened,

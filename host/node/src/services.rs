@@ -8,12 +8,11 @@ use annulus_core::ring::Partition;
 use annulus_core::state::{Command, Module, Refusal};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
-use fjall::Database;
 use tokio::time::Instant;
 
 use super::{Router, Stand};
 use annulus_cluster::{Cluster, ProposeError, View};
-use annulus_data_dir::{DataDir, DataDirError, EmptyModules};
+use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
@@ -52,7 +51,7 @@ pub struct Services {
 pub(super) struct Parts<'a> {
     pub(super) cluster: Cluster,
     pub(super) transport: Transport,
-    pub(super) database: &'a Database,
+    pub(super) database: &'a Store,
     pub(super) data: &'a DataDir,
     pub(super) boot: BootId,
     pub(super) stand: &'a Stand,
@@ -68,7 +67,7 @@ impl Services {
             Some(loader) => loader.clone(),
             None => engine(data)?,
         };
-        let artefacts = Artefacts::new(data.path().join("components"));
+        let artefacts = Artefacts::new(data.disk().clone(), data.path().join("components"));
         let modules = Modules::new(cluster.clone(), transport.clone(), loader, artefacts);
         let seals = Seals::open(database)?;
 

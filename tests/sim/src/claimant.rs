@@ -75,7 +75,7 @@ impl World {
         let back = node.marks.iter().find(|(id, since)| {
             let of = self.at(**id);
             let answered = of.and_then(|of| node.raft.answered.get(&of));
-            of == Some(at) || answered.is_some_and(|sent| sent > since)
+            of == Some(at) || answered.is_some_and(|sent| sent > *since)
         });
         back.map(|(id, _)| *id)
     }

@@ -4,7 +4,6 @@ use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
 use std::time::Duration;
 
-use fjall::Database;
 use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
 use openraft::{AnyError, ErrorSubject, ErrorVerb, RaftLogId, RaftLogReader, StorageIOError};
 use tokio::time::timeout;
@@ -12,7 +11,7 @@ use tokio::time::timeout;
 use super::{RaftStore, Record, StoreError, decode};
 use crate::raft::{Entry, LogId, RaftTypes, StorageError, Vote};
 use annulus_core::codec;
-use annulus_data_dir::fatal;
+use annulus_data_dir::{Store, fatal};
 
 /// Prefix of the entries' keys.
 const LOG: u8 = b'l';
@@ -34,8 +33,8 @@ fn read_logs(error: StoreError) -> StorageError {
 /// The last entry that a store has, or has had and needs no more.
 pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
     let purged: Option<LogId> = store.get(Record::Purged)?;
-    let Some(item) = store.keyspace.prefix([LOG]).next_back() else { return Ok(purged) };
-    let entry: Entry = decode(&item.value()?, || "last log entry".into())?;
+    let Some((_, bytes)) = store.space.last(key(0)..=key(u64::MAX))? else { return Ok(purged) };
+    let entry: Entry = decode(&bytes, || "last log entry".into())?;
     // A crash within a purge may leave older entries.
     Ok(Some(entry.log_id).max(purged))
 }
@@ -43,13 +42,13 @@ pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
 /// The log in the database. Clones share it.
 #[derive(Clone)]
 pub struct LogStore {
-    database: Database,
+    database: Store,
     store: RaftStore,
 }
 
 impl LogStore {
     /// The log of a database.
-    pub fn new(database: Database, store: RaftStore) -> Self {
+    pub fn new(database: Store, store: RaftStore) -> Self {
         Self { database, store }
     }
 
@@ -57,6 +56,12 @@ impl LogStore {
     #[cfg(test)]
     pub(super) fn store(&self) -> &RaftStore {
         &self.store
+    }
+
+    /// For tests of the log alone: as if a snapshot up to here were on disk.
+    #[doc(hidden)]
+    pub fn suppose_snapshot(&self, last: LogId) {
+        self.store.snapshot.synced.send_modify(|synced| synced.last = synced.last.max(Some(last)));
     }
 
     fn entries(&self, range: impl RangeBounds<u64>) -> Result<Vec<Entry>, StoreError> {
@@ -73,11 +78,8 @@ impl LogStore {
         if start >= end {
             return Ok(Vec::new());
         }
-        self.store
-            .keyspace
-            .range(key(start)..key(end))
-            .map(|item| decode(&item.value()?, || "log entry".into()))
-            .collect()
+        let items = self.store.space.range(key(start)..key(end))?;
+        items.iter().map(|(_, bytes)| decode(bytes, || "log entry".into())).collect()
     }
 
     /// Waits until the snapshot on disk has all entries up to this one. Raft hands a snapshot that
@@ -103,8 +105,8 @@ impl LogStore {
     /// Removes entries in one batch.
     fn remove(&self, range: std::ops::RangeInclusive<u64>) -> Result<(), StoreError> {
         let mut batch = self.database.batch();
-        for item in self.store.keyspace.range(key(*range.start())..=key(*range.end())) {
-            batch.remove(&self.store.keyspace, item.key()?);
+        for (key, _) in self.store.space.range(key(*range.start())..=key(*range.end()))? {
+            batch.remove(&self.store.space, key);
         }
         batch.commit().unwrap_or_else(|error| fatal(&error));
         Ok(())
@@ -164,7 +166,7 @@ impl RaftLogStorage<RaftTypes> for LogStore {
             last = Some(entry.log_id);
             let bytes = codec::encode(&entry)
                 .map_err(|error| StorageIOError::write_log_entry(*entry.get_log_id(), &error))?;
-            batch.insert(&self.store.keyspace, key(entry.log_id.index), bytes);
+            batch.insert(&self.store.space, key(entry.log_id.index), bytes);
         }
         batch.commit().unwrap_or_else(|error| fatal(&error));
         if last.is_some() {

@@ -6,8 +6,7 @@
 //! after the database has them and before anybody is told; a database that has less is damaged, and
 //! this node may not vote.
 
-use std::fs::File;
-use std::io::{Read, Seek, SeekFrom, Write};
+use std::io::ErrorKind;
 use std::path::Path;
 
 use parking_lot::Mutex;
@@ -16,6 +15,7 @@ use sha2::{Digest, Sha256};
 
 use crate::raft::{LogId, Vote};
 use annulus_core::codec;
+use annulus_data_dir::{Disk, Handle, Open};
 
 /// Two places are written in turns, so that a crash in the middle of one leaves the other.
 const PLACE: usize = 256;
@@ -36,17 +36,19 @@ pub struct Promised {
 
 /// The note, on disk and what is to be written next.
 pub struct Mark {
-    file: Mutex<(File, Promised)>,
+    file: Mutex<(Box<dyn Handle>, Promised)>,
     next: Mutex<Promised>,
 }
 
 impl Mark {
     /// Opens the note, or makes an empty one. A note of which both places are damaged is an empty
     /// one: it is the second witness, and says nothing against the database.
-    pub fn open(path: &Path) -> std::io::Result<Self> {
-        let mut file = File::options().read(true).write(true).create(true).truncate(false).open(path)?;
-        let mut bytes = Vec::new();
-        file.read_to_end(&mut bytes)?;
+    pub fn open(disk: &Disk, path: &Path) -> std::io::Result<Self> {
+        let bytes = match disk.read(path) {
+            Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
+            read => read?,
+        };
+        let file = disk.open(path, Open::Kept)?;
         let places = bytes.chunks(PLACE).filter_map(decode);
         let promised = places.max_by_key(|promised| promised.turn).unwrap_or_default();
         let next = Mutex::new(promised.clone());
@@ -94,8 +96,7 @@ impl Mark {
         let mut place = [Sha256::digest(&body).as_slice(), &body].concat();
         debug_assert!(place.len() <= PLACE, "{} bytes", place.len());
         place.resize(PLACE, 0);
-        file.seek(SeekFrom::Start(PLACE as u64 * (next.turn % 2)))?;
-        file.write_all(&place)?;
+        file.write_at(PLACE as u64 * (next.turn % 2), &place)?;
         file.sync_data()?;
         *noted = next;
         Ok(())
@@ -122,15 +123,16 @@ mod tests {
     fn the_newest_whole_note_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mark");
+        let open = || Mark::open(&Disk::real(), &path).unwrap();
         let note = |term| {
-            let mark = Mark::open(&path).unwrap();
+            let mark = open();
             mark.vote(Vote::new(term, 1));
             mark.last(Some(log_id(term, 1, term * 10)));
             mark.write(mark.next()).unwrap();
         };
-        assert_eq!(Mark::open(&path).unwrap().promised(), Promised::default());
+        assert_eq!(open().promised(), Promised::default());
         (1..=3).for_each(note);
-        let read = || Mark::open(&path).unwrap().promised();
+        let read = || open().promised();
         assert_eq!((read().vote, read().last), (Some(Vote::new(3, 1)), Some(log_id(3, 1, 30))));
         let good = std::fs::read(&path).unwrap();
         for at in 0..good.len() {

@@ -17,16 +17,15 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use annulus_core::state::Lineage;
-use fjall::{Database, Keyspace};
 use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::sync::watch;
 
-use super::raft::{LogId, Vote};
 use annulus_core::codec::{self, CodecError};
-use annulus_data_dir::{fatal, keyspace_options};
+use annulus_data_dir::{Space, Store, Trouble, fatal};
 
+pub use super::raft::{Entry, LogId, RaftTypes, StorageError, Vote};
 pub use log_store::LogStore;
 pub use mark::{Mark, Promised};
 pub use ring_copy::{RingCopy, order};
@@ -48,7 +47,7 @@ fn raft_keyspace(lineage: Lineage) -> String {
 pub enum StoreError {
     /// The engine failed to read.
     #[error("cannot read the database: {0}")]
-    Read(#[from] fjall::Error),
+    Read(#[from] Trouble),
     /// A record is not what it should be.
     #[error("record {record} in the database is corrupt: {source}")]
     Corrupt {
@@ -78,7 +77,7 @@ pub enum StoreError {
 /// Raft's keyspace with typed records.
 #[derive(Clone)]
 pub struct RaftStore {
-    keyspace: Keyspace,
+    space: Space,
     syncer: Syncer,
     mark: Arc<Mark>,
     snapshot: Arc<SnapshotPlace>,
@@ -103,19 +102,19 @@ struct Synced {
 
 impl RaftStore {
     /// Opens that of a lineage, with a thread that syncs. `beside` is the directory of the note of
-    /// what was promised.
+    /// what was promised, on the database's disk.
     ///
     /// # Errors
     /// Among others if the database has less than was promised.
-    pub fn open(database: &Database, lineage: Lineage, beside: &Path) -> Result<Self, StoreError> {
+    pub fn open(database: &Store, lineage: Lineage, beside: &Path) -> Result<Self, StoreError> {
         let name = raft_keyspace(lineage);
         let path = beside.join(format!("{name}.mark"));
-        let mark = Mark::open(&path).map_err(|source| StoreError::Mark { path, source })?;
+        let mark = Mark::open(database.disk(), &path).map_err(|source| StoreError::Mark { path, source })?;
         let mark = Arc::new(mark);
-        let keyspace = database.keyspace(&name, keyspace_options)?;
+        let space = database.space(&name)?;
         let syncer = Syncer::start(database.clone(), Some(mark.clone()));
         let snapshot = SnapshotPlace { written: Mutex::default(), synced: watch::Sender::default() };
-        let store = Self { keyspace, syncer, mark, snapshot: Arc::new(snapshot) };
+        let store = Self { space, syncer, mark, snapshot: Arc::new(snapshot) };
         let last = store.get::<state_machine::Stored>(Record::Snapshot)?.and_then(|stored| stored.last());
         *store.snapshot.written.lock() = last;
         store.snapshot.synced.send_replace(Synced { last, failed: None });
@@ -158,17 +157,17 @@ impl RaftStore {
 
     /// Is there nothing in it: neither a vote nor an entry?
     pub fn is_pristine(&self) -> Result<bool, StoreError> {
-        Ok(self.keyspace.is_empty()?)
+        Ok(self.space.is_empty()?)
     }
 
     fn get<T: DeserializeOwned>(&self, record: Record) -> Result<Option<T>, StoreError> {
-        let Some(bytes) = self.keyspace.get(record.key())? else { return Ok(None) };
+        let Some(bytes) = self.space.get(record.key())? else { return Ok(None) };
         decode(&bytes, || format!("{record:?}")).map(Some)
     }
 
     fn put<T: Serialize>(&self, record: Record, value: &T) -> Result<(), CodecError> {
         let bytes = codec::encode(value)?;
-        self.keyspace.insert(record.key(), bytes).unwrap_or_else(|error| fatal(&error));
+        self.space.insert(record.key(), bytes).unwrap_or_else(|error| fatal(&error));
         Ok(())
     }
 }

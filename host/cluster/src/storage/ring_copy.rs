@@ -8,13 +8,12 @@
 use std::sync::Arc;
 
 use annulus_core::state::{ClusterState, Lineage};
-use fjall::{Database, Keyspace};
 use parking_lot::Mutex;
 use sha2::{Digest, Sha256};
 
 use super::{StoreError, decode};
 use annulus_core::codec::{self, CodecError};
-use annulus_data_dir::{fatal, keyspace_options};
+use annulus_data_dir::{Space, Store, fatal};
 
 const KEYSPACE: &str = "ring";
 const GENERATIONS: [&[u8]; 2] = [b"state-a", b"state-b"];
@@ -33,15 +32,15 @@ type Last = (Option<(Lineage, u64)>, usize);
 /// The durable copy. Clones share it.
 #[derive(Clone)]
 pub struct RingCopy {
-    keyspace: Keyspace,
+    space: Space,
     /// What was written last, and where the next goes.
     last: Arc<Mutex<Last>>,
 }
 
 impl RingCopy {
     /// Opens it.
-    pub fn open(database: &Database) -> Result<Self, StoreError> {
-        Ok(Self { keyspace: database.keyspace(KEYSPACE, keyspace_options)?, last: Arc::default() })
+    pub fn open(database: &Store) -> Result<Self, StoreError> {
+        Ok(Self { space: database.space(KEYSPACE)?, last: Arc::default() })
     }
 
     /// The newest that is whole; `None` if none was ever kept.
@@ -69,14 +68,14 @@ impl RingCopy {
             *self.last.lock() = (Some(order(&state)), 1 - at);
             return Ok(Some(state));
         }
-        if let Some(bytes) = self.keyspace.get(SINGLE)? {
+        if let Some(bytes) = self.space.get(SINGLE)? {
             return decode(&bytes, || "copy of the ring".into()).map(Some);
         }
         damage.map_or(Ok(None), Err)
     }
 
     fn generation(&self, key: &[u8]) -> Result<Option<ClusterState>, StoreError> {
-        let Some(bytes) = self.keyspace.get(key)? else { return Ok(None) };
+        let Some(bytes) = self.space.get(key)? else { return Ok(None) };
         let name = || format!("copy of the ring {}", String::from_utf8_lossy(key));
         let whole = bytes.split_at_checked(CHECKSUM).filter(|(sum, body)| *sum == &Sha256::digest(body)[..]);
         match whole {
@@ -94,7 +93,7 @@ impl RingCopy {
         match codec::encode(state) {
             Ok(body) => {
                 let record = [Sha256::digest(&body).as_slice(), &body].concat();
-                let insert = self.keyspace.insert(GENERATIONS[last.1], record);
+                let insert = self.space.insert(GENERATIONS[last.1], record);
                 insert.unwrap_or_else(|error| fatal(&error));
                 *last = (Some(order(state)), 1 - last.1);
             }

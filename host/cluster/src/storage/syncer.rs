@@ -1,12 +1,11 @@
-//! Group commit: one thread syncs the database for everybody who waits.
+//! Group commit: one thread, or task of a simulated node, syncs the database for everybody who waits.
 
 use std::sync::Arc;
 
-use fjall::{Database, PersistMode};
 use tokio::sync::{mpsc, oneshot};
 
 use super::Mark;
-use annulus_data_dir::fatal;
+use annulus_data_dir::{Store, fatal};
 
 type Done = Box<dyn FnOnce() + Send>;
 
@@ -18,7 +17,7 @@ pub struct Syncer {
 
 impl Syncer {
     /// Starts the thread. What was promised is noted in `mark` when the database has it.
-    pub fn start(database: Database, mark: Option<Arc<Mark>>) -> Self {
+    pub fn start(database: Store, mark: Option<Arc<Mark>>) -> Self {
         let (waiting, mut queue) = mpsc::unbounded_channel::<Done>();
         let sync = async move {
             while let Some(first) = queue.recv().await {
@@ -26,7 +25,7 @@ impl Syncer {
                 let mut group = vec![first];
                 group.extend(std::iter::from_fn(|| queue.try_recv().ok()));
                 let promised = mark.as_ref().map(|mark| mark.next());
-                database.persist(PersistMode::SyncData).unwrap_or_else(|error| fatal(&error));
+                database.persist().await.unwrap_or_else(|error| fatal(&error));
                 if let (Some(mark), Some(promised)) = (&mark, promised) {
                     mark.write(promised).unwrap_or_else(|error| fatal(&error.into()));
                 }

@@ -18,7 +18,6 @@ use openraft::testing::{StoreBuilder, Suite, log_id};
 use openraft::{EntryPayload, RaftLogReader, StorageHelper};
 
 use super::*;
-use crate::raft::{Entry, LogId, RaftTypes, StorageError, Vote};
 use annulus_data_dir::open_database;
 
 /// Longest that anything here may take.
@@ -85,14 +84,9 @@ impl RaftLogStorage<RaftTypes> for SuiteLog {
     }
 
     async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
-        has_snapshot(&self.0, upto);
+        self.0.suppose_snapshot(upto);
         self.0.purge(upto).await
     }
-}
-
-/// As if a snapshot up to here were on disk.
-fn has_snapshot(log: &LogStore, last: LogId) {
-    log.store().snapshot.synced.send_modify(|synced| synced.last = synced.last.max(Some(last)));
 }
 
 struct Builder;
@@ -158,7 +152,7 @@ async fn vote_log_and_marks_survive_a_restart() {
         log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
         log.save_committed(Some(log_id(1, 0, 6))).await.unwrap();
         log.truncate(log_id(1, 0, 8)).await.unwrap();
-        has_snapshot(&log, log_id(1, 0, 2));
+        log.suppose_snapshot(log_id(1, 0, 2));
         log.purge(log_id(1, 0, 2)).await.unwrap();
     }
     let (mut log, _machine, _) = reopen(dir.path());
@@ -283,7 +277,7 @@ async fn a_damaged_snapshot_is_an_error_that_names_it() {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(&dir.path().join("db")).unwrap();
     let store = RaftStore::open(&database, Lineage::default(), dir.path()).unwrap();
-    store.keyspace.insert(Record::Snapshot.key(), b"junk").unwrap();
+    store.space.insert(Record::Snapshot.key(), &b"junk"[..]).unwrap();
     let error = StateMachine::open(store, Arc::new(Last::default())).err().unwrap();
     assert!(matches!(&error, StoreError::Corrupt { record, .. } if record == "Snapshot"), "{error}");
 }
@@ -317,7 +311,7 @@ async fn a_damaged_copy_of_the_ring_gives_way_to_the_one_before_and_two_are_an_e
     copy.write(&states[0]);
     assert_eq!(RingCopy::open(&database).unwrap().read().unwrap().as_ref(), Some(&states[2]));
 
-    let raw = database.keyspace("ring", annulus_data_dir::keyspace_options).unwrap();
+    let raw = database.space("ring").unwrap();
     let damage = |key: &[u8]| {
         let mut bytes = raw.get(key).unwrap().unwrap().to_vec();
         let middle = bytes.len() / 2;
@@ -374,7 +368,7 @@ async fn a_database_that_forgot_what_was_promised_is_not_opened() {
     let error = open("empty").err().unwrap();
     assert!(matches!(&error, StoreError::Forgot { what } if what == "a vote"), "{error}");
     let database = open_database(&dir.path().join("shorter")).unwrap();
-    let raft = database.keyspace("raft", annulus_data_dir::keyspace_options).unwrap();
+    let raft = database.space("raft").unwrap();
     raft.insert(Record::Vote.key(), codec::encode(&Vote::new(2, 0)).unwrap()).unwrap();
     let error = RaftStore::open(&database, Lineage::default(), dir.path()).err().unwrap();
     assert!(error.to_string().contains("entries 1 to 3"), "{error}");

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use annulus_core::codec;
-use annulus_core::ids::NodeId;
+use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::state::{ClusterState, Lineage};
 use sha2::{Digest as _, Sha256};
@@ -13,7 +13,9 @@ use super::rule::{Broken, Rule};
 /// What nodes have shown.
 #[derive(Default)]
 pub struct Ledger {
-    shown: BTreeMap<(Lineage, u64), [u8; 32]>,
+    shown: BTreeMap<(ClusterId, Lineage, u64), [u8; 32]>,
+    /// The cluster that counts: the first that was shown.
+    cluster: Option<ClusterId>,
     newest: Option<ClusterState>,
 }
 
@@ -23,13 +25,15 @@ impl Ledger {
     /// # Errors
     /// Another node has shown another state of this entry.
     pub fn shows(&mut self, who: &str, state: &ClusterState) -> Result<(), Broken> {
-        let at = (state.lineage, state.applied);
+        let at = (state.cluster, state.lineage, state.applied);
         let bytes = codec::encode(state).map_err(|error| Rule::OneTruth.broken(error.to_string()))?;
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
         if *self.shown.entry(at).or_insert(digest) != digest {
             return Err(Rule::OneTruth.broken(format!("{who} has another state of entry {at:?}")));
         }
-        if self.newest.as_ref().is_none_or(|newest| (newest.lineage, newest.applied) < at) {
+        let cluster = *self.cluster.get_or_insert(state.cluster);
+        let newer = |newest: &ClusterState| (newest.lineage, newest.applied) < (state.lineage, state.applied);
+        if state.cluster == cluster && self.newest.as_ref().is_none_or(newer) {
             self.newest = Some(state.clone());
         }
         Ok(())

@@ -1,0 +1,244 @@
+//! A database in memory: spaces, and one journal of which a crash leaves a prefix.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use annulus_data_dir::{Engine, Op, SpaceId, Trouble};
+use annulus_ground::Scope;
+use bytes::Bytes;
+use futures_util::future::{BoxFuture, pending};
+use rand::RngExt;
+use rand::rngs::SmallRng;
+
+use super::tree::{NodeId, not_found, prefix};
+use super::{Life, Needs};
+
+type Table = BTreeMap<Vec<u8>, Bytes>;
+
+/// What a database has.
+#[derive(Clone, Default)]
+pub(super) struct Stored {
+    /// A space is there for good when it was made, as fjall has it.
+    names: Vec<String>,
+    /// With the whole journal.
+    now: Vec<Table>,
+    /// What was persisted.
+    durable: Vec<Table>,
+    /// What was written since.
+    journal: Vec<Vec<Op>>,
+    /// So many batches were persisted before those of the journal.
+    before: u64,
+    /// So many of the journal were handed to the system.
+    flushed: usize,
+    /// The life that has it open.
+    open: Option<u64>,
+    /// Files of it are gone: as it is, and as a loss of power leaves it.
+    damaged: (bool, bool),
+}
+
+fn apply(tables: &mut [Table], batch: &[Op]) {
+    for Op { space, key, value } in batch {
+        match value {
+            Some(value) => drop(tables[space.0].insert(key.clone(), value.clone())),
+            None => drop(tables[space.0].remove(key)),
+        }
+    }
+}
+
+impl Stored {
+    pub(super) fn is_damaged(&self) -> bool {
+        self.damaged.0
+    }
+
+    pub(super) fn damage(&mut self) {
+        self.damaged.0 = true;
+    }
+
+    /// Opens it for a life; false if that has it open.
+    pub(super) fn open(&mut self, life: u64) -> bool {
+        self.open.replace(life) != Some(life)
+    }
+
+    fn space(&mut self, name: &str) -> SpaceId {
+        let at = self.names.iter().position(|of| of == name).unwrap_or_else(|| {
+            self.names.push(name.to_owned());
+            self.now.push(Table::new());
+            self.durable.push(Table::new());
+            self.names.len() - 1
+        });
+        SpaceId(at)
+    }
+
+    fn write(&mut self, batch: Vec<Op>) {
+        apply(&mut self.now, &batch);
+        // As fjall does: what is written singly takes all before it along.
+        let single = batch.len() == 1;
+        self.journal.push(batch);
+        if single {
+            self.flushed = self.journal.len();
+        }
+    }
+
+    /// How many batches there were ever.
+    fn written(&self) -> u64 {
+        self.before + self.journal.len() as u64
+    }
+
+    /// All up to here are on disk.
+    fn persisted(&mut self, upto: u64) {
+        let count = usize::try_from(upto.saturating_sub(self.before)).unwrap_or(usize::MAX);
+        let count = count.min(self.journal.len());
+        self.keep(count);
+        self.flushed = self.flushed.saturating_sub(count);
+    }
+
+    fn keep(&mut self, count: usize) {
+        for batch in self.journal.drain(..count) {
+            apply(&mut self.durable, &batch);
+        }
+        self.before += count as u64;
+    }
+
+    pub(super) fn settle(&mut self) {
+        self.persisted(self.written());
+        self.open = None;
+        self.damaged.1 = self.damaged.0;
+    }
+
+    pub(super) fn kill(&mut self, choices: &mut SmallRng) {
+        self.open = None;
+        let left = prefix(choices, self.flushed, self.journal.len());
+        self.journal.truncate(left);
+        self.flushed = left;
+        self.now = self.durable.clone();
+        self.journal.iter().for_each(|batch| apply(&mut self.now, batch));
+    }
+
+    pub(super) fn lose_power(&mut self, choices: &mut SmallRng) {
+        let left = prefix(choices, 0, self.journal.len());
+        self.keep(left);
+        self.journal.clear();
+        self.flushed = 0;
+        self.now = self.durable.clone();
+        let (now, durable) = self.damaged;
+        let damaged = durable || now && choices.random();
+        self.damaged = (damaged, damaged);
+    }
+}
+
+/// An open database. It is closed with the last handle.
+pub(super) struct MemoryEngine {
+    pub(super) life: Life,
+    pub(super) node: NodeId,
+    pub(super) path: PathBuf,
+}
+
+impl MemoryEngine {
+    /// How far it goes, and how long it takes.
+    fn begin_persist(&self) -> Result<Option<(u64, Duration)>, Trouble> {
+        let Some(mut state) = self.life.step("begin to persist", &self.path, Needs::Sync)? else {
+            return Ok(None);
+        };
+        let upto = state.tree.store(self.node)?.written();
+        Ok(Some((upto, state.sync_time())))
+    }
+
+    /// False if the life is over.
+    fn end_persist(&self, upto: u64) -> Result<bool, Trouble> {
+        let Some(mut state) = self.life.step("end to persist", &self.path, Needs::Sync)? else {
+            return Ok(false);
+        };
+        state.tree.store(self.node)?.persisted(upto);
+        Ok(true)
+    }
+
+    fn look<T>(&self, look: impl FnOnce(&mut Stored) -> T) -> Result<T, Trouble> {
+        let mut state = self.life.shared.lock();
+        Ok(look(state.tree.store(self.node)?))
+    }
+}
+
+impl Drop for MemoryEngine {
+    fn drop(&mut self) {
+        let life = self.life.number;
+        let closed = self.look(|store| {
+            if store.open == Some(life) {
+                store.open = None;
+            }
+        });
+        // It may be gone from the disk.
+        drop(closed);
+    }
+}
+
+impl Engine for MemoryEngine {
+    fn space(&self, name: &str) -> Result<SpaceId, Trouble> {
+        if let Some(at) = self.look(|store| store.names.iter().position(|of| of == name))? {
+            return Ok(SpaceId(at));
+        }
+        let what = format!("make the space {name} of");
+        match self.life.step(&what, &self.path, Needs::Room)? {
+            Some(mut state) => Ok(state.tree.store(self.node)?.space(name)),
+            None => Err(not_found().into()),
+        }
+    }
+
+    fn get(&self, space: SpaceId, key: &[u8]) -> Result<Option<Bytes>, Trouble> {
+        self.look(|store| store.now.get(space.0).and_then(|table| table.get(key).cloned()))
+    }
+
+    fn range(
+        &self,
+        space: SpaceId,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        back: bool,
+        limit: usize,
+    ) -> Result<Vec<(Bytes, Bytes)>, Trouble> {
+        // A map's range may not end before it begins.
+        let ends_before = match (from, to) {
+            (Bound::Included(from), Bound::Included(to)) => from > to,
+            (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {
+                from >= to
+            }
+            _ => false,
+        };
+        if ends_before {
+            return Ok(Vec::new());
+        }
+        self.look(|store| {
+            let table = store.now.get(space.0).into_iter();
+            let items = table.flat_map(|table| table.range::<[u8], _>((from, to)));
+            let item = |(key, value): (&Vec<u8>, &Bytes)| (Bytes::copy_from_slice(key), value.clone());
+            if back {
+                items.rev().take(limit).map(item).collect()
+            } else {
+                items.take(limit).map(item).collect()
+            }
+        })
+    }
+
+    fn write(&self, batch: Vec<Op>) -> Result<(), Trouble> {
+        if let Some(mut state) = self.life.step("write to", &self.path, Needs::Room)? {
+            state.tree.store(self.node)?.write(batch);
+        }
+        Ok(())
+    }
+
+    fn persist(&self) -> BoxFuture<'_, Result<(), Trouble>> {
+        Box::pin(async {
+            if let Some((upto, time)) = self.begin_persist()? {
+                if Scope::current().is_some() {
+                    tokio::time::sleep(time).await;
+                }
+                if self.end_persist(upto)? {
+                    return Ok(());
+                }
+            }
+            // Nobody may be told that it ended.
+            pending().await
+        })
+    }
+}

@@ -1,0 +1,120 @@
+//! After all faults: everything completes, and every key can be read through every node.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::state::{Member, MemberStatus, Module};
+use tokio::time::{Instant, sleep};
+
+use super::load;
+use super::rule::Rule;
+use super::run::Run;
+use super::truth::Want;
+
+/// How long it may take.
+const CALM: Duration = Duration::from_secs(120);
+
+/// How often it is looked at.
+const LOOK: Duration = Duration::from_millis(50);
+
+/// How long a read may take then.
+const READ: Duration = Duration::from_secs(10);
+
+/// Waits for something, or for a broken rule.
+pub async fn until(run: &Run, mut is: impl FnMut() -> bool) {
+    while !run.is_broken() && !is() {
+        sleep(LOOK).await;
+    }
+}
+
+/// Waits until everything has completed, then reads.
+pub async fn rest(run: &Arc<Run>) {
+    let began = Instant::now();
+    while let Some(why) = unrest(run) {
+        if run.is_broken() {
+            return;
+        }
+        if began.elapsed() > CALM {
+            return run.breaks(Rule::Completes.broken(format!("{why}, {CALM:?} after the last fault")));
+        }
+        sleep(LOOK).await;
+    }
+    run.note("all is at rest");
+    for at in run.nodes().serving() {
+        if run.member(at).is_none() {
+            continue;
+        }
+        for key in 0..run.settings.keys {
+            if !load::ask(run, at, key, Want::Get, READ).await && !run.is_broken() {
+                run.breaks(
+                    Rule::LostWrite.broken(format!("k{key} cannot be read through n{at} after healing")),
+                );
+            }
+            if run.is_broken() {
+                return;
+            }
+        }
+    }
+}
+
+/// What has not completed, if anything has not.
+pub fn unrest(run: &Run) -> Option<String> {
+    let nodes = run.nodes();
+    let state = run.ledger(|ledger| ledger.newest().cloned())?;
+    if let Some((partition, transfer)) = state.ring.transfers().next() {
+        return Some(format!("p{} is pending by {}", partition.0, transfer.id));
+    }
+    let unfinished = state.live_members().find(|member| match member.status {
+        MemberStatus::Joining => !member.waits(),
+        MemberStatus::Leaving | MemberStatus::Down => true,
+        MemberStatus::Member | MemberStatus::Removed => false,
+    });
+    if let Some(member) = unfinished {
+        return Some(format!("{} is {}", member.name, member.status));
+    }
+    for at in 0..nodes.count() {
+        if let Some(why) = nodes.failed(at) {
+            run.breaks(Rule::StartsAgain.broken(format!("n{at}: {why}")));
+            return Some(format!("n{at} does not start: {why}"));
+        }
+        let Some(life) = nodes.life(at) else {
+            if nodes.ended(at).is_none() {
+                return Some(format!("n{at} does not serve"));
+            }
+            continue;
+        };
+        let view = life.cluster().view();
+        if view.state.cluster != state.cluster {
+            // Its join was refused, or its operator gave up: a cluster of its own.
+            continue;
+        }
+        if view.state.applied != state.applied {
+            return Some(format!("n{at} knows {} of {}", view.state.applied, state.applied));
+        }
+        if !view.serves() {
+            return Some(format!("n{at} does not serve"));
+        }
+        if let Some(member) = state.live_members().find(|member| !life.cluster().liveness().is_up(member.id))
+        {
+            return Some(format!("n{at} takes {} for down", member.name));
+        }
+        // What a cut or a pause has ended is dialled anew.
+        let away = |member: &&Member| !life.transport().is_up(member.uid);
+        if let Some(member) = state.live_members().find(away) {
+            return Some(format!("n{at} has no connection to {}", member.name));
+        }
+        let running = life.services().modules.running();
+        let runs = |module: &&Module| {
+            running.get(&module.uid).is_some_and(|it| it.version == module.current.version)
+        };
+        if let Some(module) = state.modules.values().find(|module| !runs(module)) {
+            return Some(format!("n{at} does not run version {} of {}", module.current.version, module.name));
+        }
+        if let Some(slot) =
+            life.services().master.status().iter().find(|slot| slot.sealed || slot.staging > 0)
+        {
+            return Some(format!("n{at} keeps a seal or a stage of p{}", slot.partition.0));
+        }
+    }
+    None
+}
