@@ -119,6 +119,29 @@ impl Disk {
         Self(Arc::new(files))
     }
 
+    /// Makes a directory and those above it that are missing, durably: else a loss of power could take away the
+    /// whole of it, with all that was synced in it. One that is there is left as it is.
+    ///
+    /// # Errors
+    /// It cannot be made.
+    pub fn create_dir_durably(&self, path: &Path, access: Access) -> io::Result<()> {
+        let missing = path.ancestors().take_while(|dir| !self.is_there(dir)).count();
+        self.create_dir(path, access)?;
+        // One that is there may be of a process that was killed before it came to this.
+        for dir in path.ancestors().take(missing.max(1)) {
+            let above = match dir.parent() {
+                Some(above) if above != Path::new("") => above,
+                _ => Path::new("."),
+            };
+            if let Err(error) = self.sync_dir(above) {
+                // It may be entered only, not read.
+                let (dir, above) = (dir.display(), above.display());
+                tracing::warn!(%error, "{above} cannot be synced: a loss of power may take away {dir}");
+            }
+        }
+        Ok(())
+    }
+
     /// Opens a database on it, or makes it.
     ///
     /// # Errors

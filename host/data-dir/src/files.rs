@@ -10,9 +10,9 @@ fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataDirError + '_ {
     |source| DataDirError::Io { path: path.to_owned(), source }
 }
 
-/// Makes a directory that only its owner can enter; leaves one that exists as it is.
+/// Makes a directory that only its owner can enter, durably; leaves one that exists as it is.
 pub(super) fn create_private_dir(disk: &Disk, path: &Path) -> Result<(), DataDirError> {
-    disk.create_dir(path, Access::Owner).map_err(io(path))
+    disk.create_dir_durably(path, Access::Owner).map_err(io(path))
 }
 
 /// Replaces a file by a new one (mode 0600), durably: written beside it, synced, renamed, and

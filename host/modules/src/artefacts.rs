@@ -73,7 +73,7 @@ impl Artefacts {
         let path = self.path(&digest);
         let (disk, dir, target) = (self.disk.clone(), self.dir.clone(), path.clone());
         let write = move || -> std::io::Result<()> {
-            disk.create_dir(&dir, Access::Usual)?;
+            disk.create_dir_durably(&dir, Access::Usual)?;
             let partial = dir.join(format!("{:016x}{PARTIAL}", annulus_ground::random::<u64>()));
             let whole = || {
                 let mut file = disk.open(&partial, Open::Empty)?;

@@ -142,6 +142,10 @@ impl RaftLogStorage<RaftTypes> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        // Asked at a start, and before anything else. Raft answers for a vote and for entries that it finds
+        // without writing them again, and a process that was killed may have left them to the system alone: a
+        // loss of power after that would take back what was promised.
+        self.store.syncer.sync().await;
         self.store.get(Record::Vote).map_err(|error| StorageIOError::read_vote(&error).into())
     }
 

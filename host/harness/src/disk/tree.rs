@@ -22,6 +22,17 @@ pub(super) enum Node {
     Store(Stored),
 }
 
+impl Node {
+    /// If it is the directory that this was moved to, that is durable now.
+    fn settle_move(&mut self, moved: NodeId) {
+        if let Self::Dir(dir) = self
+            && let Some(at) = dir.pending.iter().position(|change| change.node() == Some(moved))
+        {
+            dir.pending.remove(at).apply(&mut dir.durable);
+        }
+    }
+}
+
 #[derive(Clone)]
 pub(super) struct Tree {
     nodes: BTreeMap<NodeId, Node>,
@@ -129,7 +140,13 @@ impl Tree {
     pub(super) fn sync_dir(&mut self, path: &Path) -> io::Result<()> {
         let dir = self.dir(path)?;
         dir.durable = dir.now.clone();
-        dir.pending.clear();
+        let done = std::mem::take(&mut dir.pending);
+        // File systems note a move between directories once for both.
+        for change in done {
+            if let Change::Take { moved: Some(node), .. } = change {
+                self.nodes.values_mut().for_each(|other| other.settle_move(node));
+            }
+        }
         Ok(())
     }
 

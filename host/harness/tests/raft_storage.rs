@@ -1,0 +1,189 @@
+//! Raft's durable half on a disk that crashes: openraft's own suite, and lives that end at any operation.
+
+mod raft {
+    pub mod book;
+    pub mod life;
+}
+
+use std::collections::BTreeSet;
+use std::fmt::Debug;
+use std::ops::RangeBounds;
+use std::path::Path;
+use std::sync::Arc;
+
+use annulus_cluster::storage::{
+    Entry, LogId, LogStore, RaftStore, RaftTypes, StateMachine, StorageError, StoreError, Vote,
+};
+use annulus_core::state::Lineage;
+use annulus_ground::ScopeId;
+use annulus_harness::disk::{Crash, MemoryDisk};
+use annulus_harness::{Settings, Simulation};
+use openraft::RaftLogReader;
+use openraft::storage::{LogFlushed, LogState, RaftLogStorage};
+use openraft::testing::{StoreBuilder, Suite};
+use parking_lot::Mutex;
+use rand::rngs::SmallRng;
+use rand::{RngExt, SeedableRng};
+
+use raft::book::Book;
+use raft::life::{Order, Seen, life};
+
+/// Where a node lies.
+const NODE: &str = "/node";
+
+/// Lives of one disk.
+const LIVES: u64 = 12;
+
+/// What a seed came to.
+#[derive(Default)]
+struct Run {
+    /// What lives were about to do when they died.
+    deaths: BTreeSet<String>,
+    operations: u64,
+    trace: u64,
+}
+
+/// Lives one after the other on one disk. Each dies at an operation of the seed's choice, or at its end.
+fn run(seed: u64, order: Order) -> Result<Run, String> {
+    let simulation = Simulation::new(seed, Settings::default());
+    let disk = MemoryDisk::new(simulation.world().stream("disk"));
+    let mut choices = simulation.world().stream("crashes");
+    let book = Arc::new(Mutex::new(Book::default()));
+    let mut run = Run::default();
+    for number in 0..LIVES {
+        let until = disk.operations() + choices.random_range(1..150);
+        disk.die_at(Some(until));
+        let seen = Seen { disk: disk.clone(), book: book.clone() };
+        let scope = simulation.scope(ScopeId(number));
+        let choices_of_life = simulation.world().stream(&format!("life {number}"));
+        let lived = simulation.live(&scope, life(seen, choices_of_life, order));
+        match lived {
+            None => run.deaths.extend(disk.died()),
+            Some(done) => done.map_err(|why| format!("seed {seed}, life {number}: {why}"))?,
+        }
+        disk.fill(false);
+        disk.crash(if choices.random() { Crash::Killed } else { Crash::PowerLoss });
+    }
+    run.operations = disk.operations();
+    run.trace = simulation.world().trace();
+    Ok(run)
+}
+
+#[test]
+fn what_raft_was_promised_is_there_after_a_crash_at_any_operation() {
+    let mut deaths = BTreeSet::new();
+    for seed in 0..400 {
+        deaths.extend(run(seed, Order::AsItIs).unwrap().deaths);
+    }
+    // Else it looked at less than it says.
+    for what in
+        ["write to /node/db", "begin to persist", "end to persist", "write /node/raft.mark", "sync /node"]
+    {
+        assert!(deaths.iter().any(|death| death.contains(what)), "no life died at: {what} of {deaths:?}");
+    }
+}
+
+#[test]
+fn a_seed_is_the_same_run_again() {
+    let of = |seed| run(seed, Order::AsItIs).map(|run| (run.operations, run.trace)).unwrap();
+    assert_eq!(of(7), of(7));
+    assert_ne!(of(7), of(8));
+}
+
+#[test]
+fn a_purge_before_its_snapshot_is_seen() {
+    let seen = (0..400).find_map(|seed| run(seed, Order::PurgeFirst).err());
+    assert!(seen.is_some(), "400 seeds find nothing wrong with it");
+}
+
+/// A disk with a database in which a life has promised something.
+fn lived() -> (Simulation, MemoryDisk) {
+    let simulation = Simulation::new(1, Settings::default());
+    let disk = MemoryDisk::new(simulation.world().stream("disk"));
+    let seen = Seen { disk: disk.clone(), book: Default::default() };
+    let choices = simulation.world().stream("life");
+    simulation.live(&simulation.scope(ScopeId(0)), life(seen, choices, Order::AsItIs)).unwrap().unwrap();
+    (simulation, disk)
+}
+
+fn opened(simulation: &Simulation, disk: &MemoryDisk, database: &str) -> Result<(), StoreError> {
+    let (disk, path) = (disk.disk(), Path::new(NODE).join(database));
+    let open = async move {
+        RaftStore::open(&disk.database(&path).unwrap(), Lineage::default(), Path::new(NODE)).map(drop)
+    };
+    simulation.live(&simulation.scope(ScopeId(1)), open).unwrap()
+}
+
+#[test]
+fn an_older_database_under_a_newer_note_is_refused() {
+    let (simulation, disk) = lived();
+    disk.crash(Crash::PowerLoss);
+    opened(&simulation, &disk, "db").unwrap();
+    disk.crash(Crash::Killed);
+    let error = opened(&simulation, &disk, "other").unwrap_err();
+    assert!(matches!(&error, StoreError::Forgot { what } if what == "a vote"), "{error}");
+}
+
+/// The log as openraft's suite uses it: it purges without a snapshot, which Raft never does.
+struct SuiteLog(LogStore);
+
+impl RaftLogReader<RaftTypes> for SuiteLog {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, StorageError> {
+        self.0.try_get_log_entries(range).await
+    }
+}
+
+impl RaftLogStorage<RaftTypes> for SuiteLog {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<RaftTypes>, StorageError> {
+        self.0.get_log_state().await
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.0.get_log_reader().await
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
+        self.0.save_vote(vote).await
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
+        self.0.read_vote().await
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<RaftTypes>) -> Result<(), StorageError>
+    where
+        I: IntoIterator<Item = Entry> + Send,
+        I::IntoIter: Send,
+    {
+        self.0.append(entries, callback).await
+    }
+
+    async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
+        self.0.truncate(since).await
+    }
+
+    async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
+        self.0.suppose_snapshot(upto);
+        self.0.purge(upto).await
+    }
+}
+
+struct Builder;
+
+impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, ()> for Builder {
+    async fn build(&self) -> Result<((), SuiteLog, StateMachine), StorageError> {
+        let disk = MemoryDisk::new(SmallRng::seed_from_u64(1)).disk();
+        let (log, machine) = raft::life::open(&disk, Arc::new(raft::book::State::default())).unwrap();
+        Ok(((), SuiteLog(log), machine))
+    }
+}
+
+#[test]
+fn openrafts_suite_holds_in_memory() {
+    Suite::test_all(Builder).unwrap();
+}

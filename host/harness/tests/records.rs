@@ -1,0 +1,456 @@
+//! What else a node keeps, on a disk that crashes at any operation: seals beside the copy of the ring, its
+//! identity, its starts, a join, components.
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_cluster::seed;
+use annulus_cluster::storage::RingCopy;
+use annulus_core::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
+use annulus_core::keyspace::{PartitionId, RingSize};
+use annulus_core::state::{ClusterState, Command, Lineage, Machine, Member, MemberStatus};
+use annulus_data_dir::{
+    Admitted, Credentials, DataDir, DataDirError, Disk, Founding, Identity, JoinIntent, LAYOUT_VERSION,
+    Store, Trouble,
+};
+use annulus_ground::ScopeId;
+use annulus_handoff::Seals;
+use annulus_harness::disk::{Crash, MemoryDisk};
+use annulus_harness::{Settings, Simulation};
+use annulus_modules::Artefacts;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use tokio::time::Instant;
+
+/// Where a node lies.
+const NODE: &str = "/node";
+
+/// Lives of one disk.
+const LIVES: u64 = 12;
+
+/// Seeds of each check.
+const SEEDS: u64 = 300;
+
+/// Lives one after the other on one disk, each of which dies at one of the next so many operations, or ends.
+fn lives<T: Send + 'static, F>(
+    seed: u64,
+    most: u64,
+    seen: T,
+    life: impl Fn(Disk, Arc<Mutex<T>>, SmallRng) -> F,
+) -> Result<(), String>
+where
+    F: Future<Output = Result<(), String>> + Send + 'static,
+{
+    let simulation = Simulation::new(seed, Settings::default());
+    let memory = MemoryDisk::new(simulation.world().stream("disk"));
+    let mut choices = simulation.world().stream("crashes");
+    let seen = Arc::new(Mutex::new(seen));
+    for number in 0..LIVES {
+        memory.die_at(Some(memory.operations() + choices.random_range(1..=most)));
+        let of_life = simulation.world().stream(&format!("life {number}"));
+        let lived =
+            simulation.live(&simulation.scope(ScopeId(number)), life(memory.disk(), seen.clone(), of_life));
+        lived.unwrap_or(Ok(())).map_err(|why| format!("seed {seed}, life {number}: {why}"))?;
+        memory.crash(if choices.random() { Crash::Killed } else { Crash::PowerLoss });
+    }
+    Ok(())
+}
+
+/// The first seed of which a check says no.
+fn first_seen(run: impl Fn(u64) -> Result<(), String>) -> Option<String> {
+    (0..SEEDS).find_map(|seed| run(seed).err())
+}
+
+fn said(error: impl std::fmt::Display) -> String {
+    error.to_string()
+}
+
+/// A cluster's state of this index.
+fn state(applied: u64) -> ClusterState {
+    let founder = Member {
+        id: NodeId(0),
+        uid: UID,
+        name: "a@h".into(),
+        listen: "127.0.0.1:1".into(),
+        http: String::new(),
+        zone: None,
+        weight: 1,
+        status: MemberStatus::Member,
+        staged: false,
+        banned: false,
+    };
+    let found = Command::Found {
+        cluster: ClusterId([9; 16]),
+        ring_size: RingSize::try_from(8).unwrap(),
+        width: 3,
+        founder,
+        authority: pem("of the cluster"),
+        authority_key: "key".into(),
+        level: annulus_core::version::LEVEL,
+    };
+    let mut machine = Machine::default();
+    machine.apply(1, &found);
+    ClusterState { applied, ..machine.state.unwrap() }
+}
+
+const UID: NodeUid = NodeUid([1; 16]);
+
+fn pem(of: impl std::fmt::Display) -> String {
+    format!("-----BEGIN CERTIFICATE-----\n{of}\n-----END CERTIFICATE-----\n")
+}
+
+/// What was promised of partitions that are given away.
+#[derive(Default)]
+struct GivenAway {
+    /// Index of the newest state.
+    index: u64,
+    /// Sealed and not flipped.
+    sealed: BTreeMap<PartitionId, TransferId>,
+    /// Flipped at this index, after which the seal was taken off. Some may be sealed still.
+    flipped: BTreeMap<PartitionId, (TransferId, u64)>,
+}
+
+/// Seals partitions, flips them and takes the seals off, in the order of handoff: a seal must not be gone as
+/// long as the copy of the ring does not say that the partition is.
+async fn give_away(
+    disk: Disk,
+    seen: Arc<Mutex<GivenAway>>,
+    mut choices: SmallRng,
+    seal_first: bool,
+) -> Result<(), String> {
+    let database = DataDir::lock_on(&disk, Path::new(NODE)).and_then(|data| data.database()).map_err(said)?;
+    disk.sync_dir(Path::new(NODE)).map_err(said)?;
+    let (seals, copy) = (Seals::open(&database).map_err(said)?, RingCopy::open(&database).map_err(said)?);
+    let kept = copy.read().map_err(said)?.map_or(0, |state| state.applied);
+    let all: BTreeMap<_, _> = seals.all().into_iter().collect();
+    let (sealed, flipped) = {
+        let seen = seen.lock();
+        (seen.sealed.clone(), seen.flipped.clone())
+    };
+    for (partition, transfer) in sealed {
+        if all.get(&partition) != Some(&transfer) {
+            return Err(format!("partition {partition:?} is sealed no longer"));
+        }
+    }
+    for (partition, (transfer, index)) in flipped {
+        let is_sealed = all.get(&partition) == Some(&transfer);
+        if !is_sealed && kept < index {
+            return Err(format!("partition {partition:?} is neither sealed nor known to be given away"));
+        }
+        // As a start does: the log tells.
+        copy.write(&state(seen.lock().index));
+        seals.remove(partition, transfer);
+    }
+    for _ in 0..10 {
+        let partition = PartitionId(choices.random_range(0..4));
+        let sealed = seen.lock().sealed.remove(&partition);
+        if let Some(transfer) = sealed {
+            let index = {
+                let mut seen = seen.lock();
+                seen.index += 1;
+                let index = seen.index;
+                seen.flipped.insert(partition, (transfer, index));
+                index
+            };
+            if seal_first {
+                seals.remove(partition, transfer);
+            }
+            copy.write(&state(index));
+            seals.remove(partition, transfer);
+        } else {
+            let transfer = TransferId(choices.random());
+            seals.put(partition, transfer).await;
+            let mut seen = seen.lock();
+            seen.flipped.remove(&partition);
+            seen.sealed.insert(partition, transfer);
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn a_partition_is_sealed_until_the_copy_of_the_ring_says_that_it_is_given_away() {
+    let run = |first| {
+        move |seed| {
+            lives(seed, 40, GivenAway::default(), |disk, seen, choices| give_away(disk, seen, choices, first))
+        }
+    };
+    assert_eq!(first_seen(run(false)), None);
+    let seen = first_seen(run(true));
+    assert!(seen.is_some_and(|why| why.contains("neither sealed")), "the wrong order is not seen");
+}
+
+/// How a node comes to be another cluster's, and what was promised on the way.
+#[derive(Default)]
+struct Way {
+    /// The newest start that was counted.
+    starts: u64,
+    founded: Option<NodeUid>,
+    admitted: bool,
+    joined: bool,
+}
+
+/// In which order the last steps of a join are done.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Last {
+    Intent,
+    Identity,
+}
+
+fn identity(uid: NodeUid, cluster: ClusterId) -> Identity {
+    Identity {
+        layout: LAYOUT_VERSION,
+        name: "a@h".into(),
+        cluster,
+        uid,
+        node: NodeId(0),
+        lineage: Lineage::default(),
+    }
+}
+
+fn credentials(of: &Identity) -> Credentials {
+    Credentials {
+        certificate: pem(of.cluster),
+        key: "-----BEGIN PRIVATE KEY-----\nk\n-----END PRIVATE KEY-----\n".into(),
+        authorities: vec![pem("of the cluster")],
+    }
+}
+
+/// Starts as a node does, and goes on a step of its way.
+async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: Last) -> Result<(), String> {
+    let data = DataDir::lock_on(&disk, Path::new(NODE)).map_err(said)?;
+    finish_join(&data, last).await.map_err(said)?;
+    let there = data.identity("a@h").map_err(said)?;
+    let (promised, admitted, joined) = {
+        let seen = seen.lock();
+        (seen.founded, seen.admitted, seen.joined)
+    };
+    if promised.is_some() && there.as_ref().map(|identity| identity.uid) != promised {
+        return Err(format!("the identity is {there:?} instead of {promised:?}"));
+    }
+    let other = ClusterId([9; 16]);
+    if (admitted || joined) && there.as_ref().is_none_or(|identity| identity.cluster != other) {
+        return Err("the node has forgotten that it was admitted".into());
+    }
+    let identity = match there {
+        Some(identity) => identity,
+        None => {
+            let identity = identity(UID, ClusterId(choices.random()));
+            data.write_credentials(&credentials(&identity)).map_err(said)?;
+            let founding = Founding { authority: pem("of the cluster"), authority_key: pem("key") };
+            data.write_founding(&founding).map_err(said)?;
+            data.write_identity(&identity).map_err(said)?;
+            identity
+        }
+    };
+    if data.credentials().map_err(said)? != credentials(&identity) {
+        return Err("the credentials are another cluster's".into());
+    }
+    let database = open(&data).await.map_err(said)?;
+    let number = data.count_start().map_err(said)?;
+    if number <= std::mem::replace(&mut seen.lock().starts, number) {
+        return Err(format!("start {number} comes twice"));
+    }
+    // Counting has synced the directory: from here on others may hear of the node.
+    seen.lock().founded = Some(UID);
+    let copy = RingCopy::open(&database).map_err(said)?.read().map_err(said)?;
+    let is_others = identity.cluster == other;
+    seen.lock().joined |= is_others;
+    if is_others && copy.is_none() {
+        return Err("no state of the cluster is there".into());
+    }
+    if is_others && data.founding().map_err(said)?.is_some() {
+        return Err("a founding is left over in the cluster that was joined".into());
+    }
+    if copy.is_none() {
+        if data.founding().map_err(said)?.is_none() {
+            return Err("neither a founding nor what it led to is there".into());
+        }
+        seed(&database, &state(1)).await.map_err(said)?;
+    }
+    data.clear_founding().map_err(said)?;
+    if !is_others && choices.random() {
+        let asking =
+            JoinIntent::Asking { address: "h:1".into(), token: "t".into(), stage: false, discard: false };
+        data.write_join_intent(&asking).map_err(said)?;
+        let admitted = Admitted {
+            node: NodeId(0),
+            certificate: pem(other),
+            key: credentials(&identity).key,
+            state: state(50),
+        };
+        data.write_join_intent(&JoinIntent::Admitted(Box::new(admitted))).map_err(said)?;
+        seen.lock().admitted = true;
+    }
+    Ok(())
+}
+
+/// Opens the database; tasks of before may have it for a moment.
+async fn open(data: &DataDir) -> Result<Store, DataDirError> {
+    let deadline = Instant::now() + Duration::from_secs(10);
+    loop {
+        match data.database() {
+            Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(Duration::from_millis(5)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// As a node does at its start: the intent goes last.
+async fn finish_join(data: &DataDir, last: Last) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
+    let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
+    data.wipe_database()?;
+    seed(&open(data).await?, &admitted.state).await?;
+    if last == Last::Identity {
+        data.clear_join_intent()?;
+    }
+    data.clear_founding()?;
+    data.write_credentials(&admitted.credentials())?;
+    data.write_identity(&identity(UID, admitted.state.cluster))?;
+    data.clear_join_intent()?;
+    Ok(())
+}
+
+#[test]
+fn a_node_is_founded_and_joins_whatever_operation_it_dies_at() {
+    let run = |last| {
+        move |seed| lives(seed, 60, Way::default(), |disk, seen, choices| start(disk, seen, choices, last))
+    };
+    assert_eq!(first_seen(run(Last::Intent)), None);
+    assert!(first_seen(run(Last::Identity)).is_some(), "the wrong order is not seen");
+}
+
+/// Keeps components; those that were answered are there for good.
+async fn keep(
+    disk: Disk,
+    seen: Arc<Mutex<BTreeMap<Digest, Bytes>>>,
+    mut choices: SmallRng,
+) -> Result<(), String> {
+    let data = DataDir::lock_on(&disk, Path::new(NODE)).map_err(said)?;
+    let artefacts = Artefacts::new(disk, data.path().join("components"));
+    let promised = seen.lock().clone();
+    for (digest, bytes) in promised {
+        if artefacts.find(&digest).await.as_ref() != Some(&bytes) {
+            return Err(format!("component {digest} is gone"));
+        }
+    }
+    for _ in 0..3 {
+        let bytes = Bytes::from(vec![choices.random(); choices.random_range(1..100)]);
+        let digest = artefacts.keep(bytes.clone()).await.map_err(said)?;
+        seen.lock().insert(digest, bytes);
+    }
+    Ok(())
+}
+
+#[test]
+fn a_component_that_was_kept_is_there() {
+    assert_eq!(first_seen(|seed| lives(seed, 25, BTreeMap::new(), keep)), None);
+}
+
+const MODULE: ModuleUid = ModuleUid(7);
+
+/// True if the module has had an item, of which a restart has to tell.
+async fn fill(disk: Disk, filled: Arc<Mutex<bool>>, mut choices: SmallRng) -> Result<(), String> {
+    let data = DataDir::lock_on(&disk, Path::new(NODE)).map_err(said)?;
+    let modules = data.empty_modules().map_err(said)?;
+    let was_filled = std::mem::take(&mut *filled.lock());
+    if was_filled && modules.is_empty(MODULE) {
+        return Err("the loss of items would be hidden".into());
+    }
+    modules.note([MODULE]);
+    if choices.random() {
+        modules.fill(MODULE);
+        modules.sync();
+        *filled.lock() = true;
+    }
+    Ok(())
+}
+
+#[test]
+fn a_module_that_had_an_item_is_not_empty() {
+    assert_eq!(first_seen(|seed| lives(seed, 10, false, fill)), None);
+}
+
+/// Sets a directory aside and founds a node anew in it, again and again; nothing is lost of any.
+async fn set_aside(disk: Disk, seen: Arc<Mutex<Vec<String>>>, mut choices: SmallRng) -> Result<(), String> {
+    let node = Path::new(NODE);
+    let data = DataDir::lock_on(&disk, node).map_err(said)?;
+    let mut aside = vec![node.to_owned()];
+    let entries = disk.list(node).map_err(said)?.into_iter().map(|entry| node.join(entry.name));
+    aside.extend(entries.filter(|path| path.to_string_lossy().contains("set-aside-")));
+    let read = |dir: &std::path::PathBuf| disk.read(&dir.join("authorities.pem")).ok();
+    let there: Vec<String> =
+        aside.iter().filter_map(read).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
+    for kept in seen.lock().iter() {
+        if !there.iter().any(|text| text.contains(kept.trim())) {
+            return Err(format!("what was set aside is gone: {kept}"));
+        }
+    }
+    data.set_aside().map_err(said)?;
+    if data.identity("a@h").map_err(said)?.is_some() {
+        return Err("a node is left".into());
+    }
+    let pem = pem(choices.random::<u64>());
+    data.write_authorities(&[pem.clone()]).map_err(said)?;
+    seen.lock().push(pem);
+    data.write_identity(&identity(UID, ClusterId([3; 16]))).map_err(said)
+}
+
+#[test]
+fn nothing_that_was_set_aside_is_lost() {
+    assert_eq!(first_seen(|seed| lives(seed, 25, Vec::new(), set_aside)), None);
+}
+
+#[test]
+fn a_full_disk_and_one_that_fails_end_the_life() {
+    let simulation = Simulation::new(1, Settings::default());
+    let memory = MemoryDisk::new(simulation.world().stream("disk"));
+    for number in 0..2 {
+        let (disk, full) = (memory.clone(), number == 0);
+        let life = async move {
+            let database = DataDir::lock_on(&disk.disk(), Path::new(NODE)).unwrap().database().unwrap();
+            let seals = Seals::open(&database).unwrap();
+            if full {
+                disk.fill(true)
+            } else {
+                disk.break_syncs(true)
+            }
+            seals.put(PartitionId(1), TransferId(1)).await;
+        };
+        assert!(simulation.live(&simulation.scope(ScopeId(number)), life).is_none());
+        memory.fill(false);
+        memory.crash(Crash::Killed);
+    }
+    assert!(simulation.world().panics().is_empty(), "a node that dies does not panic");
+    let error = {
+        memory.fill(true);
+        let disk = memory.disk();
+        DataDir::lock_on(&disk, Path::new("/new")).unwrap_err()
+    };
+    assert!(matches!(&error, DataDirError::Io { .. }) && error.to_string().contains("make room"), "{error}");
+}
+
+#[test]
+fn a_copy_of_a_disk_is_what_it_was() {
+    let simulation = Simulation::new(1, Settings::default());
+    let memory = MemoryDisk::new(simulation.world().stream("disk"));
+    let count = |number| {
+        let disk = memory.disk();
+        let life = async move { DataDir::lock_on(&disk, Path::new(NODE)).unwrap().count_start().unwrap() };
+        simulation.live(&simulation.scope(ScopeId(number)), life).unwrap()
+    };
+    assert_eq!(count(0), 1);
+    let image = memory.image();
+    memory.crash(Crash::PowerLoss);
+    assert_eq!(count(1), 2);
+    memory.restore(&image);
+    assert_eq!(count(2), 2);
+    memory.wipe();
+    assert_eq!(count(3), 1);
+}
