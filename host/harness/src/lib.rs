@@ -2,7 +2,7 @@
 //!
 //! A [`Simulation`] is a seed with a runtime whose time goes on only when nobody has anything to do. Each life
 //! of a node in it is an [`annulus_ground::Scope`]. The same seed gives the same run, poll for poll:
-//! [`Simulation::trace`] is the proof.
+//! [`Seeded::trace`] is the proof.
 
 pub mod disk;
 pub mod guest;
