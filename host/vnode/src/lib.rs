@@ -25,7 +25,7 @@ pub use mailbox::{
     decode_answer,
 };
 pub use master::{Delivery, IncompleteStage, Master, MasterConfig, ModuleSource, Reading, WeakMaster};
-pub use native::{Answered, Call, NativeGuest, NativeModule, NativePlace, at_once};
+pub use native::{Answered, Call, NativeGuest, NativeModule, NativePlace};
 pub use native_kv::native_kv;
 pub use run::PageAnswer;
 pub use slot::{Incident, SlotStatus, StageId};

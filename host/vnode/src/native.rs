@@ -2,10 +2,8 @@
 //!
 //! What `bench --baseline` holds a guest against is one, and a simulation's guests are others.
 
-use std::future::{Future, poll_fn};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::task::Poll;
 use std::time::Duration;
 
 use parking_lot::RwLock;
@@ -17,8 +15,25 @@ use annulus_wasm::{
     Page, Rejection, Request, TransferKind, Values, VnodePlace,
 };
 
-/// A call of native code that is under way.
-pub type Call<'a, T> = Pin<Box<dyn Future<Output = Result<T, GuestError>> + Send + 'a>>;
+/// A call of native code.
+pub enum Call<'a, T> {
+    /// It has come to its end.
+    Done(Result<T, GuestError>),
+    /// It is under way.
+    Later(Pin<Box<dyn Future<Output = Result<T, GuestError>> + Send + 'a>>),
+}
+
+impl<'a, T> Call<'a, T> {
+    /// One that gave this, without a wait.
+    pub fn done(value: T) -> Self {
+        Self::Done(Ok(value))
+    }
+
+    /// One that gives what the future does.
+    pub fn later(future: impl Future<Output = Result<T, GuestError>> + Send + 'a) -> Self {
+        Self::Later(Box::pin(future))
+    }
+}
 
 /// What a command gave, or the guest's own no.
 pub type Answered<T> = Result<Answer<T>, CommandFailure>;
@@ -62,7 +77,7 @@ pub trait NativeGuest: Send {
         _after: Option<&'a [u8]>,
         _limit: Budget,
     ) -> Call<'a, Answered<Values>> {
-        at_once(Err(CommandFailure::UnknownCommand))
+        Call::done(Err(CommandFailure::UnknownCommand))
     }
 
     /// Are its items its own? Else the host keeps them.
@@ -72,22 +87,22 @@ pub trait NativeGuest: Send {
 
     /// One page of the items that it keeps.
     fn fold<'a>(&'a mut self, _after: Option<&'a [u8]>, _limit: Budget) -> Call<'a, Page> {
-        at_once(Page { items: Vec::new(), next: None })
+        Call::done(Page { items: Vec::new(), next: None })
     }
 
     /// How many items it keeps.
     fn count(&mut self) -> Call<'_, u64> {
-        at_once(0)
+        Call::done(0)
     }
 
     /// The items of one key that it keeps, tombstones too.
     fn items_of<'a>(&'a mut self, _key: &'a [u8]) -> Call<'a, Vec<Item>> {
-        at_once(Vec::new())
+        Call::done(Vec::new())
     }
 
     /// Takes items in that it is to keep; answers those that it could not take.
     fn take<'a>(&'a mut self, _items: &'a [Item]) -> Call<'a, Answer<Vec<Rejection>>> {
-        at_once(Answer { value: Vec::new(), writes: Vec::new(), doom: None })
+        Call::done(Answer { value: Vec::new(), writes: Vec::new(), doom: None })
     }
 
     /// Merges versions of items that the host keeps; none if it has no say in that.
@@ -97,12 +112,12 @@ pub trait NativeGuest: Send {
 
     /// These tombstones nobody needs any more. Answers what it writes to host storage.
     fn forget<'a>(&'a mut self, _tombstones: &'a [Item]) -> Call<'a, Vec<(Place, Stored)>> {
-        at_once(Vec::new())
+        Call::done(Vec::new())
     }
 
     /// All items are elsewhere for good.
     fn delete(&mut self) -> Call<'_, ()> {
-        at_once(())
+        Call::done(())
     }
 
     /// Bytes that its items take, and how many they may, where that is limited.
@@ -112,7 +127,7 @@ pub trait NativeGuest: Send {
 
     /// May a handoff start?
     fn handoff_starting<'a>(&'a mut self, _kind: TransferKind, _target: &'a str) -> Call<'a, bool> {
-        at_once(true)
+        Call::done(true)
     }
 
     /// How a handoff ended.
@@ -122,22 +137,22 @@ pub trait NativeGuest: Send {
         _target: &'a str,
         _finished: bool,
     ) -> Call<'a, ()> {
-        at_once(())
+        Call::done(())
     }
 
     /// Does it run this command while it hands off?
     fn handles_in_handoff<'a>(&'a mut self, _request: &'a Request) -> Call<'a, bool> {
-        at_once(true)
+        Call::done(true)
     }
 
     /// Why the instance before it ended.
     fn handle_exit<'a>(&'a mut self, _reason: &'a str) -> Call<'a, ()> {
-        at_once(())
+        Call::done(())
     }
 
     /// It ends in order. Answers what it writes to host storage.
     fn terminate<'a>(&'a mut self, _reason: &'a str) -> Call<'a, Vec<(Place, Stored)>> {
-        at_once(Vec::new())
+        Call::done(Vec::new())
     }
 
     /// Dots given so far.
@@ -147,11 +162,6 @@ pub trait NativeGuest: Send {
 
     /// Goes on after the dots that an instance before it gave.
     fn set_dots(&mut self, _dots: u64) {}
-}
-
-/// A call that has come to its end already.
-pub fn at_once<'a, T: Send + 'a>(value: T) -> Call<'a, T> {
-    Box::pin(std::future::ready(Ok(value)))
 }
 
 /// A running native guest, held to its limits.
@@ -210,11 +220,9 @@ impl Native {
     }
 }
 
-async fn within<T>(limit: Duration, mut call: Call<'_, T>) -> Result<T, GuestError> {
-    // Most calls end without a wait: those are spared the look at the clock.
-    let polled = poll_fn(|context| Poll::Ready(call.as_mut().poll(context))).await;
-    match polled {
-        Poll::Ready(result) => result,
-        Poll::Pending => timeout(limit, call).await.unwrap_or(Err(GuestError::TimedOut(limit))),
+async fn within<T>(limit: Duration, call: Call<'_, T>) -> Result<T, GuestError> {
+    match call {
+        Call::Done(result) => result,
+        Call::Later(call) => timeout(limit, call).await.unwrap_or(Err(GuestError::TimedOut(limit))),
     }
 }

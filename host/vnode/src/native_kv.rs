@@ -9,7 +9,7 @@ use std::sync::Arc;
 use ciborium::Value;
 
 use super::guest::Behaviour;
-use super::native::{Answered, Call, NativeGuest, NativeModule, NativePlace, at_once};
+use super::native::{Answered, Call, NativeGuest, NativeModule, NativePlace};
 use annulus_wasm::{Answer, CommandFailure, CommandInfo, Description, Effect, Param, Request, Route};
 
 /// Makes [`NativeKv`]s.
@@ -17,7 +17,7 @@ struct Module;
 
 impl NativeModule for Module {
     fn start<'a>(&'a self, _: NativePlace<'a>) -> Call<'a, Box<dyn NativeGuest>> {
-        at_once(Box::new(NativeKv::default()) as Box<dyn NativeGuest>)
+        Call::done(Box::new(NativeKv::default()) as Box<dyn NativeGuest>)
     }
 }
 
@@ -34,7 +34,7 @@ impl NativeGuest for NativeKv {
         _: (u64, u64),
         request: &'a Request,
     ) -> Call<'a, Answered<Vec<u8>>> {
-        at_once(self.run(request).map(|value| Answer { value, writes: Vec::new(), doom: None }))
+        Call::done(self.run(request).map(|value| Answer { value, writes: Vec::new(), doom: None }))
     }
 }
 

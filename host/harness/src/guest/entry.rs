@@ -57,6 +57,11 @@ impl Entry {
         bytes
     }
 
+    /// About how long its encoding is.
+    pub(super) fn size(&self) -> usize {
+        Self { pad: 0, ..self.clone() }.encode(2).len() + self.pad as usize
+    }
+
     /// From what it was written as.
     ///
     /// # Errors

@@ -24,7 +24,7 @@ impl Module {
 
 impl NativeModule for Module {
     fn start<'a>(&'a self, place: NativePlace<'a>) -> Call<'a, Box<dyn NativeGuest>> {
-        Box::pin(async move {
+        Call::later(async move {
             let seat = self.room.take()?;
             let guest = Scripted::start(self.script.clone(), self.observer.clone(), place, seat).await?;
             Ok(Box::new(guest) as Box<dyn NativeGuest>)

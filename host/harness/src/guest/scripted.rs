@@ -132,7 +132,7 @@ impl NativeGuest for Scripted {
         id: (u64, u64),
         request: &'a Request,
     ) -> Call<'a, Answered<Vec<u8>>> {
-        Box::pin(self.run_command(info, id, request))
+        Call::later(self.run_command(info, id, request))
     }
 
     fn coverage<'a>(
@@ -143,7 +143,7 @@ impl NativeGuest for Scripted {
         after: Option<&'a [u8]>,
         limit: Budget,
     ) -> Call<'a, Answered<Values>> {
-        Box::pin(self.run_page(info, id, request, after, limit))
+        Call::later(self.run_page(info, id, request, after, limit))
     }
 
     fn keeps_items(&self) -> bool {
@@ -152,23 +152,23 @@ impl NativeGuest for Scripted {
 
     fn fold<'a>(&'a mut self, after: Option<&'a [u8]>, limit: Budget) -> Call<'a, Page> {
         let traps = self.script.traps.fold;
-        Box::pin(self.call("fold", traps, async move |guest| Ok(guest.page(after, limit))))
+        Call::later(self.call("fold", traps, async move |guest| Ok(guest.page(after, limit))))
     }
 
     fn count(&mut self) -> Call<'_, u64> {
-        annulus_vnode::at_once(self.kept.len() as u64)
+        Call::done(self.kept.len() as u64)
     }
 
     fn items_of<'a>(&'a mut self, key: &'a [u8]) -> Call<'a, Vec<Item>> {
         let traps = self.script.traps.fold;
-        Box::pin(self.call("encode-handoff-items", traps, async move |guest| {
+        Call::later(self.call("encode-handoff-items", traps, async move |guest| {
             Ok(guest.kept.get(key).map(|entry| guest.item(key, entry)).into_iter().collect())
         }))
     }
 
     fn take<'a>(&'a mut self, items: &'a [Item]) -> Call<'a, Answer<Vec<Rejection>>> {
         let traps = self.script.traps.take;
-        Box::pin(self.call("handle-handoff-data", traps, async move |guest| {
+        Call::later(self.call("handle-handoff-data", traps, async move |guest| {
             let value = guest.take_in(items)?;
             Ok(Answer { value, writes: Vec::new(), doom: None })
         }))
@@ -176,13 +176,13 @@ impl NativeGuest for Scripted {
 
     fn merge<'a>(&'a mut self, conflicts: &'a [Conflict]) -> Option<Call<'a, Vec<MergeOutcome>>> {
         let traps = self.script.traps.take;
-        Some(Box::pin(self.call("merge", traps, async move |guest| {
+        Some(Call::later(self.call("merge", traps, async move |guest| {
             Ok(conflicts.iter().map(|conflict| guest.merged(conflict)).collect())
         })))
     }
 
     fn forget<'a>(&'a mut self, tombstones: &'a [Item]) -> Call<'a, Vec<(Place, Stored)>> {
-        Box::pin(self.call("forget", OneIn(0), async move |guest| {
+        Call::later(self.call("forget", OneIn(0), async move |guest| {
             guest.let_go_of(tombstones);
             Ok(Vec::new())
         }))
@@ -191,7 +191,7 @@ impl NativeGuest for Scripted {
     fn delete(&mut self) -> Call<'_, ()> {
         self.kept.clear();
         self.bytes = 0;
-        annulus_vnode::at_once(())
+        Call::done(())
     }
 
     fn memory(&self) -> Option<(usize, usize)> {
@@ -200,7 +200,7 @@ impl NativeGuest for Scripted {
 
     fn handoff_starting<'a>(&'a mut self, _: TransferKind, _: &'a str) -> Call<'a, bool> {
         let traps = self.script.traps.callback;
-        Box::pin(
+        Call::later(
             self.call("handoff-starting", traps, async |guest| Ok(!guest.script.puts_handoff_off.falls())),
         )
     }
@@ -208,23 +208,23 @@ impl NativeGuest for Scripted {
     fn handoff_ended<'a>(&'a mut self, _: TransferKind, _: &'a str, finished: bool) -> Call<'a, ()> {
         let call = if finished { "handoff-finished" } else { "handoff-cancelled" };
         let traps = self.script.traps.callback;
-        Box::pin(self.call(call, traps, async |_| Ok(())))
+        Call::later(self.call(call, traps, async |_| Ok(())))
     }
 
     fn handles_in_handoff<'a>(&'a mut self, _: &'a Request) -> Call<'a, bool> {
-        Box::pin(self.call("handle-handoff-command", OneIn(0), async |guest| {
+        Call::later(self.call("handle-handoff-command", OneIn(0), async |guest| {
             Ok(!guest.script.refuses_in_handoff.falls())
         }))
     }
 
     fn handle_exit<'a>(&'a mut self, _: &'a str) -> Call<'a, ()> {
         let traps = self.script.traps.callback;
-        Box::pin(self.call("handle-exit", traps, async |_| Ok(())))
+        Call::later(self.call("handle-exit", traps, async |_| Ok(())))
     }
 
     fn terminate<'a>(&'a mut self, _: &'a str) -> Call<'a, Vec<(Place, Stored)>> {
         let traps = self.script.traps.callback;
-        Box::pin(self.call("terminate", traps, async |_| Ok(Vec::new())))
+        Call::later(self.call("terminate", traps, async |_| Ok(Vec::new())))
     }
 
     fn dots(&self) -> u64 {

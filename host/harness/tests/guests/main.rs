@@ -2,6 +2,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod bed;
+mod losses;
 mod moves;
 
 use std::collections::BTreeMap;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use annulus_core::ids::{NodeId, TransferId};
 use annulus_core::request::ErrorCode;
 use annulus_core::ring::Transfer;
-use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Traps};
+use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};
 use annulus_vnode::{Control, Outgoing, Reading, StageId, StreamEvent, Taken};
 use annulus_wasm::{Item, TransferKind};
 use ciborium::Value;
@@ -179,6 +179,49 @@ fn a_handoff_ends_with_the_items_that_it_was_of() {
             assert!(pair.from.master.incidents().iter().any(|told| told.kind == "possible-loss"));
         });
     }
+}
+
+#[test]
+fn a_guest_that_ends_between_two_pages_breaks_the_handoff() {
+    live(9, limits(), async move |node| {
+        node.deploy(&Script::default(), 1).await.unwrap();
+        for n in 0..300 {
+            node.put(&format!("k{n:03}"), n).await.unwrap();
+        }
+        let mut pair = Pair::new(node);
+        pair.to.deploy(&Script::default(), 1).await.unwrap();
+        let carried = pair.carry(async |node, _| {
+            let spun = node.call("spin", &[("ms", 60_000.into())]).await;
+            assert_eq!(spun.unwrap_err().code, ErrorCode::ItemsLost);
+        });
+        // What was sent before is not what is there now.
+        assert!(carried.await.unwrap_err().contains("took its items"));
+    });
+}
+
+#[test]
+fn a_swap_takes_what_is_written_between_two_of_its_pages() {
+    live(10, limits(), async move |node| {
+        // A page takes its time, so that commands wait for the next.
+        let slow = Slow { calls: OneIn::ALWAYS, ms: 1..=10 };
+        let script = |release| Script { release, slow: slow.clone(), ..Script::default() };
+        node.deploy(&script(1), 1).await.unwrap();
+        for n in 0..2000 {
+            node.put(&format!("k{n:04}"), n).await.unwrap();
+        }
+        let next = script(2);
+        let swap = node.deploy(&next, 1);
+        let writes = async {
+            for n in 0..2000 {
+                node.put(&format!("k{n:04}"), 5000 + n).await.unwrap();
+            }
+        };
+        let (swapped, ()) = tokio::join!(swap, writes);
+        assert_eq!(swapped.unwrap().items, 2000);
+        for n in 0..2000 {
+            assert_eq!(node.get(&format!("k{n:04}")).await.unwrap(), Value::from(5000 + n));
+        }
+    });
 }
 
 #[test]

@@ -60,7 +60,7 @@ impl Scripted {
 
     /// Keeps an entry in memory; ends the instance if that is more than it may have.
     pub(super) fn keep(&mut self, key: &[u8], entry: Entry) -> Result<(), GuestError> {
-        let size = |entry: &Entry| key.len() + entry.encode(2).len() + OVERHEAD;
+        let size = |entry: &Entry| key.len() + entry.size() + OVERHEAD;
         self.bytes += size(&entry);
         if let Some(before) = self.kept.insert(key.to_vec(), entry) {
             self.bytes -= size(&before);
@@ -151,7 +151,7 @@ impl Scripted {
                 && kept.deleted
                 && told.as_ref() == Some(kept)
             {
-                self.bytes -= tombstone.key.len() + kept.encode(2).len() + OVERHEAD;
+                self.bytes -= tombstone.key.len() + kept.size() + OVERHEAD;
                 self.kept.remove(&tombstone.key);
             }
         }
