@@ -293,6 +293,10 @@ fn run(number: u64) -> (u64, u64, String) {
             run.network.kill(run.lives[number].node.config.listen.ip());
             run.lives[number].scope.kill();
         }
+        for Life { scope, node } in run.lives.drain(..) {
+            scope.enter(|| drop(node));
+        }
+        assert_eq!(run.network.connections(), 0, "something leaks");
         let state = run.seed.state.lock();
         (state.trace, state.polls, state.log.clone())
     })
