@@ -12,6 +12,9 @@
 //! [`limits::SILENCE_LIMIT`] is gone. Its calls end as [`CallError::Lost`] at once, new ones are
 //! [`CallError::Unreachable`] until a dial in the background succeeds.
 //!
+//! The network below is quinn's, or for a simulated node one in memory (`wire`, [`memory`]); all else is the same
+//! code over both.
+//!
 //! What must hold: nothing of a peer is read before its hello was accepted; nothing waits without
 //! a limit (`limits` has them all); a payload is never looked into, and copied at most once.
 

@@ -107,6 +107,11 @@ impl Network {
         self.switch.with(|state| state.resume(ip));
     }
 
+    /// How many connections somebody has a hold of: none once all nodes are gone, or something leaks.
+    pub fn connections(&self) -> usize {
+        self.switch.with(|state| state.links.len())
+    }
+
     /// Can an endpoint be bound there?
     pub fn is_free(&self, addr: SocketAddr) -> bool {
         self.switch.with(|state| state.is_free(addr))

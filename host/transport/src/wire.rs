@@ -128,6 +128,7 @@ impl Endpoint {
 }
 
 /// One that dials in.
+#[expect(clippy::large_enum_variant, reason = "quinn's is the one in production, and lives for a moment")]
 pub(super) enum Incoming {
     Quic(quinn::Incoming),
     Memory(memory::Incoming),

@@ -130,10 +130,11 @@ impl Endpoint {
     pub(crate) fn close(&self, code: VarInt, reason: &[u8]) {
         let number = self.handle.port;
         self.handle.switch.with(|state| {
-            let Some(port) = state.ports.get_mut(&number) else { return };
-            port.closed = true;
-            let waiting = std::mem::take(&mut port.waiting);
-            state.wake(waiting);
+            if let Some(port) = state.ports.get_mut(&number) {
+                port.closed = true;
+                let waiting = std::mem::take(&mut port.waiting);
+                state.wake(waiting);
+            }
             let sides = state.links.iter().flat_map(|(connection, link)| {
                 let own = (0..2).filter(|side| link.sides[*side].port == Some(number));
                 own.map(|side| (*connection, side))

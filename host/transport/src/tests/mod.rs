@@ -7,8 +7,10 @@ mod datagrams;
 mod hostile;
 mod identity;
 mod lifecycle;
+mod seeds;
 mod strangers;
 mod versions;
+mod weather;
 
 use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
 use std::sync::Arc;
@@ -113,7 +115,12 @@ impl World {
 
     pub(super) fn in_memory() -> Self {
         let scope = Scope::new(ScopeId(0), Arc::new(Counts::default()));
-        Self::on(Ground::Memory(Network::new(Arc::new(Calm)), scope), ClusterId(rand::random()))
+        Self::of(Network::new(Arc::new(Calm)), scope)
+    }
+
+    /// On a network, with identities that a scope's random numbers are in.
+    pub(super) fn of(network: Network, scope: Scope) -> Self {
+        Self::on(Ground::Memory(network, scope.clone()), ClusterId(scope.enter(annulus_ground::random)))
     }
 
     fn on(ground: Ground, cluster: ClusterId) -> Self {
