@@ -1,4 +1,5 @@
 //! Tasks of scopes on a paused, seeded runtime: what a simulation builds on.
+#![allow(clippy::unwrap_used)]
 
 use std::future::pending;
 use std::sync::Arc;

@@ -3,10 +3,12 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::state::{Member, MemberStatus, Module};
+use annulus_core::state::{MemberStatus, Module};
+use annulus_harness::At;
 use tokio::time::{Instant, sleep};
 
 use super::load;
+use super::operators;
 use super::rule::Rule;
 use super::run::Run;
 use super::truth::Want;
@@ -37,6 +39,7 @@ pub async fn rest(run: &Arc<Run>) {
         if began.elapsed() > CALM {
             return run.breaks(Rule::Completes.broken(format!("{why}, {CALM:?} after the last fault")));
         }
+        join_again(run).await;
         sleep(LOOK).await;
     }
     run.note("all is at rest");
@@ -53,6 +56,24 @@ pub async fn rest(run: &Arc<Run>) {
             if run.is_broken() {
                 return;
             }
+        }
+    }
+}
+
+/// A node whose join had no clear answer is told to join again, as that error says.
+async fn join_again(run: &Arc<Run>) {
+    let nodes = run.nodes();
+    let Some(state) = run.ledger(|ledger| ledger.newest().cloned()) else { return };
+    let is_in =
+        |at: &At| nodes.life(*at).is_some_and(|life| life.cluster().view().state.cluster == state.cluster);
+    let (members, others): (Vec<At>, Vec<At>) = nodes.serving().into_iter().partition(is_in);
+    let waits = |at: &At| {
+        let member = state.member_by_name(&nodes.name(*at));
+        member.is_some_and(|member| member.status == MemberStatus::Joining && !member.waits())
+    };
+    for at in others.into_iter().filter(waits) {
+        if let Some(member) = members.first() {
+            operators::join(run, at, *member).await;
         }
     }
 }
@@ -99,7 +120,7 @@ pub fn unrest(run: &Run) -> Option<String> {
             return Some(format!("n{at} takes {} for down", member.name));
         }
         // What a cut or a pause has ended is dialled anew.
-        let away = |member: &&Member| !life.transport().is_up(member.uid);
+        let away = |member: &&annulus_core::state::Member| !life.transport().is_up(member.uid);
         if let Some(member) = state.live_members().find(away) {
             return Some(format!("n{at} has no connection to {}", member.name));
         }

@@ -256,6 +256,7 @@ pub fn name(at: usize) -> String {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     const NOW: Duration = Duration::from_secs(1);
