@@ -92,10 +92,11 @@ impl Engine for Fjall {
         {
             // Goes to the system at once, which a batch does with the next one of these or the next sync.
             let keyspace = self.keyspace(space);
-            return Ok(match value {
+            match value {
                 Some(value) => keyspace.insert(key, &value[..])?,
                 None => keyspace.remove(key)?,
-            });
+            }
+            return Ok(());
         }
         let mut batch = self.database.batch();
         for Op { space, key, value } in ops {

@@ -108,6 +108,7 @@ impl EmptyModules {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     const A: ModuleUid = ModuleUid(7);
