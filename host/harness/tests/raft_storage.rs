@@ -1,5 +1,7 @@
 //! Raft's durable half on a disk that crashes: openraft's own suite, and lives that end at any operation.
 
+#![allow(clippy::unwrap_used)]
+
 mod raft {
     pub mod book;
     pub mod life;

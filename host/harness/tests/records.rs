@@ -1,6 +1,8 @@
 //! What else a node keeps, on a disk that crashes at any operation: seals beside the copy of the ring, its
 //! identity, its starts, a join, components.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -397,7 +399,7 @@ async fn set_aside(disk: Disk, seen: Arc<Mutex<Vec<String>>>, mut choices: Small
         return Err("a node is left".into());
     }
     let pem = pem(choices.random::<u64>());
-    data.write_authorities(&[pem.clone()]).map_err(said)?;
+    data.write_authorities(std::slice::from_ref(&pem)).map_err(said)?;
     seen.lock().push(pem);
     data.write_identity(&identity(UID, ClusterId([3; 16]))).map_err(said)
 }
