@@ -1,8 +1,6 @@
 //! Tasks of scopes on a paused, seeded runtime: what a simulation builds on.
 #![allow(clippy::unwrap_used)]
 
-#![allow(clippy::unwrap_used)]
-
 use std::future::pending;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
