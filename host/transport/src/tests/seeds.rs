@@ -32,6 +32,8 @@ struct Drawn {
     dead: Option<IpAddr>,
     trace: u64,
     polls: u64,
+    /// What a task of a node said that it may not: nobody waits for it.
+    panics: Vec<String>,
     /// Of each node: how often something was done to it, standing still among it.
     disturbed: [u64; NODES],
     log: String,
@@ -64,7 +66,7 @@ impl annulus_ground::World for Seed {
     }
 
     fn panicked(&self, scope: ScopeId, why: &str) {
-        panic!("{scope}: {why}");
+        self.state.lock().panics.push(format!("{scope}: {why}"));
     }
 }
 
@@ -113,6 +115,7 @@ impl Run {
             dead: None,
             trace: number,
             polls: 0,
+            panics: Vec::new(),
             disturbed: [0; NODES],
             log: String::new(),
         };
@@ -298,6 +301,7 @@ fn run(number: u64) -> (u64, u64, String) {
         }
         assert_eq!(run.network.connections(), 0, "something leaks");
         let state = run.seed.state.lock();
+        assert!(state.panics.is_empty(), "seed {number}: {:?}", state.panics);
         (state.trace, state.polls, state.log.clone())
     })
 }
