@@ -1,7 +1,7 @@
 //! A network within the process, in the place of UDP, QUIC and TLS.
 //!
 //! A [`Network`] connects [`Host`]s. On each, endpoints are bound as on a machine's UDP ports, and what they offer
-//! is what this package uses of quinn's ([`wire`](super::wire)): connections that begin with a handshake and a
+//! is what this package uses of quinn's (`wire.rs`): connections that begin with a handshake and a
 //! proof of identity, streams that are independent of each other and hold back whoever writes faster than the
 //! peer reads, datagrams that may be lost, and quinn's own errors. Everything above is the code that runs over
 //! QUIC.
