@@ -91,6 +91,18 @@ enum Simulated {
         #[arg(long, default_value_t = 1024)]
         ring: u32,
     },
+    /// Seeded histories of whole nodes, the code that serves users: exit 0 if every rule holds in all of them.
+    Whole {
+        /// How many seeds.
+        #[arg(long, default_value_t = 200)]
+        seeds: u64,
+        /// The first of them.
+        #[arg(long, default_value_t = 0)]
+        from: u64,
+        /// One seed, with all that happens in it.
+        #[arg(long)]
+        replay: Option<u64>,
+    },
 }
 
 fn simulate(simulation: &Simulation) -> ExitCode {
@@ -103,6 +115,14 @@ fn simulate(simulation: &Simulation) -> ExitCode {
                 ExitCode::FAILURE
             }
         };
+    }
+    if let Some(Simulated::Whole { seeds, from, replay }) = what {
+        let stop = Arc::new(AtomicBool::new(false));
+        stop_when_told(&stop);
+        let verdict =
+            sim::whole(replay.unwrap_or(*from), replay.map_or(*seeds, |_| 1), replay.is_some(), &stop);
+        println!("{verdict}");
+        return exit_code(verdict.broken.is_empty());
     }
     let verdict = match replay {
         Some(seed) => {

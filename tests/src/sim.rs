@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use annulus_sim::scale::{Row, scale};
-use annulus_sim::{Counts, Mutant, Report, Settings, run};
+use annulus_sim::{Counts, Mutant, Report, Settings, run, whole};
 
 /// How often a long run says how far it is.
 const PROGRESS: Duration = Duration::from_secs(5);
@@ -90,6 +90,74 @@ pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, stop: &AtomicBool) ->
     });
     let mut verdict = verdict.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     verdict.broken.sort_by_key(|report| report.seed);
+    verdict
+}
+
+/// What came of many seeds of whole nodes.
+#[derive(Debug, Default)]
+pub struct WholeVerdict {
+    /// Runs that broke a rule, by seed.
+    pub broken: Vec<whole::Report>,
+    counts: whole::truth::Counts,
+    seeds: u64,
+    lasted: Duration,
+    took: Duration,
+}
+
+impl fmt::Display for WholeVerdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for report in &self.broken {
+            if let Some(broken) = &report.broken {
+                writeln!(f, "seed {}: {broken}", report.seed)?;
+            }
+        }
+        writeln!(
+            f,
+            "{} seeds of whole nodes, {} broke a rule; {:.0} s of their time in {:.1} s",
+            self.seeds,
+            self.broken.len(),
+            self.lasted.as_secs_f64(),
+            self.took.as_secs_f64()
+        )?;
+        let whole::truth::Counts { acknowledged, lost, resurrected, unanswered, .. } = &self.counts;
+        write!(
+            f,
+            "checked {acknowledged} acknowledged writes: lost {lost}, resurrected {resurrected}, \
+             unanswered {unanswered}"
+        )
+    }
+}
+
+/// Runs seeds of whole nodes on all cores; goes on past those that break a rule. `show`: with every line.
+pub fn whole(from: u64, seeds: u64, show: bool, stop: &AtomicBool) -> WholeVerdict {
+    let (next, verdict, began) = (AtomicU64::new(0), Mutex::new(WholeVerdict::default()), Instant::now());
+    let work = || {
+        while !stop.load(Ordering::Relaxed) {
+            let seed = next.fetch_add(1, Ordering::Relaxed);
+            if seed >= seeds {
+                return;
+            }
+            let report = whole::run(from + seed, &whole::Settings::default());
+            if show {
+                report.lines.iter().for_each(|line| println!("{line}"));
+            }
+            let mut verdict = verdict.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+            verdict.seeds += 1;
+            verdict.lasted += report.lasted;
+            verdict.counts.add(&report.counts);
+            if report.broken.is_some() {
+                verdict.broken.push(report);
+            }
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
+            scope.spawn(work);
+        }
+    });
+    let mut verdict = verdict.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    verdict.broken.sort_by_key(|report| report.seed);
+    verdict.took = began.elapsed();
     verdict
 }
 
