@@ -12,7 +12,7 @@ use annulus_core::state::{Command, Outcome, Refusal};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::ServerState;
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, sleep_until, timeout_at};
 
 use super::Cluster;
 use super::messages::ProposeReply;
@@ -130,7 +130,13 @@ impl Cluster {
                 let mut metrics = self.raft().server_metrics();
                 metrics.mark_unchanged();
                 let pause = (Instant::now() + ROUND_PAUSE).min(deadline);
-                if timeout_at(pause, metrics.changed()).await.is_err() && pause == deadline {
+                match timeout_at(pause, metrics.changed()).await {
+                    Ok(Ok(())) => continue,
+                    // This node's Raft has ended and tells of no leader any more.
+                    Ok(Err(_)) => sleep_until(pause).await,
+                    Err(_) => {}
+                }
+                if pause == deadline {
                     return Err(failure);
                 }
             }

@@ -29,6 +29,15 @@ fn some_histories_of_whole_nodes_break_no_rule() {
     assert!(acknowledged > 500 && seen.kills + seen.power_losses > 3 && seen.pauses > 1, "{seen:?}");
 }
 
+/// Seeds that broke something once. 105: a proposal of a node whose Raft had ended looked for a leader without a
+/// pause, and never ended.
+#[test]
+fn what_a_seed_has_found_stays_mended() {
+    for seed in [105] {
+        good(seed, &Settings::default());
+    }
+}
+
 #[test]
 fn a_seed_is_one_history_and_another_is_another() {
     let settings = Settings { unrest: Duration::from_secs(8), ..Settings::default() };
