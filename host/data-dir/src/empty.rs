@@ -9,11 +9,11 @@ use std::collections::HashSet;
 use std::path::{Path, PathBuf};
 
 use annulus_core::ids::ModuleUid;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 
 use super::DataDirError;
 use super::disk::{Disk, Open};
-use super::files::{create_private_dir, remove, sync_dir};
+use super::files::{create_private_dir, remove};
 
 const DIR: &str = "empty";
 
@@ -22,16 +22,11 @@ const DIR: &str = "empty";
 pub struct EmptyModules {
     disk: Disk,
     dir: PathBuf,
-    state: Mutex<State>,
-}
-
-#[derive(Debug, Default)]
-struct State {
     /// Had an item since the start. Those that were undeployed since stay: whoever notes may not have heard of a
     /// module yet that has items.
-    filled: HashSet<ModuleUid>,
-    /// Have a file, as far as is known.
-    noted: HashSet<ModuleUid>,
+    filled: RwLock<HashSet<ModuleUid>>,
+    /// Have a file, as far as is known. Held while files are made or removed.
+    noted: Mutex<HashSet<ModuleUid>>,
 }
 
 impl EmptyModules {
@@ -47,7 +42,7 @@ impl EmptyModules {
         for entry in disk.list(&dir).map_err(io)? {
             noted.extend(entry.name.to_str().and_then(|name| name.parse().ok()).map(ModuleUid));
         }
-        Ok(Self { disk: disk.clone(), dir, state: Mutex::new(State { noted, ..State::default() }) })
+        Ok(Self { disk: disk.clone(), dir, filled: RwLock::default(), noted: Mutex::new(noted) })
     }
 
     fn path(&self, module: ModuleUid) -> PathBuf {
@@ -56,47 +51,42 @@ impl EmptyModules {
 
     /// Has this module had no item here, in this run or before it?
     pub fn is_empty(&self, module: ModuleUid) -> bool {
-        self.state.lock().noted.contains(&module)
+        self.noted.lock().contains(&module)
     }
 
-    /// The module has an item now. True if a file was removed for it: the system knows that at once, the disk
-    /// after [`EmptyModules::sync`]. That happens once in a run for each module; all other times this is a look
-    /// into a set.
-    pub fn fill(&self, module: ModuleUid) -> bool {
-        let mut state = self.state.lock();
-        if !state.filled.insert(module) || !state.noted.remove(&module) {
-            return false;
-        }
-        let removed = self.disk.remove(&self.path(module));
-        if let Err(error) = &removed {
-            tracing::error!(%module, %error, "a restart will not name this module's items in memory as lost");
-        }
-        removed.is_ok()
+    /// Has [`EmptyModules::fill`] been told of this module in this run?
+    pub fn is_filled(&self, module: ModuleUid) -> bool {
+        self.filled.read().contains(&module)
     }
 
-    /// Makes the removals durable. Blocks.
-    pub fn sync(&self) {
-        if let Err(error) = sync_dir(&self.disk, &self.dir) {
-            tracing::warn!(%error, "after a loss of power a restart may not name items in memory as lost");
+    /// Notes that the module has an item now, durably: a restart names it as lost, after a loss of power too.
+    /// Blocks; the first time for a sync of the disk.
+    pub fn fill(&self, module: ModuleUid) {
+        let mut noted = self.noted.lock();
+        if noted.remove(&module)
+            && let Err(error) = remove(&self.disk, &self.path(module))
+        {
+            tracing::error!(%module, %error, "a restart may not name this module's items in memory as lost");
         }
+        self.filled.write().insert(module);
     }
 
     /// What was lost of all modules but these is told: notes which of them are empty, and forgets all others.
     pub fn note(&self, modules: impl IntoIterator<Item = ModuleUid>) {
-        let mut state = self.state.lock();
+        let mut noted = self.noted.lock();
         let deployed: HashSet<ModuleUid> = modules.into_iter().collect();
         let mut failed = None;
-        let gone: Vec<ModuleUid> = state.noted.difference(&deployed).copied().collect();
+        let gone: Vec<ModuleUid> = noted.difference(&deployed).copied().collect();
         for module in gone {
             failed = remove(&self.disk, &self.path(module)).err().or(failed);
-            state.noted.remove(&module);
+            noted.remove(&module);
         }
         for module in deployed {
-            if state.filled.contains(&module) || state.noted.contains(&module) {
+            if self.is_filled(module) || noted.contains(&module) {
                 continue;
             }
             match self.disk.open(&self.path(module), Open::Empty) {
-                Ok(_) => drop(state.noted.insert(module)),
+                Ok(_) => drop(noted.insert(module)),
                 Err(source) => failed = Some(DataDirError::Io { path: self.path(module), source }),
             }
         }
@@ -120,14 +110,14 @@ mod tests {
         let first = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!first.is_empty(A), "nobody has said so");
         first.note([A, B]);
-        assert!(first.fill(A) && !first.fill(A));
+        first.fill(A);
+        assert!(first.is_filled(A) && !first.is_filled(B) && !first.is_empty(A));
         // Said again, by who has not heard of the item.
         first.note([A, B]);
-        first.sync();
         let second = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!second.is_empty(A) && second.is_empty(B));
         // Before its loss is told it stays as it is, and an item may come meanwhile.
-        assert!(!second.fill(A));
+        second.fill(A);
         second.note([A]);
         let third = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!third.is_empty(A) && !third.is_empty(B), "a module that is gone is forgotten");

@@ -124,14 +124,6 @@ where
     tokio::task::spawn_blocking(move || on.block_on(future)).await.map_err(Unfinished)
 }
 
-/// The same as [`blocking`] for work that nobody waits for.
-pub fn spawn_blocking(work: impl FnOnce() + Send + 'static) {
-    match Scope::current() {
-        Some(_) => drop(spawn(async { drop(blocking(work).await) })),
-        None => drop(tokio::task::spawn_blocking(work)),
-    }
-}
-
 /// A place between a look and what follows from it, where a simulation may let others go first. Nothing
 /// else happens here.
 pub async fn point(name: &'static str) {

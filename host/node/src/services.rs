@@ -17,7 +17,7 @@ use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
 use annulus_transport::{BulkStream, PeerIdentity, Request, Service, Transport, kind};
-use annulus_vnode::{Behaviour, Loader, Master, MasterConfig, ModuleSource};
+use annulus_vnode::{Behaviour, Filled, Loader, Master, MasterConfig, ModuleSource};
 use annulus_wasm::Engine;
 
 /// Why they do not start. The node must not serve then.
@@ -178,11 +178,14 @@ impl ModuleSource for Source {
         self.modules.behaviour(module)
     }
 
-    fn filled(&self, module: ModuleUid) {
-        if self.empty.fill(module) {
-            let empty = self.empty.clone();
-            annulus_ground::spawn_blocking(move || empty.sync());
-        }
+    fn filled(&self, module: ModuleUid) -> Filled<'_> {
+        Box::pin(async move {
+            if !self.empty.is_filled(module) {
+                let empty = self.empty.clone();
+                // An error: the node ends, and the write is not answered either.
+                let _ = annulus_ground::blocking(move || empty.fill(module)).await;
+            }
+        })
     }
 }
 

@@ -383,15 +383,15 @@ impl Actor {
     }
 
     /// The guest may have been given items.
-    pub(super) fn got_items(&mut self) {
+    pub(super) async fn got_items(&mut self) {
         if !std::mem::replace(&mut self.has_items, true) {
-            self.modules.filled(self.module);
+            self.modules.filled(self.module).await;
         }
     }
 
     /// A command that may write came back.
-    pub(super) fn wrote(&mut self, info: &CommandInfo) {
-        self.got_items();
+    pub(super) async fn wrote(&mut self, info: &CommandInfo) {
+        self.got_items().await;
         if info.frees {
             self.room.freed();
         }

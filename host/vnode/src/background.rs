@@ -203,7 +203,7 @@ impl Actor {
         let some = !items.is_empty();
         let taken = guest.take(items).await;
         if some {
-            self.got_items();
+            self.got_items().await;
         }
         self.recovered();
         taken.map(|rejections| Taken { tally, rejections }).map_err(|error| self.failed(error, None).message)

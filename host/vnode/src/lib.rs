@@ -24,7 +24,9 @@ pub use mailbox::{
     Command, Control, Count, Outgoing, PageWanted, Reply, StreamEvent, SwapReport, Taken, VnodeHandle,
     decode_answer,
 };
-pub use master::{Delivery, IncompleteStage, Master, MasterConfig, ModuleSource, Reading, WeakMaster};
+pub use master::{
+    Delivery, Filled, IncompleteStage, Master, MasterConfig, ModuleSource, Reading, WeakMaster,
+};
 pub use native::{Answered, Call, NativeGuest, NativeModule, NativePlace};
 pub use native_kv::native_kv;
 pub use run::PageAnswer;

@@ -30,14 +30,19 @@ use super::slot::{Incident, Incidents, Slot, SlotStatus};
 use super::turns::Turns;
 use annulus_wasm::Partition;
 
+/// A write waits for this.
+pub type Filled<'a> = std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
+
 /// Where the master learns what a module's vnodes run.
 pub trait ModuleSource: Send + Sync + 'static {
     /// What vnodes of this module run on this node now; `None` if it cannot run here (yet).
     fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>>;
 
-    /// A vnode of this module may have been given its first item since it was made. Called before the write
-    /// is answered, on a thread that must not block for long.
-    fn filled(&self, _module: ModuleUid) {}
+    /// A vnode of this module may have been given its first item since it was made. The write is answered after
+    /// this.
+    fn filled(&self, _module: ModuleUid) -> Filled<'_> {
+        Box::pin(std::future::ready(()))
+    }
 }
 
 /// What a master needs.

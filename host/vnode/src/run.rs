@@ -107,7 +107,7 @@ impl Actor {
         touched: fn(&T) -> &[Vec<u8>],
     ) -> Result<T, RequestError> {
         if called.is_ok() && info.effect != Effect::Read {
-            self.wrote(info);
+            self.wrote(info).await;
         }
         let answer = match called {
             Ok(Ok(answer)) => answer,
