@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod founding;
 mod raft {
     pub mod book;
     pub mod life;
@@ -17,6 +18,7 @@ use annulus_cluster::storage::{
     Entry, LogId, LogStore, RaftStore, RaftTypes, StateMachine, StorageError, StoreError, Vote,
 };
 use annulus_core::state::Lineage;
+use annulus_data_dir::open_database;
 use annulus_ground::ScopeId;
 use annulus_harness::disk::{Crash, MemoryDisk};
 use annulus_harness::{Settings, Simulation};
@@ -175,9 +177,22 @@ impl RaftLogStorage<RaftTypes> for SuiteLog {
     }
 }
 
-struct Builder;
+/// On fjall's files, in a directory that goes with the guard.
+struct OnFiles;
 
-impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, ()> for Builder {
+impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, tempfile::TempDir> for OnFiles {
+    async fn build(&self) -> Result<(tempfile::TempDir, SuiteLog, StateMachine), StorageError> {
+        let dir = tempfile::tempdir().unwrap();
+        let database = open_database(&dir.path().join("db")).unwrap();
+        let store = RaftStore::open(&database, Lineage::default(), dir.path()).unwrap();
+        let machine = StateMachine::open(store.clone(), Arc::new(raft::book::State::default())).unwrap();
+        Ok((dir, SuiteLog(LogStore::new(database, store)), machine))
+    }
+}
+
+struct InMemory;
+
+impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, ()> for InMemory {
     async fn build(&self) -> Result<((), SuiteLog, StateMachine), StorageError> {
         let disk = MemoryDisk::new(SmallRng::seed_from_u64(1)).disk();
         let (log, machine) = raft::life::open(&disk, Arc::new(raft::book::State::default())).unwrap();
@@ -186,6 +201,11 @@ impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, ()> for Builder {
 }
 
 #[test]
+fn openrafts_suite_holds_on_files() {
+    Suite::test_all(OnFiles).unwrap();
+}
+
+#[test]
 fn openrafts_suite_holds_in_memory() {
-    Suite::test_all(Builder).unwrap();
+    Suite::test_all(InMemory).unwrap();
 }

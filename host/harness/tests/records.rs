@@ -3,6 +3,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod founding;
+
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
@@ -11,8 +13,8 @@ use std::time::Duration;
 use annulus_cluster::seed;
 use annulus_cluster::storage::RingCopy;
 use annulus_core::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
-use annulus_core::keyspace::{PartitionId, RingSize};
-use annulus_core::state::{ClusterState, Command, Lineage, Machine, Member, MemberStatus};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::state::{ClusterState, Lineage, Machine};
 use annulus_data_dir::{
     Admitted, Credentials, DataDir, DataDirError, Disk, Founding, Identity, JoinIntent, LAYOUT_VERSION,
     Store, Trouble,
@@ -73,27 +75,7 @@ fn said(error: impl std::fmt::Display) -> String {
 
 /// A cluster's state of this index.
 fn state(applied: u64) -> ClusterState {
-    let founder = Member {
-        id: NodeId(0),
-        uid: UID,
-        name: "a@h".into(),
-        listen: "127.0.0.1:1".into(),
-        http: String::new(),
-        zone: None,
-        weight: 1,
-        status: MemberStatus::Member,
-        staged: false,
-        banned: false,
-    };
-    let found = Command::Found {
-        cluster: ClusterId([9; 16]),
-        ring_size: RingSize::try_from(8).unwrap(),
-        width: 3,
-        founder,
-        authority: pem("of the cluster"),
-        authority_key: "key".into(),
-        level: annulus_core::version::LEVEL,
-    };
+    let found = founding::found(UID, pem("of the cluster"));
     let mut machine = Machine::default();
     machine.apply(1, &found);
     ClusterState { applied, ..machine.state.unwrap() }
@@ -234,7 +216,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     if promised.is_some() && there.as_ref().map(|identity| identity.uid) != promised {
         return Err(format!("the identity is {there:?} instead of {promised:?}"));
     }
-    let other = ClusterId([9; 16]);
+    let other = founding::CLUSTER;
     if (admitted || joined) && there.as_ref().is_none_or(|identity| identity.cluster != other) {
         return Err("the node has forgotten that it was admitted".into());
     }
@@ -368,7 +350,6 @@ async fn fill(disk: Disk, filled: Arc<Mutex<bool>>, mut choices: SmallRng) -> Re
     modules.note([MODULE]);
     if choices.random() {
         modules.fill(MODULE);
-        modules.sync();
         *filled.lock() = true;
     }
     Ok(())

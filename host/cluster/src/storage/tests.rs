@@ -1,9 +1,7 @@
-//! The store under openraft's own suite, and over restarts.
+//! The store over restarts. openraft's own suite runs over it in the harness, on every engine.
 
 #![allow(clippy::unwrap_used)]
 
-use std::fmt::Debug;
-use std::ops::RangeBounds;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -11,10 +9,8 @@ use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Command, Lineage, Member, MemberStatus};
 use futures_util::FutureExt;
-use openraft::storage::{
-    LogFlushed, LogState, RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine, Snapshot,
-};
-use openraft::testing::{StoreBuilder, Suite, log_id};
+use openraft::storage::{RaftLogStorage, RaftLogStorageExt, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
+use openraft::testing::log_id;
 use openraft::{EntryPayload, RaftLogReader, StorageHelper};
 
 use super::*;
@@ -38,70 +34,6 @@ fn open(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
     let store = RaftStore::open(&database, Lineage::default(), path).unwrap();
     let last = Arc::new(Last::default());
     (LogStore::new(database, store.clone()), StateMachine::open(store, last.clone()).unwrap(), last)
-}
-
-/// The log as openraft's suite uses it: it purges without a snapshot, which Raft never does.
-struct SuiteLog(LogStore);
-
-impl RaftLogReader<RaftTypes> for SuiteLog {
-    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + Send>(
-        &mut self,
-        range: RB,
-    ) -> Result<Vec<Entry>, StorageError> {
-        self.0.try_get_log_entries(range).await
-    }
-}
-
-impl RaftLogStorage<RaftTypes> for SuiteLog {
-    type LogReader = LogStore;
-
-    async fn get_log_state(&mut self) -> Result<LogState<RaftTypes>, StorageError> {
-        self.0.get_log_state().await
-    }
-
-    async fn get_log_reader(&mut self) -> LogStore {
-        self.0.get_log_reader().await
-    }
-
-    async fn save_vote(&mut self, vote: &Vote) -> Result<(), StorageError> {
-        self.0.save_vote(vote).await
-    }
-
-    async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        self.0.read_vote().await
-    }
-
-    async fn append<I>(&mut self, entries: I, callback: LogFlushed<RaftTypes>) -> Result<(), StorageError>
-    where
-        I: IntoIterator<Item = Entry> + Send,
-        I::IntoIter: Send,
-    {
-        self.0.append(entries, callback).await
-    }
-
-    async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
-        self.0.truncate(since).await
-    }
-
-    async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
-        self.0.suppose_snapshot(upto);
-        self.0.purge(upto).await
-    }
-}
-
-struct Builder;
-
-impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, tempfile::TempDir> for Builder {
-    async fn build(&self) -> Result<(tempfile::TempDir, SuiteLog, StateMachine), StorageError> {
-        let dir = tempfile::tempdir().unwrap();
-        let (log, machine, _) = open(dir.path());
-        Ok((dir, SuiteLog(log), machine))
-    }
-}
-
-#[test]
-fn openrafts_suite_holds() {
-    Suite::test_all(Builder).unwrap();
 }
 
 fn found() -> Command {

@@ -3,12 +3,13 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use annulus_cluster::storage::{Entry, LogId, StateSink, Vote};
-use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid};
-use annulus_core::keyspace::RingSize;
-use annulus_core::state::{ClusterState, Command, Machine, Member, MemberStatus};
+use annulus_core::ids::{Digest, NodeUid};
+use annulus_core::state::{ClusterState, Command, Machine};
 use openraft::testing::log_id;
 use openraft::{EntryPayload, Membership};
 use parking_lot::Mutex;
+
+use crate::founding::found;
 
 /// The newest state that a state machine told.
 #[derive(Default)]
@@ -51,7 +52,7 @@ pub struct Book {
 pub fn entry(id: LogId) -> Entry {
     let payload = match id.index {
         0 => EntryPayload::Membership(Membership::new(vec![BTreeSet::from([1])], ())),
-        1 => EntryPayload::Normal(found()),
+        1 => EntryPayload::Normal(found(NodeUid([1; 16]), "ca".into())),
         index if index % 5 == 0 => EntryPayload::Blank,
         index => {
             let mut token = [0; 32];
@@ -62,30 +63,6 @@ pub fn entry(id: LogId) -> Entry {
         }
     };
     Entry { log_id: id, payload }
-}
-
-fn found() -> Command {
-    let founder = Member {
-        id: NodeId(0),
-        uid: NodeUid([1; 16]),
-        name: "a@h".into(),
-        listen: "127.0.0.1:1".into(),
-        http: String::new(),
-        zone: None,
-        weight: 1,
-        status: MemberStatus::Member,
-        staged: false,
-        banned: false,
-    };
-    Command::Found {
-        cluster: ClusterId([2; 16]),
-        ring_size: RingSize::try_from(8).unwrap(),
-        width: 3,
-        founder,
-        authority: "ca".into(),
-        authority_key: "key".into(),
-        level: annulus_core::version::LEVEL,
-    }
 }
 
 /// What the entries up to an index lead to.
