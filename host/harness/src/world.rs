@@ -11,6 +11,7 @@ use parking_lot::Mutex;
 use rand::rngs::SmallRng;
 use rand::{Rng, RngExt, SeedableRng};
 use tokio::runtime::{Builder, Handle, RngSeed, Runtime};
+use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
 /// When a simulation begins, in seconds since 1970: some day after the formats of today.
@@ -43,6 +44,8 @@ pub struct Seeded {
     seed: u64,
     began: Instant,
     state: Mutex<State>,
+    /// Told when time does not go on.
+    restless: Notify,
 }
 
 struct State {
@@ -54,7 +57,12 @@ struct State {
     trace: u64,
     polls: u64,
     panics: Vec<(ScopeId, String)>,
+    /// When the last poll was, and how many there were at that time.
+    still: (Duration, u64),
 }
+
+/// So many polls without time going on are a task that never rests. A busy moment of a run has some hundred.
+const RESTLESS: u64 = 1_000_000;
 
 impl Seeded {
     fn new(seed: u64, settings: Settings, began: Instant) -> Self {
@@ -65,8 +73,9 @@ impl Seeded {
             trace: seed,
             polls: 0,
             panics: Vec::new(),
+            still: (Duration::ZERO, 0),
         };
-        Self { settings, seed, began, state: Mutex::new(state) }
+        Self { settings, seed, began, state: Mutex::new(state), restless: Notify::new() }
     }
 
     /// A stream of random numbers for a purpose.
@@ -100,6 +109,11 @@ impl Seeded {
         self.state.lock().trace
     }
 
+    /// Waits until a task is polled again and again while time stands: such a run would never end.
+    pub async fn restless(&self) {
+        self.restless.notified().await;
+    }
+
     /// Mixes something that was seen into the trace.
     pub fn note(&self, value: u64) {
         let mut state = self.state.lock();
@@ -131,9 +145,18 @@ impl World for Seeded {
     }
 
     fn runs_now(&self, scope: ScopeId, task: u64) -> bool {
-        let now = u64::try_from(self.began.elapsed().as_nanos()).unwrap_or(u64::MAX);
+        let elapsed = self.began.elapsed();
+        let now = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX);
         let mut state = self.state.lock();
         state.polls += 1;
+        if state.still.0 == elapsed {
+            state.still.1 += 1;
+            if state.still.1 == RESTLESS {
+                self.restless.notify_one();
+            }
+        } else {
+            state.still = (elapsed, 0);
+        }
         state.trace = mix(mix(mix(state.trace, scope.0), task), now);
         let one_in = self.settings.puts_off_one_in;
         one_in == 0 || state.scheduler.random_range(0..one_in) != 0

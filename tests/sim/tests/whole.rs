@@ -29,6 +29,25 @@ fn some_histories_of_whole_nodes_break_no_rule() {
     assert!(acknowledged > 500 && seen.kills + seen.power_losses > 3 && seen.pauses > 1, "{seen:?}");
 }
 
+/// Has the other process say what its run came to.
+const TOLD: &str = "ANNULUS_SIM_TRACE_OF_SEED_3";
+
+#[test]
+fn a_seed_is_one_history_in_every_process() {
+    let settings = Settings { unrest: Duration::from_secs(8), ..Settings::default() };
+    let report = good(3, &settings);
+    let trace = format!("trace {} after {} polls", report.trace, report.polls);
+    if std::env::var_os(TOLD).is_some() {
+        return println!("{trace}");
+    }
+    // Hash maps of another process have other keys.
+    let name = "a_seed_is_one_history_in_every_process";
+    let mut other = std::process::Command::new(std::env::current_exe().unwrap());
+    let other = other.args(["--exact", name, "--nocapture"]).env(TOLD, "1").output().unwrap();
+    let said = String::from_utf8_lossy(&other.stdout);
+    assert!(other.status.success() && said.contains(&trace), "{trace}; the other process: {said}");
+}
+
 /// Seeds that broke something once. 105: a proposal of a node whose Raft had ended looked for a leader without a
 /// pause, and never ended.
 #[test]

@@ -23,6 +23,8 @@ pub enum Rule {
     Panics,
     /// Nothing of a life that is over is left.
     Leaks,
+    /// Nobody works on for ever without waiting.
+    Rests,
     /// Once faults end, everything completes.
     Completes,
 }
@@ -46,6 +48,7 @@ impl fmt::Display for Rule {
             Self::StartsAgain => "a node that was killed anywhere starts again",
             Self::Panics => "no code of a node panics",
             Self::Leaks => "nothing of a life that is over is left",
+            Self::Rests => "nobody works on for ever without waiting",
             Self::Completes => "after all faults everything completes",
         })
     }

@@ -277,7 +277,11 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         let scripts = Arc::new(Scripts::new(eyes.clone()));
         let machines = Nodes::new(world.clone(), run.network.clone(), scripts, eyes, size);
         run.nodes.get_or_init(|| machines);
-        play(&run, nodes, schedule).await;
+        tokio::select! {
+            biased;
+            () = world.restless() => run.breaks(Rule::Rests.broken("time stands, and a task goes on".to_owned())),
+            () = play(&run, nodes, schedule) => {}
+        }
         (run, world.now())
     });
     let state = run.state.lock();
