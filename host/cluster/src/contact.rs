@@ -10,6 +10,7 @@ use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
 /// Times of the last signs of life.
+#[derive(Default)]
 pub struct Contact {
     inner: Mutex<Inner>,
     follower: Notify,
@@ -28,12 +29,6 @@ struct Inner {
 impl Default for Inner {
     fn default() -> Self {
         Self { begun: Instant::now(), leader: None, peers: HashMap::new() }
-    }
-}
-
-impl Default for Contact {
-    fn default() -> Self {
-        Self { inner: Mutex::default(), follower: Notify::new() }
     }
 }
 

@@ -52,7 +52,7 @@ impl Heard {
         Self { lineage: Lineage::default(), from: me }
     }
 
-    /// Which lineage.
+    /// The newest lineage that somebody spoke of.
     pub(super) fn lineage(&self) -> Lineage {
         self.lineage
     }
@@ -181,12 +181,10 @@ impl Cluster {
     pub(super) async fn change_over(&self, state: ClusterState, part: Part) -> Result<(), ClusterError> {
         let this = self.clone();
         // On Raft's own runtime, and to its end, whatever becomes of who asked.
-        let change =
-            annulus_ground::spawn_on(
-                &self.inner.runtime,
-                async move { this.change_over_here(state, part).await },
-            );
-        change.await.unwrap_or_else(|error| Err(ClusterError::Raft(error.to_string())))
+        let over = async move { this.change_over_here(state, part).await };
+        annulus_ground::spawn_on(&self.inner.runtime, over)
+            .await
+            .unwrap_or_else(|error| Err(ClusterError::Raft(error.to_string())))
     }
 
     async fn change_over_here(&self, state: ClusterState, part: Part) -> Result<(), ClusterError> {
@@ -224,8 +222,8 @@ impl Cluster {
     async fn run_raft(&self, store: RaftStore, lineage: Lineage) -> Result<Arc<Running>, ClusterError> {
         let links = self.inner.links(lineage);
         let raft = start_raft(self.me(), &links, &self.inner.database, store, &self.inner.views).await?;
-        let watch =
-            annulus_ground::spawn_on(&self.inner.runtime, watch_raft(raft.clone(), self.inner.ended.clone()));
+        let watch = watch_raft(raft.clone(), self.inner.ended.clone());
+        let watch = annulus_ground::spawn_on(&self.inner.runtime, watch);
         Ok(Arc::new(Running { raft, lineage, watch }))
     }
 }

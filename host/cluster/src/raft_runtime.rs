@@ -10,7 +10,7 @@ use rand_core_06::RngCore;
 use tokio::task::{JoinError, JoinHandle};
 use tokio::time::{Sleep, Timeout};
 
-type Tokio<T> = <TokioRuntime as AsyncRuntime>::OneshotSender<T>;
+type OneshotSender<T> = <TokioRuntime as AsyncRuntime>::OneshotSender<T>;
 
 /// As openraft's own, but that its tasks belong to the node that runs Raft, that its election times are drawn
 /// where all else is, and that a sleep until a moment far away waits for the beat after it. openraft sleeps so
@@ -26,7 +26,7 @@ impl AsyncRuntime for GroundRuntime {
     type TimeoutError = tokio::time::error::Elapsed;
     type Timeout<R, T: Future<Output = R> + OptionalSend> = Timeout<T>;
     type ThreadLocalRng = Drawn;
-    type OneshotSender<T: OptionalSend> = Tokio<T>;
+    type OneshotSender<T: OptionalSend> = OneshotSender<T>;
     type OneshotReceiver<T: OptionalSend> = tokio::sync::oneshot::Receiver<T>;
     type OneshotReceiverError = tokio::sync::oneshot::error::RecvError;
 
@@ -62,7 +62,7 @@ impl AsyncRuntime for GroundRuntime {
         Drawn
     }
 
-    fn oneshot<T: OptionalSend>() -> (Tokio<T>, tokio::sync::oneshot::Receiver<T>) {
+    fn oneshot<T: OptionalSend>() -> (OneshotSender<T>, tokio::sync::oneshot::Receiver<T>) {
         TokioRuntime::oneshot()
     }
 }

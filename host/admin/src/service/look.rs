@@ -187,7 +187,8 @@ impl AdminService {
             );
         }
         let vnodes: usize = slots.iter().map(|slot| slot.vnodes).sum();
-        if view.outside.is_some() {
+        let is_outside = view.outside.is_some();
+        if is_outside {
             alerts.push(format!(
                 "outside: the cluster was recovered without this node, which is no member of it any more. It \
                  serves nothing; its {} stay in memory as they are until it is stopped. `annulus start \
@@ -234,9 +235,8 @@ impl AdminService {
                 .count(),
             transfers: self.parts.handoff.transfers().await.len(),
             modules: view.state.modules.len(),
-            vnodes: if view.outside.is_some() { 0 } else { vnodes },
-            aside: slots.iter().map(|slot| slot.aside).sum::<usize>()
-                + if view.outside.is_some() { vnodes } else { 0 },
+            vnodes: if is_outside { 0 } else { vnodes },
+            aside: slots.iter().map(|slot| slot.aside).sum::<usize>() + if is_outside { vnodes } else { 0 },
             alerts,
             possible_loss,
             newest_incident: incidents.iter().map(|incident| incident.number).max().unwrap_or(0),
