@@ -35,7 +35,8 @@ enum Run {
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// Seeded histories of a whole cluster in one thread: exit 0 if every rule holds in all of them.
+    /// Seeded histories of a cluster of whole nodes, each in one thread: exit 0 if every rule holds in all of
+    /// them.
     Sim(Simulation),
     /// Members come and go, nodes die, freeze and are cut off, and three modules are deployed and rolled back,
     /// one of which traps and one of which has items of 1 to 8 MiB, under a mixed load that a model checks.
@@ -85,23 +86,11 @@ enum Simulated {
     /// node joins, and how long that takes.
     Scale {
         /// How many nodes.
-        #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 30, 100])]
+        #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 30])]
         nodes: Vec<usize>,
         /// How many partitions.
         #[arg(long, default_value_t = 1024)]
         ring: u32,
-    },
-    /// Seeded histories of whole nodes, the code that serves users: exit 0 if every rule holds in all of them.
-    Whole {
-        /// How many seeds.
-        #[arg(long, default_value_t = 200)]
-        seeds: u64,
-        /// The first of them.
-        #[arg(long, default_value_t = 0)]
-        from: u64,
-        /// One seed, with all that happens in it.
-        #[arg(long)]
-        replay: Option<u64>,
     },
 }
 
@@ -116,30 +105,10 @@ fn simulate(simulation: &Simulation) -> ExitCode {
             }
         };
     }
-    if let Some(Simulated::Whole { seeds, from, replay }) = what {
-        let stop = Arc::new(AtomicBool::new(false));
-        stop_when_told(&stop);
-        let verdict =
-            sim::whole(replay.unwrap_or(*from), replay.map_or(*seeds, |_| 1), replay.is_some(), &stop);
-        println!("{verdict}");
-        return exit_code(verdict.broken.is_empty());
-    }
-    let verdict = match replay {
-        Some(seed) => {
-            let report = sim::replay(*seed, *mutant);
-            report.all.iter().flatten().for_each(|line| println!("{line}"));
-            println!("{} events, SHA-256 {}", report.events, report.hash);
-            let (counts, broken) = (report.counts.clone(), report.broken.is_some());
-            let broken =
-                if broken { vec![annulus_sim::Report { last: Vec::new(), ..report }] } else { Vec::new() };
-            sim::Verdict { broken, counts, seeds: 1 }
-        }
-        None => {
-            let stop = Arc::new(AtomicBool::new(false));
-            stop_when_told(&stop);
-            sim::many(*from, *seeds, *mutant, &stop)
-        }
-    };
+    let stop = Arc::new(AtomicBool::new(false));
+    stop_when_told(&stop);
+    let (from, seeds) = replay.map_or((*from, *seeds), |seed| (seed, 1));
+    let verdict = sim::many(from, seeds, *mutant, replay.is_some(), &stop);
     println!("{verdict}");
     exit_code(verdict.broken.is_empty())
 }

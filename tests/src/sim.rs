@@ -8,10 +8,14 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use annulus_sim::scale::{Row, scale};
-use annulus_sim::{Counts, Mutant, Report, Settings, run, whole};
+use annulus_sim::truth::Counts;
+use annulus_sim::{Mutant, Report, Settings, run};
 
 /// How often a long run says how far it is.
 const PROGRESS: Duration = Duration::from_secs(5);
+
+/// How many lines of a broken run are shown.
+const LAST: usize = 60;
 
 /// What came of many seeds.
 #[derive(Debug, Default)]
@@ -22,26 +26,34 @@ pub struct Verdict {
     pub counts: Counts,
     /// How many seeds were run.
     pub seeds: u64,
+    /// How long they were, in virtual time.
+    pub lasted: Duration,
+    /// How long they took.
+    pub took: Duration,
 }
 
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for report in &self.broken {
             if let Some(broken) = &report.broken {
-                writeln!(f, "seed {}: {}: {}", report.seed, broken.rule, broken.what)?;
+                writeln!(f, "seed {}: {broken}", report.seed)?;
             }
         }
         if let Some(first) = self.broken.first() {
             writeln!(f, "\nthe end of seed {} (`sim --replay {0}` shows all of it):", first.seed)?;
-            first.last.iter().try_for_each(|line| writeln!(f, "{line}"))?;
+            let from = first.lines.len().saturating_sub(LAST);
+            first.lines[from..].iter().try_for_each(|line| writeln!(f, "{line}"))?;
         }
         writeln!(
             f,
-            "{} seeds, {} broke a rule; {} requests, {} of them with an unknown outcome",
+            "{} seeds, {} broke a rule; {} requests, {} of them with an unknown outcome; {:.0} s of their time in \
+             {:.1} s",
             self.seeds,
             self.broken.len(),
             self.counts.requests,
-            self.counts.unknown
+            self.counts.unknown,
+            self.lasted.as_secs_f64(),
+            self.took.as_secs_f64()
         )?;
         let Counts { acknowledged, lost, resurrected, unanswered, .. } = self.counts;
         write!(
@@ -52,8 +64,8 @@ impl fmt::Display for Verdict {
     }
 }
 
-/// Runs seeds on all cores; goes on past those that break a rule.
-pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, stop: &AtomicBool) -> Verdict {
+/// Runs seeds on all cores; goes on past those that break a rule. `show`: with every line of each.
+pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, show: bool, stop: &AtomicBool) -> Verdict {
     let settings = Settings { mutant, ..Settings::default() };
     let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
     let verdict = Mutex::new(Verdict::default());
@@ -67,8 +79,12 @@ pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, stop: &AtomicBool) ->
             }
             let report = run(from + seed, &settings);
             done.fetch_add(1, Ordering::Relaxed);
+            if show {
+                report.lines.iter().for_each(|line| println!("{line}"));
+            }
             let mut verdict = verdict.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
             verdict.seeds += 1;
+            verdict.lasted += report.lasted;
             verdict.counts.add(&report.counts);
             if report.broken.is_some() {
                 verdict.broken.push(report);
@@ -90,80 +106,8 @@ pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, stop: &AtomicBool) ->
     });
     let mut verdict = verdict.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
     verdict.broken.sort_by_key(|report| report.seed);
-    verdict
-}
-
-/// What came of many seeds of whole nodes.
-#[derive(Debug, Default)]
-pub struct WholeVerdict {
-    /// Runs that broke a rule, by seed.
-    pub broken: Vec<whole::Report>,
-    counts: whole::truth::Counts,
-    seeds: u64,
-    lasted: Duration,
-    took: Duration,
-}
-
-impl fmt::Display for WholeVerdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for report in &self.broken {
-            if let Some(broken) = &report.broken {
-                writeln!(f, "seed {}: {broken}", report.seed)?;
-            }
-        }
-        writeln!(
-            f,
-            "{} seeds of whole nodes, {} broke a rule; {:.0} s of their time in {:.1} s",
-            self.seeds,
-            self.broken.len(),
-            self.lasted.as_secs_f64(),
-            self.took.as_secs_f64()
-        )?;
-        let whole::truth::Counts { acknowledged, lost, resurrected, unanswered, .. } = &self.counts;
-        write!(
-            f,
-            "checked {acknowledged} acknowledged writes: lost {lost}, resurrected {resurrected}, \
-             unanswered {unanswered}"
-        )
-    }
-}
-
-/// Runs seeds of whole nodes on all cores; goes on past those that break a rule. `show`: with every line.
-pub fn whole(from: u64, seeds: u64, show: bool, stop: &AtomicBool) -> WholeVerdict {
-    let (next, verdict, began) = (AtomicU64::new(0), Mutex::new(WholeVerdict::default()), Instant::now());
-    let work = || {
-        while !stop.load(Ordering::Relaxed) {
-            let seed = next.fetch_add(1, Ordering::Relaxed);
-            if seed >= seeds {
-                return;
-            }
-            let report = whole::run(from + seed, &whole::Settings::default());
-            if show {
-                report.lines.iter().for_each(|line| println!("{line}"));
-            }
-            let mut verdict = verdict.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            verdict.seeds += 1;
-            verdict.lasted += report.lasted;
-            verdict.counts.add(&report.counts);
-            if report.broken.is_some() {
-                verdict.broken.push(report);
-            }
-        }
-    };
-    std::thread::scope(|scope| {
-        for _ in 0..std::thread::available_parallelism().map_or(1, usize::from) {
-            scope.spawn(work);
-        }
-    });
-    let mut verdict = verdict.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
-    verdict.broken.sort_by_key(|report| report.seed);
     verdict.took = began.elapsed();
     verdict
-}
-
-/// One seed, with every event of it.
-pub fn replay(seed: u64, mutant: Option<Mutant>) -> Report {
-    run(seed, &Settings { mutant, whole_trace: true, ..Settings::default() })
 }
 
 /// The table of simulated scale, line by line as they come.
@@ -176,12 +120,12 @@ pub fn table(sizes: &[usize], ring: u32, mut line: impl FnMut(&str)) -> Result<(
     );
     line("|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|");
     for nodes in sizes {
-        let Row { rest, liveness, join, moved, converged, entries, .. } = scale(*nodes, ring)?;
+        let Row { rest, join, moved, converged, entries, .. } = scale(*nodes, ring)?;
         let mut row = String::new();
         let _ = write!(
             row,
             "| {nodes} | {:.1} | {:.0} | {:.0} | {:.1} | {:.0} | {:.0} | {moved} | {entries} | {converged:.1} s |",
-            rest.messages, rest.bytes, liveness.bytes, join.messages, join.bytes, join.busiest
+            rest.messages, rest.bytes, rest.liveness, join.messages, join.bytes, join.busiest
         );
         line(&row);
     }

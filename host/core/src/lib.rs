@@ -11,6 +11,7 @@ pub mod item;
 pub mod keyspace;
 pub mod legend;
 pub mod liveness;
+pub mod mutants;
 pub mod preference;
 pub mod request;
 pub mod ring;

@@ -6,6 +6,7 @@ use std::sync::Arc;
 
 use annulus_core::ids::TransferId;
 use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
 use annulus_data_dir::{RESTORE, Space, Store, Trouble, database_trouble, fatal};
 use parking_lot::Mutex;
 
@@ -45,6 +46,9 @@ impl Seals {
             let partition = u16::from_be_bytes(key.as_ref().try_into().map_err(|_| damaged())?);
             let transfer = u64::from_be_bytes(value.as_ref().try_into().map_err(|_| damaged())?);
             known.insert(PartitionId(partition), TransferId(transfer));
+        }
+        if mutants::on(Mutant::ForgetSeal) {
+            known.clear();
         }
         let (database, known) = (database.clone(), Mutex::new(known));
         Ok(Self { inner: Arc::new(Inner { database, space, known }) })

@@ -11,5 +11,5 @@ mod weather;
 mod world;
 
 pub use nodes::{At, Attendant, Called, Nodes, address};
-pub use weather::Changeable;
+pub use weather::{Changeable, Sent};
 pub use world::{Seeded, Settings, Simulation};

@@ -1,6 +1,6 @@
 //! How packets fare: delays, losses and cuts that a seed decides about.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
 use std::time::Duration;
 
@@ -27,12 +27,27 @@ struct State {
     cuts: Vec<(IpAddr, IpAddr)>,
     /// Everything takes so many times as long.
     times: u32,
+    /// What each machine has sent to others.
+    sent: BTreeMap<IpAddr, Sent>,
+}
+
+/// What a machine has sent to others, whether or not it arrived.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Sent {
+    /// Pieces of streams, and what makes and ends connections.
+    pub pieces: u64,
+    /// Their bytes.
+    pub bytes: u64,
+    /// Datagrams: the failure detector's packets.
+    pub datagrams: u64,
+    /// Their bytes.
+    pub datagram_bytes: u64,
 }
 
 impl Changeable {
     /// Fair, for now.
     pub fn new(random: SmallRng) -> Self {
-        Self { state: Mutex::new(State { random, cuts: Vec::new(), times: 1 }) }
+        Self { state: Mutex::new(State { random, cuts: Vec::new(), times: 1, sent: BTreeMap::new() }) }
     }
 
     /// Cuts ways. [`annulus_transport::memory::Network::changed`] has to be told, as of all changes of cuts.
@@ -55,6 +70,11 @@ impl Changeable {
         self.state.lock().times = times.max(1);
     }
 
+    /// What each machine has sent to others since the beginning.
+    pub fn sent(&self) -> BTreeMap<IpAddr, Sent> {
+        self.state.lock().sent.clone()
+    }
+
     /// The ways that are cut.
     pub fn cuts(&self) -> BTreeSet<(IpAddr, IpAddr)> {
         self.state.lock().cuts.iter().copied().collect()
@@ -70,15 +90,22 @@ impl State {
 }
 
 impl Weather for Changeable {
-    fn delay(&self, from: SocketAddr, to: SocketAddr, _: usize) -> Duration {
+    fn delay(&self, from: SocketAddr, to: SocketAddr, bytes: usize) -> Duration {
         if from.ip() == to.ip() {
             return Duration::from_micros(FASTEST_US);
         }
-        self.state.lock().delay()
+        let mut state = self.state.lock();
+        let sent = state.sent.entry(from.ip()).or_default();
+        sent.pieces += 1;
+        sent.bytes += bytes as u64;
+        state.delay()
     }
 
-    fn datagram(&self, _: SocketAddr, _: SocketAddr, _: usize) -> Vec<Duration> {
+    fn datagram(&self, from: SocketAddr, _: SocketAddr, bytes: usize) -> Vec<Duration> {
         let mut state = self.state.lock();
+        let sent = state.sent.entry(from.ip()).or_default();
+        sent.datagrams += 1;
+        sent.datagram_bytes += bytes as u64;
         if state.random.random_range(0..LOST_ONE_IN) == 0 {
             return Vec::new();
         }

@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use annulus_core::ids::ModuleUid;
 use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{ErrorCode, RequestError};
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::Instant;
@@ -187,7 +188,7 @@ impl Actor {
             Control::ReadPage { attempt, after } => self.read_page(attempt, after).await,
             Control::EndOutgoing { finished } => self.end_outgoing(finished).await,
             Control::Seal(round) => {
-                self.sealed = true;
+                self.sealed = !mutants::on(Mutant::ServeWhileSealed);
                 // A turn must not be held behind a seal.
                 self.turn = None;
                 let (module, stored) = (self.module, self.stored());

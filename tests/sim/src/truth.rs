@@ -11,7 +11,7 @@ use std::time::Duration;
 use annulus_core::keyspace::{PartitionId, RingSize, hash_key};
 use annulus_core::request::{AppliedState, RequestError};
 
-use super::rule::{Broken, Rule};
+use crate::rule::{Broken, Rule};
 
 /// Numbers of a run's requests.
 pub type Op = u64;

@@ -7,11 +7,11 @@ use annulus_core::state::{MemberStatus, Module};
 use annulus_harness::At;
 use tokio::time::{Instant, sleep};
 
-use super::load;
-use super::operators;
-use super::rule::Rule;
-use super::run::Run;
-use super::truth::Want;
+use crate::load;
+use crate::operators;
+use crate::rule::Rule;
+use crate::run::Run;
+use crate::truth::Want;
 
 /// How long it may take.
 const CALM: Duration = Duration::from_secs(120);

@@ -14,8 +14,8 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use tokio::time::{Instant, sleep};
 
-use super::run::{MODULE, Run, number};
-use super::truth::{Op, Want, name};
+use crate::run::{MODULE, Run, number};
+use crate::truth::{Op, Want, name};
 
 /// Asks again and again until the run calms down.
 pub async fn client(run: Arc<Run>, key: usize) {

@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::{PartitionId, RingSize};
+use annulus_core::mutants::{self, Mutant};
 use annulus_ground::{Scope, spawn};
 use annulus_harness::guest::{Observer, Outcome, Run as Ran, Script, Scripts};
 use annulus_harness::{At, Attendant, Changeable, Nodes, Seeded, Simulation};
@@ -16,13 +17,13 @@ use rand::RngExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use super::ledger::Ledger;
-use super::load;
-use super::operators;
-use super::rest;
-use super::rule::{Broken, Rule};
-use super::schedule::{self, Act, Planned};
-use super::truth::{Counts, Op, Truth};
+use crate::ledger::Ledger;
+use crate::load;
+use crate::operators;
+use crate::rest;
+use crate::rule::{Broken, Rule};
+use crate::schedule::{self, Act, Planned};
+use crate::truth::{Counts, Op, Truth};
 
 /// The module that clients use.
 pub const MODULE: &str = "kv";
@@ -38,11 +39,13 @@ pub struct Settings {
     pub nodes: Option<usize>,
     /// What happens; by the seed where none.
     pub schedule: Option<Vec<Planned>>,
+    /// A fault that is put back on purpose.
+    pub mutant: Option<Mutant>,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { keys: 16, unrest: Duration::from_secs(20), nodes: None, schedule: None }
+        Self { keys: 16, unrest: Duration::from_secs(20), nodes: None, schedule: None, mutant: None }
     }
 }
 
@@ -125,6 +128,32 @@ struct State {
 }
 
 impl Run {
+    /// One without nodes yet, within its simulation.
+    pub(crate) fn new(world: &Arc<Seeded>, settings: Settings, size: RingSize) -> Arc<Self> {
+        let weather = Arc::new(Changeable::new(world.stream("weather")));
+        let state = State {
+            truth: Truth::new(MODULE, size, settings.keys),
+            ledger: Ledger::default(),
+            seen: Seen::default(),
+            broken: None,
+            lines: Vec::new(),
+            busy: true,
+        };
+        let run = Arc::new(Self {
+            network: Network::new(weather.clone()),
+            weather,
+            settings,
+            state: Mutex::new(state),
+            nodes: std::sync::OnceLock::new(),
+            world: world.clone(),
+        });
+        let eyes = Arc::new(Eyes(run.clone()));
+        let scripts = Arc::new(Scripts::new(eyes.clone()));
+        let machines = Nodes::new(world.clone(), run.network.clone(), scripts, eyes, size);
+        run.nodes.get_or_init(|| machines);
+        run
+    }
+
     /// The nodes.
     ///
     /// # Panics
@@ -158,6 +187,11 @@ impl Run {
     /// A rule is broken. The first counts.
     pub fn breaks(&self, broken: Broken) {
         self.state.lock().breaks(broken);
+    }
+
+    /// The first that was.
+    pub fn broken(&self) -> Option<Broken> {
+        self.state.lock().broken.clone()
     }
 
     /// Was one?
@@ -255,34 +289,18 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         .clone()
         .unwrap_or_else(|| schedule::draw(&mut world.stream("schedule"), nodes, nodes + 2, settings.unrest));
     let plan = schedule.clone();
-    let (run, lasted) = simulation.run(async {
-        let weather = Arc::new(Changeable::new(world.stream("weather")));
-        let state = State {
-            truth: Truth::new(MODULE, size, settings.keys),
-            ledger: Ledger::default(),
-            seen: Seen::default(),
-            broken: None,
-            lines: Vec::new(),
-            busy: true,
-        };
-        let run = Arc::new(Run {
-            network: Network::new(weather.clone()),
-            weather,
-            settings: settings.clone(),
-            state: Mutex::new(state),
-            nodes: std::sync::OnceLock::new(),
-            world: world.clone(),
-        });
-        let eyes = Arc::new(Eyes(run.clone()));
-        let scripts = Arc::new(Scripts::new(eyes.clone()));
-        let machines = Nodes::new(world.clone(), run.network.clone(), scripts, eyes, size);
-        run.nodes.get_or_init(|| machines);
-        tokio::select! {
-            biased;
-            () = world.restless() => run.breaks(Rule::Rests.broken("time stands, and a task goes on".to_owned())),
-            () = play(&run, nodes, schedule) => {}
-        }
-        (run, world.now())
+    let (run, lasted) = mutants::during(settings.mutant, || {
+        simulation.run(async {
+            let run = Run::new(&world, settings.clone(), size);
+            tokio::select! {
+                biased;
+                () = world.restless() => {
+                    run.breaks(Rule::Rests.broken("time stands, and a task goes on".to_owned()));
+                }
+                () = play(&run, nodes, schedule) => {}
+            }
+            (run, world.now())
+        })
     });
     let state = run.state.lock();
     let mut broken = state.broken.clone();
@@ -335,7 +353,7 @@ async fn play(run: &Arc<Run>, nodes: usize, schedule: Vec<Planned>) {
 }
 
 /// Makes a cluster with a module.
-async fn begin(run: &Arc<Run>, nodes: usize) {
+pub(crate) async fn begin(run: &Arc<Run>, nodes: usize) {
     // The first one's cluster is the one that counts.
     for at in 0..nodes {
         run.nodes().add();

@@ -9,7 +9,7 @@ use annulus_modules::DeployRequest;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::run::Run;
+use crate::run::Run;
 
 /// How long an operator waits.
 const PATIENCE: Duration = Duration::from_secs(20);

@@ -8,7 +8,7 @@ use annulus_core::keyspace::PartitionId;
 use annulus_core::state::{ClusterState, Lineage};
 use sha2::{Digest as _, Sha256};
 
-use super::rule::{Broken, Rule};
+use crate::rule::{Broken, Rule};
 
 /// What nodes have shown.
 #[derive(Default)]
