@@ -26,6 +26,7 @@ mod liveness;
 mod meeting;
 mod messages;
 mod network;
+mod outsider;
 mod propose;
 mod raft;
 mod raft_runtime;

@@ -231,7 +231,7 @@ impl Cluster {
                 }
                 reply(&answer)
             }
-            kind::RAFT_VOTE => reply(&raft.vote(decode(payload)?).await),
+            kind::RAFT_VOTE => reply(&raft.vote(self.weigh(raft, decode(payload)?).await).await),
             kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
             _ => Err(Unanswered::Kind),
         }

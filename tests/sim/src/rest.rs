@@ -37,6 +37,7 @@ pub async fn rest(run: &Arc<Run>) {
             return;
         }
         if began.elapsed() > CALM {
+            portray(run);
             return run.breaks(Rule::Completes.broken(format!("{why}, {CALM:?} after the last fault")));
         }
         join_again(run).await;
@@ -57,6 +58,31 @@ pub async fn rest(run: &Arc<Run>) {
                 return;
             }
         }
+    }
+}
+
+/// Notes how every node takes the cluster, for whoever looks for the reason.
+fn portray(run: &Run) {
+    let nodes = run.nodes();
+    for at in 0..nodes.count() {
+        let Some(life) = nodes.life(at) else {
+            run.note(format_args!("n{at}: {:?}, {:?}", nodes.ended(at), nodes.failed(at)));
+            continue;
+        };
+        let (cluster, view) = (life.cluster(), life.cluster().view());
+        let peers = view.state.live_members().map(|member| {
+            let (up, linked) = (cluster.liveness().is_up(member.id), life.transport().is_up(member.uid));
+            format!("{} {} {} up {up} linked {linked}", member.id, member.name, member.status)
+        });
+        run.note(format_args!(
+            "n{at} is {}: entry {}, lineage {:?}, leader {:?}, {:?}; {}",
+            cluster.me(),
+            view.state.applied,
+            view.state.lineage,
+            cluster.leader(),
+            cluster.raft_members(),
+            peers.collect::<Vec<_>>().join("; ")
+        ));
     }
 }
 
