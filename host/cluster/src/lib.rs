@@ -41,8 +41,9 @@ mod token;
 mod versions;
 mod view;
 
-use std::sync::Arc;
+use std::any::Any;
 use std::sync::atomic::AtomicBool;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
@@ -178,6 +179,12 @@ impl Cluster {
     /// The committed state as this node knows it: cheap enough for every request.
     pub fn view(&self) -> Arc<View> {
         self.inner.views.load()
+    }
+
+    /// Tells whether anybody still has this: for whoever looks for leaks.
+    pub fn remains(&self) -> Weak<dyn Any + Send + Sync> {
+        let held: Arc<dyn Any + Send + Sync> = self.inner.clone();
+        Arc::downgrade(&held)
     }
 
     /// Changes after each applied batch.

@@ -10,7 +10,7 @@ use annulus_core::keyspace::RingSize;
 use annulus_core::version::Speaks;
 use annulus_data_dir::DataDir;
 use annulus_ground::{Scope, ScopeId, spawn};
-use annulus_node::{Exit, Life, NodeConfig, Stand, StartError, StopReason};
+use annulus_node::{Exit, Life, NodeConfig, Remains, Stand, StartError, StopReason};
 use annulus_transport::Net;
 use annulus_transport::memory::Network;
 use annulus_vnode::Loader;
@@ -32,6 +32,9 @@ pub type At = usize;
 pub trait Attendant: Send + Sync + 'static {
     /// A node serves, in a life of its own. Called within the life's scope.
     fn serves(&self, at: At, life: &Arc<Life>);
+
+    /// A life is over, and with it what it had in memory: it ended by itself, or was killed.
+    fn is_over(&self, _at: At) {}
 }
 
 /// The nodes. Clones are the same ones.
@@ -48,6 +51,8 @@ struct Inner {
     ring_size: RingSize,
     lives: AtomicU64,
     hosts: Mutex<Vec<Host>>,
+    /// Of lives that are over.
+    remains: Mutex<Vec<(At, Remains)>>,
 }
 
 /// One machine and the process on it.
@@ -66,6 +71,10 @@ struct Host {
     failed: Option<String>,
     /// When it was paused last, and when it went on; none while it runs on.
     paused: Option<(Instant, Option<Instant>)>,
+    /// Lives that ended by themselves, as where the disk fails.
+    deaths: u64,
+    /// Nobody starts it any more.
+    gone: bool,
 }
 
 /// What became of a call.
@@ -86,12 +95,19 @@ impl Nodes {
         ring_size: RingSize,
     ) -> Self {
         // Scope 0 is nobody's.
-        let (lives, hosts) = (AtomicU64::new(1), Mutex::default());
-        Self { inner: Arc::new(Inner { world, network, loader, attendant, ring_size, lives, hosts }) }
+        let (lives, hosts, remains) = (AtomicU64::new(1), Mutex::default(), Mutex::default());
+        Self {
+            inner: Arc::new(Inner { world, network, loader, attendant, ring_size, lives, hosts, remains }),
+        }
     }
 
     /// Adds a machine with an empty disk, and starts its process.
     pub fn add(&self) -> At {
+        self.add_speaking(Speaks::THIS)
+    }
+
+    /// The same with a build of that age.
+    pub fn add_speaking(&self, speaks: Speaks) -> At {
         let mut hosts = self.inner.hosts.lock();
         let at = hosts.len();
         let listen = address(at);
@@ -106,7 +122,7 @@ impl Nodes {
             ring_size: Some(self.inner.ring_size),
             zone: None,
             weight: None,
-            speaks: Speaks::THIS,
+            speaks,
         };
         let disk = MemoryDisk::new(self.inner.world.stream(&format!("disk {at}")));
         hosts.push(Host {
@@ -118,6 +134,8 @@ impl Nodes {
             ended: None,
             failed: None,
             paused: None,
+            deaths: 0,
+            gone: false,
         });
         drop(hosts);
         self.start(at);
@@ -126,12 +144,11 @@ impl Nodes {
 
     /// Starts a node's process, if it does not run.
     pub fn start(&self, at: At) {
-        let process = tokio::spawn(self.clone().run(at));
         let mut hosts = self.inner.hosts.lock();
         let host = &mut hosts[at];
-        match &host.process {
-            Some(_) => process.abort(),
-            None => host.process = Some(process),
+        if host.process.is_none() && !host.gone {
+            (host.ended, host.failed) = (None, None);
+            host.process = Some(tokio::spawn(self.clone().run(at)));
         }
     }
 
@@ -158,9 +175,9 @@ impl Nodes {
                     Life::start(stand, data, config, reborn).await
                 })
             });
-            let life = match starting.await {
-                Ok(Ok(life)) => Arc::new(life),
-                Ok(Err(error)) => {
+            let life = match unless_killed(&scope, starting).await {
+                Some(Ok(life)) => Arc::new(life),
+                Some(Err(error)) => {
                     scope.kill();
                     let mut hosts = self.inner.hosts.lock();
                     match error {
@@ -170,22 +187,32 @@ impl Nodes {
                     (hosts[at].scope, hosts[at].process) = (None, None);
                     return;
                 }
-                // It was killed.
-                Err(_) => return,
+                None => return self.dies(at, &scope),
             };
             self.inner.hosts.lock()[at].life = Some(life.clone());
             scope.enter(|| self.inner.attendant.serves(at, &life));
             let waits = life.clone();
             let ended = scope.enter(|| spawn(async move { waits.ended().await }));
-            let Ok(exit) = ended.await else { return };
+            let Some(exit) = unless_killed(&scope, ended).await else {
+                scope.enter(|| drop(life));
+                return self.dies(at, &scope);
+            };
             self.inner.hosts.lock()[at].life = None;
+            self.inner.attendant.is_over(at);
             let stops = life.clone();
             let stopped = scope.enter(|| spawn(async move { stops.stop().await }));
-            if stopped.await.is_err() {
-                return;
+            if unless_killed(&scope, stopped).await.is_none() {
+                scope.enter(|| drop(life));
+                return self.dies(at, &scope);
             }
+            let left = scope.enter(|| {
+                let left = life.remains();
+                drop(life);
+                left
+            });
+            // As the end of a life's runtimes does.
             scope.kill();
-            scope.enter(|| drop(life));
+            self.inner.remains.lock().push((at, left));
             match exit {
                 Exit::Restart => reborn = true,
                 Exit::Stop(reason) => {
@@ -196,6 +223,51 @@ impl Nodes {
                 }
             }
         }
+    }
+
+    /// A life has ended by itself.
+    fn dies(&self, at: At, scope: &Scope) {
+        let (life, disk, address) = {
+            let mut hosts = self.inner.hosts.lock();
+            let host = &mut hosts[at];
+            host.deaths += 1;
+            (host.scope, host.process, host.paused) = (None, None, None);
+            (host.life.take(), host.disk.clone(), host.config.listen.ip())
+        };
+        self.bury(at, life, Some(scope.clone()), &disk, address);
+        disk.crash(Crash::Killed);
+    }
+
+    /// What is left of a life that is over goes, without a word to anybody.
+    fn bury(
+        &self,
+        at: At,
+        life: Option<Arc<Life>>,
+        scope: Option<Scope>,
+        disk: &MemoryDisk,
+        address: IpAddr,
+    ) {
+        // In this order: nothing that its destructors say may leave it.
+        self.inner.network.kill(address);
+        disk.cut();
+        self.inner.attendant.is_over(at);
+        if let Some(scope) = scope {
+            scope.kill();
+            let remains = scope.enter(|| {
+                let remains = life.as_ref().map(|life| life.remains());
+                life.iter().for_each(|life| life.let_go());
+                drop(life);
+                remains
+            });
+            self.inner.remains.lock().extend(remains.map(|remains| (at, remains)));
+        }
+    }
+
+    /// What is left of lives that are over.
+    pub fn leaks(&self) -> Vec<String> {
+        let remains = self.inner.remains.lock();
+        let left = remains.iter().flat_map(|(at, remains)| remains.left().map(move |part| (*at, part)));
+        left.map(|(at, part)| format!("n{at}: the {part} of a life that is over is left")).collect()
     }
 
     /// Ends a node's process where it is. With `power`, its machine too: what was not synced may be gone.
@@ -209,18 +281,44 @@ impl Nodes {
             (host.paused, host.failed) = (None, None);
             (host.scope.take(), host.life.take(), host.disk.clone(), host.config.listen.ip())
         };
-        // In this order: nothing that its destructors say may leave it.
-        self.inner.network.kill(address);
-        disk.cut();
-        if let Some(scope) = scope {
-            scope.kill();
-            scope.enter(|| {
-                life.iter().for_each(|life| life.let_go());
-                drop(life);
-            });
-        }
+        self.bury(at, life, scope, &disk, address);
         disk.crash(if power { Crash::PowerLoss } else { Crash::Killed });
         true
+    }
+
+    /// A machine's disk.
+    pub fn disk(&self, at: At) -> MemoryDisk {
+        self.inner.hosts.lock()[at].disk.clone()
+    }
+
+    /// What its next life is of another build.
+    pub fn upgrade(&self, at: At, speaks: Speaks) {
+        self.inner.hosts.lock()[at].config.speaks = speaks;
+    }
+
+    /// Nobody starts a node any more, and nobody waits for it.
+    pub fn abandon(&self, at: At) {
+        self.inner.hosts.lock()[at].gone = true;
+    }
+
+    /// Is it one that nobody waits for?
+    pub fn is_gone(&self, at: At) -> bool {
+        self.inner.hosts.lock()[at].gone
+    }
+
+    /// Does its process run?
+    pub fn runs(&self, at: At) -> bool {
+        self.inner.hosts.lock()[at].process.is_some()
+    }
+
+    /// How many tasks a node's life has.
+    pub fn tasks(&self, at: At) -> usize {
+        self.inner.hosts.lock()[at].scope.as_ref().map_or(0, Scope::tasks)
+    }
+
+    /// How many lives have ended by themselves.
+    pub fn deaths(&self) -> u64 {
+        self.inner.hosts.lock().iter().map(|host| host.deaths).sum()
     }
 
     /// Has a node's process stand still. False if it does not run, or stands already.
@@ -311,10 +409,17 @@ impl Nodes {
             };
             (scope, life)
         };
-        match scope.enter(|| spawn(what(life))).await {
-            Ok(answer) => Called::Answer(answer),
-            Err(_) => Called::Killed,
-        }
+        let task = scope.enter(|| spawn(what(life)));
+        unless_killed(&scope, task).await.map_or(Called::Killed, Called::Answer)
+    }
+}
+
+/// What a task of a scope comes to; none if the scope is killed, or dies by itself.
+async fn unless_killed<T>(scope: &Scope, task: JoinHandle<T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        ended = task => ended.ok(),
+        () = scope.killed() => None,
     }
 }
 

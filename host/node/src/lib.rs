@@ -19,10 +19,11 @@ mod router;
 mod runtimes;
 mod services;
 
+use std::any::Any;
 use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use annulus_core::ids::BootId;
@@ -98,6 +99,16 @@ pub struct Stand {
     pub net: Net,
     /// What makes components ready to run; a WebAssembly engine of the node's own where none.
     pub loader: Option<Arc<dyn Loader>>,
+}
+
+/// Tells what is left of a life that is over: for whoever looks for leaks.
+pub struct Remains(Vec<(&'static str, Weak<dyn Any + Send + Sync>)>);
+
+impl Remains {
+    /// The parts that somebody still holds.
+    pub fn left(&self) -> impl Iterator<Item = &'static str> {
+        self.0.iter().filter(|(_, part)| part.strong_count() > 0).map(|(name, _)| *name)
+    }
 }
 
 /// One life of a node: from a start until it ends, or becomes a member of another cluster.
@@ -292,6 +303,15 @@ impl Life {
         // An error: Raft's runtime has ended before.
         let _ = annulus_ground::spawn_on(&self.stand.raft, async move { cluster.stop().await }).await;
         self.transport.close().await;
+    }
+
+    /// What nobody may hold any more once this life is over and dropped.
+    pub fn remains(&self) -> Remains {
+        Remains(vec![
+            ("control plane", self.cluster.remains()),
+            ("transport", self.transport.remains()),
+            ("vnode master", self.services.master.remains()),
+        ])
     }
 
     /// Undoes what holds its parts together, without a word to anybody: for a life that is over already.

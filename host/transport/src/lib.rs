@@ -53,9 +53,10 @@ mod tuning;
 mod udp;
 mod wire;
 
+use std::any::Any;
 use std::collections::HashSet;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
@@ -165,6 +166,12 @@ impl Transport {
         });
         annulus_ground::spawn(accept::accept(shared.clone(), endpoint));
         Ok(Transport { shared })
+    }
+
+    /// Tells whether anybody still has this: for whoever looks for leaks.
+    pub fn remains(&self) -> Weak<dyn Any + Send + Sync> {
+        let held: Arc<dyn Any + Send + Sync> = self.shared.clone();
+        Arc::downgrade(&held)
     }
 
     /// Where it listens.

@@ -7,6 +7,7 @@
 
 mod handoff;
 
+use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
@@ -416,6 +417,12 @@ impl Master {
     /// The last incidents.
     pub fn incidents(&self) -> Vec<Incident> {
         self.inner.incidents.list()
+    }
+
+    /// Tells whether anybody still has this: for whoever looks for leaks.
+    pub fn remains(&self) -> Weak<dyn Any + Send + Sync> {
+        let held: Arc<dyn Any + Send + Sync> = self.inner.clone();
+        Arc::downgrade(&held)
     }
 
     /// All partitions, for those who look.

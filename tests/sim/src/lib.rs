@@ -2,19 +2,24 @@
 //! seed decides about.
 //!
 //! [`run`] makes machines with real nodes, has them become a cluster with modules, lets clients read, write and
-//! delete keys through any node while the seed's schedule kills, pauses, cuts, and operates, and at last waits
-//! for everything to complete. Oracles look at the point of effect: the guest ([`truth`]), and every state that a
-//! node shows ([`ledger`]).
+//! delete keys through any node while the seed's schedule breaks things and operators change the cluster, and at
+//! last waits for everything to complete. Oracles ([`oracle`]) look at the point of effect: the guest, and every state
+//! that a node shows.
 
-pub mod ledger;
+mod acts;
+mod eyes;
+pub mod fleet;
 mod load;
 mod operators;
+pub mod oracle;
 mod rest;
 pub mod rule;
 mod run;
 pub mod scale;
 pub mod schedule;
-pub mod truth;
+mod seen;
 
 pub use annulus_core::mutants::Mutant;
-pub use run::{Report, Seen, Settings, run};
+pub use oracle::truth;
+pub use run::{Report, Settings, run};
+pub use seen::Seen;

@@ -1,12 +1,13 @@
-//! Clients: each has one key, and asks any node for it.
+//! Clients: one for each key, which asks any node for it, and one for each module, which lists its keys.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::RequestId;
 use annulus_core::request::RequestError;
 use annulus_harness::{At, Called};
-use annulus_request::CallRequest;
+use annulus_request::{CallRequest, CoverageEvent};
 use bytes::Bytes;
 use ciborium::Value;
 use rand::RngExt;
@@ -14,8 +15,9 @@ use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 use tokio::time::{Instant, sleep};
 
-use crate::run::{MODULE, Run, number};
-use crate::truth::{Op, Want, name};
+use crate::oracle::coverage;
+use crate::oracle::truth::{Op, Want, late, name};
+use crate::run::Run;
 
 /// Asks again and again until the run calms down.
 pub async fn client(run: Arc<Run>, key: usize) {
@@ -49,7 +51,8 @@ fn patience(random: &mut SmallRng) -> Duration {
 pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration) -> bool {
     let issued = Instant::now();
     let op = run.truth(|truth| Ok(truth.issue(key, want, run.world.now(), limit)));
-    let request = request(op, key, want, issued + limit);
+    let module = run.truth(|truth| Ok(truth.module(key).to_owned()));
+    let request = request(module, op, key, want, issued + limit);
     let called =
         run.nodes().ask(at, |life| async move { life.services().coordinator.call(&request).await }).await;
     let Called::Answer(answer) = called else {
@@ -62,36 +65,100 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     let asleep = run.nodes().slept_since(at, issued);
     run.world.note(op << 1 | u64::from(answer.is_ok()));
     let told: Result<(), &RequestError> = answer.as_ref().map(|_| ());
-    run.truth(|truth| truth.answered(op, told, run.world.now(), asleep));
     if let Err(error) = &answer {
         run.note(format_args!(
             "#{op} {want:?} of k{key} at n{at}: {:?}, {:?}: {error}",
             error.code, error.state
         ));
     }
+    run.truth(|truth| truth.answered(op, told, run.world.now(), asleep));
     answer.is_ok()
 }
 
-fn request(op: Op, key: usize, want: Want, deadline: Instant) -> CallRequest {
+fn request(module: String, op: Op, key: usize, want: Want, deadline: Instant) -> CallRequest {
     let mut args = vec![(Value::Text("key".into()), Value::Text(name(key)))];
     let command = match want {
         Want::Get => "get",
         Want::Put(value) => {
-            args.push((Value::Text("value".into()), number(value)));
+            args.push((Value::Text("value".into()), Value::Integer(value.into())));
             "put"
         }
         Want::Delete => "delete",
     };
-    let mut bytes = Vec::new();
-    ciborium::into_writer(&Value::Map(args), &mut bytes).expect("a Vec takes everything");
     let mut id = [0; 16];
     id[8..].copy_from_slice(&op.to_be_bytes());
-    CallRequest {
-        module: MODULE.to_owned(),
-        command: command.to_owned(),
-        args: Bytes::from(bytes),
-        key: None,
-        deadline,
-        id: RequestId(id),
+    call(module, command, args, deadline, RequestId(id))
+}
+
+fn call(
+    module: String,
+    command: &str,
+    args: Vec<(Value, Value)>,
+    deadline: Instant,
+    id: RequestId,
+) -> CallRequest {
+    let mut bytes = Vec::new();
+    ciborium::into_writer(&Value::Map(args), &mut bytes).expect("a Vec takes everything");
+    CallRequest { module, command: command.to_owned(), args: Bytes::from(bytes), key: None, deadline, id }
+}
+
+/// Lists a module's keys again and again until the run calms down.
+pub async fn lister(run: Arc<Run>, module: usize) {
+    let mut random = run.world.stream(&format!("lister {module}"));
+    while run.is_busy() {
+        sleep(Duration::from_millis(random.random_range(100..2_000))).await;
+        let Some(at) = run.nodes().serving().choose(&mut random).copied() else { continue };
+        let limit = patience(&mut random);
+        list(&run, at, module, limit).await;
     }
+}
+
+/// Lists a module's keys once. True if nothing is missing.
+pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> bool {
+    let (since, issued) = (run.world.now(), Instant::now());
+    let name = run.fleet[module].name.clone();
+    let request = call(name, "keys", Vec::new(), issued + limit, RequestId([0xff; 16]));
+    let called = run.nodes().ask(at, |life| async move {
+        let mut events = life.services().coordinator.coverage(request)?;
+        let (mut keys, mut missing) = (Vec::new(), None);
+        while let Some(event) = events.recv().await {
+            match event {
+                CoverageEvent::Batch { values, .. } => keys.extend(values),
+                CoverageEvent::Done { missing: left } => missing = Some(left),
+            }
+        }
+        Ok::<_, RequestError>((keys, missing))
+    });
+    let Called::Answer(answer) = called.await else { return false };
+    run.seen(|seen| seen.coverages += 1);
+    let (keys, missing) = match answer {
+        Ok((keys, Some(missing))) => (keys, missing),
+        Ok((_, None)) => {
+            run.note(format_args!("n{at} has not ended its list of {module}"));
+            return false;
+        }
+        Err(error) => {
+            run.note(format_args!("n{at} does not list {module}: {error}"));
+            return false;
+        }
+    };
+    if !run.nodes().slept_since(at, issued)
+        && let Err(broken) = late("a list", run.world.now(), since, limit)
+    {
+        run.breaks(broken);
+    }
+    let key = |bytes: &Bytes| -> Option<usize> {
+        let value: Value = ciborium::from_reader(&bytes[..]).ok()?;
+        value.as_text()?.strip_prefix("key")?.parse().ok()
+    };
+    let keys: Vec<usize> = keys.iter().filter_map(key).collect();
+    let missing: BTreeSet<_> = missing
+        .into_iter()
+        .map(|(partition, error)| {
+            run.note(format_args!("p{} is missing in a list of {module} by n{at}: {error}", partition.0));
+            partition
+        })
+        .collect();
+    run.truth(|truth| coverage::check(truth, module, since, &keys, &missing));
+    missing.is_empty()
 }

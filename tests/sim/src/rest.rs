@@ -1,20 +1,23 @@
-//! After all faults: everything completes, and every key can be read through every node.
+//! After all faults: operators mend what only they can mend, everything completes, and every key can be read through
+//! every node.
 
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::state::{MemberStatus, Module};
 use annulus_harness::At;
+use annulus_node::StopReason;
 use tokio::time::{Instant, sleep};
 
 use crate::load;
 use crate::operators;
+use crate::oracle::leaks;
+use crate::oracle::truth::Want;
 use crate::rule::Rule;
 use crate::run::Run;
-use crate::truth::Want;
 
 /// How long it may take.
-const CALM: Duration = Duration::from_secs(120);
+const CALM: Duration = Duration::from_secs(180);
 
 /// How often it is looked at.
 const LOOK: Duration = Duration::from_millis(50);
@@ -40,16 +43,18 @@ pub async fn rest(run: &Arc<Run>) {
             portray(run);
             return run.breaks(Rule::Completes.broken(format!("{why}, {CALM:?} after the last fault")));
         }
-        join_again(run).await;
+        mend(run).await;
         sleep(LOOK).await;
     }
     run.note("all is at rest");
-    for at in run.nodes().serving() {
-        if run.member(at).is_none() {
-            continue;
-        }
+    let now = run.world.now();
+    run.truth(|truth| {
+        truth.settle(now);
+        Ok(())
+    });
+    for at in run.members() {
         for key in 0..run.settings.keys {
-            if !load::ask(run, at, key, Want::Get, READ).await && !run.is_broken() {
+            if !load::ask(run, at, key, Want::Get, READ).await && !run.is_broken() && is_deployed(run, key) {
                 run.breaks(
                     Rule::LostWrite.broken(format!("k{key} cannot be read through n{at} after healing")),
                 );
@@ -58,7 +63,47 @@ pub async fn rest(run: &Arc<Run>) {
                 return;
             }
         }
+        for module in 0..run.fleet.len() {
+            load::list(run, at, module, READ).await;
+        }
     }
+    if let Err(broken) = leaks::check(run) {
+        run.breaks(broken);
+    }
+}
+
+fn is_deployed(run: &Run, key: usize) -> bool {
+    let name = run.truth(|truth| Ok(truth.module(key).to_owned()));
+    run.newest().is_some_and(|state| state.modules.values().any(|module| module.name == name))
+}
+
+/// Does what a runbook has an operator do.
+async fn mend(run: &Arc<Run>) {
+    let nodes = run.nodes();
+    for at in 0..nodes.count() {
+        let stopped = match nodes.ended(at) {
+            None => nodes.failed(at).is_none(),
+            Some(StopReason::Asked | StopReason::Failed(_)) => true,
+            Some(StopReason::Removed | StopReason::Superseded(_) | StopReason::Twin(_)) => false,
+        };
+        if !nodes.runs(at) && stopped {
+            nodes.start(at);
+        }
+        let outside = nodes.life(at).is_some_and(|life| life.cluster().view().outside.is_some());
+        if outside {
+            run.note(format_args!("n{at} is outside of what was recovered: it begins anew"));
+            nodes.kill(at, false);
+            nodes.disk(at).wipe();
+            nodes.start(at);
+        }
+    }
+    if !operators::lost(run).is_empty() {
+        operators::do_without(run).await;
+    }
+    if run.newest().is_some_and(|state| state.handoff.of_any().paused) {
+        operators::hold(run, false).await;
+    }
+    join_again(run).await;
 }
 
 /// Notes how every node takes the cluster, for whoever looks for the reason.
@@ -75,10 +120,11 @@ fn portray(run: &Run) {
             format!("{} {} {} up {up} linked {linked}", member.id, member.name, member.status)
         });
         run.note(format_args!(
-            "n{at} is {}: entry {}, lineage {:?}, leader {:?}, {:?}; {}",
+            "n{at} is {}: entry {}, lineage {:?}, level {}, leader {:?}, {:?}; {}",
             cluster.me(),
             view.state.applied,
             view.state.lineage,
+            view.state.level,
             cluster.leader(),
             cluster.raft_members(),
             peers.collect::<Vec<_>>().join("; ")
@@ -89,13 +135,13 @@ fn portray(run: &Run) {
 /// A node whose join had no clear answer is told to join again, as that error says.
 async fn join_again(run: &Arc<Run>) {
     let nodes = run.nodes();
-    let Some(state) = run.ledger(|ledger| ledger.newest().cloned()) else { return };
+    let Some(state) = run.newest() else { return };
     let is_in =
         |at: &At| nodes.life(*at).is_some_and(|life| life.cluster().view().state.cluster == state.cluster);
     let (members, others): (Vec<At>, Vec<At>) = nodes.serving().into_iter().partition(is_in);
     let waits = |at: &At| {
         let member = state.member_by_name(&nodes.name(*at));
-        member.is_some_and(|member| member.status == MemberStatus::Joining && !member.waits())
+        member.is_some_and(|member| member.status == MemberStatus::Joining)
     };
     for at in others.into_iter().filter(waits) {
         if let Some(member) = members.first() {
@@ -107,7 +153,7 @@ async fn join_again(run: &Arc<Run>) {
 /// What has not completed, if anything has not.
 pub fn unrest(run: &Run) -> Option<String> {
     let nodes = run.nodes();
-    let state = run.ledger(|ledger| ledger.newest().cloned())?;
+    let state = run.newest()?;
     if let Some((partition, transfer)) = state.ring.transfers().next() {
         return Some(format!("p{} is pending by {}", partition.0, transfer.id));
     }
@@ -119,23 +165,29 @@ pub fn unrest(run: &Run) -> Option<String> {
     if let Some(member) = unfinished {
         return Some(format!("{} is {}", member.name, member.status));
     }
+    if let Some(node) = operators::lost(run).first() {
+        return Some(format!("the machine of node {node} is lost"));
+    }
     for at in 0..nodes.count() {
+        if nodes.is_gone(at) {
+            continue;
+        }
         if let Some(why) = nodes.failed(at) {
             run.breaks(Rule::StartsAgain.broken(format!("n{at}: {why}")));
             return Some(format!("n{at} does not start: {why}"));
         }
         let Some(life) = nodes.life(at) else {
-            if nodes.ended(at).is_none() {
-                return Some(format!("n{at} does not serve"));
+            match nodes.ended(at) {
+                Some(StopReason::Removed | StopReason::Superseded(_) | StopReason::Twin(_)) => continue,
+                other => return Some(format!("n{at} does not serve: {other:?}")),
             }
-            continue;
         };
         let view = life.cluster().view();
         if view.state.cluster != state.cluster {
             // Its join was refused, or its operator gave up: a cluster of its own.
             continue;
         }
-        if view.state.applied != state.applied {
+        if (view.state.lineage, view.state.applied) != (state.lineage, state.applied) {
             return Some(format!("n{at} knows {} of {}", view.state.applied, state.applied));
         }
         if !view.serves() {

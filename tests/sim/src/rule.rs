@@ -15,6 +15,8 @@ pub enum Rule {
     Twice,
     /// An error says what became of the state (R10).
     AnswerTells,
+    /// A command that goes everywhere has every key once, or says what is missing (R17).
+    Coverage,
     /// Every request ends by its deadline (DESIGN.md D12).
     EveryRequestEnds,
     /// A node that was killed anywhere starts again.
@@ -44,6 +46,9 @@ impl fmt::Display for Rule {
             Self::Resurrected => "no deleted item returns (R12)",
             Self::Twice => "a write happens once (R10)",
             Self::AnswerTells => "an answer says what became of the state (R10)",
+            Self::Coverage => {
+                "a command that goes everywhere has every key once, or says what is missing (R17)"
+            }
             Self::EveryRequestEnds => "every request ends (D12)",
             Self::StartsAgain => "a node that was killed anywhere starts again",
             Self::Panics => "no code of a node panics",

@@ -6,27 +6,28 @@ use std::time::Duration;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::mutants::{self, Mutant};
-use annulus_ground::{Scope, spawn};
-use annulus_harness::guest::{Observer, Outcome, Run as Ran, Script, Scripts};
-use annulus_harness::{At, Attendant, Changeable, Nodes, Seeded, Simulation};
-use annulus_node::Life;
+use annulus_core::state::ClusterState;
+use annulus_core::version::Speaks;
+use annulus_harness::guest::Scripts;
+use annulus_harness::{At, Changeable, Nodes, Seeded, Simulation};
 use annulus_transport::memory::Network;
-use ciborium::Value;
+use annulus_vnode::Loader;
 use parking_lot::Mutex;
 use rand::RngExt;
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
-use crate::ledger::Ledger;
+use crate::acts;
+use crate::eyes::Eyes;
+use crate::fleet::{self, Plan};
 use crate::load;
 use crate::operators;
+use crate::oracle::ledger::Ledger;
+use crate::oracle::truth::{Counts, Truth};
 use crate::rest;
 use crate::rule::{Broken, Rule};
-use crate::schedule::{self, Act, Planned};
-use crate::truth::{Counts, Op, Truth};
-
-/// The module that clients use.
-pub const MODULE: &str = "kv";
+use crate::schedule::{self, Planned};
+use crate::seen::Seen;
 
 /// How a world is made.
 #[derive(Clone, Debug)]
@@ -37,6 +38,8 @@ pub struct Settings {
     pub unrest: Duration,
     /// How many nodes it begins with; by the seed where none.
     pub nodes: Option<usize>,
+    /// How many modules there are at most.
+    pub modules: Option<usize>,
     /// What happens; by the seed where none.
     pub schedule: Option<Vec<Planned>>,
     /// A fault that is put back on purpose.
@@ -45,38 +48,8 @@ pub struct Settings {
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { keys: 16, unrest: Duration::from_secs(20), nodes: None, schedule: None, mutant: None }
-    }
-}
-
-/// How often what is meant to happen did.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-#[allow(missing_docs)]
-pub struct Seen {
-    pub kills: u64,
-    pub power_losses: u64,
-    pub pauses: u64,
-    pub cuts: u64,
-    pub jumps: u64,
-    pub joins: u64,
-    pub leaves: u64,
-    pub entries: u64,
-    pub moved: u64,
-}
-
-impl Seen {
-    /// Adds another run's.
-    pub fn add(&mut self, other: &Self) {
-        let Self { kills, power_losses, pauses, cuts, jumps, joins, leaves, entries, moved } = other;
-        self.kills += kills;
-        self.power_losses += power_losses;
-        self.pauses += pauses;
-        self.cuts += cuts;
-        self.jumps += jumps;
-        self.joins += joins;
-        self.leaves += leaves;
-        self.entries += entries;
-        self.moved += moved;
+        let unrest = Duration::from_secs(20);
+        Self { keys: 18, unrest, nodes: None, modules: None, schedule: None, mutant: None }
     }
 }
 
@@ -113,8 +86,11 @@ pub struct Run {
     pub network: Network,
     /// The settings.
     pub settings: Settings,
+    /// The modules.
+    pub fleet: Vec<Plan>,
     state: Mutex<State>,
     nodes: std::sync::OnceLock<Nodes>,
+    scripts: std::sync::OnceLock<Arc<Scripts>>,
 }
 
 struct State {
@@ -125,32 +101,44 @@ struct State {
     lines: Vec<String>,
     /// Clients go on.
     busy: bool,
+    /// The last release of each module that somebody has made.
+    releases: Vec<u32>,
 }
 
 impl Run {
     /// One without nodes yet, within its simulation.
-    pub(crate) fn new(world: &Arc<Seeded>, settings: Settings, size: RingSize) -> Arc<Self> {
+    pub(crate) fn new(
+        world: &Arc<Seeded>,
+        settings: Settings,
+        fleet: Vec<Plan>,
+        size: RingSize,
+    ) -> Arc<Self> {
         let weather = Arc::new(Changeable::new(world.stream("weather")));
+        let names: Vec<String> = fleet.iter().map(|plan| plan.name.clone()).collect();
         let state = State {
-            truth: Truth::new(MODULE, size, settings.keys),
+            truth: Truth::new(&names, size, settings.keys),
             ledger: Ledger::default(),
             seen: Seen::default(),
             broken: None,
             lines: Vec::new(),
             busy: true,
+            releases: vec![0; fleet.len()],
         };
         let run = Arc::new(Self {
             network: Network::new(weather.clone()),
             weather,
             settings,
+            fleet,
             state: Mutex::new(state),
             nodes: std::sync::OnceLock::new(),
+            scripts: std::sync::OnceLock::new(),
             world: world.clone(),
         });
         let eyes = Arc::new(Eyes(run.clone()));
         let scripts = Arc::new(Scripts::new(eyes.clone()));
-        let machines = Nodes::new(world.clone(), run.network.clone(), scripts, eyes, size);
+        let machines = Nodes::new(world.clone(), run.network.clone(), scripts.clone(), eyes, size);
         run.nodes.get_or_init(|| machines);
+        run.scripts.get_or_init(|| scripts);
         run
     }
 
@@ -160,6 +148,11 @@ impl Run {
     /// Before there are any.
     pub fn nodes(&self) -> &Nodes {
         self.nodes.get().expect("a run has nodes from its beginning")
+    }
+
+    /// How many guests run on all nodes.
+    pub fn guests(&self) -> usize {
+        self.scripts.get().map_or(0, |scripts| scripts.instances())
     }
 
     /// Does something with the truth; a rule that it breaks ends the run.
@@ -179,9 +172,75 @@ impl Run {
         act(&self.state.lock().ledger)
     }
 
+    /// The newest state that any node has shown.
+    pub fn newest(&self) -> Option<ClusterState> {
+        self.ledger(|ledger| ledger.newest().cloned())
+    }
+
+    /// A node shows a state.
+    pub fn shows(&self, name: &str, state: &ClusterState) {
+        let now = self.world.now();
+        let mut inner = self.state.lock();
+        match inner.ledger.shows(name, state) {
+            Ok(news) => {
+                inner.seen.moved += news.moved;
+                inner.seen.losses += news.lost.len() as u64;
+                news.lost.iter().for_each(|partition| inner.truth.loosen(*partition, None, now));
+                if news.recovered {
+                    inner.seen.recoveries += 1;
+                    inner.truth.shake();
+                }
+            }
+            Err(broken) => inner.breaks(broken),
+        }
+    }
+
+    /// A node carries something out: may it?
+    pub fn serves(&self, at: At, partition: PartitionId) {
+        let Some(node) = self.member(at) else { return };
+        let mut state = self.state.lock();
+        if state.truth.is_shaken() {
+            return;
+        }
+        if let Err(broken) = state.ledger.serves(node, partition) {
+            state.breaks(broken);
+        }
+    }
+
+    /// Does a node hold a partition, by the newest state or by its own?
+    pub fn may_hold(&self, at: At, partition: PartitionId) -> bool {
+        let own = self.nodes().life(at).is_some_and(|life| {
+            let view = life.cluster().view();
+            view.state.ring.owner(partition) == view.me
+        });
+        let newest = self.member(at).is_some_and(|node| {
+            self.ledger(|ledger| ledger.newest().is_some_and(|state| state.ring.owner(partition) == node))
+        });
+        own || newest
+    }
+
+    /// The only copy of what a module has in a partition may be gone; of all modules where none is named.
+    pub fn loosen(&self, partition: PartitionId, module: Option<&str>) {
+        let now = self.world.now();
+        self.state.lock().truth.loosen(partition, module, now);
+    }
+
     /// Counts something.
     pub fn seen(&self, count: impl FnOnce(&mut Seen)) {
         count(&mut self.state.lock().seen);
+    }
+
+    /// The next release of a module.
+    pub fn next_release(&self, module: usize) -> u32 {
+        let release = &mut self.state.lock().releases[module];
+        *release += 1;
+        *release
+    }
+
+    /// A module was undeployed: its releases count anew.
+    pub fn next_era(&self, module: usize) {
+        let release = &mut self.state.lock().releases[module];
+        *release = fleet::first_release(fleet::era(*release) + 1);
     }
 
     /// A rule is broken. The first counts.
@@ -211,11 +270,18 @@ impl Run {
         state.busy && state.broken.is_none()
     }
 
-    /// The only copies of a node's partitions end with its memory.
-    pub fn loses_memory(&self, node: NodeId) {
+    /// Do guests behave by now?
+    pub fn is_calm(&self) -> bool {
+        !self.state.lock().busy
+    }
+
+    /// A node's memory is gone, and with it the only copies of its partitions.
+    pub fn loses_memory(&self, at: At) {
+        let Some(node) = self.member(at) else { return };
+        let now = self.world.now();
         let mut state = self.state.lock();
         for partition in state.ledger.rests_on(node) {
-            state.truth.loosen(partition);
+            state.truth.loosen(partition, None, now);
         }
     }
 
@@ -223,6 +289,16 @@ impl Run {
     pub fn member(&self, at: At) -> Option<NodeId> {
         let name = self.nodes().name(at);
         self.ledger(|ledger| Some(ledger.newest()?.member_by_name(&name)?.id))
+    }
+
+    /// A node that is a member, by its number in the run.
+    pub fn at(&self, node: NodeId) -> Option<At> {
+        (0..self.nodes().count()).find(|at| self.member(*at) == Some(node))
+    }
+
+    /// Nodes that serve and are members.
+    pub fn members(&self) -> Vec<At> {
+        self.nodes().serving().into_iter().filter(|at| self.member(*at).is_some()).collect()
     }
 }
 
@@ -235,47 +311,8 @@ impl State {
     }
 }
 
-/// Sees every command that a guest runs, and every state that a node shows.
-struct Eyes(Arc<Run>);
-
-impl Observer for Eyes {
-    fn ran(&self, ran: &Ran<'_>) {
-        let Some(at) = Scope::current().and_then(|scope| self.0.nodes().at(scope.id())) else { return };
-        let found = match ran.outcome {
-            Outcome::Reply(value) => value.as_integer().and_then(|value| u64::try_from(value).ok()),
-            Outcome::Page(_) | Outcome::Refused | Outcome::Doomed | Outcome::Trapped => return,
-        };
-        let Ok(partition) = u16::try_from(ran.at.partition.id).map(PartitionId) else { return };
-        let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
-        if let Some(node) = self.0.member(at)
-            && let Err(broken) = self.0.ledger(|ledger| ledger.serves(node, partition))
-        {
-            self.0.breaks(broken);
-        }
-        self.0.truth(|truth| truth.effect(op, partition, found));
-    }
-}
-
-impl Attendant for Eyes {
-    fn serves(&self, at: At, life: &Arc<Life>) {
-        let (run, name, mut views) = (self.0.clone(), self.0.nodes().name(at), life.cluster().watch());
-        drop(spawn(async move {
-            loop {
-                let view = views.borrow_and_update().clone();
-                let shown = run.state.lock().ledger.shows(&name, &view.state);
-                if let Err(broken) = shown {
-                    run.breaks(broken);
-                }
-                if views.changed().await.is_err() {
-                    return;
-                }
-            }
-        }));
-    }
-}
-
-/// How long nodes may take to become one cluster with a module, and how long every single step of it.
-const BEGIN: Duration = Duration::from_secs(120);
+/// How long nodes may take to become one cluster with its modules.
+const BEGIN: Duration = Duration::from_secs(240);
 
 /// Runs a seed.
 pub fn run(seed: u64, settings: &Settings) -> Report {
@@ -284,20 +321,23 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let mut random = world.stream("shape");
     let nodes = settings.nodes.unwrap_or_else(|| random.random_range(2..=4));
     let size = RingSize::try_from(8 << random.random_range(0..=1)).expect("a ring size");
-    let schedule = settings
-        .schedule
-        .clone()
-        .unwrap_or_else(|| schedule::draw(&mut world.stream("schedule"), nodes, nodes + 2, settings.unrest));
+    let fleet = fleet::draw(&mut world.stream("fleet"), settings.modules);
+    // Some nodes are of the build before, until they are upgraded.
+    let older = if random.random_bool(0.15) { random.random_range(1..=nodes) } else { 0 };
+    let schedule = settings.schedule.clone().unwrap_or_else(|| {
+        let shape = schedule::Shape { nodes, most: nodes + 2, modules: fleet.len(), older };
+        schedule::draw(&mut world.stream("schedule"), shape, settings.unrest)
+    });
     let plan = schedule.clone();
     let (run, lasted) = mutants::during(settings.mutant, || {
         simulation.run(async {
-            let run = Run::new(&world, settings.clone(), size);
+            let run = Run::new(&world, settings.clone(), fleet, size);
             tokio::select! {
                 biased;
                 () = world.restless() => {
                     run.breaks(Rule::Rests.broken("time stands, and a task goes on".to_owned()));
                 }
-                () = play(&run, nodes, schedule) => {}
+                () = play(&run, nodes, older, schedule) => {}
             }
             (run, world.now())
         })
@@ -307,7 +347,8 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     if let Some((scope, why)) = world.panics().first() {
         broken.get_or_insert_with(|| Rule::Panics.broken(format!("life {scope}: {why}")));
     }
-    let seen = Seen { entries: state.ledger.entries() as u64, ..state.seen.clone() };
+    let seen =
+        Seen { entries: state.ledger.entries() as u64, deaths: run.nodes().deaths(), ..state.seen.clone() };
     Report {
         seed,
         broken,
@@ -321,9 +362,10 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     }
 }
 
-async fn play(run: &Arc<Run>, nodes: usize, schedule: Vec<Planned>) {
-    if timeout(BEGIN, begin(run, nodes)).await.is_err() {
-        run.breaks(Rule::Completes.broken(format!("{nodes} nodes do not become a cluster within {BEGIN:?}")));
+async fn play(run: &Arc<Run>, nodes: usize, older: usize, schedule: Vec<Planned>) {
+    if timeout(BEGIN, begin(run, nodes, older)).await.is_err() {
+        let why = rest::unrest(run).unwrap_or_default();
+        run.breaks(Rule::Completes.broken(format!("{nodes} nodes are no cluster within {BEGIN:?}: {why}")));
         return;
     }
     if run.is_broken() {
@@ -334,6 +376,9 @@ async fn play(run: &Arc<Run>, nodes: usize, schedule: Vec<Planned>) {
     for key in 0..run.settings.keys {
         tasks.spawn(load::client(run.clone(), key));
     }
+    for module in 0..run.fleet.len() {
+        tasks.spawn(load::lister(run.clone(), module));
+    }
     let began = Instant::now();
     for (after, act) in schedule {
         sleep_until(began + after).await;
@@ -341,7 +386,7 @@ async fn play(run: &Arc<Run>, nodes: usize, schedule: Vec<Planned>) {
             return;
         }
         run.note(&act);
-        tasks.spawn(happens(run.clone(), act));
+        tasks.spawn(acts::happens(run.clone(), act));
     }
     sleep_until(began + run.settings.unrest).await;
     run.state.lock().busy = false;
@@ -352,71 +397,20 @@ async fn play(run: &Arc<Run>, nodes: usize, schedule: Vec<Planned>) {
     }
 }
 
-/// Makes a cluster with a module.
-pub(crate) async fn begin(run: &Arc<Run>, nodes: usize) {
+/// Makes a cluster with its modules; the last `older` of the nodes are of the build before.
+pub(crate) async fn begin(run: &Arc<Run>, nodes: usize, older: usize) {
     // The first one's cluster is the one that counts.
     for at in 0..nodes {
-        run.nodes().add();
+        let speaks = if at + older >= nodes { Speaks::FIRST } else { Speaks::THIS };
+        run.nodes().add_speaking(speaks);
         rest::until(run, || run.nodes().life(at).is_some()).await;
     }
     for at in 1..nodes {
         operators::join(run, at, 0).await;
     }
     rest::until(run, || rest::unrest(run).is_none()).await;
-    let script = Script { name: MODULE.to_owned(), ..Script::default() };
-    operators::deploy(run, 0, &script).await;
-}
-
-/// Something of the schedule happens, and ends.
-async fn happens(run: Arc<Run>, act: Act) {
-    let nodes = run.nodes();
-    match act {
-        Act::Kill { at, lasts, power } => {
-            let member = run.member(at);
-            if !nodes.kill(at, power) {
-                return;
-            }
-            run.seen(|seen| if power { seen.power_losses += 1 } else { seen.kills += 1 });
-            if let Some(node) = member {
-                run.loses_memory(node);
-            }
-            tokio::time::sleep(lasts).await;
-            nodes.start(at);
-        }
-        Act::Pause { at, lasts } => {
-            if nodes.pause(at) {
-                run.seen(|seen| seen.pauses += 1);
-                tokio::time::sleep(lasts).await;
-                nodes.resume(at);
-            }
-        }
-        Act::Cut { ways, lasts } => {
-            let ips = |ways: &[(At, At)]| -> Vec<_> {
-                let ip = |at| annulus_harness::address(at).ip();
-                ways.iter().map(|(from, to)| (ip(*from), ip(*to))).collect()
-            };
-            run.seen(|seen| seen.cuts += 1);
-            run.weather.cut(ips(&ways));
-            run.network.changed();
-            tokio::time::sleep(lasts).await;
-            run.weather.heal(ips(&ways));
-            run.network.changed();
-        }
-        Act::Jump { at, ms } => {
-            run.seen(|seen| seen.jumps += 1);
-            nodes.jump(at, ms);
-        }
-        Act::Slow { times, lasts } => {
-            run.weather.slow(times);
-            tokio::time::sleep(lasts).await;
-            run.weather.slow(1);
-        }
-        Act::Join => operators::join_one_more(&run).await,
-        Act::Leave { pick } => operators::leave(&run, pick).await,
+    for module in 0..run.fleet.len() {
+        // Its guests may refuse to begin.
+        while !operators::deploy(run, module).await && !run.is_broken() {}
     }
-}
-
-/// A value that a guest answers.
-pub fn number(value: u64) -> Value {
-    Value::Integer(value.into())
 }

@@ -16,7 +16,7 @@ use annulus_harness::{Sent, Simulation};
 use tokio::time::{Instant, sleep};
 
 use crate::run::{self, Run};
-use crate::{Settings, operators, rest};
+use crate::{Settings, fleet, operators, rest};
 
 /// A cluster without faults comes to rest within this time, however large it is.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -102,8 +102,9 @@ pub fn scale(nodes: usize, ring: u32) -> Result<Row, String> {
     let simulation = Simulation::new(1, annulus_harness::Settings::default());
     let world = simulation.world().clone();
     simulation.run(async {
-        let run: Arc<Run> = Run::new(&world, Settings { keys: 0, ..Settings::default() }, size);
-        run::begin(&run, nodes).await;
+        let fleet = vec![fleet::draw(&mut world.stream("fleet"), Some(1)).remove(0)];
+        let run: Arc<Run> = Run::new(&world, Settings { keys: 0, ..Settings::default() }, fleet, size);
+        run::begin(&run, nodes, 0).await;
         comes_to_rest(&run).await?;
         let before = run.weather.sent();
         sleep(REST).await;

@@ -11,6 +11,11 @@ pub trait Observer: Send + Sync + 'static {
     /// A command was run, or a page of one that goes everywhere. Nothing has been awaited since its effect.
     fn ran(&self, run: &Run<'_>);
 
+    /// Do guests behave, whatever their scripts say? For the end of a run, when everything has to complete.
+    fn is_calm(&self) -> bool {
+        false
+    }
+
     /// A call did not come back from its guest.
     fn fell(&self, _fall: &Fall<'_>) {}
 }
@@ -24,6 +29,10 @@ impl Observer for () {
 pub struct Run<'a> {
     /// Module, partition and actor.
     pub at: &'a VnodePlace,
+    /// The script's release.
+    pub release: u32,
+    /// Who keeps the items.
+    pub keeps: Keeps,
     /// The routing key, where it has one.
     pub key: Option<&'a [u8]>,
     /// The same when it is sent again.

@@ -108,8 +108,9 @@ impl Default for Slow {
 }
 
 impl Slow {
-    pub(super) fn wait(&self) -> Option<Duration> {
-        self.calls.falls().then(|| Duration::from_millis(annulus_ground::random_range(self.ms.clone())))
+    pub(super) fn wait(&self, calm: bool) -> Option<Duration> {
+        (!calm && self.calls.falls())
+            .then(|| Duration::from_millis(annulus_ground::random_range(self.ms.clone())))
     }
 }
 

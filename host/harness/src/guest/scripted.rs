@@ -78,7 +78,7 @@ impl Scripted {
         let traps = guest.script.traps.init;
         guest
             .call("init", traps, async |guest| {
-                if guest.script.init_refuses.falls() {
+                if guest.falls(guest.script.init_refuses) {
                     return Err(GuestError::InitRefused("the script says no".to_owned()));
                 }
                 Ok(())
@@ -101,7 +101,7 @@ impl Scripted {
     ) -> Result<T, GuestError> {
         let mut under_way = self.under_way(call);
         self.wait().await;
-        if traps.falls() {
+        if self.falls(traps) {
             return Err(trapped(call));
         }
         let result = run(self).await;
@@ -109,8 +109,13 @@ impl Scripted {
         result
     }
 
+    /// Does what a script says happen now? Nothing does where the observer wants calm.
+    fn falls(&self, how_often: OneIn) -> bool {
+        !self.observer.is_calm() && how_often.falls()
+    }
+
     async fn wait(&self) {
-        if let Some(time) = self.script.slow.wait() {
+        if let Some(time) = self.script.slow.wait(self.observer.is_calm()) {
             tokio::time::sleep(time).await;
         }
     }
@@ -201,7 +206,9 @@ impl NativeGuest for Scripted {
     fn handoff_starting<'a>(&'a mut self, _: TransferKind, _: &'a str) -> Call<'a, bool> {
         let traps = self.script.traps.callback;
         Call::later(
-            self.call("handoff-starting", traps, async |guest| Ok(!guest.script.puts_handoff_off.falls())),
+            self.call("handoff-starting", traps, async |guest| {
+                Ok(!guest.falls(guest.script.puts_handoff_off))
+            }),
         )
     }
 
@@ -213,7 +220,7 @@ impl NativeGuest for Scripted {
 
     fn handles_in_handoff<'a>(&'a mut self, _: &'a Request) -> Call<'a, bool> {
         Call::later(self.call("handle-handoff-command", OneIn(0), async |guest| {
-            Ok(!guest.script.refuses_in_handoff.falls())
+            Ok(!guest.falls(guest.script.refuses_in_handoff))
         }))
     }
 

@@ -124,19 +124,19 @@ impl Scripted {
     /// Waits, loops, refuses or traps before anything is done, and says what becomes of it after.
     async fn fate(&self, asked: &Asked<'_>) -> Result<Result<Fate, CommandFailure>, GuestError> {
         self.wait().await;
-        if self.script.loops.falls() {
+        if self.falls(self.script.loops) {
             std::future::pending::<()>().await;
         }
-        if self.script.refuses.falls() {
+        if self.falls(self.script.refuses) {
             self.tell(asked, &[], Outcome::Refused);
             return Ok(Err(refused("scripted")));
         }
-        let traps = self.script.traps.command.falls();
+        let traps = self.falls(self.script.traps.command);
         let traps_after = traps && annulus_ground::random();
         if traps && !traps_after {
             return Err(trapped(&asked.request.command));
         }
-        Ok(Ok(Fate { traps_after, doomed: self.script.dooms.falls() }))
+        Ok(Ok(Fate { traps_after, doomed: self.falls(self.script.dooms) }))
     }
 
     /// What has been done is told and handed to the host, or ends the instance.
@@ -255,6 +255,8 @@ impl Scripted {
     fn tell(&self, asked: &Asked<'_>, writes: &[Write], outcome: Outcome<'_>) {
         self.observer.ran(&Run {
             at: &self.at,
+            release: self.script.release,
+            keeps: self.script.keeps,
             key: asked.request.key.as_deref(),
             id: asked.id,
             command: &asked.request.command,

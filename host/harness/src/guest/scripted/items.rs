@@ -82,7 +82,8 @@ impl Scripted {
     /// One page of what it keeps.
     pub(super) fn page(&self, after: Option<&[u8]>, limit: Budget) -> Page {
         let (round, from) = place(after);
-        match self.script.endless_fold {
+        let endless = self.script.endless_fold.filter(|_| !self.observer.is_calm());
+        match endless {
             Some(EndlessFold::SamePage) => {
                 let next = after.map_or_else(|| token(0, b""), <[u8]>::to_vec);
                 return Page { items: Vec::new(), next: Some(next) };
@@ -104,7 +105,7 @@ impl Scripted {
             }
             page.items.push(item);
         }
-        page.next = self.script.endless_fold.map(|_| token(round + 1, b""));
+        page.next = endless.map(|_| token(round + 1, b""));
         page
     }
 
@@ -127,7 +128,7 @@ impl Scripted {
     }
 
     fn accepted(&self, value: &[u8]) -> Result<Entry, String> {
-        if self.script.rejects.falls() {
+        if self.falls(self.script.rejects) {
             return Err("the script has it rejected".to_owned());
         }
         Entry::decode(value, &self.script.reads)

@@ -1,11 +1,12 @@
-//! One truth per index: whatever any node shows of an entry, all others show the same.
+//! One truth per index (R1, R2): whatever any node shows of an entry, all others show the same; and who carries
+//! something out is the one who holds the partition.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use annulus_core::codec;
 use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::state::{ClusterState, Lineage};
+use annulus_core::state::{ClusterState, Lineage, Member};
 use sha2::{Digest as _, Sha256};
 
 use crate::rule::{Broken, Rule};
@@ -19,12 +20,43 @@ pub struct Ledger {
     newest: Option<ClusterState>,
 }
 
+/// What a newer state says that the one before did not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct News {
+    /// Partitions whose holder changed.
+    pub moved: u64,
+    /// Partitions whose only copy may be gone with a node that was removed.
+    pub lost: Vec<PartitionId>,
+    /// Somebody has recovered the cluster.
+    pub recovered: bool,
+}
+
+impl News {
+    fn between(before: &ClusterState, after: &ClusterState) -> Self {
+        let went = |node: &NodeId| before.member(*node).is_some() && after.member(*node).is_none();
+        let rested = |partition: &annulus_core::ring::Partition| {
+            let stages = partition.pending.iter().flat_map(|pending| pending.target.iter());
+            partition.replicas.first().into_iter().chain(stages).any(went)
+        };
+        let lost: BTreeSet<PartitionId> =
+            before.ring.iter().filter(|(_, partition)| rested(partition)).map(|(id, _)| id).collect();
+        // Where more than one entry came at once, what moved to a node and went with it is told by the loss.
+        let told = after.losses.iter().filter(|(_, loss)| {
+            loss.index > before.applied && !after.members.get(&loss.node).is_some_and(Member::is_live)
+        });
+        let lost = lost.into_iter().chain(told.map(|(id, _)| *id)).collect();
+        let moved =
+            after.ring.iter().filter(|(id, _)| before.ring.owner(*id) != after.ring.owner(*id)).count();
+        Self { moved: moved as u64, lost, recovered: before.lineage != after.lineage }
+    }
+}
+
 impl Ledger {
-    /// A node shows its state.
+    /// A node shows its state. The news that come of it, if it is the newest so far.
     ///
     /// # Errors
     /// Another node has shown another state of this entry.
-    pub fn shows(&mut self, who: &str, state: &ClusterState) -> Result<(), Broken> {
+    pub fn shows(&mut self, who: &str, state: &ClusterState) -> Result<News, Broken> {
         let at = (state.cluster, state.lineage, state.applied);
         let bytes = codec::encode(state).map_err(|error| Rule::OneTruth.broken(error.to_string()))?;
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
@@ -33,10 +65,12 @@ impl Ledger {
         }
         let cluster = *self.cluster.get_or_insert(state.cluster);
         let newer = |newest: &ClusterState| (newest.lineage, newest.applied) < (state.lineage, state.applied);
-        if state.cluster == cluster && self.newest.as_ref().is_none_or(newer) {
-            self.newest = Some(state.clone());
+        if state.cluster != cluster || !self.newest.as_ref().is_none_or(newer) {
+            return Ok(News::default());
         }
-        Ok(())
+        let news = self.newest.as_ref().map(|before| News::between(before, state)).unwrap_or_default();
+        self.newest = Some(state.clone());
+        Ok(news)
     }
 
     /// The newest that any has shown.

@@ -9,7 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use annulus_core::keyspace::{PartitionId, RingSize, hash_key};
-use annulus_core::request::{AppliedState, RequestError};
+use annulus_core::request::{AppliedState, ErrorCode, RequestError};
 
 use crate::rule::{Broken, Rule};
 
@@ -37,15 +37,40 @@ impl Want {
 /// One key.
 #[derive(Clone, Debug)]
 struct Key {
+    module: usize,
     partition: PartitionId,
     value: Option<u64>,
     /// The only copy may be gone: all of these are good.
     loose: Option<BTreeSet<Option<u64>>>,
+    /// When it changed, and whether it might have been there and might have been away from then on.
+    past: Vec<(Duration, bool, bool)>,
+    /// Everything that it ever was.
+    ever: BTreeSet<Option<u64>>,
 }
 
 impl Key {
     fn allows(&self, found: Option<u64>) -> bool {
         self.loose.as_ref().map_or(found == self.value, |loose| loose.contains(&found))
+    }
+
+    fn set(&mut self, value: Option<u64>, now: Duration) {
+        (self.value, self.loose) = (value, None);
+        self.ever.insert(value);
+        self.note(now);
+    }
+
+    fn loosen(&mut self, now: Duration) {
+        let value = self.value;
+        self.loose.get_or_insert_with(|| [value].into()).insert(None);
+        self.note(now);
+    }
+
+    fn note(&mut self, now: Duration) {
+        let (there, away) = match &self.loose {
+            None => (self.value.is_some(), self.value.is_none()),
+            Some(loose) => (loose.iter().any(Option::is_some), loose.contains(&None)),
+        };
+        self.past.push((now, there, away));
     }
 }
 
@@ -93,9 +118,29 @@ impl Counts {
     }
 }
 
+/// A command that was carried out.
+#[derive(Clone, Copy, Debug)]
+pub struct Effect {
+    /// Which request's.
+    pub op: Op,
+    /// Where.
+    pub partition: PartitionId,
+    /// What a read found.
+    pub found: Option<u64>,
+    /// How often its module had been undeployed before the release that did it.
+    pub era: u32,
+    /// When.
+    pub now: Duration,
+}
+
 /// The truth of a run.
 pub struct Truth {
     keys: Vec<Key>,
+    modules: Vec<String>,
+    eras: Vec<u32>,
+    /// Several histories may be served at once, since an operator has recovered the cluster: of a key all is good
+    /// that it ever was.
+    shaken: bool,
     requests: BTreeMap<Op, Request>,
     next: Op,
     /// What clients were told.
@@ -106,14 +151,19 @@ pub struct Truth {
 const SLACK: Duration = Duration::from_millis(100);
 
 impl Truth {
-    /// So many keys of a module, none with a value.
-    pub fn new(module: &str, size: RingSize, keys: usize) -> Self {
+    /// So many keys of some modules in turn, none with a value.
+    pub fn new(modules: &[String], size: RingSize, keys: usize) -> Self {
         let key = |at: usize| {
-            let partition = size.partition_of(&hash_key(module.as_bytes(), name(at).as_bytes()));
-            Key { partition, value: None, loose: None }
+            let module = at % modules.len();
+            let partition = size.partition_of(&hash_key(modules[module].as_bytes(), name(at).as_bytes()));
+            let past = vec![(Duration::ZERO, false, true)];
+            Key { module, partition, value: None, loose: None, past, ever: [None].into() }
         };
         Self {
             keys: (0..keys).map(key).collect(),
+            modules: modules.to_vec(),
+            eras: vec![0; modules.len()],
+            shaken: false,
             requests: BTreeMap::new(),
             next: 1,
             counts: Counts::default(),
@@ -123,6 +173,30 @@ impl Truth {
     /// How many keys there are.
     pub fn keys(&self) -> usize {
         self.keys.len()
+    }
+
+    /// The name of a key's module.
+    pub fn module(&self, key: usize) -> &str {
+        &self.modules[self.keys[key].module]
+    }
+
+    /// The keys of a module.
+    pub fn of_module(&self, module: usize) -> impl Iterator<Item = usize> {
+        self.keys.iter().enumerate().filter(move |(_, key)| key.module == module).map(|(at, _)| at)
+    }
+
+    /// Where a key is.
+    pub fn partition(&self, key: usize) -> PartitionId {
+        self.keys[key].partition
+    }
+
+    /// Might a key have been there at any time since then, and might it have been away?
+    pub fn over(&self, key: usize, since: Duration) -> (bool, bool) {
+        let past = &self.keys[key].past;
+        let from = past.partition_point(|(at, ..)| *at < since).saturating_sub(1);
+        let over = past[from..].iter();
+        let seen = over.fold((false, false), |seen, (_, there, away)| (seen.0 | there, seen.1 | away));
+        if self.shaken { (true, true) } else { seen }
     }
 
     /// A client asks. Each key has one client, which waits for its answer.
@@ -135,11 +209,12 @@ impl Truth {
         op
     }
 
-    /// A vnode of this partition has carried a request out, and answers `found` if it is a read.
+    /// A vnode has carried a request out.
     ///
     /// # Errors
     /// The rule that this breaks.
-    pub fn effect(&mut self, op: Op, partition: PartitionId, found: Option<u64>) -> Result<(), Broken> {
+    pub fn effect(&mut self, effect: Effect) -> Result<(), Broken> {
+        let Effect { op, partition, found, era, now } = effect;
         let Some(request) = self.requests.get_mut(&op) else {
             return Err(Rule::Twice.broken(format!("#{op}, which nobody asked for, is carried out")));
         };
@@ -147,29 +222,42 @@ impl Truth {
         if self.keys[key].partition != partition {
             return Err(Rule::OneTruth.broken(format!("#{op} of k{key} is carried out in p{}", partition.0)));
         }
-        if !want.writes() {
-            return self.read(key, found, &format!("#{op}"));
-        }
-        if std::mem::replace(&mut request.applied, true) {
+        if want.writes() && std::mem::replace(&mut request.applied, true) {
             return Err(Rule::Twice.broken(format!("#{op} is carried out again")));
         }
-        if request.answer == Some(Err(AppliedState::NotApplied)) {
+        if want.writes() && request.answer == Some(Err(AppliedState::NotApplied)) {
             return Err(Rule::AnswerTells.broken(format!("#{op} was said to be not applied, and is now")));
         }
-        self.keys[key].loose = None;
-        self.keys[key].value = match want {
-            Want::Put(value) => Some(value),
-            Want::Get | Want::Delete => None,
-        };
+        let module = self.keys[key].module;
+        if era > self.eras[module] {
+            self.eras[module] = era;
+            self.keys.iter_mut().filter(|key| key.module == module).for_each(|key| key.set(None, now));
+        } else if era < self.eras[module] {
+            // By a node that has not heard that the module is another one by now: it goes with the old one.
+            return Ok(());
+        }
+        match want {
+            Want::Get => return self.read(key, found, now, &format!("#{op}")),
+            Want::Put(value) => self.keys[key].set(Some(value), now),
+            Want::Delete => self.keys[key].set(None, now),
+        }
         Ok(())
     }
 
-    fn read(&mut self, at: usize, found: Option<u64>, who: &str) -> Result<(), Broken> {
-        let key = &self.keys[at];
-        if key.allows(found) {
+    fn read(&mut self, at: usize, found: Option<u64>, now: Duration, who: &str) -> Result<(), Broken> {
+        let key = &mut self.keys[at];
+        if self.shaken && key.ever.contains(&found) {
             return Ok(());
         }
-        let what = format!("{who} finds {found:?} for k{at}, which is {:?}", key.value);
+        if key.allows(found) {
+            if key.loose.is_some() {
+                // Whatever became of it: it stays that.
+                key.set(found, now);
+            }
+            return Ok(());
+        }
+        let what =
+            format!("{who} finds {found:?} for k{at} in p{}, which is {:?}", key.partition.0, key.value);
         Err(match key.value {
             None => {
                 self.counts.resurrected += 1;
@@ -194,14 +282,17 @@ impl Truth {
         asleep: bool,
     ) -> Result<(), Broken> {
         let Some(request) = self.requests.get_mut(&op) else { return Ok(()) };
-        let late = now.saturating_sub(request.issued + request.limit);
         let (key, want) = (request.key, request.want);
-        request.answer = Some(answer.map_err(|error| error.state));
-        if late > SLACK && !asleep {
+        request.answer = Some(answer.as_ref().map(|()| ()).map_err(|error| error.state));
+        if !asleep && let Err(broken) = late(&format!("#{op}"), now, request.issued, request.limit) {
             self.counts.unanswered += 1;
-            let limit = request.limit;
+            return Err(broken);
+        }
+        if let Err(error) = &answer
+            && error.code == ErrorCode::Internal
+        {
             return Err(
-                Rule::EveryRequestEnds.broken(format!("#{op} had {limit:?} and is answered {late:?} later"))
+                Rule::AnswerTells.broken(format!("#{op} is answered by a fault of the host: {error}"))
             );
         }
         match answer {
@@ -235,18 +326,52 @@ impl Truth {
         }
     }
 
-    /// The only copy of a partition's items may be gone.
-    pub fn loosen(&mut self, partition: PartitionId) {
-        for key in self.keys.iter_mut().filter(|key| key.partition == partition) {
-            let value = key.value;
-            key.loose.get_or_insert_with(|| [value].into()).insert(None);
+    /// The only copy of a partition's items may be gone: of all modules, or of the one with this name.
+    pub fn loosen(&mut self, partition: PartitionId, module: Option<&str>, now: Duration) {
+        let Self { keys, modules, .. } = self;
+        let of =
+            |key: &Key| key.partition == partition && module.is_none_or(|name| modules[key.module] == name);
+        keys.iter_mut().filter(|key| of(key)).for_each(|key| key.loosen(now));
+    }
+
+    /// Several histories may be served from now on.
+    pub fn shake(&mut self) {
+        self.shaken = true;
+    }
+
+    /// One history is left; each key has some value that it had, and keeps it.
+    pub fn settle(&mut self, now: Duration) {
+        if std::mem::take(&mut self.shaken) {
+            for key in &mut self.keys {
+                key.loose = Some(key.ever.clone());
+                key.note(now);
+            }
         }
+    }
+
+    /// Is one of several histories served?
+    pub fn is_shaken(&self) -> bool {
+        self.shaken
     }
 
     /// Requests that have no answer yet.
     pub fn open(&self) -> usize {
         self.requests.values().filter(|request| request.answer.is_none()).count()
     }
+}
+
+/// Is an answer later than its deadline allows?
+///
+/// # Errors
+/// It is (D12).
+pub fn late(what: &str, now: Duration, issued: Duration, limit: Duration) -> Result<(), Broken> {
+    let late = now.saturating_sub(issued + limit);
+    if late > SLACK {
+        return Err(
+            Rule::EveryRequestEnds.broken(format!("{what} had {limit:?} and is answered {late:?} later"))
+        );
+    }
+    Ok(())
 }
 
 /// What a key is called.
@@ -262,19 +387,23 @@ mod tests {
     const NOW: Duration = Duration::from_secs(1);
 
     fn truth() -> Truth {
-        Truth::new("kv", RingSize::try_from(8).unwrap(), 1)
+        Truth::new(&["kv".to_owned()], RingSize::try_from(8).unwrap(), 1)
+    }
+
+    fn by(op: Op, partition: PartitionId, found: Option<u64>) -> Effect {
+        Effect { op, partition, found, era: 0, now: NOW }
     }
 
     fn put(truth: &mut Truth, value: u64) -> Op {
         let (op, at) = (truth.issue(0, Want::Put(value), NOW, NOW), truth.keys[0].partition);
-        truth.effect(op, at, None).unwrap();
+        truth.effect(by(op, at, None)).unwrap();
         truth.answered(op, Ok(()), NOW, false).unwrap();
         op
     }
 
     fn get(truth: &mut Truth, found: Option<u64>) -> Result<(), Rule> {
         let (op, at) = (truth.issue(0, Want::Get, NOW, NOW), truth.keys[0].partition);
-        truth.effect(op, at, found).map_err(|broken| broken.rule)
+        truth.effect(by(op, at, found)).map_err(|broken| broken.rule)
     }
 
     #[test]
@@ -290,7 +419,7 @@ mod tests {
     fn after_a_loss_a_key_has_its_value_or_none_until_it_is_written() {
         let mut truth = truth();
         put(&mut truth, 1);
-        truth.loosen(truth.keys[0].partition);
+        truth.loosen(truth.keys[0].partition, None, NOW);
         assert_eq!((get(&mut truth, Some(1)), get(&mut truth, None)), (Ok(()), Ok(())));
         assert_eq!(get(&mut truth, Some(7)), Err(Rule::LostWrite));
         put(&mut truth, 2);
@@ -301,11 +430,11 @@ mod tests {
     fn a_write_happens_once_and_answers_tell_of_it() {
         let mut truth = truth();
         let (op, at) = (put(&mut truth, 1), truth.keys[0].partition);
-        assert_eq!(truth.effect(op, at, None).unwrap_err().rule, Rule::Twice);
+        assert_eq!(truth.effect(by(op, at, None)).unwrap_err().rule, Rule::Twice);
         let refused = RequestError::not_applied(annulus_core::request::ErrorCode::NotReady, "not yet");
         let op = truth.issue(0, Want::Put(2), NOW, NOW);
         truth.answered(op, Err(&refused), NOW, false).unwrap();
-        assert_eq!(truth.effect(op, at, None).unwrap_err().rule, Rule::AnswerTells);
+        assert_eq!(truth.effect(by(op, at, None)).unwrap_err().rule, Rule::AnswerTells);
         let op = truth.issue(0, Want::Put(3), NOW, NOW);
         assert_eq!(truth.answered(op, Ok(()), NOW, false).unwrap_err().rule, Rule::LostWrite);
         let op = truth.issue(0, Want::Delete, NOW, NOW);

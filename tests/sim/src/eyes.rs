@@ -1,0 +1,75 @@
+//! What the oracles see: every command that a guest runs, every guest that falls, every state that a node shows,
+//! every life that ends.
+
+use std::sync::Arc;
+
+use annulus_core::keyspace::PartitionId;
+use annulus_ground::{Scope, spawn};
+use annulus_harness::guest::{Fall, Keeps, Observer, Outcome, Run as Ran};
+use annulus_harness::{At, Attendant};
+use annulus_node::Life;
+
+use crate::fleet;
+use crate::oracle::truth::{Effect, Op};
+use crate::run::Run;
+
+/// The eyes of a run.
+pub struct Eyes(pub Arc<Run>);
+
+impl Eyes {
+    fn at(&self) -> Option<At> {
+        Scope::current().and_then(|scope| self.0.nodes().at(scope.id()))
+    }
+}
+
+impl Observer for Eyes {
+    fn ran(&self, ran: &Ran<'_>) {
+        let Some(at) = self.at() else { return };
+        let found = match ran.outcome {
+            Outcome::Reply(value) => value.as_integer().and_then(|value| u64::try_from(value).ok()),
+            // A guest that keeps its items has done to them what it did, and nobody is told that it did not.
+            Outcome::Doomed if ran.keeps == Keeps::Guest => None,
+            Outcome::Page(_) | Outcome::Refused | Outcome::Doomed | Outcome::Trapped => return,
+        };
+        let Ok(partition) = u16::try_from(ran.at.partition.id).map(PartitionId) else { return };
+        let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
+        self.0.serves(at, partition);
+        let (era, now) = (fleet::era(ran.release), self.0.world.now());
+        if matches!(ran.outcome, Outcome::Doomed) && ran.writes.is_empty() {
+            return;
+        }
+        self.0.truth(|truth| truth.effect(Effect { op, partition, found, era, now }));
+    }
+
+    fn is_calm(&self) -> bool {
+        self.0.is_calm()
+    }
+
+    fn fell(&self, fall: &Fall<'_>) {
+        self.0.seen(|seen| seen.falls += 1);
+        let (Some(at), Keeps::Guest) = (self.at(), fall.keeps) else { return };
+        let Ok(partition) = u16::try_from(fall.at.partition.id).map(PartitionId) else { return };
+        if self.0.may_hold(at, partition) {
+            self.0.loosen(partition, Some(&fall.at.module));
+        }
+    }
+}
+
+impl Attendant for Eyes {
+    fn serves(&self, at: At, life: &Arc<Life>) {
+        let (run, name, mut views) = (self.0.clone(), self.0.nodes().name(at), life.cluster().watch());
+        drop(spawn(async move {
+            loop {
+                let view = views.borrow_and_update().clone();
+                run.shows(&name, &view.state);
+                if views.changed().await.is_err() {
+                    return;
+                }
+            }
+        }));
+    }
+
+    fn is_over(&self, at: At) {
+        self.0.loses_memory(at);
+    }
+}

@@ -1,0 +1,103 @@
+//! The modules of a run, and what their releases are like.
+
+use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};
+use rand::RngExt;
+use rand::rngs::SmallRng;
+use rand::seq::IndexedRandom;
+
+/// Releases of one life of a module; what is deployed after it was undeployed counts from the next thousand.
+const ERA: u32 = 1_000;
+
+/// One module.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Its name.
+    pub name: String,
+    /// Who keeps its items.
+    pub keeps: Keeps,
+    /// What goes wrong in its guests, or nothing.
+    wild: Option<Script>,
+}
+
+/// The modules of a seed: the first has guests that behave.
+pub fn draw(random: &mut SmallRng, most: Option<usize>) -> Vec<Plan> {
+    let drawn = random.random_range(1..=3);
+    let many = most.map_or(drawn, |most| drawn.min(most.max(1)));
+    (0..3).map(|at| plan(random, at)).take(many).collect()
+}
+
+fn plan(random: &mut SmallRng, at: usize) -> Plan {
+    let keeps = if random.random() { Keeps::Guest } else { Keeps::Host };
+    let wild = wild(random);
+    Plan { name: format!("kv{at}"), keeps, wild: (at > 0).then_some(wild) }
+}
+
+/// Some of what a guest can do wrong, each more or less often.
+fn wild(random: &mut SmallRng) -> Script {
+    let mut one_in = |share: f64, from: u32, to: u32| {
+        let (falls, times) = (random.random_bool(share), random.random_range(from..=to));
+        OneIn(if falls { times } else { 0 })
+    };
+    let traps = Traps {
+        command: one_in(0.5, 30, 300),
+        init: one_in(0.3, 10, 60),
+        fold: one_in(0.4, 5, 60),
+        take: one_in(0.4, 5, 60),
+        callback: one_in(0.4, 5, 40),
+    };
+    let (slow, loops) = (one_in(0.5, 20, 200), one_in(0.2, 300, 2_000));
+    let (refuses, dooms, rejects) = (one_in(0.4, 10, 80), one_in(0.3, 30, 300), one_in(0.3, 30, 300));
+    let (values, init_refuses) = (one_in(0.4, 10, 100), one_in(0.2, 20, 100));
+    let (puts_handoff_off, refuses_in_handoff) = (one_in(0.3, 2, 10), one_in(0.3, 2, 10));
+    let endless_fold = random.random_bool(0.05).then(|| {
+        let ways = [EndlessFold::SamePage, EndlessFold::EmptyPages, EndlessFold::Repeats];
+        *ways.choose(random).unwrap_or(&EndlessFold::SamePage)
+    });
+    let largest = if random.random_bool(0.3) { 9 << 20 } else { 1_500 << 10 };
+    Script {
+        traps,
+        slow: Slow { calls: slow, ms: 1..=random.random_range(10..2_000) },
+        loops,
+        refuses,
+        dooms,
+        rejects,
+        oversize: Oversize { values, bytes: 1 << 10..=largest },
+        init_refuses,
+        puts_handoff_off,
+        refuses_in_handoff,
+        endless_fold,
+        ..Script::default()
+    }
+}
+
+impl Plan {
+    /// What a release is like. The formats that it reads and writes go by its number.
+    pub fn script(&self, release: u32) -> Script {
+        let (reads, writes) = match release % 5 {
+            0 | 1 => (vec![1, 2], vec![1]),
+            2 => (vec![1, 2], vec![1, 2]),
+            3 => (vec![1, 2], vec![2]),
+            _ => (vec![1], vec![1]),
+        };
+        // Some releases are mended.
+        let base = if release % 3 == 2 { None } else { self.wild.clone() };
+        Script {
+            name: self.name.clone(),
+            release,
+            keeps: self.keeps,
+            reads,
+            writes,
+            ..base.unwrap_or_default()
+        }
+    }
+}
+
+/// The first release after so many undeploys.
+pub fn first_release(era: u32) -> u32 {
+    era * ERA
+}
+
+/// How often a module was undeployed before this release.
+pub fn era(release: u32) -> u32 {
+    release / ERA
+}

@@ -1,0 +1,25 @@
+//! How often what is meant to happen did: a run in which nothing happens proves nothing.
+
+macro_rules! seen {
+    ($($name:ident),* $(,)?) => {
+        /// Counts of a run, or of many.
+        #[derive(Clone, Debug, Default, PartialEq, Eq)]
+        #[allow(missing_docs)]
+        pub struct Seen {
+            $(pub $name: u64,)*
+        }
+
+        impl Seen {
+            /// Adds another run's.
+            pub fn add(&mut self, other: &Self) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
+}
+
+seen! {
+    kills, power_losses, pauses, cuts, jumps, joins, leaves, entries, moved, deploys, rollbacks, undeploys, limits,
+    holds, replaces, removes, downs, commits, full_disks, broken_syncs, deaths, wipes, stale_disks, recoveries,
+    upgrades, coverages, falls, losses,
+}
