@@ -58,7 +58,7 @@ use tokio::time::{Instant, timeout_at};
 
 use addresses::AddressBook;
 use annulus_transport::CallError;
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use contact::Contact;
 use fetch::Fetches;
 use lineage::{Heard, Running};
@@ -144,6 +144,8 @@ struct Inner {
     starts: Starts,
     /// False until peers were asked whether this disk is this node's newest.
     takes_part: AtomicBool,
+    /// The last entry that was known to be committed when this node started, where its log lacked it.
+    needs: ArcSwapOption<raft::LogId>,
     /// Replaced whole when the node goes over to another lineage.
     running: ArcSwap<Running>,
     /// Held by who does that.

@@ -221,23 +221,26 @@ impl Cluster {
     /// Runs Raft over what a store holds.
     async fn run_raft(&self, store: RaftStore, lineage: Lineage) -> Result<Arc<Running>, ClusterError> {
         let links = self.inner.links(lineage);
-        let raft = start_raft(self.me(), &links, &self.inner.database, store, &self.inner.views).await?;
+        let raft =
+            start_raft(self.me(), &links, &self.inner.database, store, &self.inner.views, true).await?;
         let watch = watch_raft(raft.clone(), self.inner.ended.clone());
         let watch = annulus_ground::spawn_on(&self.inner.runtime, watch);
         Ok(Arc::new(Running { raft, lineage, watch }))
     }
 }
 
-/// Starts Raft on the present runtime.
+/// Starts Raft on the present runtime. `leads_on`: where it led before, it leads.
 pub(super) async fn start_raft(
     me: NodeId,
     links: &RaftLinks,
     database: &annulus_data_dir::Store,
     store: RaftStore,
     views: &Arc<super::view::Views>,
+    leads_on: bool,
 ) -> Result<Raft, ClusterError> {
     let name = views.load().state.cluster.to_string();
     let log = LogStore::new(database.clone(), store.clone());
+    let log = if leads_on { log } else { log.without_leading(me) };
     let machine = StateMachine::open(store, views.clone())?;
     Raft::new(me.0, Arc::new(raft::config(name)), links.clone(), log, machine)
         .await

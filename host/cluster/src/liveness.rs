@@ -15,6 +15,7 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::liveness::{Effect, Event, Liveness as Detector, Peer, Settings};
+use annulus_core::version::Speaks;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -72,11 +73,12 @@ pub(super) enum Told {
 }
 
 impl Liveness {
-    /// The handle, and what is to be run.
-    pub(super) fn new(me: NodeId, uid: NodeUid) -> (Self, Run) {
+    /// The handle, and what is to be run. What a node speaks says by what others know of it.
+    pub(super) fn new(me: NodeId, uid: NodeUid, speaks: Speaks) -> (Self, Run) {
         let (table, _) = watch::channel(Arc::default());
         let shared = Arc::new(Shared { driver: Mutex::default(), earlier: Notify::new(), table });
-        let run = Run { me: Peer { node: me, uid }, shared: shared.clone() };
+        let answers = speaks.protocol.newest >= DATAGRAMS;
+        let run = Run { me: Peer { node: me, uid }, answers, shared: shared.clone() };
         (Self { me, shared }, run)
     }
 
@@ -144,6 +146,8 @@ impl Shared {
 /// The detector's task.
 pub(super) struct Run {
     me: Peer,
+    /// Does this node answer datagrams? Else nobody answers its own.
+    answers: bool,
     shared: Arc<Shared>,
 }
 
@@ -171,6 +175,7 @@ impl Run {
             Detector::new(self.me, boot, Settings::default(), annulus_ground::random(), start.elapsed());
         let driver = Driver {
             detector,
+            answers: self.answers,
             start,
             book,
             network,
@@ -216,6 +221,7 @@ struct Members {
 
 struct Driver {
     detector: Detector,
+    answers: bool,
     start: Instant,
     book: Arc<AddressBook>,
     network: Arc<dyn ControlNetwork>,
@@ -252,7 +258,7 @@ impl Driver {
     /// Does this node's build? Who was never met is taken for one that does: the first datagram
     /// makes a connection, and its hello tells.
     fn answers_datagrams(&self, uid: NodeUid) -> bool {
-        self.network.speaks(uid).is_none_or(|speaks| speaks.protocol.newest >= DATAGRAMS)
+        self.answers && self.network.speaks(uid).is_none_or(|speaks| speaks.protocol.newest >= DATAGRAMS)
     }
 
     fn handle(&mut self, event: Event) {

@@ -6,7 +6,7 @@ use annulus_core::ids::{NodeUid, Start};
 use annulus_core::state::{Command, Lineage};
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse};
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -231,7 +231,13 @@ impl Cluster {
                 }
                 reply(&answer)
             }
-            kind::RAFT_VOTE => reply(&raft.vote(self.weigh(raft, decode(payload)?).await).await),
+            kind::RAFT_VOTE => {
+                let request: VoteRequest<u64> = decode(payload)?;
+                if !self.may_elect(request.last_log_id) {
+                    return Err(Unanswered::NotYet);
+                }
+                reply(&raft.vote(self.weigh(raft, request).await).await)
+            }
             kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
             _ => Err(Unanswered::Kind),
         }

@@ -12,7 +12,7 @@ use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
 use annulus_core::version::{Range, Speaks};
 use annulus_data_dir::{RESTORE, Store, database_trouble, obstacle};
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, ArcSwapOption};
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -27,7 +27,7 @@ use super::meeting::Meeting;
 use super::network::{ControlNetwork, RaftLinks};
 use super::propose::ProposeError;
 use super::raft::Raft;
-use super::starts::Starts;
+use super::starts::{Found, Starts};
 use super::storage::{RaftStore, RingCopy, StoreError, Syncer};
 use super::view::Views;
 use super::{Cluster, Ended, Inner, end};
@@ -149,19 +149,19 @@ impl Cluster {
             let contact = Arc::new(Contact::default());
 
             let store = RaftStore::open(&database, lineage, &beside)?;
-            let last = store.last_index()?;
+            let (last, vote) = (store.last()?, store.vote()?);
             let starts = Starts::open(&database).map_err(StoreError::from)?;
             let (network, ended) = (network.clone(), watch::Sender::new(None));
             let links =
                 RaftLinks { network: network.clone(), book: book.clone(), contact: contact.clone(), lineage };
-            let raft = start_raft(me, &links, &database, store, &views).await?;
             // Nobody to ask: the founder, and who is alone.
             let alone = views.load().state.live_members().all(|member| member.id == me);
+            let raft = start_raft(me, &links, &database, store, &views, alone).await?;
             raft.runtime_config().elect(alone);
             let runtime = Handle::current();
             let watch = annulus_ground::spawn_on(&runtime, watch_raft(raft.clone(), ended.clone()));
 
-            let (liveness, detector) = Liveness::new(me, uid);
+            let (liveness, detector) = Liveness::new(me, uid, speaks);
             let cluster = Self {
                 inner: Arc::new(Inner {
                     me,
@@ -178,6 +178,7 @@ impl Cluster {
                     beside,
                     starts,
                     takes_part: AtomicBool::new(alone),
+                    needs: ArcSwapOption::empty(),
                     running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
                     turn: Default::default(),
                     heard: watch::Sender::new(Heard::nothing(uid)),
@@ -201,7 +202,7 @@ impl Cluster {
             if let Some(name) = listen_name.filter(|name| name.literal().is_none()) {
                 cluster.spawn(cluster.clone().follow_name(name));
             }
-            cluster.spawn(cluster.clone().come_in(start, last));
+            cluster.spawn(cluster.clone().come_in(Found { me, start, lineage, last, vote }));
             cluster.spawn(cluster.clone().run_claimant());
             cluster.spawn(detector.run(
                 cluster.watch(),
@@ -212,7 +213,7 @@ impl Cluster {
         })
     }
 
-    fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
+    pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         self.inner.tasks.lock().push(annulus_ground::spawn_on(&self.inner.runtime, task));
     }
 

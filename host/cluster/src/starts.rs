@@ -6,11 +6,15 @@
 //! has a shorter log than it once acknowledged to the leader. Both may have forgotten a vote: such
 //! a node stops, before it votes or acknowledges anything. Without any peer to ask it goes on.
 //!
+//! A node that led does not lead on by itself either ([`super::storage::LogStore::without_leading`]), but stands for
+//! election after that. What of its log nobody can tell to be missing is looked at in [`Cluster::may_elect`].
+//!
 //! First everybody is asked, and nothing is noted: a directory that is found to be older leaves no trace
 //! that would speak against the newest one. Then everybody is told, and from then on turns away
 //! processes of earlier starts ([`Cluster::outdated`]).
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::time::Duration;
 
@@ -21,6 +25,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::raft::{LogId, Vote};
 use super::{Cluster, Ended};
 use annulus_core::codec;
 use annulus_data_dir::{Space, Store, Trouble, fatal};
@@ -59,6 +64,22 @@ pub(super) struct Known {
     matched: Option<u64>,
     /// Does the peer lead a majority?
     leads: bool,
+    /// The peer's vote.
+    #[serde(default)]
+    vote: Option<Vote>,
+    /// The last entry of which the peer knows that it is committed.
+    #[serde(default)]
+    committed: Option<LogId>,
+}
+
+/// What a node that starts has on its disk, before its Raft takes part.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Found {
+    pub(super) me: NodeId,
+    pub(super) start: Start,
+    pub(super) lineage: Lineage,
+    pub(super) last: Option<LogId>,
+    pub(super) vote: Option<Vote>,
 }
 
 /// The newest starts of other nodes, on disk.
@@ -103,27 +124,38 @@ fn against(start: Start, before: Option<Start>) -> Option<String> {
 }
 
 /// What speaks against a disk; `None` if nothing does.
-fn evidence(start: Start, last: Option<u64>, own: Lineage, known: &Known) -> Option<String> {
-    if let Some(why) = against(start, known.before) {
+fn evidence(found: &Found, known: &Known) -> Option<String> {
+    if let Some(why) = against(found.start, known.before) {
         return Some(why);
     }
-    match known {
-        Known { matched: Some(matched), lineage, .. } if *lineage == own && last < Some(*matched) => Some(
-            format!("its log ends at entry {}, and it has acknowledged entry {matched}", last.unwrap_or(0)),
-        ),
-        _ => None,
+    if known.lineage != found.lineage {
+        return None;
     }
+    let last = found.last.map(|last| last.index);
+    if let Some(matched) = known.matched
+        && last < Some(matched)
+    {
+        let last = last.unwrap_or(0);
+        return Some(format!("its log ends at entry {last}, and it has acknowledged entry {matched}"));
+    }
+    // A vote is on disk before anybody is asked for another.
+    let term = |vote: &Vote| vote.leader_id.term;
+    let own = found.vote.as_ref().map(term);
+    known.vote.filter(|vote| vote.leader_id.node_id == found.me.0 && own < Some(term(vote))).map(|vote| {
+        let (own, term) = (own.unwrap_or(0), term(&vote));
+        format!("its last vote is of term {own}, and it stood for election in term {term}")
+    })
 }
 
 impl Cluster {
     /// Asks all others about this start and lets Raft take part as soon as nothing speaks against it;
     /// then tells all others of it, until each has heard it.
-    pub(super) async fn come_in(self, start: Start, last: Option<u64>) {
-        if let Err(reason) = self.ask_about(start, last).await {
-            return self.end(Ended::Stale(reason));
+    pub(super) async fn come_in(self, found: Found) {
+        let start = found.start;
+        match self.ask_about(&found).await {
+            Err(reason) => return self.end(Ended::Stale(reason)),
+            Ok(committed) => self.take_part(committed, found.last),
         }
-        self.take_part();
-        let own = self.inner.running.load().lineage;
         let mut told = BTreeSet::new();
         loop {
             let mut asked: FuturesUnordered<_> =
@@ -133,7 +165,7 @@ impl Cluster {
             while let Ok(Some((peer, answer))) = timeout_at(pause, asked.next()).await {
                 let Some(known) = answer else { continue };
                 // The log has grown since Raft takes part.
-                if let Some(reason) = evidence(start, last, own, &Known { matched: None, ..known }) {
+                if let Some(reason) = evidence(&found, &Known { matched: None, vote: None, ..known }) {
                     return self.end(Ended::Stale(reason));
                 }
                 told.insert(peer);
@@ -151,28 +183,29 @@ impl Cluster {
     }
 
     /// Asks all others whether they know of a newer disk of this node, until a leader has answered or
-    /// all that answer in time have. The error is what speaks against this one.
-    async fn ask_about(&self, start: Start, last: Option<u64>) -> Result<(), String> {
-        let own = self.inner.running.load().lineage;
+    /// all that answer in time have. The error is what speaks against this one; else the last entry of which one
+    /// of them knows that it is committed.
+    async fn ask_about(&self, found: &Found) -> Result<Option<LogId>, String> {
         let others = self.others();
         let mut asked: FuturesUnordered<_> =
-            others.iter().map(|peer| self.tell_start(*peer, start, true)).collect();
+            others.iter().map(|peer| self.tell_start(*peer, found.start, true)).collect();
         let patience = Instant::now() + ASK;
-        let mut answers = 0;
+        let (mut answers, mut committed) = (0, None);
         while let Ok(Some((_, answer))) = timeout_at(patience, asked.next()).await {
             let Some(known) = answer else { continue };
-            if let Some(reason) = evidence(start, last, own, &known) {
+            if let Some(reason) = evidence(found, &known) {
                 return Err(reason);
             }
             answers += 1;
+            committed = committed.max(known.committed.filter(|_| known.lineage == found.lineage));
             if known.leads {
-                return Ok(());
+                return Ok(committed);
             }
         }
         if answers == 0 && !others.is_empty() {
             tracing::warn!("no peer could be asked whether this disk is this node's newest; it is believed");
         }
-        Ok(())
+        Ok(committed)
     }
 
     /// What speaks against a run of another node: a later start of it, whose disk was found to be its
@@ -201,6 +234,11 @@ impl Cluster {
         let start = starting.start();
         let running = self.inner.running.load_full();
         let leads = self.leads() && self.has_quorum(ASK);
+        let (vote, committed) = {
+            let metrics = running.raft.metrics();
+            let metrics = metrics.borrow();
+            (metrics.vote, metrics.last_applied)
+        };
         let matched = self.view().state.member_by_uid(uid).and_then(|member| {
             let metrics = running.raft.metrics();
             let metrics = metrics.borrow();
@@ -215,6 +253,8 @@ impl Cluster {
             lineage: running.lineage,
             matched: matched.filter(|_| leads),
             leads,
+            vote: Some(vote),
+            committed,
         }
     }
 
@@ -223,24 +263,46 @@ impl Cluster {
         self.inner.takes_part.load(Ordering::Acquire)
     }
 
-    fn take_part(&self) {
-        if !self.inner.takes_part.swap(true, Ordering::AcqRel) {
-            self.raft().runtime_config().elect(true);
+    /// From now on Raft hears its peers. A log that lacks what is known to be committed may be an old copy's, of
+    /// whose acknowledgements nobody could tell: until it has that again, this node elects nobody who lacks it.
+    fn take_part(&self, committed: Option<LogId>, last: Option<LogId>) {
+        let behind = committed.filter(|committed| last < Some(*committed));
+        self.inner.needs.store(behind.map(Arc::new));
+        if self.inner.takes_part.swap(true, Ordering::AcqRel) {
+            return;
         }
+        let Some(needs) = behind else { return self.raft().runtime_config().elect(true) };
+        let raft = self.raft();
+        self.spawn(async move {
+            let mut metrics = raft.metrics();
+            // An error: this Raft has ended.
+            if metrics.wait_for(|metrics| metrics.last_log_index >= Some(needs.index)).await.is_ok() {
+                raft.runtime_config().elect(true);
+            }
+        });
+    }
+
+    /// May this node elect one whose log ends there?
+    pub(super) fn may_elect(&self, last: Option<LogId>) -> bool {
+        self.inner.needs.load().as_ref().is_none_or(|needs| last >= Some(**needs))
     }
 }
 
 #[cfg(test)]
 mod tests {
+    use openraft::CommittedLeaderId;
+
     use super::*;
 
     #[test]
     fn a_disk_is_older_by_its_number_by_anothers_or_by_its_log() {
         let start = Start { number: 5, id: 1 };
-        let own = Lineage::default();
-        let known = Known { before: None, lineage: own, matched: None, leads: true };
+        let lineage = Lineage::default();
+        let entry = |index| Some(LogId::new(CommittedLeaderId::new(3, 7), index));
+        let found = Found { me: NodeId(7), start, lineage, last: entry(10), vote: Some(Vote::new(3, 7)) };
+        let known = Known { before: None, lineage, matched: None, leads: true, vote: None, committed: None };
         let before = |number, id| Known { before: Some(Start { number, id }), ..known };
-        let speaks = |known: &Known| evidence(start, Some(10), own, known).is_some();
+        let speaks = |known: &Known| evidence(&found, known).is_some();
         assert!(!speaks(&known));
         assert!(!speaks(&before(4, 9)), "the start before this one");
         assert!(speaks(&before(5, 9)), "a copy");
@@ -249,5 +311,8 @@ mod tests {
         assert!(speaks(&Known { matched: Some(11), ..known }));
         let elsewhere = Lineage { number: 1, id: 1 };
         assert!(!speaks(&Known { matched: Some(11), lineage: elsewhere, ..known }), "another log");
+        assert!(!speaks(&Known { vote: Some(Vote::new(3, 7)), ..known }));
+        assert!(!speaks(&Known { vote: Some(Vote::new(4, 8)), ..known }), "for somebody else");
+        assert!(speaks(&Known { vote: Some(Vote::new(4, 7)), ..known }), "it has stood since");
     }
 }

@@ -10,12 +10,28 @@ use annulus_node::{Exit, StopReason};
 use tokio::time::{Instant, sleep};
 
 use crate::operators;
+use crate::rest;
 use crate::run::Run;
 use crate::schedule::Act;
 
 /// Something of the schedule happens, and ends.
 pub async fn happens(run: Arc<Run>, act: Act) {
     let nodes = run.nodes();
+    let breaks = matches!(
+        act,
+        Act::Kill { .. }
+            | Act::Pause { .. }
+            | Act::Cut { .. }
+            | Act::Disk { .. }
+            | Act::Wipe { .. }
+            | Act::Remove { .. }
+            | Act::Recover { .. }
+            | Act::Stale { .. }
+            | Act::Upgrade { .. }
+    );
+    if breaks && run.is_delicate() {
+        return run.note("not now");
+    }
     match act {
         Act::Kill { at, lasts, power } => {
             if nodes.kill(at, power) {
@@ -149,30 +165,41 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
     }
     let image = nodes.disk(at).image();
     sleep(age).await;
-    if !nodes.kill(at, false) {
-        return;
-    }
-    run.seen(|seen| seen.stale_disks += 1);
-    nodes.disk(at).restore(&image);
-    sleep(lasts).await;
-    nodes.start(at);
-    // Either the copy was as good as the disk, or the node is no use any more, and says so.
+    // Only peers can tell that it is old: without them a node believes its disk.
     let begun = Instant::now();
-    while begun.elapsed() < Duration::from_secs(30) && !run.is_broken() {
-        if nodes.ended(at).is_some() || nodes.failed(at).is_some() {
-            run.note(format_args!(
-                "n{at} ends on its old disk: {:?}, {:?}",
-                nodes.ended(at),
-                nodes.failed(at)
-            ));
-            nodes.abandon(at);
-            return operators::do_without(run).await;
-        }
-        if nodes.life(at).is_some_and(|life| life.cluster().view().serves()) {
+    let all = || run.weather.cuts().is_empty() && rest::all_serve(run);
+    while !all() {
+        if begun.elapsed() > Duration::from_secs(10) || run.is_broken() || run.is_delicate() {
             return;
         }
-        sleep(Duration::from_millis(100)).await;
+        sleep(Duration::from_millis(50)).await;
     }
+    run.delicate(true);
+    if nodes.kill(at, false) {
+        run.seen(|seen| seen.stale_disks += 1);
+        nodes.disk(at).restore(&image);
+        sleep(lasts).await;
+        nodes.start(at);
+        // Either the copy was as good as the disk, or the node is no use any more, and says so.
+        let begun = Instant::now();
+        while begun.elapsed() < Duration::from_secs(30) && !run.is_broken() {
+            if nodes.ended(at).is_some() || nodes.failed(at).is_some() {
+                run.note(format_args!(
+                    "n{at} ends on its old disk: {:?}, {:?}",
+                    nodes.ended(at),
+                    nodes.failed(at)
+                ));
+                nodes.abandon(at);
+                break;
+            }
+            if nodes.life(at).is_some_and(|life| life.cluster().view().serves()) {
+                break;
+            }
+            sleep(Duration::from_millis(100)).await;
+        }
+    }
+    run.delicate(false);
+    operators::do_without(run).await;
 }
 
 /// So many voters are lost that nobody can be elected, and a survivor goes on without them.

@@ -9,7 +9,6 @@ use annulus_harness::guest::{Fall, Keeps, Observer, Outcome, Run as Ran};
 use annulus_harness::{At, Attendant};
 use annulus_node::Life;
 
-use crate::fleet;
 use crate::oracle::truth::{Effect, Op};
 use crate::run::Run;
 
@@ -34,7 +33,7 @@ impl Observer for Eyes {
         let Ok(partition) = u16::try_from(ran.at.partition.id).map(PartitionId) else { return };
         let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
         self.0.serves(at, partition);
-        let (era, now) = (fleet::era(ran.release), self.0.world.now());
+        let (era, now) = (self.0.era(at, &ran.at.module, ran.release), self.0.world.now());
         if matches!(ran.outcome, Outcome::Doomed) && ran.writes.is_empty() {
             return;
         }

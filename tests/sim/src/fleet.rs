@@ -5,9 +5,6 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
 
-/// Releases of one life of a module; what is deployed after it was undeployed counts from the next thousand.
-const ERA: u32 = 1_000;
-
 /// One module.
 #[derive(Clone, Debug)]
 pub struct Plan {
@@ -90,14 +87,4 @@ impl Plan {
             ..base.unwrap_or_default()
         }
     }
-}
-
-/// The first release after so many undeploys.
-pub fn first_release(era: u32) -> u32 {
-    era * ERA
-}
-
-/// How often a module was undeployed before this release.
-pub fn era(release: u32) -> u32 {
-    release / ERA
 }

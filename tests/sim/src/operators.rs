@@ -256,6 +256,7 @@ pub async fn deploy(run: &Arc<Run>, module: usize) -> bool {
     let release = run.next_release(module);
     let Some(at) = someone(run, release) else { return false };
     let component = run.fleet[module].script(release).component();
+    run.made(module, release, &component);
     let what = format!("release {release} of {module}");
     let deployed = does(run, at, &what, |life| async move {
         let deadline = Some(Instant::now() + PATIENCE);
@@ -287,10 +288,8 @@ pub async fn undeploy(run: &Arc<Run>, module: usize, lasts: Duration) {
     let undeployed = does(run, at, format!("{module} is undeployed"), |life| async move {
         life.services().modules.undeploy(&name).await
     });
-    // Whether or not it is known that it was.
     let undeployed = undeployed.await.is_some();
     run.seen(|seen| seen.undeploys += u64::from(undeployed));
-    run.next_era(module);
     sleep(lasts).await;
     deploy(run, module).await;
 }
@@ -308,6 +307,16 @@ pub async fn hold(run: &Arc<Run>, paused: bool) -> bool {
     let held = set_handoff(run, vec![HandoffChange::Paused(paused)]).await;
     run.seen(|seen| seen.holds += u64::from(held && paused));
     held
+}
+
+/// Has everything move as it does where nobody said otherwise.
+pub async fn no_limits(run: &Arc<Run>) {
+    let changes = vec![
+        HandoffChange::Outgoing(None),
+        HandoffChange::BytesPerSecond(None),
+        HandoffChange::Paused(false),
+    ];
+    set_handoff(run, changes).await;
 }
 
 async fn set_handoff(run: &Arc<Run>, changes: Vec<HandoffChange>) -> bool {

@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::state::{MemberStatus, Module};
+use annulus_core::state::{HandoffLimits, Member, MemberStatus, Module};
 use annulus_harness::At;
 use annulus_node::StopReason;
 use tokio::time::{Instant, sleep};
@@ -100,10 +100,18 @@ async fn mend(run: &Arc<Run>) {
     if !operators::lost(run).is_empty() {
         operators::do_without(run).await;
     }
-    if run.newest().is_some_and(|state| state.handoff.of_any().paused) {
-        operators::hold(run, false).await;
+    if run.newest().is_some_and(|state| state.handoff.cluster != HandoffLimits::default()) {
+        operators::no_limits(run).await;
     }
     join_again(run).await;
+}
+
+/// Do all members serve, and is none paused?
+pub fn all_serve(run: &Run) -> bool {
+    let Some(state) = run.newest() else { return false };
+    let serving = run.nodes().serving();
+    let serves = |member: &Member| run.at(member.id).is_some_and(|at| serving.contains(&at));
+    state.live_members().all(serves)
 }
 
 /// Notes how every node takes the cluster, for whoever looks for the reason.
@@ -190,6 +198,10 @@ pub fn unrest(run: &Run) -> Option<String> {
         if (view.state.lineage, view.state.applied) != (state.lineage, state.applied) {
             return Some(format!("n{at} knows {} of {}", view.state.applied, state.applied));
         }
+        if state.member(view.me).is_some_and(Member::waits) {
+            // For a plan that nobody commits.
+            continue;
+        }
         if !view.serves() {
             return Some(format!("n{at} does not serve"));
         }
@@ -198,7 +210,7 @@ pub fn unrest(run: &Run) -> Option<String> {
             return Some(format!("n{at} takes {} for down", member.name));
         }
         // What a cut or a pause has ended is dialled anew.
-        let away = |member: &&annulus_core::state::Member| !life.transport().is_up(member.uid);
+        let away = |member: &&Member| !life.transport().is_up(member.uid);
         if let Some(member) = state.live_members().find(away) {
             return Some(format!("n{at} has no connection to {}", member.name));
         }

@@ -1,9 +1,10 @@
 //! One seed, from an empty world to its rest or to the first rule that is broken.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::ids::NodeId;
+use annulus_core::ids::{Digest, NodeId};
 use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::ClusterState;
@@ -14,6 +15,7 @@ use annulus_transport::memory::Network;
 use annulus_vnode::Loader;
 use parking_lot::Mutex;
 use rand::RngExt;
+use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
@@ -101,8 +103,14 @@ struct State {
     lines: Vec<String>,
     /// Clients go on.
     busy: bool,
+    /// Nothing may break now.
+    delicate: bool,
     /// The last release of each module that somebody has made.
     releases: Vec<u32>,
+    /// What they were, by their components.
+    made: BTreeMap<Digest, (String, u32)>,
+    /// Of which module each is a release.
+    eras: BTreeMap<Digest, u64>,
 }
 
 impl Run {
@@ -122,7 +130,10 @@ impl Run {
             broken: None,
             lines: Vec::new(),
             busy: true,
+            delicate: false,
             releases: vec![0; fleet.len()],
+            made: BTreeMap::new(),
+            eras: BTreeMap::new(),
         };
         let run = Arc::new(Self {
             network: Network::new(weather.clone()),
@@ -181,6 +192,7 @@ impl Run {
     pub fn shows(&self, name: &str, state: &ClusterState) {
         let now = self.world.now();
         let mut inner = self.state.lock();
+        inner.notes_eras(state);
         match inner.ledger.shows(name, state) {
             Ok(news) => {
                 inner.seen.moved += news.moved;
@@ -237,10 +249,26 @@ impl Run {
         *release
     }
 
-    /// A module was undeployed: its releases count anew.
-    pub fn next_era(&self, module: usize) {
-        let release = &mut self.state.lock().releases[module];
-        *release = fleet::first_release(fleet::era(*release) + 1);
+    /// Which of the modules of this name a release belongs to, which a node runs.
+    pub fn era(&self, at: At, name: &str, release: u32) -> u64 {
+        let known = |state: &State| {
+            let made = state.made.iter().find(|(_, made)| made.0 == name && made.1 == release);
+            made.and_then(|(digest, _)| state.eras.get(digest).copied())
+        };
+        if let Some(era) = known(&self.state.lock()) {
+            return era;
+        }
+        // It runs what nobody has shown yet.
+        if let Some(life) = self.nodes().life(at) {
+            self.state.lock().notes_eras(&life.cluster().view().state);
+        }
+        known(&self.state.lock()).unwrap_or(0)
+    }
+
+    /// Somebody has made a release.
+    pub fn made(&self, module: usize, release: u32, component: &[u8]) {
+        let digest = Digest(Sha256::digest(component).into());
+        self.state.lock().made.insert(digest, (self.fleet[module].name.clone(), release));
     }
 
     /// A rule is broken. The first counts.
@@ -262,6 +290,16 @@ impl Run {
     pub fn note(&self, what: impl std::fmt::Display) {
         let now = self.world.now();
         self.state.lock().lines.push(format!("{:>9.3} {what}", now.as_secs_f64()));
+    }
+
+    /// Is somebody about to look whether a disk is old, for which all must be in reach?
+    pub fn is_delicate(&self) -> bool {
+        self.state.lock().delicate
+    }
+
+    /// From now on, or no longer.
+    pub fn delicate(&self, delicate: bool) {
+        self.state.lock().delicate = delicate;
     }
 
     /// Do clients go on?
@@ -298,11 +336,26 @@ impl Run {
 
     /// Nodes that serve and are members.
     pub fn members(&self) -> Vec<At> {
-        self.nodes().serving().into_iter().filter(|at| self.member(*at).is_some()).collect()
+        let Some(state) = self.newest() else { return Vec::new() };
+        let is_in = |at: &At| {
+            let nodes = self.nodes();
+            let same =
+                nodes.life(*at).is_some_and(|life| life.cluster().view().state.cluster == state.cluster);
+            same && state.member_by_name(&nodes.name(*at)).is_some_and(|member| !member.waits())
+        };
+        self.nodes().serving().into_iter().filter(is_in).collect()
     }
 }
 
 impl State {
+    fn notes_eras(&mut self, state: &ClusterState) {
+        for module in state.modules.values() {
+            for release in module.releases() {
+                self.eras.insert(release.digest, module.uid.0);
+            }
+        }
+    }
+
     fn breaks(&mut self, broken: Broken) {
         if self.broken.is_none() {
             self.lines.push(broken.to_string());

@@ -73,7 +73,7 @@ async fn a_member_of_the_first_build_is_judged_by_its_connection_and_sent_no_dat
     let views = Arc::new(Views::new(machine.state.unwrap(), NodeId(0)));
     let book = Arc::new(AddressBook::new(views.clone()));
     let network = Arc::new(Old { connected: Mutex::new(false), sent: Mutex::default() });
-    let (liveness, run) = Liveness::new(NodeId(0), NodeUid([1; 16]));
+    let (liveness, run) = Liveness::new(NodeId(0), NodeUid([1; 16]), annulus_core::version::Speaks::THIS);
     tokio::spawn(run.run(views.subscribe(), book, network.clone()));
 
     let other = NodeId(3);

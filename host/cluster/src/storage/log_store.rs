@@ -11,6 +11,7 @@ use tokio::time::timeout;
 use super::{RaftStore, Record, StoreError, decode};
 use crate::raft::{Entry, LogId, RaftTypes, StorageError, Vote};
 use annulus_core::codec;
+use annulus_core::ids::NodeId;
 use annulus_data_dir::{Store, fatal};
 
 /// Prefix of the entries' keys.
@@ -44,12 +45,20 @@ pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
 pub struct LogStore {
     database: Store,
     store: RaftStore,
+    follows: Option<NodeId>,
 }
 
 impl LogStore {
     /// The log of a database.
     pub fn new(database: Store, store: RaftStore) -> Self {
-        Self { database, store }
+        Self { database, store, follows: None }
+    }
+
+    /// This node does not lead on where it led before. Raft has it go on in its old term without asking anybody; an
+    /// older copy of its disk would give other entries the numbers that some of that term have already.
+    #[must_use]
+    pub fn without_leading(self, me: NodeId) -> Self {
+        Self { follows: Some(me), ..self }
     }
 
     /// What the log lies in.
@@ -146,7 +155,9 @@ impl RaftLogStorage<RaftTypes> for LogStore {
         // without writing them again, and a process that was killed may have left them to the system alone: a
         // loss of power after that would take back what was promised.
         self.store.syncer.sync().await;
-        self.store.get(Record::Vote).map_err(|error| StorageIOError::read_vote(&error).into())
+        let vote = self.store.vote().map_err(|error| StorageIOError::read_vote(&error))?;
+        let follows = |vote: &Vote| self.follows.is_some_and(|me| vote.leader_id.node_id == me.0);
+        Ok(vote.map(|vote| if follows(&vote) { Vote { committed: false, ..vote } } else { vote }))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), StorageError> {

@@ -146,8 +146,13 @@ impl RaftStore {
 
     /// The last entry that this store stands for, in its log or in its snapshot: a crash may come
     /// after a snapshot was stored and before the log that it replaces was purged.
-    fn last(&self) -> Result<Option<LogId>, StoreError> {
+    pub(crate) fn last(&self) -> Result<Option<LogId>, StoreError> {
         Ok(log_store::last_of(self)?.max(*self.snapshot.written.lock()))
+    }
+
+    /// The last vote.
+    pub(crate) fn vote(&self) -> Result<Option<Vote>, StoreError> {
+        self.get(Record::Vote)
     }
 
     /// Index of the last entry, in the log or in the snapshot.

@@ -127,8 +127,8 @@ pub struct Effect {
     pub partition: PartitionId,
     /// What a read found.
     pub found: Option<u64>,
-    /// How often its module had been undeployed before the release that did it.
-    pub era: u32,
+    /// Which of the modules that have had this name did it: each is later than those before.
+    pub era: u64,
     /// When.
     pub now: Duration,
 }
@@ -137,7 +137,7 @@ pub struct Effect {
 pub struct Truth {
     keys: Vec<Key>,
     modules: Vec<String>,
-    eras: Vec<u32>,
+    eras: Vec<u64>,
     /// Several histories may be served at once, since an operator has recovered the cluster: of a key all is good
     /// that it ever was.
     shaken: bool,
