@@ -15,6 +15,8 @@ use annulus_tests::harness;
 use annulus_tests::load::Settings;
 use annulus_tests::sim;
 use clap::Parser;
+use tracing_subscriber::filter::Targets;
+use tracing_subscriber::prelude::*;
 
 /// Long runs of what the tests run briefly.
 #[derive(Parser)]
@@ -108,6 +110,14 @@ fn simulate(simulation: &Simulation) -> ExitCode {
     let stop = Arc::new(AtomicBool::new(false));
     stop_when_told(&stop);
     let (from, seeds) = replay.map_or((*from, *seeds), |seed| (seed, 1));
+    if replay.is_some()
+        && let Some(targets) =
+            std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok())
+    {
+        // What the nodes of the one seed log, in the order in which they do.
+        let lines = tracing_subscriber::fmt::layer().without_time().with_filter(targets);
+        tracing_subscriber::registry().with(lines).init();
+    }
     let verdict = sim::many(from, seeds, *mutant, replay.is_some(), &stop);
     println!("{verdict}");
     exit_code(verdict.broken.is_empty())

@@ -178,6 +178,7 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
     if nodes.kill(at, false) {
         run.seen(|seen| seen.stale_disks += 1);
         nodes.disk(at).restore(&image);
+        run.is_made_stale(at);
         sleep(lasts).await;
         nodes.start(at);
         // Either the copy was as good as the disk, or the node is no use any more, and says so.
@@ -192,7 +193,10 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
                 nodes.abandon(at);
                 break;
             }
-            if nodes.life(at).is_some_and(|life| life.cluster().view().serves()) {
+            // It has asked its peers by then.
+            if begun.elapsed() > Duration::from_secs(3)
+                && nodes.life(at).is_some_and(|life| life.cluster().view().serves())
+            {
                 break;
             }
             sleep(Duration::from_millis(100)).await;

@@ -86,6 +86,15 @@ async fn mend(run: &Arc<Run>) {
             Some(StopReason::Asked | StopReason::Failed(_)) => true,
             Some(StopReason::Removed | StopReason::Superseded(_) | StopReason::Twin(_)) => false,
         };
+        if let Some(StopReason::Failed(why)) = nodes.ended(at)
+            && why.contains("not the newest")
+        {
+            if !run.is_stale(at) {
+                return run
+                    .breaks(Rule::StartsAgain.broken(format!("n{at}, whose disk is its newest: {why}")));
+            }
+            nodes.abandon(at);
+        }
         if !nodes.runs(at) && stopped {
             nodes.start(at);
         }

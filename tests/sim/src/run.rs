@@ -1,6 +1,6 @@
 //! One seed, from an empty world to its rest or to the first rule that is broken.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -105,6 +105,8 @@ struct State {
     busy: bool,
     /// Nothing may break now.
     delicate: bool,
+    /// Nodes that were started on an older copy of their disk.
+    stale: BTreeSet<At>,
     /// The last release of each module that somebody has made.
     releases: Vec<u32>,
     /// What they were, by their components.
@@ -131,6 +133,7 @@ impl Run {
             lines: Vec::new(),
             busy: true,
             delicate: false,
+            stale: BTreeSet::new(),
             releases: vec![0; fleet.len()],
             made: BTreeMap::new(),
             eras: BTreeMap::new(),
@@ -195,6 +198,13 @@ impl Run {
         inner.notes_eras(state);
         match inner.ledger.shows(name, state) {
             Ok(news) => {
+                for module in state.modules.values() {
+                    if let Some(place) = inner.truth.place(&module.name)
+                        && news.newest
+                    {
+                        inner.truth.begins(place, module.uid.0, now);
+                    }
+                }
                 inner.seen.moved += news.moved;
                 inner.seen.losses += news.lost.len() as u64;
                 news.lost.iter().for_each(|partition| inner.truth.loosen(*partition, None, now));
@@ -300,6 +310,16 @@ impl Run {
     /// From now on, or no longer.
     pub fn delicate(&self, delicate: bool) {
         self.state.lock().delicate = delicate;
+    }
+
+    /// A node is started on an older copy of its disk.
+    pub fn is_made_stale(&self, at: At) {
+        self.state.lock().stale.insert(at);
+    }
+
+    /// Was it?
+    pub fn is_stale(&self, at: At) -> bool {
+        self.state.lock().stale.contains(&at)
     }
 
     /// Do clients go on?

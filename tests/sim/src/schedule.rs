@@ -93,8 +93,11 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
         acts.extend(faults.choose(random).map(|fault| (now, fault(random, shape))));
     });
     let mut members = shape.nodes;
-    let changes =
+    let mut changes =
         some(random, &[Change::Leave, Change::Replace, Change::Remove, Change::Down, Change::Commit], 0.5);
+    // A cluster with a member of a build that knows nothing of removals removes nobody.
+    let removes = shape.older == 0;
+    changes.retain(|change| removes || !matches!(change, Change::Remove));
     every(random, time, 1_500, 8_000, |random, now| {
         if members < shape.most && (members <= 2 || random.random_bool(0.5)) {
             members += 1;
@@ -141,7 +144,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
             acts.push((now, act));
         });
     }
-    let disks = some(random, &[0, 1, 2], 0.15);
+    let disks = some(random, if removes { &[0, 1, 2] } else { &[0] }, 0.15);
     if !disks.is_empty() {
         every(random, time, 2_000, 10_000, |random, now| {
             let (at, lasts) = (random.random_range(0..shape.nodes), ms(random, 100, 3_000));
@@ -163,7 +166,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
             ));
         }
     }
-    if random.random_bool(0.07) {
+    if removes && random.random_bool(0.07) {
         acts.push((time * 2 / 3, Act::Recover { pick: random.next_u32() }));
     }
     acts.sort_by_key(|(at, _)| *at);

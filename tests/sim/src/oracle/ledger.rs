@@ -23,6 +23,8 @@ pub struct Ledger {
 /// What a newer state says that the one before did not.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct News {
+    /// Is it the newest state so far?
+    pub newest: bool,
     /// Partitions whose holder changed.
     pub moved: u64,
     /// Partitions whose only copy may be gone with a node that was removed.
@@ -47,7 +49,7 @@ impl News {
         let lost = lost.into_iter().chain(told.map(|(id, _)| *id)).collect();
         let moved =
             after.ring.iter().filter(|(id, _)| before.ring.owner(*id) != after.ring.owner(*id)).count();
-        Self { moved: moved as u64, lost, recovered: before.lineage != after.lineage }
+        Self { newest: true, moved: moved as u64, lost, recovered: before.lineage != after.lineage }
     }
 }
 
@@ -68,7 +70,11 @@ impl Ledger {
         if state.cluster != cluster || !self.newest.as_ref().is_none_or(newer) {
             return Ok(News::default());
         }
-        let news = self.newest.as_ref().map(|before| News::between(before, state)).unwrap_or_default();
+        let news = self
+            .newest
+            .as_ref()
+            .map(|before| News::between(before, state))
+            .unwrap_or(News { newest: true, ..News::default() });
         self.newest = Some(state.clone());
         Ok(news)
     }

@@ -229,10 +229,8 @@ impl Truth {
             return Err(Rule::AnswerTells.broken(format!("#{op} was said to be not applied, and is now")));
         }
         let module = self.keys[key].module;
-        if era > self.eras[module] {
-            self.eras[module] = era;
-            self.keys.iter_mut().filter(|key| key.module == module).for_each(|key| key.set(None, now));
-        } else if era < self.eras[module] {
+        self.begins(module, era, now);
+        if era < self.eras[module] {
             // By a node that has not heard that the module is another one by now: it goes with the old one.
             return Ok(());
         }
@@ -324,6 +322,19 @@ impl Truth {
             request.answer = Some(Err(AppliedState::Unknown));
             self.counts.unknown += 1;
         }
+    }
+
+    /// A module is there that may be another one than had its name before: it begins without items.
+    pub fn begins(&mut self, module: usize, era: u64, now: Duration) {
+        if era > self.eras[module] {
+            self.eras[module] = era;
+            self.keys.iter_mut().filter(|key| key.module == module).for_each(|key| key.set(None, now));
+        }
+    }
+
+    /// Where a module is among those of the run.
+    pub fn place(&self, name: &str) -> Option<usize> {
+        self.modules.iter().position(|module| module == name)
     }
 
     /// The only copy of a partition's items may be gone: of all modules, or of the one with this name.
