@@ -42,7 +42,6 @@ mod versions;
 mod view;
 
 use std::any::Any;
-use std::sync::atomic::AtomicBool;
 use std::sync::{Arc, Weak};
 use std::time::Duration;
 
@@ -143,7 +142,7 @@ struct Inner {
     beside: std::path::PathBuf,
     starts: Starts,
     /// False until peers were asked whether this disk is this node's newest.
-    takes_part: AtomicBool,
+    takes_part: watch::Sender<bool>,
     /// The last entry that was known to be committed when this node started, where its log lacked it.
     needs: ArcSwapOption<raft::LogId>,
     /// Replaced whole when the node goes over to another lineage.

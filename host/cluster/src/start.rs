@@ -4,7 +4,6 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 use std::time::Duration;
 
 use annulus_core::address::HostPort;
@@ -177,7 +176,7 @@ impl Cluster {
                     copy: copy.clone(),
                     beside,
                     starts,
-                    takes_part: AtomicBool::new(alone),
+                    takes_part: watch::Sender::new(alone),
                     needs: ArcSwapOption::empty(),
                     running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
                     turn: Default::default(),

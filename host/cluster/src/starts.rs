@@ -15,12 +15,12 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
-use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::Lineage;
 use futures_util::StreamExt;
+use futures_util::future::BoxFuture;
 use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
@@ -260,7 +260,23 @@ impl Cluster {
 
     /// Does this node's Raft hear its peers?
     pub(super) fn takes_part(&self) -> bool {
-        self.inner.takes_part.load(Ordering::Acquire)
+        *self.inner.takes_part.borrow()
+    }
+
+    /// Waits until this node may take part: until then its copy of the state may be an older one, by which it holds
+    /// what it has given away since. The error says why it may not.
+    pub fn comes_in(&self) -> BoxFuture<'_, Result<(), Ended>> {
+        Box::pin(async move {
+            let (mut takes_part, mut ended) = (self.inner.takes_part.subscribe(), self.ended());
+            tokio::select! {
+                // An error: the cluster has been dropped, with whoever waits here.
+                _ = takes_part.wait_for(|takes_part| *takes_part) => Ok(()),
+                why = ended.wait_for(Option::is_some) => match why.ok().and_then(|why| why.clone()) {
+                    Some(why) => Err(why),
+                    None => Ok(()),
+                },
+            }
+        })
     }
 
     /// From now on Raft hears its peers. A log that lacks what is known to be committed may be an old copy's, of
@@ -268,7 +284,7 @@ impl Cluster {
     fn take_part(&self, committed: Option<LogId>, last: Option<LogId>) {
         let behind = committed.filter(|committed| last < Some(*committed));
         self.inner.needs.store(behind.map(Arc::new));
-        if self.inner.takes_part.swap(true, Ordering::AcqRel) {
+        if self.inner.takes_part.send_replace(true) {
             return;
         }
         let Some(needs) = behind else { return self.raft().runtime_config().elect(true) };

@@ -212,6 +212,8 @@ impl Nodes {
             });
             // As the end of a life's runtimes does.
             scope.kill();
+            // It may have served until now.
+            self.inner.attendant.is_over(at);
             self.inner.remains.lock().push((at, left));
             match exit {
                 Exit::Restart => reborn = true,

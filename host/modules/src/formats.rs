@@ -25,19 +25,37 @@ pub(super) fn described(release: &Release) -> Option<Description> {
     Description::from_cbor(&release.description).ok()
 }
 
-/// Says why a release cannot take over what the current one has written; `None` if it can.
+/// Says why a release cannot take over what is written; `None` if it can.
 pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String> {
     let (Some(current), Some(next)) = (described(&module.current), described(target)) else {
         return Some("the description of one of the releases cannot be read by this build".to_owned());
     };
     let previous = module.previous.as_ref().and_then(described);
     let written = write_format(&current, previous.as_ref());
-    (!next.reads_formats.contains(&written)).then(|| {
-        format!(
+    if !next.reads_formats.contains(&written) {
+        return Some(format!(
             "version {} of {} writes its items in format {written}, and version {} does not read that",
             module.current.version, module.name, target.version
-        )
-    })
+        ));
+    }
+    let (version, format) = left_in_storage(module, &next.reads_formats)?;
+    Some(format!(
+        "version {version} of {} wrote items in format {format}, which host storage may still have, and version {} \
+         does not read that",
+        module.name, target.version
+    ))
+}
+
+/// A format that a release does not read and that the host may have items in, with the release that wrote
+/// them. A swap writes what a guest keeps itself anew; what the host keeps stays as it was written.
+pub(super) fn left_in_storage(module: &Module, reads: &[u32]) -> Option<(u64, u32)> {
+    let releases: Vec<_> = module.releases().map(|release| (release.version, described(release))).collect();
+    let before = |at: usize| releases.get(at + 1).and_then(|(_, before)| before.as_ref());
+    let written = releases.iter().enumerate().filter_map(|(at, (version, release))| {
+        let release = release.as_ref().filter(|release| release.exported.writes_storage)?;
+        Some((*version, write_format(release, before(at))))
+    });
+    written.into_iter().find(|(_, format)| !reads.contains(format))
 }
 
 #[cfg(test)]
@@ -45,6 +63,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
     use annulus_core::ids::{Digest, ModuleUid};
+    use annulus_wasm::Exported;
 
     fn formats(reads: &[u32], writes: &[u32]) -> Description {
         Description {
@@ -71,18 +90,39 @@ mod tests {
     }
 
     #[test]
-    fn a_release_follows_only_if_it_reads_what_is_written() {
-        let release = |version, description: &Description| Release {
+    fn what_the_host_keeps_must_be_read_by_every_later_release() {
+        let kept = |formats: Description| Description {
+            exported: Exported { writes_storage: true, ..Exported::default() },
+            ..formats
+        };
+        let old = kept(formats(&[1], &[1]));
+        let (both, new) = (kept(formats(&[1, 2], &[1, 2])), kept(formats(&[1, 2], &[2])));
+        // Version 2 wrote format 2; version 3 writes format 1 again, and its items in format 2 are still there.
+        let module = |of: [&Description; 3]| Module {
+            older: vec![release(1, of[0])],
+            ..module(&release(3, of[2]), &release(2, of[1]))
+        };
+        let why = cannot_follow(&module([&old, &new, &both]), &release(4, &old)).unwrap();
+        assert!(why.contains("version 2 of shop wrote items in format 2"), "{why}");
+        assert_eq!(cannot_follow(&module([&old, &new, &both]), &release(4, &both)), None);
+        // A guest takes its own items over in the format of the day.
+        let own = [formats(&[1], &[1]), formats(&[1, 2], &[2]), formats(&[1, 2], &[1])];
+        assert_eq!(cannot_follow(&module([&own[0], &own[1], &own[2]]), &release(4, &own[0])), None);
+    }
+
+    fn release(version: u64, description: &Description) -> Release {
+        Release {
             version,
             digest: Digest([1; 32]),
             bytes: 1,
             description: description.to_cbor(),
             config: None,
             call_ms: None,
-        };
-        let first = release(1, &formats(&[1], &[1]));
-        let second = release(2, &formats(&[1, 2], &[1, 2]));
-        let module = |current: &Release, previous: &Release| Module {
+        }
+    }
+
+    fn module(current: &Release, previous: &Release) -> Module {
+        Module {
             uid: ModuleUid(1),
             name: "shop".into(),
             n: 1,
@@ -94,7 +134,12 @@ mod tests {
             previous: Some(previous.clone()),
             older: vec![],
             changed: 1,
-        };
+        }
+    }
+
+    #[test]
+    fn a_release_follows_only_if_it_reads_what_is_written() {
+        let (first, second) = (release(1, &formats(&[1], &[1])), release(2, &formats(&[1, 2], &[1, 2])));
         assert_eq!(cannot_follow(&module(&second, &first), &first), None);
         let third = Release { version: 3, ..second.clone() };
         let why = cannot_follow(&module(&third, &second), &first).unwrap();

@@ -32,7 +32,7 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use annulus_admin::{AdminParts, AdminService};
-use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Place, Start, TransportLink};
+use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Ended, Place, Start, TransportLink};
 use annulus_data_dir::{DataDir, DataDirError, Store, Trouble, obstacle};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
 use annulus_transport::{BindError, Net, Transport, TransportConfig};
@@ -70,6 +70,9 @@ pub enum StartError {
     /// The control plane does not start.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
+    /// It cannot be part of its cluster.
+    #[error(transparent)]
+    Ended(Ended),
     /// Vnodes and modules do not start.
     #[error(transparent)]
     Services(#[from] ServicesError),
@@ -201,6 +204,10 @@ impl Life {
         annulus_ground::spawn_on(network, bans::keep(cluster.watch(), transport.clone()));
         annulus_ground::spawn_on(network, identity::keep_level(cluster.watch(), transport.clone()));
         exit.follow(cluster.ended(), network);
+        cluster.comes_in().await.map_err(|why| match why {
+            Ended::Removed => StartError::Removed(config.name.clone()),
+            other => StartError::Ended(other),
+        })?;
 
         let services = Services::start(services::Parts {
             cluster: cluster.clone(),

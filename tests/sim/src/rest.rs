@@ -86,9 +86,11 @@ async fn mend(run: &Arc<Run>) {
             Some(StopReason::Asked | StopReason::Failed(_)) => true,
             Some(StopReason::Removed | StopReason::Superseded(_) | StopReason::Twin(_)) => false,
         };
-        if let Some(StopReason::Failed(why)) = nodes.ended(at)
-            && why.contains("not the newest")
-        {
+        let ended = match nodes.ended(at) {
+            Some(StopReason::Failed(why)) => Some(why),
+            _ => nodes.failed(at),
+        };
+        if let Some(why) = ended.filter(|why| why.contains("not the newest")) {
             if !run.is_stale(at) {
                 return run
                     .breaks(Rule::StartsAgain.broken(format!("n{at}, whose disk is its newest: {why}")));
@@ -190,6 +192,9 @@ pub fn unrest(run: &Run) -> Option<String> {
             continue;
         }
         if let Some(why) = nodes.failed(at) {
+            if run.is_stale(at) {
+                return Some(format!("n{at} does not start on its old disk"));
+            }
             run.breaks(Rule::StartsAgain.broken(format!("n{at}: {why}")));
             return Some(format!("n{at} does not start: {why}"));
         }

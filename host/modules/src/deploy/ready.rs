@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use crate::formats::left_in_storage;
 use annulus_cluster::ProposeError;
 use annulus_core::ids::Digest;
 use annulus_core::state::{CALL_MS, Module, Refusal, StorageKind};
@@ -122,6 +123,11 @@ impl Modules {
             before.writes_formats.iter().find(|format| !description.reads_formats.contains(format))
         {
             return Err(DeployError::Incompatible(format!("it cannot read items of format {format}")));
+        }
+        if let Some((version, format)) = left_in_storage(present, &description.reads_formats) {
+            return Err(DeployError::Incompatible(format!(
+                "it cannot read items of format {format}, which version {version} wrote and host storage may still have"
+            )));
         }
         for command in &before.commands {
             let Some(now) = description.command(&command.name) else { continue };
