@@ -111,13 +111,15 @@ impl Driver {
 
     /// Proposes; success is learned from the log.
     fn propose(&self, command: Command) {
-        let (handoff, later, progress) = (self.handoff.clone(), self.later.clone(), self.progress.clone());
+        let (cluster, later, progress) =
+            (self.handoff.inner.cluster.clone(), self.later.clone(), self.progress.clone());
         let (partition, transfer) = (self.task.partition, self.task.transfer);
+        let assumes = mutants::on(Mutant::AssumeNotFlipped).then(|| self.handoff.inner.clone());
         annulus_ground::spawn(async move {
-            let proposed = handoff.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
-            if mutants::on(Mutant::AssumeNotFlipped) && matches!(proposed, Err(ProposeError::Unknown)) {
-                handoff.inner.master.unseal(partition, transfer);
-                handoff.inner.seals.remove(partition, transfer);
+            let proposed = cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
+            if let (Some(inner), Err(ProposeError::Unknown)) = (assumes, &proposed) {
+                inner.master.unseal(partition, transfer);
+                inner.seals.remove(partition, transfer);
             }
             let failed = match proposed {
                 Ok((_, Outcome::Flipped(done))) if done.is_empty() => Some("the flip was refused".to_owned()),
