@@ -6,6 +6,7 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::Command;
 use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::{Instant, timeout_at};
@@ -46,7 +47,8 @@ impl Drop for JoinHold {
 
 /// Does it add something that a join of this node would wipe?
 fn grows(command: &Command) -> bool {
-    matches!(command, Command::Deploy { .. } | Command::Admit { .. })
+    let grows = matches!(command, Command::Deploy { .. } | Command::Admit { .. });
+    grows && !mutants::on(Mutant::GrowWhileJoining)
 }
 
 impl Growth {

@@ -18,6 +18,7 @@ mod flow;
 mod shares;
 
 use crate::ids::NodeId;
+use crate::mutants::{self, Mutant};
 use crate::ring::RingTable;
 
 /// A node that may hold partitions.
@@ -63,7 +64,12 @@ pub fn claim(current: &RingTable, nodes: &[ClaimNode], width: u8) -> Vec<Vec<Nod
         zone_limit,
         prices: flow::Prices::new(places.len(), width),
     };
-    let sets = claim.order(claim.sets_and_owners());
+    let mut sets = claim.order(claim.sets_and_owners());
+    if mutants::on(Mutant::RepeatANode) {
+        for set in &mut sets {
+            *set = vec![set[0]; set.len()];
+        }
+    }
     sets.into_iter().map(|set| set.into_iter().map(|at| nodes[at].id).collect()).collect()
 }
 

@@ -75,14 +75,3 @@ pub enum TransferState {
     /// Given up; the partition stays where it was.
     Failed,
 }
-
-/// Rules to break, for the tests that show that the simulation notices.
-#[doc(hidden)]
-#[derive(Clone, Copy, Debug, Default)]
-pub struct Faults {
-    pub stream_again_under_a_flip: bool,
-    pub drop_at_begin: bool,
-    pub lose_forward_while_held: bool,
-    pub ignore_end_digest: bool,
-    pub believe_lost_answers: bool,
-}

@@ -35,6 +35,72 @@ mutants! {
     ForgetSeal: "R1",
     /// A partition is served while its seal is on.
     ServeWhileSealed: "R1",
+    /// A holder serves again where it does not know whether its flip was agreed on.
+    AssumeNotFlipped: "R1",
+    /// The log flips a transfer in the place of another that was cancelled.
+    FlipTheCancelled: "R1",
+    /// A vnode serves what was routed by another version than its own.
+    ServeStaleVersions: "R2",
+    /// A table that was made from another ring is aimed at.
+    RebalanceWithoutBase: "R4",
+    /// The claim names one node for all places of a set.
+    RepeatANode: "R4",
+    /// What was staged of a transfer outlives its end.
+    KeepStage: "R7",
+    /// Who fills a stage that was dropped goes on with the next.
+    FillTheNextStage: "R7",
+    /// The task of a transfer that is over takes the stage from the next one.
+    StageWhatIsOver: "R7",
+    /// A stage whose vnode trapped, and lost what it had taken in, is promoted.
+    PromoteWhatTrapped: "R7",
+    /// A second stage is filled while a flip of the first may be agreed on.
+    StreamAgainUnderAFlip: "R7",
+    /// A stage is dropped for a stream that its sender may have given up.
+    DropAtBegin: "R16",
+    /// What the receiver said of a comparison just before the link was lost is taken for "the same".
+    BelieveLostAnswers: "R16",
+    /// What a stage has is not compared with what was sent.
+    IgnoreEndDigest: "R16",
+    /// What may have been applied is sent again.
+    RetryUnknown: "R10",
+    /// A command is answered before it runs.
+    AckEarly: "R11",
+    /// What a write changes during a handoff does not follow.
+    LoseForward: "R15",
+    /// The same, while the transfer has no turn.
+    LoseForwardWhileHeld: "R15",
+    /// A page comes into the stream behind writes that it was read before.
+    LatePage: "R15",
+    /// The driver of a transfer that was replaced reads pages for the next one, and seals.
+    ReadForAnotherTransfer: "R15",
+    /// A node takes modules and members in while it waits to join another cluster, which wipes them.
+    GrowWhileJoining: "R18",
+    /// A node that has modules joins without having been told to discard them.
+    JoinOverModules: "R18",
+    /// A vnode starts what is past its deadline.
+    DeadlineNotChecked: "R20",
+    /// The newest format is written whether or not the release before reads it.
+    WriteTheNewestFormat: "R22",
+    /// A module goes back to a release that does not read what is written.
+    FollowUnread: "R22",
+    /// A state of before a module's deploy ends its vnodes.
+    EndWhatIsNewer: "R22",
+    /// The log is purged before the snapshot that takes its place is on the disk.
+    PurgeBeforeItsSnapshot: "D3",
+    /// The other vnodes of a partition are sealed, and wait, while one is busy with a command.
+    SealTheBusy: "D6",
+    /// A handoff carries no message that is larger than a frame.
+    OneFrameForAMessage: "D9",
+    /// A sealed sender whose stream is accepted, and lost, again and again never gives up.
+    TakeAcceptForProgress: "D9",
+    /// Writers never wait for the receiver of a handoff.
+    NeverCongested: "D9",
+    /// A module whose first deploy failed on one node is undeployed.
+    UndeployWhatFailed: "D10",
+    /// A coordinator waits for an answer beyond the deadline.
+    NoDeadline: "D12",
+    /// A node that starts or stops lets calls fall.
+    DropCallsWhileStarting: "D12",
 }
 
 impl fmt::Display for Mutant {

@@ -1,6 +1,7 @@
 //! What is decided on a request's way: by the holder that gets it, and by the coordinator that
 //! sent it (R2, R10). Pure, so that what is simulated is what runs.
 
+use crate::mutants::{self, Mutant};
 use crate::request::{AppliedState, ErrorCode, RequestError};
 
 /// What a node does with a command that came for one of its partitions.
@@ -19,7 +20,7 @@ pub enum Gate {
 pub fn gate(asked: u64, version: u64, held: bool) -> Gate {
     if asked > version {
         Gate::Later
-    } else if asked < version || !held {
+    } else if (asked < version || !held) && !mutants::on(Mutant::ServeStaleVersions) {
         Gate::Stale(version)
     } else {
         Gate::Serve
@@ -44,6 +45,7 @@ pub fn next(error: &RequestError) -> Next {
     match error.code {
         ErrorCode::StaleRing => Next::CatchUp(error.version),
         ErrorCode::NotEnoughReplicas if error.state == AppliedState::NotApplied => Next::AskForNews,
+        _ if error.state == AppliedState::Unknown && mutants::on(Mutant::RetryUnknown) => Next::CatchUp(0),
         _ => Next::Answer,
     }
 }

@@ -1,5 +1,9 @@
-//! What the handoff machines do, step by step; `handoff_simulation.rs` mixes it with faults.
+//! What the handoff machines do, step by step. Whole nodes mix it with faults (`tests/sim`); what those cannot
+//! bring about is here, with the faults that only this notices.
 #![allow(clippy::unwrap_used)]
+
+#[path = "machines/comparing.rs"]
+mod comparing;
 
 use std::collections::VecDeque;
 
@@ -10,6 +14,7 @@ use annulus_core::handoff::{TransferState, message};
 use annulus_core::ids::{BootId, ModuleUid, TransferId};
 use annulus_core::item::Item;
 use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::ring::Fate;
 use sender::{Effect, Event};
 
@@ -71,6 +76,12 @@ fn ended() -> (Sender, u64) {
         matches!(&effects[..], [Effect::Send(1, end)] if matches!(**end, ToReceiver::End { seq: 1, .. }))
     );
     (sender, 1)
+}
+
+/// The rule holds, and is seen to be broken by the fault that breaks it.
+fn shows(mutant: Mutant, holds: impl Fn() -> bool) {
+    assert!(holds());
+    assert!(!mutants::during(Some(mutant), holds), "{mutant} is not seen");
 }
 
 /// Carries everything between two machines that stage at once, until nothing is left to do but
@@ -169,6 +180,17 @@ fn no_page_is_read_beyond_the_window_and_no_seal_asked_for_before_the_backlog_is
     assert_eq!(sender.handle(ack(5)), [Effect::Seal], "one write on its way is little enough");
 }
 
+#[test]
+fn writers_wait_for_a_receiver_that_is_behind() {
+    shows(Mutant::NeverCongested, || {
+        let mut sender = running(&[KV]);
+        for key in ["a", "b", "c", "d", "e"] {
+            sender.handle(Event::Forward(KV, vec![item(key)]));
+        }
+        sender.is_congested()
+    });
+}
+
 /// Requests wait from the seal on, so a receiver that is not ready must be known before it.
 #[test]
 fn a_partition_without_items_is_not_sealed_before_the_receiver_is_ready() {
@@ -194,6 +216,15 @@ fn one_that_is_held_reads_nothing_and_seals_nothing_but_forwards() {
     assert_eq!(sender.handle(Event::Held(true)), []);
     let end = sender.handle(Event::Sealed { counts: Default::default() });
     assert!(matches!(&end[..], [Effect::Send(1, end)] if matches!(**end, ToReceiver::End { .. })));
+}
+
+#[test]
+fn a_write_follows_while_its_transfer_is_held() {
+    shows(Mutant::LoseForwardWhileHeld, || {
+        let mut sender = running(&[KV]);
+        sender.handle(Event::Held(true));
+        !sender.handle(Event::Forward(KV, vec![item("b")])).is_empty()
+    });
 }
 
 #[test]
@@ -327,6 +358,16 @@ fn a_restart_with_a_seal_asks_and_flips_what_is_complete_or_cancels() {
 }
 
 #[test]
+fn nothing_is_streamed_again_once_a_flip_may_have_been_proposed() {
+    shows(Mutant::StreamAgainUnderAFlip, || {
+        let mut sender = Sender::new(task(&[KV], true), 20, LIMITS);
+        sender.handle(Event::Start);
+        sender.handle(Event::Connected(1));
+        sender.handle(Event::Received(1, accept(Have::Nothing))).contains(&Effect::ProposeCancel)
+    });
+}
+
+#[test]
 fn a_seal_that_is_refused_is_asked_for_again_and_one_that_comes_too_late_is_lifted() {
     let mut sender = running(&[KV]);
     sender.handle(page(KV, &["a"], None));
@@ -409,18 +450,22 @@ mod first_build {
 
 #[test]
 fn a_message_that_can_never_be_sent_does_not_keep_a_partition_sealed() {
-    let (mut sender, last) = ended();
-    // The receiver accepts each stream, and each ends with the message that it cannot carry.
-    let mut effects = sender.handle(Event::Disconnected(1));
-    let mut streams = 1;
-    while let Some(Effect::Connect(stream)) = effects.first().cloned() {
-        streams += 1;
-        assert!(streams < 10, "for ever");
-        sender.handle(Event::Connected(stream));
-        sender.handle(Event::Received(stream, accept(Have::Below(last))));
-        effects = sender.handle(Event::Disconnected(stream));
-    }
-    assert_eq!(effects, [Effect::Retry, Effect::ProposeCancel]);
+    shows(Mutant::TakeAcceptForProgress, || {
+        let (mut sender, last) = ended();
+        // The receiver accepts each stream, and each ends with the message that it cannot carry.
+        let mut effects = sender.handle(Event::Disconnected(1));
+        let mut streams = 1;
+        while let Some(Effect::Connect(stream)) = effects.first().cloned() {
+            streams += 1;
+            if streams == 10 {
+                return false;
+            }
+            sender.handle(Event::Connected(stream));
+            sender.handle(Event::Received(stream, accept(Have::Below(last))));
+            effects = sender.handle(Event::Disconnected(stream));
+        }
+        effects == [Effect::Retry, Effect::ProposeCancel]
+    });
 }
 
 #[test]

@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use annulus_core::codec;
 use annulus_core::item::MAX_ITEM_BYTES;
+use annulus_core::mutants::{self, Mutant};
 use annulus_transport::{BulkRecv, BulkSend, BulkStream};
 
 /// Longest message: one item of the largest size, and what is said about it.
@@ -22,6 +23,9 @@ pub(super) async fn send<T: Serialize>(stream: &mut BulkSend, message: &T) -> Re
             "a message of {} bytes is more than a handoff carries ({MAX_MESSAGE})",
             bytes.len()
         ));
+    }
+    if mutants::on(Mutant::OneFrameForAMessage) {
+        return stream.frame(bytes).await.map_err(|error| error.to_string());
     }
     stream.message(bytes).await.map_err(|error| error.to_string())
 }

@@ -17,6 +17,7 @@ use std::sync::Arc;
 use annulus_cluster::storage::{
     Entry, LogId, LogStore, RaftStore, RaftTypes, StateMachine, StorageError, StoreError, Vote,
 };
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::Lineage;
 use annulus_data_dir::open_database;
 use annulus_ground::ScopeId;
@@ -30,7 +31,7 @@ use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use raft::book::Book;
-use raft::life::{Order, Seen, life};
+use raft::life::{Seen, life};
 
 /// Where a node lies.
 const NODE: &str = "/node";
@@ -48,7 +49,7 @@ struct Run {
 }
 
 /// Lives one after the other on one disk. Each dies at an operation of the seed's choice, or at its end.
-fn run(seed: u64, order: Order) -> Result<Run, String> {
+fn run(seed: u64) -> Result<Run, String> {
     let simulation = Simulation::new(seed, Settings::default());
     let disk = MemoryDisk::new(simulation.world().stream("disk"));
     let mut choices = simulation.world().stream("crashes");
@@ -60,7 +61,7 @@ fn run(seed: u64, order: Order) -> Result<Run, String> {
         let seen = Seen { disk: disk.clone(), book: book.clone() };
         let scope = simulation.scope(ScopeId(number));
         let choices_of_life = simulation.world().stream(&format!("life {number}"));
-        let lived = simulation.live(&scope, life(seen, choices_of_life, order));
+        let lived = simulation.live(&scope, life(seen, choices_of_life));
         match lived {
             None => run.deaths.extend(disk.died()),
             Some(done) => done.map_err(|why| format!("seed {seed}, life {number}: {why}"))?,
@@ -77,7 +78,7 @@ fn run(seed: u64, order: Order) -> Result<Run, String> {
 fn what_raft_was_promised_is_there_after_a_crash_at_any_operation() {
     let mut deaths = BTreeSet::new();
     for seed in 0..400 {
-        deaths.extend(run(seed, Order::AsItIs).unwrap().deaths);
+        deaths.extend(run(seed).unwrap().deaths);
     }
     // Else it looked at less than it says.
     for what in
@@ -89,14 +90,15 @@ fn what_raft_was_promised_is_there_after_a_crash_at_any_operation() {
 
 #[test]
 fn a_seed_is_the_same_run_again() {
-    let of = |seed| run(seed, Order::AsItIs).map(|run| (run.operations, run.trace)).unwrap();
+    let of = |seed| run(seed).map(|run| (run.operations, run.trace)).unwrap();
     assert_eq!(of(7), of(7));
     assert_ne!(of(7), of(8));
 }
 
 #[test]
 fn a_purge_before_its_snapshot_is_seen() {
-    let seen = (0..400).find_map(|seed| run(seed, Order::PurgeFirst).err());
+    let fault = Some(Mutant::PurgeBeforeItsSnapshot);
+    let seen = mutants::during(fault, || (0..400).find_map(|seed| run(seed).err()));
     assert!(seen.is_some(), "400 seeds find nothing wrong with it");
 }
 
@@ -106,7 +108,7 @@ fn lived() -> (Simulation, MemoryDisk) {
     let disk = MemoryDisk::new(simulation.world().stream("disk"));
     let seen = Seen { disk: disk.clone(), book: Default::default() };
     let choices = simulation.world().stream("life");
-    simulation.live(&simulation.scope(ScopeId(0)), life(seen, choices, Order::AsItIs)).unwrap().unwrap();
+    simulation.live(&simulation.scope(ScopeId(0)), life(seen, choices)).unwrap().unwrap();
     (simulation, disk)
 }
 

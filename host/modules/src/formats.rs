@@ -5,6 +5,7 @@
 //! still run the one before and are to take a partition over. So the newest format waits for the deploy
 //! after the one that brought it.
 
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::{Module, Release};
 use annulus_wasm::Description;
 
@@ -12,6 +13,7 @@ use annulus_wasm::Description;
 /// writes where there is no previous one, or none that they have in common.
 pub(super) fn write_format(current: &Description, previous: Option<&Description>) -> u32 {
     let newest = |formats: &mut dyn Iterator<Item = u32>| formats.max();
+    let previous = previous.filter(|_| !mutants::on(Mutant::WriteTheNewestFormat));
     let common = previous.and_then(|previous| {
         let mut both =
             current.writes_formats.iter().copied().filter(|format| previous.reads_formats.contains(format));
@@ -32,6 +34,9 @@ pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String>
     };
     let previous = module.previous.as_ref().and_then(described);
     let written = write_format(&current, previous.as_ref());
+    if mutants::on(Mutant::FollowUnread) {
+        return None;
+    }
     if !next.reads_formats.contains(&written) {
         return Some(format!(
             "version {} of {} writes its items in format {written}, and version {} does not read that",

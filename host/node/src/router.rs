@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use annulus_core::ids::{NodeUid, Start};
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::state::Lineage;
 use arc_swap::ArcSwapOption;
@@ -73,6 +74,7 @@ impl Service for Router {
         let is_node = matches!(request.from, PeerIdentity::Node { .. });
         match self.node.load().as_ref() {
             Some(node) if is_node => node.request(request),
+            _ if mutants::on(Mutant::DropCallsWhileStarting) => {}
             // Nobody ran it: without an answer its caller would have to take it for `unknown`.
             None if is_node && request.kind == kind::CALL => {
                 let message = "the node is starting or stopping";

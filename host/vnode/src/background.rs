@@ -4,8 +4,10 @@
 //! any two pages and what they write follows in the same order (R15).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use annulus_core::handoff::Tally;
+use annulus_core::mutants::{self, Mutant};
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
@@ -20,6 +22,9 @@ pub(super) const PAGE: Budget = Budget { items: 256, bytes: 64 << 10 };
 /// Writes after which a guest's tombstones are looked for: a deleted key costs memory until
 /// then, and a sweep over many items costs little beside this many writes.
 const WRITES_BEFORE_SWEEP: u64 = 16 << 10;
+
+/// By how much [`Mutant::LatePage`] puts off a page.
+const LATE: Duration = Duration::from_millis(50);
 
 /// An item may be so many times as long on the wire as in the guest's memory.
 const ENCODED: usize = 8;
@@ -116,7 +121,7 @@ impl Actor {
 
     /// Items of a write go into the stream of the handoff, if there is one.
     pub(super) fn tell_forward(&mut self, items: Vec<Item>) {
-        if self.outgoing.is_some() && !items.is_empty() {
+        if self.outgoing.is_some() && !items.is_empty() && !mutants::on(Mutant::LoseForward) {
             let module = self.module;
             self.tell_outgoing(StreamEvent::Forward { module, items });
         }
@@ -190,7 +195,20 @@ impl Actor {
             Err(error) => Err(error.message),
         };
         let module = self.module;
-        self.tell_outgoing(StreamEvent::Page { module, attempt, page });
+        let event = StreamEvent::Page { module, attempt, page };
+        if mutants::on(Mutant::LatePage) {
+            return self.tell_late(event);
+        }
+        self.tell_outgoing(event);
+    }
+
+    /// What [`Mutant::LatePage`] does: the writes of a moment go before the page.
+    fn tell_late(&self, event: StreamEvent) {
+        let Some(sink) = self.outgoing.as_ref().map(|outgoing| outgoing.sink.clone()) else { return };
+        annulus_ground::spawn(async move {
+            tokio::time::sleep(LATE).await;
+            let _ = sink.send(event);
+        });
     }
 
     /// Merges items from another replica.

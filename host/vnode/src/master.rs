@@ -15,6 +15,7 @@ use std::sync::{Arc, Weak};
 use annulus_core::holding::{Change, Holding};
 use annulus_core::ids::{ModuleUid, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::ring::RingTable;
 use annulus_core::routing::{self, Gate};
@@ -257,7 +258,8 @@ impl Master {
             }
             // A module's uid is the index that made it. A vnode of a later one runs already where another
             // task was quicker to learn of it: this older state says nothing of it.
-            let gone = |uid: &&ModuleUid| uid.0 <= index && !modules.contains(uid);
+            let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
+            let gone = |uid: &&ModuleUid| older(uid) && !modules.contains(uid);
             let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
             let gone: BTreeMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
             if recovers && !gone.is_empty() {
@@ -324,6 +326,7 @@ impl Master {
                 self.note_loss(modules, id, reason);
             }
             // What was staged of a transfer that was cancelled must not come back (R7).
+            Change::DropStage if mutants::on(Mutant::KeepStage) => {}
             Change::DropStage => drop(end_all(staged(slot), &elsewhere, true)),
             Change::SetAside => {
                 slot.outgoing = None;

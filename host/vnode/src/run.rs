@@ -1,5 +1,6 @@
 //! Running one command.
 
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{ErrorCode, GuestRefusal, RequestError};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
@@ -26,7 +27,14 @@ impl Actor {
         if !info.is_some_and(|info| matches!(info.route, Route::ByParam(_))) {
             request.key = None;
         }
-        let answer = if Instant::now() >= deadline {
+        let mut reply = Some(reply);
+        if mutants::on(Mutant::AckEarly)
+            && let Some(reply) = reply.take()
+        {
+            reply.send(Ok(Bytes::new()));
+            tokio::task::yield_now().await;
+        }
+        let answer = if Instant::now() >= deadline && !mutants::on(Mutant::DeadlineNotChecked) {
             Err(RequestError::not_applied(
                 ErrorCode::DeadlineExceeded,
                 "the deadline came while the command waited for its vnode",
@@ -39,7 +47,9 @@ impl Actor {
                 Some(page) => self.page(&request, id, page).await,
             }
         };
-        reply.send(answer);
+        if let Some(reply) = reply {
+            reply.send(answer);
+        }
     }
 
     async fn one(&mut self, request: &Request, id: (u64, u64)) -> Result<Bytes, RequestError> {

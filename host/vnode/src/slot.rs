@@ -5,6 +5,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
 use parking_lot::Mutex;
 use serde::{Deserialize, Serialize};
 
@@ -38,12 +39,13 @@ impl Slot {
     /// Has the log ended this transfer, as far as the slot has followed it? Its id is the index that made it.
     pub(super) fn is_over(&self, transfer: TransferId) -> bool {
         let (index, pending) = self.applied;
-        transfer.0 <= index && pending != Some(transfer)
+        transfer.0 <= index && pending != Some(transfer) && !mutants::on(Mutant::StageWhatIsOver)
     }
 
     /// Are the vnodes' writes and pages told to this transfer?
     pub(super) fn tells(&self, transfer: TransferId) -> bool {
-        self.outgoing.as_ref().is_some_and(|(of, _)| *of == transfer)
+        let any = mutants::on(Mutant::ReadForAnotherTransfer);
+        self.outgoing.as_ref().is_some_and(|(of, _)| *of == transfer || any)
     }
 }
 
@@ -70,7 +72,8 @@ pub struct StageId {
 
 impl Staging {
     pub(super) fn is(&self, id: StageId) -> bool {
-        (self.transfer, self.generation) == (id.transfer, id.generation)
+        let any = mutants::on(Mutant::FillTheNextStage);
+        self.transfer == id.transfer && (self.generation == id.generation || any)
     }
 }
 

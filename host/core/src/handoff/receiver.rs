@@ -6,10 +6,11 @@ mod interface;
 use std::collections::BTreeMap;
 
 use crate::ids::{BootId, ModuleUid};
+use crate::mutants::{self, Mutant};
 use crate::ring::Fate;
 
 use super::message::{Begin, Have, Refused, Start, ToReceiver, ToSender};
-use super::{Faults, Tallies, TransferState};
+use super::{Tallies, TransferState};
 
 use filling::{End, Filling};
 pub use interface::{Effect, Event, Found, StreamId};
@@ -42,8 +43,6 @@ pub struct Receiver {
     taken: (u64, u64),
     /// Can the driver compare and adopt stages?
     keeps: bool,
-    #[doc(hidden)]
-    pub faults: Faults,
 }
 
 impl Receiver {
@@ -63,7 +62,6 @@ impl Receiver {
             asked: false,
             taken: (0, 0),
             keeps: false,
-            faults: Faults::default(),
         }
     }
 
@@ -138,7 +136,7 @@ impl Receiver {
         match (&self.stage, begin.start) {
             (_, Start::Fresh) => {
                 self.fresh = Some(begin);
-                if self.faults.drop_at_begin {
+                if mutants::on(Mutant::DropAtBegin) {
                     effects.extend(self.open());
                 }
                 effects.extend(self.accept(Have::Below(0)));
@@ -290,12 +288,11 @@ impl Receiver {
     /// What follows once everything is staged: what is there is compared with what was sent.
     fn whole(&mut self) -> Result<Option<Effect>, Refused> {
         let generation = self.generation;
-        let ignores = self.faults.ignore_end_digest;
         let Some(filling) = self.filling(generation) else { return Ok(None) };
         let Some(end) = filling.end.as_ref().filter(|end| end.seq == filling.staged) else {
             return Ok(None);
         };
-        if !filling.taken.same(&end.tallies) && !ignores {
+        if !filling.taken.same(&end.tallies) && !mutants::on(Mutant::IgnoreEndDigest) {
             return Err(Refused::Tallies);
         }
         Ok(Some(if end.counts.is_empty() {
@@ -306,7 +303,6 @@ impl Receiver {
     }
 
     fn counted(&mut self, generation: u64, counts: &BTreeMap<ModuleUid, u64>) -> Vec<Effect> {
-        let ignores = self.faults.ignore_end_digest;
         let Some(end) = self.filling(generation).and_then(|filling| filling.end.as_ref()) else {
             return Vec::new();
         };
@@ -315,7 +311,7 @@ impl Receiver {
             (staged != *sent).then_some(Refused::Count { module: *module, sent: *sent, staged })
         });
         match wrong {
-            Some(reason) if !ignores => self.give_up(reason),
+            Some(reason) if !mutants::on(Mutant::IgnoreEndDigest) => self.give_up(reason),
             _ => vec![Effect::Complete(generation)],
         }
     }

@@ -9,10 +9,11 @@ use std::sync::Arc;
 
 use crate::ids::ModuleUid;
 use crate::item::Item;
+use crate::mutants::{self, Mutant};
 use crate::ring::Fate;
 
+use super::TransferState;
 use super::message::{Begin, Have, ModuleRelease, Refused, Start, ToReceiver, ToSender};
-use super::{Faults, TransferState};
 
 pub use interface::{Effect, Event, Limits, Task};
 use outgoing::Outgoing;
@@ -71,8 +72,6 @@ pub struct Sender {
     refused: Option<Refused>,
     /// Of the last attempt that is over.
     sent: (u64, u64),
-    #[doc(hidden)]
-    pub faults: Faults,
 }
 
 impl Sender {
@@ -97,7 +96,6 @@ impl Sender {
             error: None,
             refused: None,
             sent: (0, 0),
-            faults: Faults::default(),
         }
     }
 
@@ -150,7 +148,7 @@ impl Sender {
     /// receiver takes items: a dead one holds up nobody.
     pub fn is_congested(&self) -> bool {
         let kept = self.outgoing.as_ref().map_or(0, |outgoing| outgoing.kept_bytes);
-        self.link == Link::Up && kept > self.limits.backlog_bytes
+        self.link == Link::Up && kept > self.limits.backlog_bytes && !mutants::on(Mutant::NeverCongested)
     }
 
     /// Is the seal that was asked for still wanted? Not where the stream has ended or begins again
@@ -183,7 +181,7 @@ impl Sender {
                 self.pause(&mut effects);
             }
             Event::Page { .. } | Event::PageFailed { .. } => {}
-            Event::Forward(..) if self.held && self.faults.lose_forward_while_held => {}
+            Event::Forward(..) if self.held && mutants::on(Mutant::LoseForwardWhileHeld) => {}
             Event::Forward(module, items) => self.enqueue_items(module, items, &mut effects),
             Event::Held(held) => {
                 self.held = held;
@@ -349,7 +347,7 @@ impl Sender {
             return;
         }
         let next = match (have, &self.outgoing) {
-            _ if self.phase == Phase::Flipping && !self.faults.stream_again_under_a_flip => None,
+            _ if self.phase == Phase::Flipping && !mutants::on(Mutant::StreamAgainUnderAFlip) => None,
             (Have::Below(next), Some(outgoing)) if (outgoing.first()..=outgoing.next).contains(&next) => {
                 Some(next)
             }
@@ -357,11 +355,11 @@ impl Sender {
         };
         let Some(next) = next else { return self.receiver_lost_it(effects) };
         let Some(outgoing) = &mut self.outgoing else { return };
-        if !self.faults.believe_lost_answers {
+        if !mutants::on(Mutant::BelieveLostAnswers) {
             outgoing.doubt_below(next);
         }
         // An accept alone is no progress: a message that can never be sent is accepted each time.
-        if outgoing.acknowledge(next) {
+        if outgoing.acknowledge(next) || mutants::on(Mutant::TakeAcceptForProgress) {
             self.losses = 0;
         }
         self.link = Link::Up;
@@ -379,7 +377,7 @@ impl Sender {
     /// it, so the transfer is cancelled and the partition served.
     fn receiver_lost_it(&mut self, effects: &mut Vec<Effect>) {
         match self.phase {
-            Phase::Sealed | Phase::Flipping if !self.faults.stream_again_under_a_flip => {
+            Phase::Sealed | Phase::Flipping if !mutants::on(Mutant::StreamAgainUnderAFlip) => {
                 self.error = Some("the receiver has lost what it had staged".into());
                 return self.cancel(effects);
             }

@@ -7,6 +7,7 @@
 
 use crate::ids::{ClusterId, Digest, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
+use crate::mutants::{self, Mutant};
 use crate::ring::{Partition, RingTable, Transfer};
 use crate::version::first_level;
 
@@ -232,7 +233,7 @@ impl ClusterState {
     }
 
     fn rebalance(&mut self, index: u64, base: u64, table: &[Vec<NodeId>]) -> Result<Outcome, Refusal> {
-        if base != self.ring.epoch {
+        if base != self.ring.epoch && !mutants::on(Mutant::RebalanceWithoutBase) {
             return Err(Refusal::RingChanged);
         }
         self.check_table(table)?;
@@ -297,7 +298,9 @@ impl ClusterState {
         let mut flipped = Vec::with_capacity(transfers.len());
         for (id, transfer) in transfers {
             let Some(partition) = self.ring.partitions.get_mut(usize::from(id.0)) else { continue };
-            if let Some(done) = partition.pending.take_if(|pending| pending.id == *transfer) {
+            let is_it =
+                |pending: &mut Transfer| pending.id == *transfer || mutants::on(Mutant::FlipTheCancelled);
+            if let Some(done) = partition.pending.take_if(is_it) {
                 partition.replicas = done.target;
                 partition.made_by = *transfer;
                 partition.version = index;

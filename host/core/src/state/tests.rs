@@ -2,6 +2,7 @@
 //! What each command does, said once each; `tests/apply_properties.rs` mixes them.
 
 use super::*;
+use crate::mutants::{self, Mutant};
 use crate::ring::{Fate, Transfer};
 
 const TOKEN: Digest = Digest([7; 32]);
@@ -136,6 +137,17 @@ fn who_leaves_is_removed_when_it_holds_nothing_and_frees_its_name_but_not_its_ui
     assert_eq!(machine.apply(at + 8, &admit("b@h", 5, 2)), Outcome::Admitted(NodeId(14)));
     let moved = Command::Moved { node: NodeId(3), listen: "x:1".into(), http: "x:2".into() };
     assert_eq!(refused(machine.apply(at + 9, &moved)), Refusal::NotMember("3".into()));
+}
+
+#[test]
+fn a_table_that_was_made_from_another_ring_is_not_aimed_at() {
+    let refuses = || {
+        let (mut machine, at) = three();
+        let stale = Command::Rebalance { base: 0, table: vec![vec![NodeId(0)]; 8] };
+        machine.apply(at + 1, &stale) == Outcome::Refused(Refusal::RingChanged)
+    };
+    assert!(refuses());
+    assert!(!mutants::during(Some(Mutant::RebalanceWithoutBase), refuses));
 }
 
 #[test]

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use annulus_core::handoff::sender::{Effect, Event};
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::ring::Fate;
 use annulus_core::state::{Command, Outcome};
 use bytes::Bytes;
@@ -12,7 +13,7 @@ use tokio::time::Instant;
 use super::waiting::WantedPage;
 use super::{CONNECT_LIMIT, Driver};
 use crate::{PROPOSE_LIMIT, link};
-use annulus_cluster::View;
+use annulus_cluster::{ProposeError, View};
 use annulus_transport::kind;
 use annulus_wasm::Limits;
 
@@ -112,8 +113,15 @@ impl Driver {
     fn propose(&self, command: Command) {
         let (cluster, later, progress) =
             (self.handoff.inner.cluster.clone(), self.later.clone(), self.progress.clone());
+        let (partition, transfer) = (self.task.partition, self.task.transfer);
+        let assumes = mutants::on(Mutant::AssumeNotFlipped).then(|| self.handoff.inner.clone());
         annulus_ground::spawn(async move {
-            let failed = match cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await {
+            let proposed = cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
+            if let (Some(inner), Err(ProposeError::Unknown)) = (assumes, &proposed) {
+                inner.master.unseal(partition, transfer);
+                inner.seals.remove(partition, transfer);
+            }
+            let failed = match proposed {
                 Ok((_, Outcome::Flipped(done))) if done.is_empty() => Some("the flip was refused".to_owned()),
                 Ok(_) => None,
                 Err(error) => Some(error.to_string()),

@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use annulus_core::handoff::sender::Event;
 use annulus_core::ids::ModuleUid;
+use annulus_core::mutants::{self, Mutant};
 use futures_util::future::{BoxFuture, join_all};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -61,6 +62,7 @@ impl Seal {
         self.ready_limit = limit;
         let asked: Vec<_> = vnodes
             .into_iter()
+            .filter(|_| !mutants::on(Mutant::SealTheBusy))
             .map(|vnode| {
                 let (answer, here) = oneshot::channel();
                 // One that has ended holds up nobody.
@@ -131,7 +133,8 @@ impl Driver {
                     });
                     return self.refuse_seal().await;
                 };
-                let lift_at = (self.seal.lifted < LIFTS).then(|| Instant::now() + LIFT_AFTER);
+                let lifts = self.seal.lifted < LIFTS && !mutants::on(Mutant::SealTheBusy);
+                let lift_at = lifts.then(|| Instant::now() + LIFT_AFTER);
                 let missing = vnodes.into_iter().collect();
                 (self.seal.round, self.seal.step) = (round, Step::Told { missing, lift_at });
                 self.counts.clear();

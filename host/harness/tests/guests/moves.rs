@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, TransferId};
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::ErrorCode;
 use annulus_core::ring::Transfer;
 use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};
@@ -159,6 +160,25 @@ fn a_handoff_brings_all_items_and_what_is_written_meanwhile() {
         let large = hands_off(seed as u64, Script { oversize, ..script });
         assert!(large > pages, "{large} {pages}");
     }
+}
+
+/// Two versions of one item are merged by their numbers here, whichever comes first; guests of users need not
+/// do so.
+#[test]
+fn a_page_is_in_the_stream_before_what_is_written_after_it() {
+    let comes_first = || {
+        let life = async move |node: Node| {
+            node.deploy(&Script::default(), 1).await.unwrap();
+            node.put("a", 1).await.unwrap();
+            let mut pair = Pair::new(node);
+            pair.read(None);
+            pair.from.put("a", 2).await.unwrap();
+            matches!(pair.next().await, StreamEvent::Page { .. })
+        };
+        live(5, limits(), life).0
+    };
+    assert!(comes_first());
+    assert!(!mutants::during(Some(Mutant::LatePage), comes_first));
 }
 
 #[test]

@@ -22,14 +22,6 @@ use rand::rngs::SmallRng;
 use super::book::{Book, Found, State, machine_of};
 use crate::NODE;
 
-/// In which order things are done.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub enum Order {
-    AsItIs,
-    /// A purge does not wait for the snapshot that takes the entries' place.
-    PurgeFirst,
-}
-
 /// What a life shares with those after it.
 pub struct Seen {
     pub disk: MemoryDisk,
@@ -55,7 +47,6 @@ struct Life {
     log: LogStore,
     machine: StateMachine,
     choices: SmallRng,
-    order: Order,
     /// Snapshots that were built and not purged up to yet.
     built: Arc<Mutex<Option<LogId>>>,
     /// Up to here the log is purged.
@@ -63,7 +54,7 @@ struct Life {
 }
 
 /// Starts, compares, and goes on until it has done enough or the disk is full.
-pub async fn life(seen: Seen, mut choices: SmallRng, order: Order) -> Result<(), String> {
+pub async fn life(seen: Seen, mut choices: SmallRng) -> Result<(), String> {
     let state = Arc::new(State::default());
     let (mut log, mut machine) = open(&seen.disk.disk(), state.clone())?;
     let said = |error: StorageError| error.to_string();
@@ -81,8 +72,7 @@ pub async fn life(seen: Seen, mut choices: SmallRng, order: Order) -> Result<(),
     drop(start);
     seen.book.lock().check(found)?;
     let full_at = if choices.random_range(0..10) == 0 { choices.random_range(0..STEPS) } else { STEPS };
-    let mut life =
-        Life { seen, log, machine, choices, order, built: Arc::default(), purged: at.last_purged_log_id };
+    let mut life = Life { seen, log, machine, choices, built: Arc::default(), purged: at.last_purged_log_id };
     for step in 0..STEPS {
         life.seen.disk.fill(step >= full_at);
         if let Err(error) = life.step().await {
@@ -188,12 +178,6 @@ impl Life {
         }
         let mut builder = self.machine.get_snapshot_builder().await;
         let (book, built) = (self.seen.book.clone(), self.built.clone());
-        if self.order == Order::PurgeFirst
-            && let Some(last) = self.machine.applied_state().await?.0
-        {
-            self.log.suppose_snapshot(last);
-            return self.purge(last).await;
-        }
         annulus_ground::spawn(async move {
             if let Ok(snapshot) = builder.build_snapshot().await {
                 let last = snapshot.meta.last_log_id;
@@ -258,9 +242,6 @@ impl Life {
             book.snapshot = book.snapshot.max(Some(upto));
             Ok::<(), StorageError>(())
         });
-        if self.order == Order::PurgeFirst {
-            self.log.suppose_snapshot(upto);
-        }
         self.purge(upto).await?;
         install.await.expect("storing a snapshot does not panic")?;
         self.seen.book.lock().committed = Some(upto.index);

@@ -1,6 +1,7 @@
 //! Back to an earlier release, and the end of a module.
 
 use annulus_cluster::ProposeError;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::{Command, Module, ModuleBase, Refusal};
 use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
@@ -83,6 +84,9 @@ impl Modules {
         let module = view.module(name).filter(|module| module.base() == failed);
         let module = module.ok_or("another operator has changed the module since")?;
         let Some(previous) = &module.previous else {
+            if mutants::on(Mutant::UndeployWhatFailed) {
+                return self.undeploy(name).await.map_err(|error| error.to_string());
+            }
             return Err(format!(
                 "it is the module's first release, so there is none to go back to; deploy one that runs, or \
                  `annulus undeploy {name}` deletes the module and its items"

@@ -5,6 +5,7 @@ use bytes::Bytes;
 use super::*;
 use annulus_admin::{ADMIN_HEADER, AdminReply, AdminRequest, decode, encode};
 use annulus_core::ids::NodeUid;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{AppliedState, ErrorCode};
 use annulus_data_dir::AdminToml;
 use annulus_transport::client::Client;
@@ -42,16 +43,19 @@ fn a_command_of_a_peer_to_a_node_that_is_not_ready_is_known_not_to_be_applied() 
     let dirs = Dirs::new();
     let node = dirs.start("a");
     node.life.router.clear();
-    let (responder, answer) = Responder::local();
-    node.life.router.request(Request {
-        from: PeerIdentity::Node { uid: NodeUid([7; 16]), boot: BootId([8; 16]) },
-        lane: Lane::Data,
-        kind: CALL,
-        payload: Bytes::new(),
-        deadline: soon(),
-        responder,
-    });
-    let answer = block(async { tokio::time::timeout(LIMIT, answer).await }).unwrap().unwrap();
-    let error = decode_answer(answer).unwrap_err();
+    let ask = || {
+        let (responder, answer) = Responder::local();
+        node.life.router.request(Request {
+            from: PeerIdentity::Node { uid: NodeUid([7; 16]), boot: BootId([8; 16]) },
+            lane: Lane::Data,
+            kind: CALL,
+            payload: Bytes::new(),
+            deadline: soon(),
+            responder,
+        });
+        block(async { tokio::time::timeout(LIMIT, answer).await }).unwrap()
+    };
+    let error = decode_answer(ask().unwrap()).unwrap_err();
     assert_eq!((error.code, error.state), (ErrorCode::NotReady, AppliedState::NotApplied));
+    assert!(mutants::during(Some(Mutant::DropCallsWhileStarting), ask).is_err(), "no answer: `unknown`");
 }

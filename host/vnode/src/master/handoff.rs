@@ -6,6 +6,7 @@ use std::sync::atomic::Ordering;
 
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::RequestError;
 use tokio::sync::oneshot;
 
@@ -145,10 +146,11 @@ impl Master {
         let StageId { partition, transfer, generation } = stage;
         // The task of a transfer that was replaced must not take the stage from the one that replaced it.
         if let Some(mut slot) = self.slot(partition).filter(|slot| !slot.is_over(transfer)) {
-            let staging = Staging { transfer, generation, complete: false, vnodes: BTreeMap::new() };
-            if let Some(old) = slot.staging.replace(staging) {
-                end_all(old.vnodes, &RequestError::stale_ring(slot.version), true);
-            }
+            let mut old = slot.staging.take().map(|staging| staging.vnodes).unwrap_or_default();
+            let vnodes =
+                if mutants::on(Mutant::KeepStage) { std::mem::take(&mut old) } else { BTreeMap::new() };
+            slot.staging = Some(Staging { transfer, generation, complete: false, vnodes });
+            end_all(old, &RequestError::stale_ring(slot.version), true);
         }
     }
 
@@ -175,7 +177,9 @@ impl Master {
         let staging = slot.staging.as_mut().filter(|staging| staging.is(stage));
         let staging = staging.ok_or(IncompleteStage::Gone)?;
         // A vnode that trapped, in a swap say, went on with an empty instance: what it had taken in is gone.
-        let trapped = |vnode: &&VnodeHandle| vnode.gauge.traps.load(Ordering::Relaxed) > 0;
+        let trapped = |vnode: &&VnodeHandle| {
+            vnode.gauge.traps.load(Ordering::Relaxed) > 0 && !mutants::on(Mutant::PromoteWhatTrapped)
+        };
         if let Some(vnode) = staging.vnodes.values().find(trapped) {
             return Err(IncompleteStage::Trapped(vnode.module));
         }
@@ -187,6 +191,7 @@ impl Master {
     pub fn unstage(&self, partition: PartitionId, transfer: TransferId) {
         if let Some(mut slot) = self.slot(partition)
             && slot.staging.as_ref().is_some_and(|staging| staging.transfer == transfer)
+            && !mutants::on(Mutant::KeepStage)
             && let Some(staging) = slot.staging.take()
         {
             end_all(staging.vnodes, &RequestError::stale_ring(slot.version), true);

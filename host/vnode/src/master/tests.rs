@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use annulus_core::ids::RequestId;
 use annulus_core::keyspace::RingSize;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::ring::{Partition as RingPartition, Transfer};
 use annulus_wasm::{Request, TransferKind};
 use bytes::Bytes;
@@ -59,6 +60,15 @@ fn say(
     command: &str,
     args: &[(&str, &str)],
 ) -> oneshot::Receiver<Result<Bytes, RequestError>> {
+    say_until(Instant::now() + Duration::from_secs(60), master, command, args)
+}
+
+fn say_until(
+    deadline: Instant,
+    master: &Master,
+    command: &str,
+    args: &[(&str, &str)],
+) -> oneshot::Receiver<Result<Bytes, RequestError>> {
     let named = args.iter().map(|(name, value)| (Value::from(*name), Value::from(*value))).collect();
     let mut args = Vec::new();
     ciborium::into_writer(&Value::Map(named), &mut args).unwrap();
@@ -67,7 +77,7 @@ fn say(
         request: Request { command: command.into(), key: Some(b"k".to_vec()), args },
         page: None,
         id: RequestId([0; 16]),
-        deadline: Instant::now() + Duration::from_secs(60),
+        deadline,
         reply: Reply::Local(reply),
     };
     assert!(matches!(master.deliver(MODULE, HERE, 5, command), Delivery::Taken));
@@ -228,4 +238,87 @@ async fn commands_wait_while_the_receiver_of_their_writes_is_behind() {
     behind.send_replace(true);
     drop(behind);
     get(&master).await.unwrap();
+}
+
+/// It holds, and is seen to be broken by the fault that breaks it.
+fn shows<F: Future<Output = bool>>(mutant: Mutant, holds: impl Fn() -> F) {
+    let holds = || {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+        runtime.block_on(holds())
+    };
+    assert!(holds());
+    assert!(!mutants::during(Some(mutant), holds), "{mutant} is not seen");
+}
+
+fn stage(transfer: u64, generation: u64) -> StageId {
+    StageId { partition: HERE, transfer: TransferId(transfer), generation }
+}
+
+#[test]
+fn what_comes_to_its_turn_after_its_deadline_is_not_started() {
+    shows(Mutant::DeadlineNotChecked, async || {
+        let master = master();
+        let late = say_until(Instant::now(), &master, "put", &[("key", "k"), ("value", "v")]);
+        let refused = answer(late).await.is_err_and(|error| error.code == ErrorCode::DeadlineExceeded);
+        let got: Value = ciborium::from_reader(&*get(&master).await.unwrap()).unwrap();
+        refused && got == Value::Null
+    });
+}
+
+#[test]
+fn a_fault_that_lets_an_older_state_end_newer_vnodes_is_seen() {
+    shows(Mutant::EndWhatIsNewer, async || {
+        let master = master();
+        get(&master).await.unwrap();
+        master.apply(&ring(), &[], MODULE.0 - 1, Lineage::default());
+        master.vnodes(HERE).len() == 1
+    });
+}
+
+#[test]
+fn a_fault_that_lets_two_drivers_share_a_stream_is_seen() {
+    shows(Mutant::ReadForAnotherTransfer, async || {
+        let master = master();
+        get(&master).await.unwrap();
+        let ((first, _first_events), (second, _events)) = (outgoing(), outgoing());
+        assert!(master.begin_outgoing(HERE, TransferId(30), first));
+        assert!(master.begin_outgoing(HERE, TransferId(31), second));
+        master.read_page(HERE, TransferId(30), MODULE, 1, None) == Reading::Replaced
+            && master.seal(HERE, TransferId(30), 1).is_none()
+    });
+}
+
+#[test]
+fn a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen() {
+    shows(Mutant::StageWhatIsOver, async || {
+        let master = master();
+        let mut ring = ring();
+        let target = vec![ME];
+        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(31), target });
+        master.apply(&ring, &[MODULE], 31, Lineage::default());
+        master.stage(stage(31, 1));
+        master.stage(stage(30, 2));
+        master.staged_vnode(stage(31, 1), MODULE).is_some()
+    });
+}
+
+#[test]
+fn a_fault_that_fills_the_next_stage_is_seen() {
+    shows(Mutant::FillTheNextStage, async || {
+        let master = master();
+        master.stage(stage(30, 1));
+        master.stage(stage(30, 2));
+        master.staged_vnode(stage(30, 1), MODULE).is_none()
+    });
+}
+
+#[test]
+fn a_fault_that_promotes_what_trapped_is_seen() {
+    shows(Mutant::PromoteWhatTrapped, async || {
+        let master = master();
+        master.stage(stage(30, 1));
+        let vnode = master.staged_vnode(stage(30, 1), MODULE).unwrap();
+        vnode.gauge.traps.fetch_add(1, Ordering::Relaxed);
+        master.staging_complete(stage(30, 1)).is_err()
+    });
 }
