@@ -1,5 +1,5 @@
 //! A seed that breaks a rule, made short: what need not happen is left out, and what is left made small, as long
-//! as the same rule breaks.
+//! as the same rule breaks in the same way.
 //!
 //! Delta debugging: parts of the schedule are left out, first large ones, then single acts, until each one that is
 //! left is needed. The seed's other random numbers do not depend on the schedule, so most of a history stays as it
@@ -12,7 +12,7 @@ use std::sync::PoisonError;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
-use crate::rule::Rule;
+use crate::rule::Broken;
 use crate::schedule::Act;
 use crate::{Report, Settings, run};
 
@@ -140,6 +140,12 @@ pub fn milder(act: &Act) -> Vec<Act> {
     milder
 }
 
+/// Is the same rule broken in the same way? Which node, partition, key and time it is does not matter.
+pub fn is_same(one: &Broken, other: &Broken) -> bool {
+    let words = |broken: &Broken| broken.what.replace(|letter: char| letter.is_ascii_digit(), "");
+    one.rule == other.rule && words(one) == words(other)
+}
+
 /// Shrinks a seed whose run with these settings came to `report`. `None` if that broke no rule.
 ///
 /// `stop` ends it with what it has; `tell` hears after every few runs how many there were, and how many acts are
@@ -151,11 +157,11 @@ pub fn shrink(
     stop: &AtomicBool,
     tell: &(dyn Fn(usize, usize) + Sync),
 ) -> Option<Shrunk> {
-    let rule = report.broken.as_ref()?.rule;
+    let broken = report.broken.clone()?;
     let before = report.schedule.len();
     let settings = Settings { schedule: Some(report.schedule.clone()), ..settings.clone() };
     let report = report.clone();
-    let mut search = Search { rule, bounds, stop, tell, began: Instant::now(), runs: 0, settings, report };
+    let mut search = Search { broken, bounds, stop, tell, began: Instant::now(), runs: 0, settings, report };
     loop {
         let smaller = search.leave_out() | search.make_smaller() | search.make_milder();
         if !smaller || search.is_over() {
@@ -168,7 +174,7 @@ pub fn shrink(
 }
 
 struct Search<'a> {
-    rule: Rule,
+    broken: Broken,
     bounds: Bounds,
     stop: &'a AtomicBool,
     tell: &'a (dyn Fn(usize, usize) + Sync),
@@ -253,7 +259,7 @@ impl Search<'_> {
 
     /// Goes on from the first of these that breaks the rule, and answers which it is.
     fn first(&mut self, candidates: &[Settings]) -> Option<usize> {
-        let (rule, seed) = (self.rule, self.report.seed);
+        let seed = self.report.seed;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
         let (next, ran) = (AtomicUsize::new(0), AtomicUsize::new(0));
         let found = Mutex::new(None::<(usize, Report)>);
@@ -272,7 +278,7 @@ impl Search<'_> {
                 }
                 ran.fetch_add(1, Ordering::Relaxed);
                 let report = run(seed, &candidates[number]);
-                if report.broken.as_ref().is_some_and(|broken| broken.rule == rule) {
+                if report.broken.as_ref().is_some_and(|broken| is_same(broken, &self.broken)) {
                     let mut found = lock();
                     if !is_late(&found) {
                         *found = Some((number, report));
