@@ -3,11 +3,13 @@
 //! The same program is the node under test where [`harness::AS_ANNULUS`] says so: tests then
 //! never run a binary that is older than they are.
 
+use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use annulus::cli::{CliError, Format, Output};
 use annulus_core::version::Speaks;
 use annulus_tests::chaos;
 use annulus_tests::growth::grow_and_shrink;
@@ -71,12 +73,21 @@ struct Simulation {
     /// The first of them.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// One seed, with all that happens in it.
-    #[arg(long)]
-    replay: Option<u64>,
+    /// One seed, or a file of one that was shrunk, with all that happens in it.
+    #[arg(long, value_name = "SEED|FILE")]
+    replay: Option<sim::Which>,
     /// Breaks a rule on purpose; tests/sim/README.md lists them.
     #[arg(long)]
     mutant: Option<annulus_sim::Mutant>,
+    /// Leaves seeds that break a rule as they are. Otherwise the first few are shrunk.
+    #[arg(long)]
+    no_shrink: bool,
+    /// Where what is left of them is kept, each in a file that `--replay` takes.
+    #[arg(long, value_name = "DIR", default_value = ".")]
+    out: PathBuf,
+    /// Text for people or JSON for programs.
+    #[arg(long, value_enum, default_value_t)]
+    format: Format,
     #[command(subcommand)]
     what: Option<Simulated>,
 }
@@ -97,7 +108,7 @@ enum Simulated {
 }
 
 fn simulate(simulation: &Simulation) -> ExitCode {
-    let Simulation { seeds, from, replay, mutant, what } = simulation;
+    let Simulation { seeds, from, replay, mutant, no_shrink, out, format, what } = simulation;
     if let Some(Simulated::Scale { nodes, ring }) = what {
         return match sim::table(nodes, *ring, |line| println!("{line}")) {
             Ok(()) => ExitCode::SUCCESS,
@@ -107,9 +118,6 @@ fn simulate(simulation: &Simulation) -> ExitCode {
             }
         };
     }
-    let stop = Arc::new(AtomicBool::new(false));
-    stop_when_told(&stop);
-    let (from, seeds) = replay.map_or((*from, *seeds), |seed| (seed, 1));
     if replay.is_some()
         && let Some(targets) =
             std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok())
@@ -118,9 +126,24 @@ fn simulate(simulation: &Simulation) -> ExitCode {
         let lines = tracing_subscriber::fmt::layer().without_time().with_filter(targets);
         tracing_subscriber::registry().with(lines).init();
     }
-    let verdict = sim::many(from, seeds, *mutant, replay.is_some(), &stop);
-    println!("{verdict}");
-    exit_code(verdict.broken.is_empty())
+    let output = Output::new(*format);
+    let holds = || -> Result<bool, CliError> {
+        if let Some(which) = replay {
+            return sim::replay(which, *mutant, &output);
+        }
+        let stop = Arc::new(AtomicBool::new(false));
+        stop_when_told(&stop);
+        let mut verdict = sim::many(*from, *seeds, *mutant, &output, &stop);
+        if !no_shrink {
+            sim::shrink_first(&mut verdict, *mutant, out, &output, &stop);
+        }
+        output.show(&verdict.to_json(), || verdict.to_string())?;
+        Ok(verdict.broken.is_empty())
+    };
+    exit_code(holds().unwrap_or_else(|error| {
+        output.error(&error);
+        false
+    }))
 }
 
 /// A scenario of chaos.

@@ -1,74 +1,36 @@
-//! The simulation from the command line: many seeds, one seed's schedule, the table of what large
+//! The simulation from the command line: many seeds, one seed's history, the table of what large
 //! clusters cost.
 
-use std::fmt;
+mod replay;
+mod verdict;
+
 use std::fmt::Write as _;
-use std::sync::Mutex;
+use std::io::IsTerminal;
+use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use annulus::cli::Output;
+use annulus_sim::saved::Saved;
 use annulus_sim::scale::{Row, scale};
-use annulus_sim::truth::Counts;
-use annulus_sim::{Mutant, Report, Settings, run};
+use annulus_sim::shrink::{Bounds, shrink};
+use annulus_sim::{Mutant, Settings, run};
 
-/// How often a long run says how far it is.
+pub use replay::{Which, replay};
+pub use verdict::{Short, Verdict};
+
+/// How often a long run says how far it is, where no terminal shows it.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// How many lines of a broken run are shown.
-const LAST: usize = 60;
+/// How many broken seeds are shrunk.
+const SHRUNK: usize = 3;
 
-/// What came of many seeds.
-#[derive(Debug, Default)]
-pub struct Verdict {
-    /// Runs that broke a rule, by seed.
-    pub broken: Vec<Report>,
-    /// Of all runs.
-    pub counts: Counts,
-    /// How many seeds were run.
-    pub seeds: u64,
-    /// How long they were, in virtual time.
-    pub lasted: Duration,
-    /// How long they took.
-    pub took: Duration,
-}
-
-impl fmt::Display for Verdict {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        for report in &self.broken {
-            if let Some(broken) = &report.broken {
-                writeln!(f, "seed {}: {broken}", report.seed)?;
-            }
-        }
-        if let Some(first) = self.broken.first() {
-            writeln!(f, "\nthe end of seed {} (`sim --replay {0}` shows all of it):", first.seed)?;
-            let from = first.lines.len().saturating_sub(LAST);
-            first.lines[from..].iter().try_for_each(|line| writeln!(f, "{line}"))?;
-        }
-        writeln!(
-            f,
-            "{} seeds, {} broke a rule; {} requests, {} of them with an unknown outcome; {:.0} s of their time in \
-             {:.1} s",
-            self.seeds,
-            self.broken.len(),
-            self.counts.requests,
-            self.counts.unknown,
-            self.lasted.as_secs_f64(),
-            self.took.as_secs_f64()
-        )?;
-        let Counts { acknowledged, lost, resurrected, unanswered, .. } = self.counts;
-        write!(
-            f,
-            "checked {acknowledged} acknowledged writes: lost {lost}, resurrected {resurrected}, \
-             unanswered {unanswered}"
-        )
-    }
-}
-
-/// Runs seeds on all cores; goes on past those that break a rule. `show`: with every line of each.
-pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, show: bool, stop: &AtomicBool) -> Verdict {
+/// Runs seeds on all cores; goes on past those that break a rule, until `stop`.
+pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, output: &Output, stop: &AtomicBool) -> Verdict {
     let settings = Settings { mutant, ..Settings::default() };
-    let (next, done) = (AtomicU64::new(0), AtomicU64::new(0));
-    let verdict = Mutex::new(Verdict::default());
+    let next = AtomicU64::new(0);
+    let verdict = Mutex::new(Verdict { asked: seeds, ..Verdict::default() });
     let began = Instant::now();
     let workers = std::thread::available_parallelism().map_or(1, usize::from);
     let work = || {
@@ -78,36 +40,89 @@ pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, show: bool, stop: &At
                 return;
             }
             let report = run(from + seed, &settings);
-            done.fetch_add(1, Ordering::Relaxed);
-            if show {
-                report.lines.iter().for_each(|line| println!("{line}"));
-            }
-            let mut verdict = verdict.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-            verdict.seeds += 1;
-            verdict.lasted += report.lasted;
-            verdict.counts.add(&report.counts);
-            if report.broken.is_some() {
-                verdict.broken.push(report);
-            }
+            lock(&verdict).add(report);
         }
     };
     std::thread::scope(|scope| {
         let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
-        let mut said = Instant::now();
+        let mut shown = Shown::new(output);
         while running.iter().any(|worker| !worker.is_finished()) {
             // Only what is said waits here.
             std::thread::sleep(Duration::from_millis(20));
-            if said.elapsed() > PROGRESS {
-                said = Instant::now();
-                let done = done.load(Ordering::Relaxed);
-                println!("{done} of {seeds} seeds in {:.0} s", began.elapsed().as_secs_f64());
-            }
+            shown.say(|| {
+                let verdict = lock(&verdict);
+                let (took, done) = (began.elapsed().as_secs_f64(), verdict.seeds);
+                let what = format!(
+                    "{} broken, {:.1} seeds/s, {:.0} virtual s/s",
+                    verdict.broken.len(),
+                    done as f64 / took,
+                    verdict.lasted.as_secs_f64() / took
+                );
+                (what, done, seeds)
+            });
         }
     });
-    let mut verdict = verdict.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner);
+    let mut verdict = verdict.into_inner().unwrap_or_else(PoisonError::into_inner);
     verdict.broken.sort_by_key(|report| report.seed);
     verdict.took = began.elapsed();
     verdict
+}
+
+/// Shrinks the first broken seeds of a verdict, and keeps what is left of each in a file.
+pub fn shrink_first(
+    verdict: &mut Verdict,
+    mutant: Option<Mutant>,
+    out: &Path,
+    output: &Output,
+    stop: &AtomicBool,
+) {
+    let settings = Settings { mutant, ..Settings::default() };
+    for report in verdict.broken.iter().take(SHRUNK) {
+        if stop.load(Ordering::Relaxed) {
+            return;
+        }
+        let shown = Mutex::new(Shown::new(output));
+        let tell = |runs: usize, acts: usize| {
+            let what = format!("seed {} is shrunk: {acts} acts after {runs} runs", report.seed);
+            lock(&shown).say(|| (what, 0, 0));
+        };
+        let Some(shrunk) = shrink(&settings, report, Bounds::default(), stop, &tell) else { continue };
+        let file = Saved::of(&shrunk.settings, &shrunk.report).map(|saved| {
+            saved.write(out).map_err(|error| format!("it cannot be kept in {}: {error}", out.display()))
+        });
+        verdict.shrunk.push(Short { shrunk, file: file.unwrap_or_else(|| Err("no rule broke".to_owned())) });
+    }
+}
+
+fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
+    what.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// How far something is: on a terminal always, elsewhere by a line now and then.
+struct Shown<'a> {
+    output: &'a Output,
+    progress: Option<annulus::cli::Progress>,
+    said: Instant,
+}
+
+impl<'a> Shown<'a> {
+    fn new(output: &'a Output) -> Self {
+        let progress = std::io::stderr().is_terminal().then(|| output.progress());
+        Self { output, progress, said: Instant::now() }
+    }
+
+    /// `what` answers words, what is done and the total; the total is 0 where nobody knows it.
+    fn say(&mut self, what: impl FnOnce() -> (String, u64, u64)) {
+        if let Some(progress) = &mut self.progress {
+            let (what, done, total) = what();
+            progress.set(&what, done, total);
+        } else if self.said.elapsed() > PROGRESS {
+            self.said = Instant::now();
+            let (what, done, total) = what();
+            let far = if total > 0 { format!("{done} of {total} seeds: ") } else { String::new() };
+            self.output.note(&format!("{far}{what}"));
+        }
+    }
 }
 
 /// The table of simulated scale, line by line as they come.

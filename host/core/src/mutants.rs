@@ -11,7 +11,9 @@ use std::str::FromStr;
 macro_rules! mutants {
     ($($(#[doc = $doc:literal])+ $name:ident: $rule:literal,)*) => {
         /// A fault.
-        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
+        )]
         pub enum Mutant {
             $($(#[doc = $doc])+ $name,)*
         }

@@ -13,7 +13,7 @@ mod scope;
 
 use std::fmt;
 use std::future::Future;
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
 use tokio::task::JoinHandle;
@@ -137,6 +137,12 @@ pub async fn point(name: &'static str) {
 /// The time of day. It may jump either way.
 pub fn wall() -> SystemTime {
     Scope::current().map_or_else(SystemTime::now, |scope| scope.world().wall(scope.id()))
+}
+
+/// For how long the process of the present scope has stood still in all; nothing outside of one, where nobody
+/// can tell.
+pub fn stood() -> Duration {
+    Scope::current().map_or(Duration::ZERO, |scope| scope.stood())
 }
 
 /// The time of day in milliseconds since 1970.

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use tokio::runtime::Handle;
 use tokio::sync::Notify;
 use tokio::task::{AbortHandle, JoinHandle};
+use tokio::time::Instant;
 
 thread_local! {
     static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
@@ -69,6 +70,8 @@ struct Inner {
     world: Arc<dyn World>,
     dead: AtomicBool,
     paused: AtomicBool,
+    /// How long it stood still before, and since when it does now.
+    stood: Mutex<(Duration, Option<Instant>)>,
     next: AtomicU64,
     /// Those that have not ended, by number: what ends together does so in the order in which it began.
     tasks: Mutex<BTreeMap<u64, Entry>>,
@@ -109,6 +112,7 @@ impl Scope {
             world,
             dead: AtomicBool::new(false),
             paused: AtomicBool::new(false),
+            stood: Mutex::default(),
             next: AtomicU64::new(0),
             tasks: Mutex::default(),
             killed: Notify::new(),
@@ -215,11 +219,23 @@ impl Scope {
     /// Polls none of its tasks any more, until [`Scope::resume`].
     pub fn pause(&self) {
         self.inner.paused.store(true, Ordering::Relaxed);
+        self.inner.stood.lock().1.get_or_insert_with(Instant::now);
+    }
+
+    /// How long it stood still in all, up to the last [`Scope::resume`].
+    pub(crate) fn stood(&self) -> Duration {
+        self.inner.stood.lock().0
     }
 
     /// Goes on.
     pub fn resume(&self) {
         self.inner.paused.store(false, Ordering::Relaxed);
+        {
+            let mut stood = self.inner.stood.lock();
+            if let Some(since) = stood.1.take() {
+                stood.0 += since.elapsed();
+            }
+        }
         let tasks: Vec<_> = self.inner.tasks.lock().values().map(|entry| entry.task.clone()).collect();
         tasks.iter().for_each(|task| task.wake());
     }

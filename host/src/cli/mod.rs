@@ -56,7 +56,7 @@ pub use context::Context;
 pub use duration::parse_duration;
 pub use error::CliError;
 use output::remark;
-pub use output::{Format, Output};
+pub use output::{Format, Output, Progress};
 pub use start::LogFormat;
 pub use table::Table;
 

@@ -1,10 +1,11 @@
 //! The one wasmtime engine of a node, and the modules that it compiled.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
 use annulus_core::ids::Digest;
-use parking_lot::RwLock;
+use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Config, OptLevel};
@@ -19,7 +20,8 @@ use super::host::{HostState, VnodePlace};
 use super::instance::Instance;
 use super::limits::Limits;
 use super::memory;
-use super::room::{Room, RoomLimit, is_exhausted};
+use super::pace::Pace;
+use super::room::{LimitedBy, Room, RoomLimit, is_exhausted};
 use super::ticker::Ticker;
 use annulus_storage::Memory;
 
@@ -40,14 +42,23 @@ const STACK_BYTES: usize = 2 << 20;
 #[derive(Clone)]
 pub struct Engine {
     inner: Arc<Inner>,
+    room: Arc<Room>,
 }
 
 struct Inner {
     engine: wasmtime::Engine,
     linker: Linker<HostState>,
-    cache: Option<Cache>,
-    ticker: Arc<Ticker>,
-    room: Arc<Room>,
+    cache: Cached,
+    pace: Arc<Pace>,
+}
+
+/// Where compiled components are kept.
+enum Cached {
+    Nowhere,
+    /// Between starts.
+    OnDisk(Cache),
+    /// For all nodes of all simulations of the process.
+    InMemory(Mutex<BTreeMap<Digest, Component>>),
 }
 
 /// A validated, compiled, described component: what instances are made of.
@@ -56,7 +67,7 @@ pub struct Module {
     pub(super) pre: InstancePre<HostState>,
     pub(super) indices: Indices,
     pub(super) limits: Limits,
-    pub(super) ticker: Arc<Ticker>,
+    pub(super) pace: Arc<Pace>,
     pub(super) room: Arc<Room>,
     /// SHA-256 of the component.
     pub digest: Digest,
@@ -71,11 +82,42 @@ impl Engine {
     /// # Errors
     /// If this machine cannot run wasmtime's code, or no thread can be started.
     pub fn new(cache: Option<PathBuf>) -> wasmtime::Result<Self> {
+        let engine = Self::engine(false)?;
+        let weak = engine.weak();
+        let ticker = Ticker::start(move || weak.upgrade().map(|engine| engine.increment_epoch()).is_some())?;
+        let cache = cache.map_or(Cached::Nowhere, |dir| Cached::OnDisk(Cache::new(dir, &engine)));
+        let inner = Inner::new(engine, cache, Pace::Epochs(ticker))?;
+        let room = Room::new(RoomLimit::of_this_process(RESERVED_BYTES + STACK_BYTES));
+        Ok(Self { inner: Arc::new(inner), room: Arc::new(room) })
+    }
+
+    /// An engine for a simulation: guests give way and end at their limit after so many instructions, and their
+    /// clocks and random numbers are those of the [`annulus_ground::Scope`] that calls them. All of a process are
+    /// one, which compiles each component once; only instances are counted apart, and there may be any number.
+    ///
+    /// # Errors
+    /// If this machine cannot run wasmtime's code.
+    pub fn simulated() -> wasmtime::Result<Self> {
+        static SHARED: Mutex<Option<Arc<Inner>>> = Mutex::new(None);
+        let mut shared = SHARED.lock();
+        let inner = match &*shared {
+            Some(inner) => inner.clone(),
+            None => {
+                let kept = Cached::InMemory(Mutex::default());
+                let inner = Arc::new(Inner::new(Self::engine(true)?, kept, Pace::Fuel)?);
+                shared.insert(inner).clone()
+            }
+        };
+        let room = Room::new(RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing });
+        Ok(Self { inner, room: Arc::new(room) })
+    }
+
+    fn engine(by_fuel: bool) -> wasmtime::Result<wasmtime::Engine> {
         let mut config = Config::new();
+        Pace::configure(by_fuel, &mut config);
         config
             .concurrency_support(false)
             .wasm_component_model(true)
-            .epoch_interruption(true)
             .cranelift_opt_level(OptLevel::Speed)
             .memory_reservation(RESERVED_BYTES as u64)
             .memory_reservation_for_growth(RESERVED_BYTES as u64)
@@ -85,27 +127,17 @@ impl Engine {
             .guard_before_linear_memory(false)
             .memory_init_cow(false)
             .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20));
-        let engine = wasmtime::Engine::new(&config)?;
-        let mut linker = Linker::new(&engine);
-        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
-        context::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
-        log::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
-        storage::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
-        let weak = engine.weak();
-        let ticker = Ticker::start(move || weak.upgrade().map(|engine| engine.increment_epoch()).is_some())?;
-        let cache = cache.map(|dir| Cache::new(dir, &engine));
-        let room = Arc::new(Room::new(RoomLimit::of_this_process(RESERVED_BYTES + STACK_BYTES)));
-        Ok(Self { inner: Arc::new(Inner { engine, linker, cache, ticker: Arc::new(ticker), room }) })
+        wasmtime::Engine::new(&config)
     }
 
     /// How many instances this process has room for.
     pub fn room(&self) -> RoomLimit {
-        self.inner.room.limit()
+        self.room.limit()
     }
 
     /// How many there are.
     pub fn instances(&self) -> usize {
-        self.inner.room.live()
+        self.room.live()
     }
 
     /// Validates, compiles (off the async threads) and describes a component. Nothing of the
@@ -128,7 +160,7 @@ impl Engine {
     /// Takes compiled code off the disk of components of which `keep` says no, and code that this engine
     /// does not understand. Blocks.
     pub fn retain_compiled(&self, keep: &dyn Fn(&Digest) -> bool) {
-        if let Some(cache) = &self.inner.cache {
+        if let Cached::OnDisk(cache) = &self.inner.cache {
             cache.retain(keep);
         }
     }
@@ -136,7 +168,7 @@ impl Engine {
     /// Takes compiled code off the disk that was being written when the process ended: to be called
     /// before anything is compiled. Blocks.
     pub fn remove_partial(&self) {
-        if let Some(cache) = &self.inner.cache {
+        if let Cached::OnDisk(cache) = &self.inner.cache {
             cache.remove_partial();
         }
     }
@@ -147,29 +179,23 @@ impl Engine {
         }
         let digest = Digest(Sha256::digest(bytes).into());
         let engine = &self.inner.engine;
-        let cached = self.inner.cache.as_ref().and_then(|cache| cache.load(engine, &digest));
-        let component = match cached {
-            Some(component) => component,
-            None => {
-                if !bytes.starts_with(b"\0asm") {
-                    return Err(InvalidComponent::NotAComponent(
-                        "it does not begin with the WebAssembly magic bytes".to_owned(),
-                    ));
-                }
-                let component = Component::from_binary(engine, bytes).map_err(|error| {
-                    let exhausted = is_exhausted(&error);
-                    let error = format!("{error:#}");
-                    if exhausted {
-                        InvalidComponent::NoRoom(error)
-                    } else {
-                        InvalidComponent::NotAComponent(error)
-                    }
-                })?;
-                if let Some(cache) = &self.inner.cache {
+        let component = match &self.inner.cache {
+            Cached::Nowhere => Inner::build(engine, bytes)?,
+            Cached::OnDisk(cache) => match cache.load(engine, &digest) {
+                Some(component) => component,
+                None => {
+                    let component = Inner::build(engine, bytes)?;
                     cache.store(&digest, &component);
+                    component
                 }
-                memory::give_back();
-                component
+            },
+            Cached::InMemory(kept) => {
+                // Whoever wants the same one meanwhile waits for it.
+                let mut kept = kept.lock();
+                match kept.get(&digest) {
+                    Some(component) => component.clone(),
+                    None => kept.entry(digest).or_insert(Inner::build(engine, bytes)?).clone(),
+                }
             }
         };
         let exported = exports::survey(engine, &component)?;
@@ -180,8 +206,8 @@ impl Engine {
             .map_err(|error| InvalidComponent::DoesNotFit(format!("{error:#}")))?;
         let indices = Indices::find(&pre, &exported)?;
         let description = Arc::new(Description { exported, ..Description::unreadable("") });
-        let (ticker, room) = (self.inner.ticker.clone(), self.inner.room.clone());
-        Ok(Module { pre, indices, limits, ticker, room, digest, description })
+        let (pace, room) = (self.inner.pace.clone(), self.room.clone());
+        Ok(Module { pre, indices, limits, pace, room, digest, description })
     }
 
     /// Asks `describe`, in an instance without items.
@@ -195,6 +221,32 @@ impl Engine {
             instance.describe().await.map_err(|error| InvalidComponent::BadDescription(error.to_string()))?;
         module.description = Arc::new(Description::parse(info, exported)?);
         Ok(module)
+    }
+}
+
+impl Inner {
+    fn new(engine: wasmtime::Engine, cache: Cached, pace: Pace) -> wasmtime::Result<Self> {
+        let mut linker = Linker::new(&engine);
+        wasmtime_wasi::p2::add_to_linker_async(&mut linker)?;
+        context::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+        log::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+        storage::add_to_linker::<_, HasSelf<HostState>>(&mut linker, |state| state)?;
+        Ok(Self { engine, linker, cache, pace: Arc::new(pace) })
+    }
+
+    fn build(engine: &wasmtime::Engine, bytes: &[u8]) -> Result<Component, InvalidComponent> {
+        if !bytes.starts_with(b"\0asm") {
+            return Err(InvalidComponent::NotAComponent(
+                "it does not begin with the WebAssembly magic bytes".to_owned(),
+            ));
+        }
+        let component = Component::from_binary(engine, bytes).map_err(|error| {
+            let exhausted = is_exhausted(&error);
+            let error = format!("{error:#}");
+            if exhausted { InvalidComponent::NoRoom(error) } else { InvalidComponent::NotAComponent(error) }
+        })?;
+        memory::give_back();
+        Ok(component)
     }
 }
 

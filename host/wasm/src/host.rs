@@ -15,8 +15,9 @@ use super::description::{CommandInfo, Effect, Route};
 use super::error::Doom;
 use super::limits::Limits;
 use super::meter::Yielded;
+use super::pace::Pace;
+use super::simulated;
 use super::stderr::Stderr;
-use super::ticker::Ticker;
 use annulus_storage::{Batch, Place, Storage, Stored};
 
 /// Where a vnode is.
@@ -74,7 +75,7 @@ pub(super) struct HostState {
     table: ResourceTable,
     pub(super) stderr: Stderr,
     pub(super) limits: Limits,
-    pub(super) ticker: Arc<Ticker>,
+    pub(super) pace: Arc<Pace>,
     pub(super) yielded: Yielded,
     place: VnodePlace,
     items: Arc<RwLock<dyn Storage>>,
@@ -102,12 +103,17 @@ impl HostState {
     pub(super) fn new(
         place: VnodePlace,
         limits: Limits,
-        ticker: Arc<Ticker>,
+        pace: Arc<Pace>,
         items: Arc<RwLock<dyn Storage>>,
     ) -> Self {
         let stderr = Stderr::default();
         // Nothing granted: no files, no sockets, no environment, no arguments.
-        let wasi = WasiCtx::builder().stderr(stderr.clone()).allow_tcp(false).allow_udp(false).build();
+        let mut wasi = WasiCtx::builder();
+        wasi.stderr(stderr.clone()).allow_tcp(false).allow_udp(false);
+        if matches!(*pace, Pace::Fuel) {
+            simulated::give(&mut wasi);
+        }
+        let wasi = wasi.build();
         let call = Call {
             scope: CallScope::Nothing,
             request: (0, 0),
@@ -120,7 +126,7 @@ impl HostState {
             table: ResourceTable::new(),
             stderr,
             limits,
-            ticker,
+            pace,
             yielded: Yielded::default(),
             place,
             items,

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use parking_lot::RwLock;
-use wasmtime::{Store, Trap, UpdateDeadline, WasmBacktrace};
+use wasmtime::{Store, Trap, WasmBacktrace};
 
 use super::bindings::annulus::vnode::types::{Budget, Item, Page, Request};
 use super::bindings::exports::annulus::vnode as wit;
@@ -72,21 +72,15 @@ impl Instance {
         items: Arc<RwLock<dyn Storage>>,
     ) -> Result<Self, GuestError> {
         let mut store =
-            Store::new(module.engine(), HostState::new(place, module.limits, module.ticker.clone(), items));
+            Store::new(module.engine(), HostState::new(place, module.limits, module.pace.clone(), items));
         store.limiter(|state| state);
-        store.epoch_deadline_callback(|context| {
-            // The meter of the call looks at the time whenever the guest has yielded.
-            context.data().yielded.set();
-            // Not the plain yield: that wakes itself into the worker's own slot and
-            // would run again before its neighbours.
-            Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
-        });
         let seat = module.room.take().map_err(|no_room| GuestError::NoRoom(no_room.to_string()))?;
         let failed = |error: wasmtime::Error| {
             let exhausted = is_exhausted(&error);
             let error = format!("{error:#}");
             if exhausted { GuestError::NoRoom(error) } else { GuestError::Trapped(error) }
         };
+        module.pace.prepare(&mut store).map_err(failed)?;
         let instance = arm(&mut store)
             .run(module.pre.instantiate_async(&mut store))
             .await
@@ -373,9 +367,10 @@ impl Instance {
 
 /// Sets the time limit of what runs in the store from now on.
 fn arm(store: &mut Store<HostState>) -> Meter {
-    store.set_epoch_deadline(1);
+    let pace = store.data().pace.clone();
+    pace.arm(store);
     let state = store.data();
-    Meter::new(&state.ticker, &state.yielded, state.limits.call_time)
+    Meter::new(&pace, &state.yielded, state.limits.call_time)
 }
 
 /// Says for people what ended a call: the trap, the guest's last words, where it was.

@@ -17,7 +17,9 @@ mod instance;
 mod limits;
 mod memory;
 mod meter;
+mod pace;
 mod room;
+mod simulated;
 mod stderr;
 mod ticker;
 

@@ -4,15 +4,21 @@
 //! which the guest waits for the host (it sleeps, say, by `wasi:io/poll`). Time does not count while the
 //! guest is ready to run and others have the processor: neighbours must not use up a guest's limit, because
 //! a guest that keeps its items loses them with its instance.
+//!
+//! In a simulation the processor time is counted in slices of so many instructions, and virtual time goes on with
+//! each, so that everything is the same in each run.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::task::{Context, Poll};
+use std::task::{Context, Poll, Wake, Waker, ready};
 use std::time::Duration;
 
-use super::ticker::{Running, Ticker};
+use tokio::time::{Instant, Sleep, sleep};
+
+use super::pace::{Pace, SLICE};
+use super::ticker::Running;
 
 /// Set by a guest that gives up its thread at a tick of the epoch and wants it back.
 #[derive(Clone, Debug, Default)]
@@ -36,25 +42,44 @@ pub(super) struct TimedOut;
 #[must_use = "the call counts as running only while this is held"]
 pub(super) struct Meter {
     /// Keeps the epoch and the run clock going.
-    _running: Running,
-    ticker: Arc<Ticker>,
+    _running: Option<Running>,
+    pace: Arc<Pace>,
+    began: Instant,
+    /// How long the process had stood still by then.
+    stood: Duration,
     yielded: Yielded,
     limit: Duration,
 }
 
 impl Meter {
-    pub(super) fn new(ticker: &Arc<Ticker>, yielded: &Yielded, limit: Duration) -> Self {
+    pub(super) fn new(pace: &Arc<Pace>, yielded: &Yielded, limit: Duration) -> Self {
         yielded.take();
-        Self { _running: ticker.enter(), ticker: ticker.clone(), yielded: yielded.clone(), limit }
+        let (began, stood) = (Instant::now(), annulus_ground::stood());
+        Self { _running: pace.enter(), pace: pace.clone(), began, stood, yielded: yielded.clone(), limit }
+    }
+
+    /// Time in which the process ran while calls did, since some moment before this call.
+    fn now(&self) -> Duration {
+        match &*self.pace {
+            Pace::Epochs(ticker) => ticker.now(),
+            Pace::Fuel => (self.began.elapsed() + self.stood).saturating_sub(annulus_ground::stood()),
+        }
     }
 
     /// Runs a call to its end, or until it has used up its time.
     pub(super) async fn run<T>(self, call: impl Future<Output = T>) -> Result<T, TimedOut> {
+        match *self.pace {
+            Pace::Epochs(_) => self.run_by_epochs(call).await,
+            Pace::Fuel => self.run_by_fuel(call).await,
+        }
+    }
+
+    async fn run_by_epochs<T>(&self, call: impl Future<Output = T>) -> Result<T, TimedOut> {
         let mut call = pin!(call);
         let mut used = Used::default();
         let mut alarm = None;
         poll_fn(|context| {
-            used.wake(&self.ticker);
+            used.wake(self);
             if used.time >= self.limit {
                 return Poll::Ready(Err(TimedOut));
             }
@@ -71,13 +96,71 @@ impl Meter {
                 Poll::Pending if used.time >= self.limit => Poll::Ready(Err(TimedOut)),
                 Poll::Pending if self.yielded.take() => Poll::Pending,
                 Poll::Pending => {
-                    used.asleep_since = Some(self.ticker.now());
+                    used.asleep_since = Some(self.now());
                     wake_after(self.limit - used.time, &mut alarm, context);
                     Poll::Pending
                 }
             }
         })
         .await
+    }
+
+    /// The same in virtual time.
+    async fn run_by_fuel<T>(&self, call: impl Future<Output = T>) -> Result<T, TimedOut> {
+        let mut call = pin!(call);
+        let mut used = Used::default();
+        let mut alarm = pin!(sleep(SLICE));
+        let mut computes = false;
+        poll_fn(|context| {
+            loop {
+                if computes {
+                    // Its slice passes.
+                    ready!(alarm.as_mut().poll(context));
+                    computes = false;
+                }
+                used.wake(self);
+                if used.time >= self.limit {
+                    return Poll::Ready(Err(TimedOut));
+                }
+                let woken =
+                    Arc::new(Woken { waker: context.waker().clone(), at_once: AtomicBool::new(false) });
+                let waker = Waker::from(woken.clone());
+                if let Poll::Ready(value) = call.as_mut().poll(&mut Context::from_waker(&waker)) {
+                    return Poll::Ready(Ok(value));
+                }
+                if woken.at_once.load(Ordering::Relaxed) {
+                    used.time += SLICE;
+                    computes = true;
+                    alarm.as_mut().reset(Instant::now() + SLICE);
+                    continue;
+                }
+                used.asleep_since = Some(self.now());
+                alarm.as_mut().reset(Instant::now() + (self.limit - used.time));
+                if alarm.as_mut().poll(context).is_ready() {
+                    context.waker().wake_by_ref();
+                }
+                return Poll::Pending;
+            }
+        })
+        .await
+    }
+}
+
+/// Notices that a call which gave way wants to go on at once: its slice was over. One that waits for the host is
+/// woken later.
+struct Woken {
+    waker: Waker,
+    at_once: AtomicBool,
+}
+
+impl Wake for Woken {
+    fn wake(self: Arc<Self>) {
+        self.wake_by_ref();
+    }
+
+    fn wake_by_ref(self: &Arc<Self>) {
+        self.at_once.store(true, Ordering::Relaxed);
+        self.waker.wake_by_ref();
     }
 }
 
@@ -92,17 +175,17 @@ struct Used {
 }
 
 impl Used {
-    fn wake(&mut self, ticker: &Ticker) {
+    fn wake(&mut self, meter: &Meter) {
         if let Some(since) = self.asleep_since.take() {
-            self.time += ticker.now().saturating_sub(since);
+            self.time += meter.now().saturating_sub(since);
         }
     }
 }
 
 /// Has the task polled again after that time at the latest. The clock that decides is another one, which
 /// stands while the process does: when the task is polled too early it sets the alarm once more.
-fn wake_after(time: Duration, alarm: &mut Option<Pin<Box<tokio::time::Sleep>>>, context: &mut Context<'_>) {
-    let at = tokio::time::Instant::now() + time;
+fn wake_after(time: Duration, alarm: &mut Option<Pin<Box<Sleep>>>, context: &mut Context<'_>) {
+    let at = Instant::now() + time;
     let alarm = match alarm {
         Some(alarm) => {
             alarm.as_mut().reset(at);
@@ -124,14 +207,17 @@ fn processor_time() -> Duration {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used)]
-    use std::time::Instant;
+    use std::time::SystemTime;
 
+    use annulus_ground::{Scope, ScopeId, World};
+
+    use super::super::ticker::Ticker;
     use super::*;
 
     const LIMIT: Duration = Duration::from_millis(100);
 
-    fn ticker() -> Arc<Ticker> {
-        Arc::new(Ticker::start(|| true).unwrap())
+    fn epochs() -> Arc<Pace> {
+        Arc::new(Pace::Epochs(Ticker::start(|| true).unwrap()))
     }
 
     fn block_on<T>(future: impl Future<Output = T>) -> T {
@@ -155,30 +241,30 @@ mod tests {
 
     #[test]
     fn a_call_that_sleeps_ends_at_its_limit() {
-        let (ticker, yielded) = (ticker(), Yielded::default());
+        let (pace, yielded) = (epochs(), Yielded::default());
         let began = Instant::now();
-        let ended = block_on(Meter::new(&ticker, &yielded, LIMIT).run(std::future::pending::<()>()));
+        let ended = block_on(Meter::new(&pace, &yielded, LIMIT).run(std::future::pending::<()>()));
         assert_eq!(ended, Err(TimedOut));
         assert!(began.elapsed() >= LIMIT && began.elapsed() < LIMIT + Duration::from_secs(5));
     }
 
     #[test]
     fn a_call_that_computes_ends_at_its_limit() {
-        let (ticker, yielded) = (ticker(), Yielded::default());
+        let (pace, yielded) = (epochs(), Yielded::default());
         let call = compute(LIMIT * 1000, &yielded);
-        assert_eq!(block_on(Meter::new(&ticker, &yielded, LIMIT).run(call)), Err(TimedOut));
+        assert_eq!(block_on(Meter::new(&pace, &yielded, LIMIT).run(call)), Err(TimedOut));
     }
 
     #[test]
     fn the_time_of_neighbours_does_not_count() {
-        let ticker = ticker();
+        let pace = epochs();
         let began = Instant::now();
         let calls: Vec<_> = (0..8)
             .map(|call| {
-                let (ticker, yielded) = (ticker.clone(), Yielded::default());
+                let (pace, yielded) = (pace.clone(), Yielded::default());
                 async move {
                     let time = if call == 0 { LIMIT * 1000 } else { LIMIT / 2 };
-                    let meter = Meter::new(&ticker, &yielded, LIMIT);
+                    let meter = Meter::new(&pace, &yielded, LIMIT);
                     meter.run(compute(time, &yielded)).await
                 }
             })
@@ -194,5 +280,95 @@ mod tests {
         assert_eq!(ended[0], Err(TimedOut));
         assert!(ended[1..].iter().all(Result::is_ok), "{ended:?}");
         assert!(began.elapsed() > LIMIT, "together they took longer than the limit of one");
+    }
+
+    /// In paused time, as a simulation is.
+    fn in_virtual_time<T>(future: impl Future<Output = T>) -> T {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        runtime.enable_time().start_paused(true).build().unwrap().block_on(future)
+    }
+
+    /// Gives way so often and wants to go on at once, as wasmtime's guests do that have used their fuel.
+    async fn give_way(times: u32) {
+        for _ in 0..times {
+            let mut gave = false;
+            poll_fn(|context| {
+                if std::mem::replace(&mut gave, true) {
+                    return Poll::Ready(());
+                }
+                context.waker().wake_by_ref();
+                Poll::Pending
+            })
+            .await;
+        }
+    }
+
+    #[test]
+    fn slices_count_and_pass_in_virtual_time() {
+        in_virtual_time(async {
+            let pace = Arc::new(Pace::Fuel);
+            let meter = || Meter::new(&pace, &Yielded::default(), LIMIT);
+            let began = Instant::now();
+            assert_eq!(meter().run(give_way(99)).await, Ok(()));
+            assert!(began.elapsed() >= SLICE * 99 && began.elapsed() <= SLICE * 100, "{:?}", began.elapsed());
+            assert_eq!(meter().run(give_way(100)).await, Err(TimedOut));
+            let naps = async {
+                give_way(40).await;
+                sleep(Duration::from_millis(40)).await;
+            };
+            assert_eq!(meter().run(naps).await, Ok(()));
+            let began = Instant::now();
+            let naps = async {
+                sleep(Duration::from_millis(70)).await;
+                give_way(40).await;
+            };
+            assert_eq!(meter().run(naps).await, Err(TimedOut));
+            assert_eq!(meter().run(std::future::pending::<()>()).await, Err(TimedOut));
+            let elapsed = began.elapsed();
+            assert!(elapsed >= LIMIT * 2 && elapsed < LIMIT * 2 + SLICE * 5, "{elapsed:?}");
+        });
+    }
+
+    /// Nothing is by chance in it.
+    struct Still;
+
+    impl World for Still {
+        fn random(&self, _: ScopeId) -> u64 {
+            0
+        }
+
+        fn wall(&self, _: ScopeId) -> SystemTime {
+            SystemTime::UNIX_EPOCH
+        }
+
+        fn panicked(&self, _: ScopeId, why: &str) {
+            panic!("{why}");
+        }
+    }
+
+    #[test]
+    fn the_time_in_which_a_simulated_process_stands_still_does_not_count() {
+        in_virtual_time(async {
+            let scope = Scope::new(ScopeId(1), Arc::new(Still));
+            let sleeps = |time: Duration| {
+                scope.spawn_on(&tokio::runtime::Handle::current(), async move {
+                    let meter = Meter::new(&Arc::new(Pace::Fuel), &Yielded::default(), LIMIT);
+                    let call = async {
+                        sleep(LIMIT / 2).await;
+                        sleep(time).await;
+                    };
+                    meter.run(call).await
+                })
+            };
+            // The first sleep is over when the process goes on.
+            for (time, ends) in [(LIMIT / 2, Ok(())), (LIMIT, Err(TimedOut))] {
+                let call = sleeps(time);
+                sleep(LIMIT / 10).await;
+                scope.pause();
+                sleep(LIMIT * 10).await;
+                scope.resume();
+                assert_eq!(call.await.unwrap(), ends, "{time:?}");
+            }
+        });
     }
 }

@@ -15,9 +15,11 @@ pub mod oracle;
 mod rest;
 pub mod rule;
 mod run;
+pub mod saved;
 pub mod scale;
 pub mod schedule;
 mod seen;
+pub mod shrink;
 
 pub use annulus_core::mutants::Mutant;
 pub use oracle::truth;

@@ -15,6 +15,7 @@ use annulus_transport::memory::Network;
 use annulus_vnode::Loader;
 use parking_lot::Mutex;
 use rand::RngExt;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
@@ -32,7 +33,8 @@ use crate::schedule::{self, Planned};
 use crate::seen::Seen;
 
 /// How a world is made.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Settings {
     /// How many keys clients use.
     pub keys: usize,

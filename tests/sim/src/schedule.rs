@@ -7,12 +7,13 @@ use std::time::Duration;
 use rand::rngs::SmallRng;
 use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngExt};
+use serde::{Deserialize, Serialize};
 
 /// A node, by its number in the run.
 pub type At = usize;
 
 /// One thing that happens. A `pick` chooses among those that can.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Act {
     /// The process ends, memory and all, and is started again after a while. With `power`, so does the

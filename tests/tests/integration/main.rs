@@ -20,6 +20,7 @@ mod planned;
 mod relay;
 mod releases;
 mod riak_test;
+mod simulated;
 mod snapshots;
 mod splits;
 mod streams;

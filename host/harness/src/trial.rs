@@ -1,0 +1,197 @@
+//! A component on whole nodes of one simulation, for the author of the component.
+//!
+//! A [`Trial`] says how many nodes there are, what breaks, and by which seed; [`Trial::run`] makes them one cluster,
+//! deploys the component and hands the cluster to a test. Hours pass in seconds, and the same seed gives the same
+//! run, so that what a seed has found can be found again. What runs is the code of `annulus` itself: only the
+//! network, the disks, the clocks and the processor of the guest are simulated.
+//!
+//! ```
+//! use annulus_harness::guest::Script;
+//! use annulus_harness::trial::{Faults, Trial};
+//! use ciborium::Value;
+//!
+//! // The bytes of a component, as `annulus build` makes them. Here: a guest of the harness itself.
+//! let component = Script::default().component();
+//!
+//! let ran = Trial::new(component)
+//!     .nodes(3)
+//!     .seed(7)
+//!     .faults(Faults::Passing)
+//!     .run(async |cluster| {
+//!         for n in 0..20 {
+//!             let args = [("key", Value::from(format!("k{n}"))), ("value", Value::from(n))];
+//!             // Whoever holds the key may be cut off for a while.
+//!             while cluster.call("put", &args).await.is_err() {}
+//!         }
+//!         cluster.join().await;
+//!         cluster.calm().await;
+//!         for n in 0..20 {
+//!             let got = cluster.call("get", &[("key", format!("k{n}").into())]).await;
+//!             cluster.check(got == Ok(Value::from(n)), format_args!("k{n} is {got:?}"));
+//!         }
+//!     })
+//!     .unwrap_or_else(|failed| panic!("{failed}"));
+//! println!("{:?} of virtual time", ran.lasted);
+//! ```
+
+mod cluster;
+mod faults;
+
+use std::fmt;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::keyspace::RingSize;
+use annulus_vnode::Loader;
+use annulus_wasm::Engine;
+use bytes::Bytes;
+use tokio::time::timeout;
+
+use crate::guest::{Fall, Observer, Run, Scripts};
+use crate::{Settings, Simulation};
+
+pub use cluster::Cluster;
+pub use faults::Faults;
+
+/// Longest that a trial may be, in virtual time.
+const LONGEST: Duration = Duration::from_secs(24 * 3600);
+
+/// What is tried, and how.
+#[derive(Clone, Debug)]
+pub struct Trial {
+    component: Bytes,
+    nodes: usize,
+    seed: u64,
+    faults: Faults,
+    ring: u32,
+    config: Option<Vec<u8>>,
+    call_time: Option<Duration>,
+}
+
+/// What a trial came to.
+#[derive(Clone, Debug)]
+pub struct Ran {
+    /// How long it was, in virtual time.
+    pub lasted: Duration,
+    /// A number that all that happened is in: the same in each run of the same trial.
+    pub trace: u64,
+    /// What happened, line by line.
+    pub lines: Vec<String>,
+}
+
+/// A trial that failed.
+#[derive(Clone, Debug)]
+pub struct Failed {
+    /// Why: a check, a step that did not come to its end, a panic of a node.
+    pub why: String,
+    /// The seed that fails again.
+    pub seed: u64,
+    /// The run up to there.
+    pub ran: Ran,
+}
+
+impl fmt::Display for Failed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.ran.lines.iter().try_for_each(|line| writeln!(f, "{line}"))?;
+        write!(f, "seed {}: {}", self.seed, self.why)
+    }
+}
+
+impl std::error::Error for Failed {}
+
+impl Trial {
+    /// Of a component: three nodes, seed 0, no faults.
+    pub fn new(component: impl Into<Bytes>) -> Self {
+        let component = component.into();
+        Self { component, nodes: 3, seed: 0, faults: Faults::None, ring: 8, config: None, call_time: None }
+    }
+
+    /// So many nodes; one at least, 200 at most.
+    #[must_use]
+    pub fn nodes(self, nodes: usize) -> Self {
+        Self { nodes: nodes.clamp(1, 200), ..self }
+    }
+
+    /// What is by chance is by this number.
+    #[must_use]
+    pub fn seed(self, seed: u64) -> Self {
+        Self { seed, ..self }
+    }
+
+    /// What breaks, from the deploy until [`Cluster::calm`].
+    #[must_use]
+    pub fn faults(self, faults: Faults) -> Self {
+        Self { faults, ..self }
+    }
+
+    /// So many partitions, a power of two from 8 on. There are 8 where nobody says it.
+    #[must_use]
+    pub fn ring(self, partitions: u32) -> Self {
+        Self { ring: partitions, ..self }
+    }
+
+    /// The settings for the guest's `init`: a CBOR map.
+    #[must_use]
+    pub fn config(self, config: Vec<u8>) -> Self {
+        Self { config: Some(config), ..self }
+    }
+
+    /// How long one call of the guest may take.
+    #[must_use]
+    pub fn call_time(self, call_time: Duration) -> Self {
+        Self { call_time: Some(call_time), ..self }
+    }
+
+    /// Makes the cluster, deploys the component, runs the test, and ends all.
+    ///
+    /// # Errors
+    /// What failed first, and all that happened until then.
+    ///
+    /// # Panics
+    /// As the test does.
+    pub fn run(self, test: impl AsyncFnOnce(&Cluster)) -> Result<Ran, Box<Failed>> {
+        let simulation = Simulation::new(self.seed, Settings::default());
+        let world = simulation.world().clone();
+        let (lines, why) = simulation.run(async {
+            let ring = RingSize::try_from(self.ring).map_err(|error| error.to_string());
+            let cluster = match ring.and_then(|ring| Ok(Cluster::new(&world, loader()?, ring))) {
+                Ok(cluster) => cluster,
+                Err(why) => return (Vec::new(), Some(why)),
+            };
+            let all = async {
+                cluster.begin(&self).await?;
+                self.faults.begin(&cluster);
+                test(&cluster).await;
+                Ok(())
+            };
+            let played = tokio::select! {
+                biased;
+                () = world.restless() => Err("time stands, and a task goes on".to_owned()),
+                ended = timeout(LONGEST, all) => {
+                    ended.unwrap_or_else(|_| Err(format!("it does not end within {LONGEST:?}")))
+                }
+            };
+            cluster.end();
+            (cluster.lines(), cluster.failed().or_else(|| played.err()))
+        });
+        let panicked = || world.panics().first().map(|(_, why)| format!("a node panicked: {why}"));
+        let lasted = simulation.run(async { world.now() });
+        let ran = Ran { lasted, trace: world.trace(), lines };
+        match panicked().or(why) {
+            None => Ok(ran),
+            Some(why) => Err(Box::new(Failed { why, seed: self.seed, ran })),
+        }
+    }
+}
+
+/// Runs components, and scripts of the harness.
+fn loader() -> Result<Arc<dyn Loader>, String> {
+    /// Looks away.
+    struct Nobody;
+    impl Observer for Nobody {
+        fn ran(&self, _: &Run<'_>) {}
+        fn fell(&self, _: &Fall<'_>) {}
+    }
+    let engine = Engine::simulated().map_err(|error| format!("no engine: {error:#}"))?;
+    Ok(Arc::new(Scripts::new(Arc::new(Nobody)).with_engine(Arc::new(engine))))
+}
