@@ -165,9 +165,9 @@ impl Cluster {
             }
             return reply(&standing);
         }
-        // A removed node is told so when it announces itself, and has no other say (R20). One
+        // A removed node is told so when it announces itself and when it starts, and has no other say (R20). One
         // that this node does not know yet may be a leader that joined after this node's last news.
-        if standing == AnnounceReply::Removed {
+        if standing == AnnounceReply::Removed && kind != kind::STARTS {
             return Err(Unanswered::Removed);
         }
         match kind {
@@ -243,7 +243,7 @@ impl Cluster {
         }
     }
 
-    fn standing(&self, uid: NodeUid) -> AnnounceReply {
+    pub(super) fn standing(&self, uid: NodeUid) -> AnnounceReply {
         match self.view().state.member_by_uid(uid) {
             None => AnnounceReply::Unknown,
             Some(member) if member.is_live() => AnnounceReply::Member,

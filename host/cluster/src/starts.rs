@@ -25,6 +25,7 @@ use futures_util::stream::FuturesUnordered;
 use serde::{Deserialize, Serialize};
 use tokio::time::{Instant, sleep, timeout_at};
 
+use super::messages::AnnounceReply;
 use super::raft::{LogId, Vote};
 use super::{Cluster, Ended};
 use annulus_core::codec;
@@ -70,6 +71,9 @@ pub(super) struct Known {
     /// The last entry of which the peer knows that it is committed.
     #[serde(default)]
     committed: Option<LogId>,
+    /// The node was removed, by the peer's state.
+    #[serde(default)]
+    removed: bool,
 }
 
 /// What a node that starts has on its disk, before its Raft takes part.
@@ -153,7 +157,7 @@ impl Cluster {
     pub(super) async fn come_in(self, found: Found) {
         let start = found.start;
         match self.ask_about(&found).await {
-            Err(reason) => return self.end(Ended::Stale(reason)),
+            Err(why) => return self.end(why),
             Ok(committed) => self.take_part(committed, found.last),
         }
         let mut told = BTreeSet::new();
@@ -185,7 +189,7 @@ impl Cluster {
     /// Asks all others whether they know of a newer disk of this node, until a leader has answered or
     /// all that answer in time have. The error is what speaks against this one; else the last entry of which one
     /// of them knows that it is committed.
-    async fn ask_about(&self, found: &Found) -> Result<Option<LogId>, String> {
+    async fn ask_about(&self, found: &Found) -> Result<Option<LogId>, Ended> {
         let others = self.others();
         let mut asked: FuturesUnordered<_> =
             others.iter().map(|peer| self.tell_start(*peer, found.start, true)).collect();
@@ -193,8 +197,12 @@ impl Cluster {
         let (mut answers, mut committed) = (0, None);
         while let Ok(Some((_, answer))) = timeout_at(patience, asked.next()).await {
             let Some(known) = answer else { continue };
+            if known.removed && known.lineage >= found.lineage {
+                // It was away when that happened: by its own copy of the state it holds what others hold by now.
+                return Err(Ended::Removed);
+            }
             if let Some(reason) = evidence(found, &known) {
-                return Err(reason);
+                return Err(Ended::Stale(reason));
             }
             answers += 1;
             committed = committed.max(known.committed.filter(|_| known.lineage == found.lineage));
@@ -255,6 +263,7 @@ impl Cluster {
             leads,
             vote: Some(vote),
             committed,
+            removed: self.standing(uid) == AnnounceReply::Removed,
         }
     }
 
@@ -316,7 +325,15 @@ mod tests {
         let lineage = Lineage::default();
         let entry = |index| Some(LogId::new(CommittedLeaderId::new(3, 7), index));
         let found = Found { me: NodeId(7), start, lineage, last: entry(10), vote: Some(Vote::new(3, 7)) };
-        let known = Known { before: None, lineage, matched: None, leads: true, vote: None, committed: None };
+        let known = Known {
+            before: None,
+            lineage,
+            matched: None,
+            leads: true,
+            vote: None,
+            committed: None,
+            removed: false,
+        };
         let before = |number, id| Known { before: Some(Start { number, id }), ..known };
         let speaks = |known: &Known| evidence(&found, known).is_some();
         assert!(!speaks(&known));

@@ -298,6 +298,11 @@ impl Nodes {
         self.inner.hosts.lock()[at].config.speaks = speaks;
     }
 
+    /// Is it of an older build?
+    pub fn is_older(&self, at: At) -> bool {
+        self.inner.hosts.lock()[at].config.speaks != Speaks::THIS
+    }
+
     /// Nobody starts a node any more, and nobody waits for it.
     pub fn abandon(&self, at: At) {
         self.inner.hosts.lock()[at].gone = true;

@@ -7,6 +7,7 @@ use std::time::Duration;
 use annulus_core::ids::RequestId;
 use annulus_core::request::RequestError;
 use annulus_harness::{At, Called};
+use annulus_node::Life;
 use annulus_request::{CallRequest, CoverageEvent};
 use bytes::Bytes;
 use ciborium::Value;
@@ -117,8 +118,12 @@ pub async fn lister(run: Arc<Run>, module: usize) {
 pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> bool {
     let (since, issued) = (run.world.now(), Instant::now());
     let name = run.fleet[module].name.clone();
-    let request = call(name, "keys", Vec::new(), issued + limit, RequestId([0xff; 16]));
+    let request = call(name.clone(), "keys", Vec::new(), issued + limit, RequestId([0xff; 16]));
+    let of = name.clone();
     let called = run.nodes().ask(at, |life| async move {
+        // Which of the modules of this name it takes for the present one.
+        let era = |life: &Life| life.cluster().view().module(&of).map(|module| module.uid.0);
+        let began = era(&life);
         let mut events = life.services().coordinator.coverage(request)?;
         let (mut keys, mut missing) = (Vec::new(), None);
         while let Some(event) = events.recv().await {
@@ -127,13 +132,14 @@ pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> boo
                 CoverageEvent::Done { missing: left } => missing = Some(left),
             }
         }
-        Ok::<_, RequestError>((keys, missing))
+        let era = began.filter(|began| era(&life) == Some(*began));
+        Ok::<_, RequestError>((keys, missing, era))
     });
     let Called::Answer(answer) = called.await else { return false };
     run.seen(|seen| seen.coverages += 1);
-    let (keys, missing) = match answer {
-        Ok((keys, Some(missing))) => (keys, missing),
-        Ok((_, None)) => {
+    let (keys, missing, era) = match answer {
+        Ok((keys, Some(missing), era)) => (keys, missing, era),
+        Ok((_, None, _)) => {
             run.note(format_args!("n{at} has not ended its list of {module}"));
             return false;
         }
@@ -159,6 +165,9 @@ pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> boo
             partition
         })
         .collect();
-    run.truth(|truth| coverage::check(truth, module, since, &keys, &missing));
+    // One that has not heard that the module is another one by now lists the one before.
+    if era.is_some_and(|era| run.truth(|truth| Ok(truth.era(module))) == era) {
+        run.truth(|truth| coverage::check(truth, module, since, &keys, &missing));
+    }
     missing.is_empty()
 }

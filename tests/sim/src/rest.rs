@@ -209,6 +209,10 @@ pub fn unrest(run: &Run) -> Option<String> {
             // Its join was refused, or its operator gave up: a cluster of its own.
             continue;
         }
+        if state.member(view.me).is_none() && nodes.is_older(at) {
+            // It has gone, and what is there now does not speak with builds of its age.
+            continue;
+        }
         if (view.state.lineage, view.state.applied) != (state.lineage, state.applied) {
             return Some(format!("n{at} knows {} of {}", view.state.applied, state.applied));
         }

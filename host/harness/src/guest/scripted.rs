@@ -5,6 +5,7 @@ mod items;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
+use std::time::Duration;
 
 use annulus_storage::{Place, Storage, Stored};
 use annulus_vnode::{Answered, Call, NativeGuest, NativePlace};
@@ -157,7 +158,14 @@ impl NativeGuest for Scripted {
 
     fn fold<'a>(&'a mut self, after: Option<&'a [u8]>, limit: Budget) -> Call<'a, Page> {
         let traps = self.script.traps.fold;
-        Call::later(self.call("fold", traps, async move |guest| Ok(guest.page(after, limit))))
+        let wait = self.script.endless_fold.map(|_| Duration::from_millis(1));
+        Call::later(self.call("fold", traps, async move |guest| {
+            // Else time would stand while one page follows the other.
+            if let Some(wait) = wait {
+                tokio::time::sleep(wait).await;
+            }
+            Ok(guest.page(after, limit))
+        }))
     }
 
     fn count(&mut self) -> Call<'_, u64> {

@@ -281,7 +281,7 @@ impl Truth {
     ) -> Result<(), Broken> {
         let Some(request) = self.requests.get_mut(&op) else { return Ok(()) };
         let (key, want) = (request.key, request.want);
-        request.answer = Some(answer.as_ref().map(|()| ()).map_err(|error| error.state));
+        request.answer = Some(answer.map_err(|error| error.state));
         if !asleep && let Err(broken) = late(&format!("#{op}"), now, request.issued, request.limit) {
             self.counts.unanswered += 1;
             return Err(broken);
@@ -330,6 +330,11 @@ impl Truth {
             self.eras[module] = era;
             self.keys.iter_mut().filter(|key| key.module == module).for_each(|key| key.set(None, now));
         }
+    }
+
+    /// Which of the modules of its name a module is now.
+    pub fn era(&self, module: usize) -> u64 {
+        self.eras[module]
     }
 
     /// Where a module is among those of the run.
