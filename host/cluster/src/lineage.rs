@@ -25,6 +25,9 @@ use annulus_core::codec;
 /// How long a peer may take to give its state.
 const ASK: Duration = Duration::from_secs(2);
 
+/// A node that has heard from no leader for this long asks around: many elections.
+const LONELY: Duration = Duration::from_secs(10);
+
 /// Pause before everybody is asked again for a state that somebody has spoken of.
 const PAUSE: Duration = Duration::from_millis(200);
 
@@ -94,11 +97,29 @@ impl Cluster {
                 self.take_over(news).await;
                 timeout(PAUSE, heard.changed()).await.unwrap_or(Ok(()))
             } else {
-                heard.changed().await
+                match timeout(LONELY, heard.changed()).await {
+                    Ok(changed) => changed,
+                    Err(_) => {
+                        self.ask_around().await;
+                        Ok(())
+                    }
+                }
             };
             if changed.is_err() {
                 return;
             }
+        }
+    }
+
+    /// Asks the members that this node knows for a newer state, where no leader has spoken to it for long: what they
+    /// have recovered may be without it, and its connections to them are as old as that.
+    async fn ask_around(&self) {
+        let view = self.view();
+        if view.outside.is_some() || self.heard_from_leader_within(LONELY) {
+            return;
+        }
+        for peer in view.state.live_members().map(|member| member.id).filter(|id| *id != view.me) {
+            self.fetch_state(peer, Instant::now() + ASK).await;
         }
     }
 

@@ -132,6 +132,13 @@ fn evidence(found: &Found, known: &Known) -> Option<String> {
     if let Some(why) = against(found.start, known.before) {
         return Some(why);
     }
+    let of_me = |vote: &Vote| vote.leader_id.node_id == found.me.0;
+    if known.lineage > found.lineage && known.vote.as_ref().is_some_and(of_me) {
+        return Some(
+            "it has stood for election since the cluster was recovered, of which this disk knows nothing"
+                .into(),
+        );
+    }
     if known.lineage != found.lineage {
         return None;
     }
@@ -145,7 +152,7 @@ fn evidence(found: &Found, known: &Known) -> Option<String> {
     // A vote is on disk before anybody is asked for another.
     let term = |vote: &Vote| vote.leader_id.term;
     let own = found.vote.as_ref().map(term);
-    known.vote.filter(|vote| vote.leader_id.node_id == found.me.0 && own < Some(term(vote))).map(|vote| {
+    known.vote.filter(|vote| of_me(vote) && own < Some(term(vote))).map(|vote| {
         let (own, term) = (own.unwrap_or(0), term(&vote));
         format!("its last vote is of term {own}, and it stood for election in term {term}")
     })
@@ -347,5 +354,10 @@ mod tests {
         assert!(!speaks(&Known { vote: Some(Vote::new(3, 7)), ..known }));
         assert!(!speaks(&Known { vote: Some(Vote::new(4, 8)), ..known }), "for somebody else");
         assert!(speaks(&Known { vote: Some(Vote::new(4, 7)), ..known }), "it has stood since");
+        assert!(
+            speaks(&Known { vote: Some(Vote::new(1, 7)), lineage: elsewhere, ..known }),
+            "after a recovery"
+        );
+        assert!(!speaks(&Known { vote: Some(Vote::new(1, 8)), lineage: elsewhere, ..known }), "somebody did");
     }
 }

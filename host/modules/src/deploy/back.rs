@@ -8,8 +8,9 @@ use tokio::sync::mpsc;
 use tokio::time::Instant;
 
 use super::running::SwapFailure;
-use super::{DeployError, Deployed, PROPOSE_LIMIT, Progress, SWAP_LIMIT};
+use super::{DeployError, Deployed, PREPARE_LIMIT, PROPOSE_LIMIT, Progress, SWAP_LIMIT};
 use crate::Modules;
+use crate::follow::Here;
 use crate::formats::cannot_follow;
 
 /// The state level from which on a command names the release that it is about.
@@ -45,6 +46,13 @@ impl Modules {
             if let Some(why) = cannot_follow(module, target) {
                 return Err(DeployError::Incompatible(why));
             }
+            // Members that came after it was deployed have never had it, and those that had may have left.
+            let here = view.member(view.me).map_or_else(String::new, |member| member.name.clone());
+            let component = self.component(&target.digest, Here::OrFetched).await;
+            component.map_err(|reason| DeployError::Member { node: here, reason })?;
+            let by = deadline.unwrap_or_else(|| Instant::now() + PREPARE_LIMIT);
+            let config = target.config.as_ref().unwrap_or(&module.config);
+            self.prepare_everywhere(target.digest, config, target.call_ms, by, &tell).await?;
             let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to };
             let (uid, version) = self.agree(command, &tell).await?;
             let deadline = deadline.unwrap_or_else(|| Instant::now() + SWAP_LIMIT);

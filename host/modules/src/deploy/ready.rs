@@ -142,7 +142,7 @@ impl Modules {
     }
 
     /// Has every other member get and compile the component. One that is away follows when it is back.
-    async fn prepare_everywhere(
+    pub(super) async fn prepare_everywhere(
         &self,
         digest: Digest,
         config: &[u8],
