@@ -165,6 +165,12 @@ impl Cluster {
         let start = found.start;
         match self.ask_about(&found).await {
             Err(why) => return self.end(why),
+            // Nothing is committed without the only voter, and nobody can give it again what it has lost.
+            Ok(Some(committed)) if found.last < Some(committed) && self.votes_alone() => {
+                let (last, committed) = (found.last.map_or(0, |last| last.index), committed.index);
+                let why = format!("its log ends at entry {last}, and it alone has committed entry {committed}");
+                return self.end(Ended::Stale(why));
+            }
             Ok(committed) => self.take_part(committed, found.last),
         }
         let mut told = BTreeSet::new();
@@ -221,6 +227,11 @@ impl Cluster {
             tracing::warn!("no peer could be asked whether this disk is this node's newest; it is believed");
         }
         Ok(committed)
+    }
+
+    fn votes_alone(&self) -> bool {
+        let members = self.raft_members();
+        !members.changing && members.voters == [self.me()]
     }
 
     /// What speaks against a run of another node: a later start of it, whose disk was found to be its

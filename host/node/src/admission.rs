@@ -8,8 +8,8 @@ use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::keyspace::RingSize;
 use annulus_core::mutants::{self, Mutant};
 use tokio::runtime::Handle;
-use tokio::sync::Mutex;
-use tokio::time::{Instant, sleep};
+use tokio::sync::{Mutex, watch};
+use tokio::time::{Instant, sleep, timeout_at};
 
 use super::exit::{Exit, ExitSwitch};
 use super::{NodeConfig, StartError};
@@ -39,6 +39,8 @@ struct Inner {
     address: SocketAddr,
     exit: ExitSwitch,
     turn: Mutex<()>,
+    /// Does a join go on that a crash interrupted? It ends when this is no longer so.
+    resumed: watch::Sender<bool>,
 }
 
 /// How a node wants to join.
@@ -83,7 +85,18 @@ impl Joiner {
         address: SocketAddr,
         exit: ExitSwitch,
     ) -> Self {
-        Self { inner: Arc::new(Inner { net, cluster, data, config, address, exit, turn: Mutex::default() }) }
+        Self {
+            inner: Arc::new(Inner {
+                net,
+                cluster,
+                data,
+                config,
+                address,
+                exit,
+                turn: Mutex::default(),
+                resumed: watch::Sender::new(false),
+            }),
+        }
     }
 
     /// Asks the cluster of a member to admit this node. On an error the node is what it was.
@@ -105,8 +118,16 @@ impl Joiner {
         JoinWish { discard, stage }: JoinWish,
         deadline: Instant,
     ) -> Result<JoinAccepted, JoinError> {
-        let Inner { data, turn, .. } = &*self.inner;
-        let _turn = turn.try_lock().map_err(|_| JoinError::UnderWay)?;
+        let Inner { data, turn, resumed, .. } = &*self.inner;
+        let _turn = match turn.try_lock() {
+            Ok(turn) => turn,
+            // It may go on for minutes to ask somebody who is no more. What an operator says now is newer.
+            Err(_) if *resumed.borrow() => {
+                resumed.send_replace(false);
+                timeout_at(deadline, turn.lock()).await.map_err(|_| JoinError::UnderWay)?
+            }
+            Err(_) => return Err(JoinError::UnderWay),
+        };
         let parsed: Token = token.parse()?;
         let hold = self.hold(member, &parsed, discard, deadline).await?;
         data.write_join_intent(&JoinIntent::Asking {
@@ -142,7 +163,21 @@ impl Joiner {
 
     async fn ask_until_answered(self, member: SocketAddr, token: Token, wish: JoinWish) {
         let Ok(_turn) = self.inner.turn.try_lock() else { return };
+        self.inner.resumed.send_replace(true);
+        let mut resumed = self.inner.resumed.subscribe();
         tracing::info!(%member, "going on with the join that was under way");
+        tokio::select! {
+            // Dropped before an answer it has changed nothing here.
+            biased;
+            _ = resumed.wait_for(|resumed| !resumed) => {
+                tracing::info!(%member, "the join that was under way gives way to another one");
+            }
+            () = self.ask_on(member, token, wish) => {}
+        }
+        self.inner.resumed.send_replace(false);
+    }
+
+    async fn ask_on(&self, member: SocketAddr, token: Token, wish: JoinWish) {
         let end = Instant::now() + RESUMED_LIMIT;
         let given_up = loop {
             match self.ask_once(member, &token, wish).await {

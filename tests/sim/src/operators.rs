@@ -198,9 +198,11 @@ pub fn lost(run: &Run) -> Vec<NodeId> {
         if nodes.is_gone(at) {
             return true;
         }
-        // An empty machine has the name of the one that was lost.
-        let other = nodes.life(at).is_some_and(|life| life.cluster().view().state.cluster != state.cluster);
-        other && member.status != MemberStatus::Joining
+        // An empty machine has the name of the one that was lost; or its node does not know yet that it is in.
+        nodes.life(at).is_some_and(|life| {
+            let elsewhere = life.cluster().view().state.cluster != state.cluster;
+            elsewhere && (member.status != MemberStatus::Joining || member.uid != life.cluster().uid())
+        })
     };
     state.live_members().filter(is_lost).map(|member| member.id).collect()
 }

@@ -114,7 +114,23 @@ async fn mend(run: &Arc<Run>) {
     if run.newest().is_some_and(|state| state.handoff.cluster != HandoffLimits::default()) {
         operators::no_limits(run).await;
     }
+    for module in 0..run.fleet.len() {
+        if is_without_component(run, module) {
+            // It went with the machines that were lost: who has it elsewhere brings it back.
+            operators::deploy(run, module).await;
+        }
+    }
     join_again(run).await;
+}
+
+/// Does a node say that no member has the component of a module's current release?
+fn is_without_component(run: &Run, module: usize) -> bool {
+    let name = &run.fleet[module].name;
+    run.members().into_iter().filter_map(|at| run.nodes().life(at)).any(|life| {
+        let uid = life.cluster().view().module(name).map(|module| module.uid);
+        let failed = uid.and_then(|uid| life.services().modules.running().get(&uid)?.failed.clone());
+        failed.is_some_and(|(_, why)| why.contains("no member could give its component"))
+    })
 }
 
 /// Do all members serve, and is none paused?
