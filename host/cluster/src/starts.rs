@@ -168,7 +168,8 @@ impl Cluster {
             // Nothing is committed without the only voter, and nobody can give it again what it has lost.
             Ok(Some(committed)) if found.last < Some(committed) && self.votes_alone() => {
                 let (last, committed) = (found.last.map_or(0, |last| last.index), committed.index);
-                let why = format!("its log ends at entry {last}, and it alone has committed entry {committed}");
+                let why =
+                    format!("its log ends at entry {last}, and it alone has committed entry {committed}");
                 return self.end(Ended::Stale(why));
             }
             Ok(committed) => self.take_part(committed, found.last),

@@ -69,7 +69,7 @@ pub async fn happens(run: Arc<Run>, act: Act) {
             nodes.start(at);
             operators::join_anew(&run, at).await;
         }
-        Act::Join => operators::join_one_more(&run).await,
+        Act::Join { pick } => operators::join_one_more(&run, pick).await,
         Act::Leave { pick } => operators::leave(&run, pick).await,
         Act::Replace { pick } => operators::replace(&run, pick).await,
         Act::Remove { pick } => {
@@ -173,6 +173,9 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
             return;
         }
         sleep(Duration::from_millis(50)).await;
+    }
+    if run.member(at).is_none() || run.members().len() < 3 {
+        return;
     }
     run.delicate(true);
     if nodes.kill(at, false) {

@@ -14,7 +14,12 @@ pub struct Plan {
     pub keeps: Keeps,
     /// What goes wrong in its guests, or nothing.
     wild: Option<Script>,
+    /// Formats that its releases read and write, in turn.
+    formats: Vec<Formats>,
 }
+
+/// Formats that a release reads, and those that it writes.
+type Formats = (Vec<u32>, Vec<u32>);
 
 /// The modules of a seed: the first has guests that behave.
 pub fn draw(random: &mut SmallRng, most: Option<usize>) -> Vec<Plan> {
@@ -26,7 +31,17 @@ pub fn draw(random: &mut SmallRng, most: Option<usize>) -> Vec<Plan> {
 fn plan(random: &mut SmallRng, at: usize) -> Plan {
     let keeps = if random.random() { Keeps::Guest } else { Keeps::Host };
     let wild = wild(random);
-    Plan { name: format!("kv{at}"), keeps, wild: (at > 0).then_some(wild) }
+    let formats = (0..7).map(|_| formats(random)).collect();
+    Plan { name: format!("kv{at}"), keeps, wild: (at > 0).then_some(wild), formats }
+}
+
+fn formats(random: &mut SmallRng) -> Formats {
+    match random.random_range(0..100) {
+        0..35 => (vec![1], vec![1]),
+        35..50 => (vec![1, 2], vec![1]),
+        50..75 => (vec![1, 2], vec![1, 2]),
+        _ => (vec![1, 2], vec![2]),
+    }
 }
 
 /// Some of what a guest can do wrong, each more or less often.
@@ -70,12 +85,7 @@ fn wild(random: &mut SmallRng) -> Script {
 impl Plan {
     /// What a release is like. The formats that it reads and writes go by its number.
     pub fn script(&self, release: u32) -> Script {
-        let (reads, writes) = match release % 5 {
-            0 | 1 => (vec![1, 2], vec![1]),
-            2 => (vec![1, 2], vec![1, 2]),
-            3 => (vec![1, 2], vec![2]),
-            _ => (vec![1], vec![1]),
-        };
+        let (reads, writes) = self.formats[release as usize % self.formats.len()].clone();
         // Some releases are mended.
         let base = if release % 3 == 2 { None } else { self.wild.clone() };
         Script {

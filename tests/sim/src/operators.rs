@@ -7,12 +7,14 @@ use std::time::Duration;
 
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Change, Command, HandoffChange, Member, MemberStatus, Rate};
+use annulus_harness::guest::Script;
 use annulus_harness::{At, Called, address};
 use annulus_modules::DeployRequest;
 use annulus_node::{JoinWish, Life};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
+use crate::rule::Rule;
 use crate::run::Run;
 
 /// How long an operator waits for one thing.
@@ -95,13 +97,34 @@ async fn serves(run: &Run, at: At) -> bool {
     true
 }
 
-/// Adds a machine, and has its node join by some member.
-pub async fn join_one_more(run: &Arc<Run>) {
+/// Adds a machine, and has its node join by some member; in one of eight cases with a module of its own, in another
+/// with one that it gets while it joins.
+pub async fn join_one_more(run: &Arc<Run>, pick: u32) {
     let Some(at) = add(run).await else { return };
-    match someone(run, 0) {
-        Some(member) => drop(join(run, at, member).await),
-        None => run.note("nobody is there to join by"),
+    let Some(member) = someone(run, 0) else { return run.note("nobody is there to join by") };
+    let (deployed, joined) = match pick % 8 {
+        0 => (deploy_own(run, at).await, join(run, at, member).await),
+        1 => {
+            let (joined, deployed) = tokio::join!(join(run, at, member), deploy_own(run, at));
+            (deployed, joined)
+        }
+        _ => (false, join(run, at, member).await),
+    };
+    if deployed && joined {
+        let what = format!("n{at} has joined, and a module that it had is gone without a word");
+        run.breaks(Rule::LostWrite.broken(what));
     }
+}
+
+/// Deploys a module on a node that is a cluster of its own.
+async fn deploy_own(run: &Arc<Run>, at: At) -> bool {
+    let component = Script { name: "own".to_owned(), ..Script::default() }.component();
+    let deployed = does(run, at, format!("a module of n{at}"), |life| async move {
+        let deadline = Some(Instant::now() + PATIENCE);
+        let request = DeployRequest { deadline, component, ..DeployRequest::default() };
+        life.services().modules.deploy(request, mpsc::unbounded_channel().0).await
+    });
+    deployed.await.is_some()
 }
 
 /// Has some member leave, if two others are there.
@@ -287,6 +310,7 @@ pub async fn rollback(run: &Arc<Run>, module: usize) {
 pub async fn undeploy(run: &Arc<Run>, module: usize, lasts: Duration) {
     let Some(at) = someone(run, 2) else { return };
     let name = run.fleet[module].name.clone();
+    run.ends(&name);
     let undeployed = does(run, at, format!("{module} is undeployed"), |life| async move {
         life.services().modules.undeploy(&name).await
     });

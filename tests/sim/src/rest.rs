@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::state::{HandoffLimits, Member, MemberStatus, Module};
-use annulus_harness::At;
+use annulus_harness::{At, Called};
 use annulus_node::StopReason;
 use tokio::time::{Instant, sleep};
 
@@ -40,7 +40,7 @@ pub async fn rest(run: &Arc<Run>) {
             return;
         }
         if began.elapsed() > CALM {
-            portray(run);
+            portray(run).await;
             return run.breaks(Rule::Completes.broken(format!("{why}, {CALM:?} after the last fault")));
         }
         mend(run).await;
@@ -142,7 +142,7 @@ pub fn all_serve(run: &Run) -> bool {
 }
 
 /// Notes how every node takes the cluster, for whoever looks for the reason.
-fn portray(run: &Run) {
+async fn portray(run: &Arc<Run>) {
     let nodes = run.nodes();
     for at in 0..nodes.count() {
         let Some(life) = nodes.life(at) else {
@@ -164,6 +164,12 @@ fn portray(run: &Run) {
             cluster.raft_members(),
             peers.collect::<Vec<_>>().join("; ")
         ));
+    }
+    let Some(at) = run.members().first().copied() else { return };
+    if let Called::Answer(rows) =
+        nodes.ask(at, |life| async move { life.services().handoff.transfers().await }).await
+    {
+        rows.iter().for_each(|row| run.note(format_args!("{row:?}")));
     }
 }
 

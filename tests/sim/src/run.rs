@@ -107,6 +107,8 @@ struct State {
     busy: bool,
     /// Nothing may break now.
     delicate: bool,
+    /// Modules that somebody has wanted undeployed.
+    ends: BTreeSet<String>,
     /// Nodes that were started on an older copy of their disk.
     stale: BTreeSet<At>,
     /// The last release of each module that somebody has made.
@@ -135,6 +137,7 @@ impl Run {
             lines: Vec::new(),
             busy: true,
             delicate: false,
+            ends: BTreeSet::new(),
             stale: BTreeSet::new(),
             releases: vec![0; fleet.len()],
             made: BTreeMap::new(),
@@ -210,6 +213,13 @@ impl Run {
                 inner.seen.moved += news.moved;
                 inner.seen.losses += news.lost.len() as u64;
                 news.lost.iter().for_each(|partition| inner.truth.loosen(*partition, None, now));
+                for name in news.ended.iter().filter(|_| !news.recovered) {
+                    if !inner.ends.contains(name) {
+                        let what =
+                            format!("{name} was deployed, and is no more, and nobody has undeployed it");
+                        inner.breaks(Rule::LostWrite.broken(what));
+                    }
+                }
                 if news.recovered {
                     inner.seen.recoveries += 1;
                     inner.truth.shake();
@@ -312,6 +322,11 @@ impl Run {
     /// From now on, or no longer.
     pub fn delicate(&self, delicate: bool) {
         self.state.lock().delicate = delicate;
+    }
+
+    /// Somebody undeploys a module.
+    pub fn ends(&self, name: &str) {
+        self.state.lock().ends.insert(name.to_owned());
     }
 
     /// A node is started on an older copy of its disk.

@@ -33,8 +33,8 @@ pub enum Act {
     Stale { at: At, age: Duration, lasts: Duration },
     /// The machine is lost, and an empty one has its name; the old node is removed, the new one joins.
     Wipe { at: At, lasts: Duration },
-    /// A node that is a cluster of its own joins.
-    Join,
+    /// A node that is a cluster of its own joins. Some picks deploy a module there before, or meanwhile.
+    Join { pick: u32 },
     /// A member leaves.
     Leave { pick: u32 },
     /// A member is replaced by a new node.
@@ -102,7 +102,13 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
     every(random, time, 1_500, 8_000, |random, now| {
         if members < shape.most && (members <= 2 || random.random_bool(0.5)) {
             members += 1;
-            return acts.push((now, Act::Join));
+            acts.push((now, Act::Join { pick: random.next_u32() }));
+            if random.random_bool(0.3) {
+                // While the first of its partitions arrive.
+                let module = random.random_range(0..shape.modules);
+                acts.push((now + ms(random, 50, 600), Act::Deploy { module }));
+            }
+            return;
         }
         let Some(change) = changes.choose(random) else { return };
         let pick = random.next_u32();
@@ -170,6 +176,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
     if removes && random.random_bool(0.07) {
         acts.push((time * 2 / 3, Act::Recover { pick: random.next_u32() }));
     }
+    acts.retain(|(at, _)| *at <= time);
     acts.sort_by_key(|(at, _)| *at);
     acts
 }

@@ -333,7 +333,12 @@ mod tests {
         let lasts = Duration::from_secs(4);
         let cut = Act::Cut { ways: vec![(0, 1), (1, 0)], lasts };
         assert_eq!(milder(&cut)[0], Act::Cut { ways: vec![(1, 0)], lasts });
-        for act in [cut, Act::Kill { at: 1, lasts, power: true }, Act::Slow { times: 9, lasts }, Act::Join] {
+        for act in [
+            cut,
+            Act::Kill { at: 1, lasts, power: true },
+            Act::Slow { times: 9, lasts },
+            Act::Join { pick: 2 },
+        ] {
             let (mut mildest, mut steps) = (act, 0);
             while let Some(next) = milder(&mildest).pop() {
                 (mildest, steps) = (next, steps + 1);

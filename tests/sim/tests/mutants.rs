@@ -141,7 +141,7 @@ fn rough(seed: u64, time: Duration) -> Vec<Planned> {
     let moves = move |r: &mut SmallRng| {
         if joined < 3 && r.random_bool(0.6) {
             joined += 1;
-            return Act::Join;
+            return Act::Join { pick: 2 };
         }
         joined = joined.max(1) - 1;
         Act::Leave { pick: r.random() }

@@ -29,6 +29,8 @@ pub struct News {
     pub moved: u64,
     /// Partitions whose only copy may be gone with a node that was removed.
     pub lost: Vec<PartitionId>,
+    /// Modules that are there no more.
+    pub ended: Vec<String>,
     /// Somebody has recovered the cluster.
     pub recovered: bool,
 }
@@ -49,7 +51,9 @@ impl News {
         let lost = lost.into_iter().chain(told.map(|(id, _)| *id)).collect();
         let moved =
             after.ring.iter().filter(|(id, _)| before.ring.owner(*id) != after.ring.owner(*id)).count();
-        Self { newest: true, moved: moved as u64, lost, recovered: before.lineage != after.lineage }
+        let ended = before.modules.iter().filter(|(uid, _)| !after.modules.contains_key(uid));
+        let ended = ended.map(|(_, module)| module.name.clone()).collect();
+        Self { ended, newest: true, moved: moved as u64, lost, recovered: before.lineage != after.lineage }
     }
 }
 
