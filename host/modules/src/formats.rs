@@ -54,10 +54,21 @@ pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String>
 /// A format that a release does not read and that the host may have items in, with the release that wrote
 /// them. A swap writes what a guest keeps itself anew; what the host keeps stays as it was written.
 pub(super) fn left_in_storage(module: &Module, reads: &[u32]) -> Option<(u64, u32)> {
+    unread(module, reads, |release| release.exported.writes_storage)
+}
+
+/// A format that a release does not read and that a member which was away since may still write, with the
+/// release that it may still run.
+pub(super) fn written_by_who_is_away(module: &Module, reads: &[u32]) -> Option<(u64, u32)> {
+    unread(module, reads, |_| true)
+}
+
+/// What those of a module's releases have written that count.
+fn unread(module: &Module, reads: &[u32], counts: impl Fn(&Description) -> bool) -> Option<(u64, u32)> {
     let releases: Vec<_> = module.releases().map(|release| (release.version, described(release))).collect();
     let before = |at: usize| releases.get(at + 1).and_then(|(_, before)| before.as_ref());
     let written = releases.iter().enumerate().filter_map(|(at, (version, release))| {
-        let release = release.as_ref().filter(|release| release.exported.writes_storage)?;
+        let release = release.as_ref().filter(|release| counts(release))?;
         Some((*version, write_format(release, before(at))))
     });
     written.into_iter().find(|(_, format)| !reads.contains(format))
@@ -110,9 +121,12 @@ mod tests {
         let why = cannot_follow(&module([&old, &new, &both]), &release(4, &old)).unwrap();
         assert!(why.contains("version 2 of shop wrote items in format 2"), "{why}");
         assert_eq!(cannot_follow(&module([&old, &new, &both]), &release(4, &both)), None);
+        assert_eq!(written_by_who_is_away(&module([&old, &both, &new]), &[1]), Some((3, 2)));
         // A guest takes its own items over in the format of the day.
         let own = [formats(&[1], &[1]), formats(&[1, 2], &[2]), formats(&[1, 2], &[1])];
         assert_eq!(cannot_follow(&module([&own[0], &own[1], &own[2]]), &release(4, &own[0])), None);
+        // But not where it still runs an earlier release.
+        assert_eq!(written_by_who_is_away(&module([&own[0], &own[1], &own[2]]), &[1]), Some((2, 2)));
     }
 
     fn release(version: u64, description: &Description) -> Release {

@@ -133,11 +133,13 @@ fn is_without_component(run: &Run, module: usize) -> bool {
     })
 }
 
-/// Do all members serve, and is none paused?
+/// Do all members serve, is none paused, and do all know the newest state?
 pub fn all_serve(run: &Run) -> bool {
     let Some(state) = run.newest() else { return false };
     let serving = run.nodes().serving();
-    let serves = |member: &Member| run.at(member.id).is_some_and(|at| serving.contains(&at));
+    let knows =
+        |at| run.nodes().life(at).is_some_and(|life| life.cluster().view().state.applied == state.applied);
+    let serves = |member: &Member| run.at(member.id).is_some_and(|at| serving.contains(&at) && knows(at));
     state.live_members().all(serves)
 }
 
@@ -154,6 +156,11 @@ async fn portray(run: &Arc<Run>) {
             let (up, linked) = (cluster.liveness().is_up(member.id), life.transport().is_up(member.uid));
             format!("{} {} {} up {up} linked {linked}", member.id, member.name, member.status)
         });
+        for module in view.state.modules.values() {
+            let running = life.services().modules.running().get(&module.uid).cloned();
+            let (name, current) = (&module.name, module.current.version);
+            run.note(format_args!("n{at}: {name} is at version {current}: {running:?}"));
+        }
         run.note(format_args!(
             "n{at} is {}: entry {}, lineage {:?}, level {}, leader {:?}, {:?}; {}",
             cluster.me(),

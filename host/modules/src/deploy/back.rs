@@ -7,11 +7,12 @@ use futures_util::future::BoxFuture;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
+use super::ready::check_who_is_away;
 use super::running::SwapFailure;
 use super::{DeployError, Deployed, PREPARE_LIMIT, PROPOSE_LIMIT, Progress, SWAP_LIMIT};
 use crate::Modules;
 use crate::follow::Here;
-use crate::formats::cannot_follow;
+use crate::formats::{cannot_follow, described};
 
 /// The state level from which on a command names the release that it is about.
 const NAMED_SINCE: u32 = 3;
@@ -52,7 +53,10 @@ impl Modules {
             component.map_err(|reason| DeployError::Member { node: here, reason })?;
             let by = deadline.unwrap_or_else(|| Instant::now() + PREPARE_LIMIT);
             let config = target.config.as_ref().unwrap_or(&module.config);
-            self.prepare_everywhere(target.digest, config, target.call_ms, by, &tell).await?;
+            let away = self.prepare_everywhere(target.digest, config, target.call_ms, by, &tell).await?;
+            if let Some(next) = described(target) {
+                check_who_is_away(&away, Some(module), &next)?;
+            }
             let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to };
             let (uid, version) = self.agree(command, &tell).await?;
             let deadline = deadline.unwrap_or_else(|| Instant::now() + SWAP_LIMIT);

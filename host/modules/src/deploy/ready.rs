@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use crate::formats::left_in_storage;
+use crate::formats::{left_in_storage, written_by_who_is_away};
 use annulus_cluster::ProposeError;
 use annulus_core::ids::Digest;
 use annulus_core::state::{CALL_MS, Module, Refusal, StorageKind};
@@ -61,7 +61,8 @@ impl Modules {
         prepared.with_limits(limits_of(call_ms)).check_init(&config).await?;
         inner.artefacts.keep(request.component.clone()).await?;
         tell(Progress::Validated { name: name.clone(), digest });
-        self.prepare_everywhere(digest, &config, call_ms, deadline, tell).await?;
+        let away = self.prepare_everywhere(digest, &config, call_ms, deadline, tell).await?;
+        check_who_is_away(&away, present.as_ref(), &description)?;
         Ok(Ready { name, config, call_ms, description, present })
     }
 
@@ -141,7 +142,8 @@ impl Modules {
         Ok(())
     }
 
-    /// Has every other member get and compile the component. One that is away follows when it is back.
+    /// Has every other member get and compile the component. Those that are away, which are named, follow when
+    /// they are back.
     pub(super) async fn prepare_everywhere(
         &self,
         digest: Digest,
@@ -149,7 +151,7 @@ impl Modules {
         call_ms: Option<u64>,
         deadline: Instant,
         tell: &impl Fn(Progress),
-    ) -> Result<(), DeployError> {
+    ) -> Result<Vec<String>, DeployError> {
         let view = self.inner.cluster.view();
         let prepare = Prepare { digest, config: config.to_vec(), from: view.me.0, call_ms };
         let message = Bytes::from(encoded(&prepare));
@@ -176,16 +178,34 @@ impl Modules {
                 }
             })
             .collect();
-        let mut done = 1;
+        let (mut done, mut away) = (1, Vec::new());
         tell(Progress::Compiled { done, of });
         while let Some((node, answer)) = asked.next().await {
             if prepared(answer).map_err(|reason| DeployError::Member { node: node.clone(), reason })? {
                 done += 1;
                 tell(Progress::Compiled { done, of });
+            } else {
+                away.push(node);
             }
         }
-        Ok(())
+        Ok(away)
     }
+}
+
+/// A member that is away may not have heard of the last releases, and goes on to write what an earlier one
+/// writes until it does.
+pub(super) fn check_who_is_away(
+    away: &[String],
+    present: Option<&Module>,
+    next: &Description,
+) -> Result<(), DeployError> {
+    let (Some(present), false) = (present, away.is_empty()) else { return Ok(()) };
+    let Some((version, format)) = written_by_who_is_away(present, &next.reads_formats) else { return Ok(()) };
+    Err(DeployError::Incompatible(format!(
+        "it cannot read items of format {format}, which version {version} writes, and {} cannot be reached and may still \
+         run that; try again when it is back, or remove it",
+        away.join(", ")
+    )))
 }
 
 /// The one-byte CBOR of a map without entries.
