@@ -59,7 +59,7 @@ fn wild(random: &mut SmallRng) -> Script {
     };
     let (slow, loops) = (one_in(0.5, 20, 200), one_in(0.2, 300, 2_000));
     let (refuses, dooms, rejects) = (one_in(0.4, 10, 80), one_in(0.3, 30, 300), one_in(0.3, 30, 300));
-    let (values, init_refuses) = (one_in(0.4, 10, 100), one_in(0.2, 20, 100));
+    let (values, init_refuses) = (one_in(0.5, 4, 60), one_in(0.2, 20, 100));
     let (puts_handoff_off, refuses_in_handoff) = (one_in(0.3, 2, 10), one_in(0.3, 2, 10));
     let endless_fold = random.random_bool(0.05).then(|| {
         let ways = [EndlessFold::SamePage, EndlessFold::EmptyPages, EndlessFold::Repeats];

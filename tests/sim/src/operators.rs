@@ -97,15 +97,19 @@ async fn serves(run: &Run, at: At) -> bool {
     true
 }
 
-/// Adds a machine, and has its node join by some member; in one of eight cases with a module of its own, in another
-/// with one that it gets while it joins.
+/// Adds a machine, and has its node join by some member; in one of eight cases with a module of its own, in two
+/// with one that it gets meanwhile.
 pub async fn join_one_more(run: &Arc<Run>, pick: u32) {
     let Some(at) = add(run).await else { return };
     let Some(member) = someone(run, 0) else { return run.note("nobody is there to join by") };
     let (deployed, joined) = match pick % 8 {
         0 => (deploy_own(run, at).await, join(run, at, member).await),
-        1 => {
-            let (joined, deployed) = tokio::join!(join(run, at, member), deploy_own(run, at));
+        1 | 2 => {
+            let late = async {
+                sleep(Duration::from_millis(u64::from(pick / 8 % 100))).await;
+                join(run, at, member).await
+            };
+            let (joined, deployed) = tokio::join!(late, deploy_own(run, at));
             (deployed, joined)
         }
         _ => (false, join(run, at, member).await),

@@ -67,7 +67,7 @@ pub async fn rest(run: &Arc<Run>) {
             load::list(run, at, module, READ).await;
         }
     }
-    if let Err(broken) = leaks::check(run) {
+    if let Err(broken) = leaks::check(run).await {
         run.breaks(broken);
     }
 }

@@ -111,7 +111,7 @@ pub fn scale(nodes: usize, ring: u32) -> Result<Row, String> {
         let rest = traffic(&before, &run.weather.sent(), REST);
         let (old, entries) = shown(&run).ok_or("nobody shows a state")?;
         let (before, began) = (run.weather.sent(), Instant::now());
-        operators::join_one_more(&run, 2).await;
+        operators::join_one_more(&run, 7).await;
         comes_to_rest(&run).await?;
         let time = began.elapsed();
         if let Some(broken) = run.broken() {

@@ -337,7 +337,7 @@ mod tests {
             cut,
             Act::Kill { at: 1, lasts, power: true },
             Act::Slow { times: 9, lasts },
-            Act::Join { pick: 2 },
+            Act::Join { pick: 7 },
         ] {
             let (mut mildest, mut steps) = (act, 0);
             while let Some(next) = milder(&mildest).pop() {
