@@ -144,7 +144,7 @@ struct Inner {
     /// False until peers were asked whether this disk is this node's newest.
     takes_part: watch::Sender<bool>,
     /// The last entry that was known to be committed when this node started, where its log lacked it.
-    needs: ArcSwapOption<raft::LogId>,
+    needs: ArcSwapOption<(annulus_core::state::Lineage, raft::LogId)>,
     /// Replaced whole when the node goes over to another lineage.
     running: ArcSwap<Running>,
     /// Held by who does that.

@@ -233,7 +233,7 @@ impl Cluster {
             }
             kind::RAFT_VOTE => {
                 let request: VoteRequest<u64> = decode(payload)?;
-                if !self.may_elect(request.last_log_id) {
+                if !self.may_elect(lineage, request.last_log_id) {
                     return Err(Unanswered::NotYet);
                 }
                 reply(&raft.vote(self.weigh(raft, request).await).await)

@@ -311,7 +311,9 @@ impl Cluster {
     /// whose acknowledgements nobody could tell: until it has that again, this node elects nobody who lacks it.
     fn take_part(&self, committed: Option<LogId>, last: Option<LogId>) {
         let behind = committed.filter(|committed| last < Some(*committed));
-        self.inner.needs.store(behind.map(Arc::new));
+        // Another lineage has another log.
+        let lineage = self.inner.running.load().lineage;
+        self.inner.needs.store(behind.map(|needs| Arc::new((lineage, needs))));
         if self.inner.takes_part.send_replace(true) {
             return;
         }
@@ -326,9 +328,9 @@ impl Cluster {
         });
     }
 
-    /// May this node elect one whose log ends there?
-    pub(super) fn may_elect(&self, last: Option<LogId>) -> bool {
-        self.inner.needs.load().as_ref().is_none_or(|needs| last >= Some(**needs))
+    /// May this node elect one whose log of a lineage ends there?
+    pub(super) fn may_elect(&self, lineage: Lineage, last: Option<LogId>) -> bool {
+        self.inner.needs.load().as_ref().is_none_or(|needs| needs.0 != lineage || last >= Some(needs.1))
     }
 }
 

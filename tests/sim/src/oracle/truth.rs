@@ -432,12 +432,14 @@ mod tests {
     }
 
     #[test]
-    fn after_a_loss_a_key_has_its_value_or_none_until_it_is_written() {
+    fn after_a_loss_a_key_has_its_value_or_none_and_keeps_what_was_found() {
         let mut truth = truth();
         put(&mut truth, 1);
         truth.loosen(truth.keys[0].partition, None, NOW);
-        assert_eq!((get(&mut truth, Some(1)), get(&mut truth, None)), (Ok(()), Ok(())));
         assert_eq!(get(&mut truth, Some(7)), Err(Rule::LostWrite));
+        assert_eq!((get(&mut truth, Some(1)), get(&mut truth, None)), (Ok(()), Err(Rule::LostWrite)));
+        truth.loosen(truth.keys[0].partition, None, NOW);
+        assert_eq!((get(&mut truth, None), get(&mut truth, Some(1))), (Ok(()), Err(Rule::Resurrected)));
         put(&mut truth, 2);
         assert_eq!(get(&mut truth, None), Err(Rule::LostWrite));
     }
