@@ -318,11 +318,6 @@ impl Nodes {
         self.inner.hosts.lock()[at].process.is_some()
     }
 
-    /// How many tasks a node's life has.
-    pub fn tasks(&self, at: At) -> usize {
-        self.inner.hosts.lock()[at].scope.as_ref().map_or(0, Scope::tasks)
-    }
-
     /// How many lives have ended by themselves.
     pub fn deaths(&self) -> u64 {
         self.inner.hosts.lock().iter().map(|host| host.deaths).sum()

@@ -156,6 +156,7 @@ impl RaftStore {
     }
 
     /// Index of the last entry, in the log or in the snapshot.
+    #[cfg(test)]
     pub fn last_index(&self) -> Result<Option<u64>, StoreError> {
         Ok(self.last()?.map(|last| last.index))
     }

@@ -170,11 +170,6 @@ impl Truth {
         }
     }
 
-    /// How many keys there are.
-    pub fn keys(&self) -> usize {
-        self.keys.len()
-    }
-
     /// The name of a key's module.
     pub fn module(&self, key: usize) -> &str {
         &self.modules[self.keys[key].module]
