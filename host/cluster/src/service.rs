@@ -42,6 +42,11 @@ impl ClusterService {
         self.cluster.store(None);
     }
 
+    /// Has the control plane found this disk to be the node's newest, and taken part since?
+    pub fn takes_part(&self) -> bool {
+        self.cluster().is_some_and(|cluster| cluster.takes_part())
+    }
+
     /// A peer's hello names a newer lineage.
     pub fn newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
         if let Some(cluster) = self.cluster() {

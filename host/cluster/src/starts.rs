@@ -35,6 +35,10 @@ use annulus_transport::kind;
 /// Longest that a node waits for its peers' word before it takes part. Shorter than an election.
 const ASK: Duration = Duration::from_millis(1500);
 
+/// Longest that it waits for the others once the leader has answered: a peer that holds a link to another process of
+/// this node asks that one for a sign of life, half a second at most, and then says so.
+const ASK_OTHERS: Duration = Duration::from_millis(600);
+
 /// Pause before those are told again that have not answered.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -200,14 +204,14 @@ impl Cluster {
         }
     }
 
-    /// Asks all others whether they know of a newer disk of this node, until a leader has answered or
-    /// all that answer in time have. The error is what speaks against this one; else the last entry of which one
+    /// Asks all others whether they know of a newer disk of this node, until all that answer in time have. Once a
+    /// leader has, the rest get less time. The error is what speaks against this one; else the last entry of which one
     /// of them knows that it is committed.
     async fn ask_about(&self, found: &Found) -> Result<Option<LogId>, Ended> {
         let others = self.others();
         let mut asked: FuturesUnordered<_> =
             others.iter().map(|peer| self.tell_start(*peer, found.start, true)).collect();
-        let patience = Instant::now() + ASK;
+        let mut patience = Instant::now() + ASK;
         let (mut answers, mut committed) = (0, None);
         while let Ok(Some((_, answer))) = timeout_at(patience, asked.next()).await {
             let Some(known) = answer else { continue };
@@ -221,7 +225,7 @@ impl Cluster {
             answers += 1;
             committed = committed.max(known.committed.filter(|_| known.lineage == found.lineage));
             if known.leads {
-                return Ok(committed);
+                patience = patience.min(Instant::now() + ASK_OTHERS);
             }
         }
         if answers == 0 && !others.is_empty() {

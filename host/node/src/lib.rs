@@ -18,6 +18,7 @@ mod identity;
 mod router;
 mod runtimes;
 mod services;
+mod twin;
 
 use std::any::Any;
 use std::io::ErrorKind;

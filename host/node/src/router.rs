@@ -5,7 +5,6 @@
 //! operators and joining nodes are told that the node is not ready.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 
 use annulus_core::ids::{NodeUid, Start};
 use annulus_core::mutants::{self, Mutant};
@@ -13,8 +12,10 @@ use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::state::Lineage;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
+use tokio::time::Instant;
 
 use super::exit::{Exit, ExitSwitch, StopReason};
+use super::twin::{Standing, Twins};
 use annulus_cluster::{ClusterService, Ended};
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
 use annulus_vnode::Reply;
@@ -25,8 +26,7 @@ pub struct Router {
     control: Arc<ClusterService>,
     node: Part,
     admin: Part,
-    /// Has any peer let this run in?
-    met: AtomicBool,
+    twins: Twins,
 }
 
 type Part = ArcSwapOption<Arc<dyn Service>>;
@@ -38,7 +38,7 @@ impl Router {
             control: Arc::default(),
             node: Part::empty(),
             admin: Part::empty(),
-            met: AtomicBool::new(false),
+            twins: Twins::default(),
         }
     }
 
@@ -114,7 +114,7 @@ impl Service for Router {
     }
 
     fn connected(&self, peer: NodeUid) {
-        self.met.store(true, Ordering::Relaxed);
+        self.twins.connected();
         self.control.connected(peer);
         if let Some(node) = self.node.load().as_ref() {
             node.connected(peer);
@@ -122,7 +122,7 @@ impl Service for Router {
     }
 
     fn superseded(&self, why: &str) {
-        let reason = if self.met.load(Ordering::Relaxed) {
+        let reason = if self.twins.met() {
             StopReason::Superseded(why.to_owned())
         } else {
             // Nobody has let it in: it is the older copy that has just been started.
@@ -131,12 +131,12 @@ impl Service for Router {
         self.exit.throw(Exit::Stop(reason));
     }
 
-    fn runs_twice(&self, why: &str) {
-        if self.met.load(Ordering::Relaxed) {
-            // Others know this run: it is for the newcomer to go.
-            tracing::warn!(why, "a peer knows another run of this node");
-        } else {
+    fn runs_twice(&self, why: &str, linked: bool) {
+        let standing = Standing { came_in: self.control.takes_part(), linked };
+        if self.twins.turned_away(standing, Instant::now()) {
             self.exit.throw(Exit::Stop(StopReason::Twin(why.to_owned())));
+        } else {
+            tracing::warn!(why, "a peer knows another run of this node");
         }
     }
 

@@ -68,7 +68,8 @@ async fn greet(
                     shared.service.superseded(&close::reason(&closed));
                 }
                 Some(closed) if Close::Twin.is(&closed) => {
-                    shared.service.runs_twice(&close::reason(&closed));
+                    let linked = shared.peers.read().values().any(|peer| peer.link().is_some());
+                    shared.service.runs_twice(&close::reason(&closed), linked);
                 }
                 Some(closed) if Close::Removed.is(&closed) => shared.service.removed(),
                 Some(closed) if Close::Outside.is(&closed) => shared.service.outside(),

@@ -85,9 +85,10 @@ pub trait Service: Send + Sync + 'static {
     /// identity) whose disk was found to be newer: this one should stop. `why` is in the peer's words.
     fn superseded(&self, _why: &str) {}
 
-    /// A peer says that another run of this very node is connected to it, and answers. One that has
-    /// just started should stop.
-    fn runs_twice(&self, _why: &str) {}
+    /// A peer says that another run of this very node is connected to it, and answers. One of the two should
+    /// stop: the one that has just started, or that no peer has a link to. `linked`: at least one has one to this
+    /// run. Called again each time a peer is dialled.
+    fn runs_twice(&self, _why: &str, _linked: bool) {}
 
     /// A peer says that this node was removed from the cluster by force (R3): it should stop.
     fn removed(&self) {}

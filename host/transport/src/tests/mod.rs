@@ -296,7 +296,7 @@ impl Service for Recorder {
         let _ = self.superseded.send(why.to_owned());
     }
 
-    fn runs_twice(&self, why: &str) {
+    fn runs_twice(&self, why: &str, _linked: bool) {
         let _ = self.twins.send(why.to_owned());
     }
 
