@@ -60,6 +60,7 @@ impl InsideNode {
             ring_size: Some(RingSize::try_from(64).expect("a ring size")),
             zone: None,
             weight: None,
+            compiler: None,
             speaks: Speaks::THIS,
         };
         Self::start_with(config)

@@ -150,6 +150,8 @@ struct Inner {
     /// Held by who does that.
     turn: tokio::sync::Mutex<()>,
     heard: watch::Sender<Heard>,
+    /// Peers of older lineages that are being told of this one.
+    told: parking_lot::Mutex<std::collections::BTreeMap<NodeUid, annulus_core::state::Lineage>>,
     rivals: Rivals,
     growth: hold::Growth,
     fetches: Fetches,

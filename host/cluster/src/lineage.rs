@@ -21,6 +21,7 @@ use super::start::{ClusterError, watch_raft};
 use super::storage::{LogStore, RaftStore, StateMachine, Syncer};
 use super::{Cluster, Ended};
 use annulus_core::codec;
+use annulus_transport::{PeerAddr, kind};
 
 /// How long a peer may take to give its state.
 const ASK: Duration = Duration::from_secs(2);
@@ -125,10 +126,12 @@ impl Cluster {
 
     /// Asks for a state that is as new as what was heard of: first who spoke of it, then all.
     async fn take_over(&self, news: Heard) {
+        if self.take_over_from(news).await {
+            return;
+        }
         let view = self.view();
         let mut peers: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
         peers.retain(|id| *id != view.me);
-        peers.sort_by_key(|id| view.state.members.get(id).is_none_or(|member| member.uid != news.from));
         for peer in peers {
             self.fetch_state(peer, Instant::now() + ASK).await;
             if self.view().state.lineage >= news.lineage {
@@ -137,8 +140,53 @@ impl Cluster {
         }
     }
 
-    /// Asks a peer for its state and takes it if it is newer. False if it gave no answer in time.
+    /// The same of who spoke of it alone, which may be a member of that lineage only. True if this node goes by the
+    /// lineage then, or knows that it has no part in it.
+    async fn take_over_from(&self, news: Heard) -> bool {
+        if let Some(peer) = self.inner.network.linked(news.from) {
+            self.fetch_state_from(peer, Instant::now() + ASK).await;
+        }
+        let view = self.view();
+        view.state.lineage.max(view.outside.unwrap_or_default()) >= news.lineage
+    }
+
+    /// Before a recovery: takes over what another node has recovered, if it can still be had, and answers the newest
+    /// lineage that was heard of.
+    pub(super) async fn take_over_what_is_heard(&self) -> Lineage {
+        let news = *self.inner.heard.borrow();
+        if news.lineage > self.view().state.lineage {
+            self.take_over_from(news).await;
+        }
+        news.lineage
+    }
+
+    /// Has a peer hear of this node's lineage, which is newer than its own. It may know nobody else who would say so:
+    /// who has begun this lineage need not have it as a member. One word at a time.
+    pub(super) fn tell_lineage(&self, peer: NodeUid) {
+        let lineage = self.view().state.lineage;
+        if self.inner.told.lock().insert(peer, lineage).is_some_and(|told| told >= lineage) {
+            return;
+        }
+        let this = self.clone();
+        self.spawn(async move {
+            if let (Some(to), Ok(message)) = (this.inner.network.linked(peer), codec::encode(&lineage)) {
+                let deadline = Instant::now() + ASK;
+                // It says no more than that it goes by it, which it may never do.
+                drop(this.inner.network.call(to, kind::RECOVERED, message.into(), deadline).await);
+            }
+            this.inner.told.lock().remove(&peer);
+        });
+    }
+
+    /// Asks a member for its state and takes it if it is newer. False if it gave no answer in time.
     pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) -> bool {
+        match self.inner.book.peer(peer) {
+            Some(peer) => self.fetch_state_from(peer, deadline).await,
+            None => false,
+        }
+    }
+
+    async fn fetch_state_from(&self, peer: PeerAddr, deadline: Instant) -> bool {
         let view = self.view();
         let Some(answer) = self.ask_state(peer, view.index(), deadline).await else { return false };
         if let Some(state) = answer {
@@ -161,15 +209,15 @@ impl Cluster {
         newer_than: u64,
         deadline: Instant,
     ) -> Option<Box<ClusterState>> {
-        self.ask_state(peer, newer_than, deadline).await.flatten()
+        self.ask_state(self.inner.book.peer(peer)?, newer_than, deadline).await.flatten()
     }
 
     /// The same; `None` if there was no answer.
-    async fn ask_state(&self, peer: NodeId, newer_than: u64, deadline: Instant) -> Option<FetchStateReply> {
-        let payload = codec::encode(&FetchState { newer_than }).ok()?;
-        let answer = self.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
+    async fn ask_state(&self, peer: PeerAddr, newer_than: u64, deadline: Instant) -> Option<FetchStateReply> {
+        let (uid, payload) = (peer.uid, codec::encode(&FetchState { newer_than }).ok()?);
+        let answer = self.inner.network.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
         let read = codec::decode::<FetchStateReply>(&answer);
-        read.inspect_err(|error| tracing::warn!(%peer, %error, "unreadable state of a peer")).ok()
+        read.inspect_err(|error| tracing::warn!(peer = %uid, %error, "unreadable state of a peer")).ok()
     }
 
     /// Goes over to the lineage of a state that another node has begun.

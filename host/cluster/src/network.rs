@@ -63,6 +63,11 @@ pub trait ControlNetwork: Send + Sync + 'static {
         false
     }
 
+    /// How to reach a node that is connected to this one; no table has to have it.
+    fn linked(&self, _uid: NodeUid) -> Option<PeerAddr> {
+        None
+    }
+
     /// Tells the network that a node answers again, so that it dials one without a connection at once.
     fn is_back(&self, _uid: NodeUid) {}
 }
@@ -124,6 +129,10 @@ impl ControlNetwork for TransportLink {
 
     fn is_up(&self, uid: NodeUid) -> bool {
         self.transport.lock().as_ref().is_some_and(|transport| transport.is_up(uid))
+    }
+
+    fn linked(&self, uid: NodeUid) -> Option<PeerAddr> {
+        self.transport.lock().as_ref()?.linked(uid)
     }
 
     fn is_back(&self, uid: NodeUid) {

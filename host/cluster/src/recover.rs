@@ -120,6 +120,7 @@ impl Cluster {
         answered: &'a [NodeId],
     ) -> BoxFuture<'a, Result<Recovered, RecoverError>> {
         Box::pin(async move {
+            let heard = self.take_over_what_is_heard().await;
             if self.view().outside.is_some() {
                 return Err(RecoverError::Outside);
             }
@@ -139,7 +140,8 @@ impl Cluster {
             if basis.state.member(self.me()).is_none() {
                 return Err(RecoverError::NotMember);
             }
-            let state = basis.state.recovered(annulus_ground::random(), &basis.lost);
+            // One that was heard of, and that nobody can give any more, is not to come back as the newer one.
+            let state = basis.state.recovered(heard, annulus_ground::random(), &basis.lost);
             let lineage = state.lineage;
             if let Err(error) = self.change_over(state, Part::Begins).await {
                 self.end(Ended::Failed(error.to_string()));

@@ -218,6 +218,8 @@ impl Cluster {
         if lineage != running.lineage {
             if lineage > running.lineage {
                 self.hear_of(uid, lineage);
+            } else {
+                self.tell_lineage(uid);
             }
             return Err(Unanswered::OtherLineage);
         }

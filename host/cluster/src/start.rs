@@ -181,6 +181,7 @@ impl Cluster {
                     running: ArcSwap::from_pointee(Running { raft, lineage, watch }),
                     turn: Default::default(),
                     heard: watch::Sender::new(Heard::nothing(uid)),
+                    told: parking_lot::Mutex::default(),
                     rivals: Default::default(),
                     growth: Default::default(),
                     fetches: Default::default(),

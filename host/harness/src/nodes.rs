@@ -122,6 +122,7 @@ impl Nodes {
             ring_size: Some(self.inner.ring_size),
             zone: None,
             weight: None,
+            compiler: None,
             speaks,
         };
         let disk = MemoryDisk::new(self.inner.world.stream(&format!("disk {at}")));

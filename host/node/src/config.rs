@@ -33,6 +33,8 @@ pub struct NodeConfig {
     /// Share of the ring relative to other nodes, at least 1; none keeps what the member table
     /// says, which begins with 1.
     pub weight: Option<u32>,
+    /// The `annulus` program, which is run to compile components; without, the node's own process compiles.
+    pub compiler: Option<PathBuf>,
     /// What it says that it speaks: all that this build does, but for tests of mixed clusters.
     pub speaks: Speaks,
 }

@@ -215,6 +215,7 @@ impl Life {
             transport: transport.clone(),
             database: &database,
             data: &data,
+            compiler: config.compiler.as_deref(),
             boot,
             stand: &stand,
             router: &router,

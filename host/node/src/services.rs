@@ -1,5 +1,6 @@
 //! What a node does with its share of the ring: modules, vnodes, handoff, requests.
 
+use std::path::Path;
 use std::sync::Arc;
 
 use annulus_core::ids::{BootId, ModuleUid, NodeUid};
@@ -53,6 +54,7 @@ pub(super) struct Parts<'a> {
     pub(super) transport: Transport,
     pub(super) database: &'a Store,
     pub(super) data: &'a DataDir,
+    pub(super) compiler: Option<&'a Path>,
     pub(super) boot: BootId,
     pub(super) stand: &'a Stand,
     pub(super) router: &'a Router,
@@ -61,11 +63,11 @@ pub(super) struct Parts<'a> {
 impl Services {
     /// Loads the modules, takes up the partitions, and serves from then on.
     pub(super) async fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
-        let Parts { cluster, transport, database, data, boot, stand, router } = parts;
+        let Parts { cluster, transport, database, data, compiler, boot, stand, router } = parts;
         let network = &stand.network;
         let loader = match &stand.loader {
             Some(loader) => loader.clone(),
-            None => engine(data)?,
+            None => engine(data, compiler)?,
         };
         let artefacts = Artefacts::new(data.disk().clone(), data.path().join("components"));
         let modules = Modules::new(cluster.clone(), transport.clone(), loader, artefacts);
@@ -119,8 +121,8 @@ impl Services {
 
 /// The engine of a process that serves users. Shows what the system lets this process have: what a node runs out
 /// of first should be known before.
-fn engine(data: &DataDir) -> Result<Arc<dyn Loader>, ServicesError> {
-    let engine = Engine::new(Some(data.path().join("compiled")))
+fn engine(data: &DataDir, compiler: Option<&Path>) -> Result<Arc<dyn Loader>, ServicesError> {
+    let engine = Engine::of_a_node(data.path().join("compiled"), compiler.map(Path::to_owned))
         .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
     let (room, files) = (engine.room(), rustix::process::getrlimit(rustix::process::Resource::Nofile));
     tracing::info!(instances = room.instances, by = ?room.by, open_files = ?files.current, "limits of this process");

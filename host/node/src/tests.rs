@@ -138,6 +138,7 @@ impl Dirs {
             ring_size: Some(RingSize::try_from(16).unwrap()),
             zone: None,
             weight: None,
+            compiler: None,
             speaks: Speaks::THIS,
         }
     }

@@ -53,7 +53,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
 
 /// Validates it as a deploy does, and asks it what it is.
 pub(super) async fn describe(component: Vec<u8>) -> Result<Arc<Description>, String> {
-    let engine = Engine::new(None).map_err(|error| format!("no engine: {error:#}"))?;
+    let engine = Engine::new().map_err(|error| format!("no engine: {error:#}"))?;
     let module = engine.prepare(component.into(), Limits::default()).await;
     module.map(|module| Arc::clone(&module.description)).map_err(|error| error.to_string())
 }

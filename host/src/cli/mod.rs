@@ -176,6 +176,10 @@ pub fn main() -> ExitCode {
 /// The same, with nodes that say they speak no more than this: what an older build is to a newer
 /// one.
 pub fn main_speaking(speaks: Speaks) -> ExitCode {
+    // Not a verb: said by a node only.
+    if std::env::args_os().nth(1).is_some_and(|word| word == annulus_wasm::COMPILE_WORD) {
+        return annulus_wasm::compile_component();
+    }
     let cli = match Cli::try_parse() {
         Ok(cli) => cli,
         Err(error) => return report_usage(&error),

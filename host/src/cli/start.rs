@@ -1,7 +1,7 @@
 //! `start`: runs a node, until a signal or the cluster ends it.
 
 use std::net::SocketAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -115,6 +115,7 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         ring_size: args.ring_size,
         zone: args.zone,
         weight: args.weight,
+        compiler: Some(own_program()?),
         speaks,
     };
     if args.rejoin_as_new {
@@ -143,6 +144,15 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         }
         Err(error) => Err(CliError::Other(error.to_string())),
     }
+}
+
+/// This very program, even where its file has been replaced meanwhile.
+fn own_program() -> Result<PathBuf, CliError> {
+    if cfg!(target_os = "linux") {
+        return Ok("/proc/self/exe".into());
+    }
+    std::env::current_exe()
+        .map_err(|error| CliError::Other(format!("the path of this program is not known: {error}")))
 }
 
 /// How long a name may take to be looked up before the node starts.

@@ -306,6 +306,12 @@ impl Transport {
         }
     }
 
+    /// How to reach a peer over its connection, if there is one: also one that no table has.
+    pub fn linked(&self, uid: NodeUid) -> Option<PeerAddr> {
+        let link = self.shared.peers.read().get(&uid)?.link()?;
+        Some(PeerAddr { uid, addr: link.connection.remote_address() })
+    }
+
     /// Why the last attempt to reach a peer failed, if there is no connection now.
     pub fn why_down(&self, uid: NodeUid) -> Option<String> {
         let peer = self.shared.peers.read().get(&uid).cloned()?;

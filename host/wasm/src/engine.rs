@@ -13,15 +13,17 @@ use wasmtime::{Config, OptLevel};
 use super::bindings::annulus::vnode::types::Partition;
 use super::bindings::annulus::vnode::{context, log, storage};
 use super::cache::Cache;
+use super::compiler::{Compiler, refused};
 use super::description::Description;
 use super::error::{GuestError, InvalidComponent};
 use super::exports::{self, Indices};
 use super::host::{HostState, VnodePlace};
+use super::inspect;
 use super::instance::Instance;
 use super::limits::Limits;
 use super::memory;
 use super::pace::Pace;
-use super::room::{LimitedBy, Room, RoomLimit, is_exhausted};
+use super::room::{LimitedBy, Room, RoomLimit};
 use super::ticker::Ticker;
 use annulus_storage::Memory;
 
@@ -56,7 +58,7 @@ struct Inner {
 enum Cached {
     Nowhere,
     /// Between starts.
-    OnDisk(Cache),
+    OnDisk(Cache, Compiler),
     /// For all nodes of all simulations of the process.
     InMemory(Mutex<BTreeMap<Digest, Component>>),
 }
@@ -76,16 +78,29 @@ pub struct Module {
 }
 
 impl Engine {
-    /// Makes an engine and starts its epoch ticker, a thread that ends with the engine and its modules.
-    /// `cache` is where compiled components are kept between starts.
+    /// Makes an engine and starts its epoch ticker, a thread that ends with the engine and its modules. It
+    /// compiles in this process, and keeps nothing of that.
     ///
     /// # Errors
     /// If this machine cannot run wasmtime's code, or no thread can be started.
-    pub fn new(cache: Option<PathBuf>) -> wasmtime::Result<Self> {
-        let engine = Self::engine(false)?;
+    pub fn new() -> wasmtime::Result<Self> {
+        Self::with(|_| Cached::Nowhere)
+    }
+
+    /// The same, for a node: compiled components are kept in a directory between starts. `program` is the one that
+    /// compiles them, in a child process ([`crate::compile_component`]); without, this process does.
+    ///
+    /// # Errors
+    /// As above.
+    pub fn of_a_node(cache: PathBuf, program: Option<PathBuf>) -> wasmtime::Result<Self> {
+        Self::with(|engine| Cached::OnDisk(Cache::new(cache, engine), Compiler::of(program)))
+    }
+
+    fn with(cached: impl FnOnce(&wasmtime::Engine) -> Cached) -> wasmtime::Result<Self> {
+        let engine = configured(false)?;
         let weak = engine.weak();
         let ticker = Ticker::start(move || weak.upgrade().map(|engine| engine.increment_epoch()).is_some())?;
-        let cache = cache.map_or(Cached::Nowhere, |dir| Cached::OnDisk(Cache::new(dir, &engine)));
+        let cache = cached(&engine);
         let inner = Inner::new(engine, cache, Pace::Epochs(ticker))?;
         let room = Room::new(RoomLimit::of_this_process(RESERVED_BYTES + STACK_BYTES));
         Ok(Self { inner: Arc::new(inner), room: Arc::new(room) })
@@ -104,30 +119,12 @@ impl Engine {
             Some(inner) => inner.clone(),
             None => {
                 let kept = Cached::InMemory(Mutex::default());
-                let inner = Arc::new(Inner::new(Self::engine(true)?, kept, Pace::Fuel)?);
+                let inner = Arc::new(Inner::new(configured(true)?, kept, Pace::Fuel)?);
                 shared.insert(inner).clone()
             }
         };
         let room = Room::new(RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing });
         Ok(Self { inner, room: Arc::new(room) })
-    }
-
-    fn engine(by_fuel: bool) -> wasmtime::Result<wasmtime::Engine> {
-        let mut config = Config::new();
-        Pace::configure(by_fuel, &mut config);
-        config
-            .concurrency_support(false)
-            .wasm_component_model(true)
-            .cranelift_opt_level(OptLevel::Speed)
-            .memory_reservation(RESERVED_BYTES as u64)
-            .memory_reservation_for_growth(RESERVED_BYTES as u64)
-            .memory_guard_size(GUARD_BYTES as u64)
-            // Each would be one or two mappings more for each instance: a guard in front of the memory, for
-            // faults of the compiler's, and a mapping of the component's data, which is some kilobytes to copy.
-            .guard_before_linear_memory(false)
-            .memory_init_cow(false)
-            .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20));
-        wasmtime::Engine::new(&config)
     }
 
     /// How many instances this process has room for.
@@ -160,7 +157,7 @@ impl Engine {
     /// Takes compiled code off the disk of components of which `keep` says no, and code that this engine
     /// does not understand. Blocks.
     pub fn retain_compiled(&self, keep: &dyn Fn(&Digest) -> bool) {
-        if let Cached::OnDisk(cache) = &self.inner.cache {
+        if let Cached::OnDisk(cache, _) = &self.inner.cache {
             cache.retain(keep);
         }
     }
@@ -168,7 +165,7 @@ impl Engine {
     /// Takes compiled code off the disk that was being written when the process ended: to be called
     /// before anything is compiled. Blocks.
     pub fn remove_partial(&self) {
-        if let Cached::OnDisk(cache) = &self.inner.cache {
+        if let Cached::OnDisk(cache, _) = &self.inner.cache {
             cache.remove_partial();
         }
     }
@@ -181,12 +178,13 @@ impl Engine {
         let engine = &self.inner.engine;
         let component = match &self.inner.cache {
             Cached::Nowhere => Inner::build(engine, bytes)?,
-            Cached::OnDisk(cache) => match cache.load(engine, &digest) {
+            Cached::OnDisk(cache, compiler) => match cache.load(engine, &digest) {
                 Some(component) => component,
                 None => {
-                    let component = Inner::build(engine, bytes)?;
-                    cache.store(&digest, &component);
-                    component
+                    inspect::check(bytes)?;
+                    let code = compiler.compile(engine, bytes)?;
+                    let loaded = cache.take(engine, &digest, &code);
+                    loaded.map_err(|error| InvalidComponent::NoRoom(format!("{error:#}")))?
                 }
             },
             Cached::InMemory(kept) => {
@@ -224,6 +222,25 @@ impl Engine {
     }
 }
 
+/// An engine of wasmtime's with our settings, on which compiled code depends.
+pub(super) fn configured(by_fuel: bool) -> wasmtime::Result<wasmtime::Engine> {
+    let mut config = Config::new();
+    Pace::configure(by_fuel, &mut config);
+    config
+        .concurrency_support(false)
+        .wasm_component_model(true)
+        .cranelift_opt_level(OptLevel::Speed)
+        .memory_reservation(RESERVED_BYTES as u64)
+        .memory_reservation_for_growth(RESERVED_BYTES as u64)
+        .memory_guard_size(GUARD_BYTES as u64)
+        // Each would be one or two mappings more for each instance: a guard in front of the memory, for
+        // faults of the compiler's, and a mapping of the component's data, which is some kilobytes to copy.
+        .guard_before_linear_memory(false)
+        .memory_init_cow(false)
+        .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20));
+    wasmtime::Engine::new(&config)
+}
+
 impl Inner {
     fn new(engine: wasmtime::Engine, cache: Cached, pace: Pace) -> wasmtime::Result<Self> {
         let mut linker = Linker::new(&engine);
@@ -235,16 +252,8 @@ impl Inner {
     }
 
     fn build(engine: &wasmtime::Engine, bytes: &[u8]) -> Result<Component, InvalidComponent> {
-        if !bytes.starts_with(b"\0asm") {
-            return Err(InvalidComponent::NotAComponent(
-                "it does not begin with the WebAssembly magic bytes".to_owned(),
-            ));
-        }
-        let component = Component::from_binary(engine, bytes).map_err(|error| {
-            let exhausted = is_exhausted(&error);
-            let error = format!("{error:#}");
-            if exhausted { InvalidComponent::NoRoom(error) } else { InvalidComponent::NotAComponent(error) }
-        })?;
+        inspect::check(bytes)?;
+        let component = Component::from_binary(engine, bytes).map_err(refused)?;
         memory::give_back();
         Ok(component)
     }

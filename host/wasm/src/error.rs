@@ -98,6 +98,9 @@ pub enum InvalidComponent {
     /// The node has no memory or no room to look at it. That says nothing of the component.
     #[error("{0}")]
     NoRoom(String),
+    /// Compiling it takes more than a node gives.
+    #[error("the component costs too much to compile: {0}")]
+    TooCostly(String),
     /// Not WebAssembly, truncated, or a core module.
     #[error("not a valid WebAssembly component: {0}")]
     NotAComponent(String),

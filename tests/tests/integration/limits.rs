@@ -31,7 +31,7 @@ fn limits() -> Limits {
 async fn hostile(settings: &[(&str, Value)]) -> Bed {
     static PREPARED: OnceCell<(Engine, Arc<Module>)> = OnceCell::const_new();
     let prepare = async || {
-        let engine = Engine::new(None).unwrap();
+        let engine = Engine::new().unwrap();
         let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
         (engine, module)
     };
@@ -91,7 +91,7 @@ async fn a_command_that_sleeps_ends_at_its_limit_and_the_next_is_answered() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_description_and_an_init_that_sleep_are_refused_at_their_limit() {
-    let engine = Engine::new(None).unwrap();
+    let engine = Engine::new().unwrap();
     let naps = component_with(HOSTILE, &["describe-naps"]);
     // Compiled before, so that only the call is measured.
     let _ = engine.prepare(naps.clone().into(), Limits { call_time: Duration::ZERO, ..limits() }).await;
@@ -185,7 +185,7 @@ async fn got(vnode: &VnodeHandle) -> Value {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_guest_is_not_ended_for_the_time_of_its_neighbours() {
     let limits = Limits { call_time: Duration::from_millis(800), ..Limits::default() };
-    let engine = Engine::new(None).unwrap();
+    let engine = Engine::new().unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
     let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
     let bed = Bed::of(engine, behaviour.clone());
@@ -213,7 +213,7 @@ async fn a_guest_is_not_ended_for_the_time_of_its_neighbours() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_read_of_many_partitions_is_answered_by_all_and_loses_nothing() {
     let limits = Limits { call_time: Duration::from_secs(1), ..Limits::default() };
-    let engine = Engine::new(None).unwrap();
+    let engine = Engine::new().unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
     let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
     let bed = Bed::of(engine, behaviour.clone());
@@ -266,7 +266,7 @@ async fn an_answer_after_which_items_are_gone_says_so() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_vnode_without_room_refuses_writes_and_has_room_again_once_items_are_deleted() {
     let limits = Limits { memory_bytes: 16 << 20, ..Limits::default() };
-    let engine = Engine::new(None).unwrap();
+    let engine = Engine::new().unwrap();
     let module = engine.prepare(component("guests/kv").into(), limits).await.unwrap();
     let bed = Bed::of(engine, Arc::new(Behaviour::wasm("kv".into(), 1, module, cbor_map(&[]))));
     let value = Value::from("x".repeat(100_000));
@@ -301,7 +301,7 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
     let written = async |bed: &Bed, callback: &str| {
         bed.call("stored", &[("key", callback.into())]).await.unwrap() != Value::Null
     };
-    let engine = Engine::new(None).unwrap();
+    let engine = Engine::new().unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits()).await.unwrap();
     let refused = module.check_init(&cbor_map(&[("write", "init".into())])).await.unwrap_err();
     assert!(refused.to_string().contains("`init` wrote to storage"), "{refused}");

@@ -7,6 +7,7 @@
 mod addresses;
 mod architecture;
 mod chaos;
+mod compiler;
 mod control;
 mod crash;
 mod demo;

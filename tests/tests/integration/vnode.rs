@@ -46,7 +46,7 @@ async fn behaviour(engine: &Engine, guest: &str, version: u64) -> Arc<Behaviour>
 
 impl Bed {
     async fn with(guest: &str) -> Self {
-        let engine = Engine::new(None).unwrap();
+        let engine = Engine::new().unwrap();
         let module = behaviour(&engine, guest, 1).await;
         Self::of(engine, module)
     }
@@ -315,7 +315,7 @@ async fn a_guest_that_traps_within_a_swap_is_replaced_all_the_same() {
 /// What a release writes as its last words is committed, so a handoff under way must have it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
-    let engine = Engine::new(None).unwrap();
+    let engine = Engine::new().unwrap();
     let bytes = component("tests/guests/stored");
     let module = engine.prepare(bytes.clone().into(), Limits::default()).await.unwrap();
     let config = cbor_map(&[("farewell", "bye".into())]);

@@ -81,14 +81,14 @@ impl Recovery {
 }
 
 impl ClusterState {
-    /// The state that a new lineage begins with; `id` is random.
+    /// The state that a new lineage begins with, newer than this one and than one that was heard of; `id` is random.
     ///
     /// Members, ring and modules stay. Nothing moves any more: who was to give a partition keeps
     /// it. Every partition gets the new lineage's version, so that nobody who goes by an older
     /// truth is served, or serves, by it (R2). What the owners in `lost` held may be gone, and is noted.
-    pub fn recovered(&self, id: u64, lost: &[NodeId]) -> Self {
+    pub fn recovered(&self, heard: Lineage, id: u64, lost: &[NodeId]) -> Self {
         let mut state = self.clone();
-        state.lineage = self.lineage.next(id);
+        state.lineage = self.lineage.max(heard).next(id);
         let index = state.lineage.first_index();
         state.applied = index;
         state.ring.epoch = index;

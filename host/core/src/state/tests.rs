@@ -375,7 +375,7 @@ fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
     let table = machine.state.as_ref().unwrap().claimed_table();
     machine.apply(at + 1, &Command::Rebalance { base: 1, table });
     let before = machine.state.unwrap();
-    let recovered = before.recovered(77 << 40, &[]);
+    let recovered = before.recovered(Lineage::default(), 77 << 40, &[]);
     assert_eq!(recovered.lineage, Lineage { number: 1, id: 77 << 40 });
     assert_eq!(recovered.applied, recovered.lineage.first_index());
     assert!(recovered.applied > before.applied + (1 << 32), "no number of the lost log comes again");
@@ -388,10 +388,13 @@ fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
             assert_eq!(new.fate_of(transfer.id, has_given(old.replicas[0])), Fate::Cancelled);
         }
     }
-    let rival = before.recovered(78 << 40, &[]);
+    let rival = before.recovered(Lineage::default(), 78 << 40, &[]);
     assert!(rival.lineage > recovered.lineage && rival.applied >= recovered.applied + (1 << 16));
-    assert_eq!(before.recovered(u64::MAX, &[]).applied, (2 << 44) - (1 << 16));
-    assert!(recovered.recovered(0, &[]).applied > rival.applied, "nor does a later lineage");
+    assert_eq!(before.recovered(Lineage::default(), u64::MAX, &[]).applied, (2 << 44) - (1 << 16));
+    assert!(
+        recovered.recovered(Lineage::default(), 0, &[]).applied > rival.applied,
+        "nor does a later lineage"
+    );
     // And it goes on from there.
     let mut machine = Machine { state: Some(recovered.clone()) };
     assert_eq!(machine.apply(recovered.applied + 1, &Command::Leave { node: NodeId(4) }), Outcome::Done);

@@ -1,0 +1,246 @@
+//! Compiling in a process of its own.
+//!
+//! A small component can take a compiler minutes and gigabytes. A node has its own program compile, started once
+//! more as `annulus compile-component`, at a lower priority, one at a time, within limits of memory and time: a
+//! component that needs more is refused, and the node has lost nothing. What the compiler leaves behind in memory
+//! is gone with its process, too.
+
+use std::io::{self, Read, Write};
+use std::path::PathBuf;
+use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::mpsc::{self, RecvTimeoutError};
+use std::thread;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::process::{Resource, Rlimit, Signal, setrlimit};
+
+use super::engine;
+use super::error::InvalidComponent;
+use super::memory;
+use super::room::is_exhausted;
+
+/// The word by which the `annulus` program compiles.
+pub const COMPILE_WORD: &str = "compile-component";
+
+/// Longest that a component may be compiled.
+const LONGEST: Duration = Duration::from_secs(120);
+/// Most processor time for one, of all cores together; the system ends a compiler whose node is gone at the latest then.
+const PROCESSOR_SECONDS: u64 = 240;
+/// Most memory that a compiler may write to. Interpreters of 20 MB take some hundred megabytes.
+const MEMORY_BYTES: u64 = 2 << 30;
+/// Longest compiled code that is taken from a compiler.
+const MAX_CODE_BYTES: u64 = 1 << 30;
+/// Longest message of a compiler that is shown.
+const MAX_MESSAGE_BYTES: u64 = 16 << 10;
+/// Behind all others, so that vnodes answer in time.
+const NICE: i32 = 10;
+
+/// The exit code of a compiler that has found the component to be none.
+const INVALID: u8 = 1;
+
+/// What turns a component into machine code.
+#[derive(Debug)]
+pub(super) enum Compiler {
+    /// This process.
+    Here,
+    /// A child process of this program, one at a time.
+    Child { program: PathBuf, turn: Mutex<()> },
+}
+
+impl Compiler {
+    pub(super) fn of(program: Option<PathBuf>) -> Self {
+        program.map_or(Self::Here, |program| Self::Child { program, turn: Mutex::default() })
+    }
+
+    /// The machine code of a component, for an engine with this one's settings. Blocks.
+    pub(super) fn compile(
+        &self,
+        engine: &wasmtime::Engine,
+        component: &[u8],
+    ) -> Result<Vec<u8>, InvalidComponent> {
+        match self {
+            Self::Here => {
+                let code = engine.precompile_component(component).map_err(refused);
+                memory::give_back();
+                code
+            }
+            Self::Child { program, turn } => {
+                let _turn = turn.lock();
+                let mut command = Command::new(program);
+                command.arg(COMPILE_WORD);
+                run(command, component, LONGEST)
+            }
+        }
+    }
+}
+
+/// Why wasmtime does not compile something.
+pub(super) fn refused(error: wasmtime::Error) -> InvalidComponent {
+    let exhausted = is_exhausted(&error);
+    let error = format!("{error:#}");
+    if exhausted { InvalidComponent::NoRoom(error) } else { InvalidComponent::NotAComponent(error) }
+}
+
+/// Has a child read the component, and takes what it writes.
+fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<u8>, InvalidComponent> {
+    let failed = |error: io::Error| InvalidComponent::NoRoom(format!("the compiler cannot be run: {error}"));
+    let mut child = command
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .map_err(failed)?;
+    let (stdin, stdout, stderr) = (child.stdin.take(), child.stdout.take(), child.stderr.take());
+    let (said, code) = mpsc::channel();
+    thread::scope(|scope| {
+        scope.spawn(move || {
+            // A compiler that ends early says why by its exit code.
+            stdin.map(|mut stdin| stdin.write_all(component))
+        });
+        scope.spawn(move || {
+            let code = read(stdout, MAX_CODE_BYTES);
+            // Nobody receives it: the compiler was too slow.
+            drop(said.send(code));
+        });
+        let message = scope.spawn(move || read(stderr, MAX_MESSAGE_BYTES));
+        let code = code.recv_timeout(longest);
+        if !matches!(code, Ok(Ok(_))) {
+            end(&mut child);
+        }
+        let status = child.wait().map_err(failed)?;
+        let message = message.join().ok().and_then(Result::ok).unwrap_or_default();
+        match code {
+            Err(RecvTimeoutError::Timeout) => {
+                Err(InvalidComponent::TooCostly(format!("it was not compiled within {longest:?}")))
+            }
+            Ok(Ok(code)) if status.success() => Ok(code),
+            Ok(Err(error)) if status.success() => Err(failed(error)),
+            _ => Err(verdict(status, &String::from_utf8_lossy(&message))),
+        }
+    })
+}
+
+fn end(child: &mut Child) {
+    if let Err(error) = child.kill() {
+        tracing::warn!(%error, "a compiler cannot be ended");
+    }
+}
+
+fn read(from: Option<impl Read>, limit: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = Vec::new();
+    let Some(from) = from else { return Ok(bytes) };
+    from.take(limit + 1).read_to_end(&mut bytes)?;
+    if bytes.len() as u64 > limit {
+        return Err(io::Error::other(format!("it writes more than {limit} bytes")));
+    }
+    Ok(bytes)
+}
+
+/// Why a compiler has failed.
+fn verdict(status: ExitStatus, message: &str) -> InvalidComponent {
+    use std::os::unix::process::ExitStatusExt;
+    let message = message.trim();
+    if status.code() == Some(INVALID.into()) {
+        return InvalidComponent::NotAComponent(message.to_owned());
+    }
+    match status.signal() {
+        Some(signal) if signal == Signal::XCPU.as_raw() => {
+            InvalidComponent::TooCostly(format!("it takes more than {PROCESSOR_SECONDS} s of processor time"))
+        }
+        // Rust ends a process so that gets no memory.
+        Some(signal) if signal == Signal::ABORT.as_raw() => {
+            InvalidComponent::TooCostly(format!("it takes more than {} MiB of memory", MEMORY_BYTES >> 20))
+        }
+        Some(signal) => InvalidComponent::TooCostly(format!("the compiler ended by signal {signal}")),
+        None => InvalidComponent::NoRoom(format!("the compiler failed ({status}): {message}")),
+    }
+}
+
+/// The child's side: reads a component from stdin to its end and writes its machine code to stdout. The exit code
+/// is 0, 1 for what is no component, or 2 where the machine refuses something; stderr says why.
+pub fn compile_component() -> ExitCode {
+    let (code, why) = match work() {
+        Ok(()) => return ExitCode::SUCCESS,
+        Err(InvalidComponent::NotAComponent(why)) => (INVALID, why),
+        Err(other) => (2, other.to_string()),
+    };
+    // Without anybody who reads it, the code has to do.
+    drop(io::stderr().write_all(why.as_bytes()));
+    ExitCode::from(code)
+}
+
+fn work() -> Result<(), InvalidComponent> {
+    let failed = |what: &'static str, error: io::Error| InvalidComponent::NoRoom(format!("{what}: {error}"));
+    limit().map_err(|error| failed("the compiler's limits cannot be set", error))?;
+    memory::one_arena_per_processor();
+    let mut component = Vec::new();
+    io::stdin().read_to_end(&mut component).map_err(|error| failed("the component cannot be read", error))?;
+    let engine = engine::configured(false)
+        .map_err(|error| InvalidComponent::NoRoom(format!("no engine: {error:#}")))?;
+    let code = engine.precompile_component(&component).map_err(refused)?;
+    io::stdout().write_all(&code).map_err(|error| failed("the machine code cannot be written", error))
+}
+
+fn limit() -> io::Result<()> {
+    let at_most = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
+    setrlimit(Resource::Cpu, at_most(PROCESSOR_SECONDS))?;
+    setrlimit(Resource::Data, at_most(MEMORY_BYTES))?;
+    // Not worth a core file.
+    setrlimit(Resource::Core, at_most(0))?;
+    rustix::process::setpriority_process(None, NICE)?;
+    // With its node, its reader is gone.
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn shell(script: &str) -> Command {
+        let mut command = Command::new("/bin/sh");
+        command.arg("-c").arg(script);
+        command
+    }
+
+    fn why(script: &str) -> InvalidComponent {
+        run(shell(script), b"component", LONGEST).unwrap_err()
+    }
+
+    #[test]
+    fn the_code_is_what_the_compiler_writes() {
+        assert_eq!(run(shell("cat"), b"component", LONGEST).unwrap(), b"component");
+    }
+
+    #[test]
+    fn the_reason_is_by_the_exit_code_and_the_signal() {
+        let invalid = why("cat > /dev/null; echo 'no magic' >&2; exit 1");
+        assert!(matches!(&invalid, InvalidComponent::NotAComponent(why) if why == "no magic"), "{invalid:?}");
+        let unable = why("echo 'disk on fire' >&2; exit 2");
+        assert!(
+            matches!(&unable, InvalidComponent::NoRoom(why) if why.contains("disk on fire")),
+            "{unable:?}"
+        );
+        for (signal, words) in [("ABRT", "memory"), ("XCPU", "processor time"), ("SEGV", "signal 11")] {
+            let costly = why(&format!("kill -{signal} $$"));
+            assert!(
+                matches!(&costly, InvalidComponent::TooCostly(why) if why.contains(words)),
+                "{signal}: {costly:?}"
+            );
+        }
+    }
+
+    #[test]
+    fn a_compiler_that_does_not_end_is_ended() {
+        let costly = run(shell("exec sleep 1000"), b"component", Duration::from_millis(50)).unwrap_err();
+        assert!(matches!(&costly, InvalidComponent::TooCostly(why) if why.contains("50ms")), "{costly:?}");
+    }
+
+    #[test]
+    fn a_program_that_is_not_there_says_nothing_of_the_component() {
+        let error = run(Command::new("/nowhere/annulus"), b"component", LONGEST).unwrap_err();
+        assert!(matches!(error, InvalidComponent::NoRoom(_)), "{error:?}");
+    }
+}

@@ -1,0 +1,50 @@
+//! Limits of what is compiled at all.
+//!
+//! The time of a compiler grows faster than the function that it is given: one of 8 MB takes it minutes and
+//! gigabytes. Reading the sizes takes milliseconds.
+
+use wasmparser::{Parser, Payload};
+
+use super::error::InvalidComponent;
+
+/// Longest function, in bytes. The main loops of interpreters of Python and JavaScript have less than half of that.
+const MAX_FUNCTION_BYTES: usize = 1 << 20;
+/// Most functions of a component, of all its modules together.
+const MAX_FUNCTIONS: usize = 60_000;
+/// Most modules, components and instances within a component.
+const MAX_PARTS: usize = 1_000;
+
+/// Refuses what would cost a compiler too much, and what is no component as far as that shows.
+pub(super) fn check(component: &[u8]) -> Result<(), InvalidComponent> {
+    // Text is taken for WebAssembly's text format by nobody.
+    if !component.starts_with(b"\0asm") {
+        return Err(InvalidComponent::NotAComponent(
+            "it does not begin with the WebAssembly magic bytes".to_owned(),
+        ));
+    }
+    let costly = |what: String| Err(InvalidComponent::TooCostly(what));
+    let (mut functions, mut parts) = (0_usize, 0_usize);
+    for payload in Parser::new(0).parse_all(component) {
+        let payload = payload.map_err(|error| InvalidComponent::NotAComponent(error.to_string()))?;
+        match payload {
+            Payload::CodeSectionStart { count, .. } => functions = functions.saturating_add(count as usize),
+            Payload::CodeSectionEntry(body) if body.range().len() > MAX_FUNCTION_BYTES => {
+                let bytes = body.range().len();
+                return costly(format!("a function of {bytes} bytes; the limit is {MAX_FUNCTION_BYTES}"));
+            }
+            Payload::ModuleSection { .. } | Payload::ComponentSection { .. } => parts += 1,
+            Payload::ComponentInstanceSection(section) => {
+                parts = parts.saturating_add(section.count() as usize)
+            }
+            Payload::InstanceSection(section) => parts = parts.saturating_add(section.count() as usize),
+            _ => {}
+        }
+        if functions > MAX_FUNCTIONS {
+            return costly(format!("{functions} functions; the limit is {MAX_FUNCTIONS}"));
+        }
+        if parts > MAX_PARTS {
+            return costly(format!("{parts} modules, components and instances; the limit is {MAX_PARTS}"));
+        }
+    }
+    Ok(())
+}
