@@ -139,6 +139,7 @@ impl Cluster {
             if basis.state.member(self.me()).is_none() {
                 return Err(RecoverError::NotMember);
             }
+            annulus_ground::point("recovery: has looked").await;
             let state = basis.state.recovered(annulus_ground::random(), &basis.lost);
             let lineage = state.lineage;
             if let Err(error) = self.change_over(state, Part::Begins).await {

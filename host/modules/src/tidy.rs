@@ -124,6 +124,7 @@ impl Modules {
         let held = self.inner.holds.lock().held(named, Instant::now());
         let keep: HashSet<Digest> = named.union(&held).copied().collect();
         let (artefacts, loader) = (self.inner.artefacts.clone(), self.inner.loader.clone());
+        annulus_ground::point("modules: tidies").await;
         let sweep = move || {
             artefacts.retain(&|digest| keep.contains(digest));
             loader.retain_compiled(&|digest| keep.contains(digest));
