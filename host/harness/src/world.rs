@@ -151,9 +151,9 @@ impl World for Seeded {
     }
 
     fn holds_up(&self, _: ScopeId, point: &'static str) -> Duration {
-        // Of each seed some points are slow, so that it has the same race again and again: seldom for as long as an
+        // Of each seed a few points are slow, so that it has the same race again and again: seldom for as long as an
         // entry takes to be agreed on, often for as long as a message is on its way.
-        let (one_in, share) = match stream(self.seed, point, 0).random_range(0..8) {
+        let (one_in, share) = match stream(self.seed, point, 0).random_range(0..24) {
             0 => (2, 20),
             1 => (4, 4),
             2 => (16, 1),
