@@ -37,10 +37,10 @@ use Schedule::{Bulky, Coming, Rough, Sluggish, Usual};
 
 /// What whole nodes notice, and the rules that it breaks there: what breaks others does not count.
 const NOTICED: &[(Mutant, Schedule, &[Rule])] = &[
-    (Mutant::ForgetSeal, Rough, &[Rule::OneTruth, Rule::LostWrite]),
-    (Mutant::ServeWhileSealed, Usual, &[Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
-    (Mutant::AssumeNotFlipped, Usual, &[Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
-    (Mutant::FlipTheCancelled, Rough, &[Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
+    (Mutant::ForgetSeal, Rough, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite]),
+    (Mutant::ServeWhileSealed, Usual, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
+    (Mutant::AssumeNotFlipped, Usual, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
+    (Mutant::FlipTheCancelled, Rough, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
     (Mutant::ServeStaleVersions, Usual, &[Rule::OneTruth]),
     (Mutant::RepeatANode, Usual, &[Rule::Completes]),
     (Mutant::KeepStage, Rough, &[Rule::Carried, Rule::LostWrite, Rule::Resurrected]),
@@ -128,7 +128,7 @@ const NODES: usize = 3;
 /// A slow network, so that a seal lasts, and nodes that are away for a moment again and again.
 fn rough(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
-    let mut acts = vec![(Duration::ZERO, Act::Slow { times: 20, lasts: time })];
+    let mut acts = vec![(Duration::ZERO, Act::Slow { times: 40, lasts: time })];
     let mut again = |every: u64, mut act: Box<dyn FnMut(&mut SmallRng) -> Act>| {
         let mut now = Duration::ZERO;
         loop {
@@ -141,10 +141,10 @@ fn rough(seed: u64, time: Duration) -> Vec<Planned> {
     };
     let lasts = |random: &mut SmallRng, most| Duration::from_millis(random.random_range(1..most));
     let any = |random: &mut SmallRng| random.random_range(0..NODES);
-    again(500, Box::new(move |r| Act::Kill { at: any(r), lasts: lasts(r, 300), power: false }));
-    again(900, Box::new(move |r| Act::Pause { at: any(r), lasts: lasts(r, 1500) }));
+    again(700, Box::new(move |r| Act::Kill { at: any(r), lasts: lasts(r, 60), power: false }));
+    again(2_700, Box::new(move |r| Act::Pause { at: any(r), lasts: lasts(r, 1500) }));
     again(
-        900,
+        2_700,
         Box::new(move |r| {
             let (from, to) = (any(r), any(r));
             let ways = [(from, to), (to, from)].into_iter().take(r.random_range(1..=2));
@@ -169,7 +169,7 @@ fn rough(seed: u64, time: Duration) -> Vec<Planned> {
 fn coming(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
     let joins = (0..6).map(|number| {
-        let pick = 8 * random.random_range(0..100) + 1;
+        let pick = 8 * random.random_range(0..30) + 1;
         (Duration::from_secs(3 * number), Act::Join { pick })
     });
     let slow = (Duration::ZERO, Act::Slow { times: 20, lasts: time });
@@ -191,7 +191,7 @@ fn moving(seed: u64, time: Duration) -> Vec<Planned> {
 
 fn settings(seed: u64, schedule: Schedule, mutant: Option<Mutant>) -> Settings {
     let settings = Settings { mutant, ..Settings::default() };
-    let unrest = settings.unrest;
+    let (unrest, long) = (settings.unrest, Duration::from_secs(40));
     let directed = |modules, schedule, guests| Settings {
         nodes: Some(NODES),
         modules: Some(modules),
@@ -201,7 +201,7 @@ fn settings(seed: u64, schedule: Schedule, mutant: Option<Mutant>) -> Settings {
     };
     match schedule {
         Usual => settings,
-        Rough => directed(1, rough(seed, unrest), None),
+        Rough => Settings { unrest: long, ..directed(1, rough(seed, long), None) },
         Coming => directed(1, coming(seed, unrest), None),
         Sluggish => {
             let slow = Slow { calls: OneIn(4), ms: 3_000..=4_500 };
