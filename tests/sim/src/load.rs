@@ -80,7 +80,7 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     run.truth(|truth| truth.answered(op, told, run.world.now(), asleep));
     let took = issued.elapsed();
     // The first module's guests behave.
-    if key % run.fleet.len() == 0 && run.is_fair() && took > PROMPT {
+    if key.is_multiple_of(run.fleet.len()) && run.is_fair() && took > PROMPT {
         run.breaks(Rule::Prompt.broken(format!("#{op} of k{key} took {took:?}, and nothing is wrong")));
     }
     answer.is_ok()

@@ -86,9 +86,9 @@ const ELSEWHERE: &[(Mutant, &str, &str)] = &[
     ),
     // What is missing or there twice is refused at the end of the stream.
     (Mutant::FillTheNextStage, MASTER, "a_fault_that_fills_the_next_stage_is_seen"),
-    // A task would have to stand between two lines while an entry replaces its transfer.
+    // Whoever finds its stage gone says so, and it is filled again.
     (Mutant::StageWhatIsOver, MASTER, "a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen"),
-    // The same; and a partition is one page, so that what comes into the wrong stream is the right page.
+    // A partition is one page, so that what comes into the wrong stream is the right page.
     (Mutant::ReadForAnotherTransfer, MASTER, "a_fault_that_lets_two_drivers_share_a_stream_is_seen"),
     // A holder that starts again has no items in memory that it could stream.
     (Mutant::StreamAgainUnderAFlip, MACHINES, "nothing_is_streamed_again_once_a_flip_may_have_been_proposed"),
