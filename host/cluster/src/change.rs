@@ -85,6 +85,7 @@ impl Cluster {
                 let (base, table) = (plan.base, plan.table.clone());
                 let down = (view.state.level >= 3).then_some(down);
                 let command = Command::Change { change, base, table, down };
+                annulus_ground::point("changes: planned").await;
                 match self.decided(command, deadline).await {
                     Ok(index) => return Ok(Changed { index, plan }),
                     Err(ProposeError::Refused(Refusal::RingChanged)) if Instant::now() < deadline => {
@@ -111,6 +112,7 @@ impl Cluster {
                     return Err(Refusal::PlanChanged.into());
                 }
                 let (stage, base, table) = (plan.stage, plan.base, plan.table.clone());
+                annulus_ground::point("changes: planned").await;
                 match self.decided(Command::Commit { stage, base, table }, deadline).await {
                     Ok(index) => return Ok(Changed { index, plan }),
                     // By a flip, or by somebody: the plan made anew will tell.

@@ -132,6 +132,7 @@ impl Cluster {
     ) -> Result<bool, StepError> {
         let group = self.group();
         let view = self.view();
+        annulus_ground::point("claimant: has looked").await;
         if let Some(voters) = group.unfinished {
             self.change_membership(ChangeMembers::ReplaceAllVoters(voters)).await?;
             return Ok(true);

@@ -258,6 +258,7 @@ impl Cluster {
         };
         let token = digest_of(&request.secret);
         let command = Command::Admit { member: request.member, token, now_ms: now_ms() };
+        annulus_ground::point("admission: nothing is in the way").await;
         let deadline = Instant::now() + ADMISSION;
         let (index, node) = match self.propose(command, deadline).await {
             Ok((index, Outcome::Admitted(node))) => (index, node),

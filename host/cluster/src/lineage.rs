@@ -263,6 +263,7 @@ impl Cluster {
         if state.lineage <= old.lineage {
             return Ok(());
         }
+        annulus_ground::point("lineage: changes over").await;
         let store = RaftStore::open(&inner.database, state.lineage, &inner.beside)?;
         if part == Part::Begins {
             StateMachine::begin(&store, &state, self.me().0).await?;

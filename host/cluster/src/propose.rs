@@ -91,6 +91,7 @@ impl Cluster {
                 return Err(ProposeError::Outside);
             }
             let _turn = self.growth().enter(&command, deadline).await?;
+            annulus_ground::point("proposals: may be made").await;
             let mut failure = ProposeError::NoLeader;
             let (mut hint, mut hops) = (None, 0);
             let mut majority_seen = Instant::now();
@@ -201,6 +202,7 @@ impl Cluster {
         if !self.quorum_shows(now + patience).await {
             return ProposeReply::NoQuorum;
         }
+        annulus_ground::point("proposals: the leader takes one").await;
         match timeout_at(deadline, self.raft().client_write(command)).await {
             Ok(Ok(response)) => match response.data {
                 Some(outcome) => ProposeReply::Applied { index: response.log_id.index, outcome },

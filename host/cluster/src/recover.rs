@@ -140,6 +140,7 @@ impl Cluster {
             if basis.state.member(self.me()).is_none() {
                 return Err(RecoverError::NotMember);
             }
+            annulus_ground::point("recovery: has looked").await;
             // One that was heard of, and that nobody can give any more, is not to come back as the newer one.
             let state = basis.state.recovered(heard, annulus_ground::random(), &basis.lost);
             let lineage = state.lineage;

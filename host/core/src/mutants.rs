@@ -73,6 +73,8 @@ mutants! {
     LoseForwardWhileHeld: "R15",
     /// A page comes into the stream behind writes that it was read before.
     LatePage: "R15",
+    /// A page is short of one of its items, on both ends.
+    LoseAnItem: "R15",
     /// The driver of a transfer that was replaced reads pages for the next one, and seals.
     ReadForAnotherTransfer: "R15",
     /// A node takes modules and members in while it waits to join another cluster, which wipes them.
@@ -101,6 +103,12 @@ mutants! {
     UndeployWhatFailed: "D10",
     /// A coordinator waits for an answer beyond the deadline.
     NoDeadline: "D12",
+    /// The task of a handoff's stream waits on when the stream has ended.
+    KeepStreamTask: "D12",
+    /// What the host keeps of a vnode's items outlives the vnode.
+    KeepItems: "D7",
+    /// Components that no release names any more stay on the disk.
+    KeepComponents: "D10",
     /// A node that starts or stops lets calls fall.
     DropCallsWhileStarting: "D12",
 }

@@ -13,6 +13,7 @@ mod scope;
 
 use std::fmt;
 use std::future::Future;
+use std::panic::Location;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tokio::runtime::Handle;
@@ -25,6 +26,7 @@ pub use scope::{Scope, ScopeId, World, die};
 ///
 /// # Panics
 /// Outside of a runtime.
+#[track_caller]
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -34,6 +36,7 @@ where
 }
 
 /// The same on a runtime of choice.
+#[track_caller]
 pub fn spawn_on<F>(on: &Handle, future: F) -> JoinHandle<F::Output>
 where
     F: Future + Send + 'static,
@@ -46,16 +49,17 @@ where
 }
 
 /// Makes a future part of the present scope, for whoever begins a task by other means (a `JoinSet`).
+#[track_caller]
 pub fn scoped<F>(future: F) -> impl Future<Output = F::Output> + Send
 where
     F: Future + Send + 'static,
     F::Output: Send + 'static,
 {
-    let scope = Scope::current();
+    let (scope, from) = (Scope::current(), Location::caller());
     async move {
         match scope {
             None => future.await,
-            Some(scope) => scope.task(future).await,
+            Some(scope) => scope.task_from(future, from).await,
         }
     }
 }
@@ -124,13 +128,18 @@ where
     tokio::task::spawn_blocking(move || on.block_on(future)).await.map_err(Unfinished)
 }
 
-/// A place between a look and what follows from it, where a simulation may let others go first. Nothing
-/// else happens here.
+/// A place between a look and what follows from it, where a simulation may let others go first: a busy machine
+/// may hold a task up anywhere, and most places do not matter. Nothing else happens here, and outside of a scope
+/// it is one look at a thread-local; it has no place on the way of a request all the same, where tasks must not be held up beyond
+/// their deadlines.
 pub async fn point(name: &'static str) {
-    if let Some(scope) = Scope::current() {
-        for _ in 0..scope.world().yields(scope.id(), name) {
-            tokio::task::yield_now().await;
-        }
+    let Some(scope) = Scope::current() else { return };
+    for _ in 0..scope.world().yields(scope.id(), name) {
+        tokio::task::yield_now().await;
+    }
+    let held_up = scope.world().holds_up(scope.id(), name);
+    if !held_up.is_zero() {
+        tokio::time::sleep(held_up).await;
     }
 }
 

@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
-use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+use std::panic::{AssertUnwindSafe, Location, catch_unwind, resume_unwind};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -50,6 +50,11 @@ pub trait World: Send + Sync + 'static {
         0
     }
 
+    /// For how long it is held up there besides.
+    fn holds_up(&self, _: ScopeId, _point: &'static str) -> Duration {
+        Duration::ZERO
+    }
+
     /// Is a task polled now? Else it is after all others that are ready. Tasks of a scope count from 0.
     fn runs_now(&self, _: ScopeId, _task: u64) -> bool {
         true
@@ -82,6 +87,8 @@ struct Entry {
     task: Arc<dyn Killable>,
     /// Of the runtime's task around it.
     outer: Option<AbortHandle>,
+    /// Where it was begun.
+    from: &'static Location<'static>,
 }
 
 trait Killable: Send + Sync {
@@ -147,6 +154,7 @@ impl Scope {
     }
 
     /// Begins a task of it.
+    #[track_caller]
     pub fn spawn_on<F>(&self, on: &Handle, future: F) -> JoinHandle<F::Output>
     where
         F: Future + Send + 'static,
@@ -163,7 +171,16 @@ impl Scope {
     }
 
     /// Makes a future a task of it, to be polled by whoever has it.
+    #[track_caller]
     pub fn task<F>(&self, future: F) -> ScopedTask<F::Output>
+    where
+        F: Future + Send + 'static,
+        F::Output: Send + 'static,
+    {
+        self.task_from(future, Location::caller())
+    }
+
+    pub(crate) fn task_from<F>(&self, future: F, from: &'static Location<'static>) -> ScopedTask<F::Output>
     where
         F: Future + Send + 'static,
         F::Output: Send + 'static,
@@ -178,7 +195,7 @@ impl Scope {
         if self.is_dead() {
             task.drop_future();
         } else {
-            let entry = Entry { task: task.clone(), outer: None };
+            let entry = Entry { task: task.clone(), outer: None, from };
             self.inner.tasks.lock().insert(number, entry);
         }
         ScopedTask { task }
@@ -200,6 +217,15 @@ impl Scope {
     /// How many of its tasks have not ended.
     pub fn tasks(&self) -> usize {
         self.inner.tasks.lock().len()
+    }
+
+    /// The same by where they were begun, as `file:line`.
+    pub fn tasks_from(&self) -> BTreeMap<String, usize> {
+        let mut counts = BTreeMap::new();
+        for entry in self.inner.tasks.lock().values() {
+            *counts.entry(format!("{}:{}", entry.from.file(), entry.from.line())).or_default() += 1;
+        }
+        counts
     }
 
     /// Ends all of its tasks where they are, in the order in which they began. Their destructors run, within

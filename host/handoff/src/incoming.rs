@@ -106,6 +106,7 @@ impl Driver {
                         return;
                     }
                     let view = changes.borrow_and_update().clone();
+                    annulus_ground::point("handoff: what comes in follows the ring").await;
                     Event::Fate(self.handoff.fate(&view, self.partition, self.transfer, false))
                 }
                 Some(greeted) = streams.recv() => self.greet(greeted),
@@ -135,6 +136,7 @@ impl Driver {
         let master = &self.handoff.inner.master;
         match effect {
             Effect::Open { generation, modules, applied } => {
+                annulus_ground::point("handoff: opens a stage").await;
                 self.step(generation, Step::Open { modules, applied });
             }
             Effect::Stage { generation, seq, module, items } => {
@@ -240,6 +242,7 @@ impl Filler {
         }
         let vnode = self.handoff.inner.master.staged_vnode(self.id, module);
         let vnode = vnode.ok_or_else(|| Refused::Stage("the stage is gone, or the module is".to_owned()))?;
+        annulus_ground::point("handoff: fills a stage").await;
         let (answer, taken) = oneshot::channel();
         vnode.tell(Control::Items(items.into_iter().map(item).collect(), answer));
         let Taken { tally, rejections } = taken

@@ -93,6 +93,7 @@ impl Handoff {
         annulus_ground::spawn(async move {
             loop {
                 let view = changes.borrow_and_update().clone();
+                annulus_ground::point("handoff: begins what is pending").await;
                 this.apply_limits(&view);
                 this.clear_old_seals(&view);
                 this.send_what_is_pending(&view);
@@ -191,6 +192,7 @@ impl Handoff {
             .map_err(|error| error.to_string())?;
         self.inner.master.wait_applied(view.index()).await;
         let mine = duties::takes(&view.state.ring, view.me, begin.partition, begin.transfer);
+        annulus_ground::point("handoff: takes a stream in").await;
         let mut stream = Some(stream);
         let reason = if mine { self.take_in(&view, begin, &mut stream) } else { Some(Refused::NotPending) };
         let (Some(reason), Some(mut stream)) = (reason, stream) else { return Ok(()) };

@@ -70,6 +70,9 @@ where
             tracing::debug!(error, "a handoff's stream ended");
         }
         ended(error);
+        if mutants::on(Mutant::KeepStreamTask) {
+            std::future::pending::<()>().await;
+        }
     });
     sender
 }

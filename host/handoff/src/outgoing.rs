@@ -146,6 +146,7 @@ impl Driver {
                         return;
                     }
                     let view = changes.borrow_and_update().clone();
+                    annulus_ground::point("handoff: what is sent follows the ring").await;
                     self.follow(&view).await;
                     continue;
                 }
@@ -169,10 +170,11 @@ impl Driver {
     }
 
     /// Begins to listen to the vnodes, then to send. False if this node does not hold the
-    /// partition any more.
+    /// partition any more, or the transfer is over.
     async fn start(&mut self) -> bool {
         let view = self.handoff.inner.cluster.view();
         self.handoff.inner.master.wait_applied(view.index()).await;
+        annulus_ground::point("handoff: listens to the vnodes").await;
         let outgoing = Outgoing {
             kind: TransferKind::Ownership,
             target: self.target.clone(),
@@ -263,6 +265,7 @@ impl Driver {
                 let cancel = Command::Cancel { partition: self.task.partition, transfer: self.task.transfer };
                 let cluster = self.handoff.inner.cluster.clone();
                 annulus_ground::spawn(async move {
+                    annulus_ground::point("handoff: a broken one is given up").await;
                     while let Err(error) =
                         cluster.propose(cancel.clone(), Instant::now() + PROPOSE_LIMIT).await
                     {
@@ -283,6 +286,7 @@ impl Driver {
         }
         let (seals, partition, transfer) =
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
+        annulus_ground::point("handoff: the vnodes are silent, and no mark says so").await;
         // Syncs the disk, which must not hold up the network's threads.
         let sealed = annulus_ground::aside(async move { seals.put(partition, transfer).await }).await;
         let counts = std::mem::take(&mut self.counts);

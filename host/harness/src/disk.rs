@@ -65,6 +65,8 @@ struct State {
     /// What the life was about to do when it died.
     died: Option<String>,
     locks: Vec<PathBuf>,
+    /// Files that the present life has open.
+    open: Vec<PathBuf>,
 }
 
 /// The system's word for a disk without room.
@@ -94,6 +96,7 @@ impl MemoryDisk {
             die_at: None,
             died: None,
             locks: Vec::new(),
+            open: Vec::new(),
         };
         Self { shared: Arc::new(Mutex::new(state)) }
     }
@@ -149,6 +152,11 @@ impl MemoryDisk {
         self.shared.lock().broken = broken;
     }
 
+    /// The files that the present life has open; one more than once, if so.
+    pub fn open_files(&self) -> Vec<PathBuf> {
+        self.shared.lock().open.clone()
+    }
+
     /// How often something was changed or synced on it.
     pub fn operations(&self) -> u64 {
         self.shared.lock().operations
@@ -171,6 +179,7 @@ impl State {
         self.cut = false;
         self.die_at = None;
         self.locks.clear();
+        self.open.clear();
     }
 
     /// How long a sync takes.
@@ -257,6 +266,11 @@ impl Files for Life {
                 None => NodeId::default(),
             },
         };
+        let mut state = self.shared.lock();
+        if state.life == self.number {
+            state.open.push(path.to_owned());
+        }
+        drop(state);
         Ok(Box::new(OpenFile { life: self.clone(), path: path.to_owned(), node }))
     }
 
@@ -356,6 +370,17 @@ struct OpenFile {
     life: Life,
     path: PathBuf,
     node: NodeId,
+}
+
+impl Drop for OpenFile {
+    fn drop(&mut self) {
+        let mut state = self.life.shared.lock();
+        if state.life == self.life.number
+            && let Some(at) = state.open.iter().position(|path| *path == self.path)
+        {
+            state.open.swap_remove(at);
+        }
+    }
 }
 
 impl Handle for OpenFile {

@@ -7,6 +7,7 @@
 //! where it takes effect.
 
 mod entry;
+mod held;
 mod loader;
 mod module;
 mod observer;
@@ -14,6 +15,7 @@ mod script;
 mod scripted;
 
 pub use entry::Entry;
+pub use held::Contents;
 pub use loader::Scripts;
 pub use observer::{Fall, Observer, Outcome, Run, Write};
 pub use script::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};

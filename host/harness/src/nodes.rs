@@ -1,5 +1,6 @@
 //! Whole nodes of one simulation: processes that start, end, stand still and are killed.
 
+use std::collections::BTreeMap;
 use std::future::Future;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::path::PathBuf;
@@ -359,6 +360,21 @@ impl Nodes {
             None => false,
             Some((_, until)) => until.is_none_or(|until| until >= then),
         }
+    }
+
+    /// The life that runs or starts on a machine.
+    pub fn scope(&self, at: At) -> Option<ScopeId> {
+        self.inner.hosts.lock()[at].scope.as_ref().map(Scope::id)
+    }
+
+    /// The tasks of that life, by where they were begun.
+    pub fn tasks(&self, at: At) -> BTreeMap<String, usize> {
+        self.inner.hosts.lock()[at].scope.as_ref().map(Scope::tasks_from).unwrap_or_default()
+    }
+
+    /// Where a machine's node keeps what it has.
+    pub fn data(&self, at: At) -> PathBuf {
+        self.inner.hosts.lock()[at].config.data.clone()
     }
 
     /// How many machines there are.

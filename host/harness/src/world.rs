@@ -29,11 +29,14 @@ pub struct Settings {
     pub blocking: Duration,
     /// Most times that a task lets others go first at a point.
     pub yields: u32,
+    /// Longest that one is held up there.
+    pub held_up: Duration,
 }
 
 impl Default for Settings {
     fn default() -> Self {
-        Self { puts_off_one_in: 8, blocking: Duration::from_millis(5), yields: 3 }
+        let (blocking, held_up) = (Duration::from_millis(5), Duration::from_millis(400));
+        Self { puts_off_one_in: 8, blocking, yields: 3, held_up }
     }
 }
 
@@ -50,6 +53,8 @@ pub struct Seeded {
 
 struct State {
     scheduler: SmallRng,
+    /// What happens at points.
+    points: SmallRng,
     /// Of each scope: its random numbers.
     own: BTreeMap<ScopeId, SmallRng>,
     /// Of each scope: how far its clock is ahead of the world's, in milliseconds.
@@ -68,6 +73,7 @@ impl Seeded {
     fn new(seed: u64, settings: Settings, began: Instant) -> Self {
         let state = State {
             scheduler: stream(seed, "scheduler", 0),
+            points: stream(seed, "points", 0),
             own: BTreeMap::new(),
             ahead_ms: BTreeMap::new(),
             trace: seed,
@@ -141,7 +147,24 @@ impl World for Seeded {
     }
 
     fn yields(&self, _: ScopeId, _: &'static str) -> u32 {
-        self.state.lock().scheduler.random_range(0..=self.settings.yields)
+        self.state.lock().points.random_range(0..=self.settings.yields)
+    }
+
+    fn holds_up(&self, _: ScopeId, point: &'static str) -> Duration {
+        // Of each seed a few points are slow, so that it has the same race again and again: seldom for as long as an
+        // entry takes to be agreed on, often for as long as a message is on its way.
+        let (one_in, share) = match stream(self.seed, point, 0).random_range(0..24) {
+            0 => (2, 20),
+            1 => (4, 4),
+            2 => (16, 1),
+            _ => return Duration::ZERO,
+        };
+        let longest = u64::try_from(self.settings.held_up.as_micros()).unwrap_or(u64::MAX) / share;
+        let mut state = self.state.lock();
+        if state.points.random_range(0..one_in) > 0 {
+            return Duration::ZERO;
+        }
+        Duration::from_micros(state.points.random_range(0..=longest))
     }
 
     fn runs_now(&self, scope: ScopeId, task: u64) -> bool {

@@ -245,6 +245,7 @@ impl Modules {
         command: Command,
         tell: &impl Fn(Progress),
     ) -> Result<(ModuleUid, u64), ProposeError> {
+        annulus_ground::point("modules: a release is ready everywhere").await;
         let deadline = Instant::now() + PROPOSE_LIMIT;
         let (index, outcome) = self.inner.cluster.propose(command, deadline).await?;
         let _ = self.inner.cluster.wait_applied(index, deadline).await;

@@ -137,6 +137,7 @@ impl Modules {
         let (name, version) = (module.name.as_str().into(), module.current.version);
         let behaviour = Behaviour::of(name, version, prepared, module.config.clone()).writing(format);
         let behaviour = Arc::new(behaviour);
+        annulus_ground::point("modules: a release is ready here").await;
         // New vnodes run the new release from here on; those that run are swapped one by one,
         // each between two of its commands.
         self.inner.behaviours.rcu(|known| {
@@ -145,6 +146,7 @@ impl Modules {
             next
         });
         let Some(master) = self.inner.master.get().and_then(WeakMaster::upgrade) else { return Ok(()) };
+        annulus_ground::point("modules: swaps").await;
         let reports = master.swap(module.uid, &behaviour).await;
         let failed = reports.iter().find_map(|(partition, report)| {
             report.as_ref().err().map(|reason| format!("partition {}: {reason}", partition.0))

@@ -10,6 +10,7 @@ use std::collections::{HashMap, HashSet};
 use std::time::Duration;
 
 use annulus_core::ids::Digest;
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::ClusterState;
 use tokio::time::{Instant, sleep_until};
 
@@ -122,8 +123,12 @@ impl Modules {
 
     async fn sweep(&self, named: &HashSet<Digest>) {
         let held = self.inner.holds.lock().held(named, Instant::now());
+        if mutants::on(Mutant::KeepComponents) {
+            return;
+        }
         let keep: HashSet<Digest> = named.union(&held).copied().collect();
         let (artefacts, loader) = (self.inner.artefacts.clone(), self.inner.loader.clone());
+        annulus_ground::point("modules: tidies").await;
         let sweep = move || {
             artefacts.retain(&|digest| keep.contains(digest));
             loader.retain_compiled(&|digest| keep.contains(digest));

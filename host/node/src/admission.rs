@@ -130,6 +130,7 @@ impl Joiner {
         };
         let parsed: Token = token.parse()?;
         let hold = self.hold(member, &parsed, discard, deadline).await?;
+        annulus_ground::point("join: asks").await;
         data.write_join_intent(&JoinIntent::Asking {
             address: member.to_string(),
             token: token.to_owned(),
@@ -137,6 +138,7 @@ impl Joiner {
             discard,
         })?;
         let asked = ask_to_join(&self.inner.net, member, &parsed, &self.candidate(stage), deadline).await;
+        annulus_ground::point("join: was answered").await;
         match asked {
             Ok(admitted) => self.accept(admitted, hold),
             Err(error) => {
@@ -205,6 +207,7 @@ impl Joiner {
         let hold = self.hold(member, token, wish.discard, deadline).await?;
         let admitted =
             ask_to_join(&self.inner.net, member, token, &self.candidate(wish.stage), deadline).await?;
+        annulus_ground::point("join: was answered").await;
         self.accept(admitted, hold).map(drop)
     }
 

@@ -98,6 +98,7 @@ impl Services {
         annulus_ground::spawn_on(network, async move {
             while changes.changed().await.is_ok() {
                 let view = changes.borrow_and_update().clone();
+                annulus_ground::point("node: the vnodes follow the ring").await;
                 apply(&follower, &log, &view);
             }
         });

@@ -272,6 +272,9 @@ impl Actor {
                 tracing::warn!(module = %self.behaviour.name, partition = self.partition.id, %error, "a vnode did not end in order");
             }
         }
+        if mutants::on(Mutant::KeepItems) {
+            std::mem::forget(self.items.clone());
+        }
         let _ = done.send(());
     }
 

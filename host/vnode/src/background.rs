@@ -189,7 +189,12 @@ impl Actor {
         }
         let page = match self.guest().await {
             Ok(guest) => match guest.fold(after.as_deref(), PAGE).await {
-                Ok(page) => Ok(page),
+                Ok(mut page) => {
+                    if mutants::on(Mutant::LoseAnItem) {
+                        page.items.pop();
+                    }
+                    Ok(page)
+                }
                 Err(error) => Err(self.failed(error, None).message),
             },
             Err(error) => Err(error.message),

@@ -34,6 +34,9 @@ impl Observer for Eyes {
         let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
         self.0.serves(at, partition);
         let (era, now) = (self.0.era(at, &ran.at.module, ran.release), self.0.world.now());
+        if !ran.writes.is_empty() {
+            self.0.writes(&ran.at.module, ran.release, ran.at.write_format);
+        }
         if matches!(ran.outcome, Outcome::Doomed) && ran.writes.is_empty() {
             return;
         }
@@ -46,9 +49,11 @@ impl Observer for Eyes {
 
     fn fell(&self, fall: &Fall<'_>) {
         self.0.seen(|seen| seen.falls += 1);
-        let (Some(at), Keeps::Guest) = (self.at(), fall.keeps) else { return };
+        let Some(at) = self.at() else { return };
         let Ok(partition) = u16::try_from(fall.at.partition.id).map(PartitionId) else { return };
-        if self.0.may_hold(at, partition) {
+        let now = self.0.world.now();
+        self.0.moves(|moves| moves.fell(at, partition, &fall.at.module, now));
+        if fall.keeps == Keeps::Guest && self.0.may_hold(at, partition) {
             self.0.loosen(partition, Some(&fall.at.module));
         }
     }
@@ -69,6 +74,8 @@ impl Attendant for Eyes {
     }
 
     fn is_over(&self, at: At) {
+        let now = self.0.world.now();
+        self.0.moves(|moves| moves.over(at, now));
         self.0.loses_memory(at);
     }
 }

@@ -83,6 +83,11 @@ fn wild(random: &mut SmallRng) -> Script {
 }
 
 impl Plan {
+    /// From now on this goes wrong in its guests.
+    pub fn are_like(&mut self, guests: &Script) {
+        self.wild = Some(guests.clone());
+    }
+
     /// What a release is like. The formats that it reads and writes go by its number.
     pub fn script(&self, release: u32) -> Script {
         let (reads, writes) = self.formats[release as usize % self.formats.len()].clone();

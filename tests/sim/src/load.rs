@@ -18,7 +18,12 @@ use tokio::time::{Instant, sleep};
 
 use crate::oracle::coverage;
 use crate::oracle::truth::{Op, Want, late, name};
+use crate::rule::Rule;
 use crate::run::Run;
+
+/// A guest that behaves answers so soon where nothing is wrong: beside what a seal lasts, tasks may be held up now
+/// and then.
+const PROMPT: Duration = Duration::from_secs(2);
 
 /// Asks again and again until the run calms down.
 pub async fn client(run: Arc<Run>, key: usize) {
@@ -73,6 +78,11 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
         ));
     }
     run.truth(|truth| truth.answered(op, told, run.world.now(), asleep));
+    let took = issued.elapsed();
+    // The first module's guests behave.
+    if key.is_multiple_of(run.fleet.len()) && run.is_fair() && took > PROMPT {
+        run.breaks(Rule::Prompt.broken(format!("#{op} of k{key} took {took:?}, and nothing is wrong")));
+    }
     answer.is_ok()
 }
 

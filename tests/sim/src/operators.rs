@@ -23,6 +23,9 @@ const PATIENCE: Duration = Duration::from_secs(20);
 /// How long an operator goes on to try something that has to be.
 const INSISTS: Duration = Duration::from_secs(60);
 
+/// No more machines are added than that because nobody else stays.
+const MOST: usize = 12;
+
 /// Has a node do something. None if it did not, which is noted.
 async fn does<T, E, F>(
     run: &Arc<Run>,
@@ -261,9 +264,20 @@ pub async fn do_without(run: &Arc<Run>) {
                     break;
                 }
             }
+            if run.nodes().count() < MOST && nobody_stays(run) {
+                // The last member that does not leave is none that goes: somebody has to come first.
+                join_one_more(run, 7).await;
+            }
             sleep(Duration::from_secs(1)).await;
         }
     }
+}
+
+/// Are those that have not lost their machines about to leave?
+fn nobody_stays(run: &Run) -> bool {
+    let lost = lost(run);
+    let leaves = |member: &Member| member.status == MemberStatus::Leaving || lost.contains(&member.id);
+    run.newest().is_some_and(|state| state.live_members().all(leaves))
 }
 
 /// Recovers the cluster by a survivor, if it needs that.

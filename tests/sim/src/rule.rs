@@ -15,6 +15,12 @@ pub enum Rule {
     Resurrected,
     /// A write happens once (R10).
     Twice,
+    /// What is handed off is what was there (R7, R15).
+    Carried,
+    /// What is written the release before can read (R22).
+    ReadBefore,
+    /// Where nothing is wrong, a guest that is slow holds up nobody else (DESIGN.md D6).
+    Prompt,
     /// An error says what became of the state (R10).
     AnswerTells,
     /// A command that goes everywhere has every key once, or says what is missing (R17).
@@ -47,6 +53,9 @@ impl fmt::Display for Rule {
             Self::LostWrite => "no acknowledged write is lost",
             Self::Resurrected => "no deleted item returns (R12)",
             Self::Twice => "a write happens once (R10)",
+            Self::Carried => "what is handed off is what was there (R7, R15)",
+            Self::ReadBefore => "the release before can read what is written (R22)",
+            Self::Prompt => "a slow guest holds up nobody else (D6)",
             Self::AnswerTells => "an answer says what became of the state (R10)",
             Self::Coverage => {
                 "a command that goes everywhere has every key once, or says what is missing (R17)"

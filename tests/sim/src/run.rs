@@ -9,7 +9,7 @@ use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::ClusterState;
 use annulus_core::version::Speaks;
-use annulus_harness::guest::Scripts;
+use annulus_harness::guest::{Contents, Script, Scripts};
 use annulus_harness::{At, Changeable, Nodes, Seeded, Simulation};
 use annulus_transport::memory::Network;
 use annulus_vnode::Loader;
@@ -25,6 +25,8 @@ use crate::eyes::Eyes;
 use crate::fleet::{self, Plan};
 use crate::load;
 use crate::operators;
+use crate::oracle::counts::{self, Moves};
+use crate::oracle::formats::Formats;
 use crate::oracle::ledger::Ledger;
 use crate::oracle::truth::{Counts, Truth};
 use crate::rest;
@@ -46,6 +48,9 @@ pub struct Settings {
     pub modules: Option<usize>,
     /// What happens; by the seed where none.
     pub schedule: Option<Vec<Planned>>,
+    /// What goes wrong in the guests of all modules but the first; by the seed where none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub guests: Option<Script>,
     /// A fault that is put back on purpose.
     pub mutant: Option<Mutant>,
 }
@@ -53,7 +58,7 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         let unrest = Duration::from_secs(20);
-        Self { keys: 18, unrest, nodes: None, modules: None, schedule: None, mutant: None }
+        Self { keys: 18, unrest, nodes: None, modules: None, schedule: None, guests: None, mutant: None }
     }
 }
 
@@ -100,6 +105,8 @@ pub struct Run {
 struct State {
     truth: Truth,
     ledger: Ledger,
+    moves: Moves,
+    formats: Formats,
     seen: Seen,
     broken: Option<Broken>,
     lines: Vec<String>,
@@ -132,6 +139,8 @@ impl Run {
         let state = State {
             truth: Truth::new(&names, size, settings.keys),
             ledger: Ledger::default(),
+            moves: Moves::default(),
+            formats: Formats::default(),
             seen: Seen::default(),
             broken: None,
             lines: Vec::new(),
@@ -174,6 +183,33 @@ impl Run {
         self.scripts.get().map_or(0, |scripts| scripts.instances())
     }
 
+    /// How many vnodes have their items in the host's storage.
+    pub fn stores(&self) -> usize {
+        self.scripts.get().map_or(0, |scripts| scripts.stores())
+    }
+
+    /// What the guests of a module in a partition have on a node.
+    pub fn contents(&self, at: At, partition: PartitionId, module: &str) -> Vec<Contents> {
+        let (life, scripts) = (self.nodes().scope(at), self.scripts.get());
+        let contents = life.zip(scripts);
+        contents
+            .map_or_else(Vec::new, |(life, scripts)| scripts.contents(life, module, u32::from(partition.0)))
+    }
+
+    /// Does something with what has happened to what moves.
+    pub fn moves<T>(&self, act: impl FnOnce(&mut Moves) -> T) -> T {
+        act(&mut self.state.lock().moves)
+    }
+
+    /// A guest of a release of a module writes in a format: may it?
+    pub fn writes(&self, name: &str, release: u32, format: u32) {
+        let mut state = self.state.lock();
+        let made = state.made.iter().find(|(_, made)| made.0 == name && made.1 == release);
+        if let Some(Err(broken)) = made.map(|(digest, _)| state.formats.writes(digest, format)) {
+            state.breaks(broken);
+        }
+    }
+
     /// Does something with the truth; a rule that it breaks ends the run.
     pub fn truth<T: Default>(&self, act: impl FnOnce(&mut Truth) -> Result<T, Broken>) -> T {
         let mut state = self.state.lock();
@@ -201,8 +237,11 @@ impl Run {
         let now = self.world.now();
         let mut inner = self.state.lock();
         inner.notes_eras(state);
+        inner.moves.shows(state, now);
+        let mut flips = Vec::new();
         match inner.ledger.shows(name, state) {
             Ok(news) => {
+                flips.clone_from(&news.flips);
                 for module in state.modules.values() {
                     if let Some(place) = inner.truth.place(&module.name)
                         && news.newest
@@ -223,9 +262,14 @@ impl Run {
                 if news.recovered {
                     inner.seen.recoveries += 1;
                     inner.truth.shake();
+                    inner.moves.recovered();
                 }
             }
             Err(broken) => inner.breaks(broken),
+        }
+        drop(inner);
+        for broken in flips.iter().filter_map(|flip| counts::check(self, flip, state).err()) {
+            self.breaks(broken);
         }
     }
 
@@ -239,6 +283,11 @@ impl Run {
         if let Err(broken) = state.ledger.serves(node, partition) {
             state.breaks(broken);
         }
+    }
+
+    /// Does nothing happen but what operators do on a good day?
+    pub fn is_fair(&self) -> bool {
+        self.settings.schedule.as_ref().is_some_and(|acts| acts.iter().all(|(_, act)| act.is_fair()))
     }
 
     /// Does a node hold a partition, by the newest state or by its own?
@@ -386,6 +435,7 @@ impl Run {
 
 impl State {
     fn notes_eras(&mut self, state: &ClusterState) {
+        self.formats.shows(state);
         for module in state.modules.values() {
             for release in module.releases() {
                 self.eras.insert(release.digest, module.uid.0);
@@ -411,7 +461,10 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let mut random = world.stream("shape");
     let nodes = settings.nodes.unwrap_or_else(|| random.random_range(2..=4));
     let size = RingSize::try_from(8 << random.random_range(0..=1)).expect("a ring size");
-    let fleet = fleet::draw(&mut world.stream("fleet"), settings.modules);
+    let mut fleet = fleet::draw(&mut world.stream("fleet"), settings.modules);
+    if let Some(guests) = &settings.guests {
+        fleet.iter_mut().skip(1).for_each(|plan| plan.are_like(guests));
+    }
     // Some nodes are of the build before, until they are upgraded.
     let older = if random.random_bool(0.15) { random.random_range(1..=nodes) } else { 0 };
     let schedule = settings.schedule.clone().unwrap_or_else(|| {

@@ -61,6 +61,13 @@ pub enum Act {
     Upgrade { at: At, lasts: Duration },
 }
 
+impl Act {
+    /// Is it something that holds up nobody?
+    pub fn is_fair(&self) -> bool {
+        matches!(self, Self::Join { .. } | Self::Leave { .. })
+    }
+}
+
 impl fmt::Display for Act {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Debug::fmt(self, f)

@@ -34,6 +34,7 @@ impl Driver {
             }
             Effect::ReadPage { attempt, module, after } => {
                 self.waiting.page = Some(WantedPage { attempt, module, after });
+                annulus_ground::point("handoff: reads a page").await;
                 self.read_if_allowed();
             }
             Effect::Seal => {
@@ -66,6 +67,7 @@ impl Driver {
                 }
                 // A crash in between must find a ring that says so, or the seal.
                 inner.cluster.keep_view();
+                annulus_ground::point("handoff: is over, and its mark is there").await;
                 inner.seals.remove(partition, transfer);
             }
         }
@@ -116,6 +118,7 @@ impl Driver {
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let assumes = mutants::on(Mutant::AssumeNotFlipped).then(|| self.handoff.inner.clone());
         annulus_ground::spawn(async move {
+            annulus_ground::point("handoff: proposes").await;
             let proposed = cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
             if let (Some(inner), Err(ProposeError::Unknown)) = (assumes, &proposed) {
                 inner.master.unseal(partition, transfer);

@@ -124,6 +124,7 @@ impl Driver {
             Turn::Ready => {
                 let round = self.seal.round + 1;
                 let heard = cluster.heard_from_leader_within(LEADER_WITHIN);
+                annulus_ground::point("handoff: seals").await;
                 let told = if heard { master.seal(partition, transfer, round) } else { None };
                 let Some(vnodes) = told else {
                     self.progress.fail(if heard {

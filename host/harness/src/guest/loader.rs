@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use annulus_core::ids::Digest;
+use annulus_ground::ScopeId;
 use annulus_vnode::{Loader, Loading, Prepared};
 use annulus_wasm::{InvalidComponent, LimitedBy, Limits, RoomLimit};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
 
+use super::held::Shelf;
 use super::module::{Module, Room};
-use super::{Observer, Script};
+use super::{Contents, Observer, Script};
 
 /// A node's loader in a simulation. Clones share their room.
 #[derive(Clone)]
@@ -17,13 +19,14 @@ pub struct Scripts {
     engine: Option<Arc<dyn Loader>>,
     observer: Arc<dyn Observer>,
     room: Arc<Room>,
+    shelf: Arc<Shelf>,
 }
 
 impl Scripts {
     /// One that knows scripts alone and has room for any number of instances.
     pub fn new(observer: Arc<dyn Observer>) -> Self {
         let room = RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing };
-        Self { engine: None, observer, room: Arc::new(Room::new(room)) }
+        Self { engine: None, observer, room: Arc::new(Room::new(room)), shelf: Arc::default() }
     }
 
     /// What is no script goes to this one.
@@ -36,6 +39,16 @@ impl Scripts {
     #[must_use]
     pub fn with_room(self, limit: RoomLimit) -> Self {
         Self { room: Arc::new(Room::new(limit)), ..self }
+    }
+
+    /// What the scripted guests of a module in a partition have, in one life of a node.
+    pub fn contents(&self, life: ScopeId, module: &str, partition: u32) -> Vec<Contents> {
+        self.shelf.contents(life, module, partition)
+    }
+
+    /// How many vnodes that have had a scripted guest have their host storage.
+    pub fn stores(&self) -> usize {
+        self.shelf.stores()
     }
 }
 
@@ -59,7 +72,8 @@ impl Loader for Scripts {
                 ));
             }
             let description = Arc::new(script.description());
-            let module = Module::new(Arc::new(script), self.observer.clone(), self.room.clone());
+            let module =
+                Module::new(Arc::new(script), self.observer.clone(), self.room.clone(), self.shelf.clone());
             Ok(Prepared::native(digest, description, Arc::new(module), limits))
         })
     }

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use annulus_vnode::{Call, NativeGuest, NativeModule, NativePlace};
 use annulus_wasm::{GuestError, RoomLimit};
 
+use super::held::Shelf;
 use super::scripted::Scripted;
 use super::{Observer, Script};
 
@@ -14,11 +15,17 @@ pub(super) struct Module {
     script: Arc<Script>,
     observer: Arc<dyn Observer>,
     room: Arc<Room>,
+    shelf: Arc<Shelf>,
 }
 
 impl Module {
-    pub(super) fn new(script: Arc<Script>, observer: Arc<dyn Observer>, room: Arc<Room>) -> Self {
-        Self { script, observer, room }
+    pub(super) fn new(
+        script: Arc<Script>,
+        observer: Arc<dyn Observer>,
+        room: Arc<Room>,
+        shelf: Arc<Shelf>,
+    ) -> Self {
+        Self { script, observer, room, shelf }
     }
 }
 
@@ -26,7 +33,9 @@ impl NativeModule for Module {
     fn start<'a>(&'a self, place: NativePlace<'a>) -> Call<'a, Box<dyn NativeGuest>> {
         Call::later(async move {
             let seat = self.room.take()?;
-            let guest = Scripted::start(self.script.clone(), self.observer.clone(), place, seat).await?;
+            let held = self.shelf.add(&place.vnode, self.script.keeps, &place.items);
+            let guest =
+                Scripted::start(self.script.clone(), self.observer.clone(), place, seat, held).await?;
             Ok(Box::new(guest) as Box<dyn NativeGuest>)
         })
     }

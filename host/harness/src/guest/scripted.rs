@@ -3,7 +3,6 @@
 mod commands;
 mod items;
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -15,8 +14,9 @@ use annulus_wasm::{
 };
 use parking_lot::RwLock;
 
+use super::held::Held;
 use super::module::Seat;
-use super::{Entry, Fall, Keeps, Observer, OneIn, Script};
+use super::{Fall, Keeps, Observer, OneIn, Script};
 
 /// Bytes that an item takes beside its key and value.
 const OVERHEAD: usize = 64;
@@ -30,7 +30,7 @@ pub(super) struct Scripted {
     items: Arc<RwLock<dyn Storage>>,
     limits: Limits,
     /// The items that it keeps itself.
-    kept: BTreeMap<Vec<u8>, Entry>,
+    held: Arc<Held>,
     bytes: usize,
     /// The most that they ever took: WebAssembly gives no memory back.
     most: usize,
@@ -72,10 +72,11 @@ impl Scripted {
         observer: Arc<dyn Observer>,
         place: NativePlace<'_>,
         seat: Seat,
+        held: Arc<Held>,
     ) -> Result<Self, GuestError> {
         let NativePlace { vnode: at, items, limits, .. } = place;
-        let (kept, _seat) = (BTreeMap::new(), seat);
-        let mut guest = Self { script, observer, at, items, limits, kept, bytes: 0, most: 0, dots: 0, _seat };
+        let _seat = seat;
+        let mut guest = Self { script, observer, at, items, limits, held, bytes: 0, most: 0, dots: 0, _seat };
         let traps = guest.script.traps.init;
         guest
             .call("init", traps, async |guest| {
@@ -169,13 +170,14 @@ impl NativeGuest for Scripted {
     }
 
     fn count(&mut self) -> Call<'_, u64> {
-        Call::done(self.kept.len() as u64)
+        Call::done(self.held.kept.lock().len() as u64)
     }
 
     fn items_of<'a>(&'a mut self, key: &'a [u8]) -> Call<'a, Vec<Item>> {
         let traps = self.script.traps.fold;
         Call::later(self.call("encode-handoff-items", traps, async move |guest| {
-            Ok(guest.kept.get(key).map(|entry| guest.item(key, entry)).into_iter().collect())
+            let kept = guest.held.kept.lock();
+            Ok(kept.get(key).map(|entry| guest.item(key, entry)).into_iter().collect())
         }))
     }
 
@@ -202,7 +204,7 @@ impl NativeGuest for Scripted {
     }
 
     fn delete(&mut self) -> Call<'_, ()> {
-        self.kept.clear();
+        self.held.kept.lock().clear();
         self.bytes = 0;
         Call::done(())
     }

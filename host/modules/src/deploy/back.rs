@@ -83,6 +83,7 @@ impl Modules {
             let view = self.inner.cluster.view();
             let base = view.module(name).and_then(|module| self.named(module));
             let command = Command::Undeploy { name: name.to_owned(), base };
+            annulus_ground::point("modules: undeploys").await;
             let (index, _) = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await?;
             // The next request of this node must not see the module any more.
             let _ = self.inner.cluster.wait_applied(index, Instant::now() + PROPOSE_LIMIT).await;
@@ -108,6 +109,7 @@ impl Modules {
             return Err(format!("it cannot be rolled back: {why}; deploy a release that runs"));
         }
         let command = Command::Rollback { name: name.to_owned(), base: self.named(module), to: None };
+        annulus_ground::point("modules: takes back").await;
         let undone = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
         undone.map(drop).map_err(|error| format!("it was not rolled back: {error}"))
     }

@@ -11,7 +11,7 @@ use annulus_core::request::RequestError;
 use tokio::sync::oneshot;
 
 use super::super::mailbox::{Control, Count, Outgoing, VnodeHandle};
-use super::super::slot::{StageId, Staging};
+use super::super::slot::{Slot, StageId, Staging};
 use super::{Master, end_all};
 
 /// What becomes of a page that a handoff wants.
@@ -38,9 +38,11 @@ pub enum IncompleteStage {
 
 impl Master {
     /// From now on what the partition's vnodes write is told to `outgoing` too, whenever they
-    /// start. False if this node does not hold the partition.
+    /// start. False if this node does not hold the partition, or the log has ended the transfer: its driver, which
+    /// may not have heard so yet, must not take the vnodes' stream from that of the transfer which replaced it.
     pub fn begin_outgoing(&self, partition: PartitionId, transfer: TransferId, outgoing: Outgoing) -> bool {
-        let Some(mut slot) = self.slot(partition).filter(|slot| slot.held) else { return false };
+        let may = |slot: &Slot| slot.held && !slot.is_over(transfer);
+        let Some(mut slot) = self.slot(partition).filter(|slot| may(slot)) else { return false };
         for vnode in slot.vnodes.values() {
             vnode.tell(Control::StartOutgoing(outgoing.clone()));
         }
@@ -145,7 +147,8 @@ impl Master {
     pub fn stage(&self, stage: StageId) {
         let StageId { partition, transfer, generation } = stage;
         // The task of a transfer that was replaced must not take the stage from the one that replaced it.
-        if let Some(mut slot) = self.slot(partition).filter(|slot| !slot.is_over(transfer)) {
+        let may = |slot: &Slot| !slot.is_over(transfer) || mutants::on(Mutant::StageWhatIsOver);
+        if let Some(mut slot) = self.slot(partition).filter(|slot| may(slot)) {
             let mut old = slot.staging.take().map(|staging| staging.vnodes).unwrap_or_default();
             let vnodes =
                 if mutants::on(Mutant::KeepStage) { std::mem::take(&mut old) } else { BTreeMap::new() };

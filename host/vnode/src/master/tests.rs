@@ -288,6 +288,22 @@ fn a_fault_that_lets_two_drivers_share_a_stream_is_seen() {
     });
 }
 
+#[tokio::test]
+async fn the_driver_of_a_transfer_that_is_over_does_not_take_the_stream_of_the_next() {
+    let master = master();
+    get(&master).await.unwrap();
+    let mut ring = ring();
+    let target = vec![NodeId(2)];
+    ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(31), target });
+    master.apply(&ring, &[MODULE], 31, Lineage::default());
+    let ((next, mut events), (late, _late_events)) = (outgoing(), outgoing());
+    assert!(master.begin_outgoing(HERE, TransferId(31), next));
+    assert!(!master.begin_outgoing(HERE, TransferId(30), late));
+    assert_eq!(master.read_page(HERE, TransferId(31), MODULE, 1, None), Reading::Coming);
+    let page = timeout(Duration::from_secs(60), events.recv()).await.unwrap().unwrap();
+    assert!(matches!(page, StreamEvent::Page { attempt: 1, .. }), "it comes into the stream that asked");
+}
+
 #[test]
 fn a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen() {
     shows(Mutant::StageWhatIsOver, async || {

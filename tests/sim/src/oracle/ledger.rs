@@ -9,6 +9,7 @@ use annulus_core::keyspace::PartitionId;
 use annulus_core::state::{ClusterState, Lineage, Member};
 use sha2::{Digest as _, Sha256};
 
+use super::counts::{self, Flip};
 use crate::rule::{Broken, Rule};
 
 /// What nodes have shown.
@@ -27,6 +28,8 @@ pub struct News {
     pub newest: bool,
     /// Partitions whose holder changed.
     pub moved: u64,
+    /// What was moved, and is to have arrived whole.
+    pub flips: Vec<Flip>,
     /// Partitions whose only copy may be gone with a node that was removed.
     pub lost: Vec<PartitionId>,
     /// Modules that are there no more.
@@ -48,12 +51,15 @@ impl News {
         let told = after.losses.iter().filter(|(_, loss)| {
             loss.index > before.applied && !after.members.get(&loss.node).is_some_and(Member::is_live)
         });
-        let lost = lost.into_iter().chain(told.map(|(id, _)| *id)).collect();
+        let lost: Vec<PartitionId> = lost.into_iter().chain(told.map(|(id, _)| *id)).collect();
+        let recovered = before.lineage != after.lineage;
+        let mut flips = if recovered { Vec::new() } else { counts::flips(before, after) };
+        flips.retain(|flip| !lost.contains(&flip.partition));
         let moved =
             after.ring.iter().filter(|(id, _)| before.ring.owner(*id) != after.ring.owner(*id)).count();
         let ended = before.modules.iter().filter(|(uid, _)| !after.modules.contains_key(uid));
         let ended = ended.map(|(_, module)| module.name.clone()).collect();
-        Self { ended, newest: true, moved: moved as u64, lost, recovered: before.lineage != after.lineage }
+        Self { ended, newest: true, moved: moved as u64, flips, lost, recovered }
     }
 }
 

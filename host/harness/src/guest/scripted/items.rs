@@ -25,7 +25,7 @@ impl Scripted {
     /// What stands under a key, tombstones too.
     pub(super) fn entry(&self, key: &[u8]) -> Result<Option<Entry>, GuestError> {
         if self.keeps() {
-            return Ok(self.kept.get(key).cloned());
+            return Ok(self.held.kept.lock().get(key).cloned());
         }
         let stored = self.items.read().get(&(key.to_vec(), Vec::new()));
         stored.map(|stored| self.read(&stored.value)).transpose()
@@ -39,7 +39,8 @@ impl Scripted {
     ) -> Result<Vec<(Vec<u8>, Entry)>, GuestError> {
         let from = after.map_or(Bound::Unbounded, |key| Bound::Excluded(key.to_vec()));
         if self.keeps() {
-            let kept = self.kept.range((from, Bound::Unbounded));
+            let kept = self.held.kept.lock();
+            let kept = kept.range((from, Bound::Unbounded));
             return Ok(kept.take(most).map(|(key, entry)| (key.clone(), entry.clone())).collect());
         }
         let items = self.items.read();
@@ -62,7 +63,8 @@ impl Scripted {
     pub(super) fn keep(&mut self, key: &[u8], entry: Entry) -> Result<(), GuestError> {
         let size = |entry: &Entry| key.len() + entry.size() + OVERHEAD;
         self.bytes += size(&entry);
-        if let Some(before) = self.kept.insert(key.to_vec(), entry) {
+        let before = self.held.kept.lock().insert(key.to_vec(), entry);
+        if let Some(before) = before {
             self.bytes -= size(&before);
         }
         self.most = self.most.max(self.bytes);
@@ -95,7 +97,7 @@ impl Scripted {
         }
         let mut page = Page { items: Vec::new(), next: None };
         let mut bytes = 0;
-        for (key, entry) in self.kept.range((from, Bound::Unbounded)) {
+        for (key, entry) in self.held.kept.lock().range((from, Bound::Unbounded)) {
             let item = self.item(key, entry);
             bytes += item.key.len() + item.value.len();
             let full = page.items.len() >= limit.items as usize || bytes > limit.bytes as usize;
@@ -115,7 +117,9 @@ impl Scripted {
         for (index, item) in items.iter().enumerate() {
             match self.accepted(&item.value) {
                 Ok(entry) => {
-                    if self.kept.get(&item.key).is_none_or(|kept| entry.is_newer_than(kept)) {
+                    let newer =
+                        self.held.kept.lock().get(&item.key).is_none_or(|kept| entry.is_newer_than(kept));
+                    if newer {
                         self.keep(&item.key, entry)?;
                     }
                 }
@@ -146,14 +150,15 @@ impl Scripted {
 
     /// Drops the tombstones that are still exactly these.
     pub(super) fn let_go_of(&mut self, tombstones: &[Item]) {
+        let mut all = self.held.kept.lock();
         for tombstone in tombstones {
             let told = Entry::decode(&tombstone.value, &self.script.reads).ok();
-            if let Some(kept) = self.kept.get(&tombstone.key)
+            if let Some(kept) = all.get(&tombstone.key)
                 && kept.deleted
                 && told.as_ref() == Some(kept)
             {
                 self.bytes -= tombstone.key.len() + kept.size() + OVERHEAD;
-                self.kept.remove(&tombstone.key);
+                all.remove(&tombstone.key);
             }
         }
     }

@@ -1,0 +1,78 @@
+//! What running guests have, for whoever compares one with another.
+
+use std::collections::BTreeMap;
+use std::ops::Bound;
+use std::sync::{Arc, Weak};
+
+use annulus_ground::{Scope, ScopeId};
+use annulus_storage::Storage;
+use annulus_wasm::VnodePlace;
+use parking_lot::{Mutex, RwLock};
+
+use super::{Entry, Keeps};
+
+/// Items by their keys.
+pub type Contents = BTreeMap<Vec<u8>, Entry>;
+
+/// One guest's items, wherever they are.
+pub(super) struct Held {
+    life: ScopeId,
+    at: VnodePlace,
+    keeps: Keeps,
+    /// Those that the guest keeps.
+    pub(super) kept: Mutex<Contents>,
+    stored: Arc<RwLock<dyn Storage>>,
+}
+
+impl Held {
+    fn contents(&self) -> Contents {
+        if self.keeps == Keeps::Guest {
+            return self.kept.lock().clone();
+        }
+        let stored = self.stored.read();
+        let all = stored.range(Bound::Unbounded, Bound::Unbounded);
+        all.filter_map(|((key, _), item)| Some((key, Entry::decode(&item.value, &[1, 2]).ok()?))).collect()
+    }
+}
+
+/// All guests of a simulation.
+#[derive(Default)]
+pub(super) struct Shelf {
+    guests: Mutex<Vec<Weak<Held>>>,
+    stores: Mutex<Vec<Weak<RwLock<dyn Storage>>>>,
+}
+
+impl Shelf {
+    /// A guest starts.
+    pub(super) fn add(&self, at: &VnodePlace, keeps: Keeps, stored: &Arc<RwLock<dyn Storage>>) -> Arc<Held> {
+        let life = Scope::current().map_or_else(ScopeId::default, |scope| scope.id());
+        let (at, kept, stored) = (at.clone(), Mutex::default(), stored.clone());
+        let mut stores = self.stores.lock();
+        stores.retain(|store| store.strong_count() > 0);
+        let same =
+            |store: &Weak<RwLock<dyn Storage>>| std::ptr::addr_eq(store.as_ptr(), Arc::as_ptr(&stored));
+        if !stores.iter().any(same) {
+            stores.push(Arc::downgrade(&stored));
+        }
+        let held = Arc::new(Held { life, at, keeps, kept, stored });
+        let mut guests = self.guests.lock();
+        guests.retain(|guest| guest.strong_count() > 0);
+        guests.push(Arc::downgrade(&held));
+        held
+    }
+
+    /// How many vnodes' items there are in host storage, of vnodes that have had a guest.
+    pub(super) fn stores(&self) -> usize {
+        self.stores.lock().iter().filter(|store| store.strong_count() > 0).count()
+    }
+
+    /// What the guests of a module in a partition have, in one life: several where one is about to follow
+    /// another.
+    pub(super) fn contents(&self, life: ScopeId, module: &str, partition: u32) -> Vec<Contents> {
+        let guests: Vec<Arc<Held>> = self.guests.lock().iter().filter_map(Weak::upgrade).collect();
+        let of = |held: &&Arc<Held>| {
+            held.life == life && *held.at.module == *module && held.at.partition.id == partition
+        };
+        guests.iter().filter(of).map(|held| held.contents()).collect()
+    }
+}
