@@ -53,7 +53,8 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     let issued = Instant::now();
     let op = run.truth(|truth| Ok(truth.issue(key, want, run.world.now(), limit)));
     let module = run.truth(|truth| Ok(truth.module(key).to_owned()));
-    let request = request(module, op, key, want, issued + limit);
+    let more = run.longer(&module, op);
+    let request = request(module, op, key, want, more, issued + limit);
     let called =
         run.nodes().ask(at, |life| async move { life.services().coordinator.call(&request).await }).await;
     let Called::Answer(answer) = called else {
@@ -76,12 +77,18 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     answer.is_ok()
 }
 
-fn request(module: String, op: Op, key: usize, want: Want, deadline: Instant) -> CallRequest {
+fn request(module: String, op: Op, key: usize, want: Want, more: usize, deadline: Instant) -> CallRequest {
     let mut args = vec![(Value::Text("key".into()), Value::Text(name(key)))];
     let command = match want {
         Want::Get => "get",
         Want::Put(value) => {
-            args.push((Value::Text("value".into()), Value::Integer(value.into())));
+            let value = Value::Integer(value.into());
+            // Scripts make some of their values longer themselves.
+            let value = match more {
+                0 => value,
+                more => Value::Array(vec![value, Value::Bytes(vec![0; more])]),
+            };
+            args.push((Value::Text("value".into()), value));
             "put"
         }
         Want::Delete => "delete",

@@ -13,6 +13,7 @@ use annulus_harness::guest::Scripts;
 use annulus_harness::{At, Changeable, Nodes, Seeded, Simulation};
 use annulus_transport::memory::Network;
 use annulus_vnode::Loader;
+use annulus_wasm::Engine;
 use parking_lot::Mutex;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -24,9 +25,10 @@ use crate::acts;
 use crate::eyes::Eyes;
 use crate::fleet::{self, Plan};
 use crate::load;
+use crate::nature::Nature;
 use crate::operators;
 use crate::oracle::ledger::Ledger;
-use crate::oracle::truth::{Counts, Truth};
+use crate::oracle::truth::{Counts, Op, Truth};
 use crate::rest;
 use crate::rule::{Broken, Rule};
 use crate::schedule::{self, Planned};
@@ -48,12 +50,20 @@ pub struct Settings {
     pub schedule: Option<Vec<Planned>>,
     /// A fault that is put back on purpose.
     pub mutant: Option<Mutant>,
+    /// What kind of world it is; by the seed where none. Files that are older than this have none of it.
+    #[serde(default = "plain")]
+    pub nature: Option<Nature>,
+}
+
+#[allow(clippy::unnecessary_wraps)]
+fn plain() -> Option<Nature> {
+    Some(Nature::default())
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let unrest = Duration::from_secs(20);
-        Self { keys: 18, unrest, nodes: None, modules: None, schedule: None, mutant: None }
+        Self { keys: 18, unrest, nodes: None, modules: None, schedule: None, mutant: None, nature: None }
     }
 }
 
@@ -76,8 +86,17 @@ pub struct Report {
     pub trace: u64,
     /// What was to happen.
     pub schedule: Vec<Planned>,
+    /// In what kind of world.
+    pub nature: Nature,
     /// What did, line by line.
     pub lines: Vec<String>,
+}
+
+impl Report {
+    /// The settings that it was run with, and in them what the seed had decided.
+    pub fn settings(&self, with: &Settings) -> Settings {
+        Settings { schedule: Some(self.schedule.clone()), nature: Some(self.nature), ..with.clone() }
+    }
 }
 
 /// What all parts of a run share.
@@ -90,6 +109,8 @@ pub struct Run {
     pub network: Network,
     /// The settings.
     pub settings: Settings,
+    /// What kind of world it is.
+    pub nature: Nature,
     /// The modules.
     pub fleet: Vec<Plan>,
     state: Mutex<State>,
@@ -124,6 +145,7 @@ impl Run {
     pub(crate) fn new(
         world: &Arc<Seeded>,
         settings: Settings,
+        nature: Nature,
         fleet: Vec<Plan>,
         size: RingSize,
     ) -> Arc<Self> {
@@ -147,6 +169,7 @@ impl Run {
             network: Network::new(weather.clone()),
             weather,
             settings,
+            nature,
             fleet,
             state: Mutex::new(state),
             nodes: std::sync::OnceLock::new(),
@@ -154,7 +177,12 @@ impl Run {
             world: world.clone(),
         });
         let eyes = Arc::new(Eyes(run.clone()));
-        let scripts = Arc::new(Scripts::new(eyes.clone()));
+        let mut scripts = Scripts::new(eyes.clone());
+        if run.fleet.iter().any(|plan| plan.real) {
+            let engine = Engine::simulated().expect("a machine that runs what wasmtime compiles");
+            scripts = scripts.with_engine(Arc::new(engine)).watched_by(eyes.clone());
+        }
+        let scripts = Arc::new(scripts);
         let machines = Nodes::new(world.clone(), run.network.clone(), scripts.clone(), eyes, size);
         run.nodes.get_or_init(|| machines);
         run.scripts.get_or_init(|| scripts);
@@ -167,6 +195,16 @@ impl Run {
     /// Before there are any.
     pub fn nodes(&self) -> &Nodes {
         self.nodes.get().expect("a run has nodes from its beginning")
+    }
+
+    /// Adds a machine with a clock of its own, and starts its node.
+    pub fn add(&self, speaks: Speaks) -> At {
+        let at = self.nodes().add_speaking(speaks);
+        if self.nature.drift {
+            let faster = self.world.stream(&format!("clock {at}")).random_range(-DRIFT..=DRIFT);
+            self.nodes().drift(at, faster);
+        }
+        at
     }
 
     /// How many guests run on all nodes.
@@ -269,6 +307,13 @@ impl Run {
         let release = &mut self.state.lock().releases[module];
         *release += 1;
         *release
+    }
+
+    /// By how many bytes a write to a real module is longer than its number.
+    pub fn longer(&self, module: &str, op: Op) -> usize {
+        let real = self.fleet.iter().any(|plan| plan.real && plan.name == module);
+        let mut random = self.world.stream(&format!("length {op}"));
+        if real && random.random_bool(0.15) { random.random_range(1 << 10..400 << 10) } else { 0 }
     }
 
     /// Which of the modules of this name a release belongs to, which a node runs.
@@ -404,6 +449,9 @@ impl State {
 /// How long nodes may take to become one cluster with its modules.
 const BEGIN: Duration = Duration::from_secs(240);
 
+/// How much too fast or too slow clocks are at most, in millionths.
+const DRIFT: i64 = 100_000;
+
 /// Runs a seed.
 pub fn run(seed: u64, settings: &Settings) -> Report {
     let simulation = Simulation::new(seed, annulus_harness::Settings::default());
@@ -411,7 +459,11 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let mut random = world.stream("shape");
     let nodes = settings.nodes.unwrap_or_else(|| random.random_range(2..=4));
     let size = RingSize::try_from(8 << random.random_range(0..=1)).expect("a ring size");
-    let fleet = fleet::draw(&mut world.stream("fleet"), settings.modules);
+    let mut fleet = fleet::draw(&mut world.stream("fleet"), settings.modules);
+    let nature = settings.nature.unwrap_or_else(|| Nature::draw(&world));
+    if nature.real {
+        fleet::make_real(&mut fleet, &mut world.stream("real modules"));
+    }
     // Some nodes are of the build before, until they are upgraded.
     let older = if random.random_bool(0.15) { random.random_range(1..=nodes) } else { 0 };
     let schedule = settings.schedule.clone().unwrap_or_else(|| {
@@ -421,7 +473,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let plan = schedule.clone();
     let (run, lasted) = mutants::during(settings.mutant, || {
         simulation.run(async {
-            let run = Run::new(&world, settings.clone(), fleet, size);
+            let run = Run::new(&world, settings.clone(), nature, fleet, size);
             tokio::select! {
                 biased;
                 () = world.restless() => {
@@ -448,6 +500,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         polls: world.polls(),
         trace: world.trace(),
         schedule: plan,
+        nature,
         lines: state.lines.clone(),
     }
 }
@@ -461,7 +514,7 @@ async fn play(run: &Arc<Run>, nodes: usize, older: usize, schedule: Vec<Planned>
     if run.is_broken() {
         return;
     }
-    run.note("the cluster serves");
+    run.note(format_args!("the cluster serves: {}", run.nature));
     let mut tasks = JoinSet::new();
     for key in 0..run.settings.keys {
         tasks.spawn(load::client(run.clone(), key));
@@ -492,7 +545,7 @@ pub(crate) async fn begin(run: &Arc<Run>, nodes: usize, older: usize) {
     // The first one's cluster is the one that counts.
     for at in 0..nodes {
         let speaks = if at + older >= nodes { Speaks::FIRST } else { Speaks::THIS };
-        run.nodes().add_speaking(speaks);
+        run.add(speaks);
         rest::until(run, || run.nodes().life(at).is_some()).await;
     }
     for at in 1..nodes {

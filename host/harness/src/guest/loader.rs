@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use annulus_core::ids::Digest;
-use annulus_vnode::{Loader, Loading, Prepared};
+use annulus_vnode::{Loader, Loading, Prepared, Watcher};
 use annulus_wasm::{InvalidComponent, LimitedBy, Limits, RoomLimit};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -15,6 +15,7 @@ use super::{Observer, Script};
 #[derive(Clone)]
 pub struct Scripts {
     engine: Option<Arc<dyn Loader>>,
+    watcher: Option<Arc<dyn Watcher>>,
     observer: Arc<dyn Observer>,
     room: Arc<Room>,
 }
@@ -23,13 +24,19 @@ impl Scripts {
     /// One that knows scripts alone and has room for any number of instances.
     pub fn new(observer: Arc<dyn Observer>) -> Self {
         let room = RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing };
-        Self { engine: None, observer, room: Arc::new(Room::new(room)) }
+        Self { engine: None, watcher: None, observer, room: Arc::new(Room::new(room)) }
     }
 
     /// What is no script goes to this one.
     #[must_use]
     pub fn with_engine(self, engine: Arc<dyn Loader>) -> Self {
         Self { engine: Some(engine), ..self }
+    }
+
+    /// This one sees what vnodes of components do that are no scripts.
+    #[must_use]
+    pub fn watched_by(self, watcher: Arc<dyn Watcher>) -> Self {
+        Self { watcher: Some(watcher), ..self }
     }
 
     /// There may be no more instances of scripts than that.
@@ -44,7 +51,13 @@ impl Loader for Scripts {
         let invalid = InvalidComponent::NotAComponent;
         let Some(script) = Script::of_component(&bytes) else {
             return match &self.engine {
-                Some(engine) => engine.prepare(bytes, limits),
+                Some(engine) => Box::pin(async move {
+                    let prepared = engine.prepare(bytes, limits).await?;
+                    Ok(match &self.watcher {
+                        Some(watcher) => prepared.watched_by(watcher.clone()),
+                        None => prepared,
+                    })
+                }),
                 None => Box::pin(std::future::ready(Err(invalid("it is no script".to_owned())))),
             };
         };
