@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::RequestId;
-use annulus_core::request::RequestError;
+use annulus_core::request::{ErrorCode, RequestError};
 use annulus_harness::{At, Called};
 use annulus_node::Life;
 use annulus_request::{CallRequest, CoverageEvent};
@@ -68,6 +68,7 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     run.world.note(op << 1 | u64::from(answer.is_ok()));
     let told: Result<(), &RequestError> = answer.as_ref().map(|_| ());
     if let Err(error) = &answer {
+        run.seen(|seen| seen.full += u64::from(error.code == ErrorCode::PartitionFull));
         run.note(format_args!(
             "#{op} {want:?} of k{key} at n{at}: {:?}, {:?}: {error}",
             error.code, error.state

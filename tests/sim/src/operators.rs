@@ -262,9 +262,22 @@ pub async fn do_without(run: &Arc<Run>) {
                     break;
                 }
             }
+            // A node that leaves cannot be all that is left: somebody has to take over first.
+            if is_last_to_leave(run, node) {
+                join_one_more(run, 3).await;
+            }
             sleep(Duration::from_secs(1)).await;
         }
     }
+}
+
+/// Do all others than this member leave, of those that are there?
+fn is_last_to_leave(run: &Run, node: NodeId) -> bool {
+    run.newest().is_some_and(|state| {
+        let mut others =
+            state.live_members().filter(|member| member.id != node && run.at(member.id).is_some());
+        others.all(|member| member.status == MemberStatus::Leaving)
+    })
 }
 
 /// Recovers the cluster by a survivor, if it needs that.

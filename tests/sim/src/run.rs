@@ -128,6 +128,8 @@ struct State {
     busy: bool,
     /// Nothing may break now.
     delicate: bool,
+    /// Some may not have heard of the newest lineage.
+    apart: bool,
     /// Modules that somebody has wanted undeployed.
     ends: BTreeSet<String>,
     /// Nodes that were started on an older copy of their disk.
@@ -159,6 +161,7 @@ impl Run {
             lines: Vec::new(),
             busy: true,
             delicate: false,
+            apart: false,
             ends: BTreeSet::new(),
             stale: BTreeSet::new(),
             releases: vec![0; fleet.len()],
@@ -181,6 +184,10 @@ impl Run {
         if run.fleet.iter().any(|plan| plan.real) {
             let engine = Engine::simulated().expect("a machine that runs what wasmtime compiles");
             scripts = scripts.with_engine(Arc::new(engine)).watched_by(eyes.clone());
+        }
+        if nature.tight {
+            let bytes = world.stream("memory").random_range(LITTLE);
+            scripts = scripts.with_memory(bytes);
         }
         let scripts = Arc::new(scripts);
         let machines = Nodes::new(world.clone(), run.network.clone(), scripts.clone(), eyes, size);
@@ -269,6 +276,14 @@ impl Run {
 
     /// A node carries something out: may it?
     pub fn serves(&self, at: At, partition: PartitionId) {
+        // Who begins a lineage may serve before anybody has looked.
+        if let Some(life) = self.nodes().life(at) {
+            let view = life.cluster().view();
+            if self.ledger(|ledger| ledger.newest().is_some_and(|newest| newest.lineage < view.state.lineage))
+            {
+                self.shows(&self.nodes().name(at), &view.state);
+            }
+        }
         let Some(node) = self.member(at) else { return };
         let mut state = self.state.lock();
         if state.truth.is_shaken() {
@@ -313,7 +328,8 @@ impl Run {
     pub fn longer(&self, module: &str, op: Op) -> usize {
         let real = self.fleet.iter().any(|plan| plan.real && plan.name == module);
         let mut random = self.world.stream(&format!("length {op}"));
-        if real && random.random_bool(0.15) { random.random_range(1 << 10..400 << 10) } else { 0 }
+        let most = if self.nature.tight { 1_000 << 10 } else { 400 << 10 };
+        if real && random.random_bool(0.15) { random.random_range(1 << 10..most) } else { 0 }
     }
 
     /// Which of the modules of this name a release belongs to, which a node runs.
@@ -367,6 +383,16 @@ impl Run {
     /// From now on, or no longer.
     pub fn delicate(&self, delicate: bool) {
         self.state.lock().delicate = delicate;
+    }
+
+    /// May some not have heard of a lineage that others have begun?
+    pub fn is_apart(&self) -> bool {
+        self.state.lock().apart
+    }
+
+    /// From now on, or no longer.
+    pub fn apart(&self, apart: bool) {
+        self.state.lock().apart = apart;
     }
 
     /// Somebody undeploys a module.
@@ -451,6 +477,9 @@ const BEGIN: Duration = Duration::from_secs(240);
 
 /// How much too fast or too slow clocks are at most, in millionths.
 const DRIFT: i64 = 100_000;
+
+/// How many bytes of memory an instance has where that is little. `guests/kv` begins with somewhat more than one MiB.
+const LITTLE: std::ops::Range<usize> = 2 << 20..8 << 20;
 
 /// Runs a seed.
 pub fn run(seed: u64, settings: &Settings) -> Report {

@@ -133,6 +133,7 @@ pub fn milder(act: &Act) -> Vec<Act> {
         | Act::Down { lasts, .. }
         | Act::Undeploy { lasts, .. }
         | Act::Hold { lasts }
+        | Act::RecoverApart { lasts, .. }
         | Act::Upgrade { lasts, .. }
             if *lasts > shortest =>
         {
@@ -314,7 +315,7 @@ mod tests {
     fn whatever_makes_settings_smaller_comes_to_an_end() {
         let kill = Act::Kill { at: 0, lasts: Duration::from_secs(8), power: true };
         let schedule = Some(vec![(Duration::from_secs(3), kill)]);
-        let nature = Some(crate::Nature { real: true, drift: true });
+        let nature = Some(crate::Nature { real: true, drift: true, tight: true });
         let settings = Settings { nodes: Some(5), schedule, nature, ..Settings::default() };
         for way in SMALLER {
             for pick in [0, usize::MAX] {

@@ -57,6 +57,8 @@ fn some_histories_of_whole_nodes_break_no_rule() {
         seen.coverages,
         seen.falls,
         seen.losses,
+        seen.full,
+        seen.recoveries_apart,
     ];
     assert!(each.iter().all(|times| *times > 0), "{seen:?}");
 }
@@ -65,12 +67,12 @@ fn some_histories_of_whole_nodes_break_no_rule() {
 fn real_components_break_no_rule() {
     let (mut seen, mut acknowledged) = (Seen::default(), 0);
     for seed in 0..12 {
-        let nature = Some(Nature { real: true, ..Nature::default() });
+        let nature = Some(Nature { real: true, tight: seed % 2 == 0, ..Nature::default() });
         let report = good(seed, &Settings { nature, ..Settings::default() });
         seen.add(&report.seen);
         acknowledged += report.counts.acknowledged;
     }
-    let each = [seen.kills, seen.moved, seen.deploys, seen.rollbacks, seen.entries];
+    let each = [seen.kills, seen.moved, seen.deploys, seen.rollbacks, seen.falls, seen.full];
     assert!(acknowledged > 4_000 && each.iter().all(|times| *times > 5), "{acknowledged}, {seen:?}");
 }
 
@@ -79,7 +81,7 @@ const TOLD: &str = "ANNULUS_SIM_TRACES_OF_SEED_3";
 
 /// Of scripts, and of a component that runs as WebAssembly.
 fn natures() -> [Nature; 2] {
-    [Nature::default(), Nature { real: true, drift: true }]
+    [Nature::default(), Nature { real: true, drift: true, tight: true }]
 }
 
 #[test]

@@ -16,6 +16,8 @@ use super::{Observer, Script};
 pub struct Scripts {
     engine: Option<Arc<dyn Loader>>,
     watcher: Option<Arc<dyn Watcher>>,
+    /// The most that an instance may have.
+    memory_bytes: usize,
     observer: Arc<dyn Observer>,
     room: Arc<Room>,
 }
@@ -24,7 +26,13 @@ impl Scripts {
     /// One that knows scripts alone and has room for any number of instances.
     pub fn new(observer: Arc<dyn Observer>) -> Self {
         let room = RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing };
-        Self { engine: None, watcher: None, observer, room: Arc::new(Room::new(room)) }
+        Self {
+            engine: None,
+            watcher: None,
+            memory_bytes: usize::MAX,
+            observer,
+            room: Arc::new(Room::new(room)),
+        }
     }
 
     /// What is no script goes to this one.
@@ -39,6 +47,12 @@ impl Scripts {
         Self { watcher: Some(watcher), ..self }
     }
 
+    /// No instance has more memory than that, of a script or a component, whatever its limits are.
+    #[must_use]
+    pub fn with_memory(self, memory_bytes: usize) -> Self {
+        Self { memory_bytes, ..self }
+    }
+
     /// There may be no more instances of scripts than that.
     #[must_use]
     pub fn with_room(self, limit: RoomLimit) -> Self {
@@ -48,6 +62,7 @@ impl Scripts {
 
 impl Loader for Scripts {
     fn prepare(&self, bytes: Bytes, limits: Limits) -> Loading<'_, Prepared> {
+        let limits = Limits { memory_bytes: limits.memory_bytes.min(self.memory_bytes), ..limits };
         let invalid = InvalidComponent::NotAComponent;
         let Some(script) = Script::of_component(&bytes) else {
             return match &self.engine {
