@@ -38,8 +38,18 @@ pub(super) struct Slot {
 impl Slot {
     /// Has the log ended this transfer, as far as the slot has followed it? Its id is the index that made it.
     pub(super) fn is_over(&self, transfer: TransferId) -> bool {
+        self.has_ended(transfer) && !mutants::on(Mutant::StageWhatIsOver)
+    }
+
+    fn has_ended(&self, transfer: TransferId) -> bool {
         let (index, pending) = self.applied;
-        transfer.0 <= index && pending != Some(transfer) && !mutants::on(Mutant::StageWhatIsOver)
+        transfer.0 <= index && pending != Some(transfer)
+    }
+
+    /// May the vnodes' writes and pages be told to this transfer from now on? One that is over would take them from
+    /// the one that replaced it, which would wait for its pages for ever.
+    pub(super) fn may_tell(&self, transfer: TransferId) -> bool {
+        !self.has_ended(transfer)
     }
 
     /// Are the vnodes' writes and pages told to this transfer?

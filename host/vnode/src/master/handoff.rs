@@ -38,9 +38,13 @@ pub enum IncompleteStage {
 
 impl Master {
     /// From now on what the partition's vnodes write is told to `outgoing` too, whenever they
-    /// start. False if this node does not hold the partition.
+    /// start; nothing of it if the log has ended the transfer, which its driver hears in a moment. False if this node
+    /// does not hold the partition.
     pub fn begin_outgoing(&self, partition: PartitionId, transfer: TransferId, outgoing: Outgoing) -> bool {
         let Some(mut slot) = self.slot(partition).filter(|slot| slot.held) else { return false };
+        if !slot.may_tell(transfer) {
+            return true;
+        }
         for vnode in slot.vnodes.values() {
             vnode.tell(Control::StartOutgoing(outgoing.clone()));
         }
