@@ -21,6 +21,7 @@ use super::start::{ClusterError, watch_raft};
 use super::storage::{LogStore, RaftStore, StateMachine, Syncer};
 use super::{Cluster, Ended};
 use annulus_core::codec;
+use annulus_transport::PeerAddr;
 
 /// How long a peer may take to give its state.
 const ASK: Duration = Duration::from_secs(2);
@@ -135,23 +136,31 @@ impl Cluster {
                 return;
             }
         }
+        // All members that this node knows may be gone, and others in their place.
+        if view.state.member_by_uid(news.from).is_none()
+            && let Some(peer) = self.inner.network.linked(news.from)
+        {
+            let answer = self.ask_state_at(peer, view.index(), Instant::now() + ASK).await;
+            self.take_newer(answer.flatten()).await;
+        }
     }
 
     /// Asks a peer for its state and takes it if it is newer. False if it gave no answer in time.
     pub(super) async fn fetch_state(&self, peer: NodeId, deadline: Instant) -> bool {
         let view = self.view();
         let Some(answer) = self.ask_state(peer, view.index(), deadline).await else { return false };
-        if let Some(state) = answer {
-            if state.cluster != view.state.cluster {
-                return true;
-            }
-            if state.lineage == view.state.lineage {
-                self.inner.views.offer(&state);
-            } else if state.lineage > view.state.lineage {
-                self.adopt(*state).await;
-            }
-        }
+        self.take_newer(answer).await;
         true
+    }
+
+    async fn take_newer(&self, state: FetchStateReply) {
+        let view = self.view();
+        let Some(state) = state.filter(|state| state.cluster == view.state.cluster) else { return };
+        if state.lineage == view.state.lineage {
+            self.inner.views.offer(&state);
+        } else if state.lineage > view.state.lineage {
+            self.adopt(*state).await;
+        }
     }
 
     /// A peer's state, if it has one behind an index and says so in time.
@@ -166,10 +175,20 @@ impl Cluster {
 
     /// The same; `None` if there was no answer.
     async fn ask_state(&self, peer: NodeId, newer_than: u64, deadline: Instant) -> Option<FetchStateReply> {
+        self.ask_state_at(self.inner.book.peer(peer)?, newer_than, deadline).await
+    }
+
+    async fn ask_state_at(
+        &self,
+        peer: PeerAddr,
+        newer_than: u64,
+        deadline: Instant,
+    ) -> Option<FetchStateReply> {
         let payload = codec::encode(&FetchState { newer_than }).ok()?;
-        let answer = self.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
+        let uid = peer.uid;
+        let answer = self.inner.network.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
         let read = codec::decode::<FetchStateReply>(&answer);
-        read.inspect_err(|error| tracing::warn!(%peer, %error, "unreadable state of a peer")).ok()
+        read.inspect_err(|error| tracing::warn!(%uid, %error, "unreadable state of a peer")).ok()
     }
 
     /// Goes over to the lineage of a state that another node has begun.

@@ -63,6 +63,11 @@ pub trait ControlNetwork: Send + Sync + 'static {
         false
     }
 
+    /// Where a node is that there is a connection to, whoever it is.
+    fn linked(&self, _uid: NodeUid) -> Option<PeerAddr> {
+        None
+    }
+
     /// Tells the network that a node answers again, so that it dials one without a connection at once.
     fn is_back(&self, _uid: NodeUid) {}
 }
@@ -124,6 +129,10 @@ impl ControlNetwork for TransportLink {
 
     fn is_up(&self, uid: NodeUid) -> bool {
         self.transport.lock().as_ref().is_some_and(|transport| transport.is_up(uid))
+    }
+
+    fn linked(&self, uid: NodeUid) -> Option<PeerAddr> {
+        self.transport.lock().as_ref()?.peer_addr(uid)
     }
 
     fn is_back(&self, uid: NodeUid) {

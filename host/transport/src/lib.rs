@@ -306,6 +306,12 @@ impl Transport {
         }
     }
 
+    /// Where a connected peer is.
+    pub fn peer_addr(&self, uid: NodeUid) -> Option<PeerAddr> {
+        let addr = self.shared.peers.read().get(&uid)?.link()?.connection.remote_address();
+        Some(PeerAddr { uid, addr })
+    }
+
     /// Why the last attempt to reach a peer failed, if there is no connection now.
     pub fn why_down(&self, uid: NodeUid) -> Option<String> {
         let peer = self.shared.peers.read().get(&uid).cloned()?;

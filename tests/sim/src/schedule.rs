@@ -179,7 +179,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
     if removes && random.random_bool(0.07) {
         acts.push((time * 2 / 3, Act::Recover { pick: random.next_u32() }));
     }
-    if removes && random.random_bool(0.05) {
+    if removes && random.random_bool(0.08) {
         // Voters first have to be sure that nobody leads.
         let act = Act::RecoverApart { pick: random.next_u32(), lasts: ms(random, 5_000, 15_000) };
         acts.push((time / 4, act));
