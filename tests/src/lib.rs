@@ -3,10 +3,11 @@
 pub mod chaos;
 pub mod client;
 pub mod growth;
-pub mod guests;
 pub mod harness;
 pub mod inside;
 pub mod load;
 pub mod relay;
 pub mod sim;
 pub mod splits;
+
+pub use annulus_sim::guests;

@@ -76,6 +76,8 @@ struct Host {
     deaths: u64,
     /// Nobody starts it any more.
     gone: bool,
+    /// By how many millionths its time of day is too fast.
+    drift: i64,
 }
 
 /// What became of a call.
@@ -138,6 +140,7 @@ impl Nodes {
             paused: None,
             deaths: 0,
             gone: false,
+            drift: 0,
         });
         drop(hosts);
         self.start(at);
@@ -163,6 +166,7 @@ impl Nodes {
             let (config, disk) = {
                 let mut hosts = self.inner.hosts.lock();
                 hosts[at].scope = Some(scope.clone());
+                self.inner.world.drift(id, hosts[at].drift);
                 (hosts[at].config.clone(), hosts[at].disk.clone())
             };
             let stand = Stand {
@@ -351,6 +355,15 @@ impl Nodes {
     pub fn jump(&self, at: At, ms: i64) {
         if let Some(scope) = &self.inner.hosts.lock()[at].scope {
             self.inner.world.jump(scope.id(), ms);
+        }
+    }
+
+    /// Has a machine's time of day pass faster than it should by so many millionths, in all lives of its node.
+    pub fn drift(&self, at: At, faster: i64) {
+        let mut hosts = self.inner.hosts.lock();
+        hosts[at].drift = faster;
+        if let Some(scope) = &hosts[at].scope {
+            self.inner.world.drift(scope.id(), faster);
         }
     }
 

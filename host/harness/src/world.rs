@@ -57,13 +57,22 @@ struct State {
     points: SmallRng,
     /// Of each scope: its random numbers.
     own: BTreeMap<ScopeId, SmallRng>,
-    /// Of each scope: how far its clock is ahead of the world's, in milliseconds.
-    ahead_ms: BTreeMap<ScopeId, i64>,
+    /// Of each scope: its clock.
+    clocks: BTreeMap<ScopeId, Clock>,
     trace: u64,
     polls: u64,
     panics: Vec<(ScopeId, String)>,
     /// When the last poll was, and how many there were at that time.
     still: (Duration, u64),
+}
+
+/// How the time of day of one machine differs from the world's.
+#[derive(Clone, Copy, Default)]
+struct Clock {
+    /// How far it was put forward, in milliseconds.
+    ahead_ms: i64,
+    /// How much faster it is, in millionths.
+    faster: i64,
 }
 
 /// So many polls without time going on are a task that never rests. A busy moment of a run has some hundred.
@@ -75,7 +84,7 @@ impl Seeded {
             scheduler: stream(seed, "scheduler", 0),
             points: stream(seed, "points", 0),
             own: BTreeMap::new(),
-            ahead_ms: BTreeMap::new(),
+            clocks: BTreeMap::new(),
             trace: seed,
             polls: 0,
             panics: Vec::new(),
@@ -96,7 +105,13 @@ impl Seeded {
 
     /// Puts a scope's time of day forward or back.
     pub fn jump(&self, scope: ScopeId, ms: i64) {
-        *self.state.lock().ahead_ms.entry(scope).or_default() += ms;
+        self.state.lock().clocks.entry(scope).or_default().ahead_ms += ms;
+    }
+
+    /// Has a scope's time of day pass faster than the world's by so many millionths, or more slowly. It is as if it
+    /// had done so from the beginning.
+    pub fn drift(&self, scope: ScopeId, faster: i64) {
+        self.state.lock().clocks.entry(scope).or_default().faster = faster;
     }
 
     /// What panicked, and where.
@@ -135,8 +150,12 @@ impl World for Seeded {
     }
 
     fn wall(&self, scope: ScopeId) -> SystemTime {
-        let ahead = self.state.lock().ahead_ms.get(&scope).copied().unwrap_or_default();
-        let now = UNIX_EPOCH + EPOCH + self.began.elapsed();
+        let Clock { ahead_ms, faster } = self.state.lock().clocks.get(&scope).copied().unwrap_or_default();
+        let elapsed = self.began.elapsed();
+        let now = UNIX_EPOCH + EPOCH + elapsed;
+        let drifted =
+            i64::try_from(elapsed.as_millis()).unwrap_or(i64::MAX).saturating_mul(faster) / 1_000_000;
+        let ahead = ahead_ms.saturating_add(drifted);
         let by = Duration::from_millis(ahead.unsigned_abs());
         if ahead < 0 { now - by } else { now + by }
     }

@@ -373,6 +373,7 @@ impl Actor {
         let kept = lost.is_some_and(|guest| guest.keeps_items());
         let loses = kept && std::mem::take(&mut self.has_items);
         if loses {
+            self.watch_loss();
             self.incidents.possible_loss(&self.behaviour.name, self.module, self.partition.id, reason);
         }
         if kept {

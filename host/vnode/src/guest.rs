@@ -6,6 +6,7 @@ use parking_lot::RwLock;
 
 use super::loader::Prepared;
 use super::native::{Answered, Native, NativeModule, NativePlace};
+use super::watch::Watched;
 use annulus_storage::{Memory, Place, Storage, Stored};
 use annulus_wasm::{
     Answer, Budget, CallScope, CommandInfo, Conflict, Description, Doom, GuestError, Instance, Item, Limits,
@@ -25,6 +26,8 @@ pub struct Behaviour {
     /// What its guest is told to write its items in.
     write_format: u32,
     code: Code,
+    /// Who sees what its vnodes do, in a simulation.
+    pub(super) watcher: Watched,
 }
 
 #[derive(Clone)]
@@ -36,9 +39,9 @@ pub(super) enum Code {
 impl Behaviour {
     /// A component's.
     pub fn of(name: Arc<str>, version: u64, prepared: Prepared, config: Vec<u8>) -> Self {
-        let Prepared { description, code, .. } = prepared;
+        let Prepared { description, code, watcher, .. } = prepared;
         let write_format = description.writes_formats.iter().copied().max().unwrap_or(1);
-        Self { name, version, description, config, write_format, code }
+        Self { name, version, description, config, write_format, code, watcher }
     }
 
     /// That of a component that runs as WebAssembly.
@@ -61,6 +64,7 @@ impl Behaviour {
             config: Vec::new(),
             write_format: 1,
             code,
+            watcher: None,
         }
     }
 }

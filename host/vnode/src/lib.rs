@@ -16,6 +16,7 @@ mod room;
 mod run;
 mod slot;
 mod turns;
+mod watch;
 mod weigh;
 
 pub use guest::Behaviour;
@@ -31,4 +32,5 @@ pub use native::{Answered, Call, NativeGuest, NativeModule, NativePlace};
 pub use native_kv::native_kv;
 pub use run::PageAnswer;
 pub use slot::{Incident, SlotStatus, StageId};
+pub use watch::{Ran, WatchedVnode, Watcher};
 pub use weigh::Weight;

@@ -8,6 +8,7 @@ use parking_lot::RwLock;
 
 use super::guest::Code;
 use super::native::{Native, NativeModule, NativePlace};
+use super::watch::{Watched, Watcher};
 use annulus_storage::Memory;
 use annulus_wasm::{
     Description, Engine, GuestError, InvalidComponent, Limits, Module, RoomLimit, trial_place,
@@ -44,13 +45,14 @@ pub struct Prepared {
     /// What it says of itself.
     pub description: Arc<Description>,
     pub(super) code: Code,
+    pub(super) watcher: Watched,
 }
 
 impl Prepared {
     /// One that runs as WebAssembly.
     pub fn wasm(module: Arc<Module>) -> Self {
         let (digest, description) = (module.digest, module.description.clone());
-        Self { digest, description, code: Code::Wasm(module) }
+        Self { digest, description, code: Code::Wasm(module), watcher: None }
     }
 
     /// One that stands for code of this process.
@@ -60,7 +62,13 @@ impl Prepared {
         module: Arc<dyn NativeModule>,
         limits: Limits,
     ) -> Self {
-        Self { digest, description, code: Code::Native(module, limits) }
+        Self { digest, description, code: Code::Native(module, limits), watcher: None }
+    }
+
+    /// The same, and somebody sees what its vnodes do.
+    #[must_use]
+    pub fn watched_by(self, watcher: Arc<dyn Watcher>) -> Self {
+        Self { watcher: Some(watcher), ..self }
     }
 
     /// The same component for vnodes with other limits.

@@ -63,6 +63,7 @@ impl Actor {
         self.ask_in_handoff(request).await?;
         self.room_for(info).await?;
         let called = self.guest().await?.command(info, id, request).await;
+        self.watch_command(info, id, &called);
         self.settle(info, called, request.key.as_slice(), |_| &[]).await.map(Bytes::from)
     }
 

@@ -39,7 +39,8 @@ impl Slot {
     /// Has the log ended this transfer, as far as the slot has followed it? Its id is the index that made it.
     pub(super) fn is_over(&self, transfer: TransferId) -> bool {
         let (index, pending) = self.applied;
-        transfer.0 <= index && pending != Some(transfer)
+        let ended = transfer.0 <= index && pending != Some(transfer);
+        ended && !mutants::on(Mutant::StageWhatIsOver)
     }
 
     /// Are the vnodes' writes and pages told to this transfer?

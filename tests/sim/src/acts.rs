@@ -1,5 +1,6 @@
 //! Has the things of a schedule happen.
 
+use std::collections::BTreeSet;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
@@ -26,11 +27,23 @@ pub async fn happens(run: Arc<Run>, act: Act) {
             | Act::Wipe { .. }
             | Act::Remove { .. }
             | Act::Recover { .. }
+            | Act::RecoverApart { .. }
             | Act::Stale { .. }
             | Act::Upgrade { .. }
     );
     if breaks && run.is_delicate() {
         return run.note("not now");
+    }
+    let loses_machines = matches!(
+        act,
+        Act::Wipe { .. }
+            | Act::Remove { .. }
+            | Act::Recover { .. }
+            | Act::Stale { .. }
+            | Act::RecoverApart { .. }
+    );
+    if loses_machines && run.is_apart() {
+        return run.note("not while there may be more than one lineage");
     }
     match act {
         Act::Kill { at, lasts, power } => {
@@ -92,6 +105,7 @@ pub async fn happens(run: Arc<Run>, act: Act) {
         }
         Act::Commit { pick } => operators::commit(&run, pick).await,
         Act::Recover { pick } => recover(&run, pick).await,
+        Act::RecoverApart { pick, lasts } => recover_apart(&run, pick, lasts).await,
         Act::Deploy { module } => drop(operators::deploy(&run, module).await),
         Act::Rollback { module } => operators::rollback(&run, module).await,
         Act::Undeploy { module, lasts } => operators::undeploy(&run, module, lasts).await,
@@ -118,6 +132,40 @@ pub async fn happens(run: Arc<Run>, act: Act) {
             }
         }
     }
+}
+
+/// The network falls into two parts, or three, and an operator of each that cannot change without the others
+/// recovers the cluster there. Both go on until the network is whole: the newest lineage wins then.
+async fn recover_apart(run: &Arc<Run>, pick: u32, lasts: Duration) {
+    let parts = if pick.is_multiple_of(4) { 3 } else { 2 };
+    let part = |at: At| pick.rotate_right(4 + 2 * u32::try_from(at).unwrap_or_default()) % 64 % parts;
+    let all = 0..run.nodes().count();
+    let apart = all.clone().flat_map(|from| all.clone().map(move |to| (from, to)));
+    let ways: Vec<(At, At)> = apart.filter(|(from, to)| part(*from) != part(*to)).collect();
+    if ways.is_empty() {
+        return;
+    }
+    // What the newest lineage was begun on must not be lost before others know of it: nobody would know which counts.
+    run.apart(true);
+    let recoveries = async {
+        let mut done = BTreeSet::new();
+        let began = Instant::now();
+        while began.elapsed() < lasts && !run.is_broken() {
+            sleep(Duration::from_secs(1)).await;
+            for at in run.members() {
+                if !done.contains(&part(at)) && operators::recover(run, at).await {
+                    done.insert(part(at));
+                    run.seen(|seen| seen.recoveries_apart += 1);
+                }
+            }
+        }
+    };
+    tokio::join!(cut(run, &ways, lasts), recoveries);
+    let began = Instant::now();
+    while !rest::all_serve(run) && began.elapsed() < Duration::from_secs(30) && !run.is_broken() {
+        sleep(Duration::from_millis(100)).await;
+    }
+    run.apart(false);
 }
 
 async fn cut(run: &Run, ways: &[(At, At)], lasts: Duration) {

@@ -8,6 +8,9 @@ use annulus_ground::{Scope, spawn};
 use annulus_harness::guest::{Fall, Keeps, Observer, Outcome, Run as Ran};
 use annulus_harness::{At, Attendant};
 use annulus_node::Life;
+use annulus_vnode::{Ran as RanOf, WatchedVnode, Watcher};
+use annulus_wasm::Effect as Does;
+use ciborium::Value;
 
 use crate::oracle::truth::{Effect, Op};
 use crate::run::Run;
@@ -25,7 +28,7 @@ impl Observer for Eyes {
     fn ran(&self, ran: &Ran<'_>) {
         let Some(at) = self.at() else { return };
         let found = match ran.outcome {
-            Outcome::Reply(value) => value.as_integer().and_then(|value| u64::try_from(value).ok()),
+            Outcome::Reply(value) => number(value),
             // A guest that keeps its items has done to them what it did, and nobody is told that it did not.
             Outcome::Doomed if ran.keeps == Keeps::Guest => None,
             Outcome::Page(_) | Outcome::Refused | Outcome::Doomed | Outcome::Trapped => return,
@@ -57,6 +60,35 @@ impl Observer for Eyes {
             self.0.loosen(partition, Some(&fall.at.module));
         }
     }
+}
+
+/// Real components are seen by their vnodes: whatever may look on within a command, its guest is not asked meanwhile.
+impl Watcher for Eyes {
+    fn ran(&self, ran: &RanOf<'_>) {
+        let Some(at) = self.at() else { return };
+        let vnode = ran.vnode;
+        self.0.serves(at, vnode.partition);
+        if ran.reply.is_none() && ran.info.effect == Does::Read {
+            return;
+        }
+        let found = ran.reply.and_then(|reply| number(&ciborium::from_reader(reply).ok()?));
+        let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
+        let (era, now) = (vnode.module.0, self.0.world.now());
+        self.0.truth(|truth| truth.effect(Effect { op, partition: vnode.partition, found, era, now }));
+    }
+
+    fn lost(&self, vnode: &WatchedVnode<'_>) {
+        self.0.seen(|seen| seen.falls += 1);
+        if self.at().is_some_and(|at| self.0.may_hold(at, vnode.partition)) {
+            self.0.loosen(vnode.partition, Some(vnode.name));
+        }
+    }
+}
+
+/// The number that a client has put.
+fn number(value: &Value) -> Option<u64> {
+    let value = value.as_array().and_then(|array| array.first()).unwrap_or(value);
+    value.as_integer().and_then(|value| u64::try_from(value).ok())
 }
 
 impl Attendant for Eyes {

@@ -1,9 +1,14 @@
 //! The modules of a run, and what their releases are like.
+//!
+//! Those of some seeds are real components: `guests/kv`, which knows the same commands.
 
 use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};
+use bytes::Bytes;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 use rand::seq::IndexedRandom;
+
+use crate::guests::component_with;
 
 /// One module.
 #[derive(Clone, Debug)]
@@ -12,6 +17,8 @@ pub struct Plan {
     pub name: String,
     /// Who keeps its items.
     pub keeps: Keeps,
+    /// Is it a component that runs as WebAssembly? Else its guests follow a script.
+    pub real: bool,
     /// What goes wrong in its guests, or nothing.
     wild: Option<Script>,
     /// Formats that its releases read and write, in turn.
@@ -28,11 +35,20 @@ pub fn draw(random: &mut SmallRng, most: Option<usize>) -> Vec<Plan> {
     (0..3).map(|at| plan(random, at)).take(many).collect()
 }
 
+/// Makes real components of some modules, of one at least.
+pub fn make_real(fleet: &mut [Plan], random: &mut SmallRng) {
+    let one = random.random_range(0..fleet.len());
+    for (at, plan) in fleet.iter_mut().enumerate() {
+        // A draw for each, whichever the one is.
+        plan.real = random.random_bool(0.4) | (at == one);
+    }
+}
+
 fn plan(random: &mut SmallRng, at: usize) -> Plan {
     let keeps = if random.random() { Keeps::Guest } else { Keeps::Host };
     let wild = wild(random);
     let formats = (0..7).map(|_| formats(random)).collect();
-    Plan { name: format!("kv{at}"), keeps, wild: (at > 0).then_some(wild), formats }
+    Plan { name: format!("kv{at}"), keeps, real: false, wild: (at > 0).then_some(wild), formats }
 }
 
 fn formats(random: &mut SmallRng) -> Formats {
@@ -88,8 +104,17 @@ impl Plan {
         self.wild = Some(guests.clone());
     }
 
+    /// The component of a release. Those of a real module are its two versions in turn.
+    pub fn component(&self, release: u32) -> Bytes {
+        if self.real {
+            let features: &[&str] = if release % 2 == 0 { &["v2"] } else { &[] };
+            return component_with("guests/kv", features).into();
+        }
+        self.script(release).component()
+    }
+
     /// What a release is like. The formats that it reads and writes go by its number.
-    pub fn script(&self, release: u32) -> Script {
+    fn script(&self, release: u32) -> Script {
         let (reads, writes) = self.formats[release as usize % self.formats.len()].clone();
         // Some releases are mended.
         let base = if release % 3 == 2 { None } else { self.wild.clone() };

@@ -9,7 +9,9 @@
 mod acts;
 mod eyes;
 pub mod fleet;
+pub mod guests;
 mod load;
+pub mod nature;
 mod operators;
 pub mod oracle;
 mod rest;
@@ -22,6 +24,7 @@ mod seen;
 pub mod shrink;
 
 pub use annulus_core::mutants::Mutant;
+pub use nature::Nature;
 pub use oracle::truth;
 pub use run::{Report, Settings, run};
 pub use seen::Seen;

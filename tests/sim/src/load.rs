@@ -5,7 +5,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::RequestId;
-use annulus_core::request::RequestError;
+use annulus_core::request::{ErrorCode, RequestError};
 use annulus_harness::{At, Called};
 use annulus_node::Life;
 use annulus_request::{CallRequest, CoverageEvent};
@@ -58,7 +58,8 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     let issued = Instant::now();
     let op = run.truth(|truth| Ok(truth.issue(key, want, run.world.now(), limit)));
     let module = run.truth(|truth| Ok(truth.module(key).to_owned()));
-    let request = request(module, op, key, want, issued + limit);
+    let more = run.longer(&module, op);
+    let request = request(module, op, key, want, more, issued + limit);
     let called =
         run.nodes().ask(at, |life| async move { life.services().coordinator.call(&request).await }).await;
     let Called::Answer(answer) = called else {
@@ -72,6 +73,7 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     run.world.note(op << 1 | u64::from(answer.is_ok()));
     let told: Result<(), &RequestError> = answer.as_ref().map(|_| ());
     if let Err(error) = &answer {
+        run.seen(|seen| seen.full += u64::from(error.code == ErrorCode::PartitionFull));
         run.note(format_args!(
             "#{op} {want:?} of k{key} at n{at}: {:?}, {:?}: {error}",
             error.code, error.state
@@ -86,12 +88,18 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     answer.is_ok()
 }
 
-fn request(module: String, op: Op, key: usize, want: Want, deadline: Instant) -> CallRequest {
+fn request(module: String, op: Op, key: usize, want: Want, more: usize, deadline: Instant) -> CallRequest {
     let mut args = vec![(Value::Text("key".into()), Value::Text(name(key)))];
     let command = match want {
         Want::Get => "get",
         Want::Put(value) => {
-            args.push((Value::Text("value".into()), Value::Integer(value.into())));
+            let value = Value::Integer(value.into());
+            // Scripts make some of their values longer themselves.
+            let value = match more {
+                0 => value,
+                more => Value::Array(vec![value, Value::Bytes(vec![0; more])]),
+            };
+            args.push((Value::Text("value".into()), value));
             "put"
         }
         Want::Delete => "delete",

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Change, Command, HandoffChange, Member, MemberStatus, Rate};
+use annulus_core::version::Speaks;
 use annulus_harness::guest::Script;
 use annulus_harness::{At, Called, address};
 use annulus_modules::DeployRequest;
@@ -81,7 +82,7 @@ async fn join_as(run: &Arc<Run>, at: At, member: At, wish: JoinWish) -> bool {
 
 /// Adds a machine, and waits for its node.
 async fn add(run: &Arc<Run>) -> Option<At> {
-    let at = run.nodes().add();
+    let at = run.add(Speaks::THIS);
     if serves(run, at).await {
         return Some(at);
     }
@@ -298,12 +299,13 @@ pub async fn recover(run: &Arc<Run>, at: At) -> bool {
 pub async fn deploy(run: &Arc<Run>, module: usize) -> bool {
     let release = run.next_release(module);
     let Some(at) = someone(run, release) else { return false };
-    let component = run.fleet[module].script(release).component();
+    let component = run.fleet[module].component(release);
+    let name = Some(run.fleet[module].name.clone());
     run.made(module, release, &component);
     let what = format!("release {release} of {module}");
     let deployed = does(run, at, &what, |life| async move {
         let deadline = Some(Instant::now() + PATIENCE);
-        let request = DeployRequest { deadline, component, ..DeployRequest::default() };
+        let request = DeployRequest { name, deadline, component, ..DeployRequest::default() };
         let (progress, _steps) = mpsc::unbounded_channel();
         life.services().modules.deploy(request, progress).await
     });

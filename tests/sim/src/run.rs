@@ -13,6 +13,7 @@ use annulus_harness::guest::{Contents, Script, Scripts};
 use annulus_harness::{At, Changeable, Nodes, Seeded, Simulation};
 use annulus_transport::memory::Network;
 use annulus_vnode::Loader;
+use annulus_wasm::Engine;
 use parking_lot::Mutex;
 use rand::RngExt;
 use serde::{Deserialize, Serialize};
@@ -24,11 +25,12 @@ use crate::acts;
 use crate::eyes::Eyes;
 use crate::fleet::{self, Plan};
 use crate::load;
+use crate::nature::Nature;
 use crate::operators;
 use crate::oracle::counts::{self, Moves};
 use crate::oracle::formats::Formats;
 use crate::oracle::ledger::Ledger;
-use crate::oracle::truth::{Counts, Truth};
+use crate::oracle::truth::{Counts, Op, Truth};
 use crate::rest;
 use crate::rule::{Broken, Rule};
 use crate::schedule::{self, Planned};
@@ -53,12 +55,29 @@ pub struct Settings {
     pub guests: Option<Script>,
     /// A fault that is put back on purpose.
     pub mutant: Option<Mutant>,
+    /// What kind of world it is; by the seed where none. Files that are older than this have none of it.
+    #[serde(default = "plain")]
+    pub nature: Option<Nature>,
+}
+
+#[allow(clippy::unnecessary_wraps)]
+fn plain() -> Option<Nature> {
+    Some(Nature::default())
 }
 
 impl Default for Settings {
     fn default() -> Self {
         let unrest = Duration::from_secs(20);
-        Self { keys: 18, unrest, nodes: None, modules: None, schedule: None, guests: None, mutant: None }
+        Self {
+            keys: 18,
+            unrest,
+            nodes: None,
+            modules: None,
+            schedule: None,
+            guests: None,
+            mutant: None,
+            nature: None,
+        }
     }
 }
 
@@ -81,8 +100,17 @@ pub struct Report {
     pub trace: u64,
     /// What was to happen.
     pub schedule: Vec<Planned>,
+    /// In what kind of world.
+    pub nature: Nature,
     /// What did, line by line.
     pub lines: Vec<String>,
+}
+
+impl Report {
+    /// The settings that it was run with, and in them what the seed had decided.
+    pub fn settings(&self, with: &Settings) -> Settings {
+        Settings { schedule: Some(self.schedule.clone()), nature: Some(self.nature), ..with.clone() }
+    }
 }
 
 /// What all parts of a run share.
@@ -95,6 +123,8 @@ pub struct Run {
     pub network: Network,
     /// The settings.
     pub settings: Settings,
+    /// What kind of world it is.
+    pub nature: Nature,
     /// The modules.
     pub fleet: Vec<Plan>,
     state: Mutex<State>,
@@ -114,6 +144,8 @@ struct State {
     busy: bool,
     /// Nothing may break now.
     delicate: bool,
+    /// Some may not have heard of the newest lineage.
+    apart: bool,
     /// Modules that somebody has wanted undeployed.
     ends: BTreeSet<String>,
     /// Nodes that were started on an older copy of their disk.
@@ -131,6 +163,7 @@ impl Run {
     pub(crate) fn new(
         world: &Arc<Seeded>,
         settings: Settings,
+        nature: Nature,
         fleet: Vec<Plan>,
         size: RingSize,
     ) -> Arc<Self> {
@@ -146,6 +179,7 @@ impl Run {
             lines: Vec::new(),
             busy: true,
             delicate: false,
+            apart: false,
             ends: BTreeSet::new(),
             stale: BTreeSet::new(),
             releases: vec![0; fleet.len()],
@@ -156,6 +190,7 @@ impl Run {
             network: Network::new(weather.clone()),
             weather,
             settings,
+            nature,
             fleet,
             state: Mutex::new(state),
             nodes: std::sync::OnceLock::new(),
@@ -163,7 +198,16 @@ impl Run {
             world: world.clone(),
         });
         let eyes = Arc::new(Eyes(run.clone()));
-        let scripts = Arc::new(Scripts::new(eyes.clone()));
+        let mut scripts = Scripts::new(eyes.clone());
+        if run.fleet.iter().any(|plan| plan.real) {
+            let engine = Engine::simulated().expect("a machine that runs what wasmtime compiles");
+            scripts = scripts.with_engine(Arc::new(engine)).watched_by(eyes.clone());
+        }
+        if nature.tight {
+            let bytes = world.stream("memory").random_range(LITTLE);
+            scripts = scripts.with_memory(bytes);
+        }
+        let scripts = Arc::new(scripts);
         let machines = Nodes::new(world.clone(), run.network.clone(), scripts.clone(), eyes, size);
         run.nodes.get_or_init(|| machines);
         run.scripts.get_or_init(|| scripts);
@@ -176,6 +220,16 @@ impl Run {
     /// Before there are any.
     pub fn nodes(&self) -> &Nodes {
         self.nodes.get().expect("a run has nodes from its beginning")
+    }
+
+    /// Adds a machine with a clock of its own, and starts its node.
+    pub fn add(&self, speaks: Speaks) -> At {
+        let at = self.nodes().add_speaking(speaks);
+        if self.nature.drift {
+            let faster = self.world.stream(&format!("clock {at}")).random_range(-DRIFT..=DRIFT);
+            self.nodes().drift(at, faster);
+        }
+        at
     }
 
     /// How many guests run on all nodes.
@@ -275,6 +329,14 @@ impl Run {
 
     /// A node carries something out: may it?
     pub fn serves(&self, at: At, partition: PartitionId) {
+        // Who begins a lineage may serve before anybody has looked.
+        if let Some(life) = self.nodes().life(at) {
+            let view = life.cluster().view();
+            if self.ledger(|ledger| ledger.newest().is_some_and(|newest| newest.lineage < view.state.lineage))
+            {
+                self.shows(&self.nodes().name(at), &view.state);
+            }
+        }
         let Some(node) = self.member(at) else { return };
         let mut state = self.state.lock();
         if state.truth.is_shaken() {
@@ -318,6 +380,14 @@ impl Run {
         let release = &mut self.state.lock().releases[module];
         *release += 1;
         *release
+    }
+
+    /// By how many bytes a write to a real module is longer than its number.
+    pub fn longer(&self, module: &str, op: Op) -> usize {
+        let real = self.fleet.iter().any(|plan| plan.real && plan.name == module);
+        let mut random = self.world.stream(&format!("length {op}"));
+        let most = if self.nature.tight { 1_000 << 10 } else { 400 << 10 };
+        if real && random.random_bool(0.15) { random.random_range(1 << 10..most) } else { 0 }
     }
 
     /// Which of the modules of this name a release belongs to, which a node runs.
@@ -371,6 +441,16 @@ impl Run {
     /// From now on, or no longer.
     pub fn delicate(&self, delicate: bool) {
         self.state.lock().delicate = delicate;
+    }
+
+    /// May some not have heard of a lineage that others have begun?
+    pub fn is_apart(&self) -> bool {
+        self.state.lock().apart
+    }
+
+    /// From now on, or no longer.
+    pub fn apart(&self, apart: bool) {
+        self.state.lock().apart = apart;
     }
 
     /// Somebody undeploys a module.
@@ -454,6 +534,12 @@ impl State {
 /// How long nodes may take to become one cluster with its modules.
 const BEGIN: Duration = Duration::from_secs(240);
 
+/// How much too fast or too slow clocks are at most, in millionths.
+const DRIFT: i64 = 100_000;
+
+/// How many bytes of memory an instance has where that is little. `guests/kv` begins with somewhat more than one MiB.
+const LITTLE: std::ops::Range<usize> = 2 << 20..8 << 20;
+
 /// Runs a seed.
 pub fn run(seed: u64, settings: &Settings) -> Report {
     let simulation = Simulation::new(seed, annulus_harness::Settings::default());
@@ -465,6 +551,10 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     if let Some(guests) = &settings.guests {
         fleet.iter_mut().skip(1).for_each(|plan| plan.are_like(guests));
     }
+    let nature = settings.nature.unwrap_or_else(|| Nature::draw(&world));
+    if nature.real {
+        fleet::make_real(&mut fleet, &mut world.stream("real modules"));
+    }
     // Some nodes are of the build before, until they are upgraded.
     let older = if random.random_bool(0.15) { random.random_range(1..=nodes) } else { 0 };
     let schedule = settings.schedule.clone().unwrap_or_else(|| {
@@ -474,7 +564,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let plan = schedule.clone();
     let (run, lasted) = mutants::during(settings.mutant, || {
         simulation.run(async {
-            let run = Run::new(&world, settings.clone(), fleet, size);
+            let run = Run::new(&world, settings.clone(), nature, fleet, size);
             tokio::select! {
                 biased;
                 () = world.restless() => {
@@ -501,6 +591,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         polls: world.polls(),
         trace: world.trace(),
         schedule: plan,
+        nature,
         lines: state.lines.clone(),
     }
 }
@@ -514,7 +605,7 @@ async fn play(run: &Arc<Run>, nodes: usize, older: usize, schedule: Vec<Planned>
     if run.is_broken() {
         return;
     }
-    run.note("the cluster serves");
+    run.note(format_args!("the cluster serves: {}", run.nature));
     let mut tasks = JoinSet::new();
     for key in 0..run.settings.keys {
         tasks.spawn(load::client(run.clone(), key));
@@ -545,7 +636,7 @@ pub(crate) async fn begin(run: &Arc<Run>, nodes: usize, older: usize) {
     // The first one's cluster is the one that counts.
     for at in 0..nodes {
         let speaks = if at + older >= nodes { Speaks::FIRST } else { Speaks::THIS };
-        run.nodes().add_speaking(speaks);
+        run.add(speaks);
         rest::until(run, || run.nodes().life(at).is_some()).await;
     }
     for at in 1..nodes {

@@ -72,7 +72,7 @@ impl Saved {
             format: FORMAT,
             program: env!("CARGO_PKG_VERSION").to_owned(),
             seed: report.seed,
-            settings: Settings { schedule: Some(report.schedule.clone()), ..settings.clone() },
+            settings: report.settings(settings),
             rule: broken.rule,
             what: broken.what.clone(),
             trace: report.trace,
@@ -161,6 +161,10 @@ mod tests {
         // Nothing else of another format is known.
         value["settings"] = "others".into();
         assert_eq!(Saved::parse(&value.to_string()), Err(Unusable::OtherFormat(7)));
+        // What is older than a nature has none of it.
+        let mut value = serde_json::to_value(saved()).unwrap();
+        value["settings"].as_object_mut().unwrap().remove("nature");
+        assert_eq!(Saved::parse(&value.to_string()).unwrap().settings.nature, Some(crate::Nature::default()));
         let mut value = serde_json::to_value(saved()).unwrap();
         value["settings"]["more"] = 1.into();
         let error = Saved::parse(&value.to_string()).unwrap_err().to_string();

@@ -16,7 +16,7 @@ use annulus_harness::{Sent, Simulation};
 use tokio::time::{Instant, sleep};
 
 use crate::run::{self, Run};
-use crate::{Settings, fleet, operators, rest};
+use crate::{Nature, Settings, fleet, operators, rest};
 
 /// A cluster without faults comes to rest within this time, however large it is.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -103,7 +103,8 @@ pub fn scale(nodes: usize, ring: u32) -> Result<Row, String> {
     let world = simulation.world().clone();
     simulation.run(async {
         let fleet = vec![fleet::draw(&mut world.stream("fleet"), Some(1)).remove(0)];
-        let run: Arc<Run> = Run::new(&world, Settings { keys: 0, ..Settings::default() }, fleet, size);
+        let run: Arc<Run> =
+            Run::new(&world, Settings { keys: 0, ..Settings::default() }, Nature::default(), fleet, size);
         run::begin(&run, nodes, 0).await;
         comes_to_rest(&run).await?;
         let before = run.weather.sent();

@@ -59,6 +59,9 @@ pub enum Act {
     Hold { lasts: Duration },
     /// A node is started again with the newest build.
     Upgrade { at: At, lasts: Duration },
+    /// The network falls into parts for a while, all of which live on, and each that cannot change without the others
+    /// is recovered.
+    RecoverApart { pick: u32, lasts: Duration },
 }
 
 impl Act {
@@ -183,6 +186,11 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
     if removes && random.random_bool(0.07) {
         acts.push((time * 2 / 3, Act::Recover { pick: random.next_u32() }));
     }
+    if removes && random.random_bool(0.08) {
+        // Voters first have to be sure that nobody leads.
+        let act = Act::RecoverApart { pick: random.next_u32(), lasts: ms(random, 5_000, 15_000) };
+        acts.push((time / 4, act));
+    }
     acts.retain(|(at, _)| *at <= time);
     acts.sort_by_key(|(at, _)| *at);
     acts
@@ -293,6 +301,6 @@ mod tests {
             let kind = |act: &Act| act.to_string().split([' ', '{']).next().unwrap_or_default().to_owned();
             kinds.extend(acts.iter().map(|(_, act)| kind(act)));
         }
-        assert_eq!(kinds.len(), 21, "{kinds:?}");
+        assert_eq!(kinds.len(), 22, "{kinds:?}");
     }
 }

@@ -73,6 +73,10 @@ pub const SMALLER: &[fn(&Settings) -> Vec<Settings>] = &[
         let unrest = fewer(least, now).map(|seconds| Duration::from_secs(seconds as u64));
         unrest.map(|unrest| Settings { unrest, ..settings.clone() }).collect()
     },
+    |settings| {
+        let plainer = settings.nature.map(crate::Nature::plainer).unwrap_or_default();
+        plainer.into_iter().map(|nature| Settings { nature: Some(nature), ..settings.clone() }).collect()
+    },
 ];
 
 /// Fewer than that, but no fewer than `least`: the least, the half, one less.
@@ -129,6 +133,7 @@ pub fn milder(act: &Act) -> Vec<Act> {
         | Act::Down { lasts, .. }
         | Act::Undeploy { lasts, .. }
         | Act::Hold { lasts }
+        | Act::RecoverApart { lasts, .. }
         | Act::Upgrade { lasts, .. }
             if *lasts > shortest =>
         {
@@ -159,7 +164,7 @@ pub fn shrink(
 ) -> Option<Shrunk> {
     let broken = report.broken.clone()?;
     let before = report.schedule.len();
-    let settings = Settings { schedule: Some(report.schedule.clone()), ..settings.clone() };
+    let settings = report.settings(settings);
     let report = report.clone();
     let mut search = Search { broken, bounds, stop, tell, began: Instant::now(), runs: 0, settings, report };
     loop {
@@ -310,7 +315,8 @@ mod tests {
     fn whatever_makes_settings_smaller_comes_to_an_end() {
         let kill = Act::Kill { at: 0, lasts: Duration::from_secs(8), power: true };
         let schedule = Some(vec![(Duration::from_secs(3), kill)]);
-        let settings = Settings { nodes: Some(5), schedule, ..Settings::default() };
+        let nature = Some(crate::Nature { real: true, drift: true, tight: true });
+        let settings = Settings { nodes: Some(5), schedule, nature, ..Settings::default() };
         for way in SMALLER {
             for pick in [0, usize::MAX] {
                 let (mut smallest, mut steps) = (settings.clone(), 0);

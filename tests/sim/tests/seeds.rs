@@ -5,7 +5,8 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use annulus_sim::saved::Saved;
-use annulus_sim::{Report, Seen, Settings, run};
+use annulus_sim::schedule::Act;
+use annulus_sim::{Nature, Report, Seen, Settings, run};
 
 /// A run without a broken rule.
 fn good(seed: u64, settings: &Settings) -> Report {
@@ -57,18 +58,62 @@ fn some_histories_of_whole_nodes_break_no_rule() {
         seen.coverages,
         seen.falls,
         seen.losses,
+        seen.full,
     ];
     assert!(each.iter().all(|times| *times > 0), "{seen:?}");
 }
 
-/// Has the other process say what its run came to.
-const TOLD: &str = "ANNULUS_SIM_TRACE_OF_SEED_3";
+#[test]
+fn real_components_break_no_rule() {
+    let (mut seen, mut acknowledged) = (Seen::default(), 0);
+    for seed in 0..12 {
+        let nature = Some(Nature { real: true, tight: seed % 2 == 0, ..Nature::default() });
+        let report = good(seed, &Settings { nature, ..Settings::default() });
+        seen.add(&report.seen);
+        acknowledged += report.counts.acknowledged;
+    }
+    let each = [seen.kills, seen.moved, seen.deploys, seen.rollbacks, seen.falls, seen.full];
+    assert!(acknowledged > 4_000 && each.iter().all(|times| *times > 0), "{acknowledged}, {seen:?}");
+}
+
+#[test]
+fn parts_that_are_recovered_become_one_cluster_again() {
+    let mut seen = Seen::default();
+    for seed in 0..24_u32 {
+        // Which node is in which part goes by the pick.
+        let pick = seed.wrapping_mul(0x9e37_79b9);
+        let at = |seconds, act| (Duration::from_secs(seconds), act);
+        let schedule = vec![
+            at(2, Act::RecoverApart { pick, lasts: Duration::from_secs(8) }),
+            at(5, Act::Join { pick }),
+            at(6, Act::Deploy { module: 0 }),
+            at(7, Act::Kill { at: (pick % 3) as usize, lasts: Duration::from_secs(1), power: true }),
+            at(12, Act::Leave { pick }),
+        ];
+        let settings = Settings { nodes: Some(3 + (seed % 2) as usize), ..Settings::default() };
+        let report = good(u64::from(seed), &Settings { schedule: Some(schedule), ..settings });
+        seen.add(&report.seen);
+    }
+    assert!(seen.recoveries_apart > 8 && seen.recoveries > 8, "{seen:?}");
+}
+
+/// Has the other process say what its runs came to.
+const TOLD: &str = "ANNULUS_SIM_TRACES_OF_SEED_3";
+
+/// Of scripts, and of a component that runs as WebAssembly.
+fn natures() -> [Nature; 2] {
+    [Nature::default(), Nature { real: true, drift: true, tight: true }]
+}
 
 #[test]
 fn a_seed_is_one_history_in_every_process() {
-    let settings = Settings { unrest: Duration::from_secs(8), ..Settings::default() };
-    let report = good(3, &settings);
-    let trace = format!("trace {} after {} polls", report.trace, report.polls);
+    let trace = |nature| {
+        let unrest = Duration::from_secs(8);
+        let report = good(3, &Settings { unrest, nature: Some(nature), ..Settings::default() });
+        assert!(report.counts.acknowledged > 100, "{:?}", report.counts);
+        format!("trace {} after {} polls", report.trace, report.polls)
+    };
+    let trace = natures().map(trace).join(", ");
     if std::env::var_os(TOLD).is_some() {
         return println!("{trace}");
     }
@@ -97,8 +142,15 @@ fn what_was_found_stays_mended() {
 
 #[test]
 fn a_seed_is_one_history_and_another_is_another() {
-    let settings = Settings { unrest: Duration::from_secs(8), ..Settings::default() };
-    let (one, again, other) = (good(3, &settings), good(3, &settings), good(4, &settings));
-    assert_eq!((one.trace, one.polls, &one.lines), (again.trace, again.polls, &again.lines));
-    assert_ne!(one.trace, other.trace);
+    for nature in natures() {
+        let unrest = Duration::from_secs(8);
+        let settings = Settings { unrest, nature: Some(nature), ..Settings::default() };
+        let (one, again, other) = (good(3, &settings), good(3, &settings), good(4, &settings));
+        assert_eq!((one.trace, one.polls, &one.lines), (again.trace, again.polls, &again.lines));
+        assert_ne!(one.trace, other.trace);
+        // What the seed decides can be said as well.
+        let said = Settings { nature: None, ..settings };
+        let (by_seed, said) = (good(3, &said), good(3, &run(3, &said).settings(&said)));
+        assert_eq!((by_seed.trace, by_seed.nature), (said.trace, said.nature));
+    }
 }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use annulus_core::ids::Digest;
 use annulus_ground::ScopeId;
-use annulus_vnode::{Loader, Loading, Prepared};
+use annulus_vnode::{Loader, Loading, Prepared, Watcher};
 use annulus_wasm::{InvalidComponent, LimitedBy, Limits, RoomLimit};
 use bytes::Bytes;
 use sha2::{Digest as _, Sha256};
@@ -17,6 +17,9 @@ use super::{Contents, Observer, Script};
 #[derive(Clone)]
 pub struct Scripts {
     engine: Option<Arc<dyn Loader>>,
+    watcher: Option<Arc<dyn Watcher>>,
+    /// The most that an instance may have.
+    memory_bytes: usize,
     observer: Arc<dyn Observer>,
     room: Arc<Room>,
     shelf: Arc<Shelf>,
@@ -26,13 +29,32 @@ impl Scripts {
     /// One that knows scripts alone and has room for any number of instances.
     pub fn new(observer: Arc<dyn Observer>) -> Self {
         let room = RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing };
-        Self { engine: None, observer, room: Arc::new(Room::new(room)), shelf: Arc::default() }
+        Self {
+            engine: None,
+            watcher: None,
+            memory_bytes: usize::MAX,
+            observer,
+            room: Arc::new(Room::new(room)),
+            shelf: Arc::default(),
+        }
     }
 
     /// What is no script goes to this one.
     #[must_use]
     pub fn with_engine(self, engine: Arc<dyn Loader>) -> Self {
         Self { engine: Some(engine), ..self }
+    }
+
+    /// This one sees what vnodes of components do that are no scripts.
+    #[must_use]
+    pub fn watched_by(self, watcher: Arc<dyn Watcher>) -> Self {
+        Self { watcher: Some(watcher), ..self }
+    }
+
+    /// No instance has more memory than that, of a script or a component, whatever its limits are.
+    #[must_use]
+    pub fn with_memory(self, memory_bytes: usize) -> Self {
+        Self { memory_bytes, ..self }
     }
 
     /// There may be no more instances of scripts than that.
@@ -54,10 +76,17 @@ impl Scripts {
 
 impl Loader for Scripts {
     fn prepare(&self, bytes: Bytes, limits: Limits) -> Loading<'_, Prepared> {
+        let limits = Limits { memory_bytes: limits.memory_bytes.min(self.memory_bytes), ..limits };
         let invalid = InvalidComponent::NotAComponent;
         let Some(script) = Script::of_component(&bytes) else {
             return match &self.engine {
-                Some(engine) => engine.prepare(bytes, limits),
+                Some(engine) => Box::pin(async move {
+                    let prepared = engine.prepare(bytes, limits).await?;
+                    Ok(match &self.watcher {
+                        Some(watcher) => prepared.watched_by(watcher.clone()),
+                        None => prepared,
+                    })
+                }),
                 None => Box::pin(std::future::ready(Err(invalid("it is no script".to_owned())))),
             };
         };

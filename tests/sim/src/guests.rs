@@ -10,7 +10,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-use annulus::toolchain::{TOOLCHAIN_VARIABLE, build_component_with};
+use annulus_toolchain::{TOOLCHAIN_VARIABLE, build_component_with};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
@@ -118,7 +118,7 @@ fn turn() -> File {
 
 /// The repository's root.
 pub fn root() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).parent().map(Path::to_path_buf).unwrap_or_default()
+    Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
 }
 
 #[cfg(test)]
