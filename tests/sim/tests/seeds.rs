@@ -57,6 +57,7 @@ fn some_histories_of_whole_nodes_break_no_rule() {
         seen.coverages,
         seen.falls,
         seen.losses,
+        seen.compared,
     ];
     assert!(each.iter().all(|times| *times > 0), "{seen:?}");
 }
