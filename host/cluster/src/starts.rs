@@ -136,7 +136,8 @@ fn evidence(found: &Found, known: &Known) -> Option<String> {
     if let Some(why) = against(found.start, known.before) {
         return Some(why);
     }
-    let of_me = |vote: &Vote| vote.leader_id.node_id == found.me.0;
+    // Whoever has heard of no election has a vote of term 0, which names node 0 and is nobody's.
+    let of_me = |vote: &Vote| vote.leader_id.term > 0 && vote.leader_id.node_id == found.me.0;
     if known.lineage > found.lineage && known.vote.as_ref().is_some_and(of_me) {
         return Some(
             "it has stood for election since the cluster was recovered, of which this disk knows nothing"
@@ -377,5 +378,10 @@ mod tests {
             "after a recovery"
         );
         assert!(!speaks(&Known { vote: Some(Vote::new(1, 8)), lineage: elsewhere, ..known }), "somebody did");
+        let first = Found { me: NodeId(0), vote: None, ..found };
+        for lineage in [lineage, elsewhere] {
+            let unheard = Known { vote: Some(Vote::new(0, 0)), lineage, ..known };
+            assert!(evidence(&first, &unheard).is_none(), "nobody did, of whom the peer has heard");
+        }
     }
 }

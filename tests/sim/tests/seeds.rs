@@ -59,6 +59,7 @@ fn some_histories_of_whole_nodes_break_no_rule() {
         seen.falls,
         seen.losses,
         seen.full,
+        seen.compared,
     ];
     assert!(each.iter().all(|times| *times > 0), "{seen:?}");
 }
