@@ -107,7 +107,7 @@ impl Plan {
     /// The component of a release. Those of a real module are its two versions in turn.
     pub fn component(&self, release: u32) -> Bytes {
         if self.real {
-            let features: &[&str] = if release % 2 == 0 { &["v2"] } else { &[] };
+            let features: &[&str] = if release.is_multiple_of(2) { &["v2"] } else { &[] };
             return component_with("guests/kv", features).into();
         }
         self.script(release).component()
