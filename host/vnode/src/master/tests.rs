@@ -128,29 +128,6 @@ async fn the_driver_of_a_replaced_transfer_reads_and_seals_nothing() {
 }
 
 #[tokio::test]
-async fn a_transfer_that_is_over_takes_no_stream_from_the_one_that_replaced_it() {
-    let (old, new) = (TransferId(30), TransferId(31));
-    let master = master();
-    get(&master).await.unwrap();
-    let pending = |id| {
-        let mut ring = ring();
-        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id, target: vec![NodeId(2)] });
-        ring
-    };
-    master.apply(&pending(old), &[MODULE], old.0, Lineage::default());
-    master.apply(&pending(new), &[MODULE], new.0, Lineage::default());
-    let ((first, _first_events), (second, mut events)) = (outgoing(), outgoing());
-    assert!(master.begin_outgoing(HERE, new, second));
-    // Its driver has waited for something, and has not heard yet.
-    assert!(master.begin_outgoing(HERE, old, first));
-    master.end_outgoing(HERE, old, false);
-
-    assert_eq!(master.read_page(HERE, new, MODULE, 1, None), Reading::Coming);
-    let event = timeout(Duration::from_secs(60), events.recv()).await.unwrap().unwrap();
-    assert!(matches!(event, StreamEvent::Page { module: MODULE, attempt: 1, .. }), "{event:?}");
-}
-
-#[tokio::test]
 async fn a_stage_whose_vnode_trapped_is_not_all_that_came() {
     let stage = StageId { partition: HERE, transfer: TransferId(30), generation: 1 };
     let master = master();
