@@ -13,6 +13,7 @@
 //! that would speak against the newest one. Then everybody is told, and from then on turns away
 //! processes of earlier starts ([`Cluster::outdated`]).
 
+use std::cmp::Ordering;
 use std::collections::BTreeSet;
 use std::sync::Arc;
 use std::time::Duration;
@@ -78,6 +79,9 @@ pub(super) struct Known {
     /// The node was removed, by the peer's state.
     #[serde(default)]
     removed: bool,
+    /// The node is the only voter, as far as the peer knows.
+    #[serde(default)]
+    votes_alone: bool,
 }
 
 /// What a node that starts has on its disk, before its Raft takes part.
@@ -88,6 +92,27 @@ pub(super) struct Found {
     pub(super) lineage: Lineage,
     pub(super) last: Option<LogId>,
     pub(super) vote: Option<Vote>,
+}
+
+/// What the peers know together of a node that starts, and nothing of it speaks against its disk.
+#[derive(Clone, Copy, Debug, Default)]
+struct Together {
+    /// The last entry of which one of them knows that it is committed.
+    committed: Option<LogId>,
+    /// This node is the only voter, by one that knows of that entry: who votes may have changed since the rest heard.
+    votes_alone: bool,
+}
+
+impl Together {
+    fn hear(&mut self, known: &Known) {
+        match known.committed.cmp(&self.committed) {
+            Ordering::Greater => {
+                *self = Self { committed: known.committed, votes_alone: known.votes_alone };
+            }
+            Ordering::Equal => self.votes_alone |= known.votes_alone,
+            Ordering::Less => {}
+        }
+    }
 }
 
 /// The newest starts of other nodes, on disk.
@@ -171,13 +196,15 @@ impl Cluster {
         match self.ask_about(&found).await {
             Err(why) => return self.end(why),
             // Nothing is committed without the only voter, and nobody can give it again what it has lost.
-            Ok(Some(committed)) if found.last < Some(committed) && self.votes_alone() => {
+            Ok(Together { committed: Some(committed), votes_alone })
+                if found.last < Some(committed) && (votes_alone || self.votes_alone()) =>
+            {
                 let (last, committed) = (found.last.map_or(0, |last| last.index), committed.index);
                 let why =
                     format!("its log ends at entry {last}, and it alone has committed entry {committed}");
                 return self.end(Ended::Stale(why));
             }
-            Ok(committed) => self.take_part(committed, found.last),
+            Ok(Together { committed, .. }) => self.take_part(committed, found.last),
         }
         let mut told = BTreeSet::new();
         loop {
@@ -206,14 +233,13 @@ impl Cluster {
     }
 
     /// Asks all others whether they know of a newer disk of this node, until all that answer in time have. Once a
-    /// leader has, the rest get less time. The error is what speaks against this one; else the last entry of which one
-    /// of them knows that it is committed.
-    async fn ask_about(&self, found: &Found) -> Result<Option<LogId>, Ended> {
+    /// leader has, the rest get less time. The error is what speaks against this one.
+    async fn ask_about(&self, found: &Found) -> Result<Together, Ended> {
         let others = self.others();
         let mut asked: FuturesUnordered<_> =
             others.iter().map(|peer| self.tell_start(*peer, found.start, true)).collect();
         let mut patience = Instant::now() + ASK;
-        let (mut answers, mut committed) = (0, None);
+        let (mut answers, mut together) = (0, Together::default());
         while let Ok(Some((_, answer))) = timeout_at(patience, asked.next()).await {
             let Some(known) = answer else { continue };
             if known.removed && known.lineage >= found.lineage {
@@ -224,7 +250,9 @@ impl Cluster {
                 return Err(Ended::Stale(reason));
             }
             answers += 1;
-            committed = committed.max(known.committed.filter(|_| known.lineage == found.lineage));
+            if known.lineage == found.lineage {
+                together.hear(&known);
+            }
             if known.leads {
                 patience = patience.min(Instant::now() + ASK_OTHERS);
             }
@@ -232,12 +260,16 @@ impl Cluster {
         if answers == 0 && !others.is_empty() {
             tracing::warn!("no peer could be asked whether this disk is this node's newest; it is believed");
         }
-        Ok(committed)
+        Ok(together)
     }
 
     fn votes_alone(&self) -> bool {
+        self.has_only_voter(self.me())
+    }
+
+    fn has_only_voter(&self, node: NodeId) -> bool {
         let members = self.raft_members();
-        !members.changing && members.voters == [self.me()]
+        !members.changing && members.voters == [node]
     }
 
     /// What speaks against a run of another node: a later start of it, whose disk was found to be its
@@ -288,6 +320,11 @@ impl Cluster {
             vote: Some(vote),
             committed,
             removed: self.standing(uid) == AnnounceReply::Removed,
+            votes_alone: self
+                .view()
+                .state
+                .member_by_uid(uid)
+                .is_some_and(|node| self.has_only_voter(node.id)),
         }
     }
 
@@ -346,6 +383,33 @@ mod tests {
     use super::*;
 
     #[test]
+    fn who_votes_is_known_by_those_that_know_of_the_newest_entry() {
+        let entry = |index| Some(LogId::new(CommittedLeaderId::new(3, 7), index));
+        let known = |index, votes_alone| Known {
+            before: None,
+            lineage: Lineage::default(),
+            matched: None,
+            leads: false,
+            vote: None,
+            committed: entry(index),
+            removed: false,
+            votes_alone,
+        };
+        let together = |heard: &[Known]| {
+            let mut together = Together::default();
+            heard.iter().for_each(|known| together.hear(known));
+            (together.committed, together.votes_alone)
+        };
+        let (old, new, alone) = (known(5, true), known(9, false), known(9, true));
+        for heard in [[old, new], [new, old]] {
+            assert_eq!(together(&heard), (entry(9), false));
+        }
+        for heard in [[known(5, false), alone], [alone, new], [new, alone]] {
+            assert_eq!(together(&heard), (entry(9), true));
+        }
+    }
+
+    #[test]
     fn a_disk_is_older_by_its_number_by_anothers_or_by_its_log() {
         let start = Start { number: 5, id: 1 };
         let lineage = Lineage::default();
@@ -359,6 +423,7 @@ mod tests {
             vote: None,
             committed: None,
             removed: false,
+            votes_alone: false,
         };
         let before = |number, id| Known { before: Some(Start { number, id }), ..known };
         let speaks = |known: &Known| evidence(&found, known).is_some();

@@ -3,6 +3,7 @@
 
 use std::sync::Arc;
 
+use annulus_core::ids::ModuleUid;
 use annulus_core::keyspace::PartitionId;
 use annulus_ground::{Scope, spawn};
 use annulus_harness::guest::{Fall, Keeps, Observer, Outcome, Run as Ran};
@@ -35,8 +36,13 @@ impl Observer for Eyes {
         };
         let Ok(partition) = u16::try_from(ran.at.partition.id).map(PartitionId) else { return };
         let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
-        self.0.serves(at, partition);
         let (era, now) = (self.0.era(at, &ran.at.module, ran.release), self.0.world.now());
+        let (module, command, actor) = (&ran.at.module, ran.command, ran.at.actor);
+        self.0.serves(
+            at,
+            (ModuleUid(era), partition),
+            format_args!("{command} of {module}, #{op}, by {actor:x}"),
+        );
         if !ran.writes.is_empty() {
             self.0.writes(&ran.at.module, ran.release, ran.at.write_format);
         }
@@ -67,12 +73,13 @@ impl Watcher for Eyes {
     fn ran(&self, ran: &RanOf<'_>) {
         let Some(at) = self.at() else { return };
         let vnode = ran.vnode;
-        self.0.serves(at, vnode.partition);
+        let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
+        let (command, module) = (&ran.info.name, vnode.name);
+        self.0.serves(at, (vnode.module, vnode.partition), format_args!("{command} of {module}, #{op}"));
         if ran.reply.is_none() && ran.info.effect == Does::Read {
             return;
         }
         let found = ran.reply.and_then(|reply| number(&ciborium::from_reader(reply).ok()?));
-        let op = Op::from_be_bytes(ran.id.0[8..].try_into().unwrap_or_default());
         let (era, now) = (vnode.module.0, self.0.world.now());
         self.0.truth(|truth| truth.effect(Effect { op, partition: vnode.partition, found, era, now }));
     }

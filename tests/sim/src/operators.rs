@@ -11,7 +11,7 @@ use annulus_core::version::Speaks;
 use annulus_harness::guest::Script;
 use annulus_harness::{At, Called, address};
 use annulus_modules::DeployRequest;
-use annulus_node::{JoinWish, Life};
+use annulus_node::{JoinWish, Life, StopReason};
 use tokio::sync::mpsc;
 use tokio::time::{Instant, sleep};
 
@@ -226,7 +226,9 @@ pub fn lost(run: &Run) -> Vec<NodeId> {
     let nodes = run.nodes();
     let is_lost = |member: &&Member| {
         let Some(at) = run.at(member.id) else { return false };
-        if nodes.is_gone(at) {
+        // A part of the cluster that was recovered for itself has let it go, and went by that until it came over.
+        let let_go = nodes.life(at).is_none() && nodes.ended(at) == Some(StopReason::Removed);
+        if nodes.is_gone(at) || let_go {
             return true;
         }
         // An empty machine has the name of the one that was lost; or its node does not know yet that it is in.

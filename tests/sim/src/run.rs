@@ -1,10 +1,11 @@
 //! One seed, from an empty world to its rest or to the first rule that is broken.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::ids::{Digest, NodeId};
+use annulus_core::ids::{Digest, ModuleUid, NodeId};
 use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::ClusterState;
@@ -33,7 +34,7 @@ use crate::oracle::ledger::Ledger;
 use crate::oracle::truth::{Counts, Op, Truth};
 use crate::rest;
 use crate::rule::{Broken, Rule};
-use crate::schedule::{self, Planned};
+use crate::schedule::{self, Act, Planned};
 use crate::seen::Seen;
 
 /// How a world is made.
@@ -328,7 +329,7 @@ impl Run {
     }
 
     /// A node carries something out: may it?
-    pub fn serves(&self, at: At, partition: PartitionId) {
+    pub fn serves(&self, at: At, vnode: (ModuleUid, PartitionId), what: fmt::Arguments<'_>) {
         // Who begins a lineage may serve before anybody has looked.
         if let Some(life) = self.nodes().life(at) {
             let view = life.cluster().view();
@@ -342,7 +343,7 @@ impl Run {
         if state.truth.is_shaken() {
             return;
         }
-        if let Err(broken) = state.ledger.serves(node, partition) {
+        if let Err(broken) = state.ledger.serves(node, vnode, what) {
             state.breaks(broken);
         }
     }
@@ -561,6 +562,11 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         let shape = schedule::Shape { nodes, most: nodes + 2, modules: fleet.len(), older };
         schedule::draw(&mut world.stream("schedule"), shape, settings.unrest)
     });
+    if schedule.iter().any(|(_, act)| matches!(act, Act::RecoverApart { .. })) {
+        // Of two histories one stays, with its release and the items of both. No cluster can see to it that the one
+        // reads the other: those who have recovered twice have to.
+        fleet.iter_mut().for_each(Plan::read_all);
+    }
     let plan = schedule.clone();
     let (run, lasted) = mutants::during(settings.mutant, || {
         simulation.run(async {

@@ -2,9 +2,10 @@
 //! something out is the one who holds the partition.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
 
 use annulus_core::codec;
-use annulus_core::ids::{ClusterId, NodeId};
+use annulus_core::ids::{ClusterId, ModuleUid, NodeId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::state::{ClusterState, Lineage, Member};
 use sha2::{Digest as _, Sha256};
@@ -103,14 +104,21 @@ impl Ledger {
     ///
     /// # Errors
     /// Another node holds the partition.
-    pub fn serves(&self, node: NodeId, partition: PartitionId) -> Result<(), Broken> {
+    pub fn serves(
+        &self,
+        node: NodeId,
+        (module, partition): (ModuleUid, PartitionId),
+        what: fmt::Arguments<'_>,
+    ) -> Result<(), Broken> {
         let Some(state) = &self.newest else { return Ok(()) };
         let owner = state.ring.owner(partition);
-        if owner == node {
+        // A vnode whose module was undeployed ends with the command that it is at, wherever its partition goes meanwhile.
+        let undeployed = module.0 <= state.applied && !state.modules.contains_key(&module);
+        if owner == node || undeployed {
             return Ok(());
         }
         let what = format!(
-            "{node} serves p{}, which {owner} holds since entry {}",
+            "{node} serves p{} ({what}), which {owner} holds since entry {}",
             partition.0,
             state.ring.partition(partition).version
         );
