@@ -28,7 +28,8 @@ const INSISTS: Duration = Duration::from_secs(60);
 const MOST: usize = 12;
 
 /// Has a node do something. None if it did not, which is noted.
-async fn does<T, E, F>(
+/// Has a node do something for an operator.
+pub async fn does<T, E, F>(
     run: &Arc<Run>,
     at: At,
     what: impl fmt::Display,

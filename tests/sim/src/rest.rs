@@ -1,6 +1,7 @@
 //! After all faults: operators mend what only they can mend, everything completes, and every key can be read through
 //! every node.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -67,8 +68,31 @@ pub async fn rest(run: &Arc<Run>) {
             load::list(run, at, module, READ).await;
         }
     }
+    compare_sizes(run).await;
     if let Err(broken) = leaks::check(run).await {
         run.breaks(broken);
+    }
+}
+
+/// What there is in each partition is told alike by all members. A guest that keeps its items says so page by page,
+/// and some of them cannot.
+async fn compare_sizes(run: &Arc<Run>) {
+    let Some(state) = run.newest() else { return };
+    let owners: BTreeMap<_, _> =
+        state.ring.size.partitions().map(|partition| (partition, state.ring.owner(partition))).collect();
+    let mut first = None;
+    for at in run.members() {
+        let owners = owners.clone();
+        let sizes = operators::does(run, at, "sizes", |life| async move {
+            let sizes = life.services().handoff.holdings(&owners, Instant::now() + READ).await;
+            Ok::<_, String>(sizes)
+        });
+        let Some(sizes) = sizes.await else { continue };
+        let before = first.get_or_insert_with(|| (at, sizes.clone()));
+        if before.1 != sizes {
+            let what = format!("n{at} tells other sizes than n{}: {sizes:?} and {:?}", before.0, before.1);
+            return run.breaks(Rule::OneTruth.broken(what));
+        }
     }
 }
 
