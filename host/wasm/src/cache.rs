@@ -174,6 +174,8 @@ fn remove(path: &Path) {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::super::engine::configured;
     use super::*;
 

@@ -197,6 +197,8 @@ fn limit() -> io::Result<()> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
+
     use super::*;
 
     fn shell(script: &str) -> Command {
