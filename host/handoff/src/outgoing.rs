@@ -238,9 +238,9 @@ impl Driver {
                 self.handoff.inner.turns.settle_page(bytes(&items));
                 Some(Event::Page { attempt, module, items, next: page.next })
             }
-            StreamEvent::Page { attempt, page: Err(why), .. } => {
+            StreamEvent::Page { module, attempt, page: Err(why) } => {
                 self.handoff.inner.turns.settle_page(0);
-                Some(Event::PageFailed { attempt, why })
+                Some(Event::PageFailed { attempt, module, why })
             }
             StreamEvent::Forward { module, items } => {
                 let items: Vec<Item> = items.into_iter().map(item).collect();

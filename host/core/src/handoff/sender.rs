@@ -175,10 +175,12 @@ impl Sender {
             Event::Page { attempt, module, items, next } if attempt == self.attempt => {
                 self.page(module, items, next, &mut effects);
             }
-            Event::PageFailed { attempt, why } if attempt == self.attempt => {
-                self.error = Some(why);
-                self.outgoing.iter_mut().for_each(|outgoing| outgoing.reading = None);
-                self.pause(&mut effects);
+            Event::PageFailed { attempt, module, why } if attempt == self.attempt => {
+                let read = |outgoing: &mut Outgoing| outgoing.reading.take_if(|(_, of)| *of == module);
+                if self.outgoing.as_mut().and_then(read).is_some() {
+                    self.error = Some(why);
+                    self.pause(&mut effects);
+                }
             }
             Event::Page { .. } | Event::PageFailed { .. } => {}
             Event::Forward(..) if self.held && mutants::on(Mutant::LoseForwardWhileHeld) => {}
@@ -461,7 +463,8 @@ impl Sender {
     fn undeployed(&mut self, module: ModuleUid, effects: &mut Vec<Effect>) {
         self.task.modules.retain(|known| known.uid != module);
         if let Some(outgoing) = &mut self.outgoing {
-            // The page that is being read, if it is one of this module's, comes and is let go.
+            // The page that is being read, if it is one of this module's, may never come: its vnode has ended.
+            outgoing.reading.take_if(|(_, of)| *of == module);
             outgoing.unread.retain(|(unread, _)| *unread != module);
             outgoing.again.retain(|again| again.module != module);
         }

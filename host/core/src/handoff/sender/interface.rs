@@ -77,6 +77,8 @@ pub enum Event {
     PageFailed {
         /// Of the `ReadPage`.
         attempt: u64,
+        /// Of the `ReadPage`.
+        module: ModuleUid,
         /// Why.
         why: String,
     },

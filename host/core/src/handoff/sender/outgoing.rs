@@ -21,7 +21,8 @@ pub(super) struct Outgoing {
     pub done: Tallies,
     /// Modules to read yet, the first from after its token.
     pub unread: VecDeque<(ModuleUid, Option<Vec<u8>>)>,
-    pub reading: Option<Reading>,
+    /// The page that is being read: what it is for, and of which module.
+    pub reading: Option<(Reading, ModuleUid)>,
     /// The receiver has a stage of before: pages go as digests.
     pub comparing: bool,
     /// Ranges that are being compared, by number.

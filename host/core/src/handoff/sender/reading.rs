@@ -26,7 +26,7 @@ impl Sender {
         };
         if let Some((reading, module, after)) = wanted {
             if outgoing.reading.is_none() && outgoing.kept_bytes < self.limits.window_bytes && free {
-                outgoing.reading = Some(reading);
+                outgoing.reading = Some((reading, module));
                 effects.push(Effect::ReadPage { attempt: self.attempt, module, after });
             }
             return;
@@ -81,9 +81,9 @@ impl Sender {
         next: Option<Vec<u8>>,
         effects: &mut Vec<Effect>,
     ) {
-        let Some(reading) = self.outgoing.as_mut().and_then(|outgoing| outgoing.reading.take()) else {
-            return;
-        };
+        let Some(outgoing) = &mut self.outgoing else { return };
+        // Of a module that was undeployed meanwhile: let go. Another's page may be on its way.
+        let Some((reading, _)) = outgoing.reading.take_if(|(_, of)| *of == module) else { return };
         match reading {
             Reading::On => self.read_on(module, items, next, effects),
             Reading::Again => self.read_again(module, items, next, effects),
