@@ -12,7 +12,7 @@ use std::time::Duration;
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::state::{ClusterState, Lineage};
 use tokio::task::JoinHandle;
-use tokio::time::{Instant, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
 use super::messages::{FETCH_STATE, FetchState, FetchStateReply};
 use super::network::RaftLinks;
@@ -196,7 +196,11 @@ impl Cluster {
             if state.lineage == view.state.lineage {
                 self.inner.views.offer(&state);
             } else if state.lineage > view.state.lineage {
-                self.adopt(*state).await;
+                // A client's request may wait for this: the change goes on, and the wait ends by its deadline.
+                let this = self.clone();
+                let over =
+                    annulus_ground::spawn_on(&self.inner.runtime, async move { this.adopt(*state).await });
+                drop(timeout_at(deadline, over).await);
             }
         }
         true
