@@ -160,8 +160,8 @@ impl Cluster {
         news.lineage
     }
 
-    /// Has a peer hear of this node's lineage, which is newer than its own. It may know nobody else who would say so:
-    /// who has begun this lineage need not have it as a member. One word at a time.
+    /// Tells a peer of an older lineage about this one. The lineage may not have the peer as a member, so that nobody
+    /// else would tell it. At most one message per peer is under way.
     pub(super) fn tell_lineage(&self, peer: NodeUid) {
         let lineage = self.view().state.lineage;
         if self.inner.told.lock().insert(peer, lineage).is_some_and(|told| told >= lineage) {
@@ -171,7 +171,7 @@ impl Cluster {
         self.spawn(async move {
             if let (Some(to), Ok(message)) = (this.inner.network.linked(peer), codec::encode(&lineage)) {
                 let deadline = Instant::now() + ASK;
-                // It says no more than that it goes by it, which it may never do.
+                // An answer would say that the peer goes by it by now; the peer is told again until it does.
                 drop(this.inner.network.call(to, kind::RECOVERED, message.into(), deadline).await);
             }
             this.inner.told.lock().remove(&peer);

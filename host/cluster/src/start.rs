@@ -214,7 +214,10 @@ impl Cluster {
     }
 
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
-        self.inner.tasks.lock().push(annulus_ground::spawn_on(&self.inner.runtime, task));
+        let mut tasks = self.inner.tasks.lock();
+        // Some are short, and a peer may cause one every few seconds.
+        tasks.retain(|task| !task.is_finished());
+        tasks.push(annulus_ground::spawn_on(&self.inner.runtime, task));
     }
 
     /// Makes a cluster of this node alone, or finishes making it.
