@@ -25,7 +25,7 @@ use crate::ring::RingTable;
 /// A node that may hold partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimNode {
-    /// The node's id. If an id is given twice, one of the two is ignored.
+    /// The node's id. If an id is given twice, the first entry counts.
     pub id: NodeId,
     /// Share of the ring relative to the other nodes; 0 counts as 1.
     pub weight: u32,

@@ -1,5 +1,8 @@
-//! Compares the moves and repetitions of the claim with those of riak_core's on the same changes: `cargo run
-//! --release -p annulus-core --example claim_table [-- --steps]`.
+//! Compares the moves and repetitions of the claim with those of riak_core's on the same changes:
+//!
+//! ```sh
+//! cargo run --release -p annulus-core --example claim_table [-- --steps]
+//! ```
 //!
 //! `riak.rs` describes riak_core's rules, and where the public descriptions are incomplete. The columns:
 //! owners and replicas that moved, over all steps; sets that repeat a node or a location although there are
