@@ -1,6 +1,6 @@
-//! What wit-bindgen makes of `wit/vnode.wit`: one world for the core, one for each optional
-//! interface. A component's exports are those whose `export_*` macro it invokes; the linker
-//! joins their worlds, so no world per combination is needed.
+//! Bindings that wit-bindgen generates from `wit/vnode.wit`: one world for the core, and one for each
+//! optional interface. A component exports the interfaces whose `export_*` macro it invokes. The linker joins
+//! their worlds, so no world for each combination is needed.
 #![allow(missing_docs, clippy::all)]
 
 wit_bindgen::generate!({

@@ -10,7 +10,7 @@ use crate::{Param, Value};
 pub struct Config(Vec<(Value, Value)>);
 
 impl Config {
-    /// From a CBOR map; no bytes at all are an empty one.
+    /// Decode settings from a CBOR map; no bytes at all count as an empty map.
     pub(crate) fn decode(bytes: &[u8]) -> Result<Self, String> {
         if bytes.is_empty() {
             return Ok(Self::default());
@@ -21,10 +21,10 @@ impl Config {
         }
     }
 
-    /// One setting; `None` if it was not given.
+    /// Return one setting, or `None` if it was not given.
     ///
     /// # Errors
-    /// It was given and is no `T`: names the setting and says why.
+    /// The setting was given but is not a `T`. The message has its name and the reason.
     pub fn get<T: DeserializeOwned>(&self, name: &str) -> Result<Option<T>, String> {
         let found = self.0.iter().find(|(key, _)| key.as_text() == Some(name));
         found
@@ -47,12 +47,12 @@ impl Config {
 }
 
 impl Param {
-    /// A parameter or setting that has to be given. `ty` is CDDL: `text`, `uint`, `[* text]`, ...
+    /// Describe a parameter or setting that must be given. `ty` is CDDL: `text`, `uint`, `[* text]`, ...
     pub fn required(name: &str, ty: &str, doc: &str) -> Self {
         Self { name: name.to_owned(), ty: ty.to_owned(), doc: doc.to_owned(), optional: false }
     }
 
-    /// One that may be left out.
+    /// Describe a parameter or setting that may be left out.
     pub fn optional(name: &str, ty: &str, doc: &str) -> Self {
         Self { optional: true, ..Self::required(name, ty, doc) }
     }

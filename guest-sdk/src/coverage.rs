@@ -1,26 +1,26 @@
-//! Coverage by pages: where one begins, how much it may hold, what it answers.
+//! Pages of coverage: position, budget and values.
 
 use serde::Serialize;
 
 use crate::reply::to_cbor;
 use crate::{Budget, Values};
 
-/// Where a page of coverage begins and how much it may hold.
+/// The start of a page of coverage, and its budget.
 #[derive(Clone, Debug)]
 pub struct Cursor {
-    /// The token that the page before ended with; none for the first page.
+    /// The token at the end of the previous page; `None` for the first page.
     pub after: Option<Vec<u8>>,
-    /// Stop at whichever is reached first, but not before the first value.
+    /// The budget of the page. Stop when either limit is reached, but not before the first value.
     pub limit: Budget,
 }
 
-/// One value of a coverage answer, or nothing. Anything that serde can serialize turns into it
-/// by `.into()`.
+/// One value of a coverage reply, or nothing. Any type that serde can serialize converts into it with
+/// `.into()`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Emit(Option<Vec<u8>>);
 
 impl Emit {
-    /// No value for this item.
+    /// Return no value for this item.
     #[must_use]
     pub fn nothing() -> Self {
         Self(None)
@@ -29,12 +29,12 @@ impl Emit {
 
 impl<T: Serialize> From<T> for Emit {
     fn from(value: T) -> Self {
-        Self(Some(to_cbor(&value).expect("a coverage value that its own Serialize refuses")))
+        Self(Some(to_cbor(&value).expect("the coverage value's own Serialize fails")))
     }
 }
 
 impl Values {
-    /// An answer of one page.
+    /// Return a reply of a single page.
     pub fn of<T: Serialize>(values: impl IntoIterator<Item = T>) -> Self {
         let mut page = Self::default();
         values.into_iter().for_each(|value| {
@@ -43,7 +43,7 @@ impl Values {
         page
     }
 
-    /// Adds a value; answers how many bytes it takes.
+    /// Add a value and return its size in bytes.
     pub(crate) fn push(&mut self, value: Emit) -> usize {
         let Some(bytes) = value.0 else { return 0 };
         let size = bytes.len();
@@ -60,7 +60,7 @@ impl Default for Values {
     }
 }
 
-/// Counts down a [`Budget`]: says when a page is full, never before its first item.
+/// Counts down a [`Budget`], so that a page ends when it is full but never before its first item.
 pub(crate) struct Remaining {
     items: u32,
     bytes: usize,
@@ -71,7 +71,7 @@ impl Remaining {
         Self { items: limit.items, bytes: limit.bytes as usize }
     }
 
-    /// Takes what one item costs. False: the page is full now.
+    /// Subtract the cost of one item. Return false if the page is full now.
     pub(crate) fn take(&mut self, bytes: usize) -> bool {
         self.items = self.items.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);

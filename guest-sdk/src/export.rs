@@ -1,6 +1,6 @@
-//! `export!`: what a component exports, and nothing else.
+//! The macro `export!`, which selects the exports of a component.
 
-/// Makes a component of a [`Vnode`](crate::Vnode): exports it, and the interfaces that are named.
+/// Export a [`Vnode`](crate::Vnode) and the interfaces that are named as a component.
 ///
 /// ```
 /// # use annulus_guest::prelude::*;
@@ -16,8 +16,8 @@
 /// export!(Kv: Handoff);
 /// ```
 ///
-/// The names are `Coverage`, `Merge` or `Handoff` (not both), `Transfer` and `Lifecycle`; the
-/// vnode implements the trait of each. Off wasm32 it checks that and does nothing else.
+/// The names are `Coverage`, `Merge` or `Handoff` (not both), `Transfer` and `Lifecycle`; the vnode must
+/// implement the trait of each. On targets other than wasm32 the macro only checks that.
 #[macro_export]
 macro_rules! export {
     ($vnode:ident $(: $first:ident $(+ $more:ident)*)?) => {
@@ -50,8 +50,8 @@ macro_rules! export {
     };
 }
 
-/// Fails to compile where `export!` names what is no interface, what the vnode does not implement,
-/// or both `Merge` and `Handoff`.
+/// Fails to compile if `export!` names something that is not an interface, a trait that the vnode does not
+/// implement, or both `Merge` and `Handoff`.
 #[doc(hidden)]
 #[macro_export]
 macro_rules! __export_check {

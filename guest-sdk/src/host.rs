@@ -1,4 +1,4 @@
-//! What a vnode may know about where and when it runs, and its log.
+//! The context of a vnode's running call, and its log.
 
 use std::cell::Cell;
 
@@ -12,7 +12,7 @@ thread_local! {
     static PARTITION: Cell<Partition> = const { Cell::new(Partition { id: 0, ring_size: 1 }) };
 }
 
-/// The partition that this vnode is: known from `init` on.
+/// Return the partition of this vnode; it is known from `init` on.
 #[must_use]
 pub fn partition() -> Partition {
     PARTITION.get()
@@ -22,57 +22,58 @@ pub(crate) fn set_partition(at: Partition) {
     PARTITION.set(at);
 }
 
-/// Milliseconds since 1970 by this node's clock, fixed for one call. Never order writes by it.
+/// Return the time of this node's clock in milliseconds since 1970, fixed for one call. Never order writes by
+/// it.
 #[must_use]
 pub fn now_ms() -> u64 {
     context::now_ms()
 }
 
-/// The name of the running write, never given twice; a further call within it gives the next.
+/// Return the dot of the running write, which is unique. Each further call within the same write returns
+/// another dot.
 #[must_use]
 pub fn next_dot() -> Dot {
     context::next_dot()
 }
 
-/// The id of the running request, the same when a client or the host sends it again.
+/// Return the id of the running request. It stays the same when a client or the host sends the request again.
 #[must_use]
 pub fn request_id() -> u128 {
     let (high, low) = context::request_id();
     u128::from(high) << 64 | u128::from(low)
 }
 
-/// The format in which to write items now: one of
-/// [`WRITES_FORMATS`](crate::Vnode::WRITES_FORMATS).
+/// Return the format in which to write items now: one of [`WRITES_FORMATS`](crate::Vnode::WRITES_FORMATS).
 #[must_use]
 pub fn write_format() -> u32 {
     context::write_format()
 }
 
-/// A line for `annulus logs`. The macros [`info!`](crate::info), [`warn!`](crate::warn),
+/// Write a line to `annulus logs`. The macros [`info!`](crate::info), [`warn!`](crate::warn),
 /// [`error!`](crate::error) and [`debug!`](crate::debug) format one.
 pub fn log(level: Level, message: &str) {
     log::write(level, message);
 }
 
-/// Logs what is worth knowing only while looking for a fault.
+/// Log a detail that is of interest only while looking for a fault.
 #[macro_export]
 macro_rules! debug {
     ($($message:tt)*) => { $crate::host::log($crate::Level::Debug, &::std::format!($($message)*)) };
 }
 
-/// Logs something that happened.
+/// Log an event.
 #[macro_export]
 macro_rules! info {
     ($($message:tt)*) => { $crate::host::log($crate::Level::Info, &::std::format!($($message)*)) };
 }
 
-/// Logs what an operator should look at some time.
+/// Log a problem that an operator should look at some time.
 #[macro_export]
 macro_rules! warn {
     ($($message:tt)*) => { $crate::host::log($crate::Level::Warn, &::std::format!($($message)*)) };
 }
 
-/// Logs what an operator should look at now.
+/// Log a problem that an operator should look at now.
 #[macro_export]
 macro_rules! error {
     ($($message:tt)*) => { $crate::host::log($crate::Level::Error, &::std::format!($($message)*)) };

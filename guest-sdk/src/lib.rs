@@ -8,7 +8,7 @@
 //!
 //! #[derive(Commands)]
 //! enum Command {
-//!     /// Answers with the partition that was asked.
+//!     /// Return the partition that was asked.
 //!     Ping,
 //! }
 //!
@@ -22,14 +22,14 @@
 //! export!(Ping);
 //! ```
 //!
-//! [`Vnode`] is all that a module must have. What else it can do it names in [`export!`], one trait
-//! per interface of the contract (`wit/vnode.wit`): [`Coverage`], [`Merge`] or [`Handoff`],
-//! [`Transfer`], [`Lifecycle`]. State lives in [`storage`], kept by the host, or in a [`Table`] of
-//! the guest's own; [`Latest`] is the simplest value that replicas can merge.
+//! A module must implement [`Vnode`]. Everything else is optional and named in [`export!`], one trait for
+//! each interface of the contract (`wit/vnode.wit`): [`Coverage`], [`Merge`] or [`Handoff`], [`Transfer`],
+//! [`Lifecycle`]. State is kept by the host in [`storage`], or by the guest in a [`Table`]. [`Latest`] is the
+//! simplest value that replicas can merge.
 //!
-//! Off wasm the same code runs in a plain `cargo test`, against the host of [`testing`].
+//! On targets other than wasm32 the same code runs in a plain `cargo test`, against the host of [`testing`].
 
-// So that the derive can say `::annulus_guest` in this crate's own examples and tests too.
+// The derive refers to `::annulus_guest`, in this crate's own examples and tests too.
 extern crate self as annulus_guest;
 
 #[doc(hidden)]
@@ -67,14 +67,14 @@ pub use serde_bytes::ByteBuf;
 pub use state::{Items, Latest, State, Table, decode_item, encode_item};
 pub use vnode::{Coverage, Handoff, Lifecycle, Merge, Transfer, Vnode};
 
-/// What the derive's code refers to; no part of the interface.
+/// Items that the code of the derive refers to; not part of the public interface.
 #[doc(hidden)]
 pub mod __private {
     pub use crate::command::{check, decode_args};
     pub use {serde, serde_bytes};
 }
 
-/// What a guest's source begins with: `use annulus_guest::prelude::*;`.
+/// The imports of a guest's source: `use annulus_guest::prelude::*;`.
 pub mod prelude {
     pub use crate::{
         Budget, ByteBuf, Commands, Config, Coverage, Cursor, Dot, Emit, Failure, Handoff, Item, Items,

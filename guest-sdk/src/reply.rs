@@ -1,43 +1,43 @@
-//! What a command answers with: CBOR of anything that serde can serialize, or a [`Failure`].
+//! The reply of a command: CBOR of any value that serde can serialize, or a [`Failure`].
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
 use crate::{Failure, Refusal, Value};
 
-/// A command's answer, encoded. Made by [`reply`].
+/// The encoded reply of a command. [`reply`] makes one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reply(pub(crate) Vec<u8>);
 
 impl Reply {
-    /// An answer that is CBOR already; the host refuses it if it is none.
+    /// Create a reply from CBOR bytes. The host refuses it if they are not valid CBOR.
     #[must_use]
     pub fn from_cbor(bytes: Vec<u8>) -> Self {
         Self(bytes)
     }
 
-    /// The CBOR bytes.
+    /// Return the CBOR bytes.
     #[must_use]
     pub fn into_bytes(self) -> Vec<u8> {
         self.0
     }
 }
 
-/// The answer of a command: any value that serde can serialize; `None` is null.
+/// Encode the reply of a command: any value that serde can serialize; `None` is null.
 ///
 /// # Errors
-/// `refused` with code `unserializable-reply`, if the value's own `Serialize` says no.
+/// `refused` with code `unserializable-reply`, if the value's own `Serialize` fails.
 pub fn reply<T: Serialize>(value: T) -> Result<Reply, Failure> {
     to_cbor(&value).map(Reply).map_err(|error| Failure::refused("unserializable-reply", error))
 }
 
 impl Failure {
-    /// The module's own no: a stable code, lower-case with dashes, and a message for people.
+    /// Create the module's own refusal: a stable code, lower-case with dashes, and a message for people.
     pub fn refused(code: impl Into<String>, message: impl Into<String>) -> Self {
         Self::Refused(Refusal { code: code.into(), message: message.into(), detail: None })
     }
 
-    /// A no with details for programs.
+    /// Create a refusal with details for programs.
     pub fn refused_with(code: impl Into<String>, message: impl Into<String>, detail: &Value) -> Self {
         Self::Refused(Refusal { code: code.into(), message: message.into(), detail: to_cbor(detail).ok() })
     }
@@ -53,13 +53,13 @@ pub(crate) fn to_cbor<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, Strin
     }
 }
 
-/// One CBOR value, and nothing after it.
+/// Decode one CBOR value with nothing after it.
 pub(crate) fn from_cbor<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, String> {
     use ciborium::de::Error;
     let value = ciborium::from_reader(&mut bytes).map_err(|error| match error {
         Error::Semantic(_, message) => message,
-        Error::Io(_) => "the CBOR ends too early".to_owned(),
-        Error::Syntax(offset) => format!("no CBOR at byte {offset}"),
+        Error::Io(_) => "the CBOR is truncated".to_owned(),
+        Error::Syntax(offset) => format!("invalid CBOR at byte {offset}"),
         Error::RecursionLimitExceeded => "nested too deep".to_owned(),
     })?;
     if bytes.is_empty() { Ok(value) } else { Err(format!("{} bytes after the CBOR value", bytes.len())) }

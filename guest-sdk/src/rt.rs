@@ -1,4 +1,4 @@
-//! From the traits to the contract: what a component's exports and the test host both call.
+//! The runtime between the traits and the contract, used by a component's exports and by the test host.
 
 use crate::bindings::merge::exports::annulus::vnode::merge::{Conflict, Outcome};
 use crate::reply::Reply;
@@ -7,7 +7,7 @@ use crate::{
     Request, Values, Version, Vnode, decode_item, encode_item, host,
 };
 
-/// What the module says of itself.
+/// Return the description of the module.
 #[must_use]
 pub fn describe<V: Vnode>() -> ModuleInfo {
     let package = V::Command::PACKAGE;
@@ -23,10 +23,10 @@ pub fn describe<V: Vnode>() -> ModuleInfo {
     }
 }
 
-/// A new instance.
+/// Create an instance and initialize it.
 ///
 /// # Errors
-/// What `Vnode::init` says, or that the configuration is no CBOR map.
+/// The error of `Vnode::init`, or the configuration is not a CBOR map.
 pub fn init<V: Vnode>(at: Partition, config: &[u8]) -> Result<V, String> {
     host::set_partition(at);
     let mut vnode = V::default();
@@ -34,26 +34,26 @@ pub fn init<V: Vnode>(at: Partition, config: &[u8]) -> Result<V, String> {
     Ok(vnode)
 }
 
-/// One command.
+/// Decode and run one command.
 ///
 /// # Errors
-/// As `Vnode::handle_command`; and before that, what does not decode.
+/// As for `Vnode::handle_command`; before that, an error of decoding.
 pub fn handle_command<V: Vnode>(vnode: &mut V, request: &Request) -> Result<Vec<u8>, Failure> {
     let command = V::Command::decode(&request.command, &request.args)?;
     vnode.handle_command(command).map(Reply::into_bytes)
 }
 
-/// One page of coverage.
+/// Decode a coverage command and run it for one page.
 ///
 /// # Errors
-/// As [`handle_command`].
+/// As for [`handle_command`].
 pub fn handle_coverage<V: Coverage>(vnode: &mut V, request: &Request, at: Cursor) -> Result<Values, Failure> {
     let command = V::Command::decode(&request.command, &request.args)?;
     vnode.handle_coverage(command, at)
 }
 
-/// One outcome for each conflict. Decides by bytes alone, and writes the merged state in the newer
-/// of the two formats, so that replicas which merge the same two end with the same bytes.
+/// Merge the versions of each conflict. The outcome depends on bytes alone, and the merged state is written
+/// in the newer of the two formats, so that replicas that merge the same versions end with the same bytes.
 #[must_use]
 pub fn merge<V: Merge>(conflicts: Vec<Conflict>) -> Vec<Outcome> {
     conflicts.into_iter().map(|conflict| merge_one::<V>(conflict).unwrap_or_else(Outcome::Rejected)).collect()
@@ -76,7 +76,7 @@ fn merge_one<V: Merge>(conflict: Conflict) -> Result<Outcome, String> {
     })
 }
 
-/// Merges items; answers which could not be read.
+/// Merge items into the vnode's state; return the ones that could not be read.
 pub fn handle_handoff_data<V: Handoff>(vnode: &mut V, items: Vec<Item>) -> Vec<Rejection> {
     let state = vnode.items();
     let mut rejections = Vec::new();
@@ -93,7 +93,7 @@ pub use component::{Component, Instance};
 
 #[cfg(target_arch = "wasm32")]
 mod component {
-    //! The exports of a component, on the one instance that it holds.
+    //! The exports of a component, for the one instance that it holds.
 
     use std::cell::RefCell;
     use std::marker::PhantomData;
@@ -105,9 +105,9 @@ mod component {
         ModuleInfo, Outcome, Page, Partition, Rejection, Request, Transfer, Values, Vnode,
     };
 
-    /// Where a component keeps its vnode; `export!` implements it.
+    /// The storage of a component's vnode; `export!` implements it.
     pub trait Instance: Vnode {
-        /// The one instance.
+        /// Return the cell of the instance, which is empty before `init`.
         fn cell() -> &'static LocalKey<RefCell<Option<Self>>>;
     }
 
@@ -115,7 +115,7 @@ mod component {
         V::cell().with_borrow_mut(|vnode| call(vnode.as_mut().expect("the host calls init first")))
     }
 
-    /// What `export!` exports.
+    /// The type that `export!` exports.
     pub struct Component<V>(PhantomData<V>);
 
     impl<V: Instance> exports::annulus::vnode::vnode::Guest for Component<V> {

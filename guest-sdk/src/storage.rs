@@ -1,11 +1,12 @@
-//! This vnode's private items, kept by the host. All writes of one call are one atomic batch,
-//! committed only if the call returns `Ok`; reads see the call's own writes.
+//! This vnode's private items, kept by the host. All writes of one call are one atomic batch, committed only
+//! if the call returns `Ok`. Reads see the call's own writes.
 //!
-//! Commands that are not described as reading may write, and so may `Lifecycle::terminate` and what
-//! takes in or forgets items. Anything else may only read: `Vnode::init` that writes starts no instance.
+//! Commands that are not described as reading may write, and so may `Lifecycle::terminate` and the callbacks
+//! that receive or forget items. All other callbacks may only read; a `Vnode::init` that writes starts no
+//! instance.
 //!
-//! Nothing here fails towards the guest: when a limit, a wrong key or the disk stands in the way,
-//! the host drops the call with all its writes and tells the caller.
+//! Nothing here returns an error to the guest. When a limit, a wrong key or the disk prevents an operation,
+//! the host drops the call with all its writes and returns the error to the caller.
 
 #[cfg(target_arch = "wasm32")]
 use crate::bindings::annulus::vnode::storage as imports;
@@ -14,30 +15,30 @@ pub use crate::bindings::annulus::vnode::storage::Selection;
 use crate::testing::imports::storage as imports;
 use crate::{Budget, Cursor, Emit, Failure, Page, State, Values, Version, decode_item, encode_item, host};
 
-/// The state of a key; none if it has no item. A tombstone is a state like others.
+/// Return the state of a key, or `None` if it has no item. A tombstone is a state as well.
 ///
 /// # Panics
-/// If the item cannot be read by this version: its state stays as it is, the caller is told.
+/// If this version cannot read the item. The item stays as it is, and the caller gets an error.
 #[must_use]
 pub fn load<S: State>(key: impl AsRef<[u8]>) -> Option<S> {
     load_at(key, b"")
 }
 
-/// The state of one of a key's items.
+/// Return the state of one of a key's items, selected by its sort key.
 ///
 /// # Panics
-/// As [`load`].
+/// As for [`load`].
 #[must_use]
 pub fn load_at<S: State>(key: impl AsRef<[u8]>, sort: impl AsRef<[u8]>) -> Option<S> {
     get(key.as_ref(), sort.as_ref()).map(|version| readable(&version.value))
 }
 
-/// Writes the state of a key, as a tombstone if it is one.
+/// Write the state of a key; a deleted state becomes a tombstone.
 pub fn store<S: State>(key: impl AsRef<[u8]>, state: &S) {
     store_at(key, b"", state);
 }
 
-/// Writes the state of one of a key's items.
+/// Write the state of one of a key's items, selected by its sort key.
 pub fn store_at<S: State>(key: impl AsRef<[u8]>, sort: impl AsRef<[u8]>, state: &S) {
     let value = encode_item(state, host::write_format());
     if state.is_deleted() {
@@ -47,13 +48,13 @@ pub fn store_at<S: State>(key: impl AsRef<[u8]>, sort: impl AsRef<[u8]>, state: 
     }
 }
 
-/// A page of coverage over all items that are no tombstones: one value for each.
+/// Return a page of coverage over all items that are not tombstones, with at most one value for each.
 ///
 /// # Errors
-/// None now; the type is what a `handle_coverage` answers.
+/// None at present; the type is that of `handle_coverage`.
 ///
 /// # Panics
-/// As [`load`].
+/// As for [`load`].
 pub fn each<S: State>(at: Cursor, mut value: impl FnMut(&str, S) -> Emit) -> Result<Values, Failure> {
     let all = Selection { key: None, start: None, end: None, reverse: false, deleted: false };
     let page = scan(&all, at.after.as_deref(), at.limit);
@@ -64,23 +65,24 @@ pub fn each<S: State>(at: Cursor, mut value: impl FnMut(&str, S) -> Emit) -> Res
     Ok(values)
 }
 
-/// The bytes of one item, a tombstone too.
+/// Return the bytes of one item, which may be a tombstone.
 #[must_use]
 pub fn get(key: &[u8], sort: &[u8]) -> Option<Version> {
     imports::get(key, sort)
 }
 
-/// Writes the bytes of one item.
+/// Write the bytes of one item.
 pub fn put(key: &[u8], sort: &[u8], value: &[u8]) {
     imports::put(key, sort, value);
 }
 
-/// Leaves a tombstone that holds `remains`: what `merge` needs to know of the past.
+/// Delete an item and leave a tombstone that holds `remains`, the bytes that `merge` needs to know about the
+/// past.
 pub fn delete(key: &[u8], sort: &[u8], remains: &[u8]) {
     imports::delete(key, sort, remains);
 }
 
-/// One page of items, in order. `after` is the `next` of the page before.
+/// Return one page of items, in order. `after` is the `next` of the previous page.
 #[must_use]
 pub fn scan(what: &Selection, after: Option<&[u8]>, limit: Budget) -> Page {
     imports::scan(what, after, limit)

@@ -1,4 +1,4 @@
-//! What the derive makes of an enum: descriptions, and decoders that name what is wrong.
+//! Output of the derive: descriptions of an enum, and decoders whose errors name the parameter.
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::collections::BTreeMap;
@@ -98,7 +98,7 @@ fn arguments_are_decoded_by_name() {
 }
 
 #[test]
-fn a_bad_argument_is_named_with_what_is_wrong() {
+fn a_bad_argument_is_reported_with_its_name_and_the_reason() {
     let why = |command: &str, args: &[u8]| match Command::decode(command, args) {
         Err(Failure::BadArguments(why)) => why,
         other => panic!("{other:?}"),

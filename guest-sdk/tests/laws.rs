@@ -1,5 +1,5 @@
-//! `Latest` and `Table` under random histories: replicas that exchange what they have end alike,
-//! to the byte, whatever the order; and what a write knew of never comes back.
+//! `Latest` and `Table` under random histories: replicas that exchange their items end with the same bytes in
+//! any order, and a version that a write saw never comes back.
 #![allow(clippy::unwrap_used)]
 
 use annulus_guest::testing::laws;
@@ -37,7 +37,7 @@ fn receive(table: &mut Table<Entry>, items: Vec<Item>) {
     }
 }
 
-/// All items, in pages of the given size.
+/// Return all items, read in pages of the given size.
 fn fold(table: &Table<Entry>, items: u32) -> Vec<Item> {
     let (mut all, mut after) = (Vec::new(), None::<Vec<u8>>);
     loop {
@@ -66,7 +66,8 @@ fn run(steps: Vec<Step>) -> [Table<Entry>; 3] {
 }
 
 proptest! {
-    /// The states that real histories make, not states made up: dots and versions fit together.
+    /// The states come from random histories, not from arbitrary values, so that dots and versions fit
+    /// together.
     #[test]
     fn states_of_any_history_obey_the_laws(steps in vec(step(), 0..40)) {
         let replicas = run(steps);
@@ -77,7 +78,7 @@ proptest! {
     }
 
     #[test]
-    fn replicas_that_exchange_everything_end_alike(steps in vec(step(), 0..60), page in 0..5_u32) {
+    fn replicas_that_exchange_everything_end_with_the_same_bytes(steps in vec(step(), 0..60), page in 0..5_u32) {
         let mut replicas = run(steps);
         for (from, to) in [(0, 1), (1, 2), (2, 0), (0, 1), (1, 2)] {
             let items = fold(&replicas[from], page);
@@ -88,9 +89,9 @@ proptest! {
         prop_assert_eq!(&ends[1], &ends[2]);
     }
 
-    /// A handoff that arrives late, in any order and twice, changes nothing that was newer.
+    /// A handoff that arrives late, in any order and twice, changes no newer item.
     #[test]
-    fn what_a_write_knew_of_never_overwrites_it(
+    fn an_item_that_a_write_saw_never_overwrites_it(
         before in vec((0..4_u8, option::of("[a-z]{0,3}")), 1..20),
         after in vec((0..4_u8, option::of("[a-z]{0,3}")), 1..20),
         order in any::<prop::sample::Index>(),
@@ -124,7 +125,7 @@ proptest! {
         prop_assert_eq!(seen, expected);
     }
 
-    /// Items come from other nodes, old versions and backups: any bytes at all.
+    /// Items come from other nodes, old versions and backups, so they may be arbitrary bytes.
     #[test]
     fn junk_is_rejected_and_changes_nothing(junk in vec(any::<u8>(), 0..60)) {
         let mut table = Table::<Entry>::default();
@@ -138,7 +139,7 @@ proptest! {
 }
 
 #[test]
-fn concurrent_writes_are_settled_alike_and_a_merged_one_can_be_written_over() {
+fn concurrent_writes_merge_to_one_result_and_can_be_overwritten() {
     let base = Latest::after(None, Some("base".to_owned()));
     let left = Latest::after(Some(&base), Some("left".to_owned()));
     let right = Latest::after(Some(&base), None);
@@ -148,7 +149,7 @@ fn concurrent_writes_are_settled_alike_and_a_merged_one_can_be_written_over() {
     assert_eq!(encode_item(&over.clone().merge(merged), 1), encode_item(&over, 1));
 }
 
-/// A merge that keeps its left side: what `laws` is there to catch.
+/// A merge that keeps its left side, which `laws` must catch.
 #[derive(Clone)]
 struct Left(u8);
 
@@ -166,6 +167,6 @@ impl State for Left {
 
 #[test]
 #[should_panic(expected = "not commutative: examples 0 and 1")]
-fn laws_catch_a_merge_that_is_none() {
+fn laws_catch_a_merge_that_is_not_commutative() {
     laws(&[Left(1), Left(2)]);
 }

@@ -1,8 +1,8 @@
-//! What is written on variants and fields.
+//! The attributes of variants and fields.
 
 use syn::{Attribute, Expr, ExprLit, Ident, Lit, LitStr, Meta, Result};
 
-/// `#[command(...)]`.
+/// Options of `#[command(...)]`.
 #[derive(Default)]
 pub struct CommandOptions {
     pub effect: Option<Ident>,
@@ -30,7 +30,7 @@ impl CommandOptions {
                 }
                 .map_err(|()| {
                     meta.error(
-                        "each at most once: read, write or update; everywhere or anywhere; frees; \
+                        "allowed, each at most once: read, write or update; everywhere or anywhere; frees; \
                          key = field; name = \"...\"; reply = \"...\"",
                     )
                 })
@@ -40,7 +40,7 @@ impl CommandOptions {
     }
 }
 
-/// `#[arg(...)]`.
+/// Options of `#[arg(...)]`.
 #[derive(Default)]
 pub struct ArgOptions {
     pub ty: Option<String>,
@@ -57,14 +57,14 @@ impl ArgOptions {
                     "default" => set(&mut options.default, ()),
                     _ => Err(()),
                 }
-                .map_err(|()| meta.error("each at most once: ty = \"...\", default"))
+                .map_err(|()| meta.error("allowed, each at most once: ty = \"...\", default"))
             })?;
         }
         Ok(options)
     }
 }
 
-/// Sets what has not been set before.
+/// Set an option; fail if it is set already.
 fn set<T>(option: &mut Option<T>, value: T) -> std::result::Result<(), ()> {
     match option.replace(value) {
         None => Ok(()),
@@ -72,7 +72,7 @@ fn set<T>(option: &mut Option<T>, value: T) -> std::result::Result<(), ()> {
     }
 }
 
-/// The doc comment, its lines joined as a paragraph's are.
+/// Return the doc comment, with the lines of each paragraph joined.
 pub fn doc(attributes: &[Attribute]) -> String {
     let mut text = String::new();
     for attribute in attributes {

@@ -1,4 +1,4 @@
-//! The code that the derive writes.
+//! The code that the derive generates.
 
 use std::collections::HashSet;
 
@@ -22,7 +22,7 @@ pub fn commands(input: &DeriveInput) -> Result<TokenStream> {
     for variant in &data.variants {
         let command = Command::of(variant)?;
         if !names.insert(command.name.clone()) {
-            return Err(Error::new_spanned(variant, format!("a second command `{}`", command.name)));
+            return Err(Error::new_spanned(variant, format!("there is a second command `{}`", command.name)));
         }
         infos.push(command.info());
         arms.push(command.arm());
@@ -80,7 +80,10 @@ impl<'a> Command<'a> {
             Fields::Unit => Vec::new(),
             Fields::Named(fields) => fields.named.iter().map(Param::of).collect::<Result<_>>()?,
             Fields::Unnamed(fields) => {
-                return Err(Error::new_spanned(fields, "parameters have names: `Variant { key: String }`"));
+                return Err(Error::new_spanned(
+                    fields,
+                    "parameters must have names: `Variant { key: String }`",
+                ));
             }
         };
         let key = key_of(variant, &options, &params)?;
@@ -148,7 +151,7 @@ impl<'a> Command<'a> {
 impl<'a> Param<'a> {
     fn of(field: &'a Field) -> Result<Self> {
         let ident =
-            field.ident.as_ref().ok_or_else(|| Error::new_spanned(field, "a parameter has a name"))?;
+            field.ident.as_ref().ok_or_else(|| Error::new_spanned(field, "a parameter must have a name"))?;
         let options = ArgOptions::of(&field.attrs)?;
         let described = describe(&field.ty);
         Ok(Self {
@@ -182,7 +185,7 @@ impl<'a> Param<'a> {
     }
 }
 
-/// The parameter that routes the command, if one does.
+/// Return the name of the parameter that routes the command, if one does.
 fn key_of(variant: &Variant, options: &CommandOptions, params: &[Param<'_>]) -> Result<Option<String>> {
     let named = |wanted: &str| params.iter().find(|param| param.name == wanted);
     let key = match (&options.key, &options.route) {
@@ -191,7 +194,7 @@ fn key_of(variant: &Variant, options: &CommandOptions, params: &[Param<'_>]) -> 
         }
         (Some(key), None) => match named(&key.to_string()) {
             Some(param) => param,
-            None => return Err(Error::new_spanned(key, "no field of this command")),
+            None => return Err(Error::new_spanned(key, "this is not a field of the command")),
         },
         (None, None) => match named("key") {
             Some(param) => param,
@@ -209,7 +212,7 @@ fn key_of(variant: &Variant, options: &CommandOptions, params: &[Param<'_>]) -> 
     Ok(Some(key.name.clone()))
 }
 
-/// `GetAll` -> `get-all`, `HTTPGet` -> `http-get`.
+/// Convert a name to kebab-case: `GetAll` -> `get-all`, `HTTPGet` -> `http-get`.
 fn kebab_case(name: &str) -> String {
     let letters: Vec<char> = name.chars().collect();
     let mut out = String::new();

@@ -1,16 +1,16 @@
-//! A field's Rust type, as CDDL for the description and as serde needs it for the decoder.
+//! A field's Rust type as CDDL for the description, and as serde needs it for the decoder.
 
 use syn::{GenericArgument, PathArguments, Type};
 
-/// What the description and the decoder need to know of a field's type.
+/// The properties of a field's type that the description and the decoder need.
 pub struct Described {
     pub cddl: String,
     pub optional: bool,
-    /// `Vec<u8>` and `Option<Vec<u8>>` are CBOR bytes, which serde by itself takes for a list.
+    /// `Vec<u8>` and `Option<Vec<u8>>` are CBOR bytes; serde alone would treat them as lists.
     pub bytes: bool,
 }
 
-/// By the names of types alone: a macro knows no more. What it does not know is `any`.
+/// Describe a type by its name alone, because a macro has no more information. An unknown type is `any`.
 pub fn describe(ty: &Type) -> Described {
     if let Some(inner) = argument_of(ty, "Option") {
         return Described { optional: true, ..describe(inner) };

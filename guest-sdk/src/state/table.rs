@@ -7,31 +7,31 @@ use super::{State, decode_item, encode_item};
 use crate::coverage::Remaining;
 use crate::{Budget, Cursor, Emit, Failure, Item, Page, Values, host};
 
-/// State as items, for [`Handoff`](crate::Handoff): what the host needs to replicate it, to move
-/// it to another node, and to carry it over into the next version.
+/// State as items, for [`Handoff`](crate::Handoff). The host uses it to replicate the state, to move it to
+/// another node, and to transfer it to the next version of the module.
 pub trait Items {
-    /// One page of all items, tombstones too, in the order of their keys. Stops at the budget, but
-    /// not before the first item. The token in `next` may come back to another instance.
+    /// Return one page of all items, including tombstones, in the order of their keys. The page ends at the
+    /// budget, but not before the first item. The token in `next` may be passed to another instance.
     fn fold(&self, after: Option<&[u8]>, limit: Budget) -> Page;
-    /// The items of one key, tombstones too.
+    /// Return the items of one key, including tombstones.
     fn encode_handoff_items(&self, key: &[u8]) -> Vec<Item>;
-    /// Merges an item that comes from a replica, another node, an older version or a backup.
+    /// Merge an item from a replica, another node, an older version or a backup.
     ///
     /// # Errors
-    /// Why it cannot be read; the state is then as before.
+    /// A message that says why it cannot be read. The state is unchanged.
     fn handle_handoff_item(&mut self, item: Item) -> Result<(), String>;
-    /// Drops a tombstone, if it is still exactly this.
+    /// Drop a tombstone if it is still exactly this one.
     fn forget(&mut self, tombstone: &Item);
-    /// No items at all, not even tombstones.
+    /// Return true if there are no items at all, not even tombstones.
     fn is_empty(&self) -> bool;
-    /// How many items there are, roughly.
+    /// Return the approximate number of items.
     fn count(&self) -> u64;
-    /// Lets go of everything.
+    /// Drop all items.
     fn delete(&mut self);
 }
 
-/// A map of keys to states in the guest's memory, in the order of the keys' bytes: one item for
-/// each key. Gone when the instance ends; the host hands it over by items before an orderly end.
+/// A map of keys to states in the guest's memory, in the order of the keys' bytes, with one item for each
+/// key. It is lost when the instance ends; before an orderly end the host transfers its items.
 #[derive(Clone, Debug)]
 pub struct Table<T> {
     states: BTreeMap<Vec<u8>, T>,
@@ -44,13 +44,13 @@ impl<T> Default for Table<T> {
 }
 
 impl<T: State> Table<T> {
-    /// The state of a key, a tombstone too.
+    /// Return the state of a key, which may be a tombstone.
     #[must_use]
     pub fn get(&self, key: impl AsRef<[u8]>) -> Option<&T> {
         self.states.get(key.as_ref())
     }
 
-    /// Puts a state in place of the key's present one, which it answers.
+    /// Set the state of a key and return the previous one.
     pub fn set(&mut self, key: impl AsRef<[u8]>, state: T) -> Option<T> {
         if let Some(present) = self.states.get_mut(key.as_ref()) {
             return Some(std::mem::replace(present, state));
@@ -58,22 +58,22 @@ impl<T: State> Table<T> {
         self.states.insert(key.as_ref().to_vec(), state)
     }
 
-    /// How many keys there are, without tombstones.
+    /// Return the number of keys, without tombstones.
     #[must_use]
     pub fn len(&self) -> usize {
         self.states.values().filter(|state| !state.is_deleted()).count()
     }
 
-    /// No keys but tombstones, if any.
+    /// Return true if there are no keys except tombstones.
     #[must_use]
     pub fn is_empty(&self) -> bool {
         self.states.values().all(State::is_deleted)
     }
 
-    /// A page of coverage over all keys that are not deleted: one value for each.
+    /// Return a page of coverage over all keys that are not deleted, with at most one value for each.
     ///
     /// # Errors
-    /// None now; the type is what a `handle_coverage` answers.
+    /// None at present; the type is that of `handle_coverage`.
     pub fn each(&self, at: Cursor, mut value: impl FnMut(&str, &T) -> Emit) -> Result<Values, Failure> {
         let mut values = Values::default();
         let mut remaining = Remaining::of(at.limit);
@@ -91,11 +91,11 @@ impl<T: State> Table<T> {
         Ok(values)
     }
 
-    /// As [`each`](Table::each), but puts a new state in the place of each one that is not
-    /// deleted, and tells the host which keys it touched.
+    /// Return a page like [`each`](Table::each), but replace the state of every key that is not deleted, and
+    /// report these keys to the host as touched.
     ///
     /// # Errors
-    /// None now; the type is what a `handle_coverage` answers.
+    /// None at present; the type is that of `handle_coverage`.
     pub fn change_each(
         &mut self,
         at: Cursor,
@@ -125,7 +125,7 @@ impl<T: State> Table<T> {
     }
 }
 
-/// What comes after a token: the token is the last key of the page before.
+/// Return the range of keys after a token; the token is the last key of the previous page.
 fn beyond(after: Option<&[u8]>) -> (Bound<&[u8]>, Bound<&[u8]>) {
     (after.map_or(Bound::Unbounded, Bound::Excluded), Bound::Unbounded)
 }
@@ -160,7 +160,7 @@ impl<T: State> Items for Table<T> {
 
     fn handle_handoff_item(&mut self, item: Item) -> Result<(), String> {
         if !item.sort.is_empty() {
-            return Err("an item with a sort key, where each key has one item".to_owned());
+            return Err("the item has a sort key, but a Table has one item for each key".to_owned());
         }
         let incoming: T = decode_item(&item.value)?;
         let merged = match self.states.remove(&item.key) {

@@ -1,4 +1,4 @@
-//! The host's functions off wasm: on the world of this thread's running call.
+//! The host's functions for tests, on the world of this thread's running call.
 
 pub(crate) mod context {
     use crate::Dot;
@@ -46,7 +46,7 @@ pub(crate) mod storage {
         current(|world| world.write(key, sort, Version { value: remains.to_vec(), deleted: true }));
     }
 
-    /// The token is the place after which to go on: the key's length, the key, the sort.
+    /// The token is the place of the last item: the key's length, the key, the sort key.
     pub fn scan(what: &Selection, after: Option<&[u8]>, limit: Budget) -> Page {
         let mut places: Vec<(Place, Version)> = current(|world| {
             if !world.reaches(what.key.as_deref()) {

@@ -1,19 +1,19 @@
-//! The laws that replicas rest on, checked on examples.
+//! Checks the laws that replicas depend on, for examples.
 
 use crate::{State, decode_item, encode_item};
 
-/// Checks that `merge` is commutative, associative and idempotent to the byte on every pair and
-/// triple of the examples, that each of them is read as it was written in every format, and that
-/// one state is always written alike.
+/// Check that `merge` is commutative, associative and idempotent to the byte on every pair and triple of the
+/// examples. Check also that each example is read as it was written, in every format, and that equal states
+/// are written as equal bytes.
 ///
 /// # Panics
-/// If one does not hold: says which law, and for which examples.
+/// If a law does not hold; the message names the law and the examples.
 pub fn laws<S: State + Clone>(examples: &[S]) {
     let newest = S::FORMATS.last().copied().unwrap_or(1);
     let bytes = |state: &S| encode_item(state, newest);
     let both = |one: &S, other: &S| one.clone().merge(other.clone());
     for (a, one) in examples.iter().enumerate() {
-        assert_eq!(bytes(one), bytes(&one.clone()), "not written alike twice: example {a}");
+        assert_eq!(bytes(one), bytes(&one.clone()), "written differently twice: example {a}");
         assert_eq!(bytes(&both(one, one)), bytes(one), "not idempotent: example {a} merged with itself");
         for format in S::FORMATS {
             let written = encode_item(one, *format);
@@ -29,7 +29,7 @@ pub fn laws<S: State + Clone>(examples: &[S]) {
             assert_eq!(
                 read.is_deleted(),
                 one.is_deleted(),
-                "example {a} is deleted, or not, once read again"
+                "example {a}: is_deleted changes when it is read again"
             );
         }
         for (b, other) in examples.iter().enumerate() {

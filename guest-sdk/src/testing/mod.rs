@@ -1,4 +1,4 @@
-//! The same code in a plain `cargo test`: a host on this thread instead of a cluster.
+//! Tests of guest code in a plain `cargo test`: a host on this thread takes the place of a cluster.
 //!
 //! ```
 //! # use annulus_guest::prelude::*;

@@ -1,4 +1,4 @@
-//! One vnode and its host, called by name as a client calls it.
+//! One vnode and its host; a test calls commands by name, as a client does.
 
 use std::cell::RefCell;
 
@@ -9,12 +9,11 @@ use crate::{
     Outcome, Partition, Rejection, Request, Route, Value, Version, Vnode, host, rt,
 };
 
-/// So small that a test of a few items crosses pages.
+/// Budget of a page: small, so that a test with a few items needs several pages.
 const PAGE: Budget = Budget { items: 3, bytes: 4096 };
 
-/// A vnode under test. Calls go through the same decoding as in a component, and the host's
-/// rules are kept: a command that breaks one is answered by `refused` with code `doomed`, and
-/// its writes to storage are dropped.
+/// A vnode under test. Arguments are decoded as in a component, and the host's rules apply: a command that
+/// breaks one fails with `refused` and code `doomed`, and its writes to storage are dropped.
 #[derive(Debug)]
 pub struct Tester<V> {
     vnode: RefCell<V>,
@@ -24,7 +23,7 @@ pub struct Tester<V> {
 }
 
 impl<V: Vnode> Tester<V> {
-    /// A vnode of partition 0 of 64, without settings.
+    /// Start a vnode of partition 0 of 64, without settings.
     ///
     /// # Panics
     /// If its `init` fails.
@@ -36,10 +35,10 @@ impl<V: Vnode> Tester<V> {
         }
     }
 
-    /// A vnode of that partition, with these settings.
+    /// Start a vnode of the given partition with settings.
     ///
     /// # Errors
-    /// What `init` says, or that it writes to storage.
+    /// The error of `init`, or a message that it writes to storage.
     pub fn start_with(partition: Partition, config: Config) -> Result<Self, String> {
         let world = RefCell::new(World::new());
         let config = config.encode()?;
@@ -51,13 +50,13 @@ impl<V: Vnode> Tester<V> {
         Ok(Self { vnode: RefCell::new(vnode), world, partition, info: rt::describe::<V>() })
     }
 
-    /// What the module says of itself.
+    /// Return the description of the module.
     #[must_use]
     pub fn info(&self) -> &ModuleInfo {
         &self.info
     }
 
-    /// Calls a command with its arguments in the described order.
+    /// Call a command with its arguments in the order of the description.
     ///
     /// # Errors
     /// The command's own failure; `refused` with code `doomed` if it broke a rule of the host.
@@ -65,33 +64,33 @@ impl<V: Vnode> Tester<V> {
         self.call_named(command, &self.named(command, args)?)
     }
 
-    /// Calls a command with named arguments.
+    /// Call a command with named arguments.
     ///
     /// # Errors
-    /// As [`call`](Tester::call).
+    /// As for [`call`](Tester::call).
     pub fn call_named(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, Failure> {
         let request = self.request(command, args)?;
         let reply = self.run(Some(&request), |vnode| rt::handle_command(vnode, &request))?;
         from_cbor(&reply).map_err(|error| Failure::refused("reply-is-no-cbor", error))
     }
 
-    /// What was logged until now.
+    /// Return the lines logged so far.
     #[must_use]
     pub fn logs(&self) -> Vec<(Level, String)> {
         self.world.borrow().logs.clone()
     }
 
-    /// Sets the format that the host asks to write from now on.
+    /// Set the format that the host asks the guest to write from now on.
     pub fn set_write_format(&self, format: u32) {
         self.world.borrow_mut().write_format = format;
     }
 
-    /// Looks at the vnode, or changes it, past its commands.
+    /// Access the vnode directly, bypassing its commands.
     pub fn with<R>(&self, look: impl FnOnce(&mut V) -> R) -> R {
         within(&self.world, || look(&mut self.vnode.borrow_mut()))
     }
 
-    /// The items in host storage, tombstones too.
+    /// Return the items in host storage, including tombstones.
     #[must_use]
     pub fn stored(&self) -> Vec<Item> {
         let world = self.world.borrow();
@@ -130,7 +129,8 @@ impl<V: Vnode> Tester<V> {
         Ok(Request { command: command.to_owned(), key, args })
     }
 
-    /// One call under the rules of the command, if it is one.
+    /// Run one call under the rules of the command that `request` names; without a request, under those of a
+    /// callback that may write and see all items.
     fn run<R>(
         &self,
         request: Option<&Request>,
@@ -162,21 +162,21 @@ impl<V: Vnode> Tester<V> {
 }
 
 impl<V: Coverage> Tester<V> {
-    /// Calls an `everywhere` command on this partition, page by page: all values.
+    /// Call an `everywhere` command on this partition, page by page, and return all values.
     ///
     /// # Errors
-    /// As [`call`](Tester::call).
+    /// As for [`call`](Tester::call).
     ///
     /// # Panics
-    /// If a page's token is the one that it was asked with: it would never end.
+    /// If a page ends with the token that it started from: the pages would never end.
     pub fn coverage(&self, command: &str, args: &[Value]) -> Result<Vec<Value>, Failure> {
         self.pages(command, args).map(|(values, _)| values)
     }
 
-    /// Calls an `everywhere` command that writes: the keys that it reports as touched.
+    /// Call an `everywhere` command that writes, and return the keys that it reports as touched.
     ///
     /// # Errors
-    /// As [`coverage`](Tester::coverage).
+    /// As for [`coverage`](Tester::coverage).
     pub fn touched(&self, command: &str, args: &[Value]) -> Result<Vec<Vec<u8>>, Failure> {
         self.pages(command, args).map(|(_, touched)| touched)
     }
@@ -202,10 +202,10 @@ impl<V: Coverage> Tester<V> {
 }
 
 impl<V: Handoff> Tester<V> {
-    /// All items, as a handoff sends them.
+    /// Return all items, as a handoff sends them.
     ///
     /// # Panics
-    /// If a page's token is the one that it was asked with: it would never end.
+    /// If a page ends with the token that it started from: the pages would never end.
     #[must_use]
     pub fn fold(&self) -> Vec<Item> {
         let (mut items, mut after) = (Vec::new(), None);
@@ -220,24 +220,24 @@ impl<V: Handoff> Tester<V> {
         }
     }
 
-    /// The items of one key.
+    /// Return the items of one key.
     #[must_use]
     pub fn items_of(&self, key: &str) -> Vec<Item> {
         self.with(|vnode| vnode.items().encode_handoff_items(key.as_bytes()))
     }
 
-    /// Gives items to the vnode, as a handoff, a replica or a backup does.
+    /// Pass items to the vnode, as a handoff, a replica or a backup does.
     pub fn receive(&self, items: Vec<Item>) -> Vec<Rejection> {
         self.with(|vnode| rt::handle_handoff_data(vnode, items))
     }
 }
 
 impl<V: Merge> Tester<V> {
-    /// Gives items to the vnode's storage, merging where there is one already; answers what was
-    /// rejected.
+    /// Write items to the vnode's storage, merging each with an existing one. Return the reasons of those
+    /// that were rejected.
     ///
     /// # Panics
-    /// If `merge` calls the host.
+    /// If `merge` calls a host function.
     pub fn receive_stored(&self, items: Vec<Item>) -> Vec<String> {
         let mut rejected = Vec::new();
         for Item { key, sort, value, deleted } in items {
@@ -268,7 +268,8 @@ impl<V: Merge> Tester<V> {
     }
 }
 
-/// As the host does it: UTF-8 of a text, bytes as they are, a number's decimal digits.
+/// Return the routing key as the host computes it: the UTF-8 of a text, bytes as they are, the decimal digits
+/// of a number.
 fn routing_key(value: &Value) -> Option<Vec<u8>> {
     match value {
         Value::Text(text) => Some(text.clone().into_bytes()),

@@ -1,4 +1,4 @@
-//! What one vnode's host holds in a test: its items, its log, and the rules of the running call.
+//! The test host's state for one vnode: its items, its log, and the rules of the running call.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -8,7 +8,7 @@ use crate::{Dot, Level, Version};
 
 pub(super) type Place = (Vec<u8>, Vec<u8>);
 
-/// Which items the running call may see.
+/// The items that the running call may access.
 #[derive(Clone, Debug)]
 pub(super) enum Reach {
     Nothing,
@@ -25,9 +25,9 @@ pub(super) struct World {
     pub request: u64,
     pub reach: Reach,
     pub may_write: bool,
-    /// Why the running call comes to nothing, if it does: the first reason.
+    /// The first reason why the running call is doomed; `None` if it is not.
     pub doomed: Option<String>,
-    /// The running call's writes.
+    /// The writes of the running call.
     pub batch: BTreeMap<Place, Version>,
     dot: Dot,
 }
@@ -58,7 +58,7 @@ impl World {
         self.doomed.get_or_insert(reason);
     }
 
-    /// True if the call may see items of this key; else dooms it.
+    /// Return true if the call may access items of this key; doom the call otherwise.
     pub fn reaches(&mut self, key: Option<&[u8]>) -> bool {
         let within = match (&self.reach, key) {
             (Reach::All, _) => true,
@@ -67,7 +67,7 @@ impl World {
         };
         if !within {
             let key = key.map_or("all keys".into(), String::from_utf8_lossy);
-            self.doom(format!("storage of {key}, which the running command may not reach"));
+            self.doom(format!("the running command may not access storage of {key}"));
         }
         within
     }
@@ -87,7 +87,8 @@ impl World {
         self.batch.get(place).or_else(|| self.items.get(place)).cloned()
     }
 
-    /// Ends a call: its writes are kept if it went well, else dropped.
+    /// End a call: keep its writes if it succeeded and is not doomed, drop them otherwise. Return the reason
+    /// if it is doomed.
     pub fn end_call(&mut self, well: bool) -> Option<String> {
         let batch = std::mem::take(&mut self.batch);
         let doomed = self.doomed.take();
@@ -101,8 +102,8 @@ impl World {
 }
 
 thread_local! {
-    /// The world of the vnode that is being called on this thread; outside of a call one of its
-    /// own, so that state can be made by hand in a test.
+    /// The world of the vnode that is being called on this thread. Outside a call it is a world of the
+    /// thread's own, so that a test can create state by hand.
     static CURRENT: RefCell<World> = RefCell::new(World::new());
 }
 
@@ -110,7 +111,7 @@ pub(super) fn current<R>(use_it: impl FnOnce(&mut World) -> R) -> R {
     CURRENT.with_borrow_mut(use_it)
 }
 
-/// Runs a call within a world, also if it panics.
+/// Run a call within a world; the world is restored even if the call panics.
 pub(super) fn within<R>(world: &RefCell<World>, call: impl FnOnce() -> R) -> R {
     struct Restore<'a>(&'a RefCell<World>);
     impl Drop for Restore<'_> {

@@ -1,5 +1,5 @@
-//! The tutorial's key/value store: state in guest memory, the newest version of a key wins, a
-//! delete leaves a tombstone, so that what a handoff brings never overwrites a newer write.
+//! The tutorial's key/value store. The state is in guest memory and the newest version of a key wins. A
+//! delete leaves a tombstone, so that an item from a handoff never overwrites a newer write.
 use annulus_guest::prelude::*;
 
 #[derive(Default)]
@@ -9,35 +9,35 @@ struct Kv {
 
 #[derive(Commands)]
 enum Command {
-    /// Stores a value under a key.
+    /// Store a value under a key.
     #[command(write, reply = "text")]
     Put {
         key: String,
-        /// Anything that CBOR can hold.
+        /// Any value that CBOR can express.
         value: Value,
     },
-    /// The value of a key, or null.
+    /// Return the value of a key, or null.
     Get { key: String },
-    /// Deletes a key; answers the value that it had, or null.
+    /// Delete a key and return the value that it had, or null.
     #[command(write, frees)]
     Delete { key: String },
-    /// Every key.
+    /// Return every key.
     #[command(everywhere, reply = "text")]
     Keys,
-    /// Every value.
+    /// Return every value.
     #[command(everywhere)]
     Values,
-    /// Deletes everything; answers the keys that it deleted.
+    /// Delete everything and return the keys that were deleted.
     #[command(write, frees, everywhere, reply = "text")]
     Clear,
-    /// How many keys there are, one number for each partition.
+    /// Return the number of keys, one number for each partition.
     #[cfg(feature = "v2")]
     #[command(everywhere, reply = "uint")]
     Count,
 }
 
 impl Kv {
-    /// Puts a value, or a tombstone, in place of what the key has, and answers that.
+    /// Set a value, or a tombstone, for a key and return the previous value.
     fn set(&mut self, key: &str, value: Option<Value>) -> Option<Value> {
         let next = Latest::after(self.data.get(key), value);
         self.data.set(key, next).and_then(Latest::get)
@@ -60,7 +60,7 @@ impl Vnode for Kv {
             }
             Command::Get { key } => reply(self.data.get(&key).and_then(Latest::value)),
             Command::Delete { key } => reply(self.set(&key, None)),
-            // The others go to every partition.
+            // All other commands go to every partition.
             _ => Err(Failure::UnknownCommand),
         }
     }
@@ -76,7 +76,7 @@ impl Coverage for Kv {
             }
             #[cfg(feature = "v2")]
             Command::Count => Ok(Values::of([self.data.len()])),
-            // The others go to one key.
+            // All other commands go to one key.
             _ => Err(Failure::UnknownCommand),
         }
     }

@@ -1,4 +1,4 @@
-//! The store in a plain `cargo test`: commands, coverage, and what a handoff must not do.
+//! Tests the store in a plain `cargo test`: commands, coverage, and the guarantees of a handoff.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -60,14 +60,14 @@ fn coverage_gives_each_key_and_value_once_over_all_pages() {
 }
 
 #[test]
-fn clear_deletes_everything_and_reports_what_it_touched() {
+fn clear_deletes_everything_and_reports_the_touched_keys() {
     let kv = with_keys(10);
     kv.call("delete", &[text("k03")]).unwrap();
     let touched = kv.touched("clear", &[]).unwrap();
     assert_eq!(touched.len(), 9);
     assert!(!touched.contains(&b"k03".to_vec()));
     assert_eq!(kv.coverage("keys", &[]), Ok(vec![]));
-    assert!(kv.fold().iter().all(|item| item.deleted), "what clear deleted is a tombstone");
+    assert!(kv.fold().iter().all(|item| item.deleted), "clear leaves a tombstone for each key");
     assert_eq!(kv.fold().len(), 10);
 }
 
@@ -77,14 +77,14 @@ fn a_handoff_brings_everything_and_overwrites_nothing_newer() {
     let new = Tester::<Kv>::start();
     let page = old.fold();
     assert_eq!(page.len(), 10);
-    // Writes that follow the page arrive before it, and one is a delete.
+    // Writes forwarded after the page was read arrive before it; one of them is a delete.
     old.call("put", &[text("k01"), text("newer")]).unwrap();
     old.call("delete", &[text("k02")]).unwrap();
     for key in ["k01", "k02"] {
         assert!(new.receive(old.items_of(key)).is_empty());
     }
     assert!(new.receive(page.clone()).is_empty());
-    assert!(new.receive(page).is_empty(), "twice is as good as once");
+    assert!(new.receive(page).is_empty(), "receiving a page twice changes nothing");
     assert_eq!(new.call("get", &[text("k01")]), Ok(text("newer")));
     assert_eq!(new.call("get", &[text("k02")]), Ok(Value::Null));
     assert_eq!(new.fold(), old.fold());
@@ -103,7 +103,7 @@ fn an_item_that_cannot_be_read_is_rejected_alone() {
 }
 
 #[test]
-fn a_tombstone_is_forgotten_only_while_it_is_still_exactly_this() {
+fn a_tombstone_is_forgotten_only_if_it_is_unchanged() {
     let kv = with_keys(1);
     kv.call("delete", &[text("k00")]).unwrap();
     let tombstones = kv.items_of("k00");
@@ -118,7 +118,7 @@ fn a_tombstone_is_forgotten_only_while_it_is_still_exactly_this() {
 
 #[cfg(feature = "v2")]
 #[test]
-fn the_next_version_counts() {
+fn the_next_version_counts_keys() {
     let kv = with_keys(4);
     kv.call("delete", &[text("k01")]).unwrap();
     assert_eq!(kv.coverage("count", &[]), Ok(vec![3.into()]));

@@ -1,4 +1,4 @@
-//! The smallest vnode: answers which partition was asked.
+//! The smallest vnode: returns the partition that was asked.
 use annulus_guest::prelude::*;
 
 #[derive(Default)]
@@ -6,7 +6,7 @@ struct Ping;
 
 #[derive(Commands)]
 enum Command {
-    /// Answers with the partition that was asked.
+    /// Return the partition that was asked.
     Ping,
 }
 

@@ -1,7 +1,8 @@
-//! How long the claim takes: `cargo run --release -p annulus-core --example claim_time`.
+//! Measures the time that the claim takes: `cargo run --release -p annulus-core --example claim_time`.
 //!
-//! A ring of 1024 partitions over 100 nodes: founded by one and grown at once, one more joins, one
-//! leaves, one is replaced, one joins while every other partition is under way; plain, in zones and with weights. The best and the worst of some runs.
+//! The ring has 1024 partitions over 100 nodes. It is founded by one node and grown at once; then one node
+//! joins, one leaves, one is replaced, and one joins while every other partition is in transfer. Each case
+//! runs with plain nodes, in zones and with weights. The output is the best and the worst of several runs.
 
 use std::time::{Duration, Instant};
 
@@ -30,7 +31,7 @@ fn ring(table: &[Vec<NodeId>], pending: bool) -> RingTable {
     }
 }
 
-/// The table, and how long it took at best and at worst.
+/// The table, and the shortest and the longest time of its runs as text.
 type Timed = (Vec<Vec<NodeId>>, String);
 
 fn timed(ring: &RingTable, nodes: &[ClaimNode], width: u8) -> Timed {

@@ -1,37 +1,37 @@
-//! Where somebody listens, as people write it: the name or the IP address of a host, and a port.
+//! Addresses of nodes, as people write them: the name or the IP address of a host, and a port.
 
 use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-/// Longest name of a host that the domain name system has.
+/// Longest host name that the domain name system allows.
 const MAX_HOST_BYTES: usize = 253;
 
-/// A host, by its name or its IP address, and a port. What a name stands for may change at any time, so
-/// it is looked up when it is dialled.
+/// A host, by name or IP address, and a port. A name may resolve differently at any time, so it is resolved
+/// each time it is dialled.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
     host: String,
     port: u16,
 }
 
-/// This is no HOST:PORT.
+/// The text is not of the form `HOST:PORT`.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("{0:?} is no HOST:PORT, as node1.example:8199, 127.0.0.1:8199 or [::1]:8199")]
+#[error("{0:?} is not a HOST:PORT, such as node1.example:8199, 127.0.0.1:8199 or [::1]:8199")]
 pub struct NoHostPort(String);
 
 impl HostPort {
-    /// The host's name, or its IP address without brackets.
+    /// Return the host's name, or its IP address without brackets.
     pub fn host(&self) -> &str {
         &self.host
     }
 
-    /// The port.
+    /// Return the port, in 0..=65535.
     pub fn port(&self) -> u16 {
         self.port
     }
 
-    /// The address itself, where it is written as one and not as a name.
+    /// Return the socket address if the host is written as an IP address, `None` if it is a name.
     pub fn literal(&self) -> Option<SocketAddr> {
         Some(SocketAddr::new(self.host.parse().ok()?, self.port))
     }
@@ -76,7 +76,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_and_addresses_are_read_and_written_alike() {
+    fn host_names_and_ip_addresses_round_trip_through_text() {
         for text in ["127.0.0.1:8199", "[::1]:8199", "node1.example:8199", "a-b_c:0", "b\u{fc}cher.example:1"]
         {
             assert_eq!(text.parse::<HostPort>().map(|at| at.to_string()), Ok(text.to_owned()));
@@ -86,7 +86,7 @@ mod tests {
     }
 
     #[test]
-    fn what_has_no_host_or_no_port_is_refused() {
+    fn text_without_a_host_or_a_port_is_rejected() {
         for text in ["", "host", ":1", "host:", "host:x", "host:65536", "::1:80", "http://host:1", "a b:1"] {
             assert!(text.parse::<HostPort>().is_err(), "{text:?}");
         }

@@ -1,18 +1,19 @@
-//! The claim: who should hold which partition (DESIGN.md D2).
+//! The claim: computes which nodes should hold each partition (DESIGN.md D2).
 //!
-//! A set never repeats a node, nor a zone where there are zones enough. Then, in this order:
+//! A replica set never repeats a node, nor a zone if there are enough zones. Within that, in this order of
+//! priority:
 //!
-//! 1. the nodes' loads are within ±1 of their share by weight, of whole sets and of owners;
-//! 2. the fewest replicas move (exact: `claim/flow.rs` says why);
-//! 3. of such tables, the fewest owners move: exact for the owners that the sets can have;
-//! 4. what must change is rather a partition at rest than one whose transfer is under way, so that
-//!    a change during a rebalancing takes up the rest of it and starts little of it again;
-//! 5. the places behind the owner are balanced and kept likewise, one after the other, because
-//!    a module with `n` replicas lives on prefix(n) of every set (R4).
+//! 1. every node's load is within ±1 of its weighted share, counted both over whole sets and over owners;
+//! 2. the fewest replicas move (exact; `claim/flow.rs` explains why);
+//! 3. among such tables, the fewest owners move: exact for the owners that the sets allow;
+//! 4. partitions at rest are moved in preference to partitions in transfer, so that a change during a
+//!    rebalancing continues it and restarts little of it;
+//! 5. the places behind the owner are balanced and kept in the same way, one after the other, because a
+//!    module with `n` replicas uses prefix(n) of every set (R4).
 //!
-//! Replicas before owners, because they are all that modules with n > 1 send, and because it
-//! costs the others nothing: after joins and leaves from a ring that was claimed, both are fewest at once;
-//! `tests/claim.rs` holds that against every table there is, on small rings.
+//! Replicas come before owners because a module with n > 1 sends nothing but replicas, and because this costs
+//! the other modules nothing: after joins and leaves from a ring that was claimed, both are minimal at once.
+//! `tests/claim.rs` checks this against every possible table on small rings.
 
 mod flow;
 mod shares;
@@ -24,19 +25,19 @@ use crate::ring::RingTable;
 /// A node that may hold partitions.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClaimNode {
-    /// Who.
+    /// The node's id. If an id is given twice, the first entry counts.
     pub id: NodeId,
-    /// Its share relative to the others'; 0 counts as 1.
+    /// Share of the ring relative to the other nodes; 0 counts as 1.
     pub weight: u32,
     /// Failure domain; a node without one is a domain of its own.
     pub zone: Option<String>,
 }
 
-/// The table to aim at: for every partition an ordered set of `min(width, nodes)` nodes.
+/// Compute the target table: for every partition an ordered set of `min(width, nodes)` nodes.
 ///
-/// Computed from where the ring is going: a pending set counts as the present one. The same
-/// input gives the same table, whatever the order of `nodes`. Without any node, or with a
-/// width of 0, the ring stays as it is.
+/// The starting point is where the ring is going: a pending set counts as the present one. The same input
+/// gives the same table, whatever the order of `nodes`. With no nodes, or with a width of 0, the ring stays
+/// as it is.
 pub fn claim(current: &RingTable, nodes: &[ClaimNode], width: u8) -> Vec<Vec<NodeId>> {
     let present = current.partitions.iter().map(|partition| partition.target());
     let mut nodes: Vec<&ClaimNode> = nodes.iter().collect();
@@ -73,29 +74,29 @@ pub fn claim(current: &RingTable, nodes: &[ClaimNode], width: u8) -> Vec<Vec<Nod
     sets.into_iter().map(|set| set.into_iter().map(|at| nodes[at].id).collect()).collect()
 }
 
-/// Which nodes each partition has, or may have.
+/// For each partition, the nodes that it has or may have.
 type Sets = Vec<Vec<usize>>;
 
 struct Claim<'a> {
     nodes: usize,
     width: usize,
-    /// Each partition's present set; `None` where a node may hold nothing any more.
+    /// Present set of each partition; `None` marks a node that may no longer hold anything.
     places: &'a [Vec<Option<usize>>],
-    /// Is its present set still to come?
+    /// Per partition: whether its present set is the target of a pending transfer.
     pending: &'a [bool],
     weights: &'a [u64],
     zones: &'a [usize],
-    /// How many of a zone a set may have.
+    /// Most nodes of one zone that a set may have.
     zone_limit: usize,
     prices: flow::Prices,
 }
 
 impl Claim<'_> {
-    /// Every set, and its owner.
+    /// Choose every set and its owner.
     ///
-    /// Sets first, then the owners among them, is exact for the sets, but of several sets that
-    /// are as good it may take some that leave the owners a move too many. So where the owners alone
-    /// would need fewer moves, the other way round is tried too, and the better is taken.
+    /// Choosing sets first and then an owner in each is exact for the sets. Among equally good sets, however,
+    /// it may pick some that cost the owners an extra move. So if the owners alone would need fewer moves,
+    /// the reverse order is tried as well, and the better result is taken.
     fn sets_and_owners(&self) -> (Sets, Sets) {
         let none = vec![Vec::new(); self.places.len()];
         let sets = self.sets(none.clone());
@@ -111,8 +112,9 @@ impl Claim<'_> {
         (sets, owners)
     }
 
-    /// By how much the loads of prefix(length) miss their bounds; how many nodes come to it that are
-    /// not in prefix(present) of the present set; how many of them where that is still to come.
+    /// Cost of prefix(length) of each set: the squared amount by which loads miss their bounds; the number of
+    /// nodes that are not in prefix(present) of the present set; the number of those in partitions whose
+    /// present set is pending.
     fn cost(&self, sets: &Sets, length: usize, present: usize) -> (i64, usize, usize) {
         let mut loads = vec![0i64; self.nodes];
         sets.iter().flatten().for_each(|node| loads[*node] += 1);
@@ -129,9 +131,10 @@ impl Claim<'_> {
         (missed, moved, disturbed)
     }
 
-    /// Whole sets around what is chosen already, in no order.
+    /// Complete the nodes chosen so far to whole sets, in no particular order.
     fn sets(&self, mut chosen: Sets) -> Sets {
-        // Who stays: rather the owner than the second, and so on.
+        // Present members rank by their place, the owner lowest, so that the owner is the last to be dropped.
+        // A node that is not in the present set ranks above them.
         let stranger = self.places.iter().map(Vec::len).max().unwrap_or(0);
         let rank =
             |at: usize, place: Option<usize>| place.unwrap_or(stranger + usize::from(self.pending[at]));
@@ -148,10 +151,11 @@ impl Claim<'_> {
         chosen
     }
 
-    /// One more for each prefix, out of `sets` where there are such.
+    /// Extend each prefix by one node, taken from `sets` if given.
     fn next(&self, mut prefixes: Sets, sets: Option<&Sets>) -> Sets {
         let length = prefixes[0].len() + 1;
-        // By how far the place in the present set lies behind this prefix; then strangers.
+        // The rank is how far behind this prefix the node's place in the present set lies. Nodes that are not
+        // in the present set rank last.
         let stranger = self.width + 1 - length;
         let rank = |at: usize, place: Option<usize>| {
             let behind = place.map(|place| (place + 1).saturating_sub(length));
@@ -171,7 +175,7 @@ impl Claim<'_> {
         prefixes
     }
 
-    /// The sets with their owners first, then the second of each, and so on.
+    /// Return the sets ordered: the owner first, then the second place, and so on.
     fn order(&self, (sets, mut prefixes): (Sets, Sets)) -> Sets {
         for _ in 1..self.width {
             prefixes = self.next(prefixes, Some(&sets));
@@ -179,8 +183,8 @@ impl Claim<'_> {
         prefixes
     }
 
-    /// Costs by rank, of which the last `disturbing` are only for partitions whose set is to come:
-    /// at rest there is none, and fewer ranks are less work.
+    /// Return the costs by rank. The last `disturbing` ranks apply only to partitions with a pending set;
+    /// they are dropped if there is none, because fewer ranks mean less work.
     fn costs(&self, costs: impl Iterator<Item = i64>, disturbing: usize) -> Vec<i64> {
         let mut costs: Vec<i64> = costs.collect();
         if !self.pending.contains(&true) {
@@ -189,8 +193,8 @@ impl Claim<'_> {
         costs
     }
 
-    /// The rank of every node in every partition: of those that it has by their place, of the
-    /// others (`None`) all the same; [`flow::NEVER`] for those that are not in `sets`.
+    /// Return the rank of every node in every partition: by place for nodes in the present set, one common
+    /// rank (`None`) for the others, [`flow::NEVER`] for nodes that are not in `sets`.
     fn ranks(&self, sets: Option<&Sets>, rank: impl Fn(usize, Option<usize>) -> usize) -> Vec<u8> {
         let mut ranks = vec![flow::NEVER; self.places.len() * self.nodes];
         for (at, places) in self.places.iter().enumerate() {
@@ -232,7 +236,7 @@ impl Claim<'_> {
     }
 }
 
-/// Zone of each node, as small numbers.
+/// Return the zone of each node as a small number; a node without a zone gets a number of its own.
 fn zones(nodes: &[&ClaimNode]) -> Vec<usize> {
     let mut names: Vec<Option<&String>> = Vec::new();
     let mut zones = Vec::with_capacity(nodes.len());
@@ -247,7 +251,7 @@ fn zones(nodes: &[&ClaimNode]) -> Vec<usize> {
     zones
 }
 
-/// How many nodes of one zone a set may have: the fewest with which it can be filled.
+/// Return the most nodes of one zone that a set may have: the smallest limit with which a set can be filled.
 fn zone_limit(zones: &[usize], width: usize) -> usize {
     let mut sizes = vec![0; zones.len()];
     zones.iter().for_each(|zone| sizes[*zone] += 1);

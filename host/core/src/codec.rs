@@ -1,28 +1,28 @@
-//! CBOR for control messages and records: what nodes say to each other and to themselves (D5).
+//! CBOR for control messages between nodes and for a node's own records on disk (D5).
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 
-/// Bytes that are not the message they should be, or a message that cannot be bytes.
+/// The bytes do not decode to the expected message, or a message cannot be encoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a valid message: {0}")]
 pub struct CodecError(String);
 
 impl CodecError {
-    /// Bytes that are not those that were written.
+    /// Return the error for bytes whose checksum does not match.
     pub fn checksum() -> Self {
         Self("its checksum does not match".into())
     }
 }
 
-/// A value as CBOR.
+/// Encode a value as CBOR.
 pub fn encode<T: Serialize + ?Sized>(value: &T) -> Result<Vec<u8>, CodecError> {
     let mut bytes = Vec::new();
     ciborium::into_writer(value, &mut bytes).map_err(|error| CodecError(error.to_string()))?;
     Ok(bytes)
 }
 
-/// A value from CBOR. Bytes after it are an error: they are a sign of another format.
+/// Decode a value from CBOR. Bytes after the value are an error: they are a sign of another format.
 pub fn decode<T: DeserializeOwned>(mut bytes: &[u8]) -> Result<T, CodecError> {
     let value = ciborium::from_reader(&mut bytes).map_err(|error| CodecError(error.to_string()))?;
     if bytes.is_empty() { Ok(value) } else { Err(CodecError(format!("{} bytes left over", bytes.len()))) }

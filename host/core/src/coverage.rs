@@ -1,4 +1,4 @@
-//! The coverage plan: whom to ask so that every partition is asked once.
+//! The coverage plan: chooses the nodes to ask so that every partition is asked once.
 
 use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
@@ -7,14 +7,14 @@ use crate::ring::RingTable;
 /// A plan for one coverage command.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct CoveragePlan {
-    /// Every partition that can answer, in order, with the node to ask.
+    /// Every partition that can be covered, in order, with the node to ask.
     pub ask: Vec<(PartitionId, NodeId)>,
-    /// Those that cannot: nobody of prefix(n) is up and complete (R5, R17).
+    /// Partitions that cannot be covered: no node of prefix(n) is up and complete (R5, R17).
     pub missing: Vec<PartitionId>,
 }
 
-/// Asks the first of each partition's prefix(n) that `can_answer`: up, and its store of the
-/// module complete. Fallbacks are never asked (R6).
+/// Choose, for each partition, the first node of prefix(n) for which `can_answer` is true: it is up and its
+/// store of the module is complete. Fallbacks are never asked (R6).
 pub fn coverage_plan(
     ring: &RingTable,
     n: usize,
@@ -32,7 +32,7 @@ pub fn coverage_plan(
 }
 
 impl CoveragePlan {
-    /// The same by node, for one request to each: nodes in the order of their first partition.
+    /// Group the plan by node, for one request to each; nodes are in the order of their first partition.
     pub fn by_node(&self) -> Vec<(NodeId, Vec<PartitionId>)> {
         let mut nodes: Vec<(NodeId, Vec<PartitionId>)> = Vec::new();
         for (id, node) in &self.ask {
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn each_partition_is_asked_once_of_its_owner() {
+    fn each_partition_is_asked_once_at_its_owner() {
         let plan = coverage_plan(&ring(), 1, |_, _| true);
         assert_eq!(
             plan.ask.iter().map(|(id, node)| (id.0, node.0)).collect::<Vec<_>>(),
@@ -74,7 +74,7 @@ mod tests {
     }
 
     #[test]
-    fn the_next_complete_replica_answers_for_one_that_cannot_within_n() {
+    fn the_next_complete_replica_within_n_is_asked_if_the_owner_cannot_answer() {
         let up = |_: PartitionId, node: NodeId| node != NodeId(1);
         let plan = coverage_plan(&ring(), 2, up);
         assert!(plan.missing.is_empty());

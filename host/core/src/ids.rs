@@ -1,12 +1,12 @@
-//! The names of things: small types, so that no two of them are mixed up.
+//! Identifiers, each a type of its own so that they cannot be mixed up.
 
 use std::fmt;
 use std::str::FromStr;
 
 use serde::{Deserialize, Serialize};
 
-/// A node as Raft and the ring know it: the index of the log entry that admitted it, so that
-/// it is never given twice (R18). The node that founded a cluster is 0.
+/// A node's id in Raft and in the ring: the index of the log entry that admitted it, so it is never reused
+/// (R18). The founder of a cluster has id 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct NodeId(pub u64);
@@ -17,8 +17,8 @@ impl fmt::Display for NodeId {
     }
 }
 
-/// A deployed module: the index of the log entry that first deployed it, so that undeploying
-/// and deploying one name never meets old data (R22).
+/// A deployed module: the index of the log entry that first deployed it. A module that is undeployed and
+/// deployed again under the same name therefore never meets its old data (R22).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ModuleUid(pub u64);
@@ -43,9 +43,9 @@ impl fmt::Display for TransferId {
 /// One start of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
-    /// Counted in its data directory.
+    /// Start number, counted in the node's data directory.
     pub number: u64,
-    /// Random: tells two starts of one number apart.
+    /// Random; tells two starts with the same number apart.
     pub id: u64,
 }
 
@@ -87,23 +87,24 @@ macro_rules! random_id {
 }
 
 random_id!(
-    /// A cluster, made at its founding: what a node must share with another to talk to it.
+    /// A cluster, chosen at random when it is founded. Nodes talk only to nodes with the same cluster id.
     ClusterId
 );
 random_id!(
-    /// A data directory, made with it: the same through restarts, new after a wipe.
+    /// A data directory, chosen at random when it is created: it stays the same over restarts and changes
+    /// after a wipe.
     NodeUid
 );
 random_id!(
-    /// One run of one process.
+    /// One run of one node process.
     BootId
 );
 random_id!(
-    /// One request, the same when a client or the host sends it again (R10).
+    /// One request; it keeps its id when a client or the host sends it again (R10).
     RequestId
 );
 
-/// SHA-256 of a component: what it is called on every disk and wire.
+/// SHA-256 of a component: its name on every disk and wire.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Digest(pub [u8; 32]);
@@ -136,17 +137,17 @@ impl From<Digest> for String {
     }
 }
 
-/// Text that should have been lower- or upper-case hex of a fixed length and is not.
+/// The text is not hex, of either case, of the required length.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("expected {expected} hex digits, found {found:?}")]
 pub struct BadHex {
-    /// How many digits there should be.
+    /// Required number of hex digits.
     pub expected: usize,
-    /// What there was, cut to 80 characters.
+    /// The text that was found, cut to 80 characters.
     pub found: String,
 }
 
-/// Lower-case hex, two digits a byte.
+/// Write lower-case hex, two digits a byte.
 pub(crate) fn write_hex(f: &mut fmt::Formatter<'_>, bytes: &[u8]) -> fmt::Result {
     bytes.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
 }

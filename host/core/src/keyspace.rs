@@ -1,8 +1,8 @@
-//! Keyspace arithmetic, byte for byte riak_core's (DESIGN.md D1).
+//! Keyspace arithmetic, byte for byte that of riak_core (DESIGN.md D1).
 //!
-//! A key's place is `sha1` of one frozen encoding, the Erlang external format of
-//! `{<<bucket>>, <<key>>}`; a partition takes the hashes *below* its index, so hash `h` goes
-//! to `((h div inc) + 1) mod Q`. `tests/vectors.rs` holds both to vectors made by riak_core.
+//! A key's place is the `sha1` of one frozen encoding, the Erlang external term format of `{<<bucket>>,
+//! <<key>>}`. A partition takes the hashes *below* its index, so hash `h` belongs to `((h div inc) + 1) mod
+//! Q`. `tests/vectors.rs` checks both against vectors made by riak_core.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use sha1::{Digest as _, Sha1};
 
 use crate::ids::write_hex;
 
-/// A partition's id: `0..ring_size`.
+/// A partition's id, in `0..ring_size`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct PartitionId(pub u16);
@@ -21,7 +21,7 @@ pub struct PartitionId(pub u16);
 #[serde(try_from = "u32", into = "u32")]
 pub struct RingSize(u16);
 
-/// A ring size that is none.
+/// The number is not a valid ring size.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a ring size is a power of two from 8 to 4096, not {0}")]
 pub struct BadRingSize(pub u32);
@@ -36,7 +36,7 @@ impl TryFrom<u32> for RingSize {
     }
 }
 
-/// What a cluster has where nobody says another (D1).
+/// The ring size of a cluster that is founded without an explicit one: 64 (D1).
 impl Default for RingSize {
     fn default() -> Self {
         Self(64)
@@ -64,8 +64,8 @@ impl fmt::Debug for Hash {
     }
 }
 
-/// Where a key of a bucket lies: SHA-1 over `131,104,2, 109,len32be(bucket),bucket,
-/// 109,len32be(key),key`. The bucket is the module's name, the key the routing key (R21).
+/// Hash a key of a bucket: SHA-1 over `131,104,2, 109,len32be(bucket),bucket, 109,len32be(key),key`. The
+/// bucket is the module's name, the key is the routing key (R21).
 ///
 /// # Panics
 /// If either is 4 GiB or longer, which no frame can carry.
@@ -82,27 +82,27 @@ pub fn hash_key(bucket: &[u8], key: &[u8]) -> Hash {
 }
 
 impl RingSize {
-    /// How many partitions.
+    /// Return the number of partitions.
     pub fn get(self) -> u16 {
         self.0
     }
 
-    /// Every partition id, in order.
+    /// Return every partition id, in order.
     pub fn partitions(self) -> impl Iterator<Item = PartitionId> {
         (0..self.0).map(PartitionId)
     }
 
-    /// The partition that a hash belongs to.
+    /// Return the partition that a hash belongs to.
     pub fn partition_of(self, hash: &Hash) -> PartitionId {
-        // `h div inc` is the top log2(Q) bits, as inc = 2^160 / Q.
+        // `h div inc` is the top log2(Q) bits of the hash, as inc = 2^160 / Q.
         let top = u16::from_be_bytes([hash.0[0], hash.0[1]]) >> (16 - self.0.trailing_zeros());
         PartitionId((top + 1) % self.0)
     }
 
-    /// The partition's 160-bit index, `id * 2^160 / Q`, in decimal as riak_core prints it.
+    /// Return the partition's 160-bit index, `id * 2^160 / Q`, in decimal as riak_core prints it.
     pub fn index_of(self, id: PartitionId) -> String {
-        // The index is `id` shifted left by 160 - log2(Q), at least 148: all of it lies in the
-        // top limbs of a 192-bit number (id may be of a larger ring without harm).
+        // The index is `id` shifted left by 160 - log2(Q), which is at least 148, so all of it lies in the
+        // top limbs of a 192-bit number (an id of a larger ring does no harm).
         let shift = 160 - self.0.trailing_zeros();
         let mut limbs = [0u32; 6];
         let (limb, bits) = ((shift / 32) as usize, shift % 32);
@@ -113,7 +113,7 @@ impl RingSize {
     }
 }
 
-/// A number of little-endian 32-bit limbs in decimal, nine digits at a time.
+/// Format a number of little-endian 32-bit limbs in decimal, nine digits at a time.
 fn decimal(mut limbs: [u32; 6]) -> String {
     const NINE_DIGITS: u64 = 1_000_000_000;
     let mut groups = Vec::with_capacity(7);
@@ -137,7 +137,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tutorials_example_hash_is_riak_cores() {
+    fn the_hash_of_the_tutorials_example_matches_riak_core() {
         assert_eq!(hash_key(b"foo", b"bar").to_string(), "49d41bea680d96cf005256b77de1ac9a872e0670");
     }
 
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn sizes_that_are_no_power_of_two_or_out_of_range_are_refused() {
+    fn sizes_out_of_range_or_not_a_power_of_two_are_rejected() {
         for bad in [0, 1, 4, 7, 9, 63, 65, 4095, 8192, 65536, u32::MAX] {
             assert_eq!(RingSize::try_from(bad), Err(BadRingSize(bad)));
         }

@@ -1,4 +1,4 @@
-//! The ring picture, as riak_core's `riak_core_ring:pretty_print(Ring, [legend])` prints it.
+//! The ring picture, in the format of riak_core's `riak_core_ring:pretty_print(Ring, [legend])`.
 
 use std::collections::BTreeMap;
 use std::fmt::Write as _;
@@ -6,14 +6,14 @@ use std::fmt::Write as _;
 use crate::ids::NodeId;
 use crate::ring::RingTable;
 
-/// Letters in a group, between two bars.
+/// Letters in a group between two bars.
 const GROUP: usize = 4;
 
-/// The picture: a legend of members with what they own, by name, and an owner for each
-/// partition. Members are letters `a`.. in the order of their names, or the numbers 1.. where there are
-/// more than 26. Ends with a newline.
+/// Return the picture: a legend of the members by name with the share that each owns, and the owner of every
+/// partition. Members are the letters `a`.. in the order of their names, or the numbers 1.. if there are more
+/// than 26. The text ends with a newline.
 ///
-/// `members` are all that shall be in the legend; an owner that is not among them is a `?`.
+/// The legend lists exactly `members`; an owner that is not among them is shown as `?`.
 pub fn legend<'a>(ring: &RingTable, members: impl IntoIterator<Item = (NodeId, &'a str)>) -> String {
     let mut members: Vec<(NodeId, &str)> = members.into_iter().collect();
     members.sort_by_key(|(_, name)| *name);
@@ -36,7 +36,7 @@ pub fn legend<'a>(ring: &RingTable, members: impl IntoIterator<Item = (NodeId, &
     let mut owners = String::new();
     for (at, (id, _)) in ring.iter().enumerate() {
         let letter = letters.get(&ring.owner(id)).map_or("?", String::as_str);
-        // More than one digit needs something between them.
+        // Numbers may have more than one digit, so they need a separator.
         let space = if members.len() > 26 && at % GROUP != 0 { " " } else { "" };
         let bar = if at % GROUP == GROUP - 1 { "|" } else { "" };
         let _ = write!(owners, "{space}{letter}{bar}");
@@ -62,7 +62,7 @@ mod tests {
     const NAMES: [&str; 3] = ["rc_example1@127.0.0.1", "rc_example2@127.0.0.1", "rc_example3@127.0.0.1"];
 
     #[test]
-    fn one_node_looks_as_in_the_tutorial() {
+    fn one_node_is_shown_as_in_the_tutorial() {
         let picture = "\
 ==================================== Nodes ====================================
 Node a: 64 (100.0%) rc_example1@127.0.0.1
@@ -73,7 +73,7 @@ aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|aaaa|
     }
 
     #[test]
-    fn three_nodes_look_as_in_the_tutorial_whatever_their_ids() {
+    fn three_nodes_are_shown_as_in_the_tutorial_whatever_their_ids() {
         let picture = "\
 ==================================== Nodes ====================================
 Node a: 21 ( 32.8%) rc_example1@127.0.0.1
@@ -83,7 +83,7 @@ Node c: 21 ( 32.8%) rc_example3@127.0.0.1
 abcc|abcc|abcc|abcc|abcc|abcc|abcc|abcc|abcc|abcc|abbc|abba|abba|abba|abba|abba|
 ";
         let last = picture.lines().last().unwrap();
-        // The owner whose id is `a` has the last name: letters go by name.
+        // The owner written as `a` has the last name: letters are assigned by name, not by id.
         let swapped: String = last
             .chars()
             .map(|c| match c {
@@ -97,7 +97,7 @@ abcc|abcc|abcc|abcc|abcc|abcc|abcc|abcc|abcc|abcc|abbc|abba|abba|abba|abba|abba|
     }
 
     #[test]
-    fn more_members_than_letters_are_numbers() {
+    fn more_members_than_letters_are_numbered() {
         let names: Vec<String> = (0..27).map(|at| format!("n{at:02}@h")).collect();
         let members = names.iter().enumerate().map(|(at, name)| (NodeId(at as u64), name.as_str()));
         let picture = legend(&ring("abcdefgh"), members);

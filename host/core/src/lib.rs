@@ -1,4 +1,7 @@
-//! The pure core of Annulus: no I/O, no clock, no runtime. Events in, effects out.
+//! The pure core of Annulus: hashing, ring, claim, membership, handoff and wire types, without I/O, clock or
+//! runtime.
+//!
+//! The state machines in this crate take events and return effects; the host carries the effects out.
 
 pub mod address;
 pub mod claim;

@@ -1,8 +1,8 @@
-//! Faults that are put back on purpose, so that a test shows that it would notice them.
+//! Mutants: known faults that a test puts back on purpose, to show that it would notice them.
 //!
-//! Code that keeps a rule asks [`on`] in the place where the rule could be broken. It is always false in a build
-//! without debug assertions, which is what is shipped (`--profile dist`), and false in any other unless a
-//! simulation runs in this thread within [`during`].
+//! The code that keeps a rule calls [`on`] at the place where the rule could be broken. `on` is always false
+//! in a build without debug assertions, which is the build that is shipped (`--profile dist`). In other
+//! builds it is false unless a simulation runs in this thread within [`during`].
 
 use std::cell::Cell;
 use std::fmt;
@@ -10,7 +10,7 @@ use std::str::FromStr;
 
 macro_rules! mutants {
     ($($(#[doc = $doc:literal])+ $name:ident: $rule:literal,)*) => {
-        /// A fault.
+        /// A fault that can be put back.
         #[derive(
             Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, serde::Serialize, serde::Deserialize,
         )]
@@ -19,10 +19,10 @@ macro_rules! mutants {
         }
 
         impl Mutant {
-            /// All of them.
+            /// Every mutant, in order of declaration.
             pub const ALL: &[Self] = &[$(Self::$name,)*];
 
-            /// The rule of PROTOCOL.md, or the decision of DESIGN.md, that it breaks.
+            /// Return the rule of PROTOCOL.md, or the decision of DESIGN.md, that the mutant breaks.
             pub fn rule(self) -> &'static str {
                 match self {
                     $(Self::$name => $rule,)*
@@ -33,83 +33,83 @@ macro_rules! mutants {
 }
 
 mutants! {
-    /// A node that starts again has none of its seals.
+    /// A node that restarts has none of its seals.
     ForgetSeal: "R1",
-    /// A partition is served while its seal is on.
+    /// A partition is served while it is sealed.
     ServeWhileSealed: "R1",
-    /// A holder serves again where it does not know whether its flip was agreed on.
+    /// An owner serves again although it does not know whether its flip was committed.
     AssumeNotFlipped: "R1",
-    /// The log flips a transfer in the place of another that was cancelled.
+    /// The log flips a transfer in place of another one that was cancelled.
     FlipTheCancelled: "R1",
-    /// A vnode serves what was routed by another version than its own.
+    /// A vnode serves requests that were routed by another partition version than its own.
     ServeStaleVersions: "R2",
-    /// A table that was made from another ring is aimed at.
+    /// A table that was computed from another ring becomes the target.
     RebalanceWithoutBase: "R4",
-    /// The claim names one node for all places of a set.
+    /// The claim puts one node on all places of a set.
     RepeatANode: "R4",
-    /// What was staged of a transfer outlives its end.
+    /// Items staged for a transfer outlive the end of the transfer.
     KeepStage: "R7",
-    /// Who fills a stage that was dropped goes on with the next.
+    /// The task that fills a stage continues with the next stage after its own was dropped.
     FillTheNextStage: "R7",
-    /// The task of a transfer that is over takes the stage from the next one.
+    /// The task of a transfer that has ended takes the stage from the next transfer.
     StageWhatIsOver: "R7",
-    /// A stage whose vnode trapped, and lost what it had taken in, is promoted.
+    /// A stage whose vnode trapped, and so lost the items it had taken, is promoted.
     PromoteWhatTrapped: "R7",
-    /// A second stage is filled while a flip of the first may be agreed on.
+    /// A second stage is filled while a flip of the first may be committed.
     StreamAgainUnderAFlip: "R7",
     /// A stage is dropped for a stream that its sender may have given up.
     DropAtBegin: "R16",
-    /// What the receiver said of a comparison just before the link was lost is taken for "the same".
+    /// A comparison whose answer was lost with the link counts as "the same".
     BelieveLostAnswers: "R16",
-    /// What a stage has is not compared with what was sent.
+    /// The contents of a stage are not compared with what was sent.
     IgnoreEndDigest: "R16",
-    /// What may have been applied is sent again.
+    /// A command that may have been applied is sent again.
     RetryUnknown: "R10",
     /// A command is answered before it runs.
     AckEarly: "R11",
-    /// What a write changes during a handoff does not follow.
+    /// Writes during a handoff are not forwarded.
     LoseForward: "R15",
-    /// The same, while the transfer has no turn.
+    /// Writes are not forwarded while the transfer is held, without a permit to read pages.
     LoseForwardWhileHeld: "R15",
-    /// A page comes into the stream behind writes that it was read before.
+    /// A page enters the stream behind writes that are newer than its read.
     LatePage: "R15",
-    /// A page is short of one of its items, on both ends.
+    /// A page lacks one of its items, at both ends.
     LoseAnItem: "R15",
-    /// The driver of a transfer that was replaced reads pages for the next one, and seals.
+    /// The driver of a transfer that was replaced reads pages for the next transfer, and seals.
     ReadForAnotherTransfer: "R15",
-    /// A node takes modules and members in while it waits to join another cluster, which wipes them.
+    /// A node admits modules and members while it waits to join another cluster, and the join wipes them.
     GrowWhileJoining: "R18",
     /// A node that has modules joins without having been told to discard them.
     JoinOverModules: "R18",
-    /// A vnode starts what is past its deadline.
+    /// A vnode starts a command that is past its deadline.
     DeadlineNotChecked: "R20",
-    /// The newest format is written whether or not the release before reads it.
+    /// The newest format is written whether or not the previous release reads it.
     WriteTheNewestFormat: "R22",
-    /// A module goes back to a release that does not read what is written.
+    /// A module goes back to a release that cannot read the format in use.
     FollowUnread: "R22",
-    /// A state of before a module's deploy ends its vnodes.
+    /// A cluster state older than a module's deploy ends the module's vnodes.
     EndWhatIsNewer: "R22",
-    /// The log is purged before the snapshot that takes its place is on the disk.
+    /// The log is purged before the snapshot that replaces it is on disk.
     PurgeBeforeItsSnapshot: "D3",
-    /// The other vnodes of a partition are sealed, and wait, while one is busy with a command.
+    /// The other vnodes of a partition are sealed, and wait, while one of them is busy with a command.
     SealTheBusy: "D6",
-    /// A handoff carries no message that is larger than a frame.
+    /// A handoff cannot carry a message that is larger than a frame.
     OneFrameForAMessage: "D9",
-    /// A sealed sender whose stream is accepted, and lost, again and again never gives up.
+    /// A sealed sender whose stream is accepted and lost again and again never gives up.
     TakeAcceptForProgress: "D9",
     /// Writers never wait for the receiver of a handoff.
     NeverCongested: "D9",
-    /// A module whose first deploy failed on one node is undeployed.
+    /// A module is undeployed when its first deploy fails on one node.
     UndeployWhatFailed: "D10",
     /// A coordinator waits for an answer beyond the deadline.
     NoDeadline: "D12",
-    /// The task of a handoff's stream waits on when the stream has ended.
+    /// The task of a handoff stream keeps waiting after the stream has ended.
     KeepStreamTask: "D12",
-    /// What the host keeps of a vnode's items outlives the vnode.
+    /// The host keeps a vnode's items after the vnode is gone.
     KeepItems: "D7",
-    /// Components that no release names any more stay on the disk.
+    /// Components that no release refers to any more stay on disk.
     KeepComponents: "D10",
-    /// A node that starts or stops lets calls fall.
+    /// A node that starts or stops drops calls.
     DropCallsWhileStarting: "D12",
 }
 
@@ -126,7 +126,7 @@ impl FromStr for Mutant {
         let found = Self::ALL.iter().find(|mutant| mutant.to_string() == name);
         found.copied().ok_or_else(|| {
             let all: Vec<String> = Self::ALL.iter().map(ToString::to_string).collect();
-            format!("no mutant is named `{name}`; there are {}", all.join(", "))
+            format!("no mutant is named `{name}`; the mutants are {}", all.join(", "))
         })
     }
 }
@@ -135,13 +135,13 @@ thread_local! {
     static PRESENT: Cell<Option<Mutant>> = const { Cell::new(None) };
 }
 
-/// Is this fault put back in this thread?
+/// Return true if this fault is put back in this thread.
 #[inline]
 pub fn on(mutant: Mutant) -> bool {
     cfg!(debug_assertions) && PRESENT.get() == Some(mutant)
 }
 
-/// Runs something with a fault put back in this thread.
+/// Run a closure with a fault put back in this thread.
 ///
 /// # Panics
 /// In a build without debug assertions, where no fault can be put back.
@@ -166,7 +166,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_fault_is_back_only_in_its_thread_and_its_time() {
+    fn a_mutant_is_on_only_in_its_thread_and_during_its_run() {
         during(Some(Mutant::ForgetSeal), || {
             assert!(on(Mutant::ForgetSeal) && !on(Mutant::ServeWhileSealed));
             let elsewhere = std::thread::spawn(|| on(Mutant::ForgetSeal));
@@ -176,7 +176,7 @@ mod tests {
     }
 
     #[test]
-    fn a_mutant_is_found_by_its_name() {
+    fn a_mutant_parses_from_its_name() {
         for mutant in Mutant::ALL {
             assert_eq!(mutant.to_string().parse(), Ok(*mutant));
         }

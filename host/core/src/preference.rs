@@ -1,8 +1,8 @@
-//! The preference list: whom a request for a partition may go to (R4, R6).
+//! The preference list: the nodes that a request for a partition may go to (R4, R6).
 //!
-//! A pure function of the ring and of who is up, so every node that sees the same gives the
-//! same list. The replica set in its order, where each node that is down is replaced by a fallback;
-//! liveness chooses fallbacks and never moves ownership (DESIGN.md D4).
+//! The list is a pure function of the ring and of the nodes that are up, so every node with the same view
+//! computes the same list. It is the replica set in order, with a fallback in place of each node that is
+//! down. Liveness chooses fallbacks and never moves ownership (DESIGN.md D4).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,32 +10,32 @@ use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
 
-/// Why a node is on the list.
+/// The reason why a node is on the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Role {
-    /// Of the replica set: it may answer.
+    /// A member of the replica set; it may answer.
     Primary,
-    /// Stands in for a primary that is down: it holds, it does not answer (R6).
+    /// Stands in for a primary that is down; it stores writes but does not answer (R6).
     Fallback,
 }
 
 /// One node of a preference list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preferred {
-    /// Whom to ask.
+    /// The node to ask.
     pub node: NodeId,
-    /// As what.
+    /// The role in which it is asked.
     pub role: Role,
-    /// The primary that a fallback stands in for; a primary stands for itself.
+    /// The primary that a fallback stands in for; for a primary, the node itself.
     pub instead_of: NodeId,
 }
 
-/// What placing a fallback needs to know of a node.
+/// The facts about nodes that are needed to place a fallback.
 pub trait Nodes {
-    /// Is it up, as far as this node knows?
+    /// Return true if the node is up, as far as this node knows.
     fn is_up(&self, node: NodeId) -> bool;
-    /// Its failure domain, if it has one.
+    /// Return the node's failure domain, if it has one.
     fn zone(&self, _node: NodeId) -> Option<&str> {
         None
     }
@@ -47,11 +47,11 @@ impl<F: Fn(NodeId) -> bool> Nodes for F {
     }
 }
 
-/// The preference list of a partition for a module with `n` replicas: as long as prefix(n) of its
-/// set, or shorter where there are not enough nodes up. With n=1 there are no fallbacks (R6).
+/// Return the preference list of a partition for a module with `n` replicas. It is as long as prefix(n) of
+/// the set, or shorter if not enough nodes are up. With n=1 there are no fallbacks (R6).
 ///
-/// Fallbacks are the first nodes met on partitions p+1, p+2, ... that are up and not in the
-/// whole replica set; those of zones where no other of the list lives come first.
+/// Fallbacks are the first nodes on partitions p+1, p+2, ... that are up and not in the whole replica set.
+/// Nodes in zones without another node of the list are preferred.
 pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl Nodes) -> Vec<Preferred> {
     let replicas = &ring.partition(id).replicas;
     let primaries = &replicas[..n.min(replicas.len())];
@@ -76,7 +76,7 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
     list
 }
 
-/// Every node that is up and not of the partition's set, in the order of the walk.
+/// Return every node that is up and not in the partition's set, in the order of the walk around the ring.
 fn spares(ring: &RingTable, id: PartitionId, nodes: &impl Nodes) -> Vec<NodeId> {
     let replicas = &ring.partition(id).replicas;
     let (before, after) = ring.partitions.split_at(usize::from(id.0));
@@ -114,14 +114,14 @@ mod tests {
         [&[0, 1, 2], &[1, 2, 3], &[4, 5, 0], &[3, 4, 5], &[0, 1, 2], &[1, 2, 3], &[2, 3, 4], &[5, 0, 1]];
 
     #[test]
-    fn everybody_up_is_the_replica_set() {
+    fn with_all_nodes_up_the_list_is_the_replica_set() {
         let all = |_| true;
         assert_eq!(list(&ring(RING), 2, 2, &all), [(4, Role::Primary), (5, Role::Primary)]);
         assert_eq!(list(&ring(RING), 2, 9, &all).len(), 3);
     }
 
     #[test]
-    fn who_is_down_is_replaced_in_place_by_the_walk_which_wraps() {
+    fn a_down_node_is_replaced_in_place_by_the_next_nodes_around_the_ring() {
         let up = |node: NodeId| ![1, 2, 3].contains(&node.0);
         let expected = [(0, Role::Primary), (4, Role::Fallback), (5, Role::Fallback)];
         assert_eq!(list(&ring(RING), 0, 3, &up), expected);
@@ -133,9 +133,9 @@ mod tests {
     }
 
     #[test]
-    fn a_fallback_is_never_of_the_whole_set_and_the_list_ends_where_nobody_is_left() {
+    fn a_fallback_is_never_in_the_replica_set_and_the_list_ends_when_no_node_is_left() {
         let up = |node: NodeId| node.0 > 0 && node.0 < 4;
-        // 2 is of the set, though beyond prefix(2).
+        // Node 2 is in the set, though beyond prefix(2).
         assert_eq!(list(&ring(RING), 0, 2, &up), [(3, Role::Fallback), (1, Role::Primary)]);
         let up = |node: NodeId| node.0 == 2;
         assert_eq!(list(&ring(RING), 0, 3, &up), [(2, Role::Primary)]);

@@ -1,30 +1,29 @@
-//! Who votes: one node of one or two, three of three or four, five of more (R18).
+//! Chooses the voters: one with one or two nodes, three with three or four, five with more (R18).
 //!
-//! From what is to what should be in one joint step: until it is through, majorities of the old
-//! voters and of the new ones decide together, so it does not matter how many change. Always an odd
-//! number: of two voters neither may fail, one alone is better. A voter is replaced when it leaves,
-//! or when it has been silent for long and a learner that is alive and has caught up can take its
-//! place. With two nodes the loss of the voter stops changes (not data) until it is
-//! back.
+//! The change from the old voters to the new ones is one joint step: until it completes, a majority of both
+//! has to agree, so the number of voters that change does not matter. The number of voters is always odd:
+//! with two voters neither may fail, so one alone is better. A voter is replaced when it leaves, or when it
+//! has been silent for long and a learner that is alive and caught up can take its place. With two nodes the
+//! loss of the voter stops changes (not data) until it is back.
 
 use std::collections::BTreeSet;
 
-/// What a leader knows of a node that takes part.
+/// The leader's knowledge of a node that takes part in the cluster.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Who.
+    /// The node's id.
     pub id: u64,
-    /// Failure domain.
+    /// Failure domain; `None` is not counted as shared with any other node.
     pub zone: Option<String>,
-    /// Has it nearly all of the log, and answered a moment ago?
+    /// True if the node has nearly all of the log and answered a moment ago.
     pub ready: bool,
-    /// Has it been silent for so long that it is replaced?
+    /// True if the node has been silent for so long that it should be replaced.
     pub silent: bool,
-    /// Is it on its way out, and here only until it has handed off what it holds?
+    /// True if the node is leaving, and stays only until it has handed off its partitions.
     pub leaves: bool,
 }
 
-/// How many should vote.
+/// Return the number of nodes that should vote.
 fn target(nodes: usize) -> usize {
     match nodes {
         0..=2 => 1,
@@ -33,25 +32,26 @@ fn target(nodes: usize) -> usize {
     }
 }
 
-/// How good a voter a node is; the lowest is best, and none at all is worse than no voter.
+/// Rank a node as a voter, the best lowest; `None` is worse than having no voter.
 fn rank(candidate: &Candidate, votes: bool, leader: u64) -> Option<u8> {
     Some(match candidate {
         Candidate { leaves: false, silent: false, .. } if votes && candidate.id == leader => 0,
         Candidate { leaves: false, silent: false, .. } if votes => 1,
         Candidate { leaves: false, silent: false, ready: true, .. } => 2,
-        // Better than too few: both may be back, or be replaced, before a third fails.
+        // Better than too few voters: both may be back, or be replaced, before a third fails.
         Candidate { leaves: true, silent: false, .. } if votes => 3,
         Candidate { leaves: false, .. } if votes => 4,
         _ => return None,
     })
 }
 
-/// Who should vote, if that is not who does. `candidates` are the nodes that take part.
+/// Return the nodes that should vote, or `None` if they are the present voters. `candidates` are the nodes
+/// that take part.
 pub fn next_voters(voters: &BTreeSet<u64>, candidates: &[Candidate], leader: u64) -> Option<BTreeSet<u64>> {
     let target = target(candidates.iter().filter(|candidate| !candidate.leaves).count());
     let mut chosen: Vec<&Candidate> = Vec::new();
     while chosen.len() < target {
-        // A zone without a voter first, among equals; then who votes, then who has been here longest.
+        // Among equals prefer a zone without a voter, then the lowest id, which is the node admitted first.
         let crowd = |candidate: &Candidate| {
             let zone = candidate.zone.as_ref();
             zone.map_or(0, |zone| chosen.iter().filter(|other| other.zone.as_ref() == Some(zone)).count())
@@ -70,7 +70,7 @@ pub fn next_voters(voters: &BTreeSet<u64>, candidates: &[Candidate], leader: u64
         chosen.pop();
     }
     let next: BTreeSet<u64> = chosen.iter().map(|candidate| candidate.id).collect();
-    // Somebody must be left to vote, and to lead a majority of the old voters into the change.
+    // At least one voter must be alive, to lead a majority of the old voters into the change.
     let alive = chosen.iter().any(|candidate| !candidate.silent);
     (alive && next != *voters).then_some(next)
 }
@@ -95,7 +95,7 @@ mod tests {
         ids.into_iter().map(node).collect()
     }
 
-    /// Who votes in the end, which is after one step: the next finds nothing to do.
+    /// Return the final voters. One step reaches them; a second one finds nothing to do.
     fn settle(voters: impl Into<BTreeSet<u64>>, candidates: &[Candidate], leader: u64) -> BTreeSet<u64> {
         let voters = voters.into();
         let next = next_voters(&voters, candidates, leader).unwrap_or(voters);
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn one_then_three_then_five_as_nodes_join() {
+    fn voters_grow_from_one_to_three_to_five_as_nodes_join() {
         assert_eq!(settle([0], &nodes(0..1), 0), [0].into());
         assert_eq!(settle([0], &nodes(0..2), 0), [0].into());
         assert_eq!(settle([0], &nodes(0..3), 0), [0, 1, 2].into());
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn three_become_one_at_once_and_two_never_vote() {
+    fn three_voters_shrink_to_one_at_once_and_never_to_two() {
         assert_eq!(next_voters(&[0, 1, 2].into(), &nodes([0, 1]), 1), Some([1].into()));
         assert_eq!(next_voters(&[0, 1].into(), &nodes([0, 1]), 0), Some([0].into()));
         assert_eq!(settle([0, 1, 2, 3, 4], &nodes([0, 1, 2, 3]), 3), [0, 1, 3].into());
@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leaving_voter_votes_on_until_it_is_replaced_or_holds_nothing() {
+    fn a_leaving_voter_keeps_its_vote_until_it_is_replaced_or_holds_nothing() {
         let leaves = Candidate { leaves: true, ..node(2) };
         let with = |other: Candidate| [node(0), node(1), leaves.clone(), other];
         assert_eq!(settle([0, 1, 2], &with(lagging(3)), 0), [0, 1, 2].into());
@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn the_last_voter_stays_until_somebody_can_take_over() {
+    fn the_last_voter_stays_until_another_node_can_take_over() {
         assert_eq!(settle([0], &[lagging(1)], 0), [0].into());
         assert_eq!(settle([0], &nodes([1]), 0), [1].into());
     }
 
     #[test]
-    fn a_silent_voter_is_swapped_only_for_a_live_learner() {
+    fn a_silent_voter_is_replaced_only_by_a_live_learner() {
         assert_eq!(settle([0, 1, 2], &[node(0), node(1), silent(2), node(3)], 0), [0, 1, 3].into());
         assert_eq!(settle([0, 1, 2], &[node(0), node(1), silent(2)], 0), [0, 1, 2].into());
         let five = [node(0), node(1), node(2), silent(3), silent(4)];
@@ -151,8 +151,8 @@ mod tests {
     }
 
     #[test]
-    fn survivors_of_a_recovery_vote_in_odd_numbers() {
-        // One began anew, of five; the others are back one by one.
+    fn the_number_of_voters_after_a_recovery_is_odd() {
+        // One of five started a new lineage; the others come back one by one.
         assert_eq!(settle([0], &[node(0), node(1), silent(2), silent(3), silent(4)], 0), [0].into());
         assert_eq!(settle([0], &[node(0), node(1), node(2), silent(3), silent(4)], 0), [0, 1, 2].into());
     }

@@ -1,4 +1,4 @@
-//! Any log at all keeps the state's invariants, and gives the same state everywhere.
+//! Checks that any log keeps the state's invariants and gives the same state on every node.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeSet;
@@ -38,21 +38,21 @@ fn found() -> Command {
     }
 }
 
-/// A command that is often, but not always, one that fits: numbers stand for something of the
-/// state where there is such a thing.
+/// A command that is often, but not always, valid: numbers select something that exists in the state if there
+/// is any.
 #[derive(Clone, Debug)]
 enum Step {
     Command(Box<Command>),
-    /// The table that the claim wants, or that one with a set replaced.
+    /// The table that the claim computes, or that table with one set replaced.
     Claim {
         stale: bool,
         odd: Option<(u8, Vec<u8>)>,
     },
-    /// What is pending in these partitions, some under a wrong id.
+    /// The pending transfers of these partitions, some under a wrong id.
     Flip(Vec<(u8, bool)>),
     Cancel(u8, bool),
     Node(u8, u8),
-    /// Staged, or at once with the table that follows, or with an older one.
+    /// A change that is staged, or made at once with a table from the current or an older ring.
     Change {
         kind: u8,
         node: u8,
@@ -60,7 +60,7 @@ enum Step {
         staged: bool,
         stale: bool,
     },
-    /// What is staged, with its table, or with a set of it replaced.
+    /// The staged changes with their table, or with one set of the table replaced.
     Commit {
         stale: bool,
         odd: Option<(u8, Vec<u8>)>,
@@ -220,13 +220,13 @@ impl Step {
     }
 }
 
-/// What holds of every state.
+/// Check the invariants of every state.
 fn check(state: &ClusterState) {
     let live: Vec<&Member> = state.live_members().collect();
     let names: BTreeSet<&str> = live.iter().map(|member| member.name.as_str()).collect();
     let uids: BTreeSet<NodeUid> = state.members.values().map(|member| member.uid).collect();
     assert_eq!((names.len(), uids.len()), (live.len(), state.members.len()), "names and uids are unique");
-    assert!(live.iter().any(|member| member.status == MemberStatus::Member), "nobody is left");
+    assert!(live.iter().any(|member| member.status == MemberStatus::Member), "no member is left");
     assert!(live.iter().all(|member| member.weight > 0));
     assert!(state.members.iter().all(|(id, member)| *id == member.id && member.id.0 <= state.applied));
 
@@ -237,7 +237,10 @@ fn check(state: &ClusterState) {
         for set in [&partition.replicas[..], target] {
             let distinct: BTreeSet<_> = set.iter().collect();
             assert!(distinct.len() == set.len() && set.len() <= usize::from(state.width), "{id:?}: {set:?}");
-            assert!(set.iter().all(|node| state.member(*node).is_some()), "{id:?}: {set:?} has a stranger");
+            assert!(
+                set.iter().all(|node| state.member(*node).is_some()),
+                "{id:?}: {set:?} has an unknown node"
+            );
         }
         assert!(!partition.replicas.is_empty() && partition.version <= state.ring.epoch);
         if let Some(transfer) = &partition.pending {
@@ -266,7 +269,7 @@ fn check(state: &ClusterState) {
     }
 }
 
-/// What holds of every change.
+/// Check the invariants of every change.
 fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, after: &ClusterState) {
     let refused = matches!(outcome, Outcome::Refused(_));
     if refused {
@@ -286,7 +289,7 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
             assert!(transfers.contains(&(id, pending.id)) && new.replicas == pending.target);
             assert_eq!((new.version, new.made_by), (after.applied, pending.id));
         } else if old.replicas != new.replicas {
-            // Only a member that was removed by force loses its place without giving it away.
+            // Only a member that was removed by force loses its place without a handoff.
             let (Command::Change { table, .. } | Command::Commit { table, .. }) = command else {
                 panic!("{command:?} changed {id:?}")
             };
@@ -297,9 +300,9 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
             assert_eq!((&new.replicas, new.version, new.made_by), (expected, after.applied, old.made_by));
             let lost = after.losses.get(&id).is_some_and(|loss| loss.index == after.applied);
             let owner_gone = old.replicas[0] != new.replicas[0];
-            assert_eq!(lost, owner_gone && !after.modules.is_empty(), "{id:?} has lost its holder");
+            assert_eq!(lost, owner_gone && !after.modules.is_empty(), "{id:?} has lost its owner");
             if owner_gone && let Some(pending) = &new.pending {
-                assert_eq!(pending.id.0, after.applied, "another giver, so another transfer");
+                assert_eq!(pending.id.0, after.applied, "another sender, so another transfer");
             }
         } else {
             assert_eq!(old.version, new.version);
@@ -307,7 +310,7 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
         if old != new {
             assert_eq!(after.ring.epoch, after.applied, "{command:?}");
         }
-        // Never two transfers under one id, and none that goes on under another.
+        // No two transfers have one id, and a transfer that continues keeps its id.
         if let (Some(old), Some(new)) = (&old.pending, &new.pending)
             && old.id == new.id
         {
@@ -327,14 +330,14 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
         }
         (Command::Admit { member, token, now_ms }, _) => {
             let in_time = before.tokens.get(token).is_some_and(|ends_ms| ends_ms > now_ms);
-            assert!(refused || in_time, "a token that is over");
+            assert!(refused || in_time, "an expired token was accepted");
             if let Outcome::Admitted(id) = outcome {
                 assert_eq!(after.members[id].uid, member.uid);
                 assert_ne!(after.members[id].status, MemberStatus::Removed);
             }
         }
         (Command::IssueToken { now_ms, .. }, Outcome::Done) => {
-            assert!(after.tokens.values().all(|ends_ms| ends_ms > now_ms), "a token outlives its end");
+            assert!(after.tokens.values().all(|ends_ms| ends_ms > now_ms), "an expired token was kept");
         }
         (Command::Commit { stage, base, .. }, _) => {
             let same = (*stage, *base) == (before.stage_version, before.ring.epoch);
@@ -342,12 +345,12 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
             assert!(refused || (after.staged.is_empty() && after.stage_version == after.applied));
         }
         (Command::Joined { node }, Outcome::Done) => {
-            assert!(!before.members[node].waits(), "taken in without a plan");
+            assert!(!before.members[node].waits(), "a waiting node joined without a plan");
         }
         (Command::Removed { node }, Outcome::Done) => assert!(!after.holds(*node)),
         (Command::Deploy { name, base_version, .. }, Outcome::Deployed(uid, version)) => {
             assert_eq!((*version, after.modules[uid].name.as_str()), (base_version + 1, name.as_str()));
-            assert!(before.modules.contains_key(uid) || uid.0 == after.applied, "an old uid given again");
+            assert!(before.modules.contains_key(uid) || uid.0 == after.applied, "an old uid was reused");
         }
         (Command::Found { .. }, _) => assert!(refused),
         _ => {}
@@ -367,7 +370,7 @@ proptest! {
     fn every_log_keeps_the_invariants(steps in prop::collection::vec(step(), 1..120)) {
         let mut machine = Machine::default();
         for (at, step) in steps.iter().enumerate() {
-            // Entries of the log's own, which are not applied, leave gaps.
+            // The log's own entries, which are not applied, leave gaps.
             let index = 2 * at as u64 + 1;
             let (before, command) = (machine.state.clone(), step.command(machine.state.as_ref()));
             let outcome = machine.apply(index, &command);
@@ -401,9 +404,9 @@ proptest! {
     }
 }
 
-/// The properties are only as good as what the logs reach.
+/// The properties are only as good as the states that the logs reach.
 #[test]
-fn the_logs_reach_what_they_are_for() {
+fn the_logs_reach_every_kind_of_change() {
     let mut runner = proptest::test_runner::TestRunner::deterministic();
     let strategy = prop::collection::vec(step(), 100..120);
     let (mut flips, mut cancels, mut removed, mut rolled_back, mut three) = (0, 0, 0, 0, 0);

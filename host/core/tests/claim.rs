@@ -1,4 +1,4 @@
-//! The claim against brute force on small rings, and what it promises on larger ones.
+//! Checks the claim against brute force on small rings, and its guarantees on larger ones.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -12,7 +12,7 @@ use proptest::prelude::*;
 
 type Table = Vec<Vec<NodeId>>;
 
-/// Prefix length that is the whole set.
+/// Prefix length of a whole set.
 const WHOLE: usize = usize::MAX;
 
 fn ring(table: &Table) -> RingTable {
@@ -36,7 +36,7 @@ fn prefix(set: &[NodeId], n: usize) -> &[NodeId] {
     &set[..n.min(set.len())]
 }
 
-/// How many partitions of a module with `n` replicas are sent anew.
+/// Count the replicas that are sent to a node without one, for a module with `n` replicas.
 fn moves(old: &Table, new: &Table, n: usize) -> usize {
     let pairs = old.iter().zip(new);
     pairs.map(|(old, new)| prefix(new, n).iter().filter(|node| !prefix(old, n).contains(node)).count()).sum()
@@ -67,13 +67,14 @@ fn check(table: &Table, nodes: &[ClaimNode], width: usize) {
     }
 }
 
-/// How many partitions each node owns, and has in its sets.
+/// Per node: the number of partitions it owns, and of sets it is in.
 type Loads = (Vec<usize>, Vec<usize>);
-/// Moves of replicas with those of owners, the first as few as can be; those of owners alone.
+/// First the fewest replica moves with the fewest owner moves among such tables; then the fewest owner moves
+/// of any table.
 type Costs = ((usize, usize), usize);
 
-/// The fewest moves over every table whose owners and sets are balanced: dynamic programming over
-/// what the nodes hold.
+/// Return the fewest moves over every table with balanced owners and sets, by dynamic programming over the
+/// loads of the nodes.
 fn optimum(old: &Table, ids: &[u64], width: usize) -> Costs {
     let (q, n) = (old.len(), ids.len());
     let width = width.min(n);
@@ -111,7 +112,7 @@ fn optimum(old: &Table, ids: &[u64], width: usize) -> Costs {
     done.map(|(_, costs)| costs).reduce(|a, b| (a.0.min(b.0), a.1.min(b.1))).unwrap()
 }
 
-/// A ring of 8 after some joins and leaves, and the nodes to claim for now.
+/// A ring of 8 after some joins and leaves, and the nodes of the next claim.
 fn history() -> impl Strategy<Value = (Table, Vec<u64>)> {
     prop::collection::vec(0u64..6, 1..8).prop_map(|toggles| {
         let mut members: BTreeSet<u64> = [0].into();
@@ -131,7 +132,7 @@ fn history() -> impl Strategy<Value = (Table, Vec<u64>)> {
     })
 }
 
-/// Any table at all, balanced or not.
+/// An arbitrary table, balanced or not.
 fn wild() -> impl Strategy<Value = (Table, Vec<u64>)> {
     let set = Just([0u64, 1, 2, 3, 4].map(NodeId).to_vec()).prop_shuffle();
     let set = (set, 1usize..=3).prop_map(|(set, length)| set[..length].to_vec());
@@ -150,9 +151,9 @@ proptest! {
         prop_assert_eq!((moves(&table, &new, WHOLE), moves(&table, &new, 1)), (sets, owners));
     }
 
-    /// From a table that no claim made, the owners may cost one or two moves more than the best.
+    /// From a table that no claim made, the owners may move once or twice more than in the best table.
     #[test]
-    fn from_any_table_at_all_the_claim_is_balanced_and_moves_the_fewest_replicas((table, ids) in wild()) {
+    fn from_any_table_the_claim_is_balanced_and_moves_the_fewest_replicas((table, ids) in wild()) {
         let new = claim(&ring(&table), &nodes(ids.iter().copied()), 2);
         check(&new, &nodes(ids.iter().copied()), 2);
         let ((sets, owners), alone) = optimum(&table, &ids, 2);
@@ -201,7 +202,7 @@ fn the_tutorials_ring_of_64_grows_to_21_21_22_and_back() {
 }
 
 #[test]
-fn each_join_moves_only_what_the_new_node_takes_and_each_leave_only_what_the_old_one_had() {
+fn each_join_moves_only_the_new_nodes_share_and_each_leave_only_the_old_nodes() {
     let mut table = vec![vec![NodeId(0)]; 256];
     for count in 2..12u64 {
         let new = claim(&ring(&table), &nodes(0..count), 3);
@@ -222,7 +223,7 @@ fn each_join_moves_only_what_the_new_node_takes_and_each_leave_only_what_the_old
 }
 
 #[test]
-fn a_balanced_ring_stays_as_it_is_and_what_is_pending_counts_as_present() {
+fn a_balanced_ring_stays_as_it_is_and_pending_sets_count_as_present() {
     let table = claim(&ring(&vec![vec![NodeId(0)]; 64]), &nodes(0..5), 3);
     let backwards: Vec<ClaimNode> = nodes((0..5).rev());
     assert_eq!(claim(&ring(&table), &backwards, 3), table);
@@ -235,16 +236,16 @@ fn a_balanced_ring_stays_as_it_is_and_what_is_pending_counts_as_present() {
 }
 
 #[test]
-fn what_a_node_gets_is_spread_around_the_ring() {
+fn the_partitions_of_a_node_are_spread_around_the_ring() {
     let table = claim(&ring(&vec![vec![NodeId(0)]; 64]), &nodes(0..3), 3);
     let longest = table.chunk_by(|a, b| a[0] == b[0]).map(<[_]>::len).max().unwrap();
     assert!(longest <= 6, "{longest} partitions in a row have one owner");
 }
 
 #[test]
-fn a_ring_of_1024_over_100_nodes_is_claimed_at_once() {
+fn a_ring_of_1024_over_100_nodes_is_claimed_within_the_time_limit() {
     let limit = Duration::from_millis(if cfg!(debug_assertions) { 5000 } else { 100 });
-    // The best of three: the machine may have other things to do.
+    // Take the best of three runs: the machine may be busy with other work.
     let timed = |from: &Table, nodes: &[ClaimNode]| {
         let once = || {
             let started = Instant::now();

@@ -1,5 +1,5 @@
-//! Ours is never worse than riak_core's rules on the same changes: the table of
-//! `examples/claim_table`, asserted.
+//! Asserts the table of `examples/claim_table`: the claim is never worse than riak_core's rules on the same
+//! changes.
 #![allow(clippy::unwrap_used)]
 
 #[path = "../examples/claim_table/riak.rs"]
@@ -9,8 +9,8 @@ mod scenarios;
 
 use scenarios::{WAYS, Way, run, scenarios, sum};
 
-/// By how much a whole scenario may move more replicas than rules that leave nodes less evenly
-/// loaded: what evening them out costs.
+/// Factor by which a whole scenario may move more replicas than rules that leave nodes less evenly loaded:
+/// the cost of balance.
 const FOR_BALANCE: f64 = 1.03;
 
 fn never_worse(q: usize, n: usize) {
@@ -47,23 +47,23 @@ fn on_a_ring_of_256() {
     never_worse(256, 4);
 }
 
-/// The rules that ours is held against do what is known of them.
+/// Checks that the rules in `riak.rs`, against which the claim is compared, behave as documented.
 #[test]
-fn riaks_rules_as_they_are_known() {
+fn riaks_rules_behave_as_documented() {
     use riak::{Version, join, leave, repeated_nodes};
     let nodes: Vec<(usize, usize)> = (0..5).map(|node| (node, node)).collect();
     let mut ring = vec![0; 64];
     for count in 2..=5 {
         ring = join(Version::V2, &ring, &nodes[..count], count - 1, 3);
     }
-    // Five nodes are enough for three: 12 or 13 each but for v2's slack, and nobody twice.
+    // Five nodes are enough for n = 3: 12 or 13 each but for v2's slack, and no repetition.
     assert_eq!(repeated_nodes(&ring, 3), 0);
     let owned = |ring: &Vec<usize>, node| ring.iter().filter(|owner| **owner == node).count();
     assert!((0..5).all(|node| owned(&ring, node) >= 12), "{ring:?}");
-    // With three nodes 64 is no multiple of three: the tail meets the head.
+    // 64 is not a multiple of three, so with three nodes the tail repeats a node of the head.
     let three = join(Version::V2, &vec![0; 64], &nodes[..3], 2, 3);
     assert!(repeated_nodes(&three, 3) > 0);
-    // A leave moves what the leaver had and nothing else.
+    // A leave moves the leaver's partitions and nothing else.
     let left = leave(Version::V2, &ring, &nodes[..4], 4, 3);
     let moved = ring.iter().zip(&left).filter(|(old, new)| old != new).count();
     assert_eq!((moved, owned(&left, 4)), (owned(&ring, 4), 0));

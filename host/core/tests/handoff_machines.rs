@@ -1,5 +1,5 @@
-//! What the handoff machines do, step by step. Whole nodes mix it with faults (`tests/sim`); what those cannot
-//! bring about is here, with the faults that only this notices.
+//! Steps of the handoff machines. Whole nodes run them with faults in `tests/sim`; this file has the cases
+//! that those cannot bring about, and the mutants that only these tests notice.
 #![allow(clippy::unwrap_used)]
 
 #[path = "machines/comparing.rs"]
@@ -65,7 +65,7 @@ fn ack(seq: u64) -> Event {
     Event::Received(1, ToSender::Ack { seq })
 }
 
-/// A sender that has sent `End`, which has this number.
+/// A sender that has sent `End`, with the sequence number of that message.
 fn ended() -> (Sender, u64) {
     let mut sender = running(&[KV]);
     let effects = sender.handle(page(KV, &["a"], None));
@@ -78,14 +78,14 @@ fn ended() -> (Sender, u64) {
     (sender, 1)
 }
 
-/// The rule holds, and is seen to be broken by the fault that breaks it.
+/// Assert that the rule holds, and that it does not under the mutant that breaks it.
 fn shows(mutant: Mutant, holds: impl Fn() -> bool) {
     assert!(holds());
-    assert!(!mutants::during(Some(mutant), holds), "{mutant} is not seen");
+    assert!(!mutants::during(Some(mutant), holds), "{mutant} is not noticed");
 }
 
-/// Carries everything between two machines that stage at once, until nothing is left to do but
-/// what `left` gets.
+/// Carry all messages between two machines, staging at once, until none is left. Return the sender's other
+/// effects; `staged` collects the items.
 fn run(
     sender: &mut Sender,
     receiver: &mut Receiver,
@@ -191,7 +191,7 @@ fn writers_wait_for_a_receiver_that_is_behind() {
     });
 }
 
-/// Requests wait from the seal on, so a receiver that is not ready must be known before it.
+/// Requests wait from the seal on, so the receiver must be known to be ready before it.
 #[test]
 fn a_partition_without_items_is_not_sealed_before_the_receiver_is_ready() {
     let mut sender = running(&[KV]);
@@ -203,7 +203,7 @@ fn a_partition_without_items_is_not_sealed_before_the_receiver_is_ready() {
 }
 
 #[test]
-fn one_that_is_held_reads_nothing_and_seals_nothing_but_forwards() {
+fn a_held_transfer_forwards_writes_but_reads_no_page_and_does_not_seal() {
     let mut sender = running(&[KV]);
     assert_eq!(sender.handle(Event::Held(true)), []);
     let read = sender.handle(page(KV, &["a"], Some("a")));
@@ -219,7 +219,7 @@ fn one_that_is_held_reads_nothing_and_seals_nothing_but_forwards() {
 }
 
 #[test]
-fn a_write_follows_while_its_transfer_is_held() {
+fn writes_are_forwarded_while_the_transfer_is_held() {
     shows(Mutant::LoseForwardWhileHeld, || {
         let mut sender = running(&[KV]);
         sender.handle(Event::Held(true));
@@ -228,7 +228,7 @@ fn a_write_follows_while_its_transfer_is_held() {
 }
 
 #[test]
-fn a_receiver_that_is_gone_holds_up_no_writes_and_a_resume_sends_what_it_lacks() {
+fn a_lost_receiver_delays_no_writes_and_a_resume_sends_what_it_lacks() {
     let mut sender = running(&[KV]);
     sender.handle(page(KV, &["a"], Some("a")));
     sender.handle(Event::Forward(KV, vec![item("b")]));
@@ -251,7 +251,7 @@ fn a_receiver_that_is_gone_holds_up_no_writes_and_a_resume_sends_what_it_lacks()
         .collect();
     assert_eq!(numbers, [1, 2]);
 
-    // So much that it is let go: the next stream begins afresh.
+    // More than the backlog limit is kept, so it is dropped: the next stream starts from scratch.
     sender.handle(Event::Disconnected(2));
     for _ in 0..5 {
         sender.handle(Event::Forward(KV, vec![item("d")]));
@@ -265,12 +265,12 @@ fn a_receiver_that_is_gone_holds_up_no_writes_and_a_resume_sends_what_it_lacks()
 }
 
 #[test]
-fn a_module_that_is_undeployed_is_read_no_further() {
+fn pages_of_an_undeployed_module_are_no_longer_read() {
     let mut sender = running(&[KV, CARTS]);
-    // Its vnode may have ended before it came to the page.
+    // The module's vnode may have ended before its page was read.
     let next = sender.handle(Event::Undeployed(KV));
     assert_eq!(next, [Effect::ReadPage { attempt: 1, module: CARTS, after: None }]);
-    // Or not: the other's page is on its way all the same.
+    // Or the page arrives late, or its read fails; both are ignored.
     assert_eq!(sender.handle(page(KV, &["a"], Some("a"))), []);
     let failed = Event::PageFailed { attempt: 1, module: KV, why: "it trapped".into() };
     assert_eq!(sender.handle(failed), []);
@@ -279,7 +279,7 @@ fn a_module_that_is_undeployed_is_read_no_further() {
 }
 
 #[test]
-fn what_is_damaged_on_the_way_is_refused_dropped_and_cancelled() {
+fn a_stage_damaged_on_the_way_is_refused_dropped_and_cancelled() {
     let (mut sender, _) = ended();
     let mut receiver = Receiver::new(BootId([2; 16]), receiver::Found::Nothing);
     let mut other = Sender::new(task(&[KV], false), 20, LIMITS);
@@ -303,7 +303,7 @@ fn what_is_damaged_on_the_way_is_refused_dropped_and_cancelled() {
 }
 
 #[test]
-fn one_whose_receiver_knows_already_that_it_is_over_has_not_failed() {
+fn a_refusal_because_the_transfer_is_over_is_not_a_failure() {
     let (mut sender, _) = ended();
     let refuse = ToSender::Refuse { reason: Refused::NotPending };
     sender.handle(Event::Received(1, refuse));
@@ -337,7 +337,7 @@ fn a_gap_or_an_unknown_module_ends_the_stream() {
 }
 
 #[test]
-fn a_sealed_sender_whose_receiver_stays_away_has_the_transfer_cancelled() {
+fn a_sealed_sender_that_cannot_reach_its_receiver_cancels_the_transfer() {
     let (mut sender, _) = ended();
     assert_eq!(sender.handle(Event::Disconnected(1)), [Effect::Connect(2)], "at once: requests wait");
     assert_eq!(sender.handle(Event::Disconnected(2)), [Effect::Retry, Effect::ProposeCancel]);
@@ -346,7 +346,7 @@ fn a_sealed_sender_whose_receiver_stays_away_has_the_transfer_cancelled() {
 }
 
 #[test]
-fn a_restart_with_a_seal_asks_and_flips_what_is_complete_or_cancels() {
+fn a_restarted_sealed_sender_asks_and_flips_a_complete_stage_or_cancels() {
     for (have, expected) in [
         (Have::All, vec![Effect::ProposeFlip]),
         (Have::Nothing, vec![Effect::Disconnect(1), Effect::Retry, Effect::ProposeCancel]),
@@ -372,7 +372,7 @@ fn nothing_is_streamed_again_once_a_flip_may_have_been_proposed() {
 }
 
 #[test]
-fn a_seal_that_is_refused_is_asked_for_again_and_one_that_comes_too_late_is_lifted() {
+fn a_refused_seal_is_requested_again_and_a_late_one_is_lifted() {
     let mut sender = running(&[KV]);
     sender.handle(page(KV, &["a"], None));
     assert_eq!(sender.handle(ack(0)), [Effect::Seal]);
@@ -388,7 +388,7 @@ fn a_seal_that_is_refused_is_asked_for_again_and_one_that_comes_too_late_is_lift
 }
 
 #[test]
-fn a_write_after_the_end_or_an_answer_out_of_place_cancels_rather_than_loses() {
+fn a_write_after_the_end_or_an_answer_out_of_order_cancels_the_transfer() {
     let (mut sender, _) = ended();
     assert!(sender.handle(Event::Forward(KV, vec![item("b")])).contains(&Effect::ProposeCancel));
     let (mut sender, end) = ended();
@@ -414,7 +414,8 @@ fn messages_are_small_and_survive_the_wire() {
     assert_eq!(back, (end, ToSender::Refuse { reason }));
 }
 
-/// What the first build makes of our messages, and we of its: the fields and words that it knows.
+/// Compatibility with the first build in both directions: these types have the fields and variants that it
+/// knows.
 mod first_build {
     use super::*;
     use annulus_core::handoff::Tallies;
@@ -437,7 +438,7 @@ mod first_build {
     }
 
     #[test]
-    fn understands_us_and_we_understand_it() {
+    fn reads_our_messages_and_we_read_its() {
         let (mut tallies, boot, have) = (Tallies::default(), BootId([2; 16]), Have::Below(0));
         tallies.add(KV, &[item("a")]);
         let ours = ToReceiver::End { seq: 1, tallies: tallies.clone(), counts: [(KV, 1)].into() };
@@ -456,7 +457,7 @@ mod first_build {
 fn a_message_that_can_never_be_sent_does_not_keep_a_partition_sealed() {
     shows(Mutant::TakeAcceptForProgress, || {
         let (mut sender, last) = ended();
-        // The receiver accepts each stream, and each ends with the message that it cannot carry.
+        // The receiver accepts each stream, and each one breaks at the message that it cannot carry.
         let mut effects = sender.handle(Event::Disconnected(1));
         let mut streams = 1;
         while let Some(Effect::Connect(stream)) = effects.first().cloned() {
@@ -473,7 +474,7 @@ fn a_message_that_can_never_be_sent_does_not_keep_a_partition_sealed() {
 }
 
 #[test]
-fn a_write_or_page_of_many_bytes_goes_in_several_messages() {
+fn a_large_write_or_page_is_split_into_several_messages() {
     let large = |key: &str| Item { value: vec![0; 300 << 10], ..item(key) };
     let mut sender = running(&[KV]);
     let sizes = |effects: &[Effect]| -> Vec<usize> {
@@ -494,7 +495,7 @@ fn a_write_or_page_of_many_bytes_goes_in_several_messages() {
 }
 
 #[test]
-fn a_seal_is_not_wanted_any_more_once_the_stream_has_ended_or_begins_again() {
+fn a_seal_is_no_longer_wanted_once_the_stream_has_ended_or_restarts() {
     let sealing = || {
         let mut sender = running(&[KV]);
         sender.handle(page(KV, &["a"], None));

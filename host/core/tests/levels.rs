@@ -1,4 +1,4 @@
-//! The state's level: what it lets in, and how it rises.
+//! The level of the state: which commands it admits, and how it is raised.
 #![allow(clippy::unwrap_used)]
 
 use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid};
@@ -21,7 +21,7 @@ fn member(number: u8) -> Member {
     }
 }
 
-/// A cluster at this level, of the founder and one that joins.
+/// A cluster at this level, with the founder and a node that joins.
 fn cluster(level: u32) -> (Machine, NodeId) {
     let mut machine = Machine::default();
     let found = Command::Found {
@@ -48,7 +48,7 @@ fn a_newer_command_is_refused_until_the_level_is_raised() {
     assert_eq!(level_of(&newer), 2);
     let refused = machine.apply(4, &newer);
     assert_eq!(refused, Outcome::Refused(Refusal::Level { needs: 2, level: 1, behind: Vec::new() }));
-    // What the first build knows goes on.
+    // Commands that the first build knows still work.
     assert_eq!(machine.apply(5, &Command::Joined { node }), Outcome::Done);
     let raise = Command::Raise { level: 2, known: vec![NodeId(0), node] };
     assert_eq!(machine.apply(6, &raise), Outcome::Done);
@@ -64,13 +64,13 @@ fn a_raise_that_misses_a_member_or_raises_nothing_is_refused() {
         assert_eq!(refused, Outcome::Refused(Refusal::CannotRaise(level)));
         assert_eq!(machine.state.as_ref().unwrap().level, 1);
     }
-    // One that is removed has no say.
+    // A removed node need not be among those that know the level.
     machine.apply(20, &Command::Removed { node });
     assert_eq!(machine.apply(21, &Command::Raise { level: 2, known: vec![NodeId(0)] }), Outcome::Done);
 }
 
 #[test]
-fn a_cluster_founded_by_this_build_has_its_level_and_a_state_that_says_nothing_the_first() {
+fn a_cluster_founded_by_this_build_has_its_level_and_a_state_without_one_has_level_1() {
     assert_eq!(cluster(LEVEL).0.state.unwrap().level, LEVEL);
     let state = cluster(LEVEL).0.state.unwrap();
     let mut bytes = Vec::new();

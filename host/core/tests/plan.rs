@@ -1,4 +1,4 @@
-//! What a plan shows is what its commit does: by examples, and on any cluster at all.
+//! Checks that a commit does what its plan shows, by examples and on arbitrary clusters.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -31,7 +31,7 @@ fn member(number: u8, zone: Option<&str>, staged: bool) -> Member {
 struct World {
     machine: Machine,
     index: u64,
-    /// By number; the founder is 0.
+    /// Node ids by the number of the node; the founder is 0.
     ids: Vec<NodeId>,
 }
 
@@ -51,7 +51,7 @@ impl World {
         world
     }
 
-    /// Of so many members, balanced and at rest.
+    /// A world with this number of members, balanced and at rest.
     fn of(size: u32, nodes: usize) -> Self {
         let mut world = Self::founded(size, None);
         for _ in 1..nodes {
@@ -110,7 +110,7 @@ impl World {
         self.ok(Command::Flip { transfers });
     }
 
-    /// What the claimant and the holders do by themselves.
+    /// Do what the claimant and the owners do by themselves: rebalance and flip everything.
     fn settle(&mut self) {
         while !self.state().is_balanced() {
             self.rebalance();
@@ -164,7 +164,7 @@ fn several_joins_and_leaves_are_one_rebalancing() {
     let (d, e) = (world.admit(None, true), world.admit(None, true));
     let a = world.ids[0];
     assert_eq!(world.state().staged, [Change::Join { node: d }, Change::Join { node: e }]);
-    // Nobody takes them in but a plan.
+    // Only a commit makes the waiting nodes members.
     assert_eq!(world.refused(Command::Joined { node: d }), Refusal::Waits("n3@h".into()));
     assert!(world.state().is_balanced());
     world.stage(Change::Leave { node: a });
@@ -173,10 +173,10 @@ fn several_joins_and_leaves_are_one_rebalancing() {
     assert!(world.state().staged.is_empty());
     assert_eq!(world.targets(), plan.table);
     assert!(world.state().is_balanced(), "nothing is left for the claimant to aim at");
-    // One index for all: one rebalancing.
+    // One index for all transfers: one rebalancing.
     let ids: BTreeSet<_> = world.state().ring.transfers().map(|(_, transfer)| transfer.id.0).collect();
     assert_eq!(ids, [world.index].into());
-    // Nothing moves but what must: what the leaver owned, and what the newcomers come to own.
+    // Only two things move: the partitions that the leaver owned, and those that the new nodes are to own.
     let then: BTreeMap<NodeId, Load> = plan.nodes.iter().map(|share| (share.node, share.then)).collect();
     let owned: Vec<usize> = then.values().map(|load| load.owned).collect();
     assert_eq!((then[&a], owned.iter().sum::<usize>()), (Load::default(), 64));
@@ -205,22 +205,22 @@ fn a_commit_is_refused_when_anything_has_changed_since_the_plan() {
     let shown = world.plan();
     let commit =
         |plan: &Plan| Command::Commit { stage: plan.stage, base: plan.base, table: plan.table.clone() };
-    // Another operator stages something too.
+    // Another operator stages a change too.
     let d = world.admit(None, true);
     assert_eq!(world.refused(commit(&shown)), Refusal::PlanChanged);
-    // The ring changes under it.
+    // The ring changes after the plan was made.
     let shown = world.plan();
     let e = world.join(None);
     world.rebalance();
     assert_eq!(world.refused(commit(&shown)), Refusal::PlanChanged);
     assert_ne!(world.plan().id(), shown.id());
-    // One of those concerned goes another way: the plan is another.
+    // A node leaves at once: its staged leave is dropped, and the plan differs.
     world.settle();
     let shown = world.plan();
     world.ok(Command::Leave { node: b });
     assert_eq!(world.state().staged, [Change::Join { node: d }]);
     assert_eq!(world.refused(commit(&shown)), Refusal::PlanChanged);
-    // Cleared: nothing is left, and the joiner goes on waiting.
+    // After the stage is cleared nothing is left to commit, and the joining node keeps waiting.
     world.ok(Command::ClearStaged);
     let shown = world.plan();
     assert_eq!(world.refused(commit(&shown)), Refusal::NothingStaged);
@@ -233,7 +233,7 @@ fn a_commit_is_refused_when_anything_has_changed_since_the_plan() {
 }
 
 #[test]
-fn a_flip_that_was_planned_already_leaves_the_plan_what_it_was() {
+fn a_flip_that_the_plan_included_does_not_change_the_plan() {
     let mut world = World::of(64, 2);
     world.join(None);
     world.rebalance();
@@ -246,13 +246,13 @@ fn a_flip_that_was_planned_already_leaves_the_plan_what_it_was() {
 }
 
 #[test]
-fn a_newcomer_takes_exactly_the_places_of_whom_it_replaces() {
+fn a_replacement_takes_exactly_the_places_of_the_node_it_replaces() {
     let mut world = World::of(64, 4);
     world.deploy();
     let (old, new) = (world.ids[2], world.admit(None, true));
     let before = world.state().ring.clone();
     world.stage(Change::Replace { old, new });
-    // The joiner's own entry is contradicted by the replacement.
+    // The leave conflicts with the staged replacement of the same node.
     let refusal = world.refused(Command::Stage { change: Change::Leave { node: old } });
     assert!(matches!(refusal, Refusal::Conflict(_)), "{refusal}");
     let plan = world.commit();
@@ -270,7 +270,7 @@ fn a_newcomer_takes_exactly_the_places_of_whom_it_replaces() {
 }
 
 #[test]
-fn what_a_removed_node_owned_has_another_owner_at_once_and_is_noted_as_a_possible_loss() {
+fn partitions_of_a_removed_owner_get_another_at_once_and_are_recorded_as_possible_losses() {
     let mut world = World::of(64, 4);
     world.deploy();
     let gone = world.ids[1];
@@ -289,7 +289,7 @@ fn what_a_removed_node_owned_has_another_owner_at_once_and_is_noted_as_a_possibl
         let now = state.ring.partition(id);
         assert_eq!((now.replicas.len(), now.version), (2, world.index));
         assert_eq!(state.losses.contains_key(&id), old.replicas[0] == gone);
-        // Requests that were under way to the old set are told so; the next of the set answers.
+        // Requests routed by the old set are told so by the version; the next node of the set answers.
         assert_eq!(now.replicas[0], *old.replicas.iter().find(|node| **node != gone).unwrap());
     }
     assert_eq!(world.targets(), plan.table);
@@ -302,8 +302,8 @@ fn what_a_removed_node_owned_has_another_owner_at_once_and_is_noted_as_a_possibl
 }
 
 #[test]
-fn the_only_holder_removed_gives_its_places_to_those_of_the_table() {
-    // A ring that has not spread yet: the founder holds all of it alone.
+fn partitions_of_a_removed_sole_replica_go_to_the_nodes_of_the_table() {
+    // A ring that has not spread yet: the founder alone holds all of it.
     let mut world = World::founded(8, None);
     world.deploy();
     let (b, founder) = (world.join(None), world.ids[0]);
@@ -335,7 +335,7 @@ fn a_replacement_of_a_node_marked_down_bans_it_and_takes_over() {
     world.flip(usize::MAX);
     assert_eq!(world.load(new).owned, owned);
     let stays = world.ids[2];
-    assert_eq!(plan.moves.iter().filter(|one| one.to == stays).count(), 0, "nobody else gets anything");
+    assert_eq!(plan.moves.iter().filter(|one| one.to == stays).count(), 0, "no other node gets anything");
 }
 
 #[test]
@@ -354,7 +354,7 @@ fn a_join_during_a_rebalancing_neither_stalls_nor_restarts_it() {
     let mut kept = 0;
     for (id, (transfer, target)) in &under_way {
         let (newer, aim) = now.get(id).unwrap();
-        // Kept as it is, or aimed elsewhere because the newcomer is to have the partition.
+        // A transfer is kept, or gets another target because the new node is to have the partition.
         assert_eq!(newer == transfer, aim == target, "{id:?}");
         assert!(aim == target || aim.contains(&fifth), "{id:?}: {target:?} -> {aim:?}");
         kept += usize::from(newer == transfer);
@@ -367,7 +367,7 @@ fn a_join_during_a_rebalancing_neither_stalls_nor_restarts_it() {
 }
 
 #[test]
-fn what_makes_no_sense_is_refused_and_says_why() {
+fn invalid_changes_are_refused_with_a_reason() {
     let mut world = World::of(8, 2);
     let (a, b) = (world.ids[0], world.ids[1]);
     let stage = |change| Command::Stage { change };
@@ -381,7 +381,7 @@ fn what_makes_no_sense_is_refused_and_says_why() {
     world.stage(Change::Leave { node: a });
     let version = world.state().stage_version;
     world.stage(Change::Leave { node: a });
-    assert_eq!(world.state().stage_version, version, "said twice is said once");
+    assert_eq!(world.state().stage_version, version, "staging a change twice stages it once");
     let last = Refusal::Conflict(Box::new(Refusal::LastMember));
     assert_eq!(world.refused(stage(Change::Leave { node: b })), last);
     world.ok(Command::ClearStaged);
@@ -389,7 +389,7 @@ fn what_makes_no_sense_is_refused_and_says_why() {
     assert_eq!(world.refused(Command::Down { node: a }), Refusal::LastMember);
     assert_eq!(world.refused(stage(Change::Remove { node: a })), Refusal::LastMember);
     assert_eq!(world.refused(stage(Change::Leave { node: a })), Refusal::LastMember);
-    // Who is down cannot hand off.
+    // A node that is down cannot hand off.
     assert!(matches!(world.refused(stage(Change::Leave { node: b })), Refusal::Status { .. }));
     world.ok(Command::Up { node: b });
     assert_eq!(world.state().member(b).unwrap().status, MemberStatus::Member);
@@ -413,7 +413,7 @@ fn a_new_zone_or_weight_moves_the_ring() {
 }
 
 #[test]
-fn too_few_nodes_or_zones_are_said_before_they_are_met() {
+fn a_plan_warns_of_too_few_nodes_or_zones() {
     let mut world = World::founded(8, Some("x"));
     for zone in ["x", "y", "z"] {
         world.join(Some(zone));
@@ -430,7 +430,7 @@ fn too_few_nodes_or_zones_are_said_before_they_are_met() {
     assert!(matches!(&plan.warnings[1], Warning::Away { node, moves } if node == "n3@h" && *moves > 0));
 }
 
-/// What an operator may say, on whatever there is.
+/// Arbitrary changes, as (kind, node, other node).
 fn changes() -> impl Strategy<Value = Vec<(u8, u8, u8)>> {
     prop::collection::vec((0u8..4, 0u8..8, 0u8..8), 1..6)
 }
@@ -439,7 +439,7 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 150, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn what_is_shown_is_what_happens(
+    fn a_commit_does_what_its_plan_shows(
         zones in prop::collection::vec(0u8..4, 1..6), waiting in 0usize..3, moved in 0usize..20,
         down in prop::option::of(0u8..6), changes in changes()
     ) {
@@ -475,7 +475,8 @@ proptest! {
         prop_assert_eq!(world.targets(), plan.table.clone());
         prop_assert!(world.state().is_balanced(), "the claimant would aim elsewhere");
 
-        // The moves are the transfers: each that changes the owner once, and none besides.
+        // The moves match the transfers: each transfer that changes the owner appears once, and there are no
+        // others.
         let owners: BTreeMap<PartitionId, (NodeId, NodeId)> = world.state().ring.transfers()
             .map(|(id, one)| (id, (world.state().ring.owner(id), one.target[0])))
             .filter(|(_, (from, to))| from != to).collect();
@@ -487,7 +488,7 @@ proptest! {
             let now = world.state().pending_of(one.partition).unwrap().id;
             prop_assert_eq!(one.under_way, known == Some(now));
         }
-        // Every owner is who it was, or gave way by force and is noted.
+        // Every owner stays, unless it was removed by force and the loss is recorded.
         for (id, old) in before.ring.iter() {
             let owner = world.state().ring.owner(id);
             prop_assert!(owner == old.replicas[0] || world.state().losses.contains_key(&id));
@@ -504,7 +505,7 @@ proptest! {
 }
 
 #[test]
-fn a_hand_over_that_was_shown_is_not_committed_as_a_removal() {
+fn a_planned_hand_over_is_not_committed_as_a_removal() {
     let mut world = World::of(64, 4);
     let (old, new) = (world.ids[1], world.admit(None, true));
     world.ok(Command::ClearStaged);
@@ -521,7 +522,7 @@ fn a_hand_over_that_was_shown_is_not_committed_as_a_removal() {
     let at_once = Command::Change { change, base: shown.base, table: shown.table.clone(), down: Some(false) };
     assert_eq!(world.refused(at_once), Refusal::RingChanged);
     assert!(!world.state().members[&old].banned);
-    // Up again it is another plan again, and once more what was shown.
+    // Once the node is up again, the plan of the removal is void and the hand-over can be committed.
     world.ok(Command::Up { node: old });
     assert_eq!(world.refused(commit(&now)), Refusal::PlanChanged);
     let again = plan(world.state(), &world.state().staged).unwrap();

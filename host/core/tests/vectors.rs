@@ -1,4 +1,4 @@
-//! Every hash and every place that riak_core computed, computed again.
+//! Recomputes every hash and every place of the vectors made by riak_core.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -34,7 +34,7 @@ fn unhex(text: &str) -> Vec<u8> {
 }
 
 #[test]
-fn hash_partition_and_index_are_riak_cores() {
+fn hash_partition_and_index_match_riak_core() {
     let file: File = serde_json::from_str(include_str!("vectors/keyspace.json")).unwrap();
     assert!(file.vectors.len() >= 69, "vectors are missing");
     for vector in &file.vectors {

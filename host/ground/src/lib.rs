@@ -1,12 +1,13 @@
-//! What a node stands on, and a simulation replaces: tasks, blocking work, random numbers, the wall clock.
+//! The services that a node takes from the system and a simulation replaces: tasks, blocking work, random
+//! numbers and the wall clock.
 //!
-//! In a process that serves users every function here is the plain one of tokio, rand or the standard
-//! library. A simulation runs the code of many nodes in one thread and gives each life of a node a [`Scope`]:
-//! tasks that begin within one belong to it, draw their random numbers and their time of day from the
-//! scope's [`World`], can be paused, and end with it at once, as those of a killed process do. Who calls is
-//! found by a thread-local, which is set while a task of a scope is polled, so nobody hands it around.
+//! In a production process every function here is the plain one of tokio, rand or the standard library. A
+//! simulation runs the code of many nodes in one thread and gives each run of a node a [`Scope`]. Tasks
+//! spawned within a scope belong to it: they draw their random numbers and their wall clock from the scope's
+//! [`World`], can be paused, and end with the scope at once, as those of a killed process do. The current
+//! scope is a thread-local that is set while one of its tasks is polled, so it is not passed around.
 //!
-//! Monotonic time is tokio's own in both cases: a simulation pauses it.
+//! Monotonic time is tokio's own in both cases; a simulation pauses it.
 
 mod random;
 mod scope;
@@ -22,10 +23,10 @@ use tokio::task::JoinHandle;
 pub use random::{Source, random, random_range};
 pub use scope::{Scope, ScopeId, World, die};
 
-/// Begins a task on the present runtime, as part of the present scope.
+/// Spawn a task on the current runtime, as part of the current scope.
 ///
 /// # Panics
-/// Outside of a runtime.
+/// Outside a runtime.
 #[track_caller]
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
@@ -35,7 +36,7 @@ where
     spawn_on(&Handle::current(), future)
 }
 
-/// The same on a runtime of choice.
+/// Spawn a task on the given runtime, as part of the current scope.
 #[track_caller]
 pub fn spawn_on<F>(on: &Handle, future: F) -> JoinHandle<F::Output>
 where
@@ -48,7 +49,7 @@ where
     }
 }
 
-/// Makes a future part of the present scope, for whoever begins a task by other means (a `JoinSet`).
+/// Make a future part of the current scope, for callers that spawn it by other means (a `JoinSet`).
 #[track_caller]
 pub fn scoped<F>(future: F) -> impl Future<Output = F::Output> + Send
 where
@@ -64,11 +65,11 @@ where
     }
 }
 
-/// Runs a loop that blocks now and then on a thread of its own, in a scope as a task. It ends when the
-/// future does.
+/// Run a loop that blocks now and then on a thread of its own; within a scope it runs as a task. It ends when
+/// the future does.
 ///
 /// # Errors
-/// The system has no thread left.
+/// The system cannot start another thread or runtime. The future was not run.
 pub fn service<F>(name: &str, future: F) -> std::io::Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -82,7 +83,7 @@ where
     Ok(())
 }
 
-/// Blocking work did not come to its end: it panicked, or the runtime ends.
+/// Blocking work did not finish: it panicked, or the runtime shut down.
 #[derive(Debug)]
 pub struct Unfinished(tokio::task::JoinError);
 
@@ -94,28 +95,28 @@ impl fmt::Display for Unfinished {
 
 impl std::error::Error for Unfinished {}
 
-/// Runs work that blocks or computes for long where it holds nobody up.
+/// Run work that blocks or computes for long on a thread where it delays no other task.
 ///
 /// # Errors
-/// The work panicked, or the runtime ends and has no thread for it any more. In a scope a panic goes on in the
-/// caller.
+/// The work panicked, or the runtime is shutting down and no longer has a thread for it. Within a scope a
+/// panic propagates to the caller instead.
 pub async fn blocking<T>(work: impl FnOnce() -> T + Send + 'static) -> Result<T, Unfinished>
 where
     T: Send + 'static,
 {
     if let Some(scope) = Scope::current() {
-        // Other threads have no place in a simulation: paused time would stand while one works.
+        // A simulation cannot use other threads: paused time would not advance while one of them works.
         tokio::time::sleep(scope.world().blocks(scope.id())).await;
         return Ok(work());
     }
     tokio::task::spawn_blocking(work).await.map_err(Unfinished)
 }
 
-/// Awaits a future that blocks the thread that polls it, where that holds nobody up: the like of
-/// [`blocking`] for work that takes virtual time in a simulation.
+/// Await a future that blocks the polling thread, on a thread where it delays no other task. It is the
+/// counterpart of [`blocking`] for work that takes virtual time in a simulation.
 ///
 /// # Errors
-/// As of [`blocking`].
+/// As for [`blocking`].
 pub async fn aside<F>(future: F) -> Result<F::Output, Unfinished>
 where
     F: Future + Send + 'static,
@@ -128,10 +129,10 @@ where
     tokio::task::spawn_blocking(move || on.block_on(future)).await.map_err(Unfinished)
 }
 
-/// A place between a look and what follows from it, where a simulation may let others go first: a busy machine
-/// may hold a task up anywhere, and most places do not matter. Nothing else happens here, and outside of a scope
-/// it is one look at a thread-local; it has no place on the way of a request all the same, where tasks must not be held up beyond
-/// their deadlines.
+/// Mark a yield point: a place between a check and an action based on it, where a simulation may let other
+/// tasks run first. A busy machine may delay a task anywhere, and most places do not matter. A yield point
+/// does nothing else, and outside a scope it costs one look at a thread-local. It still has no place on the
+/// path of a request, where tasks must not be delayed beyond their deadlines.
 pub async fn point(name: &'static str) {
     let Some(scope) = Scope::current() else { return };
     for _ in 0..scope.world().yields(scope.id(), name) {
@@ -143,18 +144,18 @@ pub async fn point(name: &'static str) {
     }
 }
 
-/// The time of day. It may jump either way.
+/// Return the wall-clock time. It may jump in either direction.
 pub fn wall() -> SystemTime {
     Scope::current().map_or_else(SystemTime::now, |scope| scope.world().wall(scope.id()))
 }
 
-/// For how long the process of the present scope has stood still in all; nothing outside of one, where nobody
-/// can tell.
+/// Return the total time for which the current scope has been paused, up to its last resume. Outside a scope
+/// this is zero, because a process cannot tell.
 pub fn stood() -> Duration {
     Scope::current().map_or(Duration::ZERO, |scope| scope.stood())
 }
 
-/// The time of day in milliseconds since 1970.
+/// Return the wall-clock time in milliseconds since 1970; 0 before that.
 pub fn wall_ms() -> u64 {
     let since = wall().duration_since(UNIX_EPOCH).unwrap_or_default();
     u64::try_from(since.as_millis()).unwrap_or(u64::MAX)

@@ -1,4 +1,4 @@
-//! Random numbers: the system's, or a scope's.
+//! Random numbers: the system's, or those of the current scope.
 
 use std::convert::Infallible;
 
@@ -9,7 +9,7 @@ use rand::{Rng, RngExt};
 
 use crate::Scope;
 
-/// A value of any of the types that `rand::random` makes.
+/// Return a random value of any type that `rand::random` supports.
 pub fn random<T>() -> T
 where
     StandardUniform: Distribution<T>,
@@ -17,7 +17,7 @@ where
     Source.random()
 }
 
-/// A value within a range.
+/// Return a random value within a range.
 ///
 /// # Panics
 /// If the range is empty.
@@ -29,7 +29,7 @@ where
     Source.random_range(range)
 }
 
-/// Where the present scope's random numbers come from; the thread's generator outside of one.
+/// The random number generator of the current scope, or the thread's generator outside a scope.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Source;
 
@@ -57,7 +57,7 @@ impl TryRng for Source {
 }
 
 impl Source {
-    /// Fills a buffer.
+    /// Fill a buffer with random bytes.
     pub fn fill(mut self, bytes: &mut [u8]) {
         self.fill_bytes(bytes);
     }

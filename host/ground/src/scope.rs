@@ -1,4 +1,4 @@
-//! One life of a simulated node: its tasks, which live and end together.
+//! Scopes: one run of a simulated node, with tasks that live and end together.
 
 use std::any::Any;
 use std::cell::RefCell;
@@ -22,7 +22,7 @@ thread_local! {
     static CURRENT: RefCell<Option<Scope>> = const { RefCell::new(None) };
 }
 
-/// Names a scope within a simulation.
+/// Identifies a scope within a simulation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ScopeId(pub u64);
 
@@ -32,39 +32,40 @@ impl fmt::Display for ScopeId {
     }
 }
 
-/// What scopes ask the simulation that runs them.
+/// The simulation that runs the scopes, as they see it.
 pub trait World: Send + Sync + 'static {
-    /// The next of a scope's random numbers.
+    /// Return the next random number of a scope.
     fn random(&self, scope: ScopeId) -> u64;
 
-    /// The time of day as a scope's machine has it.
+    /// Return the wall-clock time on the machine of a scope.
     fn wall(&self, scope: ScopeId) -> SystemTime;
 
-    /// How long a piece of blocking work takes.
+    /// Return the time that a piece of blocking work takes.
     fn blocks(&self, _: ScopeId) -> Duration {
         Duration::ZERO
     }
 
-    /// How often the task that comes by this point lets others go first.
+    /// Return the number of times that a task yields at this point.
     fn yields(&self, _: ScopeId, _point: &'static str) -> u32 {
         0
     }
 
-    /// For how long it is held up there besides.
+    /// Return the time for which a task is delayed at this point, after its yields.
     fn holds_up(&self, _: ScopeId, _point: &'static str) -> Duration {
         Duration::ZERO
     }
 
-    /// Is a task polled now? Else it is after all others that are ready. Tasks of a scope count from 0.
+    /// Return true to poll the task now, false to poll it after all other tasks that are ready. The tasks of
+    /// a scope are numbered from 0.
     fn runs_now(&self, _: ScopeId, _task: u64) -> bool {
         true
     }
 
-    /// A task of a scope panicked, which no code of a node should.
+    /// Report a panic in a task of a scope; no code of a node should panic.
     fn panicked(&self, scope: ScopeId, why: &str);
 }
 
-/// One life of a node. Clones are the same one.
+/// One run of a node, from start to kill. Clones refer to the same run.
 #[derive(Clone)]
 pub struct Scope {
     inner: Arc<Inner>,
@@ -75,44 +76,45 @@ struct Inner {
     world: Arc<dyn World>,
     dead: AtomicBool,
     paused: AtomicBool,
-    /// How long it stood still before, and since when it does now.
+    /// Total length of the pauses that have ended, and the start of the current pause.
     stood: Mutex<(Duration, Option<Instant>)>,
     next: AtomicU64,
-    /// Those that have not ended, by number: what ends together does so in the order in which it began.
+    /// Tasks that have not ended, by number, so that a kill ends them in the order in which they were
+    /// spawned.
     tasks: Mutex<BTreeMap<u64, Entry>>,
     killed: Notify,
 }
 
 struct Entry {
     task: Arc<dyn Killable>,
-    /// Of the runtime's task around it.
+    /// Abort handle of the runtime task that polls this one; `None` if the caller polls it.
     outer: Option<AbortHandle>,
-    /// Where it was begun.
+    /// The source location that spawned the task.
     from: &'static Location<'static>,
 }
 
 trait Killable: Send + Sync {
-    /// Drops what is left of it.
+    /// Drop the rest of the task's future.
     fn drop_future(&self);
-    /// Has it polled again.
+    /// Have the task polled again.
     fn wake(&self);
 }
 
-/// What unwinds a task whose node dies within it.
+/// Panic payload that unwinds a task whose node dies within it.
 struct Died;
 
-/// Ends the life of the node that calls, at once and for ever: its disk or its process is gone. In a process
-/// that serves users the caller ends that itself.
+/// Kill the calling node at once and for good: its disk or its process is gone. In a production process the
+/// caller ends the process itself.
 ///
 /// # Panics
-/// Outside of a scope. Within one it unwinds to where the scope polls its task.
+/// Outside a scope. Within a scope it unwinds to the place where the scope polls the task.
 pub fn die() -> ! {
-    assert!(Scope::current().is_some(), "only a simulated node dies here");
+    assert!(Scope::current().is_some(), "only a simulated node may die this way");
     resume_unwind(Box::new(Died))
 }
 
 impl Scope {
-    /// A life that has not begun: without tasks.
+    /// Create a scope without tasks.
     pub fn new(id: ScopeId, world: Arc<dyn World>) -> Self {
         let inner = Inner {
             id,
@@ -127,12 +129,12 @@ impl Scope {
         Self { inner: Arc::new(inner) }
     }
 
-    /// That of the code that runs on this thread now.
+    /// Return the scope of the code that runs on this thread now.
     pub fn current() -> Option<Scope> {
         CURRENT.with_borrow(Clone::clone)
     }
 
-    /// Its name.
+    /// Return the id that the scope was created with.
     pub fn id(&self) -> ScopeId {
         self.inner.id
     }
@@ -141,7 +143,7 @@ impl Scope {
         &*self.inner.world
     }
 
-    /// Runs something as part of it.
+    /// Run a closure as part of the scope.
     pub fn enter<R>(&self, run: impl FnOnce() -> R) -> R {
         struct Leave(Option<Scope>);
         impl Drop for Leave {
@@ -153,7 +155,7 @@ impl Scope {
         run()
     }
 
-    /// Begins a task of it.
+    /// Spawn a task of the scope on the given runtime.
     #[track_caller]
     pub fn spawn_on<F>(&self, on: &Handle, future: F) -> JoinHandle<F::Output>
     where
@@ -170,7 +172,7 @@ impl Scope {
         handle
     }
 
-    /// Makes a future a task of it, to be polled by whoever has it.
+    /// Make a future a task of the scope; the caller polls it.
     #[track_caller]
     pub fn task<F>(&self, future: F) -> ScopedTask<F::Output>
     where
@@ -201,12 +203,12 @@ impl Scope {
         ScopedTask { task }
     }
 
-    /// Was it killed?
+    /// Return true once the scope was killed or died.
     pub fn is_dead(&self) -> bool {
         self.inner.dead.load(Ordering::Relaxed)
     }
 
-    /// Waits until it is killed, or dies by itself.
+    /// Wait until the scope is killed or dies.
     pub async fn killed(&self) {
         let killed = self.inner.killed.notified();
         if !self.is_dead() {
@@ -214,12 +216,12 @@ impl Scope {
         }
     }
 
-    /// How many of its tasks have not ended.
+    /// Return the number of tasks that have not ended.
     pub fn tasks(&self) -> usize {
         self.inner.tasks.lock().len()
     }
 
-    /// The same by where they were begun, as `file:line`.
+    /// Count the tasks that have not ended by the place that spawned them, as `file:line`.
     pub fn tasks_from(&self) -> BTreeMap<String, usize> {
         let mut counts = BTreeMap::new();
         for entry in self.inner.tasks.lock().values() {
@@ -228,8 +230,9 @@ impl Scope {
         counts
     }
 
-    /// Ends all of its tasks where they are, in the order in which they began. Their destructors run, within
-    /// the scope: whoever kills a node sees to it before that nothing they say leaves it.
+    /// End all tasks where they are, in the order in which they were spawned. Their destructors run within
+    /// the scope. Before killing a node, the caller must make sure that nothing these destructors send leaves
+    /// it.
     pub fn kill(&self) {
         self.inner.dead.store(true, Ordering::Relaxed);
         let tasks = std::mem::take(&mut *self.inner.tasks.lock());
@@ -242,18 +245,18 @@ impl Scope {
         self.inner.killed.notify_waiters();
     }
 
-    /// Polls none of its tasks any more, until [`Scope::resume`].
+    /// Stop polling the scope's tasks until [`Scope::resume`].
     pub fn pause(&self) {
         self.inner.paused.store(true, Ordering::Relaxed);
         self.inner.stood.lock().1.get_or_insert_with(Instant::now);
     }
 
-    /// How long it stood still in all, up to the last [`Scope::resume`].
+    /// Return the total length of the pauses, up to the last [`Scope::resume`].
     pub(crate) fn stood(&self) -> Duration {
         self.inner.stood.lock().0
     }
 
-    /// Goes on.
+    /// End a pause and wake every task.
     pub fn resume(&self) {
         self.inner.paused.store(false, Ordering::Relaxed);
         {
@@ -272,14 +275,14 @@ type BoxFuture<T> = Pin<Box<dyn Future<Output = T> + Send>>;
 struct Task<T> {
     scope: Scope,
     number: u64,
-    /// None while it is polled and after its end.
+    /// `None` while the task is polled and after its end.
     future: Mutex<Option<BoxFuture<T>>>,
-    /// Of a poll that came while the scope was paused.
+    /// Waker of a poll that came while the scope was paused.
     waker: Mutex<Option<Waker>>,
 }
 
 impl<T> Task<T> {
-    /// It has ended: drops the rest of it and strikes it off the list.
+    /// End the task: drop the rest of it within the scope and remove it from the list.
     fn end(&self, future: Option<BoxFuture<T>>) {
         self.scope.enter(|| drop(future));
         self.scope.inner.tasks.lock().remove(&self.number);
@@ -299,7 +302,7 @@ impl<T: Send> Killable for Task<T> {
     }
 }
 
-/// A task of a scope.
+/// A task of a scope, as a future.
 pub struct ScopedTask<T: Send + 'static> {
     task: Arc<Task<T>>,
 }
@@ -356,7 +359,7 @@ impl<T: Send + 'static> Drop for ScopedTask<T> {
     }
 }
 
-/// What a panic said.
+/// Return the message of a panic.
 fn words(panic: &(dyn Any + Send)) -> String {
     let text = panic.downcast_ref::<&str>().map(|text| (*text).to_owned());
     text.or_else(|| panic.downcast_ref::<String>().cloned()).unwrap_or_else(|| "a panic".to_owned())

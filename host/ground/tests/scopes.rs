@@ -1,4 +1,4 @@
-//! Tasks of scopes on a paused, seeded runtime: what a simulation builds on.
+//! Tasks of scopes on a paused, seeded runtime: the guarantees that a simulation builds on.
 #![allow(clippy::unwrap_used)]
 
 use std::future::pending;
@@ -12,7 +12,7 @@ use tokio::runtime::{Builder, RngSeed, Runtime};
 use tokio::sync::{mpsc, watch};
 use tokio::time::{Instant, sleep, timeout};
 
-/// Counts up instead of drawing, and keeps what it is told.
+/// A world that counts up instead of drawing random numbers, and records the calls it gets.
 #[derive(Default)]
 struct Counter {
     drawn: AtomicU64,
@@ -52,8 +52,8 @@ fn runtime(seed: &[u8]) -> Runtime {
     Builder::new_current_thread().enable_all().start_paused(true).rng_seed(seed).build().unwrap()
 }
 
-/// Watchers of one channel, in the order in which they see its changes: tokio wakes them in an order that
-/// it draws.
+/// Return the watchers of one channel in the order in which they see its changes; tokio draws the order in
+/// which it wakes them.
 fn order_of_wakes(seed: &[u8]) -> (Vec<usize>, Vec<(ScopeId, u64)>) {
     let world = Arc::new(Counter::default());
     let scope = Scope::new(ScopeId(1), world.clone());
@@ -87,26 +87,26 @@ fn order_of_wakes(seed: &[u8]) -> (Vec<usize>, Vec<(ScopeId, u64)>) {
 }
 
 #[test]
-fn one_seed_is_one_order_of_everything() {
+fn one_seed_gives_one_order_of_polls_and_wakes() {
     let (seen, polls) = order_of_wakes(b"one");
     assert!(seen.len() >= 16 && polls.len() > seen.len());
     assert_eq!((seen.clone(), polls), order_of_wakes(b"one"));
     assert_ne!(seen, order_of_wakes(b"two").0);
 }
 
-/// Tells when it is dropped, and in which scope.
+/// Sends the current scope when it is dropped.
 struct Told(mpsc::UnboundedSender<Option<ScopeId>>);
 
 impl Drop for Told {
     fn drop(&mut self) {
         let _ = self.0.send(Scope::current().map(|scope| scope.id()));
-        // A destructor that begins something in a life that is over begins nothing.
-        spawn(async { panic!("a dead node does something") });
+        // A destructor that spawns a task in a dead scope spawns nothing.
+        spawn(async { panic!("a dead node runs a task") });
     }
 }
 
 #[test]
-fn a_killed_scope_ends_in_order_and_nothing_of_it_goes_on() {
+fn the_tasks_of_a_killed_scope_end_in_order_and_none_continues() {
     let world = Arc::new(Counter::default());
     let (one, other) = (Scope::new(ScopeId(1), world.clone()), Scope::new(ScopeId(2), world.clone()));
     runtime(b"kill").block_on(async {
@@ -128,7 +128,7 @@ fn a_killed_scope_ends_in_order_and_nothing_of_it_goes_on() {
         one.kill();
         assert_eq!(ends.recv().await, Some(Some(ScopeId(1))));
         assert_eq!((one.tasks(), other.tasks()), (0, 1));
-        let late = one.enter(|| spawn(async { unreachable!("it is dead") }));
+        let late = one.enter(|| spawn(async { unreachable!("the scope is dead") }));
         assert!(late.await.unwrap_err().is_cancelled());
         sleep(Duration::from_secs(2)).await;
         assert_eq!(other.tasks(), 0);
@@ -137,13 +137,13 @@ fn a_killed_scope_ends_in_order_and_nothing_of_it_goes_on() {
 }
 
 #[test]
-fn a_node_dies_where_it_says_so_and_a_panic_is_told() {
+fn a_node_dies_where_it_calls_die_and_a_panic_is_reported() {
     let world = Arc::new(Counter::default());
     let (one, other) = (Scope::new(ScopeId(1), world.clone()), Scope::new(ScopeId(2), world.clone()));
     runtime(b"die").block_on(async {
         one.enter(|| spawn(pending::<()>()));
         let dying = one.enter(|| spawn(async { blocking(|| die()).await }));
-        assert!(timeout(Duration::from_secs(1), dying).await.is_err(), "nobody hears of it");
+        assert!(timeout(Duration::from_secs(1), dying).await.is_err(), "the caller never hears of it");
         assert!(one.is_dead() && one.tasks() == 0);
         let panics = other.enter(|| spawn(async { panic!("a defect") }));
         assert!(panics.await.unwrap_err().is_panic() && !other.is_dead());
@@ -152,7 +152,7 @@ fn a_node_dies_where_it_says_so_and_a_panic_is_told() {
 }
 
 #[test]
-fn a_paused_scope_stands_while_time_goes_on() {
+fn a_paused_scope_does_nothing_while_time_advances() {
     let scope = Scope::new(ScopeId(3), Arc::new(Counter::default()));
     runtime(b"pause").block_on(async {
         let began = Instant::now();
@@ -173,7 +173,7 @@ fn a_paused_scope_stands_while_time_goes_on() {
 }
 
 #[test]
-fn a_scope_draws_from_its_world_and_nobody_else_does() {
+fn only_code_in_a_scope_draws_from_its_world() {
     let draw = || {
         let scope = Scope::new(ScopeId(1), Arc::new(Counter::default()));
         scope.enter(|| (random::<[u8; 20]>(), random::<u64>(), random_range(0..1_000_000)))

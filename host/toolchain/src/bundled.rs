@@ -1,4 +1,4 @@
-//! The guests that this binary brings along.
+//! The guests bundled with this binary.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -8,17 +8,17 @@ use super::standalone::{guest_profile, write, write_guest, write_sdk};
 /// The projects of the bundled guests, ready for [`build_component`](super::build_component).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BundledGuests {
-    /// Answers which partition was asked.
+    /// The smallest vnode, which returns the partition that was asked.
     pub ping: PathBuf,
-    /// The key/value store. With the feature `v2` it is its next version, for a swap.
+    /// The key/value store. With the feature `v2` it is the next version, for a hot swap.
     pub kv: PathBuf,
 }
 
-/// Writes the bundled guests into a directory, as projects that need nothing else but the crate registry.
-/// What is there already and the same is left as it is.
+/// Write the bundled guests into a directory, as projects that need nothing but the crate registry. Files
+/// that exist with the same contents are left as they are.
 ///
 /// # Errors
-/// When the directory cannot be written; some files may be there then.
+/// The directory cannot be written. Some of the files may exist then.
 pub fn bundled_guests(directory: &Path) -> io::Result<BundledGuests> {
     write_sdk(directory)?;
     let workspace =

@@ -1,4 +1,4 @@
-//! Running a tool: its words are read while it runs, and it has a deadline.
+//! Runs a tool with a deadline and reads its output while it runs.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Command, Stdio};
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::BuildError;
 
-/// A tool that has ended.
+/// A tool that has ended, and its output.
 pub(super) struct Child {
     pub success: bool,
     pub stdout: String,
@@ -20,7 +20,7 @@ enum Word {
 }
 
 impl Child {
-    /// Runs a tool to its end, or to its deadline. `line` gets each line that it says on stderr.
+    /// Run a tool to its end or to its deadline. `line` is called with each line of its stderr.
     pub fn run(
         tool: &str,
         mut command: Command,
@@ -46,10 +46,10 @@ impl Child {
                     line(&text);
                     push_line(&mut ended.stderr, &text);
                 }
-                // Both pipes are closed: it has ended, or is about to.
+                // Both pipes are closed: the tool has ended, or is about to.
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    // It may have ended this instant; then there is nobody to kill.
+                    // The tool may have ended this instant; then there is nothing to kill.
                     let _ = child.kill();
                     let _ = child.wait();
                     return Err(BuildError::Deadline {
@@ -64,14 +64,14 @@ impl Child {
         Ok(ended)
     }
 
-    /// Runs a tool that answers in a line; none if it cannot be run or fails.
+    /// Run a tool that answers in one line. Return `None` if it cannot be run or fails.
     pub fn answer(tool: &str, command: Command, limit: Duration) -> Option<String> {
         let ended = Self::run(tool, command, limit, &|_| {}).ok()?;
         ended.success.then(|| ended.stdout.trim().to_owned())
     }
 }
 
-/// The end of what a tool said: enough to see why it failed.
+/// Return the last lines of a tool's output: enough to see why it failed.
 pub(super) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")
@@ -86,7 +86,7 @@ fn read_lines(pipe: impl Read + Send + 'static, word: fn(String) -> Word, words:
     std::thread::spawn(move || {
         for line in BufReader::new(pipe).split(b'\n') {
             let Ok(line) = line else { return };
-            // Nobody listens any more once the deadline has passed.
+            // The receiver is gone once the deadline has passed.
             if words.send(word(String::from_utf8_lossy(&line).into_owned())).is_err() {
                 return;
             }
@@ -109,7 +109,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_is_heard_on_both_sides_and_its_end_is_known() {
+    fn both_outputs_and_the_exit_status_of_a_tool_are_read() {
         let lines = RefCell::new(Vec::new());
         let hear = |line: &str| lines.borrow_mut().push(line.to_owned());
         let limit = Duration::from_secs(60);
@@ -120,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_does_not_end_is_stopped_at_its_deadline() {
+    fn a_tool_that_does_not_end_is_killed_at_its_deadline() {
         let started = Instant::now();
         let never = shell("echo working >&2; exec sleep 600");
         let ended = Child::run("sleeper", never, Duration::from_millis(300), &|_| {});
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tool_that_is_not_there_is_an_error_with_its_name() {
+    fn a_missing_tool_is_an_error_with_its_name() {
         let ended = Child::run("none", Command::new("/no/such/tool"), Duration::from_secs(60), &|_| {});
         assert!(matches!(ended, Err(BuildError::Spawn { tool, .. }) if tool == "none"));
     }

@@ -1,4 +1,4 @@
-//! What a component says of itself without being run.
+//! Reads a component's imports and exports without running it.
 
 use wit_component::{ComponentEncoder, DecodedWasm, decode};
 use wit_parser::{Resolve, WorldItem, WorldKey};
@@ -8,34 +8,34 @@ use super::BuildError;
 /// The package whose interfaces make a component a vnode.
 const CONTRACT: &str = "annulus:vnode/";
 
-/// The first eight bytes of a component and of a core module: the magic, the version, the layer.
+/// The first eight bytes of a component and of a core module: magic, version, layer.
 const COMPONENT_HEAD: [u8; 8] = *b"\0asm\x0d\0\x01\0";
 const MODULE_HEAD: [u8; 8] = *b"\0asm\x01\0\0\0";
 
 /// One interface that a component imports or exports.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct Interface {
-    /// With its version: `annulus:vnode/storage@0.1.0`.
+    /// Name with version: `annulus:vnode/storage@0.1.0`.
     pub name: String,
-    /// The functions of it that are used or offered.
+    /// The functions of the interface that are used or offered.
     pub functions: Vec<String>,
 }
 
-/// What a component imports and exports.
+/// The imports and exports of a component.
 #[derive(Clone, Debug, PartialEq, Eq, serde::Serialize)]
 pub struct ComponentInterfaces {
-    /// The version of the contract that it speaks; none if it is no vnode.
+    /// Version of the contract that the component implements; `None` if it is not a vnode.
     pub contract: Option<String>,
-    /// What it needs.
+    /// Interfaces that the component needs from the host.
     pub imports: Vec<Interface>,
-    /// What it offers.
+    /// Interfaces that the component offers to the host.
     pub exports: Vec<Interface>,
 }
 
-/// Reads a component's imports and exports.
+/// Read a component's imports and exports.
 ///
 /// # Errors
-/// Why the bytes are no component.
+/// A message that says why the bytes are not a component.
 pub fn interfaces(component: &[u8]) -> Result<ComponentInterfaces, String> {
     if component.starts_with(&MODULE_HEAD) {
         return Err("a core module, not a component".to_owned());
@@ -66,7 +66,7 @@ fn interface(resolve: &Resolve, key: &WorldKey, item: &WorldItem) -> Option<Inte
     }
 }
 
-/// Makes a component of what the compiler wrote, if it is none yet, and checks that it is a vnode.
+/// Wrap the compiler's output as a component, unless it is one already, and check that it is a vnode.
 pub(super) fn finish(bytes: Vec<u8>) -> Result<Vec<u8>, BuildError> {
     let component = if bytes.starts_with(&MODULE_HEAD) {
         let encoder = ComponentEncoder::default().validate(true).module(&bytes);
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_no_component_is_refused_with_the_reason() {
+    fn bytes_that_are_not_a_component_are_rejected_with_the_reason() {
         for (bytes, reason) in [
             (b"".as_slice(), "not a WebAssembly component"),
             (b"#!/bin/sh", "not a WebAssembly component"),
@@ -103,7 +103,7 @@ mod tests {
     }
 
     #[test]
-    fn a_component_without_the_contract_is_no_vnode() {
+    fn a_component_without_the_contract_is_not_a_vnode() {
         assert_eq!(interfaces(&COMPONENT_HEAD).unwrap().contract, None);
         assert!(
             matches!(finish(COMPONENT_HEAD.to_vec()), Err(BuildError::NoComponent(why)) if why.contains("export!"))

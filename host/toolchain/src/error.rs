@@ -1,4 +1,4 @@
-//! How a build fails.
+//! The errors of a build.
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -6,68 +6,68 @@ use std::time::Duration;
 
 use super::way::{TOOLCHAIN_VARIABLE, Way};
 
-/// How a build fails. A component that an earlier build made is still there.
+/// The reason why a build failed. A component from an earlier build is left in place.
 #[derive(Debug, thiserror::Error)]
 pub enum BuildError {
-    /// No Cargo project, or none that can be read. Nothing was run.
+    /// The path is not a Cargo project, or its project cannot be read. Nothing was built.
     #[error("{}: not a guest project: {reason}", path.display())]
     NotAProject {
-        /// What was to be built.
+        /// The path that was to be built.
         path: PathBuf,
-        /// What it lacks.
+        /// The reason in words.
         reason: String,
     },
-    /// `ANNULUS_GUEST_TOOLCHAIN` names no way. Nothing was run.
-    #[error("{TOOLCHAIN_VARIABLE}={0}: one of installed, rustup, debian")]
+    /// `ANNULUS_GUEST_TOOLCHAIN` is not the name of a build method. Nothing was built.
+    #[error("{TOOLCHAIN_VARIABLE}={0} is not one of installed, rustup, debian")]
     UnknownWay(String),
-    /// No way to a component on this machine.
-    #[error("this machine cannot build WebAssembly components yet:{}\ninstall one of them, then try again", Tried(.0))]
+    /// No build method works on this machine; holds each method that was tried, with the reason.
+    #[error("this machine cannot build WebAssembly components yet:{}\ninstall one of these, then try again", Tried(.0))]
     NoToolchain(Vec<(Way, String)>),
     /// The guest's code does not compile.
     #[error("the guest does not compile:\n{output}")]
     Compile {
-        /// What Cargo and rustc said.
+        /// The stderr of Cargo and rustc.
         output: String,
     },
-    /// It compiles, but into no vnode.
+    /// The code compiles, but the result is not a vnode.
     #[error("the build made no component: {0}")]
     NoComponent(String),
     /// A tool could not be run.
     #[error("cannot run {tool}: {error}")]
     Spawn {
-        /// Its name.
+        /// Name of the tool.
         tool: String,
-        /// Why.
+        /// Error of the system.
         error: io::Error,
     },
-    /// A tool took longer than any build should; it was stopped.
-    #[error("{tool} took longer than {} s and was stopped; its last words:\n{output}", limit.as_secs())]
+    /// A tool exceeded its time limit and was killed.
+    #[error("{tool} took longer than {} s and was stopped; its last output:\n{output}", limit.as_secs())]
     Deadline {
-        /// Its name.
+        /// Name of the tool.
         tool: String,
-        /// How long it had.
+        /// The limit.
         limit: Duration,
-        /// What it said.
+        /// The last lines of its stderr.
         output: String,
     },
     /// A file could not be read or written.
     #[error("{}: {error}", path.display())]
     Io {
-        /// The file.
+        /// Path of the file.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         error: io::Error,
     },
 }
 
 impl BuildError {
-    /// An error of reading or writing `path`.
+    /// Create the error for a failed read or write of `path`.
     pub fn io(path: &Path, error: io::Error) -> Self {
         Self::Io { path: path.to_owned(), error }
     }
 }
 
-/// The ways that were tried, one a line.
+/// Formats the methods that were tried, one a line.
 struct Tried<'a>(&'a [(Way, String)]);
 
 impl std::fmt::Display for Tried<'_> {

@@ -1,17 +1,17 @@
-//! From a guest's Cargo project to a component.
+//! Builds components from the Cargo projects of guests.
 //!
-//! A component is built in one of three ways, tried in this order:
+//! There are three build methods, tried in this order:
 //!
-//! 1. `installed`: Rust has the target `wasm32-wasip2` already.
+//! 1. `installed`: the target `wasm32-wasip2` is already installed.
 //! 2. `rustup`: `rustup target add wasm32-wasip2`, then as above.
-//! 3. `debian`: Debian's packages `rustc-web cargo-web rust-web-src` (installed if this is root and its user agrees),
-//!    the standard library built from its source for `wasm32-unknown-unknown`, and the core
-//!    module wrapped as a component here.
+//! 3. `debian`: Debian's packages `rustc-web cargo-web rust-web-src`, installed if the process runs as root
+//!    and the user agrees. The standard library is built from source for `wasm32-unknown-unknown`, and the
+//!    core module is wrapped as a component here.
 //!
-//! `ANNULUS_GUEST_TOOLCHAIN` set to one of these names allows that way alone.
+//! `ANNULUS_GUEST_TOOLCHAIN` set to one of these names restricts the build to that method.
 //!
-//! Builds have a target directory of their own (`guests` in the project's), so that they never
-//! wait for the lock of a Cargo that runs this process.
+//! Builds have a target directory of their own (`guests`, within the project's), so that they never wait for
+//! the lock of a Cargo that runs this process.
 
 mod bundled;
 mod child;
@@ -36,34 +36,35 @@ pub use way::{TOOLCHAIN_VARIABLE, Way};
 use child::Child;
 use project::Project;
 
-/// A first build compiles the SDK's dependencies, and in the third way the standard library: a
-/// minute or two on two cores. This is for a machine that is ten times slower.
+/// Time limit of one build. A first build compiles the SDK's dependencies, and with the third method the
+/// standard library, which takes a minute or two on two cores. The limit allows for a machine ten times
+/// slower.
 const BUILD_LIMIT: Duration = Duration::from_secs(20 * 60);
 
 /// A component on disk.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Built {
-    /// The file, an absolute path.
+    /// Absolute path of the file.
     pub component: PathBuf,
-    /// SHA-256 of its bytes, lower-case hex: what the component is called in a cluster.
+    /// SHA-256 of the file in lower-case hex; the cluster identifies the component by it.
     pub digest: String,
-    /// Its size.
+    /// Size of the file in bytes.
     pub bytes: u64,
 }
 
-/// Builds the guest project at `path`, a directory with a `Cargo.toml` or that file. Blocks.
-/// `progress` gets a line now and then, for people.
+/// Build the guest project at `path`, which is its directory or its `Cargo.toml`. Blocks until the build
+/// ends. `progress` is called with status lines for people.
 ///
 /// # Errors
-/// Nothing is left in the place of the component; an older one stays.
+/// See [`BuildError`]. No new component is written; an older one stays in place.
 pub fn build_component(path: &Path, progress: &dyn Fn(&str)) -> Result<Built, BuildError> {
     build_component_with(path, &[], progress)
 }
 
-/// As [`build_component`], with Cargo features, which then are part of the file's name.
+/// Build as [`build_component`] does, with Cargo features. The features become part of the file's name.
 ///
 /// # Errors
-/// As [`build_component`].
+/// As for [`build_component`].
 pub fn build_component_with(
     path: &Path,
     features: &[&str],
@@ -72,11 +73,11 @@ pub fn build_component_with(
     build_component_asking(path, features, progress, &|_| true)
 }
 
-/// As [`build_component_with`]; packages of the system are installed only where `may_install`, which gets
-/// their names, says yes, or `ANNULUS_GUEST_TOOLCHAIN` names that way.
+/// Build as [`build_component_with`] does, and install system packages only with consent: `may_install`
+/// returns true for their names, or `ANNULUS_GUEST_TOOLCHAIN` selects the `debian` method.
 ///
 /// # Errors
-/// As [`build_component`].
+/// As for [`build_component`].
 pub fn build_component_asking(
     path: &Path,
     features: &[&str],
@@ -95,7 +96,7 @@ pub fn build_component_asking(
     Ok(Built { component: path, digest, bytes: component.len() as u64 })
 }
 
-/// Runs Cargo; answers the file that it made.
+/// Run Cargo and return the path of the wasm file that it built.
 fn compile(
     project: &Project,
     way: &Way,
@@ -123,14 +124,14 @@ fn compile(
     project.artifact(&ended.stdout)
 }
 
-/// Cargo's own lines, of all that it and rustc say.
+/// Return the line if it is one of Cargo's own progress lines.
 fn build_step(line: &str) -> Option<&str> {
     let line = line.trim_start();
     let steps = ["Compiling", "Downloading", "Downloaded", "Updating", "Locking", "Blocking", "Finished"];
     steps.iter().any(|step| line.starts_with(step)).then_some(line)
 }
 
-/// Writes a file such that its path never names half of one.
+/// Write a file and rename it into place, so that the path never refers to a partial file.
 fn write_whole(path: &Path, bytes: &[u8]) -> Result<(), BuildError> {
     let half = path.with_extension(format!("half-{}", std::process::id()));
     std::fs::write(&half, bytes)

@@ -1,4 +1,4 @@
-//! What Cargo says of a guest project.
+//! Reads a guest project's metadata from Cargo.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -10,10 +10,10 @@ use super::BuildError;
 use super::child::Child;
 use super::way::{Way, clean};
 
-/// Reading manifests takes Cargo milliseconds.
+/// Time limit of `cargo metadata`, which takes milliseconds.
 const METADATA_LIMIT: Duration = Duration::from_secs(60);
 
-/// The one package that is to become a component.
+/// The package that becomes a component.
 #[derive(Debug)]
 pub(super) struct Project {
     pub directory: PathBuf,
@@ -36,7 +36,7 @@ struct Package {
     manifest_path: PathBuf,
 }
 
-/// A line of Cargo's JSON messages, as far as it matters here.
+/// The fields of interest of one of Cargo's JSON messages.
 #[derive(Deserialize)]
 struct Message {
     reason: String,
@@ -47,13 +47,13 @@ struct Message {
 }
 
 impl Project {
-    /// The project in a directory, or of a `Cargo.toml`.
+    /// Find the project at a path, which is a directory or a `Cargo.toml`.
     pub fn at(path: &Path) -> Result<Self, BuildError> {
         let target = std::env::var_os("CARGO_TARGET_DIR").filter(|target| !target.is_empty());
         Self::building_into(path, target.map(PathBuf::from).as_deref())
     }
 
-    /// The same, where `CARGO_TARGET_DIR` says this.
+    /// Find the project, with `target` in place of `CARGO_TARGET_DIR`.
     fn building_into(path: &Path, target: Option<&Path>) -> Result<Self, BuildError> {
         let refuse = |reason: String| BuildError::NotAProject { path: path.to_owned(), reason };
         let manifest = if path.is_dir() { manifest_above(path) } else { path.to_owned() };
@@ -78,12 +78,14 @@ impl Project {
         })
     }
 
-    /// Where this way builds: apart from the project's native builds, and from the other compiler's.
+    /// Return the target directory of a build method, apart from the project's native builds and from those
+    /// of the other compiler.
     pub fn target_directory(&self, way: &Way) -> PathBuf {
         self.target.join(way.target_directory_name())
     }
 
-    /// The workspace's own `guest` profile; where it has none, a release made small.
+    /// Return the arguments that select the workspace's `guest` profile, or that define a small release
+    /// profile if there is none.
     pub fn profile_arguments(&self) -> Vec<String> {
         let mut arguments = vec!["--profile".to_owned(), "guest".to_owned()];
         let root = std::fs::read_to_string(self.workspace.join("Cargo.toml")).unwrap_or_default();
@@ -106,7 +108,7 @@ impl Project {
         arguments
     }
 
-    /// The wasm file among Cargo's messages.
+    /// Find the wasm file in Cargo's messages.
     pub fn artifact(&self, messages: &str) -> Result<PathBuf, BuildError> {
         messages
             .lines()
@@ -121,7 +123,7 @@ impl Project {
     }
 }
 
-/// The nearest manifest, as Cargo looks for it.
+/// Find the nearest manifest, as Cargo does.
 fn manifest_above(directory: &Path) -> PathBuf {
     let here = directory.join("Cargo.toml");
     let whole = directory.canonicalize().unwrap_or_else(|_| directory.to_owned());
@@ -131,7 +133,7 @@ fn manifest_above(directory: &Path) -> PathBuf {
 }
 
 fn metadata(directory: &Path, manifest: &Path, target: Option<&Path>) -> Result<Metadata, String> {
-    // Of the directory that the user is in, not of the project's.
+    // Relative paths are relative to the user's working directory, not to the project.
     let target = target.map(std::path::absolute).transpose().map_err(|error| error.to_string())?;
     let mut command = Command::new("cargo");
     clean(&mut command).current_dir(directory);
@@ -140,8 +142,8 @@ fn metadata(directory: &Path, manifest: &Path, target: Option<&Path>) -> Result<
     }
     command.args(["metadata", "--format-version", "1", "--no-deps", "--manifest-path"]).arg(manifest);
     let ended = match Child::run("cargo metadata", command, METADATA_LIMIT, &|_| {}) {
-        // Without Cargo a build may still be possible: the third way installs one. Then the
-        // project is taken as it lies there.
+        // A build may be possible without Cargo, because the third method installs one. The project is then
+        // read from its files.
         Err(BuildError::Spawn { .. }) => return without_cargo(directory, manifest, target),
         other => other.map_err(|error| error.to_string())?,
     };
@@ -184,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_project_is_refused_with_the_reason() {
+    fn a_path_without_a_project_is_rejected_with_the_reason() {
         let directory = tempfile::tempdir().unwrap();
         assert!(refusal(directory.path()).contains("no Cargo.toml"));
         assert!(refusal(&directory.path().join("absent")).contains("neither"));
@@ -205,7 +207,8 @@ mod tests {
         let project = Project::at(directory.path()).unwrap();
         assert_eq!(project.package, "one");
         assert!(project.profile_arguments().contains(&"profile.guest.inherits='release'".to_owned()));
-        // As Cargo does it: from anywhere in the project, and into the directory that its variable names.
+        // As Cargo does it: from any directory of the project, and into the directory that the variable
+        // names.
         assert_eq!(Project::at(&directory.path().join("src")).unwrap().manifest, project.manifest);
         let elsewhere =
             Project::building_into(directory.path(), Some(Path::new("/elsewhere/of cargo"))).unwrap();

@@ -1,4 +1,4 @@
-//! `annulus new`: a guest project that builds, deploys and answers as it is.
+//! `annulus new`: creates a guest project that builds, deploys and runs without changes.
 
 use std::fs;
 use std::io;
@@ -10,7 +10,7 @@ const MANIFEST: &str = include_str!("template/Cargo.toml.txt");
 const SOURCE: &str = include_str!("template/lib.rs.txt");
 const README: &str = include_str!("template/README.md.txt");
 
-/// A module's name is typed often, and is part of file names and URLs.
+/// Longest module name in bytes: names are typed often, and are part of file names and URLs.
 const NAME_MAX: usize = 64;
 
 /// Names that Cargo or the compiler refuses for a library, and the SDK's own.
@@ -75,71 +75,72 @@ const TAKEN: [&str; 58] = [
     "yield",
 ];
 
-/// Why there is no new project. Nothing is left of it.
+/// The reason why a project was not created. Nothing is left of it.
 #[derive(Debug, thiserror::Error)]
 pub enum ScaffoldError {
-    /// The name would not do as a package's, a crate's and a module's.
+    /// The name is not valid as the name of a package, a crate and a module.
     #[error("`{name}` cannot be a module's name: {reason}")]
     Name {
-        /// The name.
+        /// The name that was given.
         name: String,
-        /// What is wrong with it.
+        /// The rule that it breaks.
         reason: &'static str,
     },
-    /// Something is there already; it is left as it is.
-    #[error("{} is there already", .0.display())]
+    /// The directory exists already; it is left as it is.
+    #[error("{} exists already", .0.display())]
     Exists(PathBuf),
-    /// It cannot be written.
+    /// The project cannot be written.
     #[error("{}: {error}", path.display())]
     Io {
-        /// Where.
+        /// The project's directory.
         path: PathBuf,
-        /// Why.
+        /// Error of the system.
         error: io::Error,
     },
 }
 
-/// Can a module have this name?
+/// Check that a module can have this name.
 ///
 /// # Errors
-/// What is wrong with it.
+/// [`ScaffoldError::Name`] with the rule that the name breaks.
 pub fn check_name(name: &str) -> Result<(), ScaffoldError> {
     let refuse = |reason| Err(ScaffoldError::Name { name: name.to_owned(), reason });
     if name.is_empty() || name.len() > NAME_MAX {
-        return refuse("it has 1 to 64 letters");
+        return refuse("it must have 1 to 64 characters");
     }
     if !name.starts_with(|letter: char| letter.is_ascii_lowercase()) {
-        return refuse("it begins with a lower-case letter");
+        return refuse("it must begin with a lower-case letter");
     }
     if !name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-') {
-        return refuse("only lower-case letters, digits and dashes");
+        return refuse("it may have only lower-case letters, digits and dashes");
     }
     if name.ends_with('-') || name.contains("--") {
-        return refuse("a dash stands between two words");
+        return refuse("a dash may only stand between two words");
     }
     if TAKEN.contains(&name) {
-        return refuse("the word has a meaning in Rust or Annulus");
+        return refuse("it is reserved in Rust or Annulus");
     }
     Ok(())
 }
 
-/// Writes a new guest project into a directory, which must not be there yet.
+/// Write a new guest project into a directory, which must not exist yet.
 ///
 /// # Errors
-/// Nothing is left of the project.
+/// See [`ScaffoldError`]. Nothing is left of the project.
 pub fn scaffold(name: &str, directory: &Path) -> Result<(), ScaffoldError> {
     check_name(name)?;
     let failed = |error| ScaffoldError::Io { path: directory.to_owned(), error };
     if let Some(parent) = directory.parent() {
         fs::create_dir_all(parent).map_err(failed)?;
     }
-    // Creating it is the check, so that two at once cannot both pass it.
+    // Creating the directory is the check, so that two processes cannot both pass it.
     fs::create_dir(directory).map_err(|error| match error.kind() {
         io::ErrorKind::AlreadyExists => ScaffoldError::Exists(directory.to_owned()),
         _ => failed(error),
     })?;
     write_project(name, directory).map_err(|error| {
-        // The directory is ours: nobody misses what is in it. What cannot be removed, stays.
+        // The directory was created here, so removing its contents loses nothing. Files that cannot be
+        // removed stay.
         let _ = fs::remove_dir_all(directory);
         failed(error)
     })
@@ -161,7 +162,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_that_cannot_be_a_crate_or_a_module_are_refused() {
+    fn names_that_cannot_be_a_crate_or_a_module_are_rejected() {
         for name in ["a", "cart", "rate-limit", "kv2"] {
             assert!(check_name(name).is_ok(), "{name}");
         }
@@ -188,7 +189,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_there_already_is_left_alone() {
+    fn an_existing_directory_is_left_alone() {
         let directory = tempfile::tempdir().unwrap();
         fs::write(directory.path().join("precious"), "data").unwrap();
         assert!(matches!(scaffold("cart", directory.path()), Err(ScaffoldError::Exists(_))));
@@ -196,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn a_new_project_is_whole() {
+    fn a_new_project_is_complete() {
         let directory = tempfile::tempdir().unwrap();
         let project = directory.path().join("deep/rate-limit");
         scaffold("rate-limit", &project).unwrap();

@@ -1,5 +1,5 @@
-//! The SDK's and the bundled guests' sources, as they are in this binary, written out as projects
-//! that need nothing of the repository they come from.
+//! Writes the sources of the SDK and of the bundled guests, which are embedded in this binary, as projects
+//! that do not need this repository.
 
 use std::fs;
 use std::io;
@@ -11,15 +11,16 @@ use toml::{Table, Value};
 static SDK: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../guest-sdk");
 static WIT: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../wit");
 static GUESTS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../guests");
-/// What the manifests inherit from.
+/// The manifest that the packages inherit from.
 const WORKSPACE: &str = include_str!("../../../Cargo.toml");
-/// So that a guest is built from the same dependencies, which a machine that built this binary has.
+/// The lock file: guests are built from the same dependencies, which a machine that built this binary has
+/// already.
 const LOCK: &str = include_str!("../../../Cargo.lock");
 
-/// Where the SDK is, below a project's root.
+/// Path of the SDK below a project's root.
 pub(super) const SDK_PATH: &str = "annulus-guest/sdk";
 
-/// Writes the SDK and the contract below a project's root, and the lock file into it.
+/// Write the SDK and the contract below a project's root, and the lock file into the root.
 pub(super) fn write_sdk(root: &Path) -> io::Result<()> {
     write_package(&SDK, &root.join(SDK_PATH), "")?;
     write_package(
@@ -30,27 +31,27 @@ pub(super) fn write_sdk(root: &Path) -> io::Result<()> {
     for file in WIT.files() {
         write(&root.join("annulus-guest/wit").join(file.path()), file.contents())?;
     }
-    // Cargo drops what a project does not use, and adds the project itself.
+    // Cargo drops entries that a project does not use, and adds the project itself.
     if !root.join("Cargo.lock").exists() {
         write(&root.join("Cargo.lock"), LOCK.as_bytes())?;
     }
     Ok(())
 }
 
-/// Writes one bundled guest into a directory beside the SDK's.
+/// Write one bundled guest into a directory beside the SDK.
 pub(super) fn write_guest(root: &Path, name: &str) -> io::Result<()> {
     let guest = GUESTS.get_dir(name).ok_or(io::ErrorKind::NotFound)?;
     write_package(guest, &root.join(name), &format!("../{SDK_PATH}"))
 }
 
-/// The workspace's profile for guests, as a piece of a manifest.
+/// Return the workspace's profile for guests, as a part of a manifest.
 pub(super) fn guest_profile() -> String {
     let profile = workspace().get("profile").and_then(|profiles| profiles.get("guest")).cloned();
     let profile = Table::from_iter([("guest".to_owned(), profile.unwrap_or(Value::Table(Table::new())))]);
     Table::from_iter([("profile".to_owned(), Value::Table(profile))]).to_string()
 }
 
-/// Writes a package but for its tests, with a manifest of its own.
+/// Write a package without its tests, with a manifest of its own.
 fn write_package(package: &Dir<'_>, to: &Path, sdk: &str) -> io::Result<()> {
     let manifest = package.get_file(package.path().join("Cargo.toml")).ok_or(io::ErrorKind::NotFound)?;
     let manifest = manifest.contents_utf8().ok_or(io::ErrorKind::InvalidData)?;
@@ -75,7 +76,8 @@ fn write_tree(dir: &Dir<'_>, base: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
-/// Writes a file, unless it is already so: Cargo builds anew what was written after its last build.
+/// Write a file unless it has these contents already: Cargo rebuilds files that are newer than its last
+/// build.
 pub(super) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
     if fs::read(path).is_ok_and(|present| present == contents) {
         return Ok(());
@@ -86,8 +88,8 @@ pub(super) fn write(path: &Path, contents: &[u8]) -> io::Result<()> {
     fs::write(path, contents)
 }
 
-/// A manifest without what it inherits: `x.workspace = true` becomes the workspace's value, the
-/// SDK is found at `sdk`, lints and tests' dependencies are left out.
+/// Resolve the inheritance of a manifest: `x.workspace = true` becomes the workspace's value, the SDK is
+/// found at `sdk`, lints and dev-dependencies are left out.
 fn standalone_manifest(member: &str, sdk: &str) -> io::Result<String> {
     let mut manifest: Table = member.parse().map_err(io::Error::other)?;
     let workspace = workspace();
@@ -121,7 +123,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn manifests_inherit_nothing_once_written_out() {
+    fn written_manifests_inherit_nothing() {
         let directory = tempfile::tempdir().unwrap();
         write_sdk(directory.path()).unwrap();
         write_guest(directory.path(), "kv").unwrap();

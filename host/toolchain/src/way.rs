@@ -1,4 +1,4 @@
-//! The ways from Rust to WebAssembly, and which of them this machine can go.
+//! The methods to build WebAssembly components from Rust, and the choice of one that works on this machine.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,37 +8,38 @@ use std::time::Duration;
 use super::BuildError;
 use super::child::{Child, last_lines};
 
-/// The environment variable that allows one way alone: `installed`, `rustup` or `debian`.
+/// The environment variable that restricts builds to one method: `installed`, `rustup` or `debian`.
 pub const TOOLCHAIN_VARIABLE: &str = "ANNULUS_GUEST_TOOLCHAIN";
 
 const COMPONENT_TARGET: &str = "wasm32-wasip2";
 const CORE_TARGET: &str = "wasm32-unknown-unknown";
 
-/// rustc answers what it knows of itself at once.
+/// Time limit of queries about the installation; rustc answers them at once.
 const ASK_LIMIT: Duration = Duration::from_secs(30);
-/// The target is a download of some 30 MB; a network that drops everything must not hold us longer.
+/// Time limit of rustup: the target is a download of about 30 MB, and a network that drops every packet must
+/// not delay the build for longer.
 const RUSTUP_LIMIT: Duration = Duration::from_secs(180);
-/// Debian's packages are a download of some 150 MB.
+/// Time limit of apt-get: Debian's packages are a download of about 150 MB.
 const APT_LIMIT: Duration = Duration::from_secs(600);
 
 const DEBIAN_PACKAGES: [&str; 3] = ["rustc-web", "cargo-web", "rust-web-src"];
-/// LLVM's linker, where no rustup toolchain brings one. It must read what the compiler writes: the
-/// one of the compiler's own LLVM first.
+/// Packages with LLVM's linker, for machines without a rustup toolchain that has one. The linker must read
+/// the compiler's output, so the one of the compiler's own LLVM version comes first.
 const DEBIAN_LINKERS: [&str; 3] = ["lld-22", "lld-19", "lld"];
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 const DEBIAN_STD_SOURCE: &str = "/usr/lib/rustlib/src/rust/library/std/src/lib.rs";
 
-/// A way to build a component.
+/// A method to build a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Way {
-    /// The target is there.
+    /// The target is installed already.
     Installed,
-    /// rustup adds the target.
+    /// rustup installs the target.
     Rustup,
-    /// Debian's compiler and the standard library's source, linked by this.
+    /// Debian's compiler, with the standard library built from source.
     Debian {
-        /// LLVM's linker for wasm.
+        /// Path of LLVM's linker for wasm.
         linker: PathBuf,
     },
 }
@@ -53,7 +54,7 @@ impl fmt::Display for Way {
 }
 
 impl Way {
-    /// The first way that this machine can go from this directory (whose toolchain file counts).
+    /// Choose the first method that works on this machine in this directory (its toolchain file counts).
     pub(super) fn choose(
         directory: &Path,
         progress: &dyn Fn(&str),
@@ -80,7 +81,7 @@ impl Way {
             }
         }
         if allowed("debian") {
-            // Who named this way alone has said so.
+            // Selecting this method explicitly is consent.
             let may_install = |packages: &str| only.is_some() || may_install(packages);
             match debian(progress, &may_install) {
                 Ok(linker) => return Ok(Self::Debian { linker }),
@@ -90,7 +91,7 @@ impl Way {
         Err(BuildError::NoToolchain(tried))
     }
 
-    /// What a person would type for it.
+    /// Return what a person would type to install the method.
     pub(super) fn description(&self) -> &'static str {
         match self {
             Self::Installed => "Rust's target wasm32-wasip2",
@@ -99,7 +100,7 @@ impl Way {
         }
     }
 
-    /// Compilers of two releases do not share what they build.
+    /// Return the name of the target directory: compilers of two releases cannot share one.
     pub(super) fn target_directory_name(&self) -> &'static str {
         match self {
             Self::Installed | Self::Rustup => "guests",
@@ -107,7 +108,7 @@ impl Way {
         }
     }
 
-    /// Cargo, in a project's directory.
+    /// Return a Cargo command to run in a project's directory.
     pub(super) fn cargo(&self, directory: &Path) -> Command {
         let mut command = match self {
             Self::Installed | Self::Rustup => Command::new("cargo"),
@@ -115,7 +116,7 @@ impl Way {
         };
         clean(&mut command).current_dir(directory);
         if let Self::Debian { linker } = self {
-            // Building the standard library is for nightly compilers, unless one says this.
+            // Building the standard library requires a nightly compiler, unless this variable is set.
             command.env("RUSTC", DEBIAN_RUSTC).env("RUSTC_BOOTSTRAP", "1");
             command.env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker);
             command.env_remove("RUSTUP_TOOLCHAIN");
@@ -131,7 +132,7 @@ impl Way {
     }
 }
 
-/// Takes away what the Cargo around this process, or its user, set for native code.
+/// Remove environment variables for native code, set by an outer Cargo or by the user.
 pub(super) fn clean(command: &mut Command) -> &mut Command {
     let native = [
         "CARGO_BUILD_TARGET",
@@ -144,12 +145,12 @@ pub(super) fn clean(command: &mut Command) -> &mut Command {
     native.into_iter().fold(command, |command, name| command.env_remove(name))
 }
 
-/// Asks rustc, not rustup: a toolchain may have the target without rustup.
+/// Check for the target with rustc instead of rustup, because a toolchain may have it without rustup.
 fn installed(directory: &Path) -> Result<(), String> {
     let mut rustc = Command::new("rustc");
     clean(&mut rustc).current_dir(directory);
     rustc.args(["--print", "target-libdir", "--target", COMPONENT_TARGET]);
-    let library = Child::answer("rustc", rustc, ASK_LIMIT).ok_or("there is no rustc that knows it")?;
+    let library = Child::answer("rustc", rustc, ASK_LIMIT).ok_or("there is no rustc that supports it")?;
     let std = std::fs::read_dir(&library).map_err(|_| "it is not installed".to_owned())?;
     let has_std = std.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libstd-"));
     if has_std { Ok(()) } else { Err(format!("{library} has no standard library")) }
@@ -166,14 +167,14 @@ fn rustup(directory: &Path, progress: &dyn Fn(&str)) -> Result<(), String> {
     installed(directory)
 }
 
-/// Installs what is missing of Debian's packages; answers the linker.
+/// Install the missing Debian packages and return the path of the linker.
 fn debian(progress: &dyn Fn(&str), may_install: &dyn Fn(&str) -> bool) -> Result<PathBuf, String> {
     let complete =
         || [DEBIAN_RUSTC, DEBIAN_CARGO, DEBIAN_STD_SOURCE].iter().all(|file| Path::new(file).exists());
     if !complete() {
         apt_get(&DEBIAN_PACKAGES, progress, may_install)?;
         if !complete() {
-            return Err("the packages are installed, but not where they are looked for".to_owned());
+            return Err("the packages are installed, but not in the expected places".to_owned());
         }
     }
     if let Some(linker) = find_linker() {
@@ -195,18 +196,18 @@ fn apt_get(
     may_install: &dyn Fn(&str) -> bool,
 ) -> Result<(), String> {
     if !Path::new("/usr/bin/apt-get").exists() {
-        return Err("this is no Debian".to_owned());
+        return Err("this is not Debian".to_owned());
     }
     if !is_root() {
         return Err(format!("only root can install {}", packages.join(" ")));
     }
     if !may_install(&packages.join(" ")) {
-        return Err(format!("nobody agreed to have {} installed: say --yes for it", packages.join(" ")));
+        return Err(format!("installing {} was not confirmed: allow it with --yes", packages.join(" ")));
     }
     progress(&format!("apt-get install {}", packages.join(" ")));
     let install = || {
         let mut install = Command::new("apt-get");
-        // The packages take the place of an installed Rust of Debian's: not without being asked.
+        // The packages would replace an installed Rust of Debian's, so nothing may be removed without asking.
         install.args(["install", "-y", "-q", "--no-install-recommends", "--no-remove"]).args(packages);
         install.env("DEBIAN_FRONTEND", "noninteractive");
         Child::run("apt-get install", install, APT_LIMIT, &|_| {}).map_err(|error| error.to_string())
@@ -214,7 +215,7 @@ fn apt_get(
     if install()?.success {
         return Ok(());
     }
-    // The lists of a fresh machine are empty, or name packages that are there no more.
+    // The package lists of a fresh machine are empty, or list packages that no longer exist.
     let mut update = Command::new("apt-get");
     update.args(["update", "-q"]);
     Child::run("apt-get update", update, APT_LIMIT, &|_| {}).map_err(|error| error.to_string())?;
@@ -228,8 +229,8 @@ fn is_root() -> bool {
     Child::answer("id", id, ASK_LIMIT).is_some_and(|id| id == "0")
 }
 
-/// The linker that a rustup toolchain brings (its LLVM is about as new as Debian's compiler's),
-/// else LLVM's own, newest first.
+/// Find the linker of a rustup toolchain (its LLVM is about as new as that of Debian's compiler), else LLVM's
+/// own, newest first.
 fn find_linker() -> Option<PathBuf> {
     let mut rustc = Command::new("rustc");
     clean(&mut rustc).args(["--print", "sysroot"]);

@@ -1,5 +1,4 @@
-//! From source to component, with the tools of this machine: what the bundled guests and a new
-//! project become.
+//! Builds components from source with the tools of this machine: the bundled guests and a new project.
 #![allow(clippy::unwrap_used)]
 
 use std::path::{Path, PathBuf};
@@ -12,7 +11,7 @@ fn repository() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..")
 }
 
-/// The names of what a component exports and imports of the contract, without version.
+/// Return the names of the contract's interfaces that a component exports and imports, without version.
 fn contract(component: &Path) -> (Vec<String>, Vec<String>) {
     let found = interfaces(&std::fs::read(component).unwrap()).unwrap();
     assert_eq!(found.contract.as_deref(), Some("0.1.0"));
@@ -47,7 +46,7 @@ fn a_component_exports_what_its_guest_names_and_nothing_else() {
 }
 
 #[test]
-fn code_that_does_not_compile_is_shown_with_what_the_compiler_says() {
+fn a_guest_that_does_not_compile_is_an_error_with_the_compilers_output() {
     let project = NewProject::named("broken");
     let source = project.path().join("src/lib.rs");
     std::fs::write(&source, "use annulus_guest::prelude::*;\nexport!(Nothing);\n").unwrap();
@@ -65,7 +64,7 @@ fn code_that_does_not_compile_is_shown_with_what_the_compiler_says() {
 }
 
 #[test]
-fn a_new_project_is_tested_and_built_as_it_is() {
+fn a_new_project_passes_its_tests_and_builds_without_changes() {
     let project = NewProject::named("counters");
     let test = std::process::Command::new("cargo")
         .args(["test", "--quiet", "--target-dir"])
@@ -80,7 +79,7 @@ fn a_new_project_is_tested_and_built_as_it_is() {
 }
 
 #[test]
-fn bundled_guests_are_projects_of_their_own() {
+fn bundled_guests_are_independent_projects() {
     let directory = tempfile::tempdir().unwrap();
     let guests = bundled_guests(directory.path()).unwrap();
     share_target(directory.path());
@@ -91,10 +90,10 @@ fn bundled_guests_are_projects_of_their_own() {
     let before = std::fs::metadata(guests.kv.join("src/lib.rs")).unwrap().modified().unwrap();
     bundled_guests(directory.path()).unwrap();
     let after = std::fs::metadata(guests.kv.join("src/lib.rs")).unwrap().modified().unwrap();
-    assert_eq!(before, after, "what is there already is left alone, so that nothing is built anew");
+    assert_eq!(before, after, "existing files are left alone, so that nothing is rebuilt");
 }
 
-/// A scaffolded project in a directory that goes with it.
+/// A scaffolded project in a temporary directory that is removed with it.
 struct NewProject {
     directory: tempfile::TempDir,
     name: &'static str,
@@ -117,7 +116,7 @@ fn target() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// Dependencies are compiled once for all projects of these tests, not once for each.
+/// Share one target directory, so that dependencies are compiled once for all projects of these tests.
 fn share_target(project: &Path) {
     std::fs::create_dir_all(project.join(".cargo")).unwrap();
     let target = toml::Value::from(target().join("scaffold").to_string_lossy().into_owned());

@@ -2,7 +2,7 @@
 
 const ALPHABET: &[u8; 64] = b"ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789+/";
 
-/// Bytes as text.
+/// Encode bytes as text.
 pub(super) fn encode(bytes: &[u8]) -> String {
     let mut out = String::with_capacity(bytes.len().div_ceil(3) * 4);
     for group in bytes.chunks(3) {
@@ -19,7 +19,7 @@ pub(super) fn encode(bytes: &[u8]) -> String {
     out
 }
 
-/// Text as bytes; none where it is not canonical base64.
+/// Decode text; `None` if it is not canonical base64.
 pub(super) fn decode(text: &str) -> Option<Vec<u8>> {
     let digits = text.trim_end_matches('=').as_bytes();
     if !text.len().is_multiple_of(4) || text.len() - digits.len() > 2 {
@@ -58,7 +58,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_canonical_is_refused() {
+    fn text_that_is_not_canonical_is_rejected() {
         for bad in ["Z", "Zg=", "Zg", "Zh==", "Z===", "====", "Zm9v!A==", "é==="] {
             assert_eq!(decode(bad), None, "{bad}");
         }

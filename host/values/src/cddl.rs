@@ -1,8 +1,8 @@
-//! The part of CDDL (RFC 8610) that a parameter's type may use.
+//! The subset of CDDL (RFC 8610) for the types of parameters and replies.
 
 use ciborium::Value;
 
-/// A parameter's type.
+/// The type of a parameter or a reply.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Type {
     /// `text`, `tstr`.
@@ -19,23 +19,23 @@ pub enum Type {
     Bool,
     /// `null`, `nil`.
     Null,
-    /// `any`, and whatever is not understood.
+    /// `any`, and every type that cannot be parsed.
     Any,
     /// `[* T]`.
     Array(Box<Type>),
     /// `{* text => T}`.
     Map(Box<Type>),
-    /// `T / U`: the first that fits.
+    /// `T / U`: the first type that fits.
     Choice(Vec<Type>),
-    /// `"on"`, `7`, `true`.
+    /// A literal, as `"on"`, `7` or `true`.
     Literal(Value),
 }
 
-/// Deepest nesting that is read: deeper is `any`.
+/// Deepest nesting that is parsed; a deeper type is `any`.
 const MAX_DEPTH: u8 = 16;
 
 impl Type {
-    /// Reads a type. What it cannot read it takes as `any`.
+    /// Parse a type. A type outside the subset becomes `any`.
     pub fn parse(text: &str) -> Self {
         let mut parser = Parser { rest: text };
         match parser.choice(0) {
@@ -44,7 +44,7 @@ impl Type {
         }
     }
 
-    /// Is this value of this type?
+    /// Return true if the value is of this type.
     pub fn admits(&self, value: &Value) -> bool {
         match (self, value) {
             (Self::Any, _)
@@ -174,7 +174,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_subset_is_read() {
+    fn types_of_the_subset_are_parsed() {
         let array = |ty| Type::Array(Box::new(ty));
         for (text, ty) in [
             ("text", Type::Text),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_understood_is_any() {
+    fn types_outside_the_subset_are_any() {
         let deep = format!("{}int{}", "[* ".repeat(100), "]".repeat(100));
         for text in
             ["", "text text", "[* int", "{* int => text}", "tdate", "text .size 3", "\"a", "[]", "nan", &deep]

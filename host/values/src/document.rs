@@ -1,4 +1,4 @@
-//! JSON documents that are typed: nothing in them may be lost in silence.
+//! Typed JSON documents: nothing in them may be lost silently.
 
 use std::collections::HashSet;
 
@@ -7,8 +7,8 @@ use serde_json::Value as Json;
 
 use super::json::{from_json, to_json};
 
-/// What a text says as JSON: `None` if it is none, an error in words if something of it could not
-/// be kept. `exact`: numbers must keep their value.
+/// Parse a text as JSON. Return `None` if it is not JSON, or an error message if a part of it could not be
+/// kept. With `exact`, numbers must keep their value.
 pub(super) fn document(text: &str, exact: bool) -> Option<Result<Json, String>> {
     let json: Json = serde_json::from_str(text).ok()?;
     if let Err(error) = serde_json::from_str::<NoTwins>(text) {
@@ -23,7 +23,7 @@ pub(super) fn document(text: &str, exact: bool) -> Option<Result<Json, String>> 
     })
 }
 
-/// The numbers in a text that is JSON.
+/// Return the numbers in a text that is JSON.
 fn numbers(text: &str) -> impl Iterator<Item = &str> {
     let mut rest = text;
     std::iter::from_fn(move || {
@@ -42,7 +42,7 @@ fn numbers(text: &str) -> impl Iterator<Item = &str> {
     })
 }
 
-/// Bytes of the string that a text begins with, both quotation marks included.
+/// Return the length in bytes of the string at the start of a text, including both quotation marks.
 fn string_length(text: &str) -> usize {
     let mut escaped = false;
     for (at, byte) in text.bytes().enumerate().skip(1) {
@@ -56,13 +56,13 @@ fn string_length(text: &str) -> usize {
     text.len()
 }
 
-/// What a number would be kept as, where that is another one.
+/// Return the number that would be stored, if it differs from the one in the text.
 fn becomes(number: &str) -> Option<String> {
     let kept = to_json(&from_json(&serde_json::from_str(number).ok()?)).to_string();
     (decimal(number) != decimal(&kept)).then_some(kept)
 }
 
-/// A number's significant digits and the place of the last of them; zero has none.
+/// Split a number into sign, significant digits and the power of ten of the last of them; zero has no digits.
 fn decimal(number: &str) -> (bool, String, i64) {
     let (mantissa, exponent) = number.split_once(['e', 'E']).unwrap_or((number, "0"));
     let (whole, fraction) = mantissa.split_once('.').unwrap_or((mantissa, ""));
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn numbers_are_found_outside_of_strings_alone() {
+    fn only_numbers_outside_of_strings_are_found() {
         let text = r#"{"a1\"2": [-1.5e+3, 7], "b": "8", "c": {"d\\": 0}}"#;
         assert_eq!(numbers(text).collect::<Vec<_>>(), ["-1.5e+3", "7", "0"]);
     }

@@ -1,4 +1,4 @@
-//! CBOR as JSON and back.
+//! Conversion of CBOR to JSON and back.
 
 use ciborium::Value;
 use ciborium::value::Integer;
@@ -6,7 +6,8 @@ use serde_json::{Map, Value as Json, json};
 
 use super::base64;
 
-/// A CBOR value as JSON. Every value has one; keys of maps that are not text become their JSON.
+/// Convert a CBOR value to JSON. Every value can be converted; map keys that are not text become the text of
+/// their JSON.
 pub fn to_json(value: &Value) -> Json {
     match value {
         Value::Null => Json::Null,
@@ -36,12 +37,12 @@ pub fn to_json(value: &Value) -> Json {
             entries.iter().map(|(k, v)| (key(k), to_json(v))).collect::<Map<_, _>>().into()
         }
         Value::Tag(tag, value) => json!({ "$tag": [tag, to_json(value)] }),
-        // The type may grow; nothing that it has today gets here.
+        // Later versions of the type may have more variants; all of today's are handled above.
         other => Json::String(format!("{other:?}")),
     }
 }
 
-/// JSON as CBOR. What looks like one of our `$` objects but is none stays an object.
+/// Convert JSON to CBOR. An object that resembles one of the `$` objects but is not valid stays an object.
 pub fn from_json(json: &Json) -> Value {
     match json {
         Json::Null => Value::Null,
@@ -113,7 +114,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_value_survives_the_way_through_json_text(value in values()) {
+        fn a_value_survives_a_round_trip_through_json_text(value in values()) {
             let text = to_json(&value).to_string();
             let json: Json = serde_json::from_str(&text).unwrap();
             prop_assert_eq!(from_json(&json), value);

@@ -1,9 +1,9 @@
-//! Values on their way between people, JSON and CBOR.
+//! Conversions of values between text, JSON and CBOR.
 //!
-//! A command's arguments are text on the command line, typed by the guest's description, and
-//! CBOR on the wire; its reply is CBOR, shown as JSON or as text. What JSON cannot say is an
-//! object with one key: bytes `{"$bytes": base64}`, floats that are no numbers
-//! `{"$float": "NaN"}`, integers beyond 64 bits `{"$int": "..."}`, tags `{"$tag": [n, value]}`.
+//! The arguments of a command are text on the command line, typed by the guest's description, and CBOR on the
+//! wire; its reply is CBOR, shown as JSON or as text. A value that JSON cannot express becomes an object with
+//! one key: bytes `{"$bytes": base64}`, floats that are not finite `{"$float": "NaN"}`, integers beyond 64
+//! bits `{"$int": "..."}`, tags `{"$tag": [n, value]}`.
 
 mod base64;
 mod cddl;

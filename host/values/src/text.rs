@@ -1,7 +1,7 @@
-//! Text and the contents of files as typed values, and values as text for people.
+//! Conversion of text and file contents to typed values, and of values to text for people.
 //!
-//! A word must not change in silence on its way: where a parameter takes any value, a word is a
-//! number, `true` or `false` only if that prints as the word again, and is text otherwise.
+//! A word must not change silently: for a parameter of type `any`, a word becomes a number, `true` or `false`
+//! only if that value prints as the same word. Otherwise it is text.
 
 use std::borrow::Cow;
 
@@ -11,15 +11,15 @@ use super::cddl::Type;
 use super::document::document;
 use super::json::{from_json, to_json};
 
-/// An argument that is not of its parameter's type.
+/// An argument that does not have the type of its parameter.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{given:?} is not {wanted}{hint}")]
 pub struct BadValue {
-    /// What was typed, cut to 60 characters.
+    /// The text that was typed, cut to 60 characters.
     pub given: String,
-    /// The type.
+    /// The type in CDDL, or a description of it.
     pub wanted: String,
-    /// How it is typed; begins with a separator, or is empty.
+    /// A hint how to type such a value; begins with a separator, or is empty.
     pub hint: String,
 }
 
@@ -29,19 +29,19 @@ impl BadValue {
     }
 }
 
-/// The value that a word of the command line means for a parameter of this type.
+/// Convert a word of the command line to a value of a parameter's type.
 ///
 /// # Errors
-/// When it means none, or none that can be kept as it was typed; the error says how such a value is
-/// typed.
+/// The word has no such value, or none that keeps it as it was typed. The error says how to type such a
+/// value.
 pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
     let bad = |hint: &str| Err(BadValue::new(text, ty, hint));
     match ty {
         Type::Text => Ok(Value::Text(text.to_owned())),
         Type::Bytes => match text.strip_prefix("0x").map(hex) {
             Some(Some(bytes)) => Ok(Value::Bytes(bytes)),
-            Some(None) => bad(": after 0x stand pairs of hex digits"),
-            None => bad(": bytes are typed 0x0aff, or @FILE for what is in a file"),
+            Some(None) => bad(": 0x must be followed by pairs of hex digits"),
+            None => bad(": bytes are typed 0x0aff, or @FILE for the contents of a file"),
         },
         Type::Int | Type::Uint => match text.parse::<i128>().ok().and_then(|number| number.try_into().ok()) {
             Some(number) if ty.admits(&Value::Integer(number)) => Ok(Value::Integer(number)),
@@ -49,13 +49,13 @@ pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
         },
         Type::Float => match text.parse::<f64>() {
             Ok(number) if !overflows(text, number) => Ok(Value::Float(number)),
-            Ok(_) => bad(": it is beyond what a float can say"),
+            Ok(_) => bad(": it is beyond what a float can hold"),
             Err(_) => bad(""),
         },
         Type::Bool => match text {
             "true" => Ok(Value::Bool(true)),
             "false" => Ok(Value::Bool(false)),
-            _ => bad(": say true or false"),
+            _ => bad(": write true or false"),
         },
         Type::Null => {
             if text == "null" {
@@ -68,10 +68,10 @@ pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
         Type::Array(_) | Type::Map(_) => match document(text, mentions_any(ty)) {
             Some(Ok(json)) => match fit(ty, from_json(&json)) {
                 value if ty.admits(&value) => Ok(value),
-                _ => bad(": say it as JSON"),
+                _ => bad(": write it as JSON"),
             },
             Some(Err(why)) => bad(&format!(": {why}")),
-            None => bad(": say it as JSON"),
+            None => bad(": write it as JSON"),
         },
         Type::Choice(types) => {
             choose(types, text, |ty| from_text(ty, text)).ok_or_else(|| BadValue::new(text, ty, ""))
@@ -83,13 +83,12 @@ pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
     }
 }
 
-/// The value that the contents of a file mean for a parameter of this type: for `bytes` and `text`
-/// they are it, for `any` they are read as a word is and, where they are not UTF-8, are bytes. One
-/// newline at the end of a file belongs to a number or a word of the other types no more than to the
-/// file's last line.
+/// Convert the contents of a file to a value of a parameter's type. For `bytes` and `text` the contents are
+/// the value; for `any` they are read like a word, or taken as bytes if they are not UTF-8. For the other
+/// types one newline at the end of the file is ignored.
 ///
 /// # Errors
-/// When they mean none; as [`from_text`].
+/// The contents have no such value; as for [`from_text`].
 pub fn from_contents(ty: &Type, contents: &[u8]) -> Result<Value, BadValue> {
     let text = std::str::from_utf8(contents);
     let line = text.map(without_newline);
@@ -103,7 +102,7 @@ pub fn from_contents(ty: &Type, contents: &[u8]) -> Result<Value, BadValue> {
         }
         (_, _, Ok(line)) => from_text(ty, line),
         (_, _, Err(_)) => {
-            let hint = ": what is in the file is not text in UTF-8";
+            let hint = ": the file is not UTF-8 text";
             Err(BadValue::new(&String::from_utf8_lossy(contents), ty, hint))
         }
     }
@@ -114,7 +113,8 @@ fn without_newline(text: &str) -> &str {
     line.strip_suffix('\r').unwrap_or(line)
 }
 
-/// JSON for what has parts, else what prints as the word, else text.
+/// Convert a word for a parameter of type `any`: JSON for arrays and objects, else a value that prints as the
+/// word, else text.
 fn of_any(text: &str) -> Result<Value, BadValue> {
     let own = || Value::Text(text.to_owned());
     match text.trim_start().bytes().next() {
@@ -122,26 +122,26 @@ fn of_any(text: &str) -> Result<Value, BadValue> {
             Some(Ok(json)) => Ok(from_json(&json)),
             Some(Err(hint)) => Err(BadValue {
                 given: cut(text),
-                wanted: "JSON that can be kept as it is".to_owned(),
+                wanted: "JSON that can be stored unchanged".to_owned(),
                 hint: format!(": {hint}"),
             }),
             None => Ok(own()),
         },
-        // What must be text whatever it looks like: "42" with its quotation marks.
+        // A word in quotation marks, such as "42", is text whatever it looks like.
         Some(b'"') if text.starts_with('"') && text.ends_with('"') => {
             Ok(serde_json::from_str(text).map_or_else(|_| own(), Value::Text))
         }
         _ => {
             let value = serde_json::from_str(text).map(|json| from_json(&json));
-            // A null would be shown as a missing value is.
+            // Null is shown like a missing value, so the word `null` stays text.
             let same = value.ok().filter(|value| !value.is_null() && prints_as(value, text));
             Ok(same.unwrap_or_else(own))
         }
     }
 }
 
-/// The first of the types that takes it, `any` and numbers that print as something else only
-/// where no other does.
+/// Return the value of the first type that takes the text. `any`, and numbers that print differently, are
+/// used only if no other type does.
 fn choose(types: &[Type], text: &str, read: impl Fn(&Type) -> Result<Value, BadValue>) -> Option<Value> {
     let (any, plain): (Vec<&Type>, Vec<&Type>) = types.iter().partition(|ty| **ty == Type::Any);
     let mut changed = None;
@@ -162,7 +162,7 @@ fn prints_as(value: &Value, text: &str) -> bool {
     printed == text
 }
 
-/// Became a number without end, or none at all, that was typed as another.
+/// Return true if a finite number in the text became infinite, or one other than zero became zero.
 fn overflows(text: &str, number: f64) -> bool {
     let mantissa = text.split(['e', 'E']).next().unwrap_or_default();
     match number {
@@ -172,7 +172,7 @@ fn overflows(text: &str, number: f64) -> bool {
     }
 }
 
-/// Can it hold what nobody has typed more closely?
+/// Return true if the type has a part of type `any`.
 fn mentions_any(ty: &Type) -> bool {
     match ty {
         Type::Any => true,
@@ -182,7 +182,7 @@ fn mentions_any(ty: &Type) -> bool {
     }
 }
 
-/// JSON has one kind of number: what stands where a float belongs is one.
+/// Convert integers to floats where the type expects floats: JSON has only one kind of number.
 fn fit(ty: &Type, value: Value) -> Value {
     match (ty, value) {
         (Type::Float, Value::Integer(number)) => Value::Float(i128::from(number) as f64),
@@ -201,7 +201,7 @@ fn fit(ty: &Type, value: Value) -> Value {
     }
 }
 
-/// Pairs of hex digits as bytes.
+/// Decode pairs of hex digits; `None` if the text is anything else.
 pub fn hex(digits: &str) -> Option<Vec<u8>> {
     if !digits.is_ascii() || !digits.len().is_multiple_of(2) {
         return None;
@@ -220,12 +220,11 @@ fn cut(text: &str) -> String {
     }
 }
 
-/// A value for people: strings bare, a null that stands for a missing value `not_found`,
-/// the rest as JSON.
+/// Format a value for people: strings without quotation marks, null as `not_found`, everything else as JSON.
 pub fn to_text<'a>(value: &'a Value, reply: &Type) -> Cow<'a, str> {
     match value {
         Value::Text(text) => text.as_str().into(),
-        // A command that promises null and nothing else says nothing by it.
+        // A command whose reply type is null has no value that could be missing.
         Value::Null if *reply == Type::Null => "null".into(),
         Value::Null => "not_found".into(),
         other => to_json(other).to_string().into(),
@@ -252,7 +251,7 @@ mod tests {
     }
 
     #[test]
-    fn words_become_values_of_their_parameters_type() {
+    fn words_become_values_of_the_parameters_type() {
         for (ty, word, value) in [
             ("text", "42", text("42")),
             ("any", "v1", text("v1")),
@@ -285,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn words_of_another_type_are_refused_with_how_to_say_it() {
+    fn words_of_another_type_are_rejected_with_a_hint() {
         for (ty, word, says) in [
             ("uint", "-1", "not uint"),
             ("int", "1.5", "not int"),
@@ -312,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_for_any_value_is_kept_as_it_was_typed() {
+    fn a_word_for_type_any_is_kept_as_it_was_typed() {
         for word in [
             "1.10",
             "1e3",
@@ -338,7 +337,7 @@ mod tests {
     }
 
     #[test]
-    fn contents_are_what_their_parameters_type_says() {
+    fn file_contents_become_values_of_the_parameters_type() {
         let contents = |ty: &str, contents: &[u8]| from_contents(&Type::parse(ty), contents);
         for (ty, given, value) in [
             ("bytes", &b"\xff\n"[..], Value::Bytes(vec![255, 10])),
@@ -360,7 +359,7 @@ mod tests {
     }
 
     #[test]
-    fn people_see_bare_strings_and_not_found() {
+    fn text_output_shows_bare_strings_and_not_found() {
         assert_eq!(to_text(&text("v1"), &Type::Any), "v1");
         assert_eq!(to_text(&Value::Null, &Type::Any), "not_found");
         assert_eq!(to_text(&Value::Null, &Type::Null), "null");
@@ -369,7 +368,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_word_makes_a_value_that_its_type_does_not_admit(
+        fn every_value_of_a_word_is_admitted_by_its_type(
             word in ".{0,24}",
             ty in prop_oneof![
                 Just("text"), Just("bytes"), Just("int"), Just("uint"), Just("float"), Just("bool"), Just("null"),
@@ -383,7 +382,7 @@ mod tests {
         }
 
         #[test]
-        fn what_is_typed_for_any_value_is_what_is_shown(word in "[-+0-9.eE \\n]{0,12}|[a-z \\n]{0,6}|.{0,24}") {
+        fn a_word_for_type_any_is_shown_as_it_was_typed(word in "[-+0-9.eE \\n]{0,12}|[a-z \\n]{0,6}|.{0,24}") {
             let json = serde_json::from_str::<serde_json::Value>(&word);
             let plain = !json.is_ok_and(|json| json.is_string() || json.is_array() || json.is_object());
             if plain {
@@ -393,12 +392,12 @@ mod tests {
         }
 
         #[test]
-        fn any_text_at_all_is_text(word in ".{0,64}") {
+        fn any_word_is_valid_text(word in ".{0,64}") {
             prop_assert_eq!(from_text(&Type::Text, &word), Ok(Value::Text(word)));
         }
 
         #[test]
-        fn integers_and_bytes_survive(number: i64, bytes in proptest::collection::vec(any::<u8>(), 0..20)) {
+        fn integers_and_bytes_survive_a_round_trip(number: i64, bytes in proptest::collection::vec(any::<u8>(), 0..20)) {
             prop_assert_eq!(typed("int", &number.to_string()), Ok(int(number)));
             let digits: String = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
             prop_assert_eq!(typed("bytes", &format!("0x{digits}")), Ok(Value::Bytes(bytes)));

@@ -1,10 +1,13 @@
-//! What the claim moves and repeats beside what riak_core's would on the same changes:
-//! `cargo run --release -p annulus-core --example claim_table [-- --steps]`.
+//! Compares the moves and repetitions of the claim with those of riak_core's on the same changes:
 //!
-//! `riak.rs` says which of riak_core's rules these are, and where they are not told in full.
-//! Owners and replicas are those that moved in all steps together; repeated nodes and locations are
-//! sets that have one twice though there are enough, summed over the steps; the spreads are
-//! the most that one node had more than another, of partitions owned and of replicas held.
+//! ```sh
+//! cargo run --release -p annulus-core --example claim_table [-- --steps]
+//! ```
+//!
+//! `riak.rs` describes riak_core's rules, and where the public descriptions are incomplete. The columns:
+//! owners and replicas that moved, over all steps; sets that repeat a node or a location although there are
+//! enough, summed over the steps; and the largest difference between two nodes in partitions owned and in
+//! replicas held.
 
 mod riak;
 mod scenarios;

@@ -1,36 +1,35 @@
-//! riak_core's rules of claim, as far as they are told in public: its ring is a list of owners, a
-//! partition's replicas are the owners of it and of the next ones.
+//! riak_core's claim rules, as far as they are described in public. The ring is a list of owners; the
+//! replicas of a partition are its owner and the owners of the next partitions.
 //!
-//! *v2*: each node that has fewer than `Q div N` partitions takes so many, one after the other,
-//! from nodes that have more; those whose owner comes twice within `n` first; never where it
-//! would come twice itself. If that leaves a repetition or a node without its share, or
-//! if there are not more nodes than `n`, the ring is dealt out anew in stripes, and its tail
-//! mended where that can be.
+//! *v2*: a node with fewer than `Q div N` partitions takes the missing ones, one after the other, from nodes
+//! that have more. It first takes those whose owner repeats within `n`, and never one next to which it would
+//! repeat itself. If that leaves a repetition or a node without its share, or if there are no more nodes than
+//! `n`, the whole ring is dealt out again in stripes, and its tail is mended if possible.
 //!
-//! *v4*: every node has `k` or `k + 1` partitions, no node (and, as well as can be, no location)
-//! twice within `n`, by few transfers from the present ring; if there is no such way, the
-//! ring is solved anew. Which transfers it finds is not told, so here it does what such rules
-//! allow: gives what has to be given where it repeats nothing, then mends by exchanges for as
-//! long as one helps; and of mending and solving anew it takes the one with fewer
-//! repetitions, then with fewer moves. The real one may do somewhat better or worse.
+//! *v4*: every node has `k` or `k + 1` partitions and no node (nor, as far as possible, any location) repeats
+//! within `n`, with few transfers from the present ring; if there is no such solution, the ring is solved
+//! from scratch. The choice of transfers is not described, so this implementation does what such rules allow:
+//! it gives away surplus partitions where that repeats nothing, then mends by exchanges for as long as one
+//! helps. Of mending and solving from scratch it takes the result with fewer repetitions, then with fewer
+//! moves. The real rules may do somewhat better or worse.
 //!
-//! *Leave*: each partition of the leaver goes to the emptiest node that it repeats nothing on;
-//! if there is none for one of them, the whole ring is claimed anew.
+//! *Leave*: each partition of the leaver goes to the emptiest node that repeats nothing there; if there is no
+//! such node for one of them, the whole ring is claimed again.
 
 /// Owners in ring order.
 pub type Owners = Vec<usize>;
 
-/// Who is there: node -> location.
+/// The members, as (node, location) pairs.
 pub type Nodes = [(usize, usize)];
 
-/// Which rules.
+/// The version of the claim rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Version {
     V2,
     V4,
 }
 
-/// The ring after `node` has joined; `nodes` are all, with it.
+/// Return the ring after `node` has joined; `nodes` are all members, including `node`.
 pub fn join(version: Version, owners: &Owners, nodes: &Nodes, node: usize, n: usize) -> Owners {
     match version {
         Version::V2 => v2(owners, nodes, node, n),
@@ -38,7 +37,7 @@ pub fn join(version: Version, owners: &Owners, nodes: &Nodes, node: usize, n: us
     }
 }
 
-/// The ring after `node` has left; `nodes` are those that stay.
+/// Return the ring after `node` has left; `nodes` are the remaining members.
 pub fn leave(version: Version, owners: &Owners, nodes: &Nodes, node: usize, n: usize) -> Owners {
     let mut ring = owners.clone();
     for at in (0..ring.len()).filter(|at| owners[*at] == node) {
@@ -56,12 +55,13 @@ pub fn leave(version: Version, owners: &Owners, nodes: &Nodes, node: usize, n: u
     }
 }
 
-/// Partitions whose `n` owners in a row repeat a node.
+/// Count the partitions whose `n` consecutive owners repeat a node.
 pub fn repeated_nodes(owners: &Owners, n: usize) -> usize {
     repeated(owners, n, &|node| node)
 }
 
-/// Partitions whose `n` owners in a row have fewer locations than they might.
+/// Count the partitions whose `n` consecutive owners repeat a location; 0 if there are fewer than `n`
+/// locations.
 pub fn repeated_locations(owners: &Owners, nodes: &Nodes, n: usize) -> usize {
     let location = location_of(nodes);
     let mut all: Vec<usize> = nodes.iter().map(|(_, at)| *at).collect();
@@ -85,7 +85,7 @@ fn near(owners: &Owners, at: usize, n: usize) -> impl Iterator<Item = usize> {
     (1..n).flat_map(move |far| [owners[(at + far) % q], owners[(at + q - far % q) % q]])
 }
 
-/// Location of a node; the same one for all that are gone.
+/// Return the location of a node; all nodes that are gone share one.
 fn location_of(nodes: &Nodes) -> impl Fn(usize) -> usize {
     let mut of = vec![usize::MAX; nodes.iter().map(|(node, _)| node + 1).max().unwrap_or(0)];
     nodes.iter().for_each(|(node, at)| of[*node] = *at);
@@ -116,8 +116,8 @@ fn v2(owners: &Owners, nodes: &Nodes, node: usize, n: usize) -> Owners {
     if count(&ring, node) < average || repeated_nodes(&ring, n) > 0 { deal(q, nodes, n) } else { ring }
 }
 
-/// The whole ring in stripes of all nodes, those of one location apart from each other; the tail,
-/// which meets the head, is mended if some choice of nodes does.
+/// Deal out the whole ring in stripes of all nodes, with nodes of one location apart from each other. The
+/// tail, which meets the head, is mended if some choice of nodes does that.
 fn deal(q: usize, nodes: &Nodes, n: usize) -> Owners {
     let mut order: Vec<(usize, usize, usize)> = Vec::new();
     for (node, location) in nodes {
@@ -180,12 +180,12 @@ fn v4(owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
     if better(&solved) < better(&updated) { solved } else { updated }
 }
 
-/// Everybody gets `k` or `k + 1`: who has too many, or is gone, gives to who has too few, where
-/// it repeats the least.
+/// Give every node `k` or `k + 1` partitions: a node with too many, or one that is gone, gives to one with
+/// too few, where that repeats the least.
 fn balance(owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
     let (mut ring, q) = (owners.clone(), owners.len());
     let (low, extra) = (q / nodes.len(), q % nodes.len());
-    // Those that have the most keep one more.
+    // The nodes with the most partitions keep the extra one.
     let mut by_count: Vec<usize> = nodes.iter().map(|(node, _)| *node).collect();
     by_count.sort_by_key(|node| (std::cmp::Reverse(count(owners, *node)), *node));
     let location = location_of(nodes);
@@ -206,7 +206,7 @@ fn balance(owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
     }
 }
 
-/// Exchanges of two partitions' owners, for as long as one repeats less.
+/// Exchange the owners of two partitions for as long as that reduces the repetitions.
 fn mend(mut ring: Owners, owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
     let q = ring.len();
     let location = location_of(nodes);
@@ -214,14 +214,14 @@ fn mend(mut ring: Owners, owners: &Owners, nodes: &Nodes, n: usize) -> Owners {
     locations.sort();
     locations.dedup();
     let located = locations.len() >= n;
-    // What is wrong around one partition; only that changes with it.
+    // The repetitions around one partition; an exchange changes only those of its two partitions.
     let wrong = |ring: &Owners, at: usize| {
         let node = ring[at];
         let same = near(ring, at, n).filter(|near| *near == node).count();
         let close = near(ring, at, n).filter(|near| located && location(*near) == location(node)).count();
         same * 1000 + close
     };
-    // The exchange that makes it most right, and of several the one that moves the least.
+    // Take the exchange that removes the most repetitions, and among equals the one that moves the least.
     loop {
         let wrongs: Vec<usize> = (0..q).map(|at| wrong(&ring, at)).collect();
         let mut best = None;

@@ -1,4 +1,4 @@
-//! The same changes for every way to claim, and what each makes of them.
+//! The same membership changes for every claim algorithm, and the score of the result.
 
 use std::collections::BTreeMap;
 
@@ -12,21 +12,21 @@ use super::riak::{self, Owners, Version};
 /// One change of the members.
 #[derive(Clone, Copy, Debug)]
 pub enum Step {
-    /// A node of this location.
+    /// A node at this location joins.
     Join(usize),
-    /// The node that came as this one, the founder being 0.
+    /// The node that joined as this number leaves; the founder is 0.
     Leave(usize),
 }
 
-/// A founder of location 0 and what happens then.
+/// A founder at location 0 and the steps that follow.
 pub struct Scenario {
     pub name: &'static str,
-    /// Do nodes tell their locations?
+    /// Whether nodes announce their locations.
     pub located: bool,
     pub steps: Vec<Step>,
 }
 
-/// What all of them go through.
+/// Return the scenarios that every algorithm goes through.
 pub fn scenarios() -> Vec<Scenario> {
     let joins = |count: usize, locations: usize| (1..count).map(move |at| Step::Join(at % locations));
     vec![
@@ -55,35 +55,35 @@ pub fn scenarios() -> Vec<Scenario> {
     ]
 }
 
-/// What a table is like, and what it took to get there.
+/// The quality of a table, and the moves that led to it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Score {
     /// Partitions that got another owner.
     pub owners: usize,
-    /// Replicas that a node got and had not.
+    /// Replicas on nodes that did not have them before.
     pub replicas: usize,
-    /// Sets with a node twice, though there are nodes enough.
+    /// Sets that repeat a node although there are enough nodes.
     pub repeated_nodes: usize,
-    /// Sets with a location twice, though there are locations enough.
+    /// Sets that repeat a location although there are enough locations.
     pub repeated_locations: usize,
-    /// The most owned by one node less the fewest.
+    /// Difference between the most and the fewest partitions owned by one node.
     pub owner_spread: usize,
-    /// The most replicas on one node less the fewest.
+    /// Difference between the most and the fewest replicas on one node.
     pub replica_spread: usize,
 }
 
-/// Who claims.
+/// The claim algorithm.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Way {
     Annulus,
     Riak(Version),
 }
 
-/// Every way, ours first.
+/// Every algorithm, Annulus first.
 pub const WAYS: [(&str, Way); 3] =
     [("annulus", Way::Annulus), ("riak v2", Way::Riak(Version::V2)), ("riak v4", Way::Riak(Version::V4))];
 
-/// A scenario's steps, one score each.
+/// Run a scenario and return the score of each step.
 pub fn run(scenario: &Scenario, way: Way, q: usize, n: usize) -> Vec<Score> {
     let mut nodes: Vec<(usize, usize)> = vec![(0, 0)];
     let mut owners: Owners = vec![0; q];
@@ -102,7 +102,7 @@ pub fn run(scenario: &Scenario, way: Way, q: usize, n: usize) -> Vec<Score> {
                 *node
             }
         };
-        // Riak knows no locations where nobody tells them: then each node is one.
+        // Without announced locations Riak treats each node as a location of its own.
         let known: Vec<(usize, usize)> =
             nodes.iter().map(|(node, at)| (*node, if scenario.located { *at } else { *node })).collect();
         let new = match way {
@@ -170,7 +170,7 @@ fn score(old: &[Vec<usize>], new: &[Vec<usize>], nodes: &[(usize, usize)], locat
     score
 }
 
-/// A whole scenario: what was moved and repeated together, the worst spreads.
+/// Combine the scores of a scenario: moves and repetitions are summed, spreads are the largest.
 pub fn sum(scores: &[Score]) -> Score {
     scores.iter().fold(Score::default(), |sum, step| Score {
         owners: sum.owners + step.owners,

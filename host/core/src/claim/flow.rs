@@ -1,34 +1,33 @@
-//! One step of the claim, solved exactly: so many nodes for every partition, none twice.
+//! One step of the claim, solved exactly: choose a number of nodes for every partition, none twice.
 //!
-//! It is a min-cost flow from every partition over its zones and nodes to a sink whose edges
-//! have convex costs: far below zero while a node is under its lower bound, zero within its
-//! bounds, far above zero beyond. The graph between partitions and nodes is kept folded: edge
-//! `i -> j` between two nodes stands for the cheapest partition that could have `j` where it
-//! has `i`, so that a search costs nodes², whatever the number of partitions.
+//! This is a min-cost flow from every partition over its zones and nodes to a sink whose edges have convex
+//! costs: far below zero while a node is under its lower bound, zero within its bounds, far above zero
+//! beyond. The graph between partitions and nodes is kept folded: edge `i -> j` between two nodes stands for
+//! the cheapest partition that could have `j` instead of `i`, so a search costs nodes², whatever the number
+//! of partitions.
 //!
-//! We start with every partition on its cheapest nodes, which is optimal for what the nodes
-//! then hold, and take shortest paths from node to node for as long as one lowers the whole
-//! cost. After each, the choice is optimal for what the nodes then hold (successive shortest
-//! paths); and the least cost as a function of what the nodes hold is M-convex, so where no single
-//! exchange between two nodes helps, nothing does. Among paths of equal cost the one of
-//! fewest edges is taken: none of its exchanges stands in the way of another, for where two
-//! would, the detour between them could be left out.
+//! Every partition starts on its cheapest nodes, which is optimal for the loads that result. Then shortest
+//! paths from node to node are taken for as long as one lowers the total cost. After each path the choice is
+//! optimal for the loads that result (successive shortest paths), and the least cost as a function of the
+//! loads is M-convex: if no single exchange between two nodes helps, nothing does. Among paths of equal cost
+//! the one with the fewest edges is taken. None of its exchanges conflicts with another: if two did, the
+//! detour between them could be left out.
 
 use super::shares::Bounds;
 
-/// What is paid for one choice: each price is above all of the next lower kind together, of every
-/// set of a ring. For the largest, 4096 sets of 7, they just fit.
+/// Prices of what a choice should avoid. Each price is above the sum of all lower kinds over every set of
+/// a ring. For the largest ring, 4096 sets of 7, the prices just fit into an `i64`.
 pub(super) struct Prices {
-    /// For a replica that is new where a transfer is under way, besides `moving`.
+    /// Added to `moving` for a replica that is new in a partition whose transfer is pending.
     pub disturbing: i64,
-    /// For a replica that is new.
+    /// Price of a replica that is new.
     pub moving: i64,
-    /// For one step out of bounds.
+    /// Price of one partition out of bounds.
     unbalanced: i64,
 }
 
 impl Prices {
-    /// Preferences are below this.
+    /// Preferences between places stay below this value.
     pub(super) const PREFERENCES: i64 = 8;
 
     pub(super) fn new(partitions: usize, width: usize) -> Self {
@@ -39,37 +38,38 @@ impl Prices {
     }
 }
 
-/// So many steps out of bounds are each dearer than the one before: who is farther off comes first.
+/// Each of the first `STEEP` partitions out of bounds costs more than the one before, so that the node
+/// farthest out of bounds is served first.
 const STEEP: i64 = 4;
-/// Costs are shifted by this to leave room for a path's count of edges.
+/// Costs are shifted left by this many bits to leave room for the number of edges of a path.
 const EDGES_BITS: u32 = 12;
 const NO_EDGE: i64 = i64::MAX;
 /// The rank of a node that a partition may not have.
 pub(super) const NEVER: u8 = u8::MAX;
 
-/// What is to be chosen, and at which cost.
+/// The choice to make, and its costs.
 pub(super) struct Step<'a> {
-    /// How many nodes to choose for each partition.
+    /// Number of nodes to choose for each partition.
     pub choose: usize,
-    /// `ranks[partition * nodes + node]`: what choosing the node costs, as an index into `costs`,
-    /// or [`NEVER`].
+    /// `ranks[partition * nodes + node]`: the cost of choosing the node, as an index into `costs`, or
+    /// [`NEVER`].
     pub ranks: Vec<u8>,
-    /// At most one of each kind.
+    /// Cost of each rank.
     pub costs: Vec<i64>,
     pub prices: &'a Prices,
-    /// What each partition has already, which stays.
+    /// The nodes that each partition has already; they stay.
     pub fixed: &'a [Vec<usize>],
-    /// How many partitions each node holds already.
+    /// Number of partitions that each node holds already.
     pub loads: Vec<i64>,
-    /// How many each should hold with the chosen.
+    /// Bounds of each node's load, including the partitions that it is chosen for.
     pub bounds: Vec<Bounds>,
     /// Zone of each node.
     pub zones: &'a [usize],
-    /// How many of a zone a partition may have.
+    /// Most nodes of one zone that a partition may have.
     pub zone_limit: usize,
 }
 
-/// The nodes for each partition.
+/// Choose the nodes for each partition at the least cost.
 pub(super) fn solve(step: Step<'_>) -> Vec<Vec<usize>> {
     let mut choice = Choice::cheapest(step);
     while let Some(path) = choice.best_path() {
@@ -82,22 +82,22 @@ struct Choice<'a> {
     step: Step<'a>,
     nodes: usize,
     chosen: Vec<Vec<usize>>,
-    /// `counts[((i * nodes) + j) * ranks² + rank of i * ranks + rank of j]`: how many partitions
+    /// `counts[((i * nodes) + j) * ranks² + rank of i * ranks + rank of j]`: the number of partitions that
     /// have `i` and could have `j` instead.
     counts: Vec<u16>,
-    /// `edges[i * nodes + j]`: the least cost of such an exchange.
+    /// `edges[i * nodes + j]`: the least cost of such an exchange, or [`NO_EDGE`].
     edges: Vec<i64>,
-    /// What [`Choice::open`] found of one partition: how many it has of each zone; the nodes that
-    /// it has not, with zone and rank.
+    /// The results of [`Choice::open`] for one partition: its number of nodes in each zone, and the nodes
+    /// that it could have besides, with zone and rank.
     in_zone: Vec<usize>,
     others: Vec<(usize, usize, usize)>,
-    /// Where to look for the next partition to change: it jumps by about the golden section
-    /// (odd, so that it comes everywhere), which spreads around the ring what a node gets.
+    /// Where to start looking for the next partition to change. It advances by about the golden section (an
+    /// odd step, so that it reaches every partition), which spreads a node's new partitions around the ring.
     cursor: usize,
 }
 
 impl<'a> Choice<'a> {
-    /// Every partition on nodes of the least cost, of those the least loaded.
+    /// Put every partition on its cheapest nodes, the least loaded first among those of equal cost.
     fn cheapest(step: Step<'a>) -> Self {
         let (nodes, classes) = (step.bounds.len(), step.costs.len());
         let counts = vec![0; nodes * nodes * classes * classes];
@@ -114,7 +114,7 @@ impl<'a> Choice<'a> {
                     let (node, _, rank) = choice.others[*at];
                     (rank, choice.adding(node), choice.step.loads[node], node)
                 };
-                // Greedy is cheapest: sets with at most so many of each zone are a matroid.
+                // Greedy is optimal here: sets with a limit per zone form a matroid.
                 let Some(at) = (0..choice.others.len()).filter(fits).min_by_key(key) else { break };
                 let (node, zone, _) = choice.others.swap_remove(at);
                 choice.chosen[partition].push(node);
@@ -130,7 +130,7 @@ impl<'a> Choice<'a> {
         self.step.ranks[partition * self.nodes + node]
     }
 
-    /// What an exchange costs, if it may be.
+    /// Return the cost of an exchange, or `None` if it is not allowed.
     fn exchange(&self, partition: usize, i: usize, j: usize) -> Option<i64> {
         let zones = self.step.zones;
         if !self.chosen[partition].contains(&i) || self.rank(partition, j) == NEVER {
@@ -144,19 +144,19 @@ impl<'a> Choice<'a> {
         may.then(|| cost(j) - cost(i))
     }
 
-    /// What one partition more on a node costs.
+    /// Return the cost of one more partition on a node.
     fn adding(&self, node: usize) -> i64 {
         let (load, Bounds { low, high }) = (self.step.loads[node], self.step.bounds[node]);
         self.step.prices.unbalanced * ((load + 1 - high).clamp(0, STEEP) - (low - load).clamp(0, STEEP))
     }
 
-    /// What one partition less on a node costs.
+    /// Return the cost of one partition less on a node.
     fn removing(&self, node: usize) -> i64 {
         let (load, Bounds { low, high }) = (self.step.loads[node], self.step.bounds[node]);
         self.step.prices.unbalanced * ((low + 1 - load).clamp(0, STEEP) - (load - high).clamp(0, STEEP))
     }
 
-    /// Finds out how many nodes a partition has of each zone, and which it might have too.
+    /// Compute a partition's number of nodes in each zone, and the nodes that it could have besides.
     fn open(&mut self, partition: usize) {
         let ranks = &self.step.ranks[partition * self.nodes..][..self.nodes];
         let has = || self.step.fixed[partition].iter().chain(&self.chosen[partition]).copied();
@@ -168,10 +168,10 @@ impl<'a> Choice<'a> {
         self.others.extend(free.map(|(node, rank)| (node, self.step.zones[node], usize::from(*rank))));
     }
 
-    /// Counts a partition's possible exchanges in, or out.
+    /// Add a partition's possible exchanges to the counts, or remove them.
     fn count(&mut self, partition: usize, come: bool) {
         let (classes, nodes, limit) = (self.step.costs.len(), self.nodes, self.step.zone_limit);
-        // This loop is the claim's hottest: what it asks of the partition is found out before.
+        // This is the hottest loop of the claim; everything it needs of the partition is computed beforehand.
         self.open(partition);
         let ranks = &self.step.ranks[partition * nodes..][..nodes];
         for &i in &self.chosen[partition] {
@@ -200,13 +200,13 @@ impl<'a> Choice<'a> {
         }
     }
 
-    /// The path whose exchanges lower the whole cost the most, if one does: nodes, the first of
-    /// which gives a partition and the last of which gets one.
+    /// Return the path of exchanges that lowers the total cost the most, if one does. The first node of the
+    /// path gives up a partition, the last one gets one.
     fn best_path(&self) -> Option<Vec<usize>> {
         let mut costs: Vec<i64> = (0..self.nodes).map(|node| self.removing(node) << EDGES_BITS).collect();
         let mut before: Vec<Option<usize>> = vec![None; self.nodes];
         let mut changed = vec![true; self.nodes];
-        // Bellman and Ford's: there is no cycle below zero, so it ends within `nodes` rounds.
+        // Bellman-Ford. There is no negative cycle, so this ends within `nodes` rounds.
         while changed.contains(&true) {
             for i in 0..self.nodes {
                 if !std::mem::take(&mut changed[i]) {
@@ -233,9 +233,9 @@ impl<'a> Choice<'a> {
         Some(path)
     }
 
-    /// Makes the exchanges of a path.
+    /// Apply the exchanges of a path.
     fn take(&mut self, path: &[usize]) {
-        // All are found before any is made: each is an edge of the graph as it is.
+        // Find all exchanges before making any: each is an edge of the graph as it is now.
         let find = |hop: &[usize]| (self.cheapest_exchange(hop[0], hop[1]), hop[0], hop[1]);
         let changes: Vec<_> = path.windows(2).map(find).collect();
         let partitions = self.step.fixed.len();

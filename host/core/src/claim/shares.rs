@@ -1,22 +1,22 @@
-//! Fair shares: how many partitions each node should hold.
+//! Fair shares: the number of partitions that each node should hold.
 
-/// The fewest and the most that a node should hold: its fair share rounded down and up.
+/// Bounds of a node's load: its fair share rounded down and up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Bounds {
     pub low: i64,
     pub high: i64,
 }
 
-/// A share as an exact fraction.
+/// A share as an exact fraction, `over / under`.
 #[derive(Clone, Copy)]
 struct Share {
     over: u128,
     under: u128,
 }
 
-/// Bounds of each node for sets of `length` out of `partitions`: by weight, but no zone more
-/// than `zone_limit` times in every set and no node more than once; what one cannot take, all the
-/// others share, whatever their zones.
+/// Return the bounds of each node for sets of `length` out of `partitions`. Shares are by weight, but a zone
+/// counts at most `zone_limit` times in a set and a node at most once. A share that a node or zone cannot
+/// take is divided among all others, whatever their zones.
 pub(super) fn bounds(
     weights: &[u64],
     zones: &[usize],
@@ -30,8 +30,8 @@ pub(super) fn bounds(
     let limit = q * zone_limit as u128;
     let whole = Share { over: q * length as u128, under: 1 };
 
-    // A zone at its limit is apart from the others; without it these have more each, which may
-    // bring the next zone to its limit.
+    // A zone at its limit is set apart. The other nodes then get more, which may bring another zone to its
+    // limit.
     let mut full = vec![false; zone_count];
     let mut shares = vec![whole; zones.len()];
     loop {
@@ -54,8 +54,8 @@ pub(super) fn bounds(
     shares.into_iter().map(round).collect()
 }
 
-/// Divides `whole` among `nodes` by weight; who would get more than `cap` gets that, and the rest
-/// is divided again among the others.
+/// Divide `whole` among `nodes` by weight. A node that would get more than `cap` gets `cap`, and the rest is
+/// divided again among the others.
 fn fill(whole: Share, weights: &[u64], nodes: &[usize], cap: u128, shares: &mut [Share]) {
     let mut open = nodes.to_vec();
     let mut rest = whole.over;
@@ -75,7 +75,8 @@ fn fill(whole: Share, weights: &[u64], nodes: &[usize], cap: u128, shares: &mut 
     }
 }
 
-/// Do these come to more than `limit` together? All that are not whole have one denominator.
+/// Return true if the sum of the shares exceeds `limit`. All shares with a denominator other than 1 have the
+/// same one.
 fn exceeds(shares: impl Iterator<Item = Share>, limit: u128) -> bool {
     let (mut whole, mut over, mut under) = (0, 0, 1);
     for share in shares {
@@ -97,14 +98,14 @@ mod tests {
     }
 
     #[test]
-    fn equal_weights_share_equally_and_heavy_ones_take_more_up_to_every_set() {
+    fn equal_weights_share_equally_and_heavy_nodes_get_more_up_to_every_set() {
         assert_eq!(rounded(&[1, 1, 1], &[0, 1, 2], 1, 1), [(21, 22); 3]);
         assert_eq!(rounded(&[2, 1, 1], &[0, 1, 2], 1, 1), [(32, 32), (16, 16), (16, 16)]);
         assert_eq!(rounded(&[100, 1, 1], &[0, 1, 2], 1, 2), [(64, 64), (32, 32), (32, 32)]);
     }
 
     #[test]
-    fn a_zone_of_many_nodes_shares_what_one_zone_may_take() {
+    fn the_nodes_of_a_large_zone_share_the_limit_of_one_zone() {
         assert_eq!(
             rounded(&[1; 6], &[0, 1, 2, 2, 2, 2], 1, 3),
             [(64, 64), (64, 64), (16, 16), (16, 16), (16, 16), (16, 16)]
@@ -112,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_heavy_node_cannot_take_goes_to_all_others_and_not_to_its_zone_alone() {
+    fn the_excess_of_a_heavy_node_goes_to_all_others_not_only_to_its_zone() {
         assert_eq!(
             rounded(&[100, 1, 1, 1, 1], &[0, 0, 1, 1, 1], 2, 3),
             [(64, 64), (32, 32), (32, 32), (32, 32), (32, 32)]

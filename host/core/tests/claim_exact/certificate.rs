@@ -1,22 +1,23 @@
-//! Proof that a table moves the fewest replicas, without solving anything.
+//! Proves that a table moves the fewest replicas, without solving anything.
 //!
-//! A table is a flow: every partition sends one unit for each of its replicas, over a zone (at
-//! most its limit), to a node, to a sink that takes from each node what its bounds say; a unit
-//! costs one where it is new. A flow is of least cost exactly if what may still be changed about
-//! it has no cycle of negative cost; that is what is looked for here.
+//! A table is a flow: every partition sends one unit for each of its replicas, over a zone (at most its
+//! limit), to a node, to a sink that takes from each node an amount within its bounds; a unit costs one if
+//! its replica is new. A flow is of least cost exactly if its residual graph has no cycle of negative cost;
+//! this module looks for such a cycle.
 
 use annulus_core::ids::NodeId;
 
 use super::problem::{Problem, Table};
 
-/// What a partition pays for a node; `None` if it may not have it.
+/// The cost of a node for a partition; `None` if the partition may not have the node.
 pub type Cost<'a> = &'a dyn Fn(usize, usize) -> Option<i64>;
 
-/// Is there no table of less cost, of sets within `bounds` and the zones' limit?
+/// Return true if no table within `bounds` and the zone limit costs less.
 pub fn is_cheapest(problem: &Problem, table: &Table, bounds: &[(usize, usize)], cost: Cost<'_>) -> bool {
     let (q, n) = (table.len(), problem.nodes.len());
     let (zones, limit) = (problem.zones(), problem.zone_limit());
-    // Zones only where they bind: of each node its own, or else one vertex for each pair.
+    // Zones are left out where they do not bind: if each node is a zone of its own, or if the limit is at
+    // least the size of a set. Otherwise there is one vertex for each pair of partition and zone.
     let own = (0..n).all(|at| zones[at] == at) || limit >= problem.set();
     let (partition, node) = (|p: usize| p, |at: usize| q + at);
     let (sink, pair) = (q + n, |p: usize, zone: usize| q + n + 1 + p * n + zone);
@@ -55,7 +56,7 @@ pub fn is_cheapest(problem: &Problem, table: &Table, bounds: &[(usize, usize)], 
             arcs.push((sink, node(at), 0));
         }
     }
-    // A path without a cycle gains no more than all that is paid now.
+    // A path without a cycle gains no more than the total that is paid now.
     let paid: i64 = arcs.iter().map(|(_, _, cost)| (-cost).max(0)).sum();
     let mut distance = vec![0i64; if own { sink + 1 } else { pair(q, 0) }];
     loop {
@@ -75,11 +76,11 @@ pub fn is_cheapest(problem: &Problem, table: &Table, bounds: &[(usize, usize)], 
     }
 }
 
-/// A move, so that no count of disturbed transfers weighs as much.
+/// The cost of one move; no count of disturbed transfers reaches it.
 const MOVE: i64 = 1 << 20;
 
-/// Does no table as balanced move fewer replicas, nor as few and fewer of them where the set is
-/// still to come?
+/// Return true if no equally balanced table moves fewer replicas, or as few with fewer of them in partitions
+/// whose set is pending.
 pub fn moves_the_fewest_replicas(problem: &Problem, table: &Table) -> bool {
     let cost = |p: usize, at: usize| {
         let stays = problem.old[p].contains(&problem.nodes[at].id);
@@ -88,8 +89,8 @@ pub fn moves_the_fewest_replicas(problem: &Problem, table: &Table) -> bool {
     is_cheapest(problem, table, &problem.bounds(problem.set()), &cost)
 }
 
-/// Does no choice of owners out of these sets move fewer of them, nor as few and fewer of them
-/// where the set is still to come?
+/// Return true if no choice of owners from these sets moves fewer owners, or as few with fewer of them in
+/// partitions whose set is pending.
 pub fn moves_the_fewest_owners_of_its_sets(problem: &Problem, table: &Table) -> bool {
     let owners: Table = table.iter().map(|set| vec![set[0]]).collect();
     let cost = |p: usize, at: usize| {

@@ -1,11 +1,11 @@
-//! Every table there is, on the smallest rings.
+//! Enumerates every possible table on the smallest rings.
 
 use annulus_core::ids::NodeId;
 
 use super::problem::{Problem, Table};
 
-/// The fewest replicas, and of such tables the fewest owners, that any table moves that keeps
-/// every promise.
+/// Return the fewest replica moves, and the fewest owner moves among such tables, over all tables that keep
+/// every guarantee.
 pub fn fewest(problem: &Problem) -> Option<(usize, usize)> {
     let mut sets: Vec<Vec<NodeId>> = Vec::new();
     for mask in 0u32..1 << problem.nodes.len() {
@@ -14,7 +14,7 @@ pub fn fewest(problem: &Problem) -> Option<(usize, usize)> {
             .map(|at| problem.nodes[at].id)
             .collect();
         if set.len() == problem.set() {
-            // Each node in turn as the owner; the order of the others is nobody's concern here.
+            // Each node in turn as the owner; the order of the others does not matter here.
             sets.extend((0..set.len()).map(|first| {
                 let mut set = set.clone();
                 set.swap(0, first);

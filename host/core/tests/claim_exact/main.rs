@@ -1,5 +1,5 @@
-//! The claim with zones and weights: against every table there is on the smallest rings, against
-//! a proof of least cost on larger ones.
+//! Checks the claim with zones and weights: against every possible table on the smallest rings, against a
+//! proof of least cost on larger ones.
 #![allow(clippy::unwrap_used)]
 
 mod certificate;
@@ -13,12 +13,12 @@ use enumerate::fewest;
 use problem::{Problem, Table};
 use proptest::prelude::*;
 
-/// A node, with weight and zone as numbers; zone 0 is none.
+/// Build a node from numbers for its id, weight and zone; zone 0 means none.
 fn node((id, weight, zone): (u64, u32, u8)) -> ClaimNode {
     ClaimNode { id: NodeId(id), weight, zone: (zone > 0).then(|| format!("zone {zone}")) }
 }
 
-/// Nodes with other ids than `0..`, of some zones and weights.
+/// Nodes `0..count`, with random zones and weights.
 fn some_nodes(
     count: std::ops::RangeInclusive<usize>,
     weights: u32,
@@ -29,20 +29,20 @@ fn some_nodes(
     })
 }
 
-/// Any table of nodes `0..ids`, balanced or not.
+/// An arbitrary table of nodes `0..ids`, balanced or not.
 fn any_table(partitions: usize, ids: u64, width: usize) -> impl Strategy<Value = Table> {
     let set = (Just((0..ids).map(NodeId).collect::<Vec<_>>()).prop_shuffle(), 1..=width)
         .prop_map(|(set, length)| set[..length.min(set.len())].to_vec());
     prop::collection::vec(set, partitions)
 }
 
-/// The smallest rings: every kind of zones and weights, from any table.
+/// The smallest rings: all combinations of zones and weights, from any table.
 fn tiny() -> impl Strategy<Value = Problem> {
     (1usize..=4, 1usize..=3)
         .prop_flat_map(|(partitions, width)| {
             (any_table(partitions, 6, width), some_nodes(1..=5, 3, 3), Just(width))
         })
-        // With five nodes and wide sets there are too many tables of four partitions.
+        // With five nodes and wide sets, four partitions have too many tables.
         .prop_filter("few tables", |(old, nodes, width)| {
             let per_partition = [1, 5, 20, 30][(*width).min(nodes.len())] as f64;
             per_partition.powi(old.len() as i32) < 200_000.0
@@ -50,7 +50,7 @@ fn tiny() -> impl Strategy<Value = Problem> {
         .prop_map(|(old, nodes, width)| Problem::new(old, nodes, width))
 }
 
-/// What is done to a cluster.
+/// One change of a cluster.
 #[derive(Clone, Debug)]
 enum Step {
     Join(u32, u8),
@@ -58,7 +58,7 @@ enum Step {
     Replace(usize, u32, u8),
 }
 
-/// A cluster that has seen some joins, leaves and replacements, each claimed in turn.
+/// A cluster after some joins, leaves and replacements, each claimed in turn.
 fn history(
     partitions: impl Strategy<Value = usize>,
     width: std::ops::RangeInclusive<usize>,
@@ -74,7 +74,7 @@ fn history(
     (partitions, width, some_nodes(1..=most, weights, zones), prop::collection::vec(step, 1..5))
 }
 
-/// Each claim of a history, after the first one.
+/// Return the claim problem of the founding and of each step of a history.
 fn replay((partitions, width, mut nodes, steps): (usize, usize, Vec<ClaimNode>, Vec<Step>)) -> Vec<Problem> {
     let founded = vec![vec![nodes[0].id]; partitions];
     let mut problems = vec![Problem::new(founded, nodes.clone(), width)];
@@ -103,7 +103,8 @@ fn replay((partitions, width, mut nodes, steps): (usize, usize, Vec<ClaimNode>, 
     problems
 }
 
-/// All promises and the proof of the fewest moves; the same answer whatever the nodes' order.
+/// Check every guarantee and the proof of the fewest moves, and that the order of the nodes does not change
+/// the result.
 fn hold(problem: &Problem) -> Result<Table, TestCaseError> {
     let new = problem.claim();
     if let Err(error) = problem.check(&new) {
@@ -122,20 +123,20 @@ proptest! {
     #![proptest_config(ProptestConfig { cases: 250, failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
-    fn of_every_table_there_is_none_is_better(problem in tiny()) {
+    fn no_possible_table_is_better(problem in tiny()) {
         let new = hold(&problem)?;
         let (replicas, owners) = fewest(&problem).expect("a table that keeps every promise");
         prop_assert_eq!(problem.moved(&new), replicas);
-        // From a table that no claim made, the owners may cost one or two moves more than the best.
+        // From a table that no claim made, the owners may move once or twice more than in the best table.
         prop_assert!(problem.owners_moved(&new) <= owners + 2, "{} owners, not {owners}", problem.owners_moved(&new));
     }
 
-    /// The proof is held against every table there is, too: it must not call a table cheapest
-    /// that is not, nor the other way round.
+    /// Checks the proof, too, against every possible table: it must accept a table exactly if it is the
+    /// cheapest.
     #[test]
-    fn the_proof_knows_the_best_table_from_the_others(problem in tiny(), other in any_table(4, 6, 3)) {
+    fn the_proof_accepts_only_the_best_tables(problem in tiny(), other in any_table(4, 6, 3)) {
         let (replicas, _) = fewest(&problem).unwrap();
-        // A balanced table of another history.
+        // A balanced table from another history.
         let elsewhere = Problem { old: other[..problem.old.len()].to_vec(), ..problem.clone() };
         for table in [problem.claim(), elsewhere.claim()] {
             prop_assert_eq!(moves_the_fewest_replicas(&problem, &table), problem.moved(&table) == replicas);
@@ -159,7 +160,7 @@ proptest! {
         flipped in prop::collection::vec(any::<bool>(), 40),
     ) {
         for pair in replay(case).windows(2) {
-            // Of what the claim before has changed, some has been done and some is under way.
+            // Of the changes of the previous claim, some are done and some are pending.
             let changed = pair[0].old.iter().zip(&pair[1].old).map(|(old, new)| old != new);
             let pending = changed.zip(&flipped).map(|(changed, flipped)| changed && !flipped).collect();
             hold(&Problem { pending, ..pair[1].clone() })?;
@@ -167,7 +168,7 @@ proptest! {
     }
 
     #[test]
-    fn from_any_table_at_all(old in any_table(32, 10, 7), nodes in some_nodes(1..=10, 5, 4), width in 1usize..=7) {
+    fn from_any_table(old in any_table(32, 10, 7), nodes in some_nodes(1..=10, 5, 4), width in 1usize..=7) {
         hold(&Problem::new(old, nodes, width))?;
     }
 }
@@ -185,9 +186,9 @@ proptest! {
     }
 }
 
-/// Three nodes, the fourth has joined and its transfers are under way, when a fifth joins.
+/// With three nodes at rest, a fourth has joined and its transfers are pending when a fifth joins.
 #[test]
-fn a_join_during_a_rebalancing_leaves_what_is_under_way_as_it_is() {
+fn a_join_during_a_rebalancing_disturbs_as_few_transfers_as_possible() {
     let members = |count: u64| (0..count).map(|id| node((id, 1, 0))).collect::<Vec<_>>();
     let three = Problem::new(vec![vec![NodeId(0)]; 64], members(3), 3).claim();
     let four = Problem::new(three.clone(), members(4), 3).claim();
@@ -198,7 +199,7 @@ fn a_join_during_a_rebalancing_leaves_what_is_under_way_as_it_is() {
         changed[..under_way].iter().for_each(|at| problem.pending[*at] = true);
         let five = problem.claim();
         hold(&problem).unwrap();
-        // The fifth needs 38 sets, and takes no more: those at rest, as far as they go.
+        // The fifth node needs 38 sets and takes no more, those at rest first.
         assert_eq!(problem.moved(&five), 38);
         let disturbed = changed[..under_way].iter().filter(|at| four[**at] != five[**at]).count();
         let at_rest = 64 - under_way;

@@ -1,4 +1,4 @@
-//! What a claim is asked, and what is wanted of its answer, written without any of the claim's code.
+//! The input of a claim and the requirements on its output, written without any of the claim's code.
 
 use annulus_core::claim::ClaimNode;
 use annulus_core::ids::{NodeId, TransferId};
@@ -7,11 +7,11 @@ use annulus_core::ring::{Partition, RingTable, Transfer};
 
 pub type Table = Vec<Vec<NodeId>>;
 
-/// A claim to be made: from this table, for these nodes, so wide.
+/// A claim to be made.
 #[derive(Clone, Debug)]
 pub struct Problem {
     pub old: Table,
-    /// Partitions whose set in `old` is still to come.
+    /// Per partition: whether its set in `old` is the target of a pending transfer.
     pub pending: Vec<bool>,
     pub nodes: Vec<ClaimNode>,
     pub width: usize,
@@ -22,8 +22,8 @@ impl Problem {
         Self { pending: vec![false; old.len()], old, nodes, width }
     }
 
-    /// The ring as it is. Its size is only a name here: the smallest rings of these tests are
-    /// smaller than rings may be.
+    /// Return the ring. Its size is only nominal: the smallest rings of these tests are smaller than a ring
+    /// size may be.
     pub fn ring(&self) -> RingTable {
         let partition = |(set, pending): (&Vec<NodeId>, &bool)| match pending {
             false => Partition::held_by(set.clone(), 1),
@@ -44,7 +44,7 @@ impl Problem {
         annulus_core::claim::claim(&self.ring(), &self.nodes, self.width as u8)
     }
 
-    /// How many nodes a set has.
+    /// Return the number of nodes in a set.
     pub fn set(&self) -> usize {
         self.width.min(self.nodes.len())
     }
@@ -53,7 +53,7 @@ impl Problem {
         self.nodes.iter().position(|node| node.id == id)
     }
 
-    /// The zone of each node, as numbers.
+    /// Return the zone of each node as a number.
     pub fn zones(&self) -> Vec<usize> {
         let same = |a: usize, b: usize| {
             a == b || self.nodes[a].zone.is_some() && self.nodes[a].zone == self.nodes[b].zone
@@ -61,7 +61,7 @@ impl Problem {
         (0..self.nodes.len()).map(|a| (0..=a).find(|b| same(a, *b)).unwrap()).collect()
     }
 
-    /// How many of a zone a set must at most have, for it to be filled.
+    /// Return the smallest limit of nodes per zone with which a set can be filled.
     pub fn zone_limit(&self) -> usize {
         let zones = self.zones();
         let fills = |limit: usize| {
@@ -71,11 +71,11 @@ impl Problem {
         (1..=self.set()).find(|limit| fills(*limit)).unwrap()
     }
 
-    /// The fair share of each node in sets of `length`, as (over, under): everybody at one level
-    /// by weight, but no node more than once in a set, nor a zone more often than its limit; a
-    /// zone at its limit has a level of its own.
+    /// Return the fair share of each node in sets of `length`, as (over, under). All nodes have one level by
+    /// weight, but a node is at most once in a set and a zone at most as often as its limit; a zone at its
+    /// limit has a level of its own.
     ///
-    /// Found by bisection on what the level can be: a share changes its kind only where a node or
+    /// The level is found by trying each number of full zones: a share changes its kind only where a node or
     /// a zone becomes full, and between these points the sum is linear.
     pub fn shares(&self, length: usize) -> Vec<(u128, u128)> {
         let q = self.old.len() as u128;
@@ -84,7 +84,7 @@ impl Problem {
         let members = |zone: usize| (0..zones.len()).filter(|at| zones[*at] == zone).collect::<Vec<_>>();
         let heads: Vec<usize> = (0..zones.len()).filter(|at| zones[*at] == *at).collect();
         let cap = |zone: usize| q * limit.min(members(zone).len() as u128);
-        // The level at which each zone is full, and which are full at the level of all.
+        // The level at which each zone is full, in ascending order.
         let mut order: Vec<(usize, (u128, u128))> =
             heads.iter().map(|zone| (*zone, level(&members(*zone), &weights, q, cap(*zone)))).collect();
         order.sort_by(|(_, a), (_, b)| (a.0 * b.1).cmp(&(b.0 * a.1)));
@@ -114,13 +114,13 @@ impl Problem {
         panic!("there is a level for every whole");
     }
 
-    /// The fewest and the most each node should have in sets of `length`.
+    /// Return the lowest and the highest load of each node in sets of `length`.
     pub fn bounds(&self, length: usize) -> Vec<(usize, usize)> {
         let round = |(over, under): (u128, u128)| ((over / under) as usize, over.div_ceil(under) as usize);
         self.shares(length).into_iter().map(round).collect()
     }
 
-    /// How many sets of `table`, cut to `length`, each node is in.
+    /// Count the sets of `table`, cut to `length`, that each node is in.
     pub fn loads(&self, table: &Table, length: usize) -> Vec<usize> {
         let mut loads = vec![0; self.nodes.len()];
         for node in table.iter().flat_map(|set| &set[..length.min(set.len())]) {
@@ -129,18 +129,18 @@ impl Problem {
         loads
     }
 
-    /// How many replicas are new where they are.
+    /// Count the replicas on nodes that did not have them before.
     pub fn moved(&self, new: &Table) -> usize {
         let pairs = self.old.iter().zip(new);
         pairs.map(|(old, new)| new.iter().filter(|node| !old.contains(node)).count()).sum()
     }
 
-    /// How many partitions change their owner.
+    /// Count the partitions whose owner changes.
     pub fn owners_moved(&self, new: &Table) -> usize {
         self.old.iter().zip(new).filter(|(old, new)| old.first() != new.first()).count()
     }
 
-    /// Every promise but the fewest moves; loads of whole sets and of owners.
+    /// Check every guarantee except the fewest moves, for the loads of whole sets and of owners.
     pub fn check(&self, new: &Table) -> Result<(), String> {
         let (zones, limit) = (self.zones(), self.zone_limit());
         if new.len() != self.old.len() {
@@ -174,14 +174,14 @@ impl Problem {
     }
 }
 
-/// The level at which these nodes hold `whole` together, none more than `q`, as (over, under).
+/// Return the level at which these nodes hold `whole` together, each at most `q`, as (over, under).
 fn level(nodes: &[usize], weights: &[u128], q: u128, whole: u128) -> (u128, u128) {
     let mut nodes = nodes.to_vec();
     nodes.sort_by_key(|at| std::cmp::Reverse(weights[*at]));
     for full in 0..nodes.len() {
         let weight: u128 = nodes[full..].iter().map(|at| weights[*at]).sum();
         let Some(left) = whole.checked_sub(q * full as u128) else { break };
-        // level = left / weight; the heaviest that is not full has room for it.
+        // level = left / weight; the heaviest node that is not full has room for it.
         if left * weights[nodes[full]] <= q * weight {
             return (left, weight);
         }

@@ -1,5 +1,5 @@
-//! Both machines with all that a driver does for them, in memory: a stage of before is compared, and what the
-//! holder has is what the taker gets (R16).
+//! Runs both handoff machines with a driver in memory: a stage from an earlier stream is compared, and the
+//! receiver ends up with the items of the sender (R16).
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -12,17 +12,17 @@ use crate::*;
 
 type Items = BTreeMap<String, u8>;
 
-/// What goes wrong.
+/// The fault of a run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Luck {
     Good,
-    /// The link is lost with the first answer that a range differs.
+    /// The link is lost together with the first answer that a range differs.
     LosesAnAnswer,
-    /// The first item that is staged is lost, and nobody says so.
+    /// The first staged item is lost silently.
     LosesAnItem,
-    /// The same, and the stage says that it did not take it.
+    /// The first staged item is lost, and the stage reports that it did not take it.
     LosesAnItemAndSaysSo,
-    /// The stage says of every range that it has the same.
+    /// The stage reports that every range is the same.
     ComparesNothing,
 }
 
@@ -33,7 +33,7 @@ struct Transfer {
     holder: Items,
     stage: Items,
     luck: Luck,
-    /// Items that went over the link.
+    /// Number of items sent over the link.
     sent: usize,
 }
 
@@ -58,7 +58,7 @@ impl Transfer {
         }
     }
 
-    /// Until it would flip, or gives up.
+    /// Run until the sender proposes the flip (true) or gives up (false).
     fn goes_well(&mut self) -> bool {
         let mut effects: VecDeque<Effect> = self.sender.handle(Event::Start).into();
         while let Some(effect) = effects.pop_front() {
@@ -80,7 +80,7 @@ impl Transfer {
         panic!("nothing is left to do, and it is not over: {:?}", self.sender)
     }
 
-    /// Two items a page.
+    /// Read a page of two items.
     fn page(&self, attempt: u64, after: Option<Vec<u8>>) -> Event {
         let after = after.map(|token| String::from_utf8(token).unwrap());
         let mut rest = self.holder.iter().skip_while(|(key, _)| after.as_ref().is_some_and(|of| *key <= of));
@@ -137,7 +137,7 @@ impl Transfer {
         back
     }
 
-    /// Stages items; answers what it says that it took.
+    /// Stage items; return the tallies that the stage reports as taken.
     fn put(&mut self, items: &[Item]) -> Tallies {
         let mut taken = Tallies::default();
         for item in items {
@@ -158,17 +158,17 @@ impl Transfer {
 
 const HELD: [(&str, u8); 7] = [("a", 1), ("b", 1), ("c", 1), ("d", 1), ("e", 1), ("f", 1), ("g", 1)];
 
-/// Another value, one too few and one too many, in two of four pages.
+/// Another value, one item too few and one too many, in two of four pages.
 const KEPT: [(&str, u8); 7] = [("a", 1), ("b", 1), ("c", 1), ("d", 1), ("e", 9), ("f", 1), ("ff", 1)];
 
-/// A flip gives the taker what the holder has.
+/// Return true unless a flip leaves the receiver with other items than the sender has.
 fn ends_right(kept: &[(&str, u8)], luck: Luck) -> bool {
     let mut transfer = Transfer::new(items(&HELD), items(kept), luck);
     !transfer.goes_well() || transfer.stage == transfer.holder
 }
 
 #[test]
-fn of_a_stage_of_before_only_what_differs_is_sent() {
+fn only_the_differences_to_a_kept_stage_are_sent() {
     for (kept, most) in [(&HELD[..], 0), (&KEPT[..], 4), (&HELD[..2], 5), (&[("x", 1)], 7)] {
         let mut transfer = Transfer::new(items(&HELD), items(kept), Luck::Good);
         assert!(transfer.goes_well());
@@ -178,19 +178,19 @@ fn of_a_stage_of_before_only_what_differs_is_sent() {
 }
 
 #[test]
-fn nothing_is_left_of_a_stage_whose_holder_has_no_items() {
+fn a_stage_ends_empty_if_the_sender_has_no_items() {
     let mut transfer = Transfer::new(Items::new(), items(&KEPT), Luck::Good);
     assert!(transfer.goes_well() && transfer.stage.is_empty() && transfer.sent == 0);
 }
 
 #[test]
-fn a_comparison_that_does_not_look_leaves_what_differs() {
+fn a_comparison_that_always_reports_the_same_leaves_differences() {
     assert!(ends_right(&KEPT, Luck::Good) && !ends_right(&KEPT, Luck::ComparesNothing));
 }
 
 #[test]
 fn an_answer_that_is_lost_with_its_link_is_not_taken_for_a_yes() {
-    // Of as many items, so that only the answer tells.
+    // The number of items is the same, so only the answer shows the difference.
     let kept: Vec<_> = HELD.iter().map(|(key, _)| (*key, 1 + u8::from(*key == "c"))).collect();
     shows(Mutant::BelieveLostAnswers, || ends_right(&kept, Luck::LosesAnAnswer));
 }
@@ -222,7 +222,7 @@ fn a_stream_that_was_given_up_and_comes_late_costs_no_stage() {
 }
 
 #[test]
-fn a_receiver_that_finds_a_whole_stage_says_so_to_one_that_asks() {
+fn a_receiver_with_a_complete_stage_says_so_when_asked() {
     let mut receiver = Receiver::new(BootId([2; 16]), Found::Complete);
     let mut sender = Sender::new(task(&[KV], true), 20, LIMITS);
     sender.handle(Event::Start);
@@ -231,7 +231,7 @@ fn a_receiver_that_finds_a_whole_stage_says_so_to_one_that_asks() {
     let told = receiver.handle(receiver::Event::Received(1, (**begin).clone()));
     assert_eq!(told, [receiver::Effect::Send(1, accept(Have::All))]);
     assert_eq!(sender.handle(Event::Received(1, accept(Have::All))), [Effect::ProposeFlip]);
-    // Only the log ends it.
+    // Only the log ends the transfer.
     let flipped = receiver.handle(receiver::Event::Fate(Fate::Flipped));
     assert_eq!(flipped, [receiver::Effect::Promote { complete: true }, receiver::Effect::Close(1)]);
 }
