@@ -3,8 +3,8 @@
 //! The following components are kept: those of the releases in the cluster's state, those of deploys that run
 //! through this node, and for a while those that this node was told to prepare for a coming release. A file
 //! that is deleted too early has to be fetched and compiled again. Two rules prevent that all nodes delete a
-//! component named by an entry that none of them has applied yet: a file that is young after a restart counts
-//! as held, and a node without contact to a leader deletes nothing.
+//! component named by an entry that none of them has applied yet: after a restart, a young file counts as
+//! held, and a node without contact to a leader deletes nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
