@@ -112,7 +112,7 @@ impl Artefacts {
     pub(super) fn remove_partial(&self) {
         for entry in self.entries() {
             if entry.name.to_string_lossy().ends_with(PARTIAL) {
-                self.remove(&entry.name, "a component was written half when the process ended");
+                self.remove(&entry.name, "a component was only partly written when the process ended");
             }
         }
     }
@@ -139,9 +139,9 @@ impl Artefacts {
     fn remove(&self, name: &OsStr, why: &str) {
         let path = self.dir.join(name);
         match self.disk.remove(&path) {
-            Ok(()) => tracing::info!(path = %path.display(), "{why}: it is removed"),
+            Ok(()) => tracing::info!(path = %path.display(), "{why}; deleted it"),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(path = %path.display(), %error, "{why}, and it cannot be removed"),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "{why}, but it cannot be deleted"),
         }
     }
 

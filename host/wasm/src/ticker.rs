@@ -176,9 +176,9 @@ mod tests {
         wait("sleep", || asleep(&ticker));
         let before = (ticks.load(Ordering::SeqCst), ticker.now());
         std::thread::sleep(EPOCH_TICK * 50);
-        assert_eq!((ticks.load(Ordering::SeqCst), ticker.now()), before, "time and epoch stand");
+        assert_eq!((ticks.load(Ordering::SeqCst), ticker.now()), before, "time and epoch stand still");
         let running = ticker.enter();
-        wait("more ticks than it lingers", || {
+        wait("more than LINGER_TICKS ticks", || {
             ticks.load(Ordering::SeqCst) > before.0 + 3 * u64::from(LINGER_TICKS)
         });
         assert!(!asleep(&ticker), "a call is running");
