@@ -10,7 +10,7 @@ use annulus_core::state::{HandoffChange, StorageKind};
 
 /// Header of an admin stream: the version of this protocol.
 pub const ADMIN_HEADER: &[u8] = &[1];
-/// Length of the frames in which a component is uploaded, in bytes.
+/// Longest frame of an uploaded component, in bytes.
 pub const UPLOAD_CHUNK_BYTES: usize = 256 * 1024;
 
 /// Request of a verb: the first frame of its stream.
