@@ -1,4 +1,4 @@
-//! What the admin service needs of the node as a whole.
+//! The interface through which the admin service acts on the node as a whole.
 
 use std::future::Future;
 use std::net::SocketAddr;
@@ -8,20 +8,22 @@ use tokio::time::Instant;
 
 use super::AdminError;
 
-/// A future that a trait can return.
+/// A future that a trait method can return.
 pub type Pending<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
-/// Held until the operator has its answer; dropped, the node starts anew.
+/// Held until the operator has its answer. Dropping it makes the node restart its parts.
 pub type Restart = Box<dyn Send>;
 
-/// Offered by the node to the admin service: what no single part of it can do.
+/// Operations that no single part of the node can carry out. The node implements it for the admin service.
 pub trait NodeControl: Send + Sync + 'static {
-    /// Leaves the own cluster of one and becomes part of the one that `address` belongs to.
-    /// Returns when the node was admitted there and that is durable. What is returned is held
-    /// until the operator has its answer; when it is dropped, the node starts its parts anew
-    /// and rewrites `admin.toml`. Refused where the own cluster has modules and `discard` is
-    /// not said, or has other members; then the node is what it was. With `stage` it owns nothing
-    /// there until a plan takes it in.
+    /// Leave the node's own cluster of one and join the cluster of the node at `address`. Returns once the
+    /// admission is durable. The caller holds the returned value until the operator has its answer; when it
+    /// is dropped, the node restarts its parts and rewrites `admin.toml`. With `stage`, the node owns nothing
+    /// in the new cluster until a plan that includes it is committed.
+    ///
+    /// # Errors
+    /// If the node's own cluster has other members, or has modules and `discard` is not set, or if the other
+    /// cluster does not admit it. The node then stays what it was, unless the error's state is `unknown`.
     fn join<'a>(
         &'a self,
         address: SocketAddr,

@@ -1,10 +1,11 @@
-//! How the command line talks to a node.
+//! The protocol between the command line and a node, and the node's side of it.
 //!
-//! One verb is one bulk stream of kind `BULK_ADMIN`: its header is [`ADMIN_HEADER`], its first
-//! frame an [`AdminRequest`] as CBOR; then the node answers with [`AdminReply`] frames, the last
-//! of which is `Done` or `Error`.
-//! Only who shows an operator's certificate of this cluster is heard; `start` writes one into
-//! the data directory (`admin.toml`).
+//! Each verb is one bulk stream of kind `BULK_ADMIN`. Its header is [`ADMIN_HEADER`] and its first frame an
+//! [`AdminRequest`] in CBOR. The node answers with [`AdminReply`] frames, the last of which is `Done` or
+//! `Error`.
+//!
+//! Only operators, who present an operator's certificate of this cluster, are served. `start` writes such a
+//! certificate into the data directory (`admin.toml`).
 
 mod control;
 pub mod plan_rows;

@@ -1,4 +1,4 @@
-//! What `plan`, `commit` and their kin show. Fields may be added, none renamed.
+//! Output of `plan`, `commit` and related verbs. Fields may be added, but none may be renamed.
 //!
 //! ```text
 //! plan    {"plan": id or null, "epoch", "changes": [{"change", "node", "by"}],
@@ -6,34 +6,35 @@
 //!                     "items_in", "bytes_in", "items_out", "bytes_out"}],
 //!          "moves": [{"partition", "from", "to", "owner", "under_way", "items", "bytes"}],
 //!          "warnings": [{"code", "message"}], "shown": id or null}
-//! commit  {"plan", "index", "changes", "moved": partitions with a new owner,
-//!          "possible_loss": [partition], "settled": bool}   (`remove` and `replace` too)
-//! clear   {"changes"}                                       (whatever has --stage too)
+//! commit  {"plan", "index", "changes", "moved": number of partitions with a new owner,
+//!          "possible_loss": [partition], "settled": bool}   (also `remove` and `replace`)
+//! clear   {"changes"}                                       (also every verb with `--stage`)
 //! ```
 //!
-//! `change` is `join`, `leave`, `replace` or `remove`; `by` is who replaces. Items and bytes are
-//! null where a node that should know did not answer. Only owners hold items in this version, so
-//! a move that is not one of an owner carries none. Codes of warnings: `possible-loss`,
-//! `too-few-nodes`, `too-few-zones`, `node-down`, `joiner-waits`.
+//! `change` is `join`, `leave`, `replace` or `remove`; `by` is the replacing node. Items and bytes are null
+//! if a node that should know them did not answer. In this version only owners hold items, so a move that
+//! does not change the owner carries none. Codes of warnings: `possible-loss`, `too-few-nodes`,
+//! `too-few-zones`, `node-down`, `joiner-waits`.
 
 use serde::{Deserialize, Serialize};
 
-/// What a set of changes would do.
+/// Effect of a set of changes.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PlanRow {
-    /// Names it for `commit`: the same as long as it does the same. None where nothing is staged.
+    /// Id of the plan, for `commit`. It stays the same as long as the effect stays the same. None if nothing
+    /// is staged.
     pub plan: Option<String>,
-    /// The ring's epoch that it was made from.
+    /// Epoch of the ring from which the plan was computed.
     pub epoch: u64,
-    /// In the order in which they were staged.
+    /// Changes, in the order in which they were staged.
     pub changes: Vec<ChangeRow>,
-    /// Every node that is not removed.
+    /// Every node that is not removed, with its shares.
     pub nodes: Vec<ShareRow>,
-    /// By partition.
+    /// Moves, ordered by partition.
     pub moves: Vec<MoveRow>,
-    /// What to know first.
+    /// Warnings to read before a commit.
     pub warnings: Vec<WarningRow>,
-    /// The plan that this node has shown last.
+    /// Id of the plan that this node showed to an operator before this one.
     pub shown: Option<String>,
 }
 
@@ -42,102 +43,102 @@ pub struct PlanRow {
 pub struct ChangeRow {
     /// `join`, `leave`, `replace` or `remove`.
     pub change: String,
-    /// Who.
+    /// Name of the node.
     pub node: String,
-    /// Who replaces it.
+    /// Name of the replacing node; only for `replace`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub by: Option<String>,
 }
 
-/// One node before and after.
+/// One node before and after the changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShareRow {
-    /// Its name.
+    /// Name of the node.
     pub node: String,
-    /// What it is.
+    /// Present status.
     pub status: String,
-    /// What the commit makes of it.
+    /// Status after the commit.
     pub becomes: String,
-    /// Partitions that it is the first replica of.
+    /// Number of partitions of which the node is the owner.
     pub owned: usize,
-    /// When all has moved.
+    /// The same after all moves.
     pub will_own: usize,
-    /// Partitions of which it holds a replica.
+    /// Number of partitions of which the node holds a replica.
     pub replicas: usize,
-    /// When all has moved.
+    /// The same after all moves.
     pub will_hold: usize,
-    /// Items that come to it; null where that is not known.
+    /// Number of items that the node receives; null if unknown.
     pub items_in: Option<u64>,
-    /// Their bytes.
+    /// Size of the received items in bytes; null if unknown.
     pub bytes_in: Option<u64>,
-    /// Items that go from it.
+    /// Number of items that the node sends; null if unknown.
     pub items_out: Option<u64>,
-    /// Their bytes.
+    /// Size of the sent items in bytes; null if unknown.
     pub bytes_out: Option<u64>,
 }
 
-/// One node that comes to own a partition or to hold a further replica.
+/// A node that becomes the owner, or a further replica, of a partition.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MoveRow {
-    /// Which partition.
+    /// Id of the partition.
     pub partition: u16,
-    /// Who gives.
+    /// Name of the sending node.
     pub from: String,
-    /// Who takes.
+    /// Name of the receiving node.
     pub to: String,
-    /// As its owner.
+    /// True if the receiver becomes the owner.
     pub owner: bool,
-    /// It goes on already, plan or not.
+    /// True if the transfer is already under way, whether or not the plan is committed.
     pub under_way: bool,
-    /// Items of all modules; null where the giver does not say.
+    /// Number of items of all modules; null if the sender did not report it.
     pub items: Option<u64>,
-    /// Their bytes.
+    /// Size of the items in bytes; null if the sender did not report it.
     pub bytes: Option<u64>,
 }
 
-/// What an operator should know before a commit.
+/// A warning to read before a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct WarningRow {
-    /// A stable word.
+    /// Stable code.
     pub code: String,
-    /// For people.
+    /// Message for people.
     pub message: String,
 }
 
-/// What is staged.
+/// The staged changes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StagedRow {
-    /// In order.
+    /// Changes, in the order in which they were staged.
     pub changes: Vec<ChangeRow>,
 }
 
-/// What a commit did.
+/// Result of a commit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommittedRow {
     /// Id of the plan.
     pub plan: String,
-    /// Log index of the entry.
+    /// Log index of the committed entry.
     pub index: u64,
-    /// What it consisted of.
+    /// The changes of the plan.
     pub changes: Vec<ChangeRow>,
-    /// Partitions that get another owner, one after the other.
+    /// Number of partitions that are handed off to another owner.
     pub moved: usize,
-    /// Partitions that a removed node owned, and that others own now without having been handed them.
+    /// Number of partitions of removed nodes that other nodes now own without a handoff.
     #[serde(default)]
     pub taken_over: usize,
-    /// Partitions whose items may be gone with a removed node.
+    /// Partitions whose items may be lost with a removed node.
     pub possible_loss: Vec<u16>,
-    /// Has everything moved, and has everybody gone who was to go?
+    /// True if all partitions have moved and all leaving nodes have left.
     pub settled: bool,
 }
 
-/// Partitions whose items may be gone, for `status`.
+/// Partitions whose items may be lost, as `status` shows them.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LossRow {
-    /// Who owned them and was removed.
+    /// Name of the owner, which was removed, was restarted, or was away at a recovery.
     pub node: String,
-    /// Log index of its removal.
+    /// Log index of the entry that recorded the loss.
     pub index: u64,
-    /// Which.
+    /// Ids of the partitions.
     pub partitions: Vec<u16>,
 }

@@ -1,4 +1,4 @@
-//! The frames of the admin protocol, as CBOR.
+//! The frames of the admin protocol, in CBOR.
 
 use bytes::Bytes;
 use serde::de::DeserializeOwned;
@@ -10,176 +10,176 @@ use annulus_core::state::{HandoffChange, StorageKind};
 
 /// Header of an admin stream: the version of this protocol.
 pub const ADMIN_HEADER: &[u8] = &[1];
-/// How much of a component goes into one frame of an upload.
+/// Longest frame of an uploaded component, in bytes.
 pub const UPLOAD_CHUNK_BYTES: usize = 256 * 1024;
 
-/// What a verb asks of a node: the first frame of its stream.
+/// Request of a verb: the first frame of its stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdminRequest {
-    /// Every member: `Done` with [`MemberRow`](super::rows::MemberRow)s.
+    /// List all members. `Done` carries [`MemberRow`](super::rows::MemberRow)s.
     Members,
-    /// The ring: `Done` with a [`RingRow`](super::rows::RingRow).
+    /// Show the ring. `Done` carries a [`RingRow`](super::rows::RingRow).
     Ring,
-    /// What moves: `Done` with [`TransferRow`](super::rows::TransferRow)s.
+    /// List the transfers. `Done` carries [`TransferRow`](super::rows::TransferRow)s.
     Transfers,
-    /// This node and what it thinks of the cluster: [`StatusRow`](super::rows::StatusRow).
+    /// Show the addressed node and its view of the cluster. `Done` carries a
+    /// [`StatusRow`](super::rows::StatusRow).
     Status,
-    /// Makes a join token: [`TokenRow`](super::rows::TokenRow).
+    /// Issue a join token. `Done` carries a [`TokenRow`](super::rows::TokenRow).
     Token {
-        /// How long it is good for, in milliseconds.
+        /// Validity of the token, in milliseconds.
         ttl_ms: u64,
     },
-    /// Makes the addressed node join another cluster: `Progress`, then `Done` when it is a
-    /// member and holds its share.
+    /// Make the addressed node join another cluster: `Progress`, then an empty `Done` once it has been
+    /// admitted. The node then restarts its parts.
     Join {
         /// `--listen` address of a member of that cluster.
         address: String,
-        /// What `annulus token` printed there.
+        /// Token that `annulus token` printed on a member of that cluster.
         token: String,
-        /// Give up what the node's own cluster of one holds.
+        /// Give up the modules and items of the node's own cluster of one.
         discard: bool,
-        /// Own nothing there until a plan takes it in.
+        /// Own nothing in that cluster until a plan that includes this node is committed.
         #[serde(default)]
         stage: bool,
-        /// How long to wait for it, in milliseconds.
+        /// Longest wait, in milliseconds.
         timeout_ms: u64,
     },
-    /// A member hands off what it holds and goes: `Progress`, then `Done` with a
-    /// [`MemberRow`](super::rows::MemberRow), or, staged, a
-    /// [`StagedRow`](super::plan_rows::StagedRow).
+    /// Have a member hand off its partitions and leave: `Progress`, then `Done` with a
+    /// [`MemberRow`](super::rows::MemberRow) or, if staged, a [`StagedRow`](super::plan_rows::StagedRow).
     Leave {
-        /// Its name; the addressed node itself where none.
+        /// Name of the member; if absent, the addressed node.
         node: Option<String>,
-        /// Only with the next commit.
+        /// Stage the change for the next commit.
         #[serde(default)]
         stage: bool,
-        /// Answer at once, without waiting for the handoffs.
+        /// Wait until the handoffs are complete; otherwise answer as soon as the node is leaving.
         wait: bool,
-        /// How long to wait for it, in milliseconds.
+        /// Longest wait, in milliseconds.
         timeout_ms: u64,
     },
-    /// Where a key lives: [`LocateRow`](super::rows::LocateRow).
+    /// Locate a key. `Done` carries a [`LocateRow`](super::rows::LocateRow).
     Locate {
-        /// Module, the bucket of the key.
+        /// Name of the module, which is the bucket of the key.
         module: String,
-        /// The key's bytes.
+        /// Bytes of the key.
         #[serde(with = "serde_bytes")]
         key: Vec<u8>,
         /// Length of the preference list.
         n: u8,
     },
-    /// What is deployed: [`ModuleRow`](super::rows::ModuleRow)s.
+    /// List the deployed modules. `Done` carries [`ModuleRow`](super::rows::ModuleRow)s.
     Modules,
-    /// What a module says of itself: `wasm::Description`.
+    /// Return a module's description. `Done` carries a `wasm::Description`.
     Describe {
-        /// Its name.
+        /// Name of the module.
         module: String,
     },
-    /// A first or further release; the component follows in frames of at most
-    /// [`UPLOAD_CHUNK_BYTES`]. `Progress`, then `Done` with a
-    /// [`DeployedRow`](super::rows::DeployedRow).
+    /// Deploy the first or a further release of a module. The component follows in frames of at most
+    /// [`UPLOAD_CHUNK_BYTES`]. `Progress`, then `Done` with a [`DeployedRow`](super::rows::DeployedRow).
     Deploy(DeployRequest),
-    /// Back to an earlier release: `Done` with a [`DeployedRow`](super::rows::DeployedRow).
+    /// Go back to an earlier release: `Progress`, then `Done` with a
+    /// [`DeployedRow`](super::rows::DeployedRow).
     Rollback {
-        /// The module's name.
+        /// Name of the module.
         module: String,
-        /// The release's version; the one before if none.
+        /// Version of the release; if absent, the previous one.
         #[serde(default)]
         to: Option<u64>,
-        /// How long to wait until every member runs it, in milliseconds; the node's own limit if none.
+        /// Longest wait until every member runs it, in milliseconds; if absent, the node's own limit.
         #[serde(default)]
         timeout_ms: Option<u64>,
     },
-    /// Ends a module and its items.
+    /// Undeploy a module and delete its items.
     Undeploy {
-        /// The module's name.
+        /// Name of the module.
         module: String,
     },
-    /// One command to one partition: `Done` with the guest's own CBOR.
+    /// Run a command on one partition. `Done` carries the guest's own CBOR.
     Call(CallRequest),
-    /// One command to every partition: `Batch`es, then `Done` with a
+    /// Run a command on every partition: `Batch`es, then `Done` with a
     /// [`CoverageRow`](super::rows::CoverageRow).
     Coverage(CallRequest),
-    /// Load made inside the addressed node: `Progress`, then `Done` with a
+    /// Generate load inside the addressed node: `Progress`, then `Done` with a
     /// [`BenchRow`](super::rows::BenchRow).
     Bench(BenchRequest),
-    /// Goes on without a majority that is lost: [`RecoverRow`](super::recover::RecoverRow).
+    /// Recover from the loss of a majority. `Done` carries a [`RecoverRow`](super::recover::RecoverRow).
     Recover {
-        /// Do it, on this basis; where none, only say what it would mean.
+        /// The basis on which to recover. If absent, only report the consequences of a recovery.
         basis: Option<super::recover::Basis>,
     },
-    /// How much may move at once: [`LimitsRow`](super::rows::LimitsRow).
+    /// Show the limits on transfers. `Done` carries a [`LimitsRow`](super::rows::LimitsRow).
     TransferLimits,
-    /// Changes that: the new [`LimitsRow`](super::rows::LimitsRow).
+    /// Change the limits on transfers. `Done` carries the new [`LimitsRow`](super::rows::LimitsRow).
     SetTransfers {
-        /// Name of the node that it is about; the cluster where none.
+        /// Name of the node whose limits change; if absent, those of the cluster.
         node: Option<String>,
-        /// What.
+        /// The changes.
         changes: Vec<HandoffChange>,
     },
-    /// A node that holds nothing takes another's places: `Progress`, then `Done` with a
-    /// [`CommittedRow`](super::plan_rows::CommittedRow), or, staged, a
+    /// Replace a member by a node that holds no partitions yet: `Progress`, then `Done` with a
+    /// [`CommittedRow`](super::plan_rows::CommittedRow) or, if staged, a
     /// [`StagedRow`](super::plan_rows::StagedRow).
     Replace {
-        /// Name of who goes.
+        /// Name of the member that is replaced.
         old: String,
-        /// Name of who comes.
+        /// Name of the node that replaces it.
         new: String,
-        /// Only with the next commit.
+        /// Stage the change for the next commit.
         stage: bool,
-        /// Wait until all has moved.
+        /// Wait until all partitions have moved.
         wait: bool,
-        /// How long to wait for it, in milliseconds.
+        /// Longest wait, in milliseconds.
         timeout_ms: u64,
     },
-    /// A node that is gone for good: as `Replace`.
+    /// Remove a node that is gone for good. Answers like `Replace`.
     Remove {
-        /// Its name.
+        /// Name of the node.
         node: String,
-        /// Only with the next commit.
+        /// Stage the change for the next commit.
         stage: bool,
-        /// Wait until all has moved.
+        /// Wait until all partitions have moved.
         wait: bool,
-        /// How long to wait for it, in milliseconds.
+        /// Longest wait, in milliseconds.
         timeout_ms: u64,
     },
-    /// Marks a node as down: `Done` with its [`MemberRow`](super::rows::MemberRow).
+    /// Mark a node as down. `Done` carries its [`MemberRow`](super::rows::MemberRow).
     Down {
-        /// Its name.
+        /// Name of the node.
         node: String,
     },
-    /// What the staged changes, or one change, would do: [`PlanRow`](super::plan_rows::PlanRow).
+    /// Compute the effect of the staged changes, or of one change. `Done` carries a
+    /// [`PlanRow`](super::plan_rows::PlanRow).
     Plan {
-        /// An operator sees it: a commit through this node is then of this plan.
+        /// True if the plan is shown to an operator: a commit through this node then commits this plan.
         shown: bool,
-        /// Of `remove` or `replace` at once, not of what is staged.
+        /// Plan this single change in place of the staged ones.
         of: Option<PlanOf>,
     },
-    /// Carries out what is staged: `Progress`, then `Done` with a
+    /// Commit the staged changes: `Progress`, then `Done` with a
     /// [`CommittedRow`](super::plan_rows::CommittedRow).
     Commit {
-        /// Id of the plan; whichever there is where none.
+        /// Id of the plan; if absent, the current one, whatever it is.
         plan: Option<String>,
-        /// Wait until all has moved.
+        /// Wait until all partitions have moved.
         wait: bool,
-        /// How long to wait for it, in milliseconds.
+        /// Longest wait, in milliseconds.
         timeout_ms: u64,
     },
-    /// Forgets what is staged: `Done` with what that was, a
-    /// [`StagedRow`](super::plan_rows::StagedRow).
+    /// Discard the staged changes. `Done` carries them as a [`StagedRow`](super::plan_rows::StagedRow).
     ClearStaged,
-    /// The possible losses up to this log index have been seen.
+    /// Acknowledge possible losses, so that `status` no longer shows them.
     Acknowledge {
-        /// Log index; 0 for none.
+        /// Acknowledge losses up to this log index; 0 for none.
         up_to: u64,
-        /// Incidents of the addressed node up to this number have been seen too.
+        /// Acknowledge incidents of the addressed node up to this number; 0 for none.
         #[serde(default)]
         incidents: u64,
     },
 }
 
-/// One change by names, to be planned and not staged.
+/// One change, by node names, to be planned without being staged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PlanOf {
@@ -189,59 +189,59 @@ pub enum PlanOf {
     Replace(String, String),
 }
 
-/// Longest request, in bytes: the arguments of a command, and what is said about them.
+/// Longest request, in bytes: the arguments of a command plus the rest of the frame.
 pub const MAX_REQUEST_BYTES: usize = MAX_ARGS_BYTES + (64 << 10);
 
-/// Longest message of an answer, in bytes: the largest table that a cluster can show, some times over.
+/// Longest message of an answer, in bytes: several times the largest table that a cluster can show.
 pub const MAX_ANSWER_BYTES: usize = 256 << 20;
 
-/// A release to come.
+/// Request to deploy a release.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeployRequest {
-    /// Name of the module; what `describe` says where none.
+    /// Name of the module; if absent, the name from `describe`.
     pub name: Option<String>,
-    /// Replicas.
+    /// Number of replicas.
     pub n: Option<u8>,
     /// Read quorum.
     pub r: Option<u8>,
     /// Write quorum.
     pub w: Option<u8>,
-    /// Engine of its host storage.
+    /// Engine of host storage.
     pub storage: Option<StorageKind>,
-    /// Settings by name, as text: the node knows their types from the component. Those that the module
-    /// has and that are not named here stay.
+    /// Settings to change, as names and texts; the node takes their types from the component. Settings of the
+    /// module that are not named keep their values.
     pub config: Vec<(String, String)>,
-    /// Settings that the module is no longer to have.
+    /// Names of settings to remove from the module.
     #[serde(default)]
     pub unset: Vec<String>,
-    /// How long one call of the guest may take, in milliseconds; what the module has where none.
+    /// Longest time of one call of the guest, in milliseconds; if absent, the module's present limit.
     #[serde(default)]
     pub call_ms: Option<u64>,
-    /// Length of the component that follows.
+    /// Length of the component that follows, in bytes.
     pub bytes: u64,
-    /// How long to wait for it, in milliseconds.
+    /// Longest wait, in milliseconds.
     pub timeout_ms: u64,
 }
 
-/// One command.
+/// Request to run one command.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct CallRequest {
-    /// Which module.
+    /// Name of the module.
     pub module: String,
-    /// Which of its commands.
+    /// Name of the command.
     pub command: String,
-    /// CBOR map from parameter to value.
+    /// CBOR map from parameter names to values.
     #[serde(with = "serde_bytes")]
     pub args: Vec<u8>,
-    /// Routing key, to be checked against what the arguments say.
+    /// Routing key; must equal the key that follows from the arguments.
     pub key: Option<serde_bytes::ByteBuf>,
-    /// Milliseconds that are left.
+    /// Time left for the request, in milliseconds.
     pub timeout_ms: u64,
-    /// The same when the same request is sent again (R10).
+    /// Id of the request; the same if the request is sent again (R10).
     pub id: RequestId,
 }
 
-/// Whose keys a load is aimed at.
+/// Ownership of the keys that a load uses.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BenchTarget {
@@ -249,123 +249,124 @@ pub enum BenchTarget {
     Local,
     /// Keys that another node owns.
     Remote,
-    /// Any key.
+    /// Any keys.
     #[default]
     Any,
 }
 
-/// A closed loop of commands.
+/// A load: closed loops of commands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchRequest {
-    /// Which module.
+    /// Name of the module.
     pub module: String,
-    /// Commands and their shares.
+    /// Commands with their shares.
     pub mix: Vec<(String, u32)>,
-    /// How many requests are under way at a time.
+    /// Number of concurrent requests.
     pub concurrency: u32,
-    /// How long, in milliseconds.
+    /// Duration in milliseconds.
     pub duration_ms: u64,
-    /// Whose keys.
+    /// Ownership of the keys.
     pub target: BenchTarget,
-    /// How many different keys.
+    /// Number of different keys.
     pub keys: u32,
-    /// Length of a value in bytes.
+    /// Length of a value, in bytes.
     pub value_bytes: u32,
-    /// Also the lane's echo and the native vnode.
+    /// Also measure the baselines: the echo of a lane, a native vnode, and a vnode of the module without
+    /// routing.
     pub baseline: bool,
 }
 
-/// One frame of the answer.
+/// One frame of an answer.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdminReply {
-    /// Still at it.
+    /// The request is still being worked on.
     Progress {
-        /// What is being done: `uploading`, `compiling`, `moving partitions`.
+        /// Current activity, such as `uploading`, `compiling` or `moving partitions`.
         what: String,
         /// Units done.
         done: u64,
-        /// Units in all, 0 where nobody knows.
+        /// Units in total; 0 if unknown.
         total: u64,
     },
     /// Values of one partition.
     Batch {
-        /// Which partition.
+        /// Id of the partition.
         partition: u16,
         /// Name of the node that answered for it.
         node: String,
-        /// CBOR, one each.
+        /// Values, each in CBOR.
         values: Vec<serde_bytes::ByteBuf>,
     },
-    /// The end: CBOR of what the request promises.
+    /// End of the answer: the result, as CBOR of the type that the request names.
     Done(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// The end: it failed.
+    /// End of the answer: the request failed.
     Error(AdminError),
 }
 
-/// Why a request failed. `code` and `state` are stable words for programs.
+/// Failure of a request. `code` and `state` are stable words for programs.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct AdminError {
-    /// Kebab-case: `not-enough-replicas`.
+    /// Error code in kebab-case, such as `not-enough-replicas`.
     pub code: String,
-    /// For people; says what to do where that is known.
+    /// Message for people, with the next step to take where that is known.
     pub message: String,
     /// `not-applied`, `applied` or `unknown`.
     pub state: String,
-    /// A guest's own no, with `code` = `refused`.
+    /// The guest's refusal; present if `code` is `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Box<RefusalDetail>>,
 }
 
-/// A guest's refusal, as it said it.
+/// A guest's refusal, as the guest worded it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RefusalDetail {
-    /// The module's own code.
+    /// Code of the refusal, defined by the module.
     pub code: String,
-    /// The module's own words.
+    /// Message of the module.
     pub message: String,
-    /// CBOR for programs.
+    /// Details for programs, in CBOR.
     pub detail: Option<serde_bytes::ByteBuf>,
 }
 
 impl AdminError {
-    /// Nothing happened.
+    /// Make an error of a request that changed nothing.
     pub fn not_applied(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into(), state: "not-applied".into(), refusal: None }
     }
 
-    /// Nobody knows whether it happened.
+    /// Make an error of a request that may or may not have been applied.
     pub fn unknown(code: &str, message: impl Into<String>) -> Self {
         Self { state: "unknown".into(), ..Self::not_applied(code, message) }
     }
 }
 
-/// A frame that is not what it should be.
+/// A frame that cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a {what} of the admin protocol: {reason}")]
 pub struct Malformed {
-    /// Which type was expected.
+    /// Name of the expected type.
     pub what: &'static str,
-    /// What the decoder said.
+    /// Message of the decoder.
     pub reason: String,
 }
 
-/// CBOR of a frame or of a value in one.
+/// Encode a frame, or a value in one, as CBOR.
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
     let mut out = Vec::new();
-    // Writing to a Vec cannot fail, and none of our types refuses to be serialised; an empty
-    // frame is refused by the other side with a reason.
+    // Writing to a Vec cannot fail, and none of these types refuses to be serialised. If one did, the other
+    // side would reject the empty frame with a reason.
     if ciborium::into_writer(value, &mut out).is_err() {
         out.clear();
     }
     out.into()
 }
 
-/// Parses a frame or a value in one; nothing may follow it.
+/// Decode a frame, or a value in one.
 ///
 /// # Errors
-/// When the bytes are not CBOR of exactly one `T`.
+/// If the bytes are not the CBOR of exactly one `T`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
     let bad = |reason: String| Malformed { what: short_name::<T>(), reason };
     let mut rest = bytes;

@@ -1,46 +1,45 @@
-//! What `recover` shows, and what it goes back to.
+//! Output of `recover`, and the basis that an operator confirms.
 
 use annulus_core::ids::NodeId;
 use annulus_core::state::Lineage;
 use serde::{Deserialize, Serialize};
 
-/// What an operator has seen of the cluster when saying yes: the recovery is refused if it is no
-/// longer so.
+/// The view of the cluster that an operator has confirmed. The recovery is refused if it no longer holds.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Basis {
-    /// History of the state that is taken.
+    /// Lineage of the newest state.
     pub lineage: Lineage,
-    /// Its index.
+    /// Index of the last change in that state.
     pub index: u64,
-    /// Who answered.
+    /// Members that answered.
     pub answered: Vec<NodeId>,
 }
 
-/// `recover`: what it assumes, and what it did.
+/// Output of `recover`: its assumptions and, once done, its effect.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RecoverRow {
-    /// Was it done? Else this is what it would mean.
+    /// True if the recovery was carried out; otherwise the row only shows its consequences.
     pub done: bool,
-    /// Is there something to recover: is no majority of the voters heard from?
+    /// True if no majority of the voters is reachable, so that there is something to recover from.
     pub needed: bool,
-    /// Node whose copy of the state is the newest.
+    /// Name of the node that has the newest copy of the state.
     pub from: String,
-    /// Index of the last change in it. Changes behind that, if there were any, are forgotten.
+    /// Index of the last change in that copy. Later changes, if there were any, are lost.
     pub index: u64,
-    /// Survivors that know less: name and index.
+    /// Survivors with an older copy: name and index.
     pub behind: Vec<(String, u64)>,
-    /// Survivors.
+    /// Names of the survivors.
     pub answered: Vec<String>,
-    /// Members that do not answer and are taken for lost.
+    /// Names of the members that did not answer and are taken for lost.
     pub lost: Vec<String>,
-    /// Partitions whose owner is lost: they answer nothing until it is back, or is removed.
+    /// Partitions whose owner is lost. They are unavailable until the owner is back or is removed.
     pub without_owner: Vec<u16>,
-    /// Partitions whose transfer is given up: they stay where they are.
+    /// Partitions whose transfer is cancelled. They stay with their present owner.
     pub cancelled: Vec<u16>,
-    /// How often the cluster was recovered, this time included.
+    /// Number of the lineage that the recovery begins, which is one more than that of the newest state.
     pub lineage: u64,
-    /// Where it was done: survivors that go by it already.
+    /// Survivors that have already adopted the new lineage; empty if the recovery was not carried out.
     pub adopted: Vec<String>,
-    /// To be sent back with the yes.
+    /// Basis to send back as the confirmation.
     pub basis: Basis,
 }

@@ -1,4 +1,4 @@
-//! What verbs show: the shapes that scripts rely on. Fields may be added, none renamed.
+//! Output of the verbs, on which scripts rely. Fields may be added, but none may be renamed.
 
 use std::collections::BTreeMap;
 
@@ -12,144 +12,145 @@ pub struct MemberRow {
     pub node: String,
     /// `joining`, `member`, `leaving`, `down` or `removed`.
     pub status: String,
-    /// Does it answer, as far as the addressed node knows?
+    /// True if the node is up, as far as the addressed node knows.
     pub alive: bool,
-    /// For how long it has, or has not, in milliseconds, since the addressed node looks; absent for
+    /// Time since `alive` last changed, in milliseconds, as the addressed node has observed it. Absent for
     /// that node itself.
     #[serde(default)]
     pub since_ms: Option<u64>,
-    /// Why the addressed node cannot reach it, in the transport's words; absent where it can, or has not
+    /// The transport's reason that the addressed node cannot reach this one. Absent if it can, or has not
     /// tried.
     #[serde(default)]
     pub unreachable: Option<String>,
     /// Failure domain.
     pub zone: Option<String>,
-    /// Share of the ring relative to others.
+    /// Share of the ring, relative to other nodes.
     pub weight: u32,
-    /// Partitions that it is the first replica of.
+    /// Number of partitions of which the node is the owner.
     pub owned: usize,
-    /// Partitions of which it holds a replica.
+    /// Number of partitions of which the node holds a replica.
     pub replicas: usize,
-    /// Does it decide on ownership changes now?
+    /// True if the node currently is the claimant, which decides ownership changes.
     pub claimant: bool,
-    /// Its QUIC address.
+    /// QUIC address.
     pub listen: String,
-    /// Its HTTP address, reserved.
+    /// HTTP address; reserved.
     pub http: String,
-    /// What is staged for it: `join`, `leave`, `replace` or `remove`.
+    /// Change that is staged for the node: `join`, `leave`, `replace` or `remove`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub staged: Option<String>,
-    /// What it told the addressed node that it speaks; none if it has said nothing yet.
+    /// Versions that the node has reported to the addressed node; none if it has not reported any.
     #[serde(default)]
     pub speaks: Option<Speaks>,
 }
 
-/// `ring`.
+/// Output of `ring`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RingRow {
     /// Number of partitions.
     pub ring_size: u16,
     /// Log index of the last change.
     pub epoch: u64,
-    /// By id.
+    /// Partitions, ordered by id.
     pub partitions: Vec<PartitionRow>,
 }
 
 /// One partition of `ring`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PartitionRow {
-    /// `0..ring_size`.
+    /// Id, `0..ring_size`.
     pub id: u16,
-    /// Names, in order; the first owns it.
+    /// Names of the replicas, in order. The first one is the owner.
     pub replicas: Vec<String>,
-    /// The replica set to come; empty where nothing moves.
+    /// The replica set to come; empty if no transfer is pending.
     pub pending: Vec<String>,
 }
 
-/// One movement of `transfers`.
+/// One transfer of `transfers`, for one module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TransferRow {
-    /// Which module's items.
+    /// Name of the module; empty if no module is deployed.
     pub module: String,
-    /// Which partition.
+    /// Id of the partition.
     pub partition: u16,
     /// `ownership`, `hinted`, `repair` or `swap`.
     pub kind: String,
-    /// Node that gives.
+    /// Name of the sending node.
     pub from: String,
-    /// Node that takes.
+    /// Name of the receiving node.
     pub to: String,
     /// `waiting`, `running`, `sealed`, `done` or `failed`.
     pub state: String,
-    /// Items that are over.
+    /// Number of items sent so far. An item that was written again meanwhile counts again.
     pub items_done: u64,
-    /// Items in all, roughly, if that is known.
+    /// Approximate number of items in total, if known.
     pub items_total: Option<u64>,
-    /// Bytes that are over.
+    /// Size of the items sent so far, in bytes.
     pub bytes: u64,
-    /// Why the last attempt failed.
+    /// The last failure.
     pub error: Option<String>,
-    /// What it waits for, in words.
+    /// The condition that the transfer waits for, if it is not running.
     #[serde(default)]
     pub waiting_for: Option<String>,
-    /// When the next try is due.
+    /// Time until the next attempt, in milliseconds.
     #[serde(default)]
     pub retry_in_ms: Option<u64>,
-    /// Items sent in a second, over the last few.
+    /// Items sent per second, over the last few seconds.
     #[serde(default)]
     pub items_per_s: u64,
-    /// Bytes of the same.
+    /// Bytes of items sent per second, over the last few seconds.
     #[serde(default)]
     pub bytes_per_s: u64,
-    /// When its sender learned of it, in milliseconds since 1970; 0 where it cannot be asked.
+    /// Time at which the sender learned of the transfer, in milliseconds since 1970; 0 if the sender cannot
+    /// be asked.
     #[serde(default)]
     pub since_ms: u64,
-    /// Since when its state is this one.
+    /// Time of the last change of `state`, in milliseconds since 1970; 0 if the sender cannot be asked.
     #[serde(default)]
     pub state_since_ms: u64,
-    /// Streams begun for it so far.
+    /// Number of streams begun so far.
     #[serde(default)]
     pub tries: u32,
 }
 
-/// `transfers limit`: how much may move at once.
+/// Output of `transfers limit`: the limits on transfers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LimitsRow {
-    /// For each node that has no setting of its own.
+    /// Limits of the nodes that have no settings of their own.
     pub cluster: LimitRow,
-    /// What holds for each node.
+    /// Effective limits of each node.
     pub nodes: Vec<LimitRow>,
 }
 
-/// The limits of one node.
+/// Limits of one node or of the cluster.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LimitRow {
-    /// Its name; none for the cluster.
+    /// Name of the node; none for the cluster.
     pub node: Option<String>,
-    /// Transfers sent at once.
+    /// Number of transfers sent at once.
     pub outgoing: u16,
-    /// Transfers taken in at once.
+    /// Number of transfers received at once.
     pub incoming: u16,
-    /// Bytes of items sent in a second; none without a limit.
+    /// Bytes of items sent per second; none if unlimited.
     pub bytes_per_second: Option<u64>,
-    /// Is everything held that is not sealed?
+    /// True if all transfers are paused that are not sealed.
     pub paused: bool,
-    /// Which of these were set for it; the others come from the cluster or are defaults.
+    /// Names of the limits set at this level. The others come from the cluster's settings or are defaults.
     pub set: Vec<String>,
 }
 
 /// One module of `modules`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ModuleRow {
-    /// Its name.
+    /// Name of the module.
     pub name: String,
-    /// Release number, from 1.
+    /// Version of the current release, counted from 1.
     pub version: u64,
     /// The guest's own version string.
     pub guest_version: String,
     /// SHA-256 of the component.
     pub digest: String,
-    /// Replicas.
+    /// Number of replicas.
     pub n: u8,
     /// Read quorum.
     pub r: u8,
@@ -157,18 +158,18 @@ pub struct ModuleRow {
     pub w: u8,
     /// `memory` or `durable`.
     pub storage: String,
-    /// The component that each node runs.
+    /// Digest of the component that each node runs, by node name.
     pub nodes: BTreeMap<String, String>,
-    /// The version that each node runs: two versions may have the same component.
+    /// Version that each node runs, by node name: two versions may have the same component.
     #[serde(default)]
     pub versions: BTreeMap<String, u64>,
-    /// Nodes that cannot run it, and why: they are offered as no replica of it.
+    /// Nodes that cannot run the module, with the reason. Its preference lists treat them as down.
     #[serde(default)]
     pub unable: BTreeMap<String, String>,
-    /// How long one call of its guest may take, in milliseconds.
+    /// Longest time of one call of the guest, in milliseconds.
     #[serde(default)]
     pub call_ms: Option<u64>,
-    /// Its settings, as `--set` takes them.
+    /// Settings, in the form that `--set` takes.
     #[serde(default)]
     pub settings: BTreeMap<String, String>,
     /// Earlier releases that `rollback --to` can go back to, newest first.
@@ -179,184 +180,186 @@ pub struct ModuleRow {
 /// An earlier release of a module.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct ReleaseRow {
-    /// Release number.
+    /// Version of the release.
     pub version: u64,
     /// The guest's own version string; empty if this build cannot read the release's description.
     pub guest_version: String,
     /// SHA-256 of the component.
     pub digest: String,
-    /// How long one call of its guest may take, in milliseconds.
+    /// Longest time of one call of the guest, in milliseconds.
     #[serde(default)]
     pub call_ms: Option<u64>,
-    /// The settings that come back with it; none where they are not kept (before state level 3).
+    /// Settings that a rollback restores; none if they were not stored (before state level 3).
     pub settings: Option<BTreeMap<String, String>>,
 }
 
-/// What `deploy` and `rollback` did.
+/// Result of `deploy` and `rollback`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct DeployedRow {
-    /// The module.
+    /// Name of the module.
     pub name: String,
-    /// The release that runs now.
+    /// Version that runs now.
     pub version: u64,
-    /// Its component.
+    /// SHA-256 of its component.
     pub digest: String,
-    /// How many nodes run it.
+    /// Number of nodes that run it.
     pub nodes: usize,
-    /// Items that the swap carried over, on all nodes together.
+    /// Number of items that the swap carried over, over all nodes.
     pub swapped_items: u64,
-    /// The longest that any vnode stood still for it, in microseconds.
+    /// Longest pause of any vnode during the swap, in microseconds.
     pub longest_stall_us: u64,
-    /// Partitions whose old guest ended within the swap, and took with it what it kept in memory.
+    /// Partitions whose old guest ended during the swap, so that the items that it kept in memory are lost.
     #[serde(default)]
     pub lost: Vec<u16>,
-    /// Members that could not be reached: they follow when they are back.
+    /// Names of the members that could not be reached. They swap once they are back.
     pub unreached: Vec<String>,
-    /// The module had this component and these settings already: no new version was made.
+    /// True if the module already had this component and these settings, so that no new version was made.
     #[serde(default)]
     pub unchanged: bool,
 }
 
-/// `token`.
+/// Output of `token`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct TokenRow {
-    /// To be said to `join`.
+    /// The token, for `join`.
     pub token: String,
-    /// When it ends, milliseconds since 1970.
+    /// Time at which it expires, in milliseconds since 1970.
     pub expires_ms: u64,
-    /// Where to join: the addressed node.
+    /// Address to join: that of the addressed node.
     pub address: String,
 }
 
-/// `locate`.
+/// Output of `locate`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LocateRow {
-    /// SHA-1 of the canonical key, hex.
+    /// SHA-1 of the canonical key, in hex.
     pub hash: String,
-    /// Partition id.
+    /// Id of the partition.
     pub partition: u16,
-    /// The partition's 160-bit index, decimal.
+    /// The partition's 160-bit index, in decimal.
     pub index: String,
-    /// Empty where no node was asked.
+    /// Preference list of the key; empty if no node was asked.
     pub preference_list: Vec<PreferenceRow>,
 }
 
 /// One node of a preference list.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct PreferenceRow {
-    /// Its name.
+    /// Name of the node.
     pub node: String,
     /// `primary` or `fallback`.
     pub role: String,
 }
 
-/// `status`: one node's own view.
+/// Output of `status`: one node's view.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusRow {
-    /// The addressed node.
+    /// Name of the addressed node.
     pub node: String,
-    /// The cluster's id.
+    /// Id of the cluster.
     pub cluster: String,
-    /// Version of this program.
+    /// Version of the program.
     pub version: String,
-    /// Its QUIC address.
+    /// QUIC address.
     pub listen: String,
-    /// Its HTTP address, reserved.
+    /// HTTP address; reserved.
     pub http: String,
-    /// The claimant, if one is known.
+    /// Name of the claimant, if one is known.
     pub claimant: Option<String>,
-    /// Can changes be committed, as far as this node knows?
+    /// True if changes can be committed, as far as this node knows.
     pub quorum: bool,
-    /// Index of the last control entry applied here.
+    /// Index of the last control entry that this node has applied.
     pub applied: u64,
-    /// Members that are not removed.
+    /// Number of members that are not removed.
     pub members: usize,
-    /// Those of them that this node hears from.
+    /// Number of those members that are up.
     pub alive: usize,
-    /// Partitions whose replica set changes.
+    /// Number of partitions whose replica set is changing.
     pub pending: usize,
-    /// Transfers under way or waiting here.
+    /// Number of transfers that are pending in the cluster, one for each partition and module.
     pub transfers: usize,
-    /// Modules that are deployed.
+    /// Number of deployed modules.
     pub modules: usize,
-    /// Vnodes that run here.
+    /// Number of vnodes that run on this node.
     pub vnodes: usize,
-    /// Vnodes that serve nothing and keep the items that a recovery gave away, while this node runs.
+    /// Number of vnodes set aside: they serve nothing, and keep items that this node no longer owns since a
+    /// recovery, for as long as the node runs.
     #[serde(default)]
     pub aside: usize,
-    /// Things that an operator should look at.
+    /// Messages about conditions that need an operator's attention.
     pub alerts: Vec<String>,
-    /// Partitions whose items may be gone, with a node that was removed, started again or was away at a
-    /// recovery, until somebody says `status --acknowledge`.
+    /// Partitions whose items may be lost because a node was removed, was restarted, or was away at a
+    /// recovery. Shown until `status --acknowledge`.
     #[serde(default)]
     pub possible_loss: Vec<super::plan_rows::LossRow>,
-    /// Number of the newest incident of this node that the alerts tell of; 0 for none.
+    /// Number of this node's newest incident among the alerts; 0 if there is none.
     #[serde(default)]
     pub newest_incident: u64,
-    /// Level of the cluster's state: what all members speak, and may be used.
+    /// Level of the cluster's state, which every member supports. It determines the commands and formats in
+    /// use.
     #[serde(default)]
     pub level: u32,
-    /// What this node speaks.
+    /// Versions and levels that this node supports.
     #[serde(default)]
     pub speaks: Speaks,
-    /// Members because of which the level is not this node's newest.
+    /// Names of the members that keep the level below the newest one of this node.
     #[serde(default)]
     pub held_back_by: Vec<String>,
 }
 
-/// The end of a coverage call.
+/// Result of a coverage call.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CoverageRow {
-    /// Did every partition answer?
+    /// True if every partition answered.
     pub complete: bool,
-    /// Those that did not.
+    /// Ids of the partitions that did not answer.
     pub missing: Vec<u16>,
-    /// Those of `missing` whose guest ended over the command and took the items with it that it kept.
+    /// Those of `missing` whose guest ended during the command, so that the items that it kept are lost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<u16>,
-    /// Those of `missing` in which a command that writes may have done something. In the others of them it
-    /// did nothing.
+    /// Those of `missing` in which a command that writes may have taken effect. It had no effect in the
+    /// others.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub unsure: Vec<u16>,
 }
 
-/// What a load measured.
+/// Result of a load.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct BenchRow {
     /// The load itself.
     #[serde(flatten)]
     pub load: Measured,
-    /// The same loop against another node's transport, without a vnode.
+    /// The same loop against the transport of another node, without a vnode.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lane_echo: Option<Measured>,
-    /// One vnode of native code, in the actor that wasm runs in, asked without routing.
+    /// One vnode of native code, in the same actor as a wasm guest, without routing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub native: Option<Measured>,
-    /// One vnode of the module, asked just as `native` is.
+    /// One vnode of the module, without routing like `native`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub wasm: Option<Measured>,
 }
 
-/// Numbers of one closed loop; latencies of requests that were answered.
+/// Figures of one closed loop. The latencies are those of successful requests.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Measured {
-    /// Requests that were answered without an error.
+    /// Number of successful requests.
     pub ops: u64,
-    /// Requests that were not.
+    /// Number of failed requests.
     pub errors: u64,
-    /// How long it took.
+    /// Duration in seconds.
     pub seconds: f64,
     /// `ops / seconds`.
     pub ops_per_s: f64,
-    /// Median, microseconds.
+    /// Median latency in microseconds.
     pub p50_us: u64,
-    /// 99 %, microseconds.
+    /// 99th percentile of the latency, in microseconds.
     pub p99_us: u64,
-    /// 99.9 %, microseconds.
+    /// 99.9th percentile of the latency, in microseconds.
     pub p999_us: u64,
-    /// The slowest, microseconds.
+    /// Longest latency in microseconds.
     pub max_us: u64,
-    /// How often each error code came.
+    /// Number of errors by error code.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub error_codes: BTreeMap<String, u64>,
 }

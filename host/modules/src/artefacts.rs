@@ -1,4 +1,4 @@
-//! Components on this node's disk, by digest, and how they pass between nodes.
+//! Components on this node's disk, named by digest, and their transfer between nodes.
 
 use std::ffi::OsStr;
 use std::io::ErrorKind;
@@ -12,50 +12,50 @@ use sha2::{Digest as _, Sha256};
 
 use annulus_transport::{BulkError, BulkStream};
 
-/// Longest component that is taken in, in bytes.
+/// Longest accepted component, in bytes.
 pub const MAX_COMPONENT_BYTES: u64 = 64 << 20;
-/// One frame of a component on its way.
+/// Size of one frame of a transfer, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
 
-/// A directory of components. Files are named by digest and checked against it when read.
+/// A directory of components. Files are named by digest, which is checked when they are read.
 #[derive(Clone, Debug)]
 pub struct Artefacts {
     disk: Disk,
     dir: PathBuf,
 }
 
-/// Why a component could not be kept, found or had.
+/// Failure to store, find or fetch a component.
 #[derive(Debug, thiserror::Error)]
 pub enum ArtefactError {
-    /// The disk said no. Nothing was kept.
+    /// A disk operation failed. The component does not count as stored.
     #[error("the component cannot be kept in {path}: {source}")]
     Disk {
-        /// Where.
+        /// Path of the file.
         path: PathBuf,
-        /// What the disk said.
+        /// Error of the disk.
         source: std::io::Error,
     },
-    /// The bytes are not those of the digest. They were thrown away.
+    /// The received bytes do not match the digest. They were discarded.
     #[error("a component was damaged on its way: expected digest {expected}, found {found}")]
     Damaged {
-        /// What was asked for.
+        /// Digest that was asked for.
         expected: Digest,
-        /// What came.
+        /// Digest of the received bytes.
         found: Digest,
     },
-    /// The peer does not have it.
+    /// The peer does not have the component.
     #[error("the node asked does not have the component {0}")]
     NotThere(Digest),
-    /// More bytes than a component may have.
+    /// The component is longer than the limit.
     #[error("the component is larger than {MAX_COMPONENT_BYTES} bytes")]
     TooLarge,
-    /// The stream broke.
+    /// The stream broke before its end.
     #[error("the component did not arrive whole: {0}")]
     Broken(#[from] BulkError),
 }
 
 impl Artefacts {
-    /// Components in `dir`, which is made when the first is kept.
+    /// Return the components in `dir`, which is created when the first one is stored.
     pub fn new(disk: Disk, dir: PathBuf) -> Self {
         Self { disk, dir }
     }
@@ -64,10 +64,10 @@ impl Artefacts {
         self.dir.join(format!("{digest}.wasm"))
     }
 
-    /// Keeps a component durably and answers its digest.
+    /// Store a component durably and return its digest.
     ///
     /// # Errors
-    /// What the disk said; nothing was kept then.
+    /// If a disk operation fails. The component must be taken as not stored.
     pub async fn keep(&self, bytes: Bytes) -> Result<Digest, ArtefactError> {
         let digest = digest_of(&bytes);
         let path = self.path(&digest);
@@ -82,7 +82,7 @@ impl Artefacts {
                 drop(file);
                 disk.rename(&partial, &target)
             };
-            // What cannot be kept is not to fill the disk besides.
+            // A partial file must not take up space on a disk that may be full.
             whole().inspect_err(|_| drop(disk.remove(&partial)))?;
             disk.sync_dir(&dir)
         };
@@ -92,13 +92,13 @@ impl Artefacts {
         Ok(digest)
     }
 
-    /// The components that are here, whole or not, and when each was written.
+    /// List the components on disk, intact or not, with the time at which each was written.
     pub(super) fn list(&self) -> Vec<(Digest, SystemTime)> {
         let one = |entry: Entry| Some((digest_in(&entry.name)?, entry.modified?));
         self.entries().filter_map(one).collect()
     }
 
-    /// Takes away the components of which `keep` says no. Blocks.
+    /// Delete the components for which `keep` returns false. Blocks.
     pub(super) fn retain(&self, keep: &dyn Fn(&Digest) -> bool) {
         for entry in self.entries() {
             if digest_in(&entry.name).is_some_and(|digest| !keep(&digest)) {
@@ -107,16 +107,17 @@ impl Artefacts {
         }
     }
 
-    /// Takes away what was being written when the process ended. Nothing must be being written. Blocks.
+    /// Delete partial files left by a previous process. Must not run while a component is being stored.
+    /// Blocks.
     pub(super) fn remove_partial(&self) {
         for entry in self.entries() {
             if entry.name.to_string_lossy().ends_with(PARTIAL) {
-                self.remove(&entry.name, "a component was written half when the process ended");
+                self.remove(&entry.name, "a component was only partly written when the process ended");
             }
         }
     }
 
-    /// A component, if it is here and whole; a damaged one is taken away.
+    /// Read a component. `None` if it is not on disk or is damaged; a damaged file is deleted.
     pub async fn find(&self, digest: &Digest) -> Option<Bytes> {
         let path = self.path(digest);
         let (disk, from) = (self.disk.clone(), path.clone());
@@ -124,13 +125,13 @@ impl Artefacts {
         if digest_of(&bytes) == *digest {
             return Some(bytes);
         }
-        tracing::error!(path = %path.display(), "a component on disk is damaged and is fetched again");
+        tracing::error!(path = %path.display(), "a component on disk is damaged; it will be fetched again");
         let disk = self.disk.clone();
         let _ = annulus_ground::blocking(move || disk.remove(&path)).await;
         None
     }
 
-    /// What the directory has; nothing if it is not there.
+    /// List the directory; empty if it does not exist.
     fn entries(&self) -> impl Iterator<Item = Entry> + use<> {
         self.disk.list(&self.dir).unwrap_or_default().into_iter()
     }
@@ -138,13 +139,13 @@ impl Artefacts {
     fn remove(&self, name: &OsStr, why: &str) {
         let path = self.dir.join(name);
         match self.disk.remove(&path) {
-            Ok(()) => tracing::info!(path = %path.display(), "{why}: it is removed"),
+            Ok(()) => tracing::info!(path = %path.display(), "{why}; deleted it"),
             Err(error) if error.kind() == ErrorKind::NotFound => {}
-            Err(error) => tracing::warn!(path = %path.display(), %error, "{why}, and it cannot be removed"),
+            Err(error) => tracing::warn!(path = %path.display(), %error, "{why}, but it cannot be deleted"),
         }
     }
 
-    /// Sends a component in chunks; no chunk at all says that it is not here.
+    /// Send a component in chunks. A stream without chunks tells the receiver that the component is not here.
     pub(super) async fn send(&self, digest: &Digest, mut stream: BulkStream) -> Result<(), BulkError> {
         if let Some(mut bytes) = self.find(digest).await {
             while !bytes.is_empty() {
@@ -155,7 +156,7 @@ impl Artefacts {
         stream.send.finish().await
     }
 
-    /// Takes in a component from a stream whose sender was asked for `expected`.
+    /// Receive and store a component from a stream whose sender was asked for `expected`.
     pub(super) async fn receive(
         &self,
         expected: &Digest,
@@ -181,14 +182,14 @@ impl Artefacts {
     }
 }
 
-/// The end of the name of a file that is being written.
+/// Suffix of a partial file.
 const PARTIAL: &str = ".part";
 
 fn digest_in(name: &OsStr) -> Option<Digest> {
     name.to_str()?.strip_suffix(".wasm")?.parse().ok()
 }
 
-/// SHA-256 of a component.
+/// Return the SHA-256 of a component.
 pub(super) fn digest_of(bytes: &[u8]) -> Digest {
     Digest(Sha256::digest(bytes).into())
 }

@@ -1,10 +1,10 @@
-//! Deploying a component: validated here, compiled everywhere, agreed on, then swapped.
+//! Deploy of a component: validated on one node, compiled on all, agreed on, then swapped in.
 //!
-//! Nothing switches before every member that can be reached has the component and says that it
-//! can run it. After that, one log entry makes it the module's current release, and each node
-//! swaps its vnodes between two commands. If one cannot (its new release does not take the
-//! items of the old), the release before becomes current again, where it reads what is written by now.
-//! No step ever ends a module by itself: with its first release its items would go.
+//! Nothing is swapped before every reachable member has the component and has confirmed that it can run it.
+//! One log entry then makes it the module's current release, and each node swaps its vnodes between two
+//! commands. If a node cannot (its new release does not take the old one's items, for example), the previous
+//! release becomes current again, provided that it reads the formats written by now. No step ever undeploys a
+//! module: undoing a first release that way would delete its items.
 
 mod back;
 mod ready;
@@ -27,20 +27,20 @@ use super::{ArtefactError, Modules};
 use ready::Ready;
 use running::SwapFailure;
 
-/// Longest that all members may take to get and compile a component: some seconds for one made
-/// of Python, on a busy machine.
+/// Longest time for all members to fetch and compile a component: some seconds for one made of Python, on a
+/// busy machine.
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
-/// Longest that an entry may take to be agreed on.
+/// Longest time to commit an entry.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
-/// Longest that all members may take to swap their vnodes.
+/// Longest time for all members to swap their vnodes.
 const SWAP_LIMIT: Duration = Duration::from_secs(300);
 
-/// What an operator wants deployed.
+/// An operator's request to deploy a component.
 #[derive(Clone, Debug, Default)]
 pub struct DeployRequest {
-    /// The module's name; `describe`'s if none.
+    /// Name of the module; if absent, the name from `describe`.
     pub name: Option<String>,
-    /// Replicas.
+    /// Number of replicas.
     pub n: Option<u8>,
     /// Read quorum.
     pub r: Option<u8>,
@@ -48,140 +48,141 @@ pub struct DeployRequest {
     pub w: Option<u8>,
     /// Engine of host storage.
     pub storage: Option<StorageKind>,
-    /// CBOR map for `init`.
+    /// CBOR map for `init`; if absent, the module's present settings.
     pub config: Option<Vec<u8>>,
-    /// How long one call of the guest may take; what the module has where none.
+    /// Longest time of one call of the guest; if absent, the module's present limit.
     pub call_time: Option<Duration>,
-    /// The release that the request was made for; whatever runs where none.
+    /// The release that the operator means to replace. The deploy is refused if another one is current. If
+    /// absent, any release is replaced.
     pub base: Option<ModuleBase>,
-    /// How long it may take, until every member runs it; what the single steps may take where none.
+    /// Time by which every member must run the release; if absent, only the limits of the single steps apply.
     pub deadline: Option<Instant>,
-    /// The component.
+    /// Bytes of the component.
     pub component: Bytes,
 }
 
-/// How far a deploy is.
+/// A step of a deploy that has been completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The component is validated and compiled on the node asked.
+    /// The component is validated and compiled on the node that was asked.
     Validated {
-        /// The module's name.
+        /// Name of the module.
         name: String,
-        /// The component.
+        /// Digest of the component.
         digest: Digest,
     },
-    /// So many of the members have it compiled.
+    /// Some members have compiled the component.
     Compiled {
-        /// Have.
+        /// Number of members that have compiled it.
         done: usize,
-        /// Shall have.
+        /// Number of all members.
         of: usize,
     },
-    /// The release is agreed on; vnodes are swapped.
+    /// The release is agreed on. The nodes now swap their vnodes.
     Agreed {
-        /// The release.
+        /// Version of the release.
         version: u64,
     },
-    /// So many of the members run it.
+    /// Some members run the release.
     Running {
-        /// Do.
+        /// Number of members that run it.
         done: usize,
-        /// Shall.
+        /// Number of all members.
         of: usize,
     },
 }
 
-/// What a deploy or rollback did.
+/// Result of a deploy or rollback.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Deployed {
-    /// The module's name.
+    /// Name of the module.
     pub name: String,
-    /// The release that runs now.
+    /// Version that runs now.
     pub version: u64,
-    /// Its component.
+    /// Digest of its component.
     pub digest: Digest,
-    /// Items carried over by the swap, all nodes together.
+    /// Number of items carried over by the swap, over all nodes.
     pub swapped_items: u64,
-    /// The longest that any vnode stood still, in microseconds.
+    /// Longest pause of any vnode, in microseconds.
     pub longest_stall_us: u64,
-    /// Partitions whose old guest ended within the swap, and took with it what it kept in memory.
+    /// Partitions whose old guest ended during the swap, so that the items that it kept in memory are lost.
     pub lost: Vec<u16>,
-    /// Members that could not be reached: they follow when they are back.
+    /// Names of the members that could not be reached. They swap once they are back.
     pub unreached: Vec<String>,
-    /// The module had this release and these settings already: no new version was made.
+    /// True if the module already had this release and these settings, so that no new version was made.
     pub unchanged: bool,
 }
 
-/// Why a deploy changed nothing.
+/// Failure of a deploy or rollback. Each variant says whether anything was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeployError {
-    /// The component is none, or none of this contract. Nothing was changed.
+    /// The component is not valid, or does not fit the contract. Nothing was changed.
     #[error("{0}")]
     Invalid(#[from] InvalidComponent),
-    /// A setting that cannot be. Nothing was changed.
+    /// A setting has an invalid value. Nothing was changed.
     #[error("{0}")]
     BadSetting(String),
-    /// It does not fit the release that runs (R22). Nothing was changed.
+    /// The component is incompatible with the current release (R22). Nothing was changed.
     #[error("the component cannot follow the release that runs: {0}")]
     Incompatible(String),
-    /// The disk of the node asked. Nothing was changed.
+    /// The disk of the asked node failed. Nothing was changed.
     #[error(transparent)]
     Artefact(#[from] ArtefactError),
-    /// A member cannot run it. Nothing was changed.
+    /// A member cannot run the component. Nothing was changed.
     #[error("{node} cannot run the component: {reason}")]
     Member {
-        /// Its name.
+        /// Name of the member.
         node: String,
-        /// What it said.
+        /// The reason that it gave.
         reason: String,
     },
-    /// The time was up before the release was agreed on. Nothing was changed.
+    /// The deadline passed before the release was agreed on. Nothing was changed.
     #[error("the time was up before every member had the component compiled; nothing was changed")]
     TooLate,
-    /// The cluster did not agree; the inner error says whether it may still.
+    /// The cluster did not commit the entry; the inner error says whether it still may.
     #[error(transparent)]
     Propose(#[from] ProposeError),
-    /// A node could not swap; the release before runs again.
+    /// A node could not swap. The previous release is current again.
     #[error("{node} could not swap to the new release, so the one before runs again: {reason}")]
     RolledBack {
-        /// Its name.
+        /// Name of the node.
         node: String,
-        /// What it said.
+        /// The reason that it gave.
         reason: String,
     },
-    /// Agreed on, but a node cannot run it, and it was not taken back. The node tries again by itself.
+    /// The release is current, but a node cannot run it, and it was not rolled back. The node keeps trying.
     #[error("{name} version {version} is deployed, but {node} cannot run it: {reason}; {left}")]
     Unable {
-        /// The module.
+        /// Name of the module.
         name: String,
-        /// The release.
+        /// Version of the release.
         version: u64,
-        /// The node's name.
+        /// Name of the node.
         node: String,
-        /// What it said.
+        /// The reason that it gave.
         reason: String,
-        /// Why the release stays, and what can be done.
+        /// The reason that the release stays current, and the operator's options.
         left: String,
     },
-    /// Agreed on, but a node did not say in time that it runs it. It goes on.
+    /// The release is current, but a node did not confirm in time that it runs it. The node continues.
     #[error(
         "the release is agreed on, but {node} did not run it in time: {reason}; it goes on by itself, and `annulus \
          modules` shows how far it is"
     )]
     Slow {
-        /// Its name.
+        /// Name of the node.
         node: String,
-        /// What it said last.
+        /// The last state that it reported.
         reason: String,
     },
 }
 
 impl Modules {
-    /// Deploys a component as a new module or as a module's next release, and waits until it
-    /// runs. Steps are told to `progress` as they come.
+    /// Deploy a component as a new module or as the next release of a module, and wait until it runs.
+    /// Completed steps are sent to `progress`.
     ///
     /// # Errors
-    /// Each says what was changed.
+    /// Each variant of [`DeployError`] says what was changed.
     pub fn deploy(
         &self,
         request: DeployRequest,
@@ -190,7 +191,8 @@ impl Modules {
         Box::pin(async move {
             let tell = |step| drop(progress.send(step));
             let deadline = request.deadline.unwrap_or_else(|| Instant::now() + PREPARE_LIMIT + SWAP_LIMIT);
-            // Until the state names it, or it will not.
+            // Keep the component on disk until this function returns; a release that was agreed on names it
+            // by then.
             let digest = digest_of(&request.component);
             let _held = self.hold(digest);
             let ready = timeout_at(deadline, self.make_ready(&request, digest, deadline, &tell)).await;
@@ -204,11 +206,15 @@ impl Modules {
                     && module.current.call_ms == call_ms
             };
             if let Some(module) = present.as_ref().filter(|module| same(module)) {
-                // Settings that could differ besides are refused above.
+                // All other settings that could differ have been refused above.
                 let (uid, version) = (module.uid, module.current.version);
                 return match self.await_running(uid, version, deadline, &tell).await {
                     Ok(ran) => Ok(Deployed { name, version, digest, unchanged: true, ..ran }),
-                    Err(failure) => Err(failure.of(name, version, "it was deployed like this before")),
+                    Err(failure) => Err(failure.of(
+                        name,
+                        version,
+                        "the module already had this release and these settings",
+                    )),
                 };
             }
             if Instant::now() >= deadline {

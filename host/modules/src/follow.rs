@@ -1,4 +1,4 @@
-//! Brings this node to the releases that the cluster has agreed on.
+//! Brings this node to the module releases that the cluster has agreed on.
 
 use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
@@ -18,26 +18,26 @@ use annulus_core::codec;
 use annulus_transport::kind;
 use annulus_vnode::{Behaviour, Master, SwapReport, WeakMaster};
 
-/// Longest that fetching one component from one peer may take.
+/// Longest time to fetch one component from one peer.
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
-/// After a failure the node tries again this much later, without waiting for a change.
+/// Delay after a failure before the node tries again without a change of the state.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
-/// A component that could not be had so often in a row counts as a failure of the release here: before,
-/// a member that was away for a moment would end a deploy.
+/// Number of failed fetches in a row after which a missing component counts as a failure of the release on
+/// this node. With a lower number, a member that is away for a moment would end a deploy.
 const FETCH_TRIES: u32 = 3;
 
-/// Why this node does not run a release.
+/// The reason that this node does not run a release.
 enum BringError {
-    /// Nobody could give its component.
+    /// No member could provide the component.
     Missing(String),
-    /// It does not run here.
+    /// The component was obtained but does not run here.
     Broken(String),
 }
 
 impl Modules {
-    /// Loads what is current, then follows every change until the cluster's watch ends.
-    /// Answers when what this node already has on disk is loaded, so that a restarted node
-    /// serves as soon as it says that it is there; goes on in the background.
+    /// Load the current releases, then follow every change of the state until the cluster's watch ends.
+    /// Returns once everything already on this node's disk is loaded, so that a restarted node can serve as
+    /// soon as it reports that it is up. The rest continues in the background.
     pub fn start<'a>(&'a self, master: &'a Master) -> BoxFuture<'a, ()> {
         Box::pin(async move {
             if self.inner.master.set(master.downgrade()).is_err() {
@@ -76,8 +76,8 @@ impl Modules {
         })
     }
 
-    /// Begins with each module that does not run as the cluster wants it. Each has a task of its own, so
-    /// that a component that nobody has, or a guest that takes long, holds up no other module.
+    /// Start a task for each module that does not run its current release. With a task each, a component that
+    /// no member has, or a slow guest, does not delay other modules.
     fn bring_up_to_date(&self, here: Here, bringing: &mut Bringing) {
         let view = self.inner.cluster.view();
         self.drop_undeployed(&view.state.modules.keys().copied().collect::<Vec<_>>());
@@ -86,7 +86,7 @@ impl Modules {
             let version = module.current.version;
             let failed_here = state.failed.as_ref().is_some_and(|(failed, _)| *failed == version);
             let runs = state.version == version && !failed_here;
-            // What failed waits for its turn, unless there is news of it.
+            // A release that failed waits for the retry, unless there is a newer one.
             let waits = bringing.failed.get(&module.uid) == Some(&version) && bringing.retry.is_some();
             if runs || waits || bringing.busy.values().any(|busy| *busy == module.uid) {
                 continue;
@@ -99,7 +99,7 @@ impl Modules {
                     None => drop(this.inner.missed.lock().remove(&missed)),
                     Some(error) => this.note_failure(&module, error),
                 }
-                // It may have been undeployed while it was fetched and compiled.
+                // The module may have been undeployed while its component was fetched and compiled.
                 this.inner.untidy.notify_one();
                 (version, failed.is_none())
             }));
@@ -130,7 +130,8 @@ impl Modules {
         let bytes = component.map_err(BringError::Missing)?;
         let limits = limits_of(module.current.call_ms);
         let prepared = self.inner.loader.prepare(bytes, limits).await.map_err(|error| broken(&error))?;
-        // Here and now, not at the first command for one of its vnodes: others are to be told.
+        // Run `init` now and not at the first command for a vnode, so that a failure can be reported to the
+        // other nodes.
         prepared.check_init(&module.config).await.map_err(|error| broken(&error))?;
         let previous = module.previous.as_ref().and_then(described);
         let format = write_format(&prepared.description, previous.as_ref());
@@ -138,8 +139,8 @@ impl Modules {
         let behaviour = Behaviour::of(name, version, prepared, module.config.clone()).writing(format);
         let behaviour = Arc::new(behaviour);
         annulus_ground::point("modules: a release is ready here").await;
-        // New vnodes run the new release from here on; those that run are swapped one by one,
-        // each between two of its commands.
+        // New vnodes run the new release from here on. Running vnodes are swapped one by one, each between
+        // two of its commands.
         self.inner.behaviours.rcu(|known| {
             let mut next = HashMap::clone(known);
             next.insert(module.uid, behaviour.clone());
@@ -174,13 +175,13 @@ impl Modules {
         Ok(())
     }
 
-    /// A component from this node's disk, or from any member that has it.
+    /// Return a component from this node's disk or, if `here` allows it, from any member that has it.
     pub(super) async fn component(&self, digest: &Digest, here: Here) -> Result<Bytes, String> {
         if let Some(bytes) = self.inner.artefacts.find(digest).await {
             return Ok(bytes);
         }
         if here == Here::Only {
-            return Err("its component is not on this node's disk yet".to_owned());
+            return Err("its component is not yet on this node's disk".to_owned());
         }
         let view = self.inner.cluster.view();
         let mut reasons = Vec::new();
@@ -193,7 +194,7 @@ impl Modules {
         Err(format!("no member could give its component: {}", reasons.join("; ")))
     }
 
-    /// A component from one member.
+    /// Fetch a component from one member.
     pub(super) async fn fetch(&self, digest: &Digest, from: NodeId) -> Result<Bytes, String> {
         let peer = self.inner.cluster.view().peer(from).ok_or("the node has no address")?;
         let header = Bytes::from(codec::encode(digest).map_err(|error| error.to_string())?);
@@ -213,7 +214,7 @@ impl Modules {
             return;
         }
         if let Some(master) = self.inner.master.get().and_then(WeakMaster::upgrade) {
-            // A module that only a recovered state does not know has vnodes aside, which its incidents tell of.
+            // A module missing only from a recovered state has vnodes set aside; its incidents report them.
             let aside: BTreeSet<ModuleUid> = master.set_aside().iter().map(|vnode| vnode.module).collect();
             let undeployed = gone.iter().filter(|(uid, _)| !aside.contains(uid));
             undeployed.for_each(|(_, behaviour)| master.forget_incidents(&behaviour.name));
@@ -235,12 +236,12 @@ impl Modules {
 /// The modules that are being brought to their current releases.
 #[derive(Default)]
 struct Bringing {
-    /// Each answers the version and whether it runs.
+    /// Each task returns the version, and whether it runs now.
     tasks: JoinSet<(u64, bool)>,
     busy: HashMap<task::Id, ModuleUid>,
-    /// What did not run at its last try.
+    /// Version of each module that failed in its last attempt.
     failed: HashMap<ModuleUid, u64>,
-    /// When that is tried again.
+    /// Time of the next attempt.
     retry: Option<Instant>,
 }
 
@@ -248,7 +249,7 @@ impl Bringing {
     fn note(&mut self, ended: Result<(task::Id, (u64, bool)), task::JoinError>) {
         let (id, result) = match ended {
             Ok((id, result)) => (id, Some(result)),
-            // It panicked, and says so itself.
+            // The task panicked, which is logged elsewhere.
             Err(error) => (error.id(), None),
         };
         let Some(module) = self.busy.remove(&id) else { return };
@@ -263,11 +264,11 @@ impl Bringing {
     }
 }
 
-/// Where to look for a component.
+/// Places in which to look for a component.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Here {
-    /// On this node's disk.
+    /// Only this node's disk.
     Only,
-    /// There, else at the other members.
+    /// This node's disk, then the other members.
     OrFetched,
 }

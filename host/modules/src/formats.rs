@@ -1,16 +1,16 @@
-//! Which format of its items a release is told to write (R22).
+//! The item format that a release is told to write (R22).
 //!
-//! A release that writes a format which the one before cannot read leaves no way back: not for an
-//! operator, not for a deploy that fails half way through its swaps, and not for the nodes that
-//! still run the one before and are to take a partition over. So the newest format waits for the deploy
-//! after the one that brought it.
+//! If a release writes a format that its predecessor cannot read, there is no way back: not for an operator,
+//! not for a deploy that fails half way through its swaps, and not for nodes that still run the predecessor
+//! and are about to take over a partition. A new format is therefore written only from the deploy after the
+//! one that introduced it.
 
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::{Module, Release};
 use annulus_wasm::Description;
 
-/// The newest format that the current release writes and the previous one reads. The newest that it
-/// writes where there is no previous one, or none that they have in common.
+/// Return the newest format that the current release writes and the previous one reads. Without a previous
+/// release, or without a common format, return the newest that the current release writes.
 pub(super) fn write_format(current: &Description, previous: Option<&Description>) -> u32 {
     let newest = |formats: &mut dyn Iterator<Item = u32>| formats.max();
     let previous = previous.filter(|_| !mutants::on(Mutant::WriteTheNewestFormat));
@@ -22,12 +22,13 @@ pub(super) fn write_format(current: &Description, previous: Option<&Description>
     common.or_else(|| newest(&mut current.writes_formats.iter().copied())).unwrap_or(1)
 }
 
-/// A release's own words; `None` if this build cannot read them.
+/// Return a release's description, or `None` if this build cannot read it.
 pub(super) fn described(release: &Release) -> Option<Description> {
     Description::from_cbor(&release.description).ok()
 }
 
-/// Says why a release cannot take over what is written; `None` if it can.
+/// Return the reason that `target` cannot take over the items that the module has written, or `None` if it
+/// can.
 pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String> {
     let (Some(current), Some(next)) = (described(&module.current), described(target)) else {
         return Some("the description of one of the releases cannot be read by this build".to_owned());
@@ -51,19 +52,21 @@ pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String>
     ))
 }
 
-/// A format that a release does not read and that the host may have items in, with the release that wrote
-/// them. A swap writes what a guest keeps itself anew; what the host keeps stays as it was written.
+/// Return a format that is not in `reads` but that items in host storage may have, with the version that
+/// wrote it. A swap rewrites the items that a guest keeps itself; items in host storage stay as they were
+/// written.
 pub(super) fn left_in_storage(module: &Module, reads: &[u32]) -> Option<(u64, u32)> {
     unread(module, reads, |release| release.exported.writes_storage)
 }
 
-/// A format that a release does not read and that a member which was away since may still write, with the
-/// release that it may still run.
+/// Return a format that is not in `reads` but that a member which is away may still write, with the version
+/// that the member may still run.
 pub(super) fn written_by_who_is_away(module: &Module, reads: &[u32]) -> Option<(u64, u32)> {
     unread(module, reads, |_| true)
 }
 
-/// What those of a module's releases have written that count.
+/// Return the first format that is not in `reads`, with its version, among the formats written by those of
+/// the module's releases for which `counts` is true.
 fn unread(module: &Module, reads: &[u32], counts: impl Fn(&Description) -> bool) -> Option<(u64, u32)> {
     let releases: Vec<_> = module.releases().map(|release| (release.version, described(release))).collect();
     let before = |at: usize| releases.get(at + 1).and_then(|(_, before)| before.as_ref());
@@ -95,18 +98,18 @@ mod tests {
     }
 
     #[test]
-    fn a_new_format_is_written_once_the_release_before_reads_it() {
+    fn a_new_format_is_written_once_the_previous_release_reads_it() {
         let (first, second) = (formats(&[1], &[1]), formats(&[1, 2], &[1, 2]));
         assert_eq!(write_format(&second, None), 2);
         assert_eq!(write_format(&second, Some(&first)), 1);
         assert_eq!(write_format(&second, Some(&second)), 2);
-        // Back again: what the release that was left can read too.
+        // After a rollback, the format must be one that the abandoned release can read too.
         assert_eq!(write_format(&first, Some(&second)), 1);
         assert_eq!(write_format(&formats(&[1, 2], &[2]), Some(&first)), 2, "nothing in common");
     }
 
     #[test]
-    fn what_the_host_keeps_must_be_read_by_every_later_release() {
+    fn formats_in_host_storage_must_be_readable_by_every_later_release() {
         let kept = |formats: Description| Description {
             exported: Exported { writes_storage: true, ..Exported::default() },
             ..formats
@@ -114,7 +117,8 @@ mod tests {
         let old = kept(formats(&[1], &[1]));
         let (both, new) = (kept(formats(&[1, 2], &[1, 2])), kept(formats(&[1, 2], &[2])));
         let back = kept(formats(&[1, 2], &[1]));
-        // Version 2 wrote format 2; version 3 writes format 1 again, and its items in format 2 are still there.
+        // Version 2 wrote format 2. Version 3 writes format 1 again, but the items in format 2 are still
+        // there.
         let module = |of: [&Description; 3]| Module {
             older: vec![release(1, of[0])],
             ..module(&release(3, of[2]), &release(2, of[1]))
@@ -123,10 +127,10 @@ mod tests {
         assert!(why.contains("version 2 of shop wrote items in format 2"), "{why}");
         assert_eq!(cannot_follow(&module([&old, &new, &back]), &release(4, &both)), None);
         assert_eq!(written_by_who_is_away(&module([&old, &both, &new]), &[1]), Some((3, 2)));
-        // A guest takes its own items over in the format of the day.
+        // A guest that keeps its own items rewrites them in the current format at a swap.
         let own = [formats(&[1], &[1]), formats(&[1, 2], &[2]), formats(&[1, 2], &[1])];
         assert_eq!(cannot_follow(&module([&own[0], &own[1], &own[2]]), &release(4, &own[0])), None);
-        // But not where it still runs an earlier release.
+        // This does not hold for a member that still runs an earlier release.
         assert_eq!(written_by_who_is_away(&module([&own[0], &own[1], &own[2]]), &[1]), Some((2, 2)));
     }
 
@@ -158,7 +162,7 @@ mod tests {
     }
 
     #[test]
-    fn a_release_follows_only_if_it_reads_what_is_written() {
+    fn a_release_is_compatible_only_if_it_reads_the_format_being_written() {
         let (first, second) = (release(1, &formats(&[1], &[1])), release(2, &formats(&[1, 2], &[1, 2])));
         assert_eq!(cannot_follow(&module(&second, &first), &first), None);
         let third = Release { version: 3, ..second.clone() };

@@ -1,8 +1,9 @@
-//! Deployed modules: which releases there are, who has their components, what runs.
+//! Deployed modules: their releases, the nodes that have their components, and the releases that each node
+//! runs.
 //!
-//! The cluster's state says which release of a module is current; [`Modules`] brings this node
-//! there: it fetches the component by digest from any member, compiles it off the data path,
-//! and swaps the running vnodes. It is what the vnode master asks for a module's behaviour.
+//! The cluster's state names the current release of each module. [`Modules`] brings this node to it: it
+//! fetches the component by digest from any member, compiles it off the data path, and swaps the running
+//! vnodes. It is also the vnode master's source of the release that a module runs.
 
 mod artefacts;
 mod deploy;
@@ -44,31 +45,31 @@ struct Inner {
     transport: Transport,
     loader: Arc<dyn Loader>,
     artefacts: Artefacts,
-    /// What new vnodes run, by module.
+    /// The release that new vnodes run, by module.
     behaviours: ArcSwap<HashMap<ModuleUid, Arc<Behaviour>>>,
-    /// How far this node is with each module; changes wake those who wait.
+    /// This node's progress with each module. A change wakes the waiting deploys.
     running: watch::Sender<HashMap<ModuleUid, Running>>,
-    /// Parsed descriptions, by component: what the cluster keeps is CBOR.
+    /// Descriptions decoded from the cluster's CBOR, by component.
     descriptions: Mutex<HashMap<Digest, Arc<Description>>>,
-    /// How often in a row the component of a release could not be had.
+    /// Number of failed fetches in a row, by module and version.
     missed: Mutex<HashMap<(ModuleUid, u64), u32>>,
     /// Components that are kept although no release names them yet.
     holds: Mutex<tidy::Holds>,
-    /// There may be files that are of no use any more.
+    /// Notified when there may be files that are no longer used.
     untidy: Notify,
-    /// What the others cannot serve.
+    /// Modules that other nodes have reported as unable to serve.
     words: Mutex<unable::Words>,
-    /// Who has connected: to be told what this node cannot serve.
+    /// Peers that have just connected and must be told which modules this node cannot serve.
     connected: mpsc::UnboundedSender<NodeUid>,
-    /// The other end, until the task that tells is started.
+    /// Receiving end of `connected`, until the task that tells the peers takes it.
     connections: Mutex<Option<mpsc::UnboundedReceiver<NodeUid>>>,
-    /// Whose vnodes are swapped; set once, when the node is put together. The master holds on
-    /// to this, so this must not hold on to the master.
+    /// Master whose vnodes are swapped. Set once, when the node is put together. The master holds a reference
+    /// to these modules, so this reference must be weak.
     master: OnceLock<WeakMaster>,
 }
 
 impl Modules {
-    /// Modules of a node whose components lie in `artefacts`.
+    /// Make the modules of a node whose components are stored in `artefacts`.
     pub fn new(
         cluster: Cluster,
         transport: Transport,
@@ -96,7 +97,7 @@ impl Modules {
         }
     }
 
-    /// What a module's current release says of itself.
+    /// Return the description of a module's current release.
     pub fn description(&self, module: &Module) -> Arc<Description> {
         let mut known = self.inner.descriptions.lock();
         if let Some(description) = known.get(&module.current.digest) {
@@ -104,9 +105,9 @@ impl Modules {
         }
         let description = match Description::from_cbor(&module.current.description) {
             Ok(description) => Arc::new(description),
-            // Written by a member that validated it; a node that cannot read it is too old.
+            // The deploying member validated the description, so a node that cannot read it is too old.
             Err(error) => {
-                tracing::error!(module = %module.name, %error, "a description in the cluster's state cannot be read");
+                tracing::error!(module = %module.name, %error, "cannot read a module's description in the cluster's state");
                 Arc::new(Description::unreadable(&module.name))
             }
         };
@@ -114,12 +115,12 @@ impl Modules {
         description
     }
 
-    /// How far this node is with each module.
+    /// Return this node's progress with each module.
     pub fn running(&self) -> HashMap<ModuleUid, Running> {
         self.inner.running.borrow().clone()
     }
 
-    /// What makes this node's components ready to run.
+    /// Return the loader that makes components ready to run on this node.
     pub fn loader(&self) -> &dyn Loader {
         &*self.inner.loader
     }
@@ -131,7 +132,8 @@ impl ModuleSource for Modules {
     }
 }
 
-/// What a vnode of a release may use: the host's own limits, but for the call limit that the release has.
+/// Return the limits of a release's vnodes: the host's defaults, with the release's own call limit if it has
+/// one.
 fn limits_of(call_ms: Option<u64>) -> Limits {
     let limits = Limits::default();
     Limits { call_time: call_ms.map_or(limits.call_time, Duration::from_millis), ..limits }

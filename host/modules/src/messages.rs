@@ -1,48 +1,50 @@
-//! What nodes say to each other about modules (CBOR on the control lane).
+//! Messages between nodes about modules (CBOR on the control lane).
 
 use annulus_core::ids::{Digest, ModuleUid};
 use serde::{Deserialize, Serialize};
 
-/// Get a component, validate and compile it; nothing switches yet.
+/// Request to fetch, validate and compile a component. No vnode is swapped yet.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct Prepare {
-    /// The component.
+    /// Digest of the component.
     pub(super) digest: Digest,
     /// CBOR map for the trial `init`.
     #[serde(with = "serde_bytes")]
     pub(super) config: Vec<u8>,
-    /// Raft id of a node that has it.
+    /// Raft id of a node that has the component.
     pub(super) from: u64,
-    /// The release's call limit in milliseconds, if it has one of its own.
+    /// Call limit of the release in milliseconds; absent if the release uses the host's default.
     #[serde(default)]
     pub(super) call_ms: Option<u64>,
 }
 
-/// Tell when a module runs at this version or later, or has failed to.
+/// Request to answer once the node runs a module at `version` or later, or has failed to.
 #[derive(Debug, Serialize, Deserialize)]
 pub(super) struct AwaitRunning {
-    /// Which module.
+    /// The module to wait for.
     pub(super) module: ModuleUid,
-    /// Which release of it.
+    /// Version to wait for; 0 is reached by any release.
     pub(super) version: u64,
-    /// How long to wait before answering what there is, in milliseconds.
+    /// Longest wait in milliseconds, after which the current progress is the answer.
     pub(super) wait_ms: u64,
 }
 
-/// How far a node is with one module.
+/// Progress of one node with one module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Running {
-    /// The release that its vnodes run (those of `failures` excepted); 0 for none yet.
+    /// The version that the node's vnodes run; 0 if it runs none yet. A swap that has only partly succeeded
+    /// does not change it.
     pub version: u64,
-    /// The component of that release.
+    /// Component of that version.
     pub digest: Option<Digest>,
-    /// The release that could not be had, or not be swapped to, and why.
+    /// The version that could not be fetched, started or swapped to, with the reason.
     pub failed: Option<(u64, String)>,
-    /// Items carried over by the last swap.
+    /// Number of items carried over by the last swap.
     pub swapped_items: u64,
-    /// The longest that a vnode stood still in the last swap, in microseconds.
+    /// Longest pause of one vnode in the last swap, in microseconds.
     pub longest_stall_us: u64,
-    /// Partitions whose guest ended within the last swap, and took with it what it kept in memory.
+    /// Partitions whose old guest ended during the last swap, so that the items that it kept in memory are
+    /// lost.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<u16>,
 }

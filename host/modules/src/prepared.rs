@@ -1,15 +1,15 @@
-//! What a member's answer to the wish to get and compile a component means for a deploy.
+//! Interpretation of a member's answer to a `Prepare` request.
 
 use bytes::Bytes;
 
 use annulus_core::codec;
 use annulus_transport::CallError;
 
-/// Does it have the component? If not, nobody was there to take the wish: its process is away, or only starting
-/// or joining. It follows by itself once it is up, and holds up no deploy until then.
+/// Return true if the member has prepared the component, false if it is away: its process is down, starting
+/// or joining. Such a member prepares the component once it is up, and does not hold up the deploy.
 ///
 /// # Errors
-/// Why it cannot run the component.
+/// The reason that the member cannot run the component.
 pub(super) fn prepared(answer: Result<Bytes, CallError>) -> Result<bool, String> {
     match answer {
         Ok(answer) => {
@@ -32,7 +32,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_is_away_or_still_starts_is_passed_by() {
+    fn a_member_that_is_down_or_starting_does_not_hold_up_the_deploy() {
         for away in
             [CallError::Unreachable(String::new()), CallError::Lost(String::new()), CallError::NoAnswer]
         {
@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn a_member_that_says_no_or_nothing_in_time_refuses_the_release() {
+    fn a_refusal_or_timeout_of_a_member_fails_the_deploy() {
         assert_eq!(said(Ok(())), Ok(true));
         assert_eq!(said(Err("too old".to_owned())), Err("too old".to_owned()));
         assert!(prepared(Ok(Bytes::from_static(b"\xff"))).is_err());

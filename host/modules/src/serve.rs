@@ -1,4 +1,4 @@
-//! What other nodes ask about modules.
+//! Answers to other nodes' requests about modules.
 
 use std::time::Duration;
 
@@ -13,7 +13,7 @@ use annulus_core::codec;
 use annulus_transport::{BulkStream, Request, kind};
 
 impl Modules {
-    /// Answers a control request of kind `MODULE_PREPARE` or `MODULE_RUNNING`.
+    /// Answer a control request of kind `MODULE_PREPARE` or `MODULE_RUNNING`, in a task of its own.
     pub fn serve(&self, request: Request) {
         let this = self.clone();
         annulus_ground::spawn(async move {
@@ -27,27 +27,27 @@ impl Modules {
                         let wait = Duration::from_millis(ask.wait_ms).min(Duration::from_secs(600));
                         codec::encode(&this.await_here(ask.module, ask.version, Instant::now() + wait).await)
                     }
-                    Err(error) => return tracing::warn!(%error, "a message about modules cannot be read"),
+                    Err(error) => return tracing::warn!(%error, "cannot decode a request about modules"),
                 },
                 _ => return,
             };
             match answer {
                 Ok(answer) => request.responder.send(Bytes::from(answer)),
-                Err(error) => tracing::error!(%error, "an answer about modules cannot be written"),
+                Err(error) => tracing::error!(%error, "cannot encode an answer about modules"),
             }
         });
     }
 
-    /// Sends a component to a node that asked for it.
+    /// Send a component to a node that asked for it. `header` is the CBOR of its digest.
     pub fn serve_artefact(&self, header: &[u8], stream: BulkStream) {
         let digest: Digest = match codec::decode(header) {
             Ok(digest) => digest,
-            Err(error) => return tracing::warn!(%error, "a request for a component cannot be read"),
+            Err(error) => return tracing::warn!(%error, "cannot decode a request for a component"),
         };
         let this = self.clone();
         annulus_ground::spawn(async move {
             if let Err(error) = this.inner.artefacts.send(&digest, stream).await {
-                tracing::warn!(%digest, %error, "a component could not be sent");
+                tracing::warn!(%digest, %error, "cannot send a component");
             }
         });
     }
@@ -64,7 +64,7 @@ impl Modules {
         prepared.check_init(&prepare.config).await.map_err(|error| error.to_string())
     }
 
-    /// How far this node is with a release, once it runs it, has failed, or the time is up.
+    /// Return this node's progress with a release, once it runs it, has failed, or the deadline has passed.
     pub(super) async fn await_here(&self, module: ModuleUid, version: u64, deadline: Instant) -> Running {
         let mut changes = self.inner.running.subscribe();
         let settled = changes.wait_for(|running| {
@@ -77,10 +77,10 @@ impl Modules {
         self.inner.running.borrow().get(&module).cloned().unwrap_or_default()
     }
 
-    /// Waits until this node can run a module, whichever release of it.
+    /// Wait until this node can run some release of a module.
     ///
     /// # Errors
-    /// Why it cannot, or not in time.
+    /// The reason that it cannot, or not before the deadline.
     pub async fn await_loaded(&self, module: ModuleUid, deadline: Instant) -> Result<(), String> {
         use annulus_vnode::ModuleSource;
         let mut changes = self.inner.running.subscribe();

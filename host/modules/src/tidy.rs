@@ -1,10 +1,10 @@
-//! Takes components and compiled code off the disk that no release names any more.
+//! Deletes components and compiled code that no release names any more.
 //!
-//! What is kept: components of the releases that the cluster's state names, those that a deploy through
-//! this node is about, and for a while those that this node was told to have ready for a release to
-//! come. A file that was taken away too early would be fetched and compiled again; so that never all
-//! nodes take away what an entry that none of them has applied yet names, a young file counts as held
-//! after a restart, and a node that hears of no leader takes nothing away.
+//! The following components are kept: those of the releases in the cluster's state, those of deploys that run
+//! through this node, and for a while those that this node was told to prepare for a coming release. A file
+//! that is deleted too early has to be fetched and compiled again. Two rules prevent that all nodes delete a
+//! component named by an entry that none of them has applied yet: after a restart, a young file counts as
+//! held, and a node without contact to a leader deletes nothing.
 
 use std::collections::{HashMap, HashSet};
 use std::time::Duration;
@@ -16,29 +16,30 @@ use tokio::time::{Instant, sleep_until};
 
 use super::Modules;
 
-/// How long a component is held for a release to come: a deploy waits for the slowest member no longer.
+/// Time for which a component is held for a coming release. No deploy waits longer for its slowest member.
 const HOLD: Duration = Duration::from_secs(300);
-/// A leader that was heard of so lately is there.
+/// Age of the last contact up to which the leader counts as reachable.
 const HEARD: Duration = Duration::from_secs(2);
-/// After this it is looked again whether there is a leader.
+/// Pause before the contact to a leader is checked again.
 const AGAIN: Duration = Duration::from_secs(5);
 
-/// Components that no release names yet and that are kept all the same.
+/// Components that are kept although no release names them yet.
 #[derive(Debug, Default)]
 pub(super) struct Holds {
-    /// By how many deploys.
+    /// Number of deploys of this node that hold each component.
     deploys: HashMap<Digest, usize>,
     until: HashMap<Digest, Instant>,
 }
 
 impl Holds {
-    /// Holds a component until then, or until a release names it.
+    /// Hold a component until the given time or until a release names it.
     pub(super) fn until(&mut self, digest: Digest, until: Instant) {
         let known = self.until.entry(digest).or_insert(until);
         *known = until.max(*known);
     }
 
-    /// Forgets what is over or named by now; answers what is held besides.
+    /// Remove holds that have expired or whose component is named by now. Returns the remaining held
+    /// components.
     fn held(&mut self, named: &HashSet<Digest>, now: Instant) -> HashSet<Digest> {
         self.until.retain(|digest, until| *until > now && !named.contains(digest));
         self.deploys.keys().chain(self.until.keys()).copied().collect()
@@ -49,7 +50,7 @@ impl Holds {
     }
 }
 
-/// A deploy's own hold of its component, for as long as this is there.
+/// Hold of a component by a deploy, released when this is dropped.
 pub(super) struct Held {
     modules: Modules,
     digest: Digest,
@@ -70,27 +71,27 @@ impl Drop for Held {
 }
 
 impl Modules {
-    /// Holds a component for a deploy through this node.
+    /// Hold a component for a deploy through this node.
     pub(super) fn hold(&self, digest: Digest) -> Held {
         *self.inner.holds.lock().deploys.entry(digest).or_default() += 1;
         Held { modules: self.clone(), digest }
     }
 
-    /// Holds a component that this node is to have ready for a release to come.
+    /// Hold a component that this node was told to prepare for a coming release.
     pub(super) fn hold_ready(&self, digest: Digest) {
         self.inner.holds.lock().until(digest, Instant::now() + HOLD);
         self.inner.untidy.notify_one();
     }
 
-    /// Takes away what writes left half done that were cut off, and holds what came lately. Before anything
-    /// is written.
+    /// Delete partial files of interrupted writes, and hold components that were written lately. Must run
+    /// before anything is written.
     pub(super) fn tidy_after_start(&self) {
         self.inner.artefacts.remove_partial();
         self.inner.loader.remove_partial();
         let (now, system) = (Instant::now(), annulus_ground::wall());
         let mut holds = self.inner.holds.lock();
         for (digest, written) in self.inner.artefacts.list() {
-            // By a clock that was put back it is not older.
+            // If the clock was set back, the file counts as new.
             let age = system.duration_since(written).unwrap_or_default();
             if let Some(left) = HOLD.checked_sub(age) {
                 holds.until(digest, now + left);
@@ -98,7 +99,7 @@ impl Modules {
         }
     }
 
-    /// For as long as the node runs.
+    /// Delete unused files whenever the state or the holds change. Runs as long as the node.
     pub(super) async fn keep_tidy(self) {
         let mut changes = self.inner.cluster.watch();
         let mut last = None;
@@ -134,12 +135,12 @@ impl Modules {
             loader.retain_compiled(&|digest| keep.contains(digest));
         };
         if let Err(error) = annulus_ground::blocking(sweep).await {
-            tracing::warn!(%error, "components that no release names could not be looked for");
+            tracing::warn!(%error, "cannot look for components that no release names");
         }
     }
 }
 
-/// The components of all releases that a node has to have.
+/// Return the components of all releases that a node must have.
 fn named(state: &ClusterState) -> HashSet<Digest> {
     state.modules.values().flat_map(|module| module.releases()).map(|release| release.digest).collect()
 }
@@ -149,7 +150,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_to_come_is_held_until_it_is_named_or_its_time_is_over() {
+    fn a_component_is_held_until_a_release_names_it_or_the_hold_expires() {
         let now = Instant::now();
         let at = |seconds| now + Duration::from_secs(seconds);
         let [a, b, c] = [1, 2, 3].map(|byte| Digest([byte; 32]));
@@ -161,7 +162,7 @@ mod tests {
         assert_eq!(holds.held(&HashSet::new(), at(9)), HashSet::from([a, b, c]));
         assert_eq!(holds.next_end(), Some(at(10)));
         assert_eq!(holds.held(&HashSet::new(), at(10)), HashSet::from([b, c]));
-        // Named, and not any more: then it is held no longer, but for the deploy that is about it.
+        // Once named, a component is no longer held when it loses its name, except by a deploy.
         assert_eq!(holds.held(&HashSet::from([b, c]), at(11)), HashSet::from([c]));
         assert_eq!(holds.next_end(), None);
     }

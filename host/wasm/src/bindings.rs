@@ -1,7 +1,7 @@
-//! What `wit/vnode.wit` becomes in Rust.
+//! Rust bindings generated from `wit/vnode.wit`.
 //!
-//! No module has to fit the world `everything`: it is only what bindings are generated from.
-//! Which interfaces a component exports is found out one by one (see `exports`).
+//! The world `everything` exists only to generate bindings from; no module has to fit it. The interfaces that
+//! a component exports are looked up one by one (see `exports`).
 
 #![allow(missing_docs, reason = "generated from wit/vnode.wit, which has the documentation")]
 #![allow(clippy::all, reason = "generated")]

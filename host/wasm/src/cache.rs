@@ -1,8 +1,9 @@
-//! Compiled components on disk, so that a restart does not compile again.
+//! Compiled components on disk, so that a restart does not compile them again.
 //!
-//! The one place with `unsafe`: loading machine code that a compiler of this node wrote, from its own
-//! data directory. Compiled code never comes from the network. A file's name has the digest of its bytes, which are
-//! read and compared before they are loaded: a bad block costs a compilation, not the process.
+//! This is the only module that uses `unsafe` to load machine code. The code was written by this node's own
+//! compiler into the node's own data directory; it never comes from the network. The name of a file holds the
+//! digest of its contents, which is compared before the file is loaded: a damaged block costs one compilation
+//! and not the process.
 
 use std::fs;
 use std::io::{self, Write};
@@ -13,10 +14,12 @@ use annulus_core::ids::Digest;
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::Component;
 
-/// A directory of compiled components, named by the component's digest, the engine, and the code's digest.
+/// A directory of compiled components. File names consist of the component's digest, the engine's
+/// compatibility hash and the digest of the code.
 pub(super) struct Cache {
     dir: PathBuf,
-    /// Engine version, flags and machine: what a compiled file depends on beside its source.
+    /// Hash of the engine's version, its flags and the machine: everything but the component that determines
+    /// whether compiled code can be loaded.
     compatibility: String,
 }
 
@@ -28,7 +31,7 @@ impl Cache {
         Self { dir, compatibility: format!("{:016x}", hasher.finish()) }
     }
 
-    /// The compiled component, if it is there and whole.
+    /// Return the compiled component if an intact file exists. A damaged file is deleted.
     pub(super) fn load(&self, engine: &wasmtime::Engine, digest: &Digest) -> Option<Component> {
         let named = |path: &PathBuf| {
             let name = Name::of(path)?;
@@ -38,14 +41,14 @@ impl Cache {
         match self.open(engine, &path, code) {
             Ok(component) => Some(component),
             Err(error) => {
-                tracing::warn!(path = %path.display(), %error, "a compiled component cannot be loaded and is made again");
+                tracing::warn!(path = %path.display(), %error, "cannot load a compiled component; it will be compiled again");
                 let _ = fs::remove_file(&path);
                 None
             }
         }
     }
 
-    /// Keeps compiled code, and loads it. What cannot be kept costs only time at the next start.
+    /// Store compiled code, and load it. If it cannot be stored, the next start has to compile again.
     pub(super) fn take(
         &self,
         engine: &wasmtime::Engine,
@@ -61,7 +64,7 @@ impl Cache {
         match self.store(&path, code).map_err(wasmtime::Error::from).and_then(|()| file(engine, &path)) {
             Ok(component) => Ok(component),
             Err(error) => {
-                tracing::warn!(%digest, %error, "a compiled component could not be kept on disk");
+                tracing::warn!(%digest, %error, "cannot store a compiled component on disk; the next start compiles it again");
                 memory(engine, code)
             }
         }
@@ -71,7 +74,7 @@ impl Cache {
         let mut hasher = Sha256::new();
         io::copy(&mut fs::File::open(path)?, &mut hasher)?;
         if Digest(hasher.finalize().into()) != code {
-            return Err(io::Error::other("its bytes are not those that were written").into());
+            return Err(io::Error::other("the file's contents do not match the digest in its name").into());
         }
         file(engine, path)
     }
@@ -85,12 +88,12 @@ impl Cache {
             file.sync_all()?;
             fs::rename(&partial, path)
         };
-        // What cannot be kept is not to fill the disk besides.
+        // A partial file must not take up space on a disk that may be full.
         whole().inspect_err(|_| drop(fs::remove_file(&partial)))
     }
 
-    /// Takes away what is compiled of components of which `keep` says no, and what an engine compiled
-    /// that this one does not understand. Blocks.
+    /// Delete the compiled code of components for which `keep` returns false, and code of engines
+    /// incompatible with this one. Blocks.
     pub(super) fn retain(&self, keep: &dyn Fn(&Digest) -> bool) {
         for path in self.files().filter(|path| path.extension().is_some_and(|end| end == CODE)) {
             let kept = Name::of(&path)
@@ -101,7 +104,7 @@ impl Cache {
         }
     }
 
-    /// Takes away what was being written when the process ended. Nothing must be being written. Blocks.
+    /// Delete partial files left by a previous process. Must not run while code is being stored. Blocks.
     pub(super) fn remove_partial(&self) {
         self.files().filter(|path| path.to_string_lossy().ends_with(PARTIAL)).for_each(|path| remove(&path));
     }
@@ -111,26 +114,26 @@ impl Cache {
     }
 }
 
-/// Loads a file of this cache.
+/// Load a file of this cache.
 fn file(engine: &wasmtime::Engine, path: &Path) -> wasmtime::Result<Component> {
-    // SAFETY: `store` above is the only writer of this directory, which is made with mode
-    // 0700; a file gets its name only after it was written whole (rename), and has a compiler's code.
+    // SAFETY: `store` above is the only writer of this directory, which is created with mode 0700. A file
+    // gets its name (by rename) only after it was written completely, and it contains a compiler's output.
     #[allow(unsafe_code, reason = "see SAFETY")]
     unsafe {
         Component::deserialize_file(engine, path)
     }
 }
 
-/// Loads what a compiler has just written.
+/// Load code that a compiler has just returned.
 fn memory(engine: &wasmtime::Engine, code: &[u8]) -> wasmtime::Result<Component> {
-    // SAFETY: it comes from this program's own compiler, here or in a child process.
+    // SAFETY: the code comes from this program's own compiler, in this process or in a child process.
     #[allow(unsafe_code, reason = "see SAFETY")]
     unsafe {
         Component::deserialize(engine, code)
     }
 }
 
-/// What a file's name says.
+/// The parts of a file's name.
 struct Name {
     component: Digest,
     engine: String,
@@ -138,7 +141,8 @@ struct Name {
 }
 
 impl Name {
-    /// None for what is no compiled code, or was written by a build whose names say less.
+    /// Parse a file name. `None` if the file is not compiled code, or if an older build wrote it without the
+    /// digest of the code.
     fn of(path: &Path) -> Option<Self> {
         let name = path.file_name()?.to_str()?.strip_suffix(CODE)?.strip_suffix('.')?;
         let mut parts = name.split('-');
@@ -157,17 +161,17 @@ impl std::fmt::Display for Name {
     }
 }
 
-/// The end of the name of a file that is being written.
+/// Suffix of a partial file.
 const PARTIAL: &str = ".part";
-/// The end of the name of a file of compiled code.
+/// Extension of a file of compiled code.
 const CODE: &str = "cwasm";
 
 fn remove(path: &Path) {
     match fs::remove_file(path) {
-        Ok(()) => tracing::info!(path = %path.display(), "compiled code of no more use is removed"),
+        Ok(()) => tracing::info!(path = %path.display(), "deleted compiled code that is no longer used"),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
         Err(error) => {
-            tracing::warn!(path = %path.display(), %error, "compiled code of no more use cannot be removed");
+            tracing::warn!(path = %path.display(), %error, "cannot delete compiled code that is no longer used");
         }
     }
 }
@@ -188,7 +192,7 @@ mod tests {
     }
 
     #[test]
-    fn code_is_found_again_and_made_again_once_a_byte_of_it_has_changed() {
+    fn stored_code_is_loaded_unless_a_byte_of_it_has_changed() {
         let dir = tempfile::tempdir().unwrap();
         let engine = configured(false).unwrap();
         let cache = Cache::new(dir.path().join("compiled"), &engine);
@@ -209,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_wanted_and_understood_stays() {
+    fn retain_keeps_only_wanted_code_of_this_engine() {
         let dir = tempfile::tempdir().unwrap();
         let engine = configured(false).unwrap();
         let cache = Cache::new(dir.path().to_owned(), &engine);
@@ -218,7 +222,7 @@ mod tests {
         for digest in [&wanted, &not] {
             cache.take(&engine, digest, &code).unwrap();
         }
-        // A build of before whose names had no digest of the code, and one with another engine.
+        // One file of an older build, whose name lacks the digest of the code, and one of another engine.
         fs::write(dir.path().join(format!("{wanted}-0123456789abcdef.cwasm")), "code").unwrap();
         fs::write(dir.path().join(format!("{wanted}-0123456789abcdef-{wanted}.cwasm")), "code").unwrap();
         cache.retain(&|digest| *digest == wanted);
@@ -226,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn code_that_cannot_be_kept_is_used_all_the_same() {
+    fn code_that_cannot_be_stored_is_used_anyway() {
         let dir = tempfile::tempdir().unwrap();
         let engine = configured(false).unwrap();
         let taken = dir.path().join("a file");

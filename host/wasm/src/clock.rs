@@ -1,30 +1,30 @@
-//! Time in which this process runs.
+//! A clock that counts only the time in which this process runs.
 //!
-//! A process may be stopped for a while: by SIGSTOP, with its machine, by a debugger. A guest that
-//! sleeps in a call has not slept meanwhile, and must not be taken for one that never
-//! ends: with its instance all would go that it keeps in memory.
+//! A process may be stopped for a while: by SIGSTOP, together with its machine, or by a debugger. That time
+//! must not count as the sleep of a guest that sleeps in a call: the guest would be taken for one that never
+//! ends, and everything that it keeps in memory would be lost with its instance.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-/// What one step counts at most. Far more than a busy machine holds up the thread that
-/// steps, far less than any limit that is measured.
+/// Longest time that one step counts. Far more than a busy machine delays the stepping thread, and far less
+/// than any limit that is measured with this clock.
 const LONGEST_STEP: Duration = Duration::from_millis(100);
 
-/// A clock that somebody steps while calls run, and that stands while nobody can.
+/// A clock that a thread steps while calls run. It stands still while that thread cannot run.
 #[derive(Debug, Default)]
 pub(super) struct RunClock {
     micros: AtomicU64,
 }
 
 impl RunClock {
-    /// So much has passed since the step before.
+    /// Step the clock by the time that has passed since the previous step, at most `LONGEST_STEP`.
     pub(super) fn pass(&self, time: Duration) {
         let micros = u64::try_from(time.min(LONGEST_STEP).as_micros()).unwrap_or_default();
         self.micros.fetch_add(micros, Ordering::Relaxed);
     }
 
-    /// Time in which the process ran and the clock was stepped, since it was made.
+    /// Return the sum of all steps.
     pub(super) fn now(&self) -> Duration {
         Duration::from_micros(self.micros.load(Ordering::Relaxed))
     }
@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_stop_of_the_process_hardly_counts() {
+    fn a_stop_of_the_process_counts_as_one_longest_step() {
         let clock = RunClock::default();
         for _ in 0..5 {
             clock.pass(Duration::from_millis(1));

@@ -1,9 +1,9 @@
-//! Compiling in a process of its own.
+//! Compilation in a child process.
 //!
-//! A small component can take a compiler minutes and gigabytes. A node has its own program compile, started once
-//! more as `annulus compile-component`, at a lower priority, one at a time, within limits of memory and time: a
-//! component that needs more is refused, and the node has lost nothing. What the compiler leaves behind in memory
-//! is gone with its process, too.
+//! A small component can take a compiler minutes and gigabytes. A node therefore starts its own program once
+//! more, as `annulus compile-component`: at a lower priority, one at a time, and with limits on memory and
+//! time. A component that needs more is refused, and the node loses nothing. The memory that the compiler
+//! leaves behind goes with its process, too.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -20,31 +20,32 @@ use super::error::InvalidComponent;
 use super::memory;
 use super::room::is_exhausted;
 
-/// The word by which the `annulus` program compiles.
+/// First argument of the `annulus` program that makes it compile a component.
 pub const COMPILE_WORD: &str = "compile-component";
 
-/// Longest that a component may be compiled.
+/// Longest wall-clock time of one compilation.
 const LONGEST: Duration = Duration::from_secs(120);
-/// Most processor time for one, of all cores together; the system ends a compiler whose node is gone at the latest then.
+/// Most processor time of one compilation over all cores, in seconds. It also ends a compiler that has
+/// outlived its node.
 const PROCESSOR_SECONDS: u64 = 240;
-/// Most memory that a compiler may write to. Interpreters of 20 MB take some hundred megabytes.
+/// Most memory that a compiler may write to, in bytes. Interpreters of 20 MB take some hundred megabytes.
 const MEMORY_BYTES: u64 = 2 << 30;
-/// Longest compiled code that is taken from a compiler.
+/// Longest machine code accepted from a compiler, in bytes.
 const MAX_CODE_BYTES: u64 = 1 << 30;
-/// Longest message of a compiler that is shown.
+/// Longest error message accepted from a compiler, in bytes.
 const MAX_MESSAGE_BYTES: u64 = 16 << 10;
-/// Behind all others, so that vnodes answer in time.
+/// Niceness of a compiler: lower priority than all else, so that vnodes answer in time.
 const NICE: i32 = 10;
 
-/// The exit code of a compiler that has found the component to be none.
+/// Exit code of a compiler whose input is not a valid component.
 const INVALID: u8 = 1;
 
-/// What turns a component into machine code.
+/// The place where components are compiled.
 #[derive(Debug)]
 pub(super) enum Compiler {
-    /// This process.
+    /// In this process.
     Here,
-    /// A child process of this program, one at a time.
+    /// In a child process of this program, one at a time.
     Child { program: PathBuf, turn: Mutex<()> },
 }
 
@@ -53,7 +54,7 @@ impl Compiler {
         program.map_or(Self::Here, |program| Self::Child { program, turn: Mutex::default() })
     }
 
-    /// The machine code of a component, for an engine with this one's settings. Blocks.
+    /// Compile a component for an engine with the settings of `engine`. Returns machine code. Blocks.
     pub(super) fn compile(
         &self,
         engine: &wasmtime::Engine,
@@ -75,14 +76,14 @@ impl Compiler {
     }
 }
 
-/// Why wasmtime does not compile something.
+/// Convert an error of wasmtime's compiler: only errors other than exhausted memory blame the component.
 pub(super) fn refused(error: wasmtime::Error) -> InvalidComponent {
     let exhausted = is_exhausted(&error);
     let error = format!("{error:#}");
     if exhausted { InvalidComponent::NoRoom(error) } else { InvalidComponent::NotAComponent(error) }
 }
 
-/// Has a child read the component, and takes what it writes.
+/// Give a child process the component as its input, and return its output.
 fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<u8>, InvalidComponent> {
     let failed = |error: io::Error| InvalidComponent::NoRoom(format!("the compiler cannot be run: {error}"));
     let mut child = command
@@ -95,12 +96,12 @@ fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<
     let (said, code) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            // A compiler that ends early says why by its exit code.
+            // An error is ignored: a compiler that ends early gives the reason by its exit code.
             stdin.map(|mut stdin| stdin.write_all(component))
         });
         scope.spawn(move || {
             let code = read(stdout, MAX_CODE_BYTES);
-            // Nobody receives it: the compiler was too slow.
+            // The receiver is gone if the compiler took too long.
             drop(said.send(code));
         });
         let message = scope.spawn(move || read(stderr, MAX_MESSAGE_BYTES));
@@ -123,7 +124,7 @@ fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<
 
 fn end(child: &mut Child) {
     if let Err(error) = child.kill() {
-        tracing::warn!(%error, "a compiler cannot be ended");
+        tracing::warn!(%error, "cannot kill a compiler process");
     }
 }
 
@@ -132,12 +133,12 @@ fn read(from: Option<impl Read>, limit: u64) -> io::Result<Vec<u8>> {
     let Some(from) = from else { return Ok(bytes) };
     from.take(limit + 1).read_to_end(&mut bytes)?;
     if bytes.len() as u64 > limit {
-        return Err(io::Error::other(format!("it writes more than {limit} bytes")));
+        return Err(io::Error::other(format!("its output is longer than {limit} bytes")));
     }
     Ok(bytes)
 }
 
-/// Why a compiler has failed.
+/// Derive the error from the end of a failed compiler.
 fn verdict(status: ExitStatus, message: &str) -> InvalidComponent {
     use std::os::unix::process::ExitStatusExt;
     let message = message.trim();
@@ -148,7 +149,7 @@ fn verdict(status: ExitStatus, message: &str) -> InvalidComponent {
         Some(signal) if signal == Signal::XCPU.as_raw() => {
             InvalidComponent::TooCostly(format!("it takes more than {PROCESSOR_SECONDS} s of processor time"))
         }
-        // Rust ends a process so that gets no memory.
+        // Rust aborts a process that cannot allocate memory.
         Some(signal) if signal == Signal::ABORT.as_raw() => {
             InvalidComponent::TooCostly(format!("it takes more than {} MiB of memory", MEMORY_BYTES >> 20))
         }
@@ -157,15 +158,16 @@ fn verdict(status: ExitStatus, message: &str) -> InvalidComponent {
     }
 }
 
-/// The child's side: reads a component from stdin to its end and writes its machine code to stdout. The exit code
-/// is 0, 1 for what is no component, or 2 where the machine refuses something; stderr says why.
+/// Run the child's side: read a component from stdin to its end and write its machine code to stdout. The
+/// exit code is 0 on success, 1 if the input is not a valid component, and 2 if the machine refuses a
+/// resource; the reason goes to stderr.
 pub fn compile_component() -> ExitCode {
     let (code, why) = match work() {
         Ok(()) => return ExitCode::SUCCESS,
         Err(InvalidComponent::NotAComponent(why)) => (INVALID, why),
         Err(other) => (2, other.to_string()),
     };
-    // Without anybody who reads it, the code has to do.
+    // If nobody reads the message, the exit code has to do.
     drop(io::stderr().write_all(why.as_bytes()));
     ExitCode::from(code)
 }
@@ -177,7 +179,7 @@ fn work() -> Result<(), InvalidComponent> {
     let mut component = Vec::new();
     io::stdin().read_to_end(&mut component).map_err(|error| failed("the component cannot be read", error))?;
     let engine = engine::configured(false)
-        .map_err(|error| InvalidComponent::NoRoom(format!("no engine: {error:#}")))?;
+        .map_err(|error| InvalidComponent::NoRoom(format!("the engine cannot be created: {error:#}")))?;
     let code = engine.precompile_component(&component).map_err(refused)?;
     io::stdout().write_all(&code).map_err(|error| failed("the machine code cannot be written", error))
 }
@@ -186,10 +188,10 @@ fn limit() -> io::Result<()> {
     let at_most = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
     setrlimit(Resource::Cpu, at_most(PROCESSOR_SECONDS))?;
     setrlimit(Resource::Data, at_most(MEMORY_BYTES))?;
-    // Not worth a core file.
+    // A core dump of a compiler is of no use.
     setrlimit(Resource::Core, at_most(0))?;
     rustix::process::setpriority_process(None, NICE)?;
-    // With its node, its reader is gone.
+    // When the node ends, nobody is left to read the output.
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(())
@@ -212,12 +214,12 @@ mod tests {
     }
 
     #[test]
-    fn the_code_is_what_the_compiler_writes() {
+    fn the_code_is_the_output_of_the_compiler() {
         assert_eq!(run(shell("cat"), b"component", LONGEST).unwrap(), b"component");
     }
 
     #[test]
-    fn the_reason_is_by_the_exit_code_and_the_signal() {
+    fn exit_code_and_signal_determine_the_error() {
         let invalid = why("cat > /dev/null; echo 'no magic' >&2; exit 1");
         assert!(matches!(&invalid, InvalidComponent::NotAComponent(why) if why == "no magic"), "{invalid:?}");
         let unable = why("echo 'disk on fire' >&2; exit 2");
@@ -235,13 +237,13 @@ mod tests {
     }
 
     #[test]
-    fn a_compiler_that_does_not_end_is_ended() {
+    fn a_compiler_that_exceeds_its_time_is_killed() {
         let costly = run(shell("exec sleep 1000"), b"component", Duration::from_millis(50)).unwrap_err();
         assert!(matches!(&costly, InvalidComponent::TooCostly(why) if why.contains("50ms")), "{costly:?}");
     }
 
     #[test]
-    fn a_program_that_is_not_there_says_nothing_of_the_component() {
+    fn a_missing_compiler_is_not_blamed_on_the_component() {
         let error = run(Command::new("/nowhere/annulus"), b"component", LONGEST).unwrap_err();
         assert!(matches!(error, InvalidComponent::NoRoom(_)), "{error:?}");
     }

@@ -1,28 +1,28 @@
-//! What a module says of itself: drives the command line, routing and quorums.
+//! A module's description of itself. It determines command line, routing and quorums.
 
 use serde::{Deserialize, Serialize};
 
 use super::bindings::exports::annulus::vnode::vnode as wit;
 use super::error::InvalidComponent;
 
-/// `describe`'s answer, as the cluster keeps it (CBOR in `Release::description`).
+/// The answer of `describe`, as the cluster stores it (CBOR in `Release::description`).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
-    /// The module's own name: what `deploy` calls it if not told otherwise.
+    /// The module's default name, used by `deploy` unless another is given.
     pub name: String,
-    /// The guest's own version string.
+    /// Version of the guest, in the guest's own format.
     pub version: String,
-    /// For people.
+    /// Documentation for people.
     pub doc: String,
-    /// In the order of the description.
+    /// Commands, in the order in which the guest lists them.
     pub commands: Vec<CommandInfo>,
     /// Settings that `init` takes.
     pub config: Vec<Param>,
-    /// Formats of items that it can write.
+    /// Item formats that the guest can write.
     pub writes_formats: Vec<u32>,
-    /// Formats of items that it can read and merge.
+    /// Item formats that the guest can read and merge.
     pub reads_formats: Vec<u32>,
-    /// Which optional interfaces the component exports.
+    /// Optional interfaces that the component exports.
     pub exported: Exported,
 }
 
@@ -30,91 +30,92 @@ pub struct Description {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Exported {
-    /// Commands that every partition answers.
+    /// `coverage`: commands that run on every partition.
     pub coverage: bool,
-    /// State in host storage, merged by the guest.
+    /// `merge`: the state is in host storage, and the guest merges versions of it.
     pub merge: bool,
-    /// State kept by the guest.
+    /// `handoff`: the guest keeps its own state.
     pub handoff: bool,
-    /// A say in handoffs.
+    /// `transfer`: the guest is asked and told about handoffs.
     pub transfer: bool,
-    /// The ends of instances.
+    /// `lifecycle`: the guest is told how instances end.
     pub lifecycle: bool,
     /// Imports `storage.put` or `storage.delete`.
     pub writes_storage: bool,
 }
 
-/// One command.
+/// Description of one command.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct CommandInfo {
-    /// What it is called.
+    /// Name, unique within the module.
     pub name: String,
-    /// For people.
+    /// Documentation for people.
     pub doc: String,
-    /// What it does to items.
+    /// Effect on items.
     pub effect: Effect,
-    /// Where it goes.
+    /// Partitions on which the command runs.
     pub route: Route,
-    /// In the order in which the command line takes them.
+    /// Parameters, in the order in which the command line takes them.
     pub params: Vec<Param>,
-    /// CDDL of the reply (of one value, where `route` is everywhere).
+    /// CDDL of the reply; of one value if `route` is `Everywhere`.
     pub reply: String,
-    /// It frees memory rather than use it, so that it goes on where a vnode has no room for writes.
+    /// True if the command frees memory rather than using it. Such a command still runs when the vnode has no
+    /// room for writes.
     #[serde(default)]
     pub frees: bool,
 }
 
-/// What a command does to items.
+/// Effect of a command on items.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Effect {
-    /// Changes nothing.
+    /// Changes no items.
     Read,
-    /// Changes items without deciding on what they are.
+    /// Changes items, independently of their current state.
     Write,
-    /// Decides on what it reads.
+    /// Changes items depending on what it reads.
     Update,
 }
 
-/// Where a command goes.
+/// Partitions on which a command runs.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Route {
-    /// Any partition.
+    /// Any one partition.
     Anywhere,
-    /// The replica set of this parameter.
+    /// The partition of the routing key, which is the value of this parameter.
     ByParam(String),
-    /// Every partition once.
+    /// Every partition, once.
     Everywhere,
 }
 
-/// One parameter or setting.
+/// Description of one parameter or setting.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Param {
-    /// What it is called.
+    /// Name, as the key in the CBOR map of arguments.
     pub name: String,
-    /// CDDL.
+    /// Type, in CDDL.
     pub ty: String,
-    /// For people.
+    /// Documentation for people.
     pub doc: String,
-    /// May be left out.
+    /// True if the parameter may be left out.
     pub optional: bool,
 }
 
-/// Most commands that one module may have: what `call M --help` can still show.
+/// Most commands of one module: as many as `call M --help` can reasonably show.
 const MAX_COMMANDS: usize = 256;
-/// The entry of a command's `meta` that says [`CommandInfo::frees`].
+/// Key in a command's `meta` list that sets [`CommandInfo::frees`].
 const FREES: &str = "frees";
 /// Longest name of a module or a command, in bytes.
 const MAX_NAME: usize = 64;
 
 impl Description {
-    /// The command of that name.
+    /// Return the command with this name.
     pub fn command(&self, name: &str) -> Option<&CommandInfo> {
         self.commands.iter().find(|command| command.name == name)
     }
 
-    /// Stands for a description that this node cannot read: it has no commands.
+    /// Return a stand-in, without commands, for a description that this node cannot read.
     pub fn unreadable(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -128,27 +129,27 @@ impl Description {
         }
     }
 
-    /// CBOR, as the cluster keeps it.
+    /// Encode the description as CBOR, the form in which the cluster stores it.
     pub fn to_cbor(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         ciborium::into_writer(self, &mut bytes).expect("a description is plain data and a Vec never fails");
         bytes
     }
 
-    /// From what the cluster keeps.
+    /// Decode the form in which the cluster stores a description.
     ///
     /// # Errors
-    /// If the bytes are none; nothing was changed.
+    /// If the bytes are not a valid description.
     pub fn from_cbor(bytes: &[u8]) -> Result<Self, ciborium::de::Error<std::io::Error>> {
         ciborium::from_reader(bytes)
     }
 
-    /// Parses what `describe` answered: names are checked once, here.
+    /// Parse the answer of `describe`. Names are checked once, here.
     pub(super) fn parse(info: wit::ModuleInfo, exported: Exported) -> Result<Self, InvalidComponent> {
         let bad = |what: String| Err(InvalidComponent::BadDescription(what));
         if !is_name(&info.name) {
             return bad(format!(
-                "{:?} is no module name: lower-case letters, digits, `-` and `_`, at most {MAX_NAME}",
+                "{:?} is not a valid module name: use lower-case letters, digits, `-` and `_`, at most {MAX_NAME}",
                 info.name
             ));
         }
@@ -159,16 +160,16 @@ impl Description {
         for command in info.commands {
             let command = CommandInfo::from(command);
             if !is_name(&command.name) {
-                return bad(format!("{:?} is no command name", command.name));
+                return bad(format!("{:?} is not a valid command name", command.name));
             }
             if commands.iter().any(|other| other.name == command.name) {
-                return bad(format!("command {} stands there twice", command.name));
+                return bad(format!("command {} is described twice", command.name));
             }
             match &command.route {
                 Route::ByParam(name) => match command.params.iter().find(|param| param.name == *name) {
                     None => {
                         return bad(format!(
-                            "command {} is routed by {name}, which is none of its parameters",
+                            "command {} is routed by {name}, which is not one of its parameters",
                             command.name
                         ));
                     }
@@ -204,7 +205,7 @@ impl Description {
         if info.reads_formats.is_empty()
             || info.writes_formats.iter().any(|f| !info.reads_formats.contains(f))
         {
-            return bad("it must be able to read every format that it writes, and at least one".to_owned());
+            return bad("it must read at least one format, and every format that it writes".to_owned());
         }
         Ok(Self {
             name: info.name,
@@ -219,7 +220,8 @@ impl Description {
     }
 }
 
-/// A module's or a command's name: lower-case ASCII letters, digits, `-` and `_`.
+/// Return whether a name is valid for a module or a command: 1 to 64 lower-case ASCII letters, digits, `-`
+/// and `_`.
 pub fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= MAX_NAME

@@ -1,4 +1,4 @@
-//! The one wasmtime engine of a node, and the modules that it compiled.
+//! The one wasmtime engine of a node, and the modules that it has compiled.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -27,17 +27,19 @@ use super::room::{LimitedBy, Room, RoomLimit};
 use super::ticker::Ticker;
 use annulus_storage::Memory;
 
-/// Longest component, in bytes: compiling is the costliest thing that a caller can ask for.
+/// Longest component, in bytes. Compiling is the most expensive operation that a caller can ask for.
 /// Interpreted languages make components of 12 to 18 MB.
 const MAX_COMPONENT_BYTES: usize = 64 << 20;
 
-/// Address space that an instance's memory has to grow into before it is moved, and by how much more it is
-/// moved then. Address space costs nothing but itself: far less than WebAssembly's 4 GiB, of which 128 TiB
-/// hold only some 30,000, and enough that a memory is hardly ever moved.
+/// Address space reserved for the linear memory of an instance, in bytes: a memory that outgrows it is moved,
+/// to a place with this much room again. Address space costs nothing but itself. WebAssembly's usual 4 GiB
+/// would limit the 128 TiB of a process to some 30,000 instances; this is far less, and still enough that a
+/// memory is hardly ever moved.
 const RESERVED_BYTES: usize = 64 << 20;
-/// Behind that: what spares compiled code the check of a small offset.
+/// Guard region behind the reservation, in bytes. It lets compiled code skip the bounds check of a small
+/// offset.
 const GUARD_BYTES: usize = 64 << 10;
-/// Wasmtime's own stacks for guests.
+/// Stack on which wasmtime runs a guest, in bytes.
 const STACK_BYTES: usize = 2 << 20;
 
 /// Compiles components. Cheap to clone.
@@ -54,16 +56,16 @@ struct Inner {
     pace: Arc<Pace>,
 }
 
-/// Where compiled components are kept.
+/// Storage of compiled components.
 enum Cached {
     Nowhere,
-    /// Between starts.
+    /// In a directory that outlives the process.
     OnDisk(Cache, Compiler),
-    /// For all nodes of all simulations of the process.
+    /// In memory, shared by all simulated nodes of the process.
     InMemory(Mutex<BTreeMap<Digest, Component>>),
 }
 
-/// A validated, compiled, described component: what instances are made of.
+/// A validated, compiled and described component, from which instances are made.
 #[derive(Clone)]
 pub struct Module {
     pub(super) pre: InstancePre<HostState>,
@@ -73,25 +75,26 @@ pub struct Module {
     pub(super) room: Arc<Room>,
     /// SHA-256 of the component.
     pub digest: Digest,
-    /// What it says of itself.
+    /// Answer of the component's `describe`.
     pub description: Arc<Description>,
 }
 
 impl Engine {
-    /// Makes an engine and starts its epoch ticker, a thread that ends with the engine and its modules. It
-    /// compiles in this process, and keeps nothing of that.
+    /// Make an engine that compiles in this process and does not keep compiled code. Starts the epoch ticker,
+    /// a thread that ends when the engine and its modules are dropped.
     ///
     /// # Errors
-    /// If this machine cannot run wasmtime's code, or no thread can be started.
+    /// If this machine cannot run wasmtime's code, or the thread cannot be started.
     pub fn new() -> wasmtime::Result<Self> {
         Self::with(|_| Cached::Nowhere)
     }
 
-    /// The same, for a node: compiled components are kept in a directory between starts. `program` is the one that
-    /// compiles them, in a child process ([`crate::compile_component`]); without, this process does.
+    /// Make the engine of a node. Compiled components are kept in the directory `cache` between starts.
+    /// `program` is the executable that compiles them in a child process ([`crate::compile_component`]); if
+    /// it is `None`, this process compiles.
     ///
     /// # Errors
-    /// As above.
+    /// As for [`Engine::new`].
     pub fn of_a_node(cache: PathBuf, program: Option<PathBuf>) -> wasmtime::Result<Self> {
         Self::with(|engine| Cached::OnDisk(Cache::new(cache, engine), Compiler::of(program)))
     }
@@ -106,9 +109,10 @@ impl Engine {
         Ok(Self { inner: Arc::new(inner), room: Arc::new(room) })
     }
 
-    /// An engine for a simulation: guests give way and end at their limit after so many instructions, and their
-    /// clocks and random numbers are those of the [`annulus_ground::Scope`] that calls them. All of a process are
-    /// one, which compiles each component once; only instances are counted apart, and there may be any number.
+    /// Make an engine for a simulation. Guests yield, and end at their limit, after a number of instructions;
+    /// their clocks and random numbers are those of the calling [`annulus_ground::Scope`]. All simulated
+    /// engines of a process share one wasmtime engine, which compiles each component once. Each counts its
+    /// own instances, without a limit.
     ///
     /// # Errors
     /// If this machine cannot run wasmtime's code.
@@ -127,21 +131,21 @@ impl Engine {
         Ok(Self { inner, room: Arc::new(room) })
     }
 
-    /// How many instances this process has room for.
+    /// Return the limit on the number of instances in this process.
     pub fn room(&self) -> RoomLimit {
         self.room.limit()
     }
 
-    /// How many there are.
+    /// Return the number of live instances.
     pub fn instances(&self) -> usize {
         self.room.live()
     }
 
-    /// Validates, compiles (off the async threads) and describes a component. Nothing of the
-    /// node is changed but the cache of compiled components.
+    /// Validate, compile (off the async threads) and describe a component. Changes nothing on this node but
+    /// the cache of compiled components.
     ///
     /// # Errors
-    /// Says what is wrong with the component.
+    /// The defect of the component, or the lack of room on this node. No module is made.
     pub async fn prepare(
         &self,
         bytes: bytes::Bytes,
@@ -154,16 +158,16 @@ impl Engine {
         self.describe(module).await.map(Arc::new)
     }
 
-    /// Takes compiled code off the disk of components of which `keep` says no, and code that this engine
-    /// does not understand. Blocks.
+    /// Delete the compiled code of components for which `keep` returns false, and code compiled by an engine
+    /// that is incompatible with this one. Blocks.
     pub fn retain_compiled(&self, keep: &dyn Fn(&Digest) -> bool) {
         if let Cached::OnDisk(cache, _) = &self.inner.cache {
             cache.retain(keep);
         }
     }
 
-    /// Takes compiled code off the disk that was being written when the process ended: to be called
-    /// before anything is compiled. Blocks.
+    /// Delete compiled code that was only partly written when the process ended. Must be called before
+    /// anything is compiled. Blocks.
     pub fn remove_partial(&self) {
         if let Cached::OnDisk(cache, _) = &self.inner.cache {
             cache.remove_partial();
@@ -188,7 +192,7 @@ impl Engine {
                 }
             },
             Cached::InMemory(kept) => {
-                // Whoever wants the same one meanwhile waits for it.
+                // The lock is held while compiling: a second caller for the same component waits.
                 let mut kept = kept.lock();
                 match kept.get(&digest) {
                     Some(component) => component.clone(),
@@ -208,7 +212,7 @@ impl Engine {
         Ok(Module { pre, indices, limits, pace, room, digest, description })
     }
 
-    /// Asks `describe`, in an instance without items.
+    /// Call `describe`, in an instance without items.
     async fn describe(&self, mut module: Module) -> Result<Module, InvalidComponent> {
         let exported = module.description.exported;
         let mut instance = Instance::bare(&module, trial_place()).await.map_err(|error| match error {
@@ -222,7 +226,7 @@ impl Engine {
     }
 }
 
-/// An engine of wasmtime's with our settings, on which compiled code depends.
+/// Make a wasmtime engine with the settings of this crate. Compiled code depends on them.
 pub(super) fn configured(by_fuel: bool) -> wasmtime::Result<wasmtime::Engine> {
     let mut config = Config::new();
     Pace::configure(by_fuel, &mut config);
@@ -233,8 +237,9 @@ pub(super) fn configured(by_fuel: bool) -> wasmtime::Result<wasmtime::Engine> {
         .memory_reservation(RESERVED_BYTES as u64)
         .memory_reservation_for_growth(RESERVED_BYTES as u64)
         .memory_guard_size(GUARD_BYTES as u64)
-        // Each would be one or two mappings more for each instance: a guard in front of the memory, for
-        // faults of the compiler's, and a mapping of the component's data, which is some kilobytes to copy.
+        // Each of these two would cost one or two more mappings per instance: a guard region in front of the
+        // memory, against compiler bugs, and a copy-on-write mapping of the component's data, which is only
+        // some kilobytes to copy.
         .guard_before_linear_memory(false)
         .memory_init_cow(false)
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(20));
@@ -260,10 +265,10 @@ impl Inner {
 }
 
 impl Module {
-    /// Calls `init` with the settings that a deploy was given, in an instance of no partition.
+    /// Call `init` with the settings of a deploy, in a trial instance that belongs to no partition.
     ///
     /// # Errors
-    /// What `init` said, or how it failed.
+    /// The reason that `init` gave, or the way it failed.
     pub async fn check_init(&self, config: &[u8]) -> Result<(), InvalidComponent> {
         let failed = |error| match error {
             GuestError::NoRoom(reason) => InvalidComponent::NoRoom(reason),
@@ -274,7 +279,7 @@ impl Module {
         Ok(())
     }
 
-    /// The same component for vnodes with other limits.
+    /// Return the same component with other limits for its vnodes.
     pub fn with_limits(&self, limits: Limits) -> Self {
         Self { limits, ..self.clone() }
     }
@@ -284,7 +289,7 @@ impl Module {
     }
 }
 
-/// Where `describe` and a trial `init` run.
+/// Return the location under which `describe` and a trial `init` run.
 pub fn trial_place() -> VnodePlace {
     VnodePlace {
         module: "trial".into(),

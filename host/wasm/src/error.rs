@@ -1,76 +1,76 @@
-//! How a guest can fail its host.
+//! Errors of guests and of components.
 
 use super::bindings::annulus::vnode::types::{Failure, Refusal};
 
-/// A call did not give an answer. Nothing that it wrote to host storage is kept.
+/// Failure of a call. None of the call's writes to host storage are kept.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// The guest trapped; its instance is gone.
+    /// The guest trapped, or could not be instantiated. Its instance is gone.
     #[error("the guest trapped: {0}")]
     Trapped(String),
-    /// The guest ran or slept longer than its module's call time; its instance is gone.
+    /// The guest ran or slept longer than its module's call time. Its instance is gone.
     #[error("the guest took longer than {0:?}")]
     TimedOut(std::time::Duration),
-    /// The node has no room for an instance: none was made, nothing was changed.
+    /// The node has no room for an instance. No instance was made and nothing was changed.
     #[error("{0}")]
     NoRoom(String),
-    /// A rule of `storage` or a limit was broken: the reply was thrown away. The instance is
-    /// as the guest left it.
+    /// The call broke a rule of `storage` or exceeded a limit, and its reply was discarded. The instance
+    /// remains as the guest left it.
     #[error("{0}")]
     Doomed(Doom),
-    /// `init` said no; there is no instance.
+    /// `init` refused. No instance exists.
     #[error("init refused: {0}")]
     InitRefused(String),
 }
 
 impl GuestError {
-    /// Must a new instance be made?
+    /// Return true if the instance is no longer usable and a new one must be made.
     pub fn poisons(&self) -> bool {
         !matches!(self, Self::Doomed(_) | Self::NoRoom(_))
     }
 }
 
-/// Why a call was doomed (see `storage` in the contract).
+/// The rule or limit by which a call was doomed (see `storage` in the contract).
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Doom {
-    /// A command routed by a key touched another key.
+    /// A command routed by a key accessed an item of another key.
     #[error("the command is routed by one key and touched another one")]
     WrongKey,
-    /// A command that goes anywhere touched items.
+    /// A command routed anywhere accessed items.
     #[error("a command that goes anywhere has no items")]
     NoItems,
     /// A command described as `read` wrote.
     #[error("the command is described as `read` and wrote")]
     WriteInRead,
-    /// A callback wrote that may only look.
+    /// A callback that may only read wrote to storage. The field is its name.
     #[error("`{0}` wrote to storage: only commands, `terminate` and what takes or drops items may")]
     WriteInCallback(&'static str),
-    /// `merge` called an import.
+    /// `merge` called the import named by the field.
     #[error("merge called `{0}`: it must be a pure function")]
     ImpureMerge(&'static str),
-    /// The pages of all its items do not come to an end.
+    /// The pages of `fold` do not come to an end.
     #[error("`fold` does not end: {0}")]
     EndlessFold(&'static str),
-    /// More than a limit allows.
+    /// A size limit was exceeded.
     #[error("{what} is {bytes} bytes; the limit is {limit}")]
     TooLarge {
-        /// Of what.
+        /// The object that was too large, for the message.
         what: &'static str,
-        /// How much there was.
+        /// Its size.
         bytes: usize,
-        /// How much there may be.
+        /// The limit.
         limit: usize,
     },
 }
 
-/// The guest's own no to a command. Nothing was changed.
+/// Failure of a command reported by the guest. Nothing was changed.
 #[derive(Clone, Debug)]
 pub enum CommandFailure {
-    /// No such command.
+    /// The module has no such command.
     UnknownCommand,
     /// The arguments do not fit the description.
     BadArguments(String),
-    /// The module's own no.
+    /// The module refused the command for a reason of its own.
     Refused(Refusal),
 }
 
@@ -84,38 +84,39 @@ impl From<Failure> for CommandFailure {
     }
 }
 
-/// Bytes that are no module of this contract. Nothing was changed by looking at them.
+/// The reason for which a component was not accepted. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidComponent {
-    /// Too long to be looked at.
+    /// The component is longer than the limit.
     #[error("the component is {bytes} bytes; the limit is {limit}")]
     TooLarge {
-        /// How long.
+        /// Length of the component.
         bytes: usize,
-        /// How long it may be.
+        /// The limit.
         limit: usize,
     },
-    /// The node has no memory or no room to look at it. That says nothing of the component.
+    /// The node lacks memory or another resource to check the component. This says nothing about the
+    /// component.
     #[error("{0}")]
     NoRoom(String),
-    /// Compiling it takes more than a node gives.
+    /// Compiling the component takes more time or memory than a node grants.
     #[error("the component costs too much to compile: {0}")]
     TooCostly(String),
-    /// Not WebAssembly, truncated, or a core module.
+    /// The bytes are not WebAssembly, are truncated, or are a core module.
     #[error("not a valid WebAssembly component: {0}")]
     NotAComponent(String),
-    /// It speaks another version of the contract.
+    /// The component uses an incompatible version of the contract.
     #[error("the component speaks annulus:vnode {component}, this node speaks {host}")]
     OtherContract {
-        /// The component's.
+        /// Version that the component uses.
         component: String,
-        /// Ours.
+        /// Version that this host implements.
         host: &'static str,
     },
-    /// It does not fit the world.
+    /// The component's imports or exports do not fit the contract.
     #[error("the component does not fit the contract annulus:vnode@0.1: {0}")]
     DoesNotFit(String),
-    /// `describe` trapped or says nonsense.
+    /// `describe` failed, or its answer is invalid.
     #[error("describe: {0}")]
     BadDescription(String),
     /// `init` failed with the module's settings.

@@ -1,4 +1,4 @@
-//! Which interfaces a component exports, and the functions in them.
+//! The contract's interfaces that a component exports, and the functions in them.
 
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
@@ -9,11 +9,11 @@ use super::description::Exported;
 use super::error::InvalidComponent;
 use super::host::HostState;
 
-/// The contract that this host speaks.
+/// Version of the contract that this host implements.
 const CONTRACT: &str = "0.1.0";
 const PACKAGE: &str = "annulus:vnode/";
 
-/// Indices of a component's exports, found once per module.
+/// Indices of a component's exports, looked up once per module.
 #[derive(Clone)]
 pub(super) struct Indices {
     vnode: wit::vnode::GuestIndices,
@@ -24,7 +24,7 @@ pub(super) struct Indices {
     lifecycle: Option<wit::lifecycle::GuestIndices>,
 }
 
-/// One instance's exports.
+/// The exported functions of one instance.
 pub(super) struct Exports {
     pub(super) vnode: wit::vnode::Guest,
     pub(super) coverage: Option<wit::coverage::Guest>,
@@ -34,7 +34,8 @@ pub(super) struct Exports {
     pub(super) lifecycle: Option<wit::lifecycle::Guest>,
 }
 
-/// What a component says it exports and imports, by name, before anything is instantiated.
+/// Return the optional interfaces that a component exports, and whether it imports a function that writes.
+/// Reads only the component's type; nothing is instantiated.
 pub(super) fn survey(engine: &Engine, component: &Component) -> Result<Exported, InvalidComponent> {
     let ty = component.component_type();
     let mut found = Exported::default();
@@ -48,7 +49,7 @@ pub(super) fn survey(engine: &Engine, component: &Component) -> Result<Exported,
             "handoff" => found.handoff = true,
             "transfer" => found.transfer = true,
             "lifecycle" => found.lifecycle = true,
-            // A newer interface of this contract: a host that does not know it ignores it.
+            // A newer interface of this contract. Hosts ignore interfaces that they do not know.
             _ => {}
         }
     }
@@ -73,7 +74,8 @@ pub(super) fn survey(engine: &Engine, component: &Component) -> Result<Exported,
     Ok(found)
 }
 
-/// The interface's name, if it is of our package; refuses another version of the contract.
+/// Return the name of an interface of the contract's package, `None` for any other. Fails if its version is
+/// not 0.1.x.
 fn ours(name: &str) -> Result<Option<&str>, InvalidComponent> {
     let Some(rest) = name.strip_prefix(PACKAGE) else { return Ok(None) };
     let (interface, version) = rest.split_once('@').unwrap_or((rest, "none"));
@@ -84,7 +86,7 @@ fn ours(name: &str) -> Result<Option<&str>, InvalidComponent> {
 }
 
 impl Indices {
-    /// Finds the functions; an interface that lacks one is refused with its name.
+    /// Look up the functions. Fails for an interface that lacks a function, and names it.
     pub(super) fn find(pre: &InstancePre<HostState>, exported: &Exported) -> Result<Self, InvalidComponent> {
         let misfit = |error: wasmtime::Error| InvalidComponent::DoesNotFit(format!("{error:#}"));
         macro_rules! optional {
@@ -102,7 +104,7 @@ impl Indices {
         })
     }
 
-    /// The functions of one instance; checks their types.
+    /// Return the functions of one instance, after checking their types.
     pub(super) fn load(
         &self,
         mut store: impl AsContextMut<Data = HostState>,

@@ -1,7 +1,7 @@
-//! What a guest may call: context, log and storage, for the one call that is running.
+//! The imports of a guest: context, log and storage, for the one call that is running.
 //!
-//! Nothing here fails towards the guest. What it may not do dooms the call (see the contract's
-//! `storage`): further writes do nothing and the reply is thrown away by [`super::Instance`].
+//! No import returns an error to the guest. A forbidden use dooms the call (see `storage` in the contract):
+//! further writes do nothing and [`super::Instance`] discards the reply.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -20,45 +20,45 @@ use super::simulated;
 use super::stderr::Stderr;
 use annulus_storage::{Batch, Place, Storage, Stored};
 
-/// Where a vnode is.
+/// Location and identity of a vnode.
 #[derive(Clone, Debug)]
 pub struct VnodePlace {
     /// Name of the module, for log lines.
     pub module: Arc<str>,
-    /// The slice of the keyspace.
+    /// Partition that the vnode holds.
     pub partition: types::Partition,
-    /// Format in which to write items now (R22).
+    /// Format in which the guest writes items now (R22).
     pub write_format: u32,
-    /// Names the writes of this instance's vnode (R8): random, new for each start of a vnode.
+    /// Actor in the dots of this vnode's writes (R8): random, new for each start of a vnode.
     pub actor: u64,
 }
 
-/// What the running call may touch.
+/// Items and imports that the running call may use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallScope {
-    /// Items of this key; writes only if `write`.
+    /// Items of one key. Writes only if `write` is set.
     Key {
         /// The routing key.
         key: Vec<u8>,
-        /// Is the command described as more than `read`?
+        /// True unless the command's effect is `read`.
         write: bool,
     },
     /// No items.
     Nothing,
-    /// All items; writes only if `write`.
+    /// All items. Writes only if `write` is set.
     All {
-        /// May it write?
+        /// True if the call may write.
         write: bool,
     },
-    /// All items, but no writes: this callback of the host's is told something and changes nothing.
+    /// All items, read only. The field is the name of the host's callback, for error messages.
     Told(&'static str),
-    /// No import at all.
+    /// No imports: the function must be pure.
     Pure,
 }
 
 impl CallScope {
-    /// What a command may touch. Its description alone decides, whatever key a caller sends along: a
-    /// command that goes anywhere runs in a partition that has no business with the key.
+    /// Return the scope of a command. Only the command's description decides, whatever key the caller sends:
+    /// a command that is routed anywhere runs in an arbitrary partition, which need not hold that key.
     pub fn of_command(info: &CommandInfo, key: Option<&[u8]>) -> Self {
         let write = info.effect != Effect::Read;
         match (&info.route, key) {
@@ -82,15 +82,15 @@ pub(super) struct HostState {
     pub(super) call: Call,
     /// Dots given so far by this vnode.
     dots: u64,
-    /// A growth of memory was denied since the call began.
+    /// Set when a growth of memory has been denied during the running call.
     pub(super) memory_denied: bool,
-    /// Bytes of all its linear memories.
+    /// Size of all linear memories of the instance, in bytes.
     memory_bytes: usize,
-    /// The growth that was allowed last.
+    /// The last growth that was allowed, in bytes; taken back if it fails after all.
     growing_by: usize,
 }
 
-/// The one call that is running.
+/// State of the one running call.
 pub(super) struct Call {
     pub(super) scope: CallScope,
     pub(super) request: (u64, u64),
@@ -107,7 +107,7 @@ impl HostState {
         items: Arc<RwLock<dyn Storage>>,
     ) -> Self {
         let stderr = Stderr::default();
-        // Nothing granted: no files, no sockets, no environment, no arguments.
+        // Grant nothing: no files, no sockets, no environment, no arguments.
         let mut wasi = WasiCtx::builder();
         wasi.stderr(stderr.clone()).allow_tcp(false).allow_udp(false);
         if matches!(*pace, Pace::Fuel) {
@@ -138,7 +138,7 @@ impl HostState {
         }
     }
 
-    /// Bytes of all linear memories together.
+    /// Return the size of all linear memories together, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
@@ -147,7 +147,7 @@ impl HostState {
         &self.place
     }
 
-    /// Dots given so far, so that a new instance of the same vnode goes on after them.
+    /// Return the number of dots given so far, from which a new instance of the same vnode continues.
     pub(super) fn dots(&self) -> u64 {
         self.dots
     }
@@ -160,14 +160,14 @@ impl HostState {
         self.call.doom.get_or_insert(doom);
     }
 
-    /// Is the import allowed in this call at all?
+    /// Doom the call if it may not use any import.
     fn import(&mut self, name: &'static str) {
         if self.call.scope == CallScope::Pure {
             self.doom(Doom::ImpureMerge(name));
         }
     }
 
-    /// May the call look at items of `key`?
+    /// Return whether the call may read items of `key` (`None`: of all keys). Dooms the call if not.
     fn may_read(&mut self, key: Option<&[u8]>) -> bool {
         let doom = match (&self.call.scope, key) {
             (CallScope::All { .. } | CallScope::Told(_), _) => return true,
@@ -214,7 +214,7 @@ impl WasiView for HostState {
 
 impl ResourceLimiter for HostState {
     fn memory_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        // A component may have several memories; the limit is that of the instance.
+        // A component may have several memories; the limit holds for their sum.
         let by = desired.saturating_sub(current);
         let all = self.memory_bytes.saturating_add(by);
         let allowed = all <= self.limits.memory_bytes;
@@ -306,7 +306,7 @@ impl storage::Host for HostState {
     }
 }
 
-/// One page of what a call sees.
+/// Return one page of the items that a call sees: the stored items, with the call's own writes on top.
 fn page(
     batch: &Batch,
     items: &dyn Storage,
@@ -344,14 +344,15 @@ fn page(
     page
 }
 
-/// The first byte string after all those that `key` is the whole of.
+/// Return the smallest byte string that is greater than `key`.
 fn successor(key: &[u8]) -> Vec<u8> {
     let mut next = key.to_vec();
     next.push(0);
     next
 }
 
-/// A resume token is the place of the last item of the page: length of the key, key, sort.
+/// Encode a resume token: the length of the key as a big-endian `u32`, the key and the sort of a page's last
+/// item.
 fn token_of_place(key: &[u8], sort: &[u8]) -> Vec<u8> {
     let mut token = Vec::with_capacity(4 + key.len() + sort.len());
     token.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
@@ -366,7 +367,7 @@ fn place_of_token(token: &[u8]) -> Option<Place> {
     Some((key.to_vec(), sort.to_vec()))
 }
 
-/// One page of all items that the host keeps for a vnode, tombstones too.
+/// Return one page of all items that the host stores for a vnode, including tombstones.
 pub fn page_of_all(items: &dyn Storage, after: Option<&[u8]>, limit: types::Budget) -> types::Page {
     let all = storage::Selection { key: None, start: None, end: None, reverse: false, deleted: true };
     page(&Batch::default(), items, &all, after.and_then(place_of_token), limit)

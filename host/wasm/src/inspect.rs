@@ -1,22 +1,23 @@
-//! Limits of what is compiled at all.
+//! Limits on the components that are compiled at all.
 //!
-//! The time of a compiler grows faster than the function that it is given: one of 8 MB takes it minutes and
-//! gigabytes. Reading the sizes takes milliseconds.
+//! The time to compile a function grows faster than its size: a function of 8 MB takes minutes and gigabytes.
+//! Reading the sizes takes milliseconds.
 
 use wasmparser::{Parser, Payload};
 
 use super::error::InvalidComponent;
 
-/// Longest function, in bytes. The main loops of interpreters of Python and JavaScript have less than half of that.
+/// Longest function, in bytes. The main loops of Python and JavaScript interpreters are less than half as
+/// long.
 const MAX_FUNCTION_BYTES: usize = 1 << 20;
-/// Most functions of a component, of all its modules together.
+/// Most functions of a component, over all its modules.
 const MAX_FUNCTIONS: usize = 60_000;
 /// Most modules, components and instances within a component.
 const MAX_PARTS: usize = 1_000;
 
-/// Refuses what would cost a compiler too much, and what is no component as far as that shows.
+/// Refuse a component that is malformed or that would cost a compiler too much.
 pub(super) fn check(component: &[u8]) -> Result<(), InvalidComponent> {
-    // Text is taken for WebAssembly's text format by nobody.
+    // Never take text for WebAssembly's text format.
     if !component.starts_with(b"\0asm") {
         return Err(InvalidComponent::NotAComponent(
             "it does not begin with the WebAssembly magic bytes".to_owned(),

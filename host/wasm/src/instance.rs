@@ -1,4 +1,4 @@
-//! One guest instance: a store, its exports, and the calls that a vnode makes of it.
+//! One guest instance: its store, its exports, and the calls that a vnode makes to it.
 
 use std::sync::Arc;
 
@@ -16,33 +16,33 @@ use super::meter::{Meter, TimedOut};
 use super::room::{Seat, is_exhausted};
 use annulus_storage::{Batch, Memory, Place, Storage, Stored};
 
-/// A guest that is there to be called, one call at a time. After an error that
-/// [`GuestError::poisons`] it answers nothing any more: drop it.
+/// A running guest, which takes one call at a time. After an error for which [`GuestError::poisons`] is true
+/// it answers no more calls and must be dropped.
 pub struct Instance {
     store: Store<HostState>,
     exports: Exports,
     _seat: Seat,
 }
 
-/// How a call came back from its meter.
+/// Result of a call, as its meter returns it.
 type Called<T> = Result<wasmtime::Result<T>, TimedOut>;
 
-/// What a call of the guest gave, with the writes that it made to host storage.
+/// Result of a call, with the writes that it made to host storage.
 pub struct Answer<T> {
-    /// Its answer.
+    /// The guest's answer.
     pub value: T,
-    /// Its writes, in order of place, not applied yet.
+    /// The call's writes, ordered by key and sort. They have not been applied.
     pub writes: Vec<(Place, Stored)>,
-    /// A rule or a limit was broken: neither the answer nor the writes may be used. What the
-    /// guest keeps in its own memory is as the call left it all the same.
+    /// Set if the call broke a rule or exceeded a limit: neither the answer nor the writes may be used. The
+    /// guest's own memory still is as the call left it.
     pub doom: Option<Doom>,
 }
 
 impl Instance {
-    /// A new instance that has been given its place and settings (`init`).
+    /// Start an instance, and give it its partition and settings (`init`).
     ///
     /// # Errors
-    /// If it cannot be instantiated, or what `init` said. There is no instance then.
+    /// If the instance cannot be made, or `init` fails or refuses. No instance is left.
     pub async fn start(
         module: &Module,
         place: VnodePlace,
@@ -61,7 +61,7 @@ impl Instance {
         }
     }
 
-    /// An instance for `describe` alone.
+    /// Make an instance for `describe` alone: `init` is not called.
     pub(super) async fn bare(module: &Module, place: VnodePlace) -> Result<Self, GuestError> {
         Self::instantiate(module, place, Arc::new(RwLock::new(Memory::default()))).await
     }
@@ -96,10 +96,11 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Runs one command.
+    /// Run one command.
     ///
     /// # Errors
-    /// The outer one is the host's: nothing was kept. The inner one is the guest's own no.
+    /// The outer error is the host's: the call failed and none of its writes are kept. The inner error is the
+    /// guest's own refusal.
     pub async fn command(
         &mut self,
         scope: CallScope,
@@ -111,10 +112,10 @@ impl Instance {
         self.answered(result, "the reply", Vec::len)
     }
 
-    /// One page of a command that goes everywhere.
+    /// Run one page of a command that is routed everywhere.
     ///
     /// # Errors
-    /// As [`Instance::command`]; a module without `coverage` answers unknown command.
+    /// As for [`Instance::command`]. A module without `coverage` answers [`CommandFailure::UnknownCommand`].
     pub async fn coverage(
         &mut self,
         scope: CallScope,
@@ -131,10 +132,10 @@ impl Instance {
         })
     }
 
-    /// Merges versions of items (a pure function).
+    /// Merge versions of items (a pure function). `None` if the module does not export `merge`.
     ///
     /// # Errors
-    /// As the guest fails; `None` if the module does not export `merge`.
+    /// If the call fails.
     pub async fn merge(
         &mut self,
         conflicts: &[wit::merge::Conflict],
@@ -145,15 +146,15 @@ impl Instance {
         Some(self.end(result).map(|answer| answer.value))
     }
 
-    /// Does the guest keep its items itself?
+    /// Return true if the guest keeps its items itself.
     pub fn keeps_items(&self) -> bool {
         self.exports.handoff.is_some()
     }
 
-    /// One page of all items that the guest keeps. Empty if it keeps none.
+    /// Return one page of all items that the guest keeps. Empty if the host keeps them.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
         let meter = self.begin(CallScope::Told("fold"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
@@ -161,10 +162,10 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// The items of one key that the guest keeps, tombstones too.
+    /// Return the items of one key that the guest keeps, including tombstones.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::Told("encode-handoff-items"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
@@ -172,10 +173,11 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Gives items to a guest that keeps them itself; answers those that it could not take.
+    /// Give items to a guest that keeps its items itself. The answer's value lists the items that it
+    /// rejected.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails. A broken rule is not an error here but is in [`Answer::doom`].
     pub async fn take_items(
         &mut self,
         items: &[Item],
@@ -188,10 +190,11 @@ impl Instance {
         self.end(result)
     }
 
-    /// Tells the guest of tombstones that every replica has; answers its writes.
+    /// Tell the guest which tombstones every replica has, so that it can remove them. Returns the call's
+    /// writes.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<(Place, Stored)>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
@@ -199,10 +202,10 @@ impl Instance {
         Ok(self.end(result)?.writes)
     }
 
-    /// How many items the guest keeps, roughly.
+    /// Return the approximate number of items that the guest keeps.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn count(&mut self) -> Result<u64, GuestError> {
         let meter = self.begin(CallScope::Told("count"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(0) };
@@ -210,11 +213,11 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// All items are elsewhere for good: the guest lets go of them. Its host storage goes as a whole, so
-    /// what it writes there now does not matter.
+    /// Have the guest drop all its items, which have moved to another node for good. The vnode's host storage
+    /// is deleted as a whole, so writes of this call are ignored.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn delete(&mut self) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(()) };
@@ -222,10 +225,10 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// May a handoff start? Yes, if the module has no say.
+    /// Ask the guest whether a handoff may start. True if the module does not export `transfer`.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn handoff_starting(
         &mut self,
         kind: wit::transfer::Kind,
@@ -237,10 +240,10 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Tells the guest how a handoff ended.
+    /// Tell the guest whether a handoff finished or was cancelled.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn handoff_ended(
         &mut self,
         kind: wit::transfer::Kind,
@@ -258,10 +261,11 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// Does the module run this command while it hands off? Yes, if it has no say.
+    /// Ask the guest whether to run a command while a handoff is under way. True if the module does not
+    /// export `transfer`.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handle-handoff-command"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
@@ -269,10 +273,10 @@ impl Instance {
         Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
     }
 
-    /// Tells a new instance why the one before it ended.
+    /// Tell a new instance why its predecessor ended.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::Told("handle-exit"), (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
@@ -280,10 +284,10 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// Tells the instance that it ends in order; its last writes are answered.
+    /// Tell the guest that the instance is about to be stopped. Returns its last writes.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// If the call fails.
     pub async fn terminate(&mut self, reason: &str) -> Result<Vec<(Place, Stored)>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
@@ -291,28 +295,28 @@ impl Instance {
         Ok(self.end(result)?.writes)
     }
 
-    /// Bytes of the guest's memory that are in use. WebAssembly never gives memory back, so this is also
-    /// the most that it ever had.
+    /// Return the size of the guest's memory in bytes. WebAssembly never shrinks a memory, so this is also
+    /// its peak.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes()
     }
 
-    /// The limits that its module was prepared with.
+    /// Return the limits of the module.
     pub fn limits(&self) -> Limits {
         self.store.data().limits
     }
 
-    /// Dots given so far: a further instance of this vnode must go on after them (R8).
+    /// Return the number of dots given so far. A later instance of this vnode must continue from it (R8).
     pub fn dots(&self) -> u64 {
         self.store.data().dots()
     }
 
-    /// Goes on after the dots that an instance before this one gave.
+    /// Set the number of dots that previous instances of this vnode have given.
     pub fn set_dots(&mut self, dots: u64) {
         self.store.data_mut().set_dots(dots);
     }
 
-    /// Sets up a call, which is to be run by the answer.
+    /// Set up a call. The caller runs the call through the returned meter.
     fn begin(&mut self, scope: CallScope, request: (u64, u64)) -> Meter {
         let meter = arm(&mut self.store);
         let state = self.store.data_mut();
@@ -325,7 +329,7 @@ impl Instance {
         meter
     }
 
-    /// The end of a call that must not be doomed.
+    /// End a call for which a broken rule is an error.
     fn end<T>(&mut self, result: Called<T>) -> Result<Answer<T>, GuestError> {
         let answer = self.judge(result)?;
         match answer.doom {
@@ -334,7 +338,7 @@ impl Instance {
         }
     }
 
-    /// The end of a command: its answer may be too large, too.
+    /// End a command. Its answer may also be too large.
     fn answered<T, E: Into<CommandFailure>>(
         &mut self,
         result: Called<Result<T, E>>,
@@ -365,7 +369,7 @@ impl Instance {
     }
 }
 
-/// Sets the time limit of what runs in the store from now on.
+/// Start the time limit of the code that runs in the store next.
 fn arm(store: &mut Store<HostState>) -> Meter {
     let pace = store.data().pace.clone();
     pace.arm(store);
@@ -373,7 +377,8 @@ fn arm(store: &mut Store<HostState>) -> Meter {
     Meter::new(&pace, &state.yielded, state.limits.call_time)
 }
 
-/// Says for people what ended a call: the trap, the guest's last words, where it was.
+/// Return a readable error for a failed call: the end of the guest's stderr if there is any, otherwise the
+/// trap and the function in which it occurred.
 fn explain(error: &wasmtime::Error, state: &HostState) -> GuestError {
     let words = state.stderr.take();
     if let Some(Trap::StackOverflow) = error.downcast_ref::<Trap>() {

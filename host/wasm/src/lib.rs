@@ -1,9 +1,9 @@
-//! WebAssembly: the engine, the contract's bindings, what a guest may call, and its limits.
+//! WebAssembly: the engine, the contract's bindings, the imports of guests, and the limits on guests.
 //!
-//! Nothing here knows of rings or networks. An [`Engine`] turns bytes into a [`Module`]
-//! (validated, compiled, described); an [`Instance`] of it is one vnode's guest: one store,
-//! one caller at a time. A trap poisons the store, so the owner drops the instance and makes
-//! another from the module, which costs microseconds.
+//! This crate knows nothing of rings or networks. An [`Engine`] turns bytes into a [`Module`]: validated,
+//! compiled and described. An [`Instance`] of a module is the guest of one vnode: one store, one caller at a
+//! time. A trap poisons the store, so the owner drops the instance and makes another from the module, which
+//! takes microseconds.
 
 mod bindings;
 mod cache;

@@ -1,4 +1,4 @@
-//! What one vnode may use of its node.
+//! Limits on the resources that a vnode uses.
 
 use std::time::Duration;
 
@@ -7,20 +7,20 @@ use annulus_core::request::MAX_REPLY_BYTES;
 /// Limits of one module's vnodes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Linear memory of one instance, in bytes, all memories together. Growing beyond it fails
-    /// in the guest, which usually makes it trap. 256 MiB holds some hundred thousand small
-    /// items; a node of 64 vnodes can then use 16 GiB at the worst.
+    /// Linear memory of one instance, all memories together, in bytes. A growth beyond it fails in the guest,
+    /// which usually makes the guest trap. 256 MiB holds some hundred thousand small items; a node with 64
+    /// vnodes can then use 16 GiB in the worst case.
     pub memory_bytes: usize,
-    /// How long one call of the guest may take before its instance is dropped: the processor time that the
-    /// guest uses, and the time that it sleeps or waits for the host. The time of its neighbours does not
-    /// count, nor does time in which the process is stopped: neither may cost a guest its memory. A caller's
-    /// own deadline only ends that caller's wait.
+    /// Longest time of one call before its instance is dropped: the guest's processor time plus the time that
+    /// it sleeps or waits for the host. The processor time of neighbours does not count, nor does time in
+    /// which the process is stopped: neither may cost a guest its memory. A caller's shorter deadline ends
+    /// only that caller's wait.
     pub call_time: Duration,
-    /// Longest reply of one command, in bytes: it must fit one frame of a request lane.
+    /// Longest reply of one command, in bytes. It must fit one frame of a request lane.
     pub reply_bytes: usize,
-    /// Longest key plus sort plus value of one item, in bytes.
+    /// Largest item: key, sort and value together, in bytes.
     pub item_bytes: usize,
-    /// Most that one call may write, in bytes, over all its items.
+    /// Most that one call may write over all its items, in bytes.
     pub batch_bytes: usize,
 }
 

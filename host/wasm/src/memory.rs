@@ -1,16 +1,16 @@
-//! What the allocator keeps for itself.
+//! Settings of the allocator that bound the memory it keeps for itself.
 
 #[cfg(all(target_os = "linux", target_env = "gnu"))]
 unsafe extern "C" {
-    // Safe: it has no precondition and touches only what is free (malloc_trim(3)).
+    // Safe: it has no precondition and only touches free memory (malloc_trim(3)).
     safe fn malloc_trim(pad: usize) -> i32;
-    // Safe: it sets a number, and ignores one that it does not know (mallopt(3)).
+    // Safe: it sets a number, and ignores parameters that it does not know (mallopt(3)).
     safe fn mallopt(parameter: i32, value: i32) -> i32;
 }
 
-/// Has the allocator keep an arena for each processor, not glibc's eight: a node has more threads than that,
-/// most of which sleep, and each arena holds on to some hundred kilobytes. To be called before there are
-/// threads.
+/// Limit the allocator to one arena per processor; glibc's default is eight per processor. A node has many
+/// more threads, most of which sleep, and each arena holds on to some hundred kilobytes. Must be called
+/// before other threads exist.
 pub fn one_arena_per_processor() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     {
@@ -20,9 +20,9 @@ pub fn one_arena_per_processor() {
     }
 }
 
-/// Returns the allocator's free pages to the system. Compiling a component takes tens of megabytes for
-/// some moments; glibc would keep them for as long as the process runs. Takes some milliseconds: not
-/// for the async threads.
+/// Return the allocator's free pages to the system. Compiling a component takes tens of megabytes for a
+/// moment, which glibc would otherwise keep for the life of the process. Takes some milliseconds, so it must
+/// not run on the async threads.
 pub(super) fn give_back() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     malloc_trim(0);

@@ -1,12 +1,12 @@
-//! The time that one call of a guest uses, and the end of a call that uses too much.
+//! Measurement of the time that a call of a guest uses, and the end of calls that use too much.
 //!
-//! Two kinds of time count: the processor time of the thread while it runs the guest, and the time for
-//! which the guest waits for the host (it sleeps, say, by `wasi:io/poll`). Time does not count while the
-//! guest is ready to run and others have the processor: neighbours must not use up a guest's limit, because
-//! a guest that keeps its items loses them with its instance.
+//! Two kinds of time count: the processor time of the thread while it runs the guest, and the time for which
+//! the guest waits for the host (by `wasi:io/poll`, for example, when it sleeps). Time in which the guest is
+//! ready to run while others have the processor does not count: neighbours must not use up the limit of a
+//! guest, because a guest that keeps its own items loses them with its instance.
 //!
-//! In a simulation the processor time is counted in slices of so many instructions, and virtual time goes on with
-//! each, so that everything is the same in each run.
+//! In a simulation, processor time is counted in slices of a fixed number of instructions, and virtual time
+//! advances with each slice, so that every run is the same.
 
 use std::future::{Future, poll_fn};
 use std::pin::{Pin, pin};
@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::pace::{Pace, SLICE};
 use super::ticker::Running;
 
-/// Set by a guest that gives up its thread at a tick of the epoch and wants it back.
+/// Set when a guest yields at a tick of the epoch, as opposed to waiting for the host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Yielded(Arc<AtomicBool>);
 
@@ -34,18 +34,18 @@ impl Yielded {
     }
 }
 
-/// A call used up its time. Its future is gone, and its instance answers nothing any more.
+/// A call has used up its time. Its future was dropped, so its instance must not be used again.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct TimedOut;
 
-/// Runs one call within its time. [`Meter::run`] is the only way to a result that an instance accepts.
+/// Runs one call within its time limit. [`Meter::run`] is the only way to a result that an instance accepts.
 #[must_use = "the call counts as running only while this is held"]
 pub(super) struct Meter {
     /// Keeps the epoch and the run clock going.
     _running: Option<Running>,
     pace: Arc<Pace>,
     began: Instant,
-    /// How long the process had stood still by then.
+    /// Total time for which the process had stood still when the call began (simulation only).
     stood: Duration,
     yielded: Yielded,
     limit: Duration,
@@ -58,7 +58,8 @@ impl Meter {
         Self { _running: pace.enter(), pace: pace.clone(), began, stood, yielded: yielded.clone(), limit }
     }
 
-    /// Time in which the process ran while calls did, since some moment before this call.
+    /// Return the time for which the process has run while calls were running, since some moment before this
+    /// call.
     fn now(&self) -> Duration {
         match &*self.pace {
             Pace::Epochs(ticker) => ticker.now(),
@@ -66,7 +67,7 @@ impl Meter {
         }
     }
 
-    /// Runs a call to its end, or until it has used up its time.
+    /// Run a call to its end, or until it has used up its time.
     pub(super) async fn run<T>(self, call: impl Future<Output = T>) -> Result<T, TimedOut> {
         match *self.pace {
             Pace::Epochs(_) => self.run_by_epochs(call).await,
@@ -83,8 +84,8 @@ impl Meter {
             if used.time >= self.limit {
                 return Poll::Ready(Err(TimedOut));
             }
-            // Most calls end before they yield: those are spared the look at the clock, and the first
-            // slice of the others, a tick at most, is given to them.
+            // Most calls end before they yield. They are spared reading the clock; the first slice of the
+            // others, one tick at most, is not counted.
             let began = used.slices.then(processor_time);
             let polled = call.as_mut().poll(context);
             if let Some(began) = began {
@@ -105,7 +106,7 @@ impl Meter {
         .await
     }
 
-    /// The same in virtual time.
+    /// Run a call in virtual time.
     async fn run_by_fuel<T>(&self, call: impl Future<Output = T>) -> Result<T, TimedOut> {
         let mut call = pin!(call);
         let mut used = Used::default();
@@ -114,7 +115,7 @@ impl Meter {
         poll_fn(|context| {
             loop {
                 if computes {
-                    // Its slice passes.
+                    // Let the virtual time of the previous slice pass.
                     ready!(alarm.as_mut().poll(context));
                     computes = false;
                 }
@@ -146,8 +147,8 @@ impl Meter {
     }
 }
 
-/// Notices that a call which gave way wants to go on at once: its slice was over. One that waits for the host is
-/// woken later.
+/// Waker that notes a wake-up during the poll: the call has used up its slice and is ready to go on. A call
+/// that waits for the host is woken only later.
 struct Woken {
     waker: Waker,
     at_once: AtomicBool,
@@ -164,13 +165,13 @@ impl Wake for Woken {
     }
 }
 
-/// What a call has used.
+/// Time used by a call.
 #[derive(Default)]
 struct Used {
     time: Duration,
-    /// It has had a slice of the thread's time.
+    /// True once the call has been polled for the first time.
     slices: bool,
-    /// It waits for the host since then, by the run clock.
+    /// Time of the run clock at which the call began to wait for the host; `None` if it does not wait.
     asleep_since: Option<Duration>,
 }
 
@@ -182,8 +183,8 @@ impl Used {
     }
 }
 
-/// Has the task polled again after that time at the latest. The clock that decides is another one, which
-/// stands while the process does: when the task is polled too early it sets the alarm once more.
+/// Have the task polled again after `time` at the latest. The limit is measured by another clock, which
+/// stands still while the process is stopped; a task that is polled too early sets the alarm again.
 fn wake_after(time: Duration, alarm: &mut Option<Pin<Box<Sleep>>>, context: &mut Context<'_>) {
     let at = Instant::now() + time;
     let alarm = match alarm {
@@ -198,7 +199,7 @@ fn wake_after(time: Duration, alarm: &mut Option<Pin<Box<Sleep>>>, context: &mut
     }
 }
 
-/// Processor time that this thread has used.
+/// Return the processor time that this thread has used.
 fn processor_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::try_from(time).unwrap_or_default()
@@ -224,7 +225,7 @@ mod tests {
         tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
     }
 
-    /// Uses the processor for so long, in slices of a millisecond, as a guest does.
+    /// Use the processor for `time`, in slices of a millisecond, as a guest does.
     async fn compute(time: Duration, yielded: &Yielded) {
         let mut left = time;
         while !left.is_zero() {
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_of_neighbours_does_not_count() {
+    fn time_used_by_neighbours_does_not_count() {
         let pace = epochs();
         let began = Instant::now();
         let calls: Vec<_> = (0..8)
@@ -282,13 +283,13 @@ mod tests {
         assert!(began.elapsed() > LIMIT, "together they took longer than the limit of one");
     }
 
-    /// In paused time, as a simulation is.
+    /// Run a future in paused time, as a simulation does.
     fn in_virtual_time<T>(future: impl Future<Output = T>) -> T {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
         runtime.enable_time().start_paused(true).build().unwrap().block_on(future)
     }
 
-    /// Gives way so often and wants to go on at once, as wasmtime's guests do that have used their fuel.
+    /// Yield `times` times and wake at once, as a wasmtime guest does that has used up its fuel.
     async fn give_way(times: u32) {
         for _ in 0..times {
             let mut gave = false;
@@ -304,7 +305,7 @@ mod tests {
     }
 
     #[test]
-    fn slices_count_and_pass_in_virtual_time() {
+    fn slices_count_towards_the_limit_and_advance_virtual_time() {
         in_virtual_time(async {
             let pace = Arc::new(Pace::Fuel);
             let meter = || Meter::new(&pace, &Yielded::default(), LIMIT);
@@ -329,7 +330,7 @@ mod tests {
         });
     }
 
-    /// Nothing is by chance in it.
+    /// A world without randomness.
     struct Still;
 
     impl World for Still {
@@ -347,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_in_which_a_simulated_process_stands_still_does_not_count() {
+    fn time_in_which_a_simulated_process_is_paused_does_not_count() {
         in_virtual_time(async {
             let scope = Scope::new(ScopeId(1), Arc::new(Still));
             let sleeps = |time: Duration| {
@@ -360,7 +361,7 @@ mod tests {
                     meter.run(call).await
                 })
             };
-            // The first sleep is over when the process goes on.
+            // The first sleep has elapsed when the process resumes.
             for (time, ends) in [(LIMIT / 2, Ok(())), (LIMIT, Err(TimedOut))] {
                 let call = sleeps(time);
                 sleep(LIMIT / 10).await;

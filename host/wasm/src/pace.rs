@@ -1,4 +1,4 @@
-//! What makes running guests give way to others, and by what the time of a call is counted.
+//! The mechanism that makes guests yield, and the unit in which the time of a call is counted.
 
 use std::time::Duration;
 
@@ -7,24 +7,24 @@ use wasmtime::{Config, Store, UpdateDeadline};
 use super::host::HostState;
 use super::ticker::{Running, Ticker};
 
-/// Fuel that a guest uses in a [`SLICE`] of virtual time: instructions, roughly. Some twenty times slower than real
-/// machines, so that a guest that never ends costs a simulation a fraction of its limit, and pages of a handoff are
-/// still made in milliseconds.
+/// Fuel per [`SLICE`] of virtual time: roughly the number of instructions. Some twenty times slower than real
+/// machines, so that a guest that never ends costs a simulation only a fraction of its limit, while pages of
+/// a handoff still take only milliseconds.
 const SLICE_FUEL: u64 = 100_000;
 
-/// After so much virtual time of computing a guest gives way.
+/// Virtual computing time after which a guest yields.
 pub(super) const SLICE: Duration = Duration::from_millis(1);
 
-/// How guests are paced.
+/// Pacing of guests.
 pub(super) enum Pace {
     /// By real time: a thread ticks.
     Epochs(Ticker),
-    /// By instructions, in a simulation: the same in each run.
+    /// By instructions, for simulations: every run is the same.
     Fuel,
 }
 
 impl Pace {
-    /// Has an engine compile what it needs.
+    /// Set the compiler options that the pacing needs.
     pub(super) fn configure(by_fuel: bool, config: &mut Config) {
         config.epoch_interruption(!by_fuel).consume_fuel(by_fuel);
         if by_fuel {
@@ -32,15 +32,15 @@ impl Pace {
         }
     }
 
-    /// Sets up a new store.
+    /// Set up a new store.
     pub(super) fn prepare(&self, store: &mut Store<HostState>) -> wasmtime::Result<()> {
         match self {
             Self::Epochs(_) => {
                 store.epoch_deadline_callback(|context| {
-                    // The meter of the call looks at the time whenever the guest has yielded.
+                    // The meter of the call checks the time each time the guest has yielded.
                     context.data().yielded.set();
-                    // Not the plain yield: that wakes itself into the worker's own slot and
-                    // would run again before its neighbours.
+                    // Not `UpdateDeadline::Yield`: it wakes itself into the worker's own LIFO slot, so the
+                    // guest would run again before its neighbours.
                     Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
                 });
                 Ok(())
@@ -49,16 +49,16 @@ impl Pace {
         }
     }
 
-    /// Sets a store's slice for the call that follows.
+    /// Set the slice of a store for the call that follows.
     pub(super) fn arm(&self, store: &mut Store<HostState>) {
         match self {
             Self::Epochs(_) => store.set_epoch_deadline(1),
-            // More than any call can use: the meter ends it.
+            // More than any call can use: the meter ends the call.
             Self::Fuel => store.set_fuel(u64::MAX).expect("an engine that is paced by fuel counts it"),
         }
     }
 
-    /// A call begins.
+    /// Mark the beginning of a call. Returns the guard that keeps the ticker going, `None` in a simulation.
     pub(super) fn enter(&self) -> Option<Running> {
         match self {
             Self::Epochs(ticker) => Some(ticker.enter()),

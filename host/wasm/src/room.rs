@@ -1,50 +1,50 @@
-//! How many instances this process has room for.
+//! The number of instances that this process has room for.
 //!
-//! The system gives a process so many memory mappings (`vm.max_map_count`) and so much address space
-//! (`ulimit -v`). Each instance takes some of both. When they are used up, not only the next instance fails:
-//! the allocator of the host fails too, and ends the process with all that it keeps in memory. So instances
-//! are refused before.
+//! The system grants a process a number of memory mappings (`vm.max_map_count`) and an amount of address
+//! space (`ulimit -v`). Each instance takes some of both. When they run out, it is not only the next instance
+//! that fails: the host's allocator fails too, which ends the process with everything that it keeps in
+//! memory. Instances are therefore refused before that point.
 
 use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Mappings of one instance: its memory and what is reserved behind that, the stack that it runs on and the
-/// guard page before that. (Seen with `guests/kv`, of which 1,024 instances take 4.00 each.)
+/// Mappings of one instance: its memory, the reservation behind that, its stack, and the guard page before
+/// that. (Measured with `guests/kv`: 1,024 instances take 4.00 each.)
 const MAPS_OF_INSTANCE: usize = 4;
-/// Mappings for everything else: the allocator's, stacks of threads, the database's files, compiled code.
+/// Mappings of everything else: the allocator, thread stacks, the database's files, compiled code.
 const MAPS_OF_HOST: usize = 4096;
-/// Address space for everything else, in bytes.
+/// Address space of everything else, in bytes.
 const BYTES_OF_HOST: usize = 1 << 30;
 
-/// The room of one process, shared by all its instances.
+/// Counts the instances of one process against its limit.
 #[derive(Debug)]
 pub(super) struct Room {
     live: AtomicUsize,
     limit: RoomLimit,
 }
 
-/// How many instances there may be, and what says so.
+/// Limit on the number of instances, and its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomLimit {
-    /// Instances.
+    /// Most instances that may exist at the same time.
     pub instances: usize,
-    /// What limits them.
+    /// The system limit from which the number follows.
     pub by: LimitedBy,
 }
 
-/// What limits the number of instances.
+/// Origin of the limit on the number of instances.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LimitedBy {
-    /// The system's limit of memory mappings of a process.
+    /// The system's limit on the memory mappings of a process.
     Mappings(usize),
-    /// The limit of this process's address space, in bytes.
+    /// The limit on this process's address space, in bytes.
     AddressSpace(usize),
-    /// Nothing that is known.
+    /// No known limit.
     Nothing,
 }
 
-/// There is no room for one more instance.
+/// The node has no room for one more instance.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("this node runs {live} guest instances and has no room for more: {limit}")]
 pub struct NoRoom {
@@ -73,9 +73,10 @@ impl fmt::Display for RoomLimit {
 }
 
 impl RoomLimit {
-    /// `bytes_of_instance` is the address space that one instance reserves.
+    /// Return the limit of this process, for instances that reserve `bytes_of_instance` of address space
+    /// each.
     pub(super) fn of_this_process(bytes_of_instance: usize) -> Self {
-        // Where the file does not exist, the system has no such limit.
+        // A system without this file has no such limit.
         let maps = std::fs::read_to_string("/proc/sys/vm/max_map_count").ok();
         let maps = maps.and_then(|maps| maps.trim().parse().ok());
         let bytes = rustix::process::getrlimit(rustix::process::Resource::As).current;
@@ -96,7 +97,7 @@ impl RoomLimit {
     }
 }
 
-/// One instance's room, given back when this is dropped.
+/// Room for one instance, given back when this is dropped.
 #[derive(Debug)]
 pub(super) struct Seat(Arc<Room>);
 
@@ -129,7 +130,7 @@ impl Drop for Seat {
     }
 }
 
-/// Did the system have no memory or no mapping left?
+/// Return true if the system had no memory or no mapping left.
 pub(super) fn is_exhausted(error: &wasmtime::Error) -> bool {
     error.chain().any(|cause| {
         let system = cause.downcast_ref::<std::io::Error>().and_then(std::io::Error::raw_os_error);
@@ -144,7 +145,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_tighter_limit_counts() {
+    fn the_tighter_of_two_limits_applies() {
         let limit = RoomLimit::of(Some(65_530), None, 1 << 20);
         assert_eq!(limit, RoomLimit { instances: 15_358, by: LimitedBy::Mappings(65_530) });
         let limit = RoomLimit::of(Some(65_530), Some(2 << 30), 1 << 20);
@@ -154,13 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn a_seat_is_given_back() {
+    fn a_dropped_seat_makes_room_for_another_instance() {
         let limit = RoomLimit { instances: 2, by: LimitedBy::Mappings(10) };
         let room = Arc::new(Room::new(limit));
         let (first, second) = (room.take().unwrap(), room.take().unwrap());
         let refused = room.take().unwrap_err();
         assert!(refused.to_string().contains("vm.max_map_count"), "{refused}");
-        assert_eq!(room.live(), 2, "one that is refused takes none");
+        assert_eq!(room.live(), 2, "a refused instance takes no room");
         drop(first);
         let _third = room.take().unwrap();
         drop(second);

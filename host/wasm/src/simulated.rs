@@ -1,4 +1,4 @@
-//! What WASI has for guests of a simulation: clocks and random numbers of the node that calls them.
+//! WASI clocks and random numbers of simulated guests, taken from the simulated node that calls them.
 
 use std::time::{Duration, UNIX_EPOCH};
 
@@ -6,7 +6,7 @@ use annulus_ground::Source;
 use tokio::time::Instant;
 use wasmtime_wasi::{HostMonotonicClock, HostWallClock, WasiCtxBuilder};
 
-/// Puts them in the place of the system's.
+/// Replace the system's clocks and random numbers.
 pub(super) fn give(wasi: &mut WasiCtxBuilder) {
     wasi.secure_random(Source)
         .insecure_random(Source)
@@ -27,7 +27,7 @@ impl HostWallClock for Wall {
     }
 }
 
-/// Counts from when the instance was made.
+/// Counts from the creation of the instance.
 struct Monotonic(Instant);
 
 impl HostMonotonicClock for Monotonic {

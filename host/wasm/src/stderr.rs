@@ -1,4 +1,4 @@
-//! A guest's standard error: its lines go to the log, its last words into the error message.
+//! A guest's standard error: its last bytes become part of the error message when the guest traps.
 
 use std::io;
 use std::pin::Pin;
@@ -9,17 +9,17 @@ use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 
-/// How much of the end is kept: enough for a panic message with its place.
+/// Number of bytes kept from the end: enough for a panic message with its source location.
 const TAIL_BYTES: usize = 2048;
 
-/// Shared by the host state (which reads the tail) and WASI (which writes).
+/// Shared by the host state, which reads the tail, and WASI, which writes to it.
 #[derive(Clone, Default)]
 pub(super) struct Stderr {
     tail: Arc<Mutex<Vec<u8>>>,
 }
 
 impl Stderr {
-    /// The last words, as text, and forgets them.
+    /// Return the kept bytes as text, and clear them.
     pub(super) fn take(&self) -> String {
         let bytes = std::mem::take(&mut *self.tail.lock());
         String::from_utf8_lossy(&bytes).trim().to_owned()
@@ -44,8 +44,8 @@ impl StdoutStream for Stderr {
         Box::new(self.clone())
     }
 
-    // Not the default, which would hand the bytes to a task: they must be there when the
-    // trap that they explain arrives.
+    // The default implementation passes the bytes to a task. They must be here already when the trap that
+    // they explain is reported.
     fn p2_stream(&self) -> Box<dyn wasmtime_wasi::p2::OutputStream> {
         Box::new(self.clone())
     }

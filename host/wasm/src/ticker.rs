@@ -1,9 +1,9 @@
-//! The thread that makes running guests give up theirs, and that does nothing while none runs.
+//! The thread that makes running guests yield. It sleeps while no guest runs.
 //!
-//! A guest yields when the engine's epoch has ticked since its call began, and the [`RunClock`]
-//! that counts its sleep is stepped with each tick. Both matter only to a call that is running. So
-//! the thread sleeps from some ticks after the last call ended until the next one begins: an
-//! idle node would spend more on a thousand ticks a second than on everything else.
+//! A guest yields when the engine's epoch has ticked since its call began. Each tick also steps the
+//! [`RunClock`], which measures how long a guest sleeps. Both matter only during a call, so the thread goes
+//! to sleep some ticks after the last call has ended and wakes when the next one begins: in an idle node, a
+//! thousand ticks a second would cost more than all other work.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use super::clock::RunClock;
 
-/// How often the epoch ticks: a guest gives up its thread at the first tick after it began, so
-/// this is also the longest that a neighbour waits behind a busy guest on one core.
+/// Interval between two ticks of the epoch. A guest yields at the first tick after its call began, so this is
+/// also the longest that a neighbour waits behind a busy guest on one core.
 const EPOCH_TICK: Duration = Duration::from_millis(1);
 
-/// Ticks without a call after which the thread sleeps. Waking it costs a caller some
-/// microseconds; under load, where calls follow each other within a few ticks, nobody has to.
+/// Ticks without a call after which the thread goes to sleep. Waking it costs the caller some microseconds;
+/// under load, calls follow each other within a few ticks and never have to wake it.
 const LINGER_TICKS: u32 = 20;
 
-/// Ticks while calls run. Dropped, it ends its thread.
+/// Ticks while calls run. Dropping it ends its thread.
 pub(super) struct Ticker {
     shared: Arc<Shared>,
 }
@@ -28,7 +28,7 @@ pub(super) struct Ticker {
 #[derive(Default)]
 struct Shared {
     clock: RunClock,
-    /// Calls that began, and those of them that ended.
+    /// Number of calls that have begun, and number of calls that have ended.
     began: AtomicU64,
     ended: AtomicU64,
     asleep: AtomicBool,
@@ -36,40 +36,40 @@ struct Shared {
     thread: OnceLock<Thread>,
 }
 
-/// A call that is running: it ends when this is dropped, with the call's future at the latest.
+/// A running call. The call ends when this is dropped, at the latest together with the call's future.
 #[must_use = "the call counts as running only while this is held"]
 pub(super) struct Running {
     shared: Arc<Shared>,
 }
 
 impl Ticker {
-    /// Starts the thread. `tick` is called at each tick, after the clock was stepped; false ends
-    /// the thread.
+    /// Start the thread. Each tick steps the clock and then calls `tick`; if that returns false, the thread
+    /// ends.
     ///
     /// # Errors
-    /// If no thread can be started.
+    /// If the system cannot start a thread.
     pub(super) fn start(tick: impl FnMut() -> bool + Send + 'static) -> std::io::Result<Self> {
         let shared = Arc::<Shared>::default();
         let ticks = shared.clone();
-        // A thread, not a task: it must tick when every worker of every runtime is busy.
+        // A thread and not a task: it must tick while every worker of every runtime is busy.
         let thread = std::thread::Builder::new()
             .name("annulus-epoch".to_owned())
             .spawn(move || ticks.run(tick))?
             .thread()
             .clone();
-        // Nobody has called yet, so nobody has missed it.
+        // No call can have begun yet, so no caller has missed the handle.
         let _ = shared.thread.set(thread);
         Ok(Self { shared })
     }
 
-    /// A call begins. [`Ticker::now`] goes on after this.
+    /// Begin a call. [`Ticker::now`] advances while the returned guard is held.
     pub(super) fn enter(&self) -> Running {
         self.shared.began.fetch_add(1, Ordering::SeqCst);
         self.shared.wake();
         Running { shared: self.shared.clone() }
     }
 
-    /// Time in which the process ran while calls did.
+    /// Return the time for which this process has run while calls were running.
     pub(super) fn now(&self) -> Duration {
         self.shared.clock.now()
     }
@@ -96,7 +96,7 @@ impl Shared {
         while !self.over.load(Ordering::SeqCst) {
             std::thread::sleep(EPOCH_TICK);
             let now = Instant::now();
-            // Before the epoch, whose end looks at it.
+            // Step the clock before the epoch ticks: the end of a guest's slice reads the clock.
             self.clock.pass(now.duration_since(last));
             last = now;
             if !tick() {
@@ -108,17 +108,17 @@ impl Shared {
             idle_ticks = if idle { idle_ticks + 1 } else { 0 };
             if idle_ticks >= LINGER_TICKS {
                 self.sleep(seen);
-                // The clock stands meanwhile: a call that begins now has not run through it.
+                // Time asleep does not count towards the call that ends the sleep.
                 (last, idle_ticks) = (Instant::now(), 0);
             }
         }
     }
 
-    /// Until a call begins that is not among those `seen`, or all is over.
+    /// Sleep until a call begins that is not counted in `seen`, or until the ticker is dropped.
     fn sleep(&self, seen: u64) {
         self.asleep.store(true, Ordering::SeqCst);
-        // Looked at after it was said, as who begins says first and looks then: one of the two
-        // sees the other.
+        // This side stores `asleep`, then loads `began`; a caller stores `began`, then loads `asleep`. At
+        // least one of the two therefore sees the other's store.
         if self.began.load(Ordering::SeqCst) != seen || self.over.load(Ordering::SeqCst) {
             self.asleep.store(false, Ordering::SeqCst);
             return;
@@ -147,7 +147,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// A ticker, and how often it has ticked.
+    /// Return a ticker and the number of its ticks so far.
     fn ticker() -> (Ticker, Arc<AtomicU64>) {
         let ticks = Arc::<AtomicU64>::default();
         let counted = ticks.clone();
@@ -161,7 +161,7 @@ mod tests {
     fn wait(what: &str, come: impl Fn() -> bool) {
         let start = Instant::now();
         while !come() {
-            assert!(start.elapsed() < LIMIT, "{what} did not come");
+            assert!(start.elapsed() < LIMIT, "timed out waiting for {what}");
             std::thread::sleep(EPOCH_TICK);
         }
     }
@@ -171,14 +171,14 @@ mod tests {
     }
 
     #[test]
-    fn it_sleeps_without_calls_and_ticks_during_one() {
+    fn the_thread_sleeps_without_calls_and_ticks_during_a_call() {
         let (ticker, ticks) = ticker();
         wait("sleep", || asleep(&ticker));
         let before = (ticks.load(Ordering::SeqCst), ticker.now());
         std::thread::sleep(EPOCH_TICK * 50);
-        assert_eq!((ticks.load(Ordering::SeqCst), ticker.now()), before, "time and epoch stand");
+        assert_eq!((ticks.load(Ordering::SeqCst), ticker.now()), before, "time and epoch stand still");
         let running = ticker.enter();
-        wait("more ticks than it lingers", || {
+        wait("more than LINGER_TICKS ticks", || {
             ticks.load(Ordering::SeqCst) > before.0 + 3 * u64::from(LINGER_TICKS)
         });
         assert!(!asleep(&ticker), "a call is running");
@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn the_time_asleep_is_no_step_of_the_call_that_ends_it() {
+    fn time_asleep_does_not_count_for_the_call_that_wakes_the_thread() {
         let (ticker, ticks) = ticker();
         wait("sleep", || asleep(&ticker));
         std::thread::sleep(Duration::from_millis(200));
@@ -199,9 +199,9 @@ mod tests {
     }
 
     #[test]
-    fn no_call_sleeps_through_its_ticks() {
+    fn a_call_that_begins_as_the_thread_falls_asleep_gets_its_ticks() {
         let (ticker, ticks) = ticker();
-        // Calls that begin about when the thread goes to sleep.
+        // The calls begin at about the time when the thread goes to sleep.
         for round in 0..40 {
             let pause = EPOCH_TICK * LINGER_TICKS + Duration::from_micros(round * 50);
             std::thread::sleep(pause);
@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn one_of_two_calls_that_ends_leaves_the_other_running() {
+    fn ticks_go_on_until_the_last_of_two_calls_ends() {
         let (ticker, ticks) = ticker();
         let (first, second) = (ticker.enter(), ticker.enter());
         drop(first);
@@ -237,7 +237,7 @@ mod tests {
     }
 
     #[test]
-    fn its_thread_ends_with_it_even_asleep() {
+    fn dropping_the_ticker_ends_its_sleeping_thread() {
         let (told, over) = mpsc::channel::<()>();
         let ticker = Ticker::start(move || {
             let _told = &told;

@@ -9,11 +9,11 @@ use super::HEARTBEAT;
 use crate::{AdminError, AdminReply, Restart, encode};
 use annulus_transport::BulkSend;
 
-/// One answer. The asker may be gone at any time: then frames go nowhere.
+/// The answer to one request. If the operator has disconnected, frames are discarded.
 pub(super) struct Answer {
-    /// None when the asker is gone.
+    /// None once the operator has disconnected.
     send: Option<BulkSend>,
-    /// Dropped when the answer is out.
+    /// Dropped when the answer has been sent.
     restart: Option<Restart>,
 }
 
@@ -22,7 +22,7 @@ impl Answer {
         Self { send: Some(send), restart: None }
     }
 
-    /// Does anybody still want to know?
+    /// Return true while the operator is connected, as far as is known.
     pub(super) fn is_wanted(&self) -> bool {
         self.send.is_some()
     }
@@ -31,7 +31,7 @@ impl Answer {
         if let Some(send) = &mut self.send
             && let Err(error) = send.message(encode(reply)).await
         {
-            tracing::debug!(%error, "an operator went before the answer");
+            tracing::debug!(%error, "an operator disconnected before the answer");
             self.send = None;
         }
     }
@@ -40,12 +40,12 @@ impl Answer {
         self.frame(&AdminReply::Progress { what: what.to_owned(), done, total }).await;
     }
 
-    /// The node starts anew when this is dropped: after the answer.
+    /// Hold `restart` until the answer has been sent. Dropping it restarts the node's parts.
     pub(super) fn before_letting_go(&mut self, restart: Restart) {
         self.restart = Some(restart);
     }
 
-    /// Waits for what takes long, and says every [`HEARTBEAT`] that it does.
+    /// Wait for `work`, and send a progress frame every [`HEARTBEAT`] meanwhile.
     pub(super) async fn while_working<T>(&mut self, what: &str, work: impl Future<Output = T>) -> T {
         let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -58,7 +58,7 @@ impl Answer {
         }
     }
 
-    /// The last frame.
+    /// Send the last frame.
     pub(super) async fn end(mut self, result: Result<Bytes, AdminError>) {
         let reply = match result {
             Ok(value) => AdminReply::Done(value.into()),
@@ -68,7 +68,7 @@ impl Answer {
         if let Some(send) = self.send.take()
             && let Err(error) = send.finish().await
         {
-            tracing::debug!(%error, "an operator went before the end of the answer");
+            tracing::debug!(%error, "an operator disconnected before the end of the answer");
         }
         drop(self.restart);
     }

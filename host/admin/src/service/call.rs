@@ -1,4 +1,4 @@
-//! Commands of modules.
+//! Commands of modules, on one partition or on all.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -49,11 +49,11 @@ impl AdminService {
                 }
             }
         }
-        Err(AdminError::unknown("internal", "the answers ended half way"))
+        Err(AdminError::unknown("internal", "the coverage ended before every partition had answered"))
     }
 }
 
-/// One line for each reason, not for each partition: a ring has thousands.
+/// Log one line for each reason and not for each partition: a ring may have thousands.
 fn warn_of(missing: &[(PartitionId, RequestError)]) {
     let mut reasons: BTreeMap<String, Vec<u16>> = BTreeMap::new();
     for (partition, error) in missing {
@@ -63,19 +63,25 @@ fn warn_of(missing: &[(PartitionId, RequestError)]) {
         let example = missing.iter().find(|(_, error)| word(&error.code) == code);
         let example = example.map(|(_, error)| error.message.as_str()).unwrap_or_default();
         let partitions = ranges(&partitions);
-        tracing::warn!(code, partitions, example, "no answer to a command that goes everywhere");
+        tracing::warn!(
+            code,
+            partitions,
+            example,
+            "partitions did not answer a command that is routed everywhere"
+        );
     }
 }
 
-/// Bytes of values that go in one message, so that a reader sees some early.
+/// Size of one message of values, in bytes. Large results are split so that the reader sees the first ones
+/// early.
 const PORTION_BYTES: usize = 1 << 20;
 
-/// Values in groups of about so many bytes; one that is larger goes by itself.
+/// Split values into groups of about `PORTION_BYTES`. A larger value gets a group of its own.
 fn portions(values: Vec<Bytes>) -> Vec<Vec<serde_bytes::ByteBuf>> {
     let mut portions = Vec::new();
     let (mut portion, mut bytes) = (Vec::new(), 0);
     for value in values {
-        // A byte string's own head takes at most nine bytes.
+        // The head of a CBOR byte string takes at most nine bytes.
         let length = value.len() + 9;
         if bytes + length > PORTION_BYTES && !portion.is_empty() {
             portions.push(std::mem::take(&mut portion));
@@ -104,7 +110,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn batches_are_of_their_size_and_nothing_is_left_out() {
+    fn batches_stay_within_their_size_and_contain_every_value() {
         let values = vec![Bytes::from(vec![0; 600 << 10]); 3];
         let sizes: Vec<usize> = portions(values).iter().map(Vec::len).collect();
         assert_eq!(sizes, [1, 1, 1]);

@@ -1,4 +1,4 @@
-//! Uploads and releases.
+//! Uploads, deploys and rollbacks.
 
 use std::future::Future;
 use std::time::Duration;
@@ -15,10 +15,10 @@ use annulus_modules::{DeployError, Deployed, Progress};
 use annulus_transport::BulkRecv;
 use annulus_wasm::{InvalidComponent, Limits};
 
-/// How a core module begins: the magic bytes, then version 1 in layer 0.
+/// First bytes of a core module: the magic bytes, then version 1 in layer 0.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
-/// Largest component: some times what a whole language's runtime takes.
+/// Longest component, in bytes: several times the size of a whole language runtime.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 impl AdminService {
@@ -34,7 +34,7 @@ impl AdminService {
                 "it is a core module, not a component: `annulus build` makes a component of a guest project";
             return Err(DeployError::from(InvalidComponent::NotAComponent(what.to_owned())).into());
         }
-        // What the operator's own line takes is not the node's.
+        // The time limit begins after the upload: a slow connection of the operator does not count.
         let deadline = deadline(request.timeout_ms);
         let changes = (request.config.as_slice(), request.unset.as_slice());
         let (mut config, mut base) = (None, None);
@@ -98,7 +98,7 @@ impl AdminService {
     }
 }
 
-/// Waits for a release, and passes on how far it is.
+/// Wait for a deploy or rollback, and report its steps.
 async fn follow<T>(
     work: impl Future<Output = Result<T, DeployError>>,
     mut steps: mpsc::UnboundedReceiver<Progress>,
@@ -108,7 +108,7 @@ async fn follow<T>(
     let mut what = "validating".to_owned();
     answer.progress(&what, 0, 0).await;
     loop {
-        // The heartbeat goes on within a step that takes long.
+        // The heartbeat goes on during a long step.
         let step = async {
             tokio::select! {
                 biased;
@@ -139,7 +139,7 @@ async fn upload(bytes: u64, recv: &mut BulkRecv) -> Result<Bytes, AdminError> {
             "a component of {bytes} bytes is too large; the limit is {MAX_COMPONENT_BYTES}"
         ));
     }
-    // Room comes with what arrives: the number is only what somebody says.
+    // Memory is allocated only for received bytes: the announced length may be false.
     let mut component = BytesMut::new();
     while (component.len() as u64) < bytes {
         match timeout(HEAR_LIMIT, recv.frame()).await {
@@ -148,11 +148,11 @@ async fn upload(bytes: u64, recv: &mut BulkRecv) -> Result<Bytes, AdminError> {
                 return refuse(format!("the upload ended after {} of {bytes} bytes", component.len()));
             }
             Ok(Err(error)) => return refuse(format!("the upload broke off: {error}")),
-            Err(_) => return refuse("the upload stood still".to_owned()),
+            Err(_) => return refuse("the upload stalled".to_owned()),
         }
     }
     if component.len() as u64 != bytes {
-        return refuse(format!("{} bytes came instead of {bytes}", component.len()));
+        return refuse(format!("the upload has {} bytes instead of {bytes}", component.len()));
     }
     Ok(component.freeze())
 }

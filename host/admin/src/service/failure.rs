@@ -1,4 +1,4 @@
-//! Failures of the node's parts, in the words of the admin protocol.
+//! Conversion of errors of the node's parts to errors of the admin protocol.
 
 use annulus_core::request::{AppliedState, RequestError};
 use annulus_core::state::Refusal;
@@ -28,7 +28,7 @@ impl From<RequestError> for AdminError {
     }
 }
 
-/// The kebab-case name of a plain variant.
+/// Return the kebab-case name of a unit variant.
 pub(super) fn word<T: serde::Serialize>(code: &T) -> String {
     match serde_json::to_value(code) {
         Ok(serde_json::Value::String(word)) => word,

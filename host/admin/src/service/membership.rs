@@ -16,7 +16,7 @@ use crate::rows::{MemberRow, TokenRow};
 use crate::{AdminError, Restart};
 use annulus_cluster::{Ended, Token, View};
 
-/// What `join` says.
+/// Arguments of `join`.
 pub(super) struct Join<'a> {
     pub(super) address: &'a str,
     pub(super) token: &'a str,
@@ -36,7 +36,8 @@ impl AdminService {
         })
     }
 
-    /// Ends when the node was admitted elsewhere; what follows happens to a node started anew.
+    /// Join another cluster. Returns once the node has been admitted; the rest happens after its restart.
+    /// Returns `None` if the node was already in that cluster and waits to be taken in.
     pub(super) async fn join(
         &self,
         Join { address, token, discard, stage }: Join<'_>,
@@ -49,7 +50,7 @@ impl AdminService {
         if let Some(me) = me
             && token.parse().is_ok_and(waits_there)
         {
-            // It is there already, and what is said now is how it goes on.
+            // The node is already in that cluster. `stage` decides whether its join waits for a commit.
             let (change, limit) = (Change::Join { node: me.id }, Instant::now() + CHANGE_LIMIT);
             if stage {
                 self.parts.cluster.stage(change, limit).await?;
@@ -63,7 +64,7 @@ impl AdminService {
             found.ok().and_then(Result::ok).and_then(|mut addresses| addresses.next()).ok_or_else(|| {
                 AdminError::not_applied(
                     "bad-arguments",
-                    format!("{address:?} is no address of a node; say HOST:PORT"),
+                    format!("{address:?} is not the address of a node; use HOST:PORT"),
                 )
             })?;
         let joining = self.parts.control.join(member, token, discard, stage, deadline);
@@ -76,8 +77,8 @@ impl AdminService {
         self.stage(Change::Leave { node }).await
     }
 
-    /// Refuses the leave of a node that is away: it would wait for it without an end. A staged one is not
-    /// refused: the plan warns of it.
+    /// Refuse the leave of a node that is down: its handoffs would wait for it forever. A staged leave is not
+    /// refused; its plan shows a warning.
     fn can_hand_over(&self, view: &View, node: NodeId) -> Result<(), AdminError> {
         let leaves = view.member(node).is_some_and(|member| member.status == MemberStatus::Leaving);
         let holds = view.state.ring.partitions.iter().any(|partition| partition.replicas.contains(&node));
@@ -86,14 +87,14 @@ impl AdminService {
         }
         let name = name_of(view, node);
         let message = format!(
-            "{name} does not answer, so it cannot hand over what it holds: start it again; or, if it is gone for \
-             good, `annulus down {name}` and `annulus replace {name} NEW`, or `annulus remove {name}`, do without \
-             what only it held"
+            "{name} does not answer, so it cannot hand off its partitions: start it again; or, if it is gone for \
+             good, `annulus down {name}` and `annulus replace {name} NEW`, or `annulus remove {name}`, give up \
+             the items that only it held"
         );
         Err(AdminError::not_applied("not-allowed", message))
     }
 
-    /// Marks a node that does not answer.
+    /// Mark a node that does not answer as down.
     pub(super) async fn down(&self, name: &str) -> Result<MemberRow, AdminError> {
         let view = self.view();
         let node = by_name(&view, name)?;
@@ -102,7 +103,7 @@ impl AdminService {
             return Err(AdminError::not_applied("not-allowed", message));
         }
         self.parts.cluster.mark(node, true, Instant::now() + CHANGE_LIMIT).await?;
-        let gone = || AdminError::unknown("unknown-node", format!("{name} is not known here any more"));
+        let gone = || AdminError::unknown("unknown-node", format!("{name} is no longer known to this node"));
         self.member(&self.view(), node).ok_or_else(gone)
     }
 
@@ -121,13 +122,14 @@ impl AdminService {
         }
         let node = self.parts.cluster.leave(name, deadline.min(Instant::now() + CHANGE_LIMIT)).await?;
         let unknown =
-            || AdminError::unknown("unknown-node", format!("node {node} is not known here any more"));
+            || AdminError::unknown("unknown-node", format!("node {node} is no longer known to this node"));
         let mut most = 0;
         loop {
             let view = views.borrow_and_update().clone();
             let status = view.state.members.get(&node).map(|member| member.status);
             let left = matches!(status, None | Some(MemberStatus::Removed));
-            // Who left may never see the entry that says so: nobody sends it to strangers.
+            // A node that has left may never receive the entry that says so: nobody sends entries to a
+            // non-member.
             if node == view.me && *ended.borrow_and_update() == Some(Ended::Removed) {
                 let row = self.member(&view, node).ok_or_else(unknown)?;
                 return Ok(MemberRow {
@@ -155,8 +157,8 @@ impl AdminService {
                 let (name, holds) = (name_of(&view, node), counted(holds, "partition"));
                 let how = if away {
                     format!(
-                        "it does not answer: start it again, or, if it is gone for good, `annulus remove {name}` does \
-                         without what only it held"
+                        "it does not answer: start it again, or, if it is gone for good, `annulus remove {name}` \
+                         gives up the items that only it held"
                     )
                 } else {
                     "it goes on by itself, `annulus transfers` shows it".to_owned()
@@ -167,7 +169,7 @@ impl AdminService {
                     ..AdminError::unknown("deadline-exceeded", message)
                 });
             }
-            // Time-outs only bring the next sign of life.
+            // A timeout only leads to the next heartbeat.
             let news = async {
                 tokio::select! { _ = views.changed() => {}, _ = ended.changed() => {} }
             };

@@ -1,9 +1,9 @@
-//! The node's side of the admin protocol: hears a request, asks the part of the node that
-//! knows, answers in frames.
+//! The node's side of the admin protocol: reads a request, passes it to the responsible part of the node, and
+//! answers in frames.
 //!
-//! What must hold: only operators are heard; every request ends, with a deadline of its own;
-//! while it works it says something at least every [`HEARTBEAT`], so that a silent node is a
-//! dead one; a request whose asker is gone is given up where nothing was changed yet.
+//! Invariants: only operators are served; every request ends, by a deadline of its own; while a request is
+//! being worked on, a frame is sent at least every [`HEARTBEAT`], so that a client can take a silent node for
+//! dead. A coverage call ends early if its operator has disconnected; every other request runs to its end.
 
 mod answer;
 mod bench;
@@ -36,29 +36,29 @@ use annulus_vnode::Master;
 
 use answer::Answer;
 
-/// How often a node that works says so.
+/// Interval at which a busy node sends a progress frame.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
-/// How long an operator may take to say what it wants, or to send the next piece of it.
+/// Longest wait for an operator's request, or for the next frame of an upload.
 const HEAR_LIMIT: Duration = Duration::from_secs(30);
-/// How long a look at the cluster may take.
+/// Longest time of a request that only reads the state of the cluster.
 const LOOK_LIMIT: Duration = Duration::from_secs(5);
-/// How long one change of the cluster's state may take.
+/// Longest time of one change of the cluster's state.
 const CHANGE_LIMIT: Duration = Duration::from_secs(10);
 
-/// The parts of the node that answer.
+/// The parts of the node that carry out requests.
 #[derive(Clone)]
 pub struct AdminParts {
-    /// Members, ring, modules: the committed truth.
+    /// Members, ring and modules: the committed state.
     pub cluster: Cluster,
-    /// Who is up; the lanes, for their echo.
+    /// Reachability of peers, and the lanes for the echo of a load.
     pub transport: Transport,
-    /// Commands of modules.
+    /// Runs commands of modules.
     pub coordinator: Coordinator,
     /// Deploys and swaps.
     pub modules: Modules,
     /// Vnodes of this node.
     pub master: Master,
-    /// What moves.
+    /// Transfers of partitions.
     pub handoff: Handoff,
     /// The node as a whole.
     pub control: Arc<dyn NodeControl>,
@@ -68,16 +68,17 @@ pub struct AdminParts {
 #[derive(Clone)]
 pub struct AdminService {
     parts: Arc<AdminParts>,
-    /// Read-locked by each request under way, so that an end can wait for them.
+    /// Read-locked by each running request, so that `drain` can wait for them.
     under_way: Arc<RwLock<()>>,
-    /// The node stops: a request that comes now is turned away.
+    /// Set while the node stops: new requests are turned away.
     closing: Arc<AtomicBool>,
-    /// Id of the plan that an operator saw here last: what a commit through this node is of.
+    /// Id of the plan last shown to an operator through this node. A commit through this node commits that
+    /// plan.
     shown: Arc<parking_lot::Mutex<Option<String>>>,
 }
 
 impl AdminService {
-    /// A service over these parts.
+    /// Make a service over these parts.
     pub fn new(parts: AdminParts) -> Self {
         Self {
             parts: Arc::new(parts),
@@ -87,8 +88,8 @@ impl AdminService {
         }
     }
 
-    /// Turns away every request from now on and waits for those under way, at most this long: the
-    /// last of them may be what ends this node, and its answer should still go out.
+    /// Turn away all new requests, and wait for the running ones, at most for `limit`. The last of them may
+    /// be the request that stops this node, and its answer should still be sent.
     pub async fn drain(&self, limit: Duration) {
         self.closing.store(true, Ordering::SeqCst);
         drop(timeout(limit, self.under_way.write()).await);
@@ -98,7 +99,7 @@ impl AdminService {
         let BulkStream { send, mut recv } = stream;
         let mut answer = Answer::new(send);
         if from != PeerIdentity::Admin {
-            let error = AdminError::not_applied("forbidden", "only an operator of this cluster is heard");
+            let error = AdminError::not_applied("forbidden", "only operators of this cluster are served");
             return answer.end(Err(error)).await;
         }
         if header != ADMIN_HEADER {
@@ -108,7 +109,8 @@ impl AdminService {
         }
         let request = match timeout(HEAR_LIMIT, recv.message(MAX_REQUEST_BYTES)).await {
             Ok(Ok(Some(frame))) => decode::<AdminRequest>(&frame),
-            // Nobody is there to be told.
+            // The operator has disconnected, is too slow, or has sent no valid frame: there is nobody to
+            // answer.
             _ => return,
         };
         let result = match request {
@@ -159,7 +161,7 @@ impl AdminService {
             AdminRequest::Down { node } => done(&self.down(&node).await?),
             AdminRequest::Plan { shown, of } => {
                 let plan = self.plan(shown, of);
-                done(&answer.while_working("counting what moves", plan).await?)
+                done(&answer.while_working("counting the items to move", plan).await?)
             }
             AdminRequest::Commit { plan, wait, timeout_ms } => {
                 done(&self.commit(plan.as_deref(), wait, deadline(timeout_ms), answer).await?)
@@ -194,7 +196,7 @@ impl AdminService {
 }
 
 impl Service for AdminService {
-    /// Operators ask by streams alone: dropped, the asker learns that nobody answers.
+    /// Operators use streams only. Dropping the request tells the sender that no answer will come.
     fn request(&self, _: Request) {}
 
     fn bulk(&self, from: PeerIdentity, _: u8, header: Bytes, stream: BulkStream) {
@@ -209,8 +211,8 @@ impl Service for AdminService {
     }
 }
 
-/// Answers an operator's request `not-ready` without reading it. A dropped stream instead would leave
-/// it open whether the request was applied.
+/// Answer an operator's request with `not-ready`, without reading it. Dropping the stream would leave open
+/// whether the request was applied.
 pub async fn turn_away(stream: BulkStream, why: &str) {
     // Dropping the receiving half first would reset the request before the operator reads the answer.
     let BulkStream { send, recv } = stream;
@@ -218,7 +220,7 @@ pub async fn turn_away(stream: BulkStream, why: &str) {
     drop(recv);
 }
 
-/// Longest that any request may take.
+/// Longest time of any request.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
 fn deadline(timeout_ms: u64) -> Instant {
@@ -229,7 +231,7 @@ fn done<T: serde::Serialize>(value: &T) -> Result<Bytes, AdminError> {
     Ok(super::encode(value))
 }
 
-/// A node's name, or what can be said of one that is unknown.
+/// Return a node's name, or a stand-in with its id if the node is unknown.
 fn name_of(view: &View, node: NodeId) -> String {
     view.member(node).map_or_else(|| format!("node {node}"), |member| member.name.clone())
 }

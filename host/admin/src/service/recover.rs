@@ -1,4 +1,4 @@
-//! What to do when the cluster cannot agree any more: wait for somebody, or recover.
+//! Help for a cluster without a majority: the members to wait for, or a recovery.
 
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Member, Recovery};
@@ -10,7 +10,8 @@ use crate::recover::{Basis, RecoverRow};
 use annulus_cluster::RecoverError;
 
 impl AdminService {
-    /// Shows what a recovery takes for true, and does it where that was seen.
+    /// Report the consequences of a recovery or, given the basis that the operator has confirmed, carry it
+    /// out.
     pub(super) async fn recover(
         &self,
         basis: Option<Basis>,
@@ -18,11 +19,12 @@ impl AdminService {
     ) -> Result<RecoverRow, AdminError> {
         let cluster = &self.parts.cluster;
         let Some(seen) = basis else {
-            let survey = answer.while_working("asking every member what it knows", cluster.survey()).await;
+            let survey =
+                answer.while_working("asking every member for its newest state", cluster.survey()).await;
             return Ok(row(&survey, cluster.needs_recovery(&survey)));
         };
         let recovering = cluster.recover((seen.lineage, seen.index), &seen.answered);
-        let recovered = answer.while_working("beginning anew with the survivors", recovering).await?;
+        let recovered = answer.while_working("starting a new lineage with the survivors", recovering).await?;
         let name = |id: &NodeId| name(&recovered.basis, *id);
         Ok(RecoverRow {
             done: true,
@@ -32,7 +34,7 @@ impl AdminService {
         })
     }
 
-    /// Says whom to wait for, with a `no-quorum`, and what else can be done.
+    /// Add to a `no-quorum` error the members to wait for and the other options.
     pub(super) fn advise(&self, error: AdminError) -> AdminError {
         if error.code != "no-quorum" {
             return error;
@@ -41,7 +43,7 @@ impl AdminService {
         let voters = self.parts.cluster.raft_members().voters;
         let (up, away): (Vec<NodeId>, Vec<NodeId>) =
             voters.iter().copied().partition(|node| self.is_up(&view, *node));
-        // With enough of them up it is an election, and over in a moment.
+        // With enough voters up, only an election is under way, which is over in a moment.
         let advice = if up.len() > voters.len() / 2 {
             "Its voters are choosing a new leader; try again in a moment".to_owned()
         } else {
@@ -49,7 +51,7 @@ impl AdminService {
             format!(
                 "Start or reconnect {} (enough of them for {} of {} voters); if they are gone for good, \
                  `annulus recover` on a survivor shows what it would take to go on without them. Modules \
-                 serve on meanwhile",
+                 keep serving meanwhile",
                 names.join(", "),
                 voters.len() / 2 + 1,
                 voters.len(),

@@ -1,4 +1,4 @@
-//! A module's settings: what an operator says, put into what the module has.
+//! A module's settings, and the changes that an operator makes to them.
 
 use std::collections::BTreeMap;
 
@@ -8,12 +8,12 @@ use crate::AdminError;
 use annulus_values::{Type, from_text, to_text};
 use annulus_wasm::Description;
 
-/// The settings of the next release, as CBOR for `init`: those that the module has, with the named ones
-/// set, or left out, as the component types them.
+/// Return the settings of the next release, as CBOR for `init`: the module's present settings, with the `set`
+/// ones changed and the `unset` ones removed. Values get the types that the component declares.
 ///
 /// # Errors
-/// `bad-arguments` for a setting that the component does not know, is given twice, is both set and unset,
-/// or whose text is not of its type.
+/// `bad-arguments` for a setting that the component does not know, that is given twice, that is both set and
+/// unset, or whose text does not fit its type.
 pub(super) fn merged(
     present: Option<&[u8]>,
     (set, unset): (&[(String, String)], &[String]),
@@ -42,15 +42,15 @@ pub(super) fn merged(
     let left = entries.iter().filter_map(|(name, _)| name.as_text()).find(|name| known(name).is_none());
     if let Some(name) = left {
         return Err(bad(format!(
-            "the module has the setting {name}, which this component does not know: say --unset {name}"
+            "the module has the setting {name}, which this component does not know: remove it with --unset {name}"
         )));
     }
-    // In one order, whatever the order they were said in: the same settings are the same bytes.
+    // Sort the settings, so that equal settings have equal bytes whatever order they were given in.
     entries.sort_by(|(one, _), (other, _)| one.as_text().cmp(&other.as_text()));
     Ok(crate::encode(&Value::Map(entries)).to_vec())
 }
 
-/// Settings by name, as `--set` takes them.
+/// Return settings by name, in the form that `--set` takes.
 pub(super) fn in_words(config: &[u8]) -> BTreeMap<String, String> {
     let word = |(name, value): (Value, Value)| {
         Some((name.as_text()?.to_owned(), to_text(&value, &Type::Any).into_owned()))
@@ -58,7 +58,8 @@ pub(super) fn in_words(config: &[u8]) -> BTreeMap<String, String> {
     entries(config).into_iter().filter_map(word).collect()
 }
 
-/// None of what is not a map: nobody but [`merged`] writes it.
+/// Return the entries of a CBOR map; none for anything else, which only a caller other than [`merged`] could
+/// have written.
 fn entries(config: &[u8]) -> Vec<(Value, Value)> {
     match ciborium::from_reader(config) {
         Ok(Value::Map(entries)) => entries,
@@ -113,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_named_stays_and_what_is_unset_goes() {
+    fn settings_that_are_not_named_are_kept_and_unset_ones_removed() {
         let shop = description(&["a", "b", "c"]);
         let has = merged(None, (&given(&[("b", "2"), ("a", "1")]), &[]), &shop).unwrap();
         let words = |config: &[u8]| in_words(config).into_iter().collect::<Vec<_>>();
@@ -121,7 +122,7 @@ mod tests {
         assert_eq!(words(&next), given(&[("a", "7"), ("c", "3")]));
         let same = merged(Some(&has), (&given(&[("a", "1")]), &[]), &shop).unwrap();
         assert_eq!(same, has, "the same settings are the same bytes");
-        // A component that no longer knows one says how to go on.
+        // If the component no longer knows a setting, the error names the remedy.
         let error = merged(Some(&has), (&given(&[("a", "1")]), &[]), &description(&["a"])).unwrap_err();
         assert!(error.message.contains("--unset b"), "{error:?}");
         let next = merged(Some(&has), (&[], &["b".to_owned()]), &description(&["a"])).unwrap();

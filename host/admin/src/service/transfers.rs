@@ -1,4 +1,4 @@
-//! How much may move at once.
+//! Limits on transfers.
 
 use annulus_core::state::{Command, EffectiveLimits, HandoffChange, HandoffLimits, Refusal};
 use tokio::time::Instant;
@@ -33,7 +33,7 @@ impl AdminService {
     }
 }
 
-/// What holds, for the cluster and for each member.
+/// Return the effective limits of the cluster and of each member.
 pub(super) fn limits(view: &View) -> LimitsRow {
     let settings = &view.state.handoff;
     let nodes = view.state.live_members().map(|member| {

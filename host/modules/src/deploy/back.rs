@@ -1,4 +1,4 @@
-//! Back to an earlier release, and the end of a module.
+//! Rollback to an earlier release, and undeploy.
 
 use annulus_cluster::ProposeError;
 use annulus_core::mutants::{self, Mutant};
@@ -14,15 +14,15 @@ use crate::Modules;
 use crate::follow::Here;
 use crate::formats::{cannot_follow, described};
 
-/// The state level from which on a command names the release that it is about.
+/// First state level at which a command names the release that it applies to.
 const NAMED_SINCE: u32 = 3;
 
 impl Modules {
-    /// Makes an earlier release current again, as a new version: the one before, or the one of version
-    /// `to`. Waits until every member runs it, at most until the deadline.
+    /// Make an earlier release current again, as a new version: the previous one, or the one of version `to`.
+    /// Waits until every member runs it, at most until the deadline.
     ///
     /// # Errors
-    /// Each says what was changed.
+    /// Each variant of [`DeployError`] says what was changed.
     pub fn rollback<'a>(
         &'a self,
         name: &'a str,
@@ -47,7 +47,8 @@ impl Modules {
             if let Some(why) = cannot_follow(module, target) {
                 return Err(DeployError::Incompatible(why));
             }
-            // Members that came after it was deployed have never had it, and those that had may have left.
+            // Members that joined after its deploy never had the component, and those that had it may have
+            // left.
             let here = view.member(view.me).map_or_else(String::new, |member| member.name.clone());
             let component = self.component(&target.digest, Here::OrFetched).await;
             component.map_err(|reason| DeployError::Member { node: here, reason })?;
@@ -74,10 +75,11 @@ impl Modules {
         })
     }
 
-    /// Ends a module and lets go of its items.
+    /// Undeploy a module and delete its items.
     ///
     /// # Errors
-    /// As the cluster refuses it; nothing was changed then.
+    /// The reason of the refusal, in which case nothing was changed, or an entry that was not committed in
+    /// time; the inner error says whether it still may be.
     pub fn undeploy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), DeployError>> {
         Box::pin(async move {
             let view = self.inner.cluster.view();
@@ -85,13 +87,16 @@ impl Modules {
             let command = Command::Undeploy { name: name.to_owned(), base };
             annulus_ground::point("modules: undeploys").await;
             let (index, _) = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await?;
-            // The next request of this node must not see the module any more.
+            // Later requests of this node must not see the module any more.
             let _ = self.inner.cluster.wait_applied(index, Instant::now() + PROPOSE_LIMIT).await;
             Ok(())
         })
     }
 
-    /// Makes the release before a failed one current again; why not, if it cannot be.
+    /// Make the release before a failed one current again.
+    ///
+    /// # Errors
+    /// The reason that the failed release stays current.
     pub(super) async fn take_back(&self, name: &str, failed: ModuleBase) -> Result<(), String> {
         let view = self.inner.cluster.view();
         let module = view.module(name).filter(|module| module.base() == failed);
@@ -114,7 +119,7 @@ impl Modules {
         undone.map(drop).map_err(|error| format!("it was not rolled back: {error}"))
     }
 
-    /// The release that a command is about, where the cluster understands that.
+    /// Return the release that a command applies to, or `None` if the cluster's level does not support that.
     fn named(&self, module: &Module) -> Option<ModuleBase> {
         (self.inner.cluster.view().state.level >= NAMED_SINCE).then(|| module.base())
     }

@@ -1,5 +1,5 @@
-//! What comes before a release is agreed on: every check that costs nothing yet, and the component
-//! compiled on every member that can be reached.
+//! The steps before a release is agreed on: all checks that need no change, and compiling the component on
+//! every reachable member.
 
 use std::sync::Arc;
 
@@ -19,18 +19,18 @@ use crate::messages::Prepare;
 use crate::prepared::prepared;
 use crate::{Modules, limits_of};
 
-/// What is ready to be agreed on.
+/// A deploy whose checks have passed.
 pub(super) struct Ready {
     pub(super) name: String,
     pub(super) config: Vec<u8>,
-    /// The release's call limit.
+    /// Call limit of the release in milliseconds; `None` for the host's default.
     pub(super) call_ms: Option<u64>,
     pub(super) description: Arc<Description>,
     pub(super) present: Option<Module>,
 }
 
 impl Modules {
-    /// Everything that comes before the release is agreed on.
+    /// Run all steps that come before the release is agreed on.
     pub(super) async fn make_ready(
         &self,
         request: &DeployRequest,
@@ -66,9 +66,9 @@ impl Modules {
         Ok(Ready { name, config, call_ms, description, present })
     }
 
-    /// Has this node room for one more vnode in each partition that it holds? A module's first release
-    /// needs that for good, a further one while its vnodes are swapped. Refused here, it costs nothing;
-    /// later it would be some of the module's partitions that cannot be served.
+    /// Check that this node has room for one more vnode in each partition that it holds. The first release of
+    /// a module needs that permanently, a later one while its vnodes are swapped. A refusal here costs
+    /// nothing; later, some of the module's partitions could not be served.
     pub(crate) fn check_room(&self) -> Result<(), InvalidComponent> {
         let view = self.inner.cluster.view();
         let held = view.state.ring.partitions.iter();
@@ -79,7 +79,7 @@ impl Modules {
             return Ok(());
         }
         Err(InvalidComponent::NoRoom(format!(
-            "the node holds {held} partitions of {modules} modules, and one module more would need \
+            "the node holds {held} partitions of {modules} modules, and one more module would need \
              {needed} guest instances: {room}"
         )))
     }
@@ -94,7 +94,7 @@ impl Modules {
         let bad = |what: String| Err(DeployError::BadSetting(what));
         if !annulus_wasm::is_name(name) {
             return bad(format!(
-                "{name:?} is no module name: lower-case letters, digits, `-` and `_`, at most 64"
+                "{name:?} is not a valid module name: use lower-case letters, digits, `-` and `_`, at most 64"
             ));
         }
         for (setting, value) in [("n", request.n), ("r", request.r), ("w", request.w)] {
@@ -142,8 +142,8 @@ impl Modules {
         Ok(())
     }
 
-    /// Has every other member get and compile the component. Those that are away, which are named, follow when
-    /// they are back.
+    /// Have every other member fetch and compile the component. Returns the names of the members that are
+    /// away; they do it once they are back.
     pub(super) async fn prepare_everywhere(
         &self,
         digest: Digest,
@@ -192,8 +192,8 @@ impl Modules {
     }
 }
 
-/// A member that is away may not have heard of the last releases, and goes on to write what an earlier one
-/// writes until it does.
+/// Check that the next release reads every format that an absent member may still write. Such a member may
+/// not have learned of the last releases, and writes the format of an earlier one until it does.
 pub(super) fn check_who_is_away(
     away: &[String],
     present: Option<&Module>,
@@ -208,5 +208,5 @@ pub(super) fn check_who_is_away(
     )))
 }
 
-/// The one-byte CBOR of a map without entries.
+/// CBOR encoding of an empty map.
 const EMPTY_CBOR_MAP: u8 = 0xa0;

@@ -1,4 +1,4 @@
-//! How far the members are with a release.
+//! The members' progress with a release.
 
 use std::time::Duration;
 
@@ -15,11 +15,11 @@ use super::{DeployError, Deployed, Progress, SWAP_LIMIT, encoded};
 use crate::messages::AwaitRunning;
 use crate::{Modules, Running};
 
-/// Pause before a member whose answer was lost is asked again.
+/// Pause before a member is asked again whose answer was lost.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Modules {
-    /// Waits until every member that can be reached runs a release.
+    /// Wait until every reachable member runs a release.
     pub(super) async fn await_running(
         &self,
         module: ModuleUid,
@@ -58,7 +58,7 @@ impl Modules {
                 return Err(SwapFailure::Failed { node, reason });
             }
             if running.version < version {
-                return Err(SwapFailure::Slow { node, reason: "it still works on it".to_owned() });
+                return Err(SwapFailure::Slow { node, reason: "it is still working on it".to_owned() });
             }
             ran.swapped_items += running.swapped_items;
             ran.lost.extend(running.lost);
@@ -69,8 +69,8 @@ impl Modules {
         Ok(ran)
     }
 
-    /// How far a node is with a release, once it runs it, has failed, or the time is up;
-    /// `None` if it cannot be reached.
+    /// Return the progress of a node, once it runs the release, has failed, or the deadline has passed.
+    /// `None` if the node cannot be reached.
     async fn node_running(
         &self,
         node: NodeId,
@@ -97,11 +97,12 @@ impl Modules {
                 Ok(answer) => return codec::decode(&answer).ok(),
                 Err(error) => error,
             };
-            // One that the others can reach is there: the connection was replaced, say, or is just made.
+            // A member that the failure detector reports as up is there; its connection may only have been
+            // replaced, or is being made.
             if !self.inner.cluster.liveness().is_up(node) {
                 return None;
             }
-            tracing::debug!(%error, %node, "a member did not say what it runs, and is asked again");
+            tracing::debug!(%error, %node, "a member did not answer which release it runs; asking again");
             if Instant::now() + ASK_AGAIN >= deadline {
                 return Some(Running::default());
             }
@@ -109,7 +110,7 @@ impl Modules {
         }
     }
 
-    /// Each member's own answer to what it runs; nothing for those that cannot be reached.
+    /// Ask each live member for the release that it runs. `None` for a member that cannot be reached.
     pub fn running_everywhere(
         &self,
         module: ModuleUid,
@@ -128,20 +129,20 @@ impl Modules {
     }
 }
 
-/// Why a release does not run everywhere.
+/// The reason that a release does not run everywhere.
 pub(super) enum SwapFailure {
     Failed { node: String, reason: String },
     Slow { node: String, reason: String },
 }
 
 impl SwapFailure {
-    /// For a release that was taken back.
+    /// Convert the failure of a release that was rolled back.
     pub(super) fn rolled_back(self) -> DeployError {
         let (Self::Failed { node, reason } | Self::Slow { node, reason }) = self;
         DeployError::RolledBack { node, reason }
     }
 
-    /// For a release that stays.
+    /// Convert the failure of a release that stays current. `left` is the reason that it stays.
     pub(super) fn of(self, name: String, version: u64, left: &str) -> DeployError {
         match self {
             Self::Failed { node, reason } => {

@@ -1,4 +1,4 @@
-//! Closed loops and what they measure.
+//! Closed loops of requests, and the measurement of their latencies.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -9,19 +9,19 @@ use tokio::task::JoinSet;
 
 use crate::rows::Measured;
 
-/// How much, how long.
+/// Size and duration of a load.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    /// Requests under way at a time.
+    /// Number of loops, each with one request at a time.
     pub(super) concurrency: usize,
-    /// When the last one begins.
+    /// Time after which no further request begins.
     pub(super) duration: Duration,
 }
 
-/// Longest latency that is told apart, in microseconds; far above a request's own limit.
+/// Longest latency that is resolved, in microseconds; far above the time limit of a request.
 const MAX_US: u64 = 60_000_000;
 
-/// What one loop saw.
+/// Observations of one loop.
 struct Seen {
     latencies_us: Histogram<u64>,
     errors: BTreeMap<String, u64>,
@@ -29,7 +29,7 @@ struct Seen {
 
 impl Seen {
     fn new() -> Self {
-        // Three digits up to a minute: some 200 KiB. The bounds are constants that it accepts.
+        // Three digits up to a minute take some 200 KiB. The bounds are constants that the histogram accepts.
         let latencies_us = Histogram::new_with_bounds(1, MAX_US, 3)
             .expect("1 µs to 60 s with three digits are valid bounds");
         Self { latencies_us, errors: BTreeMap::new() }
@@ -37,8 +37,8 @@ impl Seen {
 }
 
 impl Plan {
-    /// Runs `shoot` in closed loops; it gets a number that no two requests share, and its
-    /// error is a code to be counted.
+    /// Call `shoot` in closed loops. Its argument is a number that is different for each request; its error
+    /// is an error code, to be counted.
     pub(super) async fn run<F, S>(&self, shoot: S) -> Measured
     where
         S: Fn(u64) -> F + Clone + Send + 'static,
@@ -64,7 +64,7 @@ impl Plan {
                         }
                         Err(code) => {
                             *seen.errors.entry(code).or_default() += 1;
-                            // A request that is refused without any wait must not spin.
+                            // A request that fails without waiting must not turn the loop into a spin.
                             tokio::task::yield_now().await;
                         }
                     }
@@ -112,7 +112,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn answers_are_measured_and_errors_counted_by_code() {
+    async fn latencies_are_measured_and_errors_counted_by_code() {
         let plan = Plan { concurrency: 4, duration: Duration::from_millis(50) };
         let shots = Arc::new(AtomicU64::new(0));
         let count = shots.clone();

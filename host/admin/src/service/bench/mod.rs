@@ -1,9 +1,8 @@
-//! Load made inside the addressed node: closed loops, each with one request under way.
+//! Load generated inside the addressed node: closed loops, each with one request at a time.
 //!
-//! What is measured is what a client of this node would see without its own way to the node.
-//! The baselines run in the same process right after it: the lanes' echo says what the
-//! network's share is; one native vnode beside one of the module, both asked without routing,
-//! what WebAssembly's share is.
+//! The load is measured as a client of this node would see it, without the client's own way to the node. The
+//! baselines run in the same process right after it. The echo of the lanes shows the network's part; a native
+//! vnode next to one of the module, both without routing, shows WebAssembly's part.
 
 mod loops;
 mod shots;
@@ -27,7 +26,7 @@ use annulus_vnode::{Behaviour, Command, ModuleSource, Reply, native_kv};
 use loops::Plan;
 use shots::Shots;
 
-/// How long one request may take.
+/// Time limit of one request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
 /// Longest load.
 const LONGEST: Duration = Duration::from_secs(3600);
@@ -40,7 +39,7 @@ impl AdminService {
     ) -> Result<BenchRow, AdminError> {
         let duration = Duration::from_millis(request.duration_ms);
         if duration.is_zero() || duration > LONGEST || !(1..=4096).contains(&request.concurrency) {
-            let why = "a load takes from 1 ms to an hour, with 1 to 4096 requests at a time";
+            let why = "a load runs for 1 ms to 1 h, with 1 to 4096 concurrent requests";
             return Err(AdminError::not_applied("bad-arguments", why));
         }
         let plan = Plan { concurrency: request.concurrency as usize, duration };
@@ -61,14 +60,14 @@ impl AdminService {
             let module = view.module(&request.module).map(|module| module.uid);
             if let Some(behaviour) = module.and_then(|module| self.parts.modules.behaviour(module)) {
                 let wasm = apart(&self.parts, &plan, behaviour, shots);
-                row.wasm = Some(answer.while_working("measuring a vnode apart", wasm).await);
+                row.wasm = Some(answer.while_working("measuring a vnode without routing", wasm).await);
             }
         }
         Ok(row)
     }
 }
 
-/// Requests as clients make them.
+/// Measure requests routed as a client's are.
 async fn routed(parts: Arc<AdminParts>, plan: &Plan, module: String, shots: Arc<Shots>) -> Measured {
     plan.run(move |turn| {
         let (parts, shot) = (parts.clone(), shots.pick(turn));
@@ -85,7 +84,7 @@ async fn routed(parts: Arc<AdminParts>, plan: &Plan, module: String, shots: Arc<
     .await
 }
 
-/// The same loop against another member's transport; none where there is no other.
+/// Measure the same loop against the transport of another member; `None` if no other member is up.
 async fn echo(parts: Arc<AdminParts>, plan: &Plan, bytes: u32) -> Option<Measured> {
     let view = parts.cluster.view();
     let mut others = view.state.live_members().filter(|member| member.id != view.me);
@@ -103,7 +102,7 @@ async fn echo(parts: Arc<AdminParts>, plan: &Plan, bytes: u32) -> Option<Measure
     Some(measured.await)
 }
 
-/// One vnode of its own, apart from the ring.
+/// Measure one vnode of its own, outside the ring.
 async fn apart(parts: &AdminParts, plan: &Plan, behaviour: Arc<Behaviour>, shots: Arc<Shots>) -> Measured {
     let vnode = parts.master.start_apart(behaviour);
     plan.run(move |turn| {

@@ -1,4 +1,4 @@
-//! What a load sends: made before it begins, so that making it is not measured.
+//! The requests of a load. They are made before it begins, so that making them is not measured.
 
 use std::sync::Arc;
 
@@ -19,19 +19,19 @@ pub(super) struct Shot {
     pub(super) args: Bytes,
 }
 
-/// All that a load picks from.
+/// The requests that a load picks from.
 pub(super) struct Shots {
     commands: Vec<(u32, Vec<Shot>)>,
     shares: u64,
 }
 
-/// Most keys: each costs its arguments for each command.
+/// Most keys of a load: each key takes memory for its arguments, once per command.
 const MAX_KEYS: u32 = 100_000;
-/// Tries for a key on the wanted side, for each that is wanted.
+/// Candidates per wanted key when looking for keys on the wanted side of the ring.
 const TRIES: u64 = 4096;
 
 impl Shots {
-    /// For a module as the cluster runs it.
+    /// Make the requests for a deployed module.
     pub(super) fn new(
         view: &View,
         description: &Description,
@@ -49,8 +49,8 @@ impl Shots {
         Self::build(description, request, &request.mix, wanted)
     }
 
-    /// For a key/value store that is no module: half puts, half gets, unless the mix has
-    /// commands that it knows.
+    /// Make the requests for a key/value store outside the ring: those commands of the mix that it has or, if
+    /// there are none, half puts and half gets.
     pub(super) fn of_kv(description: &Description, request: &BenchRequest) -> Result<Self, AdminError> {
         let mut mix = request.mix.clone();
         mix.retain(|(name, _)| description.command(name).is_some());
@@ -83,10 +83,10 @@ impl Shots {
             };
             let shots = match &command.route {
                 Route::Everywhere => {
-                    return bad(format!("{name} goes to every partition and cannot be a load"));
+                    return bad(format!("{name} is routed to every partition and cannot be used as a load"));
                 }
                 Route::Anywhere if request.target != BenchTarget::Any => {
-                    return bad(format!("{name} has no key that could be local or remote; say --target any"));
+                    return bad(format!("{name} has no key that could be local or remote; use --target any"));
                 }
                 Route::Anywhere => vec![shot(command, None, 0, request)],
                 Route::ByParam(param) => {
@@ -112,7 +112,8 @@ impl Shots {
         Ok(Self { commands, shares })
     }
 
-    /// The request of a turn: spread evenly over commands by their shares, and over keys.
+    /// Return the request of a turn. Turns are spread over the commands by their shares, and evenly over the
+    /// keys.
     pub(super) fn pick(&self, turn: u64) -> Shot {
         let bits = scramble(turn);
         let mut share = (bits >> 32) % self.shares;
@@ -122,12 +123,12 @@ impl Shots {
                 None => return shots[(bits as u32) as usize % shots.len()].clone(),
             }
         }
-        // The shares add up to `shares`, so the loop has returned.
+        // Unreachable: the shares add up to `self.shares`, so the loop has returned.
         self.commands[0].1[0].clone()
     }
 }
 
-/// SplitMix64: neighbouring turns go to unrelated keys, the same in each run.
+/// SplitMix64. Neighbouring turns get unrelated keys, the same ones in each run.
 fn scramble(turn: u64) -> u64 {
     let mut bits = turn.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15);
     bits = (bits ^ (bits >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
@@ -151,7 +152,7 @@ fn shot(command: &CommandInfo, routed_by: Option<&str>, number: u64, request: &B
     Shot { command: command.name.as_str().into(), key, args: encode(&Value::Map(entries)) }
 }
 
-/// A key, as the parameter types it, and the bytes that route it.
+/// Return a key of the parameter's type, and the bytes by which it is routed.
 fn key_value(param: &Param, number: u64) -> (Value, Bytes) {
     match Type::parse(&param.ty) {
         Type::Int | Type::Uint => (Value::Integer(number.into()), number.to_string().into()),
@@ -163,7 +164,7 @@ fn key_value(param: &Param, number: u64) -> (Value, Bytes) {
     }
 }
 
-/// Something of a type, as large as a value shall be where the type has a size.
+/// Return a value of a type; texts and byte strings get the length `bytes`.
 fn filler(ty: &Type, bytes: usize) -> Value {
     match ty {
         Type::Text | Type::Any => Value::Text("x".repeat(bytes)),
