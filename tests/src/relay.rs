@@ -94,7 +94,7 @@ enum Fate {
 }
 
 impl Relay {
-    /// Create a relay without doors. The seed decides which packets are dropped by [`Way::drop`].
+    /// Create a relay without doors. The seed decides which packets `Way::drop` drops.
     ///
     /// # Panics
     /// If the runtime cannot be created.

@@ -459,6 +459,6 @@ async fn unless_killed<T>(scope: &Scope, task: JoinHandle<T>) -> Option<T> {
 
 /// Return the address on which a node listens.
 pub fn address(at: At) -> SocketAddr {
-    let number = u8::try_from(at + 1).expect("a simulation has few nodes");
+    let number = u8::try_from(at + 1).expect("a simulation has at most 255 nodes");
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)), PORT)
 }

@@ -166,9 +166,9 @@ impl Trial {
             };
             let played = tokio::select! {
                 biased;
-                () = world.restless() => Err("time stands, and a task goes on".to_owned()),
+                () = world.restless() => Err("virtual time no longer advances, because a task never rests".to_owned()),
                 ended = timeout(LONGEST, all) => {
-                    ended.unwrap_or_else(|_| Err(format!("it does not end within {LONGEST:?}")))
+                    ended.unwrap_or_else(|_| Err(format!("the trial does not end within {LONGEST:?}")))
                 }
             };
             cluster.end();

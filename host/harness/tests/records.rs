@@ -252,7 +252,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     }
     if copy.is_none() {
         if data.founding().map_err(said)?.is_none() {
-            return Err("neither a founding nor what it led to is there".into());
+            return Err("neither the founding nor the state that it leads to is present".into());
         }
         seed(&database, &state(1)).await.map_err(said)?;
     }
@@ -373,7 +373,7 @@ async fn set_aside(disk: Disk, seen: Arc<Mutex<Vec<String>>>, mut choices: Small
         aside.iter().filter_map(read).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
     for kept in seen.lock().iter() {
         if !there.iter().any(|text| text.contains(kept.trim())) {
-            return Err(format!("what was set aside is gone: {kept}"));
+            return Err(format!("set-aside data is gone: {kept}"));
         }
     }
     data.set_aside().map_err(said)?;

@@ -510,7 +510,7 @@ impl<'a> Run<'a> {
             ("the ring converges, `transfers` is empty", settled),
             ("a node that has left ends by itself", ends),
             (
-                "what a killed node held is shown as possible-loss",
+                "the partitions of a killed node are shown as possible-loss",
                 self.unmentioned.clone().map(|held| format!("{held} partitions of each module")),
             ),
         ];

@@ -38,7 +38,7 @@ fn a_new_leader_is_elected_within_seconds_of_the_leaders_death() {
     let other = &cluster[(at + 1) % 3];
     // A single request, sent at once: the node itself waits for the new leader.
     let said = until("a change", || (other.json(&["token"]).code == 0).then(|| killed.elapsed()));
-    println!("changes go on {said:?} after kill -9 of the leader");
+    println!("the next change is committed {said:?} after kill -9 of the leader");
     assert!(said < Duration::from_secs(10), "{said:?}");
     let next = claimant(other).unwrap();
     assert_ne!(next, leader);

@@ -36,7 +36,7 @@ fn held_by(seen_from: &Node, dead: &str) -> HashSet<u16> {
 /// Let the load run until this many more requests have been answered.
 fn go_on(load: &Load, requests: u64) {
     let before = load.report().requests();
-    until("the load goes on", || (load.report().requests() >= before + requests).then_some(()));
+    until("the load continues", || (load.report().requests() >= before + requests).then_some(()));
 }
 
 fn assert_failed_only_there(report: &Report, dead: &HashSet<u16>) {
@@ -148,7 +148,7 @@ fn settled(seen_from: &Node, nodes: usize) {
 }
 
 #[test]
-fn a_receiver_killed_at_any_moment_loses_only_what_it_owned() {
+fn a_receiver_killed_at_any_moment_loses_only_its_own_items() {
     let mut cluster = Cluster::apart(MOMENTS.len() + 1);
     cluster.deploy("guests/kv");
     let load = Load::new(settings(), &[&cluster[0]]);

@@ -315,7 +315,7 @@ async fn writes_of_a_callback_that_may_not_write_are_dropped_and_delay_nothing()
             bed.call("trap", &[]).await.unwrap_err();
         } else {
             assert_eq!(bed.call("get", &[("key", "k".into())]).await.unwrap(), Value::from(1));
-            assert!(events.try_recv().is_err(), "{callback}: the handoff goes on");
+            assert!(events.try_recv().is_err(), "{callback}: the handoff is not affected");
         }
         put(&bed, "after").await;
         assert!(!written(&bed, callback).await, "{callback}");

@@ -120,7 +120,7 @@ fn a_restart_reports_losses_only_of_modules_that_had_items() {
         named(cluster)
     };
     cluster[0].call("kv", "get", &["k"]).unwrap();
-    assert_eq!(restart(&mut cluster), [""; 0], "nobody has written anything");
+    assert_eq!(restart(&mut cluster), [""; 0], "nothing has been written");
     cluster[0].call("kv", "put", &["k", "v"]).unwrap();
     let told = restart(&mut cluster);
     assert!(told.iter().any(|line| line.starts_with("possible-loss: kv:")), "{told:?}");

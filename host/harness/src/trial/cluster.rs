@@ -98,7 +98,7 @@ impl Cluster {
                 .await?;
         }
         let id = nodes.life(0).map(|life| life.cluster().view().state.cluster);
-        self.inner.id.get_or_init(|| id.expect("it serves, and nothing breaks yet"));
+        self.inner.id.get_or_init(|| id.expect("node 0 serves, and no fault has happened yet"));
         for at in 1..trial.nodes {
             self.admit(at).await?;
         }
@@ -119,8 +119,10 @@ impl Cluster {
         let deploy =
             move |life: Arc<Life>| async move { life.services().modules.deploy(request, progress).await };
         let deployed = match nodes.ask(0, deploy).await {
-            Called::Answer(answer) => answer.map_err(|error| format!("it is not deployed: {error}"))?,
-            Called::Killed => return Err("n0 ended over the deploy".to_owned()),
+            Called::Answer(answer) => {
+                answer.map_err(|error| format!("the component was not deployed: {error}"))?
+            }
+            Called::Killed => return Err("n0 ended during the deploy".to_owned()),
         };
         self.note(format_args!("{} is deployed on {} nodes", deployed.name, trial.nodes));
         self.inner.module.get_or_init(|| deployed.name);
@@ -231,7 +233,7 @@ impl Cluster {
         }
         match called {
             Called::Killed => {
-                Err(RequestError::unknown(ErrorCode::NotReady, format!("n{at} ended over the call")))
+                Err(RequestError::unknown(ErrorCode::NotReady, format!("n{at} ended during the call")))
             }
             Called::Answer(answer) => {
                 let answer = answer.inspect_err(|error| {
@@ -270,7 +272,7 @@ impl Cluster {
         match self.inner.nodes.ask(at, leave).await {
             Called::Answer(Ok(())) => self.note(format_args!("n{at} leaves")),
             Called::Answer(Err(error)) => self.check(false, format_args!("n{at} cannot leave: {error}")),
-            Called::Killed => self.check(false, format_args!("n{at} ended over its leave")),
+            Called::Killed => self.check(false, format_args!("n{at} ended during its leave")),
         }
     }
 
@@ -381,7 +383,7 @@ impl Cluster {
                 return Some(format!("n{at} is a cluster of its own"));
             }
             if view.state.applied != state.applied || !view.serves() {
-                return Some(format!("n{at} does not know all"));
+                return Some(format!("n{at} is behind in the log or does not serve"));
             }
             let unreached = state.live_members().find(|member| {
                 !life.cluster().liveness().is_up(member.id) || !life.transport().is_up(member.uid)

@@ -83,7 +83,7 @@ impl Pair {
                 }
                 StreamEvent::Forward { items, .. } => drop(self.give(items).await?),
                 StreamEvent::Broken { reason, .. } => return Err(reason),
-                StreamEvent::Sealed { .. } => panic!("nobody sealed it"),
+                StreamEvent::Sealed { .. } => panic!("the partition was not sealed"),
             }
         }
     }
