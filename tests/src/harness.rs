@@ -224,7 +224,7 @@ impl Node {
         self.listen = listen.to_owned();
     }
 
-    /// Stop the node and starts it with `--rejoin-as-new`: a new member under the same name and address.
+    /// Stop the node and start it with `--rejoin-as-new`: a new member under the same name and address.
     ///
     /// # Panics
     /// If it does not serve within [`LIMIT`].
@@ -575,7 +575,7 @@ impl Cluster {
         self.relay.as_ref().unwrap_or_else(|| panic!("these nodes have no relay between them"))
     }
 
-    /// Start `count` nodes and joins them into one cluster, each with its share of the ring.
+    /// Start `count` nodes and join them into one cluster, each with its share of the ring.
     ///
     /// # Panics
     /// If a node does not start or join.
@@ -597,7 +597,7 @@ impl Cluster {
         &mut self.nodes
     }
 
-    /// Build a guest project of this repository and deploys it through the first node. Returns the answer.
+    /// Build a guest project of this repository and deploy it through the first node. Return the answer.
     ///
     /// # Panics
     /// If the deploy fails.

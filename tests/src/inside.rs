@@ -150,7 +150,7 @@ impl InsideNode {
         Ok(ciborium::from_reader(&answer[..]).expect("CBOR"))
     }
 
-    /// Run a coverage command; returns all values and the partitions that did not reply.
+    /// Run a coverage command; return all values and the partitions that did not reply.
     ///
     /// # Panics
     /// If coverage cannot start, or ends without its last event.

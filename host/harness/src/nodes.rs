@@ -280,7 +280,7 @@ impl Nodes {
     }
 
     /// Kill a node's process at its current point. With `power`, its machine loses power too, so that
-    /// unsynced data may be lost. Returns false if the process did not run.
+    /// unsynced data may be lost. Return false if the process did not run.
     pub fn kill(&self, at: At, power: bool) -> bool {
         let (scope, life, disk, address) = {
             let mut hosts = self.inner.hosts.lock();
@@ -330,7 +330,7 @@ impl Nodes {
         self.inner.hosts.lock().iter().map(|host| host.deaths).sum()
     }
 
-    /// Freeze a node's process. Returns false if it does not run or is frozen already.
+    /// Freeze a node's process. Return false if it does not run or is frozen already.
     pub fn pause(&self, at: At) -> bool {
         let mut hosts = self.inner.hosts.lock();
         let host = &mut hosts[at];

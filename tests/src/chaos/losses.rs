@@ -37,7 +37,7 @@ fn gives_to(node: &Node, name: &str) -> bool {
     rows.as_array().is_none_or(|rows| rows.iter().any(sealed))
 }
 
-/// Check that the `status` of a node that was killed names the possible losses of each module. Returns the
+/// Check that the `status` of a node that was killed names the possible losses of each module. Return the
 /// number of partitions.
 ///
 /// # Errors

@@ -204,7 +204,7 @@ impl<'a> Run<'a> {
         self.wait_until(end);
     }
 
-    /// Wait until a time and print progress. Returns false if the run must end.
+    /// Wait until a time and print progress. Return false if the run must end.
     fn wait_until(&mut self, moment: Instant) -> bool {
         let mut told = Instant::now();
         while Instant::now() < moment {
@@ -375,7 +375,7 @@ impl<'a> Run<'a> {
 
     /// Start a fault on a node and return the event and the node; `None` if it is not possible at the moment.
     fn strike(&mut self, fault: Fault) -> Option<(usize, usize)> {
-        // Never a joining node: a fault during a join is tested elsewhere.
+        // Never a node that is joining or leaving: faults of such nodes are tested elsewhere.
         let victim = match fault {
             Fault::KillClaimant => {
                 let claimant = self.claimant()?;

@@ -197,14 +197,14 @@ impl Operator {
         let mut words = vec!["deploy".to_owned(), file.display().to_string()];
         words.extend(["--name", module, "--timeout", TIMEOUT].map(str::to_owned));
         if module != MODULE && self.random.random() {
-            // A guest without a `fail` command ignores this setting.
+            // `fail-after` has no effect without the setting `fail`.
             let number: u32 = self.random.random_range(0..1000);
             words.extend(["--set".to_owned(), format!("fail-after={number}")]);
         }
         words
     }
 
-    /// Run the verb and record its result. Returns true if it succeeded.
+    /// Run the verb and record its result. Return true if it succeeded.
     fn say(&self, module: &str, words: &[String], place: &Place) -> bool {
         let set = words.iter().any(|word| word == "--set");
         let what = format!(

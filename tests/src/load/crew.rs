@@ -41,7 +41,7 @@ pub(crate) enum Turn {
     Request,
 }
 
-/// Return the next action of a client. Waits for an order if `sends` is false; `None` if the crew is dropped.
+/// Return the next action of a client. Wait for an order if `sends` is false; `None` if the crew is dropped.
 pub(crate) async fn next_turn(orders: &mut Orders, sends: bool) -> Option<Turn> {
     let told = match orders.try_recv() {
         Err(TryRecvError::Empty) if sends => return Some(Turn::Request),

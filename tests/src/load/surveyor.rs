@@ -60,7 +60,7 @@ impl Surveyor {
         }
     }
 
-    /// Send one request and check its reply. Returns false if the reply is not complete.
+    /// Send one request and check its reply. Return false if the reply is not complete.
     async fn survey(&mut self) -> bool {
         let before = self.shared.board.snapshot();
         let grace = self.shared.settings.grace;

@@ -109,7 +109,7 @@ impl Worker {
         }
     }
 
-    /// Send one request and check the answer against the model. Returns false if the request failed.
+    /// Send one request and check the answer against the model. Return false if the request failed.
     async fn act(&mut self, slot: usize, act: Act) -> bool {
         let key = self.key(slot);
         self.values_so_far += 1;

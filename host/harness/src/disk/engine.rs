@@ -56,7 +56,7 @@ impl Stored {
         self.damaged.0 = true;
     }
 
-    /// Open the database for a process. Returns false if that process has it open already.
+    /// Open the database for a process. Return false if that process has it open already.
     pub(super) fn open(&mut self, life: u64) -> bool {
         self.open.replace(life) != Some(life)
     }
@@ -145,7 +145,7 @@ impl MemoryEngine {
         Ok(Some((upto, state.sync_time())))
     }
 
-    /// Complete a persist. Returns false if the process has ended.
+    /// Complete a persist. Return false if the process has ended.
     fn end_persist(&self, upto: u64) -> Result<bool, Trouble> {
         let Some(mut state) = self.life.step("end to persist", &self.path, Needs::Sync)? else {
             return Ok(false);

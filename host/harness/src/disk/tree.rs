@@ -361,7 +361,7 @@ impl Dir {
         self.pending.push(change);
     }
 
-    /// Apply a loss of power. Returns the entries that were moved away.
+    /// Apply a loss of power. Return the entries that were moved away.
     fn lose_power(&mut self, choices: &mut SmallRng) -> Vec<(OsString, NodeId)> {
         let kept = prefix(choices, 0, self.pending.len());
         let mut moved = Vec::new();

@@ -211,7 +211,7 @@ impl Node {
     }
 }
 
-/// Run an incarnation of a node in the world of a seed. Returns its result and the trace.
+/// Run an incarnation of a node in the world of a seed. Return its result and the trace.
 pub fn live<T, F>(seed: u64, limits: Limits, life: impl FnOnce(Node) -> F + Send + 'static) -> (T, u64)
 where
     T: Send + 'static,

@@ -63,7 +63,7 @@ impl Pair {
         assert_eq!(self.from.master.read_page(HERE, TRANSFER, MODULE, 1, after), Reading::Coming);
     }
 
-    /// Transfer all pages and the writes in between, and run `between` after each page. Returns the number of
+    /// Transfer all pages and the writes in between, and run `between` after each page. Return the number of
     /// pages.
     async fn carry(&mut self, between: impl AsyncFn(&Node, u32)) -> Result<u32, String> {
         let mut pages = 0;
@@ -110,7 +110,7 @@ impl Pair {
     }
 }
 
-/// Hand off during writes, with this seed. Returns the number of pages.
+/// Hand off during writes, with this seed. Return the number of pages.
 fn hands_off(seed: u64, script: Script) -> u32 {
     let life = async move |node: Node| {
         node.deploy(&script, 1).await.unwrap();

@@ -117,7 +117,7 @@ impl Client {
         }
     }
 
-    /// Send one request and check the answer against the model. Returns false if the request failed.
+    /// Send one request and check the answer against the model. Return false if the request failed.
     async fn act(&mut self, at: usize, act: Act) -> bool {
         self.writes += 1;
         let number = u64::from(self.number) << 40 | self.writes;

@@ -45,8 +45,8 @@ impl Kind {
         }
     }
 
-    /// Return the number of keys. Large items are few, because a guest keeps its memory: it never shrinks below
-    /// the several times an item's size that one write needs.
+    /// Return the number of keys. There are few large ones: a write needs several times an item's size in
+    /// memory, and a guest's memory never shrinks.
     pub(super) fn keys(self) -> u32 {
         match self {
             Self::Trap => 240,
