@@ -1,5 +1,5 @@
-//! A client that stays connected: one authenticated connection, a stream for each request, so
-//! that a load is bound by the cluster and not by the start of processes.
+//! A client that keeps one authenticated connection and opens a stream for each request, so that the
+//! cluster limits a load and not the start of processes.
 
 use std::path::Path;
 use std::time::Duration;
@@ -11,25 +11,25 @@ use annulus_core::ids::RequestId;
 use ciborium::Value;
 use serde::de::DeserializeOwned;
 
-/// A request that failed, as the command line would say it.
+/// A failed request, with the fields that the command line shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// The stable word.
+    /// The stable error code.
     pub code: String,
-    /// What became of the state.
+    /// Whether the request changed the state.
     pub applied: Applied,
-    /// For people.
+    /// The message for people.
     pub message: String,
 }
 
-/// What a failed request left behind.
+/// Whether a failed request changed the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Applied {
-    /// Nothing.
+    /// No change was made.
     No,
-    /// All of it.
+    /// The whole change was made.
     Yes,
-    /// Nobody knows; it may still come.
+    /// Unknown: the change may have been made, or may still be.
     Unknown,
 }
 
@@ -58,37 +58,37 @@ pub struct Operator {
     connection: Connection,
 }
 
-/// What came of a command that goes everywhere.
+/// The result of a coverage command.
 #[derive(Debug, Default)]
 pub struct Everywhere {
-    /// Every value, in the order of its partition's.
+    /// The values of all partitions that replied; the values of one partition keep their order.
     pub values: Vec<Value>,
-    /// The partitions that did not answer.
+    /// Partitions that did not reply.
     pub missing: Vec<u16>,
 }
 
 impl Operator {
-    /// Connects to the node whose data directory this is.
+    /// Connect to the node with this data directory.
     ///
     /// # Errors
-    /// When nobody answers there, or knows us.
+    /// If no node listens there, or the node refuses the operator's certificate.
     pub async fn connect(data: &Path) -> Result<Self, Failure> {
         let connection = Connection::open(data, None, &Output::new(Format::Json)).await?;
         Ok(Self { connection })
     }
 
-    /// A look at the cluster: `Members`, `Ring`, `Transfers` and their like.
+    /// Read cluster information: `Members`, `Ring`, `Transfers` and similar requests.
     ///
     /// # Errors
-    /// What the node said, or that it said nothing.
+    /// The node's error, or a failure of the connection.
     pub async fn ask<T: DeserializeOwned>(&self, request: &AdminRequest) -> Result<T, Failure> {
         Ok(self.connection.ask(request).await?)
     }
 
-    /// Runs a command of a module.
+    /// Run a command of a module.
     ///
     /// # Errors
-    /// What the node said, or that it said nothing.
+    /// The node's error, or a failure of the connection.
     pub async fn call(
         &self,
         module: &str,
@@ -102,10 +102,11 @@ impl Operator {
         decode(&reply).map_err(unreadable)
     }
 
-    /// Runs a command on every partition.
+    /// Run a command on every partition (coverage).
     ///
     /// # Errors
-    /// What the node said, or that it said nothing.
+    /// The node's error, or a failure of the connection. Partitions that do not reply are no error; they are
+    /// in [`Everywhere::missing`].
     pub async fn everywhere(
         &self,
         module: &str,
@@ -122,7 +123,7 @@ impl Operator {
     }
 }
 
-/// Reads an answer to its end.
+/// Read the replies up to the last one, passing each batch of values to `batch`.
 async fn done(
     exchange: &mut Exchange,
     mut batch: impl FnMut(Vec<serde_bytes::ByteBuf>),

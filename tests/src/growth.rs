@@ -1,5 +1,5 @@
-//! The load's main course: one node, two join, one leaves, a changed module is deployed, all
-//! under load.
+//! The main load run: two nodes join a cluster of one, a changed module is deployed, and one node leaves,
+//! all under load.
 
 use std::time::{Duration, Instant};
 
@@ -7,10 +7,10 @@ use crate::guests::component_with;
 use crate::harness::{Cluster, pending};
 use crate::load::{Load, Report, Settings};
 
-/// Runs it; the load lasts `steady` more in each of its calm stretches.
+/// Run the load. Each of the four stretches without a change lasts `steady`.
 ///
 /// # Panics
-/// If the cluster does not do what it is told.
+/// If a join, the deploy or the leave fails.
 pub fn grow_and_shrink(settings: Settings, steady: Duration) -> Report {
     let cluster = Cluster::apart(3);
     cluster.deploy("guests/kv");
@@ -22,7 +22,7 @@ pub fn grow_and_shrink(settings: Settings, steady: Duration) -> Report {
     for joining in [1, 2] {
         load.phase(&format!("node {} joins", joining + 1));
         cluster[joining].join(&cluster[0]);
-        assert!(pending(&cluster[0]).is_empty(), "a node that has joined holds its share");
+        assert!(pending(&cluster[0]).is_empty(), "no transfer is pending after a join");
     }
     load.enter(&[&cluster[0], &cluster[1], &cluster[2]]);
     load.phase("three nodes");
@@ -38,12 +38,12 @@ pub fn grow_and_shrink(settings: Settings, steady: Duration) -> Report {
     std::thread::sleep(steady);
     assert!(cluster[2].everywhere("kv", "count").is_ok(), "the changed module runs");
 
-    // The clients of a node that leaves go elsewhere before it ends.
+    // Move the clients away from the leaving node before it ends.
     load.enter(&[&cluster[0], &cluster[2]]);
     load.phase("a node leaves");
     let left = cluster[0].json(&["leave", &cluster[1].name]);
     assert_eq!(left.code, 0, "{left:?}");
-    assert!(pending(&cluster[0]).is_empty(), "a node that has left holds nothing");
+    assert!(pending(&cluster[0]).is_empty(), "no transfer is pending after a leave");
     load.phase("two nodes");
     std::thread::sleep(steady);
     load.verify()

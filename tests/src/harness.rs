@@ -1,4 +1,4 @@
-//! Real nodes: processes of the built binary, asked as an operator asks them.
+//! Real nodes: processes of the built binary, driven through the command line like an operator does.
 //!
 //! ```no_run
 //! use annulus_tests::harness::Cluster;
@@ -9,9 +9,9 @@
 //! cluster[2].kill();
 //! ```
 //!
-//! Each node has a directory and a port of its own; it keeps both over restarts. Nodes die with
-//! the test, whatever ends it: their stdin is a pipe that ends with this process. When a test
-//! fails, its directory (logs in `NODE.log`) is kept and its path printed.
+//! Each node has its own directory and port and keeps both across restarts. Nodes end with the test process,
+//! however it ends, because their stdin is a pipe from it. When a test fails, its directory (with each node's
+//! log in `NODE.log`) is kept and its path is printed.
 
 use std::collections::HashSet;
 use std::ffi::OsStr;
@@ -31,30 +31,30 @@ use serde_json::Value;
 use crate::guests;
 use crate::relay::Relay;
 
-/// Longest that anything here waits for a node to do what it should.
+/// Longest wait for a node to reach an expected state.
 pub const LIMIT: Duration = Duration::from_secs(60);
-/// Longest that one verb may take: a join moves its share of the ring first.
+/// Longest time for one command-line verb: a join waits until the node's share of the ring has moved.
 const VERB_LIMIT: Duration = Duration::from_secs(300);
 
-/// Set for [`annulus_tests`](crate)'s own program, it is the program under test.
+/// Environment variable that makes [`annulus_tests`](crate)'s own program run as the node under test.
 pub const AS_ANNULUS: &str = "ANNULUS_TESTS_AS_ANNULUS";
 
-/// The value of [`AS_ANNULUS`] with which the program speaks the first versions only.
+/// Value of [`AS_ANNULUS`] that limits the program to the first protocol versions.
 pub const OLDER: &str = "older";
 
-/// Which build of the program a node runs.
+/// The build of the program that a node runs.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub enum Build {
-    /// This one.
+    /// The current build.
     #[default]
     This,
-    /// One that speaks the first versions only: the program that `ANNULUS_OLDER` names, or
-    /// else this one, which then says so of itself and takes nothing newer.
+    /// A build that speaks only the first protocol versions: the program named by `ANNULUS_OLDER`, or else the
+    /// current program, which then announces only these versions and accepts nothing newer.
     Older,
 }
 
 impl Build {
-    /// The program.
+    /// Return the command that runs this build, without arguments.
     pub fn command(&self) -> Command {
         match self {
             Self::This => command(),
@@ -70,8 +70,8 @@ impl Build {
     }
 }
 
-/// The program under test: the one that `ANNULUS_BINARY` names, or else this package's own program
-/// in its role, which Cargo builds with the tests.
+/// Return the command that runs the program under test: the program named by `ANNULUS_BINARY`, or else this
+/// package's own program, which Cargo builds with the tests, in the role of a node.
 pub fn command() -> Command {
     match std::env::var_os("ANNULUS_BINARY") {
         Some(path) => Command::new(path),
@@ -89,46 +89,46 @@ fn program() -> PathBuf {
     if me.file_stem().is_some_and(|stem| stem == name) {
         return me;
     }
-    // A test lies in `deps`, beside which the programs are.
+    // Test binaries are in `deps`; programs are in its parent directory.
     let beside = me.parent().and_then(Path::parent).map(|dir| dir.join(name)).unwrap_or_default();
     assert!(beside.exists(), "{} is not built", beside.display());
     beside
 }
 
-/// What one run of the command line gave.
+/// The result of one run of the command line.
 #[derive(Clone, Debug)]
 pub struct Ran {
-    /// 0 ok, 1 the request failed, 2 bad usage, 3 no node.
+    /// Exit code: 0 success, 1 the request failed, 2 wrong usage, 3 no node reached; -1 killed by a signal.
     pub code: i32,
-    /// The answer.
+    /// Standard output: the answer.
     pub stdout: String,
-    /// What was said beside it.
+    /// Standard error: progress, warnings and errors.
     pub stderr: String,
 }
 
 impl Ran {
-    /// The answer, trimmed.
+    /// Return the answer without trailing white space.
     ///
     /// # Panics
-    /// If it failed.
+    /// If the exit code is not 0.
     pub fn text(&self) -> &str {
         assert_eq!(self.code, 0, "{self:?}");
         self.stdout.trim_end()
     }
 
-    /// Every line of the answer as JSON.
+    /// Parse each line of the answer as JSON.
     ///
     /// # Panics
-    /// If one is none.
+    /// If a line is not JSON.
     pub fn lines(&self) -> Vec<Value> {
         let parse = |line| serde_json::from_str(line).unwrap_or_else(|error| panic!("{error} in {self:?}"));
         self.stdout.lines().map(parse).collect()
     }
 
-    /// The one line of the answer as JSON.
+    /// Parse the answer's only line as JSON.
     ///
     /// # Panics
-    /// If there is none, or more than one.
+    /// If there is not exactly one line.
     pub fn json(&self) -> Value {
         let mut lines = self.lines();
         assert_eq!(lines.len(), 1, "{self:?}");
@@ -136,12 +136,12 @@ impl Ran {
     }
 }
 
-/// Runs the command line by itself, without a node's data directory.
+/// Run the command line without a node's data directory.
 pub fn annulus<S: AsRef<OsStr>>(words: &[S]) -> Ran {
     run(command().args(words))
 }
 
-/// A verb, as people see it, of the node whose data directory this is.
+/// Run a verb with text output on the node with this data directory.
 pub fn verb<S: AsRef<OsStr>>(data: &Path, words: &[S]) -> Ran {
     run(command().arg("--data").arg(data).arg("--yes").args(words))
 }
@@ -161,30 +161,30 @@ fn run(command: &mut Command) -> Ran {
     Ran { code: output.status.code().unwrap_or(-1), stdout: text(output.stdout), stderr: text(output.stderr) }
 }
 
-/// One node: a directory, a port, and a process while it runs.
+/// One node: a directory, a port, and a process while the node runs.
 pub struct Node {
     /// `name@host`.
     pub name: String,
-    /// Where its QUIC endpoint listens, from its first start on.
+    /// Address of its QUIC endpoint; port 0 until the first start.
     pub listen: String,
-    /// What its peers are told, if not that.
+    /// Address announced to peers, if different from `listen`.
     pub advertise: Option<SocketAddr>,
     /// Its data directory.
     pub data: PathBuf,
-    /// What it runs from its next start on.
+    /// Build to run from the next start on.
     pub build: Build,
-    /// Its stderr from its next start on, if not its log.
+    /// Destination of stderr from the next start on; the log file if `None`.
     pub stderr: Option<OwnedFd>,
-    /// Further words for `start`, from its next start on.
+    /// Additional arguments of `start`, from the next start on.
     pub arguments: Vec<String>,
-    /// How much address space its next process may have, in GiB.
+    /// Address space limit of the next process, in GiB; unlimited if `None`.
     pub address_space: Option<u64>,
     log: PathBuf,
     child: Option<Child>,
 }
 
 impl Node {
-    /// A node that was never started; its data and its log lie in `dir`.
+    /// Create a node that is not started yet, with its data and its log in `dir`.
     pub fn new(name: &str, dir: &Path, arguments: &[&str]) -> Self {
         let short = name.split('@').next().unwrap_or(name);
         Self {
@@ -201,19 +201,19 @@ impl Node {
         }
     }
 
-    /// Starts it although it will end by itself; answers its exit code and what it said.
+    /// Start a node whose start is expected to fail, and return its exit code and output.
     ///
     /// # Panics
-    /// If it does not end.
+    /// If the process does not end.
     pub fn start_in_vain(&mut self) -> Ran {
         let words = ["start", "--format", "json", "--name", &self.name, "--listen", &self.listen];
         run(self.build.command().args(words).args(["--http", "127.0.0.1:1", "--data"]).arg(&self.data))
     }
 
-    /// Starts it and waits until it serves.
+    /// Start the node and wait until it serves.
     ///
     /// # Panics
-    /// If it does not within [`LIMIT`].
+    /// If it does not serve within [`LIMIT`].
     pub fn start(&mut self) {
         let stdout = self.spawn();
         let first = stdout.and_then(|stdout| first_line(stdout, LIMIT));
@@ -224,10 +224,10 @@ impl Node {
         self.listen = listen.to_owned();
     }
 
-    /// Stops it and begins a new node in its place, under its name and address.
+    /// Stop the node and start it with `--rejoin-as-new`: a new member under the same name and address.
     ///
     /// # Panics
-    /// If that does not serve in time.
+    /// If it does not serve within [`LIMIT`].
     pub fn start_anew(&mut self) {
         self.stop();
         let anew = ["--yes", "--rejoin-as-new"];
@@ -236,10 +236,10 @@ impl Node {
         self.arguments.truncate(self.arguments.len() - anew.len());
     }
 
-    /// Starts it and waits for nothing: to be killed at any moment of its start.
+    /// Start the node without waiting for it, so that a test can kill it at any moment of its start.
     ///
     /// # Panics
-    /// If there is no process.
+    /// If the process cannot be spawned.
     pub fn begin_start(&mut self) {
         if let Some(mut stdout) = self.spawn() {
             thread::spawn(move || drop(std::io::copy(&mut stdout, &mut std::io::sink())));
@@ -280,7 +280,7 @@ impl Node {
         stdout
     }
 
-    /// The program, within the address space that it may have.
+    /// Return the command that runs the node's build within [`Self::address_space`].
     fn limited(&self) -> Command {
         let command = self.build.command();
         let Some(gib) = self.address_space else { return command };
@@ -291,24 +291,24 @@ impl Node {
         limited
     }
 
-    /// Its process.
+    /// Return the id of the node's process.
     ///
     /// # Panics
-    /// If it does not run.
+    /// If the node was not started.
     pub fn process(&self) -> u32 {
         self.child.as_ref().map_or_else(|| panic!("{} does not run", self.name), Child::id)
     }
 
-    /// Ends its process at once, as a power cut would.
+    /// Kill the process (SIGKILL), like a power cut.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Fails only if it has ended already.
+            // Fails only if the process has already ended.
             drop(child.kill());
             drop(child.wait());
         }
     }
 
-    /// Asks its process to end, and waits until it has; answers its exit code.
+    /// Ask the process to end (SIGTERM), wait until it has ended, and return its exit code.
     ///
     /// # Panics
     /// If it does not end within [`LIMIT`].
@@ -317,10 +317,10 @@ impl Node {
         self.wait_end()
     }
 
-    /// Waits until its process has ended by itself; answers its exit code.
+    /// Wait until the process ends by itself, and return its exit code.
     ///
     /// # Panics
-    /// If it does not within [`LIMIT`].
+    /// If it does not end within [`LIMIT`].
     pub fn wait_end(&mut self) -> Option<i32> {
         let mut child = self.child.take()?;
         let deadline = Instant::now() + LIMIT;
@@ -336,17 +336,17 @@ impl Node {
         }
     }
 
-    /// Stops its process from running (SIGSTOP): alive to the system, silent to its peers.
+    /// Freeze the process (SIGSTOP): it still exists, but no longer answers its peers.
     pub fn pause(&self) {
         self.signal("STOP");
     }
 
-    /// Lets a paused process go on (SIGCONT).
+    /// Resume a frozen process (SIGCONT).
     pub fn resume(&self) {
         self.signal("CONT");
     }
 
-    /// Sends it what a terminal that goes away sends, and many a log rotation (SIGHUP).
+    /// Send SIGHUP, as a closing terminal and many log rotations do.
     pub fn hang_up(&self) {
         self.signal("HUP");
     }
@@ -356,17 +356,17 @@ impl Node {
         assert!(send_signal(signal, child.id()), "{} got no {signal}", self.name);
     }
 
-    /// Does its process run?
+    /// Report whether the process runs.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
 
-    /// A verb, as people see it.
+    /// Run a verb with text output.
     pub fn cli<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
         run(self.build.command().arg("--data").arg(&self.data).arg("--yes").args(words))
     }
 
-    /// A verb, as programs see it.
+    /// Run a verb with JSON output.
     pub fn json<S: AsRef<OsStr>>(&self, words: &[S]) -> Ran {
         run(self
             .build
@@ -377,10 +377,10 @@ impl Node {
             .args(words))
     }
 
-    /// A command of a module: its reply, or the error with code, message and state.
+    /// Run a command of a module and return its reply.
     ///
     /// # Errors
-    /// The `error` object, where the command failed.
+    /// The `error` object with code, message and state, if the command fails.
     pub fn call(&self, module: &str, command: &str, args: &[&str]) -> Result<Value, Value> {
         let words = [&["call", module, command], args].concat();
         let mut answer = self.json(&words).json();
@@ -390,10 +390,10 @@ impl Node {
         }
     }
 
-    /// All values of a command that goes everywhere, in no order.
+    /// Run a coverage command and return the values of all partitions, in no particular order.
     ///
     /// # Errors
-    /// The partitions that did not answer.
+    /// The last line of the answer, which names the partitions that did not reply.
     pub fn everywhere(&self, module: &str, command: &str) -> Result<Vec<Value>, Value> {
         let mut lines = self.json(&["call", module, command]).lines();
         let last = lines.pop().unwrap_or_default();
@@ -403,10 +403,10 @@ impl Node {
         Ok(lines.iter().flat_map(|line| line["values"].as_array().cloned().unwrap_or_default()).collect())
     }
 
-    /// Makes it join another node's cluster, and waits until it holds its share.
+    /// Join another node's cluster and wait until this node holds its share of the ring.
     ///
     /// # Panics
-    /// If that fails.
+    /// If the join fails.
     pub fn join(&self, member: &Node) {
         let token = member.json(&["token"]).json()["token"].as_str().unwrap_or_default().to_owned();
         let joined = self.json(&["join", &member.listen, "--token", &token]);
@@ -419,10 +419,10 @@ impl Node {
         );
     }
 
-    /// Asks it to join another node's cluster, without waiting for it.
+    /// Start to join another node's cluster, without waiting for the result.
     ///
     /// # Panics
-    /// If there is no token for it.
+    /// If the command line cannot be spawned.
     pub fn begin_join(&self, member: &Node) -> Verb {
         let token = member.json(&["token"]).json()["token"].as_str().unwrap_or_default().to_owned();
         let mut command = self.build.command();
@@ -431,7 +431,7 @@ impl Node {
         Verb(child.unwrap_or_else(|error| panic!("{command:?} does not start: {error}")))
     }
 
-    /// The last lines of its log.
+    /// Return the last 20 lines of the node's log.
     pub fn log_tail(&self) -> String {
         let log = fs::read_to_string(&self.log).unwrap_or_default();
         let lines: Vec<&str> = log.lines().collect();
@@ -445,8 +445,8 @@ impl Drop for Node {
     }
 }
 
-/// The first line that a process says; none if it says none in time. What follows is read and
-/// dropped, so that it never blocks.
+/// Return the first line that a process prints, or `None` if it prints none within `limit`. All further
+/// output is read and dropped, so that the process never blocks on a full pipe.
 fn first_line(stdout: ChildStdout, limit: Duration) -> Option<String> {
     let (said, first) = mpsc::channel();
     thread::spawn(move || {
@@ -461,12 +461,12 @@ fn first_line(stdout: ChildStdout, limit: Duration) -> Option<String> {
     first.recv_timeout(limit).ok()
 }
 
-/// A verb under way; it is ended when it is dropped.
+/// A running command-line verb; killed when dropped.
 pub struct Verb(Child);
 
 impl Drop for Verb {
     fn drop(&mut self) {
-        // Fails only if it has ended already.
+        // Fails only if the process has already ended.
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -477,10 +477,10 @@ fn send_signal(signal: &str, process: u32) -> bool {
     sent.is_ok_and(|status| status.success())
 }
 
-/// The ring as a node knows it, by partition: who holds it, and who is to.
+/// Return the owner and the pending owner of each partition, as this node knows the ring.
 ///
 /// # Panics
-/// If it does not say.
+/// If the node does not answer.
 pub fn ring(node: &Node) -> Vec<(String, Option<String>)> {
     let ring = node.json(&["ring"]).json();
     let first = |nodes: &Value| nodes[0].as_str().map(str::to_owned);
@@ -492,46 +492,47 @@ pub fn ring(node: &Node) -> Vec<(String, Option<String>)> {
         .collect()
 }
 
-/// The partitions of which the named node is the owner.
+/// Return the partitions owned by the named node, as `node` knows the ring.
 pub fn owned_by(node: &Node, name: &str) -> HashSet<u16> {
     (0..).zip(ring(node)).filter(|(_, (owner, _))| owner == name).map(|(id, _)| id).collect()
 }
 
-/// The partitions whose replica set is to change.
+/// Return the partitions with a pending transfer, as `node` knows the ring.
 pub fn pending(node: &Node) -> HashSet<u16> {
     (0..).zip(ring(node)).filter(|(_, (_, pending))| pending.is_some()).map(|(id, _)| id).collect()
 }
 
-/// Some nodes and the directory that they live in.
+/// Some nodes and the temporary directory that holds their data.
 pub struct Cluster {
     nodes: Vec<Node>,
     relay: Option<Relay>,
     dir: Option<tempfile::TempDir>,
-    /// What nodes run that are added from now on.
+    /// Build of nodes added from now on.
     pub build: Build,
 }
 
 impl Cluster {
-    /// So many nodes that run, each a cluster of its own: `rc_example1@127.0.0.1` and on.
+    /// Start `count` nodes, each a cluster of its own, named `rc_example1@127.0.0.1` and so on.
     ///
     /// # Panics
-    /// If one does not start.
+    /// If a node does not start.
     pub fn apart(count: usize) -> Self {
         Self::apart_with(count, &[])
     }
 
-    /// The same with further words for `start`.
+    /// Like [`Self::apart`], with additional arguments for `start`.
     ///
     /// # Panics
-    /// If one does not start.
+    /// If a node does not start.
     pub fn apart_with(count: usize, arguments: &[&str]) -> Self {
         Self::apart_behind(None, count, arguments)
     }
 
-    /// The same behind a relay, by whose doors they find each other: the first node is door 0.
+    /// Like [`Self::apart_with`], with a relay between the nodes. They reach each other only through the
+    /// relay's doors; node `n` is behind door `n`.
     ///
     /// # Panics
-    /// If one does not start.
+    /// If a node does not start.
     pub fn relayed(relay: Relay, count: usize, arguments: &[&str]) -> Self {
         Self::apart_behind(Some(relay), count, arguments)
     }
@@ -546,10 +547,10 @@ impl Cluster {
         cluster
     }
 
-    /// Starts one more node, a cluster of its own, and says its number.
+    /// Start one more node as a cluster of its own and return its index.
     ///
     /// # Panics
-    /// If it does not start.
+    /// If the node does not start.
     pub fn add(&mut self, arguments: &[&str]) -> usize {
         let number = self.nodes.len();
         let name = format!("rc_example{}@127.0.0.1", number + 1);
@@ -566,18 +567,18 @@ impl Cluster {
         number
     }
 
-    /// The relay between them.
+    /// Return the relay between the nodes.
     ///
     /// # Panics
-    /// If there is none.
+    /// If the cluster was created without a relay.
     pub fn relay(&self) -> &Relay {
         self.relay.as_ref().unwrap_or_else(|| panic!("these nodes have no relay between them"))
     }
 
-    /// So many nodes of one cluster, each with its share of the ring.
+    /// Start `count` nodes and join them into one cluster, each with its share of the ring.
     ///
     /// # Panics
-    /// If one does not start or join.
+    /// If a node does not start or join.
     pub fn joined(count: usize) -> Self {
         let cluster = Self::apart(count);
         for node in &cluster.nodes[1..] {
@@ -586,20 +587,20 @@ impl Cluster {
         cluster
     }
 
-    /// The nodes.
+    /// Return all nodes, running or not.
     pub fn nodes(&self) -> &[Node] {
         &self.nodes
     }
 
-    /// The nodes, to stop and start them.
+    /// Return all nodes mutably, to stop and start them.
     pub fn nodes_mut(&mut self) -> &mut [Node] {
         &mut self.nodes
     }
 
-    /// Deploys a guest project of this repository through the first node.
+    /// Build a guest project of this repository and deploy it through the first node. Return the answer.
     ///
     /// # Panics
-    /// If that fails.
+    /// If the deploy fails.
     pub fn deploy(&self, project: &str) -> Value {
         let file = self.keep(&format!("{}.wasm", project.replace('/', "-")), &guests::component(project));
         let deployed = self.nodes[0].json(&["deploy".as_ref(), file.as_os_str()]);
@@ -607,17 +608,17 @@ impl Cluster {
         deployed.json()
     }
 
-    /// A file in the test's directory.
+    /// Write a file in the test's directory and return its path.
     ///
     /// # Panics
-    /// If it cannot be written.
+    /// If the file cannot be written.
     pub fn keep(&self, name: &str, bytes: &[u8]) -> PathBuf {
         let path = self.path().join(name);
         fs::write(&path, bytes).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
         path
     }
 
-    /// Keeps the directory when all is over, and says where: something is to be looked into.
+    /// Keep the test's directory after the test for inspection, and print its path.
     pub fn keep_directory(&mut self) {
         if let Some(dir) = &mut self.dir {
             dir.disable_cleanup(true);
@@ -625,7 +626,7 @@ impl Cluster {
         }
     }
 
-    /// The test's directory.
+    /// Return the test's directory.
     pub fn path(&self) -> &Path {
         self.dir.as_ref().map_or_else(|| Path::new("."), |dir| dir.path())
     }
@@ -655,10 +656,10 @@ impl Drop for Cluster {
     }
 }
 
-/// Asks until the answer is as wanted.
+/// Poll `ask` until it returns a value, and return the value.
 ///
 /// # Panics
-/// If it is not within [`LIMIT`]; `what` says what was awaited.
+/// If it returns none within [`LIMIT`]; `what` describes the expected state in the message.
 pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -666,7 +667,7 @@ pub fn until<T>(what: &str, mut ask: impl FnMut() -> Option<T>) -> T {
             return answer;
         }
         assert!(Instant::now() < deadline, "this did not happen within {LIMIT:?}: {what}");
-        // What is asked is another process, which tells nobody by itself.
+        // Poll: the state belongs to another process, which sends no notification.
         thread::sleep(Duration::from_millis(20));
     }
 }

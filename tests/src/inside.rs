@@ -1,4 +1,4 @@
-//! Whole nodes in this process: real transport, disks and guests, without the command line.
+//! Whole nodes inside the test process: real transport, disks and guests, without the command line.
 
 use std::sync::mpsc;
 use std::thread::JoinHandle;
@@ -15,39 +15,39 @@ use ciborium::Value;
 use std::sync::Arc;
 use tokio::time::Instant;
 
-/// Nothing that a test waits for takes as long.
+/// Longest wait of a test for a node.
 pub const LIMIT: Duration = Duration::from_secs(60);
 
-/// One life of a node, as others see it.
+/// Handles to one incarnation of a node; a join ends it and starts the next.
 #[derive(Clone)]
 pub struct Life {
-    /// Control plane.
+    /// The control plane.
     pub cluster: Cluster,
-    /// Modules, vnodes, handoff, requests.
+    /// Modules, vnodes, handoff and requests.
     pub services: Services,
-    /// To join by.
+    /// Joins another cluster.
     pub joiner: Joiner,
-    /// To end it by.
+    /// Ends the incarnation.
     pub exit: ExitSwitch,
-    /// Where it listens.
+    /// Address that the node listens on.
     pub address: std::net::SocketAddr,
 }
 
-/// A node that runs through its lives on a thread of its own.
+/// A node that runs on its own thread, one incarnation after another.
 pub struct InsideNode {
     lives: mpsc::Receiver<Life>,
     thread: Option<JoinHandle<Result<StopReason, StartError>>>,
-    /// Its present life; none between two.
+    /// The current incarnation; `None` between two.
     life: Option<Life>,
-    /// What it was started with.
+    /// Configuration that the node was started with.
     pub config: NodeConfig,
 }
 
 impl InsideNode {
-    /// Starts a node in a directory.
+    /// Start a node with its data in `data`.
     ///
     /// # Panics
-    /// If it does not start.
+    /// If it does not start within [`LIMIT`].
     pub fn start(name: &str, data: &std::path::Path) -> Self {
         let config = NodeConfig {
             name: name.to_owned(),
@@ -66,10 +66,10 @@ impl InsideNode {
         Self::start_with(config)
     }
 
-    /// Starts a node.
+    /// Start a node with this configuration.
     ///
     /// # Panics
-    /// If it does not start.
+    /// If it does not start within [`LIMIT`].
     pub fn start_with(config: NodeConfig) -> Self {
         let (sender, lives) = mpsc::channel();
         let settings = config.clone();
@@ -91,44 +91,44 @@ impl InsideNode {
         }
     }
 
-    /// Its present life.
+    /// Return the current incarnation.
     ///
     /// # Panics
-    /// If a join left it without one.
+    /// If a join has left the node without one.
     pub fn life(&self) -> &Life {
         self.life.as_ref().expect("the node has ended")
     }
 
-    /// Joins the cluster that `member` belongs to, and waits until it has moved in.
+    /// Join the cluster of `member` and wait for the node's next incarnation, which runs as a member.
     ///
     /// # Panics
-    /// If it cannot.
+    /// If the token or the join is refused.
     pub async fn join(&mut self, member: &InsideNode) {
         let deadline = Instant::now() + LIMIT;
         let token = member.life().cluster.issue_token(LIMIT, deadline).await.expect("a token").to_string();
         let accepted =
             self.life().joiner.join(member.life().address, &token, false, deadline).await.expect("a join");
-        // A life holds the database, which the next one opens.
+        // The handles keep the database open, which the next incarnation opens.
         self.life = None;
         drop(accepted);
         self.life = tokio::task::block_in_place(|| self.lives.recv_timeout(LIMIT)).ok();
     }
 
-    /// Waits for its next life: a join that somebody else asked for ends the present one.
+    /// Wait for the next incarnation after a join requested elsewhere has ended the current one.
     ///
     /// # Panics
-    /// If there is none in time.
+    /// If there is none within [`LIMIT`].
     pub async fn reborn(&mut self) {
-        // A life holds the database, which the next one opens.
+        // The handles keep the database open, which the next incarnation opens.
         self.life = None;
         self.life = tokio::task::block_in_place(|| self.lives.recv_timeout(LIMIT)).ok();
-        assert!(self.life.is_some(), "{} has no next life", self.config.name);
+        assert!(self.life.is_some(), "{} has no next incarnation", self.config.name);
     }
 
-    /// Stops it in order.
+    /// Stop the node in order.
     ///
     /// # Panics
-    /// If it ends in an error.
+    /// If the node ends with an error.
     pub fn stop(mut self) {
         self.life().exit.throw(Exit::Stop(StopReason::Asked));
         let thread = self.thread.take().expect("it runs");
@@ -136,10 +136,10 @@ impl InsideNode {
         thread.join().expect("no panic").expect("an orderly end");
     }
 
-    /// Calls a command with named arguments.
+    /// Run a command with named arguments.
     ///
     /// # Errors
-    /// As the request fails.
+    /// The error of the request.
     pub async fn call(
         &self,
         module: &str,
@@ -150,10 +150,10 @@ impl InsideNode {
         Ok(ciborium::from_reader(&answer[..]).expect("CBOR"))
     }
 
-    /// Runs a command everywhere; every value, and which partitions are missing.
+    /// Run a coverage command; return all values and the partitions that did not reply.
     ///
     /// # Panics
-    /// If the command does not go everywhere.
+    /// If coverage cannot start, or ends without its last event.
     pub async fn everywhere(&self, module: &str, command: &str) -> (Vec<Value>, Vec<u16>) {
         let mut events =
             self.life().services.coordinator.coverage(request(module, command, &[])).expect("coverage");
@@ -170,23 +170,23 @@ impl InsideNode {
                 }
             }
         }
-        panic!("coverage ended without its end");
+        panic!("coverage ended without its last event");
     }
 
-    /// Deploys a component under its own name.
+    /// Deploy a component under the name that it states.
     ///
     /// # Panics
-    /// If it cannot be deployed.
+    /// If the deploy fails.
     pub async fn deploy(&self, component: Vec<u8>) -> Deployed {
         let request = DeployRequest { component: component.into(), ..DeployRequest::default() };
         let (progress, _) = tokio::sync::mpsc::unbounded_channel();
         self.life().services.modules.deploy(request, progress).await.expect("a deploy")
     }
 
-    /// Waits until the view fits.
+    /// Wait until the view satisfies `fits`, and return it.
     ///
     /// # Panics
-    /// If it never does.
+    /// If it does not within [`LIMIT`]; `what` describes the expected state in the message.
     pub async fn until(&self, what: &str, mut fits: impl FnMut(&View) -> bool) -> Arc<View> {
         let mut changes = self.life().cluster.watch();
         match tokio::time::timeout(LIMIT, changes.wait_for(|view| fits(view))).await {
@@ -199,7 +199,7 @@ impl InsideNode {
     }
 }
 
-/// How many partitions each node owns, in order of ids.
+/// Return the number of partitions of each owner, in the order of node ids. Nodes that own none are absent.
 pub fn owned(view: &View) -> Vec<usize> {
     let mut counts = std::collections::BTreeMap::new();
     for (_, partition) in view.state.ring.iter() {

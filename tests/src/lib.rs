@@ -1,4 +1,4 @@
-//! The cluster harness: real nodes, a load that a model checks, and the guests to run on them.
+//! The cluster test harness: real nodes, a load checked against a model, and the guests to run on the nodes.
 
 pub mod chaos;
 pub mod client;

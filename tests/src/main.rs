@@ -1,7 +1,7 @@
-//! Long runs by hand: `cargo run --release -p annulus-tests -- load --keys 200000`.
+//! Long test runs, started by hand: `cargo run --release -p annulus-tests -- load --keys 200000`.
 //!
-//! The same program is the node under test where [`harness::AS_ANNULUS`] says so: tests then
-//! never run a binary that is older than they are.
+//! The same program runs as the node under test if [`harness::AS_ANNULUS`] is set, so a test never runs a
+//! binary that is older than the test itself.
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -20,88 +20,89 @@ use clap::Parser;
 use tracing_subscriber::filter::Targets;
 use tracing_subscriber::prelude::*;
 
-/// Long runs of what the tests run briefly.
+/// Long versions of the load, the chaos runs and the simulation that the tests run briefly.
 #[derive(Parser)]
 enum Run {
-    /// One node is filled, two join, a changed module is deployed and one node leaves, all under
-    /// a mixed load that a model checks.
+    /// Fill one node, join two more, deploy a changed module and let one node leave, all under a mixed load
+    /// that is checked against a model.
     Load {
-        /// How many keys.
+        /// Number of keys.
         #[arg(long, default_value_t = 200_000)]
         keys: u32,
-        /// How many seconds of load beside what joining, deploying and leaving take.
+        /// Seconds of load, in addition to the time that the joins, the deploy and the leave take.
         #[arg(long, default_value_t = 60)]
         seconds: u64,
-        /// How many clients.
+        /// Number of concurrent clients.
         #[arg(long, default_value_t = 16)]
         clients: u32,
-        /// Of the choice of keys and commands.
+        /// Seed for the choice of keys and commands.
         #[arg(long, default_value_t = 1)]
         seed: u64,
     },
-    /// Seeded histories of a cluster of whole nodes, each in one thread: exit 0 if every rule holds in all of
-    /// them.
+    /// Simulate a cluster of whole nodes, one seed after another, each in a single thread. Exits with 0 if
+    /// every rule holds for every seed.
     Sim(Simulation),
-    /// Members come and go, nodes die, freeze and are cut off, and three modules are deployed and rolled back,
-    /// one of which traps and one of which has items of 1 to 8 MiB, under a mixed load that a model checks.
-    /// The last lines are its verdict, one for each module.
+    /// Run a cluster with real processes under faults: members join and leave; nodes are killed, frozen and
+    /// cut off; three modules are deployed and rolled back, one of which traps and one of which has items of 1
+    /// to 8 MiB; all under a mixed load that is checked against a model. The last lines are the verdict, one
+    /// line for each module.
     Chaos {
-        /// What happens.
+        /// The sequence of faults and changes to run.
         scenario: Scenario,
-        /// How many seconds it lasts, without what it takes to begin and to settle.
+        /// Seconds that the scenario lasts, without the time to start and to settle.
         #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(20..=86_400))]
         seconds: u64,
-        /// Of the schedule, the victims and the load.
+        /// Seed for the schedule, the victims and the load.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// How many members there are at the beginning.
+        /// Number of members at the beginning.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..=20))]
         nodes: u64,
-        /// How many seconds there are between two releases of a module.
+        /// Seconds between two releases of a module.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]
         release_every: u64,
     },
 }
 
-/// What is asked of the simulation.
+/// Arguments of the `sim` command.
 #[derive(clap::Args)]
 #[command(args_conflicts_with_subcommands = true)]
 struct Simulation {
-    /// How many seeds.
+    /// Number of seeds to run.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
-    /// The first of them.
+    /// First seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
-    /// One seed, or a file of one that was shrunk, with all that happens in it.
+    /// Replay one seed, or the file of a shrunk seed, and print every event.
     #[arg(long, value_name = "SEED|FILE")]
     replay: Option<sim::Which>,
-    /// Breaks a rule on purpose; tests/sim/README.md lists them.
+    /// Break one rule on purpose; tests/sim/README.md lists the mutants.
     #[arg(long)]
     mutant: Option<annulus_sim::Mutant>,
-    /// Leaves seeds that break a rule as they are. Otherwise the first few are shrunk.
+    /// Do not shrink seeds that break a rule. Without this flag, the first few are shrunk.
     #[arg(long)]
     no_shrink: bool,
-    /// Where what is left of them is kept, each in a file that `--replay` takes.
+    /// Directory for the shrunk seeds, each in a file that `--replay` accepts.
     #[arg(long, value_name = "DIR", default_value = ".")]
     out: PathBuf,
-    /// Text for people or JSON for programs.
+    /// Output format: text for people or JSON for programs.
     #[arg(long, value_enum, default_value_t)]
     format: Format,
     #[command(subcommand)]
     what: Option<Simulated>,
 }
 
-/// More that is simulated.
+/// Other simulations than the seeded histories.
 #[derive(clap::Subcommand)]
 enum Simulated {
-    /// What large clusters cost: messages and bytes per node and second, at rest and while a
-    /// node joins, and how long that takes.
+    /// Measure the cost of large clusters: messages and bytes per node and second, at rest and while a node
+    /// joins, and the time that a join takes.
     Scale {
-        /// How many nodes.
+        /// Cluster sizes to measure.
         #[arg(long, value_delimiter = ',', default_values_t = [5, 10, 30])]
         nodes: Vec<usize>,
-        /// How many partitions.
+        /// Number of partitions.
         #[arg(long, default_value_t = 1024)]
         ring: u32,
     },
@@ -122,7 +123,7 @@ fn simulate(simulation: &Simulation) -> ExitCode {
         && let Some(targets) =
             std::env::var("RUST_LOG").ok().and_then(|wanted| wanted.parse::<Targets>().ok())
     {
-        // What the nodes of the one seed log, in the order in which they do.
+        // Print the log of the replayed seed's nodes, in order and without wall-clock times.
         let lines = tracing_subscriber::fmt::layer().without_time().with_filter(targets);
         tracing_subscriber::registry().with(lines).init();
     }
@@ -146,10 +147,10 @@ fn simulate(simulation: &Simulation) -> ExitCode {
     }))
 }
 
-/// A scenario of chaos.
+/// A chaos scenario.
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Scenario {
-    /// Joins, a leave, a replacement, and every fault once.
+    /// Joins, a leave, a replacement, and each fault once.
     Membership,
 }
 
@@ -162,7 +163,7 @@ fn main() -> ExitCode {
     match Run::parse() {
         Run::Load { keys, seconds, clients, seed } => {
             let settings = Settings { keys, clients, seed, ..Settings::default() };
-            // Four calm stretches.
+            // The run has four stretches of steady load.
             let report = grow_and_shrink(settings, Duration::from_secs(seconds) / 4);
             println!("{report}");
             let flawless =
@@ -187,7 +188,7 @@ fn exit_code(well: bool) -> ExitCode {
     if well { ExitCode::SUCCESS } else { ExitCode::FAILURE }
 }
 
-/// Ctrl-C and SIGTERM end a run in order: its processes end with it, also those that are frozen.
+/// End the run in order on Ctrl-C or SIGTERM, so that its processes end too, including the frozen ones.
 fn stop_when_told(stop: &Arc<AtomicBool>) {
     use tokio::signal::unix::{SignalKind, signal};
     let stop = stop.clone();
@@ -199,7 +200,7 @@ fn stop_when_told(stop: &Arc<AtomicBool>) {
             let (mut interrupt, mut end) = (told(SignalKind::interrupt()), told(SignalKind::terminate()));
             tokio::select! { _ = interrupt.recv() => {}, _ = end.recv() => {} }
             stop.store(true, Ordering::Relaxed);
-            // Once is enough: what is under way ends within its limits. The handlers stay.
+            // One signal is enough: the run ends within its own limits. Keep the handlers installed.
             std::future::pending::<()>().await;
         });
     });

@@ -1,14 +1,14 @@
-//! A network that does as it is told: between nodes, over UDP on loopback, without privileges.
+//! A controllable network between nodes: a relay for UDP on loopback that needs no privileges.
 //!
-//! Each node has a door here, whose address is what its peers are told (`start --advertise`). A
-//! node has one socket, from which it also dials; so a packet that comes in at B's door from where
-//! A listens goes from A to B, and nobody else can have sent it. It leaves again by A's door, so
-//! that B sees A at the address that it knows, and answers there. Hence the relay knows both
-//! ends of every packet, and can treat each direction of each pair by itself: cut it, drop a share
-//! of it, hold it up.
+//! Each node has a door: a socket of the relay whose address is announced to the node's peers
+//! (`start --advertise`). A node sends and receives with a single socket, so a packet that arrives at B's door
+//! from the address on which A listens goes from A to B, and no other node can have sent it. The relay sends
+//! it on from A's door, so that B sees A at A's announced address and answers to it. Hence the relay knows both
+//! ends of every packet, and can treat each direction of each pair separately: cut it, drop a share of the
+//! packets, or delay them.
 //!
-//! Operators and nodes that ask to join come by other sockets: they use a node's own
-//! address. What comes in at a door from elsewhere is counted and dropped.
+//! Operators and nodes that ask to join use other sockets, and send to a node's own address. Packets that
+//! arrive at a door from an unknown address are counted and dropped.
 
 use std::collections::HashMap;
 use std::io;
@@ -24,37 +24,37 @@ use tokio::runtime::Runtime;
 use tokio::task::JoinHandle;
 use tokio::time::sleep;
 
-/// Largest UDP packet that there is.
+/// Upper limit of the size of a UDP packet, in bytes.
 const LARGEST: usize = 1 << 16;
-/// Packets that are held up at a time; what is more is dropped, as a full queue does.
+/// Limit of the number of delayed packets; more are dropped, as by a full queue.
 const MOST_HELD: usize = 50_000;
 
-/// A node's number: its door's place in the order of their opening.
+/// Index of a node's door, in the order of [`Relay::open`].
 pub type Door = usize;
 
-/// How packets from one node to another are treated. By default they pass.
+/// Treatment of packets from one node to another; by default they pass.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Way {
-    /// None passes.
+    /// Drop every packet.
     pub cut: bool,
-    /// The share that is dropped, 0 to 1. The same seed drops the same ones, by their number.
+    /// Share of packets to drop, from 0 to 1. With the same seed, the same packets by number are dropped.
     pub drop: f64,
-    /// How long each is held up.
+    /// Delay of each packet.
     pub delay: Duration,
 }
 
-/// What went from one node to another.
+/// Packets sent from one node to another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Count {
-    /// Packets that passed.
+    /// Number of packets that passed.
     pub passed: u64,
-    /// Their bytes.
+    /// Bytes of the packets that passed.
     pub bytes: u64,
-    /// Packets that were dropped, or came while the way was cut.
+    /// Number of packets that were dropped, for any reason.
     pub dropped: u64,
 }
 
-/// The relay. Its doors are shut when it is dropped.
+/// The relay; its doors close when it is dropped.
 pub struct Relay {
     shared: Arc<Shared>,
     runtime: Runtime,
@@ -77,7 +77,7 @@ struct Table {
 
 struct Open {
     socket: Arc<UdpSocket>,
-    /// Where the node behind it listens; unknown until it has started once.
+    /// Address on which the node listens; unknown until its first start.
     behind: Option<SocketAddr>,
 }
 
@@ -87,17 +87,17 @@ struct Pair {
     random: StdRng,
 }
 
-/// What becomes of a packet.
+/// The relay's decision about a packet.
 enum Fate {
     Dropped,
     Passes { by: Arc<UdpSocket>, to: SocketAddr, delay: Duration },
 }
 
 impl Relay {
-    /// A relay without doors. The seed decides which packets are dropped where a share is.
+    /// Create a relay without doors. The seed decides which packets `Way::drop` drops.
     ///
     /// # Panics
-    /// If the system gives no threads.
+    /// If the runtime cannot be created.
     pub fn new(seed: u64) -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
         let runtime = runtime.unwrap_or_else(|error| panic!("no thread for a relay: {error}"));
@@ -105,10 +105,10 @@ impl Relay {
         Self { shared, runtime, doors: Mutex::default() }
     }
 
-    /// Opens a door for one more node, and says what its peers are to be told.
+    /// Open a door for one more node and return it with the address to announce to the node's peers.
     ///
     /// # Panics
-    /// If the system gives no socket.
+    /// If no socket can be bound.
     pub fn open(&self) -> (Door, SocketAddr) {
         let (socket, address) =
             self.runtime.block_on(bind()).unwrap_or_else(|error| panic!("a door: {error}"));
@@ -122,7 +122,7 @@ impl Relay {
         (door, address)
     }
 
-    /// Behind this door the node listens here, from now on.
+    /// Set the address on which the node behind this door listens.
     pub fn behind(&self, door: Door, listens: SocketAddr) {
         let mut table = self.shared.table.lock();
         if let Some(before) = table.doors[door].behind.replace(listens) {
@@ -131,45 +131,45 @@ impl Relay {
         table.by_source.insert(listens, door);
     }
 
-    /// Packets from the one to the other are treated so from now on.
+    /// Set the treatment of packets of one direction.
     pub fn set(&self, from: Door, to: Door, way: Way) {
         self.shared.table.lock().pair(self.shared.seed, from, to).way = way;
     }
 
-    /// Nothing passes from the one to the other. The other way is as it was.
+    /// Drop all packets of one direction; the opposite direction does not change.
     pub fn cut(&self, from: Door, to: Door) {
         self.set(from, to, Way { cut: true, ..Way::default() });
     }
 
-    /// Nothing passes between this node and any other.
+    /// Drop all packets from and to this node.
     pub fn isolate(&self, node: Door) {
         self.deafen(node);
         self.mute(node);
     }
 
-    /// Nothing that others send reaches this node; they hear it.
+    /// Drop all packets to this node.
     pub fn deafen(&self, node: Door) {
         self.others(node).for_each(|other| self.cut(other, node));
     }
 
-    /// Nothing that this node sends reaches others; it hears them.
+    /// Drop all packets from this node.
     pub fn mute(&self, node: Door) {
         self.others(node).for_each(|other| self.cut(node, other));
     }
 
-    /// Everything passes again, everywhere.
+    /// Reset all directions: every packet passes.
     pub fn heal(&self) {
         for pair in self.shared.table.lock().ways.values_mut() {
             pair.way = Way::default();
         }
     }
 
-    /// What went from the one to the other so far.
+    /// Return the packets of one direction so far.
     pub fn count(&self, from: Door, to: Door) -> Count {
         self.shared.table.lock().pair(self.shared.seed, from, to).count
     }
 
-    /// What went between all nodes so far.
+    /// Return the packets of all directions so far.
     pub fn total(&self) -> Count {
         let table = self.shared.table.lock();
         table.ways.values().fold(Count::default(), |total, pair| Count {
@@ -179,7 +179,7 @@ impl Relay {
         })
     }
 
-    /// Packets from no node's socket; all were dropped.
+    /// Return the number of packets from unknown addresses; all were dropped.
     pub fn strangers(&self) -> u64 {
         self.shared.table.lock().strangers
     }
@@ -199,7 +199,7 @@ impl Drop for Relay {
 impl Table {
     fn pair(&mut self, seed: u64, from: Door, to: Door) -> &mut Pair {
         self.ways.entry((from, to)).or_insert_with(|| {
-            // Each direction draws by itself, so that what others send changes nothing in it.
+            // Each direction has its own generator, so packets of other directions do not change its drops.
             let seed = seed ^ (from as u64) << 32 ^ (to as u64) << 16;
             Pair { way: Way::default(), count: Count::default(), random: StdRng::seed_from_u64(seed) }
         })
@@ -214,7 +214,7 @@ impl Table {
         let to = self.doors[door].behind;
         let full = self.held >= MOST_HELD;
         let pair = self.pair(seed, from, door);
-        // Drawn for every packet, so that its number alone decides.
+        // Draw for every packet, so that the decision depends only on the packet's number.
         let drawn = pair.random.random::<f64>() < pair.way.drop;
         let delay = pair.way.delay;
         match to {
@@ -238,17 +238,17 @@ async fn bind() -> io::Result<(Arc<UdpSocket>, SocketAddr)> {
     Ok((Arc::new(socket), address))
 }
 
-/// Takes what comes in at a door, until it is aborted.
+/// Relay the packets that arrive at a door, until the task is aborted.
 async fn serve(shared: Arc<Shared>, door: Door, socket: Arc<UdpSocket>) {
     let mut packet = vec![0; LARGEST];
     loop {
-        // An error tells of an earlier packet that found nobody: no reason to stop.
+        // An error reports that an earlier packet was not delivered; it is no reason to stop.
         let Ok((bytes, source)) = socket.recv_from(&mut packet).await else { continue };
         let fate = shared.table.lock().decide(shared.seed, source, door, bytes);
         match fate {
             Fate::Dropped => {}
             Fate::Passes { by, to, delay } if delay.is_zero() => {
-                // What the system does not take is lost, as on any network.
+                // A packet that the system does not accept is lost, as on any network.
                 let _ = by.send_to(&packet[..bytes], to).await;
             }
             Fate::Passes { by, to, delay } => {

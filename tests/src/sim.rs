@@ -1,5 +1,5 @@
-//! The simulation from the command line: many seeds, one seed's history, the table of what large
-//! clusters cost.
+//! The command-line side of the simulation: many seeds, the history of one seed, and the table of costs of
+//! large clusters.
 
 mod replay;
 mod verdict;
@@ -20,13 +20,13 @@ use annulus_sim::{Mutant, Settings, run};
 pub use replay::{Which, replay};
 pub use verdict::{Short, Verdict};
 
-/// How often a long run says how far it is, where no terminal shows it.
+/// Time between two lines of progress if stderr is no terminal.
 const PROGRESS: Duration = Duration::from_secs(5);
 
-/// How many broken seeds are shrunk.
+/// Number of broken seeds to shrink.
 const SHRUNK: usize = 3;
 
-/// Runs seeds on all cores; goes on past those that break a rule, until `stop`.
+/// Run seeds on all cores until all are done or `stop` is set. Seeds that break a rule do not end the run.
 pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, output: &Output, stop: &AtomicBool) -> Verdict {
     let settings = Settings { mutant, ..Settings::default() };
     let next = AtomicU64::new(0);
@@ -47,7 +47,7 @@ pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, output: &Output, stop
         let running: Vec<_> = (0..workers).map(|_| scope.spawn(work)).collect();
         let mut shown = Shown::new(output);
         while running.iter().any(|worker| !worker.is_finished()) {
-            // Only what is said waits here.
+            // Only the progress display waits here.
             std::thread::sleep(Duration::from_millis(20));
             shown.say(|| {
                 let verdict = lock(&verdict);
@@ -68,7 +68,7 @@ pub fn many(from: u64, seeds: u64, mutant: Option<Mutant>, output: &Output, stop
     verdict
 }
 
-/// Shrinks the first broken seeds of a verdict, and keeps what is left of each in a file.
+/// Shrink the first broken seeds of a verdict, and write each result to a file in `out`.
 pub fn shrink_first(
     verdict: &mut Verdict,
     mutant: Option<Mutant>,
@@ -98,7 +98,7 @@ fn lock<T>(what: &Mutex<T>) -> MutexGuard<'_, T> {
     what.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// How far something is: on a terminal always, elsewhere by a line now and then.
+/// A progress display: continuous on a terminal, otherwise a line every [`PROGRESS`].
 struct Shown<'a> {
     output: &'a Output,
     progress: Option<annulus::cli::Progress>,
@@ -111,7 +111,7 @@ impl<'a> Shown<'a> {
         Self { output, progress, said: Instant::now() }
     }
 
-    /// `what` answers words, what is done and the total; the total is 0 where nobody knows it.
+    /// Show progress if it is due. `what` returns the text, the work done and the total, which is 0 if unknown.
     fn say(&mut self, what: impl FnOnce() -> (String, u64, u64)) {
         if let Some(progress) = &mut self.progress {
             let (what, done, total) = what();
@@ -125,10 +125,10 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// The table of simulated scale, line by line as they come.
+/// Measure clusters of these sizes and pass the lines of a Markdown table to `line`, as they are ready.
 ///
 /// # Errors
-/// The cluster that did not come to rest.
+/// If a cluster does not come to rest.
 pub fn table(sizes: &[usize], ring: u32, mut line: impl FnMut(&str)) -> Result<(), String> {
     line(
         "| nodes | at rest: messages/s | bytes/s | of these liveness | joining: messages/s | bytes/s | busiest node bytes/s | partitions moved | log entries | converged after |",

@@ -1,9 +1,9 @@
-//! Splits of a cluster: its nodes are cut into sides or killed, operators say `recover --force` on sides
-//! that have no majority, and then all meet again.
+//! Network splits: a cluster's nodes are cut into sides or killed, operators run `recover --force` on sides
+//! without a majority, and then all sides meet again.
 //!
-//! One module keeps one key in every partition. What was acknowledged is known for each side, and
-//! [`World::check`] holds every answer against it: a value, a refusal in words, or a loss that the
-//! side names. A key that is silently not there is what must never be.
+//! One module keeps one key in every partition. The acknowledged writes of each side are known, and
+//! [`World::check`] checks every answer against them: an acknowledged value, a documented refusal, or a loss
+//! that the side reports. A key that is missing without such a report is always an error.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -20,48 +20,48 @@ use crate::client::{Applied, Failure, Operator};
 use crate::harness::{Cluster, pending, ring, until};
 use crate::relay::{Relay, Way};
 
-/// Small, so that a look at every partition is quick, and every node has some.
+/// Ring size: small, so that reading every partition is quick, and every node has some.
 pub const RING: u16 = 32;
-/// The module: items in memory, the newest version of a key wins.
+/// The module under test: items in memory, the newest version of a key wins.
 const MODULE: &str = "kv";
-/// Longest that a command may take.
+/// Deadline of a command.
 const CALL: Duration = Duration::from_secs(5);
-/// How a command may be refused: nobody can be reached who holds the partition, or the node asked, or
-/// the one that holds it, does not serve now.
+/// Error codes of expected refusals: the owner cannot be reached, or the asked node or the owner does not serve
+/// at the moment.
 const REFUSALS: [&str; 3] = ["not-enough-replicas", "not-ready", "deadline-exceeded"];
 
-/// What was acknowledged, by partition.
+/// The acknowledged value of each partition's key.
 pub type Account = BTreeMap<u16, String>;
 
-/// Nodes that reach each other and nobody else.
+/// Nodes that reach each other and no other node.
 #[derive(Clone, Debug)]
 pub struct Side {
-    /// By number.
+    /// Indexes of the nodes.
     pub nodes: Vec<usize>,
-    /// What a read of each partition should answer here.
+    /// Expected answer to a read of each partition on this side.
     pub account: Account,
-    /// Partitions that were written to here since the sides parted.
+    /// Partitions with a write acknowledged on this side since the split.
     pub written: BTreeSet<u16>,
-    /// Was the cluster recovered here?
+    /// Whether the cluster was recovered on this side.
     pub recovered: bool,
 }
 
-/// What reads of every partition on every node of a side gave.
+/// The results of reading every partition on every node of a side. A partition may be in several sets.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {
-    /// Partitions that answered what was acknowledged.
+    /// Partitions that returned the acknowledged value.
     pub served: BTreeSet<u16>,
-    /// Those that were refused, in words.
+    /// Partitions that were refused with an expected error.
     pub refused: BTreeSet<u16>,
-    /// Those that answered something else, or nothing, and are named as a possible loss.
+    /// Partitions that returned another value or none, and that a node reports as a possible loss.
     pub lost: BTreeSet<u16>,
 }
 
-/// A cluster behind a relay, and what it has acknowledged.
+/// A cluster behind a relay, and its acknowledged writes.
 pub struct World {
     /// The nodes.
     pub cluster: Cluster,
-    /// What a read of each partition should answer while all are together.
+    /// Expected answer to a read of each partition while all nodes are connected.
     pub account: Account,
     runtime: Runtime,
     keys: BTreeMap<u16, String>,
@@ -69,10 +69,10 @@ pub struct World {
 }
 
 impl World {
-    /// So many nodes of one cluster, and a key in every partition.
+    /// Create one cluster of this number of nodes, and write a key in every partition.
     ///
     /// # Panics
-    /// If a node does not do what it is told. So do all functions here.
+    /// Like all functions here, if a node does not do what is asked.
     pub fn begin(nodes: usize) -> Self {
         let cluster = Cluster::relayed(Relay::new(1), nodes, &["--ring-size", &RING.to_string()]);
         for node in &cluster.nodes()[1..] {
@@ -91,7 +91,7 @@ impl World {
         world
     }
 
-    /// The numbers of the nodes that run.
+    /// Return the indexes of the nodes whose process runs.
     pub fn everybody(&mut self) -> Vec<usize> {
         let nodes = self.cluster.nodes_mut().iter_mut().enumerate();
         nodes.filter_map(|(number, node)| node.is_running().then_some(number)).collect()
@@ -102,7 +102,7 @@ impl World {
         Side { nodes: nodes.to_vec(), account, written: BTreeSet::new(), recovered: false }
     }
 
-    /// Nothing passes between these sides any more, and everybody has noticed.
+    /// Cut the connections between these sides, and wait until every node has noticed.
     pub fn part(&self, sides: &[&[usize]]) -> Vec<Side> {
         self.cut(sides);
         for side in sides {
@@ -111,12 +111,12 @@ impl World {
         sides.iter().map(|side| self.side(side)).collect()
     }
 
-    /// Nothing passes between these sides any more.
+    /// Cut the connections between these sides.
     pub fn cut(&self, sides: &[&[usize]]) {
         self.between(sides, Way { cut: true, ..Way::default() });
     }
 
-    /// Everything passes again between these sides.
+    /// Restore the connections between these sides.
     pub fn heal(&self, sides: &[&[usize]]) {
         self.between(sides, Way::default());
     }
@@ -130,25 +130,25 @@ impl World {
         }
     }
 
-    /// Each of these hears from all of these, and from nobody else.
+    /// Wait until each of these nodes sees exactly these nodes alive.
     pub fn until_alive(&self, nodes: &[usize]) {
-        until(&format!("{nodes:?} hear from each other alone"), || {
+        until(&format!("{nodes:?} see exactly each other alive"), || {
             nodes.iter().all(|node| self.status(*node)["alive"] == nodes.len()).then_some(())
         });
     }
 
-    /// What a node says of itself and the cluster.
+    /// Return the `status` of a node.
     pub fn status(&self, node: usize) -> Json {
         self.cluster[node].json(&["status"]).json()
     }
 
-    /// An operator says `recover --force` to the first of them: the cluster goes on there if no majority
-    /// of the voters is among them, and is refused if one is.
+    /// Run `recover --force` on the side's first node. It must succeed if the side has no majority of the
+    /// voters, and must be refused otherwise.
     pub fn recover(&self, side: &mut Side) {
         let node = &self.cluster[side.nodes[0]];
-        // A majority that fell silent a moment ago may still be there, as far as anybody knows: what a change says
-        // is certain.
-        side.recovered = until("it is certain whether a majority is there", || {
+        // Right after a split, nodes may still count a silent peer as present. Whether a change is committed
+        // (here, a token) decides if there is a majority.
+        side.recovered = until("it is certain whether there is a majority", || {
             let needed = node.json(&["recover"]).json()["needed"] == true;
             (needed || node.json(&["token"]).code == 0).then_some(needed)
         });
@@ -168,10 +168,10 @@ impl World {
         let names = side.nodes.iter().map(|node| self.cluster[*node].name.as_str());
         assert_eq!(adopted, names.collect(), "{forced:?}");
         let again = node.json(&["recover", "--force"]);
-        assert_eq!(again.code, 1, "there is nothing to recover any more: {again:?}");
+        assert_eq!(again.code, 1, "a second recovery must be refused: {again:?}");
     }
 
-    /// Writes to every partition, by each node of the side in turn; what is refused was not applied.
+    /// Write to every partition through the side's nodes in turn. A refused write must not have been applied.
     pub fn write(&mut self, side: &mut Side) {
         self.round += 1;
         let mut calls = JoinSet::new();
@@ -196,16 +196,17 @@ impl World {
         }
     }
 
-    /// Reads every partition on every node of a side.
+    /// Read every partition on every node of a side. Panics if an answer is not as acknowledged and no node of
+    /// the side reports a possible loss of the partition.
     pub fn check(&self, side: &Side) -> Found {
         let (found, unnamed) = self.look(side);
-        assert!(unnamed.is_empty(), "not as acknowledged, and not named as a possible loss: {unnamed:#?}");
+        assert!(unnamed.is_empty(), "not as acknowledged, and not reported as a possible loss: {unnamed:#?}");
         found
     }
 
     fn look(&self, side: &Side) -> (Found, Vec<String>) {
         let reads = self.read(&side.nodes);
-        // After the reads: who reads something that is not there can look it up from then on.
+        // After the reads: a loss must be reported at the latest when a read shows it.
         let named: BTreeSet<u16> = side.nodes.iter().flat_map(|node| self.named(*node)).collect();
         let (mut found, mut unnamed) = (Found::default(), Vec::new());
         for (node, partition, answer) in reads {
@@ -248,7 +249,7 @@ impl World {
         nodes.iter().map(connect).collect()
     }
 
-    /// Partitions that a node names as a possible loss.
+    /// Return the partitions that a node reports as a possible loss.
     pub fn named(&self, node: usize) -> BTreeSet<u16> {
         let status = self.status(node);
         let rows = status["possible_loss"].as_array().into_iter().flatten();
@@ -257,18 +258,18 @@ impl World {
         listed.chain(possible_losses(&status, MODULE)).collect()
     }
 
-    /// Vnodes that these nodes keep aside.
+    /// Return the number of vnodes that these nodes keep aside.
     pub fn aside(&self, nodes: &[usize]) -> u64 {
         nodes.iter().filter_map(|node| self.status(*node)["aside"].as_u64()).sum()
     }
 
-    /// Everything passes again between these sides, and they are one cluster.
+    /// Restore the connections between these sides, and wait until they are one cluster.
     pub fn meet(&mut self, sides: &[&[usize]]) {
         self.heal(sides);
         self.one(&sides.concat());
     }
 
-    /// Do all of these name a loss by that node of these partitions?
+    /// Report whether all of these nodes report a loss of these partitions by the node `by`.
     pub fn all_name(&self, nodes: &[usize], by: &str, partitions: &BTreeSet<u16>) -> bool {
         nodes.iter().all(|node| {
             let status = self.status(*node);
@@ -281,13 +282,13 @@ impl World {
         })
     }
 
-    /// Waits until all nodes that run are one cluster, and nothing moves.
+    /// Wait until all running nodes are one cluster and no transfer is pending.
     pub fn together(&mut self) {
         let all = self.everybody();
         self.one(&all);
     }
 
-    /// Waits until each of these nodes has an alert that begins so, and shows one.
+    /// Wait until each of these nodes has an alert that begins with `kind`, and return one of them.
     pub fn alerted(&self, nodes: &[usize], kind: &str) -> String {
         let mut seen = String::new();
         until(&format!("{nodes:?} alert: {kind}"), || {
@@ -304,7 +305,7 @@ impl World {
         seen
     }
 
-    /// Waits until these nodes are one cluster, and nothing moves.
+    /// Wait until these nodes are one cluster and no transfer is pending.
     pub fn one(&self, nodes: &[usize]) {
         until(&format!("{nodes:?} are one cluster, and nothing moves"), || {
             let rings: BTreeSet<String> =
@@ -318,8 +319,8 @@ impl World {
         });
     }
 
-    /// All are one cluster again after they were these sides: holds what it serves against what each side has
-    /// acknowledged, takes that for true from now on, and has an operator see to the losses.
+    /// Check the reunited cluster against the acknowledged writes of its former sides, adopt its values as the
+    /// expected ones, and acknowledge the reported losses.
     pub fn settle(&mut self, sides: &[Side]) -> Found {
         let all = self.everybody();
         let mut side = self.side(&all);
@@ -329,7 +330,7 @@ impl World {
             if let Some(value) = writers.next().and_then(|writer| writer.account.get(partition)) {
                 side.account.insert(*partition, value.clone());
             }
-            // Two have acknowledged something else: whatever is read, one of them is lost.
+            // Two sides have acknowledged a write: one of the two is lost, whichever value is read.
             if writers.next().is_some() {
                 torn.insert(*partition);
             }
@@ -341,7 +342,11 @@ impl World {
             found.refused.iter().all(expected).then_some(found)
         });
         let named: BTreeSet<u16> = all.iter().flat_map(|node| self.named(*node)).collect();
-        assert!(torn.is_subset(&named), "written on two sides and not named: {:?}", torn.difference(&named));
+        assert!(
+            torn.is_subset(&named),
+            "written on two sides and not reported as a possible loss: {:?}",
+            torn.difference(&named)
+        );
         for (node, partition, answer) in self.read(&all[..1]) {
             match answer {
                 Ok(Some(value)) => drop(self.account.insert(partition, value)),
@@ -349,26 +354,26 @@ impl World {
                 Err(failure) => assert!(is_refusal(&failure), "{node}: {failure:?}"),
             }
         }
-        // Again and again: what a node keeps aside it tells in its own time.
-        until("nothing is named any more", || {
+        // Repeatedly: nodes report what they keep aside at different times.
+        until("no possible loss is reported any more", || {
             all.iter().for_each(|node| drop(self.cluster[*node].json(&["status", "--acknowledge"])));
             all.iter().all(|node| self.named(*node).is_empty()).then_some(())
         });
         found
     }
 
-    /// The names of members that do not run.
+    /// Return the names of the members that do not run.
     fn away(&self, running: &[usize]) -> BTreeSet<String> {
         let nodes = self.cluster.nodes().iter().enumerate();
         nodes.filter(|(number, _)| !running.contains(number)).map(|(_, node)| node.name.clone()).collect()
     }
 
-    /// The partitions that are to change hands, as a node knows.
+    /// Return the partitions with a pending transfer, as a node knows the ring.
     pub fn pending(&self, node: usize) -> BTreeSet<u16> {
         pending(&self.cluster[node]).into_iter().collect()
     }
 
-    /// The partitions of which these nodes are the owners, as the first of them knows.
+    /// Return the partitions owned by these nodes, as the first of them knows the ring.
     pub fn owned(&self, nodes: &[usize]) -> BTreeSet<u16> {
         let names: BTreeSet<&str> = nodes.iter().map(|node| self.cluster[*node].name.as_str()).collect();
         let ring = (0..).zip(ring(&self.cluster[nodes[0]]));
@@ -376,7 +381,7 @@ impl World {
     }
 }
 
-/// A key for every partition.
+/// Return one key for each partition.
 fn one_key_each() -> BTreeMap<u16, String> {
     let size = RingSize::try_from(u32::from(RING)).unwrap_or_default();
     let mut keys = BTreeMap::new();

@@ -1,17 +1,18 @@
-//! Disks of simulated nodes: in memory, and as forgetful as the system allows a disk to be.
+//! Disks of simulated nodes: in memory, with as few guarantees after a crash as a real disk may give.
 //!
-//! A [`MemoryDisk`] outlives the processes that run on it. Each of them is a life: it gets a
-//! [`MemoryDisk::disk`] and ends in one of the ways of [`Crash`]. What it is left with then:
+//! A [`MemoryDisk`] outlives the processes that use it. Each process, called a life in the code, gets a
+//! [`MemoryDisk::disk`] and ends in one of the ways of [`Crash`]. The next one finds this:
 //!
 //! | | killed | without power |
 //! |---|---|---|
-//! | database | all but batches that were not handed to the system yet | what was persisted, and any prefix of the one journal behind it |
-//! | file | all that was written | what was synced, and any prefix of the writes since, torn at any byte |
-//! | directory | all entries | those that were synced, and any prefix of the changes since |
+//! | database | all batches except those not yet handed to the system, of which any prefix remains | persisted batches, and any prefix of the single journal after them |
+//! | file | all writes | synced contents, and any prefix of the writes since, torn at any byte |
+//! | directory | all entries | synced entries, and any prefix of the changes since |
 //!
-//! Each file, each directory and the database is cut by itself. What a killed process has left is still not
-//! on disk: a loss of power in the next life may take it. Every operation that changes something is a place
-//! where a node may die ([`MemoryDisk::die_at`]). All choices come from the random numbers that are handed in.
+//! Each file, each directory and the database loses data independently. Data that a killed process leaves is
+//! still not on disk: a loss of power during the next process may take it. Every operation that changes
+//! something is a point at which a node may die ([`MemoryDisk::die_at`]). All choices are drawn from the random
+//! number generator that the caller passes in.
 
 mod engine;
 mod tree;
@@ -32,22 +33,22 @@ use rand::{Rng, RngExt, SeedableRng};
 use engine::MemoryEngine;
 use tree::{Node, NodeId, Tree, not_found};
 
-/// How a life ends.
+/// The end of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Crash {
-    /// The process ends; the system goes on.
+    /// The process ends; the operating system continues.
     Killed,
     /// The machine stops.
     PowerLoss,
 }
 
-/// A machine's disk. Clones are the same one.
+/// The disk of one machine. Clones refer to the same disk.
 #[derive(Clone)]
 pub struct MemoryDisk {
     shared: Arc<Mutex<State>>,
 }
 
-/// What a disk held at some time.
+/// A copy of a disk's contents.
 #[derive(Clone)]
 pub struct Image(Tree);
 
@@ -56,32 +57,32 @@ struct State {
     choices: SmallRng,
     times: SmallRng,
     life: u64,
-    /// Nothing that the present life does has an effect any more.
+    /// Set when the current process is ending: its operations have no effect any more.
     cut: bool,
     full: bool,
     broken: bool,
     operations: u64,
     die_at: Option<u64>,
-    /// What the life was about to do when it died.
+    /// The operation at which the last process died.
     died: Option<String>,
     locks: Vec<PathBuf>,
-    /// Files that the present life has open.
+    /// Files that the current process has open.
     open: Vec<PathBuf>,
 }
 
-/// The system's word for a disk without room.
+/// The system's error number for a full disk.
 const ENOSPC: i32 = 28;
-/// The same for one that fails.
+/// The system's error number for a failing disk.
 const EIO: i32 = 5;
 
-/// A sync takes up to this.
+/// Usual upper limit of the time of a sync, in microseconds.
 const SYNC_US: u64 = 20_000;
-/// One in so many takes up to [`SLOW_SYNC_US`].
+/// One sync in this many is slow and takes up to [`SLOW_SYNC_US`].
 const SLOW_ONE_IN: u32 = 50;
 const SLOW_SYNC_US: u64 = 500_000;
 
 impl MemoryDisk {
-    /// An empty one.
+    /// Create an empty disk whose crashes and delays are drawn from `choices`.
     pub fn new(mut choices: SmallRng) -> Self {
         let times = SmallRng::seed_from_u64(choices.next_u64());
         let state = State {
@@ -101,18 +102,19 @@ impl MemoryDisk {
         Self { shared: Arc::new(Mutex::new(state)) }
     }
 
-    /// As the process of the present life has it.
+    /// Return the disk as the current process uses it.
     pub fn disk(&self) -> Disk {
         let number = self.shared.lock().life;
         Disk::new(Life { shared: self.shared.clone(), number })
     }
 
-    /// Lets nothing through any more that the present life does: what comes before it is ended.
+    /// Let all further operations of the current process have no effect; to be called before its tasks are
+    /// ended.
     pub fn cut(&self) {
         self.shared.lock().cut = true;
     }
 
-    /// Ends the present life, if [`MemoryDisk::cut`] has not, and begins another.
+    /// End the current process and begin the next one.
     pub fn crash(&self, how: Crash) {
         let mut state = self.shared.lock();
         let State { tree, choices, .. } = &mut *state;
@@ -123,51 +125,52 @@ impl MemoryDisk {
         state.begin_life();
     }
 
-    /// What is on it now, as a copy of the whole disk would have it.
+    /// Return a copy of the current contents, as a copy of the whole disk would have them.
     pub fn image(&self) -> Image {
         Image(self.shared.lock().tree.copy())
     }
 
-    /// Ends the present life; the next one finds the copy.
+    /// End the current process; the next one finds the copied contents.
     pub fn restore(&self, image: &Image) {
         let mut state = self.shared.lock();
         state.tree = image.0.clone();
         state.begin_life();
     }
 
-    /// Ends the present life; the next one finds an empty disk.
+    /// End the current process; the next one finds an empty disk.
     pub fn wipe(&self) {
         let mut state = self.shared.lock();
         state.tree = Tree::default();
         state.begin_life();
     }
 
-    /// Has it no room left? Whatever needs some fails then.
+    /// Set whether the disk is full. Operations that need space fail then.
     pub fn fill(&self, full: bool) {
         self.shared.lock().full = full;
     }
 
-    /// Do its syncs fail?
+    /// Set whether syncs fail.
     pub fn break_syncs(&self, broken: bool) {
         self.shared.lock().broken = broken;
     }
 
-    /// The files that the present life has open; one more than once, if so.
+    /// Return the files that the current process has open, one entry for each handle.
     pub fn open_files(&self) -> Vec<PathBuf> {
         self.shared.lock().open.clone()
     }
 
-    /// How often something was changed or synced on it.
+    /// Return the number of changes and syncs so far.
     pub fn operations(&self) -> u64 {
         self.shared.lock().operations
     }
 
-    /// The life that comes to this operation, counted as in [`MemoryDisk::operations`], ends before it.
+    /// Let the process die just before this operation, counted as by [`MemoryDisk::operations`]. `None` for
+    /// no death.
     pub fn die_at(&self, operation: Option<u64>) {
         self.shared.lock().die_at = operation;
     }
 
-    /// What the last life that died at an operation was about to do.
+    /// Return the operation at which the last process died.
     pub fn died(&self) -> Option<String> {
         self.shared.lock().died.clone()
     }
@@ -182,14 +185,14 @@ impl State {
         self.open.clear();
     }
 
-    /// How long a sync takes.
+    /// Draw the time of a sync.
     fn sync_time(&mut self) -> Duration {
         let slow = self.times.random_range(0..SLOW_ONE_IN) == 0;
         Duration::from_micros(self.times.random_range(100..=if slow { SLOW_SYNC_US } else { SYNC_US }))
     }
 }
 
-/// What an operation needs of the disk.
+/// A precondition of an operation.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Needs {
     Room,
@@ -197,7 +200,7 @@ enum Needs {
     Nothing,
 }
 
-/// The disk as one process has it.
+/// The disk as one process uses it.
 #[derive(Clone)]
 struct Life {
     shared: Arc<Mutex<State>>,
@@ -211,7 +214,8 @@ impl fmt::Debug for Life {
 }
 
 impl Life {
-    /// Before an operation. `None` if it is to have no effect: it is a destructor's of a node that is dead.
+    /// Count an operation and check its preconditions. `None` if it must have no effect, because a destructor
+    /// of a dead node calls it.
     fn step(&self, what: &str, path: &Path, needs: Needs) -> io::Result<Option<MutexGuard<'_, State>>> {
         let dead = std::thread::panicking() || Scope::current().is_some_and(|scope| scope.is_dead());
         let mut state = self.shared.lock();
@@ -232,7 +236,7 @@ impl Life {
         }
     }
 
-    /// An operation on the tree.
+    /// Carry out an operation on the tree.
     fn change(
         &self,
         what: &str,
@@ -295,7 +299,7 @@ impl Files for Life {
         if !self.is_there(path) {
             return Err(not_found());
         }
-        // File by file: a database may be gone half.
+        // Directories are removed file by file, so a crash may leave half a database.
         self.change("remove the first half of", path, Needs::Nothing, |tree| tree.damage(path))?;
         self.change("remove the rest of", path, Needs::Nothing, |tree| tree.remove(path))
     }
@@ -350,7 +354,7 @@ impl Files for Life {
     }
 }
 
-/// A lock that is held.
+/// A held lock.
 struct Taken {
     life: Life,
     path: PathBuf,
@@ -365,7 +369,7 @@ impl Drop for Taken {
     }
 }
 
-/// A file that is open.
+/// An open file.
 struct OpenFile {
     life: Life,
     path: PathBuf,

@@ -1,10 +1,10 @@
-//! Guests that follow a script: modules of a simulation, deployed like any other.
+//! Guests that follow a script: modules of a simulation that are deployed like any other.
 //!
-//! A [`Script`] is a component: [`Script::component`] gives the bytes, which a node keeps, sends, and makes ready by
-//! its [`Scripts`], in the place of the engine. What vnodes then run is plain Rust: a key/value store that keeps
-//! its items itself or has the host keep them, and fails as its script says. Every choice is drawn from
-//! [`annulus_ground::random`], so a seed has the same ones again. [`Observer`] sees each command at the point
-//! where it takes effect.
+//! A [`Script`] is a component: [`Script::component`] returns its bytes, which a node stores, sends, and
+//! prepares with its [`Scripts`] in place of the WebAssembly engine. The vnodes then run plain Rust: a
+//! key/value store that keeps its items itself or lets the host keep them, and fails as its script says.
+//! Every choice is drawn from [`annulus_ground::random`], so that a seed repeats its choices. An [`Observer`]
+//! sees each command at the point where it takes effect.
 
 mod entry;
 mod held;

@@ -1,10 +1,10 @@
-//! What simulated nodes stand on instead of the system: one seed, one thread, paused time.
+//! The simulated environment of nodes in place of the operating system: one seed, one thread, paused time.
 //!
-//! A [`Simulation`] is a seed with a runtime whose time goes on only when nobody has anything to do. Each life
-//! of a node in it is an [`annulus_ground::Scope`]. The same seed gives the same run, poll for poll:
-//! [`Seeded::trace`] is the proof.
+//! A [`Simulation`] is a seed and a runtime whose virtual time advances only when no task is ready. Each
+//! incarnation of a node, from its start to its end, is an [`annulus_ground::Scope`]. The same seed gives the
+//! same run, poll for poll; [`Seeded::trace`] verifies it.
 //!
-//! [`trial`] is for authors of guests: a component on several nodes, under seeded faults.
+//! [`trial`] is for authors of guests: it runs a component on several nodes under seeded faults.
 
 pub mod disk;
 pub mod guest;

@@ -1,4 +1,4 @@
-//! Whole nodes of one simulation: processes that start, end, stand still and are killed.
+//! Whole nodes in a simulation: processes that start, end, freeze and are killed.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -23,22 +23,23 @@ use tokio::time::Instant;
 use crate::Seeded;
 use crate::disk::{Crash, MemoryDisk};
 
-/// Where every node listens on its machine.
+/// Port on which every node listens on its machine.
 const PORT: u16 = 4_000;
 
-/// A node's number in its simulation.
+/// Index of a node in its simulation.
 pub type At = usize;
 
-/// Told of every life that serves.
+/// Receives notifications about the incarnations of nodes.
 pub trait Attendant: Send + Sync + 'static {
-    /// A node serves, in a life of its own. Called within the life's scope.
+    /// An incarnation of a node begins to serve. Called within its scope.
     fn serves(&self, at: At, life: &Arc<Life>);
 
-    /// A life is over, and with it what it had in memory: it ended by itself, or was killed.
+    /// An incarnation has ended, by itself or by a kill; its memory is gone. May be called more than once for
+    /// each.
     fn is_over(&self, _at: At) {}
 }
 
-/// The nodes. Clones are the same ones.
+/// The nodes of a simulation. Clones refer to the same nodes.
 #[derive(Clone)]
 pub struct Nodes {
     inner: Arc<Inner>,
@@ -52,7 +53,7 @@ struct Inner {
     ring_size: RingSize,
     lives: AtomicU64,
     hosts: Mutex<Vec<Host>>,
-    /// Of lives that are over.
+    /// Handles to detect parts of ended incarnations that were never freed.
     remains: Mutex<Vec<(At, Remains)>>,
 }
 
@@ -60,36 +61,36 @@ struct Inner {
 struct Host {
     config: NodeConfig,
     disk: MemoryDisk,
-    /// The life that runs or starts.
+    /// Scope of the incarnation that runs or starts.
     scope: Option<Scope>,
-    /// The life that serves.
+    /// The incarnation that serves.
     life: Option<Arc<Life>>,
-    /// What starts one life after the other.
+    /// Task that starts one incarnation after another.
     process: Option<JoinHandle<()>>,
-    /// Why the process ended by itself.
+    /// Reason for which the process ended by itself.
     ended: Option<StopReason>,
-    /// Why it did not start.
+    /// Reason for which the process did not start.
     failed: Option<String>,
-    /// When it was paused last, and when it went on; none while it runs on.
+    /// Time of the last pause and of its end; the end is `None` during a pause.
     paused: Option<(Instant, Option<Instant>)>,
-    /// Lives that ended by themselves, as where the disk fails.
+    /// Number of incarnations that died by themselves, for example because the disk failed.
     deaths: u64,
-    /// Nobody starts it any more.
+    /// Set when the node must not be started again.
     gone: bool,
-    /// By how many millionths its time of day is too fast.
+    /// Drift of the machine's clock, in millionths; positive is too fast.
     drift: i64,
 }
 
-/// What became of a call.
+/// The result of a call on a node.
 pub enum Called<T> {
-    /// It came back.
+    /// The call returned.
     Answer(T),
-    /// The node ended meanwhile.
+    /// The node does not serve, or ended during the call.
     Killed,
 }
 
 impl Nodes {
-    /// No node yet; each founds a ring of this size.
+    /// Create a simulation without nodes. Each node that is added starts as a cluster with a ring of this size.
     pub fn new(
         world: Arc<Seeded>,
         network: Network,
@@ -97,19 +98,19 @@ impl Nodes {
         attendant: Arc<dyn Attendant>,
         ring_size: RingSize,
     ) -> Self {
-        // Scope 0 is nobody's.
+        // Scope 0 belongs to no node.
         let (lives, hosts, remains) = (AtomicU64::new(1), Mutex::default(), Mutex::default());
         Self {
             inner: Arc::new(Inner { world, network, loader, attendant, ring_size, lives, hosts, remains }),
         }
     }
 
-    /// Adds a machine with an empty disk, and starts its process.
+    /// Add a machine with an empty disk, start its process and return its index.
     pub fn add(&self) -> At {
         self.add_speaking(Speaks::THIS)
     }
 
-    /// The same with a build of that age.
+    /// Like [`Nodes::add`], with a build that speaks these versions.
     pub fn add_speaking(&self, speaks: Speaks) -> At {
         let mut hosts = self.inner.hosts.lock();
         let at = hosts.len();
@@ -147,7 +148,7 @@ impl Nodes {
         at
     }
 
-    /// Starts a node's process, if it does not run.
+    /// Start a node's process if it does not run. Has no effect after [`Nodes::abandon`].
     pub fn start(&self, at: At) {
         let mut hosts = self.inner.hosts.lock();
         let host = &mut hosts[at];
@@ -157,7 +158,7 @@ impl Nodes {
         }
     }
 
-    /// One life after the other.
+    /// Run one incarnation after another until the process ends.
     async fn run(self, at: At) {
         let mut reborn = false;
         loop {
@@ -216,9 +217,9 @@ impl Nodes {
                 drop(life);
                 left
             });
-            // As the end of a life's runtimes does.
+            // Ends all tasks, like the end of a real node's runtimes.
             scope.kill();
-            // It may have served until now.
+            // The incarnation may have served requests until now.
             self.inner.attendant.is_over(at);
             self.inner.remains.lock().push((at, left));
             match exit {
@@ -233,7 +234,7 @@ impl Nodes {
         }
     }
 
-    /// A life has ended by itself.
+    /// Clean up after an incarnation that died by itself.
     fn dies(&self, at: At, scope: &Scope) {
         let (life, disk, address) = {
             let mut hosts = self.inner.hosts.lock();
@@ -246,7 +247,7 @@ impl Nodes {
         disk.crash(Crash::Killed);
     }
 
-    /// What is left of a life that is over goes, without a word to anybody.
+    /// Drop the remains of an ended incarnation without any effect on others.
     fn bury(
         &self,
         at: At,
@@ -255,7 +256,7 @@ impl Nodes {
         disk: &MemoryDisk,
         address: IpAddr,
     ) {
-        // In this order: nothing that its destructors say may leave it.
+        // In this order, so that destructors can neither send packets nor write to the disk.
         self.inner.network.kill(address);
         disk.cut();
         self.inner.attendant.is_over(at);
@@ -271,15 +272,15 @@ impl Nodes {
         }
     }
 
-    /// What is left of lives that are over.
+    /// Return a line for each part of an ended incarnation that was not freed.
     pub fn leaks(&self) -> Vec<String> {
         let remains = self.inner.remains.lock();
         let left = remains.iter().flat_map(|(at, remains)| remains.left().map(move |part| (*at, part)));
         left.map(|(at, part)| format!("n{at}: the {part} of a life that is over is left")).collect()
     }
 
-    /// Ends a node's process where it is. With `power`, its machine too: what was not synced may be gone.
-    /// False if it did not run.
+    /// Kill a node's process at its current point. With `power`, its machine loses power too, so that
+    /// unsynced data may be lost. Return false if the process did not run.
     pub fn kill(&self, at: At, power: bool) -> bool {
         let (scope, life, disk, address) = {
             let mut hosts = self.inner.hosts.lock();
@@ -294,42 +295,42 @@ impl Nodes {
         true
     }
 
-    /// A machine's disk.
+    /// Return a machine's disk.
     pub fn disk(&self, at: At) -> MemoryDisk {
         self.inner.hosts.lock()[at].disk.clone()
     }
 
-    /// What its next life is of another build.
+    /// Set the versions that the node's next incarnation speaks.
     pub fn upgrade(&self, at: At, speaks: Speaks) {
         self.inner.hosts.lock()[at].config.speaks = speaks;
     }
 
-    /// Is it of an older build?
+    /// Report whether the node is of an older build.
     pub fn is_older(&self, at: At) -> bool {
         self.inner.hosts.lock()[at].config.speaks != Speaks::THIS
     }
 
-    /// Nobody starts a node any more, and nobody waits for it.
+    /// Never start the node again.
     pub fn abandon(&self, at: At) {
         self.inner.hosts.lock()[at].gone = true;
     }
 
-    /// Is it one that nobody waits for?
+    /// Report whether the node was abandoned.
     pub fn is_gone(&self, at: At) -> bool {
         self.inner.hosts.lock()[at].gone
     }
 
-    /// Does its process run?
+    /// Report whether the node's process runs.
     pub fn runs(&self, at: At) -> bool {
         self.inner.hosts.lock()[at].process.is_some()
     }
 
-    /// How many lives have ended by themselves.
+    /// Return the number of incarnations of all nodes that died by themselves.
     pub fn deaths(&self) -> u64 {
         self.inner.hosts.lock().iter().map(|host| host.deaths).sum()
     }
 
-    /// Has a node's process stand still. False if it does not run, or stands already.
+    /// Freeze a node's process. Return false if it does not run or is frozen already.
     pub fn pause(&self, at: At) -> bool {
         let mut hosts = self.inner.hosts.lock();
         let host = &mut hosts[at];
@@ -340,7 +341,7 @@ impl Nodes {
         true
     }
 
-    /// Has it go on.
+    /// Resume a frozen process.
     pub fn resume(&self, at: At) {
         let mut hosts = self.inner.hosts.lock();
         let host = &mut hosts[at];
@@ -351,14 +352,15 @@ impl Nodes {
         }
     }
 
-    /// Puts a machine's time of day forward or back.
+    /// Move a machine's clock by this many milliseconds, forward or back.
     pub fn jump(&self, at: At, ms: i64) {
         if let Some(scope) = &self.inner.hosts.lock()[at].scope {
             self.inner.world.jump(scope.id(), ms);
         }
     }
 
-    /// Has a machine's time of day pass faster than it should by so many millionths, in all lives of its node.
+    /// Set the drift of a machine's clock in millionths, for all incarnations of its node; positive is too
+    /// fast.
     pub fn drift(&self, at: At, faster: i64) {
         let mut hosts = self.inner.hosts.lock();
         hosts[at].drift = faster;
@@ -367,7 +369,7 @@ impl Nodes {
         }
     }
 
-    /// Did a node stand still at any time since then?
+    /// Report whether a node was frozen at any time since `then`.
     pub fn slept_since(&self, at: At, then: Instant) -> bool {
         match self.inner.hosts.lock()[at].paused {
             None => false,
@@ -375,60 +377,60 @@ impl Nodes {
         }
     }
 
-    /// The life that runs or starts on a machine.
+    /// Return the scope of the incarnation that runs or starts on a machine.
     pub fn scope(&self, at: At) -> Option<ScopeId> {
         self.inner.hosts.lock()[at].scope.as_ref().map(Scope::id)
     }
 
-    /// The tasks of that life, by where they were begun.
+    /// Return the number of tasks of that incarnation by the place where they were spawned.
     pub fn tasks(&self, at: At) -> BTreeMap<String, usize> {
         self.inner.hosts.lock()[at].scope.as_ref().map(Scope::tasks_from).unwrap_or_default()
     }
 
-    /// Where a machine's node keeps what it has.
+    /// Return the data directory of a machine's node.
     pub fn data(&self, at: At) -> PathBuf {
         self.inner.hosts.lock()[at].config.data.clone()
     }
 
-    /// How many machines there are.
+    /// Return the number of machines.
     pub fn count(&self) -> usize {
         self.inner.hosts.lock().len()
     }
 
-    /// A node's life, if it serves.
+    /// Return a node's current incarnation, if it serves.
     pub fn life(&self, at: At) -> Option<Arc<Life>> {
         self.inner.hosts.lock()[at].life.clone()
     }
 
-    /// Which node a scope is a life of.
+    /// Return the node of a current scope.
     pub fn at(&self, scope: ScopeId) -> Option<At> {
         let hosts = self.inner.hosts.lock();
         hosts.iter().position(|host| host.scope.as_ref().is_some_and(|own| own.id() == scope))
     }
 
-    /// A node's name.
+    /// Return a node's name.
     pub fn name(&self, at: At) -> String {
         self.inner.hosts.lock()[at].config.name.clone()
     }
 
-    /// Nodes that serve and do not stand still.
+    /// Return the nodes that serve and are not frozen.
     pub fn serving(&self) -> Vec<At> {
         let hosts = self.inner.hosts.lock();
         let awake = |host: &Host| host.life.is_some() && !matches!(host.paused, Some((_, None)));
         hosts.iter().enumerate().filter(|(_, host)| awake(host)).map(|(at, _)| at).collect()
     }
 
-    /// Why a node ended by itself, if it has.
+    /// Return the reason for which a node ended by itself, if it did.
     pub fn ended(&self, at: At) -> Option<StopReason> {
         self.inner.hosts.lock()[at].ended.clone()
     }
 
-    /// Why a node did not start, if it did not.
+    /// Return the reason for which a node did not start, if it did not.
     pub fn failed(&self, at: At) -> Option<String> {
         self.inner.hosts.lock()[at].failed.clone()
     }
 
-    /// Has a node's own code do something, as its operator or its client would.
+    /// Run code on a node, as its operator or client would.
     pub async fn ask<T, F>(&self, at: At, what: impl FnOnce(Arc<Life>) -> F) -> Called<T>
     where
         T: Send + 'static,
@@ -446,7 +448,7 @@ impl Nodes {
     }
 }
 
-/// What a task of a scope comes to; none if the scope is killed, or dies by itself.
+/// Return the result of a task of a scope; `None` if the scope is killed or dies.
 async fn unless_killed<T>(scope: &Scope, task: JoinHandle<T>) -> Option<T> {
     tokio::select! {
         biased;
@@ -455,8 +457,8 @@ async fn unless_killed<T>(scope: &Scope, task: JoinHandle<T>) -> Option<T> {
     }
 }
 
-/// Where a node listens.
+/// Return the address on which a node listens.
 pub fn address(at: At) -> SocketAddr {
-    let number = u8::try_from(at + 1).expect("a simulation has few nodes");
+    let number = u8::try_from(at + 1).expect("a simulation has at most 255 nodes");
     SocketAddr::new(IpAddr::V4(Ipv4Addr::new(10, 0, 0, number)), PORT)
 }

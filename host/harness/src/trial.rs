@@ -1,16 +1,16 @@
-//! A component on whole nodes of one simulation, for the author of the component.
+//! Runs a component on whole nodes in a simulation, for the author of the component.
 //!
-//! A [`Trial`] says how many nodes there are, what breaks, and by which seed; [`Trial::run`] makes them one cluster,
-//! deploys the component and hands the cluster to a test. Hours pass in seconds, and the same seed gives the same
-//! run, so that what a seed has found can be found again. What runs is the code of `annulus` itself: only the
-//! network, the disks, the clocks and the processor of the guest are simulated.
+//! A [`Trial`] sets the number of nodes, the faults and the seed. [`Trial::run`] creates one cluster of the
+//! nodes, deploys the component and passes the cluster to a test. Hours pass in seconds, and the same seed
+//! gives the same run, so that a failure of a seed can be reproduced. The nodes run the real code of
+//! `annulus`: only the network, the disks, the clocks and the execution speed of the guest are simulated.
 //!
 //! ```
 //! use annulus_harness::guest::Script;
 //! use annulus_harness::trial::{Faults, Trial};
 //! use ciborium::Value;
 //!
-//! // The bytes of a component, as `annulus build` makes them. Here: a guest of the harness itself.
+//! // The bytes of a component, as built by `annulus build`. Here: a scripted guest of the harness itself.
 //! let component = Script::default().component();
 //!
 //! let ran = Trial::new(component)
@@ -20,7 +20,7 @@
 //!     .run(async |cluster| {
 //!         for n in 0..20 {
 //!             let args = [("key", Value::from(format!("k{n}"))), ("value", Value::from(n))];
-//!             // Whoever holds the key may be cut off for a while.
+//!             // The owner of the key may be cut off for some time.
 //!             while cluster.call("put", &args).await.is_err() {}
 //!         }
 //!         cluster.join().await;
@@ -53,10 +53,10 @@ use crate::{Settings, Simulation};
 pub use cluster::Cluster;
 pub use faults::Faults;
 
-/// Longest that a trial may be, in virtual time.
+/// Longest virtual time of a trial.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// What is tried, and how.
+/// The settings of a trial.
 #[derive(Clone, Debug)]
 pub struct Trial {
     component: Bytes,
@@ -68,25 +68,25 @@ pub struct Trial {
     call_time: Option<Duration>,
 }
 
-/// What a trial came to.
+/// The result of a trial.
 #[derive(Clone, Debug)]
 pub struct Ran {
-    /// How long it was, in virtual time.
+    /// Virtual time of the trial.
     pub lasted: Duration,
-    /// A number that all that happened is in: the same in each run of the same trial.
+    /// Digest of the whole run; equal in each run of the same trial.
     pub trace: u64,
-    /// What happened, line by line.
+    /// Log of events.
     pub lines: Vec<String>,
 }
 
 /// A trial that failed.
 #[derive(Clone, Debug)]
 pub struct Failed {
-    /// Why: a check, a step that did not come to its end, a panic of a node.
+    /// The reason: a failed check, a step that did not complete, or a panic of a node.
     pub why: String,
-    /// The seed that fails again.
+    /// The seed, to reproduce the failure.
     pub seed: u64,
-    /// The run up to there.
+    /// The run up to the failure.
     pub ran: Ran,
 }
 
@@ -100,55 +100,55 @@ impl fmt::Display for Failed {
 impl std::error::Error for Failed {}
 
 impl Trial {
-    /// Of a component: three nodes, seed 0, no faults.
+    /// Create a trial of a component with three nodes, seed 0 and no faults.
     pub fn new(component: impl Into<Bytes>) -> Self {
         let component = component.into();
         Self { component, nodes: 3, seed: 0, faults: Faults::None, ring: 8, config: None, call_time: None }
     }
 
-    /// So many nodes; one at least, 200 at most.
+    /// Set the number of nodes, from 1 to 200.
     #[must_use]
     pub fn nodes(self, nodes: usize) -> Self {
         Self { nodes: nodes.clamp(1, 200), ..self }
     }
 
-    /// What is by chance is by this number.
+    /// Set the seed of all random choices.
     #[must_use]
     pub fn seed(self, seed: u64) -> Self {
         Self { seed, ..self }
     }
 
-    /// What breaks, from the deploy until [`Cluster::calm`].
+    /// Set the faults, which happen from the deploy until [`Cluster::calm`].
     #[must_use]
     pub fn faults(self, faults: Faults) -> Self {
         Self { faults, ..self }
     }
 
-    /// So many partitions, a power of two from 8 on. There are 8 where nobody says it.
+    /// Set the number of partitions: a power of two, at least 8, which is the default.
     #[must_use]
     pub fn ring(self, partitions: u32) -> Self {
         Self { ring: partitions, ..self }
     }
 
-    /// The settings for the guest's `init`: a CBOR map.
+    /// Set the configuration passed to the guest's `init`: a CBOR map.
     #[must_use]
     pub fn config(self, config: Vec<u8>) -> Self {
         Self { config: Some(config), ..self }
     }
 
-    /// How long one call of the guest may take.
+    /// Set the limit of the time of one guest call.
     #[must_use]
     pub fn call_time(self, call_time: Duration) -> Self {
         Self { call_time: Some(call_time), ..self }
     }
 
-    /// Makes the cluster, deploys the component, runs the test, and ends all.
+    /// Create the cluster, deploy the component, run the test, and end all nodes.
     ///
     /// # Errors
-    /// What failed first, and all that happened until then.
+    /// The first failure, and all events until then.
     ///
     /// # Panics
-    /// As the test does.
+    /// If the test panics.
     pub fn run(self, test: impl AsyncFnOnce(&Cluster)) -> Result<Ran, Box<Failed>> {
         let simulation = Simulation::new(self.seed, Settings::default());
         let world = simulation.world().clone();
@@ -166,9 +166,9 @@ impl Trial {
             };
             let played = tokio::select! {
                 biased;
-                () = world.restless() => Err("time stands, and a task goes on".to_owned()),
+                () = world.restless() => Err("virtual time no longer advances, because a task never rests".to_owned()),
                 ended = timeout(LONGEST, all) => {
-                    ended.unwrap_or_else(|_| Err(format!("it does not end within {LONGEST:?}")))
+                    ended.unwrap_or_else(|_| Err(format!("the trial does not end within {LONGEST:?}")))
                 }
             };
             cluster.end();
@@ -184,9 +184,9 @@ impl Trial {
     }
 }
 
-/// Runs components, and scripts of the harness.
+/// Create a loader for components and for scripts of the harness.
 fn loader() -> Result<Arc<dyn Loader>, String> {
-    /// Looks away.
+    /// An observer that ignores all notifications.
     struct Nobody;
     impl Observer for Nobody {
         fn ran(&self, _: &Run<'_>) {}

@@ -1,4 +1,4 @@
-//! How packets fare: delays, losses and cuts that a seed decides about.
+//! Conditions of the simulated network: delays, losses and cuts, decided by a seed.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{IpAddr, SocketAddr};
@@ -9,53 +9,53 @@ use parking_lot::Mutex;
 use rand::RngExt;
 use rand::rngs::SmallRng;
 
-/// A packet is under way for between this and [`SLOWEST_US`], mostly near the lower end.
+/// Limits of a packet's delay, in microseconds; most delays are near the lower one.
 const FASTEST_US: u64 = 100;
 const SLOWEST_US: u64 = 3_000;
-/// Of so many datagrams one is lost, and one arrives twice.
+/// One datagram in this many is lost; one in this many arrives twice.
 const LOST_ONE_IN: u32 = 50;
 const TWICE_ONE_IN: u32 = 200;
 
-/// The weather of one seed.
+/// The network conditions of one seed.
 pub struct Changeable {
     state: Mutex<State>,
 }
 
 struct State {
     random: SmallRng,
-    /// Ways on which nothing arrives, each as often as somebody cut it.
+    /// Directions in which nothing arrives; a direction has one entry for each cut.
     cuts: Vec<(IpAddr, IpAddr)>,
-    /// Everything takes so many times as long.
+    /// Factor by which all delays are multiplied.
     times: u32,
-    /// What each machine has sent to others.
+    /// Traffic that each machine has sent to others.
     sent: BTreeMap<IpAddr, Sent>,
 }
 
-/// What a machine has sent to others, whether or not it arrived.
+/// Traffic that a machine has sent to others, delivered or not.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Sent {
-    /// Pieces of streams, and what makes and ends connections.
+    /// Number of messages of streams, and of starts and ends of connections.
     pub pieces: u64,
-    /// Their bytes.
+    /// Bytes of these messages.
     pub bytes: u64,
-    /// Datagrams: the failure detector's packets.
+    /// Number of datagrams, which carry the failure detector's packets.
     pub datagrams: u64,
-    /// Their bytes.
+    /// Bytes of the datagrams.
     pub datagram_bytes: u64,
 }
 
 impl Changeable {
-    /// Fair, for now.
+    /// Create network conditions without cuts and with normal delays.
     pub fn new(random: SmallRng) -> Self {
         Self { state: Mutex::new(State { random, cuts: Vec::new(), times: 1, sent: BTreeMap::new() }) }
     }
 
-    /// Cuts ways. [`annulus_transport::memory::Network::changed`] has to be told, as of all changes of cuts.
+    /// Cut directions. After every change of the cuts, call [`annulus_transport::memory::Network::changed`].
     pub fn cut(&self, ways: impl IntoIterator<Item = (IpAddr, IpAddr)>) {
         self.state.lock().cuts.extend(ways);
     }
 
-    /// Takes cuts back. A way that was cut twice is whole when both are.
+    /// Remove cuts. A direction that was cut twice works again after two removals.
     pub fn heal(&self, ways: impl IntoIterator<Item = (IpAddr, IpAddr)>) {
         let mut state = self.state.lock();
         for way in ways {
@@ -65,17 +65,17 @@ impl Changeable {
         }
     }
 
-    /// From now on everything takes so many times as long as in fair weather.
+    /// Multiply all delays by this factor from now on; 1 is normal.
     pub fn slow(&self, times: u32) {
         self.state.lock().times = times.max(1);
     }
 
-    /// What each machine has sent to others since the beginning.
+    /// Return the traffic that each machine has sent to others since the beginning.
     pub fn sent(&self) -> BTreeMap<IpAddr, Sent> {
         self.state.lock().sent.clone()
     }
 
-    /// The ways that are cut.
+    /// Return the directions that are cut.
     pub fn cuts(&self) -> BTreeSet<(IpAddr, IpAddr)> {
         self.state.lock().cuts.iter().copied().collect()
     }
@@ -83,7 +83,7 @@ impl Changeable {
 
 impl State {
     fn delay(&mut self) -> Duration {
-        // The least of three: few are slow.
+        // The smallest of three draws, so that few packets are slow.
         let drawn = (0..3).map(|_| self.random.random_range(FASTEST_US..=SLOWEST_US)).min();
         Duration::from_micros(drawn.unwrap_or(FASTEST_US)) * self.times
     }

@@ -1,4 +1,4 @@
-//! The seeded world: who is polled, random numbers, the time of day.
+//! The seeded world: the order of polls, random numbers, and the time of day.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -14,22 +14,22 @@ use tokio::runtime::{Builder, Handle, RngSeed, Runtime};
 use tokio::sync::Notify;
 use tokio::time::{Instant, timeout};
 
-/// When a simulation begins, in seconds since 1970: some day after the formats of today.
+/// Start of every simulation, since 1970: a date in the future.
 const EPOCH: Duration = Duration::from_secs(1_800_000_000);
 
-/// Longest that a life may take in [`Simulation::live`].
+/// Longest virtual time of an incarnation in [`Simulation::live`].
 const LIFE: Duration = Duration::from_secs(3600);
 
-/// How unruly a world is.
+/// Limits of a world's disturbances.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// Of so many polls one is put off behind all others that are ready; 0 for none.
+    /// One poll in this many is postponed behind all other ready tasks; 0 for none.
     pub puts_off_one_in: u32,
-    /// Longest that a piece of blocking work takes.
+    /// Longest virtual time of a piece of blocking work.
     pub blocking: Duration,
-    /// Most times that a task lets others go first at a point.
+    /// Most times that a task yields at a yield point.
     pub yields: u32,
-    /// Longest that one is held up there.
+    /// Longest delay of a task at a yield point.
     pub held_up: Duration,
 }
 
@@ -40,42 +40,42 @@ impl Default for Settings {
     }
 }
 
-/// The world of one seed. Each purpose draws from a stream of its own, so that a change of one (a fault less,
-/// another load) leaves the others as they are.
+/// The world of one seed. Each purpose draws from its own stream of random numbers, so that a change of one
+/// (a fault less, another load) does not change the others.
 pub struct Seeded {
     settings: Settings,
     seed: u64,
     began: Instant,
     state: Mutex<State>,
-    /// Told when time does not go on.
+    /// Notified when virtual time no longer advances.
     restless: Notify,
 }
 
 struct State {
     scheduler: SmallRng,
-    /// What happens at points.
+    /// Random numbers for yield points.
     points: SmallRng,
-    /// Of each scope: its random numbers.
+    /// Random numbers of each scope.
     own: BTreeMap<ScopeId, SmallRng>,
-    /// Of each scope: its clock.
+    /// Clock of each scope.
     clocks: BTreeMap<ScopeId, Clock>,
     trace: u64,
     polls: u64,
     panics: Vec<(ScopeId, String)>,
-    /// When the last poll was, and how many there were at that time.
+    /// Virtual time of the last poll, and the number of polls at that time.
     still: (Duration, u64),
 }
 
-/// How the time of day of one machine differs from the world's.
+/// Difference between a machine's clock and the world's.
 #[derive(Clone, Copy, Default)]
 struct Clock {
-    /// How far it was put forward, in milliseconds.
+    /// Offset in milliseconds; positive is ahead.
     ahead_ms: i64,
-    /// How much faster it is, in millionths.
+    /// Drift in millionths; positive is too fast.
     faster: i64,
 }
 
-/// So many polls without time going on are a task that never rests. A busy moment of a run has some hundred.
+/// Number of polls at one virtual time that proves a task that never rests. A busy moment has some hundreds.
 const RESTLESS: u64 = 1_000_000;
 
 impl Seeded {
@@ -93,49 +93,48 @@ impl Seeded {
         Self { settings, seed, began, state: Mutex::new(state), restless: Notify::new() }
     }
 
-    /// A stream of random numbers for a purpose.
+    /// Return the stream of random numbers for a purpose.
     pub fn stream(&self, purpose: &str) -> SmallRng {
         stream(self.seed, purpose, 0)
     }
 
-    /// Virtual time since the beginning.
+    /// Return the virtual time since the beginning.
     pub fn now(&self) -> Duration {
         self.began.elapsed()
     }
 
-    /// Puts a scope's time of day forward or back.
+    /// Move a scope's clock by this many milliseconds, forward or back.
     pub fn jump(&self, scope: ScopeId, ms: i64) {
         self.state.lock().clocks.entry(scope).or_default().ahead_ms += ms;
     }
 
-    /// Has a scope's time of day pass faster than the world's by so many millionths, or more slowly. It is as if it
-    /// had done so from the beginning.
+    /// Set the drift of a scope's clock in millionths; positive is too fast. It applies from the beginning of
+    /// the simulation, also retroactively.
     pub fn drift(&self, scope: ScopeId, faster: i64) {
         self.state.lock().clocks.entry(scope).or_default().faster = faster;
     }
 
-    /// What panicked, and where.
+    /// Return all panics: the scope and the message.
     pub fn panics(&self) -> Vec<(ScopeId, String)> {
         self.state.lock().panics.clone()
     }
 
-    /// How many polls there were.
+    /// Return the number of polls so far.
     pub fn polls(&self) -> u64 {
         self.state.lock().polls
     }
 
-    /// A number that all that happened is in: every poll, by scope, task and time, and every
-    /// [`Seeded::note`].
+    /// Return a digest of the run so far: every poll by scope, task and time, and every [`Seeded::note`].
     pub fn trace(&self) -> u64 {
         self.state.lock().trace
     }
 
-    /// Waits until a task is polled again and again while time stands: such a run would never end.
+    /// Wait until a task is polled repeatedly while virtual time does not advance: such a run would never end.
     pub async fn restless(&self) {
         self.restless.notified().await;
     }
 
-    /// Mixes something that was seen into the trace.
+    /// Mix an observation into the trace.
     pub fn note(&self, value: u64) {
         let mut state = self.state.lock();
         state.trace = mix(state.trace, value);
@@ -170,8 +169,8 @@ impl World for Seeded {
     }
 
     fn holds_up(&self, _: ScopeId, point: &'static str) -> Duration {
-        // Of each seed a few points are slow, so that it has the same race again and again: seldom for as long as an
-        // entry takes to be agreed on, often for as long as a message is on its way.
+        // Each seed makes a few points slow, so that it provokes the same race repeatedly: rarely for as long
+        // as an entry takes to be committed, often for as long as a message takes to arrive.
         let (one_in, share) = match stream(self.seed, point, 0).random_range(0..24) {
             0 => (2, 20),
             1 => (4, 4),
@@ -218,17 +217,17 @@ fn stream(seed: u64, purpose: &str, number: u64) -> SmallRng {
     SmallRng::seed_from_u64(named)
 }
 
-/// A seed that runs.
+/// The runtime and the world of one seed.
 pub struct Simulation {
     runtime: Runtime,
     world: Arc<Seeded>,
 }
 
 impl Simulation {
-    /// Begins a world at its time 0.
+    /// Create a world at virtual time 0.
     ///
     /// # Panics
-    /// If the system has no memory for a runtime.
+    /// If the runtime cannot be created.
     pub fn new(seed: u64, settings: Settings) -> Self {
         let runtime = Builder::new_current_thread()
             .enable_all()
@@ -240,20 +239,20 @@ impl Simulation {
         Self { runtime, world: Arc::new(Seeded::new(seed, settings, began)) }
     }
 
-    /// Its world.
+    /// Return the world of the simulation.
     pub fn world(&self) -> &Arc<Seeded> {
         &self.world
     }
 
-    /// A life of a node that has not begun. Each life has an id of its own.
+    /// Create the scope of an incarnation that has not begun. Each incarnation needs its own id.
     pub fn scope(&self, id: ScopeId) -> Scope {
         Scope::new(id, self.world.clone())
     }
 
-    /// Runs a life of a node until its future ends, and ends it. `None` if it died before.
+    /// Run an incarnation of a node until the future ends, then end the incarnation. `None` if it died before.
     ///
     /// # Panics
-    /// As the future does; and if the life does not end within an hour of virtual time.
+    /// If the future panics, or does not end within an hour of virtual time.
     pub fn live<T: Send + 'static>(
         &self,
         scope: &Scope,
@@ -274,7 +273,7 @@ impl Simulation {
         lived.map(|done| done.unwrap_or_else(|error| resume_unwind(error.into_panic())))
     }
 
-    /// Runs until the future ends. Time passes as fast as there is nothing to do.
+    /// Run a future to its end. Virtual time advances whenever no task is ready.
     pub fn run<T>(&self, future: impl Future<Output = T>) -> T {
         self.runtime.block_on(future)
     }

@@ -1,4 +1,4 @@
-//! Raft's durable half on a disk that crashes: openraft's own suite, and lives that end at any operation.
+//! Raft's storage on a disk that crashes: openraft's own test suite, and processes that die at any operation.
 
 #![allow(clippy::unwrap_used)]
 
@@ -33,22 +33,22 @@ use rand::{RngExt, SeedableRng};
 use raft::book::Book;
 use raft::life::{Seen, life};
 
-/// Where a node lies.
+/// Directory of the node.
 const NODE: &str = "/node";
 
-/// Lives of one disk.
+/// Number of processes that use one disk, one after another.
 const LIVES: u64 = 12;
 
-/// What a seed came to.
+/// The result of a seed.
 #[derive(Default)]
 struct Run {
-    /// What lives were about to do when they died.
+    /// Operations at which processes died.
     deaths: BTreeSet<String>,
     operations: u64,
     trace: u64,
 }
 
-/// Lives one after the other on one disk. Each dies at an operation of the seed's choice, or at its end.
+/// Run one process after another on one disk. Each dies at a random operation, or at its end.
 fn run(seed: u64) -> Result<Run, String> {
     let simulation = Simulation::new(seed, Settings::default());
     let disk = MemoryDisk::new(simulation.world().stream("disk"));
@@ -75,12 +75,12 @@ fn run(seed: u64) -> Result<Run, String> {
 }
 
 #[test]
-fn what_raft_was_promised_is_there_after_a_crash_at_any_operation() {
+fn raft_storage_keeps_its_promises_after_a_crash_at_any_operation() {
     let mut deaths = BTreeSet::new();
     for seed in 0..400 {
         deaths.extend(run(seed).unwrap().deaths);
     }
-    // Else it looked at less than it says.
+    // The test would cover less than it claims if no process died at one of these.
     for what in
         ["write to /node/db", "begin to persist", "end to persist", "write /node/raft.mark", "sync /node"]
     {
@@ -89,7 +89,7 @@ fn what_raft_was_promised_is_there_after_a_crash_at_any_operation() {
 }
 
 #[test]
-fn a_seed_is_the_same_run_again() {
+fn a_seed_gives_the_same_run_again() {
     let of = |seed| run(seed).map(|run| (run.operations, run.trace)).unwrap();
     assert_eq!(of(7), of(7));
     assert_ne!(of(7), of(8));
@@ -99,10 +99,10 @@ fn a_seed_is_the_same_run_again() {
 fn a_purge_before_its_snapshot_is_seen() {
     let fault = Some(Mutant::PurgeBeforeItsSnapshot);
     let seen = mutants::during(fault, || (0..400).find_map(|seed| run(seed).err()));
-    assert!(seen.is_some(), "400 seeds find nothing wrong with it");
+    assert!(seen.is_some(), "none of 400 seeds detects it");
 }
 
-/// A disk with a database in which a life has promised something.
+/// Return a disk with a database in which a process has made promises.
 fn lived() -> (Simulation, MemoryDisk) {
     let simulation = Simulation::new(1, Settings::default());
     let disk = MemoryDisk::new(simulation.world().stream("disk"));
@@ -121,7 +121,7 @@ fn opened(simulation: &Simulation, disk: &MemoryDisk, database: &str) -> Result<
 }
 
 #[test]
-fn an_older_database_under_a_newer_note_is_refused() {
+fn a_database_older_than_its_mark_is_refused() {
     let (simulation, disk) = lived();
     disk.crash(Crash::PowerLoss);
     opened(&simulation, &disk, "db").unwrap();
@@ -130,7 +130,7 @@ fn an_older_database_under_a_newer_note_is_refused() {
     assert!(matches!(&error, StoreError::Forgot { what } if what == "a vote"), "{error}");
 }
 
-/// The log as openraft's suite uses it: it purges without a snapshot, which Raft never does.
+/// The log as openraft's suite uses it: it is purged without a snapshot, which Raft never does.
 struct SuiteLog(LogStore);
 
 impl RaftLogReader<RaftTypes> for SuiteLog {
@@ -179,7 +179,7 @@ impl RaftLogStorage<RaftTypes> for SuiteLog {
     }
 }
 
-/// On fjall's files, in a directory that goes with the guard.
+/// Builds the storage with fjall, in a directory that is removed with the guard.
 struct OnFiles;
 
 impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, tempfile::TempDir> for OnFiles {
@@ -203,11 +203,11 @@ impl StoreBuilder<RaftTypes, SuiteLog, StateMachine, ()> for InMemory {
 }
 
 #[test]
-fn openrafts_suite_holds_on_files() {
+fn openrafts_suite_passes_on_files() {
     Suite::test_all(OnFiles).unwrap();
 }
 
 #[test]
-fn openrafts_suite_holds_in_memory() {
+fn openrafts_suite_passes_in_memory() {
     Suite::test_all(InMemory).unwrap();
 }

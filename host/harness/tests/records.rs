@@ -1,5 +1,5 @@
-//! What else a node keeps, on a disk that crashes at any operation: seals beside the copy of the ring, its
-//! identity, its starts, a join, components.
+//! A node's other records on a disk that crashes at any operation: seals and the copy of the ring, the
+//! identity, the count of starts, a join, components.
 
 #![allow(clippy::unwrap_used)]
 
@@ -30,16 +30,16 @@ use rand::RngExt;
 use rand::rngs::SmallRng;
 use tokio::time::Instant;
 
-/// Where a node lies.
+/// Directory of the node.
 const NODE: &str = "/node";
 
-/// Lives of one disk.
+/// Number of processes that use one disk, one after another.
 const LIVES: u64 = 12;
 
-/// Seeds of each check.
+/// Number of seeds for each check.
 const SEEDS: u64 = 300;
 
-/// Lives one after the other on one disk, each of which dies at one of the next so many operations, or ends.
+/// Run one process after another on one disk. Each dies at one of its first `most` operations, or ends before.
 fn lives<T: Send + 'static, F>(
     seed: u64,
     most: u64,
@@ -64,7 +64,7 @@ where
     Ok(())
 }
 
-/// The first seed of which a check says no.
+/// Return the first failure of a check over all seeds.
 fn first_seen(run: impl Fn(u64) -> Result<(), String>) -> Option<String> {
     (0..SEEDS).find_map(|seed| run(seed).err())
 }
@@ -73,7 +73,7 @@ fn said(error: impl std::fmt::Display) -> String {
     error.to_string()
 }
 
-/// A cluster's state of this index.
+/// Return a cluster state with this applied index.
 fn state(applied: u64) -> ClusterState {
     let found = founding::found(UID, pem("of the cluster"));
     let mut machine = Machine::default();
@@ -87,19 +87,19 @@ fn pem(of: impl std::fmt::Display) -> String {
     format!("-----BEGIN CERTIFICATE-----\n{of}\n-----END CERTIFICATE-----\n")
 }
 
-/// What was promised of partitions that are given away.
+/// Promises about partitions that are handed off.
 #[derive(Default)]
 struct GivenAway {
-    /// Index of the newest state.
+    /// Applied index of the newest state.
     index: u64,
-    /// Sealed and not flipped.
+    /// Partitions that are sealed and not flipped.
     sealed: BTreeMap<PartitionId, TransferId>,
-    /// Flipped at this index, after which the seal was taken off. Some may be sealed still.
+    /// Partitions flipped at this index, and unsealed after that. The removal of the seal may not be on disk.
     flipped: BTreeMap<PartitionId, (TransferId, u64)>,
 }
 
-/// Seals partitions, flips them and takes the seals off, in the order of handoff: a seal must not be gone as
-/// long as the copy of the ring does not say that the partition is.
+/// Seal partitions, flip them and remove the seals, in the order of a handoff: a seal must not be lost before
+/// the copy of the ring shows that the partition has been handed off. With `seal_first`, the order is wrong.
 async fn give_away(
     disk: Disk,
     seen: Arc<Mutex<GivenAway>>,
@@ -125,7 +125,7 @@ async fn give_away(
         if !is_sealed && kept < index {
             return Err(format!("partition {partition:?} is neither sealed nor known to be given away"));
         }
-        // As a start does: the log tells.
+        // As after a real start, where the log decides.
         copy.write(&state(seen.lock().index));
         seals.remove(partition, transfer);
     }
@@ -157,7 +157,7 @@ async fn give_away(
 }
 
 #[test]
-fn a_partition_is_sealed_until_the_copy_of_the_ring_says_that_it_is_given_away() {
+fn a_partition_stays_sealed_until_the_copy_of_the_ring_shows_the_flip() {
     let run = |first| {
         move |seed| {
             lives(seed, 40, GivenAway::default(), |disk, seen, choices| give_away(disk, seen, choices, first))
@@ -165,20 +165,20 @@ fn a_partition_is_sealed_until_the_copy_of_the_ring_says_that_it_is_given_away()
     };
     assert_eq!(first_seen(run(false)), None);
     let seen = first_seen(run(true));
-    assert!(seen.is_some_and(|why| why.contains("neither sealed")), "the wrong order is not seen");
+    assert!(seen.is_some_and(|why| why.contains("neither sealed")), "the wrong order is not detected");
 }
 
-/// How a node comes to be another cluster's, and what was promised on the way.
+/// The steps of a node that founds a cluster and joins another, and the promises made so far.
 #[derive(Default)]
 struct Way {
-    /// The newest start that was counted.
+    /// Number of the newest counted start.
     starts: u64,
     founded: Option<NodeUid>,
     admitted: bool,
     joined: bool,
 }
 
-/// In which order the last steps of a join are done.
+/// The step that completes a join: removing the intent, or, wrongly, writing the identity.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Last {
     Intent,
@@ -204,7 +204,7 @@ fn credentials(of: &Identity) -> Credentials {
     }
 }
 
-/// Starts as a node does, and goes on a step of its way.
+/// Start as a node does and take one step further.
 async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: Last) -> Result<(), String> {
     let data = DataDir::lock_on(&disk, Path::new(NODE)).map_err(said)?;
     finish_join(&data, last).await.map_err(said)?;
@@ -239,7 +239,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     if number <= std::mem::replace(&mut seen.lock().starts, number) {
         return Err(format!("start {number} comes twice"));
     }
-    // Counting has synced the directory: from here on others may hear of the node.
+    // Counting a start syncs the directory, so the identity is durable and others may learn of the node.
     seen.lock().founded = Some(UID);
     let copy = RingCopy::open(&database).map_err(said)?.read().map_err(said)?;
     let is_others = identity.cluster == other;
@@ -252,7 +252,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     }
     if copy.is_none() {
         if data.founding().map_err(said)?.is_none() {
-            return Err("neither a founding nor what it led to is there".into());
+            return Err("neither the founding nor the state that it leads to is present".into());
         }
         seed(&database, &state(1)).await.map_err(said)?;
     }
@@ -273,7 +273,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     Ok(())
 }
 
-/// Opens the database; tasks of before may have it for a moment.
+/// Open the database. Tasks of the previous process may hold it for a moment.
 async fn open(data: &DataDir) -> Result<Store, DataDirError> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
@@ -286,7 +286,7 @@ async fn open(data: &DataDir) -> Result<Store, DataDirError> {
     }
 }
 
-/// As a node does at its start: the intent goes last.
+/// Complete a join as a node does at its start, with the removal of the intent as the last step.
 async fn finish_join(data: &DataDir, last: Last) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
     data.wipe_database()?;
@@ -302,15 +302,15 @@ async fn finish_join(data: &DataDir, last: Last) -> Result<(), Box<dyn std::erro
 }
 
 #[test]
-fn a_node_is_founded_and_joins_whatever_operation_it_dies_at() {
+fn a_node_can_found_and_join_after_a_crash_at_any_operation() {
     let run = |last| {
         move |seed| lives(seed, 60, Way::default(), |disk, seen, choices| start(disk, seen, choices, last))
     };
     assert_eq!(first_seen(run(Last::Intent)), None);
-    assert!(first_seen(run(Last::Identity)).is_some(), "the wrong order is not seen");
+    assert!(first_seen(run(Last::Identity)).is_some(), "the wrong order is not detected");
 }
 
-/// Keeps components; those that were answered are there for good.
+/// Store components and check that each acknowledged one remains.
 async fn keep(
     disk: Disk,
     seen: Arc<Mutex<BTreeMap<Digest, Bytes>>>,
@@ -333,13 +333,14 @@ async fn keep(
 }
 
 #[test]
-fn a_component_that_was_kept_is_there() {
+fn a_stored_component_survives_a_crash() {
     assert_eq!(first_seen(|seed| lives(seed, 25, BTreeMap::new(), keep)), None);
 }
 
 const MODULE: ModuleUid = ModuleUid(7);
 
-/// True if the module has had an item, of which a restart has to tell.
+/// Fill a module at random, and check that a module with items is not recorded as empty, which would hide a
+/// loss.
 async fn fill(disk: Disk, filled: Arc<Mutex<bool>>, mut choices: SmallRng) -> Result<(), String> {
     let data = DataDir::lock_on(&disk, Path::new(NODE)).map_err(said)?;
     let modules = data.empty_modules().map_err(said)?;
@@ -356,11 +357,11 @@ async fn fill(disk: Disk, filled: Arc<Mutex<bool>>, mut choices: SmallRng) -> Re
 }
 
 #[test]
-fn a_module_that_had_an_item_is_not_empty() {
+fn a_module_with_items_is_not_recorded_as_empty() {
     assert_eq!(first_seen(|seed| lives(seed, 10, false, fill)), None);
 }
 
-/// Sets a directory aside and founds a node anew in it, again and again; nothing is lost of any.
+/// Set a directory aside and found a new node in it repeatedly, and check that no set-aside data is lost.
 async fn set_aside(disk: Disk, seen: Arc<Mutex<Vec<String>>>, mut choices: SmallRng) -> Result<(), String> {
     let node = Path::new(NODE);
     let data = DataDir::lock_on(&disk, node).map_err(said)?;
@@ -372,7 +373,7 @@ async fn set_aside(disk: Disk, seen: Arc<Mutex<Vec<String>>>, mut choices: Small
         aside.iter().filter_map(read).map(|bytes| String::from_utf8_lossy(&bytes).into_owned()).collect();
     for kept in seen.lock().iter() {
         if !there.iter().any(|text| text.contains(kept.trim())) {
-            return Err(format!("what was set aside is gone: {kept}"));
+            return Err(format!("set-aside data is gone: {kept}"));
         }
     }
     data.set_aside().map_err(said)?;
@@ -386,12 +387,12 @@ async fn set_aside(disk: Disk, seen: Arc<Mutex<Vec<String>>>, mut choices: Small
 }
 
 #[test]
-fn nothing_that_was_set_aside_is_lost() {
+fn set_aside_data_is_never_lost() {
     assert_eq!(first_seen(|seed| lives(seed, 25, Vec::new(), set_aside)), None);
 }
 
 #[test]
-fn a_full_disk_and_one_that_fails_end_the_life() {
+fn a_full_or_failing_disk_ends_the_process() {
     let simulation = Simulation::new(1, Settings::default());
     let memory = MemoryDisk::new(simulation.world().stream("disk"));
     for number in 0..2 {
@@ -420,7 +421,7 @@ fn a_full_disk_and_one_that_fails_end_the_life() {
 }
 
 #[test]
-fn a_copy_of_a_disk_is_what_it_was() {
+fn a_disk_can_be_copied_restored_and_wiped() {
     let simulation = Simulation::new(1, Settings::default());
     let memory = MemoryDisk::new(simulation.world().stream("disk"));
     let count = |number| {

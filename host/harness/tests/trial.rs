@@ -1,4 +1,4 @@
-//! Trials of components: what a test of a guest's author is told.
+//! Trials of components, as an author of guests uses them in tests.
 #![allow(clippy::unwrap_used)]
 
 use annulus_harness::guest::Script;
@@ -13,7 +13,7 @@ async fn put_and_check(cluster: &Cluster, expected: Value) {
 }
 
 #[test]
-fn the_first_check_that_does_not_hold_fails_a_trial_with_its_seed() {
+fn the_first_failed_check_fails_the_trial_and_names_the_seed() {
     let trial = Trial::new(Script::default().component()).nodes(2).seed(9);
     let failed = trial.clone().run(async |cluster| {
         put_and_check(cluster, 2.into()).await;
@@ -28,7 +28,7 @@ fn the_first_check_that_does_not_hold_fails_a_trial_with_its_seed() {
 }
 
 #[test]
-fn what_cannot_begin_says_why() {
+fn a_trial_that_cannot_begin_gives_the_reason() {
     let why = |trial: Trial| trial.run(async |_| panic!("it cannot begin")).unwrap_err().why;
     let said = why(Trial::new(&b"no component"[..]));
     assert!(said.contains("not deployed") && said.contains("magic bytes"), "{said}");
@@ -37,7 +37,7 @@ fn what_cannot_begin_says_why() {
 }
 
 #[test]
-fn nodes_that_are_killed_come_back_and_all_becomes_calm() {
+fn killed_nodes_come_back_and_the_cluster_becomes_calm() {
     let mut kills = 0;
     for seed in 0..6 {
         let trial = Trial::new(Script::default().component()).seed(seed).faults(Faults::Deaths);
@@ -51,7 +51,7 @@ fn nodes_that_are_killed_come_back_and_all_becomes_calm() {
             cluster.calm().await;
             cluster.leave(at).await;
             cluster.calm().await;
-            cluster.check(cluster.nodes().life(at).is_none(), "who left has ended");
+            cluster.check(cluster.nodes().life(at).is_none(), "the node that left has ended");
             put_and_check(cluster, 1.into()).await;
         });
         let ran = ran.unwrap_or_else(|failed| panic!("{failed}"));

@@ -1,5 +1,5 @@
-//! A change of the members as an operator makes it: said again, at another node, until the answer
-//! is clear.
+//! A change of the membership made by a persistent operator: the verb is repeated, at one member after
+//! another, until the answer is clear.
 
 use std::path::PathBuf;
 use std::thread::JoinHandle;
@@ -7,45 +7,45 @@ use std::time::{Duration, Instant};
 
 use crate::harness::{Ran, verb};
 
-/// Longest that a change may take to be accepted: a fault may be in its way.
+/// Longest time for a change to be accepted; a fault may delay it.
 const LIMIT: Duration = Duration::from_secs(60);
-/// Before it is said again.
+/// Pause before the next attempt.
 const AGAIN: Duration = Duration::from_millis(300);
 
-/// What may be said of a node that is elsewhere.
+/// The address data of one node, without its process, for use on another thread.
 #[derive(Clone, Debug)]
 pub struct Place {
-    /// Its name.
+    /// `name@host`.
     pub name: String,
-    /// Where it listens.
+    /// Address of its QUIC endpoint.
     pub listen: String,
     /// Its data directory.
     pub data: PathBuf,
 }
 
-/// What became of a change.
+/// The result of a change.
 #[derive(Debug)]
 pub struct Changed {
-    /// When it was accepted; or how it was refused until the end.
+    /// Time at which the change was accepted, or the last error.
     pub accepted: Result<Instant, String>,
-    /// How often it had to be said.
+    /// Number of attempts.
     pub attempts: u32,
 }
 
-/// A change under way.
+/// A change in progress.
 pub type Change = JoinHandle<Changed>;
 
-/// A node joins the cluster of these.
+/// Join a node to the cluster of `members`.
 pub fn join(joining: Place, members: Vec<Place>) -> Change {
     insist(members, move |member| ask_in(&joining, member, "--no-wait"))
 }
 
-/// A member leaves; its others are told.
+/// Let a member leave; the verb goes to the other members.
 pub fn leave(old: String, others: Vec<Place>) -> Change {
     insist(others, move |member| done_before(verb(&member.data, &["leave", &old, "--no-wait"]), &old))
 }
 
-/// A new node takes the place of a member: it is let in to wait, then gets all of it.
+/// Replace a member by a new node: the new node joins as staged, then takes over all partitions of the old.
 pub fn replace(old: String, new: Place, others: Vec<Place>) -> Change {
     insist(others, move |member| {
         let joined = ask_in(&new, member, "--stage");
@@ -56,7 +56,8 @@ pub fn replace(old: String, new: Place, others: Vec<Place>) -> Change {
     })
 }
 
-/// Accepted by an attempt before, whose answer was lost: this one goes already, or has gone.
+/// Treat these errors as success: an earlier attempt was accepted and its answer lost, so the node is already
+/// leaving or removed.
 fn done_before(ran: Ran, old: &str) -> Ran {
     let said = [format!("{old} is leaving"), format!("{old} is removed"), format!("no member {old}")];
     let done = said.iter().any(|said| ran.stderr.contains(said));
@@ -72,7 +73,7 @@ fn ask_in(joining: &Place, member: &Place, how: &str) -> Ran {
         &joining.data,
         &["join", &member.listen, "--token", token.stdout.trim(), "--timeout", "30s", how],
     );
-    // Accepted by an attempt before, whose answer was lost.
+    // These errors mean that an earlier attempt was accepted and its answer lost.
     let done = ["is a member of that cluster already", "was admitted"];
     let done = done.iter().any(|said| joined.stderr.contains(said));
     if done { Ran { code: 0, ..joined } } else { joined }
@@ -82,7 +83,7 @@ fn insist(members: Vec<Place>, attempt: impl Fn(&Place) -> Ran + Send + 'static)
     std::thread::spawn(move || {
         let deadline = Instant::now() + LIMIT;
         let mut attempts = 0;
-        let mut last = "nobody to say it to".to_owned();
+        let mut last = "no member to send the change to".to_owned();
         for member in members.iter().cycle() {
             attempts += 1;
             let ran = attempt(member);

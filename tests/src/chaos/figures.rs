@@ -1,4 +1,4 @@
-//! What came of a run.
+//! The outcome of a chaos run and its text form.
 
 use std::fmt;
 use std::time::{Duration, Instant};
@@ -6,43 +6,43 @@ use std::time::{Duration, Instant};
 use super::beside;
 use crate::load::Report;
 
-/// Of each module, wrong answers that are shown.
+/// Number of wrong answers shown for each module.
 const SHOWN: usize = 20;
 
-/// One thing that was done to the cluster.
+/// One change or fault.
 #[derive(Clone, Debug)]
 pub struct Event {
-    /// What, and to whom.
+    /// The change or fault and its node.
     pub what: String,
-    /// When it began.
+    /// Start time.
     pub began: Instant,
-    /// When it was over: the verb was answered, or the fault healed.
+    /// End time: the verb was answered, or the fault was healed.
     pub ended: Option<Instant>,
-    /// When the cluster was first seen settled after that.
+    /// Time at which the cluster was first seen settled after `ended`.
     pub settled: Option<Instant>,
-    /// What there is to say of it.
+    /// Additional information for the table; may be empty.
     pub note: String,
 }
 
-/// What must hold, and why it does not where it does not.
+/// A rule that must hold: its name, and a summary if it held or the reason if it did not.
 pub type Oracle = (&'static str, Result<String, String>);
 
-/// What came of a run.
+/// The outcome of a run.
 pub struct Outcome {
-    /// When it began.
+    /// Start time.
     pub began: Instant,
-    /// All that was done.
+    /// All changes and faults, in the order of their start.
     pub events: Vec<Event>,
-    /// What the load saw.
+    /// Result of the load.
     pub report: Report,
-    /// What the clients of the other modules saw.
+    /// Results of the clients of the two additional modules.
     pub beside: Vec<beside::Report>,
-    /// What must hold.
+    /// The rules that must hold.
     pub oracles: Vec<Oracle>,
 }
 
 impl Outcome {
-    /// Does everything hold?
+    /// Report whether every rule held.
     pub fn holds(&self) -> bool {
         self.oracles.iter().all(|(_, oracle)| oracle.is_ok())
     }
@@ -63,7 +63,7 @@ impl fmt::Display for Outcome {
         }
         writeln!(
             f,
-            "settled in: after its end, until every node says the same even ring and nothing moves\n"
+            "settled in: time from the end until every node shows the same balanced ring and no partition moves\n"
         )?;
         for (name, oracle) in &self.oracles {
             match oracle {

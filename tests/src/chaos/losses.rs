@@ -1,4 +1,4 @@
-//! What a killed node held, and whether it says itself that this is gone.
+//! The partitions that a killed node held, and a check that the node reports their loss itself.
 
 use std::collections::BTreeSet;
 use std::thread;
@@ -7,16 +7,16 @@ use std::time::{Duration, Instant};
 use super::beside::modules;
 use crate::harness::{Node, until};
 
-/// How long `status` may take to name what a node that was killed may have lost.
+/// Longest time for `status` to name the possible losses of a node that was killed.
 const MENTION: Duration = Duration::from_secs(10);
-/// For how long nothing may have come to a dead node before what it held is counted up.
+/// Time without a change of the dead node's ownership before its partitions are counted.
 const STILL: Duration = Duration::from_secs(1);
 
-/// What the dead node holds, once nothing can come to it any more: there is a new claimant, no
-/// sender is about to give it something, and for a while nothing changed.
+/// Return the partitions that the dead node owns, as soon as they can no longer change: there is a new
+/// claimant, no sender has sealed a partition for the dead node, and nothing has changed for [`STILL`].
 pub(super) fn held_by_dead(dead: &str, others: &[&Node]) -> BTreeSet<u16> {
     let mut before = (BTreeSet::new(), Instant::now());
-    until("what the dead node held is certain", || {
+    until("the dead node's partitions no longer change", || {
         let asked = others.first()?;
         let status = asked.json(&["status"]).lines().first()?.clone();
         let led = status["quorum"] == true && status["claimant"].as_str().is_some_and(|now| now != dead);
@@ -29,7 +29,7 @@ pub(super) fn held_by_dead(dead: &str, others: &[&Node]) -> BTreeSet<u16> {
     })
 }
 
-/// Is this node about to give the named one a partition? Yes, if it does not say.
+/// Report whether this node may be about to give the named node a partition; true if it does not answer.
 fn gives_to(node: &Node, name: &str) -> bool {
     let rows = node.json(&["transfers"]);
     let rows = rows.lines().into_iter().next().unwrap_or_default();
@@ -37,10 +37,11 @@ fn gives_to(node: &Node, name: &str) -> bool {
     rows.as_array().is_none_or(|rows| rows.iter().any(sealed))
 }
 
-/// The `status` of a node that was killed names what may be lost, of each module. Says how many partitions.
+/// Check that the `status` of a node that was killed names the possible losses of each module. Return the
+/// number of partitions.
 ///
 /// # Errors
-/// What it does not name.
+/// The partitions that `status` does not name.
 pub(super) fn check_mentioned(asked: &Node, held: &BTreeSet<u16>) -> Result<usize, String> {
     let deadline = Instant::now() + MENTION;
     loop {
@@ -56,24 +57,25 @@ pub(super) fn check_mentioned(asked: &Node, held: &BTreeSet<u16>) -> Result<usiz
     }
 }
 
-/// The partitions that the named node owns.
+/// Return the partitions that the named node owns.
 fn owned(asked: &Node, name: &str) -> Option<BTreeSet<u16>> {
     let ring = asked.json(&["ring"]).lines().into_iter().next()?;
     let rows = ring["partitions"].as_array()?;
     Some((0..).zip(rows).filter(|(_, row)| row["replicas"][0] == name).map(|(id, _)| id).collect())
 }
 
-/// The partitions of which `status` says that this module may have lost something.
+/// Return the partitions for which `status` reports possible losses of this module.
 pub(crate) fn possible_losses(status: &serde_json::Value, module: &str) -> BTreeSet<u16> {
     let alerts = status["alerts"].as_array().cloned().unwrap_or_default();
     alerts.iter().filter_map(|alert| alert.as_str()).flat_map(|line| named(line, module)).collect()
 }
 
-/// `partitions 1-3, 7 are gone` of a node that started again, `partition 4` of one that came to it without
-/// its items; nothing, if it is about another module.
+/// Parse the partitions out of an alert: `partitions 1-3, 7 are gone` from a node that restarted, or
+/// `partition 4` from a node that took a partition over without its items. Empty if the alert is about another
+/// module.
 fn named(line: &str, module: &str) -> Vec<u16> {
     let Some((_, what)) = line.split_once("possible-loss: ") else { return Vec::new() };
-    // Some alerts are about every module.
+    // An alert without a module's name is about every module.
     if modules().any(|other| other != module && what.split([' ', ':']).next() == Some(other)) {
         return Vec::new();
     }
@@ -91,7 +93,7 @@ mod tests {
     use super::named;
 
     #[test]
-    fn partitions_are_read_from_both_kinds_of_alert() {
+    fn partitions_are_parsed_from_both_kinds_of_alert() {
         let started =
             "possible-loss: kv: the node started again: items in memory of partitions 0-2, 7 are gone";
         assert_eq!(named(started, "kv"), [0, 1, 2, 7]);
@@ -100,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn what_another_module_lost_is_not_taken_for_this_ones() {
+    fn a_loss_of_another_module_is_not_counted() {
         let trapped = "possible-loss: trap partitions 3-4: the guest trapped";
         assert_eq!((named(trapped, "kv"), named(trapped, "trap")), (vec![], vec![3, 4]));
     }

@@ -1,12 +1,12 @@
-//! The membership run: two nodes join, one leaves, one is replaced, while the claimant is killed, a
-//! node freezes, one is cut off both ways and one each way.
+//! The membership scenario: two nodes join, one leaves and one is replaced, while the claimant is killed, one
+//! node freezes, one is cut off in both directions and two in one direction each.
 //!
-//! The modules keep their items in memory and have one replica, so what a killed node held is gone
-//! with it: those partitions are excluded from the account until they are written again, and
-//! `status` must name them as possibly lost. Everything else must be there in the end.
+//! The modules keep their items in memory and have one replica, so the items of a killed node are lost with
+//! it. The keys of those partitions are excluded from the check until they are written again, and `status`
+//! must name the partitions as possibly lost. All other items must be present at the end.
 //!
 //! Three modules run: one under the load, one that traps and one with large items ([`super::beside`]). All
-//! are deployed anew and rolled back meanwhile ([`super::releases`]).
+//! are redeployed and rolled back during the run ([`super::releases`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -28,25 +28,25 @@ use crate::harness::{Cluster, LIMIT, Node};
 use crate::load::{self, Load};
 use crate::relay::Relay;
 
-/// How a run is.
+/// Settings of a run.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How long the load lasts while things happen.
+    /// Duration of the load with its changes and faults, without the time to start and to settle.
     pub length: Duration,
-    /// Of the schedule, the victims and the load.
+    /// Seed for the schedule, the victims and the load.
     pub seed: u64,
-    /// Members at the beginning.
+    /// Number of members at the beginning.
     pub nodes: usize,
-    /// Between two releases of a module, about.
+    /// Average time between two releases.
     pub release_every: Duration,
     /// The load.
     pub load: load::Settings,
-    /// Set by whoever wants it to end early, which is then a failure.
+    /// Set from outside to end the run early, which counts as a failure.
     pub stop: Arc<AtomicBool>,
 }
 
 impl Settings {
-    /// For so long.
+    /// Return the settings of a run of this length and seed, with five nodes.
     pub fn new(length: Duration, seed: u64) -> Self {
         let load = load::Settings {
             clients: 12,
@@ -54,7 +54,7 @@ impl Settings {
             pad: 200,
             limit: Duration::from_secs(4),
             grace: Duration::from_secs(2),
-            // Leaves the two cores some time for eight nodes.
+            // Leaves some of the two cores' time to the eight nodes.
             rest: Duration::from_millis(3),
             roam: true,
             seed,
@@ -65,33 +65,34 @@ impl Settings {
     }
 }
 
-/// Nodes that come later: two that join, one that replaces.
+/// Number of nodes started in addition to the members: two to join and one as the replacement.
 const SPARE: usize = 3;
-/// How long the cluster may take to settle when everything is over.
+/// Longest time for the cluster to settle after the last change and fault.
 const SETTLE: Duration = Duration::from_secs(60);
-/// Between two lines of progress when nothing happens.
+/// Pause between two lines of progress.
 const PROGRESS: Duration = Duration::from_secs(10);
-/// Before a fault that cannot be at the moment is tried again, and how long after the end at most.
+/// Pause before a fault that is not possible at the moment is tried again, and the time after the end of the
+/// run at which no more tries are made.
 const AGAIN: Duration = Duration::from_millis(500);
 const OVERTIME: Duration = Duration::from_secs(30);
-/// Between two releases, in a long run and in a short one.
+/// Time between two releases in a long run, and the smallest number of releases in a short one.
 const RELEASE_EVERY: Duration = Duration::from_secs(20);
 const RELEASES_AT_LEAST: u32 = 6;
 
-/// Runs it.
+/// Run the membership scenario.
 ///
 /// # Panics
-/// If nodes do not start, or do not do at all what they are told.
+/// If a node does not start or a deploy before the run fails.
 pub fn membership(settings: &Settings) -> Outcome {
     let mut run = Run::begin(settings);
     run.carry_out(&Schedule::membership(settings.seed, settings.length));
     run.finish()
 }
 
-/// What is to be done at a time.
+/// A step of the run, due at some time.
 enum Step {
     Do(Act),
-    /// The fault of this event is over.
+    /// End the fault of this event.
     Heal {
         event: usize,
         fault: Fault,
@@ -103,25 +104,25 @@ struct Run<'a> {
     settings: &'a Settings,
     random: StdRng,
     began: Instant,
-    // Dropped first, so that nobody asks nodes that are being killed.
+    // Declared before `cluster`, so that clients stop before the nodes are killed.
     load: Load,
     beside: Beside,
-    /// Until it is told to end.
+    /// `None` after the last release.
     releases: Option<Releases>,
     watch: Watch,
     cluster: Cluster,
     events: Vec<Event>,
-    /// Event, the node that comes, and the change.
+    /// Changes in progress: the event, the node that joins, and the operator's thread.
     changes: Vec<(usize, Option<usize>, Change)>,
-    /// Nodes that are members and stay: by number.
+    /// Indexes of the nodes that are members, or are joining, and stay.
     members: BTreeSet<usize>,
-    /// Nodes that leave or have left.
+    /// Indexes of the nodes that are leaving or have left.
     leavers: BTreeSet<usize>,
     next_spare: usize,
     faulty: Option<usize>,
-    /// The one of which no process runs.
+    /// Index of the node that is killed or frozen.
     stopped: Option<usize>,
-    /// What killed nodes held, and is not found in `status` as possibly lost.
+    /// Number of partitions held by killed nodes, all named by `status`; or the first that were not named.
     unmentioned: Result<usize, String>,
     failed: Vec<String>,
 }
@@ -184,7 +185,7 @@ impl<'a> Run<'a> {
             }
             match step {
                 Step::Do(Act::Fault(fault, lasts)) => {
-                    // One at a time; what held up the one before holds up this one.
+                    // One fault at a time; a fault that lasts longer delays the next.
                     let struck = if self.faulty.is_none() { self.strike(fault) } else { None };
                     match struck {
                         Some((event, victim)) => {
@@ -203,7 +204,7 @@ impl<'a> Run<'a> {
         self.wait_until(end);
     }
 
-    /// Waits, and tells how it goes. False if it shall all end.
+    /// Wait until a time and print progress. Return false if the run must end.
     fn wait_until(&mut self, moment: Instant) -> bool {
         let mut told = Instant::now();
         while Instant::now() < moment {
@@ -235,7 +236,7 @@ impl<'a> Run<'a> {
         println!("{:>8.1} s  {what}", self.began.elapsed().as_secs_f64());
     }
 
-    /// An event begins; says its number.
+    /// Record the start of an event and return its index.
     fn event(&mut self, what: String) -> usize {
         self.say(&what);
         self.load.phase(&what);
@@ -264,7 +265,7 @@ impl<'a> Run<'a> {
         self.cluster[node].name.clone()
     }
 
-    /// For people: all nodes have the same host.
+    /// Return the node's name without the host, which is the same for all nodes.
     fn short(&self, node: usize) -> &str {
         let name = &self.cluster[node].name;
         name.split_once('@').map_or(name, |(short, _)| short)
@@ -275,7 +276,7 @@ impl<'a> Run<'a> {
         Place { name: node.name.clone(), listen: node.listen.clone(), data: node.data.clone() }
     }
 
-    /// Members that can be spoken to.
+    /// Return the members without the one that has a fault.
     fn sound(&self) -> Vec<usize> {
         self.members.iter().copied().filter(|node| Some(*node) != self.faulty).collect()
     }
@@ -284,7 +285,7 @@ impl<'a> Run<'a> {
         from[self.random.random_range(0..from.len())]
     }
 
-    /// Clients go to those who are members now; who is only joining would not know what they want.
+    /// Send the clients to the current members. A node that is still joining does not know the modules yet.
     fn enter(&self) {
         let here = self.members.iter().filter(|node| !self.is_new(**node));
         let entries: Vec<&Node> = here.map(|&node| &self.cluster[node]).collect();
@@ -293,7 +294,7 @@ impl<'a> Run<'a> {
         self.place_releases();
     }
 
-    /// Releases are said to members whose process runs, in touch with the others or not.
+    /// Send releases to members with a running process, even if they are cut off.
     fn place_releases(&self) {
         let here =
             self.members.iter().copied().filter(|node| !self.is_new(*node) && Some(*node) != self.stopped);
@@ -372,9 +373,9 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Something befalls a node. None if it cannot at the moment.
+    /// Start a fault on a node and return the event and the node; `None` if it is not possible at the moment.
     fn strike(&mut self, fault: Fault) -> Option<(usize, usize)> {
-        // Those that are on their way in or out are left alone: what becomes of them is another test.
+        // Never a node that is joining or leaving: faults of such nodes are tested elsewhere.
         let victim = match fault {
             Fault::KillClaimant => {
                 let claimant = self.claimant()?;
@@ -420,7 +421,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Is its joining still under way?
+    /// Report whether the node is still joining.
     fn is_new(&self, node: usize) -> bool {
         self.changes.iter().any(|(_, new, _)| *new == Some(node))
     }
@@ -450,7 +451,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Who decides now, as a member says.
+    /// Return the claimant, according to the first member without a fault.
     fn claimant(&self) -> Option<usize> {
         let asked = *self.sound().first()?;
         let status = self.cluster[asked].json(&["status"]);
@@ -464,7 +465,7 @@ impl<'a> Run<'a> {
             let oracles = vec![("the run came to its end", Err("it was interrupted".to_owned()))];
             return self.outcome(self.load.report(), self.beside.reports(), oracles);
         }
-        self.say("everything is over; the cluster settles");
+        self.say("all changes and faults are over; the cluster settles");
         self.load.phase("settles");
         let deadline = Instant::now() + SETTLE;
         while !self.changes.is_empty() && Instant::now() < deadline {
@@ -499,14 +500,17 @@ impl<'a> Run<'a> {
         let oracles = vec![
             ("every change was accepted, every fault happened", carried_out),
             ("no acknowledged write lost, none revived, every request answered", sound),
-            ("no module suffers from another, and none is answered `internal`", apart(&report, &beside)),
-            ("every release is answered in time, and honestly", released),
+            (
+                "no module is affected by another, and no request fails with `internal`",
+                apart(&report, &beside),
+            ),
+            ("every release is answered in time, with its true result", released),
             ("every node runs the current releases", current),
             ("no two nodes ever show different rings of one epoch", self.watch.one_truth()),
             ("the ring converges, `transfers` is empty", settled),
-            ("who has left ends by itself", ends),
+            ("a node that has left ends by itself", ends),
             (
-                "what a killed node held is shown as possible-loss",
+                "the partitions of a killed node are shown as possible-loss",
                 self.unmentioned.clone().map(|held| format!("{held} partitions of each module")),
             ),
         ];
@@ -521,7 +525,7 @@ impl<'a> Run<'a> {
         Outcome { began: self.began, events: self.events.clone(), report, beside, oracles }
     }
 
-    /// The members run what they should.
+    /// Check that every member runs the current release of every module.
     fn current(&self) -> Result<String, String> {
         let deadline = Instant::now() + SETTLE;
         let asked = self.sound().first().map(|&node| &self.cluster[node]).ok_or("no member is there")?;
@@ -553,7 +557,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Those who left are no process any more.
+    /// Check that the processes of the nodes that left have ended by themselves.
     fn ends(&mut self) -> Result<String, String> {
         let deadline = Instant::now() + LIMIT;
         for node in self.leavers.clone() {
@@ -568,7 +572,7 @@ impl<'a> Run<'a> {
     }
 }
 
-/// Did each module have what it should, whatever became of the others?
+/// Check that no module was affected by the faults of the others.
 fn apart(report: &load::Report, beside: &[beside::Report]) -> Result<String, String> {
     let mut amiss: Vec<String> = Vec::new();
     for module in std::iter::once(&beside::Report::of(report)).chain(beside) {
@@ -576,7 +580,7 @@ fn apart(report: &load::Report, beside: &[beside::Report]) -> Result<String, Str
     }
     let traps: u64 = beside.iter().map(|module| module.told).sum();
     if traps == 0 {
-        amiss.push("no trap took anything".to_owned());
+        amiss.push("no trap lost any items".to_owned());
     }
-    if amiss.is_empty() { Ok(format!("{traps} traps took items")) } else { Err(amiss.join("; ")) }
+    if amiss.is_empty() { Ok(format!("{traps} traps lost items")) } else { Err(amiss.join("; ")) }
 }

@@ -1,5 +1,5 @@
-//! Chaos with real processes: nodes join, leave and are replaced, die, freeze and are cut off,
-//! while a load runs that a model checks.
+//! Chaos runs with real processes: nodes join, leave and are replaced, crash, freeze and are cut off, under a
+//! load that is checked against a model.
 //!
 //! `cargo run --release -p annulus-tests -- chaos membership --seconds 180 --seed 1`
 

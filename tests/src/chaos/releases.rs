@@ -1,5 +1,5 @@
-//! New releases of all modules, and rollbacks, as an operator makes them: through one node or another, in
-//! the middle of whatever happens, and at once when a node is killed and when it comes back.
+//! Releases and rollbacks of all modules, made by an operator through one member after another: at drawn times
+//! during the faults, and immediately when a node is killed and when it restarts.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -20,15 +20,16 @@ use crate::guests::component;
 use crate::harness::{Cluster, Node, verb};
 use crate::load::MODULE;
 
-/// What a release is given to run on every node.
+/// `--timeout` of a release: the time for every node to run it.
 const TIMEOUT: &str = "60s";
-/// What it may take until its answer, with what a busy machine and a node that goes silent add.
+/// Longest time until the answer of a release: [`TIMEOUT`], plus time for a busy machine and an unresponsive
+/// node.
 const LIMIT: Duration = Duration::from_secs(90);
-/// Components of each module that differ in nothing but their digest.
+/// Number of components of each module; they differ only in their digests.
 const VARIANTS: u8 = 3;
-/// Of the operator's own line where the node that was asked died or fell silent.
+/// Error codes that the command line itself sets if the node dies or stops answering.
 const SILENT: [&str; 3] = ["connection-lost", "unreachable", "failed"];
-/// What a release may be refused with while nodes die, freeze, come and go.
+/// Error codes with which a node may refuse a release during faults and membership changes.
 const HONEST: [&str; 7] = [
     "no-quorum",
     "not-ready",
@@ -39,18 +40,18 @@ const HONEST: [&str; 7] = [
     "shutting-down",
 ];
 
-/// One release that was wanted.
+/// One release or rollback and its result.
 #[derive(Clone, Debug)]
 struct Wanted {
-    /// What, and of whom.
+    /// The verb, the module and the node that was asked.
     what: String,
-    /// Until its answer.
+    /// Time until the answer.
     took: Duration,
-    /// The version that runs, or code and message of why not.
+    /// The version that runs, or the error's code and message.
     answer: Result<u64, (String, String)>,
 }
 
-/// An operator of releases, until it is told to end.
+/// A thread that makes releases until [`Self::end`].
 pub(super) struct Releases {
     places: Arc<Mutex<Vec<Place>>>,
     now: Sender<()>,
@@ -61,20 +62,20 @@ pub(super) struct Releases {
 struct Operator {
     began: Instant,
     places: Arc<Mutex<Vec<Place>>>,
-    /// By module.
+    /// Components of each module.
     files: BTreeMap<&'static str, Vec<PathBuf>>,
-    /// Which of them was deployed last.
+    /// Index of the component deployed last, by module.
     last: BTreeMap<&'static str, u8>,
     random: StdRng,
-    /// Modules with a release to go back to.
+    /// Modules with an earlier release to roll back to.
     released: Vec<&'static str>,
     all: Arc<Mutex<Vec<Wanted>>>,
 }
 
-/// Deploys both modules beside the one under load.
+/// Deploy the two additional modules through the first node.
 ///
 /// # Panics
-/// If that fails.
+/// If a deploy fails.
 pub(super) fn deploy_beside(cluster: &Cluster) {
     let file = cluster.keep("beside.wasm", &component(GUEST));
     for kind in Kind::ALL {
@@ -85,11 +86,11 @@ pub(super) fn deploy_beside(cluster: &Cluster) {
 }
 
 impl Releases {
-    /// One release each `every`, of a module and by a way drawn from the seed.
+    /// Start the thread: one release about each `every`, of a module and through a node drawn from the seed.
     pub(super) fn begin(cluster: &Cluster, seed: u64, every: Duration, began: Instant) -> Self {
         let file = |module: &str, number: u8| {
             let guest = component(if module == MODULE { "guests/kv" } else { GUEST });
-            // A custom section that nobody reads.
+            // A custom section changes the digest and nothing else.
             let variant = [&guest[..], &[0, 3, 1, b'v', number]].concat();
             cluster.keep(&format!("{module}-{number}.wasm"), &variant)
         };
@@ -110,21 +111,21 @@ impl Releases {
         Self { places, now, all, operator }
     }
 
-    /// Says them to these nodes from now on.
+    /// Send releases to these nodes from now on.
     pub(super) fn enter(&self, places: Vec<Place>) {
         *self.places.lock() = places;
     }
 
-    /// Says the next one now.
+    /// Make the next release now.
     pub(super) fn now(&self) {
-        // One that is gone panicked, which shows in the end.
+        // Fails only if the thread has panicked, which `end` reports.
         let _ = self.now.send(());
     }
 
-    /// Says no more, and waits for what is under way.
+    /// Stop making releases and wait for the one in progress.
     ///
     /// # Errors
-    /// What may not be.
+    /// The releases that took too long or failed with an unexpected code; or a summary, if no deploy succeeded.
     pub(super) fn end(self) -> Result<String, String> {
         drop(self.now);
         let deadline = Instant::now() + LIMIT;
@@ -134,13 +135,13 @@ impl Releases {
         let ended = self.operator.is_finished();
         let well = ended && self.operator.join().is_ok();
         if !well {
-            return Err(format!("one did not end within {LIMIT:?}"));
+            return Err(format!("a release did not end within {LIMIT:?}"));
         }
         verdict(&self.all.lock())
     }
 }
 
-/// Was each answered in time, and by what may be? Did some succeed?
+/// Check that each release was answered in time and with an expected code, and that a deploy succeeded.
 fn verdict(all: &[Wanted]) -> Result<String, String> {
     let amiss = |wanted: &&Wanted| {
         let dishonest = |(code, _): &(String, String)| {
@@ -189,21 +190,21 @@ impl Operator {
     }
 
     fn deploy(&mut self, module: &'static str) -> Vec<String> {
-        // Another one than the last: what runs already would be no release.
+        // Never the component that runs: deploying it again is no release.
         let last = self.last.entry(module).or_default();
         *last = (*last + self.random.random_range(1..VARIANTS)) % VARIANTS;
         let file = &self.files[module][usize::from(*last)];
         let mut words = vec!["deploy".to_owned(), file.display().to_string()];
         words.extend(["--name", module, "--timeout", TIMEOUT].map(str::to_owned));
         if module != MODULE && self.random.random() {
-            // Of no consequence to a guest that has no `fail`.
+            // `fail-after` has no effect without the setting `fail`.
             let number: u32 = self.random.random_range(0..1000);
             words.extend(["--set".to_owned(), format!("fail-after={number}")]);
         }
         words
     }
 
-    /// Was it done?
+    /// Run the verb and record its result. Return true if it succeeded.
     fn say(&self, module: &str, words: &[String], place: &Place) -> bool {
         let set = words.iter().any(|word| word == "--set");
         let what = format!(
@@ -225,7 +226,7 @@ impl Operator {
     }
 }
 
-/// What a verb's last line says.
+/// Parse the last line of a verb's JSON output: a version, or an error's code and message.
 fn answer(stdout: &str) -> Option<Result<u64, (String, String)>> {
     let last: Value = serde_json::from_str(stdout.lines().last()?).ok()?;
     if let Some(version) = last["version"].as_u64() {
@@ -235,10 +236,10 @@ fn answer(stdout: &str) -> Option<Result<u64, (String, String)>> {
     Some(Err((word("code")?, format!("{} ({})", word("message")?, word("state")?))))
 }
 
-/// Does every member run the current release of every module?
+/// Check that every member runs the current release of every module.
 ///
 /// # Errors
-/// Which does not.
+/// The row of the first module for which this is not so.
 pub(super) fn run_everywhere(asked: &Node, members: usize) -> Result<String, String> {
     let rows = asked.json(&["modules"]);
     let rows = rows.lines().into_iter().next().unwrap_or_default();
@@ -279,7 +280,7 @@ mod tests {
     }
 
     #[test]
-    fn an_honest_refusal_is_counted_and_a_fault_or_a_late_answer_is_none() {
+    fn an_expected_refusal_is_accepted_and_an_internal_error_or_a_late_answer_is_not() {
         let well = [wanted("deploy kv", Ok(2)), wanted("rollback kv", Err("no-quorum"))];
         assert!(verdict(&well).is_ok_and(|said| said.starts_with("1 of 2 done")));
         assert!(verdict(&well[1..]).is_err(), "nothing was deployed");

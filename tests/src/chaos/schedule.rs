@@ -1,7 +1,7 @@
-//! What happens when: drawn from a seed, before anything happens.
+//! The schedule of a chaos run, drawn from a seed before the run begins.
 //!
-//! Two lanes. Faults come one after another, so that a majority is always there and every wrong
-//! answer has one cause; what operators do (changes) comes whenever it comes, during faults too.
+//! It has two lanes. Faults come one after another, so that a majority always exists and every wrong answer
+//! has a single cause. Membership changes come at any time, including during faults.
 
 use std::time::Duration;
 
@@ -9,29 +9,29 @@ use rand::rngs::StdRng;
 use rand::seq::SliceRandom;
 use rand::{RngExt, SeedableRng};
 
-/// What befalls one node, for a while.
+/// A fault of one node that lasts for some time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The claimant's process is killed, and started again.
+    /// The claimant's process is killed and later restarted.
     KillClaimant,
-    /// A process is stopped from running.
+    /// A process is frozen (SIGSTOP).
     Pause,
-    /// A node is cut off from all others.
+    /// A node is cut off from all others, in both directions.
     CutOff,
-    /// A node hears the others and is not heard.
+    /// A node receives from the others, but what it sends is dropped.
     Mute,
-    /// A node is heard and hears nobody.
+    /// A node sends to the others, but receives nothing.
     Deafen,
 }
 
 impl Fault {
-    /// Does the process not run meanwhile?
+    /// Report whether the process does not run during the fault.
     pub fn stops(self) -> bool {
         matches!(self, Self::KillClaimant | Self::Pause)
     }
 }
 
-/// One thing that is done to the cluster.
+/// One change or fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Act {
     /// A new node joins.
@@ -40,24 +40,25 @@ pub enum Act {
     Leave,
     /// A member is replaced by a new node.
     Replace,
-    /// Something befalls a node for so long.
+    /// A fault, and its duration.
     Fault(Fault, Duration),
 }
 
-/// What is done, each at its time after the beginning, in order.
+/// Changes and faults in order, each with its time after the beginning of the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule(pub Vec<(Duration, Act)>);
 
-/// As long as the acceptance run asks for, if there is time.
+/// Longest durations of the faults; the pause has the length required by the acceptance run. Short runs use
+/// less.
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_CUT: Duration = Duration::from_secs(12);
 const LONGEST_DEATH: Duration = Duration::from_secs(5);
-/// By this share of the time everything has begun, so that its end is seen under load too.
+/// Share of the run within which every change and fault begins, so that its end is under load too.
 const BEGUN: f64 = 0.85;
 
 impl Schedule {
-    /// Two join, one leaves, one is replaced; the claimant dies, one freezes, one is cut off both
-    /// ways, one each way.
+    /// Draw a schedule: two joins, a leave and a replacement; the claimant is killed, one node freezes, one is
+    /// cut off in both directions and two in one direction each.
     pub fn membership(seed: u64, length: Duration) -> Self {
         let mut random = StdRng::seed_from_u64(seed);
         let mut all = faults(&mut random, length.mul_f64(BEGUN));
@@ -72,7 +73,7 @@ impl Schedule {
     }
 }
 
-/// One after another, with pauses of drawn lengths before each.
+/// Draw the faults, one after another, with a drawn pause before each.
 fn faults(random: &mut StdRng, length: Duration) -> Vec<(Duration, Act)> {
     let cut = LONGEST_CUT.min(length / 12);
     let mut faults = [
@@ -101,7 +102,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn everything_happens_once_and_faults_one_after_another_whatever_the_seed() {
+    fn every_seed_has_each_event_once_and_no_two_faults_at_once() {
         for (seed, seconds) in (0..200).zip([30, 60, 180].into_iter().cycle()) {
             let length = Duration::from_secs(seconds);
             let Schedule(all) = Schedule::membership(seed, length);
@@ -124,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn a_long_run_freezes_a_node_for_half_a_minute_and_a_seed_is_one_schedule() {
+    fn a_long_run_freezes_a_node_for_30_s_and_a_seed_gives_one_schedule() {
         let length = Duration::from_secs(180);
         let schedule = Schedule::membership(3, length);
         assert_eq!(schedule, Schedule::membership(3, length));

@@ -1,4 +1,4 @@
-//! Looks at every node that should be there, again and again: has the cluster settled?
+//! Polls every expected member to find out whether the cluster has settled.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -14,24 +14,24 @@ use tokio::time::{sleep, timeout};
 
 use crate::client::{Failure, Operator};
 
-/// Between two looks at all nodes.
+/// Pause between two rounds over all nodes.
 const REST: Duration = Duration::from_millis(150);
-/// Longest that a node may take to be looked at.
+/// Longest time for one node to answer.
 const LIMIT: Duration = Duration::from_secs(2);
 
-/// The nodes that should be members: their names and data directories.
+/// The expected members: names and data directories.
 pub type Expected = BTreeMap<String, PathBuf>;
 
-/// One look at all nodes.
+/// The result of one round over all nodes.
 #[derive(Clone, Debug)]
 pub struct Look {
-    /// What is not as it should be in the end; empty if the cluster has settled.
+    /// Differences from a settled cluster; empty if it has settled.
     pub amiss: Vec<String>,
-    /// Partitions that change hands, as the first node that answered knows.
+    /// Number of partitions with a pending transfer, according to the first node that answered.
     pub pending: usize,
 }
 
-/// Looks until it is dropped.
+/// A thread that polls the nodes until it is dropped.
 pub struct Watch {
     shared: Arc<Shared>,
     thread: Option<JoinHandle<()>>,
@@ -40,19 +40,19 @@ pub struct Watch {
 struct Shared {
     expected: Mutex<Expected>,
     latest: Mutex<Option<Look>>,
-    /// When a settled look began, each time after an unsettled one, and the last.
+    /// Start times of all rounds that saw a settled cluster.
     settled: Mutex<Vec<Instant>>,
-    /// Looks at two or more nodes, and where two of them contradicted each other.
+    /// Number of pairs of nodes compared at the same epoch, and the pairs that differed.
     compared: AtomicU64,
     contradictions: Mutex<Vec<String>>,
     over: AtomicBool,
 }
 
 impl Watch {
-    /// Looks at these nodes from now on.
+    /// Start to poll these nodes.
     ///
     /// # Panics
-    /// If the system gives no thread.
+    /// If no runtime or thread can be created.
     pub fn new(expected: Expected) -> Self {
         let shared = Arc::new(Shared {
             expected: Mutex::new(expected),
@@ -69,27 +69,27 @@ impl Watch {
         Self { shared, thread: Some(thread) }
     }
 
-    /// These nodes should be members from now on.
+    /// Change the set of expected members.
     pub fn expect(&self, change: impl FnOnce(&mut Expected)) {
         change(&mut self.shared.expected.lock());
     }
 
-    /// The last look.
+    /// Return the result of the last round.
     pub fn latest(&self) -> Option<Look> {
         self.shared.latest.lock().clone()
     }
 
-    /// When the cluster was first seen settled after this.
+    /// Return the start of the first round at or after `moment` that saw a settled cluster.
     pub fn settled_after(&self, moment: Instant) -> Option<Instant> {
         self.shared.settled.lock().iter().find(|settled| **settled >= moment).copied()
     }
 }
 
 impl Watch {
-    /// Have all nodes always said the same of one epoch?
+    /// Check that all nodes have always shown the same ring in the same epoch.
     ///
     /// # Errors
-    /// Where they did not.
+    /// The pairs of nodes that differed.
     pub fn one_truth(&self) -> Result<String, String> {
         let contradictions = self.shared.contradictions.lock();
         if contradictions.is_empty() {
@@ -103,7 +103,7 @@ impl Drop for Watch {
     fn drop(&mut self) {
         self.shared.over.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
-            // Its panic would only hide the one that drops us.
+            // The thread's own panic would only hide the panic that drops this value.
             drop(thread.join());
         }
     }
@@ -115,7 +115,7 @@ async fn look_on(shared: &Shared) {
         let began = Instant::now();
         let expected = shared.expected.lock().clone();
         let (amiss, pending) = look(shared, &expected, &mut operators).await;
-        // What was expected may have changed while we looked.
+        // Discard the round if the expected members changed during it.
         if *shared.expected.lock() == expected {
             if amiss.is_empty() {
                 shared.settled.lock().push(began);
@@ -191,7 +191,7 @@ async fn look_at(
     Ok((operator.ask(&AdminRequest::Ring).await?, operator.ask(&AdminRequest::Transfers).await?))
 }
 
-/// What is wrong with who owns how much.
+/// Return the faults of a ring's balance: pending partitions, foreign owners, uneven shares.
 pub fn balance(ring: &RingRow, expected: &Expected) -> Vec<String> {
     let mut amiss = Vec::new();
     let pending = ring.partitions.iter().filter(|partition| !partition.pending.is_empty()).count();
@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn shares_are_even_and_nobody_else_owns_anything() {
+    fn uneven_shares_foreign_owners_and_pending_partitions_are_reported() {
         let expected: Expected = ["a", "b"].map(|name| (name.to_owned(), PathBuf::new())).into();
         assert!(balance(&ring(&["a", "b", "a"]), &expected).is_empty());
         assert_eq!(balance(&ring(&["a", "a", "a", "b"]), &expected).len(), 1);

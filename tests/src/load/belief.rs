@@ -1,60 +1,60 @@
-//! What the model knows of one key, whose only writer keeps it.
+//! The model of one key, kept by the key's only writer.
 
-/// A value, or `None` where there is none.
+/// The value of a key, or `None` if the key is absent.
 pub type Held = Option<u64>;
 
-/// What one key may hold.
+/// The values that one key may have.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Belief {
-    /// What the last acknowledged write left, or a read since saw.
+    /// Value after the last acknowledged write, or the value that a later read returned.
     certain: Held,
-    /// Writes with an unknown outcome: each may have happened, or happen yet.
+    /// Writes with an unknown outcome: each may have been applied, or may still be.
     maybe: Vec<Held>,
-    /// The memory that held it has died; nothing may be left.
+    /// Set when the memory that held the key was lost: the key may be absent.
     gone: bool,
 }
 
-/// How a read contradicts the model.
+/// The way in which a read contradicts the model.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Wrong {
-    /// An acknowledged write is not there.
+    /// An acknowledged write is missing.
     Lost,
-    /// Something is there that an acknowledged delete had taken away.
+    /// A value is back after an acknowledged delete.
     Resurrected,
 }
 
-/// Is a key there, as far as is certain?
+/// The presence of a key, as far as the model knows.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Presence {
-    /// It is not.
+    /// The key is absent.
     Absent,
-    /// It is.
+    /// The key is present.
     Present,
-    /// Nobody can say.
+    /// A write with an unknown outcome, or a possible loss, leaves it open.
     Uncertain,
 }
 
 impl Belief {
-    /// A write was acknowledged.
+    /// Record an acknowledged write.
     pub fn acknowledge(&mut self, held: Held) {
         self.certain = held;
         self.gone = false;
     }
 
-    /// A write was sent, and nobody knows what became of it.
+    /// Record a write with an unknown outcome.
     pub fn suspect(&mut self, held: Held) {
         self.maybe.push(held);
     }
 
-    /// Whatever is held may be gone.
+    /// Record that the memory of this key may be lost.
     pub fn doubt(&mut self) {
         self.gone = true;
     }
 
-    /// A read saw this. It is believed from now on, right or wrong.
+    /// Check the value that a read returned, and adopt it as certain, even if it contradicts the model.
     ///
     /// # Errors
-    /// How it contradicts what was believed.
+    /// The contradiction with the previous model.
     pub fn see(&mut self, held: Held) -> Result<(), Wrong> {
         let gone = std::mem::take(&mut self.gone);
         let before = std::mem::replace(&mut self.certain, held);
@@ -62,19 +62,19 @@ impl Belief {
             return Ok(());
         }
         if let Some(late) = self.maybe.iter().position(|maybe| *maybe == held) {
-            // A value is written once; that was it.
+            // Each value is written once, so this unknown write is settled.
             self.maybe.swap_remove(late);
             return Ok(());
         }
         Err(if before.is_none() { Wrong::Resurrected } else { Wrong::Lost })
     }
 
-    /// What it holds, if nothing unknown is under way.
+    /// Return the certain value, without regard to writes with an unknown outcome.
     pub fn held(&self) -> Held {
         self.certain
     }
 
-    /// Is it there?
+    /// Return the presence of the key.
     pub fn presence(&self) -> Presence {
         let here = self.certain.is_some();
         let sure = !self.gone && self.maybe.iter().all(|maybe| maybe.is_some() == here);
@@ -91,7 +91,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn acknowledged_writes_are_held_to_account() {
+    fn a_missing_or_resurrected_acknowledged_write_is_reported() {
         let mut key = Belief::default();
         assert_eq!(key.see(Some(9)), Err(Wrong::Resurrected));
         key.acknowledge(Some(1));
@@ -105,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn an_unknown_write_may_come_late_but_only_once() {
+    fn an_unknown_write_may_appear_late_but_only_once() {
         let mut key = Belief::default();
         key.suspect(Some(1));
         key.acknowledge(Some(2));
@@ -118,13 +118,13 @@ mod tests {
     }
 
     #[test]
-    fn what_died_may_be_gone_until_it_is_looked_at() {
+    fn a_doubted_key_may_be_absent_until_the_next_read() {
         let mut key = Belief::default();
         key.acknowledge(Some(1));
         key.doubt();
         assert_eq!(key.clone().see(None), Ok(()));
         assert_eq!(key.see(Some(1)), Ok(()));
-        assert_eq!(key.see(None), Err(Wrong::Lost), "it had survived");
+        assert_eq!(key.see(None), Err(Wrong::Lost), "the read showed that the key survived");
         key.acknowledge(None);
         key.doubt();
         assert_eq!(key.see(Some(1)), Err(Wrong::Resurrected));

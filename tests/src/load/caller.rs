@@ -1,4 +1,4 @@
-//! Asks a module by one node or another, and knows which of them cannot answer.
+//! Calls a module through one of several nodes, and recognises failures that a dead or frozen process explains.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -12,17 +12,17 @@ use tokio::time::{sleep, timeout};
 use super::Settings;
 use crate::client::{Applied, Failure, Operator};
 
-/// Before a node that let us down is asked again.
+/// Pause after a failed request.
 const AGAIN: Duration = Duration::from_millis(20);
-/// Code of ours for a request that nobody answered.
+/// The load's own error code for a request without an answer.
 pub(crate) const NO_ANSWER: &str = "no-answer";
-/// Code of ours for one that could not be answered: the process that was asked did not run.
+/// The load's own error code for a request without an answer to a node whose process did not run.
 pub(crate) const FROZEN: &str = "frozen";
 
-/// Nodes whose process is dead or stopped, by their data directories.
+/// Nodes whose process is dead or frozen, by data directory.
 pub(crate) type Frozen = Arc<Mutex<HashSet<PathBuf>>>;
 
-/// One request at a time, over a connection that is kept.
+/// A client with a persistent connection, which sends one request at a time.
 pub(crate) struct Caller {
     entries: Entries,
     operator: Option<Operator>,
@@ -33,23 +33,23 @@ pub(crate) struct Caller {
 }
 
 impl Caller {
-    /// Knows no node yet.
+    /// Create a caller without nodes; [`Self::enter`] must come before the first call.
     pub(crate) fn new(frozen: Frozen, settings: &Settings) -> Self {
         let Settings { limit, grace, roam, .. } = *settings;
         Self { entries: Entries::default(), operator: None, frozen, limit, grace, roam }
     }
 
-    /// Enters by its share of these nodes from now on.
+    /// Use one of these nodes from now on: the one at `share`, modulo their number.
     pub(crate) fn enter(&mut self, entries: Vec<PathBuf>, share: usize) {
         if self.entries.set(entries, share) {
             self.operator = None;
         }
     }
 
-    /// Runs a command.
+    /// Run a command.
     ///
     /// # Errors
-    /// What the node said; [`FROZEN`] or [`NO_ANSWER`] where it said nothing.
+    /// The node's error, or [`FROZEN`] or [`NO_ANSWER`] if the node did not answer.
     pub(crate) async fn call(
         &mut self,
         module: &str,
@@ -90,13 +90,13 @@ impl Caller {
     }
 }
 
-/// Did the node itself let us down, and not the cluster behind it?
+/// Report whether the failure is one of the asked node itself, and not of the cluster behind it.
 pub(super) fn lost(failure: &Failure) -> bool {
     let code = failure.code.as_str();
     ["connection-lost", "unreachable", "failed", NO_ANSWER, FROZEN].contains(&code)
 }
 
-/// The nodes that a client may enter by, and which one it does.
+/// The nodes that a client may use, and the one in use.
 #[derive(Debug, Default)]
 pub(super) struct Entries {
     all: Vec<PathBuf>,
@@ -104,19 +104,19 @@ pub(super) struct Entries {
 }
 
 impl Entries {
-    /// Enters by its share of these from now on. Is that another one than before?
+    /// Replace the nodes and use the one at `share`. Return true if that is another node than before.
     pub(super) fn set(&mut self, all: Vec<PathBuf>, share: usize) -> bool {
         let before = self.all.get(self.at).cloned();
         (self.at, self.all) = (share % all.len().max(1), all);
         self.all.get(self.at) != before.as_ref()
     }
 
-    /// Where it enters.
+    /// Return the node in use.
     pub(super) fn now(&self) -> &Path {
-        self.all.get(self.at).unwrap_or_else(|| panic!("no node to enter by"))
+        self.all.get(self.at).unwrap_or_else(|| panic!("no node to send requests to"))
     }
 
-    /// Enters by the next one.
+    /// Use the next node.
     pub(super) fn next(&mut self) {
         self.at = (self.at + 1) % self.all.len().max(1);
     }

@@ -1,4 +1,4 @@
-//! Clients with threads of their own, and what they are told.
+//! The clients' tasks and the orders sent to them.
 
 use std::collections::HashSet;
 use std::path::PathBuf;
@@ -10,38 +10,38 @@ use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 use tokio::time::timeout;
 
-/// Longest that the clients may take to do what they are told, a fill or a read-back of all.
+/// Longest time for the clients to carry out an order, including a fill or a read-back of all keys.
 const ORDER_LIMIT: Duration = Duration::from_secs(600);
-/// How long the first key that refuses may do so when all are read back at the end.
+/// Longest time to retry the first key that cannot be read back; later ones are not retried.
 pub(crate) const READ_BACK_LIMIT: Duration = Duration::from_secs(20);
 
-/// What clients are told; each answers when it has done it.
+/// An order to clients; each client confirms when it is done.
 #[derive(Clone)]
 pub(crate) enum Order {
-    /// Use these nodes (their data directories) from now on.
+    /// Use these nodes, named by their data directories, from now on.
     Enter(Vec<PathBuf>),
     /// Put every key once.
     Fill,
-    /// Send requests, or do not.
+    /// Start or stop sending requests.
     Run(bool),
-    /// What these partitions held may be gone.
+    /// The items of these partitions may be lost.
     Doubt(Arc<HashSet<u16>>),
-    /// Read every key, and hold it against the model.
+    /// Read every key and check it against the model.
     ReadBack,
 }
 
-/// Where a client hears them.
+/// The receiving end of a client's orders.
 pub(crate) type Orders = mpsc::UnboundedReceiver<(Order, oneshot::Sender<()>)>;
 
-/// What a client does next.
+/// The next action of a client.
 pub(crate) enum Turn {
-    /// It was told something, and is to say when that is done.
+    /// Carry out an order, then confirm it.
     Obey(Order, oneshot::Sender<()>),
-    /// Nobody told it anything: the next request of its mix.
+    /// No order is waiting: send the next request of the mix.
     Request,
 }
 
-/// The next turn of a client, which waits for an order unless it sends requests; `None` at the end.
+/// Return the next action of a client. Wait for an order if `sends` is false; `None` if the crew is dropped.
 pub(crate) async fn next_turn(orders: &mut Orders, sends: bool) -> Option<Turn> {
     let told = match orders.try_recv() {
         Err(TryRecvError::Empty) if sends => return Some(Turn::Request),
@@ -51,23 +51,23 @@ pub(crate) async fn next_turn(orders: &mut Orders, sends: bool) -> Option<Turn> 
     told.map(|(order, done)| Turn::Obey(order, done))
 }
 
-/// How one client, or several, are told.
+/// The sending ends of the orders of one or more clients.
 pub(crate) type Whom = Vec<mpsc::UnboundedSender<(Order, oneshot::Sender<()>)>>;
 
-/// The clients' threads. They end when it is dropped.
+/// The runtime of the clients' tasks; they end when it is dropped.
 pub(crate) struct Crew(Runtime);
 
 impl Crew {
-    /// Nobody yet.
+    /// Create a crew without clients.
     ///
     /// # Panics
-    /// If the system gives no threads.
+    /// If the runtime cannot be created.
     pub(crate) fn new() -> Self {
         let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
         Self(runtime.unwrap_or_else(|error| panic!("no threads for a load: {error}")))
     }
 
-    /// One client more, among these.
+    /// Spawn a client and add it to `among`.
     pub(crate) fn hire<F>(&self, among: &mut Whom, client: impl FnOnce(Orders) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
@@ -77,14 +77,14 @@ impl Crew {
         among.push(orders);
     }
 
-    /// Tells all of these, and waits until each has done it.
+    /// Send an order to these clients and wait until each has carried it out.
     ///
     /// # Panics
-    /// If one does not in time.
+    /// If a client does not within [`ORDER_LIMIT`], or has panicked.
     pub(crate) fn tell(&self, whom: &Whom, order: &Order) {
         let send = |to: &mpsc::UnboundedSender<_>| {
             let (done, heard) = oneshot::channel();
-            // One that is gone panicked, which shows below.
+            // Fails only if the client has panicked; the wait below reports it.
             let _ = to.send((order.clone(), done));
             heard
         };
@@ -92,7 +92,7 @@ impl Crew {
         self.0.block_on(async {
             for heard in heard {
                 let done = timeout(ORDER_LIMIT, heard).await;
-                assert!(matches!(done, Ok(Ok(()))), "a client did not do what it was told in time");
+                assert!(matches!(done, Ok(Ok(()))), "a client did not carry out its order in time");
             }
         });
     }

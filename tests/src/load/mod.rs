@@ -1,9 +1,8 @@
-//! A mixed load that a model checks: no acknowledged write may be lost, no deleted key may come
-//! back, every request is answered, and `keys` tells the truth while all that goes on.
+//! A mixed load that is checked against a model: no acknowledged write is lost, no deleted key comes back,
+//! every request is answered, and the replies of `keys` are right while the writes go on.
 //!
-//! Each key has one writer, which has one request under way at a time, so the model of a key is
-//! exact. A write whose outcome is unknown may have happened or happen later, and is held
-//! neither against the cluster nor for it.
+//! Each key has one writer with one request in progress at a time, so the model of a key is exact. A write
+//! with an unknown outcome may have been applied or may be applied later; either is accepted.
 
 pub(crate) mod belief;
 mod board;
@@ -29,28 +28,28 @@ pub use report::{Failed, Phase, Report};
 /// The module under load.
 pub const MODULE: &str = "kv";
 
-/// How a load is.
+/// Settings of a load.
 #[derive(Clone, Debug)]
 pub struct Settings {
-    /// How many clients.
+    /// Number of clients.
     pub clients: u32,
-    /// How many keys they share among them.
+    /// Number of keys, divided among the clients.
     pub keys: u32,
     /// Deadline of a request.
     pub limit: Duration,
-    /// How much later than its deadline an answer may come on a busy machine, not to count as none.
+    /// Time after the deadline within which an answer still counts, for a busy machine.
     pub grace: Duration,
-    /// Of a client after each answer; none by default.
+    /// Pause of a client after each answer; none by default.
     pub rest: Duration,
-    /// Bytes that each value carries beside its number.
+    /// Bytes added to each value.
     pub pad: usize,
-    /// Ask for all keys again and again.
+    /// Whether to run the coverage command `keys` repeatedly.
     pub surveys: bool,
-    /// A client whose node lets it down goes to the next one. Else it stays where it was sent.
+    /// Whether a client goes to the next node when its own does not answer. Otherwise it stays.
     pub roam: bool,
-    /// The cluster's.
+    /// Number of partitions of the cluster.
     pub ring_size: u16,
-    /// Of the choice of keys and commands.
+    /// Seed for the choice of keys and commands.
     pub seed: u64,
 }
 
@@ -75,11 +74,11 @@ struct Shared {
     settings: Settings,
     board: Board,
     report: Mutex<Report>,
-    /// Nodes whose process is dead or stopped: who asks one of them is answered by nobody.
+    /// Nodes whose process is dead or frozen, so that a request to them gets no answer.
     frozen: Frozen,
 }
 
-/// A load with threads of its own. It ends when it is dropped.
+/// A load with its own threads; it ends when it is dropped.
 pub struct Load {
     shared: Arc<Shared>,
     workers: Whom,
@@ -88,14 +87,14 @@ pub struct Load {
 }
 
 impl Load {
-    /// Clients that enter the cluster by these nodes, in turn. They do nothing yet.
+    /// Create clients that use these nodes in turn and are idle at first.
     ///
     /// # Panics
-    /// If the system gives no threads.
+    /// If there are more clients than keys or none, or the runtime cannot be created.
     pub fn new(settings: Settings, nodes: &[&Node]) -> Self {
         let crew = Crew::new();
         let (clients, keys) = (settings.clients, settings.keys);
-        assert!(keys >= clients && clients > 0, "each client has a key");
+        assert!(keys >= clients && clients > 0, "each client needs a key");
         let report = Mutex::new(Report::new(clients));
         let shared =
             Arc::new(Shared { settings, board: Board::new(keys), report, frozen: Frozen::default() });
@@ -109,40 +108,40 @@ impl Load {
         load
     }
 
-    /// Sends the clients to these nodes, in turn; `keys` is asked of the first.
+    /// Send the clients to these nodes in turn; `keys` goes to the first.
     pub fn enter(&self, nodes: &[&Node]) {
         self.tell(&Order::Enter(nodes.iter().map(|node| node.data.clone()).collect()));
     }
 
-    /// Puts every key once.
+    /// Put every key once, as the phase `fill`.
     pub fn fill(&self) {
         self.phase("fill");
         self.tell(&Order::Fill);
     }
 
-    /// Begins the mixed load.
+    /// Start the mixed load.
     pub fn go(&self) {
         self.tell(&Order::Run(true));
     }
 
-    /// Ends the mixed load; nothing is under way any more.
+    /// Stop the mixed load and wait for the requests in progress.
     pub fn pause(&self) {
         self.tell(&Order::Run(false));
     }
 
-    /// Counts by another name from now on.
+    /// Start a phase: later requests are counted under this name.
     pub fn phase(&self, name: &str) {
         self.shared.report.lock().begin(name);
     }
 
-    /// What these partitions held may be gone: the memory that held it has died. To be said
-    /// while they do not answer.
+    /// Expect that the items of these partitions may be lost with their memory. To be called while the
+    /// partitions do not answer.
     pub fn doubt(&self, partitions: HashSet<u16>) {
         self.tell(&Order::Doubt(Arc::new(partitions)));
     }
 
-    /// This node's process is killed or stopped, or runs again. A request that was sent to it meanwhile
-    /// and gets no answer is counted apart: a process that does not run cannot give one.
+    /// Record that a node's process is killed or frozen, or that it runs again. Requests that get no answer
+    /// from it meanwhile are counted separately, because a process that does not run cannot answer.
     pub fn freeze(&self, node: &Node, frozen: bool) {
         let mut all = self.shared.frozen.lock();
         if frozen {
@@ -152,12 +151,12 @@ impl Load {
         };
     }
 
-    /// The nodes that [`freeze`](Self::freeze) was told of, for others who ask them.
+    /// Return the set of frozen nodes maintained by [`freeze`](Self::freeze), to share it with other clients.
     pub(crate) fn frozen(&self) -> Frozen {
         self.shared.frozen.clone()
     }
 
-    /// Ends the load, reads everything back and compares `keys` with the model exactly.
+    /// Stop the load, read every key back and compare a last reply of `keys` with the model.
     pub fn verify(&self) -> Report {
         self.pause();
         self.phase("read back");
@@ -165,19 +164,19 @@ impl Load {
         self.report()
     }
 
-    /// What it saw so far.
+    /// Return the report so far.
     pub fn report(&self) -> Report {
         self.shared.report.lock().clone()
     }
 
-    /// The clients first, then `keys`, which then is compared with what they left.
+    /// Send an order to the writers first, then to the surveyor, whose `keys` is compared with their result.
     fn tell(&self, order: &Order) {
         self.crew.tell(&self.workers, order);
         self.crew.tell(&self.surveyor, order);
     }
 }
 
-/// What a key is called.
+/// Return the name of a key.
 fn key_name(key: u32) -> String {
     format!("key{key}")
 }
@@ -186,7 +185,7 @@ fn key_number(name: &str) -> Option<u32> {
     name.strip_prefix("key")?.parse().ok()
 }
 
-/// Where a key lives.
+/// Return the partition of a key.
 fn partition_of(key: u32, ring_size: u16) -> u16 {
     let size = RingSize::try_from(u32::from(ring_size)).unwrap_or_else(|error| panic!("{error}"));
     size.partition_of(&hash_key(MODULE.as_bytes(), key_name(key).as_bytes())).0

@@ -1,4 +1,4 @@
-//! What a load saw.
+//! The results of a load.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -6,42 +6,42 @@ use std::time::{Duration, Instant};
 
 use hdrhistogram::Histogram;
 
-/// Examples that are kept of what went wrong; all of it is counted.
+/// Number of examples kept of contradictions, and of failures for each code. Everything is counted.
 const EXAMPLES: usize = 2_000;
-/// Failures of each code that are shown.
+/// Number of failures shown for each code.
 const SHOWN: usize = 5;
 
-/// A request that failed.
+/// A failed request.
 #[derive(Clone, Debug)]
 pub struct Failed {
-    /// When it was sent.
+    /// Time of sending.
     pub sent: Instant,
-    /// How long until its answer.
+    /// Time until the answer.
     pub took: Duration,
     /// The error's code.
     pub code: String,
-    /// What the error said.
+    /// The error's message.
     pub message: String,
     /// The partition of its key.
     pub partition: u16,
-    /// Command and key.
+    /// The command and the key.
     pub what: String,
 }
 
-/// A stretch of a load.
+/// A phase of a load.
 #[derive(Clone)]
 pub struct Phase {
-    /// What happened meanwhile.
+    /// The event during the phase.
     pub name: String,
-    /// When it began.
+    /// Start time.
     pub began: Instant,
-    /// Requests answered, well or badly.
+    /// Number of requests that were answered, with success or an error.
     pub requests: u64,
-    /// Requests that failed.
+    /// Number of requests that failed.
     pub failed: u64,
-    /// Until the answer, in microseconds.
+    /// Times until the answer, in microseconds.
     pub latency: Histogram<u64>,
-    /// The longest of each client.
+    /// Longest time until an answer, by client.
     pub longest: Vec<Duration>,
 }
 
@@ -52,52 +52,52 @@ impl Phase {
             began: Instant::now(),
             requests: 0,
             failed: 0,
-            // Three digits suffice, up to whatever comes.
+            // Three significant digits, without an upper limit.
             latency: Histogram::new(3).unwrap_or_else(|error| panic!("a histogram: {error}")),
             longest: vec![Duration::ZERO; clients as usize],
         }
     }
 
-    /// The longest stall of any client.
+    /// Return the longest time until an answer of any client.
     pub fn longest(&self) -> Duration {
         self.longest.iter().max().copied().unwrap_or_default()
     }
 
-    /// A quantile of the latency.
+    /// Return a quantile of the latency; `quantile` is from 0 to 1.
     pub fn quantile(&self, quantile: f64) -> Duration {
         Duration::from_micros(self.latency.value_at_quantile(quantile))
     }
 }
 
-/// What a load saw so far.
+/// The results of a load so far.
 #[derive(Clone)]
 pub struct Report {
     clients: u32,
-    /// Its stretches, in order.
+    /// All phases, in order.
     pub phases: Vec<Phase>,
-    /// Writes that were acknowledged.
+    /// Number of acknowledged writes.
     pub acknowledged: u64,
-    /// Of those, how many were found not to be there.
+    /// Number of acknowledged writes that were later missing.
     pub lost: u64,
-    /// Acknowledged deletes whose key came back.
+    /// Number of acknowledged deletes whose key came back.
     pub resurrected: u64,
-    /// Requests without any answer in their time, and keys that could not be read at the end.
+    /// Number of requests without an answer before their deadline, and of keys not readable at the end.
     pub unanswered: u64,
-    /// Requests without an answer because the process that was asked was killed or stopped.
+    /// Number of requests without an answer because the asked process was killed or frozen.
     pub frozen: u64,
-    /// What contradicted the model.
+    /// Contradictions between replies and the model.
     pub wrong: Vec<String>,
-    /// Failed requests by code.
+    /// Number of failed requests by code.
     pub codes: BTreeMap<String, u64>,
-    /// The first of them by each code.
+    /// The first failures of each code.
     pub failures: Vec<Failed>,
-    /// Answers of `keys` that were checked.
+    /// Number of requests for `keys`, answered or not.
     pub coverages: u64,
-    /// Of those, how many came while the ring was pending or not: all that were complete.
+    /// Number of those with a reply from every partition.
     pub complete: u64,
-    /// Partitions that were missing in one, each time.
+    /// Partitions missing from replies of `keys`, one entry for each occurrence.
     pub missing: Vec<u16>,
-    /// How they contradicted the model.
+    /// Contradictions between replies of `keys` and the model.
     pub coverage_wrong: Vec<String>,
 }
 
@@ -128,7 +128,7 @@ impl Report {
     pub(super) fn answered(&mut self, client: u32, took: Duration) {
         let Some(phase) = self.phases.last_mut() else { return };
         phase.requests += 1;
-        // Beyond the histogram's range is hours away.
+        // Fails only above the histogram's range, which is hours.
         let _ = phase.latency.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let longest = &mut phase.longest[client as usize];
         *longest = took.max(*longest);
@@ -140,7 +140,7 @@ impl Report {
         }
         let count = self.codes.entry(failed.code.clone()).or_default();
         *count += 1;
-        // Of each code: a rare one is not to go under.
+        // The limit is per code, so that a frequent code does not displace a rare one.
         if *count <= EXAMPLES as u64 {
             self.failures.push(failed);
         }
@@ -152,38 +152,43 @@ impl Report {
         }
     }
 
-    /// Requests that failed, of all phases.
+    /// Return the number of failed requests of all phases.
     pub fn failed_requests(&self) -> u64 {
         self.codes.values().sum()
     }
 
-    /// Requests of all phases.
+    /// Return the number of answered requests of all phases.
     pub fn requests(&self) -> u64 {
         self.phases.iter().map(|phase| phase.requests).sum()
     }
 
-    /// The phase of this name.
+    /// Return the phase with this name.
     ///
     /// # Panics
-    /// If there was none.
+    /// If there is none.
     pub fn phase(&self, name: &str) -> &Phase {
         let found = self.phases.iter().find(|phase| phase.name == name);
         found.unwrap_or_else(|| panic!("no phase {name}"))
     }
 
-    /// Nothing acknowledged is lost, nothing deleted came back, everything was answered.
+    /// Report whether no acknowledged write was lost, no deleted key came back, every request was answered and
+    /// every reply of `keys` was right.
     pub fn is_sound(&self) -> bool {
         self.lost == 0 && self.resurrected == 0 && self.unanswered == 0 && self.coverage_wrong.is_empty()
     }
 
+    /// Assert that the load [`is_sound`](Self::is_sound).
+    ///
     /// # Panics
-    /// Unless it is sound.
+    /// If it is not.
     pub fn assert_sound(&self) {
         assert!(self.is_sound(), "{self}");
     }
 
+    /// Assert that the load is sound and that no request failed, including those for `keys`.
+    ///
     /// # Panics
-    /// Unless it is sound and no request failed, `keys` neither.
+    /// If this is not so.
     pub fn assert_flawless(&self) {
         self.assert_sound();
         assert!(self.failed_requests() == 0 && self.complete == self.coverages, "{self}");
@@ -232,11 +237,7 @@ impl fmt::Display for Report {
             self.coverage_wrong.len()
         )?;
         if self.frozen > 0 {
-            writeln!(
-                f,
-                "asked of a process that was killed or stopped, and so not answered: {}",
-                self.frozen
-            )?;
+            writeln!(f, "not answered because the asked process was killed or stopped: {}", self.frozen)?;
         }
         write!(
             f,

@@ -1,4 +1,4 @@
-//! Asks for all keys, again and again, and checks the answers while the writers write.
+//! A client that runs the coverage command `keys` repeatedly and checks the replies during the writes.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use super::crew::{Order, Orders};
 use super::{MODULE, Shared, key_number};
 use crate::client::{Everywhere, Failure, Operator};
 
-/// Longest that an answer of all keys may take.
+/// Deadline of one request for `keys`.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Between two of them, so that they do not crowd out what they watch.
+/// Pause between two requests, so that they leave room for the load that they check.
 const REST: Duration = Duration::from_millis(100);
 
 pub(super) struct Surveyor {
@@ -55,12 +55,12 @@ impl Surveyor {
                 }
                 Order::Fill | Order::Doubt(_) => {}
             }
-            // Nobody need wait for it.
+            // The sender may have stopped waiting.
             let _ = done.send(());
         }
     }
 
-    /// One answer, checked. False if it is not complete.
+    /// Send one request and check its reply. Return false if the reply is not complete.
     async fn survey(&mut self) -> bool {
         let before = self.shared.board.snapshot();
         let grace = self.shared.settings.grace;
@@ -104,7 +104,7 @@ impl Surveyor {
     }
 }
 
-/// The key's number; one that is none of ours has a number that no key has.
+/// Return the key's number, or `u32::MAX`, which no key has, if the name is not one of the load's.
 fn number(key: &Value) -> u32 {
     key.as_text().and_then(key_number).unwrap_or(u32::MAX)
 }

@@ -1,4 +1,4 @@
-//! One client: the only writer of its keys, which holds every answer against the model.
+//! A client of the load: the only writer of its keys, which checks every answer against the model.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -18,7 +18,7 @@ use crate::client::{Applied, Failure};
 pub(super) struct Worker {
     number: u32,
     shared: Arc<Shared>,
-    /// By slot: key `slot * clients + number`.
+    /// The models by slot; slot `s` holds key `s * clients + number`.
     beliefs: Vec<Belief>,
     values_so_far: u64,
     random: StdRng,
@@ -49,7 +49,7 @@ impl Worker {
                 Turn::Request => self.anything().await,
                 Turn::Obey(order, done) => {
                     self.obey(order).await;
-                    // Nobody need wait for it.
+                    // The sender may have stopped waiting.
                     let _ = done.send(());
                 }
             }
@@ -77,7 +77,7 @@ impl Worker {
         }
     }
 
-    /// One request of the mix: half puts, a third gets, the rest deletes.
+    /// Send one request of the mix: 50 % puts, 35 % gets, 15 % deletes.
     async fn anything(&mut self) {
         let slot = self.random.random_range(0..self.beliefs.len());
         let act = match self.random.random_range(0..100) {
@@ -92,7 +92,7 @@ impl Worker {
     }
 
     async fn read_back(&mut self) {
-        // Where nothing answers, it is not waited for at each key.
+        // After one key without an answer, do not wait at the others.
         let mut patience = READ_BACK_LIMIT;
         for slot in 0..self.beliefs.len() {
             let began = Instant::now();
@@ -109,7 +109,7 @@ impl Worker {
         }
     }
 
-    /// Sends one request and holds its answer against the model. False if it failed.
+    /// Send one request and check the answer against the model. Return false if the request failed.
     async fn act(&mut self, slot: usize, act: Act) -> bool {
         let key = self.key(slot);
         self.values_so_far += 1;
@@ -214,7 +214,7 @@ impl Act {
     }
 }
 
-/// What a get or a delete answered.
+/// Parse the reply of a get or a delete: the key's value, or the reply itself if it has another form.
 fn held(reply: &Value) -> Result<Held, &Value> {
     match reply {
         Value::Null => Ok(None),

@@ -5,10 +5,10 @@ use std::time::Instant;
 
 use super::*;
 
-/// Nothing here takes as long, and nothing that is dropped is waited for as long.
+/// Longest wait for an expected packet.
 const LIMIT: Duration = Duration::from_secs(10);
 
-/// A node as the relay sees it: one socket, which listens and sends.
+/// A node as the relay sees it: one socket that listens and sends.
 struct End {
     socket: UdpSocket,
     told: SocketAddr,
@@ -37,7 +37,7 @@ impl End {
     }
 }
 
-/// Waits until the relay has dealt with so many packets of a direction.
+/// Wait until the relay has passed or dropped this number of packets of a direction.
 fn dealt_with(relay: &Relay, from: Door, to: Door, packets: u64) -> Count {
     let deadline = Instant::now() + LIMIT;
     loop {
@@ -51,13 +51,13 @@ fn dealt_with(relay: &Relay, from: Door, to: Door, packets: u64) -> Count {
 }
 
 #[test]
-fn each_sees_the_other_at_the_address_that_it_was_told() {
+fn nodes_see_each_other_at_the_announced_addresses() {
     let relay = Relay::new(1);
     let ends = ends(&relay, 3);
     ends[0].send(&ends[1], "hello");
     let (word, from) = ends[1].hear();
     assert_eq!((word.as_str(), from), ("hello", ends[0].told));
-    // An answer to where it came from is an answer to whom it came from.
+    // An answer to the source address reaches the sender.
     ends[1].socket.send_to(b"yes", from).unwrap();
     assert_eq!(ends[0].hear(), ("yes".to_owned(), ends[1].told));
     ends[2].send(&ends[0], "me too");
@@ -67,7 +67,7 @@ fn each_sees_the_other_at_the_address_that_it_was_told() {
 }
 
 #[test]
-fn a_way_that_is_cut_leaves_the_other_ways_open() {
+fn a_cut_direction_leaves_the_other_directions_open() {
     let relay = Relay::new(1);
     let ends = ends(&relay, 3);
     relay.mute(0);
@@ -82,7 +82,7 @@ fn a_way_that_is_cut_leaves_the_other_ways_open() {
     assert_eq!(ends[1].hear().0, "past it");
     relay.heal();
     ends[0].send(&ends[1], "again");
-    assert_eq!(ends[1].hear().0, "again", "what was dropped does not come later");
+    assert_eq!(ends[1].hear().0, "again", "dropped packets are not delivered later");
 }
 
 #[test]
@@ -92,7 +92,7 @@ fn the_same_seed_drops_the_same_packets_whatever_others_send() {
         let ends = ends(&relay, 3);
         relay.set(0, 1, Way { drop: 0.3, ..Way::default() });
         let mut words: Vec<String> = Vec::new();
-        // Taken out one by one: the socket's own queue drops nothing.
+        // Receive each packet before the next is sent, so that the socket's own queue drops none.
         for number in 0..200 {
             if noise {
                 ends[2].send(&ends[1], "noise");
@@ -112,7 +112,7 @@ fn the_same_seed_drops_the_same_packets_whatever_others_send() {
 }
 
 #[test]
-fn what_is_held_up_comes_later_and_a_stranger_gets_nowhere() {
+fn delayed_packets_arrive_later_and_packets_from_unknown_addresses_are_dropped() {
     let relay = Relay::new(1);
     let ends = ends(&relay, 2);
     let delay = Duration::from_millis(50);
@@ -129,7 +129,7 @@ fn what_is_held_up_comes_later_and_a_stranger_gets_nowhere() {
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
-    // A node that comes back elsewhere is no stranger once that is said, and the old place is one.
+    // A node that moves to another address is known as soon as the relay is told.
     relay.behind(0, stranger.local_addr().unwrap());
     stranger.send_to(b"it is me", ends[1].told).unwrap();
     assert_eq!(ends[1].hear(), ("it is me".to_owned(), ends[0].told));

@@ -1,4 +1,4 @@
-//! One history, with all that happens in it.
+//! The history of one seed, with all its events.
 
 use std::convert::Infallible;
 use std::fmt;
@@ -13,12 +13,12 @@ use serde_json::Value;
 
 use super::Verdict;
 
-/// Which one.
+/// The history to replay.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Which {
-    /// As the seed has it.
+    /// The history that a seed generates.
     Seed(u64),
-    /// As it was kept.
+    /// A saved, shrunk history.
     File(PathBuf),
 }
 
@@ -30,10 +30,10 @@ impl FromStr for Which {
     }
 }
 
-/// Runs it and shows it. True if no rule is broken.
+/// Replay a history and show it. Return true if no rule is broken.
 ///
 /// # Errors
-/// A file that cannot be run; an answer that cannot be written.
+/// If the file cannot be read, or the output cannot be written.
 pub fn replay(which: &Which, mutant: Option<Mutant>, output: &Output) -> Result<bool, CliError> {
     let began = Instant::now();
     let (report, file) = match which {
@@ -41,7 +41,7 @@ pub fn replay(which: &Which, mutant: Option<Mutant>, output: &Output) -> Result<
         Which::File(path) => {
             let unusable = |why: &dyn fmt::Display| CliError::Other(format!("{}: {why}", path.display()));
             if mutant.is_some() {
-                return Err(unusable(&"a file says itself which mutant there is"));
+                return Err(unusable(&"a file already names its mutant; leave `--mutant` out"));
             }
             let saved = Saved::read(path).map_err(|error| unusable(&error))?;
             let (report, replayed) = saved.run();
@@ -85,19 +85,21 @@ impl fmt::Display for Replay<'_> {
     }
 }
 
-/// What the file promised, and what there was.
+/// Compare the replayed history with the saved one, in words.
 fn remark(saved: &Saved, replayed: Replayed) -> String {
     let Saved { program, rule, what, .. } = saved;
     match replayed {
-        Replayed::Same => "the same rule is broken, by the same history".to_owned(),
+        Replayed::Same => "the same rule is broken by the same history".to_owned(),
         Replayed::Otherwise => {
-            format!("the same rule is broken, but by another history than the file's of version {program}")
+            format!(
+                "the same rule is broken, but by another history than in the file, which version {program} wrote"
+            )
         }
         Replayed::OtherRule => {
-            format!("another rule is broken; the file's of version {program}: {rule}: {what}")
+            format!("another rule is broken than in the file, which version {program} wrote: {rule}: {what}")
         }
         Replayed::Holds => {
-            format!("nothing breaks any more; the file's of version {program}: {rule}: {what}")
+            format!("no rule is broken any more; in the file, which version {program} wrote: {rule}: {what}")
         }
     }
 }

@@ -1,4 +1,4 @@
-//! What came of many seeds, for people and for programs.
+//! The result of many seeds, as text and as JSON.
 
 use std::fmt;
 use std::path::PathBuf;
@@ -9,42 +9,42 @@ use annulus_sim::shrink::Shrunk;
 use annulus_sim::truth::Counts;
 use serde_json::{Value, json};
 
-/// How many lines of a broken run are shown.
+/// Number of lines shown of a broken run.
 const LAST: usize = 60;
 
-/// The same of one that was shrunk.
+/// Number of lines shown of a shrunk run.
 const LAST_OF_SHORT: usize = 20;
 
-/// What came of many seeds.
+/// The result of many seeds.
 #[derive(Debug, Default)]
 pub struct Verdict {
-    /// Runs that broke a rule, by seed.
+    /// Reports of the runs that broke a rule, by seed.
     pub broken: Vec<Report>,
-    /// What is left of the first of them.
+    /// Shrunk versions of the first of them.
     pub shrunk: Vec<Short>,
-    /// Of all runs.
+    /// Sums over all runs.
     pub counts: Counts,
-    /// How many seeds were asked for.
+    /// Number of seeds requested.
     pub asked: u64,
-    /// How many seeds were run.
+    /// Number of seeds run.
     pub seeds: u64,
-    /// How long they were, in virtual time.
+    /// Virtual time of all runs together.
     pub lasted: Duration,
-    /// How long they took.
+    /// Elapsed real time.
     pub took: Duration,
 }
 
-/// A seed that was shrunk.
+/// A shrunk seed.
 #[derive(Debug)]
 pub struct Short {
-    /// What is left.
+    /// The shrunk settings and their report.
     pub shrunk: Shrunk,
-    /// Where that is kept, or why it is not.
+    /// File that holds them, or the reason why there is none.
     pub file: Result<PathBuf, String>,
 }
 
 impl Verdict {
-    /// Of one run.
+    /// Create the verdict of a single run.
     pub(super) fn of_one(report: &Report, took: Duration) -> Self {
         let mut verdict = Self { asked: 1, took, ..Self::default() };
         verdict.add(report.clone());
@@ -60,7 +60,7 @@ impl Verdict {
         }
     }
 
-    /// For programs: one document.
+    /// Return the verdict as one JSON document.
     pub fn to_json(&self) -> Value {
         let broken = self.broken.iter().filter_map(|report| {
             let broken = report.broken.as_ref()?;
@@ -89,10 +89,10 @@ impl Verdict {
         })
     }
 
-    /// The last two lines.
+    /// Write the last lines: the counts, and a note if the run ended early.
     pub(super) fn figures(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         if self.seeds < self.asked {
-            writeln!(f, "ended early: {} seeds were asked for", self.asked)?;
+            writeln!(f, "ended early: {} seeds were requested", self.asked)?;
         }
         writeln!(
             f,
@@ -165,7 +165,7 @@ impl fmt::Display for Short {
     }
 }
 
-/// The last ones.
+/// Write the last `most` lines.
 fn last(f: &mut fmt::Formatter<'_>, lines: &[String], most: usize) -> fmt::Result {
     let from = lines.len().saturating_sub(most);
     lines[from..].iter().try_for_each(|line| writeln!(f, "{line}"))

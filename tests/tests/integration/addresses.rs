@@ -1,13 +1,13 @@
-//! Nodes come back under other addresses and find each other.
+//! Nodes restart under other addresses and find each other.
 
 use std::time::{Duration, Instant};
 
 use annulus_tests::harness::{Cluster, Node, until};
 
-/// Within this all nodes have to be one cluster again.
+/// Longest time until all nodes are one cluster again.
 const WHOLE: Duration = Duration::from_secs(10);
 
-/// Does this node hear from all, and can the cluster decide?
+/// Check that this node sees all members alive and that the cluster has a quorum.
 fn is_whole(node: &Node) -> Result<(), String> {
     let members = node.json(&["members"]);
     let status = node.json(&["status"]);
@@ -19,8 +19,8 @@ fn is_whole(node: &Node) -> Result<(), String> {
     if all && status["quorum"] == true { Ok(()) } else { Err(format!("{members} {status}")) }
 }
 
-/// Waits until all are one again, everybody's address is in the member table, and every node reaches
-/// every partition.
+/// Wait until every node sees all members alive and a quorum, has every member's current address in its member
+/// table, and reaches every partition.
 fn whole_within(cluster: &Cluster, what: &str, limit: Duration) {
     let begun = Instant::now();
     for node in cluster.nodes() {
@@ -54,14 +54,14 @@ fn of_three() -> Cluster {
     cluster
 }
 
-/// From its next start on it listens wherever there is room, and is told to look there.
+/// Let a node listen on any free port from its next start on, and look for its peers at `seed`.
 fn moves(node: &mut Node, seed: Option<&str>) {
     node.listen = "127.0.0.1:0".to_owned();
     node.arguments = seed.map(|seed| format!("--seed={seed}")).into_iter().collect();
 }
 
 #[test]
-fn three_nodes_that_all_move_at_once_meet_where_they_are_told_to_look_in_any_order() {
+fn three_nodes_with_new_addresses_meet_at_the_seed_in_any_order() {
     let mut cluster = of_three();
     for order in [[0, 1, 2], [0, 2, 1], [1, 0, 2], [1, 2, 0], [2, 0, 1], [2, 1, 0]] {
         for node in cluster.nodes_mut() {
@@ -70,7 +70,7 @@ fn three_nodes_that_all_move_at_once_meet_where_they_are_told_to_look_in_any_ord
         let [first, second, third] = order;
         moves(&mut cluster[first], None);
         cluster[first].start();
-        // By its name.
+        // The seed is a host name, not an IP address.
         let port = cluster[first].listen.rsplit_once(':').unwrap().1.to_owned();
         let seed = format!("localhost:{port}");
         for next in [second, third] {
@@ -82,7 +82,7 @@ fn three_nodes_that_all_move_at_once_meet_where_they_are_told_to_look_in_any_ord
 }
 
 #[test]
-fn two_nodes_that_move_meet_through_the_one_that_stayed() {
+fn two_nodes_with_new_addresses_meet_through_the_third() {
     let mut cluster = of_three();
     for stays in 0..3 {
         for node in cluster.nodes_mut() {
@@ -99,7 +99,7 @@ fn two_nodes_that_move_meet_through_the_one_that_stayed() {
 }
 
 #[test]
-fn a_node_is_named_by_its_host() {
+fn addresses_may_be_host_names() {
     let mut cluster = Cluster::apart(2);
     cluster[1].stop();
     let port = cluster[1].listen.rsplit_once(':').unwrap().1.to_owned();
@@ -110,7 +110,9 @@ fn a_node_is_named_by_its_host() {
     let token = cluster[0].json(&["token"]).json()["token"].as_str().unwrap().to_owned();
     let joined = cluster[1].json(&["join", &format!("localhost:{port}"), "--token", &token]);
     assert_eq!(joined.code, 0, "{joined:?}");
-    until("both hear each other", || cluster.nodes().iter().all(|node| is_whole(node).is_ok()).then_some(()));
+    until("both nodes are one cluster", || {
+        cluster.nodes().iter().all(|node| is_whole(node).is_ok()).then_some(())
+    });
 
     cluster[1].stop();
     cluster[1].listen = "no-such-host.invalid:8199".to_owned();
@@ -121,9 +123,10 @@ fn a_node_is_named_by_its_host() {
 }
 
 #[test]
-fn a_join_from_where_nobody_can_be_reached_says_so() {
+fn a_join_of_a_node_that_cannot_be_reached_reports_the_reason() {
     let mut cluster = Cluster::apart(2);
-    // Its own words go out by another socket, so it is admitted; its endpoint speaks IPv6 only.
+    // The command line sends the join request through a socket of its own, so the node is admitted; but the
+    // node's endpoint speaks only IPv6.
     cluster[1].stop();
     cluster[1].listen = "[::1]:0".to_owned();
     cluster[1].start();

@@ -1,5 +1,5 @@
-//! The house is built as `host/ARCHITECTURE.md` says: packages use those below them, and whichever are
-//! selected, their dependencies are compiled once.
+//! Checks that the packages follow `host/ARCHITECTURE.md`: each package uses only those below it, and every
+//! selection of packages compiles the same dependencies.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
@@ -8,7 +8,7 @@ use std::process::Command;
 use annulus_tests::guests::root;
 use serde_json::Value;
 
-/// The packages of the host, lowest first: each may use those before it, and nothing else of ours.
+/// The packages of the host, lowest first: each may use only those before it.
 const ROOMS: [&str; 17] = [
     "annulus-core",
     "annulus-ground",
@@ -29,7 +29,7 @@ const ROOMS: [&str; 17] = [
     "annulus",
 ];
 
-/// Lists dependencies for [`ROOMS`] and is used for nothing else.
+/// A package that only lists dependencies for [`ROOMS`].
 const LIST: &str = "annulus-deps";
 
 fn cargo(words: &[&str]) -> String {
@@ -40,7 +40,7 @@ fn cargo(words: &[&str]) -> String {
 }
 
 #[test]
-fn packages_use_those_below_them() {
+fn packages_use_only_packages_below_them() {
     let metadata: Value =
         serde_json::from_str(&cargo(&["metadata", "--format-version=1", "--no-deps", "--locked"])).unwrap();
     let host = root().join("host");
@@ -60,30 +60,31 @@ fn packages_use_those_below_them() {
     let place = |name: &str| ROOMS.iter().position(|room| *room == name);
     assert_eq!(uses.len(), ROOMS.len(), "{:?}", uses.keys());
     for (room, used) in &uses {
-        let place_of_room = place(room).unwrap_or_else(|| panic!("{room} has no place"));
+        let place_of_room = place(room).unwrap_or_else(|| panic!("{room} is not in ROOMS"));
         for name in used {
             assert!(place(name).is_some_and(|place| place < place_of_room), "{room} -> {name}");
         }
     }
-    // The search finds what is known to be there.
+    // Check that the dependencies were found at all.
     assert!(uses["annulus"].contains("annulus-admin") && uses["annulus-core"].is_empty(), "{uses:?}");
 }
 
-/// What a simulated node takes from `annulus-ground`, and where its code may stand on the system itself.
+/// Calls that `annulus-ground` replaces, so that a node can be simulated, and the files that may still use
+/// them.
 const GROUND: [(&str, &[&str]); 6] = [
-    // Below the seam of the network: what quinn runs on.
+    // Below the interface of the simulated network: the tasks of quinn.
     ("tokio::spawn(", &["transport/src/hub.rs"]),
     ("spawn_blocking(", &[]),
     ("rand::r", &[]),
     ("SystemTime::now", &[]),
-    // quinn's own clock.
+    // The clock of quinn.
     ("std::time::Instant", &["transport/src/udp.rs", "transport/src/hub.rs"]),
-    // A simulation has its own guests and no signals.
+    // Epoch ticks and signals, which a simulation does not have.
     ("thread::Builder", &["wasm/src/ticker.rs", "node/src/exit.rs"]),
 ];
 
 #[test]
-fn a_node_stands_on_its_ground() {
+fn nodes_use_the_ground_and_not_the_system() {
     let host = root().join("host");
     let mut found = Vec::new();
     let mut looked_at = 0;
@@ -123,10 +124,10 @@ fn a_node_stands_on_its_ground() {
         }
     }
     assert!(looked_at > 100, "{looked_at} files");
-    assert!(found.is_empty(), "not on the ground: {found:#?}");
+    assert!(found.is_empty(), "these calls bypass annulus-ground: {found:#?}");
 }
 
-/// Which dependencies a selection of packages has, each with its features.
+/// Return the dependencies that a selection of packages compiles, each with its features.
 fn compiled(selection: &[&str]) -> BTreeSet<String> {
     let tree = ["tree", "--locked", "--prefix=none", "--format={p} [{f}]"];
     let lines = cargo(&[&tree, selection].concat());

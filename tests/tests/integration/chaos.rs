@@ -1,11 +1,11 @@
-//! The membership run of `annulus-tests -- chaos membership`, in short.
+//! A short run of `annulus-tests -- chaos membership`.
 
 use std::time::Duration;
 
 use annulus_tests::chaos::{Settings, membership};
 
 #[test]
-fn members_come_and_go_while_nodes_die_freeze_and_are_cut_off() {
+fn members_change_while_nodes_crash_freeze_and_are_cut_off() {
     let outcome = membership(&Settings::new(Duration::from_secs(36), 1));
     println!("{outcome}");
     assert!(outcome.holds(), "{outcome}");

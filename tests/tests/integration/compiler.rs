@@ -1,11 +1,11 @@
-//! Components that are costly to compile, and the process that compiles them.
+//! Components that are expensive to compile, and the process that compiles them.
 
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
 use annulus_tests::harness::{Cluster, Node, command, until};
 
-/// An unsigned number as WebAssembly writes it.
+/// Encode an unsigned number as LEB128, as WebAssembly does.
 fn leb(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
@@ -22,7 +22,7 @@ fn section(id: u8, content: &[u8]) -> Vec<u8> {
     [&[id][..], &leb(content.len()), content].concat()
 }
 
-/// A component of one core module with these function bodies.
+/// Encode a component of one core module with these function bodies.
 fn of_bodies(bodies: &[Vec<u8>]) -> Vec<u8> {
     let count = leb(bodies.len());
     let types = section(1, &[1, 0x60, 0, 0]);
@@ -33,7 +33,7 @@ fn of_bodies(bodies: &[Vec<u8>]) -> Vec<u8> {
     [&b"\0asm\x0d\0\x01\0"[..], &section(1, &module)].concat()
 }
 
-/// A function that branches over 64 locals, of about so many bytes.
+/// Encode a function of about this many bytes, with branches over 64 locals.
 fn branches(bytes: usize) -> Vec<u8> {
     let mut body = vec![1, 64, 0x7f];
     let mut n = 0_usize;
@@ -61,7 +61,7 @@ fn said(ran: &Output) -> String {
 }
 
 #[test]
-fn what_would_take_a_compiler_minutes_is_refused_before_it_is_compiled() {
+fn components_that_take_minutes_to_compile_are_refused_before_compilation() {
     let cluster = Cluster::joined(1);
     let dir = tempfile::tempdir().unwrap();
     for (bytes, reason) in [
@@ -77,7 +77,7 @@ fn what_would_take_a_compiler_minutes_is_refused_before_it_is_compiled() {
     cluster[0].call("kv", "put", &["a", "b"]).unwrap();
 }
 
-/// The processes that compile for a node.
+/// Return the ids of the processes that compile for a node.
 fn compilers(node: u32) -> Vec<u32> {
     let processes = std::fs::read_dir("/proc").unwrap().flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
@@ -96,17 +96,17 @@ fn is_running(process: u32) -> bool {
 }
 
 #[test]
-fn a_compiler_that_ends_costs_a_message_and_none_outlives_its_node() {
+fn a_killed_compiler_fails_only_its_deploy_and_no_compiler_outlives_its_node() {
     let mut cluster = Cluster::joined(1);
     let dir = tempfile::tempdir().unwrap();
     cluster.deploy("guests/kv");
     cluster[0].call("kv", "put", &["a", "b"]).unwrap();
-    // Some seconds of work.
+    // Takes some seconds to compile.
     let costly = of_bodies(&[branches(900_000)]);
     let node = cluster[0].process();
     let asked = deploy(&cluster[0], dir.path(), &costly).spawn().unwrap();
     let compiler = until("it is compiled", || compilers(node).pop());
-    // The node serves meanwhile.
+    // The node serves during the compilation.
     assert_eq!(cluster[0].call("kv", "get", &["a"]).unwrap(), "b");
     let killed = Command::new("kill").args(["-ABRT", &compiler.to_string()]).status().unwrap();
     assert!(killed.success());
@@ -120,7 +120,7 @@ fn a_compiler_that_ends_costs_a_message_and_none_outlives_its_node() {
     cluster[0].kill();
     until("the compiler ends with its node", || (!is_running(compiler)).then_some(()));
     assert!(!asked.wait_with_output().unwrap().status.success());
-    // What is compiled is found again.
+    // Compiled components are kept in a cache on disk.
     cluster[0].start();
     until("the module is back", || cluster[0].call("kv", "put", &["a", "c"]).ok());
 }

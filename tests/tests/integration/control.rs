@@ -1,5 +1,5 @@
-//! The control plane under fire, with real processes: leaders die, majorities are lost, disks are
-//! old or damaged.
+//! The control plane under faults, with real processes: killed leaders, lost majorities, and data directories
+//! that are outdated or damaged.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -21,13 +21,13 @@ fn quiet(node: &Node) {
 }
 
 fn three_voters(node: &Node) {
-    // All three have caught up when the ring is shared; the voters follow within a moment.
-    until("it can change", || (node.json(&["token"]).code == 0).then_some(()));
+    // All three have caught up when the ring is balanced; they become voters shortly after.
+    until("the cluster commits changes", || (node.json(&["token"]).code == 0).then_some(()));
     std::thread::sleep(Duration::from_secs(1));
 }
 
 #[test]
-fn another_leads_within_seconds_after_the_leader_is_killed() {
+fn a_new_leader_is_elected_within_seconds_of_the_leaders_death() {
     let mut cluster = Cluster::joined(3);
     quiet(&cluster[0]);
     three_voters(&cluster[0]);
@@ -36,9 +36,9 @@ fn another_leads_within_seconds_after_the_leader_is_killed() {
     cluster[at].kill();
     let killed = Instant::now();
     let other = &cluster[(at + 1) % 3];
-    // One verb, said at once: it waits for the new leader by itself.
+    // A single request, sent at once: the node itself waits for the new leader.
     let said = until("a change", || (other.json(&["token"]).code == 0).then(|| killed.elapsed()));
-    println!("changes go on {said:?} after kill -9 of the leader");
+    println!("the next change is committed {said:?} after kill -9 of the leader");
     assert!(said < Duration::from_secs(10), "{said:?}");
     let next = claimant(other).unwrap();
     assert_ne!(next, leader);
@@ -47,7 +47,7 @@ fn another_leads_within_seconds_after_the_leader_is_killed() {
 }
 
 #[test]
-fn a_lost_majority_stops_changes_not_data_and_a_survivor_recovers() {
+fn a_lost_majority_stops_changes_but_not_requests_and_a_survivor_recovers() {
     let mut cluster = Cluster::joined(3);
     cluster.deploy("guests/kv");
     quiet(&cluster[0]);
@@ -73,8 +73,10 @@ fn a_lost_majority_stops_changes_not_data_and_a_survivor_recovers() {
         }
     };
     all_there(&cluster);
-    // A change, said as soon as the survivor knows that it is alone.
-    until("it knows", || (cluster[0].json(&["status"]).json()["quorum"] == false).then_some(()));
+    // A change requested as soon as the survivor knows that it is alone.
+    until("it knows that the majority is lost", || {
+        (cluster[0].json(&["status"]).json()["quorum"] == false).then_some(())
+    });
     let asked = Instant::now();
     let refused = cluster[0].json(&["token"]);
     let took = asked.elapsed();
@@ -90,7 +92,7 @@ fn a_lost_majority_stops_changes_not_data_and_a_survivor_recovers() {
     assert_eq!((&shown["done"], &shown["needed"]), (&Value::Bool(false), &Value::Bool(true)), "{shown}");
     assert_eq!(shown["lost"].as_array().unwrap().len(), 2);
     assert_eq!(shown["without_owner"].as_array().unwrap().len(), ring(&cluster[0]).len() - mine.len());
-    assert_eq!(cluster[0].json(&["token"]).code, 1, "looking changes nothing");
+    assert_eq!(cluster[0].json(&["token"]).code, 1, "`recover` without `--force` changes nothing");
     let recovered = cluster[0].json(&["recover", "--force"]);
     assert_eq!(recovered.code, 0, "{recovered:?}");
     assert_eq!(recovered.json()["adopted"], serde_json::json!([survivor_name]));
@@ -99,13 +101,13 @@ fn a_lost_majority_stops_changes_not_data_and_a_survivor_recovers() {
     let again = cluster[0].json(&["recover", "--force"]);
     assert_eq!((again.code, again.json()["error"]["code"].as_str()), (1, Some("not-allowed")), "{again:?}");
 
-    // One comes back late: it takes the new state over, and holds what it held.
+    // One node comes back later: it adopts the recovered state and still holds its items.
     cluster[1].start();
-    until("the late-comer serves", || cluster[0].call("kv", "put", &[&foreign, "new"]).ok());
+    until("the node that came back serves", || cluster[0].call("kv", "put", &[&foreign, "new"]).ok());
     assert_eq!(cluster[1].call("kv", "get", &[&keys[0]]).unwrap(), "kept");
-    until("both go by one ring", || (ring(&cluster[0]) == ring(&cluster[1])).then_some(()));
+    until("both have the same ring", || (ring(&cluster[0]) == ring(&cluster[1])).then_some(()));
     until("both know one leader", || (claimant(&cluster[1])? == survivor_name).then_some(()));
-    // The other is gone for good: its partitions get their next owners.
+    // The other node never comes back: its partitions are given to other owners.
     let gone = cluster[2].name.clone();
     let removed = cluster[0].json(&["remove", &gone]);
     assert_eq!(removed.code, 0, "{removed:?}");
@@ -131,7 +133,7 @@ fn copy_dir(from: &Path, to: &Path) {
 }
 
 #[test]
-fn a_directory_restored_from_an_older_copy_takes_no_part_and_says_what_to_do() {
+fn a_directory_restored_from_an_older_copy_is_refused_with_advice() {
     let mut cluster = Cluster::joined(3);
     quiet(&cluster[0]);
     three_voters(&cluster[0]);
@@ -139,7 +141,7 @@ fn a_directory_restored_from_an_older_copy_takes_no_part_and_says_what_to_do() {
     cluster[2].stop();
     copy_dir(&cluster[2].data, &copy);
     cluster[2].start();
-    until("it is part again", || (cluster[2].json(&["token"]).code == 0).then_some(()));
+    until("it is a working member again", || (cluster[2].json(&["token"]).code == 0).then_some(()));
     cluster[2].stop();
     fs::remove_dir_all(&cluster[2].data).unwrap();
     copy_dir(&copy, &cluster[2].data);
@@ -147,10 +149,10 @@ fn a_directory_restored_from_an_older_copy_takes_no_part_and_says_what_to_do() {
     assert_eq!(cluster[2].wait_end(), Some(1));
     let log = cluster[2].log_tail();
     assert!(log.contains("restored from an older copy") && log.contains("--rejoin-as-new"), "{log}");
-    assert_eq!(cluster[0].json(&["token"]).code, 0, "the others go on");
+    assert_eq!(cluster[0].json(&["token"]).code, 0, "the other nodes still commit changes");
 }
 
-/// Starts a node's directory; `None` if it serves, else what it said.
+/// Start a node in this directory. Return `None` if it serves, otherwise its output.
 fn try_start(data: &Path, log: &Path) -> Option<String> {
     let mut child = command()
         .args(["start", "--format", "json", "--with-parent", "--name", "rc_example1@127.0.0.1"])
@@ -173,7 +175,7 @@ fn try_start(data: &Path, log: &Path) -> Option<String> {
     if serves {
         drop(child.kill());
     }
-    assert!(line.is_ok(), "it hangs");
+    assert!(line.is_ok(), "the node neither serves nor ends");
     child.wait().unwrap();
     (!serves).then(|| line.unwrap_or_default() + &fs::read_to_string(log).unwrap())
 }
@@ -186,7 +188,7 @@ fn files_under(dir: &Path, into: &mut Vec<PathBuf>) {
 }
 
 #[test]
-fn whatever_file_is_damaged_the_node_serves_or_says_which_and_deletes_nothing() {
+fn a_node_with_a_damaged_file_serves_or_names_the_file_and_deletes_nothing() {
     let mut cluster = Cluster::apart(1);
     for _ in 0..3 {
         assert_eq!(cluster[0].json(&["token"]).code, 0);
@@ -220,7 +222,7 @@ fn whatever_file_is_damaged_the_node_serves_or_says_which_and_deletes_nothing() 
             if let Some(said) = try_start(&data, &log) {
                 assert!(said.contains("--rejoin-as-new") || said.contains("remove it"), "{what}: {said}");
                 refused.push(what.clone());
-                // The engine tidies up after itself in its own directory.
+                // The storage engine may remove files of its own in `db`.
                 for file in files.iter().filter(|file| !file.starts_with(whole.join("db"))) {
                     let there = data.join(file.strip_prefix(&whole).unwrap());
                     assert!(there.exists(), "{what}: {} is gone", there.display());
@@ -232,7 +234,7 @@ fn whatever_file_is_damaged_the_node_serves_or_says_which_and_deletes_nothing() 
     for name in ["IDENTITY", "node.key", "node.pem", "authorities.pem"] {
         assert!(refused.contains(&format!("{name} flipped")), "{name}: {refused:?}");
     }
-    // And the way out is one.
+    // The way out that the error names works.
     fs::write(data.join("IDENTITY"), "junk").unwrap();
     let mut anew =
         Node::new("rc_example1@127.0.0.1", &cluster.path().join("anew"), &["--yes", "--rejoin-as-new"]);

@@ -1,6 +1,6 @@
-//! Nodes die, freeze and come back, at every step of a handoff, under a load that a model checks.
+//! Nodes crash, freeze and come back at every step of a handoff, under a load that is checked against a model.
 //!
-//! The guest keeps its items in memory: what a killed node held is gone with it, and only that.
+//! The guest keeps its items in memory: a killed node loses the items that it held, and only those.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -11,20 +11,20 @@ use annulus_tests::client::Operator;
 use annulus_tests::harness::{Cluster, LIMIT, Node, owned_by, pending, ring, until};
 use annulus_tests::load::{Load, Report, Settings};
 
-/// Within this a request to a dead node is told so: the issue's own bound.
+/// Longest time until a request to a dead node fails with an error.
 const NOTICED: Duration = Duration::from_secs(1);
 
 fn settings() -> Settings {
-    // Some rest, so that one core is left for those who recover; large values, so that a handoff
-    // takes long enough to be hit.
+    // The pause leaves some CPU time for recovering nodes; the large values make a handoff take long enough
+    // for a fault to hit it.
     Settings { clients: 8, keys: 4_000, pad: 4_000, rest: Duration::from_millis(2), ..Settings::default() }
 }
 
-/// What a killed node held, once nothing moves there any more: a flip may be under way to it.
+/// Return the partitions that a killed node owns, once they no longer change: a flip to it may be in progress.
 fn held_by(seen_from: &Node, dead: &str) -> HashSet<u16> {
     let mut before = owned_by(seen_from, dead);
     let mut since = Instant::now();
-    until("the ring stands still", || {
+    until("the dead node's partitions no longer change", || {
         let now = owned_by(seen_from, dead);
         if now != before {
             (before, since) = (now, Instant::now());
@@ -33,10 +33,10 @@ fn held_by(seen_from: &Node, dead: &str) -> HashSet<u16> {
     })
 }
 
-/// Runs the load until so many more requests have been answered, and no fewer have failed.
+/// Let the load run until this many more requests have been answered.
 fn go_on(load: &Load, requests: u64) {
     let before = load.report().requests();
-    until("the load goes on", || (load.report().requests() >= before + requests).then_some(()));
+    until("the load continues", || (load.report().requests() >= before + requests).then_some(()));
 }
 
 fn assert_failed_only_there(report: &Report, dead: &HashSet<u16>) {
@@ -50,13 +50,13 @@ fn assert_failed_only_there(report: &Report, dead: &HashSet<u16>) {
 }
 
 #[test]
-fn a_killed_node_fails_its_own_partitions_and_no_others_and_serves_again_by_itself() {
+fn a_killed_node_fails_only_its_own_partitions_and_serves_again_after_a_restart() {
     let mut cluster = Cluster::joined(3);
     cluster.deploy("guests/kv");
     let load = Load::new(settings(), &[&cluster[0], &cluster[2]]);
     load.fill();
     load.go();
-    // One that leads nobody, then the leader.
+    // First a follower, then the leader.
     let leader = cluster[2].json(&["status"]).json()["claimant"].as_str().unwrap().to_owned();
     let leads = (0..3).find(|node| cluster[*node].name == leader).unwrap();
     for dead in [(leads + 1) % 3, leads] {
@@ -68,7 +68,7 @@ fn a_killed_node_fails_its_own_partitions_and_no_others_and_serves_again_by_itse
         cluster[dead].kill();
         let held = owned_by(&cluster[left], &name);
         assert!(held.len() >= 21, "{held:?}");
-        // Until its death is known, and then for a while.
+        // Until the node's death is known, and for some time after that.
         until("requests fail", || (load.report().failures.len() > failed_before + 20).then_some(()));
         go_on(&load, 2_000);
         load.doubt(held.clone());
@@ -86,7 +86,7 @@ fn a_killed_node_fails_its_own_partitions_and_no_others_and_serves_again_by_itse
         assert_eq!(report.phases.last().unwrap().failed, 0, "{report}");
         report.failures.drain(..failed_before);
         println!("{report}");
-        // The node that starts says for itself that it is not ready, or still counts as dead.
+        // While the node starts, it answers that it is not ready, or its peers still count it as dead.
         let (dead_time, coming): (Vec<_>, Vec<_>) = {
             let back = report.phase(&format!("{name} comes back")).began;
             report.failures.iter().cloned().partition(|failed| failed.sent < back)
@@ -99,7 +99,7 @@ fn a_killed_node_fails_its_own_partitions_and_no_others_and_serves_again_by_itse
         report.failures = dead_time;
         report.missing.clear();
         assert_failed_only_there(&report, &held);
-        // A machine with other work to do may hold up one or the other, but not by much.
+        // A busy machine may delay a few requests, but not by much.
         assert!(late <= most_late && slowest < 2 * NOTICED, "{late} late, {slowest:?}\n{report}");
     }
     let report = load.verify();
@@ -107,11 +107,11 @@ fn a_killed_node_fails_its_own_partitions_and_no_others_and_serves_again_by_itse
     report.assert_sound();
 }
 
-/// How far a handoff is when something happens to one of its sides.
+/// Progress of a handoff at the moment of a fault.
 const MOMENTS: [&str; 4] = ["agreed on", "under way", "sealed", "half over"];
 
-/// Waits for a moment of the handoff to a node that joins. Asked over one connection, without a
-/// pause: some moments are short.
+/// Wait for a moment of the handoff to a joining node. Polls over one connection without a pause, because some
+/// moments are short.
 fn await_moment(moment: &str, seen_from: &Node, joining: &str) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let came = async {
@@ -136,7 +136,7 @@ fn await_moment(moment: &str, seen_from: &Node, joining: &str) {
     assert!(came.is_ok(), "never {moment}");
 }
 
-/// Waits until nothing is to move, and each of so many nodes has its share.
+/// Wait until no transfer is pending and this number of nodes have equal shares.
 fn settled(seen_from: &Node, nodes: usize) {
     until("the ring has settled", || {
         let ring = ring(seen_from);
@@ -148,7 +148,7 @@ fn settled(seen_from: &Node, nodes: usize) {
 }
 
 #[test]
-fn a_receiver_killed_at_any_moment_loses_nothing_that_it_did_not_hold() {
+fn a_receiver_killed_at_any_moment_loses_only_its_own_items() {
     let mut cluster = Cluster::apart(MOMENTS.len() + 1);
     cluster.deploy("guests/kv");
     let load = Load::new(settings(), &[&cluster[0]]);
@@ -178,7 +178,7 @@ fn a_receiver_killed_at_any_moment_loses_nothing_that_it_did_not_hold() {
 }
 
 #[test]
-fn a_sender_killed_at_any_moment_holds_up_nobody_else_and_revives_nothing() {
+fn a_sender_killed_at_any_moment_delays_no_other_and_revives_no_deleted_key() {
     let mut cluster = Cluster::apart(MOMENTS.len() + 2);
     cluster[1].join(&cluster[0]);
     cluster.deploy("guests/kv");
@@ -193,7 +193,7 @@ fn a_sender_killed_at_any_moment_holds_up_nobody_else_and_revives_nothing() {
         cluster[1].kill();
         let sender = cluster[1].name.clone();
         load.doubt(owned_by(&cluster[0], &sender));
-        // What the others send arrives all the same.
+        // Transfers from the other nodes complete.
         until("only the dead sender's partitions are left to move", || {
             let ring = ring(&cluster[0]);
             ring.iter().all(|(owner, pending)| pending.is_none() || *owner == sender).then_some(())
@@ -223,7 +223,7 @@ fn a_receiver_that_freezes_only_delays_the_handoff() {
     await_moment("half over", &cluster[0], &cluster[1].name);
     load.phase("frozen");
     cluster[1].pause();
-    // Long enough to be taken for dead: its partitions fail.
+    // Long enough for the node to be declared dead, so that requests to its partitions fail.
     until("requests fail", || (load.report().failed_requests() > 10).then_some(()));
     go_on(&load, 500);
     cluster[1].resume();
@@ -240,7 +240,7 @@ fn a_receiver_that_freezes_only_delays_the_handoff() {
 }
 
 #[test]
-fn all_killed_and_all_started_are_the_cluster_that_they_were() {
+fn a_cluster_killed_and_restarted_as_a_whole_is_unchanged() {
     let mut cluster = Cluster::joined(3);
     cluster.deploy("guests/kv");
     let before = ring(&cluster[0]);

@@ -1,4 +1,4 @@
-//! The demo, whole: it ends well, says what it saw, and leaves no process behind.
+//! The whole demo: it ends with success, reports its figures, and leaves no process behind.
 
 use std::io::{BufRead, BufReader};
 use std::net::UdpSocket;
@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use annulus_tests::guests::root;
 use annulus_tests::harness::{annulus, command};
 
-/// Apart from the tutorial's own ports, which a demo by hand may have taken: the first three of
-/// that pattern which are free when the test begins.
+/// Port offset of the demo: not that of the tutorial, which a demo started by hand may use, but the first of
+/// this series with three free ports when the test begins.
 static OFFSET: LazyLock<u16> =
     LazyLock::new(|| (1500..20_000).step_by(17).find(|offset| are_free(*offset)).expect("three free ports"));
 
@@ -18,12 +18,12 @@ fn are_free(offset: u16) -> bool {
     [8199, 8299, 8399].iter().all(|port| UdpSocket::bind(("127.0.0.1", port + offset)).is_ok())
 }
 
-/// Are the ports of all three nodes free?
+/// Report whether the ports of all three nodes are free.
 fn ports_are_free() -> bool {
     are_free(*OFFSET)
 }
 
-/// Kept between runs, so that guests are compiled once.
+/// Return the demo's arguments. The directory is kept between runs, so that guests are compiled only once.
 fn words(dir: &std::path::Path) -> Vec<String> {
     let words =
         ["demo", "--port-offset", &OFFSET.to_string(), "--dir", dir.to_str().unwrap()].map(str::to_owned);
@@ -31,7 +31,7 @@ fn words(dir: &std::path::Path) -> Vec<String> {
 }
 
 #[test]
-fn the_tour_ends_well_and_a_killed_demo_takes_its_nodes_along() {
+fn the_demo_succeeds_and_its_nodes_end_with_it() {
     let dir = root().join("target/demo-test");
     let mut tour = words(&dir);
     tour.extend(["--exit", "--format", "json"].map(str::to_owned));
@@ -41,12 +41,12 @@ fn the_tour_ends_well_and_a_killed_demo_takes_its_nodes_along() {
     assert_eq!(summary["keys_after_join"], 5002, "{summary}");
     assert_eq!((&summary["swap_failed"], &summary["swap_wrong"]), (&0.into(), &0.into()), "{summary}");
     assert!(summary["swap_requests"].as_u64().unwrap() > 100, "{summary}");
-    assert!(ports_are_free(), "the nodes ended with the demo");
+    assert!(ports_are_free(), "the nodes end with the demo");
 
     let mut demo = command().args(words(&dir)).stdout(Stdio::piped()).spawn().unwrap();
     let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines();
     lines.find(|line| line.as_ref().is_ok_and(|line| line.contains("Two more nodes join"))).unwrap().unwrap();
-    assert!(!ports_are_free(), "its nodes run");
+    assert!(!ports_are_free(), "the demo's nodes run");
     let taken = annulus(&words(&dir));
     assert_eq!(taken.code, 1);
     assert!(taken.stderr.contains("is taken") && taken.stderr.contains("--port-offset"), "{taken:?}");

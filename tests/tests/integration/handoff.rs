@@ -1,4 +1,4 @@
-//! Partitions move between real nodes under writes; nothing is lost.
+//! Partitions move between real nodes during writes, and no item is lost.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -90,10 +90,10 @@ async fn nodes_join_and_leave_under_writes_and_every_acknowledged_write_reads_ba
     assert_eq!(keys, model.keys().cloned().collect::<Vec<_>>());
 }
 
-/// A frame of a handoff's stream takes 1 MiB, an item may be larger: one that is read, and one that is
-/// written while its partition moves.
+/// A frame of the handoff stream holds at most 1 MiB, but an item may be larger: both one that is read for the
+/// handoff and one that is written while its partition moves.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn items_that_are_larger_than_a_frame_move() {
+async fn items_larger_than_a_frame_move() {
     let (_dir, nodes) = three();
     let mut nodes = nodes.into_iter();
     let (a, mut b) = (nodes.next().unwrap(), nodes.next().unwrap());
@@ -108,7 +108,7 @@ async fn items_that_are_larger_than_a_frame_move() {
         put(n, sizes[n % 3]).await;
     }
     let written = async {
-        // Half of the partitions are on their way by now.
+        // At this point half of the partitions have a pending transfer.
         a.until("something moves", |view| view.state.ring.transfers().next().is_some()).await;
         for n in 0..12 {
             put(n, sizes[(n + 1) % 3]).await;

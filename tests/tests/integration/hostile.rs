@@ -1,4 +1,4 @@
-//! Guests, files and packets that mean harm: a clear error each, and the next command works.
+//! Hostile guests, files and packets: each gets a clear error, and the next command works.
 
 use std::net::UdpSocket;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use annulus_tests::load::{Load, Settings};
 use rand::{Rng, RngExt};
 use serde_json::json;
 
-/// A light load beside what is tested.
+/// Start a light load beside the test.
 fn beside(cluster: &Cluster) -> Load {
     let settings = Settings {
         clients: 4,
@@ -28,7 +28,7 @@ fn beside(cluster: &Cluster) -> Load {
 }
 
 #[test]
-fn a_guest_that_misbehaves_harms_nobody_else() {
+fn a_misbehaving_guest_affects_no_other_module() {
     let cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
     cluster.deploy("tests/guests/hostile");
@@ -53,19 +53,19 @@ fn a_guest_that_misbehaves_harms_nobody_else() {
     ] {
         let error = node.call("hostile", &command.replace('_', "-"), args).unwrap_err();
         assert!(codes.contains(&error["code"].as_str().unwrap()), "{command}: {error}");
-        // This guest keeps items itself too: what a write that the host refuses afterwards has done
-        // to those, nobody can tell. Its batch in host storage is dropped all the same.
+        // This guest also keeps items in its own memory. If the host refuses a write afterwards, the effect
+        // on those items is unknown; the batch for host storage is dropped in any case.
         let refused_afterwards = ["wrong_key", "homeless", "big_item"].contains(&command);
         let lost = error["code"] == "items-lost";
         let state = if refused_afterwards || lost { "unknown" } else { "not-applied" };
         assert_eq!(error["state"], state, "{command}: {error}");
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()), "{command}: {error}");
         assert_eq!(node.call("hostile", "echo", &["still here"]).unwrap(), "still here", "after {command}");
-        // The very vnode that it ran on: its next command is answered too.
+        // The vnode that ran the command also answers the next one.
         node.call("hostile", "put", &["k", "after"]).unwrap();
         assert_eq!(node.call("hostile", "stored", &["k"]).unwrap(), json!(null), "after {command}");
     }
-    // Coverage: what does not answer is named.
+    // Coverage names the partitions that did not reply.
     let everywhere = |command| node.everywhere("hostile", command);
     assert_eq!(everywhere("trap-everywhere").unwrap_err()["missing"].as_array().unwrap().len(), 64);
     assert!(everywhere("keys").is_ok());
@@ -74,10 +74,10 @@ fn a_guest_that_misbehaves_harms_nobody_else() {
     report.assert_flawless();
 }
 
-/// Every callback sleeps, one after the other, beside another module: that one is served, further ones are
-/// deployed, a node leaves, and a node whose guest sleeps in `init` starts again and is asked to drop it.
+/// Every callback sleeps in turn. Meanwhile another module is served, further modules are deployed and a node
+/// leaves; and a node whose guest sleeps in `init` restarts and undeploys the module.
 #[test]
-fn a_guest_that_sleeps_holds_up_nobody_else() {
+fn a_sleeping_guest_delays_no_other_module() {
     let mut cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
     let file = cluster.keep("hostile.wasm", &component("tests/guests/hostile"));
@@ -97,7 +97,8 @@ fn a_guest_that_sleeps_holds_up_nobody_else() {
     let error = cluster[0].json(&["call", "hostile", "nap", "--timeout", "20s"]).json()["error"].take();
     assert!(began.elapsed() < Duration::from_secs(7), "{:?}", began.elapsed());
     assert!(["deadline-exceeded", "items-lost"].contains(&error["code"].as_str().unwrap()), "{error}");
-    // While its vnodes sleep in `terminate`, for the swap, another module comes and runs everywhere.
+    // While the swap waits for vnodes that sleep in `terminate`, another module is deployed and runs
+    // everywhere.
     std::thread::scope(|threads| {
         threads.spawn(|| deploy(&cluster[0], &[sleeps, "reject=none"]));
         cluster.deploy("tests/guests/stored");
@@ -110,7 +111,7 @@ fn a_guest_that_sleeps_holds_up_nobody_else() {
     println!("{report}");
     report.assert_flawless();
 
-    // From now on its `init` sleeps, as of a time that no trial of it has seen.
+    // From a time on that no trial call has reached, `init` sleeps.
     let from = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(20);
     let fail_after = format!("fail-after={}", from.as_millis());
     deploy(&cluster[0], &["fail=nap", &fail_after]);
@@ -125,7 +126,7 @@ fn a_guest_that_sleeps_holds_up_nobody_else() {
 }
 
 #[test]
-fn an_endless_loop_costs_its_neighbours_no_more_than_a_busy_core() {
+fn an_endless_loop_costs_other_vnodes_no_more_than_a_busy_core() {
     let cluster = Cluster::apart(1);
     cluster.deploy("guests/kv");
     cluster.deploy("tests/guests/hostile");
@@ -151,7 +152,7 @@ fn an_endless_loop_costs_its_neighbours_no_more_than_a_busy_core() {
     assert!(began.elapsed() < 2 * window, "{:?}", began.elapsed());
     load.phase("after");
 
-    // Whoever shares the vnode waits until its time is up, and is then served.
+    // A command to the same vnode waits until the time of the first is up, and is then answered.
     let words = ["call", "hostile", "put-and-spin", "k", "v", "--timeout", "500ms"];
     let error = cluster[0].json(&words).json()["error"].take();
     assert_eq!((&error["code"], &error["state"]), (&json!("deadline-exceeded"), &json!("unknown")));
@@ -165,18 +166,18 @@ fn an_endless_loop_costs_its_neighbours_no_more_than_a_busy_core() {
     report.assert_flawless();
     let native = report.phase("beside a native thread").quantile(0.99);
     let guest = report.phase("beside a guest that loops").quantile(0.99);
-    // Twice as long is what is promised; a core's time slice more is this machine's business.
+    // The guarantee is a factor of two; one time slice of a core is added for this machine.
     assert!(guest < 2 * native + Duration::from_millis(20), "native {native:?}, guest {guest:?}");
 }
 
 #[test]
-fn a_full_mailbox_says_so_at_once() {
+fn a_full_mailbox_refuses_commands_at_once() {
     let cluster = Cluster::apart(1);
     cluster.deploy("tests/guests/hostile");
     let limit = Duration::from_secs(15);
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     let flood = async |data: PathBuf| {
-        // One command occupies the vnode, a mailbox full waits, the rest is turned away.
+        // One command occupies the vnode, a full mailbox waits, and the rest is refused.
         let mut connections = Vec::new();
         for _ in 0..60 {
             connections.push(Operator::connect(&data).await);
@@ -211,7 +212,7 @@ fn a_full_mailbox_says_so_at_once() {
 }
 
 #[test]
-fn files_that_are_no_module_are_refused_with_the_reason_and_change_nothing() {
+fn invalid_components_are_refused_with_the_reason_and_change_nothing() {
     let cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
     let load = beside(&cluster);
@@ -236,7 +237,7 @@ fn files_that_are_no_module_are_refused_with_the_reason_and_change_nothing() {
         let file = cluster.keep("wrong.wasm", &bytes);
         let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--name", "kv"]);
         let error = &ran.json()["error"];
-        // What does not even begin like WebAssembly is not sent.
+        // The command line does not send a file that does not begin like WebAssembly.
         let expected = if bytes.starts_with(b"\0asm") { code } else { "usage" };
         assert_eq!(error["code"], expected, "{what}: {error}");
         assert!(ran.code > 0 && error["state"] == "not-applied", "{what}: {ran:?}");
@@ -257,7 +258,7 @@ fn files_that_are_no_module_are_refused_with_the_reason_and_change_nothing() {
 }
 
 #[test]
-fn junk_packets_are_no_news_to_anybody() {
+fn random_packets_have_no_effect() {
     let cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
     let load = beside(&cluster);
@@ -268,24 +269,24 @@ fn junk_packets_are_no_news_to_anybody() {
     for number in 0..20_000 {
         random.fill_bytes(&mut packet);
         let length = match number % 4 {
-            // Of any length, also none.
+            // Any length, including 0.
             0 => random.random_range(0..packet.len()),
             1 => random.random_range(0..40),
-            // What begins like a QUIC packet: a long header of version 1, an Initial and others.
+            // The beginning of a QUIC packet: a long header of version 1, Initial and other types.
             2 => {
                 let first = 0xc0 | packet[0] & 0x3f;
                 packet[..6].copy_from_slice(&[first, 0, 0, 0, 1, 8]);
                 packet[14] = 8;
                 packet.len()
             }
-            // A short header, for connections that there are not.
+            // A short header, for connections that do not exist.
             _ => {
                 packet[0] = 0x40 | packet[0] & 0x3f;
                 random.random_range(1..packet.len())
             }
         };
         let to = &cluster[number % 2].listen;
-        // A full socket buffer is one packet less.
+        // A full socket buffer only drops this packet.
         let _ = socket.send_to(&packet[..length], to);
     }
     load.phase("after");

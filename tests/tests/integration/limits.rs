@@ -1,4 +1,4 @@
-//! What a guest may use: time, memory, writes. One vnode with a guest that wants more, and its neighbours.
+//! The limits of a guest: time, memory and writes. A guest that exceeds one does not affect its neighbours.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -16,18 +16,18 @@ use tokio::sync::{OnceCell, mpsc, oneshot};
 use super::vnode::{Bed, cbor_map};
 
 const HOSTILE: &str = "tests/guests/hostile";
-/// Where all commands of a [`Bed`] go.
+/// The partition of all commands of a [`Bed`].
 const PARTITION: PartitionId = PartitionId(3);
-/// A call limit that a test can wait for.
+/// A call limit short enough for a test.
 const SHORT: Duration = Duration::from_millis(300);
-/// A call has ended by then.
+/// Longest time for a call to end at the limit [`SHORT`].
 const ENDED: Duration = Duration::from_millis(1300);
 
 fn limits() -> Limits {
     Limits { call_time: SHORT, ..Limits::default() }
 }
 
-/// One vnode of the hostile guest with these settings. The guest is compiled once for all tests.
+/// Start one vnode of the hostile guest with these settings. The guest is compiled once for all tests.
 async fn hostile(settings: &[(&str, Value)]) -> Bed {
     static PREPARED: OnceCell<(Engine, Arc<Module>)> = OnceCell::const_new();
     let prepare = async || {
@@ -44,18 +44,18 @@ async fn put(bed: &Bed, key: &str) {
     bed.call("put", &[("key", key.into()), ("value", 1.into())]).await.unwrap();
 }
 
-/// Tells the vnode, and waits until it has done what it was told.
+/// Send a control message to the vnode and wait until it has been handled.
 async fn tell(bed: &Bed, control: Control) {
     let vnode = bed.master.vnodes(PARTITION).pop().unwrap();
     assert!(vnode.tell(control));
     let (answer, count) = oneshot::channel();
     if vnode.tell(Control::Count(answer)) {
-        // None is answered by a vnode that has ended.
+        // A vnode that has ended does not answer.
         let _ = count.await;
     }
 }
 
-/// Has the vnode hand off; what it says comes by the answer.
+/// Start a handoff of the vnode and return its events.
 async fn hand_off(bed: &Bed) -> mpsc::UnboundedReceiver<StreamEvent> {
     let (sink, events) = mpsc::unbounded_channel();
     let outgoing = Outgoing {
@@ -93,7 +93,7 @@ async fn a_command_that_sleeps_ends_at_its_limit_and_the_next_is_answered() {
 async fn a_description_and_an_init_that_sleep_are_refused_at_their_limit() {
     let engine = Engine::new().unwrap();
     let naps = component_with(HOSTILE, &["describe-naps"]);
-    // Compiled before, so that only the call is measured.
+    // Compile the component first, so that the measured call does not include the compilation.
     let _ = engine.prepare(naps.clone().into(), Limits { call_time: Duration::ZERO, ..limits() }).await;
     let error = engine.prepare(naps.into(), limits()).await.err().unwrap();
     assert!(error.to_string().contains("longer than 300ms"), "{error}");
@@ -104,8 +104,8 @@ async fn a_description_and_an_init_that_sleep_are_refused_at_their_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
-    // Asked of a guest that hands off: its say, its fold, its items, and the end.
+async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_continues() {
+    // The calls during a handoff: the guest's consent, a command, its items, and both ends.
     for nap in ["handoff-starting", "handoff-command", "items", "handoff-finished", "handoff-cancelled"] {
         let bed = hostile(&[("nap", nap.into())]).await;
         put(&bed, "k").await;
@@ -118,7 +118,7 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
         within_its_limit(nap, over).await;
         let told = std::iter::from_fn(|| events.try_recv().ok());
         let broken = told.filter(|event| matches!(event, StreamEvent::Broken { .. })).count();
-        assert_eq!(broken > 0, !nap.contains("ed"), "{nap}: the handoff is told of lost items");
+        assert_eq!(broken > 0, !nap.contains("ed"), "{nap}: the handoff must be told of lost items");
         put(&bed, "k").await;
     }
     for (setting, what) in [("fold", "nap"), ("reject", "nap"), ("nap", "handle-exit")] {
@@ -165,7 +165,7 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_goes_on() {
 
 type Answer = oneshot::Receiver<Result<bytes::Bytes, annulus_core::request::RequestError>>;
 
-/// Sends a command to a vnode that is in no partition's slot.
+/// Send a command directly to a vnode, which need not be in a partition's slot.
 fn send(vnode: &VnodeHandle, command: &str, args: &[(&str, Value)], page: Option<PageWanted>) -> Answer {
     let (reply, answer) = oneshot::channel();
     let key = args.iter().find(|(name, _)| *name == "key").and_then(|(_, key)| key.as_text());
@@ -183,7 +183,7 @@ async fn got(vnode: &VnodeHandle) -> Value {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_guest_is_not_ended_for_the_time_of_its_neighbours() {
+async fn time_used_by_other_guests_does_not_count_towards_the_limit() {
     let limits = Limits { call_time: Duration::from_millis(800), ..Limits::default() };
     let engine = Engine::new().unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
@@ -208,10 +208,10 @@ async fn a_guest_is_not_ended_for_the_time_of_its_neighbours() {
     }
 }
 
-/// Each page is a third of the limit; all of them at once, each with its share of two workers, would be far
-/// beyond it.
+/// Each page computes for about 200 ms of a limit of 1 s. All pages at once, sharing two workers, would far
+/// exceed it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_slow_read_of_many_partitions_is_answered_by_all_and_loses_nothing() {
+async fn a_slow_coverage_read_is_answered_by_all_partitions_and_loses_nothing() {
     let limits = Limits { call_time: Duration::from_secs(1), ..Limits::default() };
     let engine = Engine::new().unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
@@ -229,7 +229,7 @@ async fn a_slow_read_of_many_partitions_is_answered_by_all_and_loses_nothing() {
             send(vnode, "sleepy-everywhere", &[("ms", 200.into())], Some(page))
         })
         .collect();
-    // A command does not wait for the turn of a page that is before it.
+    // A command does not wait behind an earlier page that waits for its turn.
     let commands: Vec<_> =
         vnodes.iter().map(|vnode| send(vnode, "get", &[("key", "k".into())], None)).collect();
     for command in commands {
@@ -247,14 +247,14 @@ async fn a_slow_read_of_many_partitions_is_answered_by_all_and_loses_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn an_answer_after_which_items_are_gone_says_so() {
+async fn an_error_that_loses_items_reports_the_loss() {
     let bed = hostile(&[]).await;
     for command in ["trap", "nap", "spin"] {
         put(&bed, "k").await;
         let error = bed.call(command, &[]).await.unwrap_err();
         assert_eq!((error.code, error.state), (ErrorCode::ItemsLost, AppliedState::Unknown), "{error:?}");
         assert!(error.message.contains("partition 3"), "{error:?}");
-        // Nothing is there any more to be lost.
+        // Now the vnode has no items to lose.
         let error = bed.call("trap", &[]).await.unwrap_err();
         assert_eq!((error.code, error.state), (ErrorCode::Trapped, AppliedState::NotApplied), "{error:?}");
     }
@@ -264,7 +264,7 @@ async fn an_answer_after_which_items_are_gone_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_vnode_without_room_refuses_writes_and_has_room_again_once_items_are_deleted() {
+async fn a_full_vnode_refuses_writes_until_items_are_deleted() {
     let limits = Limits { memory_bytes: 16 << 20, ..Limits::default() };
     let engine = Engine::new().unwrap();
     let module = engine.prepare(component("guests/kv").into(), limits).await.unwrap();
@@ -277,7 +277,7 @@ async fn a_vnode_without_room_refuses_writes_and_has_room_again_once_items_are_d
             Ok(_) => stored += 1,
             Err(error) => break error,
         }
-        assert!(stored < 1000, "its memory has no end");
+        assert!(stored < 1000, "the vnode never fills up");
     };
     assert_eq!((error.code, error.state), (ErrorCode::PartitionFull, AppliedState::NotApplied), "{error:?}");
     assert!(stored > 50, "full with {stored} items");
@@ -289,7 +289,7 @@ async fn a_vnode_without_room_refuses_writes_and_has_room_again_once_items_are_d
     let deadline = Instant::now() + Duration::from_secs(60);
     while let Err(error) = write("new").await {
         assert_eq!(error.code, ErrorCode::PartitionFull, "{error:?}");
-        assert!(Instant::now() < deadline, "there is no room for ever");
+        assert!(Instant::now() < deadline, "the vnode stays full");
         tokio::task::yield_now().await;
     }
     assert_eq!(bed.keys().await.len(), stored - stored / 2 + 1);
@@ -297,7 +297,7 @@ async fn a_vnode_without_room_refuses_writes_and_has_room_again_once_items_are_d
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
+async fn writes_of_a_callback_that_may_not_write_are_dropped_and_delay_nothing() {
     let written = async |bed: &Bed, callback: &str| {
         bed.call("stored", &[("key", callback.into())]).await.unwrap() != Value::Null
     };
@@ -315,7 +315,7 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
             bed.call("trap", &[]).await.unwrap_err();
         } else {
             assert_eq!(bed.call("get", &[("key", "k".into())]).await.unwrap(), Value::from(1));
-            assert!(events.try_recv().is_err(), "{callback}: the handoff goes on");
+            assert!(events.try_recv().is_err(), "{callback}: the handoff is not affected");
         }
         put(&bed, "after").await;
         assert!(!written(&bed, callback).await, "{callback}");
@@ -323,7 +323,7 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
         let broken = incidents.iter().find(|incident| incident.kind == "contract-broken");
         assert!(broken.is_some_and(|broken| broken.reason.contains(callback)), "{incidents:?}");
     }
-    // What takes in items, and what drops them, may write.
+    // Callbacks that take in items or drop them may write.
     let bed = hostile(&[("write", "take,forget".into())]).await;
     put(&bed, "k").await;
     let (answer, taken) = oneshot::channel();
@@ -334,16 +334,16 @@ async fn a_callback_that_may_not_write_keeps_nothing_and_holds_nothing_up() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_command_without_a_key_has_no_items_whatever_key_a_caller_sends() {
+async fn a_command_without_a_key_may_not_write_whatever_key_the_caller_sends() {
     let bed = hostile(&[]).await;
     put(&bed, "k").await;
-    // The very key that it writes to.
+    // The caller sends the same key that the command writes to.
     let error = bed.send("homeless", Some("somewhere"), cbor_map(&[]), None).await.unwrap_err();
     assert_eq!(error.code, ErrorCode::ContractBroken, "{error:?}");
     assert_eq!(bed.call("stored", &[("key", "somewhere".into())]).await.unwrap(), Value::Null);
 }
 
-/// Mappings of a process, and its address space in MiB.
+/// Return the number of mappings of a process, and its address space in MiB.
 fn spent(process: u32) -> (usize, usize) {
     let maps = std::fs::read_to_string(format!("/proc/{process}/maps")).unwrap().lines().count();
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).unwrap();
@@ -352,7 +352,7 @@ fn spent(process: u32) -> (usize, usize) {
 }
 
 #[test]
-fn a_vnode_takes_few_mappings_and_little_address_space() {
+fn a_vnode_uses_few_mappings_and_little_address_space() {
     let cluster = Cluster::apart_with(1, &["--ring-size", "256"]);
     cluster.deploy("guests/kv");
     let before = spent(cluster[0].process());
@@ -365,12 +365,12 @@ fn a_vnode_takes_few_mappings_and_little_address_space() {
 }
 
 #[test]
-fn a_module_for_which_a_node_has_no_room_is_refused_at_the_deploy() {
+fn a_deploy_is_refused_if_a_node_lacks_address_space() {
     let mut cluster = Cluster::apart(1);
     cluster.deploy("tests/guests/stored");
     cluster[0].call("stored", "put", &["k", "v"]).unwrap();
     assert_eq!(cluster[0].stop(), Some(0));
-    // In gibibytes: the host's own, and room for one instance in each of 64 partitions, not for two.
+    // In GiB: enough for the host and one instance in each of 64 partitions, but not for two.
     cluster[0].address_space = Some(7);
     cluster[0].start();
     cluster[0].call("stored", "put", &["k", "v"]).unwrap();
@@ -383,14 +383,14 @@ fn a_module_for_which_a_node_has_no_room_is_refused_at_the_deploy() {
 }
 
 #[test]
-fn a_release_whose_fold_fails_can_be_followed_and_what_that_costs_is_told() {
+fn a_release_whose_fold_fails_can_be_replaced_and_the_loss_is_reported() {
     let cluster = Cluster::apart_with(1, &["--ring-size", "8"]);
     let file = cluster.keep("hostile.wasm", &component(HOSTILE));
     let node = &cluster[0];
     let deploy = |words: &[&str]| node.json(&[&["deploy", file.to_str().unwrap()], words].concat());
     let fill = || (0..20).for_each(|n| drop(node.call("hostile", "put", &[&format!("k{n}"), "1"]).unwrap()));
     let left = || (0..20).filter(|n| node.call("hostile", "get", &[&format!("k{n}")]).unwrap() == 1).count();
-    // Pages without an end give the swap up, and cost nothing.
+    // Pages that never end fail the swap, but lose nothing.
     for endless in ["stuck", "empty"] {
         assert_eq!(deploy(&["--set", &format!("fold={endless}")]).code, 0);
         fill();
@@ -400,7 +400,7 @@ fn a_release_whose_fold_fails_can_be_followed_and_what_that_costs_is_told() {
         assert_eq!(left(), 20);
         assert_eq!(node.json(&["undeploy", "hostile", "--yes"]).code, 0);
     }
-    // One that traps takes its items with it, whatever follows: the next release runs, and says so.
+    // A fold that traps loses the items, whichever release follows: the next release runs and reports the loss.
     assert_eq!(deploy(&["--set", "fold=trap"]).code, 0);
     fill();
     let ran = deploy(&["--unset", "fold"]);

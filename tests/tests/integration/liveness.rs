@@ -1,5 +1,5 @@
-//! Who is up, as real processes find it out: nodes die, freeze and come back, and are out of every
-//! survivor's lists within 2 s and in them again within 2 s; a busy one is never taken for dead.
+//! Failure detection between real processes: nodes crash, freeze and come back. Every other node removes them
+//! from its lists within 2 s and includes them again within 2 s. A busy node is never taken for dead.
 
 use std::time::{Duration, Instant};
 
@@ -10,12 +10,12 @@ use annulus_tests::harness::{Cluster, LIMIT, Node, until};
 use annulus_tests::load::{Load, Settings};
 use tokio::runtime::Runtime;
 
-/// What is promised on a LAN.
+/// The guarantee on a LAN.
 const PROMISED: Duration = Duration::from_secs(2);
-/// What this machine may add, where two cores run five nodes, the tests' clients, and a compiler.
+/// Factor for this machine, where two cores run five nodes, the tests' clients and a compiler.
 const MACHINE: u32 = 3;
 
-/// Those who look on, each over a connection that it keeps.
+/// Connections to the nodes whose view is checked.
 struct Lookouts {
     runtime: Runtime,
     operators: Vec<Operator>,
@@ -40,7 +40,7 @@ impl Lookouts {
         self.operators.iter().map(ask).collect()
     }
 
-    /// Do all of them show it as this in `members`, and offer it (or not) for any key?
+    /// Report whether all nodes show this node as `up` in `members`, and, if it is down, in no preference list.
     fn agree(&self, name: &str, up: bool) -> bool {
         self.members().iter().all(|rows| rows.iter().any(|row| row.node == name && row.alive == up))
             && self.lists().iter().all(|list| up || !list.contains(&name.to_owned()))
@@ -50,7 +50,7 @@ impl Lookouts {
         self.lists_of("kv")
     }
 
-    /// Preference lists of some keys of a module, by each.
+    /// Return the preference lists of some keys of a module, from each node.
     fn lists_of(&self, module: &str) -> Vec<Vec<String>> {
         let mut lists = Vec::new();
         for operator in &self.operators {
@@ -64,7 +64,7 @@ impl Lookouts {
         lists
     }
 
-    /// How long it takes from now on.
+    /// Wait until all nodes agree, and return the time from now until then.
     fn watch(&self, what: &str, name: &str, up: bool) -> Duration {
         let began = Instant::now();
         until(what, || self.agree(name, up).then_some(()));
@@ -88,7 +88,7 @@ fn in_time(took: Duration) {
 }
 
 #[test]
-fn a_killed_node_is_out_of_every_list_and_back_after_its_restart() {
+fn a_killed_node_leaves_every_list_until_its_restart() {
     let mut cluster = Cluster::joined(5);
     everybody_up(&cluster);
     for dead in [3, 0] {
@@ -98,20 +98,20 @@ fn a_killed_node_is_out_of_every_list_and_back_after_its_restart() {
         assert!(lookouts.agree(&name, true));
         cluster[dead].kill();
         in_time(lookouts.watch("killed and down", &name, false));
-        // Others take its place for three replicas, and nobody twice.
+        // Fallbacks complete each list to three different nodes.
         for list in lookouts.lists() {
             assert_eq!(list.len(), 3, "{list:?}");
             assert!(list.iter().all(|node| list.iter().filter(|other| *other == node).count() == 1));
         }
         cluster[dead].start();
         in_time(lookouts.watch("restarted and up", &name, true));
-        // And the one that is new to all of it knows them.
+        // The restarted node, too, sees all others up.
         everybody_up(&cluster);
     }
 }
 
 #[test]
-fn a_stopped_process_is_out_of_every_list_and_back_when_it_goes_on() {
+fn a_frozen_node_leaves_every_list_until_it_resumes() {
     let cluster = Cluster::joined(5);
     everybody_up(&cluster);
     let frozen = &cluster[2];
@@ -124,8 +124,8 @@ fn a_stopped_process_is_out_of_every_list_and_back_when_it_goes_on() {
         frozen.resume();
         in_time(lookouts.watch("continued and up", &frozen.name, true));
     }
-    // It blamed nobody for what it slept through: nobody was down to it for a moment, or
-    // they would have been so after it went on.
+    // The frozen node did not blame its peers for the pause: none of them was down for it, even briefly, as
+    // `since_ms` would show.
     everybody_up(&cluster);
     let rows: Vec<MemberRow> = serde_json::from_value(frozen.json(&["members"]).json()).unwrap();
     let since = rows.iter().filter_map(|row| row.since_ms).min().unwrap();
@@ -133,7 +133,7 @@ fn a_stopped_process_is_out_of_every_list_and_back_when_it_goes_on() {
 }
 
 #[test]
-fn a_guest_that_loops_and_a_load_make_nobody_flap() {
+fn a_looping_guest_and_a_load_make_no_node_flap() {
     let cluster = Cluster::joined(3);
     cluster.deploy("guests/kv");
     cluster.deploy("tests/guests/hostile");
@@ -165,12 +165,12 @@ fn a_guest_that_loops_and_a_load_make_nobody_flap() {
 }
 
 #[test]
-fn a_node_that_cannot_run_a_module_is_not_offered_for_it_until_it_can() {
+fn a_node_that_cannot_run_a_module_is_not_in_its_lists_until_it_can() {
     let mut cluster = Cluster::joined(4);
     cluster.deploy("guests/kv");
     everybody_up(&cluster);
     let name = cluster[2].name.clone();
-    // Where its components should be is a file now: it can have none.
+    // A file takes the place of the components' directory, so the node cannot store any component.
     assert_eq!(cluster[2].stop(), Some(0));
     let components = cluster[2].data.join("components");
     let aside = cluster[2].data.join("components-aside");
@@ -181,10 +181,10 @@ fn a_node_that_cannot_run_a_module_is_not_offered_for_it_until_it_can() {
 
     let lookouts = Lookouts::new(cluster.nodes().iter());
     let offered = |module| lookouts.lists_of(module).iter().any(|list| list.contains(&name));
-    until("nobody offers it, itself neither", || (!offered("kv")).then_some(()));
-    // Somebody else is, in its place.
+    until("no list contains it, not even its own", || (!offered("kv")).then_some(()));
+    // Another node takes its place in each list.
     assert!(lookouts.lists().iter().all(|list| list.len() == 3));
-    // For other modules it is as good as any.
+    // For other modules the node is still in the lists.
     assert!(offered("another"));
     for node in cluster.nodes() {
         let modules = node.json(&["modules"]).json();
@@ -195,19 +195,19 @@ fn a_node_that_cannot_run_a_module_is_not_offered_for_it_until_it_can() {
         let alert = format!("module kv: {name} cannot run version 1");
         assert!(alerts.iter().any(|said| said.as_str().unwrap().contains(&alert)), "{status}");
     }
-    // A peer that starts anew is told too.
+    // A peer that restarts is also told.
     cluster[3].kill();
     cluster[3].start();
-    until("the new one knows", || {
+    until("the restarted peer knows", || {
         let modules = cluster[3].json(&["modules"]).json();
         modules[0]["unable"][&name].is_string().then_some(())
     });
 
-    // Mended: it tries again by itself, and says so.
+    // After the repair the node tries again by itself and reports success.
     std::fs::remove_file(&components).unwrap();
     std::fs::rename(&aside, &components).unwrap();
     let lookouts = Lookouts::new(cluster.nodes().iter());
-    until("all offer it again", || {
+    until("every node's lists contain it again", || {
         let mut by_node =
             lookouts.lists().chunks(16).map(|lists| lists.concat().contains(&name)).collect::<Vec<_>>();
         by_node.retain(|offered| *offered);

@@ -1,4 +1,4 @@
-//! A cluster grows, shrinks and is changed under a load that a model checks.
+//! A cluster grows and shrinks and its module is replaced, under a load that is checked against a model.
 
 use std::time::Duration;
 
@@ -8,7 +8,7 @@ use annulus_tests::harness::{Cluster, owned_by, pending, until};
 use annulus_tests::load::{Load, Settings};
 
 #[test]
-fn no_request_fails_while_nodes_join_and_leave_and_a_module_is_swapped() {
+fn no_request_fails_during_joins_a_leave_and_a_deploy() {
     let report = grow_and_shrink(Settings::default(), Duration::from_secs(1));
     println!("{report}");
     report.assert_flawless();
@@ -16,7 +16,7 @@ fn no_request_fails_while_nodes_join_and_leave_and_a_module_is_swapped() {
 }
 
 #[test]
-fn no_request_fails_while_a_module_is_swapped_and_rolled_back_in_the_middle_of_handoffs() {
+fn no_request_fails_during_a_deploy_and_a_rollback_in_the_middle_of_handoffs() {
     let cluster = Cluster::apart(3);
     cluster.deploy("guests/kv");
     let changed = cluster.keep("kv-2.wasm", &component_with("guests/kv", &["v2"]));
@@ -39,7 +39,7 @@ fn no_request_fails_while_a_module_is_swapped_and_rolled_back_in_the_middle_of_h
     }
     load.enter(&[&cluster[0], &cluster[1], &cluster[2]]);
     load.phase("three nodes");
-    // Every node runs the release that was rolled back to.
+    // Every node runs the release to which the module was rolled back.
     let row = cluster[2].json(&["modules"]).json()[0].take();
     assert_eq!(row["nodes"].as_object().unwrap().len(), 3, "{row}");
     assert!(row["nodes"].as_object().unwrap().values().all(|digest| *digest == row["digest"]), "{row}");

@@ -1,14 +1,13 @@
-//! A node whose log cannot be written does all that it does otherwise.
+//! A node whose log cannot be written works without restriction.
 
 use std::fs::File;
 use std::os::fd::OwnedFd;
 
 use annulus_tests::harness::{Cluster, until};
 
-/// A node with this stderr joins, serves, survives what it has to say about a guest that panics, and
-/// leaves.
+/// Check that a node with this stderr joins, serves, logs a trap of a guest, and stops.
 fn serves_with(stderr: OwnedFd) {
-    // It has a lot to say: more than a pipe takes.
+    // `-vv` logs more than a pipe buffers.
     let mut cluster = Cluster::apart_with(2, &["-vv"]);
     cluster[1].stop();
     cluster[1].stderr = Some(stderr);
@@ -20,7 +19,7 @@ fn serves_with(stderr: OwnedFd) {
     assert_eq!((row["status"].as_str(), row["alive"].as_bool()), (Some("member"), Some(true)), "{row}");
     for asked in 0..20 {
         let key = format!("k{asked}");
-        // It traps, which is a warning with the guest's last words.
+        // The guest traps; the node logs a warning with the guest's last output.
         let error = cluster[1].call("hostile", "put-and-trap", &[&key, "v"]).unwrap_err();
         assert_eq!(error["code"], "trapped", "{error}");
         until("the vnode is back", || cluster[1].call("hostile", "get", &[&key]).ok());
@@ -30,19 +29,19 @@ fn serves_with(stderr: OwnedFd) {
 }
 
 #[test]
-fn a_node_whose_log_lies_on_a_full_disk_joins_and_serves() {
+fn a_node_with_its_log_on_a_full_disk_joins_and_serves() {
     serves_with(File::options().write(true).open("/dev/full").unwrap().into());
 }
 
 #[test]
-fn a_node_whose_log_has_lost_its_reader_joins_and_serves() {
+fn a_node_with_its_log_to_a_closed_pipe_joins_and_serves() {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
     serves_with(writer.into());
 }
 
 #[test]
-fn a_node_whose_log_nobody_reads_joins_and_serves() {
+fn a_node_with_its_log_to_a_full_pipe_joins_and_serves() {
     let (reader, writer) = std::io::pipe().unwrap();
     serves_with(writer.into());
     drop(reader);

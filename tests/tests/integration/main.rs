@@ -1,7 +1,7 @@
-//! Whole clusters of real processes, and what holds of the whole repository.
+//! Tests with whole clusters of real processes, and checks of the whole repository.
 //!
-//! One program rather than one for each file: every program links the whole host, and tests that mostly
-//! wait (for deadlines, for a silent peer to be noticed, for a ring to settle) overlap only within one.
+//! All files are one program: every program links the whole host, and tests that mostly wait (for deadlines,
+//! for the detection of a silent peer, for a ring to settle) overlap only within one program.
 #![allow(clippy::unwrap_used, missing_docs)]
 
 mod addresses;

@@ -1,4 +1,4 @@
-//! Planned changes as an operator meets them: verbs against whole nodes of this process.
+//! Staged changes and their plans: command-line verbs against nodes inside the test process.
 
 use std::path::Path;
 use std::time::Duration;
@@ -13,7 +13,7 @@ use ciborium::Value as Cbor;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// A verb said to a node, answered in JSON.
+/// Run a verb on a node with JSON output.
 fn ask(node: &InsideNode, words: &[&str]) -> Ran {
     verb(&node.config.data, &[&["--format", "json"], words].concat())
 }
@@ -24,7 +24,7 @@ fn done(node: &InsideNode, words: &[&str]) -> Value {
     ran.json()
 }
 
-/// Exit code 1, the error's code, and a word of its message.
+/// Check that a verb fails with exit code 1, this error code, and `says` in its message.
 fn refused(node: &InsideNode, words: &[&str], code: &str, says: &str) {
     let ran = ask(node, words);
     let error = ran.json()["error"].clone();
@@ -49,7 +49,7 @@ fn token(node: &InsideNode, ttl: &str) -> String {
     done(node, &["token", "--ttl", ttl])["token"].as_str().unwrap().to_owned()
 }
 
-/// Joins by the verb; the node lives on as a member of that cluster.
+/// Join through the verb; the node continues as a member of that cluster.
 async fn join(node: &mut InsideNode, to: &InsideNode, flags: &[&str]) -> Value {
     let words = ["join", &address(to), "--token", &token(to, "1m")].map(str::to_owned);
     let words: Vec<String> = words.into_iter().chain(flags.iter().map(|&flag| flag.to_owned())).collect();
@@ -93,7 +93,7 @@ fn warnings(plan: &Value) -> Vec<&str> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_plan_shows_what_moves_and_its_commit_does_just_that() {
+async fn a_commit_makes_exactly_the_moves_that_the_plan_shows() {
     let dir = tempfile::tempdir().unwrap();
     let [a, mut b, mut c, mut d] = ["a", "b", "c", "d"].map(|short| node(&dir, short));
     a.deploy(component("guests/kv")).await;
@@ -111,7 +111,7 @@ async fn a_plan_shows_what_moves_and_its_commit_does_just_that() {
     let changes = json!([{"change": "join", "node": name(&d)}, {"change": "leave", "node": name(&b)}]);
     assert_eq!(staged["changes"], changes);
 
-    // Every node shows the same, the one that waits too.
+    // Every node shows the same plan, including the staged one.
     let plan = done(&a, &["plan"]);
     let id = plan["plan"].as_str().unwrap().to_owned();
     for other in [&b, &c, &d] {
@@ -133,14 +133,14 @@ async fn a_plan_shows_what_moves_and_its_commit_does_just_that() {
     let text = verb(&a.config.data, &["plan"]);
     assert!(text.text().contains(&format!("plan {id}")) && text.text().contains("WILL OWN"), "{text:?}");
 
-    // Somebody stages another change elsewhere: what was seen here is not what there is.
+    // Another operator stages a change elsewhere, so the plan shown here is outdated.
     done(&c, &["clear"]);
     done(&c, &["leave", "--stage", &name(&c)]);
     refused(&a, &["commit"], "plan-changed", "annulus plan");
     refused(&b, &["commit", &id], "plan-changed", "annulus plan");
     done(&d, &["clear"]);
     refused(&a, &["commit"], "nothing-staged", "--stage");
-    // Cleared, the joiner waits on; said again, it is staged again.
+    // After `clear` the node still waits; a repeated `join --stage` stages it again.
     let token = token(&a, "1m");
     let again = done(&d, &["join", &address(&a), "--token", &token, "--stage"]);
     assert_eq!((again["status"].as_str(), again["staged"].as_str()), (Some("joining"), Some("join")));
@@ -150,7 +150,7 @@ async fn a_plan_shows_what_moves_and_its_commit_does_just_that() {
     assert_eq!((row["settled"].as_bool(), &row["possible_loss"]), (Some(true), &json!([])));
     let moved = plan["moves"].as_array().unwrap().iter().filter(|one| one["owner"] == true).count();
     assert_eq!(row["moved"].as_u64(), Some(moved as u64));
-    // The verb's node has seen the leave to its end; this one may be an entry behind.
+    // The node that ran the verb has applied the end of the leave; another may be one entry behind.
     let gone = name(&b);
     c.until("the leaver is gone here too", |view| view.state.member_by_name(&gone).is_none()).await;
     let members = done(&c, &["members"]);
@@ -160,7 +160,7 @@ async fn a_plan_shows_what_moves_and_its_commit_does_just_that() {
     for key in 0..300 {
         assert_eq!(get(&d, key).await, Cbor::from(key));
     }
-    // What it was to get is what it has.
+    // The node holds exactly what the plan announced.
     done(&a, &["leave", "--stage", &name(&d)]);
     let now = done(&a, &["plan"]);
     let then = share(&now, &name(&d));
@@ -169,7 +169,7 @@ async fn a_plan_shows_what_moves_and_its_commit_does_just_that() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_possible_loss() {
+async fn a_dead_node_can_be_removed_and_its_partitions_are_shown_as_a_possible_loss() {
     let dir = tempfile::tempdir().unwrap();
     let [a, mut b, mut c] = ["a", "b", "c"].map(|short| node(&dir, short));
     a.deploy(component("guests/kv")).await;
@@ -193,7 +193,7 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
 
     c.stop();
     until_alive(&a, &gone, false).await;
-    // It cannot be asked how much it has: that is not nothing.
+    // A node that is down cannot report its sizes: the plan says unknown, not zero.
     done(&b, &["leave", "--stage", &gone]);
     let plan = done(&a, &["plan"]);
     assert_eq!(share(&plan, &gone)["items_out"], Value::Null, "{plan}");
@@ -203,7 +203,7 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
     refused(&a, &["replace", &gone, &name(&b)], "not-allowed", "annulus down");
     assert_eq!(done(&a, &["down", &gone])["status"], "down");
 
-    // Nobody is there to be asked, and nobody has said yes.
+    // Without a terminal to ask and without `--yes` the verb is refused.
     let data = a.config.data.to_str().unwrap();
     let ran = annulus(&["--data", data, "remove", &gone]);
     assert_eq!(ran.code, 2, "{ran:?}");
@@ -214,7 +214,7 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
     let ran = annulus(&["--data", data, "commit"]);
     assert_eq!(ran.code, 2, "{ran:?}");
     assert!(ran.stderr.contains("--yes"), "{ran:?}");
-    // It comes back before anybody commits: it can hand over itself.
+    // The node comes back before the commit: it can hand its partitions over, so the removal is refused.
     let back = InsideNode::start_with(config.clone());
     a.until("back", |view| view.state.live_members().all(|member| member.status == MemberStatus::Member))
         .await;
@@ -233,14 +233,14 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
     );
     let alerts = status["alerts"].to_string();
     assert!(alerts.contains("possible-loss") && alerts.contains(&gone), "{alerts}");
-    // The rest is all there, and every partition takes writes again.
+    // All other items are present, and every partition accepts writes again.
     put(&b, 60..120).await;
     for key in 60..120 {
         assert_eq!(get(&a, key).await, Cbor::from(key));
     }
     assert_eq!(done(&b, &["status", "--acknowledge"])["possible_loss"], json!([]));
     a.until("seen everywhere", |view| view.state.losses.is_empty()).await;
-    // A week later.
+    // The removed node starts again much later.
     let ended = tokio::task::spawn_blocking(move || {
         annulus::node::run(config.clone(), |_| {})
             .map_or_else(|error| error.to_string(), |reason| reason.to_string())
@@ -249,7 +249,7 @@ async fn a_node_that_is_gone_is_marked_removed_and_what_it_held_is_shown_as_a_po
     assert!(ended.contains("was removed") && ended.contains("kept as it is"), "{ended}");
 }
 
-/// Waits until a node knows whether another answers.
+/// Wait until a node shows another as alive, or as not alive.
 async fn until_alive(node: &InsideNode, other: &str, alive: bool) {
     let until = std::time::Instant::now() + Duration::from_secs(30);
     loop {
@@ -264,7 +264,7 @@ async fn until_alive(node: &InsideNode, other: &str, alive: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn joins_that_cannot_be_are_refused_and_leave_the_node_what_it_was() {
+async fn invalid_joins_are_refused_and_leave_the_node_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let [a, mut b, foreign] = ["a", "b", "f"].map(|short| node(&dir, short));
     let (good, to) = (token(&a, "1m"), address(&a));
@@ -283,7 +283,7 @@ async fn joins_that_cannot_be_are_refused_and_leave_the_node_what_it_was() {
     let other = InsideNode::start_with(other);
     refused(&other, &["join", &to, "--token", &good], "bad-arguments", "64 partitions");
 
-    // With data of its own.
+    // A node with data of its own.
     b.deploy(component("guests/kv")).await;
     put(&b, 100..105).await;
     refused(&b, &["join", &to, "--token", &good], "not-allowed", "--discard");

@@ -1,11 +1,11 @@
-//! Nodes that reach each other only over a relay, by the addresses that they advertise.
+//! Nodes that reach each other only through a relay, at their advertised addresses.
 
 use std::time::Duration;
 
 use annulus_tests::harness::{Cluster, until};
 use annulus_tests::relay::{Relay, Way};
 
-/// How many nodes a node hears from, itself among them.
+/// Return the number of nodes that a node sees alive, including itself.
 fn alive(cluster: &Cluster, node: usize) -> u64 {
     cluster[node].json(&["status"]).json()["alive"].as_u64().unwrap()
 }
@@ -17,7 +17,7 @@ fn until_alive(cluster: &Cluster, wanted: [u64; 3]) {
 }
 
 #[test]
-fn nodes_dial_what_is_advertised_and_both_sides_of_a_cut_notice_it() {
+fn nodes_dial_advertised_addresses_and_both_sides_notice_a_cut() {
     let cluster = Cluster::relayed(Relay::new(1), 3, &[]);
     for node in &cluster.nodes()[1..] {
         node.join(&cluster[0]);
@@ -33,7 +33,7 @@ fn nodes_dial_what_is_advertised_and_both_sides_of_a_cut_notice_it() {
         assert_eq!(cluster[2].call("kv", "get", &[key]).unwrap(), key);
     }
     let relay = cluster.relay();
-    assert_eq!(relay.strangers(), 0, "nodes dial from where they listen");
+    assert_eq!(relay.strangers(), 0, "nodes dial from the address on which they listen");
     for (from, to) in [(0, 1), (1, 0), (0, 2), (2, 0), (1, 2), (2, 1)] {
         assert!(relay.count(from, to).passed > 0, "{from} to {to}");
     }
@@ -41,7 +41,7 @@ fn nodes_dial_what_is_advertised_and_both_sides_of_a_cut_notice_it() {
     until_alive(&cluster, [2, 2, 1]);
     relay.heal();
     until_alive(&cluster, [3, 3, 3]);
-    // A bad line is a line: what is lost is sent again.
+    // On a lossy line requests still succeed, because lost packets are sent again.
     for (from, to) in [(0, 1), (1, 0)] {
         relay.set(from, to, Way { drop: 0.1, delay: Duration::from_millis(5), ..Way::default() });
     }

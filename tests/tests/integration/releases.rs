@@ -1,4 +1,4 @@
-//! Releases that follow each other: what each writes, and which one can be gone back to.
+//! Consecutive releases: the format that each writes, and the releases that a rollback may return to.
 
 use annulus_tests::guests::{component, component_with};
 use annulus_tests::harness::{Cluster, Ran};
@@ -6,7 +6,7 @@ use annulus_tests::harness::{Cluster, Ran};
 const STORED: &str = "tests/guests/stored";
 
 #[test]
-fn a_release_writes_what_the_one_before_reads_until_that_is_gone() {
+fn a_release_writes_the_format_of_the_previous_release_until_that_is_gone() {
     let cluster = Cluster::joined(2);
     let [first, second] = [
         cluster.keep("first.wasm", &component(STORED)),
@@ -24,8 +24,8 @@ fn a_release_writes_what_the_one_before_reads_until_that_is_gone() {
 
     assert_eq!((deploy(&[first]), format()), (1, 1.into()));
     node.call("stored", "put", &["k", "kept"]).unwrap();
-    assert_eq!((deploy(&[second]), format()), (2, 1.into()), "the one before reads no other");
-    // Nothing is written yet that it does not read.
+    assert_eq!((deploy(&[second]), format()), (2, 1.into()), "the previous release reads no other format");
+    // Nothing has been written yet that the previous release cannot read.
     assert_eq!(run(&["rollback", "stored"]).code, 0);
     assert_eq!(format(), 1);
     assert_eq!((deploy(&[second]), format()), (4, 1.into()));
@@ -38,7 +38,7 @@ fn a_release_writes_what_the_one_before_reads_until_that_is_gone() {
     let refused = run(&["deploy", first]);
     assert_eq!(refused.json()["error"]["code"], "incompatible", "{refused:?}");
     assert_eq!((format(), run(&["modules"]).json()[0]["version"].clone()), (2.into(), 5.into()));
-    // The one before reads it.
+    // The previous release reads the format in use.
     assert_eq!(run(&["rollback", "stored"]).code, 0);
     assert_eq!(format(), 2);
     assert_eq!(other.call("stored", "get", &["k"]).unwrap(), "kept");

@@ -1,4 +1,4 @@
-//! Real components on simulated nodes: what they do is the same in each run, and in each process.
+//! Real components on simulated nodes: each run with the same seed is identical, also in another process.
 
 use std::process::Command;
 use std::time::Duration;
@@ -13,7 +13,7 @@ fn key(n: i32) -> (&'static str, Value) {
     ("key", format!("k{n}").into())
 }
 
-/// Puts so many keys within some seconds, each until it is acknowledged.
+/// Put this many keys, 100 ms apart, each repeatedly until it is acknowledged.
 async fn put(cluster: &Cluster, keys: i32) {
     for n in 0..keys {
         while cluster.call("put", &[key(n), ("value", n.into())]).await.is_err() {}
@@ -21,7 +21,7 @@ async fn put(cluster: &Cluster, keys: i32) {
     }
 }
 
-/// Every key through every node.
+/// Read every key through every node.
 async fn get(cluster: &Cluster, keys: i32) {
     for at in 0..cluster.nodes().count() {
         for n in 0..keys {
@@ -42,28 +42,28 @@ fn store_and_join(seed: u64) -> Ran {
         let at = cluster.join().await;
         cluster.calm().await;
         get(cluster, 40).await;
-        // Items came to the new node, which alone is asked.
+        // The new node has received items; only this node's own vnodes are counted.
         let held = cluster.nodes().life(at).map(|life| life.services().master.status().len());
         cluster.check(held > Some(0), format_args!("n{at} holds {held:?}"));
     })
 }
 
-/// Has the other process say what its run came to.
+/// Set for the child process, which prints the result of its run.
 const TOLD: &str = "ANNULUS_SIMULATED_TRACE";
 
 #[test]
-fn a_real_component_is_stored_in_and_handed_over_and_a_seed_is_one_history_in_every_process() {
+fn a_real_component_runs_in_a_simulation_and_a_seed_gives_one_history_in_every_process() {
     let said = |ran: &Ran| format!("trace {} after {:?}", ran.trace, ran.lasted);
     let ran = store_and_join(5);
     if std::env::var_os(TOLD).is_some() {
         return println!("{}", said(&ran));
     }
-    // This one has the component compiled.
+    // The second run takes the compiled component from the cache.
     let again = store_and_join(5);
     assert_eq!((ran.trace, &ran.lines), (again.trace, &again.lines));
     assert_ne!(again.trace, store_and_join(6).trace);
     let name =
-        "simulated::a_real_component_is_stored_in_and_handed_over_and_a_seed_is_one_history_in_every_process";
+        "simulated::a_real_component_runs_in_a_simulation_and_a_seed_gives_one_history_in_every_process";
     let mut other = Command::new(std::env::current_exe().unwrap());
     let other = other.args(["--exact", name, "--nocapture"]).env(TOLD, "1").output().unwrap();
     let told = String::from_utf8_lossy(&other.stdout);
@@ -71,7 +71,7 @@ fn a_real_component_is_stored_in_and_handed_over_and_a_seed_is_one_history_in_ev
 }
 
 #[test]
-fn what_a_real_component_was_given_outlasts_passing_faults() {
+fn items_of_a_real_component_survive_transient_faults() {
     let (mut faults, mut errors) = (0, 0);
     for seed in 0..4 {
         let trial = Trial::new(component("guests/kv")).seed(seed).faults(Faults::Passing);
@@ -89,12 +89,12 @@ fn what_a_real_component_was_given_outlasts_passing_faults() {
 }
 
 #[test]
-fn a_component_that_misbehaves_is_ended_as_on_a_real_node() {
+fn a_misbehaving_component_is_stopped_as_on_a_real_node() {
     let misbehave = |seed| {
         let trial = Trial::new(component("tests/guests/hostile")).nodes(2).seed(seed);
         let limit = Duration::from_millis(500);
         good(trial.call_time(limit), async |cluster| {
-            // One that computes does so in virtual time, and comes to its end within its limit.
+            // A command that computes takes virtual time and ends within its limit.
             let began = Instant::now();
             let computed = cluster.call("sleepy", &[("ms", 4.into())]).await;
             let took = began.elapsed();
@@ -114,7 +114,7 @@ fn a_component_that_misbehaves_is_ended_as_on_a_real_node() {
             let error = cluster.call("trap", &[]).await.map_err(|error| (error.code, error.state));
             let expected = Err((ErrorCode::Trapped, AppliedState::NotApplied));
             cluster.check(error == expected, format_args!("trap: {error:?}"));
-            // The others go on.
+            // Other commands still work.
             let echo = cluster.call("echo", &[("value", "still".into())]).await;
             cluster.check(echo == Ok("still".into()), format_args!("{echo:?}"));
         })

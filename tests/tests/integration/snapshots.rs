@@ -1,5 +1,5 @@
-//! A member that was away for longer than the log reaches back gets a snapshot; it may be killed at any
-//! moment of that and starts again.
+//! A member that was down for longer than the log reaches back receives a snapshot; it may be killed at any
+//! moment of that and still starts again.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -12,14 +12,14 @@ use annulus_tests::harness::{Cluster, LIMIT, Node, until};
 use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 
-/// Entries after which the leader has purged all that a member had that went away before them: one
-/// snapshot's worth, and what is kept behind it.
+/// Number of entries after which the leader has purged the log that a stopped member would need: the entries
+/// between two snapshots, and those kept behind a snapshot.
 const AWAY: u64 = 1600;
 
-/// Proposals under way at a time: fewer than the streams that one connection may have.
+/// Number of concurrent proposals; fewer than the streams that one connection may have.
 const AT_A_TIME: usize = 24;
 
-/// How often the member is killed where nobody says otherwise with `ANNULUS_KILLS`.
+/// Number of kills, unless `ANNULUS_KILLS` is set.
 const KILLS: u32 = 12;
 
 fn applied(node: &Node) -> Option<u64> {
@@ -27,7 +27,7 @@ fn applied(node: &Node) -> Option<u64> {
     (status.code == 0).then(|| status.json()["applied"].as_u64()).flatten()
 }
 
-/// Has the cluster agree on so many entries.
+/// Commit this many entries.
 fn agree(node: &Node, entries: u64) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let agreed = async {
@@ -38,7 +38,7 @@ fn agree(node: &Node, entries: u64) {
             let (operator, next) = (operator.clone(), next.clone());
             proposers.spawn(async move {
                 while next.fetch_add(1, Ordering::Relaxed) < entries {
-                    // Good for a moment only, so that they do not add up.
+                    // Tokens with a lifetime of 1 ms, so that they do not accumulate.
                     let _: TokenRow = operator.ask(&AdminRequest::Token { ttl_ms: 1 }).await.unwrap();
                 }
             });
@@ -51,7 +51,7 @@ fn agree(node: &Node, entries: u64) {
 }
 
 #[test]
-fn a_member_killed_at_any_moment_of_taking_a_snapshot_starts_again() {
+fn a_member_killed_while_it_receives_a_snapshot_starts_again() {
     let kills = std::env::var("ANNULUS_KILLS").map_or(KILLS, |kills| kills.parse().unwrap());
     let seed = rand::random();
     println!("seed {seed}");
@@ -61,7 +61,7 @@ fn a_member_killed_at_any_moment_of_taking_a_snapshot_starts_again() {
     while killed < kills {
         cluster[2].kill();
         agree(&cluster[0], AWAY);
-        // Killed some times on its way to the snapshot, then left alone until it has it.
+        // Kill it several times on its way to the snapshot, then let it finish.
         for _ in 0..4 {
             cluster[2].begin_start();
             let until_kill = Duration::from_millis(random.random_range(20..400));

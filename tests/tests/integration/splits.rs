@@ -1,4 +1,4 @@
-//! `recover --force` where a cluster falls apart: what is not served is named, and nothing is deleted.
+//! `recover --force` in split clusters: partitions that are not served are reported, and nothing is deleted.
 
 use std::collections::BTreeSet;
 use std::time::Instant;
@@ -7,8 +7,8 @@ use annulus_tests::harness::until;
 
 use annulus_tests::splits::{RING, World};
 
-/// Parts the nodes, has an operator recover each side that lacks a majority, writes everywhere, and brings all
-/// together again. Nobody gave anything to anybody, so everything is there.
+/// Split the nodes, recover each side without a majority, write on all sides, and reunite them. No partition
+/// changes its owner, so no item is lost.
 fn part_and_meet(world: &mut World, sides: &[&[usize]]) {
     world.together();
     let began = Instant::now();
@@ -17,15 +17,22 @@ fn part_and_meet(world: &mut World, sides: &[&[usize]]) {
         world.recover(side);
         world.write(side);
         let (found, owned) = (world.check(side), world.owned(&side.nodes));
-        assert_eq!((&found.served, &side.written), (&owned, &owned), "each side serves what it holds");
+        assert_eq!(
+            (&found.served, &side.written),
+            (&owned, &owned),
+            "each side serves the partitions that it owns"
+        );
         assert!(found.lost.is_empty(), "{found:?}");
         if side.recovered {
             let named: BTreeSet<u16> = side.nodes.iter().flat_map(|node| world.named(*node)).collect();
-            assert!(found.refused.is_subset(&named), "a recovery names what is away: {named:?}, {found:?}");
+            assert!(
+                found.refused.is_subset(&named),
+                "a recovery reports the unreachable partitions: {named:?}, {found:?}"
+            );
         }
     }
     assert!(parted.iter().filter(|side| !side.recovered).count() <= 1, "two majorities: {parted:?}");
-    // Rivals meet one after another, so that some give way more than once.
+    // The sides reunite one after another, so that some nodes change their lineage more than once.
     for met in 2..=sides.len() {
         world.meet(&sides[..met]);
     }
@@ -34,8 +41,8 @@ fn part_and_meet(world: &mut World, sides: &[&[usize]]) {
     println!("{sides:?}: {:?}", began.elapsed());
 }
 
-/// While one node is cut off, the others give partitions to a node that has just come. It recovers alone, from a
-/// state in which none of that has happened, and then all meet: it wins.
+/// While one node, the survivor, is cut off, the others give partitions to a node that has just joined. The
+/// survivor recovers alone, from a state without these flips; when all reunite, its lineage wins.
 fn flips_that_a_survivor_does_not_know(world: &mut World, survivor: usize) {
     let first = (0..3).find(|node| *node != survivor).unwrap();
     world.cluster[first].json(&["transfers", "pause"]).text();
@@ -43,7 +50,7 @@ fn flips_that_a_survivor_does_not_know(world: &mut World, survivor: usize) {
     let _joining = world.cluster[newcomer].begin_join(&world.cluster[first]);
     let all = world.everybody();
     world.until_alive(&all);
-    let comes = until("it is to get its share", || {
+    let comes = until("transfers to the new node are pending", || {
         let comes = world.pending(survivor);
         (!comes.is_empty() && all.iter().all(|node| world.pending(*node) == comes)).then_some(comes)
     });
@@ -51,7 +58,7 @@ fn flips_that_a_survivor_does_not_know(world: &mut World, survivor: usize) {
     let mut sides = world.part(&[&[survivor], &others]);
     world.cluster[first].json(&["transfers", "resume"]).text();
     let kept = world.owned(&[survivor]);
-    let flipped: BTreeSet<u16> = until("all others have given their share", || {
+    let flipped: BTreeSet<u16> = until("all nodes but the survivor have handed over their share", || {
         let waits = world.pending(first);
         waits.is_subset(&kept).then(|| &comes - &waits)
     });
@@ -63,28 +70,33 @@ fn flips_that_a_survivor_does_not_know(world: &mut World, survivor: usize) {
         assert_eq!((&found.served, found.lost.len()), (&side.written, 0), "{found:?}");
     }
     assert_eq!(sides.iter().map(|side| side.recovered).collect::<Vec<_>>(), [true, false]);
-    assert_eq!(world.named(survivor), all_but(&kept), "a recovery names what is away");
-    // The state that it went on from was paused.
+    assert_eq!(world.named(survivor), all_but(&kept), "a recovery reports the unreachable partitions");
+    // The survivor recovered from a state in which transfers were paused.
     world.cluster[survivor].json(&["transfers", "resume"]).text();
     world.meet(&[&[survivor], &others]);
-    // They were given away by what the recovery did not know: their former owners have them again, without items.
-    until("what the newcomer keeps is named for all to see", || {
+    // The recovered state does not contain the flips: the former owners own these partitions again, without
+    // items.
+    until("every node reports the partitions that the newcomer keeps", || {
         let name = world.cluster[newcomer].name.clone();
         world.all_name(&all, &name, &flipped).then_some(())
     });
-    assert_eq!(world.aside(&[newcomer]), flipped.len() as u64, "it deletes nothing");
+    assert_eq!(world.aside(&[newcomer]), flipped.len() as u64, "the newcomer deletes nothing");
     let found = world.settle(&sides);
     assert_eq!((&found.lost, found.refused.len()), (&flipped, 0), "{found:?}");
-    assert_eq!(world.aside(&[newcomer]), flipped.len() as u64, "not after an operator has seen to it either");
+    assert_eq!(
+        world.aside(&[newcomer]),
+        flipped.len() as u64,
+        "not even after an operator has acknowledged the losses"
+    );
 }
 
-/// All partitions but these.
+/// Return all other partitions.
 fn all_but(these: &BTreeSet<u16>) -> BTreeSet<u16> {
     (0..RING).filter(|id| !these.contains(id)).collect()
 }
 
-/// Kills nodes, has an operator recover what is left, and starts them again: what they had in memory is
-/// gone, and named.
+/// Kill nodes, recover the rest, and start the killed nodes again: the items in their memory are lost, and
+/// reported.
 fn kill_and_start(world: &mut World, killed: &[usize]) {
     let all = world.everybody();
     let left: Vec<usize> = all.iter().copied().filter(|node| !killed.contains(node)).collect();
@@ -110,7 +122,7 @@ fn kill_and_start(world: &mut World, killed: &[usize]) {
 }
 
 #[test]
-fn whatever_side_recovers_what_is_not_served_is_named_and_nothing_is_deleted() {
+fn after_a_recovery_unserved_partitions_are_reported_and_nothing_is_deleted() {
     let mut world = World::begin(3);
     flips_that_a_survivor_does_not_know(&mut world, 1);
     part_and_meet(&mut world, &[&[0, 1], &[2, 3]]);
@@ -118,20 +130,20 @@ fn whatever_side_recovers_what_is_not_served_is_named_and_nothing_is_deleted() {
     assert_eq!(world.everybody(), [0, 1, 2, 3]);
 }
 
-/// A node joins one side of a cut, the other side is recovered and wins. The newcomer is no member of it, stays up
-/// with what it has, serves nothing, and can begin anew.
+/// A node joins one side of a split; the other side is recovered and wins. The newcomer is no member of the
+/// winning lineage: it keeps its items, serves nothing, and can rejoin as a new node.
 #[test]
-fn a_node_that_joined_what_a_recovery_does_not_know_keeps_what_it_has() {
+fn a_node_that_joined_the_losing_side_keeps_its_items() {
     let mut world = World::begin(3);
     let all_but_newcomer = [0, 1, 2];
     world.part(&[&[2], &[0, 1]]);
     let newcomer = world.cluster.add(&[]);
     world.cut(&[&[2], &[newcomer]]);
-    // What the node behind the cut was to give stays where it is: the join waits for it in vain.
+    // Partitions of the node behind the cut cannot move, so the join does not complete.
     let _joining = world.cluster[newcomer].begin_join(&world.cluster[0]);
-    let given = until("it has its share of the others", || {
+    let given = until("the newcomer has its share of the reachable nodes' partitions", || {
         let waits = world.pending(0);
-        // As a member knows: until it is in, the newcomer has a ring of its own.
+        // Ask a member: until the newcomer is admitted, it has a ring of its own.
         let has = &world.owned(&[0, newcomer]) - &world.owned(&[0]);
         let given = !has.is_empty() && waits.is_subset(&world.owned(&[2]));
         given.then_some(has)
@@ -157,7 +169,7 @@ fn a_node_that_joined_what_a_recovery_does_not_know_keeps_what_it_has() {
         assert_eq!(ran.json()["error"]["code"], "not-allowed", "{verb:?}: {ran:?}");
         assert!(ran.stdout.contains("recovered without this node"), "{verb:?}: {ran:?}");
     }
-    // What it has got since is named by those who have those partitions now.
+    // The current owners of the newcomer's partitions report the possible loss.
     world.alerted(&all_but_newcomer, "possible-loss: ");
     let side = sides.remove(0);
     let found = world.check(&annulus_tests::splits::Side { nodes: all_but_newcomer.to_vec(), ..side });
@@ -167,10 +179,10 @@ fn a_node_that_joined_what_a_recovery_does_not_know_keeps_what_it_has() {
     world.one(&[0, 1, 2, newcomer]);
 }
 
-/// A majority removes the others while these are recovered on their own. Nothing ends a node or takes over
-/// what it serves: both go on, and say so.
+/// The majority removes the other nodes, which recover on their own meanwhile. No node ends or takes over the
+/// other side's partitions: both sides serve, and both report the other lineage.
 #[test]
-fn where_one_side_removed_what_was_recovered_both_serve_and_tell_of_each_other() {
+fn a_recovered_side_that_was_removed_and_the_majority_both_serve_and_report_each_other() {
     let world = &mut World::begin(4);
     let (left, right) = ([0, 1], [2, 3]);
     let mut sides = world.part(&[&left, &right]);
@@ -194,8 +206,9 @@ fn where_one_side_removed_what_was_recovered_both_serve_and_tell_of_each_other()
         );
         assert!(found.lost.is_empty() && world.status(side.nodes[0])["quorum"] == true, "{found:?}");
     }
-    // One is given up.
-    let given_up = sides.iter().find(|side| side.recovered).expect("the other has none").nodes.clone();
+    // The recovered side is given up.
+    let given_up =
+        sides.iter().find(|side| side.recovered).expect("the other side has no majority").nodes.clone();
     for node in given_up {
         world.cluster.nodes_mut()[node].start_anew();
         world.cluster[node].join(&world.cluster[remover[0]]);
@@ -203,7 +216,7 @@ fn where_one_side_removed_what_was_recovered_both_serve_and_tell_of_each_other()
     world.one(&[0, 1, 2, 3]);
 }
 
-/// Every way to put four nodes into two or more sides.
+/// Return every way to divide four nodes into two or more sides.
 fn all_splits() -> Vec<Vec<Vec<usize>>> {
     let mut splits: Vec<Vec<Vec<usize>>> = vec![Vec::new()];
     for node in 0..4 {
@@ -227,7 +240,7 @@ fn all_splits() -> Vec<Vec<Vec<usize>>> {
 
 #[test]
 #[ignore = "takes minutes: run it by hand"]
-fn in_every_split_what_is_not_served_is_named_and_nothing_is_deleted() {
+fn in_every_split_unserved_partitions_are_reported_and_nothing_is_deleted() {
     let splits = all_splits();
     assert_eq!(splits.len(), 14);
     for survivor in 0..3 {

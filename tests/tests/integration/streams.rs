@@ -1,4 +1,4 @@
-//! What the command line does with bytes, pipes and disks that are not as they should be.
+//! The command line with invalid bytes, broken pipes and full disks.
 
 use std::ffi::OsString;
 use std::fs::File;
@@ -10,14 +10,14 @@ use annulus_core::request::MAX_ARGS_BYTES;
 use annulus_tests::harness::{Cluster, Node, annulus, command, until};
 use serde_json::json;
 
-/// A verb of a node, its streams not set yet.
+/// Return a verb's command for a node; stdout and stderr are not set yet.
 fn verb(node: &Node, words: &[&str]) -> Command {
     let mut verb = command();
     verb.arg("--data").arg(&node.data).args(words).stdin(Stdio::null());
     verb
 }
 
-/// A pipe's end for writing whose reader has gone.
+/// Return the writing end of a pipe without a reader.
 fn broken_pipe() -> Stdio {
     let (reader, writer) = std::io::pipe().unwrap();
     drop(reader);
@@ -28,19 +28,19 @@ fn full_disk() -> Stdio {
     File::options().write(true).open("/dev/full").unwrap().into()
 }
 
-/// Runs it with bytes on stdin.
+/// Run a command with these bytes on stdin.
 fn fed(command: &mut Command, stdin: &[u8]) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdin.take().unwrap();
-    // Fails where it has read enough.
+    // Fails if the command has read enough and ended.
     drop(pipe.write_all(stdin));
     drop(pipe);
     child.wait_with_output().unwrap()
 }
 
 #[test]
-fn words_that_are_not_text_are_refused_as_bad_usage() {
+fn arguments_that_are_not_utf8_are_refused_as_wrong_usage() {
     let odd = || OsString::from_vec(b"\xff\xfe".to_vec());
     for words in [
         vec![odd()],
@@ -57,7 +57,7 @@ fn words_that_are_not_text_are_refused_as_bad_usage() {
 }
 
 #[test]
-fn a_reader_that_has_gone_ends_a_verb_quietly_and_a_full_disk_with_an_error() {
+fn a_closed_pipe_ends_a_verb_quietly_and_a_full_disk_with_an_error() {
     let cluster = Cluster::apart(1);
     let node = &cluster[0];
     cluster.deploy("guests/kv");
@@ -86,7 +86,7 @@ fn a_reader_that_has_gone_ends_a_verb_quietly_and_a_full_disk_with_an_error() {
         assert!(said.contains("cannot write"), "{words:?}: {said}");
         assert_eq!(run(words, full_disk(), full_disk()).status.code(), Some(1), "{words:?}");
     }
-    // Who cannot hear a remark, a log line or an error still learns what became of it.
+    // Without stderr, the exit code still reports the outcome.
     for stderr in [broken_pipe, full_disk] {
         assert_eq!(run(&["-vv", "token"], Stdio::piped(), stderr()).status.code(), Some(0));
         assert_eq!(run(&["call", "kv", "steal", "k"], Stdio::piped(), stderr()).status.code(), Some(1));
@@ -98,17 +98,17 @@ fn a_reader_that_has_gone_ends_a_verb_quietly_and_a_full_disk_with_an_error() {
 }
 
 #[test]
-fn values_come_from_words_files_and_stdin_as_they_are() {
+fn values_from_arguments_files_and_stdin_are_passed_unchanged() {
     let cluster = Cluster::apart(1);
     let node = &cluster[0];
     cluster.deploy("guests/kv");
     let get = |key: &str| node.json(&["call", "kv", "get", key]).json()["ok"].clone();
     for word in ["1.10", "1e3", "12345678901234567890123", "null", " 5 ", "42", "-7", "true"] {
         assert_eq!(node.cli(&["call", "kv", "put", "k", "--", word]).code, 0, "{word}");
-        // One line's end is the answer's own.
+        // The only line end is the one that the output adds.
         assert_eq!(node.cli(&["call", "kv", "get", "k"]).stdout, format!("{word}\n"));
     }
-    // More than the system lets one argument have.
+    // Longer than the system allows for one argument.
     let long = "x".repeat(900_000);
     let file = cluster.keep("long", long.as_bytes());
     let word = format!("@{}", file.display());
@@ -122,7 +122,7 @@ fn values_come_from_words_files_and_stdin_as_they_are() {
     assert_eq!(get("bytes"), json!({"$bytes": "AP8="}));
     assert_eq!(node.cli(&["call", "kv", "put", "@@alice", "@@bob", "--key", "@@alice"]).code, 0);
     assert_eq!(get("@@alice"), "@bob");
-    // Neither endless nor too long, nor gone: refused, and nothing is changed.
+    // An endless, a too long and a missing file are refused, and nothing changes.
     let more = cluster.keep("more", &vec![b'x'; MAX_ARGS_BYTES + 1]);
     for word in ["@/dev/zero", &format!("@{}", more.display()), "@/nonexistent"] {
         let ran = node.json(&["call", "kv", "put", "@@alice", word]);
@@ -146,7 +146,7 @@ fn a_hangup_does_not_end_a_node() {
 }
 
 #[test]
-fn too_few_open_files_are_not_called_damage() {
+fn a_limit_on_open_files_is_not_reported_as_damage() {
     let mut cluster = Cluster::apart(1);
     let node = &mut cluster.nodes_mut()[0];
     assert_eq!(node.stop(), Some(0));
@@ -166,7 +166,7 @@ fn too_few_open_files_are_not_called_damage() {
             .unwrap();
         let mut first = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut first).unwrap();
-        // Where it started it ends with its stdin, which this closes.
+        // If the node started, it ends with its stdin, which this call closes.
         let ran = child.wait_with_output().unwrap();
         if !first.is_empty() {
             break;

@@ -1,4 +1,4 @@
-//! What verbs say: that it is true, and that it tells what to do.
+//! The output of verbs: it is true, and it says what to do next.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -9,7 +9,7 @@ use annulus_tests::guests::component;
 use annulus_tests::harness::{Cluster, Node, annulus, command, owned_by, until};
 
 #[test]
-fn words_that_people_try_are_verbs_and_printed_lines_can_be_typed() {
+fn common_guesses_are_verbs_and_printed_commands_can_be_typed() {
     assert!(annulus(&["version"]).text().starts_with("annulus "));
     assert!(annulus(&["--format", "json", "version"]).json()["version"].is_string());
     assert!(annulus(&["help"]).text().contains("Commands:"));
@@ -21,15 +21,15 @@ fn words_that_people_try_are_verbs_and_printed_lines_can_be_typed() {
 }
 
 #[test]
-fn a_verb_that_is_refused_says_why_and_what_to_do() {
+fn a_refused_verb_gives_the_reason_and_the_next_step() {
     let cluster = Cluster::apart(2);
     let node = &cluster[0];
     let token = node.cli(&["token"]);
     assert!(token.stderr.contains("any number of nodes") && token.stderr.contains("10 min"), "{token:?}");
-    // Another cluster's credentials.
+    // Credentials of another cluster.
     let ran = cluster[1].cli(&["--node", &node.listen, "members"]);
     assert!(ran.stderr.contains("of another cluster") && !ran.stderr.contains("running"), "{ran:?}");
-    // No time to do it in: nothing is done.
+    // The time limit is too short, so nothing is done.
     let kv = cluster.keep("kv.wasm", &component("guests/kv"));
     let ran = node.json(&["deploy".as_ref(), kv.as_os_str(), "--timeout".as_ref(), "1ms".as_ref()]);
     let error = &ran.json()["error"];
@@ -38,7 +38,7 @@ fn a_verb_that_is_refused_says_why_and_what_to_do() {
         (1, &"deadline-exceeded".into(), &"not-applied".into())
     );
     assert_eq!(node.json(&["modules"]).json().as_array().unwrap().len(), 0);
-    // From stdin, and what it is.
+    // Deploy from stdin.
     let deploy = |bytes: &Path| {
         let mut deploy = command();
         deploy.arg("--data").arg(&node.data).args(["deploy", "-"]).stdin(File::open(bytes).unwrap());
@@ -52,7 +52,7 @@ fn a_verb_that_is_refused_says_why_and_what_to_do() {
 }
 
 #[test]
-fn a_node_that_left_and_one_that_waits_are_told_how_to_go_on() {
+fn a_node_that_left_and_a_staged_one_are_told_the_next_step() {
     let mut cluster = Cluster::apart(3);
     cluster[1].join(&cluster[0]);
     let token = cluster[0].cli(&["token"]).text().to_owned();
@@ -60,7 +60,7 @@ fn a_node_that_left_and_one_that_waits_are_told_how_to_go_on() {
     assert_eq!(cluster[2].cli(&words).code, 0);
     let cleared = cluster[0].cli(&["clear"]);
     assert!(cleared.text().contains(&cluster[2].name) && cleared.text().contains("--stage"), "{cleared:?}");
-    // As it says.
+    // Follow the advice of the message.
     assert_eq!(cluster[2].cli(&words).code, 0);
     assert!(cluster[0].cli(&["plan"]).text().contains("join"));
 
@@ -72,7 +72,7 @@ fn a_node_that_left_and_one_that_waits_are_told_how_to_go_on() {
 }
 
 #[test]
-fn what_a_removed_node_took_with_it_is_told_by_module_in_few_lines_until_it_is_seen_to() {
+fn the_loss_of_a_removed_node_is_reported_by_module_until_it_is_acknowledged() {
     let mut cluster = Cluster::joined(3);
     cluster.deploy("guests/kv");
     cluster[2].kill();
@@ -89,7 +89,7 @@ fn what_a_removed_node_took_with_it_is_told_by_module_in_few_lines_until_it_is_s
             status["alerts"].as_array().unwrap().iter().map(|alert| alert.as_str().unwrap().to_owned());
         alerts.filter(|alert| alert.contains("loss")).collect()
     };
-    let told = until("the others tell of it", || {
+    let told = until("the others report the loss", || {
         let told: Vec<String> = [0, 1].iter().flat_map(|at| losses(&cluster[*at])).collect();
         told.iter().any(|alert| alert.contains("without its items")).then_some(told)
     });
@@ -97,13 +97,13 @@ fn what_a_removed_node_took_with_it_is_told_by_module_in_few_lines_until_it_is_s
     assert!(own.len() <= 2 && own.iter().all(|alert| alert.contains(": kv partition")), "{told:?}");
     for at in [0, 1] {
         assert_eq!(cluster[at].cli(&["status", "--acknowledge"]).code, 0);
-        until("it is seen to", || losses(&cluster[at]).is_empty().then_some(()));
+        until("the loss is acknowledged", || losses(&cluster[at]).is_empty().then_some(()));
     }
 }
 
-/// A node that starts again names as lost what was in memory: of modules that had an item on it, and of no others.
+/// A node that restarts reports the loss of items in memory, but only for modules that had an item on it.
 #[test]
-fn a_restart_names_only_modules_that_had_items() {
+fn a_restart_reports_losses_only_of_modules_that_had_items() {
     let mut cluster = Cluster::joined(1);
     cluster.deploy("guests/kv");
     cluster.deploy("tests/guests/stored");
@@ -120,26 +120,26 @@ fn a_restart_names_only_modules_that_had_items() {
         named(cluster)
     };
     cluster[0].call("kv", "get", &["k"]).unwrap();
-    assert_eq!(restart(&mut cluster), [""; 0], "nobody has written anything");
+    assert_eq!(restart(&mut cluster), [""; 0], "nothing has been written");
     cluster[0].call("kv", "put", &["k", "v"]).unwrap();
     let told = restart(&mut cluster);
     assert!(told.iter().any(|line| line.starts_with("possible-loss: kv:")), "{told:?}");
     assert!(!told.iter().any(|line| line.contains("stored:")), "{told:?}");
-    // Told; and nothing came after it.
-    until("the cluster has noted it", || {
+    // The loss is reported once; nothing has been written since.
+    until("the cluster has recorded the loss", || {
         let rows = cluster[0].json(&["status"]).json()["possible_loss"].clone();
         (!rows.as_array().unwrap().is_empty()).then_some(())
     });
-    until("it is noted that nothing is left to lose", || {
+    until("the node has recorded that both modules are empty", || {
         cluster[0].data.join("empty").read_dir().unwrap().count().eq(&2).then_some(())
     });
     assert_eq!(restart(&mut cluster), [""; 0]);
 }
 
-/// What a node that started again has lost is known to the others, also when it has gone since, and what is
-/// told of a module goes with it.
+/// The loss of a restarted node is known to the other members, and stays known when the node has left; the
+/// alerts of a module end with its undeploy.
 #[test]
-fn a_loss_by_a_restart_outlives_the_node_and_not_the_module() {
+fn a_loss_by_a_restart_outlives_the_node_but_not_the_module() {
     let mut cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
     for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
@@ -162,7 +162,7 @@ fn a_loss_by_a_restart_outlives_the_node_and_not_the_module() {
     assert!(refused.stdout.contains("does not answer"), "{refused:?}");
     cluster[1].start();
     let lost = |node: &Node| node.json(&["status"]).json()["possible_loss"].clone();
-    until("the other member tells of it", || {
+    until("the other member reports the loss", || {
         let row = lost(&cluster[0])[0].clone();
         (row["node"] == name.as_str() && row["partitions"] == serde_json::json!(held)).then_some(())
     });
@@ -178,12 +178,12 @@ fn a_loss_by_a_restart_outlives_the_node_and_not_the_module() {
     assert_eq!(lost(&cluster[0]), serde_json::json!([]));
 }
 
-/// A component that is the same but for its digest.
+/// Return a component that differs from another only in its digest.
 fn variant(component: &[u8], number: u8) -> Vec<u8> {
     [component, &[0, 3, 1, b'v', number]].concat()
 }
 
-/// Digests, in short, of the files in two directories of a node, and whatever else is there.
+/// Return the names of the files in a node's component directories; components and their code as short digests.
 fn files(node: &Node) -> Vec<String> {
     let names = |dir: &str| {
         let entries = fs::read_dir(node.data.join(dir)).into_iter().flatten();
@@ -196,7 +196,7 @@ fn files(node: &Node) -> Vec<String> {
 }
 
 #[test]
-fn what_no_release_names_does_not_stay_on_the_disk() {
+fn files_of_no_release_are_deleted() {
     let mut cluster = Cluster::joined(2);
     let kv = component("guests/kv");
     let digests: Vec<String> = (0..12)
@@ -208,7 +208,7 @@ fn what_no_release_names_does_not_stay_on_the_disk() {
             row.json()["digest"].as_str().unwrap()[..12].to_owned()
         })
         .collect();
-    // A component and its code of each release that can be gone back to, and nothing else.
+    // A component and its compiled code for each release that a rollback can reach, and nothing else.
     let kept = |node: &Node, digests: &[String]| {
         let mut all: Vec<String> =
             digests.iter().flat_map(|digest| [digest.clone(), digest.clone()]).collect();
@@ -219,7 +219,7 @@ fn what_no_release_names_does_not_stay_on_the_disk() {
         kept(node, &digests[2..]);
     }
     assert_eq!(cluster[0].json(&["rollback", "kv"]).code, 0);
-    // What a crash, another build and earlier versions left.
+    // Files left by a crash, another build and earlier versions.
     let node = &mut cluster.nodes_mut()[1];
     node.kill();
     let old = format!("{}.wasm", "ab".repeat(32));

@@ -1,4 +1,4 @@
-//! The tutorial's transcript (chapters 2, 3, 4 and 6), line by line, against real nodes.
+//! The tutorial's transcript (chapters 2, 3, 4 and 6), command by command, on real nodes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use annulus_tests::harness::{Cluster, Node};
 use serde_json::{Value, json};
 
 #[test]
-fn the_tutorial_works_as_it_is_written() {
+fn the_tutorial_works_as_written() {
     let mut cluster = Cluster::apart(3);
     chapter_2_one_node_pings(&cluster);
     chapter_3_three_nodes_share_the_ring(&cluster);
@@ -97,7 +97,7 @@ fn chapter_6_coverage(cluster: &Cluster) {
         assert_eq!(batch["node"], owners[&partition], "the owner answers: {batch}");
         for key in batch["values"].as_array().unwrap() {
             let located = cluster[1].json(&["locate", "kv", key.as_str().unwrap()]).json();
-            assert_eq!(located["partition"], partition, "{key} is listed where it lives");
+            assert_eq!(located["partition"], partition, "{key} is listed under its own partition");
             keys.push(key.as_str().unwrap().to_owned());
         }
     }

@@ -1,4 +1,4 @@
-//! What an operator sees and sets of handoffs: limits, pauses, the rate, retries and their reasons.
+//! The operator's view and control of handoffs: limits, pauses, the rate, retries and their reasons.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -38,7 +38,7 @@ async fn rows(node: &InsideNode) -> Vec<TransferRow> {
     node.life().services.handoff.transfers().await
 }
 
-/// Waits until what `transfers` shows fits.
+/// Wait until the rows of `transfers` satisfy `fits`, and return them.
 async fn until_rows(
     node: &InsideNode,
     what: &str,
@@ -64,7 +64,7 @@ fn partition_of(module: &str, key: &str, view: &View) -> PartitionId {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn one_partition_that_cannot_be_taken_holds_up_no_other_and_says_why() {
+async fn a_partition_that_is_rejected_delays_no_other_and_shows_the_reason() {
     let (_dir, a, mut b) = two();
     set(&a, &[HandoffChange::Paused(true), HandoffChange::Outgoing(Some(1))]).await;
     b.join(&a).await;
@@ -98,9 +98,9 @@ async fn one_partition_that_cannot_be_taken_holds_up_no_other_and_says_why() {
     assert_eq!(pending(&a.life().cluster.view()), moving, "nothing moves while it is paused");
 
     set(&a, &[HandoffChange::Paused(false)]).await;
-    // One turn in all, and that is not kept by the one that fails.
+    // There is a single turn; the failing transfer must not keep it.
     a.until("all others have moved", |view| pending(view) == [poisoned].into()).await;
-    let failing = until_rows(&a, "it is tried again and again", |rows| {
+    let failing = until_rows(&a, "it is retried repeatedly", |rows| {
         rows.first().is_some_and(|row| row.tries >= 3 && row.retry_in_ms.is_some())
     })
     .await;
@@ -109,13 +109,13 @@ async fn one_partition_that_cannot_be_taken_holds_up_no_other_and_says_why() {
     assert_eq!((row.state, row.waiting_for.as_deref()), (TransferState::Waiting, Some("retry")));
     assert!(row.error.as_ref().is_some_and(|error| error.contains("rejected")), "{row:?}");
     assert!(row.items_total.is_some_and(|total| total >= 1), "{row:?}");
-    // Its holder serves it, and the new one serves the others.
+    // The old owner still serves the partition that fails, and the new owner serves the others.
     for n in 0..500 {
         let got = b.call("hostile", "get", &[("key", key(n).as_str().into())]).await.unwrap();
         assert_eq!(got, Value::from(n));
     }
 
-    // A holder that is away is named as the reason.
+    // An owner that is down is named as the reason.
     a.stop();
     let orphaned = until_rows(&b, "the holder is away", |rows| {
         rows.first().is_some_and(|row| row.waiting_for.as_deref() == Some("holder a@127.0.0.1 is down"))
@@ -125,7 +125,7 @@ async fn one_partition_that_cannot_be_taken_holds_up_no_other_and_says_why() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_rate_and_a_pause_count_at_once_and_writes_still_follow() {
+async fn a_rate_and_a_pause_take_effect_at_once_and_writes_are_still_forwarded() {
     let (_dir, a, mut b) = two();
     a.deploy(component("guests/kv")).await;
     let (keys, value) = (1500, "v".repeat(4096));
@@ -140,8 +140,8 @@ async fn a_rate_and_a_pause_count_at_once_and_writes_still_follow() {
     set(&a, &[HandoffChange::BytesPerSecond(Some(Rate::Bytes(rate)))]).await;
     b.join(&a).await;
     let bytes = |rows: &[TransferRow]| rows.iter().map(|row| row.bytes).sum::<u64>();
-    // About three of the six megabytes move. What is over already is gone from the rows, so what is
-    // measured is what the node has taken over.
+    // About three of the six megabytes move. The rows do not show completed transfers, so the test measures the
+    // partitions that have moved.
     a.until("half is to move", |view| pending(view).len() == 32).await;
     let began = Instant::now();
     a.until("one is over", |view| pending(view).len() < 32).await;
@@ -154,7 +154,7 @@ async fn a_rate_and_a_pause_count_at_once_and_writes_still_follow() {
     set(&a, &[HandoffChange::Paused(true)]).await;
     let held =
         until_rows(&a, "none runs", |rows| rows.iter().all(|row| row.state == TransferState::Waiting)).await;
-    assert!(began.elapsed() < Duration::from_secs(7), "so slow a rate takes longer than this");
+    assert!(began.elapsed() < Duration::from_secs(7), "at this rate the transfer must take longer");
     assert!(held.len() > 8, "{} are left", held.len());
     for n in 0..keys {
         put(n, "new").await;
@@ -163,7 +163,7 @@ async fn a_rate_and_a_pause_count_at_once_and_writes_still_follow() {
     assert_eq!(later.len(), held.len(), "nothing ends while it is paused");
     assert!(later.iter().all(|row| row.waiting_for.as_deref() == Some("paused")), "{later:#?}");
     let done = |rows: &[TransferRow]| rows.iter().map(|row| row.items_done).sum::<u64>();
-    assert!(done(&later) > done(&held), "the writes of a stream that had begun follow in it");
+    assert!(done(&later) > done(&held), "writes to a started stream are forwarded in it");
 
     let resumed = Instant::now();
     set(&a, &[HandoffChange::Paused(false), HandoffChange::BytesPerSecond(None)]).await;
@@ -176,7 +176,7 @@ async fn a_rate_and_a_pause_count_at_once_and_writes_still_follow() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_receiver_takes_in_no_more_than_it_may_and_the_sender_says_so() {
+async fn a_receiver_keeps_its_limit_and_the_sender_shows_the_reason() {
     let (_dir, a, mut b) = two();
     a.deploy(component("guests/kv")).await;
     for n in 0..300 {
@@ -195,7 +195,7 @@ async fn a_receiver_takes_in_no_more_than_it_may_and_the_sender_says_so() {
     set(&a, &[HandoffChange::Incoming(None), HandoffChange::BytesPerSecond(None)]).await;
     a.until("nothing is pending", |view| pending(view).is_empty()).await;
 
-    // What is said of one node holds for that one alone; what makes no sense is refused.
+    // A setting for one node affects only that node; an invalid setting is refused.
     let me = a.life().cluster.me();
     let only = |node, change| Command::SetHandoff { node: Some(node), changes: vec![change] };
     let propose = async |command| a.life().cluster.propose(command, Instant::now() + LIMIT).await;

@@ -1,4 +1,4 @@
-//! Two processes of one node: a copy of a data directory is started beside the original.
+//! Two processes of one node: a copy of a data directory is started while the original runs.
 
 use std::path::Path;
 use std::process::Command;
@@ -10,7 +10,7 @@ fn copy(from: &Path, to: &Path) {
     assert!(copied.success());
 }
 
-/// A process of the same node over a copy of its directory.
+/// Create a second node that runs as the same node, on a copy of its directory.
 fn copy_of(node: &Node, cluster: &Cluster, directory: &str) -> Node {
     let mut copied = Node::new(&format!("{directory}@h"), cluster.path(), &[]);
     copied.name.clone_from(&node.name);
@@ -24,11 +24,11 @@ fn alive(seen_from: &Node, name: &str) -> bool {
 }
 
 #[test]
-fn a_copy_of_a_running_nodes_directory_ends_and_the_node_goes_on() {
+fn a_copy_of_a_running_node_ends_and_the_node_continues() {
     let cluster = Cluster::joined(3);
     cluster.deploy("guests/kv");
     let good = &cluster[2];
-    // Held up while it is copied, so that the copy is what a power cut would leave.
+    // Freeze the node during the copy, so that the copy is in the state that a power cut would leave.
     good.pause();
     let mut copied = copy_of(good, &cluster, "copied");
     good.resume();
@@ -42,7 +42,7 @@ fn a_copy_of_a_running_nodes_directory_ends_and_the_node_goes_on() {
         assert!(alive(&cluster[0], &good.name) && alive(&cluster[1], &good.name), "{again}");
         assert_eq!(good.call("kv", "get", &["kept"]).unwrap(), "one", "{again}");
     }
-    // Nothing of the copy's speaks against the node's own next start.
+    // The copy's attempts do not prevent the node's own next start.
     let mut cluster = cluster;
     cluster[2].stop();
     cluster[2].start();
@@ -51,12 +51,12 @@ fn a_copy_of_a_running_nodes_directory_ends_and_the_node_goes_on() {
 }
 
 #[test]
-fn an_older_copy_ends_and_the_newest_goes_on() {
+fn an_older_copy_ends_and_the_newest_continues() {
     let mut cluster = Cluster::joined(3);
     cluster.deploy("guests/kv");
     cluster[2].stop();
     let mut older = copy_of(&cluster[2], &cluster, "older");
-    // The original has one start more than the copy.
+    // The original has started once more often than the copy.
     cluster[2].start();
     let name = cluster[2].name.clone();
     until("the node is back", || alive(&cluster[0], &name).then_some(()));
@@ -67,8 +67,7 @@ fn an_older_copy_ends_and_the_newest_goes_on() {
         assert!(cluster[2].is_running());
         assert_eq!(cluster[2].call("kv", "get", &["kept"]).unwrap(), "one", "{again}");
     }
-    // Moved for good: the copy of the stopped node runs elsewhere, and then it is the old directory
-    // that is out of date.
+    // A move for good: the copy of the stopped node runs elsewhere, so now the old directory is outdated.
     cluster[2].stop();
     let mut moved = copy_of(&cluster[2], &cluster, "moved");
     moved.start();

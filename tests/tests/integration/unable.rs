@@ -1,5 +1,5 @@
-//! A module that one of three nodes cannot have: it stays, the others serve it, and that node is named
-//! until it is mended.
+//! A module that one of three nodes cannot store: it stays deployed, the other nodes serve it, and the node
+//! that cannot is named until it is repaired.
 
 use std::collections::HashSet;
 use std::fs;
@@ -8,7 +8,7 @@ use annulus_tests::guests::component;
 use annulus_tests::harness::{Cluster, Node, owned_by, until};
 use serde_json::json;
 
-/// A key of `kv` in each of these partitions.
+/// Return one key of `kv` in each of these partitions.
 fn keys_in(node: &Node, partitions: &HashSet<u16>) -> Vec<String> {
     let place = |key: &String| {
         let row = node.json(&["locate", "kv", key]).json();
@@ -25,7 +25,7 @@ fn why_unable(asked: &Node, name: &str) -> Option<String> {
 }
 
 #[test]
-fn a_module_that_one_node_cannot_have_stays_and_that_node_catches_up_when_it_is_mended() {
+fn a_module_that_one_node_cannot_store_stays_deployed_and_the_node_catches_up_after_its_repair() {
     let mut cluster = Cluster::apart_with(3, &["--ring-size", "8"]);
     for node in &cluster.nodes()[1..] {
         node.join(&cluster[0]);
@@ -33,7 +33,7 @@ fn a_module_that_one_node_cannot_have_stays_and_that_node_catches_up_when_it_is_
     let name = cluster[2].name.clone();
     let file = cluster.keep("kv.wasm", &component("guests/kv"));
     let deploy = ["deploy".as_ref(), file.as_os_str()];
-    // Where its components are to be is a file: it can have none.
+    // A file takes the place of the components' directory, so the node cannot store any component.
     let components = cluster[2].data.join("components");
     drop(fs::remove_dir_all(&components));
     fs::write(&components, "in the way").unwrap();
@@ -42,9 +42,9 @@ fn a_module_that_one_node_cannot_have_stays_and_that_node_catches_up_when_it_is_
     let error = &refused.json()["error"];
     assert_eq!((refused.code, &error["state"]), (1, &json!("not-applied")), "{error}");
     assert!(error["message"].as_str().unwrap().contains(&name), "{error}");
-    assert_eq!(cluster[1].json(&["modules"]).json(), json!([]), "nobody runs what one cannot");
+    assert_eq!(cluster[1].json(&["modules"]).json(), json!([]), "no node runs a module that one cannot run");
 
-    // Nobody can ask it: the module is agreed on without it.
+    // A node that is down cannot be asked: the module is deployed without it.
     cluster[2].kill();
     until("it is known to be gone", || (cluster[0].json(&["status"]).json()["alive"] == 2).then_some(()));
     let deployed = cluster[0].json(&deploy);
@@ -74,7 +74,7 @@ fn a_module_that_one_node_cannot_have_stays_and_that_node_catches_up_when_it_is_
             );
         }
     }
-    // Nothing but the version that was deployed, on every node.
+    // Every node has exactly the version that was deployed.
     for node in cluster.nodes() {
         let modules = node.json(&["modules"]).json();
         assert_eq!((&modules[0]["name"], &modules[0]["version"]), (&json!("kv"), &json!(1)), "{modules}");

@@ -1,6 +1,6 @@
-//! Two builds in one cluster: an older one that speaks the first versions only, and this one.
+//! Two builds in one cluster: an older one that speaks only the first protocol versions, and the current one.
 //!
-//! `ANNULUS_OLDER=PATH` takes a real older build instead of this one in that role.
+//! With `ANNULUS_OLDER=PATH`, a real older build takes the older role instead of the current one.
 
 use annulus_core::version::LEVEL;
 use annulus_tests::harness::{Build, Cluster, Node, Ran, pending, until};
@@ -22,21 +22,21 @@ fn level(node: &Node) -> u64 {
     node.json(&["status"]).json()["level"].as_u64().unwrap()
 }
 
-/// The newest level that the node has been told each member speaks.
+/// Return the newest state level that each member speaks, as far as the node has been told.
 fn newest_levels(node: &Node) -> Vec<Option<u64>> {
     let members = node.json(&["members"]).json();
     members.as_array().unwrap().iter().map(|row| row["speaks"]["levels"]["newest"].as_u64()).collect()
 }
 
-/// It was refused because of the members that do not speak the level, and says so.
+/// Check that a verb was refused because of members that do not speak the required level, and names them.
 fn assert_held_back(ran: &Ran, level: &str, by: &str) {
     assert_eq!(ran.code, 1, "{ran:?}");
     assert!(ran.stderr.contains(level) && ran.stderr.contains(by), "{ran:?}");
 }
 
-/// The nodes keep their items in memory, so each is drained before it goes.
+/// The nodes keep their items in memory, so each hands its partitions over before it ends.
 #[test]
-fn nodes_of_a_newer_build_take_over_from_older_ones_under_load_and_no_request_fails() {
+fn nodes_of_a_newer_build_replace_older_ones_under_load_and_no_request_fails() {
     let mut cluster = older(3);
     cluster.deploy("guests/kv");
     let load = Load::new(Settings { keys: 5_000, ..Settings::default() }, &[&cluster[0]]);
@@ -47,7 +47,7 @@ fn nodes_of_a_newer_build_take_over_from_older_ones_under_load_and_no_request_fa
         let new = cluster.add(&[]);
         load.phase(&format!("node {} joins", new + 1));
         cluster[new].join(&cluster[leaving]);
-        assert_eq!(level(&cluster[new]), 1, "an older node is there");
+        assert_eq!(level(&cluster[new]), 1, "an older node is still a member");
         let staged = cluster[new].cli(&["leave", "--stage"]);
         assert_held_back(&staged, "needs state level 2 and the cluster is at 1", &cluster[leaving].name);
 
@@ -67,7 +67,7 @@ fn nodes_of_a_newer_build_take_over_from_older_ones_under_load_and_no_request_fa
     assert_eq!(staged.code, 0, "{staged:?}");
     assert_eq!(cluster[5].cli(&["clear"]).code, 0);
 
-    // No older one comes back, and both sides say why.
+    // An older node cannot join any more, and both sides give the reason.
     cluster.build = Build::Older;
     let late = cluster.add(&[]);
     let token = cluster[3].json(&["token"]).json()["token"].as_str().unwrap().to_owned();
@@ -82,7 +82,7 @@ fn nodes_of_a_newer_build_take_over_from_older_ones_under_load_and_no_request_fa
 }
 
 #[test]
-fn nodes_are_restarted_with_a_newer_build_and_never_with_an_older_one_again() {
+fn nodes_can_be_restarted_with_a_newer_build_but_not_with_an_older_one_again() {
     let mut cluster = older(3);
     cluster.deploy("guests/kv");
     for upgraded in 0..3 {
@@ -90,7 +90,7 @@ fn nodes_are_restarted_with_a_newer_build_and_never_with_an_older_one_again() {
         cluster[upgraded].build = Build::This;
         cluster[upgraded].start();
         let node = &cluster[upgraded];
-        // Any node serves, whatever the others run.
+        // Every node serves, whichever builds the others run.
         let put =
             until("all can be reached", || node.call("kv", "put", &[&format!("k{upgraded}"), "v"]).ok());
         assert_eq!(put, "ok");
@@ -123,7 +123,7 @@ fn nodes_are_restarted_with_a_newer_build_and_never_with_an_older_one_again() {
         refused.stdout.contains(&format!("level {LEVEL}")) && refused.stdout.contains("speaks 1"),
         "{refused:?}"
     );
-    // Nothing was changed by that.
+    // The refused start changed nothing.
     cluster[2].build = Build::This;
     cluster[2].start();
     assert_eq!(level(&cluster[2]), u64::from(LEVEL));

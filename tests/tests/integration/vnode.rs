@@ -1,4 +1,4 @@
-//! One vnode with a real guest: commands, pages, traps, swaps, without a network.
+//! Vnodes with a real guest, without a network: commands, pages, traps, swaps.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -70,7 +70,7 @@ impl Bed {
         self.deliver(command, key, args, page).await.unwrap()
     }
 
-    /// Puts a command into the mailbox.
+    /// Put a command into the vnode's mailbox.
     pub(super) fn deliver(
         &self,
         command: &str,
@@ -109,7 +109,7 @@ pub(super) fn cbor_map(args: &[(&str, Value)]) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn kv_puts_gets_deletes_and_lists() {
+async fn kv_puts_gets_deletes_and_lists_keys() {
     let bed = Bed::with("guests/kv").await;
     assert_eq!(bed.call("get", &[("key", "k1".into())]).await.unwrap(), Value::Null);
     assert_eq!(
@@ -128,7 +128,7 @@ async fn kv_puts_gets_deletes_and_lists() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_swap_carries_every_item_over_between_commands() {
+async fn a_swap_transfers_every_item_between_commands() {
     let bed = Bed::with("guests/kv").await;
     for n in 0..2000 {
         bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
@@ -150,9 +150,9 @@ async fn a_swap_carries_every_item_over_between_commands() {
     assert_eq!(bed.call("get", &[("key", "k1999".into())]).await.unwrap(), Value::from(1999));
 }
 
-/// On one thread, so that what is told to a vnode waits there until this test waits.
+/// On one thread, so that messages to a vnode stay in its mailbox until this test waits.
 #[tokio::test]
-async fn items_that_come_while_a_staged_vnode_is_swapped_reach_the_new_instance() {
+async fn items_received_during_the_swap_of_a_staged_vnode_reach_the_new_instance() {
     let bed = Bed::with("guests/kv").await;
     for n in 0..1000 {
         bed.call("put", &[("key", format!("k{n:04}").into()), ("value", 1.into())]).await.unwrap();
@@ -192,7 +192,7 @@ async fn items_that_come_while_a_staged_vnode_is_swapped_reach_the_new_instance(
     let all = tell(items);
     let next = behaviour(&bed.engine, "guests/kv", 2).await;
     assert!(all.await.unwrap().unwrap().rejections.is_empty());
-    // The swap begins, takes its first page over, and then the write of meanwhile comes.
+    // The swap begins and takes its first page over; then the forwarded write arrives.
     let (reports, taken) = tokio::join!(bed.master.swap(KV, &next), async { tell(update).await });
     assert!(taken.unwrap().unwrap().rejections.is_empty());
     let report = reports.iter().find(|(partition, _)| *partition == to).unwrap().1.as_ref().unwrap();
@@ -205,7 +205,7 @@ async fn items_that_come_while_a_staged_vnode_is_swapped_reach_the_new_instance(
     let id = RequestId([1; 16]);
     assert!(staged.try_command(Command { request, page: None, id, deadline, reply: Reply::Local(reply) }));
     let value: Value = ciborium::from_reader(&answer.await.unwrap().unwrap()[..]).unwrap();
-    assert_eq!(value, Value::from(2), "the newer write, not what the swap had carried before it");
+    assert_eq!(value, Value::from(2), "the newer write, not the value that the swap read before it");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -219,10 +219,10 @@ async fn unknown_commands_and_bad_arguments_change_nothing() {
     assert!(bed.keys().await.is_empty());
 }
 
-/// Bytes in a reply that the host does not hand on.
+/// Size of a reply that the host refuses to deliver.
 const TOO_MANY: usize = 9 << 20;
 
-/// What has come into a handoff's stream, by key: is it a tombstone?
+/// Return the keys forwarded into a handoff's stream, each with whether it is a tombstone.
 fn forwarded(events: &mut mpsc::UnboundedReceiver<StreamEvent>) -> Vec<(String, bool)> {
     let mut items = Vec::new();
     while let Ok(event) = events.try_recv() {
@@ -233,7 +233,7 @@ fn forwarded(events: &mut mpsc::UnboundedReceiver<StreamEvent>) -> Vec<(String, 
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_write_whose_reply_is_refused_is_unknown_and_follows_into_a_handoff() {
+async fn a_write_with_a_refused_reply_is_unknown_and_is_forwarded_to_a_handoff() {
     let bed = Bed::with("guests/kv").await;
     let huge = || Value::from("x".repeat(TOO_MANY));
     for key in ["k1", "k2"] {
@@ -255,7 +255,7 @@ async fn a_write_whose_reply_is_refused_is_unknown_and_follows_into_a_handoff() 
 
     let read = bed.call("get", &[("key", "k2".into())]).await.unwrap_err();
     assert_eq!(read.state, AppliedState::NotApplied, "a read changes nothing: {read:?}");
-    // A page, too: it answers the keys that it deleted.
+    // The same holds for a page: the reply of `clear` has the keys that it deleted.
     let keys: Vec<String> = (0..5).map(|n| format!("{n}{}", "k".repeat(TOO_MANY / 5))).collect();
     for key in &keys {
         bed.call("put", &[("key", key.as_str().into()), ("value", 1.into())]).await.unwrap();
@@ -268,16 +268,16 @@ async fn a_write_whose_reply_is_refused_is_unknown_and_follows_into_a_handoff() 
     assert!(keys.iter().all(|key| cleared.contains(key)) && cleared.contains(&"k2".to_owned()));
 }
 
-/// On one thread, so that the commands are all there before the vnode looks.
+/// On one thread, so that all commands are in the mailbox before the vnode runs.
 #[tokio::test]
-async fn a_write_whose_reply_is_refused_follows_into_a_swap() {
+async fn a_write_with_a_refused_reply_is_forwarded_to_a_swap() {
     let bed = Bed::with("guests/kv").await;
     for n in 1..600 {
         bed.call("put", &[("key", format!("k{n:04}").into()), ("value", n.into())]).await.unwrap();
     }
     bed.call("put", &[("key", "k0000".into()), ("value", "x".repeat(TOO_MANY).into())]).await.unwrap();
     let next = behaviour(&bed.engine, "guests/kv", 2).await;
-    // A page of the swap comes after so many commands, and has the first key in it.
+    // After this many commands the swap reads a page, which includes the first key.
     let commands = async {
         let put =
             |command, key: &str| bed.deliver(command, Some(key), cbor_map(&[("key", key.into())]), None);
@@ -292,29 +292,29 @@ async fn a_write_whose_reply_is_refused_follows_into_a_swap() {
     assert_eq!(bed.call("get", &[("key", "k0000".into())]).await.unwrap(), Value::Null);
 }
 
-/// On one thread, so that the commands are all there before the vnode looks.
+/// On one thread, so that all commands are in the mailbox before the vnode runs.
 #[tokio::test]
-async fn a_guest_that_traps_within_a_swap_is_replaced_all_the_same() {
+async fn a_guest_that_traps_during_a_swap_is_still_replaced() {
     let bed = Bed::with("tests/guests/hostile").await;
-    // More than one page.
+    // More items than one page holds.
     for n in 0..600 {
         bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
     }
     let next = behaviour(&bed.engine, "guests/kv", 2).await;
     let trapped = bed.deliver("trap", None, cbor_map(&[]), None);
     let (reports, trapped) = tokio::join!(bed.master.swap(KV, &next), async { trapped.await.unwrap() });
-    assert_eq!(trapped.unwrap_err().code, ErrorCode::ItemsLost, "the swap was not over");
+    assert_eq!(trapped.unwrap_err().code, ErrorCode::ItemsLost, "the swap was still in progress");
     assert!(matches!(reports[..], [(PartitionId(3), Ok(_))]), "{reports:?}");
-    // The new release answers, without what was lost.
+    // The new release answers, without the lost items.
     assert_eq!(bed.call("calls", &[]).await.unwrap_err().code, ErrorCode::UnknownCommand);
     assert_eq!(bed.keys().await, [] as [&str; 0]);
     bed.call("put", &[("key", "k1".into()), ("value", 1.into())]).await.unwrap();
     assert_eq!(bed.keys().await, ["k1"]);
 }
 
-/// What a release writes as its last words is committed, so a handoff under way must have it.
+/// The final writes of a release are committed, so they must reach a handoff in progress.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
+async fn the_final_writes_of_a_swapped_release_are_forwarded_to_a_handoff() {
     let engine = Engine::new().unwrap();
     let bytes = component("tests/guests/stored");
     let module = engine.prepare(bytes.clone().into(), Limits::default()).await.unwrap();
@@ -338,16 +338,16 @@ async fn what_a_release_writes_at_the_end_of_a_swap_follows_into_a_handoff() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_fills_a_stage_that_was_dropped_does_not_go_on_with_the_next() {
+async fn the_filler_of_a_dropped_stage_cannot_fill_the_next_one() {
     let bed = Bed::with("guests/kv").await;
     let id = |generation| StageId { partition: PartitionId(5), transfer: TransferId(9), generation };
     let (old, new) = (id(1), id(2));
     bed.master.stage(old);
     assert!(bed.master.staged_vnode(old, KV).is_some());
-    // The stream began again, and what fills the first stage has items left.
+    // The stream restarted, and the filler of the first stage still has items.
     bed.master.stage(new);
-    assert!(bed.master.staged_vnode(old, KV).is_none(), "an older stage fills this one");
-    assert!(bed.master.staging_complete(old).is_err(), "an older end completes this one");
+    assert!(bed.master.staged_vnode(old, KV).is_none(), "an older stage's filler must not fill this one");
+    assert!(bed.master.staging_complete(old).is_err(), "an older stage's end must not complete this one");
     assert!(bed.master.staged_vnode(new, KV).is_some());
     assert_eq!(bed.master.staging_complete(new), Ok(()));
 }

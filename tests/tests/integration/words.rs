@@ -1,9 +1,9 @@
-//! Wrong input to every verb: a clear error, the documented exit code, nothing lost.
+//! Wrong input to every verb: a clear error, the documented exit code, and no loss.
 
 use annulus_tests::harness::{Cluster, Ran, annulus};
 use serde_json::json;
 
-/// The error of a run in JSON: code, message, state.
+/// Return the error of a run with JSON output: code, message, state.
 fn error(ran: &Ran) -> (String, String, String) {
     let error = &ran.json()["error"];
     let text = |name: &str| error[name].as_str().unwrap_or_else(|| panic!("{ran:?}")).to_owned();
@@ -11,7 +11,7 @@ fn error(ran: &Ran) -> (String, String, String) {
 }
 
 #[test]
-fn without_a_node_verbs_end_with_3_and_say_what_to_do() {
+fn without_a_node_verbs_end_with_3_and_say_how_to_start_one() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().to_str().unwrap();
     for verb in [
@@ -48,7 +48,7 @@ fn without_a_node_verbs_end_with_3_and_say_what_to_do() {
 }
 
 #[test]
-fn words_that_make_no_sense_end_with_2() {
+fn invalid_arguments_end_with_2() {
     for words in [
         &["frobnicate"][..],
         &["replace", "a"],
@@ -78,7 +78,7 @@ fn words_that_make_no_sense_end_with_2() {
 }
 
 #[test]
-fn locate_needs_no_node_where_the_ring_size_is_given() {
+fn locate_needs_no_node_if_the_ring_size_is_given() {
     let row = annulus(&["--format", "json", "locate", "foo", "bar", "--ring-size", "64"]).json();
     assert_eq!(row["hash"], "49d41bea680d96cf005256b77de1ac9a872e0670");
     assert_eq!((&row["partition"], &row["preference_list"]), (&json!(19), &json!([])));
@@ -89,7 +89,7 @@ fn locate_needs_no_node_where_the_ring_size_is_given() {
 }
 
 #[test]
-fn a_node_refuses_what_makes_no_sense_and_goes_on() {
+fn a_node_refuses_invalid_requests_and_still_serves() {
     let cluster = Cluster::apart(2);
     let node = &cluster[0];
     cluster.deploy("guests/kv");
@@ -138,7 +138,7 @@ fn a_node_refuses_what_makes_no_sense_and_goes_on() {
         assert_eq!((words.code, state.as_str()), (1, "not-applied"), "{words:?}");
         assert!(!message.is_empty());
     }
-    // Another cluster's operator is a stranger here.
+    // An operator of another cluster has no access here.
     let stranger = cluster[1].json(&["--node", &node.listen, "members"]);
     assert_eq!((stranger.code, error(&stranger).0.as_str()), (3, "unreachable"), "{stranger:?}");
 
@@ -148,7 +148,7 @@ fn a_node_refuses_what_makes_no_sense_and_goes_on() {
 }
 
 #[test]
-fn bench_measures_what_it_was_told_to() {
+fn bench_measures_the_requested_target_and_baselines() {
     let cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
     let words =
@@ -162,7 +162,7 @@ fn bench_measures_what_it_was_told_to() {
             at("p50_us") <= at("p99_us") && at("p99_us") <= at("p999_us") && at("p999_us") <= at("max_us")
         );
     }
-    // Its puts are real: keys that the other node owns.
+    // The benchmark's puts are real: they leave keys on the other node.
     let keys = cluster[0].json(&["call", "kv", "keys"]).lines();
     let nodes: Vec<_> =
         keys.iter().filter(|line| line["values"].as_array().is_some_and(|v| !v.is_empty())).collect();
@@ -170,8 +170,8 @@ fn bench_measures_what_it_was_told_to() {
 }
 
 #[test]
-fn a_verb_gives_its_place_at_the_node_back_when_it_ends() {
-    // A node has 256 places for operators, and notices only after 10 s one that went without a word.
+fn a_verb_that_ends_frees_its_connection_slot() {
+    // A node serves at most 256 operators, and takes 10 s to notice one that disappeared silently.
     let cluster = Cluster::apart(1);
     for turn in 0..300 {
         let ran = cluster[0].json(&["members"]);
@@ -180,7 +180,7 @@ fn a_verb_gives_its_place_at_the_node_back_when_it_ends() {
 }
 
 #[test]
-fn the_largest_value_comes_back_and_a_larger_one_is_refused() {
+fn the_largest_value_is_stored_and_a_larger_one_is_refused() {
     use annulus_core::request::MAX_ARGS_BYTES;
     let cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");

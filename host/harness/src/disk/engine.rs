@@ -1,4 +1,4 @@
-//! A database in memory: spaces, and one journal of which a crash leaves a prefix.
+//! A database in memory: named spaces, and a single journal of which a crash leaves a prefix.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -17,24 +17,24 @@ use super::{Life, Needs};
 
 type Table = BTreeMap<Vec<u8>, Bytes>;
 
-/// What a database has.
+/// The contents of a database.
 #[derive(Clone, Default)]
 pub(super) struct Stored {
-    /// A space is there for good when it was made, as fjall has it.
+    /// Names of the spaces. A space is durable as soon as it is created, as in fjall.
     names: Vec<String>,
-    /// With the whole journal.
+    /// Contents including the whole journal.
     now: Vec<Table>,
-    /// What was persisted.
+    /// Persisted contents.
     durable: Vec<Table>,
-    /// What was written since.
+    /// Batches written since the last persist.
     journal: Vec<Vec<Op>>,
-    /// So many batches were persisted before those of the journal.
+    /// Number of batches persisted before those of the journal.
     before: u64,
-    /// So many of the journal were handed to the system.
+    /// Number of the journal's batches that were handed to the system.
     flushed: usize,
-    /// The life that has it open.
+    /// Number of the process that has the database open.
     open: Option<u64>,
-    /// Files of it are gone: as it is, and as a loss of power leaves it.
+    /// Whether files are missing: now, and after a loss of power.
     damaged: (bool, bool),
 }
 
@@ -56,7 +56,7 @@ impl Stored {
         self.damaged.0 = true;
     }
 
-    /// Opens it for a life; false if that has it open.
+    /// Open the database for a process. Return false if that process has it open already.
     pub(super) fn open(&mut self, life: u64) -> bool {
         self.open.replace(life) != Some(life)
     }
@@ -73,7 +73,7 @@ impl Stored {
 
     fn write(&mut self, batch: Vec<Op>) {
         apply(&mut self.now, &batch);
-        // As fjall does: what is written singly takes all before it along.
+        // As in fjall, a batch of one operation also hands all earlier batches to the system.
         let single = batch.len() == 1;
         self.journal.push(batch);
         if single {
@@ -81,12 +81,12 @@ impl Stored {
         }
     }
 
-    /// How many batches there were ever.
+    /// Return the number of batches ever written.
     fn written(&self) -> u64 {
         self.before + self.journal.len() as u64
     }
 
-    /// All up to here are on disk.
+    /// Record that all batches up to this number are on disk.
     fn persisted(&mut self, upto: u64) {
         let count = usize::try_from(upto.saturating_sub(self.before)).unwrap_or(usize::MAX);
         let count = count.min(self.journal.len());
@@ -128,7 +128,7 @@ impl Stored {
     }
 }
 
-/// An open database. It is closed with the last handle.
+/// An open database; it closes with its last handle.
 pub(super) struct MemoryEngine {
     pub(super) life: Life,
     pub(super) node: NodeId,
@@ -136,7 +136,7 @@ pub(super) struct MemoryEngine {
 }
 
 impl MemoryEngine {
-    /// How far it goes, and how long it takes.
+    /// Start to persist: return the number of batches to persist and the time that this takes.
     fn begin_persist(&self) -> Result<Option<(u64, Duration)>, Trouble> {
         let Some(mut state) = self.life.step("begin to persist", &self.path, Needs::Sync)? else {
             return Ok(None);
@@ -145,7 +145,7 @@ impl MemoryEngine {
         Ok(Some((upto, state.sync_time())))
     }
 
-    /// False if the life is over.
+    /// Complete a persist. Return false if the process has ended.
     fn end_persist(&self, upto: u64) -> Result<bool, Trouble> {
         let Some(mut state) = self.life.step("end to persist", &self.path, Needs::Sync)? else {
             return Ok(false);
@@ -168,7 +168,7 @@ impl Drop for MemoryEngine {
                 store.open = None;
             }
         });
-        // It may be gone from the disk.
+        // Fails if the database was removed from the disk.
         drop(closed);
     }
 }
@@ -197,7 +197,7 @@ impl Engine for MemoryEngine {
         back: bool,
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, Trouble> {
-        // A map's range may not end before it begins.
+        // `BTreeMap::range` panics if the range ends before it begins.
         let ends_before = match (from, to) {
             (Bound::Included(from), Bound::Included(to)) => from > to,
             (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {
@@ -237,7 +237,7 @@ impl Engine for MemoryEngine {
                     return Ok(());
                 }
             }
-            // Nobody may be told that it ended.
+            // The process has ended, so its caller must not be told that the data is persisted.
             pending().await
         })
     }

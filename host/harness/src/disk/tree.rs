@@ -1,4 +1,4 @@
-//! Files and directories: as they are, and what of them would be left.
+//! Files and directories: the current contents, and those that a crash may leave.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::{OsStr, OsString};
@@ -12,7 +12,7 @@ use rand::rngs::SmallRng;
 
 use super::engine::Stored;
 
-/// Names a file, a directory or a database, whatever it is called. 0 is the root.
+/// Identifies a file, a directory or a database independently of its name. 0 is the root.
 pub(super) type NodeId = u64;
 
 #[derive(Clone)]
@@ -23,7 +23,7 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// If it is the directory that this was moved to, that is durable now.
+    /// If this is the directory to which the node was moved, make the move durable here.
     fn settle_move(&mut self, moved: NodeId) {
         if let Self::Dir(dir) = self
             && let Some(at) = dir.pending.iter().position(|change| change.node() == Some(moved))
@@ -89,7 +89,7 @@ impl Tree {
         }
     }
 
-    /// Adds a file, a directory or a database to a directory that is there.
+    /// Add a file, a directory or a database to an existing directory.
     pub(super) fn add(&mut self, path: &Path, node: Node) -> io::Result<NodeId> {
         let (name, id) = (name_of(path)?, self.next);
         self.parent(path)?.change(Change::Put { name, node: id });
@@ -141,7 +141,7 @@ impl Tree {
         let dir = self.dir(path)?;
         dir.durable = dir.now.clone();
         let done = std::mem::take(&mut dir.pending);
-        // File systems note a move between directories once for both.
+        // File systems record a move between directories in both at once.
         for change in done {
             if let Change::Take { moved: Some(node), .. } = change {
                 self.nodes.values_mut().for_each(|other| other.settle_move(node));
@@ -150,7 +150,7 @@ impl Tree {
         Ok(())
     }
 
-    /// What is in a directory is gone in part.
+    /// Remove a part of the databases in a directory.
     pub(super) fn damage(&mut self, path: &Path) -> io::Result<()> {
         let id = self.find(path).ok_or_else(not_found)?;
         for id in self.below(id) {
@@ -161,14 +161,14 @@ impl Tree {
         Ok(())
     }
 
-    /// What has a name, from here on.
+    /// Return all nodes that have a name in or below this one.
     fn below(&self, from: NodeId) -> BTreeSet<NodeId> {
         let (mut found, mut todo) = (BTreeSet::new(), vec![from]);
         while let Some(id) = todo.pop() {
             if found.insert(id)
                 && let Some(Node::Dir(dir)) = self.nodes.get(&id)
             {
-                // What a loss of power may bring back counts too.
+                // Include names that a loss of power may bring back.
                 let changed = dir.pending.iter().filter_map(Change::node);
                 todo.extend(dir.now.values().chain(dir.durable.values()).copied().chain(changed));
             }
@@ -181,7 +181,7 @@ impl Tree {
         self.nodes.retain(|id, _| named.contains(id));
     }
 
-    /// A process ended.
+    /// Apply the end of a process.
     pub(super) fn kill(&mut self, choices: &mut SmallRng) {
         self.forget_nameless();
         for node in self.nodes.values_mut() {
@@ -191,7 +191,7 @@ impl Tree {
         }
     }
 
-    /// The machine stopped.
+    /// Apply a loss of power.
     pub(super) fn lose_power(&mut self, choices: &mut SmallRng) {
         self.kill(choices);
         let mut moved = Vec::new();
@@ -202,7 +202,7 @@ impl Tree {
                 Node::Store(store) => store.lose_power(choices),
             }
         }
-        // What was moved to another directory has one of the two names at least.
+        // A node that was moved to another directory keeps at least one of its two names.
         for (dir, (name, node)) in moved {
             let mut dirs = self.nodes.values();
             let is_there =
@@ -219,7 +219,7 @@ impl Tree {
         self.forget_nameless();
     }
 
-    /// A copy of what can be read now.
+    /// Return a copy of the current contents, all of it durable.
     pub(super) fn copy(&self) -> Self {
         let mut copy = self.clone();
         for node in copy.nodes.values_mut() {
@@ -237,7 +237,7 @@ impl Tree {
     }
 }
 
-/// How many of so many things that were not synced are left: none and all come more often than chance has it.
+/// Draw how many of the unsynced changes remain. None and all of them are more frequent than in a uniform draw.
 pub(super) fn prefix(choices: &mut SmallRng, least: usize, all: usize) -> usize {
     match choices.random_range(0..3) {
         0 => least,
@@ -251,7 +251,7 @@ pub(super) fn prefix(choices: &mut SmallRng, least: usize, all: usize) -> usize 
 pub(super) struct File {
     now: Vec<u8>,
     durable: Vec<u8>,
-    /// What was done to it since it was synced.
+    /// Changes since the last sync.
     pending: Vec<Write>,
     modified: Option<SystemTime>,
 }
@@ -308,12 +308,12 @@ impl File {
     }
 }
 
-/// Names in a directory.
+/// Entries of a directory.
 #[derive(Clone, Default)]
 pub(super) struct Dir {
     now: BTreeMap<OsString, NodeId>,
     durable: BTreeMap<OsString, NodeId>,
-    /// What was done to it since it was synced.
+    /// Changes since the last sync.
     pending: Vec<Change>,
 }
 
@@ -323,7 +323,7 @@ enum Change {
         name: OsString,
         node: NodeId,
     },
-    /// Removed, or moved to another directory.
+    /// Remove an entry, or move it to another directory.
     Take {
         name: OsString,
         moved: Option<NodeId>,
@@ -361,7 +361,7 @@ impl Dir {
         self.pending.push(change);
     }
 
-    /// Answers what was moved away.
+    /// Apply a loss of power. Return the entries that were moved away.
     fn lose_power(&mut self, choices: &mut SmallRng) -> Vec<(OsString, NodeId)> {
         let kept = prefix(choices, 0, self.pending.len());
         let mut moved = Vec::new();

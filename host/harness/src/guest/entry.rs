@@ -1,31 +1,31 @@
-//! One item of a scripted guest: a value with the version by which two of them are merged.
+//! One item of a scripted guest: a value with the version that decides a merge.
 
 use ciborium::Value;
 use serde::{Deserialize, Serialize};
 
-/// A value, or that there is none any more.
+/// A value or a tombstone.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Entry {
-    /// One more than that of the entry that it replaced.
+    /// Version: one more than that of the replaced entry.
     pub version: u64,
-    /// The dot of its write (R8): who.
+    /// Actor of the write's dot (R8).
     pub actor: u64,
-    /// And which of theirs.
+    /// Counter of the write's dot.
     pub counter: u64,
-    /// A tombstone.
+    /// Whether the entry is a tombstone.
     pub deleted: bool,
-    /// Null in a tombstone.
+    /// The value; null in a tombstone.
     pub value: Value,
-    /// Bytes that its encoding is longer than it has to be.
+    /// Bytes appended to the encoding, to make it longer.
     pub pad: u32,
 }
 
-/// Format 1 is a list, format 2 a map by names: neither is read as the other.
+/// Format 1, a list. Format 2 is a map of field names, so neither can be read as the other.
 #[derive(Serialize, Deserialize)]
 struct First(u64, u64, u64, bool, Value, u32);
 
 impl Entry {
-    /// What replaces `before`; a tombstone where there is no value.
+    /// Create the entry that replaces `before`; a tombstone if there is no value.
     pub(super) fn after(before: Option<&Self>, dot: (u64, u64), value: Option<Value>, pad: u32) -> Self {
         Self {
             version: before.map_or(0, |before| before.version) + 1,
@@ -37,13 +37,13 @@ impl Entry {
         }
     }
 
-    /// Of any two, one is newer, or they are of the same write.
+    /// Report whether this entry wins a merge. Of two entries one wins, unless they are of the same write.
     pub(super) fn is_newer_than(&self, other: &Self) -> bool {
         let rank = |entry: &Self| (entry.version, entry.actor, entry.counter);
         rank(self) > rank(other)
     }
 
-    /// As it goes over the wire and into host storage.
+    /// Encode the entry as sent to other nodes and stored by the host.
     pub fn encode(&self, format: u32) -> Vec<u8> {
         let mut bytes = vec![u8::try_from(format).unwrap_or(u8::MAX)];
         let written = if format == 1 {
@@ -57,15 +57,15 @@ impl Entry {
         bytes
     }
 
-    /// About how long its encoding is.
+    /// Return the approximate length of the encoding, in bytes.
     pub(super) fn size(&self) -> usize {
         Self { pad: 0, ..self.clone() }.encode(2).len() + self.pad as usize
     }
 
-    /// From what it was written as.
+    /// Decode an entry that is in one of the formats `reads`.
     ///
     /// # Errors
-    /// It is of none of the formats that may be read, or of no format.
+    /// If the entry is in another format, or in none.
     pub fn decode(bytes: &[u8], reads: &[u32]) -> Result<Self, String> {
         let (format, entry) = bytes.split_first().ok_or("an item of no bytes")?;
         if !reads.contains(&u32::from(*format)) {

@@ -1,4 +1,4 @@
-//! What running guests have, for whoever compares one with another.
+//! The items of running guests, for comparisons between guests.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
@@ -11,15 +11,15 @@ use parking_lot::{Mutex, RwLock};
 
 use super::{Entry, Keeps};
 
-/// Items by their keys.
+/// Items by key.
 pub type Contents = BTreeMap<Vec<u8>, Entry>;
 
-/// One guest's items, wherever they are.
+/// The items of one guest, kept by itself or by the host.
 pub(super) struct Held {
     life: ScopeId,
     at: VnodePlace,
     keeps: Keeps,
-    /// Those that the guest keeps.
+    /// Items that the guest keeps.
     pub(super) kept: Mutex<Contents>,
     stored: Arc<RwLock<dyn Storage>>,
 }
@@ -43,7 +43,7 @@ pub(super) struct Shelf {
 }
 
 impl Shelf {
-    /// A guest starts.
+    /// Register a guest that starts.
     pub(super) fn add(&self, at: &VnodePlace, keeps: Keeps, stored: &Arc<RwLock<dyn Storage>>) -> Arc<Held> {
         let life = Scope::current().map_or_else(ScopeId::default, |scope| scope.id());
         let (at, kept, stored) = (at.clone(), Mutex::default(), stored.clone());
@@ -61,13 +61,13 @@ impl Shelf {
         held
     }
 
-    /// How many vnodes' items there are in host storage, of vnodes that have had a guest.
+    /// Return the number of vnodes with a host storage that have had a guest.
     pub(super) fn stores(&self) -> usize {
         self.stores.lock().iter().filter(|store| store.strong_count() > 0).count()
     }
 
-    /// What the guests of a module in a partition have, in one life: several where one is about to follow
-    /// another.
+    /// Return the items of a module's guests in a partition, in one incarnation of a node. There are several
+    /// while one is about to replace another.
     pub(super) fn contents(&self, life: ScopeId, module: &str, partition: u32) -> Vec<Contents> {
         let guests: Vec<Arc<Held>> = self.guests.lock().iter().filter_map(Weak::upgrade).collect();
         let of = |held: &&Arc<Held>| {

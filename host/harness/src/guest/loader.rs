@@ -1,4 +1,4 @@
-//! Makes scripts ready to run, and leaves everything else to an engine.
+//! Prepares scripts, and passes everything else to an engine.
 
 use std::sync::Arc;
 
@@ -13,12 +13,12 @@ use super::held::Shelf;
 use super::module::{Module, Room};
 use super::{Contents, Observer, Script};
 
-/// A node's loader in a simulation. Clones share their room.
+/// The loader of nodes in a simulation. Clones share the limit of instances.
 #[derive(Clone)]
 pub struct Scripts {
     engine: Option<Arc<dyn Loader>>,
     watcher: Option<Arc<dyn Watcher>>,
-    /// The most that an instance may have.
+    /// Upper limit of an instance's memory, in bytes.
     memory_bytes: usize,
     observer: Arc<dyn Observer>,
     room: Arc<Room>,
@@ -26,7 +26,7 @@ pub struct Scripts {
 }
 
 impl Scripts {
-    /// One that knows scripts alone and has room for any number of instances.
+    /// Create a loader that knows only scripts and allows any number of instances.
     pub fn new(observer: Arc<dyn Observer>) -> Self {
         let room = RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing };
         Self {
@@ -39,36 +39,36 @@ impl Scripts {
         }
     }
 
-    /// What is no script goes to this one.
+    /// Pass components that are no scripts to this loader.
     #[must_use]
     pub fn with_engine(self, engine: Arc<dyn Loader>) -> Self {
         Self { engine: Some(engine), ..self }
     }
 
-    /// This one sees what vnodes of components do that are no scripts.
+    /// Let this watcher see the actions of vnodes with components that are no scripts.
     #[must_use]
     pub fn watched_by(self, watcher: Arc<dyn Watcher>) -> Self {
         Self { watcher: Some(watcher), ..self }
     }
 
-    /// No instance has more memory than that, of a script or a component, whatever its limits are.
+    /// Limit the memory of every instance, of scripts and components, in addition to the module's own limit.
     #[must_use]
     pub fn with_memory(self, memory_bytes: usize) -> Self {
         Self { memory_bytes, ..self }
     }
 
-    /// There may be no more instances of scripts than that.
+    /// Limit the number of instances of scripts.
     #[must_use]
     pub fn with_room(self, limit: RoomLimit) -> Self {
         Self { room: Arc::new(Room::new(limit)), ..self }
     }
 
-    /// What the scripted guests of a module in a partition have, in one life of a node.
+    /// Return the items of a module's scripted guests in a partition, in one incarnation of a node.
     pub fn contents(&self, life: ScopeId, module: &str, partition: u32) -> Vec<Contents> {
         self.shelf.contents(life, module, partition)
     }
 
-    /// How many vnodes that have had a scripted guest have their host storage.
+    /// Return the number of vnodes with a host storage that have had a scripted guest.
     pub fn stores(&self) -> usize {
         self.shelf.stores()
     }

@@ -1,4 +1,4 @@
-//! What instances of a script are made of, and the room that they take.
+//! Creates instances of a script, and limits their number.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use super::held::Shelf;
 use super::scripted::Scripted;
 use super::{Observer, Script};
 
-/// One script.
+/// A script that is ready to run.
 pub(super) struct Module {
     script: Arc<Script>,
     observer: Arc<dyn Observer>,
@@ -41,7 +41,7 @@ impl NativeModule for Module {
     }
 }
 
-/// Instances of one node.
+/// The number of instances that run, and its limit.
 pub(super) struct Room {
     live: AtomicUsize,
     limit: RoomLimit,
@@ -71,7 +71,7 @@ impl Room {
     }
 }
 
-/// The room of one instance, given back when this is dropped.
+/// Permission to run one instance, returned when dropped.
 pub(super) struct Seat(Arc<Room>);
 
 impl Drop for Seat {

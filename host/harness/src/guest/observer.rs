@@ -1,4 +1,4 @@
-//! What scripted guests tell whoever holds a simulation to its rules.
+//! Notifications of scripted guests, for the checks of a simulation.
 
 use annulus_core::ids::RequestId;
 use annulus_wasm::{Effect, VnodePlace};
@@ -6,17 +6,17 @@ use ciborium::Value;
 
 use super::{Entry, Keeps};
 
-/// Sees what guests do while they do it. Whose node it is says the present [`annulus_ground::Scope`].
+/// Observes guests while they run. The current [`annulus_ground::Scope`] identifies their node.
 pub trait Observer: Send + Sync + 'static {
-    /// A command was run, or a page of one that goes everywhere. Nothing has been awaited since its effect.
+    /// A command, or a page of a coverage command, was run. Nothing has been awaited since it took effect.
     fn ran(&self, run: &Run<'_>);
 
-    /// Do guests behave, whatever their scripts say? For the end of a run, when everything has to complete.
+    /// Return true to switch off all faults of scripts, for the end of a run, when everything must complete.
     fn is_calm(&self) -> bool {
         false
     }
 
-    /// A call did not come back from its guest.
+    /// A call did not return from its guest.
     fn fell(&self, _fall: &Fall<'_>) {}
 }
 
@@ -24,61 +24,61 @@ impl Observer for () {
     fn ran(&self, _: &Run<'_>) {}
 }
 
-/// A command that took effect, or was refused.
+/// A command that took effect or was refused.
 #[derive(Clone, Copy, Debug)]
 pub struct Run<'a> {
-    /// Module, partition and actor.
+    /// The module, partition and actor.
     pub at: &'a VnodePlace,
     /// The script's release.
     pub release: u32,
-    /// Who keeps the items.
+    /// Keeper of the items.
     pub keeps: Keeps,
-    /// The routing key, where it has one.
+    /// The routing key, if the command has one.
     pub key: Option<&'a [u8]>,
-    /// The same when it is sent again.
+    /// Id of the request; a repeated request has the same.
     pub id: RequestId,
-    /// The command.
+    /// Name of the command.
     pub command: &'a str,
-    /// What its description says that it does.
+    /// The effect that the module's description states.
     pub effect: Effect,
-    /// What it did, in the order in which it did it.
+    /// The command's writes, in their order.
     pub writes: &'a [Write],
-    /// How it went.
+    /// The outcome.
     pub outcome: Outcome<'a>,
 }
 
-/// What a command changed.
+/// A change of one item.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Write {
-    /// Where.
+    /// Key of the item.
     pub key: Vec<u8>,
-    /// Into what.
+    /// The new entry.
     pub entry: Entry,
 }
 
-/// How a command went.
+/// The outcome of a command.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Outcome<'a> {
-    /// With this reply.
+    /// The command replied with this value.
     Reply(&'a Value),
-    /// With these values of one page.
+    /// A page replied with these values.
     Page(&'a [Value]),
-    /// The guest said no: nothing was changed.
+    /// The guest refused the command without a change.
     Refused,
-    /// It broke a rule of storage. What it wrote is dropped by the host, or stays with a guest that keeps its
-    /// items.
+    /// The command broke a rule of storage. The host drops its writes; a guest that keeps its items keeps the
+    /// changes.
     Doomed,
-    /// It ended the instance after what it did.
+    /// The instance trapped after the command's writes.
     Trapped,
 }
 
-/// A call whose instance is no more: it trapped, took too long, or its vnode was ended meanwhile.
+/// A call that ended its instance: it trapped, took too long, or its vnode was ended during the call.
 #[derive(Clone, Copy, Debug)]
 pub struct Fall<'a> {
-    /// Module, partition and actor.
+    /// The module, partition and actor.
     pub at: &'a VnodePlace,
-    /// Which call.
+    /// Name of the call.
     pub call: &'static str,
-    /// Who keeps the items; a guest's are gone.
+    /// Keeper of the items; those of a guest are lost.
     pub keeps: Keeps,
 }

@@ -1,4 +1,4 @@
-//! What a guest does, as data that a deploy ships.
+//! The behaviour of a guest, as data that a deploy transfers.
 
 use std::ops::RangeInclusive;
 use std::time::Duration;
@@ -7,97 +7,97 @@ use annulus_wasm::{CommandInfo, Description, Effect, Exported, Param, Route};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// What a component that is a script begins with.
+/// First bytes of a component that is a script.
 const MAGIC: &[u8] = b"\0sim";
 
-/// Happens once in so many times, by the seed's choice; never if it is 0.
+/// The frequency of an event: once in this many times, drawn from the seed; never if 0.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct OneIn(pub u32);
 
 impl OneIn {
-    /// Every time.
+    /// The event happens every time.
     pub const ALWAYS: Self = Self(1);
 
-    /// Does it happen now?
+    /// Draw whether the event happens now.
     pub(super) fn falls(self) -> bool {
         self.0 > 0 && annulus_ground::random_range(0..self.0) == 0
     }
 }
 
-/// One release of a scripted module. What is not said does not happen.
+/// One release of a scripted module. By default, no fault happens.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Script {
-    /// The module's own name.
+    /// Name of the module.
     pub name: String,
-    /// Makes the component of one release another than that of the next, whose script may be the same.
+    /// Number of the release. It makes the components of two releases with the same behaviour different.
     pub release: u32,
-    /// Who keeps the items.
+    /// Keeper of the items.
     pub keeps: Keeps,
-    /// Formats that it reads: 1 and 2 are known.
+    /// Formats that the release reads; 1 and 2 exist.
     pub reads: Vec<u32>,
-    /// Formats that it can write.
+    /// Formats that the release can write.
     pub writes: Vec<u32>,
-    /// Calls that end the instance.
+    /// Frequencies of traps.
     pub traps: Traps,
-    /// Calls that wait.
+    /// Frequency and duration of slow calls.
     pub slow: Slow,
-    /// A command never ends, before it has done anything.
+    /// How often a command never ends, before it has any effect.
     pub loops: OneIn,
-    /// A command is refused by the module.
+    /// How often the module refuses a command.
     pub refuses: OneIn,
-    /// A command breaks a rule of storage: what a guest that keeps its items has done to them stays done.
+    /// How often a command breaks a rule of storage. Changes of items that the guest keeps remain.
     pub dooms: OneIn,
-    /// An item from elsewhere is not taken.
+    /// How often an incoming item is rejected.
     pub rejects: OneIn,
-    /// Values that are made longer than they are.
+    /// Frequency and size of oversized values.
     pub oversize: Oversize,
-    /// `init` says no.
+    /// How often `init` refuses to start.
     pub init_refuses: OneIn,
-    /// A handoff is put off.
+    /// How often a handoff is postponed.
     pub puts_handoff_off: OneIn,
-    /// A command is refused while the vnode hands off.
+    /// How often a command is refused during a handoff.
     pub refuses_in_handoff: OneIn,
-    /// The pages of all items do not come to an end.
+    /// The way in which a fold never ends, if it does not.
     pub endless_fold: Option<EndlessFold>,
-    /// Bytes that the items of one instance may take, where that is less than the module's limit. A write
-    /// beyond traps.
+    /// Limit of the memory of one instance's items, in bytes, if lower than the module's own. A write beyond
+    /// the limit traps.
     pub memory_bytes: Option<usize>,
 }
 
-/// Who keeps a module's items.
+/// The keeper of a module's items.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keeps {
-    /// The guest, in its memory: they go with the instance.
+    /// The guest, in its memory; the items are lost with the instance.
     #[default]
     Guest,
     /// The host, in its storage.
     Host,
 }
 
-/// How often which call traps. A command that traps has taken effect before in half of the cases.
+/// Frequencies of traps by call. Half of the commands that trap take effect first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Traps {
-    /// Commands and pages of those that go everywhere.
+    /// Commands, and pages of coverage commands.
     pub command: OneIn,
-    /// `init`.
+    /// Calls of `init`.
     pub init: OneIn,
-    /// Pages of all items, and the items of one key.
+    /// Pages of the fold, and the items of one key.
     pub fold: OneIn,
-    /// Items that are taken in or merged.
+    /// Items that are received or merged.
     pub take: OneIn,
-    /// What the guest is only told of: handoffs, the exit before, its own end.
+    /// Notifications: of handoffs, of the previous instance's exit, of the guest's own end.
     pub callback: OneIn,
 }
 
-/// How often a call waits, and for how long. Beyond the module's call limit it is ended.
+/// Frequency and duration of slow calls. A call that exceeds the module's call limit is ended.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slow {
-    /// How often.
+    /// How often a call is slow.
     pub calls: OneIn,
-    /// From and to, in milliseconds.
+    /// Range of the duration, in milliseconds.
     pub ms: RangeInclusive<u64>,
 }
 
@@ -114,13 +114,13 @@ impl Slow {
     }
 }
 
-/// How often a value that is written is made longer on the wire, and by how much. Neither replies nor what
-/// [`super::Observer`] sees have the difference.
+/// Frequency and size of values whose encoding is made longer. Replies, and the entries' values that
+/// [`super::Observer`] sees, do not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oversize {
-    /// How often.
+    /// How often a written value is made longer.
     pub values: OneIn,
-    /// From and to.
+    /// Range of the additional bytes.
     pub bytes: RangeInclusive<u32>,
 }
 
@@ -136,14 +136,14 @@ impl Oversize {
     }
 }
 
-/// How the pages of all items fail to end.
+/// The ways in which a fold never ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndlessFold {
-    /// Each has the token that it was asked with.
+    /// Each page returns the token with which it was requested.
     SamePage,
-    /// Each is empty and has another token.
+    /// Each page is empty and has a new token.
     EmptyPages,
-    /// After the last the first comes again.
+    /// The first page follows the last.
     Repeats,
 }
 
@@ -172,20 +172,20 @@ impl Default for Script {
 }
 
 impl Script {
-    /// What `deploy` is given.
+    /// Encode the script as a component for a deploy.
     pub fn component(&self) -> Bytes {
         let mut bytes = MAGIC.to_vec();
         ciborium::into_writer(self, &mut bytes).expect("a script is plain data and a Vec never fails");
         bytes.into()
     }
 
-    /// The script that a component is; none if it is something else.
+    /// Decode the script that a component holds; `None` if the component is no script.
     pub(super) fn of_component(bytes: &[u8]) -> Option<Result<Self, String>> {
         let script = bytes.strip_prefix(MAGIC)?;
         Some(ciborium::from_reader(script).map_err(|error| error.to_string()))
     }
 
-    /// What the module says of itself.
+    /// Return the module's description.
     pub fn description(&self) -> Description {
         let kept = self.keeps == Keeps::Guest;
         Description {
@@ -247,7 +247,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_script_reads_back_from_its_component() {
+    fn a_script_can_be_decoded_from_its_component() {
         let script = Script {
             traps: Traps { fold: OneIn(3), ..Traps::default() },
             slow: Slow { calls: OneIn(5), ms: 3..=9 },
@@ -257,12 +257,12 @@ mod tests {
         assert_eq!(Script::of_component(&script.component()), Some(Ok(script)));
         assert_eq!(Script::of_component(b"\0asm\x0d\0\x01\0"), None);
         assert!(Script::of_component(b"\0sim\xff").unwrap().is_err());
-        // What a later build adds, an earlier script does not say.
+        // Fields that an earlier script does not have take their default values.
         assert_eq!(Script::of_component(b"\0sim\xa0"), Some(Ok(Script::default())));
     }
 
     #[test]
-    fn no_script_is_described_in_a_way_that_a_component_could_not_be() {
+    fn descriptions_of_scripts_are_valid_for_components() {
         for keeps in [Keeps::Guest, Keeps::Host] {
             let described = Script { keeps, ..Script::default() }.description();
             assert!(annulus_wasm::is_name(&described.name));

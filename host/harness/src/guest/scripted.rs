@@ -1,4 +1,4 @@
-//! One instance of a script: a key/value store that fails as it is told.
+//! One instance of a script: a key/value store with the script's faults.
 
 mod commands;
 mod items;
@@ -18,27 +18,27 @@ use super::held::Held;
 use super::module::Seat;
 use super::{Fall, Keeps, Observer, OneIn, Script};
 
-/// Bytes that an item takes beside its key and value.
+/// Memory that an item takes in addition to its key and value, in bytes.
 const OVERHEAD: usize = 64;
 
-/// What vnodes of a script run.
+/// The guest that vnodes of a scripted module run.
 pub(super) struct Scripted {
     script: Arc<Script>,
     observer: Arc<dyn Observer>,
     at: VnodePlace,
-    /// Where the host keeps the items.
+    /// The host's storage of the items.
     items: Arc<RwLock<dyn Storage>>,
     limits: Limits,
-    /// The items that it keeps itself.
+    /// The items that the guest keeps.
     held: Arc<Held>,
     bytes: usize,
-    /// The most that they ever took: WebAssembly gives no memory back.
+    /// Largest size of the items so far, in bytes, because WebAssembly memory never shrinks.
     most: usize,
     dots: u64,
     _seat: Seat,
 }
 
-/// A call that is under way. It fell if this is dropped before its end.
+/// A call in progress. If it is dropped before it has returned, the observer is told of its fall.
 struct UnderWay {
     observer: Arc<dyn Observer>,
     at: VnodePlace,
@@ -48,7 +48,7 @@ struct UnderWay {
 }
 
 impl UnderWay {
-    /// Its guest answered.
+    /// Record that the guest has answered.
     fn returned(&mut self) {
         self.returned = true;
     }
@@ -94,7 +94,7 @@ impl Scripted {
         UnderWay { observer, at, call, keeps, returned: false }
     }
 
-    /// Runs a call that may be slow, or trap before it has done anything.
+    /// Run a call with the script's faults: it may be slow, or trap before it has any effect.
     async fn call<T>(
         &mut self,
         call: &'static str,
@@ -111,7 +111,7 @@ impl Scripted {
         result
     }
 
-    /// Does what a script says happen now? Nothing does where the observer wants calm.
+    /// Draw whether an event of the script happens now. No event happens while the observer is calm.
     fn falls(&self, how_often: OneIn) -> bool {
         !self.observer.is_calm() && how_often.falls()
     }
@@ -161,7 +161,7 @@ impl NativeGuest for Scripted {
         let traps = self.script.traps.fold;
         let wait = self.script.endless_fold.map(|_| Duration::from_millis(1));
         Call::later(self.call("fold", traps, async move |guest| {
-            // Else time would stand while one page follows the other.
+            // Without a pause virtual time would not advance during an endless sequence of pages.
             if let Some(wait) = wait {
                 tokio::time::sleep(wait).await;
             }

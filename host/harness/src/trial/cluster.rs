@@ -1,4 +1,4 @@
-//! The cluster of a trial, as its test sees it.
+//! The cluster of a trial, as its test uses it.
 
 use std::fmt;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -27,16 +27,16 @@ use tokio::time::{Instant, sleep};
 use super::Trial;
 use crate::{At, Attendant, Called, Changeable, Nodes, Seeded, address};
 
-/// How long a step may take in virtual time: a join, a deploy, and until all is calm.
+/// Longest virtual time of a step: a join, a deploy, or until the cluster is calm.
 const STEP: Duration = Duration::from_secs(120);
 
-/// How long a call may take.
+/// Deadline of a call, in virtual time.
 const CALL: Duration = Duration::from_secs(30);
 
-/// How often something is looked at.
+/// Polling interval, in virtual time.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// Nodes that run the component. Clones are the same ones.
+/// The nodes that run the component. Clones refer to the same cluster.
 #[derive(Clone)]
 pub struct Cluster {
     inner: Arc<Inner>,
@@ -48,18 +48,18 @@ struct Inner {
     network: Network,
     nodes: Nodes,
     random: Mutex<SmallRng>,
-    /// Of the first node, whose cluster the others join.
+    /// Id of the first node's cluster, which the others join.
     id: OnceLock<ClusterId>,
-    /// The component's name.
+    /// Name of the component's module.
     module: OnceLock<String>,
-    /// What breaks things, and whether it shall end.
+    /// Task that injects faults; it ends when `calm` is set.
     storm: Mutex<Option<JoinHandle<()>>>,
     calm: AtomicBool,
     failed: Mutex<Option<String>>,
     lines: Mutex<Vec<String>>,
 }
 
-/// Nobody has to be told of lives.
+/// An attendant that ignores all notifications.
 struct Nobody;
 
 impl Attendant for Nobody {
@@ -87,7 +87,7 @@ impl Cluster {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Makes one cluster of all nodes, and deploys the component.
+    /// Create one cluster of all nodes and deploy the component.
     pub(super) async fn begin(&self, trial: &Trial) -> Result<(), String> {
         let nodes = &self.inner.nodes;
         for _ in 0..trial.nodes {
@@ -98,7 +98,7 @@ impl Cluster {
                 .await?;
         }
         let id = nodes.life(0).map(|life| life.cluster().view().state.cluster);
-        self.inner.id.get_or_init(|| id.expect("it serves, and nothing breaks yet"));
+        self.inner.id.get_or_init(|| id.expect("node 0 serves, and no fault has happened yet"));
         for at in 1..trial.nodes {
             self.admit(at).await?;
         }
@@ -119,20 +119,22 @@ impl Cluster {
         let deploy =
             move |life: Arc<Life>| async move { life.services().modules.deploy(request, progress).await };
         let deployed = match nodes.ask(0, deploy).await {
-            Called::Answer(answer) => answer.map_err(|error| format!("it is not deployed: {error}"))?,
-            Called::Killed => return Err("n0 ended over the deploy".to_owned()),
+            Called::Answer(answer) => {
+                answer.map_err(|error| format!("the component was not deployed: {error}"))?
+            }
+            Called::Killed => return Err("n0 ended during the deploy".to_owned()),
         };
         self.note(format_args!("{} is deployed on {} nodes", deployed.name, trial.nodes));
         self.inner.module.get_or_init(|| deployed.name);
         Ok(())
     }
 
-    /// Begins faults that go on until [`Cluster::calm`].
+    /// Spawn the faults, which continue until [`Cluster::calm`].
     pub(super) fn storm(&self, faults: impl Future<Output = ()> + Send + 'static) {
         *self.inner.storm.lock() = Some(tokio::spawn(faults));
     }
 
-    /// Ends everything where it is.
+    /// Kill all nodes.
     pub(super) fn end(&self) {
         if let Some(storm) = self.inner.storm.lock().take() {
             storm.abort();
@@ -162,24 +164,25 @@ impl Cluster {
         self.inner.failed.lock().clone()
     }
 
-    /// The nodes, for what is not here: to kill one, to look at its state, to have it do something.
+    /// Return the nodes, for operations that this type does not offer: to kill a node, inspect it, or run
+    /// code on it.
     pub fn nodes(&self) -> &Nodes {
         &self.inner.nodes
     }
 
-    /// Random numbers for a purpose of the test's own, by the seed.
+    /// Return a seeded stream of random numbers for a purpose of the test.
     pub fn random(&self, purpose: &str) -> SmallRng {
         self.inner.world.stream(purpose)
     }
 
-    /// Notes what happens, for people and for the trace.
+    /// Add a line to the log of events and to the trace.
     pub fn note(&self, what: impl fmt::Display) {
         let line = format!("{:>9.3} {what}", self.inner.world.now().as_secs_f64());
         line.bytes().for_each(|byte| self.inner.world.note(u64::from(byte)));
         self.inner.lines.lock().push(line);
     }
 
-    /// The trial fails if this does not hold. The first that does not counts.
+    /// Fail the trial if `holds` is false. The first failed check is the reason reported.
     pub fn check(&self, holds: bool, what: impl fmt::Display) {
         if !holds {
             self.note(format_args!("failed: {what}"));
@@ -187,11 +190,11 @@ impl Cluster {
         }
     }
 
-    /// Calls a command of the component by some node that serves. An error takes a moment, so that who calls again
-    /// until there is none lets time go on.
+    /// Run a command of the component through a random node that serves. An error is returned after a short
+    /// pause, so that virtual time advances in a loop that retries.
     ///
     /// # Errors
-    /// What the caller of a real cluster is told.
+    /// The error that a caller of a real cluster gets.
     pub async fn call(&self, command: &str, args: &[(&str, Value)]) -> Result<Value, RequestError> {
         let serving = self.members();
         if serving.is_empty() {
@@ -202,10 +205,10 @@ impl Cluster {
         self.call_at(serving[pick], command, args).await
     }
 
-    /// Calls it by one node.
+    /// Run a command through one node.
     ///
     /// # Errors
-    /// As [`Cluster::call`]; unknown where the node ended meanwhile.
+    /// Like [`Cluster::call`]; with an unknown outcome if the node ended during the call.
     pub async fn call_at(
         &self,
         at: At,
@@ -230,7 +233,7 @@ impl Cluster {
         }
         match called {
             Called::Killed => {
-                Err(RequestError::unknown(ErrorCode::NotReady, format!("n{at} ended over the call")))
+                Err(RequestError::unknown(ErrorCode::NotReady, format!("n{at} ended during the call")))
             }
             Called::Answer(answer) => {
                 let answer = answer.inspect_err(|error| {
@@ -247,7 +250,7 @@ impl Cluster {
         }
     }
 
-    /// Adds a node, which joins. The trial fails if it cannot.
+    /// Add a node, which joins the cluster. The trial fails if it cannot.
     pub async fn join(&self) -> At {
         let at = self.inner.nodes.add();
         let joins = async {
@@ -261,7 +264,7 @@ impl Cluster {
         at
     }
 
-    /// Has a member hand over what it holds, and leave.
+    /// Let a member hand over its partitions and leave.
     pub async fn leave(&self, at: At) {
         let leave = |life: Arc<Life>| async move {
             life.cluster().leave(None, Instant::now() + STEP).await.map(drop)
@@ -269,17 +272,17 @@ impl Cluster {
         match self.inner.nodes.ask(at, leave).await {
             Called::Answer(Ok(())) => self.note(format_args!("n{at} leaves")),
             Called::Answer(Err(error)) => self.check(false, format_args!("n{at} cannot leave: {error}")),
-            Called::Killed => self.check(false, format_args!("n{at} ended over its leave")),
+            Called::Killed => self.check(false, format_args!("n{at} ended during its leave")),
         }
     }
 
-    /// Ends all faults, and waits until every node serves, knows the same, and nothing is handed over any more. The
-    /// trial fails if that takes minutes.
+    /// End all faults, and wait until every node serves and has the same state, and no transfer is pending.
+    /// The trial fails if that takes longer than two minutes.
     pub async fn calm(&self) {
         self.inner.calm.store(true, Ordering::Relaxed);
         let storm = self.inner.storm.lock().take();
         if let Some(storm) = storm {
-            // Its last fault passes.
+            // Wait for the end of the last fault.
             drop(storm.await);
         }
         match self.until("all is calm", || self.unrest()).await {
@@ -288,7 +291,7 @@ impl Cluster {
         }
     }
 
-    /// Waits until nothing is in the way any more.
+    /// Wait until `wanting` returns no more reason to wait.
     async fn until(&self, what: &str, mut wanting: impl FnMut() -> Option<String>) -> Result<(), String> {
         let began = Instant::now();
         while let Some(why) = wanting() {
@@ -300,19 +303,19 @@ impl Cluster {
         Ok(())
     }
 
-    /// Nodes that serve and belong to the cluster.
+    /// Return the nodes that serve and belong to the cluster.
     fn members(&self) -> Vec<At> {
         let serving = self.inner.nodes.serving();
         serving.into_iter().filter(|at| self.view_at(*at).is_some()).collect()
     }
 
-    /// The cluster as a node sees it, if it belongs to it.
+    /// Return a node's view of the cluster, if the node belongs to it.
     fn view_at(&self, at: At) -> Option<Arc<View>> {
         let view = self.inner.nodes.life(at)?.cluster().view();
         (Some(&view.state.cluster) == self.inner.id.get()).then_some(view)
     }
 
-    /// Has a node join by a member; again, for a while, where that fails.
+    /// Join a node through a member, with retries for up to two minutes.
     async fn admit(&self, at: At) -> Result<(), String> {
         let began = Instant::now();
         loop {
@@ -324,7 +327,7 @@ impl Cluster {
                 return Err(format!("n{at} cannot join: {why}"));
             }
             sleep(LOOK).await;
-            // An answer may be lost, and the join goes on.
+            // The join may have succeeded although its answer was lost.
             if self.view_at(at).is_some() {
                 return Ok(());
             }
@@ -350,7 +353,7 @@ impl Cluster {
         }
     }
 
-    /// What has not come to its end.
+    /// Return a reason for which the cluster is not at rest.
     fn unrest(&self) -> Option<String> {
         let nodes = &self.inner.nodes;
         let views = (0..nodes.count()).filter_map(|at| self.view_at(at));
@@ -380,7 +383,7 @@ impl Cluster {
                 return Some(format!("n{at} is a cluster of its own"));
             }
             if view.state.applied != state.applied || !view.serves() {
-                return Some(format!("n{at} does not know all"));
+                return Some(format!("n{at} is behind in the log or does not serve"));
             }
             let unreached = state.live_members().find(|member| {
                 !life.cluster().liveness().is_up(member.id) || !life.transport().is_up(member.uid)

@@ -1,4 +1,4 @@
-//! What breaks during a trial.
+//! The faults of a trial.
 
 use std::time::Duration;
 
@@ -9,28 +9,28 @@ use tokio::time::sleep;
 use super::Cluster;
 use crate::address;
 
-/// What breaks.
+/// The kinds of faults in a trial.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Faults {
-    /// Nothing. Packets still differ in how long they are under way.
+    /// No faults. Packets still have different delays.
     #[default]
     None,
-    /// What passes and takes nothing with it: nodes stand still, are cut off, and are reached slowly.
+    /// Transient faults that lose no data: nodes freeze, are cut off, or have a slow network.
     Passing,
-    /// These, and nodes are killed and started again, half of them with their machines: what a guest has in its
-    /// memory is gone with them.
+    /// Transient faults, and crashes: nodes are killed and restarted, half of them with a loss of power.
+    /// Items that a guest keeps in its memory are lost.
     Deaths,
 }
 
 impl Faults {
-    /// Begins them.
+    /// Start to inject faults.
     pub(super) fn begin(self, cluster: &Cluster) {
         if self != Self::None {
             cluster.storm(self.go_on(cluster.clone()));
         }
     }
 
-    /// One after the other, each until it is over.
+    /// Inject one fault after another until the cluster is calm.
     async fn go_on(self, cluster: Cluster) {
         let mut random = cluster.random("faults");
         loop {

@@ -1,13 +1,13 @@
-//! The first entry of a cluster.
+//! The log entry that founds a cluster.
 
 use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{Command, Member, MemberStatus};
 
-/// The id of the cluster that is founded.
+/// Id of the founded cluster.
 pub const CLUSTER: ClusterId = ClusterId([2; 16]);
 
-/// Founds a cluster of one node, with a ring of 8 partitions.
+/// Return the command that founds a cluster of one node, with a ring of 8 partitions.
 pub fn found(uid: NodeUid, authority: String) -> Command {
     let founder = Member {
         id: NodeId(0),

@@ -1,4 +1,4 @@
-//! One node's master with scripted modules, in a simulation.
+//! The vnode master of one node with scripted modules, in a simulation.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -24,13 +24,13 @@ use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 pub const MODULE: ModuleUid = ModuleUid(7);
-/// Where all commands go.
+/// Partition of all commands.
 pub const HERE: PartitionId = PartitionId(3);
 pub const ME: NodeId = NodeId(1);
-/// The ring is as it is since then.
+/// Version of all partitions of the initial ring.
 const SINCE: u64 = 5;
 
-/// A command as the observer saw it.
+/// A command, as the observer saw it.
 #[derive(Clone, Debug)]
 pub struct Ran {
     pub module: String,
@@ -44,7 +44,7 @@ pub struct Ran {
     pub outcome: String,
 }
 
-/// Remembers what it sees, and has it in the trace.
+/// Records all observations, and adds them to the trace.
 pub struct Seen {
     world: Arc<Seeded>,
     ran: Mutex<Vec<Ran>>,
@@ -94,7 +94,7 @@ impl Observer for Seen {
     }
 }
 
-/// What the master is told to run.
+/// The behaviour of each module for the master.
 #[derive(Default)]
 struct Source(Mutex<BTreeMap<ModuleUid, Arc<Behaviour>>>);
 
@@ -104,7 +104,7 @@ impl ModuleSource for Source {
     }
 }
 
-/// A node, as far as its vnodes go.
+/// A node, reduced to its vnodes.
 #[derive(Clone)]
 pub struct Node {
     pub master: Master,
@@ -112,11 +112,11 @@ pub struct Node {
     pub seen: Arc<Seen>,
     source: Arc<Source>,
     pub limits: Limits,
-    /// Version of the partition that callers know.
+    /// Partition version that callers send.
     pub version: u64,
 }
 
-/// All partitions are held by one node.
+/// Return a ring with all partitions owned by one node.
 pub fn ring_of(node: NodeId, version: u64) -> RingTable {
     let size = RingSize::try_from(8).unwrap();
     let partitions = size.partitions().map(|_| Partition::held_by(vec![node], version)).collect();
@@ -124,14 +124,14 @@ pub fn ring_of(node: NodeId, version: u64) -> RingTable {
 }
 
 impl Node {
-    /// One that holds all of the ring.
+    /// Create a node that owns all partitions.
     pub fn new(seen: &Arc<Seen>, id: NodeId, limits: Limits) -> Self {
         let node = Self::without_partitions(seen, id, limits);
         node.master.apply(&ring_of(id, SINCE), &[MODULE], SINCE, Default::default());
         node
     }
 
-    /// One that knows no ring yet.
+    /// Create a node to whose master no ring has been applied.
     pub fn without_partitions(seen: &Arc<Seen>, me: NodeId, limits: Limits) -> Self {
         let source = Arc::new(Source::default());
         let guests = tokio::runtime::Handle::current();
@@ -149,7 +149,7 @@ impl Node {
         Arc::new(Behaviour::of(name, version, prepared, vec![0xa0]).writing(format))
     }
 
-    /// Has the module's vnodes run this from here on.
+    /// Swap the module's vnodes to this script.
     pub async fn deploy(&self, script: &Script, format: u32) -> Result<SwapReport, String> {
         let behaviour = self.behaviour(script, format).await;
         self.source.0.lock().insert(MODULE, behaviour.clone());
@@ -193,7 +193,7 @@ impl Node {
         self.call("get", &[("key", key.into())]).await
     }
 
-    /// All pages of a command that goes everywhere, of so many values each.
+    /// Run a coverage command to its end, in pages of at most `items` values.
     pub async fn everywhere(&self, command: &str, items: u32) -> Result<Vec<String>, RequestError> {
         let (mut values, mut after) = (Vec::new(), None);
         loop {
@@ -211,7 +211,7 @@ impl Node {
     }
 }
 
-/// Runs the life of a node in the world of a seed; answers the trace too.
+/// Run an incarnation of a node in the world of a seed. Return its result and the trace.
 pub fn live<T, F>(seed: u64, limits: Limits, life: impl FnOnce(Node) -> F + Send + 'static) -> (T, u64)
 where
     T: Send + 'static,

@@ -1,4 +1,4 @@
-//! Under unrest of every kind: what was acknowledged is there, or its loss was told.
+//! Under all kinds of faults, an acknowledged write is either present or reported as lost.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -27,7 +27,7 @@ fn script(keeps: Keeps, release: u32) -> Script {
         loops: OneIn(60),
         refuses: OneIn(20),
         dooms: OneIn(20),
-        // Several pages of few items, so that commands come between them.
+        // Values large enough that a page holds few items, so that commands run between pages.
         oversize: Oversize { values: OneIn(2), bytes: 1 << 10..=1 << 17 },
         puts_handoff_off: OneIn(4),
         refuses_in_handoff: OneIn(10),
@@ -35,7 +35,7 @@ fn script(keeps: Keeps, release: u32) -> Script {
     }
 }
 
-/// What a key may have, and how many losses had been told when that was known.
+/// The values that a key may have, and the number of losses reported before this was known.
 struct Known {
     maybe: Vec<Value>,
     losses: u64,
@@ -46,16 +46,16 @@ fn losses(node: &Node) -> u64 {
     incidents.iter().filter(|told| told.kind == "possible-loss").map(|told| told.times).sum()
 }
 
-/// Deploys one release after the other.
+/// Deploy one release after another.
 async fn keeps_deploying(node: Node, keeps: Keeps) {
     for release in 2.. {
         tokio::time::sleep(Duration::from_millis(annulus_ground::random_range(0..20_000))).await;
-        // One that cannot start or take the items leaves the one before.
+        // A release that fails to start or to take the items over leaves the previous one running.
         let _ = node.deploy(&script(keeps, release), 1).await;
     }
 }
 
-/// Begins handoffs, and cancels each of them once it was told all or that it is broken.
+/// Start handoffs, and cancel each of them after its last page or when it is broken.
 async fn keeps_handing_off(node: Node) {
     for transfer in (100..).map(TransferId) {
         tokio::time::sleep(Duration::from_millis(annulus_ground::random_range(0..20_000))).await;
@@ -82,10 +82,10 @@ async fn keeps_handing_off(node: Node) {
     }
 }
 
-/// Answers how many losses there were.
+/// Check a seed and return the number of reported losses.
 fn tells_of_every_loss(seed: u64, keeps: Keeps) -> u64 {
     let life = async move |node: Node| {
-        // The first one of all has to start.
+        // The first release must start.
         while node.deploy(&script(keeps, 1), 1).await.is_err() {}
         annulus_ground::spawn(keeps_deploying(node.clone(), keeps));
         annulus_ground::spawn(keeps_handing_off(node.clone()));
@@ -94,7 +94,7 @@ fn tells_of_every_loss(seed: u64, keeps: Keeps) -> u64 {
             let key = format!("k{}", annulus_ground::random_range(0..KEYS));
             let of_key = known.entry(key.clone());
             let of_key = of_key.or_insert_with(|| Known { maybe: vec![Value::Null], losses: losses(&node) });
-            // A loss may be told between the effect of a command and its answer's way here.
+            // A loss may be reported between a command's effect and the arrival of its answer here.
             let before = losses(&node);
             if annulus_ground::random() {
                 let (answer, value) = (node.put(&key, n).await, Value::from(n));
@@ -113,7 +113,7 @@ fn tells_of_every_loss(seed: u64, keeps: Keeps) -> u64 {
                 *of_key = Known { maybe: vec![value], losses: before };
             }
         }
-        // R8: whatever became of a write, and of the instance that made it, its dot is given to no other.
+        // R8: a dot is used once, whatever the outcome of its write and of the instance that made it.
         let ran = node.seen.ran();
         let writes: Vec<_> = ran.iter().flat_map(|ran| &ran.writes).map(|write| &write.entry).collect();
         let dots: BTreeSet<_> = writes.iter().map(|entry| (entry.actor, entry.counter)).collect();
@@ -124,7 +124,7 @@ fn tells_of_every_loss(seed: u64, keeps: Keeps) -> u64 {
 }
 
 #[test]
-fn what_was_acknowledged_is_there_or_its_loss_was_told() {
+fn an_acknowledged_write_is_present_or_reported_as_lost() {
     let losses: u64 = (0..60).map(|seed| tells_of_every_loss(seed, Keeps::Guest)).sum();
     assert!(losses > 500, "{losses}");
     let losses: u64 = (0..60).map(|seed| tells_of_every_loss(seed, Keeps::Host)).sum();

@@ -1,4 +1,4 @@
-//! A master whose vnodes run scripted modules: what a node makes of guests that fail, in paused time.
+//! A vnode master with scripted modules: a node's reaction to guests that fail, in virtual time.
 #![allow(clippy::unwrap_used)]
 
 mod bed;
@@ -24,7 +24,7 @@ fn limits() -> Limits {
 }
 
 #[test]
-fn commands_do_what_they_say_and_are_seen_where_they_take_effect() {
+fn commands_take_effect_and_are_observed_at_that_point() {
     for keeps in BOTH {
         live(1, limits(), async move |node| {
             node.deploy(&Script { keeps, ..Script::default() }, 1).await.unwrap();
@@ -60,7 +60,7 @@ fn commands_do_what_they_say_and_are_seen_where_they_take_effect() {
 }
 
 #[test]
-fn commands_that_go_everywhere_come_by_pages() {
+fn coverage_commands_reply_in_pages() {
     for keeps in BOTH {
         live(2, limits(), async move |node| {
             node.deploy(&Script { keeps, ..Script::default() }, 1).await.unwrap();
@@ -81,7 +81,7 @@ fn commands_that_go_everywhere_come_by_pages() {
     }
 }
 
-/// In each seed: puts and gets of a few keys, some of which trap, against what should be there.
+/// Check a seed: puts and gets of a few keys, some of which trap, against a model.
 fn keeps_its_word(seed: u64, keeps: Keeps) -> (u32, u32) {
     let life = async move |node: bed::Node| {
         let traps = Traps { command: OneIn(12), ..Traps::default() };
@@ -110,7 +110,7 @@ fn keeps_its_word(seed: u64, keeps: Keeps) -> (u32, u32) {
                     lost += 1;
                     there.clear();
                 }
-                // Several traps in a row: it waits before it starts again.
+                // After several traps in a row, the vnode waits before it starts the next instance.
                 (ErrorCode::NotReady, AppliedState::NotApplied) => {
                     tokio::time::sleep(Duration::from_secs(1)).await;
                 }
@@ -129,7 +129,7 @@ fn keeps_its_word(seed: u64, keeps: Keeps) -> (u32, u32) {
 }
 
 #[test]
-fn a_trap_loses_what_the_guest_kept_and_says_so_and_nothing_of_what_the_host_keeps() {
+fn a_trap_loses_and_reports_items_of_the_guest_but_none_of_the_host() {
     let (mut lost, mut trapped) = (0, 0);
     for seed in 0..20 {
         lost += keeps_its_word(seed, Keeps::Guest).1;
@@ -139,7 +139,7 @@ fn a_trap_loses_what_the_guest_kept_and_says_so_and_nothing_of_what_the_host_kee
 }
 
 #[test]
-fn a_call_that_is_slow_or_never_ends_is_ended_at_its_limit() {
+fn a_slow_or_endless_call_is_ended_at_its_limit() {
     let limits = Limits { call_time: Duration::from_secs(2), ..limits() };
     let life = async move |node: bed::Node| {
         let spin = async |ms: u64| {
@@ -155,7 +155,7 @@ fn a_call_that_is_slow_or_never_ends_is_ended_at_its_limit() {
         assert_eq!((error.code, error.state), (ErrorCode::DeadlineExceeded, AppliedState::NotApplied));
         assert!(took >= Duration::from_secs(2) && took < Duration::from_millis(2100), "{took:?}");
 
-        // With what it kept.
+        // The items that the guest kept are lost with the instance.
         node.put("k", "v").await.unwrap();
         assert_eq!(spin(60_000).await.0.unwrap_err().code, ErrorCode::ItemsLost);
         assert_eq!(node.get("k").await.unwrap(), Value::Null);
@@ -174,7 +174,7 @@ fn a_call_that_is_slow_or_never_ends_is_ended_at_its_limit() {
 }
 
 #[test]
-fn a_module_that_says_no_or_breaks_a_rule_is_answered_for() {
+fn a_refusal_and_a_broken_contract_are_reported() {
     for keeps in BOTH {
         live(4, limits(), async move |node| {
             let script = |release| Script { keeps, release, ..Script::default() };
@@ -191,12 +191,12 @@ fn a_module_that_says_no_or_breaks_a_rule_is_answered_for() {
             assert_eq!((doomed.code, doomed.state), (ErrorCode::ContractBroken, state));
             assert_eq!(node.seen.ran().last().unwrap().outcome, "doomed");
 
-            // What a guest has done to its own items stays done; the host drops it.
+            // A guest's change of its own items remains; a batch for the host is dropped.
             node.deploy(&script(4), 1).await.unwrap();
             let there = if keeps == Keeps::Guest { "w" } else { "v" };
             assert_eq!(node.get("k").await.unwrap(), Value::from(there));
 
-            // Twelve mebibytes are no item of host storage.
+            // 12 MiB exceed the limit of an item in host storage.
             let oversize = Oversize { values: OneIn::ALWAYS, bytes: 12 << 20..=12 << 20 };
             node.deploy(&Script { oversize, ..script(5) }, 1).await.unwrap();
             let put = node.put("k", "large").await;
@@ -211,7 +211,7 @@ fn a_module_that_says_no_or_breaks_a_rule_is_answered_for() {
 }
 
 #[test]
-fn a_module_whose_memory_is_nearly_full_refuses_writes_before_it_loses_anything() {
+fn a_nearly_full_module_refuses_writes_before_it_loses_items() {
     live(5, limits(), async move |node| {
         let oversize = Oversize { values: OneIn::ALWAYS, bytes: 10_000..=10_000 };
         let script = Script { memory_bytes: Some(1 << 20), oversize, ..Script::default() };
@@ -229,7 +229,7 @@ fn a_module_whose_memory_is_nearly_full_refuses_writes_before_it_loses_anything(
             assert_eq!(node.get(&format!("k{n:03}")).await.unwrap(), Value::from(n));
         }
         assert_eq!(node.seen.fell(), []);
-        // One step beyond what the host leaves free ends it.
+        // A write that exceeds the room left by the host in one step ends the instance.
         let oversize = Oversize { values: OneIn::ALWAYS, bytes: 1 << 20..=1 << 20 };
         let next = Script { release: 2, memory_bytes: Some(1 << 20), oversize, ..Script::default() };
         node.everywhere("clear", 100).await.unwrap();
@@ -241,7 +241,7 @@ fn a_module_whose_memory_is_nearly_full_refuses_writes_before_it_loses_anything(
 }
 
 #[test]
-fn an_init_that_says_no_starts_nothing() {
+fn a_refusal_by_init_starts_no_instance() {
     live(6, limits(), async move |node| {
         let script = Script { init_refuses: OneIn::ALWAYS, ..Script::default() };
         let prepared = node.loader.prepare(script.component(), node.limits).await.unwrap();
@@ -254,7 +254,7 @@ fn an_init_that_says_no_starts_nothing() {
 }
 
 #[test]
-fn no_more_instances_run_than_there_is_room_for() {
+fn no_more_instances_run_than_the_limit() {
     live(7, limits(), async move |mut node| {
         let room = RoomLimit { instances: 1, by: LimitedBy::Mappings(8) };
         node.loader = node.loader.with_room(room);
@@ -262,7 +262,7 @@ fn no_more_instances_run_than_there_is_room_for() {
         node.deploy(&Script::default(), 1).await.unwrap();
         node.put("k", "v").await.unwrap();
         assert_eq!(node.loader.instances(), 1);
-        // A swap needs one more for a moment: it changes nothing.
+        // A swap needs one more instance for a moment, so it fails and changes nothing.
         let swap = node.deploy(&Script { release: 2, ..Script::default() }, 1).await;
         assert!(swap.unwrap_err().contains("no more may"));
         assert_eq!(node.get("k").await.unwrap(), Value::from("v"));
@@ -274,12 +274,12 @@ fn no_more_instances_run_than_there_is_room_for() {
 }
 
 #[test]
-fn what_is_no_script_goes_to_the_engine() {
+fn components_that_are_no_scripts_go_to_the_engine() {
     live(8, limits(), async move |node| {
         let wasm = bytes::Bytes::from_static(b"\0asm\x0d\0\x01\0");
         let alone = node.loader.prepare(wasm.clone(), node.limits).await;
         assert!(matches!(alone, Err(InvalidComponent::NotAComponent(_))));
-        // In place of the engine one that knows scripts, and has no room.
+        // In place of the engine, a loader that only knows scripts.
         let room = RoomLimit { instances: 0, by: LimitedBy::Nothing };
         let other = annulus_harness::guest::Scripts::new(std::sync::Arc::new(())).with_room(room);
         let both = node.loader.with_engine(std::sync::Arc::new(other));
@@ -293,7 +293,7 @@ fn what_is_no_script_goes_to_the_engine() {
     });
 }
 
-/// A script that does a little of everything, and two clients.
+/// Run a script with faults of every kind and two clients, and return the trace.
 fn unrest(seed: u64) -> u64 {
     let script = |release| Script {
         release,
@@ -310,7 +310,7 @@ fn unrest(seed: u64) -> u64 {
             let node = node.clone();
             annulus_ground::spawn(async move {
                 for n in 0..40 {
-                    // Whatever comes of it is in the trace.
+                    // The result is in the trace, whatever it is.
                     let _ = node.put(&format!("{client}-{}", n % 5), n).await;
                     let _ = node.everywhere("keys", 2).await;
                 }

@@ -1,4 +1,4 @@
-//! Items on their way: to another node, and to the next release.
+//! Items in transfer: to another node, and to the next release.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -20,18 +20,18 @@ const OTHER: NodeId = NodeId(2);
 const TRANSFER: TransferId = TransferId(30);
 const FLIPPED: u64 = 40;
 
-/// Two nodes in one world: one holds the partition, the other is to have it.
+/// Two nodes in one world: one owns the partition, the other receives it.
 struct Pair {
     from: Node,
     to: Node,
     stage: StageId,
     events: mpsc::UnboundedReceiver<StreamEvent>,
-    /// Keeps the stream from being one that is gone.
+    /// Kept so that the stream's congestion channel stays open.
     _congested: watch::Sender<bool>,
 }
 
 impl Pair {
-    /// The handoff begins here.
+    /// Start a handoff.
     fn new(from: Node) -> Self {
         let to = Node::without_partitions(&from.seen, OTHER, from.limits);
         let mut ring = ring_of(ME, 5);
@@ -63,8 +63,8 @@ impl Pair {
         assert_eq!(self.from.master.read_page(HERE, TRANSFER, MODULE, 1, after), Reading::Coming);
     }
 
-    /// Carries all pages over, and what was written meanwhile; answers how many pages. `between` runs after
-    /// each of them.
+    /// Transfer all pages and the writes in between, and run `between` after each page. Return the number of
+    /// pages.
     async fn carry(&mut self, between: impl AsyncFn(&Node, u32)) -> Result<u32, String> {
         let mut pages = 0;
         self.read(None);
@@ -83,12 +83,12 @@ impl Pair {
                 }
                 StreamEvent::Forward { items, .. } => drop(self.give(items).await?),
                 StreamEvent::Broken { reason, .. } => return Err(reason),
-                StreamEvent::Sealed { .. } => panic!("nobody sealed it"),
+                StreamEvent::Sealed { .. } => panic!("the partition was not sealed"),
             }
         }
     }
 
-    /// Seals, carries over what is still in the stream, and flips: the other node has it then.
+    /// Seal the partition, transfer the rest of the stream, and flip: the other node is then the owner.
     async fn flip(mut self) -> Node {
         assert_eq!(self.from.master.seal(HERE, TRANSFER, 1), Some(vec![MODULE]));
         loop {
@@ -110,7 +110,7 @@ impl Pair {
     }
 }
 
-/// Hands off while writes go on, in a seed; answers how many pages it took.
+/// Hand off during writes, with this seed. Return the number of pages.
 fn hands_off(seed: u64, script: Script) -> u32 {
     let life = async move |node: Node| {
         node.deploy(&script, 1).await.unwrap();
@@ -149,12 +149,12 @@ fn hands_off(seed: u64, script: Script) -> u32 {
 }
 
 #[test]
-fn a_handoff_brings_all_items_and_what_is_written_meanwhile() {
+fn a_handoff_transfers_all_items_and_the_writes_during_it() {
     for (seed, keeps) in BOTH.into_iter().enumerate() {
         let script = Script { keeps, ..Script::default() };
         let pages = hands_off(seed as u64, script.clone());
         assert!((3..10).contains(&pages), "{pages}");
-        // An item that is longer than a page goes alone.
+        // An item longer than a page has a page of its own.
         let bytes = if keeps == Keeps::Guest { 1 << 10..=12 << 20 } else { 1 << 10..=1 << 19 };
         let oversize = Oversize { values: OneIn(60), bytes };
         let large = hands_off(seed as u64, Script { oversize, ..script });
@@ -162,8 +162,8 @@ fn a_handoff_brings_all_items_and_what_is_written_meanwhile() {
     }
 }
 
-/// Two versions of one item are merged by their numbers here, whichever comes first; guests of users need not
-/// do so.
+/// Scripted guests merge two versions of an item by version number, in any order of arrival; users' guests may
+/// depend on the order.
 #[test]
 fn a_page_is_in_the_stream_before_what_is_written_after_it() {
     let comes_first = || {
@@ -182,13 +182,14 @@ fn a_page_is_in_the_stream_before_what_is_written_after_it() {
 }
 
 #[test]
-fn a_handoff_ends_with_the_items_that_it_was_of() {
+fn a_handoff_breaks_when_the_guest_loses_its_items() {
     for (traps, call) in [
         (Traps { fold: OneIn::ALWAYS, ..Traps::default() }, "fold"),
         (Traps { callback: OneIn::ALWAYS, ..Traps::default() }, "handoff-starting"),
     ] {
         live(3, limits(), async move |node| {
-            // Only a module that has a say in handoffs hears of them; this one would say so once in a million.
+            // Only a module that exports `transfer` is told of handoffs. This one would postpone one handoff
+            // in 4 billion.
             let puts_handoff_off = OneIn(u32::MAX);
             node.deploy(&Script { traps, puts_handoff_off, ..Script::default() }, 1).await.unwrap();
             node.put("k", "v").await.unwrap();
@@ -214,15 +215,15 @@ fn a_guest_that_ends_between_two_pages_breaks_the_handoff() {
             let spun = node.call("spin", &[("ms", 60_000.into())]).await;
             assert_eq!(spun.unwrap_err().code, ErrorCode::ItemsLost);
         });
-        // What was sent before is not what is there now.
+        // The pages sent so far no longer match the vnode's items.
         assert!(carried.await.unwrap_err().contains("took its items"));
     });
 }
 
 #[test]
-fn a_swap_takes_what_is_written_between_two_of_its_pages() {
+fn a_swap_includes_writes_between_its_pages() {
     live(10, limits(), async move |node| {
-        // A page takes its time, so that commands wait for the next.
+        // Folding a page takes some time, so that commands queue up before the next page.
         let slow = Slow { calls: OneIn::ALWAYS, ms: 1..=10 };
         let script = |release| Script { release, slow: slow.clone(), ..Script::default() };
         node.deploy(&script(1), 1).await.unwrap();
@@ -245,7 +246,7 @@ fn a_swap_takes_what_is_written_between_two_of_its_pages() {
 }
 
 #[test]
-fn a_stage_that_traps_is_not_whole() {
+fn a_stage_that_traps_is_not_complete() {
     live(4, limits(), async move |node| {
         node.deploy(&Script::default(), 1).await.unwrap();
         node.put("k", "v").await.unwrap();
@@ -254,12 +255,12 @@ fn a_stage_that_traps_is_not_whole() {
         pair.to.deploy(&Script { traps, ..Script::default() }, 1).await.unwrap();
         assert!(pair.carry(async |_, _| {}).await.is_err());
         assert!(pair.to.master.staging_complete(pair.stage).is_err());
-        assert_eq!(pair.from.get("k").await.unwrap(), Value::from("v"), "it is where it was");
+        assert_eq!(pair.from.get("k").await.unwrap(), Value::from("v"), "the old owner still has the item");
     });
 }
 
 #[test]
-fn a_module_has_its_say_in_a_handoff() {
+fn a_module_can_postpone_a_handoff_and_refuse_commands_during_it() {
     live(5, limits(), async move |node| {
         let off = Script { puts_handoff_off: OneIn::ALWAYS, ..Script::default() };
         node.deploy(&off, 1).await.unwrap();
@@ -279,7 +280,7 @@ fn a_module_has_its_say_in_a_handoff() {
 }
 
 #[test]
-fn items_that_are_not_taken_are_said_one_by_one() {
+fn rejected_items_are_reported_individually() {
     live(6, limits(), async move |node| {
         node.deploy(&Script::default(), 1).await.unwrap();
         for n in 0..100 {
@@ -300,7 +301,7 @@ fn items_that_are_not_taken_are_said_one_by_one() {
 }
 
 #[test]
-fn a_swap_goes_from_one_format_to_the_next_and_not_back() {
+fn a_swap_can_move_to_a_newer_format_but_not_back() {
     for keeps in BOTH {
         live(7, limits(), async move |node| {
             let first = Script { keeps, ..Script::default() };
@@ -310,13 +311,13 @@ fn a_swap_goes_from_one_format_to_the_next_and_not_back() {
                 node.put(&format!("k{n:03}"), n).await.unwrap();
             }
             let carried = if keeps == Keeps::Guest { 300 } else { 0 };
-            // The first release still reads what is written, and could follow again.
+            // The new release still writes the format that the first one reads, so the first can run again.
             assert_eq!(node.deploy(&second, 1).await.unwrap().items, carried);
             node.put("k000", "new").await.unwrap();
             assert_eq!(node.deploy(&Script { release: 3, ..first.clone() }, 1).await.unwrap().items, carried);
             assert_eq!(node.get("k000").await.unwrap(), Value::from("new"));
             node.deploy(&Script { release: 4, ..second.clone() }, 1).await.unwrap();
-            // Now the newer format is written, which it does not read.
+            // From here on the newer format is written, which the first release cannot read.
             node.deploy(&Script { release: 5, ..second.clone() }, 2).await.unwrap();
             node.put("k000", "newer").await.unwrap();
             for n in 1..300 {
@@ -328,7 +329,7 @@ fn a_swap_goes_from_one_format_to_the_next_and_not_back() {
                     assert!(back.unwrap_err().contains("format 2"));
                     assert_eq!(node.get("k000").await.unwrap(), Value::from("newer"));
                 }
-                // Nothing is carried over, so nothing was asked; R22 is the deploy's to keep.
+                // Nothing is transferred, so no format is checked; R22 is the task of the deploy.
                 Keeps::Host => {
                     back.unwrap();
                     let unread = node.get("k000").await.unwrap_err();
@@ -341,7 +342,7 @@ fn a_swap_goes_from_one_format_to_the_next_and_not_back() {
 }
 
 #[test]
-fn a_fold_that_does_not_end_ends_the_swap() {
+fn an_endless_fold_fails_the_swap() {
     for endless in [EndlessFold::SamePage, EndlessFold::EmptyPages, EndlessFold::Repeats] {
         live(8, limits(), async move |node| {
             let oversize = Oversize { values: OneIn::ALWAYS, bytes: 12 << 20..=12 << 20 };

@@ -1,4 +1,4 @@
-//! What a log promised, and whether a disk keeps it.
+//! The promises of a Raft log, and a check that the disk keeps them.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 
 use crate::founding::found;
 
-/// The newest state that a state machine told.
+/// The newest state that the state machine reported.
 #[derive(Default)]
 pub struct State(pub Mutex<Option<ClusterState>>);
 
@@ -21,7 +21,7 @@ impl StateSink for State {
     }
 }
 
-/// What is on a disk when a process starts.
+/// The contents of a disk at the start of a process.
 pub struct Found {
     pub vote: Option<Vote>,
     pub purged: Option<LogId>,
@@ -32,23 +32,23 @@ pub struct Found {
     pub state: Option<ClusterState>,
 }
 
-/// What a node's Raft has written and was answered.
+/// A record of the writes of a node's Raft, and of their acknowledgements.
 #[derive(Default)]
 pub struct Book {
-    /// The newest that was answered, and the newest that was begun.
+    /// The newest acknowledged vote, and the newest vote that was begun.
     pub vote: (Option<Vote>, Option<Vote>),
-    /// The log since its beginning, as the process has it: what was cut back is gone, what was purged stays.
+    /// The log from its beginning, as the process has it: without truncated entries, but with purged ones.
     pub log: BTreeMap<u64, Entry>,
-    /// So far appending was answered.
+    /// Index up to which appends were acknowledged.
     pub acked: Option<u64>,
-    /// What was ever written at an index.
+    /// Every entry ever written, by index.
     pub written: BTreeSet<(u64, LogId)>,
     pub committed: Option<u64>,
-    /// A snapshot up to here was answered.
+    /// Last entry of the newest acknowledged snapshot.
     pub snapshot: Option<LogId>,
 }
 
-/// What an entry says depends on its place alone.
+/// Return the entry with this id. Its payload depends only on the id.
 pub fn entry(id: LogId) -> Entry {
     let payload = match id.index {
         0 => EntryPayload::Membership(Membership::new(vec![BTreeSet::from([1])], ())),
@@ -65,7 +65,7 @@ pub fn entry(id: LogId) -> Entry {
     Entry { log_id: id, payload }
 }
 
-/// What the entries up to an index lead to.
+/// Return the state after the entries up to an index.
 pub fn machine_of(log: &BTreeMap<u64, Entry>, upto: u64) -> Machine {
     let mut machine = Machine::default();
     for (index, entry) in log.range(..=upto) {
@@ -89,7 +89,7 @@ impl Book {
         self.last().map_or(0, |last| last.index + 1)
     }
 
-    /// Entries are about to be written.
+    /// Record entries that are about to be written.
     pub fn write(&mut self, ids: impl IntoIterator<Item = LogId>) {
         for id in ids {
             self.log.insert(id.index, entry(id));
@@ -97,21 +97,21 @@ impl Book {
         }
     }
 
-    /// Entries were answered, if they are still those of the log.
+    /// Record that entries were acknowledged, unless they have been truncated since.
     pub fn ack(&mut self, last: LogId) {
         if self.log.get(&last.index).is_some_and(|entry| entry.log_id == last) {
             self.acked = self.acked.max(Some(last.index));
         }
     }
 
-    /// The log is about to be cut back.
+    /// Record that the log is about to be truncated.
     pub fn cut(&mut self, since: u64) {
         self.log.split_off(&since);
         self.acked = self.acked.min(since.checked_sub(1));
     }
 
-    /// Compares what was promised with what a start finds, and goes on from there: what Raft has read it
-    /// takes for promised.
+    /// Check the promises against the contents that a start finds. The contents then become the new promises,
+    /// because Raft has read them.
     pub fn check(&mut self, found: Found) -> Result<(), String> {
         let (promised, begun) = self.vote;
         if found.vote < promised || found.vote > begun {
@@ -145,7 +145,7 @@ impl Book {
         if Some(expected) != found.last.map(|last| last.index + 1) && found.last != found.purged {
             return Err(format!("entries end before {expected}, the log at {:?}", found.last));
         }
-        // What was cut back may be there again, as long as nothing came after it.
+        // Truncated entries may be present again, as long as no other entries were written after them.
         for entry in kept {
             self.log.insert(entry.log_id.index, entry.clone());
         }
@@ -162,7 +162,7 @@ impl Book {
         Ok(())
     }
 
-    /// The next id of a log whose leader has this term.
+    /// Return the ids of the next `count` entries under a leader of this term.
     pub fn ids(&self, term: u64, count: u64) -> Vec<LogId> {
         let next = self.next();
         (next..next + count).map(|index| log_id(term, 1, index)).collect()

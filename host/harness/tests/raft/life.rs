@@ -1,4 +1,4 @@
-//! A process with Raft's storage, which does what openraft does with it.
+//! A process that uses Raft's storage in the way openraft does.
 
 use std::io::Cursor;
 use std::path::Path;
@@ -22,7 +22,7 @@ use rand::rngs::SmallRng;
 use super::book::{Book, Found, State, machine_of};
 use crate::NODE;
 
-/// What a life shares with those after it.
+/// Data that a process shares with the ones after it.
 pub struct Seen {
     pub disk: MemoryDisk,
     pub book: Arc<Mutex<Book>>,
@@ -30,12 +30,12 @@ pub struct Seen {
 
 const STEPS: u32 = 40;
 
-/// Opens Raft's storage as a node does.
+/// Open Raft's storage as a node does.
 pub fn open(disk: &Disk, sink: Arc<dyn StateSink>) -> Result<(LogStore, StateMachine), String> {
     let dir = Path::new(NODE);
     let data = DataDir::lock_on(disk, dir).map_err(|error| error.to_string())?;
     let database = data.database().map_err(|error| error.to_string())?;
-    // As counting a start does, and before anything is promised.
+    // A node syncs its directory when it counts a start, before it makes promises.
     disk.sync_dir(dir).map_err(|error| error.to_string())?;
     let store = RaftStore::open(&database, Lineage::default(), dir).map_err(|error| error.to_string())?;
     let machine = StateMachine::open(store.clone(), sink).map_err(|error| error.to_string())?;
@@ -47,13 +47,13 @@ struct Life {
     log: LogStore,
     machine: StateMachine,
     choices: SmallRng,
-    /// Snapshots that were built and not purged up to yet.
+    /// The newest snapshot that was built and up to which the log is not purged yet.
     built: Arc<Mutex<Option<LogId>>>,
-    /// Up to here the log is purged.
+    /// Last purged entry.
     purged: Option<LogId>,
 }
 
-/// Starts, compares, and goes on until it has done enough or the disk is full.
+/// Start, check the disk, and take random steps until enough are done or the disk is full.
 pub async fn life(seen: Seen, mut choices: SmallRng) -> Result<(), String> {
     let state = Arc::new(State::default());
     let (mut log, mut machine) = open(&seen.disk.disk(), state.clone())?;
@@ -76,7 +76,7 @@ pub async fn life(seen: Seen, mut choices: SmallRng) -> Result<(), String> {
     for step in 0..STEPS {
         life.seen.disk.fill(step >= full_at);
         if let Err(error) = life.step().await {
-            // Raft ends then, as a whole.
+            // Raft stops as a whole after a storage error.
             return if step >= full_at { Ok(()) } else { Err(said(error)) };
         }
     }
@@ -112,7 +112,7 @@ impl Life {
         Ok(())
     }
 
-    /// Writes at once and is answered later, as Raft has it.
+    /// Append entries. The write happens at once and the acknowledgement comes later, as in Raft.
     async fn append(&mut self) -> Result<(), StorageError> {
         if self.term() == 0 {
             return self.vote().await;
@@ -138,7 +138,7 @@ impl Life {
         Ok(())
     }
 
-    /// A leader of another term has other entries where nothing was committed.
+    /// Replace uncommitted entries by those of a leader of another term.
     async fn replace(&mut self) -> Result<(), StorageError> {
         self.vote().await?;
         let since = {
@@ -171,7 +171,7 @@ impl Life {
         self.machine.apply(entries).await.map(drop)
     }
 
-    /// Another task builds a snapshot.
+    /// Build a snapshot in another task.
     async fn build(&mut self) -> Result<(), StorageError> {
         if self.seen.book.lock().committed.is_none() {
             return Ok(());
@@ -203,7 +203,7 @@ impl Life {
         self.purge(upto).await
     }
 
-    /// Raft purges no entry twice.
+    /// Purge the log, but no entry twice, as in Raft.
     async fn purge(&mut self, upto: LogId) -> Result<(), StorageError> {
         if self.purged >= Some(upto) {
             return Ok(());
@@ -212,8 +212,8 @@ impl Life {
         self.log.purge(upto).await
     }
 
-    /// A leader sends a snapshot of what is behind the end of the log. Raft hands it to another task and purges
-    /// at once.
+    /// Install a snapshot from the leader that goes beyond the end of the log. Raft passes it to another task
+    /// and purges the log at once.
     async fn install(&mut self) -> Result<(), StorageError> {
         self.vote().await?;
         let ids = {

@@ -1,4 +1,4 @@
-//! One client of a module: the only one that speaks of its partitions, so that the model of each is exact.
+//! One client of a module. No other client uses its partitions, so its model of each is exact.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -18,15 +18,15 @@ use crate::load::belief::{Belief, Held, Presence, Wrong};
 use crate::load::caller::{Caller, FROZEN, NO_ANSWER};
 use crate::load::crew::{Order, Orders, READ_BACK_LIMIT, Turn, next_turn};
 
-/// How late a command may still trap of which nobody knows what became: a process that was stopped goes on
-/// with what it was sent before, and none is stopped for longer than half a minute.
+/// Time for which a trap with an unknown outcome may still happen: a frozen process executes the commands it
+/// has received when it resumes, and none is frozen for longer than 30 s.
 const LATE: Duration = Duration::from_secs(45);
 
 pub(super) struct Client {
     number: u32,
     kind: Kind,
     keys: Vec<Key>,
-    /// Until when a trap may still come to a partition.
+    /// Partitions with a trap that may still happen, and the time until which it may.
     late: BTreeMap<u16, Instant>,
     writes: u64,
     random: StdRng,
@@ -68,7 +68,7 @@ impl Client {
                 Turn::Request => self.anything().await,
                 Turn::Obey(order, done) => {
                     self.obey(order).await;
-                    // Nobody need wait for it.
+                    // The sender may have stopped waiting.
                     let _ = done.send(());
                 }
             }
@@ -100,7 +100,7 @@ impl Client {
     }
 
     async fn read_back(&mut self) {
-        // Where nothing answers, it is not waited for at each key.
+        // After one key without an answer, do not wait at the others.
         let mut patience = READ_BACK_LIMIT;
         for at in 0..self.keys.len() {
             let began = Instant::now();
@@ -117,7 +117,7 @@ impl Client {
         }
     }
 
-    /// Sends one request and holds its answer against the model. False if it failed.
+    /// Send one request and check the answer against the model. Return false if the request failed.
     async fn act(&mut self, at: usize, act: Act) -> bool {
         self.writes += 1;
         let number = u64::from(self.number) << 40 | self.writes;
@@ -153,7 +153,7 @@ impl Client {
                 self.keys[at].belief.acknowledge(written);
                 self.report.lock().acknowledged += 1;
             }
-            Act::Trap => self.wrong(at, sent, "a command that traps was acknowledged"),
+            Act::Trap => self.wrong(at, sent, "a command that must trap was acknowledged"),
         }
     }
 
@@ -178,7 +178,7 @@ impl Client {
                 self.doubt(partition);
                 self.report.lock().told += 1;
                 if !unknown {
-                    self.wrong(at, sent, "lost items, and says that nothing was changed");
+                    self.wrong(at, sent, "items were lost, but the error says that the state is unchanged");
                 }
                 return;
             }
@@ -188,15 +188,15 @@ impl Client {
                     |key: &&Key| key.partition == partition && key.belief.presence() == Presence::Present;
                 let kept = self.keys.iter().find(kept).map(|key| key.name.clone());
                 if let Some(kept) = kept {
-                    self.wrong(at, sent, &format!("trapped, and does not tell of {kept} that it had"));
+                    self.wrong(at, sent, &format!("trapped, but does not report the loss of {kept}"));
                 }
                 return;
             }
-            // The trap may have been, or be yet.
+            // The trap may have happened, or may still happen.
             (Act::Trap, _) if unknown => {
                 self.late.insert(partition, sent + LATE);
             }
-            // Told of at least: another's trap, or a late one.
+            // The loss is at least reported: the trap of another command, or a late one.
             (_, "items-lost") => self.doubt(partition),
             _ => {}
         }

@@ -1,4 +1,4 @@
-//! The two modules that run beside the one under load: what their clients say to them.
+//! The two modules that run beside the one under load, and the commands that their clients send.
 
 use std::time::Duration;
 
@@ -14,30 +14,30 @@ const MOST_BYTES: u64 = 8 << 20;
 /// A module beside the one under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// Its guest traps now and then, and what it kept in that partition is gone.
+    /// The guest traps now and then and loses the items of the partition.
     Trap,
-    /// Its items have 1 to 8 MiB.
+    /// The items have 1 to 8 MiB.
     Large,
 }
 
-/// One thing that is said to a module.
+/// A command, independent of the module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     Put,
     Get,
     Delete,
-    /// A write that traps.
+    /// A write whose command traps.
     Trap,
 }
 
-/// A command and its arguments.
+/// A command's name and its arguments.
 pub(super) type Said = (&'static str, Vec<(Value, Value)>);
 
 impl Kind {
-    /// Both.
+    /// Both modules.
     pub const ALL: [Self; 2] = [Self::Trap, Self::Large];
 
-    /// What the module is called.
+    /// Return the module's name.
     pub fn module(self) -> &'static str {
         match self {
             Self::Trap => "trap",
@@ -45,7 +45,8 @@ impl Kind {
         }
     }
 
-    /// How many keys. The large ones are few: what a guest needs to write one it keeps, some times as much.
+    /// Return the number of keys. There are few large ones: a write needs several times an item's size in
+    /// memory, and a guest's memory never shrinks.
     pub(super) fn keys(self) -> u32 {
         match self {
             Self::Trap => 240,
@@ -53,7 +54,7 @@ impl Kind {
         }
     }
 
-    /// Of a client after each answer: the other modules and the nodes need their share of the machine.
+    /// Return a client's pause after each answer; it leaves the machine to the other modules and the nodes.
     pub(super) fn rest(self) -> Duration {
         match self {
             Self::Trap => Duration::from_millis(30),
@@ -61,7 +62,7 @@ impl Kind {
         }
     }
 
-    /// What is done for a number below 100.
+    /// Return the command for a number drawn from 0 to 99.
     pub(super) fn act(self, drawn: u32) -> Act {
         match (self, drawn) {
             (Self::Trap, 0..4) => Act::Trap,
@@ -71,7 +72,7 @@ impl Kind {
         }
     }
 
-    /// How it is said.
+    /// Return the module's own command and arguments for an act.
     pub(super) fn say(self, act: Act, key: &str, number: u64) -> Said {
         let mut args: Vec<(Value, Value)> = vec![("key".into(), key.into())];
         let command = match (self, act) {
@@ -90,10 +91,10 @@ impl Kind {
         (command, args)
     }
 
-    /// The number of the write that the answer to a [`Act::Get`] shows, all of it as it was written.
+    /// Parse the reply to an [`Act::Get`]: the number of the write that it shows.
     ///
     /// # Errors
-    /// What else it shows.
+    /// If the reply has another form, or the item is not complete and unchanged.
     pub(super) fn held(self, reply: &Value) -> Result<Held, String> {
         let unsigned = |value: &Value| value.as_integer().and_then(|number| u64::try_from(number).ok());
         let odd = || format!("answered {reply:?}");
@@ -112,20 +113,20 @@ impl Kind {
         }
     }
 
-    /// Where a key of the module lives.
+    /// Return the partition of a key of this module.
     pub(super) fn partition_of(self, key: &str, ring_size: u16) -> u16 {
         let size = RingSize::try_from(u32::from(ring_size)).unwrap_or_else(|error| panic!("{error}"));
         size.partition_of(&hash_key(self.module().as_bytes(), key.as_bytes())).0
     }
 }
 
-/// How large the item of a number is.
+/// Return the size in bytes of the item with this number.
 fn size_of(number: u64) -> u64 {
-    // Fibonacci hashing: numbers that follow each other differ in size.
+    // Fibonacci hashing, so that consecutive numbers have different sizes.
     LEAST_BYTES + (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % (MOST_BYTES - LEAST_BYTES + 1)
 }
 
-/// The sum of the item of a number, as `tests/guests/hostile/src/large.rs` makes both.
+/// Return the checksum of the item with this number; the guest's code is `tests/guests/hostile/src/large.rs`.
 fn sum_of(number: u64) -> u64 {
     sum_of_bytes(number, size_of(number))
 }
@@ -136,7 +137,7 @@ fn sum_of_bytes(number: u64, bytes: u64) -> u64 {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        // Of the last word only so many bytes.
+        // The last word may be partial.
         let word = match bytes - at {
             left @ 1..8 => state & ((1 << (8 * left)) - 1),
             _ => state,
@@ -151,8 +152,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_large_item_is_held_against_its_length_and_sum() {
-        // As the guest's own test has it.
+    fn a_large_item_is_checked_by_length_and_sum() {
+        // The same value as in the guest's own test.
         assert_eq!(sum_of_bytes(1, 20), 13_978_727_734_681_134_829);
         let sizes: Vec<u64> = (0..200).map(size_of).collect();
         assert!(sizes.iter().all(|size| (LEAST_BYTES..=MOST_BYTES).contains(size)));

@@ -1,5 +1,6 @@
-//! Two more modules beside the one under load: one whose guest traps now and then, one with items of some
-//! mebibytes. What befalls them must not touch the others, and each loses only what it was told of.
+//! Two modules that run beside the one under load: the guest of one traps now and then, and the items of the
+//! other have 1 to 8 MiB. Their faults must not affect other modules, and each may lose only items that an
+//! error names as lost.
 
 mod client;
 mod kind;
@@ -20,17 +21,17 @@ use client::Client;
 pub use kind::Kind;
 pub use report::Report;
 
-/// The guest of both modules.
+/// The guest project of both modules.
 pub(super) const GUEST: &str = "tests/guests/hostile";
-/// Of each module. Each client has the partitions to itself whose number leaves its own.
+/// Number of clients for each module. Client `n` owns the partitions whose number modulo this is `n`.
 const CLIENTS: u32 = 4;
 
-/// All modules of a run, the one under load among them.
+/// Return the names of all modules of a run, including the one under load.
 pub(super) fn modules() -> impl Iterator<Item = &'static str> {
     std::iter::once(MODULE).chain(Kind::ALL.iter().map(|kind| kind.module()))
 }
 
-/// The clients of both modules. They end when it is dropped.
+/// The clients of both modules; they end when it is dropped.
 pub(super) struct Beside {
     clients: Whom,
     crew: Crew,
@@ -38,7 +39,7 @@ pub(super) struct Beside {
 }
 
 impl Beside {
-    /// Clients that enter by these nodes, and do nothing yet. Who is frozen is told to the load.
+    /// Create clients that use these nodes and are idle at first. The load maintains the set of frozen nodes.
     pub(super) fn new(settings: &Settings, frozen: &Frozen, nodes: &[&Node]) -> Self {
         let (crew, mut clients, mut reports) = (Crew::new(), Whom::new(), Vec::new());
         for kind in Kind::ALL {
@@ -56,32 +57,32 @@ impl Beside {
         beside
     }
 
-    /// Sends the clients to these nodes.
+    /// Send the clients to these nodes.
     pub(super) fn enter(&self, nodes: &[&Node]) {
         let nodes: Vec<PathBuf> = nodes.iter().map(|node| node.data.clone()).collect();
         self.crew.tell(&self.clients, &Order::Enter(nodes));
     }
 
-    /// Puts every key once, and goes on with a mix of everything.
+    /// Put every key once, then start the mix of all commands.
     pub(super) fn go(&self, began: Instant) {
         self.reports.iter().for_each(|report| report.lock().began = Some(began));
         self.crew.tell(&self.clients, &Order::Fill);
         self.crew.tell(&self.clients, &Order::Run(true));
     }
 
-    /// What these partitions held may be gone.
+    /// Expect that the items of these partitions may be lost.
     pub(super) fn doubt(&self, partitions: HashSet<u16>) {
         self.crew.tell(&self.clients, &Order::Doubt(Arc::new(partitions)));
     }
 
-    /// Ends it, and reads everything back.
+    /// Stop the mix, read every key back and return the reports.
     pub(super) fn verify(&self) -> Vec<Report> {
         self.crew.tell(&self.clients, &Order::Run(false));
         self.crew.tell(&self.clients, &Order::ReadBack);
         self.reports()
     }
 
-    /// What was seen so far.
+    /// Return the reports so far.
     pub(super) fn reports(&self) -> Vec<Report> {
         self.reports.iter().map(|report| report.lock().clone()).collect()
     }

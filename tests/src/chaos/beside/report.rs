@@ -1,4 +1,4 @@
-//! What one module's clients saw.
+//! The results of one module's clients.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,40 +7,40 @@ use std::time::{Duration, Instant};
 use super::Kind;
 use crate::load;
 
-/// Examples that are kept of what was wrong, and of failures by each code; all of it is counted.
+/// Limits on the kept examples of wrong answers, and of failures for each code. Everything is counted.
 const EXAMPLES: usize = 200;
 const FAILURES_OF_A_CODE: u64 = 5;
 
-/// What one module's clients saw.
+/// The results of one module's clients.
 #[derive(Clone, Debug, Default)]
 pub struct Report {
-    /// What the module is called.
+    /// The module's name.
     pub module: String,
-    /// Requests answered, well or badly.
+    /// Number of requests that were answered, with success or an error.
     pub requests: u64,
-    /// Writes that were acknowledged.
+    /// Number of acknowledged writes.
     pub acknowledged: u64,
-    /// Of those, how many were found not to be there though nobody told of it.
+    /// Number of acknowledged writes that were later missing without a report of their loss.
     pub lost: u64,
-    /// Acknowledged deletes whose key came back.
+    /// Number of acknowledged deletes whose key came back.
     pub resurrected: u64,
-    /// Requests without any answer in their time, and keys that could not be read at the end.
+    /// Number of requests without an answer before their deadline, and of keys not readable at the end.
     pub unanswered: u64,
-    /// Requests without an answer because the process that was asked was killed or stopped.
+    /// Number of requests without an answer because the asked process was killed or frozen.
     pub frozen: u64,
-    /// Traps that were answered with the loss of items.
+    /// Number of traps answered with `items-lost`.
     pub told: u64,
-    /// Traps that were answered as such, where nothing was kept.
+    /// Number of traps answered with `trapped`, where the partition had no items to lose.
     pub trapped: u64,
-    /// Failed requests by code, without those that were asked for.
+    /// Number of failed requests by code, without the traps that were asked for.
     pub codes: BTreeMap<String, u64>,
-    /// Answers that may not be, whatever was held.
+    /// Number of answers that are wrong in any state.
     pub wrong: u64,
-    /// The first of those, and of what was lost or came back, with their times.
+    /// The first wrong, lost and resurrected answers, with their times.
     pub examples: Vec<String>,
-    /// The first failures by each code, with their times.
+    /// The first failures of each code, with their times.
     pub failures: Vec<String>,
-    /// The longest that a request took.
+    /// Longest time of a request.
     pub longest: Duration,
     pub(super) began: Option<Instant>,
 }
@@ -50,7 +50,7 @@ impl Report {
         Self { module: kind.module().to_owned(), began: Some(began), ..Self::default() }
     }
 
-    /// The same of the module under load.
+    /// Build the report of the module under load from the load's own report.
     pub(in crate::chaos) fn of(report: &load::Report) -> Self {
         let longest = report.phases.iter().map(load::Phase::longest).max().unwrap_or_default();
         Self {
@@ -89,17 +89,17 @@ impl Report {
         format!("sent at {:.1} s: {what}", at.as_secs_f64())
     }
 
-    /// Requests that were answered by a fault of the host.
+    /// Return the number of requests that failed with an internal error of the host.
     pub fn internal(&self) -> u64 {
         self.codes.iter().filter(|(code, _)| code.contains("internal")).map(|(_, count)| count).sum()
     }
 
-    /// What must hold of a module, whatever befalls the others.
+    /// Check the rules that hold for a module, whatever happens to the others.
     ///
     /// # Errors
-    /// What does not.
+    /// The counts of the rules that do not hold.
     pub fn sound(&self) -> Result<(), String> {
-        // Its own trap is the only one that a module may be told of.
+        // A module may report the loss of items only to the command that asked for the trap.
         let foreign = ["items-lost", "trapped"].iter().filter_map(|code| self.codes.get(*code)).sum();
         let faults = [
             ("lost", self.lost),
@@ -107,7 +107,7 @@ impl Report {
             ("unanswered", self.unanswered),
             ("internal", self.internal()),
             ("wrong", self.wrong),
-            ("told of a trap that nobody asked for", foreign),
+            ("reported a trap that no command asked for", foreign),
             ("nothing acknowledged", u64::from(self.acknowledged == 0)),
         ];
         let faults: Vec<String> =
@@ -130,7 +130,7 @@ impl fmt::Display for Report {
             self.internal()
         )?;
         if self.told + self.trapped > 0 {
-            write!(f, "; traps {}, of which {} took items", self.told + self.trapped, self.told)?;
+            write!(f, "; traps {}, of which {} lost items", self.told + self.trapped, self.told)?;
         }
         write!(f, "; longest {:.1} s; failed {:?}", self.longest.as_secs_f64(), self.codes)
     }
@@ -141,7 +141,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_module_is_sound_unless_something_of_it_is_not() {
+    fn a_module_with_any_fault_is_not_sound() {
         let sound = Report { acknowledged: 1, told: 3, ..Report::default() };
         assert_eq!(sound.sound(), Ok(()));
         let with = |code: &str| Report { codes: [(code.to_owned(), 1)].into(), ..sound.clone() };

@@ -1,12 +1,13 @@
-//! riak_test `verify_build_cluster`: from one node to four under data, two stop and start, then back
-//! to one; everything is read all the way, but for what was in the memory of those that stopped.
+//! riak_test `verify_build_cluster`: a cluster grows from one node to four under load, two nodes stop and
+//! start, and all but one leave. Every key is readable throughout, except those in the memory of the stopped
+//! nodes.
 
 use annulus_tests::harness::{Cluster, owned_by};
 
 use super::common::{done, loaded, names, present, settings, settled};
 
 #[test]
-fn a_cluster_is_built_two_stop_and_start_and_all_but_one_leave() {
+fn a_cluster_grows_to_four_two_restart_and_all_but_one_leave() {
     let mut cluster = Cluster::apart(4);
     cluster.deploy("guests/kv");
     let load = loaded(settings(), &cluster, &[0]);
@@ -35,7 +36,7 @@ fn a_cluster_is_built_two_stop_and_start_and_all_but_one_leave() {
     let failed = load.report().failed_requests();
     for leaving in [3, 2, 1] {
         done(&cluster[0].json(&["leave", &cluster[leaving].name]));
-        assert_eq!(cluster[leaving].wait_end(), Some(0), "who has left ends by itself");
+        assert_eq!(cluster[leaving].wait_end(), Some(0), "a node that has left ends by itself");
         settled(&cluster, &(0..leaving).collect::<Vec<_>>());
     }
     assert_eq!(present(&cluster[0]), names(&cluster, &[0]));

@@ -1,12 +1,12 @@
-//! riak_test `verify_claimant`: another claimant takes over, here by itself and at once; when the
-//! old one returns, it does not take that back.
+//! riak_test `verify_claimant`: another node becomes the claimant, here without an operator, and stays it when
+//! the old one returns.
 
 use annulus_tests::harness::{Cluster, until};
 
 use super::common::{claimant, settled};
 
 #[test]
-fn another_claimant_takes_over_and_keeps_it_when_the_old_one_returns() {
+fn a_new_claimant_stays_claimant_when_the_old_one_returns() {
     let mut cluster = Cluster::apart(4);
     for node in [1, 2] {
         cluster[node].join(&cluster[0]);
@@ -18,7 +18,7 @@ fn another_claimant_takes_over_and_keeps_it_when_the_old_one_returns() {
         let [one, two] = [claimant(&cluster, others[0]), claimant(&cluster, others[1])];
         one.filter(|one| two == Some(*one) && *one != old)
     });
-    // It decides: a node joins while the old one is away.
+    // The new claimant acts: a node joins while the old claimant is down.
     let verb = cluster[3].begin_join(&cluster[new]);
     let joined = cluster[3].name.clone();
     until("a node joins meanwhile", || {

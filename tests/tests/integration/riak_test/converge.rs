@@ -1,12 +1,12 @@
-//! riak_test `verify_cluster_converge`: all join at once, each by another member, and all come to
-//! know the same even ring.
+//! riak_test `verify_cluster_converge`: all nodes join at the same time, and all come to know the same balanced
+//! ring.
 
 use annulus_tests::harness::{Cluster, Verb, ring};
 
 use super::common::{names, present, settled};
 
 #[test]
-fn nodes_that_join_all_at_once_converge() {
+fn nodes_that_join_at_the_same_time_converge() {
     let cluster = Cluster::apart(4);
     let verbs: Vec<Verb> = (1..4).map(|node| cluster[node].begin_join(&cluster[0])).collect();
     settled(&cluster, &[0, 1, 2, 3]);

@@ -1,12 +1,12 @@
-//! riak_test `verify_down`: a dead node that is marked down holds up no join; when it starts again it
-//! is a member by itself.
+//! riak_test `verify_down`: a dead node that is marked down does not delay a join. After its restart it
+//! becomes a member again without an operator.
 
 use annulus_tests::harness::{Cluster, owned_by, until};
 
 use super::common::{done, members, refused, settled, token};
 
 #[test]
-fn a_node_that_is_down_holds_up_no_join_and_comes_back_by_itself() {
+fn a_down_node_delays_no_join_and_comes_back_by_itself() {
     let mut cluster = Cluster::apart(4);
     for node in [1, 2] {
         cluster[node].join(&cluster[0]);
@@ -21,11 +21,11 @@ fn a_node_that_is_down_holds_up_no_join_and_comes_back_by_itself() {
     });
     assert_eq!(members(&cluster[1])[&away], "down");
 
-    // It keeps what it has: nobody else could give that away. The others share theirs with the
-    // one that joins, and do not wait.
+    // The down node keeps its partitions, because only it could hand them over. The other nodes give theirs to
+    // the joining node without waiting.
     done(&cluster[3].json(&["join", &cluster[0].listen, "--token", &token(&cluster[1]), "--no-wait"]));
     let new = cluster[3].name.clone();
-    until("who joins has its share of what is up", || {
+    until("the joining node has its share of the live nodes' partitions", || {
         let ring = annulus_tests::harness::ring(&cluster[1]);
         let waits = |(owner, pending): &(String, Option<String>)| pending.is_some() && *owner != away;
         (!ring.iter().any(waits) && !owned_by(&cluster[1], &new).is_empty()).then_some(())

@@ -1,5 +1,5 @@
-//! riak_test `verify_handoff` and `verify_handoff_write_once` (writes while it runs), and what they
-//! lack: the link is cut in the middle.
+//! riak_test `verify_handoff` and `verify_handoff_write_once` (writes during a handoff), and one scenario more:
+//! the link is cut in the middle of a handoff.
 
 use std::time::Duration;
 
@@ -13,10 +13,10 @@ use annulus_tests::relay::Relay;
 use super::common::{done, loaded, settings, settled};
 
 #[test]
-fn writes_during_a_handoff_are_all_there_after_it() {
+fn writes_during_a_handoff_are_all_present_after_it() {
     let cluster = Cluster::apart(2);
     cluster.deploy("guests/kv");
-    // Large enough that many writes come while it runs.
+    // Large enough that many writes arrive during the handoff.
     let load = loaded(Settings { pad: 8_000, rest: Duration::ZERO, ..settings() }, &cluster, &[0]);
     load.phase("handoff");
     cluster[1].join(&cluster[0]);
@@ -28,7 +28,7 @@ fn writes_during_a_handoff_are_all_there_after_it() {
     assert!(report.phase("handoff").requests > 200, "{report}");
 }
 
-/// The rows of `transfers`, asked over one connection.
+/// A connection that reads the rows of `transfers`.
 struct Transfers {
     runtime: tokio::runtime::Runtime,
     operator: Operator,
@@ -46,17 +46,17 @@ impl Transfers {
     }
 }
 
-/// A link that is cut ends the stream, not the transfer: with both processes still there, it goes on
-/// after what the receiver has (R16), under writes all the time.
+/// A cut link ends the stream, but not the transfer: both processes still run, so it resumes after the items
+/// that the receiver has (R16), under writes all the time.
 #[test]
-fn a_handoff_whose_link_is_cut_goes_on_where_it_was() {
+fn a_handoff_with_a_cut_link_resumes_where_it_was() {
     let cluster = Cluster::relayed(Relay::new(5), 2, &["--ring-size", "8"]);
     cluster.deploy("guests/kv");
-    // The writes of a partition stay far below the rate that it moves at.
+    // The write rate of a partition stays far below its transfer rate.
     let rest = Duration::from_millis(40);
     let settings = Settings { keys: 1_600, clients: 4, pad: 12_000, ring_size: 8, rest, ..settings() };
     let load = loaded(settings, &cluster, &[0]);
-    // A partition of 2.4 MB takes some seconds: time to be hit in its middle.
+    // A partition of 2.4 MB takes some seconds, so that the cut hits its middle.
     done(&cluster[0].json(&["transfers", "limit", "1", "--rate", "600kB"]));
     let verb = cluster[1].begin_join(&cluster[0]);
     let transfers = Transfers::of(&cluster, 0);
@@ -85,7 +85,7 @@ fn a_handoff_whose_link_is_cut_goes_on_where_it_was() {
         "cut when {} of {:?} items were over; then never fewer than {least}",
         hit.items_done, hit.items_total
     );
-    assert!((hit.items_done..u64::MAX).contains(&least), "it began anew: {least} items, {hit:?}");
+    assert!((hit.items_done..u64::MAX).contains(&least), "the transfer restarted: {least} items, {hit:?}");
     done(&cluster[0].json(&["transfers", "limit", "default", "--rate", "unlimited"]));
     settled(&cluster, &[0, 1]);
     drop(verb);

@@ -4,11 +4,11 @@ use annulus_tests::harness::{Cluster, owned_by};
 
 use super::common::{done, loaded, names, present, settings, settled};
 
-/// `verify_leave`: who leaves hands off everything, is known to have left, and ends.
-/// `verify_rejoin`: it comes back, empty, while writes never pause, and leaves and comes back again.
-/// Not one request fails, nothing is lost: there is nothing to repair.
+/// `verify_leave`: a leaving node hands off everything, is known to have left, and ends.
+/// `verify_rejoin`: it comes back empty during writes, leaves and comes back again.
+/// No request fails and no item is lost.
 #[test]
-fn a_node_leaves_and_comes_back_again_and_again_while_writes_go_on() {
+fn a_node_leaves_and_comes_back_repeatedly_during_writes() {
     let mut cluster = Cluster::apart(3);
     cluster.deploy("guests/kv");
     for node in [1, 2] {
@@ -24,7 +24,7 @@ fn a_node_leaves_and_comes_back_again_and_again_while_writes_go_on() {
         assert_eq!(present(&cluster[0]), names(&cluster, &[0, 1]));
 
         load.phase(&format!("comes back, {round}"));
-        // What it was, it is for good; a new directory is a new node, and the name is free.
+        // A removed node's identity cannot return; a new directory is a new node, and may have the same name.
         std::fs::remove_dir_all(&cluster[2].data).unwrap();
         cluster[2].start();
         cluster[2].join(&cluster[round - 1]);

@@ -1,5 +1,5 @@
-//! riak_test `location` and `location_leave`: no two replicas of a partition in one zone while
-//! there are zones enough, also after nodes have left; never two on one node.
+//! riak_test `location` and `location_leave`: no two replicas of a partition are in one zone while there are
+//! enough zones, also after nodes have left; and never two on one node.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,10 +7,10 @@ use annulus_tests::harness::{Cluster, Node};
 
 use super::common::{done, settled};
 
-/// How many replicas a partition has, while there are as many nodes.
+/// Number of replicas of a partition, if there are as many nodes.
 const WIDTH: usize = 3;
 
-/// Every partition's replicas lie on as many nodes, and in as many zones, as there can be.
+/// Check that every partition's replicas are on as many nodes, and in as many zones, as possible.
 fn spread(node: &Node, zones: usize) {
     let rows = node.json(&["members"]).json();
     let zone_of: BTreeMap<&str, &str> = rows
@@ -32,7 +32,7 @@ fn spread(node: &Node, zones: usize) {
 }
 
 #[test]
-fn replicas_lie_in_different_zones_also_after_a_leave() {
+fn replicas_are_in_different_zones_also_after_a_leave() {
     let mut cluster = Cluster::apart_with(1, &["--zone", "a"]);
     for zone in ["b", "c", "a", "b"] {
         let node = cluster.add(&["--zone", zone]);
@@ -40,11 +40,11 @@ fn replicas_lie_in_different_zones_also_after_a_leave() {
     }
     settled(&cluster, &[0, 1, 2, 3, 4]);
     spread(&cluster[4], 3);
-    // Two zones have two nodes, and can spare one.
+    // Two zones have two nodes each and can lose one.
     done(&cluster[1].json(&["leave", &cluster[0].name]));
     settled(&cluster, &[1, 2, 3, 4]);
     spread(&cluster[1], 3);
-    // The only one of its zone goes: two zones for three replicas, still three nodes.
+    // The only node of a zone leaves: three replicas on three nodes, in two zones.
     done(&cluster[1].json(&["leave", &cluster[2].name]));
     settled(&cluster, &[1, 3, 4]);
     spread(&cluster[3], 2);

@@ -1,8 +1,7 @@
-//! The membership and handoff scenarios of riak_test, by name, with real processes.
+//! The membership and handoff scenarios of riak_test, under their names there, with real processes.
 //!
-//! riak keeps three replicas on disk; the module here keeps one in memory, so what a process held
-//! goes with it. Everything else is asked as they ask it, and mostly under a load that a model
-//! checks.
+//! riak keeps three replicas on disk; the module here keeps one in memory, so a process takes its items with
+//! it. All other requirements are those of riak_test, mostly under a load that is checked against a model.
 
 mod build_cluster;
 mod claimant;

@@ -1,17 +1,19 @@
-//! riak_test `verify_staged_clustering`: nothing happens before a commit, a commit needs a plan, and
-//! what was planned is what happens, several changes being one.
+//! riak_test `verify_staged_clustering`: nothing happens before a commit, a commit needs a plan, and several
+//! changes are carried out together exactly as planned.
 
 use annulus_tests::harness::{Cluster, Node, owned_by, ring, until};
 use serde_json::Value;
 
 use super::common::{done, loaded, members, refused, settings, settled, token};
 
-/// Joins with `--stage`: from then on the node waits.
+/// Join with `--stage` and wait until the node is listed as joining.
 fn stage_join(cluster: &Cluster, joining: usize, by: usize) {
     let (member, token) = (&cluster[by], token(&cluster[by]));
     done(&cluster[joining].json(&["join", &member.listen, "--token", &token, "--stage"]));
     let name = &cluster[joining].name;
-    until("it waits", || (members(member).get(name).is_some_and(|status| status == "joining")).then_some(()));
+    until("the node is joining", || {
+        (members(member).get(name).is_some_and(|status| status == "joining")).then_some(())
+    });
 }
 
 fn plan(node: &Node) -> Value {
@@ -22,7 +24,7 @@ fn id(plan: &Value) -> String {
     plan["plan"].as_str().unwrap().to_owned()
 }
 
-/// What a plan says that a node will own.
+/// Return the number of partitions that a node will own according to a plan.
 fn will_own(plan: &Value, name: &str) -> u64 {
     let rows = plan["nodes"].as_array().unwrap();
     rows.iter().find(|row| row["node"] == name).unwrap()["will_own"].as_u64().unwrap()
@@ -35,7 +37,7 @@ fn changes_are_staged_planned_cleared_and_committed_as_one() {
     let names: Vec<String> = cluster.nodes().iter().map(|node| node.name.clone()).collect();
     let load = loaded(settings(), &cluster, &[0]);
 
-    // A commit of nothing is refused; two joins are staged, and nothing happens.
+    // A commit without staged changes is refused; two joins are staged, and the ring does not change.
     refused(&cluster[0].json(&["commit"]), "nothing is staged");
     let before = ring(&cluster[0]);
     stage_join(&cluster, 1, 0);
@@ -43,7 +45,7 @@ fn changes_are_staged_planned_cleared_and_committed_as_one() {
     stage_join(&cluster, 2, 1);
     refused(&cluster[0].json(&["commit", &id(&early)]), "changed");
     assert_eq!(ring(&cluster[0]), before);
-    // Any node shows the plan and commits it; what it says is what comes.
+    // Any node shows the plan and commits it; the ring becomes as planned.
     let joins = plan(&cluster[2]);
     let will: Vec<u64> = names[..3].iter().map(|name| will_own(&joins, name)).collect();
     assert_eq!(will.iter().sum::<u64>(), 64);
@@ -52,7 +54,7 @@ fn changes_are_staged_planned_cleared_and_committed_as_one() {
     let own: Vec<u64> = names[..3].iter().map(|name| owned_by(&cluster[2], name).len() as u64).collect();
     assert_eq!(own, will);
 
-    // What is cleared does not happen; the node that joined goes on waiting.
+    // Cleared changes do not happen; the joining node continues to wait.
     done(&cluster[1].json(&["leave", &names[0], "--stage"]));
     stage_join(&cluster, 3, 2);
     done(&cluster[2].json(&["clear"]));
@@ -60,7 +62,7 @@ fn changes_are_staged_planned_cleared_and_committed_as_one() {
     refused(&cluster[0].json(&["commit"]), "nothing is staged");
     assert_eq!(members(&cluster[0])[&names[3]], "joining");
 
-    // The new one takes exactly the places of the old one, which ends.
+    // The new node takes exactly the places of the old one, which ends.
     load.phase("replace");
     let old = owned_by(&cluster[0], &names[1]);
     done(&cluster[0].json(&["replace", &names[1], &names[3], "--stage"]));
@@ -72,7 +74,7 @@ fn changes_are_staged_planned_cleared_and_committed_as_one() {
     load.report().assert_flawless();
     load.go();
 
-    // One has died for good, one leaves and one joins, in one rebalancing.
+    // One node is dead, one leaves and one joins, in a single rebalancing.
     load.phase("remove, leave and join");
     stage_join(&cluster, 4, 0);
     cluster[2].kill();

@@ -1,5 +1,5 @@
-//! riak_test `verify_build_cluster_caps_race`: a join said to a node that is only just starting, or
-//! of one that is, ends clearly, and never half.
+//! riak_test `verify_build_cluster_caps_race`: a join sent to a node that is starting, or to a member that is
+//! starting, has a clear outcome and never happens in part.
 
 use std::thread;
 
@@ -7,11 +7,12 @@ use annulus_tests::harness::{Cluster, Node, Ran, until};
 
 use super::common::{names, present, settled, token};
 
-/// It was done, or nothing of it was; never a maybe, never silence.
+/// Report whether the join was done. Panics if the outcome is unknown: a failed join must not have been
+/// applied.
 fn is_clear(ran: &Ran) -> bool {
     match ran.code {
         0 => return true,
-        // There is nobody to say it to yet: nothing was sent.
+        // No node listens yet, so nothing was sent.
         3 => {}
         1 => assert_eq!(ran.json()["error"]["state"], "not-applied", "{ran:?}"),
         _ => panic!("{ran:?}"),
@@ -23,7 +24,7 @@ fn join(joining: &Node, listen: &str, token: &str) -> Ran {
     joining.json(&["join", listen, "--token", token, "--no-wait", "--timeout", "20s"])
 }
 
-/// A node whose process starts while it is asked things, on a thread of its own.
+/// Start a node on its own thread, so that requests can be sent to it meanwhile.
 fn starting(mut node: Node) -> thread::JoinHandle<Node> {
     thread::spawn(move || {
         node.start();
@@ -32,11 +33,11 @@ fn starting(mut node: Node) -> thread::JoinHandle<Node> {
 }
 
 #[test]
-fn a_join_said_to_a_node_that_starts_is_refused_or_done() {
+fn a_join_by_a_starting_node_is_refused_or_done() {
     let cluster = Cluster::apart(1);
     let token = token(&cluster[0]);
     let newcomer = Node::new("late@127.0.0.1", cluster.path(), &[]);
-    // The same to whoever asks it: a directory.
+    // The command line only needs the node's directory, so a second handle is enough.
     let asked = Node::new("late@127.0.0.1", cluster.path(), &[]);
     let mut refused = u32::from(!is_clear(&join(&asked, &cluster[0].listen, &token)));
     let coming = starting(newcomer);
@@ -46,12 +47,12 @@ fn a_join_said_to_a_node_that_starts_is_refused_or_done() {
         clear.then_some(())
     });
     let newcomer = coming.join().unwrap();
-    assert!(refused > 0, "it was never asked too early");
+    assert!(refused > 0, "no join came before the node was ready");
     until("it is a member", || (present(&cluster[0]).contains(&newcomer.name)).then_some(()));
 }
 
 #[test]
-fn a_join_to_a_member_that_starts_leaves_the_joiner_what_it_is_or_joins_it() {
+fn a_join_to_a_starting_member_leaves_the_joiner_unchanged_or_succeeds() {
     let mut cluster = Cluster::apart(2);
     let (token, listen) = (token(&cluster[0]), cluster[0].listen.clone());
     let before = cluster[1].json(&["status"]).json()["cluster"].clone();
@@ -59,9 +60,9 @@ fn a_join_to_a_member_that_starts_leaves_the_joiner_what_it_is_or_joins_it() {
     let early = join(&cluster[1], &listen, &token);
     assert!(!is_clear(&early), "{early:?}");
     let after = cluster[1].json(&["status"]).json();
-    assert_eq!((&after["cluster"], &after["quorum"]), (&before, &true.into()), "it is what it was");
+    assert_eq!((&after["cluster"], &after["quorum"]), (&before, &true.into()), "the joiner is unchanged");
 
-    // Said again and again while the member comes up; each time the answer is clear.
+    // Repeat the join while the member starts; each answer must be clear.
     thread::scope(|scope| {
         let [first, second] = cluster.nodes_mut() else { panic!("two nodes") };
         let up = scope.spawn(|| first.start());

@@ -1,4 +1,4 @@
-//! The commands of a script.
+//! The commands of a scripted guest.
 
 use std::time::Duration;
 
@@ -11,14 +11,14 @@ use ciborium::Value;
 use super::super::{Entry, Outcome, Run, Write};
 use super::{Scripted, trapped};
 
-/// A command as its guest has it while it runs.
+/// A running command.
 struct Asked<'a> {
     info: &'a CommandInfo,
     id: RequestId,
     request: &'a Request,
 }
 
-/// What the script has in store for a command.
+/// The faults drawn for a command that happen after its effect.
 struct Fate {
     traps_after: bool,
     doomed: bool,
@@ -90,7 +90,7 @@ impl Scripted {
         };
         let most = (limit.items as usize).max(1);
         let entries = self.entries(after, most + 1)?;
-        // Where some of them are tombstones, the page is not full, and there is more behind.
+        // A page with tombstones holds fewer values than its limit although more entries follow.
         let mut more = entries.len() > most;
         let (mut values, mut encoded, mut touched) = (Vec::new(), Vec::new(), Vec::new());
         let mut writes = Vec::new();
@@ -121,7 +121,7 @@ impl Scripted {
         Ok(Ok(Answer { value: Values { values: encoded, touched, next }, writes: stored, doom }))
     }
 
-    /// Waits, loops, refuses or traps before anything is done, and says what becomes of it after.
+    /// Apply the faults before a command's effect (a pause, a loop, a refusal, a trap) and draw those after it.
     async fn fate(&self, asked: &Asked<'_>) -> Result<Result<Fate, CommandFailure>, GuestError> {
         self.wait().await;
         if self.falls(self.script.loops) {
@@ -139,7 +139,7 @@ impl Scripted {
         Ok(Ok(Fate { traps_after, doomed: self.falls(self.script.dooms) }))
     }
 
-    /// What has been done is told and handed to the host, or ends the instance.
+    /// Tell the observer about the command's effect and pass the writes to the host, or end the instance.
     #[expect(clippy::type_complexity, reason = "the two halves of an answer")]
     fn settle(
         &self,
@@ -158,7 +158,7 @@ impl Scripted {
         Ok((stored, doom))
     }
 
-    /// A key's command. The inner error has changed nothing.
+    /// Run the command of a key. The inner error means that nothing has changed.
     fn do_one(
         &mut self,
         request: &Request,
@@ -211,7 +211,7 @@ impl Scripted {
         Ok(Ok(reply))
     }
 
-    /// Writes one entry, where the guest keeps it: what the host keeps it has from the answer.
+    /// Write one entry. A guest that keeps its items stores it here; the host takes its items from the answer.
     fn write(
         &mut self,
         key: &[u8],
@@ -228,7 +228,7 @@ impl Scripted {
         Ok(entry)
     }
 
-    /// What the host is to keep, held to the limits that it has for components.
+    /// Encode the writes for the host, with the limits that the host has for components.
     fn to_host(&self, writes: &[Write]) -> (Vec<(Place, Stored)>, Option<Doom>) {
         let (mut stored, mut all) = (Vec::new(), 0);
         if self.keeps() {

@@ -1,4 +1,4 @@
-//! The items of one instance, wherever they are.
+//! Access to the items of one instance, kept by itself or by the host.
 
 use std::ops::Bound;
 
@@ -7,12 +7,12 @@ use annulus_wasm::{Budget, Conflict, GuestError, Item, MergeOutcome, Page, Rejec
 use super::super::{EndlessFold, Entry};
 use super::{OVERHEAD, Scripted};
 
-/// A page's token: how often the fold began anew, and the last key of the page.
+/// Encode a page token: the number of repetitions of the fold, and the last key of the page.
 fn token(round: u32, key: &[u8]) -> Vec<u8> {
     [&round.to_be_bytes()[..], key].concat()
 }
 
-/// The reverse; what is no token is from the beginning.
+/// Decode a page token. An invalid token means the beginning.
 fn place(token: Option<&[u8]>) -> (u32, Bound<Vec<u8>>) {
     match token.and_then(<[u8]>::split_first_chunk::<4>) {
         Some((round, [])) => (u32::from_be_bytes(*round), Bound::Unbounded),
@@ -22,7 +22,7 @@ fn place(token: Option<&[u8]>) -> (u32, Bound<Vec<u8>>) {
 }
 
 impl Scripted {
-    /// What stands under a key, tombstones too.
+    /// Return the entry of a key, which may be a tombstone.
     pub(super) fn entry(&self, key: &[u8]) -> Result<Option<Entry>, GuestError> {
         if self.keeps() {
             return Ok(self.held.kept.lock().get(key).cloned());
@@ -31,7 +31,7 @@ impl Scripted {
         stored.map(|stored| self.read(&stored.value)).transpose()
     }
 
-    /// The entries behind a key, in order; so many at most.
+    /// Return at most this many entries after a key, in order.
     pub(super) fn entries(
         &self,
         after: Option<&[u8]>,
@@ -49,7 +49,7 @@ impl Scripted {
         stored.map(|((key, _), stored)| Ok((key, self.read(&stored.value)?))).collect()
     }
 
-    /// What the host was given by some release, and this one has to read (R22).
+    /// Decode an entry stored by any release, which this one must be able to read (R22).
     fn read(&self, value: &[u8]) -> Result<Entry, GuestError> {
         Entry::decode(value, &self.script.reads).map_err(GuestError::Trapped)
     }
@@ -59,7 +59,7 @@ impl Scripted {
         self.script.memory_bytes.map_or(limit, |bytes| bytes.min(limit))
     }
 
-    /// Keeps an entry in memory; ends the instance if that is more than it may have.
+    /// Keep an entry in memory, or end the instance if that exceeds its limit.
     pub(super) fn keep(&mut self, key: &[u8], entry: Entry) -> Result<(), GuestError> {
         let size = |entry: &Entry| key.len() + entry.size() + OVERHEAD;
         self.bytes += size(&entry);
@@ -81,7 +81,7 @@ impl Scripted {
         Item { key: key.to_vec(), sort: Vec::new(), value, deleted: entry.deleted }
     }
 
-    /// One page of what it keeps.
+    /// Return one page of the items that the guest keeps.
     pub(super) fn page(&self, after: Option<&[u8]>, limit: Budget) -> Page {
         let (round, from) = place(after);
         let endless = self.script.endless_fold.filter(|_| !self.observer.is_calm());
@@ -111,7 +111,7 @@ impl Scripted {
         page
     }
 
-    /// Merges items from elsewhere into what it keeps.
+    /// Merge incoming items into those that the guest keeps.
     pub(super) fn take_in(&mut self, items: &[Item]) -> Result<Vec<Rejection>, GuestError> {
         let mut rejections = Vec::new();
         for (index, item) in items.iter().enumerate() {
@@ -138,7 +138,7 @@ impl Scripted {
         Entry::decode(value, &self.script.reads)
     }
 
-    /// Which of two entries that the host has.
+    /// Choose between two entries that the host stores.
     pub(super) fn merged(&self, conflict: &Conflict) -> MergeOutcome {
         let local = Entry::decode(&conflict.local.value, &self.script.reads);
         match (local, self.accepted(&conflict.incoming.value)) {
@@ -148,7 +148,7 @@ impl Scripted {
         }
     }
 
-    /// Drops the tombstones that are still exactly these.
+    /// Remove tombstones, unless they have changed since.
     pub(super) fn let_go_of(&mut self, tombstones: &[Item]) {
         let mut all = self.held.kept.lock();
         for tombstone in tombstones {

@@ -3,7 +3,7 @@
 use super::*;
 use crate::load::Settings;
 
-/// A client, and a key of it that has another beside it in its partition.
+/// Return a client, one of its keys, and another key in the same partition.
 fn client(kind: Kind) -> (Client, usize, usize) {
     let settings = Settings::default();
     let report = Arc::new(Mutex::new(Report::new(kind, Instant::now())));
@@ -33,7 +33,7 @@ fn put(client: &mut Client, at: usize, number: u64) {
 }
 
 #[test]
-fn only_what_a_trap_told_of_may_be_gone() {
+fn only_items_reported_as_lost_may_be_missing() {
     let (mut client, at, other) = client(Kind::Trap);
     assert_ne!(at, other);
     let foreign = (0..client.keys.len()).find(|key| client.keys[*key].partition != client.keys[at].partition);
@@ -50,7 +50,7 @@ fn only_what_a_trap_told_of_may_be_gone() {
 }
 
 #[test]
-fn a_trap_that_says_less_than_it_did_is_wrong() {
+fn a_trap_that_hides_a_loss_is_wrong() {
     let (mut client, at, other) = client(Kind::Trap);
     fails(&mut client, at, Act::Trap, "trapped", Applied::No);
     assert_eq!(client.report.lock().wrong, 0, "there was nothing");
@@ -64,7 +64,7 @@ fn a_trap_that_says_less_than_it_did_is_wrong() {
 }
 
 #[test]
-fn a_trap_that_was_not_carried_out_takes_nothing_and_one_that_may_have_been_may() {
+fn a_trap_not_applied_loses_nothing_and_an_unknown_one_may() {
     let (mut client, at, other) = client(Kind::Trap);
     put(&mut client, other, 7);
     fails(&mut client, at, Act::Trap, "not-enough-replicas", Applied::No);
@@ -72,13 +72,13 @@ fn a_trap_that_was_not_carried_out_takes_nothing_and_one_that_may_have_been_may(
     put(&mut client, other, 8);
     fails(&mut client, at, Act::Trap, "not-enough-replicas", Applied::Unknown);
     assert!(client.late.contains_key(&client.keys[at].partition));
-    // As every answer does while it may still come.
+    // The client does the same after every answer while the trap may still happen.
     client.doubt(client.keys[at].partition);
     assert_eq!(sees(&mut client, other, &Value::Null), (1, 0, 0));
 }
 
 #[test]
-fn another_command_that_is_told_of_a_trap_is_counted_against_the_host() {
+fn a_trap_reported_to_another_command_is_a_fault_of_the_host() {
     let (mut client, at, _) = client(Kind::Large);
     put(&mut client, at, 7);
     assert_eq!(client.report.lock().sound(), Ok(()));
