@@ -1,4 +1,4 @@
-//! The requests of operators to nodes. A refusal is noted; the caller decides whether to try again.
+//! The requests of operators to nodes. A failure is noted; the caller decides whether to try again.
 
 use std::fmt;
 use std::future::Future;
@@ -46,7 +46,7 @@ where
             Some(value)
         }
         Called::Answer(Err(error)) => {
-            run.note(format_args!("{what}: refused by n{at}: {error}"));
+            run.note(format_args!("{what}: failed at n{at}: {error}"));
             None
         }
         Called::Killed => {
