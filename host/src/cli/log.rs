@@ -38,7 +38,7 @@ pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) -> Logging {
     let Ok(to) = LogLines::to_stderr(format) else { return Logging(None) };
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
-        // The layer would print its own errors with `eprintln`, which panics in the task that logs.
+        // The layer reports its own errors with `eprintln!`, which panics in the task that logs if stderr fails.
         .log_internal_errors(false)
         .with_writer(to.clone());
     let registry = tracing_subscriber::registry();

@@ -74,7 +74,7 @@ pub struct Cli {
 
 const EXAMPLES: &str = "\
 Try it:
-  annulus demo                      three nodes, a tour, and lines to try
+  annulus demo                      three nodes, a guided tour, and commands to try
   annulus start --name a@127.0.0.1  a cluster of one
   annulus call kv put key1 value1   a command of a deployed module
 

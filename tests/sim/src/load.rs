@@ -22,8 +22,8 @@ use crate::oracle::truth::{Op, Want, late, name};
 use crate::rule::Rule;
 use crate::run::Run;
 
-/// Longest answer of a module without faults, in a run without faults: a seal takes some of this time, and tasks
-/// are held up now and then.
+/// Longest answer of a module without faults, in a run without faults: a seal takes some of this time, and the
+/// scheduler delays tasks now and then.
 const PROMPT: Duration = Duration::from_secs(2);
 
 /// Send requests for one key, at random intervals, until the run calms down.

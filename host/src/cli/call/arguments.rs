@@ -38,7 +38,7 @@ pub(super) fn build(
             Some(given) => entries.push(typed(param, given)?),
             None if param.optional => {}
             None => {
-                let hint = "a value that looks like an option stands after --";
+                let hint = "a value that looks like an option must follow --";
                 return Err(usage(format!("{} is missing ({hint})", param.name)));
             }
         }

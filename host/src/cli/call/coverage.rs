@@ -88,12 +88,12 @@ fn incomplete(shown: usize, row: &CoverageRow) -> String {
     let lost = match &row.lost[..] {
         [] => String::new(),
         lost => {
-            format!("; the guests of {} {} ended and took their items with them", noun(lost), ranges(lost))
+            format!("; the guests of {} {} ended, and their items are lost", noun(lost), ranges(lost))
         }
     };
     let unsure = match &row.unsure[..] {
         [] => String::new(),
-        unsure => format!("; what was done in {} {} is not known", noun(unsure), ranges(unsure)),
+        unsure => format!("; the outcome in {} {} is unknown", noun(unsure), ranges(unsure)),
     };
     format!(
         "incomplete: {}, but {} {} did not answer{lost}{unsure}",
