@@ -30,7 +30,7 @@ pub struct Args {
     /// Number of replicas that hold each item [default: the module's present value, or 1]
     #[arg(long)]
     n: Option<u8>,
-    /// Number of replicas that a read asks
+    /// Number of replicas that must answer a read
     #[arg(long)]
     r: Option<u8>,
     /// Number of replicas that must have a write durably before it is acknowledged
