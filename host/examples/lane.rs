@@ -1,8 +1,9 @@
-//! What a lane carries: echoes between two processes, beside a stream per request in the same run.
+//! Measures the throughput and latency of request lanes: echoes between two processes over a lane, compared
+//! with one stream per request in the same run.
 //!
-//! `cargo run --release -p annulus --example lane [SECONDS]`. The example starts itself a second
-//! time as the answering node. Each line is a closed loop of so many clients with 128-byte
-//! messages; read the ratios, not the numbers, of a machine that does other things too.
+//! Run it by `cargo run --release -p annulus --example lane [SECONDS]`. The example starts itself a second
+//! time as the answering node. Each line is a closed loop of the given number of clients with 128-byte
+//! messages. On a machine that does other work too, compare the ratios and not the absolute numbers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, Stdio};
@@ -22,7 +23,7 @@ use tokio::time::Instant;
 
 const MESSAGE: Bytes = Bytes::from_static(&[7; 128]);
 
-/// Answers the first frame of each bulk stream; lanes answer by themselves.
+/// Echoes every frame of a bulk stream. The transport itself answers the echo requests of lanes.
 struct Echo;
 
 impl Service for Echo {
@@ -51,7 +52,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// What the other process needs, in one line of JSON.
+/// The credentials and the cluster of the answering process, passed to it as one line of JSON.
 type Given = (ClusterId, NodeUid, String, String, String);
 
 async fn serve() -> Result<()> {
@@ -61,7 +62,7 @@ async fn serve() -> Result<()> {
     let identity = TlsIdentity { cert_pem, key_pem };
     let transport = Transport::bind(config(cluster, uid, identity, authority), Arc::new(Echo))?;
     println!("{}", transport.local_addr());
-    // Until the parent is gone.
+    // Serve until the parent closes stdin, or is gone.
     tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut line)).await??;
     Ok(())
 }
@@ -92,7 +93,7 @@ fn start_peer(authority: &Authority) -> Result<(Child, PeerAddr)> {
     writeln!(child.stdin.as_mut().context("no stdin")?, "{}", serde_json::to_string(&given)?)?;
     let mut line = String::new();
     BufReader::new(child.stdout.as_mut().context("no stdout")?).read_line(&mut line)?;
-    let addr = line.trim().parse().context("the peer did not say where it listens")?;
+    let addr = line.trim().parse().context("the peer did not print its address")?;
     Ok((child, PeerAddr { uid, addr }))
 }
 
@@ -102,7 +103,7 @@ async fn measure(duration: Duration) -> Result<()> {
     let uid = NodeUid(rand::random());
     let own = config(authority.cluster, uid, authority.sign_node(uid)?, authority.cert_pem.clone());
     let transport = Transport::bind(own, Arc::new(Echo))?;
-    // The search for the packet size is over before the first number counts.
+    // The warm-up lets QUIC's path MTU discovery finish before the first measurement.
     closed_loop("warm-up", 1, duration.min(Duration::from_secs(1)), &transport, &peer, echo).await?;
     for clients in [1, 64, 256] {
         closed_loop("lane", clients, duration, &transport, &peer, echo).await?;

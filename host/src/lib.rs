@@ -1,7 +1,7 @@
-//! The Annulus host: ring, transport, vnodes, handoff, and the WebAssembly components in them.
+//! The Annulus host: ring, transport, handoff, and vnodes that run WebAssembly components.
 //!
-//! Below `main.rs` imports point one way: `cli -> node -> {admin, request, modules} -> {vnode,
-//! handoff, cluster} -> {wasm, storage, transport} -> annulus_core`.
+//! Imports point one way: `cli -> node -> admin -> {request, handoff} -> modules -> {vnode, cluster} ->
+//! {wasm, transport, data_dir} -> {storage, annulus_core}`. `host/ARCHITECTURE.md` has the whole table.
 
 pub mod cli;
 

@@ -1,4 +1,4 @@
-//! The one binary: a node, and the command line that talks to nodes.
+//! The `annulus` binary: both a node and the command line that talks to nodes.
 
 use std::process::ExitCode;
 

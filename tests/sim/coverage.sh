@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Line coverage of the host's rooms by seeds: `tests/sim/coverage.sh [SEEDS] [FROM]`. Needs the toolchain's
-# `llvm-tools` (`rustup component add llvm-tools`). Only this workspace's packages are built anew for it.
+# Measures the line coverage of the host's rooms by simulated seeds: `tests/sim/coverage.sh [SEEDS] [FROM]`. Needs
+# the toolchain's `llvm-tools` (`rustup component add llvm-tools`) and jq. Only this workspace's packages are rebuilt.
 set -euo pipefail
 cd "$(dirname "$0")/../.."
 seeds=${1:-300}
@@ -12,7 +12,7 @@ rm -rf "$work"
 mkdir -p "$work"
 printf '#!/bin/sh\nexec "$@" -C instrument-coverage\n' > "$work/rustc"
 chmod +x "$work/rustc"
-# Build scripts and macros are instrumented too, and would write where they run.
+# Build scripts and macros are instrumented too; without this they would write profiles to their working directories.
 export LLVM_PROFILE_FILE="$PWD/$work/build-%p.profraw"
 RUSTC_WORKSPACE_WRAPPER="$PWD/$work/rustc" cargo build --release --workspace --locked
 cp target/release/annulus-tests "$work/annulus-tests"

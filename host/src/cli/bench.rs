@@ -1,4 +1,4 @@
-//! `bench`: load made inside the addressed node.
+//! `bench`: generates load inside the addressed node.
 
 use std::time::Duration;
 
@@ -7,35 +7,35 @@ use super::{CliError, Context, Table};
 use annulus_admin::rows::{BenchRow, Measured};
 use annulus_admin::{AdminRequest, BenchRequest, BenchTarget};
 
-/// Closed-loop load, made inside the addressed node, with latency percentiles.
+/// Generate closed-loop load inside the addressed node and measure latency percentiles.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which module
+    /// Name of the module
     module: String,
-    /// Commands and their shares
+    /// Commands of the module and their shares of the requests
     #[arg(long, default_value = "put=50,get=50", value_parser = mix)]
     mix: Mix,
-    /// How many requests are under way at a time
+    /// Number of requests in flight at a time
     #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=4096))]
     concurrency: u32,
-    /// How long
+    /// Duration of the run
     #[arg(long, default_value = "5s", value_parser = parse_duration)]
     duration: Duration,
-    /// Whose keys
+    /// Which keys to request, by the node that owns them
     #[arg(long, value_enum, default_value_t)]
     target: BenchTarget,
-    /// How many different keys
+    /// Number of different keys
     #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=100_000))]
     keys: u32,
     /// Length of a value in bytes
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=65_536))]
     value_bytes: u32,
-    /// Also measure the lanes' echo and a native vnode in the same process
+    /// Also measure an echo over the request lanes, a native vnode and a wasm vnode within the node's process
     #[arg(long)]
     baseline: bool,
 }
 
-/// Commands and their shares.
+/// Commands of a module, each with its share of the requests, from 1 to 10000.
 #[derive(Clone, Debug, PartialEq)]
 struct Mix(Vec<(String, u32)>);
 
@@ -104,7 +104,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_mix_is_read_and_junk_is_refused() {
+    fn a_mix_is_parsed_and_malformed_ones_are_refused() {
         assert_eq!(mix("put=50, get=50").unwrap().0, [("put".to_owned(), 50), ("get".to_owned(), 50)]);
         assert_eq!(mix("ping").unwrap().0, [("ping".to_owned(), 1)]);
         for bad in ["", "put=", "=5", "put=0", "put=-1", "put=1,,get=1"] {

@@ -1,4 +1,4 @@
-//! `build`: a guest project becomes a component.
+//! `build`: compiles a guest project to a component.
 
 use std::cell::RefCell;
 use std::io::IsTerminal;
@@ -11,11 +11,11 @@ use annulus_toolchain::{Built, build_component_asking};
 
 /// Compile a guest project to a component.
 ///
-/// Where Rust cannot build for WebAssembly yet, rustup adds what is missing; without rustup, as root on
-/// Debian, apt-get does, if you agree or said --yes.
+/// If the Rust toolchain lacks the WebAssembly target, rustup installs it. Without rustup, as root on Debian,
+/// apt-get installs it after you confirm, or if --yes is given.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The project: a directory with a Cargo.toml, or one in it
+    /// The project's directory, which has a Cargo.toml, or any directory below it
     #[arg(default_value = ".")]
     path: PathBuf,
     /// Cargo features, separated by commas
@@ -36,7 +36,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
     };
     let may_install = |packages: &str| {
-        // The display would write over the question.
+        // End the current progress display, which would overwrite the question.
         *progress.borrow_mut() = output.progress();
         context.confirm(&format!("apt-get would install {packages}, some 150 MB.")).is_ok()
     };

@@ -1,4 +1,4 @@
-//! `clear`: forgets what is staged.
+//! `clear`: discards the staged changes.
 
 use super::plan::change_text;
 use super::quote::quoted;
@@ -6,7 +6,7 @@ use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::plan_rows::StagedRow;
 
-/// Forget what is staged; nodes that joined with --stage go on waiting.
+/// Discard the staged changes; nodes that joined with --stage keep waiting.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
@@ -18,12 +18,13 @@ pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
             return "nothing was staged".to_owned();
         }
         let changes: Vec<String> = row.changes.iter().map(change_text).collect();
-        let mut text = format!("forgotten: {}", changes.join(", "));
+        let mut text = format!("discarded: {}", changes.join(", "));
         for waiting in row.changes.iter().filter(|change| change.change == "join") {
             let name = &waiting.node;
             text.push_str(&format!(
-                "\n{name} goes on waiting and owns nothing: say `annulus join ADDR --token TOKEN --stage` to it again \
-                 to stage it, the same without --stage to take it in at once, or `annulus leave {}` to let it go",
+                "\n{name} keeps waiting and owns nothing. To stage its join again, run `annulus join ADDR --token \
+                 TOKEN --stage` on it once more; to take it in at once, run the same without --stage; to remove it, \
+                 run `annulus leave {}`",
                 quoted(name)
             ));
         }
@@ -31,10 +32,10 @@ pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
     })
 }
 
-/// The answer of whatever was staged.
+/// Show the staged changes: the answer of every verb that was given `--stage`.
 pub(super) fn show_staged(row: &StagedRow, context: &Context) -> Result<(), CliError> {
     context.output.show(row, || {
         let changes: Vec<String> = row.changes.iter().map(change_text).collect();
-        format!("staged: {}\n`annulus plan` shows what that would do", changes.join(", "))
+        format!("staged: {}\n`annulus plan` shows the effect", changes.join(", "))
     })
 }

@@ -1,4 +1,4 @@
-//! `commit`: carries out what is staged.
+//! `commit`: carries out the staged changes.
 
 use super::patience::Patience;
 use super::plan::change_text;
@@ -7,11 +7,11 @@ use annulus_admin::plan_rows::{CommittedRow, PlanRow};
 use annulus_admin::{AdminError, AdminRequest};
 use annulus_core::wording::counted;
 
-/// Carry out what is staged, as one rebalancing.
+/// Carry out the staged changes as one rebalancing.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// What `annulus plan` calls it; refused if it is another by now. Without, what that node has
-    /// shown last, or else what is staged
+    /// Id of the plan, as `annulus plan` shows it; the commit is refused if the plan has changed since
+    /// [default: the plan that the addressed node showed last, or else the current one]
     #[arg(value_name = "PLAN")]
     plan: Option<String>,
     #[command(flatten)]
@@ -22,11 +22,11 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
     let now: PlanRow = connection.ask(&AdminRequest::Plan { shown: false, of: None }).await?;
     let Some(id) = &now.plan else {
-        let message = "nothing is staged: say join, leave, replace or remove with --stage first";
+        let message = "nothing is staged: run join, leave, replace or remove with --stage first";
         return Err(AdminError::not_applied("nothing-staged", message).into());
     };
     if args.plan.as_ref().or(now.shown.as_ref()).is_some_and(|meant| meant != id) {
-        let message = "the plan changed meanwhile: look at `annulus plan` again, then commit";
+        let message = "the plan has changed since it was shown: run `annulus plan` again, then commit";
         return Err(AdminError::not_applied("plan-changed", message).into());
     }
     if let Some(loss) = now.warnings.iter().find(|warning| warning.code == "possible-loss") {
@@ -52,7 +52,7 @@ pub(super) fn render(row: &CommittedRow) -> String {
     if row.taken_over > 0 {
         let taken = counted(row.taken_over, "partition");
         done.push(format!(
-            "{taken} that it owned went to others at once: nobody was there to hand them over"
+            "{taken} that it owned went to others at once: there was no node to hand them over"
         ));
     }
     let moved = counted(row.moved, "partition");
@@ -67,7 +67,7 @@ pub(super) fn render(row: &CommittedRow) -> String {
     if !row.possible_loss.is_empty() {
         let count = counted(row.possible_loss.len(), "partition");
         text.push_str(&format!(
-            "\npossible loss: what only the removed node held of {count}; `annulus status` shows it"
+            "\npossible loss: items of {count} that only the removed node held; `annulus status` lists them"
         ));
     }
     text
@@ -79,7 +79,7 @@ mod tests {
     use annulus_admin::plan_rows::ChangeRow;
 
     #[test]
-    fn what_was_done_is_said_with_what_may_be_lost() {
+    fn the_answer_names_the_moves_and_the_possible_loss() {
         let mut row = CommittedRow {
             plan: "12ab34cd".into(),
             index: 9,

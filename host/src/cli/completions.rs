@@ -1,4 +1,4 @@
-//! `completions`: for shells.
+//! `completions`: prints completion scripts for shells.
 
 use clap::CommandFactory;
 
@@ -7,7 +7,7 @@ use super::{Cli, CliError, Context};
 /// Print the completion script for a shell.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which shell
+    /// The shell to complete for
     shell: clap_complete::Shell,
 }
 

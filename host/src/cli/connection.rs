@@ -1,4 +1,4 @@
-//! The way to a node: credentials, address, and one stream for each request.
+//! Connects to a node with an operator's credentials and opens one stream per request.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,9 +19,9 @@ use annulus_transport::identity::TlsIdentity;
 use annulus_transport::kind::BULK_ADMIN;
 use annulus_transport::{BulkError, BulkRecv, BulkSend, BulkStream, ConnectError};
 
-/// How long a node may take to let us in.
+/// Longest time to look up an address, and longest time to connect to a node.
 const CONNECT_LIMIT: Duration = Duration::from_secs(3);
-/// How long a node may say nothing while it works: it tells its progress more often.
+/// Longest silence of a node during a request; a node reports its progress more often than that.
 const SILENCE_LIMIT: Duration = Duration::from_secs(15);
 
 /// A connection to one node, as its operator.
@@ -32,10 +32,13 @@ pub struct Connection {
 }
 
 impl Connection {
-    /// Reaches the node that `node` names, or else the one whose data directory this is.
+    /// Connect to the address `node`, or else to the address in the admin.toml of `data`.
+    ///
+    /// The credentials always come from that admin.toml.
     ///
     /// # Errors
-    /// `Unreachable` with what to do about it.
+    /// Returns `Unreachable`, or `Usage` for a malformed address; the message says how to go on. Nothing was
+    /// sent.
     pub async fn open(data: &Path, node: Option<&str>, output: &Output) -> Result<Self, CliError> {
         let unreachable = |reason: String| Err(CliError::Unreachable(reason));
         let admin = match AdminToml::read(data) {
@@ -49,7 +52,7 @@ impl Connection {
             }
             Err(error) => {
                 return unreachable(format!(
-                    "no credentials: {error}. A node writes its admin.toml anew at each start"
+                    "no credentials: {error}. A node rewrites its admin.toml at each start"
                 ));
             }
         };
@@ -61,23 +64,27 @@ impl Connection {
         }
     }
 
-    /// The means to close this connection before the process exits.
+    /// Return a handle that closes this connection, for use before the process exits.
     pub fn closer(&self) -> Closer {
         self.client.closer()
     }
 
-    /// Where the node listens.
+    /// Return the node's address, as it was resolved.
     pub fn address(&self) -> SocketAddr {
         self.address
     }
 
-    /// Sends a request; its answer comes in frames.
+    /// Send a request and return the exchange from which to read the answer.
     ///
     /// # Errors
-    /// When the connection was lost before anything was sent.
+    /// Returns `Usage` if the request is longer than [`MAX_REQUEST_BYTES`], and `Unreachable` if the
+    /// connection is lost before the whole request is sent.
     pub async fn send(&self, request: &AdminRequest) -> Result<Exchange, CliError> {
         let gone = |error: BulkError| {
-            CliError::Unreachable(format!("the node at {} does not hear us: {error}", self.address))
+            CliError::Unreachable(format!(
+                "the connection to the node at {} was lost before the request was sent: {error}",
+                self.address
+            ))
         };
         let header = Bytes::from_static(ADMIN_HEADER);
         let BulkStream { mut send, recv } = self.client.open_bulk(BULK_ADMIN, header).await.map_err(gone)?;
@@ -92,10 +99,11 @@ impl Connection {
         Ok(Exchange { send: Some(send), recv })
     }
 
-    /// Asks, shows progress while it takes, and gives the answer.
+    /// Send a request, show its progress and return the decoded answer.
     ///
     /// # Errors
-    /// What the node said, or that its answer never came.
+    /// Returns the errors of [`Self::send`], the node's own error, or `connection-lost` if the answer does
+    /// not arrive; after the last, the outcome is unknown.
     pub async fn ask<T: DeserializeOwned>(&self, request: &AdminRequest) -> Result<T, CliError> {
         let exchange = self.send(request).await?;
         let bytes = exchange.done(&self.output).await?;
@@ -103,17 +111,17 @@ impl Connection {
     }
 }
 
-/// A request under way. Dropped, the node is told that nobody waits.
+/// A request in flight. Dropping it tells the node that nobody waits for the answer.
 pub struct Exchange {
     send: Option<BulkSend>,
     recv: BulkRecv,
 }
 
 impl Exchange {
-    /// A further frame of the request.
+    /// Send a further frame of the request's body.
     ///
     /// # Errors
-    /// When the node has given the request up: its answer says why.
+    /// Fails if the node no longer reads the request; its answer, from [`Self::next`], says why.
     pub async fn upload(&mut self, chunk: Bytes) -> Result<(), CliError> {
         match &mut self.send {
             Some(send) => send.frame(chunk).await.map_err(lost),
@@ -121,10 +129,10 @@ impl Exchange {
         }
     }
 
-    /// The request is complete.
+    /// End the request's body. Further calls do nothing.
     ///
     /// # Errors
-    /// When the node has given the request up: its answer says why.
+    /// Fails if the node no longer reads the request; its answer, from [`Self::next`], says why.
     pub async fn finish_upload(&mut self) -> Result<(), CliError> {
         match self.send.take() {
             Some(send) => send.finish().await.map_err(lost),
@@ -132,16 +140,17 @@ impl Exchange {
         }
     }
 
-    /// The next frame of the answer, `Error` being an error here.
+    /// Return the next frame of the answer; an `Error` frame becomes an error.
     ///
     /// # Errors
-    /// What the node said, or that its answer never came.
+    /// Returns the node's own error, or `connection-lost` if the stream ends, breaks or is silent for too
+    /// long; the outcome of the request is unknown then.
     pub async fn next(&mut self) -> Result<AdminReply, CliError> {
         let frame = match timeout(SILENCE_LIMIT, self.recv.message(MAX_ANSWER_BYTES)).await {
             Ok(Ok(Some(frame))) => frame,
-            Ok(Ok(None)) => return Err(lost("the node ended its answer half way")),
+            Ok(Ok(None)) => return Err(lost("the node ended its answer before it was complete")),
             Ok(Err(error)) => return Err(lost(error)),
-            Err(_) => return Err(lost(format!("the node said nothing for {} s", SILENCE_LIMIT.as_secs()))),
+            Err(_) => return Err(lost(format!("the node was silent for {} s", SILENCE_LIMIT.as_secs()))),
         };
         match decode(&frame)? {
             AdminReply::Error(error) => Err(CliError::Failed(error)),
@@ -149,10 +158,10 @@ impl Exchange {
         }
     }
 
-    /// The end of the answer, with progress shown until then.
+    /// Show progress until the answer is complete, and return its bytes.
     ///
     /// # Errors
-    /// What the node said, or that its answer never came.
+    /// Returns the errors of [`Self::next`], and `connection-lost` if the node answers with a batch.
     pub async fn done(mut self, output: &Output) -> Result<Vec<u8>, CliError> {
         let mut progress = None;
         loop {
@@ -162,28 +171,29 @@ impl Exchange {
                     progress.get_or_insert_with(|| output.progress()).set(&what, done, total);
                 }
                 AdminReply::Batch { .. } | AdminReply::Error(_) => {
-                    return Err(lost("the node answered with a batch where none belongs"));
+                    return Err(lost("the node answered with an unexpected batch"));
                 }
             }
         }
     }
 }
 
-/// What stands between us and a node, and what to do about it.
+/// Explain why a connection failed, and what the operator can do about it.
 fn why_not(error: &ConnectError, address: SocketAddr, data: &Path) -> String {
     match error {
-        // Its certificate is none of the cluster's whose credentials these are.
+        // The node's certificate is not signed by an authority of the cluster that the credentials belong to.
         ConnectError::Refused { reason, .. }
             if reason.contains("UnknownIssuer") || reason.contains("invalid peer certificate") =>
         {
             format!(
-                "the node at {address} is of another cluster than the credentials in {} ({reason}): name the data \
-                 directory of a node of that cluster with --data DIR, or address one of this cluster with --node ADDR",
+                "the node at {address} is a member of another cluster than the credentials in {} ({reason}): name the \
+                 data directory of a node of that cluster with --data DIR, or address one of this cluster with \
+                 --node ADDR",
                 data.join("admin.toml").display()
             )
         }
         ConnectError::Refused { .. } => format!(
-            "the node at {address} is there, but {error}. Try again in a moment, or address another one with \
+            "the node at {address} answers, but {error}. Try again in a moment, or address another one with \
              --node ADDR or --data DIR"
         ),
         _ => format!(
@@ -194,7 +204,7 @@ fn why_not(error: &ConnectError, address: SocketAddr, data: &Path) -> String {
     }
 }
 
-/// Sent, and then no answer: nobody knows what became of it.
+/// Return the error of a request that was sent and not answered: its outcome is unknown.
 fn lost(reason: impl std::fmt::Display) -> CliError {
     CliError::Failed(AdminError::unknown("connection-lost", format!("no answer: {reason}")))
 }
@@ -203,11 +213,11 @@ async fn resolve(address: &str) -> Result<SocketAddr, CliError> {
     let found = timeout(CONNECT_LIMIT, tokio::net::lookup_host(address)).await;
     match found {
         Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| {
-            CliError::Unreachable(format!("{address} has no address; nodes are named HOST:PORT"))
+            CliError::Unreachable(format!("{address} resolves to no address; a node's address is HOST:PORT"))
         }),
         Ok(Err(error)) => {
-            Err(CliError::Usage(format!("{address:?} is no address: {error}; nodes are named HOST:PORT")))
+            Err(CliError::Usage(format!("{address:?} is no address: {error}; a node's address is HOST:PORT")))
         }
-        Err(_) => Err(CliError::Unreachable(format!("the name in {address} could not be looked up in time"))),
+        Err(_) => Err(CliError::Unreachable(format!("the lookup of the name in {address} timed out"))),
     }
 }

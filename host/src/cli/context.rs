@@ -1,4 +1,4 @@
-//! What a verb is given: flags, output, and the way to a node.
+//! The context of a verb: global options, output, and connections to nodes.
 
 use std::sync::Arc;
 
@@ -8,27 +8,28 @@ use super::output::remark;
 use super::{CliError, Connection, Global, Output};
 use annulus_transport::client::Closer;
 
-/// What a verb is given.
+/// The global options, the output and the open connections of one run of the command line.
 #[derive(Clone, Debug)]
 pub struct Context {
-    /// Flags that go for every verb.
+    /// Options that every verb accepts.
     pub global: Global,
-    /// Where answers go.
+    /// Destination of answers, notes and errors.
     pub output: Output,
-    /// One for each connection that is open.
+    /// One closer per open connection.
     closers: Arc<Mutex<Vec<Closer>>>,
 }
 
 impl Context {
-    /// From the command line's words.
+    /// Create a context with no connection.
     pub fn new(global: Global, output: Output) -> Self {
         Self { global, output, closers: Arc::default() }
     }
 
-    /// Reaches the addressed node.
+    /// Connect to the addressed node: the one of `--node`, or else the one of `--data`.
     ///
     /// # Errors
-    /// `Unreachable` when there are no credentials, nobody answers or the node does not know us.
+    /// Returns the errors of [`Connection::open`]: no credentials, no answer, or credentials that the node
+    /// refuses.
     pub async fn connect(&self) -> Result<Connection, CliError> {
         let connection =
             Connection::open(&self.global.data, self.global.node.as_deref(), &self.output).await?;
@@ -38,8 +39,10 @@ impl Context {
         Ok(connection)
     }
 
-    /// Closes every connection. Called before the process exits: a node keeps the place of an operator
-    /// that goes without a close until the idle time-out.
+    /// Close every connection.
+    ///
+    /// Must be called before the process exits: a node counts an operator that leaves without a close as
+    /// connected until the idle timeout.
     pub async fn disconnect(&self) {
         let closers = std::mem::take(&mut *self.closers.lock());
         for closer in closers {
@@ -47,16 +50,16 @@ impl Context {
         }
     }
 
-    /// Asks before what cannot be taken back; `--yes` answers it.
+    /// Ask for confirmation before an irreversible change; `--yes` skips the question.
     ///
     /// # Errors
-    /// When the answer is no, or nobody is there to give one.
+    /// Returns `Other` if the answer is no or cannot be read, and `Usage` if there is no terminal to ask at.
     pub fn confirm(&self, question: &str) -> Result<(), CliError> {
         if self.global.yes {
             return Ok(());
         }
         if !self.output.interactive() {
-            return Err(CliError::Usage(format!("{question} Say --yes to do it.")));
+            return Err(CliError::Usage(format!("{question} Pass --yes to go on.")));
         }
         remark(&format!("{question} [y/N] "));
         let mut answer = String::new();

@@ -1,4 +1,6 @@
 //! `deploy`: uploads a component and waits until every node runs it.
+//!
+//! Settings from the command line are sent as text, which the node converts by the module's description.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -20,35 +22,36 @@ use ciborium::Value;
 /// Deploy a component: a new module, or a new release that is swapped in while it runs.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The component, as `annulus build` makes it; `-` for stdin
+    /// The component file, as `annulus build` writes it; `-` for stdin
     file: PathBuf,
-    /// What to call the module [default: what the component calls itself]
+    /// Name of the module [default: the name in the component's description]
     #[arg(long)]
     name: Option<String>,
-    /// How many replicas hold each item [default: 1, or what the module has]
+    /// Number of replicas that hold each item [default: the module's present value, or 1]
     #[arg(long)]
     n: Option<u8>,
-    /// How many replicas answer a read
+    /// Number of replicas that must answer a read
     #[arg(long)]
     r: Option<u8>,
-    /// How many replicas make a write durable before it is acknowledged
+    /// Number of replicas that must have a write durably before it is acknowledged
     #[arg(long)]
     w: Option<u8>,
-    /// Where the module's host storage lives
+    /// Engine of the module's host storage
     #[arg(long, value_enum)]
     storage: Option<Storage>,
-    /// A setting of the module, as its description types it (`@FILE`, `@-` and `@@` as in `call`); the
-    /// others that it has stay as they are
+    /// A setting of the module, with the type that its description gives (`@FILE`, `@-` and `@@` as in
+    /// `call`); its other settings stay as they are
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
-    /// A setting that the module is no longer to have
+    /// A setting to remove from the module
     #[arg(long = "unset", value_name = "NAME")]
     unset: Vec<String>,
-    /// How long one call of the guest may take, of its own time and asleep; a call that takes longer costs
-    /// a guest that keeps its items itself its items [default: 5s, or what the module has]
+    /// Longest time that one call of the guest may take, computing and sleeping; a call that exceeds it ends
+    /// the guest, and a guest that keeps its items in its own memory loses them [default: the module's present
+    /// value, or 5s]
     #[arg(long, value_name = "DURATION", value_parser = parse_duration)]
     call_limit: Option<Duration>,
-    /// How long to wait until every node runs it
+    /// Longest time to wait until every node runs the release
     #[arg(long, value_parser = parse_duration, default_value = "2m")]
     timeout: Duration,
 }
@@ -59,11 +62,11 @@ enum Storage {
     Durable,
 }
 
-/// `name=value`.
+/// Split `NAME=VALUE`; the name must not be empty.
 pub(super) fn pair(text: &str) -> Result<(String, String), String> {
     match text.split_once('=') {
         Some((name, value)) if !name.is_empty() => Ok((name.to_owned(), value.to_owned())),
-        _ => Err("it is said NAME=VALUE".to_owned()),
+        _ => Err("expected NAME=VALUE".to_owned()),
     }
 }
 
@@ -98,7 +101,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let mut sent = 0;
         while sent < component.len() {
             let end = component.len().min(sent + UPLOAD_CHUNK_BYTES);
-            // A node that refuses stops reading: its answer says why, so go and hear it.
+            // A node that refuses the deploy stops reading. Its answer says why, so go on to read it.
             if exchange.upload(component.slice(sent..end)).await.is_err() {
                 break;
             }
@@ -113,8 +116,10 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     context.output.show(&row, || render(&row))
 }
 
-/// Settings as the node is told them: words, which it types. What is in a file is told as the word
-/// that means it, for which the component is asked about its settings here.
+/// Convert settings to the text form in which the node expects them.
+///
+/// The contents of a file become the text that has the same value. That depends on the setting's type, so
+/// the component is described here if any setting is read from a file.
 async fn settings(
     component: &Bytes,
     given: Vec<(String, String)>,
@@ -134,18 +139,22 @@ async fn settings(
             description = Some(describe(component.to_vec()).await.map_err(CliError::Other)?);
         }
         let known = description.as_ref().map(|description| description.config.as_slice()).unwrap_or_default();
-        // Of a setting that is not there the node says which are.
+        // An unknown setting is passed on: the node refuses it and lists the settings there are.
         let ty =
             known.iter().find(|param| param.name == name).map_or(Type::Any, |param| Type::parse(&param.ty));
         let bad = |why: String| CliError::Usage(format!("setting {name}: {word}: {why}"));
         let value = from_contents(&ty, &contents).map_err(|error| bad(error.to_string()))?;
         let means = word_for(&ty, &contents, &value);
-        told.push((name.clone(), means.ok_or_else(|| bad("no word says what is in the file".to_owned()))?));
+        told.push((
+            name.clone(),
+            means.ok_or_else(|| bad("the contents of the file cannot be written as text".to_owned()))?,
+        ));
     }
     Ok(told)
 }
 
-/// The word that means this value.
+/// Return the text form of the contents that parses to `value`: the text itself, the text without the line
+/// end, or hex; `None` if no form does.
 fn word_for(ty: &Type, contents: &[u8], value: &Value) -> Option<String> {
     let text = String::from_utf8_lossy(contents).into_owned();
     let hex = format!("0x{}", contents.iter().map(|byte| format!("{byte:02x}")).collect::<String>());
@@ -157,26 +166,24 @@ pub(super) fn render(row: &DeployedRow) -> String {
     let digest: String = row.digest.chars().take(12).collect();
     if row.unchanged {
         return format!(
-            "{} runs this component with these settings already, as version {}, on {} nodes",
+            "{} already runs this component with these settings, as version {}, on {} nodes",
             row.name, row.version, row.nodes
         );
     }
     let mut text = format!("{} version {} ({digest}) runs on {} nodes", row.name, row.version, row.nodes);
     if row.version > 1 {
         let (items, stall) = (row.swapped_items, row.longest_stall_us);
-        text.push_str(&format!(
-            "\n{items} items carried over; no vnode stood still for longer than {stall} µs"
-        ));
+        text.push_str(&format!("\n{items} items carried over; the longest pause of a vnode was {stall} µs"));
     }
     if !row.lost.is_empty() {
         text.push_str(&format!(
-            "\nthe guests of {} ended while they gave their items, which are gone: {}",
+            "\nthe guests of {} ended while they handed over their items, which are lost: {}",
             counted(row.lost.len(), "partition"),
             ranges(&row.lost)
         ));
     }
     for node in &row.unreached {
-        text.push_str(&format!("\n{node} could not be reached and follows when it is back"));
+        text.push_str(&format!("\n{node} could not be reached and will run the release when it is back"));
     }
     text
 }
@@ -186,7 +193,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_file_becomes_the_word_that_means_it() {
+    fn the_contents_of_a_file_become_text_with_the_same_value() {
         for (ty, contents, word) in [
             ("text", &b"a\n"[..], Some("a\n")),
             ("uint", b"7\n", Some("7")),

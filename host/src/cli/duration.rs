@@ -1,14 +1,14 @@
-//! Durations as they are typed: `500ms`, `30s`, `5m`, `1h`.
+//! Durations of the command line: `500ms`, `30s`, `5m`, `1h`.
 
 use std::time::Duration;
 
-/// Longest that anything may be asked to take.
+/// Longest duration that is accepted.
 const LONGEST: Duration = Duration::from_secs(24 * 3600);
 
-/// Reads a duration.
+/// Parse a duration: a decimal number and a unit, `ms`, `s`, `m` or `h`.
 ///
 /// # Errors
-/// When it has no unit, is zero or longer than a day.
+/// Returns the reason if the unit is missing or unknown, or the duration is not from 1 ms to 24 hours.
 pub fn parse_duration(text: &str) -> Result<Duration, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -27,7 +27,7 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// For people: `90 s`, `10 min`, `24 h`.
+/// Format a duration for people: `90 s`, `10 min`, `24 h`.
 pub(super) fn spoken(duration: Duration) -> String {
     let seconds = duration.as_secs();
     match seconds {
@@ -38,7 +38,7 @@ pub(super) fn spoken(duration: Duration) -> String {
     }
 }
 
-/// Milliseconds, for the wire.
+/// Return the duration in whole milliseconds, the unit of the admin protocol.
 pub(super) fn millis(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
 }
@@ -49,7 +49,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_are_read_and_junk_is_refused() {
+    fn durations_are_parsed_and_malformed_ones_are_refused() {
         assert_eq!(parse_duration("500ms").unwrap(), Duration::from_millis(500));
         assert_eq!(parse_duration("1.5s").unwrap(), Duration::from_millis(1500));
         assert_eq!(parse_duration("2m").unwrap(), Duration::from_secs(120));

@@ -1,4 +1,4 @@
-//! How a verb fails.
+//! The error of a verb, with its exit code and its two forms of output.
 
 use std::process::ExitCode;
 
@@ -7,32 +7,33 @@ use serde_json::{Value, json};
 use annulus_admin::{AdminError, Malformed};
 use annulus_values::to_json;
 
-/// How a verb fails, with its exit code.
+/// The error of a verb. Each variant has an exit code.
 #[derive(Debug, thiserror::Error)]
 pub enum CliError {
-    /// The node did not do it. Exit code 1.
+    /// The node refused the request, failed, or did not answer; the error's `state` says whether the request
+    /// was applied. Exit code 1.
     #[error("{0}")]
     Failed(#[from] AdminError),
-    /// Something on this side stands in the way. Exit code 1.
+    /// An obstacle on this machine, or a negative answer to a confirmation. Exit code 1.
     #[error("{0}")]
     Other(String),
-    /// The words make no sense. Nothing was done. Exit code 2.
+    /// The command line is wrong. Nothing was done. Exit code 2.
     #[error("{0}")]
     Usage(String),
-    /// No node could be asked. Nothing was done. Exit code 3.
+    /// No node could be reached. Nothing was done. Exit code 3.
     #[error("{0}")]
     Unreachable(String),
-    /// The verb has shown itself what went wrong. Exit code 1.
+    /// The verb failed and has already shown the reason. Exit code 1.
     #[error("failed")]
     Shown,
-    /// Whoever read the answer has read enough, as `head` does, and wants no word about it. Exit
+    /// The reader of stdout has closed the pipe, as `head` does; that is no failure and is not reported. Exit
     /// code 0.
-    #[error("nobody reads the answer any more")]
+    #[error("the reader of the answer has closed the pipe")]
     ReaderGone,
 }
 
 impl CliError {
-    /// 1 the request failed, 2 bad usage, 3 cannot reach the node.
+    /// Return the exit code: 1 the request failed, 2 bad usage, 3 cannot reach the node.
     pub fn exit_code(&self) -> ExitCode {
         ExitCode::from(match self {
             Self::Failed(_) | Self::Other(_) | Self::Shown => 1,
@@ -42,7 +43,7 @@ impl CliError {
         })
     }
 
-    /// `{"error": {"code", "message", "state"}}`.
+    /// Return the JSON form, `{"error": {"code", "message", "state"}}`; a module's refusal adds `"refusal"`.
     pub fn to_json(&self) -> Value {
         let (code, state) = match self {
             Self::Failed(error) => {
@@ -64,7 +65,7 @@ impl CliError {
         json!({"error": {"code": code, "message": self.to_string(), "state": state}})
     }
 
-    /// The lines that people see on stderr.
+    /// Return the text form, one or more lines for stderr.
     pub fn to_text(&self) -> String {
         let Self::Failed(error) = self else { return format!("error: {self}") };
         let mut text = format!("error: {}", error.message);
@@ -78,7 +79,7 @@ impl CliError {
 
 impl From<Malformed> for CliError {
     fn from(error: Malformed) -> Self {
-        Self::Other(format!("the node's answer cannot be read ({error}); is it of another version?"))
+        Self::Other(format!("the node's answer cannot be decoded ({error}); does it run another version?"))
     }
 }
 
@@ -88,7 +89,7 @@ mod tests {
     use annulus_admin::RefusalDetail;
 
     #[test]
-    fn a_refusal_is_shown_whole() {
+    fn a_refusal_is_shown_with_its_code_message_and_detail() {
         let error = CliError::Failed(AdminError {
             refusal: Some(Box::new(RefusalDetail {
                 code: "out-of-stock".into(),

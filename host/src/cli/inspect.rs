@@ -1,5 +1,6 @@
-//! `inspect`: what a component is, without deploying it. Needs no node: it is compiled and asked
-//! here.
+//! `inspect`: shows a component's contract, commands and interfaces without deploying it.
+//!
+//! The verb needs no node: it compiles the component and calls its `describe` in this process.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -15,7 +16,7 @@ use annulus_wasm::{Description, Effect, Engine, Limits, Param, Route};
 /// Show what a component imports, exports and describes.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// A component, as `annulus build` makes them; `-` for stdin
+    /// The component file, as `annulus build` writes it; `-` for stdin
     file: PathBuf,
 }
 
@@ -27,8 +28,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let digest: String = Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect();
     let bytes = component.len();
     let described = match &found.contract {
-        // Of another world: what it imports and exports is all that can be said of it.
-        None => Err("it is no vnode: it exports no annulus:vnode/vnode".to_owned()),
+        // A component of another world: only its imports and exports can be shown.
+        None => Err("it is no vnode: it does not export annulus:vnode/vnode".to_owned()),
         Some(_) => describe(component).await,
     };
     let ComponentInterfaces { contract, imports, exports } = &found;
@@ -51,9 +52,9 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     })
 }
 
-/// Validates it as a deploy does, and asks it what it is.
+/// Validate a component as a deploy does and return its description, or the reason for refusing it.
 pub(super) async fn describe(component: Vec<u8>) -> Result<Arc<Description>, String> {
-    let engine = Engine::new().map_err(|error| format!("no engine: {error:#}"))?;
+    let engine = Engine::new().map_err(|error| format!("cannot create the WebAssembly engine: {error:#}"))?;
     let module = engine.prepare(component.into(), Limits::default()).await;
     module.map(|module| Arc::clone(&module.description)).map_err(|error| error.to_string())
 }

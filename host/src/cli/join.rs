@@ -1,7 +1,7 @@
-//! `join`: said to the node that joins.
+//! `join`: makes the addressed node a member of another cluster.
 //!
-//! Its node answers when it was admitted, then starts anew as part of the other cluster, with
-//! new credentials. So from there on it is asked afresh until it has its share of the ring.
+//! The node answers once the other cluster has admitted it, then restarts as part of that cluster with new
+//! credentials. From then on the verb reconnects and polls until the node holds its share of the ring.
 
 use std::time::Duration;
 
@@ -13,43 +13,43 @@ use annulus_admin::rows::{MemberRow, RingRow, StatusRow};
 use annulus_admin::{AdminError, AdminRequest};
 use annulus_core::wording::counted;
 
-/// Make this node part of another node's cluster.
+/// Join this node to another node's cluster.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// `--listen` address of a member of the cluster to join
+    /// The `--listen` address of a member of the cluster to join
     #[arg(value_name = "ADDR")]
     address: String,
-    /// What `annulus token` printed at that cluster
+    /// A token of that cluster, as `annulus token` prints it
     #[arg(long, env = "ANNULUS_TOKEN", hide_env_values = true)]
     token: String,
-    /// Give up the modules and items that the node's own cluster of one holds
+    /// Discard the modules and items of the cluster that this node is alone in
     #[arg(long)]
     discard: bool,
-    /// Own nothing there until a plan takes it in: look at `annulus plan`, then `annulus commit`
+    /// Stage the join: the node owns nothing until `annulus commit` carries out what `annulus plan` shows
     #[arg(long)]
     stage: bool,
-    /// Do not wait until it holds its share
+    /// Do not wait until the node holds its share of the ring
     #[arg(long)]
     no_wait: bool,
-    /// How long to wait until it holds its share
+    /// Longest time to wait until the node holds its share of the ring
     #[arg(long, value_parser = parse_duration, default_value = "5m")]
     timeout: Duration,
 }
 
-/// A node that is started anew answers long before this.
+/// Time without an answer after which a restarting node counts as gone; a restart is much shorter.
 const SILENT: Duration = Duration::from_secs(30);
-/// How often a node that starts anew is asked whether it is there.
+/// Interval between two polls of the joining node.
 const ASK_AGAIN: Duration = Duration::from_millis(100);
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if args.discard {
-        context.confirm("The node gives up every module and item of its own cluster.")?;
+        context.confirm("The node discards every module and item of its own cluster.")?;
     }
     let deadline = Instant::now() + args.timeout;
     let connection = context.connect().await?;
     let before: StatusRow = connection.ask(&AdminRequest::Status).await?;
     let members: Vec<MemberRow> = connection.ask(&AdminRequest::Members).await?;
-    // Said again to a node that waits there already, it starts nothing anew.
+    // A node that already waits in that cluster does not restart when it is told to join again.
     let waits = members.iter().any(|row| row.node == before.node && row.status == "joining");
     let own = (!waits).then(|| before.cluster.clone());
     let request = AdminRequest::Join {
@@ -63,8 +63,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     drop(connection);
 
     let mut progress = context.output.progress();
-    progress.set("starting anew in the other cluster", 0, 0);
-    let mut last = "it has not started anew yet".to_owned();
+    progress.set("restarting in the other cluster", 0, 0);
+    let mut last = "it has not restarted yet".to_owned();
     let mut answered = Instant::now();
     let member = loop {
         let look = timeout_at(deadline, look(&before.node, own.as_deref(), context)).await;
@@ -89,11 +89,11 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             }
             Ok(Err(error)) => {
                 last = error.to_string();
-                // It ends where it was removed again, and does not start anew for so long.
+                // A node that was removed again ends and never answers; a restart does not take this long.
                 if answered.elapsed() >= SILENT {
                     let message = format!(
-                        "{} was admitted, and has not answered for {}: {last}. Its log says why; it goes on with the \
-                         join when it is started again",
+                        "{} was admitted, but has not answered for {}: {last}. Its log says why; it resumes the join \
+                         when it is started again",
                         before.node,
                         spoken(SILENT)
                     );
@@ -105,7 +105,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         if Instant::now() >= deadline {
             let message =
-                format!("{} was admitted, but is not settled yet: {last}. It goes on by itself", before.node);
+                format!("{} was admitted, but has not finished: {last}. It continues by itself", before.node);
             let error = AdminError::unknown("deadline-exceeded", message);
             return Err(CliError::Failed(AdminError { state: "applied".to_owned(), ..error }));
         }
@@ -113,37 +113,36 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     };
     drop(progress);
     context.output.show(&member, || match member.status.as_str() {
-        "joining" => format!("{} waits to join; `annulus plan` shows what that would do", member.node),
+        "joining" => format!("{} waits to join; `annulus plan` shows the effect", member.node),
         _ => format!("{} is a member and owns {}", member.node, counted(member.owned, "partition")),
     })
 }
 
-/// The error of a join whose node was told to leave meanwhile.
+/// Return the error of a join whose node was told to leave, or was removed, before it had its share.
 fn gone(node: &str, status: &str) -> CliError {
-    let message =
-        format!("{node} was admitted, and is {status}: somebody had it leave, or removed it, meanwhile");
+    let message = format!(
+        "{node} was admitted, but is {status}: it was told to leave, or was removed, in the meantime"
+    );
     CliError::Failed(AdminError {
         state: "applied".to_owned(),
         ..AdminError::unknown("not-allowed", message)
     })
 }
 
+/// The joining node's progress, as one poll sees it.
 enum Look {
+    /// Not in the cluster, or without a share of the ring yet; the text says which.
     NotYet(String),
-    /// It leaves again; its status.
+    /// On its way out again; holds its status.
     Goes(String),
-    /// With what is to be said of members that it cannot reach.
-    Joining {
-        row: MemberRow,
-        unreachable: String,
-    },
-    Member {
-        row: MemberRow,
-        moving: usize,
-    },
+    /// Admitted and waiting. `unreachable` is a text about the first member that it has no connection with,
+    /// or empty.
+    Joining { row: MemberRow, unreachable: String },
+    /// Holds replicas, while `moving` partitions of the ring are still in transfer.
+    Member { row: MemberRow, moving: usize },
 }
 
-/// `own`: the cluster that it is to be gone from.
+/// Poll the joining node once. `own` is the cluster that it leaves; `None` if it has already left it.
 async fn look(node: &str, own: Option<&str>, context: &Context) -> Result<Look, CliError> {
     let connection = context.connect().await?;
     let status: StatusRow = connection.ask(&AdminRequest::Status).await?;
@@ -167,16 +166,17 @@ async fn look(node: &str, own: Option<&str>, context: &Context) -> Result<Look, 
     }
 }
 
-/// Why a node that is joining may stay so: as long as others cannot reach it, nor it them, the cluster
-/// waits for it.
+/// Return a text about a member that the joining node has no connection with, or an empty one.
+///
+/// The cluster gives a node no share while the members cannot reach it, or it cannot reach them.
 fn unreachable(node: &str, members: &[MemberRow]) -> String {
     let Some(other) = members.iter().find(|row| row.node != node && row.unreachable.is_some()) else {
         return String::new();
     };
     let own = members.iter().find(|row| row.node == node).map_or("", |row| row.listen.as_str());
     format!(
-        ", and there is no connection with {} at {} ({}). Can nodes there reach this one at {own}? If not, start it \
-         again with another --listen, or with --advertise",
+        ", and there is no connection with {} at {} ({}). Can the nodes there reach this one at {own}? If not, \
+         restart it with another --listen, or with --advertise",
         other.node,
         other.listen,
         other.unreachable.as_deref().unwrap_or_default(),

@@ -1,4 +1,4 @@
-//! `leave`: a node hands off what it holds and goes.
+//! `leave`: has a node hand off its partitions and leave the cluster.
 
 use super::clear::show_staged;
 use super::patience::Patience;
@@ -7,13 +7,13 @@ use annulus_admin::AdminRequest;
 use annulus_admin::plan_rows::StagedRow;
 use annulus_admin::rows::MemberRow;
 
-/// Hand off all that a node holds, then let it go.
+/// Hand off everything that a node holds, then remove it from the cluster.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Name of the node; the addressed one where none is named
+    /// Name of the node [default: the addressed node]
     #[arg(id = "leaver", value_name = "NODE")]
     name: Option<String>,
-    /// Only with the next commit
+    /// Stage the leave for the next commit
     #[arg(long)]
     stage: bool,
     #[command(flatten)]

@@ -1,4 +1,6 @@
-//! `locate`: where a key lives. With `--ring-size` it is arithmetic and needs no node.
+//! `locate`: shows the partition and the preference list of a key.
+//!
+//! With `--ring-size` the partition is computed here, without a node and without a preference list.
 
 use annulus_core::keyspace::{RingSize, hash_key};
 
@@ -8,20 +10,20 @@ use annulus_admin::AdminRequest;
 use annulus_admin::rows::LocateRow;
 use annulus_values::hex;
 
-/// Where a key lives.
+/// Show the partition and the nodes of a key.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Which module: the bucket of its keys
+    /// Name of the module, which is the bucket of its keys
     module: String,
     /// The key; `@FILE`, `@-` and `@@` as in `call`
     key: String,
-    /// The key is given as hex digits: for keys that are not text
+    /// Read the key as hex digits, for keys that are not text
     #[arg(long)]
     hex: bool,
     /// Length of the preference list
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..))]
     n: u8,
-    /// Compute it for a ring of this size, without a node (and without a preference list)
+    /// Compute the partition for a ring of this size, without a node and without a preference list
     #[arg(long)]
     ring_size: Option<u32>,
 }
@@ -29,7 +31,10 @@ pub struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let key = if args.hex {
         hex(&args.key).ok_or_else(|| {
-            CliError::Usage(format!("{:?} is not pairs of hex digits, as --hex wants them", args.key))
+            CliError::Usage(format!(
+                "{:?} is not a sequence of pairs of hex digits, as --hex expects",
+                args.key
+            ))
         })?
     } else {
         Words::new().read(&args.key)?.into_bytes()
@@ -75,7 +80,7 @@ mod tests {
     use annulus_admin::rows::PreferenceRow;
 
     #[test]
-    fn a_key_is_where_riak_core_puts_it() {
+    fn a_key_is_in_the_partition_that_riak_core_computes() {
         let row = locate(RingSize::try_from(64).unwrap(), "foo", b"bar");
         assert_eq!(row.hash, "49d41bea680d96cf005256b77de1ac9a872e0670");
         assert_eq!(

@@ -1,4 +1,4 @@
-//! Log lines, on stderr: which of them, and how they look.
+//! Sets up logging to stderr: the filter and the format of log lines.
 
 use std::io::IsTerminal;
 
@@ -8,11 +8,11 @@ use tracing_subscriber::prelude::*;
 use super::log_lines::LogLines;
 use super::start::LogFormat;
 
-/// Which lines are wanted: `LEVEL` or `TARGET=LEVEL`, with commas between, as `info,annulus=debug`.
-/// Where it is absent or cannot be read, the verb and `-v` decide.
+/// Environment variable with the log filter: `LEVEL` or `TARGET=LEVEL`, separated by commas, as in
+/// `info,annulus=debug`. If it is absent or malformed, the verb and `-v` choose the filter.
 const VARIABLE: &str = "ANNULUS_LOG";
 
-/// Logging for as long as it is kept: the last lines are written when it is dropped.
+/// A guard to keep until the process exits; dropping it writes the last lines.
 pub(super) struct Logging(Option<LogLines>);
 
 impl Drop for Logging {
@@ -23,7 +23,7 @@ impl Drop for Logging {
     }
 }
 
-/// Sets logging up for this process. `serving` is for verbs that run a node.
+/// Set up logging for this process. `serving` is true for verbs that run a node, which log by default.
 pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) -> Logging {
     let default = match (verbose, serving) {
         (0, false) => "off",
@@ -34,15 +34,15 @@ pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) -> Logging {
     };
     let wanted = std::env::var(VARIABLE).ok().and_then(|wanted| wanted.parse::<Targets>().ok());
     let filter = wanted.or_else(|| default.parse().ok()).unwrap_or_default();
-    // Without a stderr there is nobody to tell.
+    // Without a stderr there is no place for log lines.
     let Ok(to) = LogLines::to_stderr(format) else { return Logging(None) };
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
-        // Told by a panic in whatever task logs.
+        // The layer reports its own errors with `eprintln!`, which panics in the task that logs if stderr fails.
         .log_internal_errors(false)
         .with_writer(to.clone());
     let registry = tracing_subscriber::registry();
-    // Fails only if it was set up before, which is as good.
+    // Fails only if a subscriber is already set, which then takes the lines.
     let _ = match format {
         LogFormat::Text => registry.with(lines.with_target(false).with_filter(filter)).try_init(),
         LogFormat::Json => registry.with(lines.json().with_filter(filter)).try_init(),

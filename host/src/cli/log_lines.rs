@@ -1,9 +1,9 @@
-//! Where log lines go: to stderr, by a thread of their own.
+//! Writes log lines to stderr from a thread of its own.
 //!
-//! stderr may be a file on a full disk, a pipe whose reader is gone, or one whose reader has stopped
-//! reading. None of that may reach the task that logs, which may be the one that holds a vnode or
-//! a join: it hands its line over and goes on. What cannot be written, or comes faster than it is
-//! written, is dropped and counted, and the count is said with the next line that can be written.
+//! stderr may be a file on a full disk, a pipe whose reader is gone, or a pipe whose reader has stopped
+//! reading. None of that may block or fail the task that logs, which may run a vnode or a join: it
+//! queues its line and goes on. Lines that cannot be written, or that exceed the queue, are dropped and
+//! counted; the count is written with the next line that succeeds.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -18,19 +18,20 @@ use tracing_subscriber::fmt::MakeWriter;
 
 use super::start::LogFormat;
 
-/// Lines that may wait: some seconds of a node that logs everything.
+/// Capacity of the queue in lines: some seconds of a node that logs everything.
 const WAITING: usize = 8192;
 
-/// Longest that the end of the process waits for the last lines.
+/// Longest time that the end of the process waits for the last lines.
 const FLUSH: Duration = Duration::from_secs(1);
 
+/// A message to the thread that writes.
 enum Word {
     Line(Vec<u8>),
-    /// Answered when all lines before it were written or dropped.
+    /// Answered when every line before it is written or dropped.
     Flush(SyncSender<()>),
 }
 
-/// Takes lines from any thread without waiting. Clones share the thread that writes.
+/// A handle that queues lines from any thread without blocking. Clones share one writing thread.
 #[derive(Clone)]
 pub(super) struct LogLines {
     words: SyncSender<Word>,
@@ -38,14 +39,15 @@ pub(super) struct LogLines {
 }
 
 impl LogLines {
-    /// Starts the thread, for this process's stderr. The thread ends with the process, because
-    /// whoever logs keeps a handle.
+    /// Start the writing thread for this process's stderr.
+    ///
+    /// The thread ends with the process, because the global subscriber keeps a handle.
     ///
     /// # Errors
-    /// When there is no stderr at all, or no thread: then there is nothing to log to.
+    /// Fails if the process has no stderr or the thread cannot be started; nothing is logged then.
     pub(super) fn to_stderr(format: LogFormat) -> io::Result<Self> {
-        // Not through the standard library's handle, whose lock a write that hangs would keep from
-        // everybody else who has something to say there.
+        // Bypass the standard library's handle: a write that hangs would hold its lock and block all other
+        // writers to stderr.
         let stderr = io::stderr().as_fd().try_clone_to_owned()?;
         Self::to(File::from(stderr), format)
     }
@@ -60,10 +62,10 @@ impl LogLines {
         Ok(Self { words, lost })
     }
 
-    /// Waits until the lines so far are written, but no longer than a second.
+    /// Wait until the queued lines are written, for at most [`FLUSH`].
     pub(super) fn flush(&self) {
         let (done, written) = sync_channel(1);
-        // A full queue is one that nobody writes.
+        // A full queue means that the thread is stuck in a write; waiting for it is no use.
         if self.words.try_send(Word::Flush(done)).is_ok() {
             let _ = written.recv_timeout(FLUSH);
         }
@@ -71,7 +73,7 @@ impl LogLines {
 }
 
 fn write_all(queue: &Receiver<Word>, mut place: impl Write, lost: &AtomicU64, format: LogFormat) {
-    // The end of a line that was written in part is on the next one's.
+    // True if the last line may have been written in part: the next one then starts with a line feed.
     let mut broken = false;
     for word in queue {
         let line = match word {
@@ -113,7 +115,7 @@ fn lost_line(lines: u64, format: LogFormat) -> String {
     }
 }
 
-/// One event's line.
+/// Collects the line of one event and queues it when dropped.
 pub(super) struct Line<'a> {
     to: &'a LogLines,
     bytes: Vec<u8>,
@@ -154,7 +156,7 @@ mod tests {
 
     use super::*;
 
-    /// Fails while it is told to, and waits while its gate is held.
+    /// A writer that fails while `fails` is set and blocks while `gate` is held.
     #[derive(Clone, Default)]
     struct Place {
         written: Arc<Mutex<Vec<u8>>>,
@@ -182,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_could_not_be_written_is_counted_and_said_later() {
+    fn dropped_lines_are_counted_and_reported_later() {
         let place = Place::default();
         let lines = LogLines::to(place.clone(), LogFormat::Text).unwrap();
         say(&lines, "one\n");
@@ -200,11 +202,11 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_takes_nothing_holds_up_nobody_who_logs() {
+    fn a_blocked_stderr_does_not_block_the_tasks_that_log() {
         let place = Place::default();
         let lines = LogLines::to(place.clone(), LogFormat::Json).unwrap();
         let held = place.gate.lock();
-        // The thread holds one line, the queue all that it may; none of this waits.
+        // The thread holds one line and the queue is full; none of these calls blocks.
         for _ in 0..WAITING + 10 {
             say(&lines, "{}\n");
         }

@@ -1,4 +1,4 @@
-//! `members`: the nodes of the cluster.
+//! `members`: lists the nodes of the cluster.
 
 use owo_colors::{OwoColorize, Stream};
 
@@ -6,10 +6,10 @@ use super::{CliError, Context, Table};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::MemberRow;
 
-/// The nodes of the cluster.
+/// List the nodes of the cluster.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Those too that are gone for good
+    /// Include removed nodes
     #[arg(long)]
     all: bool,
 }

@@ -1,8 +1,8 @@
-//! The command line: verbs, one file each.
+//! The command line: one file per verb.
 //!
-//! A verb parses its words, asks a node through [`Connection`] and shows the answer through
-//! [`Output`]: text for people, one JSON document for programs. What goes wrong is a
-//! [`CliError`], which knows its exit code: 1 the request failed, 2 bad usage, 3 no node.
+//! A verb parses its arguments, asks a node through [`Connection`] and shows the answer through
+//! [`Output`]: text for people, one JSON document for programs. Every failure is a [`CliError`], which
+//! has an exit code: 1 the request failed, 2 bad usage, 3 no node could be reached.
 
 mod bench;
 mod build;
@@ -64,79 +64,79 @@ pub use table::Table;
 #[derive(Debug, Parser)]
 #[command(name = "annulus", version, propagate_version = true, after_help = EXAMPLES)]
 pub struct Cli {
-    /// What goes for every verb.
+    /// Options that every verb accepts.
     #[command(flatten)]
     pub global: Global,
-    /// What to do.
+    /// The verb to run.
     #[command(subcommand)]
     pub verb: Verb,
 }
 
 const EXAMPLES: &str = "\
 Try it:
-  annulus demo                      three nodes, a tour, and lines to try
+  annulus demo                      three nodes, a guided tour, and commands to try
   annulus start --name a@127.0.0.1  a cluster of one
   annulus call kv put key1 value1   a command of a deployed module
 
 Exit codes: 0 ok, 1 the request failed, 2 bad usage, 3 cannot reach the node.";
 
-/// Flags that go for every verb.
+/// Options that every verb accepts.
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Global options")]
 pub struct Global {
-    /// A node's `--listen` address [default: what its data directory's admin.toml says]
+    /// The `--listen` address of the node to ask [default: the address in admin.toml of the data directory]
     #[arg(long, global = true, value_name = "ADDR", env = "ANNULUS_NODE")]
     pub node: Option<String>,
-    /// A node's data directory: its own for `start`, credentials for the other verbs
+    /// A node's data directory: `start` keeps its data there, the other verbs read their credentials there
     #[arg(long, global = true, value_name = "DIR", env = "ANNULUS_DATA", default_value = "./annulus-data")]
     pub data: PathBuf,
-    /// Text for people or JSON for programs
+    /// Output format: text for people or JSON for programs
     #[arg(long, global = true, value_enum, default_value_t = Format::Text)]
     pub format: Format,
-    /// Do not ask before what cannot be taken back
+    /// Do not ask for confirmation before an irreversible change
     #[arg(long, global = true)]
     pub yes: bool,
-    /// Say more; twice: everything
+    /// Log more; given twice, log everything
     #[arg(short, long, global = true, action = clap::ArgAction::Count)]
     pub verbose: u8,
 }
 
-/// What can be done.
+/// The verbs of the command line.
 #[derive(Debug, Subcommand)]
 pub enum Verb {
     /// Run three nodes and a guided tour: join, put and get, handoff, a hot swap under load
     Demo(demo::Args),
     /// Run a node
     Start(start::Args),
-    /// Make this node part of another node's cluster
+    /// Join this node to another node's cluster
     Join(join::Args),
-    /// Hand off all that a node holds, then let it go
+    /// Hand off everything that a node holds, then remove it from the cluster
     Leave(leave::Args),
-    /// Let a node that holds nothing take another's places
+    /// Replace a node with one that holds nothing yet
     Replace(replace::Args),
-    /// Give up a node that is gone for good
+    /// Remove a node that is gone for good
     Remove(remove::Args),
     /// Mark a node that does not answer as down
     Down(down::Args),
-    /// What the staged changes would do
+    /// Show the effect of the staged changes
     Plan(plan::Args),
-    /// Carry out what is staged
+    /// Carry out the staged changes
     Commit(commit::Args),
-    /// Forget what is staged
+    /// Discard the staged changes
     Clear(clear::Args),
-    /// Print a token that lets nodes join
+    /// Print a token with which nodes can join
     Token(token::Args),
-    /// The nodes of the cluster
+    /// List the nodes of the cluster
     Members(members::Args),
-    /// Who holds which partition
+    /// Show which nodes hold which partition
     Ring(ring::Args),
-    /// What is moving between nodes
+    /// List the transfers between nodes, or limit them
     Transfers(transfers::Args),
-    /// The addressed node and what it knows of the cluster
+    /// Show the state of the addressed node and its view of the cluster
     Status(status::Args),
-    /// Where a key lives
+    /// Show the partition and the nodes of a key
     Locate(locate::Args),
-    /// Start a guest project
+    /// Create a guest project
     New(new::Args),
     /// Compile a guest project to a component
     Build(build::Args),
@@ -144,39 +144,40 @@ pub enum Verb {
     Inspect(inspect::Args),
     /// Deploy a component: a new module, or a new release that is swapped in while it runs
     Deploy(deploy::Args),
-    /// What is deployed
+    /// List the deployed modules
     Modules(modules::Args),
-    /// Go back to a module's release before
+    /// Return a module to an earlier release
     Rollback(rollback::Args),
-    /// End a module and delete its items
+    /// Remove a module and delete its items
     Undeploy(undeploy::Args),
-    /// Run a command of a module; `call M --help` lists what it has
+    /// Run a command of a module; `call MODULE --help` lists its commands
     Call(call::Args),
-    /// Go on without a majority of the voters that is lost for good
+    /// Recover the cluster after the permanent loss of a majority of its voters
     Recover(recover::Args),
-    /// Closed-loop load, made inside the addressed node, with latency percentiles
+    /// Generate closed-loop load inside the addressed node and measure latency percentiles
     Bench(bench::Args),
     /// Print the completion script for a shell
     Completions(completions::Args),
     /// Print the version
     Version,
-    /// A word that is a verb of a later version, or none at all.
+    /// A word that is no verb of this version.
     #[command(external_subcommand)]
     Unknown(Vec<String>),
 }
 
-/// Verbs of the design that this version does not have yet.
+/// Planned verbs that this version does not have; naming one gives an error that says so.
 const LATER: &[&str] = &["salvage", "logs", "backup", "restore"];
 
-/// Parses the process's own words and does what they say.
+/// Parse this process's command line and run its verb.
 pub fn main() -> ExitCode {
     main_speaking(Speaks::THIS)
 }
 
-/// The same, with nodes that say they speak no more than this: what an older build is to a newer
-/// one.
+/// Run as [`main`] does, but let a node announce only the versions in `speaks`.
+///
+/// Tests start such a node to stand for an older build in a cluster of newer ones.
 pub fn main_speaking(speaks: Speaks) -> ExitCode {
-    // Not a verb: said by a node only.
+    // Not a verb: a node passes this word when it starts its compiler process.
     if std::env::args_os().nth(1).is_some_and(|word| word == annulus_wasm::COMPILE_WORD) {
         return annulus_wasm::compile_component();
     }
@@ -194,10 +195,13 @@ pub fn main_speaking(speaks: Speaks) -> ExitCode {
     }
 }
 
-/// `--help` and `--version` are errors to the parser; a real one speaks JSON where asked to.
+/// Print the parser's error and return the exit code.
+///
+/// `--help` and `--version` are errors to the parser too; they go to stdout and succeed. A usage error is
+/// printed as JSON if the command line asks for JSON.
 fn report_usage(error: &clap::Error) -> ExitCode {
     let wants_json = || {
-        // Not every word is text.
+        // `args` would panic on an argument that is not UTF-8.
         let words: Vec<OsString> = std::env::args_os().collect();
         words.iter().any(|word| word == "--format=json")
             || words.windows(2).any(|pair| pair[0] == "--format" && pair[1] == "json")
@@ -216,7 +220,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
         let message = text.trim_start_matches("error: ").trim_end();
         Output::new(Format::Json).error(&CliError::Usage(message.to_owned()));
     } else {
-        // The exit code tells it where nobody can read this.
+        // If stderr cannot be written, the exit code still reports the error.
         drop(error.print());
     }
     ExitCode::from(2)
@@ -225,7 +229,7 @@ fn report_usage(error: &clap::Error) -> ExitCode {
 fn run(cli: Cli, output: &Output, speaks: Speaks) -> Result<(), CliError> {
     let context = Context::new(cli.global, output.clone());
     match cli.verb {
-        // A node has runtimes of its own.
+        // A node builds its own runtimes.
         Verb::Start(args) => {
             let _logging = log::set_up(context.global.verbose, true, args.log_format);
             start::run(args, &context, speaks)
@@ -237,7 +241,7 @@ fn run(cli: Cli, output: &Output, speaks: Speaks) -> Result<(), CliError> {
     }
 }
 
-/// Verbs that ask a node.
+/// Run a verb on a small runtime of its own and close its connections afterwards.
 fn ask(verb: Verb, context: &Context) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -1,4 +1,4 @@
-//! `modules`: what is deployed.
+//! `modules`: lists the deployed modules.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -8,7 +8,7 @@ use annulus_admin::AdminRequest;
 use annulus_admin::rows::ModuleRow;
 use annulus_wasm::Limits;
 
-/// What is deployed.
+/// List the deployed modules.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
@@ -45,7 +45,8 @@ pub(super) fn render(rows: &[ModuleRow]) -> String {
     format!("{table}{}{}", unable.collect::<String>(), details.collect::<String>())
 }
 
-/// A module's settings, and what it can go back to.
+/// Return the lines below the table for one module: a call limit that is not the default, the settings, and
+/// the earlier releases that `rollback --to` accepts. `None` if there are none.
 fn details(row: &ModuleRow) -> Option<String> {
     let settings = |all: &BTreeMap<String, String>| {
         all.iter().map(|(name, value)| format!(" {name}={value}")).collect::<String>()

@@ -1,4 +1,4 @@
-//! `new`: a guest project that builds, deploys and answers as it is.
+//! `new`: creates a guest project that builds and deploys without changes.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +8,12 @@ use super::quote::quoted_path;
 use super::{CliError, Context};
 use annulus_toolchain::{ScaffoldError, scaffold};
 
-/// Start a guest project.
+/// Create a guest project.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// The module's name: lower-case letters, digits, dashes
+    /// Name of the module: lower-case letters, digits and dashes
     name: String,
-    /// The project's directory, which must not be there yet [default: ./NAME]
+    /// Directory of the project, which must not exist yet [default: ./NAME]
     #[arg(long, value_name = "DIR")]
     path: Option<PathBuf>,
 }
@@ -25,7 +25,7 @@ pub(super) fn run(args: Args, context: &Context) -> Result<(), CliError> {
         ScaffoldError::Name { .. } => CliError::Usage(error.to_string()),
         ScaffoldError::Exists(_) | ScaffoldError::Io { .. } => CliError::Other(error.to_string()),
     })?;
-    // Where `annulus build` puts it: Cargo's own variable moves that.
+    // The path to which `annulus build` writes the component; Cargo's own variable moves it.
     let target = std::env::var_os("CARGO_TARGET_DIR").filter(|path| !path.is_empty());
     let target = target.map_or_else(|| PathBuf::from("target"), PathBuf::from);
     let component = target.join("guests").join(format!("{name}.component.wasm"));

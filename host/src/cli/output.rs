@@ -1,4 +1,4 @@
-//! Where answers go: stdout for what was asked for, stderr for everything else.
+//! Output of the verbs: answers go to stdout, everything else to stderr.
 
 use std::io::{ErrorKind, IsTerminal, Write};
 use std::time::Duration;
@@ -9,39 +9,39 @@ use serde::Serialize;
 
 use super::CliError;
 
-/// Text for people or JSON for programs.
+/// Format of the answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Format {
-    /// Tables and plain words.
+    /// Tables and sentences, for people.
     #[default]
     Text,
-    /// One JSON document, or one a line.
+    /// One JSON document, or one per line, for programs.
     Json,
 }
 
-/// Where a verb's answer goes. Cheap to clone.
+/// Writes a verb's answers, notes and errors. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Output {
     format: Format,
 }
 
 impl Output {
-    /// For this format.
+    /// Create an output that writes answers in `format`.
     pub fn new(format: Format) -> Self {
         Self { format }
     }
 
-    /// Do programs read it?
+    /// Return whether answers are JSON, for programs.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
-    /// Is somebody there to answer a question?
+    /// Return whether a person can answer a question: text output, with stdin and stderr on a terminal.
     pub fn interactive(&self) -> bool {
         !self.is_json() && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
     }
 
-    /// The answer: `value` for programs, `text` for people.
+    /// Write an answer: `value` as JSON, or else `text`.
     ///
     /// # Errors
     /// As [`Self::line`].
@@ -56,10 +56,10 @@ impl Output {
         }
     }
 
-    /// One line of the answer.
+    /// Write one line of an answer to stdout. On a terminal, control characters are escaped.
     ///
     /// # Errors
-    /// `ReaderGone` when whoever read it has closed the pipe; `Other` when it cannot be written.
+    /// Returns `ReaderGone` if the reader has closed the pipe, and `Other` if the line cannot be written.
     pub fn line(&self, text: &str) -> Result<(), CliError> {
         let mut stdout = std::io::stdout().lock();
         let written = if stdout.is_terminal() {
@@ -73,19 +73,19 @@ impl Output {
         })
     }
 
-    /// A remark for people: on stderr, and not where programs read.
+    /// Write a note for people to stderr; nothing is written if answers are JSON.
     pub fn note(&self, text: &str) {
         if !self.is_json() {
             remark(&format!("{text}\n"));
         }
     }
 
-    /// What went wrong: text on stderr, or JSON on stdout.
+    /// Write an error: as text to stderr, or as JSON to stdout.
     pub fn error(&self, error: &CliError) {
         if matches!(error, CliError::Shown | CliError::ReaderGone) {
             return;
         }
-        // Where stdout is of no use the exit code tells it, and stderr.
+        // If stdout cannot be written, the error goes to stderr as text.
         let told = self.is_json().then(|| self.line(&error.to_json().to_string()));
         if !matches!(told, Some(Ok(()) | Err(CliError::ReaderGone))) {
             let text = error.to_text();
@@ -95,7 +95,7 @@ impl Output {
         }
     }
 
-    /// A progress display on stderr; silent where there is no terminal.
+    /// Start a progress display on stderr. It draws nothing if stderr is no terminal or answers are JSON.
     pub fn progress(&self) -> Progress {
         let shown = !self.is_json() && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -104,22 +104,22 @@ impl Output {
     }
 }
 
-/// Writes to stderr. What is said beside the answer is lost where nobody can hear it, and the answer
-/// and the exit code stay what they are.
+/// Write to stderr and ignore failures: a lost note must change neither the answer nor the exit code.
 pub(super) fn remark(text: &str) {
     let mut stderr = std::io::stderr().lock();
     drop(stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()));
 }
 
-/// A progress display that is gone when it is dropped.
+/// A progress display, which is cleared when it is dropped.
 pub struct Progress {
     bar: ProgressBar,
-    /// What the style was made for; none before the first word, until which nothing is drawn.
+    /// The total that the style was made for; `None` before the first [`Self::set`], until which nothing is
+    /// drawn.
     total: Option<u64>,
 }
 
 impl Progress {
-    /// What is being done, and how far it is; `total` 0 where nobody knows.
+    /// Show a step and how much of it is done. `total` is 0 if it is unknown; no bar is drawn then.
     pub fn set(&mut self, what: &str, done: u64, total: u64) {
         let first = self.total.is_none();
         if self.total != Some(total) {
@@ -148,10 +148,12 @@ impl Drop for Progress {
     }
 }
 
-/// A stored value must not move the reader's cursor or change the terminal's title.
+/// Escape control characters other than line feed, tab and colours.
+///
+/// A stored value must not move the terminal's cursor or change its title.
 fn without_controls(text: &str) -> std::borrow::Cow<'_, str> {
     let harmless = |c: char| !c.is_control() || c == '\n' || c == '\t';
-    // Our own colours begin with ESC [ and end with m; they are let through.
+    // Colours begin with ESC [ and end with m; they are passed through, as this program prints them too.
     if text.chars().all(harmless) {
         return text.into();
     }

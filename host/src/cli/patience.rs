@@ -1,27 +1,27 @@
-//! The flags of every verb that has partitions move: how long to wait for that, if at all.
+//! The options of every verb that moves partitions: whether and how long to wait for the moves.
 
 use std::time::Duration;
 
 use super::duration::{millis, parse_duration};
 
-/// Until when a verb waits.
+/// Whether and how long a verb waits for partitions to move.
 #[derive(Debug, clap::Args)]
 pub(super) struct Patience {
-    /// Do not wait until all has moved
+    /// Do not wait until every partition has moved
     #[arg(long)]
     no_wait: bool,
-    /// How long to wait until all has moved
+    /// Longest time to wait until every partition has moved
     #[arg(long, value_parser = parse_duration, default_value = "5m")]
     timeout: Duration,
 }
 
 impl Patience {
-    /// Is the answer to come only when all has moved?
+    /// Return whether the node answers only after every partition has moved.
     pub(super) fn waits(&self) -> bool {
         !self.no_wait
     }
 
-    /// How long that may take, as the request says it.
+    /// Return the longest time to wait, in milliseconds, as the requests carry it.
     pub(super) fn timeout_ms(&self) -> u64 {
         millis(self.timeout)
     }

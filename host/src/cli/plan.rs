@@ -1,4 +1,4 @@
-//! `plan`: what the staged changes would do.
+//! `plan`: shows the effect of the staged changes.
 
 use std::collections::BTreeMap;
 
@@ -8,7 +8,7 @@ use super::{CliError, Context, Table};
 use annulus_admin::AdminRequest;
 use annulus_admin::plan_rows::{ChangeRow, PlanRow};
 
-/// Show what the staged changes would do: who will hold what, what moves, and warnings.
+/// Show the effect of the staged changes: the nodes' future shares, the moves, and warnings.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
@@ -18,7 +18,7 @@ pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
     context.output.show(&row, || render(&row))
 }
 
-/// In the words of the command line.
+/// Format a change as its verb is typed: `leave NODE`, `replace OLD NEW`.
 pub(super) fn change_text(row: &ChangeRow) -> String {
     match &row.by {
         Some(by) => format!("{} {} {by}", row.change, row.node),
@@ -28,7 +28,7 @@ pub(super) fn change_text(row: &ChangeRow) -> String {
 
 pub(super) fn render(row: &PlanRow) -> String {
     let Some(plan) = &row.plan else {
-        return "nothing is staged; say --stage with join, leave, replace or remove".to_owned();
+        return "nothing is staged; pass --stage to join, leave, replace or remove".to_owned();
     };
     let mut text = format!("plan {plan}\n");
     for change in &row.changes {
@@ -39,7 +39,7 @@ pub(super) fn render(row: &PlanRow) -> String {
     text.push('\n');
     text.push_str(&moves(row));
     text.push_str(&warnings(row));
-    text.push_str(&format!("\n`annulus commit {plan}` carries it out, `annulus clear` forgets it"));
+    text.push_str(&format!("\n`annulus commit {plan}` carries it out, `annulus clear` discards it"));
     text
 }
 
@@ -82,7 +82,7 @@ fn nodes(row: &PlanRow) -> String {
     table.to_string()
 }
 
-/// Partitions that change hands, pair by pair.
+/// Format the partitions that get another owner, summed by old and new owner.
 fn moves(row: &PlanRow) -> String {
     #[derive(Default)]
     struct Sum {
@@ -99,7 +99,7 @@ fn moves(row: &PlanRow) -> String {
             .map(|((items, bytes), (more, size))| (items + more, bytes + size));
     }
     if pairs.is_empty() {
-        return "no partition gets another owner\n".to_owned();
+        return "no partition changes its owner\n".to_owned();
     }
     let mut table = Table::new(&["from", "to", ">partitions", ">items", ">bytes"]);
     for ((from, to), sum) in pairs {
@@ -114,7 +114,7 @@ fn moves(row: &PlanRow) -> String {
     table.to_string()
 }
 
-/// One line each.
+/// Format the plan's warnings, one per line.
 pub(super) fn warnings(row: &PlanRow) -> String {
     let line = |message: &str| {
         let word = "warning".if_supports_color(Stream::Stdout, |word| word.yellow()).to_string();
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_not_known_is_never_shown_as_nothing() {
+    fn an_unknown_amount_is_shown_as_unknown_and_not_as_zero() {
         let warning = WarningRow { code: "node-down".into(), message: "a@h is down: 2 moves wait".into() };
         let mut row = PlanRow {
             plan: Some("12ab34cd".into()),

@@ -1,8 +1,8 @@
-//! Words of lines that are printed to be typed.
+//! Quotes words of printed command lines, so that they can be copied into a shell.
 
 use std::path::Path;
 
-/// A word as a shell takes it for one.
+/// Quote a word for a POSIX shell if it needs quotes.
 pub(super) fn quoted(word: &str) -> String {
     let plain = |c: char| c.is_alphanumeric() || "/._-+:,@%=~".contains(c);
     if !word.is_empty() && !word.starts_with('~') && word.chars().all(plain) {
@@ -11,7 +11,7 @@ pub(super) fn quoted(word: &str) -> String {
     format!("'{}'", word.replace('\'', r"'\''"))
 }
 
-/// A path, the same.
+/// Quote a path as [`quoted`] does; bytes that are not UTF-8 are replaced.
 pub(super) fn quoted_path(path: &Path) -> String {
     quoted(&path.to_string_lossy())
 }
@@ -21,7 +21,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_what_a_shell_would_take_apart_is_quoted() {
+    fn only_words_that_a_shell_would_split_or_expand_are_quoted() {
         for plain in ["n/dev1", "./a-b_c.wasm", "Müller", "--data=x"] {
             assert_eq!(quoted(plain), plain);
         }

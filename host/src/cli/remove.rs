@@ -1,4 +1,4 @@
-//! `remove`: a node that is gone for good.
+//! `remove`: removes and bans a node that is gone for good.
 
 use super::clear::show_staged;
 use super::patience::Patience;
@@ -6,13 +6,13 @@ use super::{CliError, Context, commit};
 use annulus_admin::plan_rows::{CommittedRow, PlanRow, StagedRow};
 use annulus_admin::{AdminRequest, PlanOf};
 
-/// Give up a node that is gone for good: it is banned, and others take its places.
+/// Remove a node that is gone for good: it is banned, and other nodes take over its partitions.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     /// Name of the node
     #[arg(id = "gone", value_name = "NODE")]
     name: String,
-    /// Only with the next commit
+    /// Stage the removal for the next commit
     #[arg(long)]
     stage: bool,
     #[command(flatten)]

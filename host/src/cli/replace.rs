@@ -1,4 +1,4 @@
-//! `replace`: a node that holds nothing takes another's places.
+//! `replace`: replaces a node with one that holds nothing yet.
 
 use super::clear::show_staged;
 use super::patience::Patience;
@@ -6,16 +6,16 @@ use super::{CliError, Context, commit};
 use annulus_admin::plan_rows::{CommittedRow, PlanRow, StagedRow};
 use annulus_admin::{AdminRequest, PlanOf};
 
-/// Let a node that holds nothing take the places of another, which goes.
+/// Replace a node with one that holds nothing yet; the old node leaves.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Name of the node that goes
+    /// Name of the node that leaves
     #[arg(value_name = "OLD")]
     old: String,
-    /// Name of the node that comes: one that joined with --stage
+    /// Name of the node that takes its place: one that joined with --stage
     #[arg(value_name = "NEW")]
     new: String,
-    /// Only with the next commit
+    /// Stage the replacement for the next commit
     #[arg(long)]
     stage: bool,
     #[command(flatten)]
@@ -37,7 +37,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     }
     let of = Some(PlanOf::Replace(args.old, args.new));
     let plan: PlanRow = connection.ask(&AdminRequest::Plan { shown: false, of }).await?;
-    // Of a node that is up nothing is lost.
+    // A node that is up hands its items off: the plan warns of a loss, and needs a confirmation, only if OLD is
+    // down.
     if let Some(loss) = plan.warnings.iter().find(|warning| warning.code == "possible-loss") {
         context.confirm(&format!("{}.", loss.message))?;
     }

@@ -1,4 +1,4 @@
-//! `ring`: who holds which partition, as the tutorial's picture.
+//! `ring`: shows which nodes hold which partition, as the picture of the riak_core tutorial.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::{MemberRow, RingRow};
 
-/// Who holds which partition.
+/// Show which nodes hold which partition.
 #[derive(Debug, clap::Args)]
 pub struct Args {}
 
@@ -27,7 +27,9 @@ pub(super) async fn run(_: Args, context: &Context) -> Result<(), CliError> {
     context.output.line(render(&ring, names)?.trim_end())
 }
 
-/// The picture, and what is on its way.
+/// Render the picture of the ring and the number of partitions in transfer.
+///
+/// Members that own nothing are in the picture too.
 pub(super) fn render<'a>(
     ring: &'a RingRow,
     members: impl Iterator<Item = &'a str>,
@@ -48,7 +50,7 @@ pub(super) fn render<'a>(
 }
 
 fn table(ring: &RingRow, ids: &BTreeMap<&str, NodeId>) -> Result<RingTable, CliError> {
-    let strange = |why: String| CliError::Other(format!("the node's ring makes no sense: {why}"));
+    let strange = |why: String| CliError::Other(format!("the node sent an invalid ring: {why}"));
     let size = RingSize::try_from(u32::from(ring.ring_size)).map_err(|error| strange(error.to_string()))?;
     let nodes = |names: &[String]| -> Vec<NodeId> {
         names.iter().filter_map(|name| ids.get(name.as_str()).copied()).collect()
@@ -85,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn the_picture_is_the_tutorials_and_says_what_moves() {
+    fn the_picture_is_the_tutorials_and_counts_the_partitions_in_transfer() {
         let mut row = ring(8, |id| if id < 5 { "a@h" } else { "b@h" });
         assert_eq!(
             render(&row, ["b@h", "a@h", "c@h"].into_iter()).unwrap(),
@@ -103,7 +105,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_that_makes_no_sense_is_an_error() {
+    fn an_invalid_ring_is_an_error() {
         let mut short = ring(8, |_| "a@h");
         short.partitions.pop();
         assert!(render(&short, std::iter::empty()).is_err());

@@ -1,4 +1,4 @@
-//! `rollback`: an earlier release.
+//! `rollback`: makes an earlier release of a module current again.
 
 use std::time::Duration;
 
@@ -7,15 +7,15 @@ use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::DeployedRow;
 
-/// Go back to an earlier release of a module, with the settings that it had.
+/// Return a module to an earlier release, with the settings of that release.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Its name
+    /// Name of the module
     module: String,
-    /// The version to go back to, of those that `annulus modules` shows [default: the one before]
+    /// The version to return to, one of those that `annulus modules` shows [default: the previous one]
     #[arg(long, value_name = "VERSION")]
     to: Option<u64>,
-    /// How long to wait until every node runs it
+    /// Longest time to wait until every node runs the release
     #[arg(long, value_parser = parse_duration, default_value = "2m")]
     timeout: Duration,
 }

@@ -1,4 +1,4 @@
-//! `start`: runs a node, until a signal or the cluster ends it.
+//! `start`: runs a node until a signal or the cluster stops it.
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -18,55 +18,56 @@ use annulus_data_dir::{DataDir, DataDirError};
 
 /// Run a node.
 ///
-/// SIGTERM and Ctrl-C stop it in order; SIGHUP is ignored. Log lines go to stderr: who rotates logs
-/// takes them from there.
+/// SIGTERM and Ctrl-C stop the node in an orderly way; SIGHUP is ignored. Log lines go to stderr; to rotate
+/// logs, read them from there.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Its name, `NAME@HOST`; the same at each start of one data directory
+    /// Name of the node, `NAME@HOST`; must be the same at each start with the same data directory
     #[arg(long, default_value = "annulus@127.0.0.1", value_parser = node_name)]
     name: String,
-    /// UDP address of its QUIC endpoint, HOST:PORT; port 0 takes a free one
+    /// UDP address of the node's QUIC endpoint, HOST:PORT; port 0 takes a free port
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8199")]
     listen: HostPort,
-    /// How other nodes reach it, if not by that: behind a translated address, or where it listens
-    /// on every address (0.0.0.0); a name is looked up again from time to time
+    /// Address at which other nodes reach this one, if it is not that of --listen: behind network address
+    /// translation, or when listening on every address (0.0.0.0); a host name is looked up again from time
+    /// to time
     #[arg(long, value_name = "ADDR")]
     advertise: Option<HostPort>,
-    /// Where to look for other nodes of its cluster while it hears from no leader: needed only where all
-    /// nodes may change their addresses at once. May be said several times; a name is looked up each time
+    /// Address at which to look for other nodes of the cluster while no leader is known: needed only if all
+    /// nodes may change their addresses at once. May be given several times; a host name is looked up each time
     #[arg(long, value_name = "ADDR")]
     seed: Vec<HostPort>,
-    /// Address kept for its HTTP gateway; not served in this version
+    /// Address reserved for the HTTP gateway; not served in this version
     #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:8198")]
     http: HostPort,
-    /// Number of partitions of the cluster that it founds, a power of two from 8 to 4096; said, it
-    /// joins no cluster with another one [default: 64]
+    /// Number of partitions of the cluster that the node founds, a power of two from 8 to 4096; if given, the
+    /// node refuses to join a cluster with another number [default: 64]
     #[arg(long, value_parser = ring_size)]
     ring_size: Option<RingSize>,
-    /// Failure domain [default: what the cluster knows of it]
+    /// Failure domain of the node [default: the zone that the cluster has recorded for it]
     #[arg(long)]
     zone: Option<String>,
-    /// Share of the ring relative to other nodes [default: what the cluster knows of it, or 1]
+    /// Share of the ring relative to other nodes [default: the weight that the cluster has recorded for it, or 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     weight: Option<u32>,
-    /// How log lines on stderr look; ANNULUS_LOG chooses them (`debug`, `annulus::handoff=trace`)
+    /// Format of the log lines on stderr; ANNULUS_LOG filters them (`debug`, `annulus::handoff=trace`)
     #[arg(long, value_enum, default_value_t)]
     pub(super) log_format: LogFormat,
-    /// Set aside all that the data directory holds, deleting nothing, and begin a new node there
+    /// Move everything in the data directory aside, deleting nothing, and start a new node there
     #[arg(long)]
     rejoin_as_new: bool,
-    /// Stop when stdin ends, so when whoever started this is gone
+    /// Stop when stdin ends, which is when the process that started this one is gone
     #[arg(long, hide = true)]
     with_parent: bool,
 }
 
-/// How log lines look.
+/// Format of log lines.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum LogFormat {
-    /// For people.
+    /// Text, for people.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
@@ -79,7 +80,7 @@ fn node_name(text: &str) -> Result<String, String> {
         Some((name, host)) if sound(name) && sound(host) && text.len() <= MAX_NAME_BYTES => {
             Ok(text.to_owned())
         }
-        _ => Err("a node is called NAME@HOST, in ASCII letters, digits and signs, without spaces".to_owned()),
+        _ => Err("a node's name is NAME@HOST, in printable ASCII characters without spaces".to_owned()),
     }
 }
 
@@ -88,7 +89,7 @@ fn ring_size(text: &str) -> Result<RingSize, String> {
     RingSize::try_from(size).map_err(|error| error.to_string())
 }
 
-/// What `start` says when the node serves, for programs.
+/// The JSON document that `start` prints when the node serves.
 #[derive(Serialize)]
 struct Started {
     node: String,
@@ -99,7 +100,7 @@ struct Started {
     data: String,
 }
 
-/// Runs the node. Must be called outside of any runtime.
+/// Run the node. Must be called outside of any runtime.
 pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), CliError> {
     annulus_wasm::one_arena_per_processor();
     let listen = look_up("--listen", &args.listen)?;
@@ -130,7 +131,7 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
     let ended = node::run(config, |node| {
         lives += 1;
         *switch.lock() = Some(node.exit().clone());
-        // Nobody reading stdout is no reason to stop serving.
+        // The node serves even if its stdout cannot be written.
         drop(announce(node, lives, context));
     });
     match ended {
@@ -146,19 +147,21 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
     }
 }
 
-/// This very program, even where its file has been replaced meanwhile.
+/// Return the path of the running program.
+///
+/// On Linux the path leads to the running program even if its file has been replaced since.
 fn own_program() -> Result<PathBuf, CliError> {
     if cfg!(target_os = "linux") {
         return Ok("/proc/self/exe".into());
     }
     std::env::current_exe()
-        .map_err(|error| CliError::Other(format!("the path of this program is not known: {error}")))
+        .map_err(|error| CliError::Other(format!("cannot find the path of this program: {error}")))
 }
 
-/// How long a name may take to be looked up before the node starts.
+/// Longest lookup of a host name before the node starts.
 const LOOKUP: Duration = Duration::from_secs(5);
 
-/// The first address that a name has. The node has no runtime yet.
+/// Return the first address of a host name. Uses a runtime of its own, as the node has none yet.
 fn look_up(option: &str, at: &HostPort) -> Result<SocketAddr, CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Other(format!("{option}: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -170,15 +173,15 @@ fn look_up(option: &str, at: &HostPort) -> Result<SocketAddr, CliError> {
     found.first().copied().ok_or_else(|| failed(&"no address"))
 }
 
-/// Makes room for a new node.
+/// Move the contents of the data directory aside, after a confirmation.
 fn set_aside(config: &NodeConfig, context: &Context) -> Result<(), CliError> {
     let failed = |error: DataDirError| CliError::Other(error.to_string());
-    context.confirm("What this node was is set aside; it begins anew and has to join again.")?;
+    context.confirm("The node's data is moved aside; the node starts as a new one and has to join again.")?;
     let aside = DataDir::lock(&config.data).and_then(|data| data.set_aside()).map_err(failed)?;
     if let Some(aside) = aside {
         context.output.note(&format!(
-            "What was here lies in {}. This is a new node: let it `join`. As long as the cluster has a member \
-             named {}, say `annulus remove {}` or `replace` there first, or start it with another --name",
+            "The previous data is now in {}. This is a new node: run `annulus join` on it. While the cluster has a \
+             member named {}, run `annulus remove {}` or `replace` there first, or start this node with another --name",
             aside.display(),
             config.name,
             quoted(&config.name),
@@ -187,12 +190,12 @@ fn set_aside(config: &NodeConfig, context: &Context) -> Result<(), CliError> {
     Ok(())
 }
 
-/// Longest that an orderly end may take once nobody is left to wait for it.
+/// Longest time that an orderly stop may take after the parent process is gone.
 const ORPHAN_LIMIT: Duration = Duration::from_secs(10);
 
-/// Reads stdin to its end, which comes with the end of the process that holds it.
+/// Stop the node when stdin ends, which happens when the process that holds its other end is gone.
 fn stop_with_parent(switch: &Mutex<Option<ExitSwitch>>) {
-    // What the parent says does not matter, nor how its end comes.
+    // Neither the parent's input nor an error in reading it matters.
     drop(std::io::copy(&mut std::io::stdin(), &mut std::io::sink()));
     if let Some(switch) = &*switch.lock() {
         switch.throw(Exit::Stop(StopReason::Asked));
@@ -210,7 +213,7 @@ fn announce(node: &Node, lives: u32, context: &Context) -> Result<(), CliError> 
         listen: config.listen.to_string(),
         advertise: config.told().to_string(),
         http: config.http.clone(),
-        // A path need not be text, and what is shown must be.
+        // A path need not be UTF-8, but output must be.
         data: config.data.display().to_string(),
     };
     let others = view.state.live_members().count().saturating_sub(1);
@@ -237,13 +240,13 @@ fn greeting(started: &Started, others: usize) -> String {
          \x20 cluster  {cluster}, {company}\n\
          \x20 listens  {listen} (QUIC over UDP){told}\n\
          \x20 http     {http} is reserved, not served in this version\n\
-         \x20 data     {shown}; its admin.toml is what lets the other verbs in\n\
+         \x20 data     {shown}; its admin.toml has the credentials for the other verbs\n\
          \n\
          In another terminal:\n\
          \x20 annulus --data {data} ring\n\
          \x20 annulus --data {data} deploy FILE        (annulus new NAME; annulus build NAME)\n\
-         \x20 annulus --data {data} token              lets other nodes say: join {advertise} --token TOKEN\n\
-         Ctrl-C stops it; the same command starts it again as what it was.",
+         \x20 annulus --data {data} token              on another node: join {advertise} --token TOKEN\n\
+         Ctrl-C stops this node; the same command starts it again with its data.",
         version = env!("CARGO_PKG_VERSION"),
     )
 }
@@ -253,7 +256,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn names_have_two_parts() {
+    fn node_names_have_a_name_and_a_host() {
         assert!(node_name("rc_example1@127.0.0.1").is_ok());
         for bad in ["", "a", "@h", "a@", "a@b@c", "a b@h", "a@h\n", &format!("{}@h", "x".repeat(300))] {
             assert!(node_name(bad).is_err(), "{bad:?}");

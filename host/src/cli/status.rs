@@ -1,4 +1,4 @@
-//! `status`: one node and what it knows of the cluster.
+//! `status`: shows the state of one node and its view of the cluster.
 
 use owo_colors::{OwoColorize, Stream};
 
@@ -7,11 +7,11 @@ use annulus_admin::AdminRequest;
 use annulus_admin::rows::StatusRow;
 use annulus_core::wording::counted;
 
-/// The addressed node and what it knows of the cluster.
+/// Show the state of the addressed node and its view of the cluster.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Possible losses have been seen to, those with removed nodes and those that this node alone tells of:
-    /// do not show them any more
+    /// Acknowledge the possible losses that are shown, both those of removed nodes and those that only this
+    /// node reports, so that they are no longer shown
     #[arg(long)]
     acknowledge: bool,
 }
@@ -19,7 +19,7 @@ pub struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
     if args.acknowledge {
-        // Only what could have been seen: not what happens meanwhile.
+        // Acknowledge only the losses up to this status: one that happens in the meantime stays.
         let row: StatusRow = connection.ask(&AdminRequest::Status).await?;
         let up_to = row.possible_loss.iter().map(|loss| loss.index).max().unwrap_or(0);
         let incidents = row.newest_incident;
@@ -59,7 +59,7 @@ pub(super) fn render(row: &StatusRow) -> String {
         "vnodes",
         match row.aside {
             0 => row.vnodes.to_string(),
-            aside => format!("{}, and {aside} kept aside that serve nothing since a recovery", row.vnodes),
+            aside => format!("{}, and {aside} kept aside after a recovery, which serve nothing", row.vnodes),
         },
     );
     for alert in &row.alerts {

@@ -1,17 +1,17 @@
-//! Tables for people.
+//! Formats tables for people.
 
 use comfy_table::presets::NOTHING;
 use comfy_table::{Cell, CellAlignment, ContentArrangement};
 use owo_colors::{OwoColorize, Stream};
 
-/// A table without lines, its head bold where that can be seen.
+/// A table without borders. Its header is bold if stdout supports that.
 pub struct Table {
     inner: comfy_table::Table,
     right: Vec<bool>,
 }
 
 impl Table {
-    /// With these columns; a name that begins with `>` is one of numbers.
+    /// Create a table with these columns. A column whose name begins with `>` is aligned to the right.
     pub fn new(columns: &[&str]) -> Self {
         let mut inner = comfy_table::Table::new();
         inner.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);
@@ -22,7 +22,7 @@ impl Table {
         Self { inner, right }
     }
 
-    /// One more row.
+    /// Add a row. Surplus cells are dropped.
     pub fn row<T: ToString>(&mut self, cells: impl IntoIterator<Item = T>) {
         let cells = cells.into_iter().zip(&self.right).map(|(text, right)| cell(text.to_string(), *right));
         self.inner.add_row(cells.collect::<Vec<_>>());
@@ -37,7 +37,7 @@ fn cell(text: String, right: bool) -> Cell {
 impl std::fmt::Display for Table {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         for (number, line) in self.inner.lines().enumerate() {
-            // One space on each side of a cell is the preset's; the outer ones serve nothing.
+            // The preset puts a space on each side of a cell; remove those at the ends of the line.
             let line = line.strip_prefix(' ').unwrap_or(&line).trim_end();
             if number == 0 {
                 writeln!(f, "{}", line.if_supports_color(Stream::Stdout, |line| line.bold()))?;
@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn columns_line_up_and_numbers_stand_on_the_right() {
+    fn columns_line_up_and_numbers_are_aligned_to_the_right() {
         let mut table = Table::new(&["node", ">owned"]);
         table.row(["a@127.0.0.1", "21"]);
         table.row(["longer@127.0.0.1", "7"]);

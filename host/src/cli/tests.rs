@@ -1,4 +1,4 @@
-//! The words of the command line: what is accepted, what is refused, and how.
+//! Tests of the command line's grammar: accepted and refused arguments, and the errors.
 #![allow(clippy::unwrap_used)]
 
 use clap::{CommandFactory, Parser};
@@ -10,7 +10,7 @@ fn parse(words: &str) -> Result<Cli, clap::Error> {
 }
 
 #[test]
-fn the_grammar_is_sound() {
+fn the_definition_of_the_command_line_is_consistent() {
     Cli::command().debug_assert();
 }
 
@@ -32,7 +32,7 @@ fn a_verbs_own_words_are_not_taken_for_global_flags() {
 }
 
 #[test]
-fn words_that_make_no_sense_are_refused() {
+fn malformed_command_lines_are_refused() {
     for words in [
         "",
         "call kv put k v --timeout 5",
@@ -52,7 +52,7 @@ fn words_that_make_no_sense_are_refused() {
 }
 
 #[test]
-fn verbs_of_later_versions_say_so_and_unknown_ones_are_named() {
+fn planned_verbs_are_reported_as_such_and_unknown_ones_get_a_suggestion() {
     for verb in LATER {
         let Verb::Unknown(words) = parse(verb).unwrap().verb else { panic!("{verb} is there") };
         let error = unknown(&words);

@@ -1,4 +1,4 @@
-//! `token`: lets nodes join.
+//! `token`: prints a token with which nodes can join.
 
 use std::time::Duration;
 
@@ -7,10 +7,10 @@ use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::TokenRow;
 
-/// Print a token that lets nodes join: as many as say it before it ends.
+/// Print a token with which any number of nodes can join until it expires.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// How long the token is good for
+    /// Time for which the token is valid
     #[arg(long, value_parser = parse_duration, default_value = "10m")]
     ttl: Duration,
 }
@@ -18,10 +18,10 @@ pub struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
     let row: TokenRow = connection.ask(&AdminRequest::Token { ttl_ms: millis(args.ttl) }).await?;
-    // On stdout the token alone, so that scripts can take it as it is.
+    // stdout gets the token alone, so that scripts can use it as it is.
     context.output.note(&format!(
-        "It lets any number of nodes join for {}. Say to each of them: annulus join {} --token TOKEN --data \
-         ITS_DATA_DIR",
+        "This token lets any number of nodes join for {}. Run for each of them: annulus join {} --token TOKEN \
+         --data ITS_DATA_DIR",
         spoken(args.ttl),
         row.address,
     ));

@@ -1,20 +1,20 @@
-//! `undeploy`: the end of a module.
+//! `undeploy`: removes a module and deletes its items.
 
 use serde_json::json;
 
 use super::{CliError, Context};
 use annulus_admin::AdminRequest;
 
-/// End a module and delete its items.
+/// Remove a module and delete its items.
 #[derive(Debug, clap::Args)]
 pub struct Args {
-    /// Its name
+    /// Name of the module
     module: String,
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
-    context.confirm(&format!("Every item of {} is deleted on every node.", args.module))?;
+    context.confirm(&format!("Every item of {} will be deleted on every node.", args.module))?;
     let connection = context.connect().await?;
     let () = connection.ask(&AdminRequest::Undeploy { module: args.module.clone() }).await?;
-    context.output.show(&json!({"undeployed": args.module}), || format!("{} is gone", args.module))
+    context.output.show(&json!({"undeployed": args.module}), || format!("{} is undeployed", args.module))
 }

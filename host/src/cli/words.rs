@@ -1,7 +1,7 @@
-//! Words that stand for something else: `@FILE`, `@-` and `@@`.
+//! Words of the command line that stand for a file or for stdin: `@FILE`, `@-` and `@@`.
 //!
-//! The same for every value that is typed, of a command's argument, a key or a setting. A file is
-//! read here, on the operator's machine, and never further than a value may be long.
+//! The same rules hold for a command's arguments, a key and a setting. A file is read on the operator's
+//! machine, and never beyond the longest value that a request can carry.
 
 use std::fs::File;
 use std::io::Read;
@@ -12,23 +12,23 @@ use annulus_core::request::MAX_ARGS_BYTES;
 use annulus_values::{BadValue, Type, from_contents, from_text};
 use ciborium::Value;
 
-/// Most that is read of a file, in bytes: more would not fit a request.
+/// Longest value that is read from a file or from stdin, in bytes; a longer one would not fit a request.
 const MAX_BYTES: u64 = MAX_ARGS_BYTES as u64;
 
-/// Most that is read of a component, in bytes: a node takes no longer one.
+/// Longest component that is read, in bytes; a node accepts no longer one.
 const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
-/// What a word stands for.
+/// A value as it was given: a word, or the contents of a file or of stdin.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Given {
-    /// Itself.
+    /// The word itself.
     Word(String),
-    /// What was read for it.
+    /// The bytes read from the file or from stdin.
     Contents(Vec<u8>),
 }
 
 impl Given {
-    /// As a value of a type.
+    /// Convert to a value of the type.
     pub(super) fn typed(&self, ty: &Type) -> Result<Value, BadValue> {
         match self {
             Self::Word(word) => from_text(ty, word),
@@ -36,7 +36,7 @@ impl Given {
         }
     }
 
-    /// The bytes, whatever they mean.
+    /// Return the raw bytes.
     pub(super) fn into_bytes(self) -> Vec<u8> {
         match self {
             Self::Word(word) => word.into_bytes(),
@@ -45,38 +45,39 @@ impl Given {
     }
 }
 
-/// Reads what words stand for. Stdin can be one of them.
+/// Resolves the words of one command line. Only one of them can be stdin.
 pub(super) struct Words<R = std::io::Stdin> {
     stdin: Option<R>,
 }
 
 impl Words {
-    /// For the words of one command line.
+    /// Create a resolver that reads this process's stdin.
     pub(super) fn new() -> Self {
         Self { stdin: Some(std::io::stdin()) }
     }
 }
 
 impl<R: Read> Words<R> {
-    /// What a word stands for: `@FILE` for what is in the file, `@-` for what comes on stdin, `@@word`
-    /// for `@word`, any other for itself.
+    /// Resolve a word: `@FILE` stands for the contents of the file, `@-` for those of stdin, `@@word` for
+    /// `@word`, and any other word for itself.
     ///
     /// # Errors
-    /// `Usage` when there is nothing to read, it cannot be read, or it is longer than a value may be.
+    /// Returns `Usage` if the file cannot be read, stdin was read already, or the contents are longer than
+    /// [`MAX_BYTES`].
     pub(super) fn read(&mut self, word: &str) -> Result<Given, CliError> {
         let Some(name) = word.strip_prefix('@') else { return Ok(Given::Word(word.to_owned())) };
         if name.starts_with('@') {
             return Ok(Given::Word(name.to_owned()));
         }
         let failed = |error: std::io::Error| {
-            let plain = "a word that begins with @ names a file, @@ stands for an @";
+            let plain = "a word that begins with @ names a file; write @@ for a leading @";
             CliError::Usage(format!("{word}: {error}; {plain}"))
         };
         let contents = match name {
             "-" => {
                 let stdin = self.stdin.take();
-                let stdin =
-                    stdin.ok_or_else(|| CliError::Usage("@- stands twice: stdin is read once".to_owned()))?;
+                let stdin = stdin
+                    .ok_or_else(|| CliError::Usage("@- is given twice: stdin is read once".to_owned()))?;
                 bounded(stdin, MAX_BYTES)
             }
             path => File::open(path).and_then(|file| bounded(file, MAX_BYTES)),
@@ -85,10 +86,10 @@ impl<R: Read> Words<R> {
     }
 }
 
-/// The whole of a file of a component, or of stdin where it is called `-`.
+/// Read a component from a file, or from stdin if the path is `-`.
 ///
 /// # Errors
-/// `Usage` when it cannot be read, or is longer than a component may be.
+/// Returns `Usage` if it cannot be read or is longer than [`MAX_COMPONENT_BYTES`].
 pub(super) fn component_file(path: &Path) -> Result<Vec<u8>, CliError> {
     let read = match path.as_os_str() == "-" {
         true => bounded(std::io::stdin(), MAX_COMPONENT_BYTES),
@@ -101,7 +102,7 @@ fn bounded(from: impl Read, most: u64) -> std::io::Result<Vec<u8>> {
     let mut contents = Vec::new();
     from.take(most + 1).read_to_end(&mut contents)?;
     if contents.len() as u64 > most {
-        return Err(std::io::Error::other(format!("it is longer than {most} bytes, the most that is taken")));
+        return Err(std::io::Error::other(format!("it is longer than the limit of {most} bytes")));
     }
     Ok(contents)
 }
@@ -139,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_is_read_than_a_value_may_have() {
+    fn reading_stops_at_the_longest_value_that_is_allowed() {
         let most = vec![b'x'; MAX_BYTES as usize];
         assert_eq!(words(&most).read("@-").unwrap(), Given::Contents(most.clone()));
         let mut endless = Words { stdin: Some(std::io::repeat(b'x')) };

@@ -1,4 +1,4 @@
-//! Has the things of a schedule happen.
+//! Carries out the acts of a schedule.
 
 use std::collections::BTreeSet;
 use std::net::IpAddr;
@@ -15,7 +15,7 @@ use crate::rest;
 use crate::run::Run;
 use crate::schedule::Act;
 
-/// Something of the schedule happens, and ends.
+/// Carry out one act: start it, wait for its duration, and end it.
 pub async fn happens(run: Arc<Run>, act: Act) {
     let nodes = run.nodes();
     let breaks = matches!(
@@ -32,7 +32,7 @@ pub async fn happens(run: Arc<Run>, act: Act) {
             | Act::Upgrade { .. }
     );
     if breaks && run.is_delicate() {
-        return run.note("not now");
+        return run.note("skipped: all nodes must be in reach at the moment");
     }
     let loses_machines = matches!(
         act,
@@ -43,7 +43,7 @@ pub async fn happens(run: Arc<Run>, act: Act) {
             | Act::RecoverApart { .. }
     );
     if loses_machines && run.is_apart() {
-        return run.note("not while there may be more than one lineage");
+        return run.note("skipped: there may be more than one lineage at the moment");
     }
     match act {
         Act::Kill { at, lasts, power } => {
@@ -134,8 +134,9 @@ pub async fn happens(run: Arc<Run>, act: Act) {
     }
 }
 
-/// The network falls into two parts, or three, and an operator of each that cannot change without the others
-/// recovers the cluster there. Both go on until the network is whole: the newest lineage wins then.
+/// Split the network into two or three parts, and recover the cluster in each part without a quorum.
+///
+/// All parts go on until the network is whole again; the newest lineage wins then.
 async fn recover_apart(run: &Arc<Run>, pick: u32, lasts: Duration) {
     let parts = if pick.is_multiple_of(4) { 3 } else { 2 };
     let part = |at: At| pick.rotate_right(4 + 2 * u32::try_from(at).unwrap_or_default()) % 64 % parts;
@@ -145,7 +146,8 @@ async fn recover_apart(run: &Arc<Run>, pick: u32, lasts: Duration) {
     if ways.is_empty() {
         return;
     }
-    // What the newest lineage was begun on must not be lost before others know of it: nobody would know which counts.
+    // No machine may be lost now: if the newest lineage were lost before other nodes learn of it, no node could
+    // tell which lineage counts.
     run.apart(true);
     let recoveries = async {
         let mut done = BTreeSet::new();
@@ -179,7 +181,7 @@ async fn cut(run: &Run, ways: &[(At, At)], lasts: Duration) {
     run.network.changed();
 }
 
-/// A machine is lost, with all that is on it.
+/// Lose a machine and everything on it.
 fn loses(run: &Run, at: At) {
     run.note(format_args!("n{at} is gone for good"));
     run.nodes().kill(at, true);
@@ -198,7 +200,7 @@ async fn disk(run: &Run, at: At, lasts: Duration, syncs: bool) {
     sleep(lasts).await;
     disk.break_syncs(false);
     disk.fill(false);
-    // It may have ended by that, or not have started.
+    // The fault may have stopped the node, or kept it from starting.
     if !nodes.runs(at)
         && (nodes.ended(at).is_none() || matches!(nodes.ended(at), Some(StopReason::Failed(_))))
     {
@@ -213,7 +215,7 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
     }
     let image = nodes.disk(at).image();
     sleep(age).await;
-    // Only peers can tell that it is old: without them a node believes its disk.
+    // Only peers can tell that a disk is old: a node that reaches none trusts its disk. Wait for all of them.
     let begun = Instant::now();
     let all = || run.weather.cuts().is_empty() && rest::all_serve(run);
     while !all() {
@@ -232,19 +234,19 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
         run.is_made_stale(at);
         sleep(lasts).await;
         nodes.start(at);
-        // Either the copy was as good as the disk, or the node is no use any more, and says so.
+        // Either the copy equals the disk and the node serves, or the node refuses to run and says so.
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(30) && !run.is_broken() {
             if nodes.ended(at).is_some() || nodes.failed(at).is_some() {
                 run.note(format_args!(
-                    "n{at} ends on its old disk: {:?}, {:?}",
+                    "n{at} stops on its old disk: {:?}, {:?}",
                     nodes.ended(at),
                     nodes.failed(at)
                 ));
                 nodes.abandon(at);
                 break;
             }
-            // It has asked its peers by then.
+            // By then the node has asked its peers.
             if begun.elapsed() > Duration::from_secs(3)
                 && nodes.life(at).is_some_and(|life| life.cluster().view().serves())
             {
@@ -257,7 +259,7 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
     operators::do_without(run).await;
 }
 
-/// So many voters are lost that nobody can be elected, and a survivor goes on without them.
+/// Lose a majority of the voters, so that no leader can be elected, and recover the cluster by a survivor.
 async fn recover(run: &Arc<Run>, pick: u32) {
     let members = run.members();
     let Some(survivor) = members.get(pick as usize % members.len().max(1)).copied() else { return };

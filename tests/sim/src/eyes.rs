@@ -1,5 +1,5 @@
-//! What the oracles see: every command that a guest runs, every guest that falls, every state that a node shows,
-//! every life that ends.
+//! Reports to the oracles: each command that a guest runs, each guest that ends early, each cluster state that a
+//! node publishes, and each end of a node.
 
 use std::sync::Arc;
 
@@ -16,7 +16,7 @@ use ciborium::Value;
 use crate::oracle::truth::{Effect, Op};
 use crate::run::Run;
 
-/// The eyes of a run.
+/// Observes guests, vnodes and nodes for the oracles of a run.
 pub struct Eyes(pub Arc<Run>);
 
 impl Eyes {
@@ -30,7 +30,7 @@ impl Observer for Eyes {
         let Some(at) = self.at() else { return };
         let found = match ran.outcome {
             Outcome::Reply(value) => number(value),
-            // A guest that keeps its items has done to them what it did, and nobody is told that it did not.
+            // The host rejects the outcome, but a guest that keeps its own items has already changed them.
             Outcome::Doomed if ran.keeps == Keeps::Guest => None,
             Outcome::Page(_) | Outcome::Refused | Outcome::Doomed | Outcome::Trapped => return,
         };
@@ -68,7 +68,8 @@ impl Observer for Eyes {
     }
 }
 
-/// Real components are seen by their vnodes: whatever may look on within a command, its guest is not asked meanwhile.
+/// Real components cannot report by themselves: their vnodes report each command right after it, before the guest
+/// is called again.
 impl Watcher for Eyes {
     fn ran(&self, ran: &RanOf<'_>) {
         let Some(at) = self.at() else { return };
@@ -92,7 +93,7 @@ impl Watcher for Eyes {
     }
 }
 
-/// The number that a client has put.
+/// Return the number that a client put. A value may be an array of the number and padding.
 fn number(value: &Value) -> Option<u64> {
     let value = value.as_array().and_then(|array| array.first()).unwrap_or(value);
     value.as_integer().and_then(|value| u64::try_from(value).ok())

@@ -1,6 +1,7 @@
-//! The modules of a run, and what their releases are like.
+//! The modules of a run and the behaviour of their releases.
 //!
-//! Those of some seeds are real components: `guests/kv`, which knows the same commands.
+//! Modules follow a script. In some seeds one or more of them are real components instead: `guests/kv`, which has
+//! the same commands.
 
 use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};
 use bytes::Bytes;
@@ -10,36 +11,36 @@ use rand::seq::IndexedRandom;
 
 use crate::guests::component_with;
 
-/// One module.
+/// The plan of one module: what each of its releases does.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// Its name.
+    /// The name under which the module is deployed; also in its scripts.
     pub name: String,
-    /// Who keeps its items.
+    /// Whether the guest or the host keeps the items.
     pub keeps: Keeps,
-    /// Is it a component that runs as WebAssembly? Else its guests follow a script.
+    /// True for a real component, which runs as WebAssembly; else the guests follow a script.
     pub real: bool,
-    /// What goes wrong in its guests, or nothing.
+    /// The faults of the module's guests; `None` for guests that behave.
     wild: Option<Script>,
-    /// Formats that its releases read and write, in turn.
+    /// Item formats of the releases: release `r` has entry `r` modulo the length.
     formats: Vec<Formats>,
 }
 
-/// Formats that a release reads, and those that it writes.
+/// The item formats that a release reads, and those that it can write.
 type Formats = (Vec<u32>, Vec<u32>);
 
-/// The modules of a seed: the first has guests that behave.
+/// Draw one to three modules, but at most `most`. The guests of the first module behave.
 pub fn draw(random: &mut SmallRng, most: Option<usize>) -> Vec<Plan> {
     let drawn = random.random_range(1..=3);
     let many = most.map_or(drawn, |most| drawn.min(most.max(1)));
     (0..3).map(|at| plan(random, at)).take(many).collect()
 }
 
-/// Makes real components of some modules, of one at least.
+/// Make real components of some modules, of at least one.
 pub fn make_real(fleet: &mut [Plan], random: &mut SmallRng) {
     let one = random.random_range(0..fleet.len());
     for (at, plan) in fleet.iter_mut().enumerate() {
-        // A draw for each, whichever the one is.
+        // Draw for each module, so that the number of draws does not depend on `one`.
         plan.real = random.random_bool(0.4) | (at == one);
     }
 }
@@ -60,7 +61,7 @@ fn formats(random: &mut SmallRng) -> Formats {
     }
 }
 
-/// Some of what a guest can do wrong, each more or less often.
+/// Draw the faults of a module's guests and their frequencies.
 fn wild(random: &mut SmallRng) -> Script {
     let mut one_in = |share: f64, from: u32, to: u32| {
         let (falls, times) = (random.random_bool(share), random.random_range(from..=to));
@@ -99,17 +100,17 @@ fn wild(random: &mut SmallRng) -> Script {
 }
 
 impl Plan {
-    /// From now on this goes wrong in its guests.
+    /// Replace the faults of the module's guests.
     pub fn are_like(&mut self, guests: &Script) {
         self.wild = Some(guests.clone());
     }
 
-    /// From now on all releases read what any of them writes.
+    /// Let every release read every format that any release writes.
     pub fn read_all(&mut self) {
         self.formats.iter_mut().for_each(|(reads, _)| *reads = vec![1, 2]);
     }
 
-    /// The component of a release. Those of a real module are its two versions in turn.
+    /// Return the component of a release. A real module alternates between its two versions.
     pub fn component(&self, release: u32) -> Bytes {
         if self.real {
             let features: &[&str] = if release.is_multiple_of(2) { &["v2"] } else { &[] };
@@ -118,10 +119,10 @@ impl Plan {
         self.script(release).component()
     }
 
-    /// What a release is like. The formats that it reads and writes go by its number.
+    /// Return the script of a release. Its formats depend on its number.
     fn script(&self, release: u32) -> Script {
         let (reads, writes) = self.formats[release as usize % self.formats.len()].clone();
-        // Some releases are mended.
+        // Every third release has no faults.
         let base = if release % 3 == 2 { None } else { self.wild.clone() };
         Script {
             name: self.name.clone(),

@@ -1,7 +1,7 @@
-//! The guests that tests deploy, built by the toolchain that users have, once for all tests.
+//! The guests that tests deploy, built once for all tests by the same toolchain that users have.
 //!
-//! Components are kept in `target/guest-cache` under the digest of their sources, so that a second
-//! test program, or a second run, finds them there.
+//! Components are cached in `target/guest-cache` under the digest of their sources, so that other test programs
+//! and later runs do not build them again.
 
 use std::collections::HashMap;
 use std::fs::{self, File, read};
@@ -14,21 +14,21 @@ use annulus_toolchain::{TOOLCHAIN_VARIABLE, build_component_with};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-/// What was built in this process, by project and features.
+/// Components that this process has built or read, by project and features.
 type Built = Mutex<HashMap<(String, Vec<String>), Vec<u8>>>;
 
-/// The component of a guest project of this repository, by its path from the root.
+/// Return the component of a guest project, given by its path from the repository's root.
 ///
 /// # Panics
-/// If it does not build: no test can go on without it.
+/// Panics if the project does not build: no test can go on without it.
 pub fn component(project: &str) -> Vec<u8> {
     component_with(project, &[])
 }
 
-/// The same with Cargo features of the project.
+/// Return the component of a guest project, built with these Cargo features.
 ///
 /// # Panics
-/// If it does not build.
+/// Panics if the project does not build.
 pub fn component_with(project: &str, features: &[&str]) -> Vec<u8> {
     static BUILT: OnceLock<Built> = OnceLock::new();
     let mut built = BUILT.get_or_init(Built::default).lock();
@@ -37,7 +37,7 @@ pub fn component_with(project: &str, features: &[&str]) -> Vec<u8> {
 }
 
 fn build(project: &str, features: &[&str]) -> Vec<u8> {
-    // Test programs run side by side: one builds, the others find it built.
+    // Test programs run in parallel: one builds the component, and the others find it in the cache.
     let _turn = turn();
     let cache = root().join("target/guest-cache");
     let name = [&[project.replace('/', "-").as_str()], features].concat().join("+");
@@ -54,7 +54,7 @@ fn build(project: &str, features: &[&str]) -> Vec<u8> {
     bytes
 }
 
-/// Writes a component whole or not at all, in the place of those of older sources.
+/// Write a component atomically, and delete those of older sources.
 fn keep(cache: &Path, prefix: &str, path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::create_dir_all(cache)?;
     for entry in fs::read_dir(cache)? {
@@ -68,8 +68,8 @@ fn keep(cache: &Path, prefix: &str, path: &Path, bytes: &[u8]) -> io::Result<()>
     fs::rename(part, path)
 }
 
-/// SHA-256, in hex, of everything that a component is made of: its sources, those of the SDK and of
-/// the contract, the workspace's manifest and lock file, its features, and the compiler that is asked for.
+/// Return the SHA-256, in hex, of everything that a component is built from: its sources, those of the SDK and of
+/// the contract, the workspace's manifest and lock file, its features, and the compiler that is selected.
 fn source_digest(project: &str, features: &[&str]) -> String {
     let mut files = Vec::new();
     for place in [project, "guest-sdk", "wit", "Cargo.toml", "Cargo.lock"] {
@@ -91,13 +91,13 @@ fn source_digest(project: &str, features: &[&str]) -> String {
     sum.finalize().iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// What the compiler says of itself; nothing where there is none, and then the build says so.
+/// Return the compiler's version text, or nothing without a compiler; the build reports that itself.
 fn rustc_version() -> Vec<u8> {
     let said = Command::new("rustc").arg("-vV").current_dir(root()).output();
     said.map(|said| said.stdout).unwrap_or_default()
 }
 
-/// Every file at or below `place`, but for what builds leave there.
+/// Add every file at or below `place`, except those in `target` directories.
 fn files_below(place: &Path, files: &mut Vec<PathBuf>) {
     let Ok(entries) = fs::read_dir(place) else {
         files.push(place.to_owned());
@@ -108,7 +108,7 @@ fn files_below(place: &Path, files: &mut Vec<PathBuf>) {
     }
 }
 
-/// A lock among all processes that build guests; it ends with the file.
+/// Lock out other processes that build guests. Dropping the file releases the lock.
 fn turn() -> File {
     let path = std::env::temp_dir().join("annulus-test-guests.lock");
     let file = File::create(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
@@ -116,7 +116,7 @@ fn turn() -> File {
     file
 }
 
-/// The repository's root.
+/// Return the path of the repository's root.
 pub fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).ancestors().nth(2).map(Path::to_path_buf).unwrap_or_default()
 }
@@ -127,7 +127,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_digest_names_sources_and_features() {
+    fn a_digest_depends_on_sources_and_features() {
         let plain = source_digest("guests/kv", &[]);
         assert_eq!(plain, source_digest("guests/kv", &[]));
         assert_ne!(plain, source_digest("guests/kv", &["v2"]));
@@ -135,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_kept_component_replaces_those_of_older_sources_only() {
+    fn a_cached_component_replaces_only_those_of_older_sources() {
         let dir = tempfile::tempdir().unwrap();
         let files = ["kv.1.component.wasm", "kv+v2.1.component.wasm", "kv.2.component.wasm"];
         let files = files.map(|name| dir.path().join(name));

@@ -1,10 +1,10 @@
-//! Whole nodes under one seed: the code that serves users, on a network, disks, clocks and guests that the
-//! seed decides about.
+//! A deterministic simulation of whole nodes: the production code on a network, disks, clocks and guests that a
+//! seed controls.
 //!
-//! [`run`] makes machines with real nodes, has them become a cluster with modules, lets clients read, write and
-//! delete keys through any node while the seed's schedule breaks things and operators change the cluster, and at
-//! last waits for everything to complete. Oracles ([`oracle`]) look at the point of effect: the guest, and every state
-//! that a node shows.
+//! [`run`] starts machines with real nodes, forms a cluster of them and deploys modules. Clients then read, write
+//! and delete keys through any node, while the seed's schedule injects faults and operators change the cluster.
+//! At the end the run waits for everything to complete. Oracles ([`oracle`]) check the commands where guests run
+//! them, and every cluster state that a node publishes.
 
 mod acts;
 mod eyes;

@@ -1,4 +1,5 @@
-//! Clients: one for each key, which asks any node for it, and one for each module, which lists its keys.
+//! The clients of a run: one per key, which reads and writes it through any node, and one per module, which lists
+//! the module's keys.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -21,11 +22,11 @@ use crate::oracle::truth::{Op, Want, late, name};
 use crate::rule::Rule;
 use crate::run::Run;
 
-/// A guest that behaves answers so soon where nothing is wrong: beside what a seal lasts, tasks may be held up now
-/// and then.
+/// Longest answer of a module without faults, in a run without faults: a seal takes some of this time, and the
+/// scheduler delays tasks now and then.
 const PROMPT: Duration = Duration::from_secs(2);
 
-/// Asks again and again until the run calms down.
+/// Send requests for one key, at random intervals, until the run calms down.
 pub async fn client(run: Arc<Run>, key: usize) {
     let mut random = run.world.stream(&format!("client {key}"));
     let mut next = 0;
@@ -53,7 +54,7 @@ fn patience(random: &mut SmallRng) -> Duration {
     })
 }
 
-/// Asks a node once. True if it was answered, and not by an error.
+/// Send one request and report its answer to the oracles. Return true if it succeeded.
 pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration) -> bool {
     let issued = Instant::now();
     let op = run.truth(|truth| Ok(truth.issue(key, want, run.world.now(), limit)));
@@ -81,9 +82,9 @@ pub async fn ask(run: &Arc<Run>, at: At, key: usize, want: Want, limit: Duration
     }
     run.truth(|truth| truth.answered(op, told, run.world.now(), asleep));
     let took = issued.elapsed();
-    // The first module's guests behave.
+    // Only the guests of the first module are without faults.
     if key.is_multiple_of(run.fleet.len()) && run.is_fair() && took > PROMPT {
-        run.breaks(Rule::Prompt.broken(format!("#{op} of k{key} took {took:?}, and nothing is wrong")));
+        run.breaks(Rule::Prompt.broken(format!("#{op} of k{key} took {took:?} without any fault")));
     }
     answer.is_ok()
 }
@@ -94,7 +95,7 @@ fn request(module: String, op: Op, key: usize, want: Want, more: usize, deadline
         Want::Get => "get",
         Want::Put(value) => {
             let value = Value::Integer(value.into());
-            // Scripts make some of their values longer themselves.
+            // Real components get padding from here; scripted guests pad some of their values themselves.
             let value = match more {
                 0 => value,
                 more => Value::Array(vec![value, Value::Bytes(vec![0; more])]),
@@ -121,7 +122,7 @@ fn call(
     CallRequest { module, command: command.to_owned(), args: Bytes::from(bytes), key: None, deadline, id }
 }
 
-/// Lists a module's keys again and again until the run calms down.
+/// List a module's keys, at random intervals, until the run calms down.
 pub async fn lister(run: Arc<Run>, module: usize) {
     let mut random = run.world.stream(&format!("lister {module}"));
     while run.is_busy() {
@@ -132,14 +133,14 @@ pub async fn lister(run: Arc<Run>, module: usize) {
     }
 }
 
-/// Lists a module's keys once. True if nothing is missing.
+/// List a module's keys once and have the oracles check the list. Return true if no partition is missing.
 pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> bool {
     let (since, issued) = (run.world.now(), Instant::now());
     let name = run.fleet[module].name.clone();
     let request = call(name.clone(), "keys", Vec::new(), issued + limit, RequestId([0xff; 16]));
     let of = name.clone();
     let called = run.nodes().ask(at, |life| async move {
-        // Which of the modules of this name it takes for the present one.
+        // The id of the module that the node knows under this name.
         let era = |life: &Life| life.cluster().view().module(&of).map(|module| module.uid.0);
         let began = era(&life);
         let mut events = life.services().coordinator.coverage(request)?;
@@ -158,11 +159,11 @@ pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> boo
     let (keys, missing, era) = match answer {
         Ok((keys, Some(missing), era)) => (keys, missing, era),
         Ok((_, None, _)) => {
-            run.note(format_args!("n{at} has not ended its list of {module}"));
+            run.note(format_args!("n{at} did not complete its list of {module}"));
             return false;
         }
         Err(error) => {
-            run.note(format_args!("n{at} does not list {module}: {error}"));
+            run.note(format_args!("n{at} cannot list {module}: {error}"));
             return false;
         }
     };
@@ -179,11 +180,12 @@ pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> boo
     let missing: BTreeSet<_> = missing
         .into_iter()
         .map(|(partition, error)| {
-            run.note(format_args!("p{} is missing in a list of {module} by n{at}: {error}", partition.0));
+            run.note(format_args!("p{} is missing from a list of {module} by n{at}: {error}", partition.0));
             partition
         })
         .collect();
-    // One that has not heard that the module is another one by now lists the one before.
+    // A node that has not yet applied an undeploy and a new deploy lists the old module of this name: skip its
+    // list.
     if era.is_some_and(|era| run.truth(|truth| Ok(truth.era(module))) == era) {
         run.truth(|truth| coverage::check(truth, module, since, &keys, &missing));
     }

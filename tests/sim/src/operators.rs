@@ -1,4 +1,4 @@
-//! What operators say to nodes. What is refused is noted; whoever asks decides whether to try again.
+//! The requests of operators to nodes. A failure is noted; the caller decides whether to try again.
 
 use std::fmt;
 use std::future::Future;
@@ -18,17 +18,17 @@ use tokio::time::{Instant, sleep};
 use crate::rule::Rule;
 use crate::run::Run;
 
-/// How long an operator waits for one thing.
+/// Longest time that an operator waits for one request.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// How long an operator goes on to try something that has to be.
+/// Longest time that an operator repeats a request that has to succeed.
 const INSISTS: Duration = Duration::from_secs(60);
 
-/// No more machines are added than that because nobody else stays.
+/// Most machines of a run at which [`do_without`] still adds one because every member leaves or is lost.
 const MOST: usize = 12;
 
-/// Has a node do something. None if it did not, which is noted.
-/// Has a node do something for an operator.
+/// Send an operator's request to a node and note the outcome as `what`. Return `None` if it failed, or if the node
+/// ended before it answered.
 pub async fn does<T, E, F>(
     run: &Arc<Run>,
     at: At,
@@ -46,23 +46,23 @@ where
             Some(value)
         }
         Called::Answer(Err(error)) => {
-            run.note(format_args!("{what}: not by n{at}: {error}"));
+            run.note(format_args!("{what}: failed at n{at}: {error}"));
             None
         }
         Called::Killed => {
-            run.note(format_args!("{what}: n{at} ended over it"));
+            run.note(format_args!("{what}: n{at} ended before it answered"));
             None
         }
     }
 }
 
-/// Some member that serves.
+/// Return a member that serves, chosen by `pick`.
 fn someone(run: &Run, pick: u32) -> Option<At> {
     let members = run.members();
     (!members.is_empty()).then(|| members[pick as usize % members.len()])
 }
 
-/// Has a node join the cluster of a member.
+/// Have a node join the cluster of a member. Return true if the node was admitted.
 pub async fn join(run: &Arc<Run>, at: At, member: At) -> bool {
     join_as(run, at, member, JoinWish { discard: false, stage: false }).await
 }
@@ -81,7 +81,7 @@ async fn join_as(run: &Arc<Run>, at: At, member: At, wish: JoinWish) -> bool {
     joined
 }
 
-/// Adds a machine, and waits for its node.
+/// Add a machine and wait until its node serves.
 async fn add(run: &Arc<Run>) -> Option<At> {
     let at = run.add(Speaks::THIS);
     if serves(run, at).await {
@@ -102,11 +102,13 @@ async fn serves(run: &Run, at: At) -> bool {
     true
 }
 
-/// Adds a machine, and has its node join by some member; in one of eight cases with a module of its own, in two
-/// with one that it gets meanwhile.
+/// Add a machine and have its node join the cluster.
+///
+/// In one of eight cases a module is deployed on the node before it joins, and in two of eight while it joins. Such
+/// a join must not succeed together with the deploy.
 pub async fn join_one_more(run: &Arc<Run>, pick: u32) {
     let Some(at) = add(run).await else { return };
-    let Some(member) = someone(run, 0) else { return run.note("nobody is there to join by") };
+    let Some(member) = someone(run, 0) else { return run.note("no member serves that a node could join") };
     let (deployed, joined) = match pick % 8 {
         0 => (deploy_own(run, at).await, join(run, at, member).await),
         1 | 2 => {
@@ -120,12 +122,12 @@ pub async fn join_one_more(run: &Arc<Run>, pick: u32) {
         _ => (false, join(run, at, member).await),
     };
     if deployed && joined {
-        let what = format!("n{at} has joined, and a module that it had is gone without a word");
+        let what = format!("n{at} has joined, and its own module was deleted without a warning");
         run.breaks(Rule::LostWrite.broken(what));
     }
 }
 
-/// Deploys a module on a node that is a cluster of its own.
+/// Deploy a module on a node that is still alone in its cluster.
 async fn deploy_own(run: &Arc<Run>, at: At) -> bool {
     let component = Script { name: "own".to_owned(), ..Script::default() }.component();
     let deployed = does(run, at, format!("a module of n{at}"), |life| async move {
@@ -136,7 +138,7 @@ async fn deploy_own(run: &Arc<Run>, at: At) -> bool {
     deployed.await.is_some()
 }
 
-/// Has some member leave, if two others are there.
+/// Have a member leave, if at least two others serve.
 pub async fn leave(run: &Arc<Run>, pick: u32) {
     let members = run.members();
     if members.len() < 3 {
@@ -150,7 +152,7 @@ pub async fn leave(run: &Arc<Run>, pick: u32) {
     run.seen(|seen| seen.leaves += u64::from(left));
 }
 
-/// Has a new node take the place of a member.
+/// Replace a member with a new node.
 pub async fn replace(run: &Arc<Run>, pick: u32) {
     let (Some(old), Some(new)) = (someone(run, pick).and_then(|at| run.member(at)), add(run).await) else {
         return;
@@ -162,7 +164,7 @@ pub async fn replace(run: &Arc<Run>, pick: u32) {
     let begun = Instant::now();
     while run.member(new).is_none() || run.nodes().life(new).is_none() {
         if begun.elapsed() > PATIENCE {
-            return run.note(format_args!("n{new} is no member in time"));
+            return run.note(format_args!("n{new} did not become a member in time"));
         }
         sleep(Duration::from_millis(50)).await;
     }
@@ -170,7 +172,7 @@ pub async fn replace(run: &Arc<Run>, pick: u32) {
     let replaced = change(run, by, Change::Replace { old, new }).await;
     run.seen(|seen| seen.replaces += u64::from(replaced));
     if !replaced {
-        // It waits for a plan: it may come in as any other does.
+        // The new node still waits for a plan: take it in by a plain join.
         change(run, by, Change::Join { node: new }).await;
     }
 }
@@ -183,7 +185,7 @@ async fn change(run: &Arc<Run>, by: At, change: Change) -> bool {
     changed.await.is_some()
 }
 
-/// Stages that a new node joins and a member leaves, looks at the plan, and commits it.
+/// Stage the join of a new node and the leave of a member, then show the plan and commit it.
 pub async fn commit(run: &Arc<Run>, pick: u32) {
     let (Some(by), Some(new)) = (someone(run, pick), add(run).await) else { return };
     let staged = join_as(run, new, by, JoinWish { discard: false, stage: true }).await;
@@ -201,15 +203,15 @@ pub async fn commit(run: &Arc<Run>, pick: u32) {
     let committed = committed.await.is_some();
     run.seen(|seen| seen.commits += u64::from(committed));
     if staged && !committed {
-        // What is left staged would keep others from it.
-        let cleared = does(run, by, "what is staged is forgotten", |life| async move {
+        // Changes that stay staged would be part of the next plan.
+        let cleared = does(run, by, "the staged changes are discarded", |life| async move {
             life.cluster().clear_staged(Instant::now() + PATIENCE).await
         });
         cleared.await;
     }
 }
 
-/// Marks a member as down, or takes that back.
+/// Mark a member as down, or as up again.
 pub async fn mark(run: &Arc<Run>, node: NodeId, down: bool) -> bool {
     let by = (0..4).filter_map(|pick| someone(run, pick)).find(|at| run.member(*at) != Some(node));
     let Some(by) = by else { return false };
@@ -221,18 +223,20 @@ pub async fn mark(run: &Arc<Run>, node: NodeId, down: bool) -> bool {
     marked
 }
 
-/// Whose machine is lost, in the words of the newest state.
+/// Return the members, by the newest state, whose machine is lost or whose node will never serve again.
 pub fn lost(run: &Run) -> Vec<NodeId> {
     let Some(state) = run.newest() else { return Vec::new() };
     let nodes = run.nodes();
     let is_lost = |member: &&Member| {
         let Some(at) = run.at(member.id) else { return false };
-        // A part of the cluster that was recovered for itself has let it go, and went by that until it came over.
+        // A part of the cluster that was recovered separately removed the node, which then stopped; that part has
+        // since adopted another lineage, in which the node is still a member.
         let let_go = nodes.life(at).is_none() && nodes.ended(at) == Some(StopReason::Removed);
         if nodes.is_gone(at) || let_go {
             return true;
         }
-        // An empty machine has the name of the one that was lost; or its node does not know yet that it is in.
+        // Another cluster: the node is on an empty machine that has the name of the lost one. Or the node was
+        // admitted and does not know it yet, in which case it is not lost.
         nodes.life(at).is_some_and(|life| {
             let elsewhere = life.cluster().view().state.cluster != state.cluster;
             elsewhere && (member.status != MemberStatus::Joining || member.uid != life.cluster().uid())
@@ -241,7 +245,7 @@ pub fn lost(run: &Run) -> Vec<NodeId> {
     state.live_members().filter(is_lost).map(|member| member.id).collect()
 }
 
-/// Removes a member whose machine is lost. True if it is no member any more.
+/// Remove a member whose machine is lost. Return true if it is no longer a member.
 pub async fn remove(run: &Arc<Run>, node: NodeId) -> bool {
     let is_in = || run.newest().is_some_and(|state| state.member(node).is_some());
     if !is_in() {
@@ -257,7 +261,7 @@ pub async fn remove(run: &Arc<Run>, node: NodeId) -> bool {
     removed
 }
 
-/// Has the cluster do without the machines that are lost: removes them, or recovers it where too many are.
+/// Remove the members whose machines are lost, and recover the cluster if it has lost its majority.
 pub async fn do_without(run: &Arc<Run>) {
     let begun = Instant::now();
     while begun.elapsed() < INSISTS && !run.is_broken() {
@@ -269,7 +273,7 @@ pub async fn do_without(run: &Arc<Run>) {
                 }
             }
             if run.nodes().count() < MOST && nobody_stays(run) {
-                // The last member that does not leave is none that goes: somebody has to come first.
+                // The last member that does not leave cannot be removed: a new node has to join first.
                 join_one_more(run, 7).await;
             }
             sleep(Duration::from_secs(1)).await;
@@ -277,14 +281,14 @@ pub async fn do_without(run: &Arc<Run>) {
     }
 }
 
-/// Are those that have not lost their machines about to leave?
+/// Return whether every member either has lost its machine or is leaving.
 fn nobody_stays(run: &Run) -> bool {
     let lost = lost(run);
     let leaves = |member: &Member| member.status == MemberStatus::Leaving || lost.contains(&member.id);
     run.newest().is_some_and(|state| state.live_members().all(leaves))
 }
 
-/// Recovers the cluster by a survivor, if it needs that.
+/// Recover the cluster by a survivor. Return false if no recovery was needed or it failed.
 pub async fn recover(run: &Arc<Run>, at: At) -> bool {
     let recovered = does(run, at, "a recovery", |life| async move {
         let survey = life.cluster().survey().await;
@@ -298,7 +302,7 @@ pub async fn recover(run: &Arc<Run>, at: At) -> bool {
     recovered.await.is_some()
 }
 
-/// Deploys the next release of a module by some member.
+/// Deploy the next release of a module through a member. Return true if it succeeded.
 pub async fn deploy(run: &Arc<Run>, module: usize) -> bool {
     let release = run.next_release(module);
     let Some(at) = someone(run, release) else { return false };
@@ -317,11 +321,11 @@ pub async fn deploy(run: &Arc<Run>, module: usize) -> bool {
     deployed
 }
 
-/// Makes the release before current again.
+/// Return a module to its previous release.
 pub async fn rollback(run: &Arc<Run>, module: usize) {
     let Some(at) = someone(run, 1) else { return };
     let name = run.fleet[module].name.clone();
-    let back = does(run, at, format!("{module} goes back"), |life| async move {
+    let back = does(run, at, format!("a rollback of {module}"), |life| async move {
         let (progress, _steps) = mpsc::unbounded_channel();
         life.services().modules.rollback(&name, None, Some(Instant::now() + PATIENCE), progress).await
     });
@@ -329,7 +333,7 @@ pub async fn rollback(run: &Arc<Run>, module: usize) {
     run.seen(|seen| seen.rollbacks += u64::from(back));
 }
 
-/// Undeploys a module, and deploys it again after a while.
+/// Undeploy a module, and deploy it again after `lasts`.
 pub async fn undeploy(run: &Arc<Run>, module: usize, lasts: Duration) {
     let Some(at) = someone(run, 2) else { return };
     let name = run.fleet[module].name.clone();
@@ -343,7 +347,7 @@ pub async fn undeploy(run: &Arc<Run>, module: usize, lasts: Duration) {
     deploy(run, module).await;
 }
 
-/// Changes how much may move at once.
+/// Set the number of transfers that each node sends at once and the rate at which it sends.
 pub async fn limit(run: &Arc<Run>, outgoing: u16, rate: Option<u64>) {
     let rate = rate.map_or(Rate::Unlimited, Rate::Bytes);
     let changes = vec![HandoffChange::Outgoing(Some(outgoing)), HandoffChange::BytesPerSecond(Some(rate))];
@@ -351,14 +355,14 @@ pub async fn limit(run: &Arc<Run>, outgoing: u16, rate: Option<u64>) {
     run.seen(|seen| seen.limits += u64::from(done));
 }
 
-/// Holds everything that moves, or has it go on.
+/// Pause all transfers, or resume them.
 pub async fn hold(run: &Arc<Run>, paused: bool) -> bool {
     let held = set_handoff(run, vec![HandoffChange::Paused(paused)]).await;
     run.seen(|seen| seen.holds += u64::from(held && paused));
     held
 }
 
-/// Has everything move as it does where nobody said otherwise.
+/// Reset the settings of transfers to their defaults.
 pub async fn no_limits(run: &Arc<Run>) {
     let changes = vec![
         HandoffChange::Outgoing(None),
@@ -377,7 +381,7 @@ async fn set_handoff(run: &Arc<Run>, changes: Vec<HandoffChange>) -> bool {
     set.await.is_some()
 }
 
-/// Has a new node at a machine join, once what was there before is no member any more.
+/// Have the new node on a machine join, after its predecessor there was removed.
 pub async fn join_anew(run: &Arc<Run>, at: At) {
     do_without(run).await;
     if run.member(at).is_none()

@@ -1,11 +1,14 @@
-//! Who says that a rule is broken, one in each file.
+//! The oracles, which report broken rules; one per file.
 //!
-//! [`truth`]: acknowledged writes, resurrection, a write once, answers that tell the truth and come in time.
-//! [`ledger`]: one state of each entry, one owner that answers. [`coverage`]: what a command that goes everywhere
-//! must have in its answer. [`counts`]: what is handed off is what was there. [`formats`]: the release before can
-//! read what is written. [`leaks`]: nothing of what has ended is left. That requests are answered soon where nothing is
-//! wrong is looked at in `load.rs`, that everything completes is
-//! looked at in `rest.rs`.
+//! - [`truth`]: acknowledged writes are kept, deleted keys stay deleted, a write is applied once, answers are true
+//!   and in time.
+//! - [`ledger`]: every log entry has one state, and only the owner of a partition serves it.
+//! - [`coverage`]: the answer of a coverage command is complete.
+//! - [`counts`]: a handoff carries exactly the items of the old owner.
+//! - [`formats`]: the previous release can read every item that is written.
+//! - [`leaks`]: nothing of an ended node, transfer or vnode is left.
+//!
+//! `load.rs` checks that requests are fast without faults, and `rest.rs` that everything completes.
 
 pub mod counts;
 pub mod coverage;

@@ -1,5 +1,5 @@
-//! After all faults: operators mend what only they can mend, everything completes, and every key can be read through
-//! every node.
+//! The end of a run, after the last fault: operators repair what needs an operator, everything completes, and every
+//! key can be read through every node.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -17,23 +17,23 @@ use crate::oracle::truth::Want;
 use crate::rule::Rule;
 use crate::run::Run;
 
-/// How long it may take.
+/// Longest time until everything has completed.
 const CALM: Duration = Duration::from_secs(180);
 
-/// How often it is looked at.
+/// Interval between two checks.
 const LOOK: Duration = Duration::from_millis(50);
 
-/// How long a read may take then.
+/// Deadline of a read at rest.
 const READ: Duration = Duration::from_secs(10);
 
-/// Waits for something, or for a broken rule.
+/// Wait until `is` returns true, or a rule is broken.
 pub async fn until(run: &Run, mut is: impl FnMut() -> bool) {
     while !run.is_broken() && !is() {
         sleep(LOOK).await;
     }
 }
 
-/// Waits until everything has completed, then reads.
+/// Wait until everything has completed, then read every key through every member and check for leaks.
 pub async fn rest(run: &Arc<Run>) {
     let began = Instant::now();
     while let Some(why) = unrest(run) {
@@ -47,7 +47,7 @@ pub async fn rest(run: &Arc<Run>) {
         mend(run).await;
         sleep(LOOK).await;
     }
-    run.note("all is at rest");
+    run.note("everything has completed");
     let now = run.world.now();
     run.truth(|truth| {
         truth.settle(now);
@@ -57,7 +57,8 @@ pub async fn rest(run: &Arc<Run>) {
         for key in 0..run.settings.keys {
             if !load::ask(run, at, key, Want::Get, READ).await && !run.is_broken() && is_deployed(run, key) {
                 run.breaks(
-                    Rule::LostWrite.broken(format!("k{key} cannot be read through n{at} after healing")),
+                    Rule::LostWrite
+                        .broken(format!("k{key} cannot be read through n{at} after the last fault")),
                 );
             }
             if run.is_broken() {
@@ -74,8 +75,10 @@ pub async fn rest(run: &Arc<Run>) {
     }
 }
 
-/// What there is in a partition is told alike by all members that tell it. A guest that keeps its items says so page by
-/// page, and some of them cannot.
+/// Check that all members report the same sizes of partitions.
+///
+/// The items of a guest that keeps its own are counted page by page, which some guests do not survive; members that
+/// report no size are skipped.
 async fn compare_sizes(run: &Arc<Run>) {
     let Some(state) = run.newest() else { return };
     let owners: BTreeMap<_, _> =
@@ -91,7 +94,7 @@ async fn compare_sizes(run: &Arc<Run>) {
         let before = first.get_or_insert_with(|| (at, sizes.clone()));
         let other = |(id, held): (&_, &_)| before.1.get(id).is_some_and(|before| before != held);
         if sizes.iter().any(other) {
-            let what = format!("n{at} tells other sizes than n{}: {sizes:?} and {:?}", before.0, before.1);
+            let what = format!("n{at} reports other sizes than n{}: {sizes:?} and {:?}", before.0, before.1);
             return run.breaks(Rule::OneTruth.broken(what));
         }
     }
@@ -102,7 +105,7 @@ fn is_deployed(run: &Run, key: usize) -> bool {
     run.newest().is_some_and(|state| state.modules.values().any(|module| module.name == name))
 }
 
-/// Does what a runbook has an operator do.
+/// Do everything that a runbook tells an operator to do.
 async fn mend(run: &Arc<Run>) {
     let nodes = run.nodes();
     for at in 0..nodes.count() {
@@ -118,7 +121,7 @@ async fn mend(run: &Arc<Run>) {
         if let Some(why) = ended.filter(|why| why.contains("not the newest")) {
             if !run.is_stale(at) {
                 return run
-                    .breaks(Rule::StartsAgain.broken(format!("n{at}, whose disk is its newest: {why}")));
+                    .breaks(Rule::StartsAgain.broken(format!("n{at}, whose disk is the newest: {why}")));
             }
             nodes.abandon(at);
         }
@@ -127,7 +130,9 @@ async fn mend(run: &Arc<Run>) {
         }
         let outside = nodes.life(at).is_some_and(|life| life.cluster().view().outside.is_some());
         if outside {
-            run.note(format_args!("n{at} is outside of what was recovered: it begins anew"));
+            run.note(format_args!(
+                "n{at} is not in the recovered cluster: it starts again with an empty disk"
+            ));
             nodes.kill(at, false);
             nodes.disk(at).wipe();
             nodes.start(at);
@@ -141,14 +146,14 @@ async fn mend(run: &Arc<Run>) {
     }
     for module in 0..run.fleet.len() {
         if is_without_component(run, module) {
-            // It went with the machines that were lost: who has it elsewhere brings it back.
+            // The component was lost with the machines that had it: an operator deploys a release again.
             operators::deploy(run, module).await;
         }
     }
     join_again(run).await;
 }
 
-/// Does a node say that no member has the component of a module's current release?
+/// Return whether a node reports that no member has the component of a module's current release.
 fn is_without_component(run: &Run, module: usize) -> bool {
     let name = &run.fleet[module].name;
     run.members().into_iter().filter_map(|at| run.nodes().life(at)).any(|life| {
@@ -158,7 +163,7 @@ fn is_without_component(run: &Run, module: usize) -> bool {
     })
 }
 
-/// Do all members serve, is none paused, and do all know the newest state?
+/// Return whether all members serve, none is paused, and all have applied the newest state.
 pub fn all_serve(run: &Run) -> bool {
     let Some(state) = run.newest() else { return false };
     let serving = run.nodes().serving();
@@ -168,7 +173,7 @@ pub fn all_serve(run: &Run) -> bool {
     state.live_members().all(serves)
 }
 
-/// Notes how every node takes the cluster, for whoever looks for the reason.
+/// Note every node's view of the cluster, to help find the reason for a failure.
 async fn portray(run: &Arc<Run>) {
     let nodes = run.nodes();
     for at in 0..nodes.count() {
@@ -205,7 +210,8 @@ async fn portray(run: &Arc<Run>) {
     }
 }
 
-/// A node whose join had no clear answer is told to join again, as that error says.
+/// Repeat the join of each node that waits as a joining member outside the cluster, as the error of a join with an
+/// unknown outcome tells the operator to.
 async fn join_again(run: &Arc<Run>) {
     let nodes = run.nodes();
     let Some(state) = run.newest() else { return };
@@ -223,7 +229,7 @@ async fn join_again(run: &Arc<Run>) {
     }
 }
 
-/// What has not completed, if anything has not.
+/// Return something that has not completed yet; `None` if everything has.
 pub fn unrest(run: &Run) -> Option<String> {
     let nodes = run.nodes();
     let state = run.newest()?;
@@ -247,7 +253,7 @@ pub fn unrest(run: &Run) -> Option<String> {
         }
         if let Some(why) = nodes.failed(at) {
             if run.is_stale(at) {
-                return Some(format!("n{at} does not start on its old disk"));
+                return Some(format!("n{at} does not start from its old disk"));
             }
             run.breaks(Rule::StartsAgain.broken(format!("n{at}: {why}")));
             return Some(format!("n{at} does not start: {why}"));
@@ -260,18 +266,18 @@ pub fn unrest(run: &Run) -> Option<String> {
         };
         let view = life.cluster().view();
         if view.state.cluster != state.cluster {
-            // Its join was refused, or its operator gave up: a cluster of its own.
+            // Its join was refused, or its operator gave up: the node is in a cluster of its own.
             continue;
         }
         if state.member(view.me).is_none() && nodes.is_older(at) {
-            // It has gone, and what is there now does not speak with builds of its age.
+            // The node was removed, and the cluster no longer speaks with builds of its age.
             continue;
         }
         if (view.state.lineage, view.state.applied) != (state.lineage, state.applied) {
-            return Some(format!("n{at} knows {} of {}", view.state.applied, state.applied));
+            return Some(format!("n{at} has applied entry {} of {}", view.state.applied, state.applied));
         }
         if state.member(view.me).is_some_and(Member::waits) {
-            // For a plan that nobody commits.
+            // The node waits for a plan that no operator commits.
             continue;
         }
         if !view.serves() {
@@ -279,9 +285,9 @@ pub fn unrest(run: &Run) -> Option<String> {
         }
         if let Some(member) = state.live_members().find(|member| !life.cluster().liveness().is_up(member.id))
         {
-            return Some(format!("n{at} takes {} for down", member.name));
+            return Some(format!("n{at} considers {} down", member.name));
         }
-        // What a cut or a pause has ended is dialled anew.
+        // Connections that ended by a cut or a pause must have been dialled again.
         let away = |member: &&Member| !life.transport().is_up(member.uid);
         if let Some(member) = state.live_members().find(away) {
             return Some(format!("n{at} has no connection to {}", member.name));
@@ -296,7 +302,7 @@ pub fn unrest(run: &Run) -> Option<String> {
         if let Some(slot) =
             life.services().master.status().iter().find(|slot| slot.sealed || slot.staging > 0)
         {
-            return Some(format!("n{at} keeps a seal or a stage of p{}", slot.partition.0));
+            return Some(format!("n{at} still has a seal or a stage of p{}", slot.partition.0));
         }
     }
     None

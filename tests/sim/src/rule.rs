@@ -1,46 +1,46 @@
-//! The rules that must hold, whatever happens.
+//! The rules that must hold in every run.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// A rule, by the number that it has in the protocol.
+/// A rule. R numbers are those of PROTOCOL.md, D numbers those of DESIGN.md.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Rule {
-    /// Two nodes never serve one partition, nor have different states of one entry (R1, R2).
+    /// Only the owner of a partition serves it, and all nodes have the same state of a log entry (R1, R2).
     OneTruth,
-    /// What was acknowledged is there.
+    /// An acknowledged write is not lost.
     LostWrite,
-    /// What was deleted stays deleted (R12).
+    /// A deleted item does not return (R12).
     Resurrected,
-    /// A write happens once (R10).
+    /// A write is applied at most once (R10).
     Twice,
-    /// What is handed off is what was there (R7, R15).
+    /// A handoff carries exactly the items of the old owner (R7, R15).
     Carried,
-    /// What is written the release before can read (R22).
+    /// The previous release can read every item that is written (R22).
     ReadBefore,
-    /// Where nothing is wrong, a guest that is slow holds up nobody else (DESIGN.md D6).
+    /// Without faults, a slow guest delays no request to another one (D6).
     Prompt,
-    /// An error says what became of the state (R10).
+    /// An error states the outcome of its request truthfully (R10).
     AnswerTells,
-    /// A command that goes everywhere has every key once, or says what is missing (R17).
+    /// A coverage command returns every key once, or names the missing partitions (R17).
     Coverage,
-    /// Every request ends by its deadline (DESIGN.md D12).
+    /// Every request ends by its deadline (D12).
     EveryRequestEnds,
-    /// A node that was killed anywhere starts again.
+    /// A node that was killed at any moment starts again.
     StartsAgain,
     /// No code of a node panics.
     Panics,
-    /// Nothing of a life that is over is left.
+    /// Nothing of an ended node, transfer or vnode is left.
     Leaks,
-    /// Nobody works on for ever without waiting.
+    /// No task runs forever without waiting.
     Rests,
-    /// Once faults end, everything completes.
+    /// Everything completes after the last fault.
     Completes,
 }
 
 impl Rule {
-    /// It is broken, and how.
+    /// Return the error of this rule, with the details in `what`.
     pub fn broken(self, what: String) -> Broken {
         Broken { rule: self, what }
     }
@@ -49,33 +49,33 @@ impl Rule {
 impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
-            Self::OneTruth => "one truth per index (R1, R2)",
+            Self::OneTruth => "one owner serves a partition, and an entry has one state (R1, R2)",
             Self::LostWrite => "no acknowledged write is lost",
             Self::Resurrected => "no deleted item returns (R12)",
-            Self::Twice => "a write happens once (R10)",
-            Self::Carried => "what is handed off is what was there (R7, R15)",
-            Self::ReadBefore => "the release before can read what is written (R22)",
-            Self::Prompt => "a slow guest holds up nobody else (D6)",
-            Self::AnswerTells => "an answer says what became of the state (R10)",
+            Self::Twice => "a write is applied at most once (R10)",
+            Self::Carried => "a handoff carries exactly the items of the old owner (R7, R15)",
+            Self::ReadBefore => "the previous release can read every item that is written (R22)",
+            Self::Prompt => "a slow guest delays no request to another one (D6)",
+            Self::AnswerTells => "an error states the outcome of its request (R10)",
             Self::Coverage => {
-                "a command that goes everywhere has every key once, or says what is missing (R17)"
+                "a coverage command returns every key once, or names the missing partitions (R17)"
             }
-            Self::EveryRequestEnds => "every request ends (D12)",
-            Self::StartsAgain => "a node that was killed anywhere starts again",
+            Self::EveryRequestEnds => "every request ends by its deadline (D12)",
+            Self::StartsAgain => "a killed node starts again",
             Self::Panics => "no code of a node panics",
-            Self::Leaks => "nothing of a life that is over is left",
-            Self::Rests => "nobody works on for ever without waiting",
-            Self::Completes => "after all faults everything completes",
+            Self::Leaks => "nothing of an ended node, transfer or vnode is left",
+            Self::Rests => "no task runs forever without waiting",
+            Self::Completes => "everything completes after the last fault",
         })
     }
 }
 
-/// A rule that was broken.
+/// The violation of a rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Broken {
-    /// Which.
+    /// The rule that was broken.
     pub rule: Rule,
-    /// How.
+    /// The details: nodes, keys and values.
     pub what: String,
 }
 

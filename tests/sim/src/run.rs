@@ -1,4 +1,4 @@
-//! One seed, from an empty world to its rest or to the first rule that is broken.
+//! Runs one seed, from an empty world until everything has completed or a rule is broken.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -37,26 +37,26 @@ use crate::rule::{Broken, Rule};
 use crate::schedule::{self, Act, Planned};
 use crate::seen::Seen;
 
-/// How a world is made.
+/// The settings of a run. `None` leaves the choice to the seed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Settings {
-    /// How many keys clients use.
+    /// Number of keys that clients use.
     pub keys: usize,
-    /// How long things break.
+    /// Time during which the acts of the schedule happen; the clients stop at its end.
     pub unrest: Duration,
-    /// How many nodes it begins with; by the seed where none.
+    /// Number of nodes at the start.
     pub nodes: Option<usize>,
-    /// How many modules there are at most.
+    /// Largest number of modules; without it the seed chooses from one to three.
     pub modules: Option<usize>,
-    /// What happens; by the seed where none.
+    /// The acts and their times.
     pub schedule: Option<Vec<Planned>>,
-    /// What goes wrong in the guests of all modules but the first; by the seed where none.
+    /// The faults of the guests of all modules but the first.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub guests: Option<Script>,
-    /// A fault that is put back on purpose.
+    /// A known fault to put back into the code, in this run only.
     pub mutant: Option<Mutant>,
-    /// What kind of world it is; by the seed where none. Files that are older than this have none of it.
+    /// The properties of the world. Saved runs that are older than this field have none of them.
     #[serde(default = "plain")]
     pub nature: Option<Nature>,
 }
@@ -82,51 +82,51 @@ impl Default for Settings {
     }
 }
 
-/// What a run came to.
+/// The result of a run.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// Its seed.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// What broke, if anything did.
+    /// The first rule that broke; `None` if all rules hold.
     pub broken: Option<Broken>,
-    /// What clients were told.
+    /// Counts of the clients' requests, by outcome.
     pub counts: Counts,
-    /// What happened how often.
+    /// Counts of everything else that happened.
     pub seen: Seen,
-    /// How long it was, in virtual time.
+    /// Length of the run, in virtual time.
     pub lasted: Duration,
-    /// How many polls of tasks it had.
+    /// Number of polls of tasks.
     pub polls: u64,
-    /// A number that all of it is in.
+    /// A hash of everything that happened: equal traces mean equal histories.
     pub trace: u64,
-    /// What was to happen.
+    /// The acts that were planned.
     pub schedule: Vec<Planned>,
-    /// In what kind of world.
+    /// The properties of the world.
     pub nature: Nature,
-    /// What did, line by line.
+    /// A log of the run for people, one line per event.
     pub lines: Vec<String>,
 }
 
 impl Report {
-    /// The settings that it was run with, and in them what the seed had decided.
+    /// Return the settings of the run, with the schedule and the nature that the seed drew filled in.
     pub fn settings(&self, with: &Settings) -> Settings {
         Settings { schedule: Some(self.schedule.clone()), nature: Some(self.nature), ..with.clone() }
     }
 }
 
-/// What all parts of a run share.
+/// The state that all parts of a run share.
 pub struct Run {
-    /// Random numbers, time, panics.
+    /// The seeded world: random numbers, virtual time, and the panics of tasks.
     pub world: Arc<Seeded>,
-    /// The network's weather.
+    /// The conditions of the network: cut directions and latency.
     pub weather: Arc<Changeable>,
-    /// The network.
+    /// The network in memory that all nodes are on.
     pub network: Network,
-    /// The settings.
+    /// The settings, as the caller gave them.
     pub settings: Settings,
-    /// What kind of world it is.
+    /// The properties of the world.
     pub nature: Nature,
-    /// The modules.
+    /// The modules, each with an index that clients and acts use.
     pub fleet: Vec<Plan>,
     state: Mutex<State>,
     nodes: std::sync::OnceLock<Nodes>,
@@ -141,26 +141,26 @@ struct State {
     seen: Seen,
     broken: Option<Broken>,
     lines: Vec<String>,
-    /// Clients go on.
+    /// True while clients send requests.
     busy: bool,
-    /// Nothing may break now.
+    /// True while faults are held back, because a node on an old disk needs all its peers.
     delicate: bool,
-    /// Some may not have heard of the newest lineage.
+    /// True while some nodes may not know of the newest lineage.
     apart: bool,
-    /// Modules that somebody has wanted undeployed.
+    /// Modules that an operator has tried to undeploy.
     ends: BTreeSet<String>,
-    /// Nodes that were started on an older copy of their disk.
+    /// Machines whose nodes were started on an older copy of their disk.
     stale: BTreeSet<At>,
-    /// The last release of each module that somebody has made.
+    /// The number of each module's last release.
     releases: Vec<u32>,
-    /// What they were, by their components.
+    /// The module's name and the number of each release, by the digest of its component.
     made: BTreeMap<Digest, (String, u32)>,
-    /// Of which module each is a release.
+    /// The id of the module that each release belongs to, by the digest of its component.
     eras: BTreeMap<Digest, u64>,
 }
 
 impl Run {
-    /// One without nodes yet, within its simulation.
+    /// Create a run without nodes. Must be called within its simulation.
     pub(crate) fn new(
         world: &Arc<Seeded>,
         settings: Settings,
@@ -215,15 +215,15 @@ impl Run {
         run
     }
 
-    /// The nodes.
+    /// Return the machines of the run and their nodes.
     ///
     /// # Panics
-    /// Before there are any.
+    /// Panics if `new` has not returned yet, which adds the nodes.
     pub fn nodes(&self) -> &Nodes {
         self.nodes.get().expect("a run has nodes from its beginning")
     }
 
-    /// Adds a machine with a clock of its own, and starts its node.
+    /// Add a machine with a clock of its own, and start its node. `speaks` is the range of versions of its build.
     pub fn add(&self, speaks: Speaks) -> At {
         let at = self.nodes().add_speaking(speaks);
         if self.nature.drift {
@@ -233,17 +233,18 @@ impl Run {
         at
     }
 
-    /// How many guests run on all nodes.
+    /// Return the number of guests that run on all nodes.
     pub fn guests(&self) -> usize {
         self.scripts.get().map_or(0, |scripts| scripts.instances())
     }
 
-    /// How many vnodes have their items in the host's storage.
+    /// Return the number of vnodes whose items are in host storage, on all nodes.
     pub fn stores(&self) -> usize {
         self.scripts.get().map_or(0, |scripts| scripts.stores())
     }
 
-    /// What the guests of a module in a partition have on a node.
+    /// Return the items of each guest of a module in a partition of a node. There are several guests while one is
+    /// staged or replaces another.
     pub fn contents(&self, at: At, partition: PartitionId, module: &str) -> Vec<Contents> {
         let (life, scripts) = (self.nodes().scope(at), self.scripts.get());
         let contents = life.zip(scripts);
@@ -251,12 +252,12 @@ impl Run {
             .map_or_else(Vec::new, |(life, scripts)| scripts.contents(life, module, u32::from(partition.0)))
     }
 
-    /// Does something with what has happened to what moves.
+    /// Call `act` with the oracle of handoffs.
     pub fn moves<T>(&self, act: impl FnOnce(&mut Moves) -> T) -> T {
         act(&mut self.state.lock().moves)
     }
 
-    /// A guest of a release of a module writes in a format: may it?
+    /// Have the oracle check the format in which a guest of a release writes.
     pub fn writes(&self, name: &str, release: u32, format: u32) {
         let mut state = self.state.lock();
         let made = state.made.iter().find(|(_, made)| made.0 == name && made.1 == release);
@@ -265,7 +266,7 @@ impl Run {
         }
     }
 
-    /// Does something with the truth; a rule that it breaks ends the run.
+    /// Call `act` with the oracle of keys. An error ends the run.
     pub fn truth<T: Default>(&self, act: impl FnOnce(&mut Truth) -> Result<T, Broken>) -> T {
         let mut state = self.state.lock();
         match act(&mut state.truth) {
@@ -277,17 +278,17 @@ impl Run {
         }
     }
 
-    /// Does something with what nodes have shown.
+    /// Call `act` with the oracle of cluster states.
     pub fn ledger<T>(&self, act: impl FnOnce(&Ledger) -> T) -> T {
         act(&self.state.lock().ledger)
     }
 
-    /// The newest state that any node has shown.
+    /// Return the newest cluster state that any node has shown.
     pub fn newest(&self) -> Option<ClusterState> {
         self.ledger(|ledger| ledger.newest().cloned())
     }
 
-    /// A node shows a state.
+    /// Have the oracles check a state that a node shows.
     pub fn shows(&self, name: &str, state: &ClusterState) {
         let now = self.world.now();
         let mut inner = self.state.lock();
@@ -309,8 +310,7 @@ impl Run {
                 news.lost.iter().for_each(|partition| inner.truth.loosen(*partition, None, now));
                 for name in news.ended.iter().filter(|_| !news.recovered) {
                     if !inner.ends.contains(name) {
-                        let what =
-                            format!("{name} was deployed, and is no more, and nobody has undeployed it");
+                        let what = format!("{name} is no longer deployed, and no operator has undeployed it");
                         inner.breaks(Rule::LostWrite.broken(what));
                     }
                 }
@@ -328,9 +328,9 @@ impl Run {
         }
     }
 
-    /// A node carries something out: may it?
+    /// Have the oracle check that a node may serve a vnode's partition.
     pub fn serves(&self, at: At, vnode: (ModuleUid, PartitionId), what: fmt::Arguments<'_>) {
-        // Who begins a lineage may serve before anybody has looked.
+        // The node that begins a lineage may serve before the run has recorded its state.
         if let Some(life) = self.nodes().life(at) {
             let view = life.cluster().view();
             if self.ledger(|ledger| ledger.newest().is_some_and(|newest| newest.lineage < view.state.lineage))
@@ -348,12 +348,12 @@ impl Run {
         }
     }
 
-    /// Does nothing happen but what operators do on a good day?
+    /// Return whether the schedule was given and has only joins and leaves, which delay no request.
     pub fn is_fair(&self) -> bool {
         self.settings.schedule.as_ref().is_some_and(|acts| acts.iter().all(|(_, act)| act.is_fair()))
     }
 
-    /// Does a node hold a partition, by the newest state or by its own?
+    /// Return whether a node owns a partition, by the newest state or by its own.
     pub fn may_hold(&self, at: At, partition: PartitionId) -> bool {
         let own = self.nodes().life(at).is_some_and(|life| {
             let view = life.cluster().view();
@@ -365,25 +365,25 @@ impl Run {
         own || newest
     }
 
-    /// The only copy of what a module has in a partition may be gone; of all modules where none is named.
+    /// Record that the only copy of a partition's items may be lost, of the named module or of all.
     pub fn loosen(&self, partition: PartitionId, module: Option<&str>) {
         let now = self.world.now();
         self.state.lock().truth.loosen(partition, module, now);
     }
 
-    /// Counts something.
+    /// Count an event.
     pub fn seen(&self, count: impl FnOnce(&mut Seen)) {
         count(&mut self.state.lock().seen);
     }
 
-    /// The next release of a module.
+    /// Return the number of a module's next release, and count it.
     pub fn next_release(&self, module: usize) -> u32 {
         let release = &mut self.state.lock().releases[module];
         *release += 1;
         *release
     }
 
-    /// By how many bytes a write to a real module is longer than its number.
+    /// Return the bytes of padding that a write to a real module gets; 0 for most writes, and for scripted modules.
     pub fn longer(&self, module: &str, op: Op) -> usize {
         let real = self.fleet.iter().any(|plan| plan.real && plan.name == module);
         let mut random = self.world.stream(&format!("length {op}"));
@@ -391,7 +391,8 @@ impl Run {
         if real && random.random_bool(0.15) { random.random_range(1 << 10..most) } else { 0 }
     }
 
-    /// Which of the modules of this name a release belongs to, which a node runs.
+    /// Return the id of the module that a release on a node belongs to; 0 if no state shows it yet. A name may have
+    /// had several modules, one after another.
     pub fn era(&self, at: At, name: &str, release: u32) -> u64 {
         let known = |state: &State| {
             let made = state.made.iter().find(|(_, made)| made.0 == name && made.1 == release);
@@ -400,87 +401,87 @@ impl Run {
         if let Some(era) = known(&self.state.lock()) {
             return era;
         }
-        // It runs what nobody has shown yet.
+        // The node runs a release that is in its own state only so far.
         if let Some(life) = self.nodes().life(at) {
             self.state.lock().notes_eras(&life.cluster().view().state);
         }
         known(&self.state.lock()).unwrap_or(0)
     }
 
-    /// Somebody has made a release.
+    /// Record a release that is about to be deployed.
     pub fn made(&self, module: usize, release: u32, component: &[u8]) {
         let digest = Digest(Sha256::digest(component).into());
         self.state.lock().made.insert(digest, (self.fleet[module].name.clone(), release));
     }
 
-    /// A rule is broken. The first counts.
+    /// Record the violation of a rule, which ends the run. Only the first one is kept.
     pub fn breaks(&self, broken: Broken) {
         self.state.lock().breaks(broken);
     }
 
-    /// The first that was.
+    /// Return the first violation of a rule.
     pub fn broken(&self) -> Option<Broken> {
         self.state.lock().broken.clone()
     }
 
-    /// Was one?
+    /// Return whether a rule is broken.
     pub fn is_broken(&self) -> bool {
         self.state.lock().broken.is_some()
     }
 
-    /// Notes what happens, for people.
+    /// Add a line to the log of the run, with the virtual time.
     pub fn note(&self, what: impl std::fmt::Display) {
         let now = self.world.now();
         self.state.lock().lines.push(format!("{:>9.3} {what}", now.as_secs_f64()));
     }
 
-    /// Is somebody about to look whether a disk is old, for which all must be in reach?
+    /// Return whether faults are held back, because a node on an old disk needs all its peers in reach.
     pub fn is_delicate(&self) -> bool {
         self.state.lock().delicate
     }
 
-    /// From now on, or no longer.
+    /// Hold faults back from now on, or no longer.
     pub fn delicate(&self, delicate: bool) {
         self.state.lock().delicate = delicate;
     }
 
-    /// May some not have heard of a lineage that others have begun?
+    /// Return whether some nodes may not know of a lineage that another node has begun.
     pub fn is_apart(&self) -> bool {
         self.state.lock().apart
     }
 
-    /// From now on, or no longer.
+    /// Record that some nodes may not know of the newest lineage, or that all know it again.
     pub fn apart(&self, apart: bool) {
         self.state.lock().apart = apart;
     }
 
-    /// Somebody undeploys a module.
+    /// Record that an operator undeploys a module.
     pub fn ends(&self, name: &str) {
         self.state.lock().ends.insert(name.to_owned());
     }
 
-    /// A node is started on an older copy of its disk.
+    /// Record that a node is started on an older copy of its disk.
     pub fn is_made_stale(&self, at: At) {
         self.state.lock().stale.insert(at);
     }
 
-    /// Was it?
+    /// Return whether the machine's node was started on an older copy of its disk.
     pub fn is_stale(&self, at: At) -> bool {
         self.state.lock().stale.contains(&at)
     }
 
-    /// Do clients go on?
+    /// Return whether clients send requests: before the calm, and while no rule is broken.
     pub fn is_busy(&self) -> bool {
         let state = self.state.lock();
         state.busy && state.broken.is_none()
     }
 
-    /// Do guests behave by now?
+    /// Return whether the run has calmed down: clients have stopped, and guests behave from then on.
     pub fn is_calm(&self) -> bool {
         !self.state.lock().busy
     }
 
-    /// A node's memory is gone, and with it the only copies of its partitions.
+    /// Record the loss of a node's memory, and with it of the only copies of its partitions' items.
     pub fn loses_memory(&self, at: At) {
         let Some(node) = self.member(at) else { return };
         let now = self.world.now();
@@ -490,18 +491,18 @@ impl Run {
         }
     }
 
-    /// A member by its number in the run.
+    /// Return the member on a machine, by the newest state.
     pub fn member(&self, at: At) -> Option<NodeId> {
         let name = self.nodes().name(at);
         self.ledger(|ledger| Some(ledger.newest()?.member_by_name(&name)?.id))
     }
 
-    /// A node that is a member, by its number in the run.
+    /// Return the machine of a member.
     pub fn at(&self, node: NodeId) -> Option<At> {
         (0..self.nodes().count()).find(|at| self.member(*at) == Some(node))
     }
 
-    /// Nodes that serve and are members.
+    /// Return the machines whose nodes serve and are members of the run's cluster, without those that wait to join.
     pub fn members(&self) -> Vec<At> {
         let Some(state) = self.newest() else { return Vec::new() };
         let is_in = |at: &At| {
@@ -532,16 +533,17 @@ impl State {
     }
 }
 
-/// How long nodes may take to become one cluster with its modules.
+/// Longest time to form the cluster and deploy its modules.
 const BEGIN: Duration = Duration::from_secs(240);
 
-/// How much too fast or too slow clocks are at most, in millionths.
+/// Largest deviation of a clock's rate, in parts per million.
 const DRIFT: i64 = 100_000;
 
-/// How many bytes of memory an instance has where that is little. `guests/kv` begins with somewhat more than one MiB.
+/// Memory limits, in bytes, from which a seed with [`Nature::tight`] draws one. `guests/kv` starts with somewhat more
+/// than one MiB.
 const LITTLE: std::ops::Range<usize> = 2 << 20..8 << 20;
 
-/// Runs a seed.
+/// Run a seed with these settings. The same seed and settings always give the same report.
 pub fn run(seed: u64, settings: &Settings) -> Report {
     let simulation = Simulation::new(seed, annulus_harness::Settings::default());
     let world = simulation.world().clone();
@@ -556,15 +558,15 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     if nature.real {
         fleet::make_real(&mut fleet, &mut world.stream("real modules"));
     }
-    // Some nodes are of the build before, until they are upgraded.
+    // Some nodes run the previous build until they are upgraded.
     let older = if random.random_bool(0.15) { random.random_range(1..=nodes) } else { 0 };
     let schedule = settings.schedule.clone().unwrap_or_else(|| {
         let shape = schedule::Shape { nodes, most: nodes + 2, modules: fleet.len(), older };
         schedule::draw(&mut world.stream("schedule"), shape, settings.unrest)
     });
     if schedule.iter().any(|(_, act)| matches!(act, Act::RecoverApart { .. })) {
-        // Of two histories one stays, with its release and the items of both. No cluster can see to it that the one
-        // reads the other: those who have recovered twice have to.
+        // One of several histories stays, with its release of each module and with items of all histories. The cluster
+        // cannot ensure that this release reads all of these items, so all releases read all formats here.
         fleet.iter_mut().for_each(Plan::read_all);
     }
     let plan = schedule.clone();
@@ -574,7 +576,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
             tokio::select! {
                 biased;
                 () = world.restless() => {
-                    run.breaks(Rule::Rests.broken("time stands, and a task goes on".to_owned()));
+                    run.breaks(Rule::Rests.broken("virtual time stands still while a task runs on".to_owned()));
                 }
                 () = play(&run, nodes, older, schedule) => {}
             }
@@ -584,7 +586,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let state = run.state.lock();
     let mut broken = state.broken.clone();
     if let Some((scope, why)) = world.panics().first() {
-        broken.get_or_insert_with(|| Rule::Panics.broken(format!("life {scope}: {why}")));
+        broken.get_or_insert_with(|| Rule::Panics.broken(format!("scope {scope}: {why}")));
     }
     let seen =
         Seen { entries: state.ledger.entries() as u64, deaths: run.nodes().deaths(), ..state.seen.clone() };
@@ -605,7 +607,9 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
 async fn play(run: &Arc<Run>, nodes: usize, older: usize, schedule: Vec<Planned>) {
     if timeout(BEGIN, begin(run, nodes, older)).await.is_err() {
         let why = rest::unrest(run).unwrap_or_default();
-        run.breaks(Rule::Completes.broken(format!("{nodes} nodes are no cluster within {BEGIN:?}: {why}")));
+        run.breaks(
+            Rule::Completes.broken(format!("{nodes} nodes do not form a cluster within {BEGIN:?}: {why}")),
+        );
         return;
     }
     if run.is_broken() {
@@ -630,16 +634,16 @@ async fn play(run: &Arc<Run>, nodes: usize, older: usize, schedule: Vec<Planned>
     }
     sleep_until(began + run.settings.unrest).await;
     run.state.lock().busy = false;
-    run.note("calm");
+    run.note("the faults are over");
     while tasks.join_next().await.is_some() {}
     if !run.is_broken() {
         rest::rest(run).await;
     }
 }
 
-/// Makes a cluster with its modules; the last `older` of the nodes are of the build before.
+/// Form a cluster and deploy its modules. The last `older` nodes run the previous build.
 pub(crate) async fn begin(run: &Arc<Run>, nodes: usize, older: usize) {
-    // The first one's cluster is the one that counts.
+    // The cluster of the first node is the one that the oracles follow; the others join it.
     for at in 0..nodes {
         let speaks = if at + older >= nodes { Speaks::FIRST } else { Speaks::THIS };
         run.add(speaks);
@@ -650,7 +654,7 @@ pub(crate) async fn begin(run: &Arc<Run>, nodes: usize, older: usize) {
     }
     rest::until(run, || rest::unrest(run).is_none()).await;
     for module in 0..run.fleet.len() {
-        // Its guests may refuse to begin.
+        // A deploy may fail, because guests may refuse to start.
         while !operators::deploy(run, module).await && !run.is_broken() {}
     }
 }

@@ -1,4 +1,4 @@
-//! A history as a file: all that it takes to run it again.
+//! A run that breaks a rule, saved as a file with everything that is needed to replay it.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -8,55 +8,55 @@ use serde::{Deserialize, Serialize};
 use crate::rule::Rule;
 use crate::{Report, Settings, run};
 
-/// The format of these files. It changes with the meaning of what is in them.
+/// The format version of these files. It changes when the meaning of their contents changes.
 pub const FORMAT: u32 = 1;
 
-/// A history that breaks a rule.
+/// A saved run that breaks a rule.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Saved {
-    /// [`FORMAT`].
+    /// Always [`FORMAT`].
     format: u32,
-    /// The version of the program that wrote it.
+    /// The version of the program that wrote the file.
     pub program: String,
-    /// Of all random numbers.
+    /// The seed of all random numbers.
     pub seed: u64,
-    /// With the schedule.
+    /// The settings, including the schedule and the nature that the seed had drawn.
     pub settings: Settings,
-    /// What breaks.
+    /// The rule that broke.
     pub rule: Rule,
-    /// How it did.
+    /// The details of the violation.
     pub what: String,
-    /// A number that all of the history was in.
+    /// A hash of everything that happened; a replay with the same hash is the same history.
     pub trace: u64,
 }
 
-/// Why a file cannot be run.
+/// The error of reading a saved run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Unusable {
-    /// It cannot be read.
+    /// The file cannot be read or parsed.
     Unreadable(String),
-    /// It has another format.
+    /// The file has another format version than [`FORMAT`].
     OtherFormat(u64),
 }
 
 impl fmt::Display for Unusable {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::Unreadable(why) => write!(f, "it is no history of a seed: {why}"),
+            Self::Unreadable(why) => write!(f, "not a saved run: {why}"),
             Self::OtherFormat(format) => {
-                write!(f, "its format is {format}, and this program knows format {FORMAT} only")
+                write!(f, "the file has format {format}; this program reads only format {FORMAT}")
             }
         }
     }
 }
 
-/// What a file came to when it was run.
+/// The result of a replay, compared with the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Replayed {
     /// The same rule broke, by the same history.
     Same,
-    /// The same rule broke, by another history: the program is another one.
+    /// The same rule broke, by another history: the program has changed since.
     Otherwise,
     /// Another rule broke.
     OtherRule,
@@ -65,7 +65,7 @@ pub enum Replayed {
 }
 
 impl Saved {
-    /// Of a report that broke a rule, with the settings that it was run with.
+    /// Create the file of a run from its settings and report. `None` if no rule was broken.
     pub fn of(settings: &Settings, report: &Report) -> Option<Self> {
         let broken = report.broken.as_ref()?;
         Some(Self {
@@ -79,10 +79,10 @@ impl Saved {
         })
     }
 
-    /// Writes it into a directory, which is made if it is not there; answers where it is.
+    /// Write the file `sim-seed-N.json` into a directory, which is created if it is missing, and return its path.
     ///
     /// # Errors
-    /// As the system says.
+    /// Returns the error of the file system.
     pub fn write(&self, dir: &Path) -> std::io::Result<PathBuf> {
         std::fs::create_dir_all(dir)?;
         let path = dir.join(format!("sim-seed-{}.json", self.seed));
@@ -90,17 +90,17 @@ impl Saved {
         Ok(path)
     }
 
-    /// Reads one.
+    /// Read a saved run.
     ///
     /// # Errors
-    /// Says why it cannot be run.
+    /// Returns [`Unusable`] if the file cannot be read, is malformed, or has another format version.
     pub fn read(path: &Path) -> Result<Self, Unusable> {
         let text = std::fs::read_to_string(path).map_err(|error| Unusable::Unreadable(error.to_string()))?;
         Self::parse(&text)
     }
 
     fn parse(text: &str) -> Result<Self, Unusable> {
-        /// What files of all formats have.
+        /// The part that files of all format versions have.
         #[derive(Deserialize)]
         struct Any {
             format: u64,
@@ -113,7 +113,7 @@ impl Saved {
         serde_json::from_str(text).map_err(unreadable)
     }
 
-    /// Runs it.
+    /// Replay the run and compare the result.
     pub fn run(&self) -> (Report, Replayed) {
         let report = run(self.seed, &self.settings);
         let replayed = match &report.broken {
@@ -155,13 +155,13 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_run_is_refused_with_the_reason() {
+    fn an_unusable_file_is_refused_with_the_reason() {
         let mut value = serde_json::to_value(saved()).unwrap();
         value["format"] = 7.into();
-        // Nothing else of another format is known.
+        // The rest of a file with another format is not looked at.
         value["settings"] = "others".into();
         assert_eq!(Saved::parse(&value.to_string()), Err(Unusable::OtherFormat(7)));
-        // What is older than a nature has none of it.
+        // A file from before natures existed has none of their properties.
         let mut value = serde_json::to_value(saved()).unwrap();
         value["settings"].as_object_mut().unwrap().remove("nature");
         assert_eq!(Saved::parse(&value.to_string()).unwrap().settings.nature, Some(crate::Nature::default()));

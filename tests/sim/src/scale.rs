@@ -1,9 +1,9 @@
-//! What a cluster of many nodes costs: messages and bytes of each node, at rest and while a node joins, and how
-//! long that takes until everything is where it belongs.
+//! Measures the control traffic of large clusters: messages and bytes per node, at rest and while a node joins, and
+//! the time that a join takes to converge.
 //!
-//! Whole nodes without faults and with empty partitions, so that it is the control that is counted. A message is a
-//! piece of a stream or a datagram of the network in memory; QUIC's own headers, acknowledgements and keep-alives
-//! are not there.
+//! The nodes are whole nodes without faults. Their partitions are empty, so that only control traffic is counted. A
+//! message is a piece of a stream or a datagram of the network in memory; QUIC's own headers, acknowledgements and
+//! keep-alives are not simulated and not counted.
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
@@ -18,41 +18,41 @@ use tokio::time::{Instant, sleep};
 use crate::run::{self, Run};
 use crate::{Nature, Settings, fleet, operators, rest};
 
-/// A cluster without faults comes to rest within this time, however large it is.
+/// Longest time until a cluster without faults, of any size, is at rest.
 const LIMIT: Duration = Duration::from_secs(600);
 
-/// For how long a cluster at rest is watched.
+/// Time for which the traffic of a cluster at rest is measured.
 const REST: Duration = Duration::from_secs(20);
 
 /// Messages and bytes per node and second.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub struct Traffic {
-    /// Messages that a node sends in a second, on average.
+    /// Messages that a node sends per second, on average.
     pub messages: f64,
-    /// Their bytes.
+    /// Bytes that a node sends per second, on average.
     pub bytes: f64,
-    /// Bytes of them that are the failure detector's.
+    /// The part of `bytes` that the failure detector sends.
     pub liveness: f64,
-    /// Bytes of the node that sends most.
+    /// Bytes per second of the node that sends most.
     pub busiest: f64,
 }
 
-/// One line of the table.
+/// The measurements of one cluster size.
 #[derive(Clone, Debug)]
 pub struct Row {
-    /// Nodes before the join.
+    /// Number of nodes before the join.
     pub nodes: usize,
-    /// Partitions.
+    /// Number of partitions.
     pub ring: u32,
-    /// When nothing happens.
+    /// Traffic of the cluster at rest.
     pub rest: Traffic,
-    /// Until the join is over.
+    /// Traffic during the join.
     pub join: Traffic,
-    /// Partitions whose owner changes.
+    /// Number of partitions whose owner the join changes.
     pub moved: usize,
-    /// From the request to join until all is moved and everybody knows, in seconds.
+    /// Seconds from the request to join until all partitions have moved and every node knows it.
     pub converged: f64,
-    /// Entries of the log that it took.
+    /// Number of log entries that the join took.
     pub entries: u64,
 }
 
@@ -93,10 +93,11 @@ fn shown(run: &Run) -> Option<(RingTable, u64)> {
     run.ledger(|ledger| ledger.newest().map(|state| (state.ring.clone(), state.applied)))
 }
 
-/// One row: a cluster of so many nodes that owns a ring of so many partitions rests, then one more node joins.
+/// Measure a cluster of `nodes` nodes and `ring` partitions at rest, and while one more node joins.
 ///
 /// # Errors
-/// The rule that broke, or the reason why it did not come to rest.
+/// Returns the rule that broke, the reason why the cluster did not come to rest, or the reason why the ring size is
+/// invalid.
 pub fn scale(nodes: usize, ring: u32) -> Result<Row, String> {
     let size = RingSize::try_from(ring).map_err(|error| error.to_string())?;
     let simulation = Simulation::new(1, annulus_harness::Settings::default());
@@ -110,7 +111,7 @@ pub fn scale(nodes: usize, ring: u32) -> Result<Row, String> {
         let before = run.weather.sent();
         sleep(REST).await;
         let rest = traffic(&before, &run.weather.sent(), REST);
-        let (old, entries) = shown(&run).ok_or("nobody shows a state")?;
+        let (old, entries) = shown(&run).ok_or("no node shows a state")?;
         let (before, began) = (run.weather.sent(), Instant::now());
         operators::join_one_more(&run, 7).await;
         comes_to_rest(&run).await?;
@@ -118,7 +119,7 @@ pub fn scale(nodes: usize, ring: u32) -> Result<Row, String> {
         if let Some(broken) = run.broken() {
             return Err(broken.to_string());
         }
-        let (new, applied) = shown(&run).ok_or("nobody shows a state")?;
+        let (new, applied) = shown(&run).ok_or("no node shows a state")?;
         let moved = new.iter().filter(|(id, _)| new.owner(*id) != old.owner(*id)).count();
         Ok(Row {
             nodes,

@@ -1,5 +1,5 @@
-//! What breaks, and what operators do, drawn up before a run begins: a list that can be printed, shortened
-//! and run again.
+//! The schedule of a run: faults and operators' requests with their times. It is drawn before the run begins, so
+//! that it can be printed, shortened and replayed.
 
 use std::fmt;
 use std::time::Duration;
@@ -9,63 +9,65 @@ use rand::seq::{IndexedRandom, SliceRandom};
 use rand::{Rng, RngExt};
 use serde::{Deserialize, Serialize};
 
-/// A node, by its number in the run.
+/// The index of a machine and its node in the run.
 pub type At = usize;
 
-/// One thing that happens. A `pick` chooses among those that can.
+/// One fault, or one request of an operator. `lasts` is its duration, and `pick` chooses among the nodes that are
+/// eligible at that moment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[allow(missing_docs)]
 pub enum Act {
-    /// The process ends, memory and all, and is started again after a while. With `power`, so does the
-    /// machine: what was not synced may be gone.
+    /// Kill the process, and start it again after `lasts`. With `power` the machine loses power too: data that was
+    /// not synced may be lost.
     Kill { at: At, lasts: Duration, power: bool },
-    /// The process stands still.
+    /// Suspend the process, as SIGSTOP does.
     Pause { at: At, lasts: Duration },
-    /// Nothing passes from the first to the second of each pair.
+    /// Drop everything that the first node of each pair sends to the second.
     Cut { ways: Vec<(At, At)>, lasts: Duration },
-    /// The time of day jumps.
+    /// Let the node's time of day jump by `ms` milliseconds.
     Jump { at: At, ms: i64 },
-    /// Everything on the network takes so many times as long.
+    /// Multiply the latency of the network.
     Slow { times: u32, lasts: Duration },
-    /// The disk has no room for a while; with `syncs` it fails to sync instead.
+    /// Fill the disk; with `syncs`, let its syncs fail instead.
     Disk { at: At, lasts: Duration, syncs: bool },
-    /// The process ends and is started on a copy of its disk that is `age` old.
+    /// Kill the process and start it on a copy of its disk that is `age` old.
     Stale { at: At, age: Duration, lasts: Duration },
-    /// The machine is lost, and an empty one has its name; the old node is removed, the new one joins.
+    /// Lose the machine and put an empty one of the same name in its place. The old node is removed, and the new one
+    /// joins.
     Wipe { at: At, lasts: Duration },
-    /// A node that is a cluster of its own joins. Some picks deploy a module there before, or meanwhile.
+    /// Have a new node join. For some picks a module is deployed on it before it joins, or while it joins.
     Join { pick: u32 },
-    /// A member leaves.
+    /// Have a member leave.
     Leave { pick: u32 },
-    /// A member is replaced by a new node.
+    /// Replace a member with a new node.
     Replace { pick: u32 },
-    /// A member is gone for good, and removed.
+    /// Lose a member's machine for good, and remove the member.
     Remove { pick: u32 },
-    /// A member is marked down for a while.
+    /// Mark a member as down for a while.
     Down { pick: u32, lasts: Duration },
-    /// A join and a leave are staged, looked at and committed.
+    /// Stage a join and a leave, show the plan and commit it.
     Commit { pick: u32 },
-    /// A majority of the voters is gone for good, and the cluster is recovered by a survivor.
+    /// Lose a majority of the voters for good, and recover the cluster by a survivor.
     Recover { pick: u32 },
-    /// A module gets its next release.
+    /// Deploy the next release of a module.
     Deploy { module: usize },
-    /// A module goes back to the release before.
+    /// Return a module to its previous release.
     Rollback { module: usize },
-    /// A module is undeployed, and after a while deployed again.
+    /// Undeploy a module, and deploy it again after `lasts`.
     Undeploy { module: usize, lasts: Duration },
-    /// Less may move at once, and more slowly.
+    /// Limit the number of transfers that a node sends at once, and their rate in bytes per second.
     Limit { outgoing: u16, rate: Option<u64> },
-    /// Nothing moves for a while.
+    /// Pause all transfers for a while.
     Hold { lasts: Duration },
-    /// A node is started again with the newest build.
+    /// Stop a node and start it again with the newest build.
     Upgrade { at: At, lasts: Duration },
-    /// The network falls into parts for a while, all of which live on, and each that cannot change without the others
-    /// is recovered.
+    /// Split the network into parts for a while. The nodes of all parts go on, and each part without a quorum is
+    /// recovered.
     RecoverApart { pick: u32, lasts: Duration },
 }
 
 impl Act {
-    /// Is it something that holds up nobody?
+    /// Return whether the act delays no request.
     pub fn is_fair(&self) -> bool {
         matches!(self, Self::Join { .. } | Self::Leave { .. })
     }
@@ -77,24 +79,25 @@ impl fmt::Display for Act {
     }
 }
 
-/// An act and its time since the beginning of the unrest.
+/// An act and its time, from the moment at which the clients start.
 pub type Planned = (Duration, Act);
 
-/// What a run begins with.
+/// The dimensions of a run, as the schedule needs them.
 #[derive(Clone, Copy, Debug)]
 pub struct Shape {
-    /// Nodes.
+    /// Number of nodes at the start.
     pub nodes: usize,
-    /// Most nodes that it may have.
+    /// Number of members up to which the schedule adds nodes.
     pub most: usize,
-    /// Modules.
+    /// Number of modules.
     pub modules: usize,
-    /// Nodes of an older build.
+    /// Number of nodes that run an older build at the start: the last ones.
     pub older: usize,
 }
 
-/// What a seed has happen within a time. Each kind of thing is left out by some seeds, so that others have more
-/// of the rest.
+/// Draw the acts that happen within `time`, in order.
+///
+/// Each seed leaves out some kinds of acts, so that it has more of the others.
 pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned> {
     let mut acts = Vec::new();
     let faults: Vec<fn(&mut SmallRng, Shape) -> Act> = vec![kill, pause, cut, alone, split, jump, slow];
@@ -106,7 +109,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
     let mut members = shape.nodes;
     let mut changes =
         some(random, &[Change::Leave, Change::Replace, Change::Remove, Change::Down, Change::Commit], 0.5);
-    // A cluster with a member of a build that knows nothing of removals removes nobody.
+    // The older build does not know removals: no node is removed while one runs it.
     let removes = shape.older == 0;
     changes.retain(|change| removes || !matches!(change, Change::Remove));
     every(random, time, 1_500, 8_000, |random, now| {
@@ -114,7 +117,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
             members += 1;
             acts.push((now, Act::Join { pick: random.next_u32() }));
             if random.random_bool(0.3) {
-                // While the first of its partitions arrive.
+                // The deploy happens while the node's first partitions arrive.
                 let module = random.random_range(0..shape.modules);
                 acts.push((now + ms(random, 50, 600), Act::Deploy { module }));
             }
@@ -143,7 +146,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
             let act = match random.random_range(0..100) {
                 0..60 => Act::Deploy { module },
                 60..85 => Act::Rollback { module },
-                // The first one's keys are to live long.
+                // The first module is never undeployed, so that its keys live long.
                 _ if module == 0 => Act::Deploy { module },
                 _ => Act::Undeploy { module, lasts: ms(random, 10, 3_000) },
             };
@@ -187,7 +190,7 @@ pub fn draw(random: &mut SmallRng, shape: Shape, time: Duration) -> Vec<Planned>
         acts.push((time * 2 / 3, Act::Recover { pick: random.next_u32() }));
     }
     if removes && random.random_bool(0.08) {
-        // Voters first have to be sure that nobody leads.
+        // The time must suffice for the voters to notice that there is no leader.
         let act = Act::RecoverApart { pick: random.next_u32(), lasts: ms(random, 5_000, 15_000) };
         acts.push((time / 4, act));
     }
@@ -205,7 +208,7 @@ enum Change {
     Commit,
 }
 
-/// Some of all, each by this chance, in any order.
+/// Choose each element with this probability, and shuffle the chosen ones.
 fn some<T: Clone>(random: &mut SmallRng, all: &[T], chance: f64) -> Vec<T> {
     let mut some: Vec<T> = all.iter().filter(|_| random.random_bool(chance)).cloned().collect();
     some.shuffle(random);
@@ -256,7 +259,7 @@ fn cut(random: &mut SmallRng, shape: Shape) -> Act {
     Act::Cut { ways, lasts }
 }
 
-/// A node alone; perhaps it only hears nothing, or only is not heard.
+/// Cut one node off from all others, in either direction or in both.
 fn alone(random: &mut SmallRng, shape: Shape) -> Act {
     let (at, lasts) = any(random, shape);
     let (deaf, dumb) = *[(true, false), (false, true), (true, true)].choose(random).unwrap_or(&(true, true));
@@ -290,7 +293,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_schedule_is_in_order_within_its_time_and_all_of_them_have_everything() {
+    fn a_schedule_is_ordered_and_within_its_time_and_many_seeds_have_every_kind_of_act() {
         let time = Duration::from_secs(60);
         let mut kinds = BTreeSet::new();
         for seed in 0..100 {

@@ -1,8 +1,8 @@
-//! How often what is meant to happen did: a run in which nothing happens proves nothing.
+//! Counts of the events of a run. Tests require that the events do happen: a run without them proves nothing.
 
 macro_rules! seen {
     ($($name:ident),* $(,)?) => {
-        /// Counts of a run, or of many.
+        /// Counts of the events of one run, or of many.
         #[derive(Clone, Debug, Default, PartialEq, Eq)]
         #[allow(missing_docs)]
         pub struct Seen {
@@ -10,7 +10,7 @@ macro_rules! seen {
         }
 
         impl Seen {
-            /// Adds another run's.
+            /// Add the counts of another run.
             pub fn add(&mut self, other: &Self) {
                 $(self.$name += other.$name;)*
             }

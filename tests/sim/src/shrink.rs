@@ -1,11 +1,11 @@
-//! A seed that breaks a rule, made short: what need not happen is left out, and what is left made small, as long
-//! as the same rule breaks in the same way.
+//! Shrinks a run that breaks a rule: removes acts and reduces settings, as long as the same rule breaks in the same
+//! way.
 //!
-//! Delta debugging: parts of the schedule are left out, first large ones, then single acts, until each one that is
-//! left is needed. The seed's other random numbers do not depend on the schedule, so most of a history stays as it
-//! was. Then everything else of the settings is made smaller, by [`SMALLER`] and [`milder`], and so on from the
-//! beginning until nothing helps. Candidates are run side by side, and the first of them in their order that breaks
-//! the rule is taken: what comes out depends on neither the number of cores nor their speed, unless a bound ends it.
+//! The method is delta debugging. Parts of the schedule are removed, first large ones and then single acts, until
+//! every remaining act is needed. The seed's other random numbers do not depend on the schedule, so most of a history
+//! stays the same. Then all other settings are reduced, by [`SMALLER`] and [`milder`]. The steps repeat until none of
+//! them helps. Candidates run in parallel, and the first one in their order that breaks the rule is taken: the result
+//! depends on neither the number of cores nor their speed, unless a bound ends the search.
 
 use std::sync::Mutex;
 use std::sync::PoisonError;
@@ -16,12 +16,12 @@ use crate::rule::Broken;
 use crate::schedule::Act;
 use crate::{Report, Settings, run};
 
-/// How much may be tried.
+/// The bounds of a search. The default is 600 runs and 90 seconds.
 #[derive(Clone, Copy, Debug)]
 pub struct Bounds {
-    /// So many runs.
+    /// Largest number of runs.
     pub runs: usize,
-    /// So long.
+    /// Longest time, by the wall clock.
     pub time: Duration,
 }
 
@@ -31,26 +31,26 @@ impl Default for Bounds {
     }
 }
 
-/// What is left of a seed.
+/// The result of shrinking a run.
 #[derive(Clone, Debug)]
 pub struct Shrunk {
-    /// With its schedule.
+    /// The reduced settings, including the schedule.
     pub settings: Settings,
-    /// What came of them.
+    /// The report of the run with these settings.
     pub report: Report,
-    /// How many acts there were.
+    /// Number of acts before shrinking.
     pub before: usize,
-    /// How many runs it took.
+    /// Number of runs that the search took.
     pub runs: usize,
-    /// Nothing that is left can be left out; false where a bound or the caller ended it.
+    /// True if nothing more can be removed; false if a bound or the caller ended the search.
     pub complete: bool,
 }
 
-/// Ways to make settings smaller. Each answers candidates that differ from what it was given, the smallest first,
-/// and none where nothing is left to be taken away.
+/// Ways to reduce settings. Each returns candidates that differ from its input, the smallest first, and none if it
+/// cannot reduce them further.
 pub const SMALLER: &[fn(&Settings) -> Vec<Settings>] = &[
     |settings| {
-        // One key is one client.
+        // Each key has one client, so fewer keys make fewer requests.
         let keys = settings.keys;
         fewer(1, keys).map(|keys| Settings { keys, ..settings.clone() }).collect()
     },
@@ -60,13 +60,13 @@ pub const SMALLER: &[fn(&Settings) -> Vec<Settings>] = &[
         fewer(2, nodes).map(with).collect()
     },
     |settings| {
-        // Nobody knows how many the seed has.
+        // Without a limit the seed has drawn the number, which is not known here.
         let modules: Vec<usize> = settings.modules.map_or(vec![1, 2], |modules| fewer(1, modules).collect());
         let with = |modules| Settings { modules: Some(modules), ..fitting(settings, usize::MAX, modules) };
         modules.into_iter().map(with).collect()
     },
     |settings| {
-        // What is planned begins within it.
+        // All planned acts must begin within the unrest.
         let last = settings.schedule.iter().flatten().map(|(at, _)| *at).max().unwrap_or_default();
         let least = usize::try_from(last.as_secs() + 1).unwrap_or(usize::MAX);
         let now = usize::try_from(settings.unrest.as_secs()).unwrap_or(usize::MAX);
@@ -79,7 +79,7 @@ pub const SMALLER: &[fn(&Settings) -> Vec<Settings>] = &[
     },
 ];
 
-/// Fewer than that, but no fewer than `least`: the least, the half, one less.
+/// Return the candidates for a number below `than`, but not below `least`: the least, half, and one less.
 fn fewer(least: usize, than: usize) -> impl Iterator<Item = usize> {
     let mut all = vec![least, than / 2, than.saturating_sub(1)];
     all.retain(|number| (least..than).contains(number));
@@ -87,7 +87,7 @@ fn fewer(least: usize, than: usize) -> impl Iterator<Item = usize> {
     all.into_iter()
 }
 
-/// The same without what is to happen to nodes and modules that there are not.
+/// Return the settings without the acts on nodes and modules that do not exist with these numbers of them.
 fn fitting(settings: &Settings, nodes: usize, modules: usize) -> Settings {
     let fits = |act: &Act| match act {
         Act::Kill { at, .. }
@@ -106,7 +106,7 @@ fn fitting(settings: &Settings, nodes: usize, modules: usize) -> Settings {
     settings
 }
 
-/// An act that does less.
+/// Return candidates for an act that do less: no loss of power, one cut direction less, half the duration.
 pub fn milder(act: &Act) -> Vec<Act> {
     let shortest = Duration::from_millis(20);
     let mut milder = Vec::new();
@@ -145,16 +145,17 @@ pub fn milder(act: &Act) -> Vec<Act> {
     milder
 }
 
-/// Is the same rule broken in the same way? Which node, partition, key and time it is does not matter.
+/// Return whether both violate the same rule in the same way: their details are equal except for digits, so that
+/// node, partition, key and time do not matter.
 pub fn is_same(one: &Broken, other: &Broken) -> bool {
     let words = |broken: &Broken| broken.what.replace(|letter: char| letter.is_ascii_digit(), "");
     one.rule == other.rule && words(one) == words(other)
 }
 
-/// Shrinks a seed whose run with these settings came to `report`. `None` if that broke no rule.
+/// Shrink the run with these settings, whose report is `report`. Return `None` if it broke no rule.
 ///
-/// `stop` ends it with what it has; `tell` hears after every few runs how many there were, and how many acts are
-/// left.
+/// Setting `stop` ends the search with the best result so far. `tell` is called after every few runs with the number
+/// of runs and of remaining acts.
 pub fn shrink(
     settings: &Settings,
     report: &Report,
@@ -185,7 +186,7 @@ struct Search<'a> {
     tell: &'a (dyn Fn(usize, usize) + Sync),
     began: Instant,
     runs: usize,
-    /// The smallest that breaks the rule.
+    /// The smallest settings so far that break the rule.
     settings: Settings,
     report: Report,
 }
@@ -201,12 +202,12 @@ impl Search<'_> {
         self.settings.schedule.as_ref().map_or(0, Vec::len)
     }
 
-    /// Leaves acts out. True if some were.
+    /// Remove acts. Return true if some were removed.
     fn leave_out(&mut self) -> bool {
         let mut any = false;
         let mut size = self.acts();
         while size > 0 {
-            // From the end: what comes last hides least.
+            // Start at the end: the last acts influence the fewest others.
             let mut end = self.acts();
             while end > 0 {
                 let schedule = self.settings.schedule.clone().unwrap_or_default();
@@ -230,7 +231,7 @@ impl Search<'_> {
         any
     }
 
-    /// Makes everything beside the schedule smaller. True if something became so.
+    /// Reduce all settings other than the schedule. Return true if one was reduced.
     fn make_smaller(&mut self) -> bool {
         let mut any = false;
         for way in SMALLER {
@@ -241,7 +242,7 @@ impl Search<'_> {
         any
     }
 
-    /// Has acts do less. True if some do.
+    /// Make acts milder. Return true if one was.
     fn make_milder(&mut self) -> bool {
         let mut any = false;
         for place in 0..self.acts() {
@@ -262,7 +263,7 @@ impl Search<'_> {
         any
     }
 
-    /// Goes on from the first of these that breaks the rule, and answers which it is.
+    /// Adopt the first candidate that breaks the rule, and return its index.
     fn first(&mut self, candidates: &[Settings]) -> Option<usize> {
         let seed = self.report.seed;
         let workers = std::thread::available_parallelism().map_or(1, usize::from);
@@ -273,7 +274,7 @@ impl Search<'_> {
             loop {
                 let over = self.began.elapsed() >= self.bounds.time || self.stop.load(Ordering::Relaxed);
                 let number = next.fetch_add(1, Ordering::Relaxed);
-                // Whoever is later in the order than one that was found has nothing to add.
+                // A candidate behind one that already broke the rule cannot be the first.
                 let is_late = |found: &Option<(usize, Report)>| {
                     found.as_ref().is_some_and(|(earlier, _)| *earlier < number)
                 };
@@ -312,7 +313,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn whatever_makes_settings_smaller_comes_to_an_end() {
+    fn reducing_settings_terminates() {
         let kill = Act::Kill { at: 0, lasts: Duration::from_secs(8), power: true };
         let schedule = Some(vec![(Duration::from_secs(3), kill)]);
         let nature = Some(crate::Nature { real: true, drift: true, tight: true });
@@ -335,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn an_act_becomes_milder_until_nothing_is_left_of_it() {
+    fn making_an_act_milder_terminates() {
         let lasts = Duration::from_secs(4);
         let cut = Act::Cut { ways: vec![(0, 1), (1, 0)], lasts };
         assert_eq!(milder(&cut)[0], Act::Cut { ways: vec![(1, 0)], lasts });

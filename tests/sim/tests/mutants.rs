@@ -1,5 +1,5 @@
-//! Every fault that is put back on purpose is noticed: by whole nodes within a few seeds, or by the test of a
-//! part that has a row here.
+//! Every mutant, which is a known fault that can be put back, is noticed: by whole nodes within a few seeds, or by
+//! the test of a part, which has a row here.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -15,27 +15,28 @@ use annulus_sim::{Mutant, Settings, run};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-/// Within so many seeds each is noticed, or is not.
+/// Number of seeds within which whole nodes have to notice a mutant.
 const SEEDS: u64 = 60;
 
-/// What happens to the nodes.
+/// The schedule of a mutant's runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Schedule {
-    /// What a seed has happen anyway.
+    /// The schedule that the seed draws.
     Usual,
-    /// [`rough`].
+    /// The schedule of [`rough`].
     Rough,
-    /// [`coming`].
+    /// The schedule of [`coming`].
     Coming,
-    /// [`moving`], with guests whose calls last for seconds.
+    /// The schedule of [`moving`], with guests whose calls last for seconds.
     Sluggish,
-    /// The same, with items larger than a frame.
+    /// The schedule of [`moving`], with items larger than a frame.
     Bulky,
 }
 
 use Schedule::{Bulky, Coming, Rough, Sluggish, Usual};
 
-/// What whole nodes notice, and the rules that it breaks there: what breaks others does not count.
+/// The mutants that whole nodes notice, each with its schedule and the rules that it may break; a violation of
+/// another rule does not count.
 const NOTICED: &[(Mutant, Schedule, &[Rule])] = &[
     (Mutant::ForgetSeal, Rough, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite]),
     (Mutant::ServeWhileSealed, Usual, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
@@ -66,55 +67,56 @@ const MACHINES: &str = "host/core/tests/handoff_machines.rs";
 const COMPARING: &str = "host/core/tests/machines/comparing.rs";
 const MASTER: &str = "host/vnode/src/master/tests.rs";
 
-/// What the test of a part notices: its file, and its name.
+/// The mutants that the test of a part notices, each with the file and the name of the test. The comments say why
+/// whole nodes do not notice them.
 const ELSEWHERE: &[(Mutant, &str, &str)] = &[
-    // A node applies what it is shown in the order in which it is shown.
+    // A node applies states in their order.
     (Mutant::EndWhatIsNewer, MASTER, "a_fault_that_lets_an_older_state_end_newer_vnodes_is_seen"),
-    // A guest would have to trap in the swap of a stage that is complete.
+    // A guest would have to trap during the swap of a complete stage.
     (Mutant::PromoteWhatTrapped, MASTER, "a_fault_that_promotes_what_trapped_is_seen"),
-    // No item of a script is larger than a handoff carries.
+    // No scripted item is larger than a handoff can carry.
     (
         Mutant::TakeAcceptForProgress,
         MACHINES,
         "a_message_that_can_never_be_sent_does_not_keep_a_partition_sealed",
     ),
-    // Its tables are sound, and what they move too much is moved back.
+    // The tables are valid, and surplus moves are undone by later ones.
     (
         Mutant::RebalanceWithoutBase,
         "host/core/src/state/tests.rs",
         "a_table_that_was_made_from_another_ring_is_not_aimed_at",
     ),
-    // What is missing or there twice is refused at the end of the stream.
+    // Missing and duplicate items are refused at the end of the stream.
     (Mutant::FillTheNextStage, MASTER, "a_fault_that_fills_the_next_stage_is_seen"),
-    // Whoever finds its stage gone says so, and it is filled again.
+    // A receiver that finds its stage gone reports it, and the stage is filled again.
     (Mutant::StageWhatIsOver, MASTER, "a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen"),
-    // A partition is one page, so that what comes into the wrong stream is the right page.
+    // A partition is a single page, so that even the wrong stream gets the right page.
     (Mutant::ReadForAnotherTransfer, MASTER, "a_fault_that_lets_two_drivers_share_a_stream_is_seen"),
-    // A holder that starts again has no items in memory that it could stream.
+    // An owner that restarts has no items in memory that it could stream.
     (Mutant::StreamAgainUnderAFlip, MACHINES, "nothing_is_streamed_again_once_a_flip_may_have_been_proposed"),
-    // A stage that is dropped so is filled again, or its transfer is cancelled.
+    // The dropped stage is filled again, or its transfer is cancelled.
     (Mutant::DropAtBegin, COMPARING, "a_stream_that_was_given_up_and_comes_late_costs_no_stage"),
-    // The host compares no stages yet.
+    // The host does not compare stages yet.
     (Mutant::BelieveLostAnswers, COMPARING, "an_answer_that_is_lost_with_its_link_is_not_taken_for_a_yes"),
-    // Nothing is lost on the way.
+    // The simulated network does not lose parts of a stream.
     (Mutant::IgnoreEndDigest, COMPARING, "an_item_that_is_lost_on_the_way_is_missed_at_the_end"),
-    // Scripted guests merge by version, whichever comes first.
+    // Scripted guests merge by version, in whichever order items arrive.
     (
         Mutant::LatePage,
         "host/harness/tests/guests/moves.rs",
         "a_page_is_in_the_stream_before_what_is_written_after_it",
     ),
-    // No rule says when a guest may start.
+    // No rule restricts the time at which a command may start.
     (Mutant::DeadlineNotChecked, MASTER, "what_comes_to_its_turn_after_its_deadline_is_not_started"),
-    // A member would have to be away for a thousand entries.
+    // A member would have to miss a thousand entries.
     (
         Mutant::PurgeBeforeItsSnapshot,
         "host/harness/tests/raft_storage.rs",
         "a_purge_before_its_snapshot_is_seen",
     ),
-    // No rule bounds what a sender keeps.
+    // No rule bounds the memory of a sender.
     (Mutant::NeverCongested, MACHINES, "writers_wait_for_a_receiver_that_is_behind"),
-    // `unknown` is true of everything.
+    // The answer `unknown` is never false.
     (
         Mutant::DropCallsWhileStarting,
         "host/node/src/tests/not_ready.rs",
@@ -122,10 +124,11 @@ const ELSEWHERE: &[(Mutant, &str, &str)] = &[
     ),
 ];
 
-/// How many nodes a rough time begins with.
+/// Number of nodes at the start of every schedule but the usual one.
 const NODES: usize = 3;
 
-/// A slow network, so that a seal lasts, and nodes that are away for a moment again and again.
+/// Draw a schedule with a slow network, so that seals last long, in which nodes are killed, paused and cut off for
+/// short times, and join and leave.
 fn rough(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut acts = vec![(Duration::ZERO, Act::Slow { times: 40, lasts: time })];
@@ -165,7 +168,8 @@ fn rough(seed: u64, time: Duration) -> Vec<Planned> {
     acts
 }
 
-/// Nodes that join one after the other over a slow network, and get a module of their own meanwhile.
+/// Draw a schedule in which nodes join one after another over a slow network; a module is deployed on each of them
+/// while it joins.
 fn coming(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
     let joins = (0..6).map(|number| {
@@ -176,7 +180,7 @@ fn coming(seed: u64, time: Duration) -> Vec<Planned> {
     std::iter::once(slow).chain(joins).collect()
 }
 
-/// Nothing but nodes that come and go.
+/// Draw a schedule with nothing but joins and leaves.
 fn moving(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
     let (mut acts, mut now, mut joined) = (Vec::new(), Duration::ZERO, 0);
@@ -218,17 +222,17 @@ fn broken(seed: u64, schedule: Schedule, mutant: Option<Mutant>) -> Option<Broke
     run(seed, &settings(seed, schedule, mutant)).broken
 }
 
-/// The first seed that notices it, and how.
+/// Return the first seed that notices the mutant, and the rule that it breaks.
 fn noticed(mutant: Mutant, schedule: Schedule, rules: &[Rule]) -> Option<(u64, Broken)> {
     (0..SEEDS).find_map(|seed| {
         let broken_with = broken(seed, schedule, Some(mutant))?;
         let counts = rules.contains(&broken_with.rule);
-        // What breaks in this seed without it is not its own.
+        // A rule that also breaks without the mutant is not broken by it.
         (counts && broken(seed, schedule, None).is_none()).then_some((seed, broken_with))
     })
 }
 
-/// Does something with all of these in two threads; answers those of which it was false.
+/// Call `holds` for all elements, from two threads, and return those for which it was false.
 fn those_without<T: Copy + Sync + Send>(all: &[T], holds: impl Fn(T) -> bool + Sync) -> Vec<T> {
     let (next, without) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {
@@ -246,7 +250,7 @@ fn those_without<T: Copy + Sync + Send>(all: &[T], holds: impl Fn(T) -> bool + S
 }
 
 #[test]
-fn whole_nodes_notice_what_they_are_said_to_notice() {
+fn whole_nodes_notice_every_mutant_that_is_listed_for_them() {
     let missed = those_without(NOTICED, |(mutant, schedule, rules)| {
         let found = noticed(mutant, schedule, rules);
         if let Some((seed, how)) = &found {
@@ -258,7 +262,7 @@ fn whole_nodes_notice_what_they_are_said_to_notice() {
 }
 
 #[test]
-fn what_another_test_notices_is_put_back_there() {
+fn the_listed_test_of_every_other_mutant_puts_it_back() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     for (mutant, file, test) in ELSEWHERE {
         let text = std::fs::read_to_string(root.join(file)).unwrap();
@@ -269,7 +273,7 @@ fn what_another_test_notices_is_put_back_there() {
 }
 
 #[test]
-fn every_fault_has_one_row() {
+fn every_mutant_has_exactly_one_row() {
     let mut rows: BTreeMap<Mutant, usize> = Mutant::ALL.iter().map(|mutant| (*mutant, 0)).collect();
     let noticed = NOTICED.iter().map(|(mutant, ..)| mutant);
     let elsewhere = ELSEWHERE.iter().map(|(mutant, ..)| mutant);
@@ -277,5 +281,5 @@ fn every_fault_has_one_row() {
         *rows.get_mut(mutant).unwrap() += 1;
     }
     rows.retain(|_, rows| *rows != 1);
-    assert!(rows.is_empty(), "these have not one row: {rows:?}");
+    assert!(rows.is_empty(), "mutants without a row, or with several: {rows:?}");
 }

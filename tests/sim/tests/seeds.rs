@@ -1,4 +1,4 @@
-//! Whole nodes under seeds: the rules hold, and a seed is one history.
+//! Runs of whole nodes: the rules hold, and a seed always gives the same history.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -8,7 +8,7 @@ use annulus_sim::saved::Saved;
 use annulus_sim::schedule::Act;
 use annulus_sim::{Nature, Report, Seen, Settings, run};
 
-/// A run without a broken rule.
+/// Run a seed that must not break a rule.
 fn good(seed: u64, settings: &Settings) -> Report {
     let report = run(seed, settings);
     if let Some(broken) = &report.broken {
@@ -19,7 +19,7 @@ fn good(seed: u64, settings: &Settings) -> Report {
 }
 
 #[test]
-fn some_histories_of_whole_nodes_break_no_rule() {
+fn sixty_seeds_break_no_rule_and_have_every_kind_of_event() {
     let mut seen = Seen::default();
     let (mut acknowledged, mut lasted, began) = (0, Duration::ZERO, Instant::now());
     for seed in 0..60 {
@@ -81,7 +81,7 @@ fn real_components_break_no_rule() {
 fn parts_that_are_recovered_become_one_cluster_again() {
     let mut seen = Seen::default();
     for seed in 0..24_u32 {
-        // Which node is in which part goes by the pick.
+        // The pick decides which node is in which part.
         let pick = seed.wrapping_mul(0x9e37_79b9);
         let at = |seconds, act| (Duration::from_secs(seconds), act);
         let schedule = vec![
@@ -98,10 +98,10 @@ fn parts_that_are_recovered_become_one_cluster_again() {
     assert!(seen.recoveries_apart > 8 && seen.recoveries > 8, "{seen:?}");
 }
 
-/// Has the other process say what its runs came to.
+/// Environment variable that makes the second process print its traces.
 const TOLD: &str = "ANNULUS_SIM_TRACES_OF_SEED_3";
 
-/// Of scripts, and of a component that runs as WebAssembly.
+/// Return two natures: scripted guests only, and all properties, with a component that runs as WebAssembly.
 fn natures() -> [Nature; 2] {
     [Nature::default(), Nature { real: true, drift: true, tight: true }]
 }
@@ -118,7 +118,7 @@ fn a_seed_is_one_history_in_every_process() {
     if std::env::var_os(TOLD).is_some() {
         return println!("{trace}");
     }
-    // Hash maps of another process have other keys.
+    // The hash maps of another process are seeded differently.
     let name = "a_seed_is_one_history_in_every_process";
     let mut other = std::process::Command::new(std::env::current_exe().unwrap());
     let other = other.args(["--exact", name, "--nocapture"]).env(TOLD, "1").output().unwrap();
@@ -126,10 +126,10 @@ fn a_seed_is_one_history_in_every_process() {
     assert!(other.status.success() && said.contains(&trace), "{trace}; the other process: {said}");
 }
 
-/// Schedules that broke a rule once, each in a file that is named for what it found. What a seed decides beside its
-/// schedule may be something else by now.
+/// Saved runs that once broke a rule, each in a file named after the fault that it found. Choices of the seed that are
+/// not in the file may have changed since.
 #[test]
-fn what_was_found_stays_mended() {
+fn faults_that_were_found_stay_fixed() {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/found");
     let mut files: Vec<_> = std::fs::read_dir(found).unwrap().map(|file| file.unwrap().path()).collect();
     files.sort();
@@ -142,14 +142,14 @@ fn what_was_found_stays_mended() {
 }
 
 #[test]
-fn a_seed_is_one_history_and_another_is_another() {
+fn a_seed_repeats_its_history_and_another_seed_has_another() {
     for nature in natures() {
         let unrest = Duration::from_secs(8);
         let settings = Settings { unrest, nature: Some(nature), ..Settings::default() };
         let (one, again, other) = (good(3, &settings), good(3, &settings), good(4, &settings));
         assert_eq!((one.trace, one.polls, &one.lines), (again.trace, again.polls, &again.lines));
         assert_ne!(one.trace, other.trace);
-        // What the seed decides can be said as well.
+        // Giving the choices of the seed as settings does not change the history.
         let said = Settings { nature: None, ..settings };
         let (by_seed, said) = (good(3, &said), good(3, &run(3, &said).settings(&said)));
         assert_eq!((by_seed.trace, by_seed.nature), (said.trace, said.nature));

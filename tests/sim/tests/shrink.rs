@@ -1,4 +1,4 @@
-//! A seed that breaks a rule is made short, and what is left of it can be kept and run again.
+//! A run that breaks a rule is shrunk, and the result can be saved and replayed.
 #![allow(clippy::unwrap_used)]
 
 use std::path::Path;
@@ -10,14 +10,14 @@ use annulus_sim::saved::{Replayed, Saved};
 use annulus_sim::shrink::{Bounds, Shrunk, is_same, shrink};
 use annulus_sim::{Mutant, Report, Settings, run};
 
-/// The wall clock does not bound these.
+/// Bounds whose time is never reached, so that the result does not depend on the machine's speed.
 const BOUNDS: Bounds = Bounds { runs: 400, time: Duration::from_secs(600) };
 
 fn settings() -> Settings {
     Settings { mutant: Some(Mutant::ServeWhileSealed), ..Settings::default() }
 }
 
-/// The first seed that breaks a rule by the mutant: what came of it, and what is left of it.
+/// Return the report of the first seed that breaks a rule because of the mutant, and its shrunk run.
 fn broken() -> &'static (Report, Shrunk) {
     static BROKEN: OnceLock<(Report, Shrunk)> = OnceLock::new();
     BROKEN.get_or_init(find)
@@ -33,7 +33,7 @@ fn find() -> (Report, Shrunk) {
     (report, shrunk)
 }
 
-/// Has the other process replay the file.
+/// Environment variable that makes the second process replay this file.
 const FILE: &str = "ANNULUS_SIM_REPLAYED_FILE";
 
 #[test]
@@ -46,7 +46,7 @@ fn a_mutant_is_shrunk_to_a_few_acts_whose_file_replays_in_another_process() {
     println!("{before} acts, {} after {runs} runs: {left:?}", report.schedule.len());
     assert!(report.schedule.len() <= before / 2 && *complete && *before > 5, "{left:?}");
     assert_eq!(left.schedule.as_ref(), Some(&report.schedule));
-    // Nothing that is left is there in vain.
+    // Every remaining act is needed.
     for out in 0..report.schedule.len() {
         let mut schedule = report.schedule.clone();
         schedule.remove(out);
@@ -63,7 +63,7 @@ fn a_mutant_is_shrunk_to_a_few_acts_whose_file_replays_in_another_process() {
     let same = format!("{:?}, trace {} after {} polls", Replayed::Same, report.trace, report.polls);
     assert!(other.status.success() && said.contains(&same), "{same}; the other process: {said}");
 
-    // The fault is mended, or another one.
+    // Without the mutant the rule holds; with another trace the history is another one.
     let mut mended = Saved::of(left, report).unwrap();
     mended.settings.mutant = None;
     assert_eq!(mended.run().1, Replayed::Holds);
@@ -73,7 +73,7 @@ fn a_mutant_is_shrunk_to_a_few_acts_whose_file_replays_in_another_process() {
 }
 
 #[test]
-fn what_holds_is_not_shrunk_and_bounds_are_kept() {
+fn a_run_without_a_broken_rule_is_not_shrunk_and_bounds_are_kept() {
     let none = AtomicBool::new(false);
     let short = Settings { unrest: Duration::from_secs(4), ..Settings::default() };
     assert!(shrink(&short, &run(3, &short), BOUNDS, &none, &|_, _| ()).is_none());

@@ -1,4 +1,4 @@
-//! A command's arguments: words, typed by its description.
+//! Converts the words of the command line to a command's typed arguments, by the module's description.
 
 use ciborium::Value;
 
@@ -8,7 +8,9 @@ use super::help;
 use annulus_values::Type;
 use annulus_wasm::{CommandInfo, Param, Route};
 
-/// The CBOR map of a call: positional words in the order of the parameters that were not named.
+/// Build the CBOR map of a call.
+///
+/// Positional words fill the parameters that are not in `named`, in the order of the description.
 pub(super) fn build(
     module: &str,
     command: &CommandInfo,
@@ -36,7 +38,7 @@ pub(super) fn build(
             Some(given) => entries.push(typed(param, given)?),
             None if param.optional => {}
             None => {
-                let hint = "a value that looks like an option stands after --";
+                let hint = "a value that looks like an option must follow --";
                 return Err(usage(format!("{} is missing ({hint})", param.name)));
             }
         }
@@ -48,7 +50,9 @@ pub(super) fn build(
     }
 }
 
-/// The bytes that route the call: UTF-8 of text, raw bytes, decimal digits of a number.
+/// Return the routing key of a call, or `None` if its command is not routed by a parameter.
+///
+/// The key is the UTF-8 of a text, the bytes of a byte string, or the decimal digits of an integer.
 pub(super) fn routing_key(command: &CommandInfo, args: &Value) -> Option<Vec<u8>> {
     let Route::ByParam(name) = &command.route else { return None };
     let entries = args.as_map()?;
@@ -65,7 +69,7 @@ fn key_bytes(value: &Value) -> Option<Vec<u8>> {
     }
 }
 
-/// `--key` overrides nothing: it must be what the arguments say.
+/// Check that `--key` agrees with the routing key in the arguments; it never overrides it.
 pub(super) fn check_key(
     command: &CommandInfo,
     word: &str,
@@ -146,7 +150,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_is_refused_with_the_usage() {
+    fn arguments_that_do_not_fit_are_refused_with_the_usage() {
         for (given, by_name, says) in [
             (words(&["k"]), vec![], "value is missing"),
             (words(&["k", "v", "1", "x"]), vec![], "one argument too many"),

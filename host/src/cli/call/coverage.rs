@@ -1,4 +1,4 @@
-//! A command that goes to every partition: answers in batches, as they come.
+//! Runs a command that goes to every partition and shows each batch of the answer as it arrives.
 
 use std::time::{Duration, Instant};
 
@@ -56,17 +56,18 @@ pub(super) async fn run(
     }
 }
 
-/// A pager, say, that was left for so long that the node could not.
+/// Shortest pause in reading the output, for example in a pager, that may make the node give up the stream.
 const SLOW: Duration = Duration::from_secs(5);
 
-/// Why the answer broke off, where that was the reader of it: `read_on` is the longest that it took to
-/// read on.
+/// Explain a lost connection by a slow reader, if the output stalled long enough.
+///
+/// `read_on` is the longest time that showing one batch took.
 fn too_slow(error: CliError, read_on: Duration) -> CliError {
     match error {
         CliError::Failed(error) if error.code == "connection-lost" && read_on >= SLOW => {
             let message = format!(
-                "the answer broke off, because whoever reads it here took {} to read on ({}); write it to a file \
-                 first. A command that reads has changed nothing",
+                "the answer broke off because the reader of this output paused for {} ({}); write the output to a \
+                 file first. A command that only reads has changed nothing",
                 spoken(read_on),
                 error.message,
             );
@@ -76,7 +77,7 @@ fn too_slow(error: CliError, read_on: Duration) -> CliError {
     }
 }
 
-/// As in the tutorial's list: partition, node, values.
+/// Format a batch as the riak_core tutorial does: partition, node, values.
 fn line(partition: u16, node: &str, values: &[Value]) -> String {
     let values: Vec<_> = values.iter().map(|value| to_text(value, &Type::Null)).collect();
     format!("{partition:>4}  {node}  [{}]", values.join(", "))
@@ -87,12 +88,12 @@ fn incomplete(shown: usize, row: &CoverageRow) -> String {
     let lost = match &row.lost[..] {
         [] => String::new(),
         lost => {
-            format!("; the guests of {} {} ended and took their items with them", noun(lost), ranges(lost))
+            format!("; the guests of {} {} ended, and their items are lost", noun(lost), ranges(lost))
         }
     };
     let unsure = match &row.unsure[..] {
         [] => String::new(),
-        unsure => format!("; what was done in {} {} is not known", noun(unsure), ranges(unsure)),
+        unsure => format!("; the outcome in {} {} is unknown", noun(unsure), ranges(unsure)),
     };
     format!(
         "incomplete: {}, but {} {} did not answer{lost}{unsure}",
@@ -107,7 +108,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_slow_reader_is_told_that_it_was() {
+    fn a_slow_reader_is_named_as_the_cause_of_a_lost_connection() {
         let lost = || CliError::Failed(AdminError::unknown("connection-lost", "no answer: given up"));
         let told = too_slow(lost(), Duration::from_secs(65)).to_string();
         assert!(told.contains("65 s") && told.contains("given up"), "{told}");

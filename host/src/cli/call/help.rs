@@ -1,4 +1,4 @@
-//! Help for a module's commands, made from what the module says of itself.
+//! Help for a module's commands, generated from the module's description.
 
 use std::fmt::Write as _;
 
@@ -7,12 +7,12 @@ use clap::Command;
 use annulus_values::Type;
 use annulus_wasm::{CommandInfo, Description, Effect, Param, Route};
 
-/// Help for `call` itself.
+/// Return the help of `call` itself.
 pub(super) fn general() -> String {
     <super::Args as clap::Args>::augment_args(Command::new("annulus call")).render_help().to_string()
 }
 
-/// `annulus call kv put KEY VALUE [TTL]`.
+/// Return the usage line of a command, as in `annulus call kv put KEY VALUE [TTL]`.
 pub(super) fn usage(module: &str, command: &CommandInfo) -> String {
     let mut text = format!("annulus call {module} {}", command.name);
     for param in &command.params {
@@ -22,7 +22,7 @@ pub(super) fn usage(module: &str, command: &CommandInfo) -> String {
     text
 }
 
-/// Every command of a module.
+/// Return the help of a module: its commands and its settings.
 pub(super) fn module(name: &str, description: &Description) -> String {
     let mut text = format!("{name}: {} {}\n", description.name, description.version);
     if !description.doc.is_empty() {
@@ -48,7 +48,7 @@ pub(super) fn module(name: &str, description: &Description) -> String {
     text
 }
 
-/// One command.
+/// Return the help of one command: usage, parameters, effect and route.
 pub(super) fn command(module: &str, command: &CommandInfo) -> String {
     let mut text = format!("{}\n", usage(module, command));
     if !command.doc.is_empty() {

@@ -1,7 +1,7 @@
-//! `call`: any command of any module.
+//! `call`: runs any command of any module.
 //!
-//! The node is asked first what the module says of itself: from that come the types of the
-//! arguments, the help, and whether the command goes to one partition or to all.
+//! The verb first asks the node for the module's description. The description gives the types of the
+//! arguments, the help text, and whether the command goes to one partition or to all.
 
 mod arguments;
 mod coverage;
@@ -19,28 +19,28 @@ use annulus_admin::{AdminError, AdminRequest, CallRequest, decode};
 use annulus_values::{Type, to_json, to_text};
 use annulus_wasm::{CommandInfo, Description, Route};
 
-/// Run a command of a module; `call M --help` lists what it has.
+/// Run a command of a module; `call MODULE --help` lists its commands.
 #[derive(Debug, clap::Args)]
 #[command(disable_help_flag = true)]
 pub struct Args {
-    /// Which module
+    /// Name of the module
     module: Option<String>,
-    /// Which of its commands
+    /// Name of the command
     command: Option<String>,
-    /// Values for its parameters, in the order of `call MODULE --help`. `@FILE` stands for what is in
-    /// a file and `@-` for stdin, at most 1 MiB; `@@` for an `@` at the beginning
+    /// Values of the command's parameters, in the order that `call MODULE --help` shows. `@FILE` reads the
+    /// value from a file and `@-` from stdin, at most 1 MiB; a value that begins with `@` is written `@@`
     #[arg(allow_negative_numbers = true)]
     args: Vec<String>,
-    /// A value for a parameter by its name
+    /// The value of one parameter, by name
     #[arg(long = "arg", value_name = "NAME=VALUE", value_parser = pair)]
     named: Vec<(String, String)>,
-    /// Routing key; refused if the arguments say another
+    /// Routing key, as a check: the call is refused if the arguments give another key
     #[arg(long)]
     key: Option<String>,
-    /// How long to wait [default: 5s, or 60s for a command that goes everywhere]
+    /// Longest time to wait for the answer [default: 5s, or 60s for a command that goes to every partition]
     #[arg(long, value_parser = parse_duration)]
     timeout: Option<Duration>,
-    /// What the module's commands are
+    /// Show the module's commands, or the parameters of one
     #[arg(short, long)]
     help: bool,
 }
@@ -59,7 +59,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             ))
         };
     };
-    // Before a node waits for it: who types it may take a while.
+    // Read files and stdin before connecting: someone who types at stdin may take a while.
     let mut files = Words::new();
     let words = args.args.iter().map(|word| files.read(word)).collect::<Result<Vec<Given>, _>>()?;
     let named = args.named.into_iter().map(|(name, word)| Ok((name, files.read(&word)?)));

@@ -1,4 +1,4 @@
-//! The demo's clients: each puts and gets its own keys and holds every answer to account.
+//! The demo's clients: each puts and gets keys of its own and checks every answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,12 +11,12 @@ use tokio::task::JoinSet;
 use crate::cli::{CliError, Connection};
 use annulus_admin::{AdminReply, AdminRequest, CallRequest, decode, encode};
 
-/// Longest that one request may take.
+/// Deadline of one request, in milliseconds.
 const REQUEST_LIMIT_MS: u64 = 5_000;
-/// Different keys of one client, written again and again.
+/// Number of keys that one client writes over and over.
 const KEYS_OF_A_CLIENT: u64 = 50;
 
-/// One command of the kv module.
+/// Run one command of the kv module and return its reply.
 pub(super) async fn call(
     connection: &Connection,
     command: &str,
@@ -39,7 +39,7 @@ pub(super) async fn call(
     }
 }
 
-/// Puts `count` keys, some at a time.
+/// Put `count` keys with 16 requests in flight.
 pub(super) async fn fill(connection: &Arc<Connection>, count: u64) -> Result<(), CliError> {
     let next = Arc::new(AtomicU64::new(0));
     let mut writers: JoinSet<Result<(), CliError>> = JoinSet::new();
@@ -62,18 +62,18 @@ pub(super) async fn fill(connection: &Arc<Connection>, count: u64) -> Result<(),
     Ok(())
 }
 
-/// What clients saw.
+/// Counts of what the clients observed.
 #[derive(Default)]
 pub(super) struct Seen {
     pub(super) requests: AtomicU64,
     pub(super) failed: AtomicU64,
-    /// Reads that did not see the write that was acknowledged before them.
+    /// Reads that did not return the write acknowledged before them.
     pub(super) wrong: AtomicU64,
     longest_us: AtomicU64,
 }
 
 impl Seen {
-    /// The longest that any request took.
+    /// Return the time that the slowest request took.
     pub(super) fn longest(&self) -> Duration {
         Duration::from_micros(self.longest_us.load(Ordering::Relaxed))
     }
@@ -88,7 +88,7 @@ impl Seen {
     }
 }
 
-/// Clients at work until they are told to stop.
+/// Clients that run until [`Clients::stop`].
 pub(super) struct Clients {
     pub(super) seen: Arc<Seen>,
     stop: Arc<AtomicBool>,
@@ -96,7 +96,7 @@ pub(super) struct Clients {
 }
 
 impl Clients {
-    /// So many clients, spread over the nodes.
+    /// Start `count` clients, spread evenly over the connections.
     pub(super) fn start(connections: &[Arc<Connection>], count: usize) -> Self {
         let (seen, stop) = (Arc::<Seen>::default(), Arc::<AtomicBool>::default());
         let mut tasks = JoinSet::new();
@@ -106,7 +106,7 @@ impl Clients {
         Self { seen, stop, tasks }
     }
 
-    /// Lets each finish what it is at.
+    /// Let every client finish its round and return what they observed.
     pub(super) async fn stop(mut self) -> Arc<Seen> {
         self.stop.store(true, Ordering::Relaxed);
         while self.tasks.join_next().await.is_some() {}

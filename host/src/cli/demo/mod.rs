@@ -1,8 +1,7 @@
-//! `demo`: three nodes on this machine and a guided tour of what they do.
+//! `demo`: runs three nodes on this machine and a guided tour of their features.
 //!
-//! The nodes are processes of this same binary, on the tutorial's ports, and everything that
-//! the tour shows is this same command line run for real: its lines can be copied. The nodes
-//! end with the demo, whatever ends it.
+//! The nodes are processes of this binary on the riak_core tutorial's ports. Every command line that the
+//! tour shows is really run and can be copied. The nodes end with the demo, however it ends.
 
 mod load;
 mod nodes;
@@ -18,10 +17,10 @@ pub struct Args {
     /// End after the tour instead of staying up
     #[arg(long)]
     exit: bool,
-    /// Where the nodes' data and the built guests go; what a former demo left there is removed
+    /// Directory for the nodes' data and the built guests; the data of an earlier demo there is deleted
     #[arg(long, default_value = "./annulus-demo")]
     dir: PathBuf,
-    /// Added to the tutorial's ports (8199, 8299, 8399), where those are taken
+    /// Number to add to the tutorial's ports (8199, 8299, 8399), if those are taken
     #[arg(long, default_value_t = 0, value_name = "N", value_parser = clap::value_parser!(u16).range(0..50_000))]
     port_offset: u16,
 }
@@ -38,7 +37,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         }
         nodes.until_one_ends().await
     };
-    // Dropping `nodes` ends their processes, on every way out of here.
+    // Dropping `nodes` kills their processes, whichever way this function returns.
     tokio::select! {
         result = whole => result,
         _ = interrupted => {

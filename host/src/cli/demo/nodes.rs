@@ -1,4 +1,4 @@
-//! The demo's nodes: processes of this binary that end with it.
+//! The demo's nodes: processes of this binary that end with the demo.
 
 use std::fs::File;
 use std::io::{BufRead, BufReader, ErrorKind, Read};
@@ -12,35 +12,39 @@ use tokio::time::{sleep, timeout};
 use crate::cli::CliError;
 use annulus_data_dir::DataDir;
 
-/// The tutorial's ports: HTTP, and the one that nodes talk by.
+/// The riak_core tutorial's ports, as pairs of HTTP (TCP) and node (UDP) port.
 const PORTS: [(u16, u16); 3] = [(8198, 8199), (8298, 8299), (8398, 8399)];
-/// How long a node may take to serve.
+/// Longest time from the start of a process until its node serves.
 const START_LIMIT: Duration = Duration::from_secs(30);
-/// How long a node that ends may take.
+/// Longest time that a process may take to end after its node has left.
 const END_LIMIT: Duration = Duration::from_secs(10);
 
-/// One node.
+/// One node and its process.
 pub(super) struct Node {
     pub(super) name: String,
-    /// `--listen`.
+    /// The address of `--listen`.
     pub(super) listen: SocketAddr,
     http: SocketAddr,
-    /// `--data`.
+    /// The directory of `--data`.
     pub(super) data: PathBuf,
+    /// The process; `None` before it is started and after it has ended.
     child: Option<Child>,
 }
 
-/// The three of them.
+/// The demo's three nodes. Dropping them kills their processes.
 pub(super) struct Nodes {
     pub(super) all: Vec<Node>,
     exe: PathBuf,
 }
 
 impl Nodes {
-    /// Makes room for them; refuses where their ports are taken.
+    /// Check that the nodes' ports are free, then delete the data of an earlier demo.
+    ///
+    /// # Errors
+    /// Fails, before deleting anything, if a port is taken; and if a running node uses one of the directories.
     pub(super) fn prepare(dir: &Path, offset: u16) -> Result<Self, CliError> {
         let exe = std::env::current_exe()
-            .map_err(|error| CliError::Other(format!("this program cannot find itself: {error}")))?;
+            .map_err(|error| CliError::Other(format!("cannot find the path of this program: {error}")))?;
         let at = |port: u16| SocketAddr::from(([127, 0, 0, 1], port + offset));
         let mut all = Vec::new();
         for (number, (http, listen)) in (1..).zip(PORTS) {
@@ -60,18 +64,18 @@ impl Nodes {
         Ok(Self { all, exe })
     }
 
-    /// Starts one and waits until it serves.
+    /// Start a node and wait until it serves.
     pub(super) async fn start(&mut self, index: usize) -> Result<(), CliError> {
         let exe = self.exe.clone();
         self.all[index].start(&exe).await
     }
 
-    /// This binary, asked as an operator asks.
+    /// Return the path of this binary, with which the tour runs its commands.
     pub(super) fn exe(&self) -> &Path {
         &self.exe
     }
 
-    /// Waits until one of the processes has ended, which is an error: nobody asked it to.
+    /// Wait until one of the processes ends by itself, and return that as an error.
     pub(super) async fn until_one_ends(&mut self) -> Result<(), CliError> {
         loop {
             for node in &mut self.all {
@@ -85,7 +89,7 @@ impl Nodes {
                     )));
                 }
             }
-            // A child process tells of its end by being looked at.
+            // `std::process::Child` has no asynchronous wait, so poll.
             sleep(Duration::from_millis(200)).await;
         }
     }
@@ -107,10 +111,10 @@ impl Node {
         })
     }
 
-    /// Removes what a former demo left.
+    /// Delete the data that an earlier demo left.
     pub(super) fn wipe(&self) -> Result<(), CliError> {
         if self.data.exists() {
-            // Held by a node that runs, whatever its ports are.
+            // Fails if a node runs in this directory, whatever its ports are.
             DataDir::lock(&self.data).map(drop).map_err(|error| CliError::Other(error.to_string()))?;
         }
         match std::fs::remove_dir_all(&self.data) {
@@ -122,7 +126,7 @@ impl Node {
     }
 
     async fn start(&mut self, exe: &Path) -> Result<(), CliError> {
-        let failed = |error: std::io::Error| CliError::Other(format!("a node does not start: {error}"));
+        let failed = |error: std::io::Error| CliError::Other(format!("cannot start a node: {error}"));
         if let Some(parent) = self.data.parent() {
             std::fs::create_dir_all(parent).map_err(failed)?;
         }
@@ -132,7 +136,7 @@ impl Node {
             .args(["--listen", &self.listen.to_string(), "--http", &self.http.to_string(), "--data"])
             .arg(&self.data)
             .env_remove("ANNULUS_NODE")
-            // Stays open as long as this process lives: its end is the node's.
+            // The pipe is closed when this process ends, which stops the node (`--with-parent`).
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(log)
@@ -143,11 +147,15 @@ impl Node {
         let first = tokio::task::spawn_blocking(move || first_line(stdout?));
         match timeout(START_LIMIT, first).await {
             Ok(Ok(Some(_))) => Ok(()),
-            _ => Err(CliError::Other(format!("{} does not serve; see {}", self.name, self.log().display()))),
+            _ => Err(CliError::Other(format!(
+                "{} did not start to serve; see {}",
+                self.name,
+                self.log().display()
+            ))),
         }
     }
 
-    /// Waits for a process that ends by itself.
+    /// Wait for the process of a node that leaves the cluster to end by itself.
     pub(super) async fn wait_end(&mut self) -> Result<(), CliError> {
         let Some(mut child) = self.child.take() else { return Ok(()) };
         let ended = async {
@@ -158,14 +166,15 @@ impl Node {
         let ended = timeout(END_LIMIT, ended).await;
         if ended.is_err() {
             self.child = Some(child);
-            return Err(CliError::Other(format!("{} left, but its process does not end", self.name)));
+            return Err(CliError::Other(format!("{} has left, but its process does not end", self.name)));
         }
         Ok(())
     }
 }
 
-/// The first line of a node: it serves. The rest is read in the background, so that the node
-/// never waits for a reader.
+/// Return the first line of a node's stdout, which it writes when it serves.
+///
+/// A background thread reads the rest, so that the node never blocks on a full pipe.
 fn first_line(stdout: std::process::ChildStdout) -> Option<String> {
     let mut stdout = BufReader::new(stdout);
     let mut line = String::new();
@@ -180,7 +189,7 @@ fn first_line(stdout: std::process::ChildStdout) -> Option<String> {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            // Both fail only for one that has ended.
+            // Both fail only if the process has already ended.
             drop(child.kill());
             drop(child.wait());
         }

@@ -1,4 +1,4 @@
-//! The guided tour: each step says what it shows, then does it for real.
+//! The guided tour: each step announces a feature, then runs the commands that show it.
 
 use std::ffi::OsStr;
 use std::future::Future;
@@ -20,17 +20,18 @@ use annulus_admin::AdminRequest;
 use annulus_admin::rows::{DeployedRow, TransferRow};
 use annulus_toolchain::{BuildError, build_component, build_component_with, bundled_guests};
 
-/// Keys that move in the handoff.
+/// Number of keys that are stored before the handoff.
 const ITEMS: u64 = 5_000;
-/// Clients that go on while a module is swapped.
+/// Number of clients that send requests during the swap.
 const CLIENTS: usize = 16;
-/// How long they work before and after the swap.
+/// Time that the clients run before and after the swap.
 const AROUND_SWAP: Duration = Duration::from_secs(1);
-/// How often the tour looks at what moves, and how much of it it shows.
+/// Interval between two listings of the transfers during a handoff.
 const LOOK_EVERY: Duration = Duration::from_millis(20);
+/// Number of transfers that the tour shows.
 const SHOWN_TRANSFERS: usize = 6;
 
-/// What the tour saw, for programs.
+/// The measurements of the tour, printed as JSON for programs.
 #[derive(Clone, Debug, Default, Serialize)]
 pub(super) struct Summary {
     keys_before_leave: usize,
@@ -150,7 +151,7 @@ impl Tour<'_> {
 
     async fn handoff(&mut self, summary: &mut Summary) -> Result<(), CliError> {
         self.step(&format!(
-            "Handoff: {ITEMS} more keys, then a node leaves. What it holds moves to the others first."
+            "Handoff: {ITEMS} more keys, then a node leaves. Its items move to the other nodes first."
         ));
         let connection = Arc::new(self.connect(0).await?);
         load::fill(&connection, ITEMS).await?;
@@ -159,7 +160,7 @@ impl Tour<'_> {
         self.command(2, &["leave"]);
         let (left, seen) = self.while_watching(&connection, self.ask(2, &["leave"])).await?;
         self.print(&left);
-        self.say("  while it went on, `annulus transfers` showed, among others:");
+        self.say("  meanwhile `annulus transfers` showed, among others:");
         self.print(&transfers::render(&seen[..seen.len().min(SHOWN_TRANSFERS)]));
         self.nodes.all[2].wait_end().await?;
         self.show(0, &["ring"]).await?;
@@ -209,8 +210,9 @@ impl Tour<'_> {
         self.show(1, &["modules"]).await
     }
 
-    /// Does something that moves partitions, and looks at what moves until it is done; answers
-    /// the fullest look.
+    /// Run `work`, which moves partitions, and list the transfers until it is done.
+    ///
+    /// Return the result of `work` and the listing with the most transfers under way.
     async fn while_watching<T>(
         &self,
         connection: &Connection,
@@ -250,7 +252,7 @@ impl Tour<'_> {
         Ok(keys)
     }
 
-    /// Runs a verb against a node, and shows both the line and the answer.
+    /// Run a verb against a node, and show both the command line and the answer.
     async fn show<S: AsRef<OsStr>>(&self, index: usize, words: &[S]) -> Result<(), CliError> {
         self.command(index, words);
         let text = self.ask(index, words).await?;
@@ -258,12 +260,12 @@ impl Tour<'_> {
         Ok(())
     }
 
-    /// Runs a verb against a node; its answer.
+    /// Run a verb against a node and return its answer.
     async fn ask<S: AsRef<OsStr>>(&self, index: usize, words: &[S]) -> Result<String, CliError> {
         let mut command = Command::new(self.nodes.exe());
         command.arg("--data").arg(&self.nodes.all[index].data).args(words).env_remove("ANNULUS_NODE");
         let ran = command.kill_on_drop(true).output().await;
-        let ran = ran.map_err(|error| CliError::Other(format!("this program does not start: {error}")))?;
+        let ran = ran.map_err(|error| CliError::Other(format!("cannot start this program: {error}")))?;
         if ran.status.success() {
             return Ok(String::from_utf8_lossy(&ran.stdout).into_owned());
         }
@@ -299,13 +301,13 @@ impl Tour<'_> {
 
     fn say(&self, text: &str) {
         if !self.output.is_json() {
-            // A reader that is gone does not end the tour; the exit code still tells.
+            // A closed stdout does not end the tour: its result is in the exit code.
             drop(self.output.line(text));
         }
     }
 }
 
-/// What to try when the tour is over.
+/// Return the last lines of the tour: commands to try while the nodes stay up.
 pub(super) fn farewell(nodes: &Nodes, exit: bool) -> String {
     if exit {
         return "\nThe tour is over; the three nodes end with it.".to_owned();

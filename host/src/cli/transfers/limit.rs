@@ -1,4 +1,4 @@
-//! `transfers limit`, `pause`, `resume`.
+//! `transfers limit`, `pause` and `resume`: show and change how much is transferred at once, and how fast.
 
 use annulus_core::state::{HandoffChange, Rate};
 
@@ -6,26 +6,26 @@ use crate::cli::{CliError, Context, Table};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::{LimitRow, LimitsRow};
 
-/// Show how much may move at once, or change it
+/// Show or change the limits of transfers
 #[derive(Debug, clap::Args)]
 pub(super) struct Args {
-    /// Transfers that a node sends at once, or `default`
+    /// Number of transfers that a node sends at once, or `default`
     #[arg(value_name = "N", value_parser = parse_limit)]
     limit: Option<Limit>,
-    /// N is for those that a node takes in
+    /// Apply N to the transfers that a node receives at once
     #[arg(long, requires = "limit")]
     incoming: bool,
-    /// Bytes of items that a node sends in a second: 500000, 10MB, 1.5MiB, `unlimited` (or `none`) or `default`
+    /// Bytes of items that a node sends per second: 500000, 10MB, 1.5MiB, `unlimited` (or `none`) or `default`
     #[arg(long, value_name = "BYTES/S", value_parser = parse_rate)]
     rate: Option<RateLimit>,
     #[command(flatten)]
     whose: Whose,
 }
 
-/// About whom.
+/// The node that a setting applies to.
 #[derive(Debug, clap::Args)]
 pub(super) struct Whose {
-    /// Name of the node that it is about; every node without a setting of its own where none is named
+    /// Name of the node that this applies to [default: every node without a setting of its own]
     #[arg(long = "for", value_name = "NODE")]
     node: Option<String>,
 }
@@ -62,13 +62,13 @@ fn parse_rate(text: &str) -> Result<RateLimit, String> {
         "MiB" => 1 << 20,
         "GB" => 1_000_000_000,
         "GiB" => 1 << 30,
-        other => return Err(format!("{other:?} is no unit: kB, KiB, MB, MiB, GB, GiB")),
+        other => return Err(format!("{other:?} is no unit; the units are kB, KiB, MB, MiB, GB, GiB")),
     };
     let bytes = bytes_of(number, unit).ok_or("a number of bytes, `unlimited` or `default`")?;
     Ok(RateLimit(Some(Rate::Bytes(bytes))))
 }
 
-/// So many units, of which a part is cut down to whole bytes.
+/// Multiply a decimal number by a unit, rounding down to whole bytes. `None` if it is malformed or too large.
 fn bytes_of(number: &str, unit: u64) -> Option<u64> {
     let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
     let digits = u32::try_from(part.len()).ok()?;
@@ -134,7 +134,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn limits_and_rates_are_read_and_junk_is_refused() {
+    fn limits_and_rates_are_parsed_and_malformed_ones_are_refused() {
         assert_eq!(parse_limit("2").unwrap(), Limit(Some(2)));
         assert_eq!(parse_limit("default").unwrap(), Limit(None));
         assert_eq!(parse_rate("10MB").unwrap(), RateLimit(Some(Rate::Bytes(10_000_000))));

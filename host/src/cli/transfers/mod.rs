@@ -1,4 +1,4 @@
-//! `transfers`: what is moving between nodes, and how much may.
+//! `transfers`: lists the transfers between nodes, and limits them.
 
 mod limit;
 
@@ -8,26 +8,26 @@ use super::{CliError, Context, Table};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::TransferRow;
 
-/// How often `--watch` looks.
+/// Interval between two listings of `--watch`.
 const WATCH_EVERY: Duration = Duration::from_secs(1);
 
-/// What is moving between nodes, and how much may.
+/// List the transfers between nodes, or limit them.
 #[derive(Debug, clap::Args)]
 pub struct Args {
     #[command(subcommand)]
     verb: Option<Verb>,
-    /// Look again each second, until nothing moves
+    /// List the transfers every second until there are none
     #[arg(long)]
     watch: bool,
 }
 
 #[derive(Debug, clap::Subcommand)]
 enum Verb {
-    /// Show how much may move at once, or change it
+    /// Show or change the limits of transfers
     Limit(limit::Args),
-    /// Hold what is not sealed yet: no further items are read, writes still follow
+    /// Pause transfers that are not sealed yet: no further items are read, but new writes are still sent
     Pause(limit::Whose),
-    /// Go on after a pause
+    /// Resume paused transfers
     Resume(limit::Whose),
 }
 
@@ -84,14 +84,14 @@ pub(super) fn render(rows: &[TransferRow]) -> String {
                 None => row.items_done.to_string(),
             },
             match row.items_total {
-                // Writes that came meanwhile count too.
+                // Writes during the transfer count as done items too, so the share may exceed 100.
                 Some(total @ 1..) => format!("{}%", (row.items_done.saturating_mul(100) / total).min(100)),
                 _ => "-".to_owned(),
             },
             row.bytes.to_string(),
             row.bytes_per_s.to_string(),
             match (&row.waiting_for, row.retry_in_ms) {
-                (Some(what), Some(ms)) => format!("{what}, tried again in {ms} ms"),
+                (Some(what), Some(ms)) => format!("{what}, retries in {ms} ms"),
                 (Some(what), None) => what.clone(),
                 (None, _) => String::new(),
             },

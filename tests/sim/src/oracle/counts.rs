@@ -1,7 +1,8 @@
-//! What is handed off is what was there (R7, R15): where the log gives a partition to another node, the guests
-//! there have the items that those of the node before have behind their seals. Nothing is compared where either
-//! node, or a guest of it, ended while the transfer went on: what guests keep in memory may be gone then. Nor is
-//! anything after a recovery.
+//! The oracle of handoffs: a handoff carries exactly the items of the old owner (R7, R15).
+//!
+//! When the log gives a partition to another node, the guests there must have the items that the old owner's guests
+//! hold behind their seals. Nothing is compared if either node, or one of its guests of the partition, ended during
+//! the transfer, because items in guest memory may be lost then; nor is anything compared after a recovery.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -15,54 +16,56 @@ use annulus_harness::guest::Contents;
 use crate::rule::{Broken, Rule};
 use crate::run::Run;
 
-/// A partition that a transfer has brought to another node.
+/// The change of a partition's owner at the end of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Flip {
-    /// Which.
+    /// The partition that changed its owner.
     pub partition: PartitionId,
-    /// By which transfer.
+    /// The transfer that ended with this flip.
     pub transfer: TransferId,
-    /// Who held it.
+    /// The old owner.
     pub from: NodeId,
-    /// Who holds it.
+    /// The new owner.
     pub to: NodeId,
 }
 
-/// What has happened since transfers began.
+/// Times of transfers, of nodes' ends and of guests' ends, in virtual time since the start of the run.
 #[derive(Default)]
 pub struct Moves {
+    /// The time at which a node first showed the transfer.
     began: BTreeMap<(PartitionId, TransferId), Duration>,
-    /// When a life of a node ended last.
+    /// The time at which the machine's node last ended.
     over: BTreeMap<At, Duration>,
-    /// When a guest of a module in a partition did.
+    /// The time at which a guest of the module in the partition last ended early.
     fell: BTreeMap<(At, PartitionId, String), Duration>,
     recovered: bool,
 }
 
 impl Moves {
-    /// A state is shown.
+    /// Record the transfers in a state that a node shows.
     pub fn shows(&mut self, state: &ClusterState, now: Duration) {
         for (partition, transfer) in state.ring.transfers() {
             self.began.entry((partition, transfer.id)).or_insert(now);
         }
     }
 
-    /// A life of a node is over.
+    /// Record the end of the node on a machine.
     pub fn over(&mut self, at: At, now: Duration) {
         self.over.insert(at, now);
     }
 
-    /// A guest is.
+    /// Record the early end of a guest.
     pub fn fell(&mut self, at: At, partition: PartitionId, module: &str, now: Duration) {
         self.fell.insert((at, partition, module.to_owned()), now);
     }
 
-    /// The cluster was recovered: beside what serves, nodes keep what the recovery gave away.
+    /// Record a recovery, after which nothing is compared: nodes then also keep vnodes that the recovery gave to
+    /// other nodes.
     pub fn recovered(&mut self) {
         self.recovered = true;
     }
 
-    /// Were both there, with their guests, all the time?
+    /// Return whether both nodes and their guests of the partition ran during the whole transfer.
     fn is_smooth(&self, flip: &Flip, both: [At; 2], module: &str) -> bool {
         let began = self.began.get(&(flip.partition, flip.transfer)).filter(|_| !self.recovered);
         let Some(began) = began else { return false };
@@ -74,7 +77,7 @@ impl Moves {
     }
 }
 
-/// Partitions that transfers have brought elsewhere between two states.
+/// Return the flips between two states.
 pub fn flips(before: &ClusterState, after: &ClusterState) -> Vec<Flip> {
     let flip = |(partition, was): (PartitionId, &annulus_core::ring::Partition)| {
         let transfer = was.pending.as_ref()?;
@@ -90,29 +93,30 @@ pub fn flips(before: &ClusterState, after: &ClusterState) -> Vec<Flip> {
     before.ring.iter().filter_map(flip).collect()
 }
 
-/// Compares what both nodes of a flip have, at the moment of its entry.
+/// Compare the items of both nodes of a flip, at the moment of its log entry.
 ///
 /// # Errors
-/// They have different items.
+/// Returns [`Rule::Carried`] if the nodes have different items.
 pub fn check(run: &Run, flip: &Flip, state: &ClusterState) -> Result<(), Broken> {
     let (Some(from), Some(to)) = (run.at(flip.from), run.at(flip.to)) else { return Ok(()) };
-    // One that came after the transfer is of no age yet; its items may be those of one that had its name.
+    // Skip a module that was deployed after the transfer began: the contents are found by name, and may be those of
+    // an undeployed module of the same name.
     let old = state.modules.values().filter(|module| module.uid.0 < flip.transfer.0);
     for module in old.filter(|module| run.moves(|moves| moves.is_smooth(flip, [from, to], &module.name))) {
         let given = run.contents(from, flip.partition, &module.name);
         let mut taken = run.contents(to, flip.partition, &module.name);
-        // Nobody is asked to take nothing: all that is there then may be what an earlier stage had, whose guest is about
-        // to end. What returns so, reads show.
+        // A handoff without items does not fill a stage: the only contents at the new owner may be those of an earlier
+        // stage whose guest is about to end. Reads would show items that return this way.
         if taken.is_empty() || given.iter().any(|given| given.values().all(|entry| entry.deleted)) {
             taken.push(Contents::new());
         }
-        // Several where one instance is about to follow another.
+        // There are several contents while one instance replaces another.
         if given.is_empty() || given.iter().any(|given| taken.iter().any(|taken| same(given, taken))) {
             run.seen(|seen| seen.compared += u64::from(given.iter().any(|given| !given.is_empty())));
             continue;
         }
         let what = format!(
-            "p{} goes from n{from} to n{to} by {}: {} has {} there, and {} here",
+            "p{} moves from n{from} to n{to} by {}: {} has {} at the old owner, and {} at the new one",
             flip.partition.0,
             flip.transfer,
             module.name,
@@ -124,7 +128,7 @@ pub fn check(run: &Run, flip: &Flip, state: &ClusterState) -> Result<(), Broken>
     Ok(())
 }
 
-/// Are the same items there? Tombstones may be let go of on one side.
+/// Return whether both have the same items. Tombstones are ignored: either side may have dropped some.
 fn same(one: &Contents, other: &Contents) -> bool {
     let there = |contents: &Contents| -> Vec<_> {
         let there = contents.iter().filter(|(_, entry)| !entry.deleted);

@@ -1,5 +1,7 @@
-//! What a command that goes everywhere must have in its answer (R17): every key that was there all the time, no key
-//! that was there at no time, none twice; but for the partitions that it names as missing.
+//! The oracle of coverage commands (R17).
+//!
+//! The answer must have every key that existed during the whole command, except those of partitions that it names as
+//! missing. It must have no key that did not exist at any time during the command, and no key twice.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -9,10 +11,10 @@ use annulus_core::keyspace::PartitionId;
 use super::truth::Truth;
 use crate::rule::{Broken, Rule};
 
-/// Compares an answer with the truth from `since` until now.
+/// Compare an answer with the truth from `since` until now.
 ///
 /// # Errors
-/// The rule that is broken.
+/// Returns [`Rule::Coverage`] if the answer is wrong.
 pub fn check(
     truth: &Truth,
     module: usize,
@@ -23,7 +25,7 @@ pub fn check(
     let mut found = BTreeSet::new();
     for key in keys {
         if !found.insert(*key) {
-            return Err(Rule::Coverage.broken(format!("k{key} is in one answer twice")));
+            return Err(Rule::Coverage.broken(format!("k{key} is in the answer twice")));
         }
     }
     for key in truth.of_module(module) {
@@ -31,13 +33,12 @@ pub fn check(
         let partition = truth.partition(key);
         let in_answer = found.contains(&key);
         if in_answer && !was_there {
-            return Err(
-                Rule::Coverage.broken(format!("k{key} is in the answer, and was not there since {since:?}"))
-            );
+            return Err(Rule::Coverage
+                .broken(format!("k{key} is in the answer, but has not existed since {since:?}")));
         }
         if !in_answer && !was_away && !missing.contains(&partition) {
             let what = format!(
-                "k{key} is not in the answer, and was there since {since:?}; p{} is not named as missing",
+                "k{key} is not in the answer, but has existed since {since:?}; p{} is not named as missing",
                 partition.0
             );
             return Err(Rule::Coverage.broken(what));

@@ -1,4 +1,5 @@
-//! What a release writes the release before can read, where they have a format in common (R22).
+//! The oracle of item formats (R22): the previous release can read every item that a release writes, if the two
+//! have a format in common.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,14 +9,16 @@ use annulus_wasm::Description;
 
 use crate::rule::{Broken, Rule};
 
-/// Formats that releases may write, by their components.
+/// The formats that releases may write, by the digests of their components.
 #[derive(Default)]
 pub struct Formats {
     may: BTreeMap<Digest, BTreeSet<u32>>,
 }
 
 impl Formats {
-    /// A state is shown. A component may follow more than one in the course of a run.
+    /// Record the releases in a state that a node shows.
+    ///
+    /// A component may follow several other releases in the course of a run; the formats that it may write add up.
     pub fn shows(&mut self, state: &ClusterState) {
         let described = |release: &Release| Description::from_cbor(&release.description).ok();
         for module in state.modules.values() {
@@ -29,14 +32,15 @@ impl Formats {
         }
     }
 
-    /// A guest of a release writes in a format.
+    /// Check the format in which a guest of a release writes an item.
     ///
     /// # Errors
-    /// The release before reads another one that it could write.
+    /// Returns [`Rule::ReadBefore`] if the previous release cannot read this format, but another one that the release
+    /// can write.
     pub fn writes(&self, digest: &Digest, format: u32) -> Result<(), Broken> {
         match self.may.get(digest) {
             Some(may) if !may.contains(&format) => Err(Rule::ReadBefore
-                .broken(format!("format {format} is written, and the release before reads {may:?} of it"))),
+                .broken(format!("format {format} is written, but the previous release reads only {may:?}"))),
             _ => Ok(()),
         }
     }

@@ -1,5 +1,7 @@
-//! Nothing is left of what has ended: lives of nodes with their parts and tasks, tasks of transfers and vnodes, guests
-//! of vnodes and their items, files that are open, components that no release names.
+//! The oracle of leaks: nothing of an ended node, transfer or vnode is left.
+//!
+//! Checked are the parts and tasks of ended nodes, the tasks of transfers and vnodes, the guests of vnodes and their
+//! items, open files, and components that no release names.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -11,23 +13,23 @@ use tokio::time::{Instant, sleep};
 use crate::rule::{Broken, Rule};
 use crate::run::Run;
 
-/// How long a guest may be there that no vnode has: one that is tried before a release is brought. What ends says
-/// so to others, and may be slow.
+/// Longest time that a guest may exist without a vnode. A deploy runs a trial instance of a release, and an ending
+/// part notifies others, which may be slow.
 const MOMENT: Duration = Duration::from_secs(30);
 
-/// How long a component may be on a disk that no release names, and a moment more.
+/// Time for which a node may keep a component that no release names, and some slack.
 const HOLD: Duration = Duration::from_secs(320);
 
-/// One in so many seeds waits for that.
+/// One in this many seeds waits for [`HOLD`].
 const WAITS_ONE_IN: u32 = 16;
 
-/// Tasks that a node may have of one place in its code at rest, for each node and module of the run.
+/// Most tasks of one spawn site that a node may have at rest, per node and module of the run.
 const TASKS_EACH: usize = 8;
 
-/// Looks at a run that is at rest.
+/// Check a run that is at rest.
 ///
 /// # Errors
-/// Something is left.
+/// Returns [`Rule::Leaks`] if something is left.
 pub async fn check(run: &Run) -> Result<(), Broken> {
     if let Some(leak) = run.nodes().leaks().into_iter().next() {
         return Err(Rule::Leaks.broken(leak));
@@ -39,7 +41,7 @@ pub async fn check(run: &Run) -> Result<(), Broken> {
     Ok(())
 }
 
-/// Looks until nothing is left, or for so long.
+/// Poll until nothing is left, for at most `limit`.
 async fn until_nothing(limit: Duration, left: impl Fn() -> Option<String>) -> Result<(), Broken> {
     let began = Instant::now();
     while let Some(what) = left() {
@@ -70,27 +72,27 @@ fn vnodes(run: &Run, at: At) -> usize {
     slots.iter().map(|slot| slot.vnodes + slot.staging + slot.aside).sum()
 }
 
-/// Tasks of transfers, none of which go on; of vnodes that are gone; and more of any other kind than there can be
-/// anything to do for.
+/// Find leaked tasks of a node: any task of a transfer, more tasks of vnodes than vnodes, or more tasks of another
+/// spawn site than can have work.
 fn tasks(run: &Run, at: At) -> Option<String> {
     let vnodes = vnodes(run, at);
-    // A node that is none any more, and has not heard so, goes on with what it knows.
+    // A node that was removed and has not learnt of it goes on with the transfers that it knows of.
     let is_member = run.members().contains(&at);
     let many = TASKS_EACH * (run.nodes().count() + run.fleet.len());
     run.nodes().tasks(at).into_iter().find_map(|(from, tasks)| {
         let most = match &from {
-            // What follows the ring.
+            // The task that follows the ring.
             from if from.contains("handoff/src/lib.rs") => 1,
             from if from.contains("handoff/src/") && is_member => 0,
             from if from.contains("vnode/src/actor.rs") => vnodes,
             _ => many,
         };
         (tasks > most)
-            .then(|| format!("n{at} has {tasks} tasks of {from}, where {most} have something to do"))
+            .then(|| format!("n{at} has {tasks} tasks of {from}, of which at most {most} can have work"))
     })
 }
 
-/// A file that is open more than once.
+/// Find a file of a node that is open more than once.
 fn files(run: &Run, at: At) -> Option<String> {
     let mut known = BTreeSet::new();
     let mut open = run.nodes().disk(at).open_files().into_iter();
@@ -98,7 +100,7 @@ fn files(run: &Run, at: At) -> Option<String> {
     Some(format!("n{at} has {} open more than once", twice.display()))
 }
 
-/// A component on a member's disk that no release names.
+/// Find a component on a member's disk that no release names.
 fn components(run: &Run) -> Option<String> {
     let state = run.newest()?;
     let releases = state.modules.values().flat_map(|module| module.releases());

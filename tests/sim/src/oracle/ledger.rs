@@ -1,5 +1,5 @@
-//! One truth per index (R1, R2): whatever any node shows of an entry, all others show the same; and who carries
-//! something out is the one who holds the partition.
+//! The oracle of cluster states (R1, R2): all nodes show the same state of a log entry, and only the owner of a
+//! partition serves it.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -13,29 +13,30 @@ use sha2::{Digest as _, Sha256};
 use super::counts::{self, Flip};
 use crate::rule::{Broken, Rule};
 
-/// What nodes have shown.
+/// The states that nodes have shown.
 #[derive(Default)]
 pub struct Ledger {
+    /// Digests of the states, by cluster, lineage and index of the last applied entry.
     shown: BTreeMap<(ClusterId, Lineage, u64), [u8; 32]>,
-    /// The cluster that counts: the first that was shown.
+    /// The cluster of the run: the first that was shown. Nodes that have not joined yet show others.
     cluster: Option<ClusterId>,
     newest: Option<ClusterState>,
 }
 
-/// What a newer state says that the one before did not.
+/// The changes from the newest state so far to a newer one. All of it is empty for a state that is not newer.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct News {
-    /// Is it the newest state so far?
+    /// True if the state is the newest so far.
     pub newest: bool,
-    /// Partitions whose holder changed.
+    /// Number of partitions whose owner changed.
     pub moved: u64,
-    /// What was moved, and is to have arrived whole.
+    /// Partitions that a transfer moved, whose items must be complete at the new owner.
     pub flips: Vec<Flip>,
-    /// Partitions whose only copy may be gone with a node that was removed.
+    /// Partitions whose only copy may be lost with a node that was removed.
     pub lost: Vec<PartitionId>,
-    /// Modules that are there no more.
+    /// Names of modules that are no longer deployed.
     pub ended: Vec<String>,
-    /// Somebody has recovered the cluster.
+    /// True if the cluster was recovered: the lineage changed.
     pub recovered: bool,
 }
 
@@ -48,7 +49,8 @@ impl News {
         };
         let lost: BTreeSet<PartitionId> =
             before.ring.iter().filter(|(_, partition)| rested(partition)).map(|(id, _)| id).collect();
-        // Where more than one entry came at once, what moved to a node and went with it is told by the loss.
+        // If several entries were applied at once, a partition may have moved to a node that was removed right after.
+        // The recorded losses tell of it.
         let told = after.losses.iter().filter(|(_, loss)| {
             loss.index > before.applied && !after.members.get(&loss.node).is_some_and(Member::is_live)
         });
@@ -65,16 +67,16 @@ impl News {
 }
 
 impl Ledger {
-    /// A node shows its state. The news that come of it, if it is the newest so far.
+    /// Record the state that a node shows, and return the changes if it is the newest so far.
     ///
     /// # Errors
-    /// Another node has shown another state of this entry.
+    /// Returns [`Rule::OneTruth`] if another node has shown another state of this entry.
     pub fn shows(&mut self, who: &str, state: &ClusterState) -> Result<News, Broken> {
         let at = (state.cluster, state.lineage, state.applied);
         let bytes = codec::encode(state).map_err(|error| Rule::OneTruth.broken(error.to_string()))?;
         let digest: [u8; 32] = Sha256::digest(&bytes).into();
         if *self.shown.entry(at).or_insert(digest) != digest {
-            return Err(Rule::OneTruth.broken(format!("{who} has another state of entry {at:?}")));
+            return Err(Rule::OneTruth.broken(format!("{who} shows another state of entry {at:?}")));
         }
         let cluster = *self.cluster.get_or_insert(state.cluster);
         let newer = |newest: &ClusterState| (newest.lineage, newest.applied) < (state.lineage, state.applied);
@@ -90,20 +92,20 @@ impl Ledger {
         Ok(news)
     }
 
-    /// The newest that any has shown.
+    /// Return the newest state of the run's cluster; `None` before the first.
     pub fn newest(&self) -> Option<&ClusterState> {
         self.newest.as_ref()
     }
 
-    /// How many entries were shown.
+    /// Return the number of different entries of which a state was shown.
     pub fn entries(&self) -> usize {
         self.shown.len()
     }
 
-    /// A node carries something out in a partition: may it?
+    /// Check that a node may serve a partition, by the newest state.
     ///
     /// # Errors
-    /// Another node holds the partition.
+    /// Returns [`Rule::OneTruth`] if another node owns the partition.
     pub fn serves(
         &self,
         node: NodeId,
@@ -112,21 +114,21 @@ impl Ledger {
     ) -> Result<(), Broken> {
         let Some(state) = &self.newest else { return Ok(()) };
         let owner = state.ring.owner(partition);
-        // A vnode whose module was undeployed ends with the command that it is at, wherever its partition goes meanwhile.
+        // A vnode whose module was undeployed still completes its current command, even if the partition has moved.
         let undeployed = module.0 <= state.applied && !state.modules.contains_key(&module);
         if owner == node || undeployed {
             return Ok(());
         }
         let what = format!(
-            "{node} serves p{} ({what}), which {owner} holds since entry {}",
+            "{node} serves p{} ({what}), which {owner} has owned since entry {}",
             partition.0,
             state.ring.partition(partition).version
         );
         Err(Rule::OneTruth.broken(what))
     }
 
-    /// The partitions whose items may end with this node's memory: those that it holds, and those of which it
-    /// may have a whole stage.
+    /// Return the partitions whose items may be lost with this node's memory: those that it owns, and those of which
+    /// it may have a complete stage.
     pub fn rests_on(&self, node: NodeId) -> Vec<PartitionId> {
         let Some(state) = &self.newest else { return Vec::new() };
         let of = |(id, partition): (PartitionId, &annulus_core::ring::Partition)| {

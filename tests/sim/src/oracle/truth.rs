@@ -1,9 +1,8 @@
-//! The truth of every key, and what clients are told of it.
+//! The oracle of keys: the true value of every key, and the answers that clients get.
 //!
-//! What a vnode does is reported where it does it, so the truth changes at the point of effect, not where
-//! somebody hears of it. A vnode must be the one that the newest state names, and answer the truth. Where the
-//! only copy of a partition may have ended with its holder, its keys may have their values or none, until they
-//! are written again.
+//! Commands are reported by the guest or vnode that runs them, so the truth changes when a command takes effect and
+//! not when its answer arrives. Every read must return the true value. If the only copy of a partition may be lost,
+//! its keys may have their value or none, until a read shows which, or they are written again.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -13,38 +12,38 @@ use annulus_core::request::{AppliedState, ErrorCode, RequestError};
 
 use crate::rule::{Broken, Rule};
 
-/// Numbers of a run's requests.
+/// The number of a request in its run, from 1.
 pub type Op = u64;
 
-/// What a client wants.
+/// The operation of a client's request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Want {
-    /// The present value.
+    /// Read the value.
     Get,
-    /// This value from now on.
+    /// Set the value. A client never puts the same number twice.
     Put(u64),
-    /// No value from now on.
+    /// Delete the key.
     Delete,
 }
 
 impl Want {
-    /// Does it change anything?
+    /// Return whether the operation changes the key.
     pub fn writes(self) -> bool {
         self != Self::Get
     }
 }
 
-/// One key.
+/// The truth of one key.
 #[derive(Clone, Debug)]
 struct Key {
     module: usize,
     partition: PartitionId,
     value: Option<u64>,
-    /// The only copy may be gone: all of these are good.
+    /// The values that a read may find, if the only copy may be lost; `None` if only `value` is right.
     loose: Option<BTreeSet<Option<u64>>>,
-    /// When it changed, and whether it might have been there and might have been away from then on.
+    /// The times of changes, and whether the key may have existed and may have been absent from then on.
     past: Vec<(Duration, bool, bool)>,
-    /// Everything that it ever was.
+    /// Every value that the key ever had.
     ever: BTreeSet<Option<u64>>,
 }
 
@@ -74,7 +73,7 @@ impl Key {
     }
 }
 
-/// One request of a client.
+/// One request of a client. Its `answer` is the state that an error gave, if it was one.
 #[derive(Clone, Debug)]
 struct Request {
     key: usize,
@@ -85,27 +84,27 @@ struct Request {
     answer: Option<Result<(), AppliedState>>,
 }
 
-/// What the last line of a run says.
+/// Counts of requests by outcome, as the last line of a run shows them.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Counts {
     /// All requests.
     pub requests: u64,
-    /// Writes that were acknowledged.
+    /// Acknowledged writes.
     pub acknowledged: u64,
-    /// Acknowledged and gone.
+    /// Acknowledged writes that a read did not find, or that were acknowledged before they were applied.
     pub lost: u64,
-    /// Deleted and back.
+    /// Reads that found a value of a deleted key.
     pub resurrected: u64,
     /// Requests without an answer in time.
     pub unanswered: u64,
-    /// Answered `unknown`, or by a node that was killed.
+    /// Requests that were answered `unknown`, or whose node was killed before it answered.
     pub unknown: u64,
-    /// Refused, surely not applied.
+    /// Requests that were refused and certainly not applied.
     pub refused: u64,
 }
 
 impl Counts {
-    /// Adds another run's.
+    /// Add the counts of another run.
     pub fn add(&mut self, other: &Self) {
         let Self { requests, acknowledged, lost, resurrected, unanswered, unknown, refused } = other;
         self.requests += requests;
@@ -118,40 +117,41 @@ impl Counts {
     }
 }
 
-/// A command that was carried out.
+/// A command that a vnode has run.
 #[derive(Clone, Copy, Debug)]
 pub struct Effect {
-    /// Which request's.
+    /// The request that the command belongs to.
     pub op: Op,
-    /// Where.
+    /// The partition of the vnode.
     pub partition: PartitionId,
-    /// What a read found.
+    /// The value that a read found.
     pub found: Option<u64>,
-    /// Which of the modules that have had this name did it: each is later than those before.
+    /// The id of the vnode's module. A module that is deployed again under the same name has a higher one.
     pub era: u64,
-    /// When.
+    /// The virtual time of the effect.
     pub now: Duration,
 }
 
-/// The truth of a run.
+/// The truth of a run: its keys and requests.
 pub struct Truth {
     keys: Vec<Key>,
     modules: Vec<String>,
+    /// The newest era of each module.
     eras: Vec<u64>,
-    /// Several histories may be served at once, since an operator has recovered the cluster: of a key all is good
-    /// that it ever was.
+    /// True from a recovery until [`Self::settle`]: several histories may be served at once, so a read may find any
+    /// value that the key ever had.
     shaken: bool,
     requests: BTreeMap<Op, Request>,
     next: Op,
-    /// What clients were told.
+    /// The requests so far, by outcome.
     pub counts: Counts,
 }
 
-/// How much later than its deadline an answer may come: timers tick in milliseconds, and tasks are put off.
+/// Longest delay of an answer past its deadline: timers have a resolution of a millisecond, and tasks are delayed.
 const SLACK: Duration = Duration::from_millis(100);
 
 impl Truth {
-    /// So many keys of some modules in turn, none with a value.
+    /// Create the truth of `keys` keys without values, which belong to the modules in turn.
     pub fn new(modules: &[String], size: RingSize, keys: usize) -> Self {
         let key = |at: usize| {
             let module = at % modules.len();
@@ -170,22 +170,22 @@ impl Truth {
         }
     }
 
-    /// The name of a key's module.
+    /// Return the name of a key's module.
     pub fn module(&self, key: usize) -> &str {
         &self.modules[self.keys[key].module]
     }
 
-    /// The keys of a module.
+    /// Return the keys of a module.
     pub fn of_module(&self, module: usize) -> impl Iterator<Item = usize> {
         self.keys.iter().enumerate().filter(move |(_, key)| key.module == module).map(|(at, _)| at)
     }
 
-    /// Where a key is.
+    /// Return the partition of a key.
     pub fn partition(&self, key: usize) -> PartitionId {
         self.keys[key].partition
     }
 
-    /// Might a key have been there at any time since then, and might it have been away?
+    /// Return whether a key may have existed at any time since `since`, and whether it may have been absent.
     pub fn over(&self, key: usize, since: Duration) -> (bool, bool) {
         let past = &self.keys[key].past;
         let from = past.partition_point(|(at, ..)| *at < since).saturating_sub(1);
@@ -194,7 +194,7 @@ impl Truth {
         if self.shaken { (true, true) } else { seen }
     }
 
-    /// A client asks. Each key has one client, which waits for its answer.
+    /// Record a new request. Each key has one client, which waits for each answer.
     pub fn issue(&mut self, key: usize, want: Want, now: Duration, limit: Duration) -> Op {
         let op = self.next;
         self.next += 1;
@@ -204,29 +204,32 @@ impl Truth {
         op
     }
 
-    /// A vnode has carried a request out.
+    /// Record a command that a vnode has run.
     ///
     /// # Errors
-    /// The rule that this breaks.
+    /// Returns the rule that the command breaks: a wrong partition, a write that is applied twice or after it was
+    /// refused, or a wrong value.
     pub fn effect(&mut self, effect: Effect) -> Result<(), Broken> {
         let Effect { op, partition, found, era, now } = effect;
         let Some(request) = self.requests.get_mut(&op) else {
-            return Err(Rule::Twice.broken(format!("#{op}, which nobody asked for, is carried out")));
+            return Err(Rule::Twice.broken(format!("#{op} is applied, but no client has sent it")));
         };
         let (key, want) = (request.key, request.want);
         if self.keys[key].partition != partition {
-            return Err(Rule::OneTruth.broken(format!("#{op} of k{key} is carried out in p{}", partition.0)));
+            return Err(Rule::OneTruth.broken(format!("#{op} of k{key} is applied in p{}", partition.0)));
         }
         if want.writes() && std::mem::replace(&mut request.applied, true) {
-            return Err(Rule::Twice.broken(format!("#{op} is carried out again")));
+            return Err(Rule::Twice.broken(format!("#{op} is applied twice")));
         }
         if want.writes() && request.answer == Some(Err(AppliedState::NotApplied)) {
-            return Err(Rule::AnswerTells.broken(format!("#{op} was said to be not applied, and is now")));
+            return Err(
+                Rule::AnswerTells.broken(format!("#{op} was answered `not-applied`, and is applied now"))
+            );
         }
         let module = self.keys[key].module;
         self.begins(module, era, now);
         if era < self.eras[module] {
-            // By a node that has not heard that the module is another one by now: it goes with the old one.
+            // The node has not applied the undeploy yet: the effect belongs to the old module and ends with it.
             return Ok(());
         }
         match want {
@@ -244,7 +247,7 @@ impl Truth {
         }
         if key.allows(found) {
             if key.loose.is_some() {
-                // Whatever became of it: it stays that.
+                // The read shows which value has survived; from now on the key has this one.
                 key.set(found, now);
             }
             return Ok(());
@@ -263,10 +266,11 @@ impl Truth {
         })
     }
 
-    /// A client has its answer; `asleep`: the node that it asked was paused meanwhile, so it may be late.
+    /// Record the answer that a client has got. `asleep` is true if the node asked was paused in the meantime: the
+    /// answer may be late then.
     ///
     /// # Errors
-    /// The rule that this breaks.
+    /// Returns the rule that the answer breaks.
     pub fn answered(
         &mut self,
         op: Op,
@@ -284,17 +288,15 @@ impl Truth {
         if let Err(error) = &answer
             && error.code == ErrorCode::Internal
         {
-            return Err(
-                Rule::AnswerTells.broken(format!("#{op} is answered by a fault of the host: {error}"))
-            );
+            return Err(Rule::AnswerTells
+                .broken(format!("#{op} is answered by an internal error of the host: {error}")));
         }
         match answer {
             Ok(()) if want.writes() => {
                 self.counts.acknowledged += 1;
                 if !request.applied {
                     self.counts.lost += 1;
-                    let what =
-                        format!("#{op}, {want:?} of k{key}, was acknowledged before it was carried out");
+                    let what = format!("#{op}, {want:?} of k{key}, was acknowledged before it was applied");
                     return Err(Rule::LostWrite.broken(what));
                 }
             }
@@ -302,7 +304,7 @@ impl Truth {
             Err(error) if error.state == AppliedState::NotApplied => {
                 self.counts.refused += 1;
                 if request.applied && want.writes() {
-                    let what = format!("#{op} is said to be not applied ({:?}), and was", error.code);
+                    let what = format!("#{op} is answered `not-applied` ({:?}), but was applied", error.code);
                     return Err(Rule::AnswerTells.broken(what));
                 }
             }
@@ -311,7 +313,7 @@ impl Truth {
         Ok(())
     }
 
-    /// The node that a client asked was killed: nobody knows what became of the request.
+    /// Record that the node asked was killed before it answered: the outcome of the request is unknown.
     pub fn orphaned(&mut self, op: Op) {
         if let Some(request) = self.requests.get_mut(&op) {
             request.answer = Some(Err(AppliedState::Unknown));
@@ -319,7 +321,7 @@ impl Truth {
         }
     }
 
-    /// A module is there that may be another one than had its name before: it begins without items.
+    /// Record that a module is deployed. If it is a newer one of its name, it starts without items.
     pub fn begins(&mut self, module: usize, era: u64, now: Duration) {
         if era > self.eras[module] {
             self.eras[module] = era;
@@ -327,17 +329,17 @@ impl Truth {
         }
     }
 
-    /// Which of the modules of its name a module is now.
+    /// Return the newest era of a module: the id of the module that now has its name.
     pub fn era(&self, module: usize) -> u64 {
         self.eras[module]
     }
 
-    /// Where a module is among those of the run.
+    /// Return the index of a module in the run, by its name.
     pub fn place(&self, name: &str) -> Option<usize> {
         self.modules.iter().position(|module| module == name)
     }
 
-    /// The only copy of a partition's items may be gone: of all modules, or of the one with this name.
+    /// Record that the only copy of a partition's items may be lost, of the module with this name or of all.
     pub fn loosen(&mut self, partition: PartitionId, module: Option<&str>, now: Duration) {
         let Self { keys, modules, .. } = self;
         let of =
@@ -345,12 +347,12 @@ impl Truth {
         keys.iter_mut().filter(|key| of(key)).for_each(|key| key.loosen(now));
     }
 
-    /// Several histories may be served from now on.
+    /// Record that several histories may be served from now on.
     pub fn shake(&mut self) {
         self.shaken = true;
     }
 
-    /// One history is left; each key has some value that it had, and keeps it.
+    /// Record that one history is left: each key has one of the values that it ever had.
     pub fn settle(&mut self, now: Duration) {
         if std::mem::take(&mut self.shaken) {
             for key in &mut self.keys {
@@ -360,32 +362,32 @@ impl Truth {
         }
     }
 
-    /// Is one of several histories served?
+    /// Return whether several histories may be served.
     pub fn is_shaken(&self) -> bool {
         self.shaken
     }
 
-    /// Requests that have no answer yet.
+    /// Return the number of requests that have no answer yet.
     pub fn open(&self) -> usize {
         self.requests.values().filter(|request| request.answer.is_none()).count()
     }
 }
 
-/// Is an answer later than its deadline allows?
+/// Check that an answer is in time. `what` names the request in the error.
 ///
 /// # Errors
-/// It is (D12).
+/// Returns [`Rule::EveryRequestEnds`] if `now` is more than 100 ms past the deadline (D12).
 pub fn late(what: &str, now: Duration, issued: Duration, limit: Duration) -> Result<(), Broken> {
     let late = now.saturating_sub(issued + limit);
     if late > SLACK {
         return Err(
-            Rule::EveryRequestEnds.broken(format!("{what} had {limit:?} and is answered {late:?} later"))
+            Rule::EveryRequestEnds.broken(format!("{what} had {limit:?} and was answered {late:?} later"))
         );
     }
     Ok(())
 }
 
-/// What a key is called.
+/// Return the name of a key, as clients send it.
 pub fn name(at: usize) -> String {
     format!("key{at}")
 }
@@ -418,7 +420,7 @@ mod tests {
     }
 
     #[test]
-    fn a_read_finds_what_was_written_last() {
+    fn a_read_finds_the_last_written_value() {
         let mut truth = truth();
         assert_eq!(get(&mut truth, Some(1)), Err(Rule::Resurrected));
         put(&mut truth, 1);
@@ -427,7 +429,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_loss_a_key_has_its_value_or_none_and_keeps_what_was_found() {
+    fn after_a_loss_a_key_has_its_value_or_none_and_keeps_the_one_that_was_read() {
         let mut truth = truth();
         put(&mut truth, 1);
         truth.loosen(truth.keys[0].partition, None, NOW);
@@ -440,7 +442,7 @@ mod tests {
     }
 
     #[test]
-    fn a_write_happens_once_and_answers_tell_of_it() {
+    fn a_write_is_applied_once_and_its_answer_must_be_true_and_in_time() {
         let mut truth = truth();
         let (op, at) = (put(&mut truth, 1), truth.keys[0].partition);
         assert_eq!(truth.effect(by(op, at, None)).unwrap_err().rule, Rule::Twice);
