@@ -8,6 +8,8 @@
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -33,6 +35,8 @@ const MEMORY_BYTES: u64 = 2 << 30;
 const MAX_CODE_BYTES: u64 = 1 << 30;
 /// Longest message of a compiler that is shown.
 const MAX_MESSAGE_BYTES: u64 = 16 << 10;
+/// How often a compilation looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
 /// Behind all others, so that vnodes answer in time.
 const NICE: i32 = 10;
 
@@ -53,11 +57,13 @@ impl Compiler {
         program.map_or(Self::Here, |program| Self::Child { program, turn: Mutex::default() })
     }
 
-    /// The machine code of a component, for an engine with this one's settings. Blocks.
+    /// Return the machine code of a component, for an engine with this one's settings. Blocks. A child is ended
+    /// when nobody `wanted` the code any longer; a compilation in this process goes on to its end.
     pub(super) fn compile(
         &self,
         engine: &wasmtime::Engine,
         component: &[u8],
+        wanted: &Wanted,
     ) -> Result<Vec<u8>, InvalidComponent> {
         match self {
             Self::Here => {
@@ -66,13 +72,51 @@ impl Compiler {
                 code
             }
             Self::Child { program, turn } => {
-                let _turn = turn.lock();
+                // Those before may take minutes.
+                let _turn = loop {
+                    match turn.try_lock_for(LOOK) {
+                        Some(turn) => break turn,
+                        None if wanted.is_given_up() => return Err(given_up()),
+                        None => {}
+                    }
+                };
+                if wanted.is_given_up() {
+                    return Err(given_up());
+                }
                 let mut command = Command::new(program);
                 command.arg(COMPILE_WORD);
-                run(command, component, LONGEST)
+                run(command, component, LONGEST, wanted)
             }
         }
     }
+}
+
+/// Whether somebody waits for what is compiled. The half that waits is a [`Waiter`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted(Arc<AtomicBool>);
+
+/// Held by the one who waits; dropped, it ends the compilation.
+pub(super) struct Waiter(Wanted);
+
+impl Wanted {
+    pub(super) fn new() -> (Waiter, Self) {
+        let wanted = Self::default();
+        (Waiter(wanted.clone()), wanted)
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn given_up() -> InvalidComponent {
+    InvalidComponent::NoRoom("nobody waits any longer for it to be compiled".to_owned())
 }
 
 /// Why wasmtime does not compile something.
@@ -83,7 +127,12 @@ pub(super) fn refused(error: wasmtime::Error) -> InvalidComponent {
 }
 
 /// Has a child read the component, and takes what it writes.
-fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<u8>, InvalidComponent> {
+fn run(
+    mut command: Command,
+    component: &[u8],
+    longest: Duration,
+    wanted: &Wanted,
+) -> Result<Vec<u8>, InvalidComponent> {
     let failed = |error: io::Error| InvalidComponent::NoRoom(format!("the compiler cannot be run: {error}"));
     let mut child = command
         .stdin(Stdio::piped())
@@ -104,13 +153,22 @@ fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<
             drop(said.send(code));
         });
         let message = scope.spawn(move || read(stderr, MAX_MESSAGE_BYTES));
-        let code = code.recv_timeout(longest);
+        let (mut left, mut result) = (longest, Err(RecvTimeoutError::Timeout));
+        while left > Duration::ZERO && !wanted.is_given_up() {
+            result = code.recv_timeout(left.min(LOOK));
+            if !matches!(result, Err(RecvTimeoutError::Timeout)) {
+                break;
+            }
+            left = left.saturating_sub(LOOK);
+        }
+        let code = result;
         if !matches!(code, Ok(Ok(_))) {
             end(&mut child);
         }
         let status = child.wait().map_err(failed)?;
         let message = message.join().ok().and_then(Result::ok).unwrap_or_default();
         match code {
+            Err(RecvTimeoutError::Timeout) if wanted.is_given_up() => Err(given_up()),
             Err(RecvTimeoutError::Timeout) => {
                 Err(InvalidComponent::TooCostly(format!("it was not compiled within {longest:?}")))
             }
@@ -208,12 +266,12 @@ mod tests {
     }
 
     fn why(script: &str) -> InvalidComponent {
-        run(shell(script), b"component", LONGEST).unwrap_err()
+        run(shell(script), b"component", LONGEST, &Wanted::default()).unwrap_err()
     }
 
     #[test]
     fn the_code_is_what_the_compiler_writes() {
-        assert_eq!(run(shell("cat"), b"component", LONGEST).unwrap(), b"component");
+        assert_eq!(run(shell("cat"), b"component", LONGEST, &Wanted::default()).unwrap(), b"component");
     }
 
     #[test]
@@ -236,13 +294,24 @@ mod tests {
 
     #[test]
     fn a_compiler_that_does_not_end_is_ended() {
-        let costly = run(shell("exec sleep 1000"), b"component", Duration::from_millis(50)).unwrap_err();
+        let brief = Duration::from_millis(50);
+        let costly = run(shell("exec sleep 1000"), b"component", brief, &Wanted::default()).unwrap_err();
         assert!(matches!(&costly, InvalidComponent::TooCostly(why) if why.contains("50ms")), "{costly:?}");
     }
 
     #[test]
+    fn a_compiler_is_ended_when_nobody_waits_for_it() {
+        let (waiter, wanted) = Wanted::new();
+        let compiling = thread::spawn(move || run(shell("exec sleep 1000"), b"component", LONGEST, &wanted));
+        drop(waiter);
+        let error = compiling.join().unwrap().unwrap_err();
+        assert!(matches!(&error, InvalidComponent::NoRoom(why) if why.contains("nobody waits")), "{error:?}");
+    }
+
+    #[test]
     fn a_program_that_is_not_there_says_nothing_of_the_component() {
-        let error = run(Command::new("/nowhere/annulus"), b"component", LONGEST).unwrap_err();
+        let error =
+            run(Command::new("/nowhere/annulus"), b"component", LONGEST, &Wanted::default()).unwrap_err();
         assert!(matches!(error, InvalidComponent::NoRoom(_)), "{error:?}");
     }
 }

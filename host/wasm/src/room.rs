@@ -9,6 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::budget::MemoryBudget;
+
 /// Mappings of one instance: its memory and what is reserved behind that, the stack that it runs on and the
 /// guard page before that. (Seen with `guests/kv`, of which 1,024 instances take 4.00 each.)
 const MAPS_OF_INSTANCE: usize = 4;
@@ -22,6 +24,7 @@ const BYTES_OF_HOST: usize = 1 << 30;
 pub(super) struct Room {
     live: AtomicUsize,
     limit: RoomLimit,
+    memory: MemoryBudget,
 }
 
 /// How many instances there may be, and what says so.
@@ -101,8 +104,13 @@ impl RoomLimit {
 pub(super) struct Seat(Arc<Room>);
 
 impl Room {
-    pub(super) fn new(limit: RoomLimit) -> Self {
-        Self { live: AtomicUsize::new(0), limit }
+    /// `memory` is the most linear memory, in bytes, of all instances together.
+    pub(super) fn new(limit: RoomLimit, memory: usize) -> Self {
+        Self { live: AtomicUsize::new(0), limit, memory: MemoryBudget::new(memory) }
+    }
+
+    pub(super) fn memory(&self) -> &MemoryBudget {
+        &self.memory
     }
 
     pub(super) fn limit(&self) -> RoomLimit {
@@ -156,7 +164,7 @@ mod tests {
     #[test]
     fn a_seat_is_given_back() {
         let limit = RoomLimit { instances: 2, by: LimitedBy::Mappings(10) };
-        let room = Arc::new(Room::new(limit));
+        let room = Arc::new(Room::new(limit, usize::MAX));
         let (first, second) = (room.take().unwrap(), room.take().unwrap());
         let refused = room.take().unwrap_err();
         assert!(refused.to_string().contains("vm.max_map_count"), "{refused}");
