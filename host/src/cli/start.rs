@@ -134,6 +134,15 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         guest_memory: args.guest_memory,
         speaks,
     };
+    annulus_data_dir::keep_files_private();
+    let opened =
+        annulus_data_dir::make_private(&config.data).map_err(|error| CliError::Other(error.to_string()))?;
+    if opened > 0 {
+        let data = quoted_path(&config.data);
+        context.output.note(&format!(
+            "{opened} files and directories in {data} could be read or written by other users; they no longer can"
+        ));
+    }
     if args.rejoin_as_new {
         set_aside(&config, context)?;
     }

@@ -1,7 +1,11 @@
 //! What a component may take of its node: imports, memory, log.
 
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
 use annulus_tests::guests::component;
-use annulus_tests::harness::{Cluster, until};
+use annulus_tests::harness::{Cluster, Node, until};
 
 /// An unsigned number as WebAssembly writes it.
 fn leb(mut number: usize) -> Vec<u8> {
@@ -100,4 +104,33 @@ fn a_guest_neither_floods_nor_forges_the_log() {
         until("the flood is noticed", || Some(node.log()).filter(|log| log.contains("lines are left out")));
     // 60 MB were written; a partition may have been lucky in each call.
     assert!(log.len() - before < 1 << 20, "{} bytes", log.len() - before);
+}
+
+/// The files and directories from `path` on that others than their owner can read or write.
+fn open_to_others(path: &Path) -> Vec<PathBuf> {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    let below = if metadata.is_dir() {
+        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+    } else {
+        Vec::new()
+    };
+    let this = (metadata.mode() & 0o077 != 0).then(|| path.to_owned());
+    this.into_iter().chain(below.iter().flat_map(|path| open_to_others(path))).collect()
+}
+
+#[test]
+fn a_data_directory_that_others_could_enter_is_closed_to_them() {
+    for mode in [0o755, 0o777] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut node = Node::new("a@127.0.0.1", dir.path(), &[]);
+        fs::create_dir(&node.data).unwrap();
+        fs::set_permissions(&node.data, Permissions::from_mode(mode)).unwrap();
+        node.start();
+        let file = dir.path().join("ping.wasm");
+        fs::write(&file, component("guests/ping")).unwrap();
+        let ran = node.json(&["deploy", file.to_str().unwrap()]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(node.data.join("db").is_dir() && node.data.join("compiled").is_dir());
+        assert_eq!(open_to_others(&node.data), Vec::<PathBuf>::new(), "{mode:o}");
+    }
 }
