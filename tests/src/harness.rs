@@ -431,9 +431,14 @@ impl Node {
         Verb(child.unwrap_or_else(|error| panic!("{command:?} does not start: {error}")))
     }
 
+    /// Return all lines that the node has logged.
+    pub fn log(&self) -> String {
+        fs::read_to_string(&self.log).unwrap_or_default()
+    }
+
     /// Return the last 20 lines of the node's log.
     pub fn log_tail(&self) -> String {
-        let log = fs::read_to_string(&self.log).unwrap_or_default();
+        let log = self.log();
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(20)..].join("\n")
     }

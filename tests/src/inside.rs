@@ -61,6 +61,7 @@ impl InsideNode {
             zone: None,
             weight: None,
             compiler: None,
+            guest_memory: None,
             speaks: Speaks::THIS,
         };
         Self::start_with(config)

@@ -1,5 +1,7 @@
 //! Formats numbers as text for people.
 
+use std::borrow::Cow;
+
 /// Format a count with its noun, as `1 partition` or `2 partitions`.
 pub fn counted(count: usize, one: &str) -> String {
     format!("{count} {one}{}", if count == 1 { "" } else { "s" })
@@ -18,9 +20,37 @@ pub fn ranges(numbers: &[u16]) -> String {
     words.join(", ")
 }
 
+/// Return a text from outside (a guest, a peer) as one line without control characters, of at most `limit` bytes
+/// of the original: a newline must not forge a line of a log, an escape sequence must not reach a terminal.
+/// A text that is cut ends in the number of bytes that are missing.
+pub fn one_line(text: &str, limit: usize) -> Cow<'_, str> {
+    if text.len() <= limit && !text.chars().any(char::is_control) {
+        return text.into();
+    }
+    let kept = &text[..text.floor_char_boundary(limit)];
+    let mut line = String::with_capacity(kept.len() + 32);
+    for c in kept.chars() {
+        if c.is_control() { line.extend(c.escape_default()) } else { line.push(c) }
+    }
+    if kept.len() < text.len() {
+        line.push_str(&format!(" [{} more bytes]", text.len() - kept.len()));
+    }
+    line.into()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_has_no_control_characters_and_an_end() {
+        assert!(matches!(one_line("plain \u{e9}", 100), Cow::Borrowed("plain \u{e9}")));
+        assert_eq!(one_line("a\nb\x1b[2Jc\u{9b}d", 100), "a\\nb\\u{1b}[2Jc\\u{9b}d");
+        assert_eq!(one_line("0123456789", 4), "0123 [6 more bytes]");
+        // A character is kept whole or not at all.
+        assert_eq!(one_line("a\u{e9}\u{e9}", 2), "a [4 more bytes]");
+        assert_eq!(one_line("", 0), "");
+    }
 
     #[test]
     fn counts_take_a_plural_and_numbers_collapse_into_ranges() {

@@ -29,6 +29,7 @@ mod founding;
 mod identity;
 mod join_intent;
 mod obstacle;
+mod private;
 mod sealed;
 mod starts;
 mod store;
@@ -46,6 +47,7 @@ pub use founding::Founding;
 pub use identity::{Credentials, Identity, LAYOUT_VERSION};
 pub use join_intent::{Admitted, JoinIntent};
 pub use obstacle::{RESTORE, database_trouble, obstacle};
+pub use private::{keep_files_private, make_private};
 pub use store::{Batch, Engine, Op, Space, SpaceId, Store, Trouble};
 
 /// Held by the process that runs here.
@@ -64,6 +66,17 @@ pub enum DataDirError {
         path: PathBuf,
         /// What it says.
         found: u64,
+    },
+    /// It belongs to another user of the machine.
+    #[error(
+        "{path} belongs to user {owner}, and a node keeps its keys there; start it as that user, or give the \
+         directory to this one (chown)"
+    )]
+    OtherOwner {
+        /// The directory.
+        path: PathBuf,
+        /// Its owner's number.
+        owner: u32,
     },
     /// It belongs to a node of another name.
     #[error("{path} belongs to node {found}, not to {wanted}; start with --name {found} or another --data")]

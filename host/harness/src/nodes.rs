@@ -127,6 +127,7 @@ impl Nodes {
             zone: None,
             weight: None,
             compiler: None,
+            guest_memory: None,
             speaks,
         };
         let disk = MemoryDisk::new(self.inner.world.stream(&format!("disk {at}")));

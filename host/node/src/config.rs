@@ -35,6 +35,8 @@ pub struct NodeConfig {
     pub weight: Option<u32>,
     /// The `annulus` program, which is run to compile components; without, the node's own process compiles.
     pub compiler: Option<PathBuf>,
+    /// Most linear memory of all guests together, in bytes; none is half of the machine's.
+    pub guest_memory: Option<usize>,
     /// What it says that it speaks: all that this build does, but for tests of mixed clusters.
     pub speaks: Speaks,
 }

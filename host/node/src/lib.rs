@@ -216,6 +216,7 @@ impl Life {
             database: &database,
             data: &data,
             compiler: config.compiler.as_deref(),
+            guest_memory: config.guest_memory,
             boot,
             stand: &stand,
             router: &router,

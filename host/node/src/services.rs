@@ -55,6 +55,7 @@ pub(super) struct Parts<'a> {
     pub(super) database: &'a Store,
     pub(super) data: &'a DataDir,
     pub(super) compiler: Option<&'a Path>,
+    pub(super) guest_memory: Option<usize>,
     pub(super) boot: BootId,
     pub(super) stand: &'a Stand,
     pub(super) router: &'a Router,
@@ -63,11 +64,11 @@ pub(super) struct Parts<'a> {
 impl Services {
     /// Loads the modules, takes up the partitions, and serves from then on.
     pub(super) async fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
-        let Parts { cluster, transport, database, data, compiler, boot, stand, router } = parts;
+        let Parts { cluster, transport, database, data, compiler, guest_memory, boot, stand, router } = parts;
         let network = &stand.network;
         let loader = match &stand.loader {
             Some(loader) => loader.clone(),
-            None => engine(data, compiler)?,
+            None => engine(data, compiler, guest_memory)?,
         };
         let artefacts = Artefacts::new(data.disk().clone(), data.path().join("components"));
         let modules = Modules::new(cluster.clone(), transport.clone(), loader, artefacts);
@@ -122,11 +123,23 @@ impl Services {
 
 /// The engine of a process that serves users. Shows what the system lets this process have: what a node runs out
 /// of first should be known before.
-fn engine(data: &DataDir, compiler: Option<&Path>) -> Result<Arc<dyn Loader>, ServicesError> {
-    let engine = Engine::of_a_node(data.path().join("compiled"), compiler.map(Path::to_owned))
+fn engine(
+    data: &DataDir,
+    compiler: Option<&Path>,
+    guest_memory: Option<usize>,
+) -> Result<Arc<dyn Loader>, ServicesError> {
+    let compiled = data.path().join("compiled");
+    let engine = Engine::of_a_node(compiled, compiler.map(Path::to_owned), guest_memory)
         .map_err(|error| ServicesError::Engine(format!("{error:#}")))?;
     let (room, files) = (engine.room(), rustix::process::getrlimit(rustix::process::Resource::Nofile));
-    tracing::info!(instances = room.instances, by = ?room.by, open_files = ?files.current, "limits of this process");
+    let guest_memory_mib = engine.memory_limit() >> 20;
+    tracing::info!(
+        instances = room.instances,
+        by = ?room.by,
+        open_files = ?files.current,
+        guest_memory_mib,
+        "limits of this process"
+    );
     Ok(Arc::new(engine))
 }
 

@@ -139,6 +139,7 @@ impl Dirs {
             zone: None,
             weight: None,
             compiler: None,
+            guest_memory: None,
             speaks: Speaks::THIS,
         }
     }

@@ -35,6 +35,7 @@ mod remove;
 mod replace;
 mod ring;
 mod rollback;
+mod size;
 mod start;
 mod status;
 mod table;

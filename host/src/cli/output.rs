@@ -107,6 +107,7 @@ impl Output {
 /// Write to stderr and ignore failures: a lost note must change neither the answer nor the exit code.
 pub(super) fn remark(text: &str) {
     let mut stderr = std::io::stderr().lock();
+    let text = if stderr.is_terminal() { without_controls(text) } else { text.into() };
     drop(stderr.write_all(text.as_bytes()).and_then(|()| stderr.flush()));
 }
 
@@ -137,7 +138,7 @@ impl Progress {
         if first {
             self.bar.enable_steady_tick(Duration::from_millis(100));
         }
-        self.bar.set_message(what.to_owned());
+        self.bar.set_message(without_controls(what).into_owned());
         self.bar.set_position(done);
     }
 }

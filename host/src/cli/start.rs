@@ -12,6 +12,7 @@ use parking_lot::Mutex;
 use serde::Serialize;
 
 use super::quote::{quoted, quoted_path};
+use super::size::bytes_of;
 use super::{CliError, Context};
 use crate::node::{self, Exit, ExitSwitch, Node, NodeConfig, StopReason};
 use annulus_data_dir::{DataDir, DataDirError};
@@ -50,6 +51,10 @@ pub struct Args {
     /// Share of the ring relative to other nodes [default: the weight that the cluster has recorded for it, or 1]
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=1000))]
     weight: Option<u32>,
+    /// Most memory of all guests of this node together: 4GiB, 500MB. A guest that asks for more traps
+    /// [default: half of the machine's]
+    #[arg(long, value_name = "SIZE", value_parser = guest_memory)]
+    guest_memory: Option<usize>,
     /// Format of the log lines on stderr; ANNULUS_LOG filters them (`debug`, `annulus::handoff=trace`)
     #[arg(long, value_enum, default_value_t)]
     pub(super) log_format: LogFormat,
@@ -89,6 +94,16 @@ fn ring_size(text: &str) -> Result<RingSize, String> {
     RingSize::try_from(size).map_err(|error| error.to_string())
 }
 
+/// Smallest budget for guests: two that hold nothing.
+const MIN_GUEST_MEMORY: u64 = 16 << 20;
+
+fn guest_memory(text: &str) -> Result<usize, String> {
+    match bytes_of(text)? {
+        bytes if bytes < MIN_GUEST_MEMORY => Err(format!("at least {} MiB", MIN_GUEST_MEMORY >> 20)),
+        bytes => usize::try_from(bytes).map_err(|error| error.to_string()),
+    }
+}
+
 /// The JSON document that `start` prints when the node serves.
 #[derive(Serialize)]
 struct Started {
@@ -117,8 +132,18 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         zone: args.zone,
         weight: args.weight,
         compiler: Some(own_program()?),
+        guest_memory: args.guest_memory,
         speaks,
     };
+    annulus_data_dir::keep_files_private();
+    let opened =
+        annulus_data_dir::make_private(&config.data).map_err(|error| CliError::Other(error.to_string()))?;
+    if opened > 0 {
+        let data = quoted_path(&config.data);
+        context.output.note(&format!(
+            "{opened} files and directories in {data} could be read or written by other users; they no longer can"
+        ));
+    }
     if args.rejoin_as_new {
         set_aside(&config, context)?;
     }

@@ -8,6 +8,8 @@
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
 use std::process::{Child, Command, ExitCode, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::thread;
 use std::time::Duration;
@@ -34,6 +36,8 @@ const MEMORY_BYTES: u64 = 2 << 30;
 const MAX_CODE_BYTES: u64 = 1 << 30;
 /// Longest error message accepted from a compiler, in bytes.
 const MAX_MESSAGE_BYTES: u64 = 16 << 10;
+/// How often a compilation looks whether it is still wanted.
+const LOOK: Duration = Duration::from_millis(100);
 /// Niceness of a compiler: lower priority than all else, so that vnodes answer in time.
 const NICE: i32 = 10;
 
@@ -55,10 +59,14 @@ impl Compiler {
     }
 
     /// Compile a component for an engine with the settings of `engine`. Returns machine code. Blocks.
+    ///
+    /// The child is killed when nobody is interested in the code any more (`wanted`); a compilation in this
+    /// process continues to its end.
     pub(super) fn compile(
         &self,
         engine: &wasmtime::Engine,
         component: &[u8],
+        wanted: &Wanted,
     ) -> Result<Vec<u8>, InvalidComponent> {
         match self {
             Self::Here => {
@@ -67,13 +75,51 @@ impl Compiler {
                 code
             }
             Self::Child { program, turn } => {
-                let _turn = turn.lock();
+                // Those before may take minutes.
+                let _turn = loop {
+                    match turn.try_lock_for(LOOK) {
+                        Some(turn) => break turn,
+                        None if wanted.is_given_up() => return Err(given_up()),
+                        None => {}
+                    }
+                };
+                if wanted.is_given_up() {
+                    return Err(given_up());
+                }
                 let mut command = Command::new(program);
                 command.arg(COMPILE_WORD);
-                run(command, component, LONGEST)
+                run(command, component, LONGEST, wanted)
             }
         }
     }
+}
+
+/// Whether somebody waits for what is compiled. The half that waits is a [`Waiter`].
+#[derive(Clone, Debug, Default)]
+pub(super) struct Wanted(Arc<AtomicBool>);
+
+/// Held by the one who waits; dropped, it ends the compilation.
+pub(super) struct Waiter(Wanted);
+
+impl Wanted {
+    pub(super) fn new() -> (Waiter, Self) {
+        let wanted = Self::default();
+        (Waiter(wanted.clone()), wanted)
+    }
+
+    fn is_given_up(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+}
+
+impl Drop for Waiter {
+    fn drop(&mut self) {
+        self.0.0.store(true, Ordering::Relaxed);
+    }
+}
+
+fn given_up() -> InvalidComponent {
+    InvalidComponent::NoRoom("nobody waits any longer for it to be compiled".to_owned())
 }
 
 /// Convert an error of wasmtime's compiler: only errors other than exhausted memory blame the component.
@@ -84,7 +130,12 @@ pub(super) fn refused(error: wasmtime::Error) -> InvalidComponent {
 }
 
 /// Give a child process the component as its input, and return its output.
-fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<u8>, InvalidComponent> {
+fn run(
+    mut command: Command,
+    component: &[u8],
+    longest: Duration,
+    wanted: &Wanted,
+) -> Result<Vec<u8>, InvalidComponent> {
     let failed = |error: io::Error| InvalidComponent::NoRoom(format!("the compiler cannot be run: {error}"));
     let mut child = command
         .stdin(Stdio::piped())
@@ -105,13 +156,22 @@ fn run(mut command: Command, component: &[u8], longest: Duration) -> Result<Vec<
             drop(said.send(code));
         });
         let message = scope.spawn(move || read(stderr, MAX_MESSAGE_BYTES));
-        let code = code.recv_timeout(longest);
+        let (mut left, mut result) = (longest, Err(RecvTimeoutError::Timeout));
+        while left > Duration::ZERO && !wanted.is_given_up() {
+            result = code.recv_timeout(left.min(LOOK));
+            if !matches!(result, Err(RecvTimeoutError::Timeout)) {
+                break;
+            }
+            left = left.saturating_sub(LOOK);
+        }
+        let code = result;
         if !matches!(code, Ok(Ok(_))) {
             end(&mut child);
         }
         let status = child.wait().map_err(failed)?;
         let message = message.join().ok().and_then(Result::ok).unwrap_or_default();
         match code {
+            Err(RecvTimeoutError::Timeout) if wanted.is_given_up() => Err(given_up()),
             Err(RecvTimeoutError::Timeout) => {
                 Err(InvalidComponent::TooCostly(format!("it was not compiled within {longest:?}")))
             }
@@ -210,12 +270,12 @@ mod tests {
     }
 
     fn why(script: &str) -> InvalidComponent {
-        run(shell(script), b"component", LONGEST).unwrap_err()
+        run(shell(script), b"component", LONGEST, &Wanted::default()).unwrap_err()
     }
 
     #[test]
     fn the_code_is_the_output_of_the_compiler() {
-        assert_eq!(run(shell("cat"), b"component", LONGEST).unwrap(), b"component");
+        assert_eq!(run(shell("cat"), b"component", LONGEST, &Wanted::default()).unwrap(), b"component");
     }
 
     #[test]
@@ -238,13 +298,24 @@ mod tests {
 
     #[test]
     fn a_compiler_that_exceeds_its_time_is_killed() {
-        let costly = run(shell("exec sleep 1000"), b"component", Duration::from_millis(50)).unwrap_err();
+        let brief = Duration::from_millis(50);
+        let costly = run(shell("exec sleep 1000"), b"component", brief, &Wanted::default()).unwrap_err();
         assert!(matches!(&costly, InvalidComponent::TooCostly(why) if why.contains("50ms")), "{costly:?}");
     }
 
     #[test]
+    fn a_compiler_is_ended_when_nobody_waits_for_it() {
+        let (waiter, wanted) = Wanted::new();
+        let compiling = thread::spawn(move || run(shell("exec sleep 1000"), b"component", LONGEST, &wanted));
+        drop(waiter);
+        let error = compiling.join().unwrap().unwrap_err();
+        assert!(matches!(&error, InvalidComponent::NoRoom(why) if why.contains("nobody waits")), "{error:?}");
+    }
+
+    #[test]
     fn a_missing_compiler_is_not_blamed_on_the_component() {
-        let error = run(Command::new("/nowhere/annulus"), b"component", LONGEST).unwrap_err();
+        let error =
+            run(Command::new("/nowhere/annulus"), b"component", LONGEST, &Wanted::default()).unwrap_err();
         assert!(matches!(error, InvalidComponent::NoRoom(_)), "{error:?}");
     }
 }

@@ -12,8 +12,9 @@ use wasmtime::{Config, OptLevel};
 
 use super::bindings::annulus::vnode::types::Partition;
 use super::bindings::annulus::vnode::{context, log, storage};
+use super::budget::half_of_memory;
 use super::cache::Cache;
-use super::compiler::{Compiler, refused};
+use super::compiler::{Compiler, Wanted, refused};
 use super::description::Description;
 use super::error::{GuestError, InvalidComponent};
 use super::exports::{self, Indices};
@@ -30,6 +31,10 @@ use annulus_storage::Memory;
 /// Longest component, in bytes. Compiling is the most expensive operation that a caller can ask for.
 /// Interpreted languages make components of 12 to 18 MB.
 const MAX_COMPONENT_BYTES: usize = 64 << 20;
+
+/// Longest description, in bytes of CBOR. It is part of the replicated state, which each member has in memory, and
+/// which is rewritten with each change.
+const MAX_DESCRIPTION_BYTES: usize = 64 << 10;
 
 /// Address space reserved for the linear memory of an instance, in bytes: a memory that outgrows it is moved,
 /// to a place with this much room again. Address space costs nothing but itself. WebAssembly's usual 4 GiB
@@ -86,26 +91,35 @@ impl Engine {
     /// # Errors
     /// If this machine cannot run wasmtime's code, or the thread cannot be started.
     pub fn new() -> wasmtime::Result<Self> {
-        Self::with(|_| Cached::Nowhere)
+        Self::with(None, |_| Cached::Nowhere)
     }
 
     /// Make the engine of a node. Compiled components are kept in the directory `cache` between starts.
     /// `program` is the executable that compiles them in a child process ([`crate::compile_component`]); if
-    /// it is `None`, this process compiles.
+    /// it is `None`, this process compiles. `memory`
+    /// is the most linear memory of all instances together, in bytes; if it is `None`, half of the machine's.
     ///
     /// # Errors
     /// As for [`Engine::new`].
-    pub fn of_a_node(cache: PathBuf, program: Option<PathBuf>) -> wasmtime::Result<Self> {
-        Self::with(|engine| Cached::OnDisk(Cache::new(cache, engine), Compiler::of(program)))
+    pub fn of_a_node(
+        cache: PathBuf,
+        program: Option<PathBuf>,
+        memory: Option<usize>,
+    ) -> wasmtime::Result<Self> {
+        Self::with(memory, |engine| Cached::OnDisk(Cache::new(cache, engine), Compiler::of(program)))
     }
 
-    fn with(cached: impl FnOnce(&wasmtime::Engine) -> Cached) -> wasmtime::Result<Self> {
+    fn with(
+        memory: Option<usize>,
+        cached: impl FnOnce(&wasmtime::Engine) -> Cached,
+    ) -> wasmtime::Result<Self> {
         let engine = configured(false)?;
         let weak = engine.weak();
         let ticker = Ticker::start(move || weak.upgrade().map(|engine| engine.increment_epoch()).is_some())?;
         let cache = cached(&engine);
         let inner = Inner::new(engine, cache, Pace::Epochs(ticker))?;
-        let room = Room::new(RoomLimit::of_this_process(RESERVED_BYTES + STACK_BYTES));
+        let limit = RoomLimit::of_this_process(RESERVED_BYTES + STACK_BYTES);
+        let room = Room::new(limit, memory.unwrap_or_else(half_of_memory));
         Ok(Self { inner: Arc::new(inner), room: Arc::new(room) })
     }
 
@@ -127,13 +141,23 @@ impl Engine {
                 shared.insert(inner).clone()
             }
         };
-        let room = Room::new(RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing });
+        let room = Room::new(RoomLimit { instances: usize::MAX, by: LimitedBy::Nothing }, usize::MAX);
         Ok(Self { inner, room: Arc::new(room) })
     }
 
     /// Return the limit on the number of instances in this process.
     pub fn room(&self) -> RoomLimit {
         self.room.limit()
+    }
+
+    /// Return the linear memory of all instances together, in bytes.
+    pub fn memory_bytes(&self) -> usize {
+        self.room.memory().used()
+    }
+
+    /// Return the most linear memory that all instances together may have, in bytes.
+    pub fn memory_limit(&self) -> usize {
+        self.room.memory().limit()
     }
 
     /// Return the number of live instances.
@@ -152,7 +176,9 @@ impl Engine {
         limits: Limits,
     ) -> Result<Arc<Module>, InvalidComponent> {
         let this = self.clone();
-        let compiled = annulus_ground::blocking(move || this.compile(&bytes, limits)).await;
+        // The caller may give up: its deadline ends the compilation, too.
+        let (_waiter, wanted) = Wanted::new();
+        let compiled = annulus_ground::blocking(move || this.compile(&bytes, limits, &wanted)).await;
         let module = compiled
             .map_err(|error| InvalidComponent::NotAComponent(format!("the compiler failed: {error}")))??;
         self.describe(module).await.map(Arc::new)
@@ -174,7 +200,7 @@ impl Engine {
         }
     }
 
-    fn compile(&self, bytes: &[u8], limits: Limits) -> Result<Module, InvalidComponent> {
+    fn compile(&self, bytes: &[u8], limits: Limits, wanted: &Wanted) -> Result<Module, InvalidComponent> {
         if bytes.len() > MAX_COMPONENT_BYTES {
             return Err(InvalidComponent::TooLarge { bytes: bytes.len(), limit: MAX_COMPONENT_BYTES });
         }
@@ -186,7 +212,7 @@ impl Engine {
                 Some(component) => component,
                 None => {
                     inspect::check(bytes)?;
-                    let code = compiler.compile(engine, bytes)?;
+                    let code = compiler.compile(engine, bytes, wanted)?;
                     let loaded = cache.take(engine, &digest, &code);
                     loaded.map_err(|error| InvalidComponent::NoRoom(format!("{error:#}")))?
                 }
@@ -221,7 +247,14 @@ impl Engine {
         })?;
         let info =
             instance.describe().await.map_err(|error| InvalidComponent::BadDescription(error.to_string()))?;
-        module.description = Arc::new(Description::parse(info, exported)?);
+        let description = Description::parse(info, exported)?;
+        let bytes = description.to_cbor().len();
+        if bytes > MAX_DESCRIPTION_BYTES {
+            return Err(InvalidComponent::BadDescription(format!(
+                "it is {bytes} bytes; the limit is {MAX_DESCRIPTION_BYTES}: shorten the documentation of its commands"
+            )));
+        }
+        module.description = Arc::new(description);
         Ok(module)
     }
 }

@@ -1,5 +1,7 @@
 //! Errors of guests and of components.
 
+use annulus_core::wording::one_line;
+
 use super::bindings::annulus::vnode::types::{Failure, Refusal};
 
 /// Failure of a call. None of the call's writes to host storage are kept.
@@ -74,12 +76,36 @@ pub enum CommandFailure {
     Refused(Refusal),
 }
 
+/// Longest text of a guest that is shown to people, in bytes: a reason, a refusal, a panic message.
+const MAX_TEXT_BYTES: usize = 4 << 10;
+/// Longest code of a refusal, in bytes.
+const MAX_CODE_BYTES: usize = 128;
+
+/// Return what a guest says, as one line of bounded length.
+pub(super) fn said(text: &str) -> String {
+    one_line(text, MAX_TEXT_BYTES).into_owned()
+}
+
 impl From<Failure> for CommandFailure {
     fn from(failure: Failure) -> Self {
         match failure {
             Failure::UnknownCommand => Self::UnknownCommand,
-            Failure::BadArguments(what) => Self::BadArguments(what),
-            Failure::Refused(refusal) => Self::Refused(refusal),
+            Failure::BadArguments(what) => Self::BadArguments(said(&what)),
+            Failure::Refused(Refusal { code, message, detail }) => Self::Refused(Refusal {
+                code: one_line(&code, MAX_CODE_BYTES).into_owned(),
+                message: said(&message),
+                detail,
+            }),
+        }
+    }
+}
+
+impl CommandFailure {
+    /// Return the length of what the guest adds for programs.
+    pub(super) fn detail_bytes(&self) -> usize {
+        match self {
+            Self::Refused(refusal) => refusal.detail.as_ref().map_or(0, Vec::len),
+            Self::UnknownCommand | Self::BadArguments(_) => 0,
         }
     }
 }

@@ -8,6 +8,7 @@ use super::bindings::exports::annulus::vnode as wit;
 use super::description::Exported;
 use super::error::InvalidComponent;
 use super::host::HostState;
+use super::imports;
 
 /// Version of the contract that this host implements.
 const CONTRACT: &str = "0.1.0";
@@ -54,6 +55,7 @@ pub(super) fn survey(engine: &Engine, component: &Component) -> Result<Exported,
         }
     }
     for (name, item) in ty.imports(engine) {
+        imports::check(name)?;
         if ours(name)? == Some("storage")
             && let ComponentItem::ComponentInstance(instance) = item.ty
         {

@@ -13,12 +13,36 @@ use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 use super::bindings::annulus::vnode::{context, log, storage, types};
 use super::description::{CommandInfo, Effect, Route};
 use super::error::Doom;
+use super::guest_log::GuestLog;
 use super::limits::Limits;
 use super::meter::Yielded;
 use super::pace::Pace;
+use super::room::Room;
 use super::simulated;
 use super::stderr::Stderr;
 use annulus_storage::{Batch, Place, Storage, Stored};
+
+/// Most elements of all tables of an instance together.
+const MAX_TABLE_ELEMENTS: usize = 200_000;
+/// Most core instances, tables and memories of a component's instance. Those of Rust have five, two and one; those
+/// of interpreters, which load libraries, some dozens of instances.
+const MAX_CORE_INSTANCES: usize = 256;
+const MAX_TABLES: usize = 64;
+const MAX_MEMORIES: usize = 16;
+/// Most random bytes of one call of WASI: they are made in one go, on a thread of the network's.
+const MAX_RANDOM_BYTES: u64 = 64 << 10;
+/// Most that one page of `scan` has, whatever is asked for: a scan does not yield, and the page is copied.
+const MAX_SCAN_ITEMS: u32 = 4096;
+const MAX_SCAN_BYTES: u32 = 1 << 20;
+
+/// The limit that a growth of memory has met, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MemoryDenied {
+    /// That of one instance.
+    ByInstance(usize),
+    /// That of all instances of the node.
+    ByNode(usize),
+}
 
 /// Location and identity of a vnode.
 #[derive(Clone, Debug)]
@@ -82,12 +106,17 @@ pub(super) struct HostState {
     pub(super) call: Call,
     /// Dots given so far by this vnode.
     dots: u64,
-    /// Set when a growth of memory has been denied during the running call.
-    pub(super) memory_denied: bool,
+    /// The growth of memory that was denied during the running call.
+    pub(super) memory_denied: Option<MemoryDenied>,
     /// Size of all linear memories of the instance, in bytes.
     memory_bytes: usize,
     /// The last growth that was allowed, in bytes; taken back if it fails after all.
     growing_by: usize,
+    /// Elements of all its tables.
+    table_elements: usize,
+    /// The node's, of which `memory_bytes` is a part.
+    pub(super) room: Arc<Room>,
+    log: GuestLog,
 }
 
 /// State of the one running call.
@@ -104,12 +133,13 @@ impl HostState {
         place: VnodePlace,
         limits: Limits,
         pace: Arc<Pace>,
+        room: Arc<Room>,
         items: Arc<RwLock<dyn Storage>>,
     ) -> Self {
         let stderr = Stderr::default();
         // Grant nothing: no files, no sockets, no environment, no arguments.
         let mut wasi = WasiCtx::builder();
-        wasi.stderr(stderr.clone()).allow_tcp(false).allow_udp(false);
+        wasi.stderr(stderr.clone()).allow_tcp(false).allow_udp(false).max_random_size(MAX_RANDOM_BYTES);
         if matches!(*pace, Pace::Fuel) {
             simulated::give(&mut wasi);
         }
@@ -132,9 +162,12 @@ impl HostState {
             items,
             call,
             dots: 0,
-            memory_denied: false,
+            memory_denied: None,
             memory_bytes: 0,
             growing_by: 0,
+            table_elements: 0,
+            room,
+            log: GuestLog::default(),
         }
     }
 
@@ -217,20 +250,51 @@ impl ResourceLimiter for HostState {
         // A component may have several memories; the limit holds for their sum.
         let by = desired.saturating_sub(current);
         let all = self.memory_bytes.saturating_add(by);
-        let allowed = all <= self.limits.memory_bytes;
-        self.memory_denied |= !allowed;
-        self.growing_by = if allowed { by } else { 0 };
+        let denied = if all > self.limits.memory_bytes {
+            Some(MemoryDenied::ByInstance(self.limits.memory_bytes))
+        } else if !self.room.memory().take(by) {
+            Some(MemoryDenied::ByNode(self.room.memory().limit()))
+        } else {
+            None
+        };
+        self.growing_by = if denied.is_none() { by } else { 0 };
         self.memory_bytes += self.growing_by;
-        Ok(allowed)
+        self.memory_denied = self.memory_denied.or(denied);
+        Ok(denied.is_none())
     }
 
     fn memory_grow_failed(&mut self, _: wasmtime::Error) -> wasmtime::Result<()> {
-        self.memory_bytes -= std::mem::take(&mut self.growing_by);
+        let by = std::mem::take(&mut self.growing_by);
+        self.memory_bytes -= by;
+        self.room.memory().give_back(by);
         Ok(())
     }
 
-    fn table_growing(&mut self, _: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
-        Ok(desired <= 100_000)
+    fn table_growing(&mut self, current: usize, desired: usize, _: Option<usize>) -> wasmtime::Result<bool> {
+        let all = self.table_elements.saturating_add(desired.saturating_sub(current));
+        let allowed = all <= MAX_TABLE_ELEMENTS;
+        if allowed {
+            self.table_elements = all;
+        }
+        Ok(allowed)
+    }
+
+    fn instances(&self) -> usize {
+        MAX_CORE_INSTANCES
+    }
+
+    fn tables(&self) -> usize {
+        MAX_TABLES
+    }
+
+    fn memories(&self) -> usize {
+        MAX_MEMORIES
+    }
+}
+
+impl Drop for HostState {
+    fn drop(&mut self) {
+        self.room.memory().give_back(self.memory_bytes);
     }
 }
 
@@ -264,12 +328,7 @@ impl log::Host for HostState {
         self.import("log");
         let (module, partition) = (&*self.place.module, self.place.partition.id);
         let request = format_args!("{:016x}{:016x}", self.call.request.0, self.call.request.1);
-        match level {
-            log::Level::Debug => tracing::debug!(target: "guest", module, partition, %request, "{message}"),
-            log::Level::Info => tracing::info!(target: "guest", module, partition, %request, "{message}"),
-            log::Level::Warn => tracing::warn!(target: "guest", module, partition, %request, "{message}"),
-            log::Level::Error => tracing::error!(target: "guest", module, partition, %request, "{message}"),
-        }
+        self.log.write(module, partition, request, level, &message);
     }
 }
 
@@ -300,6 +359,8 @@ impl storage::Host for HostState {
         if !self.may_read(what.key.as_deref()) {
             return types::Page { items: Vec::new(), next: None };
         }
+        let limit =
+            types::Budget { items: limit.items.min(MAX_SCAN_ITEMS), bytes: limit.bytes.min(MAX_SCAN_BYTES) };
         let after = after.as_deref().and_then(place_of_token);
         let items = self.items.read();
         page(&self.call.batch, &*items, &what, after, limit)

@@ -8,9 +8,9 @@ use wasmtime::{Store, Trap, WasmBacktrace};
 use super::bindings::annulus::vnode::types::{Budget, Item, Page, Request};
 use super::bindings::exports::annulus::vnode as wit;
 use super::engine::Module;
-use super::error::{CommandFailure, Doom, GuestError};
+use super::error::{CommandFailure, Doom, GuestError, said};
 use super::exports::Exports;
-use super::host::{CallScope, HostState, VnodePlace};
+use super::host::{CallScope, HostState, MemoryDenied, VnodePlace};
 use super::limits::Limits;
 use super::meter::{Meter, TimedOut};
 use super::room::{Seat, is_exhausted};
@@ -57,7 +57,7 @@ impl Instance {
         let answer = instance.end(result)?;
         match answer.value {
             Ok(()) => Ok(instance),
-            Err(reason) => Err(GuestError::InitRefused(reason)),
+            Err(reason) => Err(GuestError::InitRefused(said(&reason))),
         }
     }
 
@@ -71,8 +71,8 @@ impl Instance {
         place: VnodePlace,
         items: Arc<RwLock<dyn Storage>>,
     ) -> Result<Self, GuestError> {
-        let mut store =
-            Store::new(module.engine(), HostState::new(place, module.limits, module.pace.clone(), items));
+        let (pace, room) = (module.pace.clone(), module.room.clone());
+        let mut store = Store::new(module.engine(), HostState::new(place, module.limits, pace, room, items));
         store.limiter(|state| state);
         let seat = module.room.take().map_err(|no_room| GuestError::NoRoom(no_room.to_string()))?;
         let failed = |error: wasmtime::Error| {
@@ -301,6 +301,12 @@ impl Instance {
         self.store.data().memory_bytes()
     }
 
+    /// Return the linear memory of all instances of the node and the most that they may have, in bytes.
+    pub fn node_memory(&self) -> (usize, usize) {
+        let memory = self.store.data().room.memory();
+        (memory.used(), memory.limit())
+    }
+
     /// Return the limits of the module.
     pub fn limits(&self) -> Limits {
         self.store.data().limits
@@ -320,7 +326,7 @@ impl Instance {
     fn begin(&mut self, scope: CallScope, request: (u64, u64)) -> Meter {
         let meter = arm(&mut self.store);
         let state = self.store.data_mut();
-        state.memory_denied = false;
+        state.memory_denied = None;
         state.call.scope = scope;
         state.call.request = request;
         state.call.now_ms = annulus_ground::wall_ms();
@@ -354,7 +360,14 @@ impl Instance {
                 }
                 Ok(Ok(Answer { value, writes, doom }))
             }
-            Err(failure) => doom.map_or(Ok(Err(failure.into())), |doom| Err(GuestError::Doomed(doom))),
+            Err(failure) => {
+                let failure = failure.into();
+                let (bytes, limit) = (failure.detail_bytes(), self.store.data().limits.reply_bytes);
+                if bytes > limit {
+                    doom = doom.or(Some(Doom::TooLarge { what: "the detail of a refusal", bytes, limit }));
+                }
+                doom.map_or(Ok(Err(failure)), |doom| Err(GuestError::Doomed(doom)))
+            }
         }
     }
 
@@ -384,9 +397,18 @@ fn explain(error: &wasmtime::Error, state: &HostState) -> GuestError {
     if let Some(Trap::StackOverflow) = error.downcast_ref::<Trap>() {
         return GuestError::Trapped("its stack overflowed".to_owned());
     }
-    if state.memory_denied {
-        let limit = state.limits.memory_bytes >> 20;
-        return GuestError::Trapped(format!("it asked for more memory than its limit of {limit} MiB"));
+    match state.memory_denied {
+        Some(MemoryDenied::ByInstance(limit)) => {
+            let limit = limit >> 20;
+            return GuestError::Trapped(format!("it asked for more memory than its limit of {limit} MiB"));
+        }
+        Some(MemoryDenied::ByNode(limit)) => {
+            return GuestError::Trapped(format!(
+                "it asked for memory when all guests of this node had their {} MiB (`start --guest-memory`)",
+                limit >> 20
+            ));
+        }
+        None => {}
     }
     let place = error
         .downcast_ref::<WasmBacktrace>()

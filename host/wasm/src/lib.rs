@@ -6,6 +6,7 @@
 //! takes microseconds.
 
 mod bindings;
+mod budget;
 mod cache;
 mod clock;
 mod compiler;
@@ -13,7 +14,9 @@ mod description;
 mod engine;
 mod error;
 mod exports;
+mod guest_log;
 mod host;
+mod imports;
 mod inspect;
 mod instance;
 mod limits;

@@ -9,6 +9,8 @@ use std::fmt;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
+use super::budget::MemoryBudget;
+
 /// Mappings of one instance: its memory, the reservation behind that, its stack, and the guard page before
 /// that. (Measured with `guests/kv`: 1,024 instances take 4.00 each.)
 const MAPS_OF_INSTANCE: usize = 4;
@@ -22,6 +24,7 @@ const BYTES_OF_HOST: usize = 1 << 30;
 pub(super) struct Room {
     live: AtomicUsize,
     limit: RoomLimit,
+    memory: MemoryBudget,
 }
 
 /// Limit on the number of instances, and its origin.
@@ -102,8 +105,13 @@ impl RoomLimit {
 pub(super) struct Seat(Arc<Room>);
 
 impl Room {
-    pub(super) fn new(limit: RoomLimit) -> Self {
-        Self { live: AtomicUsize::new(0), limit }
+    /// `memory` is the most linear memory, in bytes, of all instances together.
+    pub(super) fn new(limit: RoomLimit, memory: usize) -> Self {
+        Self { live: AtomicUsize::new(0), limit, memory: MemoryBudget::new(memory) }
+    }
+
+    pub(super) fn memory(&self) -> &MemoryBudget {
+        &self.memory
     }
 
     pub(super) fn limit(&self) -> RoomLimit {
@@ -157,7 +165,7 @@ mod tests {
     #[test]
     fn a_dropped_seat_makes_room_for_another_instance() {
         let limit = RoomLimit { instances: 2, by: LimitedBy::Mappings(10) };
-        let room = Arc::new(Room::new(limit));
+        let room = Arc::new(Room::new(limit, usize::MAX));
         let (first, second) = (room.take().unwrap(), room.take().unwrap());
         let refused = room.take().unwrap_err();
         assert!(refused.to_string().contains("vm.max_map_count"), "{refused}");

@@ -5,12 +5,16 @@ use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
+use annulus_core::wording::one_line;
 use parking_lot::Mutex;
 use tokio::io::AsyncWrite;
 use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 
 /// Number of bytes kept from the end: enough for a panic message with its source location.
 const TAIL_BYTES: usize = 2048;
+
+/// The line by which Rust's panic messages end.
+const BACKTRACE_HINT: &str = "note: run with `RUST_BACKTRACE";
 
 /// Shared by the host state, which reads the tail, and WASI, which writes to it.
 #[derive(Clone, Default)]
@@ -19,10 +23,14 @@ pub(super) struct Stderr {
 }
 
 impl Stderr {
-    /// Return the kept bytes as text, and clear them.
+    /// Return the kept bytes as one line of text, and clear them.
     pub(super) fn take(&self) -> String {
         let bytes = std::mem::take(&mut *self.tail.lock());
-        String::from_utf8_lossy(&bytes).trim().to_owned()
+        let text = String::from_utf8_lossy(&bytes);
+        // A panic message has some lines, which become one: it is logged.
+        let lines =
+            text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(BACKTRACE_HINT));
+        one_line(&lines.collect::<Vec<_>>().join(" "), usize::MAX).into_owned()
     }
 
     fn push(&self, bytes: &[u8]) {

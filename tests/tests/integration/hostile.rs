@@ -233,6 +233,7 @@ fn invalid_components_are_refused_with_the_reason_and_change_nothing() {
         ("a describe that never ends", hostile("describe-spins"), "invalid-component"),
         ("a describe that sleeps", hostile("describe-naps"), "invalid-component"),
         ("a describe that lies", hostile("describe-lies"), "invalid-component"),
+        ("a describe of 9 MB", hostile("describe-fat"), "invalid-component"),
     ] {
         let file = cluster.keep("wrong.wasm", &bytes);
         let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--name", "kv"]);

@@ -6,6 +6,7 @@
 
 mod addresses;
 mod architecture;
+mod bounds;
 mod chaos;
 mod compiler;
 mod control;

@@ -2,6 +2,7 @@
 
 use annulus_core::state::{HandoffChange, Rate};
 
+use crate::cli::size::bytes_of;
 use crate::cli::{CliError, Context, Table};
 use annulus_admin::AdminRequest;
 use annulus_admin::rows::{LimitRow, LimitsRow};
@@ -52,28 +53,8 @@ fn parse_rate(text: &str) -> Result<RateLimit, String> {
         "unlimited" | "none" => return Ok(RateLimit(Some(Rate::Unlimited))),
         _ => {}
     }
-    let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
-    let (number, unit) = text.split_at(split);
-    let unit: u64 = match unit {
-        "" | "B" => 1,
-        "kB" | "KB" => 1000,
-        "KiB" => 1 << 10,
-        "MB" => 1_000_000,
-        "MiB" => 1 << 20,
-        "GB" => 1_000_000_000,
-        "GiB" => 1 << 30,
-        other => return Err(format!("{other:?} is no unit; the units are kB, KiB, MB, MiB, GB, GiB")),
-    };
-    let bytes = bytes_of(number, unit).ok_or("a number of bytes, `unlimited` or `default`")?;
+    let bytes = bytes_of(text).map_err(|error| format!("{error}; or `unlimited`, or `default`"))?;
     Ok(RateLimit(Some(Rate::Bytes(bytes))))
-}
-
-/// Multiply a decimal number by a unit, rounding down to whole bytes. `None` if it is malformed or too large.
-fn bytes_of(number: &str, unit: u64) -> Option<u64> {
-    let (whole, part) = number.split_once('.').unwrap_or((number, "0"));
-    let digits = u32::try_from(part.len()).ok()?;
-    let part = u128::from(part.parse::<u64>().ok()?) * u128::from(unit) / 10u128.checked_pow(digits)?;
-    whole.parse::<u64>().ok()?.checked_mul(unit)?.checked_add(u64::try_from(part).ok()?)
 }
 
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {

@@ -91,6 +91,8 @@ enum Command {
     Stored { key: String },
     /// Logs that many lines of a kilobyte.
     Chatter { lines: u64 },
+    /// Logs a message as it is, line breaks and all.
+    Forge { message: String },
     /// Coverage whose pages never end.
     #[command(everywhere)]
     EndlessPages,
@@ -119,6 +121,10 @@ impl Vnode for Hostile {
             nap();
         }
         if cfg!(feature = "describe-lies") { "../no name".to_owned() } else { "hostile".to_owned() }
+    }
+
+    fn version() -> String {
+        if cfg!(feature = "describe-fat") { "9".repeat(9_000_000) } else { "1".to_owned() }
     }
 
     fn config() -> Vec<Param> {
@@ -239,6 +245,10 @@ impl Vnode for Hostile {
                     info!("{line} {}", "x".repeat(1000));
                 }
                 reply(lines)
+            }
+            Command::Forge { message } => {
+                info!("{message}");
+                reply("ok")
             }
             // The others go to every partition.
             _ => Err(Failure::UnknownCommand),

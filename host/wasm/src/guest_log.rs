@@ -1,0 +1,96 @@
+//! Log lines of guests, bounded in length and in number.
+//!
+//! A guest writes to the host's log with as many lines as it likes, of any length. Unbounded, one call could fill
+//! a disk; with line breaks in it, a message could look like a line of the host's own.
+
+use std::fmt;
+use std::time::Duration;
+
+use annulus_core::wording::one_line;
+use tokio::time::Instant;
+
+use super::bindings::annulus::vnode::log::Level;
+
+/// Longest message, in bytes; the rest of a longer one is counted.
+const MAX_MESSAGE_BYTES: usize = 4 << 10;
+/// Lines that one vnode may write at once, after it was silent.
+const BURST: u32 = 100;
+/// How long it takes until one more line may be written: 100 lines a second.
+const LINE_TIME: Duration = Duration::from_millis(10);
+
+/// The log lines of one instance: a token bucket.
+pub(super) struct GuestLog {
+    lines: u32,
+    /// The moment up to which `lines` is counted.
+    counted_to: Option<Instant>,
+    left_out: u64,
+}
+
+impl Default for GuestLog {
+    fn default() -> Self {
+        Self { lines: BURST, counted_to: None, left_out: 0 }
+    }
+}
+
+impl GuestLog {
+    /// Write one message to the host's log, or count it where the vnode has written too many of late.
+    pub(super) fn write(
+        &mut self,
+        module: &str,
+        partition: u32,
+        request: impl fmt::Display,
+        level: Level,
+        message: &str,
+    ) {
+        if !self.admit(Instant::now()) {
+            if self.left_out == 0 {
+                tracing::warn!(target: "guest", module, partition, "this vnode logs too much: lines are left out");
+            }
+            self.left_out += 1;
+            return;
+        }
+        let left_out = std::mem::take(&mut self.left_out);
+        if left_out > 0 {
+            tracing::warn!(target: "guest", module, partition, left_out, "log lines of this vnode were left out");
+        }
+        let message = one_line(message, MAX_MESSAGE_BYTES);
+        match level {
+            Level::Debug => tracing::debug!(target: "guest", module, partition, %request, "{message}"),
+            Level::Info => tracing::info!(target: "guest", module, partition, %request, "{message}"),
+            Level::Warn => tracing::warn!(target: "guest", module, partition, %request, "{message}"),
+            Level::Error => tracing::error!(target: "guest", module, partition, %request, "{message}"),
+        }
+    }
+
+    fn admit(&mut self, now: Instant) -> bool {
+        let since = now.saturating_duration_since(*self.counted_to.get_or_insert(now));
+        let gained = u32::try_from(since.as_millis() / LINE_TIME.as_millis()).unwrap_or(u32::MAX);
+        if gained > 0 {
+            self.lines = self.lines.saturating_add(gained).min(BURST);
+            self.counted_to = Some(now);
+        }
+        let admitted = self.lines > 0;
+        self.lines -= u32::from(admitted);
+        admitted
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_beyond_the_rate_are_left_out() {
+        let mut log = GuestLog::default();
+        let begin = Instant::now();
+        let at = |ms: u64| begin + Duration::from_millis(ms);
+        let admitted =
+            |log: &mut GuestLog, ms: u64, tried: usize| (0..tried).filter(|_| log.admit(at(ms))).count();
+        assert_eq!(admitted(&mut log, 0, 1_000), BURST as usize);
+        assert_eq!(admitted(&mut log, 9, 10), 0);
+        assert_eq!(admitted(&mut log, 10, 10), 1);
+        assert_eq!(admitted(&mut log, 510, 1_000), 50);
+        // Silence is not saved up.
+        assert_eq!(admitted(&mut log, 3_600_000, 1_000), BURST as usize);
+    }
+}

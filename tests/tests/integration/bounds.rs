@@ -1,0 +1,136 @@
+//! What a component may take of its node: imports, memory, log.
+
+use std::fs::{self, Permissions};
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+
+use annulus_tests::guests::component;
+use annulus_tests::harness::{Cluster, Node, until};
+
+/// An unsigned number as WebAssembly writes it.
+fn leb(mut number: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let low = (number & 0x7f) as u8;
+        number >>= 7;
+        bytes.push(if number == 0 { low } else { low | 0x80 });
+        if number == 0 {
+            return bytes;
+        }
+    }
+}
+
+fn section(id: u8, content: &[u8]) -> Vec<u8> {
+    [&[id][..], &leb(content.len()), content].concat()
+}
+
+const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
+const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+
+/// How many core modules stand in a component, not counting those of components within it.
+fn core_modules(component: &[u8]) -> usize {
+    let mut rest = &component[COMPONENT.len()..];
+    let mut modules = 0;
+    while let [id, after @ ..] = rest {
+        let (mut length, mut shift, mut at) = (0_usize, 0, 0);
+        loop {
+            let byte = after[at];
+            length |= usize::from(byte & 0x7f) << shift;
+            (shift, at) = (shift + 7, at + 1);
+            if byte & 0x80 == 0 {
+                break;
+            }
+        }
+        modules += usize::from(*id == 1);
+        rest = &after[at + length..];
+    }
+    modules
+}
+
+/// A component with one core instance more, which has memories of so many pages.
+fn with_memories(component: &[u8], pages: &[usize]) -> Vec<u8> {
+    let memories: Vec<u8> = pages.iter().flat_map(|pages| [&[0][..], &leb(*pages)].concat()).collect();
+    let module = [CORE_MODULE, &section(5, &[leb(pages.len()), memories].concat())].concat();
+    let instance = [&[1, 0][..], &leb(core_modules(component)), &[0]].concat();
+    [component, &section(1, &module), &section(2, &instance)].concat()
+}
+
+/// A component that imports an interface, and is nothing else.
+fn importing(name: &str) -> Vec<u8> {
+    let empty_instance = section(7, &[1, 0x42, 0]);
+    let import = [&[1, 0][..], &leb(name.len()), name.as_bytes(), &[5, 0]].concat();
+    [COMPONENT, &empty_instance, &section(10, &import)].concat()
+}
+
+#[test]
+fn a_component_gets_no_more_than_its_limits() {
+    let cluster = Cluster::joined(1);
+    let ping = component("guests/ping");
+    for (what, bytes, reason) in [
+        ("sockets", importing("wasi:sockets/tcp@0.2.6"), "imports wasi:sockets/tcp@0.2.6"),
+        ("another host's interface", importing("docs:adder/add@0.1.0"), "imports docs:adder/add@0.1.0"),
+        // Each of the memories is within the limit of 256 MiB.
+        ("three memories of 125 MiB", with_memories(&ping, &[2000; 3]), "memory"),
+        ("a hundred memories", with_memories(&ping, &[1; 100]), "memor"),
+    ] {
+        let file = cluster.keep("greedy.wasm", &bytes);
+        let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--name", "greedy"]);
+        let error = &ran.json()["error"];
+        assert!(ran.code == 1 && error["code"] == "invalid-component", "{what}: {ran:?}");
+        assert_eq!(error["state"], "not-applied", "{what}: {error}");
+        assert!(error["message"].as_str().unwrap().contains(reason), "{what}: {error}");
+    }
+    // The memories themselves are no reason.
+    let file = cluster.keep("modest.wasm", &with_memories(&ping, &[1; 3]));
+    let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--name", "modest"]);
+    assert_eq!(ran.code, 0, "{ran:?}");
+    assert!(cluster[0].call("modest", "ping", &[]).is_ok());
+}
+
+#[test]
+fn a_guest_neither_floods_nor_forges_the_log() {
+    let cluster = Cluster::joined(1);
+    cluster.deploy("tests/guests/hostile");
+    let node = &cluster[0];
+    let before = node.log().len();
+    let forged = "2026-01-01T00:00:00.000000Z  INFO annulus::node: all is well";
+    node.call("hostile", "forge", &[&format!("harmless\n{forged}\u{1b}[2J")]).unwrap();
+    let log = until("the line is there", || Some(node.log()).filter(|log| log.contains("harmless")));
+    assert!(!log.lines().any(|line| line.starts_with(forged)) && !log.contains("\u{1b}[2J"), "{log}");
+    for _ in 0..3 {
+        node.call("hostile", "chatter", &["20000"]).unwrap();
+    }
+    let log =
+        until("the flood is noticed", || Some(node.log()).filter(|log| log.contains("lines are left out")));
+    // 60 MB were written; a partition may have been lucky in each call.
+    assert!(log.len() - before < 1 << 20, "{} bytes", log.len() - before);
+}
+
+/// The files and directories from `path` on that others than their owner can read or write.
+fn open_to_others(path: &Path) -> Vec<PathBuf> {
+    let metadata = fs::symlink_metadata(path).unwrap();
+    let below = if metadata.is_dir() {
+        fs::read_dir(path).unwrap().map(|entry| entry.unwrap().path()).collect()
+    } else {
+        Vec::new()
+    };
+    let this = (metadata.mode() & 0o077 != 0).then(|| path.to_owned());
+    this.into_iter().chain(below.iter().flat_map(|path| open_to_others(path))).collect()
+}
+
+#[test]
+fn a_data_directory_that_others_could_enter_is_closed_to_them() {
+    for mode in [0o755, 0o777] {
+        let dir = tempfile::tempdir().unwrap();
+        let mut node = Node::new("a@127.0.0.1", dir.path(), &[]);
+        fs::create_dir(&node.data).unwrap();
+        fs::set_permissions(&node.data, Permissions::from_mode(mode)).unwrap();
+        node.start();
+        let file = dir.path().join("ping.wasm");
+        fs::write(&file, component("guests/ping")).unwrap();
+        let ran = node.json(&["deploy", file.to_str().unwrap()]);
+        assert_eq!(ran.code, 0, "{ran:?}");
+        assert!(node.data.join("db").is_dir() && node.data.join("compiled").is_dir());
+        assert_eq!(open_to_others(&node.data), Vec::<PathBuf>::new(), "{mode:o}");
+    }
+}
