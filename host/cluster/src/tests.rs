@@ -3,18 +3,22 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use annulus_core::ids::{ClusterId, Digest};
+use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
-use annulus_core::state::{Lineage, Member, MemberStatus, Outcome};
+use annulus_core::state::{Command, Lineage, Member, MemberStatus, Outcome};
 use annulus_core::version::{LEVEL, Speaks};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use openraft::ServerState;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::*;
 use annulus_data_dir::open_database;
-use annulus_transport::{PeerAddr, kind};
+use annulus_transport::{CallError, PeerAddr, kind};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -212,7 +216,8 @@ impl World {
     /// The leader, and the others.
     async fn led(&self) -> (Cluster, Vec<Cluster>) {
         self.until("one leads", |node| {
-            node.leader().is_some_and(|leader| self.nodes.iter().any(|n| n.me() == leader && n.leads()))
+            node.leader()
+                .is_some_and(|leader| self.nodes.iter().any(|n| n.me() == leader && n.inner.group.leads()))
         })
         .await;
         let leader = self.nodes[0].leader().unwrap();
@@ -354,8 +359,8 @@ async fn a_node_that_lacks_dropped_entries_gets_a_snapshot() {
     let (leader, _) = world.led().await;
     leader.propose(token(50), soon()).await.unwrap();
     let dropped = leader.view().index();
-    leader.raft().trigger().snapshot().await.unwrap();
-    let metrics = leader.raft().metrics();
+    leader.inner.group.raft().trigger().snapshot().await.unwrap();
+    let metrics = leader.inner.group.raft().metrics();
     let wait = |what: &'static str, mut metrics: tokio::sync::watch::Receiver<_>| async move {
         let until = |m: &openraft::RaftMetrics<u64, openraft::EmptyNode>| match what {
             "snapshot" => m.snapshot.is_some_and(|at| at.index >= dropped),
@@ -364,17 +369,17 @@ async fn a_node_that_lacks_dropped_entries_gets_a_snapshot() {
         timeout(LIMIT, metrics.wait_for(until)).await.expect(what).unwrap();
     };
     wait("snapshot", metrics.clone()).await;
-    leader.raft().trigger().purge_log(dropped).await.unwrap();
+    leader.inner.group.raft().trigger().purge_log(dropped).await.unwrap();
     wait("purged", metrics).await;
 
     world.join(4).await;
     let last = world.nodes.last().unwrap();
-    assert!(last.raft().metrics().borrow().snapshot.is_some_and(|at| at.index >= dropped));
+    assert!(last.inner.group.raft().metrics().borrow().snapshot.is_some_and(|at| at.index >= dropped));
     assert!(has_token(last, 50));
     // And goes on from there.
     let (index, _) = last.propose(token(51), soon()).await.unwrap();
     last.wait_applied(index, soon()).await.unwrap();
-    assert_eq!(last.raft().metrics().borrow().state, ServerState::Learner);
+    assert_eq!(last.inner.group.raft().metrics().borrow().state, ServerState::Learner);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -384,12 +389,12 @@ async fn a_node_without_a_leader_learns_the_ring_from_any_peer() {
     let [near, far] = &others[..] else { panic!() };
     world.net.cut(&leader, far);
     // Nor may it lead a third term: it hears nothing of the others but what it asks for.
-    far.raft().runtime_config().elect(false);
+    far.inner.group.raft().runtime_config().elect(false);
     let (index, _) = leader.propose(token(50), soon()).await.unwrap();
     near.wait_applied(index, soon()).await.unwrap();
     let view = far.learn_from(near.me(), index, soon()).await.unwrap();
     assert!(view.index() >= index && has_token(far, 50));
-    assert!(far.raft().metrics().borrow().last_applied.unwrap().index < index, "not by Raft");
+    assert!(far.inner.group.raft().metrics().borrow().last_applied.unwrap().index < index, "not by Raft");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -398,7 +403,7 @@ async fn many_who_meet_a_newer_version_fetch_it_once() {
     let (leader, others) = world.led().await;
     let [near, far] = &others[..] else { panic!() };
     world.net.cut(&leader, far);
-    far.raft().runtime_config().elect(false);
+    far.inner.group.raft().runtime_config().elect(false);
     let (index, _) = leader.propose(token(50), soon()).await.unwrap();
     near.wait_applied(index, soon()).await.unwrap();
     let before = *world.net.fetches.lock();
@@ -510,7 +515,7 @@ async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
         see(node, |view| view.state.lineage == done.lineage && view.serves()).await;
     }
     // No Raft speaks to it any more; a hello does.
-    d.hear_of(c.uid(), done.lineage);
+    d.inner.lineages.hear_of(c.uid(), done.lineage);
     let view = see(d, |view| view.outside == Some(done.lineage)).await;
     assert!(!view.serves() && view.state.lineage == Lineage::default());
     assert_eq!(d.propose(token(60), soon()).await.unwrap_err(), ProposeError::Outside);
@@ -518,7 +523,7 @@ async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
     assert!(matches!(refused, Err(RecoverError::Outside)), "{refused:?}");
     // A second recovery that does not know it either is no news; the node goes on as it is.
     let next = done.lineage.next(9);
-    d.hear_of(c.uid(), next);
+    d.inner.lineages.hear_of(c.uid(), next);
     let view = see(d, |view| view.superseded).await;
     assert!(!view.serves() && view.outside.is_some() && d.ended().borrow().is_none());
     c.propose(token(61), soon()).await.unwrap();
@@ -535,7 +540,7 @@ async fn voters_that_a_survivor_knows_no_more_do_not_forbid_a_recovery() {
     // The voters change while one of them is away.
     world.split(&[&[late], &[&leader, moved, &newcomer]]);
     let voters = std::collections::BTreeSet::from([leader.me().0, moved.me().0, newcomer.me().0]);
-    timeout(LIMIT, leader.raft().change_membership(voters.clone(), true)).await.unwrap().unwrap();
+    timeout(LIMIT, leader.inner.group.raft().change_membership(voters.clone(), true)).await.unwrap().unwrap();
     let knows = |node: &Cluster| node.raft_members().voters.iter().map(|node| node.0).eq(voters.clone());
     let until = soon();
     while !knows(moved) {

@@ -10,7 +10,7 @@ async fn strangers() -> World {
     world.nodes[..2].iter().for_each(|node| world.net.cut(&third, node));
     let until = soon();
     let leader = loop {
-        if let Some(leader) = world.nodes[..2].iter().position(Cluster::leads) {
+        if let Some(leader) = world.nodes[..2].iter().position(|node| node.inner.group.leads()) {
             break leader;
         }
         assert!(Instant::now() < until, "nobody leads");
@@ -55,7 +55,7 @@ async fn a_node_hears_of_a_newer_lineage_that_does_not_have_it_as_a_member() {
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let begun = recover(fourth).await.unwrap().lineage;
     // A second recovery, so that there is no doubt which of the two is the newer one.
-    third.hear_of(fourth.uid(), begun);
+    third.inner.lineages.hear_of(fourth.uid(), begun);
     let newer = recover(third).await.unwrap().lineage;
     assert_eq!((begun.number, newer.number), (1, 2));
     heal(&world);
@@ -69,7 +69,7 @@ async fn a_node_that_can_take_over_what_another_has_recovered_recovers_nothing_i
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let begun = recover(fourth).await.unwrap().lineage;
     let seen = third.survey().await;
-    third.hear_of(fourth.uid(), begun);
+    third.inner.lineages.hear_of(fourth.uid(), begun);
     heal(&world);
     let refused = third.recover((seen.state.lineage, seen.state.applied), &seen.answered).await;
     let refusal =
