@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used)]
 
+use std::path::Path;
+
 use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::state::Lineage;
 
