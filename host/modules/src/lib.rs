@@ -5,6 +5,7 @@
 //! and swaps the running vnodes. It is what the vnode master asks for a module's behaviour.
 
 mod artefacts;
+mod capabilities;
 mod deploy;
 mod follow;
 mod formats;
@@ -12,7 +13,6 @@ mod messages;
 mod prepared;
 mod serve;
 mod tidy;
-mod unable;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -56,9 +56,10 @@ struct Inner {
     holds: Mutex<tidy::Holds>,
     /// There may be files that are of no use any more.
     untidy: Notify,
-    /// What the others cannot serve.
-    words: Mutex<unable::Words>,
-    /// Who has connected: to be told what this node cannot serve.
+    /// Modules that the others cannot serve.
+    capabilities: Mutex<capabilities::CapabilityTable>,
+    /// Peers that have connected, to be sent this node's report. One entry per connection: the transport's
+    /// handshakes bound it, and the broadcasting task empties it after each round of at most `CALL_LIMIT`.
     connected: mpsc::UnboundedSender<NodeUid>,
     /// The other end, until the task that tells is started.
     connections: Mutex<Option<mpsc::UnboundedReceiver<NodeUid>>>,
@@ -88,7 +89,7 @@ impl Modules {
                 missed: Mutex::default(),
                 holds: Mutex::default(),
                 untidy: Notify::new(),
-                words: Mutex::default(),
+                capabilities: Mutex::default(),
                 connected,
                 connections: Mutex::new(Some(connections)),
                 master: OnceLock::new(),
