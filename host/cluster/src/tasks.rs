@@ -43,9 +43,11 @@ impl Tasks {
     /// Abort all tasks, and return them to be awaited: an aborted task still holds what it borrows
     /// until it is polled once more.
     pub(super) fn abort(&self) -> Vec<JoinHandle<()>> {
-        let mut running = self.running.lock();
-        running.stopped = true;
-        let tasks = std::mem::take(&mut running.tasks);
+        let tasks = {
+            let mut running = self.running.lock();
+            running.stopped = true;
+            std::mem::take(&mut running.tasks)
+        };
         tasks.iter().for_each(JoinHandle::abort);
         tasks
     }

@@ -1,9 +1,9 @@
-//! Lineages that were begun by a node which others do not have as a member: it joined after the last that they know.
+//! Lineages begun by a node that others do not have as a member, because it joined after their last news.
 
 use super::*;
 
-/// Three nodes, of which the third has not heard of a fourth that joined since; the first two are lost, and the last two
-/// do not hear each other.
+/// Three nodes and a fourth that joined without the third's knowledge. The first two are lost, and the other two
+/// cannot reach each other.
 async fn strangers() -> World {
     let mut world = World::of_three().await;
     let third = world.nodes[2].clone();
@@ -30,7 +30,7 @@ async fn strangers() -> World {
     world
 }
 
-/// The two that are left hear each other again.
+/// Reconnect the two that are left.
 fn heal(world: &World) {
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let pair = |(a, b): &(NodeUid, NodeUid)| {
@@ -54,7 +54,7 @@ async fn a_node_hears_of_a_newer_lineage_that_does_not_have_it_as_a_member() {
     let world = strangers().await;
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let begun = recover(fourth).await.unwrap().lineage;
-    // A second recovery, so that there is no doubt which of the two is the newer one.
+    // With a second recovery, so that it is certain which of the two is newer.
     third.inner.lineages.hear_of(fourth.uid(), begun);
     let newer = recover(third).await.unwrap().lineage;
     assert_eq!((begun.number, newer.number), (1, 2));
