@@ -190,7 +190,7 @@ mod tests {
         assert!(book.hear(seen(7, 2, 1)));
         assert!(!book.hear(seen(7, 3, 0)), "newer, and the same address");
         assert_eq!((port(), book.sightings()), (7, vec![seen(7, 3, 0)]));
-        // The node itself is believed, also of a build that says no time.
+        // The node itself is believed, even if its build sends no stamp.
         assert!(book.announce(UID, at(8), None));
         assert_eq!(port(), 8);
         let stranger = Sighting { uid: NodeUid([9; 16]), ..seen(1, 1, 1) };

@@ -108,7 +108,7 @@ pub(super) fn objection(found: &DiskState, known: &StartEvidence) -> Option<Stri
     if let Some(why) = against(found.start, known.before) {
         return Some(why);
     }
-    // A peer that has heard of no election has a vote of term 0, which names node 0 and was cast by nobody.
+    // A peer that has heard of no election has a vote of term 0, which names node 0 and was never cast.
     let of_me = |vote: &Vote| vote.leader_id.term > 0 && vote.leader_id.node_id == found.me.0;
     if known.lineage > found.lineage && known.vote.as_ref().is_some_and(of_me) {
         return Some(

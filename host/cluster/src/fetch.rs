@@ -15,7 +15,7 @@ use super::ended::{EndSignal, Ended};
 use super::group::RaftGroup;
 use super::messages::{FETCH_STATE, FetchState, FetchStateReply};
 use super::peers::Peers;
-use super::supervisor::{LineageRole, Supervisor};
+use super::supervisor::{ChangeOverError, LineageRole, Supervisor};
 use super::tasks::Tasks;
 use super::view::{DeadlineExceeded, View, Views};
 
@@ -156,7 +156,9 @@ impl StateFetcher {
                 return views.cast_out(state.lineage);
             }
             views.supersede(state.lineage);
-            if let Err(error) = supervisor.change_over(state, LineageRole::Learns).await {
+            if let Err(ChangeOverError::Failed(error)) =
+                supervisor.change_over(state, LineageRole::Learns).await
+            {
                 ended.raise(Ended::Failed(error.to_string()));
             }
         }

@@ -113,7 +113,7 @@ impl RaftGroup {
         configs.iter().all(|voters| voters.intersection(nodes).count() > voters.len() / 2)
     }
 
-    /// True if Raft has told this node who votes.
+    /// True if this node's Raft knows the voters.
     pub(super) fn knows_voters(&self) -> bool {
         !self.members().voters.is_empty()
     }

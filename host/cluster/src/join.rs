@@ -220,7 +220,7 @@ pub(super) async fn answer_join(stream: BulkStream, reply: &JoinReply) -> Result
     Ok(())
 }
 
-/// Reason why there is no token. None was issued, or (unknown outcome) one that nobody has.
+/// Reason why there is no token. None was issued; or, if the outcome is unknown, one may exist that no node has.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The cluster did not agree.

@@ -1,4 +1,4 @@
-//! Whether this node's Raft takes part in its group, and for whom it may vote.
+//! This node's participation in its Raft group: none before the start check, and limits on its votes after it.
 
 use std::sync::Arc;
 
@@ -31,8 +31,8 @@ impl Participation {
         self.takes_part.subscribe()
     }
 
-    /// Take part from now on. A log that lacks an entry known to be committed may be an old copy's, with
-    /// acknowledgements that nobody can tell: until it has the entry again, this node votes only for
+    /// Take part from now on. A log that lacks an entry known to be committed may be an old copy's, and the
+    /// node may have acknowledged any entry since: until the log has the entry again, this node votes only for
     /// candidates that have it. Return the former value.
     pub(super) fn begin(&self, lineage: Lineage, needs: Option<LogId>) -> bool {
         self.needs.store(needs.map(|needs| Arc::new((lineage, needs))));

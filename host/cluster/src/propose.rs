@@ -221,7 +221,7 @@ impl Proposer {
                 leader: self.group.leader().filter(|leader| *leader != self.me),
             };
         }
-        // Nobody follows this node any more: the command would be neither committed nor refused.
+        // No node follows this one any more: the command would be neither committed nor refused.
         let view = self.views.load();
         if view.is_removed() || view.outside.is_some() {
             return ProposeReply::NotLeader { leader: None };

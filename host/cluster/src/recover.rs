@@ -19,7 +19,7 @@ use super::fetch::StateFetcher;
 use super::group::RaftGroup;
 use super::lineage::Lineages;
 use super::peers::Peers;
-use super::supervisor::{ClusterError, LineageRole, Supervisor};
+use super::supervisor::{ChangeOverError, ClusterError, LineageRole, Supervisor};
 use super::view::Views;
 
 /// Longest wait for a member's state. A slower member counts as lost.
@@ -152,9 +152,15 @@ impl Recoverer {
         // A lineage that was heard of, and whose state is lost, must not come back as the newer one.
         let state = basis.state.recovered(heard, annulus_ground::random(), &basis.lost);
         let lineage = state.lineage;
-        if let Err(error) = self.supervisor.change_over(state, LineageRole::Begins).await {
-            self.ended.raise(Ended::Failed(error.to_string()));
-            return Err(error.into());
+        match self.supervisor.change_over(state, LineageRole::Begins).await {
+            Ok(()) => {}
+            Err(stopping @ ChangeOverError::Stopping) => {
+                return Err(ClusterError::Raft(stopping.to_string()).into());
+            }
+            Err(ChangeOverError::Failed(error)) => {
+                self.ended.raise(Ended::Failed(error.to_string()));
+                return Err(error.into());
+            }
         }
         self.lead_alone().await?;
         let adopted = self.tell_survivors(&basis, lineage).await;

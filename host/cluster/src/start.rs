@@ -106,7 +106,7 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
         return Err(ClusterError::Level { level: state.level, speaks: speaks.levels });
     }
     let lineage = state.lineage;
-    // Without peers there is nobody to ask whether this disk is the newest.
+    // A node without peers cannot ask whether its disk is the newest.
     let alone = state.live_members().all(|member| member.id == me);
     let views = Arc::new(Views::new(state, me));
     let book = Arc::new(AddressBook::new(views.clone()));

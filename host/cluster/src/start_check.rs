@@ -2,11 +2,11 @@
 //!
 //! Every start increments a number in the data directory and announces it to every peer, which remembers it
 //! on its own disk. An older copy of a disk may have forgotten a vote: such a node stops, before it votes or
-//! acknowledges anything. A node that can reach no peer goes on.
+//! acknowledges anything. A node that can reach no peer takes part.
 //!
 //! A node that led does not resume as leader by itself either ([`super::storage::LogStore::without_leading`]),
-//! but stands for election first. [`Participation::may_vote_for`] covers entries that nobody can tell to be
-//! missing from its log.
+//! but stands for election first. [`Participation::may_vote_for`] covers entries that may be
+//! missing from its log unnoticed.
 //!
 //! In a first round all peers are asked and nothing is noted: a directory that proves to be older leaves no
 //! trace that would speak against the newest one. In a second round all peers are told, and from then on they

@@ -27,7 +27,7 @@ use super::view::Views;
 /// Longest wait for a former Raft to end.
 const END: Duration = Duration::from_secs(5);
 
-/// Describe what is wrong with the store, and the remedy.
+/// Describe an error of the store, with its remedy.
 fn store_trouble(error: &StoreError) -> String {
     match error {
         StoreError::Read(source) => {
@@ -67,6 +67,23 @@ pub enum ClusterError {
     Raft(String),
 }
 
+/// Reason why a node did not move to another lineage.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum ChangeOverError {
+    /// The control plane is stopping. Nothing was changed.
+    #[error("this node is stopping")]
+    Stopping,
+    /// The change failed half way. The node cannot continue without a restart.
+    #[error(transparent)]
+    Failed(#[from] ClusterError),
+}
+
+impl From<StoreError> for ChangeOverError {
+    fn from(error: StoreError) -> Self {
+        Self::Failed(error.into())
+    }
+}
+
 /// How a node enters a lineage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineageRole {
@@ -97,7 +114,7 @@ impl RaftParts {
         RaftStore::open(&self.database, lineage, &self.beside)
     }
 
-    /// Run Raft over what a store holds. `leads_on`: a node that led before leads at once.
+    /// Run Raft over a store. `leads_on`: resume as leader if this node led before.
     pub(super) async fn run(
         &self,
         store: RaftStore,
@@ -144,25 +161,28 @@ impl Supervisor {
     }
 
     /// End the current Raft and begin one in the lineage of `state`. Does nothing if the node is in that
-    /// lineage or a newer one by then, or has stopped.
+    /// lineage or a newer one by then.
     pub(super) async fn change_over(
         self: &Arc<Self>,
         state: ClusterState,
         role: LineageRole,
-    ) -> Result<(), ClusterError> {
+    ) -> Result<(), ChangeOverError> {
         let this = self.clone();
         // On Raft's own runtime, and to its end, even if the caller gives up: a half-made change would leave
         // the node without a Raft. Not among the tasks that a stop aborts; the stop waits for it instead.
         let over = async move { this.change_over_here(state, role).await };
         annulus_ground::spawn_on(&self.parts.runtime, over)
             .await
-            .unwrap_or_else(|error| Err(ClusterError::Raft(error.to_string())))
+            .unwrap_or_else(|error| Err(ClusterError::Raft(error.to_string()).into()))
     }
 
-    async fn change_over_here(&self, state: ClusterState, role: LineageRole) -> Result<(), ClusterError> {
+    async fn change_over_here(&self, state: ClusterState, role: LineageRole) -> Result<(), ChangeOverError> {
         let stopped = self.stopped.lock().await;
+        if *stopped {
+            return Err(ChangeOverError::Stopping);
+        }
         let old = self.group.running();
-        if *stopped || state.lineage <= old.lineage {
+        if state.lineage <= old.lineage {
             return Ok(());
         }
         let parts = &self.parts;
@@ -177,7 +197,7 @@ impl Supervisor {
 
         old.watch.abort();
         if timeout(END, old.raft.shutdown()).await.is_err() {
-            return Err(ClusterError::Raft("the former lineage's Raft does not end".into()));
+            return Err(ClusterError::Raft("the former lineage's Raft does not end".into()).into());
         }
         parts.contact.clear();
         parts.views.offer(&state);
