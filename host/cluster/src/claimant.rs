@@ -165,7 +165,7 @@ impl Claimant {
             tracing::info!(%node, "was marked down and answers again");
             return self.decide(Command::Up { node }).await;
         }
-        // One that waits for a plan is taken in by its commit.
+        // A staged member becomes a member when the plan is committed.
         if let Some(node) = view.state.due_to_join(|node| self.caught_up(&group, node)) {
             tracing::info!(%node, "has caught up and is a member");
             return self.decide(Command::Joined { node }).await;
