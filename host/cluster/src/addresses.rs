@@ -1,5 +1,4 @@
-//! Where the nodes are: the member table, and what nodes that moved have said of themselves and the table
-//! does not say yet.
+//! Addresses of the nodes: those in the member table, and newer ones that nodes have announced.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,87 +11,93 @@ use serde::{Deserialize, Serialize};
 use super::view::Views;
 use annulus_transport::PeerAddr;
 
-/// Orders what one node says of its address: by its start, then by how often it has changed since.
+/// Orders the announcements of one node: by its start, then by its changes of address since.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Stamp {
     /// Number of the node's start.
     pub start: u64,
-    /// Changes of the address since.
+    /// Number of changes of its address since the start.
     pub turn: u64,
 }
 
-/// Where a node has said that it is. Told on by whoever has heard it.
+/// An announced address of a node. Peers pass it on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Sighting {
-    /// Which node.
+    /// The node.
     pub uid: NodeUid,
-    /// Where it is reached.
+    /// Its address.
     pub addr: SocketAddr,
-    /// When it said so.
+    /// Order among its announcements.
     pub stamp: Stamp,
 }
 
-/// What a node has said, and what the member table said of it then.
-struct Said {
+/// An announcement, with the node's address in the member table at that time.
+struct Announced {
     addr: SocketAddr,
     stamp: Stamp,
-    /// Once the table says something else, it is the newer of the two: a node that moves again is in the
-    /// table for everybody, while its word may have been missed here.
+    /// Once the table has another address, the table is the newer of the two: every node sees the table, and
+    /// may miss an announcement.
     instead_of: String,
 }
 
 /// The addresses of all members.
 pub struct AddressBook {
     views: Arc<Views>,
-    said: Mutex<BTreeMap<NodeUid, Said>>,
+    /// Members only.
+    announced: Mutex<BTreeMap<NodeUid, Announced>>,
 }
 
 impl AddressBook {
-    /// The addresses of a view.
+    /// Begin without announcements. Views are the source of the member table.
     pub fn new(views: Arc<Views>) -> Self {
-        Self { views, said: Mutex::default() }
+        Self { views, announced: Mutex::default() }
     }
 
-    /// How to reach a node. A removed one too: it is to hear that it was.
+    /// Address of a node, even of a removed one, which has to learn of its removal.
     pub fn peer(&self, node: NodeId) -> Option<PeerAddr> {
         let view = self.views.load();
         let member = view.state.members.get(&node)?;
-        let said = self.said.lock();
-        let said = said.get(&member.uid).filter(|said| said.instead_of == member.listen);
-        // Nodes write resolved addresses; anything else in the table is of no use to anybody.
-        let addr = said.map_or_else(|| member.listen.parse().ok(), |said| Some(said.addr))?;
+        let announced = self.announced.lock();
+        let announced = announced.get(&member.uid).filter(|known| known.instead_of == member.listen);
+        // Nodes write resolved addresses; anything else in the table cannot be used.
+        let addr = announced.map_or_else(|| member.listen.parse().ok(), |known| Some(known.addr))?;
         Some(PeerAddr { uid: member.uid, addr })
     }
 
-    /// A node itself says where it is; builds that do not stamp what they say are believed. True if that
-    /// is another address than was known.
+    /// Note an announcement of a node itself. Builds that do not stamp theirs are believed. True if the address
+    /// has changed.
     pub fn announce(&self, uid: NodeUid, addr: SocketAddr, stamp: Option<Stamp>) -> bool {
-        let before = self.said.lock().get(&uid).map(|said| said.stamp).unwrap_or_default();
+        let before = self.announced.lock().get(&uid).map(|known| known.stamp).unwrap_or_default();
         self.enter(Sighting { uid, addr, stamp: stamp.unwrap_or(before) })
     }
 
-    /// Somebody tells where a node has said that it is. True if that is news.
+    /// Note an announcement that a peer has passed on. True if the address has changed.
     pub fn hear(&self, sighting: Sighting) -> bool {
-        let older = |said: &Said| said.stamp >= sighting.stamp;
-        if self.said.lock().get(&sighting.uid).is_some_and(older) {
+        let older = |known: &Announced| known.stamp >= sighting.stamp;
+        if self.announced.lock().get(&sighting.uid).is_some_and(older) {
             return false;
         }
         self.enter(sighting)
     }
 
-    /// All that nodes have said, to be told on.
+    /// All announcements, to be passed on.
     pub fn sightings(&self) -> Vec<Sighting> {
-        let said = self.said.lock();
-        said.iter().map(|(uid, said)| Sighting { uid: *uid, addr: said.addr, stamp: said.stamp }).collect()
+        let announced = self.announced.lock();
+        let sighting = |(uid, known): (&NodeUid, &Announced)| Sighting {
+            uid: *uid,
+            addr: known.addr,
+            stamp: known.stamp,
+        };
+        announced.iter().map(sighting).collect()
     }
 
     fn enter(&self, Sighting { uid, addr, stamp }: Sighting) -> bool {
         let view = self.views.load();
-        // Of members only, so that the book has an end.
+        // Members only, so that the book is bounded.
         let Some(member) = view.state.member_by_uid(uid) else { return false };
         let before = self.peer(member.id).map(|peer| peer.addr);
-        let said = Said { addr, stamp, instead_of: member.listen.clone() };
-        self.said.lock().insert(uid, said);
+        let entry = Announced { addr, stamp, instead_of: member.listen.clone() };
+        self.announced.lock().insert(uid, entry);
         before != Some(addr)
     }
 }
@@ -167,7 +172,7 @@ mod tests {
         let port = || book.peer(NODE).unwrap().addr.port();
         assert_eq!(port(), 1);
         assert!(book.announce(UID, at(2), Some(Stamp { start: 2, turn: 0 })));
-        assert_eq!(port(), 2, "what it said, before the table has it");
+        assert_eq!(port(), 2, "announced, before the table has it");
         moved(4, 2);
         assert_eq!(port(), 2);
         // It moved again, and its word did not come here.
@@ -185,7 +190,7 @@ mod tests {
         assert!(book.hear(seen(7, 2, 1)));
         assert!(!book.hear(seen(7, 3, 0)), "newer, and the same address");
         assert_eq!((port(), book.sightings()), (7, vec![seen(7, 3, 0)]));
-        // The node itself is believed, also of a build that says no time.
+        // The node itself is believed, even if its build sends no stamp.
         assert!(book.announce(UID, at(8), None));
         assert_eq!(port(), 8);
         let stranger = Sighting { uid: NodeUid([9; 16]), ..seen(1, 1, 1) };

@@ -1,49 +1,52 @@
-//! A node says where it is, and hears whether it still belongs.
+//! A node announces its address, and learns whether it still is a member.
 //!
-//! After a restart under another address peers cannot reach the node, so it reaches them: each
-//! notes the new address at once, and the member table follows as soon as there is a leader. A
-//! node that hears from no leader asks too: it may have been removed while it was away, and
-//! nobody calls a removed node to tell it. What else an operator says at a start, zone and weight,
-//! goes the same way to the member table.
+//! After a restart under another address peers cannot reach the node, so the node reaches them: each notes the
+//! new address at once, and the member table follows as soon as there is a leader. A node without a leader asks
+//! its peers too: it may have been removed while it was away, and no peer calls a removed node. Zone and
+//! weight, if they were given at the start, are written to the member table in the same way.
 
+use std::sync::Arc;
 use std::time::Duration;
 
+use annulus_core::codec;
 use annulus_core::state::{Command, Member};
+use annulus_transport::beat;
 use tokio::time::{Instant, sleep};
 
+use super::address_exchange::AddressExchange;
+use super::ended::{EndSignal, Ended};
+use super::group::RaftGroup;
 use super::messages::{ANNOUNCE, Announce, AnnounceReply};
-use super::{Cluster, Ended};
-use annulus_core::address::HostPort;
-use annulus_core::codec;
-use annulus_transport::{beat, look_up};
+use super::peers::Peers;
+use super::propose::Proposer;
+use super::view::Views;
 
-/// Without a leader's word for this long a node asks around. Longer than an election takes.
+/// After this long without a leader a node asks its peers. Longer than an election.
 const LONELY: Duration = Duration::from_secs(3);
 
-/// How often it looks whether there is something to say.
+/// Pause between two checks, unless the view changes.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// How long one round may take.
+/// Longest time for one round of calls.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// How often the name of this node's own address is looked up.
-const NAME_PERIOD: Duration = Duration::from_secs(10);
-
-/// How long a removed node stays for peers that do not know yet, and before it asks them again.
+/// Longest time that a removed node stays for peers that do not know of its removal yet.
 const FAREWELL: Duration = Duration::from_secs(3);
+
+/// Pause before a removed node asks those peers again.
 const FAREWELL_PAUSE: Duration = Duration::from_millis(50);
 
-/// Where in the cluster's plan a node says at its start that it stands; `None` keeps what is known.
+/// Settings of a node for the claim, given at its start. `None` keeps the value in the member table.
 #[derive(Clone, Debug, Default)]
 pub struct Place {
     /// Failure domain.
     pub zone: Option<String>,
-    /// Share of the ring relative to others.
+    /// Share of the ring, relative to other nodes.
     pub weight: Option<u32>,
 }
 
 impl Place {
-    /// What makes the member table say the same, if it does not.
+    /// The command that updates the member table, if it differs.
     fn corrects(&self, me: &Member) -> Option<Command> {
         let Self { zone, weight } = self.clone();
         let moved = zone.as_ref().is_some_and(|zone| me.zone.as_ref() != Some(zone))
@@ -52,44 +55,59 @@ impl Place {
     }
 }
 
-impl Cluster {
-    /// Keeps this node's addresses in the member table true, for as long as it runs.
-    pub(super) async fn keep_announcing(self, http: String, place: Place) {
+/// Keeps this node's entry in the member table up to date.
+pub(super) struct Announcer {
+    pub(super) views: Arc<Views>,
+    pub(super) group: Arc<RaftGroup>,
+    pub(super) peers: Peers,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) exchange: Arc<AddressExchange>,
+    pub(super) ended: EndSignal,
+    /// The address reserved for HTTP.
+    pub(super) http: String,
+    pub(super) place: Place,
+}
+
+impl Announcer {
+    /// Keep this node's entry in the member table up to date, until it is removed or the control plane stops.
+    pub(super) async fn run(self) {
         let started = Instant::now();
         loop {
-            let view = self.view();
-            let listen = self.inner.meeting.own().addr;
+            let view = self.views.load();
+            let listen = self.exchange.own().addr;
             if view.is_removed() {
                 self.stay_until_all_know().await;
-                self.end(Ended::Removed);
+                self.ended.raise(Ended::Removed);
                 return;
             }
-            let moved =
-                view.member(view.me).is_some_and(|me| me.listen != listen.to_string() || me.http != http);
-            let lonely = started.elapsed() > LONELY && !self.heard_from_leader_within(LONELY);
+            let moved = view
+                .member(view.me)
+                .is_some_and(|me| me.listen != listen.to_string() || me.http != self.http);
+            let lonely = started.elapsed() > LONELY && !self.group.heard_from_leader_within(LONELY);
             if (moved || lonely) && self.announce().await.contains(&Some(AnnounceReply::Removed)) {
-                self.end(Ended::Removed);
+                self.ended.raise(Ended::Removed);
             }
             if moved {
-                let moved = Command::Moved { node: view.me, listen: listen.to_string(), http: http.clone() };
-                match self.propose(moved, Instant::now() + ROUND).await {
+                let moved =
+                    Command::Moved { node: view.me, listen: listen.to_string(), http: self.http.clone() };
+                match self.proposer.propose(moved, Instant::now() + ROUND).await {
                     Ok((index, _)) => {
-                        let _ = self.wait_applied(index, Instant::now() + ROUND).await;
+                        let _ = self.views.wait_applied(index, Instant::now() + ROUND).await;
                     }
                     Err(error) => tracing::info!(%error, "the new address is not in the member table yet"),
                 }
             }
-            if let Some(placed) = view.member(view.me).and_then(|me| place.corrects(me)) {
-                match self.propose(placed, Instant::now() + ROUND).await {
+            if let Some(placed) = view.member(view.me).and_then(|me| self.place.corrects(me)) {
+                match self.proposer.propose(placed, Instant::now() + ROUND).await {
                     Ok((index, _)) => {
-                        let _ = self.wait_applied(index, Instant::now() + ROUND).await;
+                        let _ = self.views.wait_applied(index, Instant::now() + ROUND).await;
                     }
                     Err(error) => {
                         tracing::info!(%error, "zone and weight are not in the member table yet");
                     }
                 }
             }
-            let mut views = self.watch();
+            let mut views = self.views.subscribe();
             views.mark_unchanged();
             tokio::select! {
                 () = beat::sleep(PERIOD) => {}
@@ -98,26 +116,9 @@ impl Cluster {
         }
     }
 
-    /// Looks the name of this node's own address up from time to time, and goes on under what it stands
-    /// for then.
-    pub(super) async fn follow_name(self, name: HostPort) {
-        loop {
-            sleep(NAME_PERIOD).await;
-            match look_up(&name, ROUND).await {
-                Ok(addresses) => {
-                    let own = self.inner.meeting.own().addr;
-                    if let Some(first) = addresses.first().filter(|_| !addresses.contains(&own)) {
-                        tracing::info!(%name, from = %own, to = %first, "the name of this node's address has moved");
-                        self.inner.meeting.move_to(*first);
-                    }
-                }
-                Err(error) => tracing::debug!(%error, "this node keeps the address that it had"),
-            }
-        }
-    }
-
-    /// Whoever has not heard that this node has left still sends it what it held. It is told
-    /// `stale-ring` as long as there is somebody to tell it, and would fail requests otherwise.
+    /// Stay until all peers know that this node has left, or the farewell is over. A peer that does not know
+    /// sends requests for partitions that this node owned; it gets `stale-ring` as long as the node runs, and
+    /// its requests would fail otherwise.
     async fn stay_until_all_know(&self) {
         let deadline = Instant::now() + FAREWELL;
         while Instant::now() < deadline {
@@ -130,18 +131,18 @@ impl Cluster {
         tracing::info!("this node left before all others knew that it does");
     }
 
-    /// Tells all others; what each answers, `None` where it does not.
+    /// Announce this node's address to all peers, and return their replies; `None` for a peer without one.
     async fn announce(&self) -> Vec<Option<AnnounceReply>> {
-        let own = self.inner.meeting.own();
+        let own = self.exchange.own();
         let announce = Announce { listen: own.addr, stamp: Some(own.stamp) };
         let Ok(payload) = codec::encode(&announce) else { return Vec::new() };
         let deadline = Instant::now() + ROUND;
-        let view = self.view();
+        let view = self.views.load();
         let others = view.state.live_members().filter(|member| member.id != view.me);
         let calls = others.map(|member| {
             let (id, payload) = (member.id, payload.clone());
             async move {
-                let answer = self.call(id, ANNOUNCE, payload.into(), deadline).await.ok()?;
+                let answer = self.peers.call(id, ANNOUNCE, payload.into(), deadline).await.ok()?;
                 let read = codec::decode(&answer);
                 read.inspect_err(
                     |error| tracing::warn!(peer = %id, %error, "unreadable answer to an announcement"),

@@ -1,5 +1,5 @@
-//! Who was heard from, and when: the evidence behind "a leader has been heard from" (R1) and
-//! behind a leader's belief that it still leads.
+//! Times of the last contact between a leader and its followers: the basis of "a leader has been heard from"
+//! (R1), and of a leader's belief that it still leads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -9,20 +9,20 @@ use tokio::sync::Notify;
 use tokio::sync::futures::Notified;
 use tokio::time::Instant;
 
-/// Times of the last signs of life.
+/// The last contacts of this node, as a follower and as a leader.
 #[derive(Default)]
-pub struct Contact {
+pub struct LeaderContact {
     inner: Mutex<Inner>,
     follower: Notify,
 }
 
 struct Inner {
-    /// When the Raft group began, as far as this node is concerned.
+    /// Start of this node's current Raft.
     begun: Instant,
-    /// A leader's accepted word, at its arrival.
+    /// Arrival of the last accepted message of a leader.
     leader: Option<Instant>,
-    /// Answers to this node's word as a leader: by peer, when what was answered had been *sent*,
-    /// because that is how old the peer's promise is.
+    /// Last replies to this node as a leader, by peer: the time at which the message was *sent*, because the
+    /// peer's promise is that old. Bounded by the ids of this cluster's nodes.
     peers: HashMap<u64, Instant>,
 }
 
@@ -32,23 +32,23 @@ impl Default for Inner {
     }
 }
 
-impl Contact {
-    /// Forgets everybody: another Raft group begins.
+impl LeaderContact {
+    /// Forget all contacts: another Raft begins.
     pub fn clear(&self) {
         *self.inner.lock() = Inner::default();
     }
 
-    /// Did the group begin within this time?
+    /// True if this node's Raft has begun within `limit`.
     pub fn is_younger_than(&self, limit: Duration) -> bool {
         self.inner.lock().begun.elapsed() <= limit
     }
 
-    /// A leader's message was accepted.
+    /// Note that a leader's message was accepted.
     pub fn heard_from_leader(&self) {
         self.inner.lock().leader = Some(Instant::now());
     }
 
-    /// A peer accepted this node as its leader, by a message sent at `sent`.
+    /// Note that a peer has accepted this node as its leader, by replying to a message sent at `sent`.
     pub fn heard_from_follower(&self, peer: u64, sent: Instant) {
         let mut inner = self.inner.lock();
         let last = inner.peers.entry(peer).or_insert(sent);
@@ -57,23 +57,23 @@ impl Contact {
         self.follower.notify_waiters();
     }
 
-    /// The next answer of a follower.
+    /// Wait for the next reply of a follower.
     pub fn next_follower(&self) -> Notified<'_> {
         self.follower.notified()
     }
 
-    /// Was a leader heard from within this time?
+    /// True if a leader's message was accepted within `limit`.
     pub fn leader_within(&self, limit: Duration) -> bool {
         self.inner.lock().leader.is_some_and(|at| at.elapsed() <= limit)
     }
 
-    /// How long a peer has been silent towards this leader; `None` if it never said anything.
+    /// Time since a peer's last contact with this leader; `None` if there was none.
     pub fn silence_of(&self, peer: u64) -> Option<Duration> {
         self.inner.lock().peers.get(&peer).map(|at| at.elapsed())
     }
 
-    /// Did this leader hear within this time from enough voters to be a majority with itself?
-    /// `configs` are the voters, in two sets while they are being changed.
+    /// True if enough voters to be a majority with this leader have replied within `limit`. `configs` are the
+    /// voters, in two sets during a change.
     pub fn quorum_within(&self, me: u64, configs: &[BTreeSet<u64>], limit: Duration) -> bool {
         let inner = self.inner.lock();
         let fresh = |id: &u64| *id == me || inner.peers.get(id).is_some_and(|sent| sent.elapsed() <= limit);
@@ -88,7 +88,7 @@ mod tests {
 
     #[test]
     fn a_leader_alone_among_three_voters_has_no_quorum_until_one_answers() {
-        let contact = Contact::default();
+        let contact = LeaderContact::default();
         let voters = [BTreeSet::from([1, 2, 3])];
         let limit = Duration::from_secs(60);
         assert!(!contact.quorum_within(1, &voters, limit));
@@ -99,7 +99,7 @@ mod tests {
 
     #[test]
     fn while_voters_change_both_sets_need_a_majority() {
-        let contact = Contact::default();
+        let contact = LeaderContact::default();
         let limit = Duration::from_secs(60);
         let voters = [BTreeSet::from([1]), BTreeSet::from([1, 2])];
         assert!(!contact.quorum_within(1, &voters, limit));
@@ -109,7 +109,7 @@ mod tests {
 
     #[test]
     fn a_late_answer_to_an_old_message_makes_nothing_younger() {
-        let contact = Contact::default();
+        let contact = LeaderContact::default();
         let sent = Instant::now();
         contact.heard_from_follower(2, sent + Duration::from_secs(1));
         contact.heard_from_follower(2, sent);

@@ -1,37 +1,52 @@
-//! What a node's own cluster of one does not do while the node asks another cluster to admit it.
-//!
-//! A join wipes the node's own modules and members. What was there when the join was asked for is known
-//! to the operator; what came later would vanish with nobody told. So nothing comes (R18).
+//! A hold on the node's own cluster of one, for as long as the node waits to be admitted elsewhere.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::Command;
-use tokio::sync::{RwLock, RwLockReadGuard};
-use tokio::time::{Instant, timeout_at};
+use tokio::time::Instant;
 
-use super::{Cluster, ProposeError};
+use super::gate::JoinGate;
+use super::propose::{ProposeError, Proposer};
 
-/// How long the entry may take behind which nothing is under way any more.
+/// Longest wait for the entry that shows that nothing before it is still under way.
 const BARRIER: Duration = Duration::from_secs(5);
 
-/// The join that a node waits for, and the proposals that it would wipe.
-#[derive(Default)]
-pub(super) struct Growth {
-    joining: parking_lot::Mutex<Option<SocketAddr>>,
-    /// Read while such a command is proposed.
-    proposals: RwLock<()>,
-}
-
-/// While this exists, the node's cluster takes no deploy and admits no node.
+/// While this exists, the node's cluster accepts no deploy and admits no node.
 pub struct JoinHold {
-    cluster: Cluster,
+    gate: Arc<JoinGate>,
     kept: bool,
 }
 
 impl JoinHold {
-    /// Holds on until the node starts anew.
+    /// Take the hold for a join through `member`. On return the node's own view has everything that its
+    /// cluster has accepted before. On an error nothing is held.
+    pub(super) async fn take(
+        proposer: &Proposer,
+        member: SocketAddr,
+        deadline: Instant,
+    ) -> Result<Self, ProposeError> {
+        proposer.gate().close(member);
+        let hold = Self { gate: proposer.gate().clone(), kept: false };
+        let deadline = deadline.min(Instant::now() + BARRIER);
+        // A command that is still under way may yet be applied.
+        if !proposer.gate().drained(deadline).await {
+            return Err(ProposeError::Unknown);
+        }
+        // Changes nothing; follows every entry that did.
+        match proposer.propose(Command::Acknowledge { up_to: 0 }, deadline).await {
+            Ok((index, _)) => {
+                proposer.views().wait_applied(index, deadline).await.map_err(|_| ProposeError::Unknown)?;
+            }
+            Err(ProposeError::Unknown) => return Err(ProposeError::Unknown),
+            // A cluster that cannot decide adds nothing either.
+            Err(_) => {}
+        }
+        Ok(hold)
+    }
+
+    /// Keep the hold until the node restarts.
     pub fn keep(mut self) {
         self.kept = true;
     }
@@ -40,58 +55,7 @@ impl JoinHold {
 impl Drop for JoinHold {
     fn drop(&mut self) {
         if !self.kept {
-            *self.cluster.growth().joining.lock() = None;
+            self.gate.open();
         }
-    }
-}
-
-/// Does it add something that a join of this node would wipe?
-fn grows(command: &Command) -> bool {
-    let grows = matches!(command, Command::Deploy { .. } | Command::Admit { .. });
-    grows && !mutants::on(Mutant::GrowWhileJoining)
-}
-
-impl Growth {
-    /// A place for a command to be proposed; `Joining` if it would be wiped.
-    pub(super) async fn enter(
-        &self,
-        command: &Command,
-        deadline: Instant,
-    ) -> Result<Option<RwLockReadGuard<'_, ()>>, ProposeError> {
-        if !grows(command) {
-            return Ok(None);
-        }
-        let turn = timeout_at(deadline, self.proposals.read()).await.map_err(|_| ProposeError::NoLeader)?;
-        match *self.joining.lock() {
-            Some(member) => Err(ProposeError::Joining(member)),
-            None => Ok(Some(turn)),
-        }
-    }
-}
-
-impl Cluster {
-    /// Begins to wait for an answer of `member`. When this returns, the node's own view has whatever
-    /// its cluster took before, and nothing comes that a join would wipe. On an error nothing is held.
-    pub async fn hold_for_join(
-        &self,
-        member: SocketAddr,
-        deadline: Instant,
-    ) -> Result<JoinHold, ProposeError> {
-        let growth = self.growth();
-        *growth.joining.lock() = Some(member);
-        let hold = JoinHold { cluster: self.clone(), kept: false };
-        let deadline = deadline.min(Instant::now() + BARRIER);
-        // An error: a command is still under way, and what becomes of it is not known.
-        drop(timeout_at(deadline, growth.proposals.write()).await.map_err(|_| ProposeError::Unknown)?);
-        // Changes nothing, and comes behind all that did.
-        match self.propose(Command::Acknowledge { up_to: 0 }, deadline).await {
-            Ok((index, _)) => {
-                self.wait_applied(index, deadline).await.map_err(|_| ProposeError::Unknown)?;
-            }
-            Err(ProposeError::Unknown) => return Err(ProposeError::Unknown),
-            // Where nothing can be decided, nothing comes.
-            Err(_) => {}
-        }
-        Ok(hold)
     }
 }

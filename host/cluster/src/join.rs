@@ -1,12 +1,13 @@
 //! Joining a cluster, both ends (R18).
 //!
-//! The node that joins shows the token's secret to any member, over a connection that it trusts
-//! because the token names the cluster's authority. The member has the cluster admit it and
-//! answers with its id, a certificate for the key that the node made, and the committed state. The
-//! node keeps that answer durably before it gives up its own cluster of one; from then on a crash
-//! only delays the join. Asking again with the same data directory gives the same id.
+//! The joining node shows the token's secret to any member, over a connection that it trusts because the
+//! token names the cluster's authority. The member proposes the admission and replies with the node's id, a
+//! certificate for the key that the node generated, and the committed state. The node stores the reply
+//! durably before it gives up its own cluster of one; from then on a crash only delays the join. Repeating a
+//! join from the same data directory returns the same id.
 
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
@@ -18,98 +19,98 @@ use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
 use super::messages::{JOIN_FRAME, JOIN_LIMIT, JoinAnswer, JoinReply, JoinRequest};
-use super::token::TokenError;
-use super::token::{Token, digest_of, now_ms};
-use super::{Cluster, ProposeError, View};
+use super::propose::{ProposeError, Proposer};
+use super::token::{Token, TokenError, digest_of, now_ms};
+use super::view::{View, Views};
 use annulus_core::codec::{self, CodecError};
 use annulus_data_dir::Admitted;
 use annulus_transport::client::Client;
 use annulus_transport::identity::{Authority, IdentityError, NodeKey};
 use annulus_transport::{BulkError, BulkStream, ConnectError, Net, kind};
 
-/// How long a member tries to have a node admitted.
+/// Longest that a member tries to have a node admitted.
 const ADMISSION: Duration = Duration::from_secs(5);
 
-/// How long the answer may take to be sent.
+/// Longest time to send the reply.
 const SENDING: Duration = Duration::from_secs(10);
 
-/// A node that wants to join.
+/// A node that asks to join.
 #[derive(Clone, Debug)]
 pub struct Candidate {
-    /// Its data directory.
+    /// Id of its data directory.
     pub uid: NodeUid,
     /// `name@host`.
     pub name: String,
-    /// The address that peers will reach it by.
+    /// Address for its peers.
     pub listen: SocketAddr,
-    /// The address kept for HTTP.
+    /// Address reserved for HTTP.
     pub http: String,
     /// Failure domain.
     pub zone: Option<String>,
-    /// Share of the ring.
+    /// Share of the ring, relative to other nodes.
     pub weight: u32,
-    /// The only ring's size that it was told to be part of.
+    /// Ring size that it was started with; it joins no ring of another size.
     pub ring_size: Option<RingSize>,
-    /// It is to wait for a plan that takes it in.
+    /// Wait for a committed plan before taking partitions.
     pub staged: bool,
-    /// What its build speaks.
+    /// Versions that its build speaks.
     pub speaks: Speaks,
 }
 
-/// Why a node did not join. It is still what it was.
+/// Reason why a node did not join. The node is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
-    /// The token cannot be one.
+    /// The text is not a token.
     #[error(transparent)]
     Token(#[from] TokenError),
-    /// Its own cluster has other members.
+    /// The node's own cluster has other members.
     #[error("this node is in a cluster with {0}; it must leave that first")]
     InCluster(String),
-    /// Its own cluster has modules, and with them data, that a join would throw away.
+    /// The node's own cluster has modules, and with them data, that a join would discard.
     #[error(
         "this node has modules of its own ({0}); joining would discard them and their data: say --discard"
     )]
     HasModules(String),
-    /// The token is of the cluster that the node is in.
+    /// The token is for the node's own cluster.
     #[error("this node is a member of that cluster already")]
     AlreadyMember,
-    /// The address is its own.
+    /// The address is the node's own.
     #[error("{0} is this node itself")]
     Itself(SocketAddr),
-    /// A change of its own cluster is under way whose outcome is not known yet.
+    /// A change of the node's own cluster is under way, with an outcome that is not known yet.
     #[error("this node's own cluster is being changed; try again in a moment")]
     Busy,
-    /// A join is under way.
+    /// Another join is under way.
     #[error("this node is joining already")]
     UnderWay,
-    /// The member could not be reached, or is not of the token's cluster.
+    /// The member could not be reached, or is not in the token's cluster.
     #[error(transparent)]
     Connect(#[from] ConnectError),
-    /// The member is of another cluster than the token.
+    /// The member is in another cluster than the token's.
     #[error("{0} belongs to another cluster than the token")]
     OtherCluster(SocketAddr),
-    /// The cluster says no.
+    /// The cluster refused.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// The cluster cannot decide.
+    /// The cluster cannot decide at the moment.
     #[error("the cluster cannot admit a node at the moment: {0}")]
     Unavailable(String),
-    /// No clear answer. The cluster may have admitted the node; joining again goes on from there.
+    /// The outcome is unknown. The cluster may have admitted the node; repeating the join continues from there.
     #[error("no clear answer ({0}): the cluster may have admitted this node; say join again to go on")]
     Unknown(String),
-    /// The answer makes no sense.
+    /// The reply cannot be decoded.
     #[error("unreadable answer: {0}")]
     Codec(#[from] CodecError),
-    /// No key could be made.
+    /// No key could be generated.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The data directory cannot keep the join.
+    /// The join cannot be stored in the data directory.
     #[error(transparent)]
     DataDir(#[from] annulus_data_dir::DataDirError),
 }
 
 impl JoinError {
-    /// Did the cluster (or the node itself) say no, so that trying again is of no use?
+    /// True if the cluster or the node itself has refused, so that trying again is useless.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Connect(error) => {
@@ -121,7 +122,7 @@ impl JoinError {
     }
 }
 
-/// Asks a member to admit a node, over a network.
+/// Ask a member to admit a node.
 pub fn ask_to_join<'a>(
     net: &'a Net,
     address: SocketAddr,
@@ -194,7 +195,7 @@ async fn receive(mut stream: BulkStream) -> Result<JoinReply, JoinError> {
     Ok(codec::decode(&bytes)?)
 }
 
-/// Why a joining node got no answer.
+/// Reason why a joining node got no reply.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServeJoinError {
     #[error(transparent)]
@@ -205,7 +206,7 @@ pub(super) enum ServeJoinError {
     Timeout,
 }
 
-/// Sends a joining node its answer.
+/// Send a reply to a joining node.
 pub(super) async fn answer_join(stream: BulkStream, reply: &JoinReply) -> Result<(), ServeJoinError> {
     let reply = codec::encode(reply)?;
     let send = async {
@@ -219,15 +220,51 @@ pub(super) async fn answer_join(stream: BulkStream, reply: &JoinReply) -> Result
     Ok(())
 }
 
-impl Cluster {
-    /// Serves one node that wants to join.
+/// Reason why there is no token. None was issued; or, if the outcome is unknown, one may exist that no node has.
+#[derive(Debug, thiserror::Error)]
+pub enum IssueError {
+    /// The cluster did not agree.
+    #[error(transparent)]
+    Propose(#[from] ProposeError),
+    /// The authority's certificate is damaged.
+    #[error(transparent)]
+    Authority(#[from] IdentityError),
+}
+
+/// A member's side of joins: issues tokens and admits nodes.
+pub(super) struct Admission {
+    views: Arc<Views>,
+    proposer: Arc<Proposer>,
+}
+
+impl Admission {
+    pub(super) fn new(views: Arc<Views>, proposer: Arc<Proposer>) -> Self {
+        Self { views, proposer }
+    }
+
+    /// Issue a token that lets a node join within `lifetime`.
+    pub(super) async fn issue_token(
+        &self,
+        lifetime: Duration,
+        deadline: Instant,
+    ) -> Result<Token, IssueError> {
+        let view = self.views.load();
+        let token = Token::generate(view.state.cluster, view.state.authorities.last().map_or("", |pem| pem))?;
+        let now_ms = now_ms();
+        let expires_ms = now_ms.saturating_add(lifetime.as_millis() as u64);
+        let issue = Command::IssueToken { token: token.digest(), now_ms, expires_ms };
+        self.proposer.propose(issue, deadline).await?;
+        Ok(token)
+    }
+
+    /// Serve the join stream of one node.
     pub(super) async fn serve_join(&self, header: &[u8], stream: BulkStream) -> Result<(), ServeJoinError> {
         let request: JoinRequest = codec::decode(header)?;
         answer_join(stream, &self.admit(request).await).await
     }
 
     async fn admit(&self, request: JoinRequest) -> JoinReply {
-        let view = self.view();
+        let view = self.views.load();
         if request.cluster != view.state.cluster {
             return JoinReply::Refused(Refusal::BadToken);
         }
@@ -250,7 +287,7 @@ impl Cluster {
             );
             return JoinReply::Refused(Refusal::BadSetting(why));
         }
-        // Signed before it is admitted, so that no node is admitted for which nothing can be signed.
+        // Signed before the admission, so that no node is admitted for which nothing can be signed.
         let (uid, name) = (request.member.uid, request.member.name.clone());
         let certificate = match authority(&view).sign_node_key(uid, &request.public_key) {
             Ok(signed) => signed,
@@ -260,7 +297,7 @@ impl Cluster {
         let command = Command::Admit { member: request.member, token, now_ms: now_ms() };
         annulus_ground::point("admission: nothing is in the way").await;
         let deadline = Instant::now() + ADMISSION;
-        let (index, node) = match self.propose(command, deadline).await {
+        let (index, node) = match self.proposer.propose(command, deadline).await {
             Ok((index, Outcome::Admitted(node))) => (index, node),
             Ok(_) | Err(ProposeError::Unknown) => return JoinReply::Unknown,
             Err(ProposeError::Refused(refusal)) => return JoinReply::Refused(refusal),
@@ -273,10 +310,10 @@ impl Cluster {
                 return JoinReply::Unavailable(error.to_string());
             }
         };
-        let Ok(view) = self.wait_applied(index, deadline).await else { return JoinReply::Unknown };
-        // The level may have risen between the look at it and the admission.
+        let Ok(view) = self.views.wait_applied(index, deadline).await else { return JoinReply::Unknown };
+        // The level may have been raised between the check and the admission.
         if let Err(refusal) = speaks_level(levels, view.state.level) {
-            return match self.propose(Command::Removed { node }, deadline).await {
+            return match self.proposer.propose(Command::Removed { node }, deadline).await {
                 Ok(_) => JoinReply::Refused(refusal),
                 Err(_) => JoinReply::Unknown,
             };
@@ -286,8 +323,8 @@ impl Cluster {
     }
 }
 
-/// Can a node that speaks these levels be part of a cluster at this one? Said in words that the
-/// first build knows.
+/// Check that a node that speaks `levels` can join a cluster at `level`. The refusal is one that the first
+/// build can decode.
 fn speaks_level(levels: Range, level: u32) -> Result<(), Refusal> {
     if levels.has(level) {
         return Ok(());
@@ -297,8 +334,8 @@ fn speaks_level(levels: Range, level: u32) -> Result<(), Refusal> {
     )))
 }
 
-/// The authority that signs this cluster's nodes and operators. Its key is part of the state, so
-/// that any member can admit and none is needed for it.
+/// Return the authority that signs this cluster's nodes and operators. Its key is part of the state, so that
+/// any member can admit a node.
 pub fn authority(view: &View) -> Authority {
     Authority {
         cluster: view.state.cluster,

@@ -1,13 +1,12 @@
-//! Who is up: runs core's failure detector over the transport's datagrams (DESIGN.md D4).
+//! The driver of core's failure detector, over the transport's datagrams (DESIGN.md D4).
 //!
-//! The detector's timer runs on Raft's runtime, which no guest ever holds up: a late tick would make
-//! this node believe that it was stopped. A datagram is handled on the thread that receives it and
-//! wakes no other, because answering pings is most of the work of an idle node. The detector's result
-//! is a [`LivenessTable`], swapped whole. It chooses fallbacks and colours displays; ownership is the
-//! log's alone.
+//! The detector's timer runs on Raft's runtime, which no guest can delay: a late tick would make this node
+//! believe that it was stopped. A datagram is handled on the thread that receives it and wakes no other,
+//! because replying to pings is most of the work of an idle node. The detector's result is a
+//! [`LivenessTable`], swapped whole. It is used to choose fallbacks and for display; the log alone decides
+//! ownership.
 //!
-//! Members whose build does not answer datagrams are judged by their connection, as all were
-//! before: up while something comes from it.
+//! A member whose build does not reply to datagrams is up while its connection delivers anything.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -26,27 +25,27 @@ use super::addresses::AddressBook;
 use super::network::ControlNetwork;
 use annulus_transport::{PeerAddr, beat};
 
-/// Builds that speak this version of the protocol answer the detector's datagrams.
+/// Builds that speak this version of the protocol reply to the detector's datagrams.
 const DATAGRAMS: u32 = 2;
 
-/// How often members that answer no datagrams are looked at.
+/// Period of checks of members that do not reply to datagrams.
 const LINK_LOOK: Duration = Duration::from_millis(100);
 
-/// How one member stands.
+/// Status of one member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
-    /// Does it answer?
+pub struct LivenessStatus {
+    /// The member replies.
     pub up: bool,
-    /// Since when it does or does not; the start of this node at the earliest.
+    /// Time of the last change of `up`; this node's start at the earliest.
     pub since: Instant,
 }
 
-/// Who is up, at one moment, as one node sees it.
+/// Status of all members at one moment, as one node sees it.
 #[derive(Clone, Debug, Default)]
 pub struct LivenessTable {
-    /// Every other member that is not removed.
-    pub nodes: BTreeMap<NodeId, Standing>,
-    /// How often anybody's standing has changed since this node started.
+    /// All other members that are not removed.
+    pub nodes: BTreeMap<NodeId, LivenessStatus>,
+    /// Number of changes of any member's status since this node's start.
     pub changes: u64,
 }
 
@@ -57,23 +56,23 @@ pub struct Liveness {
     shared: Arc<Shared>,
 }
 
-/// What the handle and the detector's task share.
+/// State shared by the handle and the detector's task.
 struct Shared {
-    /// None before the task runs and after it ended: a datagram is lost then, as on any network.
+    /// `None` before the task runs and after it has ended: datagrams are lost then, as on any network.
     driver: Mutex<Option<Driver>>,
-    /// The detector's next timer is due earlier than the task waits for.
+    /// Wakes the task: the detector's next timer is due earlier than the task waits for.
     earlier: Notify,
     table: watch::Sender<Arc<LivenessTable>>,
 }
 
-/// What the transport tells.
+/// An event of the transport.
 pub(super) enum Told {
     Datagram { from: NodeUid, bytes: Bytes },
     Connected(NodeUid),
 }
 
 impl Liveness {
-    /// The handle, and what is to be run. What a node speaks says by what others know of it.
+    /// Return the handle, and the task to run. `speaks` tells whether this node replies to datagrams.
     pub(super) fn new(me: NodeId, uid: NodeUid, speaks: Speaks) -> (Self, Run) {
         let (table, _) = watch::channel(Arc::default());
         let shared = Arc::new(Shared { driver: Mutex::default(), earlier: Notify::new(), table });
@@ -82,28 +81,28 @@ impl Liveness {
         (Self { me, shared }, run)
     }
 
-    /// Does this member answer? This node itself always does.
+    /// True if a member is up. This node itself always is.
     pub fn is_up(&self, node: NodeId) -> bool {
-        node == self.me || self.shared.table.borrow().nodes.get(&node).is_some_and(|standing| standing.up)
+        node == self.me || self.shared.table.borrow().nodes.get(&node).is_some_and(|status| status.up)
     }
 
-    /// How another member stands; `None` for who is none.
-    pub fn standing(&self, node: NodeId) -> Option<Standing> {
+    /// Status of another member; `None` for a node that is no member.
+    pub fn status(&self, node: NodeId) -> Option<LivenessStatus> {
         self.shared.table.borrow().nodes.get(&node).copied()
     }
 
-    /// Who is up now.
+    /// Status of all other members.
     pub fn table(&self) -> Arc<LivenessTable> {
         self.shared.table.borrow().clone()
     }
 
-    /// Changes with every change of anybody's standing.
+    /// Subscribe to the table, which changes with any member's status.
     pub fn watch(&self) -> watch::Receiver<Arc<LivenessTable>> {
         self.shared.table.subscribe()
     }
 
-    /// Handles an event of the transport on the caller's thread. Waits only for the detector's lock,
-    /// which is held while one event is handled and never over a send or an await.
+    /// Handle an event of the transport on the caller's thread. It waits only for the detector's lock, which is
+    /// held for one event and never over a send or an await.
     pub(super) fn tell(&self, told: Told) {
         let is_earlier = self.shared.with(|driver| {
             let before = driver.due();
@@ -123,8 +122,8 @@ impl Liveness {
 }
 
 impl Shared {
-    /// Runs `act` on the detector, publishes the table if it changed and sends the datagrams that
-    /// resulted. `None` if no detector runs.
+    /// Run `act` on the detector, publish the table if it has changed, and send the resulting datagrams. `None`
+    /// if no detector runs.
     fn with<T>(&self, act: impl FnOnce(&mut Driver) -> T) -> Option<T> {
         let mut place = self.driver.lock();
         let driver = place.as_mut()?;
@@ -134,7 +133,7 @@ impl Shared {
         }
         let sends = std::mem::take(&mut driver.sends);
         let network = driver.network.clone();
-        // Not under the lock: a network within one process answers before this returns.
+        // Not under the lock: a network within one process replies before this returns.
         drop(place);
         for (peer, bytes) in sends {
             network.send_datagram(&peer, bytes);
@@ -146,7 +145,7 @@ impl Shared {
 /// The detector's task.
 pub(super) struct Run {
     me: Peer,
-    /// Does this node answer datagrams? Else nobody answers its own.
+    /// This node replies to datagrams. If not, no peer replies to its own.
     answers: bool,
     shared: Arc<Shared>,
 }
@@ -161,14 +160,14 @@ impl Drop for Ends {
 }
 
 impl Run {
-    /// Until the cluster ends.
+    /// Run until the control plane stops.
     pub(super) async fn run(
         self,
         mut views: watch::Receiver<Arc<View>>,
         book: Arc<AddressBook>,
         network: Arc<dyn ControlNetwork>,
     ) {
-        // On a beat, so that the detector's own are the timers'.
+        // On a beat, so that the detector's beats are those of the timers.
         let start = beat::before(Instant::now());
         let boot = annulus_ground::wall_ms();
         let detector =
@@ -212,7 +211,7 @@ impl Run {
     }
 }
 
-/// The members, by how they are judged.
+/// The other members, by the way to tell whether they are up.
 #[derive(Default, PartialEq, Eq)]
 struct Members {
     by_answers: Vec<Peer>,
@@ -227,19 +226,19 @@ struct Driver {
     network: Arc<dyn ControlNetwork>,
     views: watch::Receiver<Arc<View>>,
     members: Members,
-    /// Since the table was published.
+    /// The table has changed since it was published.
     changed: bool,
     /// Datagrams to send once the lock is released.
     sends: Vec<(PeerAddr, Bytes)>,
 }
 
 impl Driver {
-    /// When the next timer is due.
+    /// Time of the next timer.
     fn due(&self) -> Instant {
         self.start + self.detector.due()
     }
 
-    /// Removed members count no more.
+    /// Update the members from the newest view and from the versions that they speak.
     fn sort_members(&mut self) {
         let view = self.views.borrow().clone();
         let others = view.state.live_members().filter(|member| member.id != view.me);
@@ -255,8 +254,8 @@ impl Driver {
         }
     }
 
-    /// Does this node's build? Who was never met is taken for one that does: the first datagram
-    /// makes a connection, and its hello tells.
+    /// True if a member replies to datagrams. A member that was never met is taken to: the first datagram opens
+    /// a connection, and its hello tells.
     fn answers_datagrams(&self, uid: NodeUid) -> bool {
         self.answers && self.network.speaks(uid).is_none_or(|speaks| speaks.protocol.newest >= DATAGRAMS)
     }
@@ -274,7 +273,7 @@ impl Driver {
                 }
                 Effect::Up(node) => {
                     self.changed = true;
-                    // Before the table says so: who reads there that it is up may call it.
+                    // Before the table is published: a reader of the table may call the member.
                     if let Some(peer) = self.members.by_answers.iter().find(|peer| peer.node == node) {
                         self.network.is_back(peer.uid);
                     }
@@ -288,7 +287,7 @@ impl Driver {
         }
     }
 
-    /// Tells who is up, if that has changed.
+    /// Publish the table, if it has changed.
     fn publish(&self, table: &watch::Sender<Arc<LivenessTable>>) {
         let mut up: BTreeSet<NodeId> = self.detector.up().collect();
         let linked = self.members.by_link.iter().filter(|peer| self.network.is_up(peer.uid));
@@ -303,14 +302,14 @@ impl Driver {
         let mut next = LivenessTable { nodes: BTreeMap::new(), changes: now.changes };
         for node in all() {
             let up = up.contains(&node);
-            let standing = match now.nodes.get(&node) {
+            let status = match now.nodes.get(&node) {
                 Some(was) if was.up == up => *was,
                 was => {
                     next.changes += u64::from(up || was.is_some());
-                    Standing { up, since: Instant::now() }
+                    LivenessStatus { up, since: Instant::now() }
                 }
             };
-            next.nodes.insert(node, standing);
+            next.nodes.insert(node, status);
         }
         table.send_replace(Arc::new(next));
     }

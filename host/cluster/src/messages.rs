@@ -1,9 +1,8 @@
-//! What the control plane's nodes say to each other, besides Raft. All CBOR; a new variant goes
-//! to the end of its enum.
+//! Messages of the control plane other than Raft's. All are CBOR; a new variant goes to the end of its enum.
 
 use std::net::SocketAddr;
 
-use annulus_core::ids::{ClusterId, NodeId};
+use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Lineage, Member, Outcome, Refusal};
 use annulus_core::version::Speaks;
@@ -11,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::addresses::{Sighting, Stamp};
 
-/// Kind of an [`Announce`] on the control lane; those before it are the transport's `kind`s.
+/// Kind of an [`Announce`] on the control lane. Lower kinds are in the transport's `kind`.
 pub const ANNOUNCE: u8 = 20;
 
 /// Kind of a [`FetchState`] on the control lane.
@@ -20,33 +19,32 @@ pub const FETCH_STATE: u8 = 21;
 /// Kind of [`Addresses`] on the control lane.
 pub const ADDRESSES: u8 = 22;
 
-/// One of Raft's requests in a lineage after the first: `OF_LINEAGE`. The answer is as it is
-/// without it. In the first lineage nothing is wrapped, so that nodes from before lineages are
-/// understood.
+/// Envelope of Raft's requests in any lineage but the first: `OF_LINEAGE`. Replies have no envelope. In the
+/// first lineage requests have none either, so that builds from before lineages can decode them.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct OfLineage {
-    /// Whose Raft speaks: another one's must not hear it.
+    /// Lineage of the sender's Raft; a Raft of another lineage must not see the request.
     pub lineage: Lineage,
-    /// Raft's kind of request.
+    /// Kind of the request.
     pub kind: u8,
-    /// The request.
+    /// The encoded request.
     #[serde(with = "serde_bytes")]
     pub payload: Vec<u8>,
 }
 
-/// Answer to a forwarded command.
+/// Reply to a forwarded command.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub enum ProposeReply {
-    /// Committed and applied under this index.
+    /// Committed and applied.
     Applied {
         /// Index of the entry.
         index: u64,
-        /// What it did.
+        /// Its outcome.
         outcome: Outcome,
     },
-    /// Nothing happened; that one may be the leader.
+    /// Nothing happened.
     NotLeader {
-        /// Whom this node takes for the leader.
+        /// The leader, as far as the replying node knows.
         leader: Option<NodeId>,
     },
     /// Nothing happened: the leader has no majority behind it.
@@ -55,93 +53,104 @@ pub enum ProposeReply {
     Unknown,
 }
 
-/// A node says where it is.
+/// Announcement of a node's own address.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Announce {
-    /// Its endpoint.
+    /// The address.
     pub listen: SocketAddr,
-    /// When it says so; absent from builds that do not tell it on.
+    /// Orders the announcements of a node; absent from builds that do not pass addresses on.
     #[serde(default)]
     pub stamp: Option<Stamp>,
 }
 
-/// Where all nodes are, as far as one knows; answered in kind.
+/// Addresses that the sender knows. The reply is a message of the same type.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Addresses {
-    /// Index of the state that the sender has.
+    /// Index of the sender's state.
     pub index: u64,
-    /// What nodes have said of themselves, the sender among them.
+    /// Announced addresses, the sender's among them.
     pub known: Vec<Sighting>,
 }
 
-/// What a peer knows of the node that announced itself.
+/// A peer's knowledge of the node that announced itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum AnnounceReply {
-    /// A member.
+    /// It is a member.
     Member,
     /// It was removed from the cluster.
     Removed,
-    /// Nothing (yet).
+    /// The peer does not know it (yet).
     Unknown,
 }
 
-/// Asks a peer for a committed state, if it has a newer one (R2).
+impl AnnounceReply {
+    /// Look a node up in a state.
+    pub fn of(state: &ClusterState, uid: NodeUid) -> Self {
+        match state.member_by_uid(uid) {
+            None => Self::Unknown,
+            Some(member) if member.is_live() => Self::Member,
+            Some(_) => Self::Removed,
+        }
+    }
+}
+
+/// Request for a peer's committed state, if it is newer (R2).
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct FetchState {
-    /// Index that the asking node has.
+    /// Index of the requesting node's state.
     pub newer_than: u64,
 }
 
-/// The state, if it is newer.
+/// Reply to [`FetchState`]: the state, if it is newer.
 pub type FetchStateReply = Option<Box<ClusterState>>;
 
-/// A node asks to be admitted: the header of a join stream.
+/// Request for admission: the header of a join stream.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct JoinRequest {
-    /// The cluster that the token is of.
+    /// Cluster of the token.
     pub cluster: ClusterId,
-    /// The node; its id and status mean nothing yet.
+    /// The node. Its id and status are ignored.
     pub member: Member,
-    /// What the certificate is to be made for.
+    /// Public key for the certificate.
     #[serde(with = "serde_bytes")]
     pub public_key: Vec<u8>,
     /// The token's secret.
     #[serde(with = "serde_bytes")]
     pub secret: Vec<u8>,
-    /// The only ring's size that the node was told to be part of.
+    /// Ring size that the node was started with; it joins no ring of another size.
     #[serde(default)]
     pub ring_size: Option<RingSize>,
-    /// What its build speaks. The first build says nothing.
+    /// Versions that its build speaks. Absent from the first build.
     #[serde(default)]
     pub speaks: Speaks,
 }
 
-/// Answer to [`JoinRequest`], in frames of at most [`JOIN_FRAME`] bytes.
+/// Reply to [`JoinRequest`], in frames of at most [`JOIN_FRAME`] bytes.
 #[derive(Clone, Serialize, Deserialize)]
 pub enum JoinReply {
-    /// Welcome.
+    /// The node is admitted.
     Admitted(Box<JoinAnswer>),
-    /// No, and nothing was changed.
+    /// The node is refused. Nothing was changed.
     Refused(Refusal),
-    /// Nothing was changed: the cluster cannot decide at the moment.
+    /// The cluster cannot decide at the moment. Nothing was changed.
     Unavailable(String),
-    /// The cluster may have admitted the node; asking again tells.
+    /// The cluster may have admitted the node; repeating the request tells.
     Unknown,
 }
 
-/// What an admitted node needs.
+/// Data for an admitted node.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct JoinAnswer {
-    /// Its id.
+    /// Its id in the cluster.
     pub node: NodeId,
-    /// PEM chain for its public key.
+    /// PEM certificate chain for its public key.
     pub certificate: String,
-    /// The cluster, at or after the entry that admitted the node.
+    /// The committed state, at or after the entry that admitted the node.
     pub state: ClusterState,
 }
 
-/// Largest part of a join's answer: a state may be larger than a frame.
+/// Largest part of a join's reply: a state may be larger than a frame.
 pub const JOIN_FRAME: usize = 512 * 1024;
 
-/// Largest answer to a join that a node reads: many times the largest state there is.
+/// Largest reply to a join that a node reads: many times the largest state.
 pub const JOIN_LIMIT: usize = 64 * 1024 * 1024;

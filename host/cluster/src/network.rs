@@ -24,7 +24,7 @@ use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
 use super::addresses::AddressBook;
-use super::contact::Contact;
+use super::contact::LeaderContact;
 use super::messages::OfLineage;
 use super::raft::RaftTypes;
 use annulus_core::codec;
@@ -150,7 +150,7 @@ pub struct RaftLinks {
     /// Their addresses.
     pub book: Arc<AddressBook>,
     /// What is noted of their answers.
-    pub contact: Arc<Contact>,
+    pub contact: Arc<LeaderContact>,
     /// Whose Raft this is.
     pub lineage: Lineage,
 }

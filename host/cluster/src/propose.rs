@@ -1,41 +1,45 @@
-//! Changing the cluster's state from any node: the command goes to whoever leads.
+//! Changing the cluster's state from any node: the command goes to the leader.
 //!
-//! What matters is what is said when it fails. As long as nothing was handed to a Raft log the
-//! command is surely not applied and may go to another node; from then on a missing answer is
-//! `Unknown`, and only the state tells.
+//! The outcome of a failure matters most. As long as no Raft log has taken the command it is surely not
+//! applied and may be sent to another node; from then on a missing reply is `Unknown`, and only the state
+//! can tell.
 
 use std::collections::BTreeSet;
+use std::sync::Arc;
 use std::time::Duration;
 
+use annulus_core::codec;
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Command, Outcome, Refusal};
+use annulus_transport::{CallError, kind};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
-use openraft::ServerState;
 use tokio::time::{Instant, sleep_until, timeout_at};
 
-use super::Cluster;
+use super::gate::{JoinGate, Shut};
+use super::group::RaftGroup;
 use super::messages::ProposeReply;
-use annulus_core::codec;
-use annulus_transport::{CallError, kind};
+use super::peers::Peers;
+use super::versions::Versions;
+use super::view::Views;
 
-/// A leader that heard from a majority within this time believes that it still leads.
+/// A leader that a majority has followed within this time believes that it still leads.
 const FRESH_QUORUM: Duration = Duration::from_secs(1);
 
-/// Longest that a leader waits for a majority to show itself before it refuses a command.
+/// Longest wait of a leader for a majority before it refuses a command.
 const QUORUM_WAIT: Duration = Duration::from_secs(1);
 
 /// Pause between two rounds of looking for a leader, unless one appears earlier.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
-/// After so long without an answer from a majority of the voters nobody waits for a leader any
-/// more. Longer than a peer that was paused or restarted for a moment needs to be back.
+/// After this long without a reply from a majority of the voters, a proposal no longer waits for a leader.
+/// Longer than a peer that was paused or restarted needs to be back.
 const NO_MAJORITY: Duration = Duration::from_millis(1500);
 
-/// So many hints are followed without a pause: two nodes may point at each other for a moment.
+/// Number of hints that are followed without a pause: two nodes may point at each other for a moment.
 const MAX_HOPS: u32 = 4;
 
-/// Why a command has no outcome.
+/// Reason why a command has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// No leader was found before the deadline. Not applied.
@@ -50,47 +54,75 @@ pub enum ProposeError {
          when the join has ended"
     )]
     Joining(std::net::SocketAddr),
-    /// A newer lineage does not have this node, which has no say any more. Not applied.
+    /// This node is not a member of a newer lineage of the cluster, and may not propose. Not applied.
     #[error(
         "the cluster was recovered without this node, which is no member of it any more; nothing was changed. \
          Ask a member; `annulus status` on this node says what can be done with it"
     )]
     Outside,
-    /// The command's turn came and it changed nothing.
+    /// The command was refused when it was applied, or before. It changed nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// It was handed over and no answer came: it may be applied, now or later.
+    /// A node took the command and gave no reply: it may be applied, now or later.
     #[error(
         "the change was handed over, and its answer was lost or late: it is not known whether it happened"
     )]
     Unknown,
 }
 
-/// What one node made of a command.
+/// Result of offering a command to one node.
 enum Attempt {
     Applied(u64, Outcome),
-    /// Certainly nothing happened there; perhaps it knows who leads.
+    /// Nothing happened there. It may know the leader.
     NotLeader(Option<NodeId>),
-    /// Nothing was sent: nobody answers there.
+    /// Nothing was sent: the node cannot be reached.
     Silent,
     NoQuorum,
     Unknown,
 }
 
-impl Cluster {
-    /// Changes the cluster's state. The answer comes after this node has applied the entry if it
-    /// leads; elsewhere see [`Cluster::wait_applied`] with the index.
-    pub fn propose(
+/// Proposes commands: itself where it leads, else to the leader.
+pub(super) struct Proposer {
+    me: NodeId,
+    views: Arc<Views>,
+    group: Arc<RaftGroup>,
+    peers: Peers,
+    versions: Arc<Versions>,
+    gate: Arc<JoinGate>,
+}
+
+impl Proposer {
+    pub(super) fn new(
+        me: NodeId,
+        views: Arc<Views>,
+        group: Arc<RaftGroup>,
+        peers: Peers,
+        versions: Arc<Versions>,
+    ) -> Self {
+        Self { me, views, group, peers, versions, gate: Arc::default() }
+    }
+
+    pub(super) fn views(&self) -> &Arc<Views> {
+        &self.views
+    }
+
+    pub(super) fn gate(&self) -> &Arc<JoinGate> {
+        &self.gate
+    }
+
+    /// Change the cluster's state, and return the entry's index with its outcome. On the leader the entry
+    /// is applied by then; elsewhere [`Views::wait_applied`] waits for it.
+    pub(super) fn propose(
         &self,
         command: Command,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<(u64, Outcome), ProposeError>> {
         Box::pin(async move {
-            self.check_level(&command)?;
-            if self.view().outside.is_some() {
+            self.versions.check_level(&command)?;
+            if self.views.load().outside.is_some() {
                 return Err(ProposeError::Outside);
             }
-            let _turn = self.growth().enter(&command, deadline).await?;
+            let _passed = self.gate.enter(&command, deadline).await?;
             annulus_ground::point("proposals: may be made").await;
             let mut failure = ProposeError::NoLeader;
             let (mut hint, mut hops) = (None, 0);
@@ -111,7 +143,7 @@ impl Cluster {
                         Attempt::Applied(index, outcome) => return Ok((index, outcome)),
                         Attempt::Unknown => return Err(ProposeError::Unknown),
                         Attempt::NoQuorum => failure = ProposeError::NoQuorum,
-                        // Not one that this round has asked in vain: its successor may be further on.
+                        // Not a node that this round has asked in vain: its successor may follow in the list.
                         Attempt::NotLeader(Some(leader)) if !asked.contains(&leader) => {
                             hint = Some(leader);
                             break;
@@ -123,17 +155,17 @@ impl Cluster {
                 if hint.is_some() && hops % MAX_HOPS != 0 {
                     continue;
                 }
-                if hint.is_some() || self.is_majority(&heard) {
+                if hint.is_some() || self.group.is_majority(&heard) {
                     majority_seen = Instant::now();
                 } else if majority_seen.elapsed() >= NO_MAJORITY {
                     return Err(ProposeError::NoQuorum);
                 }
-                let mut metrics = self.raft().server_metrics();
+                let mut metrics = self.group.raft().server_metrics();
                 metrics.mark_unchanged();
                 let pause = (Instant::now() + ROUND_PAUSE).min(deadline);
                 match timeout_at(pause, metrics.changed()).await {
                     Ok(Ok(())) => continue,
-                    // This node's Raft has ended and tells of no leader any more.
+                    // This node's Raft has ended and reports no leader any more.
                     Ok(Err(_)) => sleep_until(pause).await,
                     Err(_) => {}
                 }
@@ -144,12 +176,12 @@ impl Cluster {
         })
     }
 
-    /// Whom to ask, in order: the hint, the leader that this node knows, everybody.
+    /// Nodes to ask, in order: the hint, the leader that this node knows, all members.
     fn candidates(&self, hint: Option<NodeId>) -> Vec<NodeId> {
-        let view = self.view();
-        // A leader that was removed leads on until it ends, but nothing comes of it.
+        let view = self.views.load();
+        // A removed leader leads until it ends, but nothing it takes is committed.
         let lives = |node: &NodeId| view.state.live_members().any(|member| member.id == *node);
-        let leader = self.leader().filter(lives);
+        let leader = self.group.leader().filter(lives);
         let mut order: Vec<NodeId> = hint.into_iter().chain(leader).collect();
         order.extend(view.state.live_members().map(|member| member.id));
         let mut seen = BTreeSet::new();
@@ -158,7 +190,7 @@ impl Cluster {
     }
 
     async fn attempt(&self, node: NodeId, command: &Command, deadline: Instant) -> Attempt {
-        if node == self.me() {
+        if node == self.me {
             return match self.propose_here(command.clone(), deadline).await {
                 ProposeReply::Applied { index, outcome } => Attempt::Applied(index, outcome),
                 ProposeReply::NotLeader { leader } => Attempt::NotLeader(leader),
@@ -167,7 +199,7 @@ impl Cluster {
             };
         }
         let Ok(payload) = codec::encode(command) else { return Attempt::Unknown };
-        match self.call(node, kind::PROPOSE, Bytes::from(payload), deadline).await {
+        match self.peers.call(node, kind::PROPOSE, Bytes::from(payload), deadline).await {
             Ok(answer) => match codec::decode(&answer) {
                 Ok(ProposeReply::Applied { index, outcome }) => Attempt::Applied(index, outcome),
                 Ok(ProposeReply::NotLeader { leader }) => Attempt::NotLeader(leader),
@@ -182,78 +214,49 @@ impl Cluster {
         }
     }
 
-    /// Proposes a command if this node leads.
+    /// Append a command to the log if this node leads.
     pub(super) async fn propose_here(&self, command: Command, deadline: Instant) -> ProposeReply {
-        if !self.leads() {
-            return ProposeReply::NotLeader { leader: self.leader().filter(|leader| *leader != self.me()) };
+        if !self.group.leads() {
+            return ProposeReply::NotLeader {
+                leader: self.group.leader().filter(|leader| *leader != self.me),
+            };
         }
-        // Nobody follows it any more: what it took now would be neither committed nor refused.
-        let view = self.view();
+        // No node follows this one any more: the command would be neither committed nor refused.
+        let view = self.views.load();
         if view.is_removed() || view.outside.is_some() {
             return ProposeReply::NotLeader { leader: None };
         }
-        // What may not be said yet must not come into the log: not every member could read it.
-        if let Err(refusal) = self.check_level(&command) {
-            return ProposeReply::Applied { index: self.view().index(), outcome: Outcome::Refused(refusal) };
+        // Not every member could read a command above the level in use, so it must not enter the log.
+        if let Err(refusal) = self.versions.check_level(&command) {
+            return ProposeReply::Applied {
+                index: self.views.load().index(),
+                outcome: Outcome::Refused(refusal),
+            };
         }
-        // Half of what is left, so that the refusal arrives before the caller's deadline.
+        // Half of the time left, so that the refusal arrives before the caller's deadline.
         let now = Instant::now();
         let patience = QUORUM_WAIT.min(deadline.saturating_duration_since(now) / 2);
-        if !self.quorum_shows(now + patience).await {
+        if !self.group.wait_for_quorum(FRESH_QUORUM, now + patience).await {
             return ProposeReply::NoQuorum;
         }
         annulus_ground::point("proposals: the leader takes one").await;
-        match timeout_at(deadline, self.raft().client_write(command)).await {
+        match timeout_at(deadline, self.group.raft().client_write(command)).await {
             Ok(Ok(response)) => match response.data {
                 Some(outcome) => ProposeReply::Applied { index: response.log_id.index, outcome },
                 None => ProposeReply::Unknown,
             },
-            // Even "forward to leader": openraft says it too of entries that were in its log and
-            // gave way to another leader's, and those may live on in a third one.
+            // Even "forward to leader": openraft also returns it for entries that were in its log and
+            // gave way to another leader's, and those may survive in a third log.
             Ok(Err(_)) | Err(_) => ProposeReply::Unknown,
         }
     }
+}
 
-    /// Waits until this leader has heard from a majority a moment ago.
-    async fn quorum_shows(&self, deadline: Instant) -> bool {
-        loop {
-            let next = self.contact().next_follower();
-            tokio::pin!(next);
-            next.as_mut().enable();
-            if self.has_quorum(FRESH_QUORUM) {
-                return true;
-            }
-            if timeout_at(deadline, next).await.is_err() {
-                return false;
-            }
+impl From<Shut> for ProposeError {
+    fn from(shut: Shut) -> Self {
+        match shut {
+            Shut::Joining(member) => Self::Joining(member),
+            Shut::Deadline => Self::NoLeader,
         }
-    }
-
-    /// Is this node the leader, as far as it knows?
-    pub(super) fn leads(&self) -> bool {
-        let metrics = self.raft().metrics();
-        let metrics = metrics.borrow();
-        metrics.state == ServerState::Leader && metrics.running_state.is_ok()
-    }
-
-    /// Are these a majority of the voters, of the old and of the new ones while they change?
-    pub(super) fn is_majority(&self, nodes: &BTreeSet<u64>) -> bool {
-        let metrics = self.raft().metrics();
-        let membership = metrics.borrow().membership_config.clone();
-        let configs = membership.membership().get_joint_config();
-        // A node that knows of no voters yet has no say in whether there are enough.
-        configs.iter().all(|voters| voters.intersection(nodes).count() > voters.len() / 2)
-    }
-
-    /// Has Raft told this node who votes?
-    pub(super) fn knows_voters(&self) -> bool {
-        !self.raft_members().voters.is_empty()
-    }
-
-    /// Did a majority of voters follow this leader within the limit?
-    pub(super) fn has_quorum(&self, limit: Duration) -> bool {
-        let metrics = self.raft().metrics();
-        let membership = metrics.borrow().membership_config.clone();
-        self.contact().quorum_within(self.me().0, membership.membership().get_joint_config(), limit)
     }
 }

@@ -1,4 +1,4 @@
-//! What Raft is made of here: its types, its clock, its thread.
+//! Raft's types and settings.
 
 use std::io::Cursor;
 use std::time::Duration;
@@ -7,8 +7,8 @@ use annulus_core::state::{Command, Outcome};
 use openraft::{Config, EmptyNode, SnapshotPolicy};
 
 openraft::declare_raft_types!(
-    /// Raft over [`Command`]s. A node's address is not in Raft's membership but in the member
-    /// table, because it may change over a restart.
+    /// Raft over [`Command`]s. A node's address is in the member table and not in Raft's membership, because
+    /// it may change with a restart.
     pub RaftTypes:
         D = Command,
         R = Applied,
@@ -17,56 +17,57 @@ openraft::declare_raft_types!(
         AsyncRuntime = super::raft_runtime::GroundRuntime,
 );
 
-/// What applying an entry gave: nothing for Raft's own entries.
+/// Outcome of an applied entry; `None` for Raft's own entries.
 pub type Applied = Option<Outcome>;
 
 /// A running Raft.
 pub type Raft = openraft::Raft<RaftTypes>;
 /// One entry of the log.
 pub type Entry = openraft::Entry<RaftTypes>;
-/// Place of an entry.
+/// Position of an entry.
 pub type LogId = openraft::LogId<u64>;
-/// Promise of a node not to follow an older leader.
+/// A node's promise to follow no older leader.
 pub type Vote = openraft::Vote<u64>;
-/// Voters and learners, with the entry that says so.
+/// Voters and learners, with the entry that set them.
 pub type StoredMembership = openraft::StoredMembership<u64, EmptyNode>;
 /// Failure of the storage under Raft.
 pub type StorageError = openraft::StorageError<u64>;
 
-/// A leader's word to its followers, and how long an answer to it may take.
+/// Interval of heartbeats, and longest wait for a reply to one.
 ///
-/// openraft looks at its timers every 1.5 intervals, and that waits for a beat, so heartbeats leave every 320 ms. The same
-/// number limits an append on the follower, fsync included; a slower disk only causes a retry.
+/// openraft checks its timers every 1.5 intervals, and each check waits for a beat, so heartbeats leave every
+/// 320 ms. The same limit holds for an append on the follower, fsync included; a slower disk only causes a
+/// retry.
 pub const HEARTBEAT: Duration = Duration::from_millis(200);
 
-/// Shortest wait of a follower, after the leader's lease is over, before it stands for election.
+/// Shortest wait of a follower between the end of the leader's lease and its own candidacy.
 pub const ELECTION_MIN: Duration = Duration::from_millis(500);
 
-/// Longest such wait, and the leader's lease. A follower that had a leader stands after lease +
-/// wait, 1.5 to 2 s of silence or five heartbeats: two cores that run three nodes and a
-/// compiler delay a thread by hundreds of milliseconds, not by that. Nothing but changes of
-/// members, ownership or modules waits for an election, so a second more costs little.
+/// Longest such wait, and the leader's lease. A follower that had a leader stands after lease + wait, 1.5 to
+/// 2 s of silence or five heartbeats: two cores that run three nodes and a compiler delay a thread by hundreds
+/// of milliseconds, not by seconds. Only changes of members, ownership or modules wait for an election, so a
+/// second more costs little.
 pub const ELECTION_MAX: Duration = Duration::from_millis(1000);
 
-/// A new snapshot after so many entries. One is a copy of the state, some 10 to 500 KB.
+/// Number of entries between two snapshots. A snapshot is a copy of the state, some 10 to 500 KB.
 const SNAPSHOT_EVERY: u64 = 1000;
 
-/// Entries kept behind a snapshot, so that a node that was away for a moment needs only those.
+/// Number of entries kept behind a snapshot, for nodes that were away for a moment.
 const KEEP_ENTRIES: u64 = 500;
 
-/// Most entries in one message: a table of the largest ring is some 50 KB, far below a frame.
+/// Most entries in one message. A table of the largest ring is some 50 KB, far below a frame.
 const MAX_ENTRIES: u64 = 64;
 
-/// Bytes of a snapshot in one message.
+/// Most bytes of a snapshot in one message.
 const SNAPSHOT_CHUNK: u64 = 256 * 1024;
 
-/// One chunk of a snapshot, sent, written and synced.
+/// Longest time to send, write and sync one chunk of a snapshot.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// How a leader's changes wait at most: adding a learner, changing voters.
+/// Longest time for a leader to add a learner or change voters.
 pub const MEMBERSHIP_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Raft's settings.
+/// Build Raft's settings.
 pub fn config(cluster: String) -> Config {
     let millis = |duration: Duration| duration.as_millis() as u64;
     Config {

@@ -1,4 +1,4 @@
-//! openraft's tasks, timers and random numbers: tokio's, on the node's own ground.
+//! Tasks, timers and random numbers for openraft: tokio's, by way of `annulus_ground`.
 
 use std::future::Future;
 use std::time::Duration;
@@ -12,9 +12,9 @@ use tokio::time::{Sleep, Timeout};
 
 type OneshotSender<T> = <TokioRuntime as AsyncRuntime>::OneshotSender<T>;
 
-/// As openraft's own, but that its tasks belong to the node that runs Raft, that its election times are drawn
-/// where all else is, and that a sleep until a moment far away waits for the beat after it. openraft sleeps so
-/// for its tick alone, which comes as often as heartbeats and wakes the thread most of the time for nothing.
+/// Like openraft's own runtime, with three differences: its tasks belong to the node that runs Raft, its random
+/// numbers are the node's, and a sleep until a point in time waits for the beat after it. openraft sleeps in
+/// this way only for its tick, which is as frequent as heartbeats and mostly wakes the thread for nothing.
 #[derive(Debug, Default, PartialEq, Eq)]
 pub struct GroundRuntime;
 
@@ -67,7 +67,7 @@ impl AsyncRuntime for GroundRuntime {
     }
 }
 
-/// The ground's random numbers as openraft's version of the interface has them.
+/// `annulus_ground`'s random numbers, in openraft's version of the interface.
 #[derive(Debug)]
 pub struct Drawn;
 

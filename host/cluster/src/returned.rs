@@ -1,7 +1,7 @@
-//! A node that an operator marked as down is a member again once it answers.
+//! A node that an operator marked as down is a member again once it replies.
 //!
-//! Only what was sent to it after the mark was seen counts: that it answered a moment before
-//! says nothing, since it may have died in between.
+//! Only replies to messages that were sent after the leader saw the mark count: a node that replied before may
+//! have died in between.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -10,15 +10,15 @@ use annulus_core::ids::NodeId;
 use annulus_core::state::{ClusterState, MemberStatus};
 use tokio::time::Instant;
 
-/// Since when this leader has known of each mark.
+/// The time at which this leader saw each mark.
 #[derive(Debug, Default)]
-pub(super) struct Marks {
+pub(super) struct DownMarks {
     since: BTreeMap<NodeId, Instant>,
 }
 
-impl Marks {
-    /// A node that is marked and has answered since. `silence_of`: how long ago what it answered
-    /// last had been sent to it.
+impl DownMarks {
+    /// Return a marked node that has replied since the mark. `silence_of` is the time since the last message
+    /// that a node has replied to was sent.
     pub(super) fn returned(
         &mut self,
         state: &ClusterState,
@@ -31,7 +31,7 @@ impl Marks {
         let mut back = None;
         for node in marked {
             let since = self.since.entry(node).or_insert_with(Instant::now).elapsed();
-            // Who leads is there.
+            // The leader is up by definition.
             if node == me || silence_of(node).is_some_and(|silence| silence < since) {
                 back = back.or(Some(node));
             }
@@ -39,7 +39,7 @@ impl Marks {
         back
     }
 
-    /// Forgets what another leader knew.
+    /// Forget all marks: this node no longer leads.
     pub(super) fn clear(&mut self) {
         self.since.clear();
     }
@@ -94,14 +94,14 @@ mod tests {
     fn only_an_answer_after_the_mark_brings_a_node_back() {
         let (machine, node) = state();
         let state = machine.state.unwrap();
-        let mut marks = Marks::default();
+        let mut marks = DownMarks::default();
         let me = NodeId(0);
-        // It answered just before it was marked, and is silent since.
+        // It replied just before it was marked, and is silent since.
         let killed = Instant::now();
         assert_eq!(marks.returned(&state, me, |_| Some(killed.elapsed())), None);
         assert_eq!(marks.returned(&state, me, |_| None), None);
         assert_eq!(marks.returned(&state, me, |_| Some(killed.elapsed())), None);
         assert_eq!(marks.returned(&state, me, |_| Some(Duration::ZERO)), Some(node));
-        assert_eq!(marks.returned(&state, node, |_| None), Some(node), "the leader itself is there");
+        assert_eq!(marks.returned(&state, node, |_| None), Some(node), "the leader itself is up");
     }
 }

@@ -1,7 +1,7 @@
-//! Nodes of another history of this cluster: one side of a cut removed the other, which was recovered.
+//! Nodes of another history of this cluster: one side of a partition removed the other, which was recovered.
 //!
-//! Neither side takes anything over from the other: the removal was agreed on by a majority, the recovery is
-//! newer, and both have acknowledged writes since. Both serve, and say so until an operator gives one up.
+//! Neither side adopts the other's state: a majority agreed on the removal, the recovery is newer, and both
+//! have acknowledged writes since. Both serve, and report each other until an operator gives one up.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,17 +10,18 @@ use annulus_core::ids::NodeUid;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long a meeting counts. Longer than the longest pause between two dials of a member that refuses.
+/// Time for which a meeting counts. Longer than the longest pause between two dials of a member that refuses.
 const FRESH: Duration = Duration::from_secs(60);
 
-/// When each was met last.
+/// The last meeting with each rival.
 #[derive(Default)]
 pub(super) struct Rivals {
+    /// Bounded by the rivals that dial within [`FRESH`]: each is authenticated by this cluster's authority.
     met: Mutex<HashMap<NodeUid, Instant>>,
 }
 
 impl Rivals {
-    /// One of the two has just refused the other.
+    /// Note that this node and a peer have refused each other.
     pub(super) fn note(&self, peer: NodeUid) {
         let mut met = self.met.lock();
         met.retain(|_, at| at.elapsed() < FRESH);
@@ -33,7 +34,7 @@ impl Rivals {
         }
     }
 
-    /// Those met of late.
+    /// Rivals met recently, in order.
     pub(super) fn met(&self) -> Vec<NodeUid> {
         let mut met: Vec<NodeUid> =
             self.met.lock().iter().filter(|(_, at)| at.elapsed() < FRESH).map(|(uid, _)| *uid).collect();

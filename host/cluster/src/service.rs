@@ -11,13 +11,14 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::Cluster;
+use super::cluster::Cluster;
 use super::join::answer_join;
 use super::liveness::Told;
 use super::messages::{
     ADDRESSES, ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, JoinReply,
     OfLineage,
 };
+use super::outsider::weigh;
 use super::raft::RaftTypes;
 use super::versions::TooNew;
 use annulus_core::codec;
@@ -50,7 +51,7 @@ impl ClusterService {
     /// A peer's hello names a newer lineage.
     pub fn newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
         if let Some(cluster) = self.cluster() {
-            cluster.hear_of(peer, lineage);
+            cluster.inner.lineages.hear_of(peer, lineage);
         }
     }
 
@@ -67,7 +68,7 @@ impl Service for ClusterService {
             return;
         };
         let uid = *uid;
-        let runtime = cluster.inner.runtime.clone();
+        let runtime = cluster.inner.tasks.runtime().clone();
         annulus_ground::spawn_on(&runtime, async move {
             let Request { kind, payload, deadline, responder, .. } = request;
             match cluster.answer(uid, kind, &payload, deadline).await {
@@ -82,7 +83,7 @@ impl Service for ClusterService {
     }
 
     fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
-        self.cluster()?.outdated(peer, start)
+        self.cluster()?.inner.start_check.outdated(peer, start)
     }
 
     fn datagram(&self, from: NodeUid, bytes: Bytes) {
@@ -93,8 +94,7 @@ impl Service for ClusterService {
 
     fn outside(&self) {
         if let Some(cluster) = self.cluster() {
-            let of = cluster.view().state.lineage.max(cluster.inner.heard.borrow().lineage());
-            cluster.cast_out(of);
+            cluster.inner.lineages.refused();
         }
     }
 
@@ -107,7 +107,7 @@ impl Service for ClusterService {
     fn connected(&self, peer: NodeUid) {
         if let Some(cluster) = self.cluster() {
             cluster.liveness().tell(Told::Connected(peer));
-            cluster.met(peer);
+            cluster.inner.exchange.connected(peer);
         }
     }
 
@@ -125,9 +125,9 @@ impl Service for ClusterService {
             });
             return;
         };
-        let runtime = cluster.inner.runtime.clone();
+        let runtime = cluster.inner.tasks.runtime().clone();
         annulus_ground::spawn_on(&runtime, async move {
-            if let Err(error) = cluster.serve_join(&header, stream).await {
+            if let Err(error) = cluster.inner.admission.serve_join(&header, stream).await {
                 tracing::warn!(%error, "a joining node got no answer");
             }
         });
@@ -162,11 +162,11 @@ impl Cluster {
         payload: &[u8],
         deadline: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
-        let standing = self.standing(uid);
+        let standing = AnnounceReply::of(&self.view().state, uid);
         if kind == ANNOUNCE {
             let Announce { listen, stamp } = codec::decode(payload)?;
             if standing == AnnounceReply::Member {
-                self.note_address(uid, listen, stamp);
+                self.inner.exchange.announced(uid, listen, stamp);
             }
             return reply(&standing);
         }
@@ -183,16 +183,16 @@ impl Cluster {
                 let OfLineage { lineage, kind, payload } = decode(payload)?;
                 self.answer_raft(uid, lineage, kind, &payload).await
             }
-            ADDRESSES => reply(&self.hear_addresses(uid, decode(payload)?)),
-            kind::STARTS => reply(&self.note_start(uid, decode(payload)?)),
+            ADDRESSES => reply(&self.inner.exchange.exchange(uid, decode(payload)?)),
+            kind::STARTS => reply(&self.inner.start_check.evidence(uid, decode(payload)?)),
             kind::RECOVERED => {
-                let over = self.come_over(uid, decode(payload)?, deadline).await;
+                let over = self.inner.lineages.come_over(uid, decode(payload)?, deadline).await;
                 if over { reply(&()) } else { Err(Unanswered::NotOver) }
             }
             kind::PROPOSE => {
                 let command: Command = decode(payload)?;
-                self.check_known(&command)?;
-                reply(&self.propose_here(command, deadline).await)
+                self.inner.versions.check_known(&command)?;
+                reply(&self.inner.proposer.propose_here(command, deadline).await)
             }
             FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
@@ -200,7 +200,7 @@ impl Cluster {
                 if view.index() <= newer_than {
                     return reply(&FetchStateReply::None);
                 }
-                Ok(self.encoded_state(view).await?.to_vec())
+                Ok(self.inner.encoded.of(view).await?.to_vec())
             }
             _ => Err(Unanswered::Kind),
         }
@@ -214,12 +214,12 @@ impl Cluster {
         kind: u8,
         payload: &[u8],
     ) -> Result<Vec<u8>, Unanswered> {
-        let running = self.inner.running.load_full();
+        let running = self.inner.group.running();
         if lineage != running.lineage {
             if lineage > running.lineage {
-                self.hear_of(uid, lineage);
+                self.inner.lineages.hear_of(uid, lineage);
             } else {
-                self.tell_lineage(uid);
+                self.inner.lineages.tell(uid);
             }
             return Err(Unanswered::OtherLineage);
         }
@@ -230,31 +230,23 @@ impl Cluster {
         match kind {
             kind::RAFT_APPEND => {
                 let append: AppendEntriesRequest<RaftTypes> = decode(payload)?;
-                self.check_entries(&append.entries)?;
+                self.inner.versions.check_entries(&append.entries)?;
                 let answer = raft.append_entries(append).await;
                 if answer.as_ref().is_ok_and(|answer| !matches!(answer, AppendEntriesResponse::HigherVote(_)))
                 {
-                    self.contact().heard_from_leader();
+                    self.inner.group.contact().heard_from_leader();
                 }
                 reply(&answer)
             }
             kind::RAFT_VOTE => {
                 let request: VoteRequest<u64> = decode(payload)?;
-                if !self.may_elect(lineage, request.last_log_id) {
+                if !self.inner.participation.may_vote_for(lineage, request.last_log_id) {
                     return Err(Unanswered::NotYet);
                 }
-                reply(&raft.vote(self.weigh(raft, request).await).await)
+                reply(&raft.vote(weigh(self.me(), raft, request).await).await)
             }
             kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
             _ => Err(Unanswered::Kind),
-        }
-    }
-
-    pub(super) fn standing(&self, uid: NodeUid) -> AnnounceReply {
-        match self.view().state.member_by_uid(uid) {
-            None => AnnounceReply::Unknown,
-            Some(member) if member.is_live() => AnnounceReply::Member,
-            Some(_) => AnnounceReply::Removed,
         }
     }
 }

@@ -1,20 +1,24 @@
-//! Control planes over a network that can be cut and that loses answers: what is said when it fails.
+//! Control planes over a network that can be partitioned and that loses replies: the outcomes of failures.
 
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{HashMap, HashSet};
+use std::sync::Arc;
+use std::time::Duration;
 
-use annulus_core::ids::{ClusterId, Digest};
+use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
-use annulus_core::state::{Lineage, Member, MemberStatus, Outcome};
+use annulus_core::state::{Command, Lineage, Member, MemberStatus, Outcome};
 use annulus_core::version::{LEVEL, Speaks};
+use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use openraft::ServerState;
 use parking_lot::Mutex;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::*;
 use annulus_data_dir::open_database;
-use annulus_transport::{PeerAddr, kind};
+use annulus_transport::{CallError, PeerAddr, kind};
 
 const LIMIT: Duration = Duration::from_secs(60);
 
@@ -25,16 +29,16 @@ fn soon() -> Instant {
 mod levels;
 mod strange_lineage;
 
-/// Calls are function calls, unless a pair is cut.
+/// A network within the process. Calls are function calls, unless the pair of nodes is cut.
 #[derive(Default)]
 struct Net {
     nodes: Mutex<HashMap<NodeUid, Cluster>>,
     cut: Mutex<HashSet<(NodeUid, NodeUid)>>,
-    /// These speak the first versions only.
+    /// Nodes that speak the first versions only.
     older: Mutex<HashSet<NodeUid>>,
-    /// Answers to proposals are lost on the way back.
+    /// Replies to proposals are lost.
     loses_answers: Mutex<bool>,
-    /// How often a whole state was asked for.
+    /// Number of requests for a whole state.
     fetches: Mutex<usize>,
 }
 
@@ -76,12 +80,12 @@ impl ControlNetwork for Link {
         })
     }
 
-    /// Everybody has met everybody who runs.
+    /// All running nodes have met each other.
     fn speaks(&self, peer: NodeUid) -> Option<Speaks> {
         self.net.nodes.lock().get(&peer).map(Cluster::speaks)
     }
 
-    /// Whoever runs and is not cut off has a connection.
+    /// All running nodes are connected, unless the pair is cut.
     fn linked(&self, uid: NodeUid) -> Option<PeerAddr> {
         let is_cut = self.net.cut.lock().contains(&(self.from, uid));
         let runs = self.net.nodes.lock().contains_key(&uid);
@@ -135,7 +139,7 @@ impl World {
         world
     }
 
-    /// Founded, and two more that vote.
+    /// A founded cluster with two more voters.
     async fn of_three() -> Self {
         let mut world = Self::founded().await;
         world.join(2).await;
@@ -155,7 +159,7 @@ impl World {
         found: Option<Command>,
         seeded: Option<&annulus_core::state::ClusterState>,
     ) {
-        // A node that is started again has another disk, unless somebody says which.
+        // A node that is started again has another disk, unless the test sets one.
         let new = format!("{number}-{}-{}", self.nodes.len(), self.next_start.id);
         let disk = self.next_disk.take().unwrap_or(new);
         let database = open_database(&self.dir.path().join(&disk)).unwrap();
@@ -186,7 +190,7 @@ impl World {
         self.nodes.push(cluster);
     }
 
-    /// What the join stream does, without the stream.
+    /// Admit and start a node, without the join stream.
     async fn join(&mut self, number: u8) {
         let first = self.nodes[0].clone();
         let token = Digest([number; 32]);
@@ -212,7 +216,8 @@ impl World {
     /// The leader, and the others.
     async fn led(&self) -> (Cluster, Vec<Cluster>) {
         self.until("one leads", |node| {
-            node.leader().is_some_and(|leader| self.nodes.iter().any(|n| n.me() == leader && n.leads()))
+            node.leader()
+                .is_some_and(|leader| self.nodes.iter().any(|n| n.me() == leader && n.inner.group.leads()))
         })
         .await;
         let leader = self.nodes[0].leader().unwrap();
@@ -245,7 +250,7 @@ async fn a_leader_that_is_cut_off_changes_nothing_and_follows_the_new_one_when_i
     }
     let (index, _) = others[0].propose(token(50), soon()).await.unwrap();
     others[1].wait_applied(index, soon()).await.unwrap();
-    // Elections took longer than the leader's patience: it knows that it is alone.
+    // The elections took longer than a leader waits: it knows that it is alone.
     assert!(!old.heard_from_leader_within(Duration::from_secs(1)));
     let error = old.propose(token(51), Instant::now() + Duration::from_secs(3)).await.unwrap_err();
     assert_eq!(error, ProposeError::NoQuorum);
@@ -277,14 +282,14 @@ async fn without_any_leader_in_reach_nothing_was_changed() {
     world.net.cut(a, b);
     world.net.cut(b, c);
     world.net.cut(a, c);
-    // Before that the leader may honestly take the command: its outcome would be unknown.
+    // Until then the leader may take the command, with an unknown outcome.
     world.until("all know", |node| !node.heard_from_leader_within(Duration::from_secs(1))).await;
     for node in &world.nodes {
         let asked = Instant::now();
         let error = node.propose(token(50), asked + Duration::from_secs(2)).await.unwrap_err();
         assert!(matches!(error, ProposeError::NoLeader | ProposeError::NoQuorum), "{error}");
         assert!(asked.elapsed() < Duration::from_secs(3));
-        // Nobody waits for the end of a long deadline when there is nothing to wait for.
+        // A proposal that cannot succeed fails long before a long deadline.
         let asked = Instant::now();
         assert_eq!(node.propose(token(50), soon()).await.unwrap_err(), ProposeError::NoQuorum);
         assert!(asked.elapsed() < Duration::from_secs(5), "{:?}", asked.elapsed());
@@ -354,8 +359,8 @@ async fn a_node_that_lacks_dropped_entries_gets_a_snapshot() {
     let (leader, _) = world.led().await;
     leader.propose(token(50), soon()).await.unwrap();
     let dropped = leader.view().index();
-    leader.raft().trigger().snapshot().await.unwrap();
-    let metrics = leader.raft().metrics();
+    leader.inner.group.raft().trigger().snapshot().await.unwrap();
+    let metrics = leader.inner.group.raft().metrics();
     let wait = |what: &'static str, mut metrics: tokio::sync::watch::Receiver<_>| async move {
         let until = |m: &openraft::RaftMetrics<u64, openraft::EmptyNode>| match what {
             "snapshot" => m.snapshot.is_some_and(|at| at.index >= dropped),
@@ -364,17 +369,17 @@ async fn a_node_that_lacks_dropped_entries_gets_a_snapshot() {
         timeout(LIMIT, metrics.wait_for(until)).await.expect(what).unwrap();
     };
     wait("snapshot", metrics.clone()).await;
-    leader.raft().trigger().purge_log(dropped).await.unwrap();
+    leader.inner.group.raft().trigger().purge_log(dropped).await.unwrap();
     wait("purged", metrics).await;
 
     world.join(4).await;
     let last = world.nodes.last().unwrap();
-    assert!(last.raft().metrics().borrow().snapshot.is_some_and(|at| at.index >= dropped));
+    assert!(last.inner.group.raft().metrics().borrow().snapshot.is_some_and(|at| at.index >= dropped));
     assert!(has_token(last, 50));
-    // And goes on from there.
+    // The node continues from the snapshot.
     let (index, _) = last.propose(token(51), soon()).await.unwrap();
     last.wait_applied(index, soon()).await.unwrap();
-    assert_eq!(last.raft().metrics().borrow().state, ServerState::Learner);
+    assert_eq!(last.inner.group.raft().metrics().borrow().state, ServerState::Learner);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -383,13 +388,13 @@ async fn a_node_without_a_leader_learns_the_ring_from_any_peer() {
     let (leader, others) = world.led().await;
     let [near, far] = &others[..] else { panic!() };
     world.net.cut(&leader, far);
-    // Nor may it lead a third term: it hears nothing of the others but what it asks for.
-    far.raft().runtime_config().elect(false);
+    // It may not stand for election either: it learns from the others only by asking.
+    far.inner.group.raft().runtime_config().elect(false);
     let (index, _) = leader.propose(token(50), soon()).await.unwrap();
     near.wait_applied(index, soon()).await.unwrap();
     let view = far.learn_from(near.me(), index, soon()).await.unwrap();
     assert!(view.index() >= index && has_token(far, 50));
-    assert!(far.raft().metrics().borrow().last_applied.unwrap().index < index, "not by Raft");
+    assert!(far.inner.group.raft().metrics().borrow().last_applied.unwrap().index < index, "not by Raft");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -398,7 +403,7 @@ async fn many_who_meet_a_newer_version_fetch_it_once() {
     let (leader, others) = world.led().await;
     let [near, far] = &others[..] else { panic!() };
     world.net.cut(&leader, far);
-    far.raft().runtime_config().elect(false);
+    far.inner.group.raft().runtime_config().elect(false);
     let (index, _) = leader.propose(token(50), soon()).await.unwrap();
     near.wait_applied(index, soon()).await.unwrap();
     let before = *world.net.fetches.lock();
@@ -407,7 +412,7 @@ async fn many_who_meet_a_newer_version_fetch_it_once() {
         assert!(learnt.unwrap().index() >= index);
     }
     assert_eq!(*world.net.fetches.lock() - before, 1);
-    // A fetch that fails serves nobody: the next one asks for itself.
+    // A failed fetch serves no other caller: the next one fetches again.
     let (next, _) = leader.propose(token(51), soon()).await.unwrap();
     near.wait_applied(next, soon()).await.unwrap();
     world.net.cut(near, far);
@@ -419,7 +424,7 @@ async fn many_who_meet_a_newer_version_fetch_it_once() {
 }
 
 impl World {
-    /// Nobody hears anybody of another group.
+    /// Cut all pairs of nodes in different groups.
     fn split(&self, groups: &[&[&Cluster]]) {
         for (at, group) in groups.iter().enumerate() {
             for other in groups.iter().skip(at + 1).flat_map(|group| group.iter()) {
@@ -432,7 +437,7 @@ impl World {
         self.net.cut.lock().clear();
     }
 
-    /// All go by one state of this lineage, three vote, and it can change.
+    /// Wait until all nodes have one state of this lineage, three vote, and the state can change.
     async fn one_again(&self, lineage: Lineage) {
         for node in &self.nodes {
             see(node, |view| view.state.lineage == lineage && view.serves()).await;
@@ -450,13 +455,13 @@ impl World {
     }
 }
 
-/// What an operator does: looks, and says yes.
+/// Recover as an operator does: survey, and confirm.
 async fn recover(node: &Cluster) -> Result<Recovered, RecoverError> {
     let seen = node.survey().await;
     node.recover((seen.state.lineage, seen.state.applied), &seen.answered).await
 }
 
-/// When nobody hears anybody any more, it takes a moment until all know.
+/// Wait until a node has had no leader for a while.
 async fn lonely(node: &Cluster) {
     let until = soon();
     while node.heard_from_leader_within(Duration::from_secs(2)) {
@@ -471,7 +476,7 @@ async fn a_survivor_goes_on_alone_and_the_other_side_of_the_cut_gives_way() {
     let [a, b, c] = &world.nodes[..] else { panic!() };
     a.propose(token(50), soon()).await.unwrap();
     world.split(&[&[a], &[b, c]]);
-    // The other side is a majority, and goes on without knowing.
+    // The other side is a majority, and continues without knowledge of the recovery.
     let (index, _) = b.propose(token(51), soon()).await.unwrap();
     c.wait_applied(index, soon()).await.unwrap();
     lonely(a).await;
@@ -497,7 +502,7 @@ async fn a_survivor_goes_on_alone_and_the_other_side_of_the_cut_gives_way() {
 async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
     let mut world = World::of_three().await;
     let [a, b, c] = &world.nodes[..] else { panic!() };
-    // It comes while one is cut off, and that one goes on from what it knows.
+    // A node joins while another is cut off, and that one recovers from its own state.
     world.split(&[&[a, b], &[c]]);
     see(a, |_| a.leader().is_some_and(|leader| leader != c.me())).await;
     world.join(4).await;
@@ -509,16 +514,16 @@ async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
     for node in [a, b] {
         see(node, |view| view.state.lineage == done.lineage && view.serves()).await;
     }
-    // No Raft speaks to it any more; a hello does.
-    d.hear_of(c.uid(), done.lineage);
+    // No Raft contacts the node any more; a hello does.
+    d.inner.lineages.hear_of(c.uid(), done.lineage);
     let view = see(d, |view| view.outside == Some(done.lineage)).await;
     assert!(!view.serves() && view.state.lineage == Lineage::default());
     assert_eq!(d.propose(token(60), soon()).await.unwrap_err(), ProposeError::Outside);
     let refused = recover(d).await;
     assert!(matches!(refused, Err(RecoverError::Outside)), "{refused:?}");
-    // A second recovery that does not know it either is no news; the node goes on as it is.
+    // A second recovery that does not know the node either changes nothing for it.
     let next = done.lineage.next(9);
-    d.hear_of(c.uid(), next);
+    d.inner.lineages.hear_of(c.uid(), next);
     let view = see(d, |view| view.superseded).await;
     assert!(!view.serves() && view.outside.is_some() && d.ended().borrow().is_none());
     c.propose(token(61), soon()).await.unwrap();
@@ -535,7 +540,7 @@ async fn voters_that_a_survivor_knows_no_more_do_not_forbid_a_recovery() {
     // The voters change while one of them is away.
     world.split(&[&[late], &[&leader, moved, &newcomer]]);
     let voters = std::collections::BTreeSet::from([leader.me().0, moved.me().0, newcomer.me().0]);
-    timeout(LIMIT, leader.raft().change_membership(voters.clone(), true)).await.unwrap().unwrap();
+    timeout(LIMIT, leader.inner.group.raft().change_membership(voters.clone(), true)).await.unwrap().unwrap();
     let knows = |node: &Cluster| node.raft_members().voters.iter().map(|node| node.0).eq(voters.clone());
     let until = soon();
     while !knows(moved) {
@@ -545,7 +550,7 @@ async fn voters_that_a_survivor_knows_no_more_do_not_forbid_a_recovery() {
     world.heal();
     world.split(&[&[late, moved], &[&leader, &newcomer]]);
     lonely(late).await;
-    // Two of the three that it knows of are here, and neither will be elected.
+    // Two of the three voters that it knows are up, and neither can be elected.
     let until = soon();
     let seen = loop {
         let seen = late.survey().await;
@@ -565,7 +570,7 @@ async fn a_recovery_takes_the_newest_state_of_all_survivors_and_brings_them_over
     let [a, b, c, d] = &world.nodes[..] else { panic!() };
     let (leader, _) = world.led().await;
     assert_ne!(leader.me(), d.me(), "it only learns");
-    // The last that the old group does is heard by one of its voters and by the learner not at all.
+    // One voter and not the learner gets the last entry of the old group.
     let first = [a, b, c].into_iter().find(|node| node.me() != leader.me()).unwrap();
     let others: Vec<&Cluster> =
         [a, b, c].into_iter().filter(|node| ![leader.me(), first.me()].contains(&node.me())).collect();
@@ -584,7 +589,7 @@ async fn a_recovery_takes_the_newest_state_of_all_survivors_and_brings_them_over
     assert!(done.adopted.contains(&first.me()) && done.adopted.contains(&d.me()), "{:?}", done.adopted);
     assert!(has_token(d, 50) && first.view().state.lineage == done.lineage);
     first.propose(token(52), soon()).await.unwrap();
-    // Late-comers.
+    // The other nodes come back later.
     world.heal();
     world.one_again(done.lineage).await;
 }
@@ -626,9 +631,9 @@ async fn a_disk_that_is_not_the_newest_is_noticed_before_its_raft_takes_part() {
     let copies = [
         // The directory was copied, and both copies started.
         (Start { number: 1, id: 2 }, "start 1 has been seen"),
-        // It was copied after its last start, and went on since.
+        // The directory was copied after its last start, and the original has continued since.
         (Start { number: 2, id: 3 }, "has acknowledged entry"),
-        // That one has left no trace that would speak against the newest disk's next start.
+        // The second copy has left no trace that would speak against the newest disk's next start.
         (Start { number: 1, id: 4 }, "start 1 has been seen"),
     ];
     for (start, reason) in copies {
@@ -641,7 +646,7 @@ async fn a_disk_that_is_not_the_newest_is_noticed_before_its_raft_takes_part() {
         assert!(!copy.takes_part());
         copy.stop().await;
     }
-    // The others go on.
+    // The others continue.
     others[1].propose(token(50), soon()).await.unwrap();
 }
 
@@ -672,7 +677,7 @@ async fn without_a_peer_to_ask_a_disk_is_believed_and_asks_until_there_is_one() 
         assert!(Instant::now() < until);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // Hearing of it later is late, and better than never.
+    // The objection comes late, and still ends the node.
     world.heal();
     let mut ended = copy.ended();
     let why = timeout(LIMIT, ended.wait_for(Option::is_some)).await.unwrap().unwrap().clone();

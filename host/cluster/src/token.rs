@@ -1,9 +1,8 @@
-//! Join tokens: what lets a new node in, and what lets the new node know whom it talks to.
+//! Join tokens: a token admits a new node, and authenticates the cluster to the new node.
 //!
-//! As text: `annulus1` and, in base 32 without padding, the cluster's id (16 bytes), the SHA-256
-//! of its authority's certificate (32), the secret (16) and the first 4 bytes of a SHA-256 over
-//! all of that, so that a mistyped token is told from one that ended. The cluster knows only a
-//! digest of the secret.
+//! The text is `annulus1` and, in base 32 without padding, the cluster's id (16 bytes), the SHA-256 of its
+//! authority's certificate (32), the secret (16) and the first 4 bytes of a SHA-256 over all of these, to tell
+//! a mistyped token from an expired one. The cluster stores only a digest of the secret.
 
 use std::fmt;
 use std::str::FromStr;
@@ -21,17 +20,17 @@ const CHECK: usize = 4;
 /// A join token.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Token {
-    /// The cluster that it is for.
+    /// The cluster that the token admits to.
     pub cluster: ClusterId,
-    /// SHA-256 of the authority that signs that cluster's nodes.
+    /// SHA-256 of the certificate of that cluster's authority.
     pub authority: [u8; 32],
     secret: [u8; 16],
 }
 
-/// Text that is no token.
+/// Reason why a text is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// Not made by `annulus token`.
+    /// The text has not the form of a token.
     #[error("this is not a join token: one begins with {PREFIX} and is printed by `annulus token`")]
     NotAToken,
     /// Some characters are missing or wrong.
@@ -40,28 +39,28 @@ pub enum TokenError {
 }
 
 impl Token {
-    /// A token with a new secret. `authority_pem` is the certificate of the cluster's authority.
+    /// Generate a token with a new secret. `authority_pem` is the certificate of the cluster's authority.
     pub fn generate(cluster: ClusterId, authority_pem: &str) -> Result<Self, IdentityError> {
         Ok(Self { cluster, authority: fingerprint(authority_pem)?, secret: annulus_ground::random() })
     }
 
-    /// What the cluster remembers of it.
+    /// The digest that the cluster stores.
     pub fn digest(&self) -> Digest {
         digest_of(&self.secret)
     }
 
-    /// What the node that joins shows.
+    /// The secret that the joining node shows.
     pub fn secret(&self) -> &[u8] {
         &self.secret
     }
 }
 
-/// What the cluster remembers of a secret.
+/// The digest of a secret.
 pub fn digest_of(secret: &[u8]) -> Digest {
     Digest(Sha256::digest(secret).into())
 }
 
-/// This machine's clock, in milliseconds since 1970: for when a token ends, nothing else.
+/// This machine's clock, in milliseconds since 1970. Used only for the expiry of tokens.
 pub fn now_ms() -> u64 {
     annulus_ground::wall_ms()
 }
@@ -124,7 +123,7 @@ fn from_base32(digits: &str) -> Option<Vec<u8>> {
             bits &= (1 << count) - 1;
         }
     }
-    // Left-over bits are padding.
+    // The remaining bits are padding.
     (bits == 0).then_some(bytes)
 }
 

@@ -1,18 +1,22 @@
-//! Which level of the state the members speak, and when it is raised (`annulus_core::version`).
+//! Versions that the members speak, and the level of the state in use (`annulus_core::version`).
 //!
-//! What a peer speaks is what its hello said. A leader hears from every member, because its log
-//! goes to all; what one said last counts while it is away, and one that was not heard from since
-//! the leader's start is waited for.
+//! A peer's version is the one in its last hello. A leader meets every member, because it sends its log to
+//! all; the last hello counts while a member is away, and a member that has not been met since the leader's
+//! start holds a raise back.
+
+use std::sync::Arc;
 
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Command, Refusal};
 use annulus_core::version::{Range, Speaks, level_of};
 use openraft::EntryPayload;
 
+use super::network::ControlNetwork;
 use super::raft::Entry;
-use super::{Cluster, View};
+use super::view::{View, Views};
 
-/// A peer sent what this build cannot know: it should not have, or this is no build for its cluster.
+/// A peer has sent a command that this build cannot know: a fault of the peer, or a build too old for
+/// this cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a command of state level {level}, and this build speaks {speaks}")]
 pub struct TooNew {
@@ -20,23 +24,40 @@ pub struct TooNew {
     speaks: Range,
 }
 
-impl Cluster {
-    /// What this node speaks.
-    pub fn speaks(&self) -> Speaks {
-        self.inner.speaks
+/// What this node and its peers speak.
+pub(super) struct Versions {
+    me: NodeId,
+    speaks: Speaks,
+    views: Arc<Views>,
+    network: Arc<dyn ControlNetwork>,
+}
+
+impl Versions {
+    pub(super) fn new(
+        me: NodeId,
+        speaks: Speaks,
+        views: Arc<Views>,
+        network: Arc<dyn ControlNetwork>,
+    ) -> Self {
+        Self { me, speaks, views, network }
     }
 
-    /// What a member speaks, as far as this node has heard.
-    pub fn speaks_of(&self, view: &View, node: NodeId) -> Option<Speaks> {
-        if node == self.me() {
-            return Some(self.speaks());
+    /// Versions of this build.
+    pub(super) fn speaks(&self) -> Speaks {
+        self.speaks
+    }
+
+    /// Versions of a member; `None` if it has not been met since this node's start.
+    pub(super) fn speaks_of(&self, view: &View, node: NodeId) -> Option<Speaks> {
+        if node == self.me {
+            return Some(self.speaks);
         }
-        self.inner.network.speaks(view.member(node)?.uid)
+        self.network.speaks(view.member(node)?.uid)
     }
 
-    /// The members because of which the cluster does not use this level yet, each with the reason.
-    /// Those that were not heard from only if nobody is known not to speak it.
-    pub fn held_back_by(&self, view: &View, level: u32) -> Vec<String> {
+    /// Names of the members that keep the cluster below `level`, each with the reason. Members that were
+    /// not met are named only if no other is known to be older.
+    pub(super) fn held_back_by(&self, view: &View, level: u32) -> Vec<String> {
         if view.state.level >= level {
             return Vec::new();
         }
@@ -53,10 +74,10 @@ impl Cluster {
         if older.is_empty() { unheard } else { older }
     }
 
-    /// May this be proposed at the level that this node knows of? If not, the refusal says because
-    /// of whom.
+    /// Check that a command may be proposed at the level in use. The refusal names the members that hold
+    /// the level back.
     pub(super) fn check_level(&self, command: &Command) -> Result<(), Refusal> {
-        let view = self.view();
+        let view = self.views.load();
         match view.state.check_level(command) {
             Err(Refusal::Level { needs, level, .. }) => {
                 Err(Refusal::Level { needs, level, behind: self.held_back_by(&view, needs) })
@@ -65,7 +86,7 @@ impl Cluster {
         }
     }
 
-    /// The raise that is due: all members are known to speak a higher level than the state's.
+    /// The raise that is due, if every member is known to speak a higher level than the one in use.
     pub(super) fn due_raise(&self, view: &View) -> Option<Command> {
         let known: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
         let newest = known.iter().map(|node| Some(self.speaks_of(view, *node)?.levels.newest));
@@ -73,13 +94,13 @@ impl Cluster {
         (level > view.state.level).then_some(Command::Raise { level, known })
     }
 
-    /// Is this a command that this build may know?
+    /// Check that this build knows a command.
     pub(super) fn check_known(&self, command: &Command) -> Result<(), TooNew> {
-        let (level, speaks) = (level_of(command), self.speaks().levels);
+        let (level, speaks) = (level_of(command), self.speaks.levels);
         if level > speaks.newest { Err(TooNew { level, speaks }) } else { Ok(()) }
     }
 
-    /// The same of entries for the log.
+    /// Check that this build knows every command among entries for the log.
     pub(super) fn check_entries(&self, entries: &[Entry]) -> Result<(), TooNew> {
         entries.iter().try_for_each(|entry| match &entry.payload {
             EntryPayload::Normal(command) => self.check_known(command),

@@ -1,7 +1,7 @@
-//! What the rest of the node sees of the cluster: one immutable state at a time.
+//! The committed state as the rest of the node reads it: one immutable copy at a time.
 //!
-//! A view is only ever replaced by a newer one, by (lineage, index) (R2): at start it is the copy
-//! that the node kept, then whatever Raft applies or a peer hands over, whichever is newer.
+//! A view is only ever replaced by a newer one, ordered by (lineage, index) (R2). The first one is the copy
+//! on this node's disk; the next ones are states that Raft applies or that a peer sends, whichever is newer.
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
@@ -14,96 +14,106 @@ use annulus_core::state::{ClusterState, Lineage, Member, MemberStatus, Module};
 use arc_swap::ArcSwap;
 use parking_lot::Mutex;
 use tokio::sync::watch;
+use tokio::time::{Instant, timeout_at};
 
 use super::storage::{StateSink, order};
 use annulus_transport::PeerAddr;
 
-/// An immutable copy of the committed state, with what the data path needs precomputed.
+/// The deadline came first. The entry may be applied later.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("deadline exceeded while waiting for entry {index} of the cluster's log")]
+pub struct DeadlineExceeded {
+    /// Index of the awaited entry.
+    pub index: u64,
+}
+
+/// An immutable copy of the committed state, with lookups for the data path precomputed.
 #[derive(Debug)]
 pub struct View {
-    /// The state as it was agreed on.
+    /// The committed state.
     pub state: ClusterState,
     /// This node.
     pub me: NodeId,
-    /// The cluster has begun a newer lineage than this state's: nobody is served by it (R19).
+    /// The cluster has begun a newer lineage than this state's: no request is served by it (R19).
     pub superseded: bool,
-    /// That lineage, if it does not have this node: the node stays as it is, and has no say any more.
+    /// The newer lineage, if this node is not a member of it: the node stays as it is, and may not propose.
     pub outside: Option<Lineage>,
     modules: HashMap<String, ModuleUid>,
     peers: HashMap<NodeId, PeerAddr>,
 }
 
 impl View {
-    /// A state as one node sees it.
+    /// Build the view of a state for one node.
     pub fn new(state: ClusterState, me: NodeId) -> Self {
         let modules = state.modules.values().map(|module| (module.name.clone(), module.uid)).collect();
         let peers = state.live_members().filter_map(|member| Some((member.id, peer(member)?))).collect();
         Self { state, me, superseded: false, outside: None, modules, peers }
     }
 
-    /// A deployed module by name.
+    /// Find a deployed module by name.
     pub fn module(&self, name: &str) -> Option<&Module> {
         self.state.modules.get(self.modules.get(name)?)
     }
 
-    /// A member that is not removed.
+    /// Find a member that is not removed.
     pub fn member(&self, node: NodeId) -> Option<&Member> {
         self.state.member(node)
     }
 
-    /// How to reach a member that is not removed.
+    /// Address of a member that is not removed.
     pub fn peer(&self, node: NodeId) -> Option<PeerAddr> {
         self.peers.get(&node).cloned()
     }
 
-    /// One partition of the ring.
+    /// Find a partition of the ring.
     pub fn partition(&self, id: PartitionId) -> &Partition {
         self.state.ring.partition(id)
     }
 
-    /// Index of the last command in it.
+    /// Index of the last command that is applied.
     pub fn index(&self) -> u64 {
         self.state.applied
     }
 
-    /// May this node serve requests: is it, as far as it knows, a member that has caught up (R18)?
+    /// True if this node may serve requests: as far as it knows it is a member that has caught up (R18).
     pub fn serves(&self) -> bool {
         !self.superseded && self.member(self.me).is_some_and(|me| me.status != MemberStatus::Joining)
     }
 
-    /// Was this node removed from the cluster?
+    /// True if this node was removed from the cluster.
     pub fn is_removed(&self) -> bool {
         self.state.members.get(&self.me).is_some_and(|me| me.status == MemberStatus::Removed)
     }
 }
 
-/// How to reach a member.
+/// Address of a member.
 pub(super) fn peer(member: &Member) -> Option<PeerAddr> {
-    // Nodes write resolved addresses; anything else in the table is of no use to anybody.
+    // Nodes write resolved addresses; anything else in the table cannot be used.
     let addr: SocketAddr = member.listen.parse().ok()?;
     Some(PeerAddr { uid: member.uid, addr })
 }
 
-/// The present view, and who waits for the next.
+/// The current view, and its subscribers.
 pub struct Views {
     me: NodeId,
     current: ArcSwap<View>,
+    /// Holds one view: a slow subscriber skips to the newest.
     changed: watch::Sender<Arc<View>>,
-    /// Held while a newer view takes the place of an older one.
-    turn: Mutex<Known>,
+    /// Locked while a newer view replaces an older one.
+    newer: Mutex<NewerLineages>,
 }
 
-/// What is known of lineages beside that of the present view.
+/// Lineages heard of, other than the current view's.
 #[derive(Default)]
-struct Known {
-    /// The newest heard of.
+struct NewerLineages {
+    /// The newest one.
     heard: Lineage,
-    /// The newest that does not have this node.
+    /// The newest one that does not have this node as a member.
     outside: Option<Lineage>,
 }
 
-impl Known {
-    /// A state as this node may use it.
+impl NewerLineages {
+    /// Build the view of a state, marked if a newer lineage is known.
     fn view(&self, state: ClusterState, me: NodeId) -> View {
         let outside = self.outside.filter(|outside| *outside >= state.lineage);
         let superseded = self.heard > state.lineage || outside.is_some();
@@ -112,61 +122,82 @@ impl Known {
 }
 
 impl Views {
-    /// Begins with a state.
+    /// Begin with a state.
     pub fn new(state: ClusterState, me: NodeId) -> Self {
         let view = Arc::new(View::new(state, me));
         Self {
             me,
             current: ArcSwap::new(view.clone()),
             changed: watch::Sender::new(view),
-            turn: Mutex::default(),
+            newer: Mutex::default(),
         }
     }
 
-    /// The present one.
+    /// Return the current view.
     pub fn load(&self) -> Arc<View> {
         self.current.load_full()
     }
 
-    /// Changes with each newer one.
+    /// Subscribe to newer views.
     pub fn subscribe(&self) -> watch::Receiver<Arc<View>> {
         self.changed.subscribe()
     }
 
-    /// Takes a state if it is newer.
+    /// Wait until the view includes the entry of an index.
+    pub async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<Arc<View>, DeadlineExceeded> {
+        let mut views = self.subscribe();
+        let waited = timeout_at(deadline, views.wait_for(|view| view.index() >= index)).await;
+        match waited {
+            Ok(Ok(view)) => Ok(view.clone()),
+            _ => Err(DeadlineExceeded { index }),
+        }
+    }
+
+    /// Take a state if it is newer than the current view.
     pub fn offer(&self, state: &ClusterState) {
-        let known = self.turn.lock();
+        let newer = self.newer.lock();
         if order(state) > order(&self.current.load().state) {
-            self.replace(known.view(state.clone(), self.me));
+            self.replace(newer.view(state.clone(), self.me));
         }
     }
 
-    /// There is a newer lineage than that of the present view. False if that is no news.
+    /// Note that a lineage exists, and mark the view as superseded if the lineage is newer. True if the
+    /// view was not marked before.
     pub fn supersede(&self, lineage: Lineage) -> bool {
-        let mut known = self.turn.lock();
-        known.heard = lineage.max(known.heard);
-        let present = self.current.load_full();
-        let news = !present.superseded && known.heard > present.state.lineage;
+        let mut newer = self.newer.lock();
+        newer.heard = lineage.max(newer.heard);
+        let current = self.current.load_full();
+        let news = !current.superseded && newer.heard > current.state.lineage;
         if news {
-            self.replace(known.view(present.state.clone(), self.me));
+            self.replace(newer.view(current.state.clone(), self.me));
         }
         news
     }
 
-    /// This lineage, at least as new as that of the present view, does not have this node. False if that is
-    /// no news.
-    pub fn cast_out(&self, of: Lineage) -> bool {
-        let mut known = self.turn.lock();
-        let present = self.current.load_full();
-        let news = of >= present.state.lineage && Some(of) > known.outside;
-        if news {
-            known.outside = Some(of);
-            self.replace(known.view(present.state.clone(), self.me));
+    /// Note that a lineage does not have this node as a member: the node joined, or was removed, in a history
+    /// that the recovery did not know. It serves nothing any more and changes nothing, and runs on, because
+    /// its guests' state in memory would end with it. A lineage older than the view's is ignored.
+    pub fn cast_out(&self, of: Lineage) {
+        let mut newer = self.newer.lock();
+        let current = self.current.load_full();
+        if of < current.state.lineage || Some(of) <= newer.outside {
+            return;
         }
-        news
+        newer.outside = Some(of);
+        self.replace(newer.view(current.state.clone(), self.me));
+        drop(newer);
+        tracing::error!(
+            number = of.number,
+            "the cluster was recovered without this node, which is no member of it any more: it serves \
+             nothing, and keeps what it has in memory until it is stopped"
+        );
     }
 
     fn replace(&self, view: View) {
+        debug_assert!(
+            order(&view.state) >= order(&self.current.load().state),
+            "a view is replaced by a newer one only"
+        );
         let view = Arc::new(view);
         self.current.store(view.clone());
         self.changed.send_replace(view);

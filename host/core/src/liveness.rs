@@ -1,35 +1,33 @@
-//! Who is up (DESIGN.md D4): SWIM as a machine without clock, socket or chance of its own.
+//! Failure detection (DESIGN.md D4): SWIM as a state machine without a clock, a socket or randomness of its own.
 //!
-//! Events in, effects out. The caller says what time it is (since any start of its own, never
-//! going back), carries datagrams, and calls again when [`Liveness::due`] has come. The same
-//! events with the same seed give the same effects to the byte.
+//! Events in, effects out. The caller passes the time (since any origin, never going back), carries datagrams,
+//! and calls again at [`Liveness::due`]. The same events with the same seed give the same effects to the byte.
 //!
-//! What is found out here chooses fallbacks and colours displays. It moves no ownership.
+//! The result is used to choose fallbacks and for display. It moves no ownership.
 //!
-//! # How
+//! # Protocol
 //!
-//! [`foca`] keeps the table: which life of which member is up, who is suspected, what is still to
-//! be gossiped, and a slow random probe of everybody. Two things are ours, because random probes
-//! alone leave a dead node of a hundred unseen for 5 periods in one case of a hundred and fifty,
-//! and because foca probes one member at a time, so that a period short enough for 2 s is too
-//! short for a node that answers 300 ms late:
+//! [`foca`] keeps the table: the generation and state of each member, suspicions, pending gossip, and a slow
+//! random probe of all members. Two mechanisms are added. Random probes alone leave one dead node in a hundred
+//! undetected for 5 periods in one of 150 cases; and foca probes one member at a time, so that a period short
+//! enough for detection within 2 s is too short for a node that replies 300 ms late.
 //!
-//! - the *watch*: members stand in a circle, each is pinged by the [`Settings::watched`]
-//!   living ones before it, all at once and steadily. Silence is what counts, not a single late answer.
-//!   After [`Settings::doubt`] of it the ping becomes quicker and others are asked to try (a link
-//!   that works one way only, or a pair that is cut, accuses nobody); after [`Settings::down`] the member is
-//!   told to be down. Who is down is knocked at, so it is seen at once when it is back, and it
-//!   is told that it was taken for down, and begins a new life that wins over the report;
-//! - *comparison*: pings carry a hash of the table. Tables that stay different are exchanged, for a node
-//!   that slept or was cut off while the gossip went round. A death that only a table reports
-//!   is looked into before it is believed, so that a side that was cut off does not take the other's
-//!   members down with its old beliefs.
+//! - The *watch*: members form a ring, and each is pinged by the [`Settings::watched`] live members before it,
+//!   concurrently and at a steady rate. Silence counts, not a single late reply. After [`Settings::doubt`] of
+//!   silence, pings become more frequent and other members are asked to ping too (so that a link that works
+//!   in one direction only, or one broken pair, takes no member down); after [`Settings::down`] the member is
+//!   declared down. Down members are still pinged. A member that returns is noticed at once, learns that it
+//!   was declared down, and refutes it with a higher generation.
+//! - *Comparison*: pings carry a hash of the table. Tables that stay different are exchanged, for a node that
+//!   slept or was partitioned while the gossip spread. A death that only a table reports is a suspicion, and
+//!   is verified before it is believed, so that one side of a healed partition does not take the other side's
+//!   members down by its outdated table.
 //!
-//! A node that finds its own timers late was held up itself (stopped, or starved of the processor)
-//! and moves everything that it waits for by the time it lost. A node that hears from
-//! nobody is probably the one that is cut off: it takes the others for unreachable, and accuses none.
+//! A node whose own timers fire late was held up itself (stopped, or starved of the processor), and shifts all
+//! its deadlines by the time lost. A node that hears from no other is probably the one that is partitioned: it
+//! takes the others for unreachable, and declares none of them down to anyone.
 //!
-//! # The figures
+//! # Figures
 //!
 //! See [`Settings::default`].
 
@@ -57,84 +55,85 @@ pub use packet::MAX_PACKET;
 pub use settings::Settings;
 
 use identity::Identity;
-use packet::{Belief, ENTRIES, Entry, Packet, Word};
+use packet::{Belief, ENTRIES, Entry, Packet, PingBody};
 use table::Table;
 use timers::Timers;
 use watch::{Act, Watch};
 
-/// Questions of others that wait for an answer.
+/// Most indirect pings of other nodes that wait for a reply.
 const MAX_ASKED: usize = 256;
 
-/// What happens to the machine.
+/// Input of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// [`Liveness::due`] has come.
+    /// The time of [`Liveness::due`] has come.
     Time,
-    /// A datagram of an authenticated node.
+    /// A datagram of an authenticated node has arrived.
     Datagram {
-        /// Who sent it.
+        /// Sender.
         from: NodeUid,
-        /// What it sent; anything.
+        /// Contents; any bytes.
         bytes: Bytes,
     },
-    /// The members of the committed state that are not removed and take part, this node among them
-    /// or not. Nobody else counts.
+    /// The members of the committed state that are not removed and take part in failure detection. This node may
+    /// be among them or not. All other nodes are ignored.
     Members(Vec<Peer>),
-    /// There is a connection to this node.
+    /// There is a new connection to a node.
     LinkUp(NodeUid),
-    /// This node was held up for so long and could not notice it by its timers.
+    /// This node was held up for this long, and cannot have noticed it by its timers.
     HeldUp(Duration),
 }
 
-/// What the machine wants done.
+/// Output of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Send these bytes, at most [`MAX_PACKET`], once; they may be lost.
+    /// Send a datagram of at most [`MAX_PACKET`] bytes, once. It may be lost.
     Send {
-        /// To whom.
+        /// Receiver.
         to: NodeUid,
-        /// What.
+        /// Contents.
         bytes: Bytes,
     },
-    /// This member is up from now on.
+    /// A member is up from now on.
     Up(NodeId),
-    /// This member is down from now on, or unreachable, which is the same to who wants to ask it.
+    /// A member is down from now on, or unreachable, which is the same to callers of it.
     Down(NodeId),
 }
 
-/// Somebody who wants to know whether a member answers.
+/// A node that has asked for an indirect ping.
 struct Asker {
     origin: NodeUid,
     clock: u64,
     until: Duration,
 }
 
-/// One node's part in finding out who is up.
+/// The failure detector of one node.
 pub struct Liveness {
     me: Peer,
     settings: Settings,
     now: Duration,
-    /// When the watch looked last, and when it looks next.
+    /// Times of the watch's last and next round.
     looked: Duration,
     round: Duration,
     timers: Timers<Timer<Identity>>,
-    /// foca's gossip while there is none: it would ask for a timer at every period all the same.
+    /// foca's gossip timer, kept while there is nothing to gossip: foca would set one for every period.
     gossip: Option<Timer<Identity>>,
     table: Table,
     watch: Watch,
     rng: StdRng,
+    /// By target; at most [`MAX_ASKED`] in all.
     asked: BTreeMap<NodeUid, Vec<Asker>>,
     up: BTreeSet<NodeId>,
-    /// The table's hash when `up` was made.
+    /// The table's hash when `up` was computed.
     reported: Option<u64>,
     effects: Vec<Effect>,
 }
 
 impl Liveness {
-    /// A node that knows nobody yet. `boot` is greater at each of its starts
-    /// ([`Generation::boot`]); the seed decides whom it asks.
+    /// Create a detector that knows no other node. `boot` is greater at each start of the node
+    /// ([`Generation::boot`]); the seed determines all random choices.
     pub fn new(me: Peer, boot: u64, settings: Settings, seed: u64, now: Duration) -> Self {
-        // The greatest is barred.
+        // The greatest generation is barred.
         let generation = Generation { boot: boot.min(u64::MAX - 1), renewed: 0 };
         Self {
             me,
@@ -154,12 +153,12 @@ impl Liveness {
         }
     }
 
-    /// When to call next with [`Event::Time`], if nothing happens before.
+    /// Time of the next [`Event::Time`], unless another event comes before.
     pub fn due(&self) -> Duration {
         self.timers.next().map_or(self.round, |timer| timer.min(self.round))
     }
 
-    /// Is this member up? This node itself always is.
+    /// True if a member is up. This node itself always is.
     pub fn is_up(&self, node: NodeId) -> bool {
         node == self.me.node || self.up.contains(&node)
     }
@@ -169,12 +168,12 @@ impl Liveness {
         self.up.iter().copied()
     }
 
-    /// Which life of this node others know or will know.
+    /// The current generation of this node.
     pub fn generation(&self) -> Generation {
         self.table.generation()
     }
 
-    /// Something has happened.
+    /// Handle an event, and return the resulting effects.
     pub fn handle(&mut self, now: Duration, event: Event) -> Vec<Effect> {
         self.now = now.max(self.now);
         let late = self.now.saturating_sub(self.due());
@@ -206,10 +205,10 @@ impl Liveness {
             self.pump();
         }
         if self.round <= self.now {
-            self.look_after();
+            self.run_watch();
             self.pump();
         }
-        // Not in the past: then this would seem to be late the next time.
+        // Not in the past: the next call would seem to be late.
         self.round = self.watch.next_round(self.looked, &self.table, &self.settings).max(self.now);
         self.report();
         std::mem::take(&mut self.effects)
@@ -221,13 +220,13 @@ impl Liveness {
         self.watch.shift(lost);
     }
 
-    /// The watch's round.
-    fn look_after(&mut self) {
+    /// Run a round of the watch.
+    fn run_watch(&mut self) {
         self.looked = self.now;
         for act in self.watch.round(self.now, &self.table, &self.settings, &mut self.rng) {
             match act {
                 Act::Ping(uid) => self.ping(uid),
-                Act::PingClaimed(uid, generation) => self.ping_with(uid, Belief::Down(generation)),
+                Act::PingSuspected(uid, generation) => self.ping_with(uid, Belief::Down(generation)),
                 Act::Ask { helper, target } => {
                     let clock = self.clock();
                     self.send(helper, &Packet::Ask { target, clock });
@@ -257,25 +256,24 @@ impl Liveness {
         match Packet::decode(bytes) {
             None => {}
             Some(Packet::Swim(packet)) => self.table.receive(peer, &packet),
-            Some(Packet::Ping(word)) => {
-                self.heed(from, &word);
-                let pong = self.word(from, word.clock, None);
+            Some(Packet::Ping(body)) => {
+                self.on_claim(from, &body);
+                let pong = self.body(from, body.clock, None);
                 self.send(from, &Packet::Pong(pong));
-                // Two that look after each other do so at the same time: what both have to say
-                // shares packets and wakings.
+                // Two members that watch each other ping at the same time: packets and wake-ups are shared.
                 if self.watch.hurry_along(self.now, from, &self.settings) {
                     self.round = self.now;
                 }
             }
-            Some(Packet::Pong(word)) => {
-                let risen = self.heed(from, &word);
-                if self.is_fresh(word.clock) {
+            Some(Packet::Pong(body)) => {
+                let refuted = self.on_claim(from, &body);
+                if self.is_fresh(body.clock) {
                     self.watch.heard(self.now, from);
-                    self.watch.compared(self.now, from, word.table == self.table.hash());
-                    self.tell_askers(from, word.mine);
+                    self.watch.compared(self.now, from, body.table == self.table.hash());
+                    self.tell_askers(from, body.mine);
                 }
-                if risen {
-                    // It shall learn it before anything else is asked of this node.
+                if refuted {
+                    // The peer learns of the new generation before it asks this node for anything else.
                     self.ping(from);
                 }
             }
@@ -294,44 +292,47 @@ impl Liveness {
         }
     }
 
-    /// What a member says of itself and of this node. `true`: this node began a new life.
-    fn heed(&mut self, from: NodeUid, word: &Word) -> bool {
+    /// Take a member's claims about itself and about this node. True if this node has refuted its own death.
+    fn on_claim(&mut self, from: NodeUid, body: &PingBody) -> bool {
         let lonely = self.table.is_lonely();
-        self.lives(from, word.mine);
+        self.lives(from, body.mine);
         if lonely && !self.table.is_lonely() {
-            // The first: it may know the others.
+            // The first peer may know the others.
             self.send_table(from, true);
         }
-        self.heed_belief(word.yours)
+        self.on_belief(body.yours)
     }
 
-    fn heed_belief(&mut self, belief: Belief) -> bool {
+    /// Take a peer's belief about this node. True if this node has refuted it with a higher generation.
+    fn on_belief(&mut self, belief: Belief) -> bool {
         let mine = self.table.generation();
-        let risen = match belief {
+        let refuted = match belief {
             Belief::Down(known) => known >= mine,
             Belief::Alive(known) | Belief::Suspect(known, _) => known > mine,
             Belief::Unknown => false,
         };
         match belief {
-            Belief::Down(known) | Belief::Alive(known) | Belief::Suspect(known, _) if risen => {
-                self.table.rise_above(known);
+            Belief::Down(known) | Belief::Alive(known) | Belief::Suspect(known, _) if refuted => {
+                self.table.refute_down(known);
                 self.watch.hurry_all(self.now);
             }
-            Belief::Suspect(known, incarnation) if known == mine => self.table.refute(incarnation),
+            Belief::Suspect(known, incarnation) if known == mine => self.table.refute_suspicion(incarnation),
             _ => {}
         }
-        risen
+        refuted
     }
 
+    /// A member is alive in a generation.
     fn lives(&mut self, uid: NodeUid, generation: Generation) {
         self.table.alive(uid, generation);
         self.watch.lives(uid, generation);
     }
 
+    /// Take an entry of a peer's table.
     fn learn(&mut self, entry: Entry) {
         if entry.node == self.me.node {
             let belief = if entry.up { Belief::Alive } else { Belief::Down };
-            self.heed_belief(belief(entry.generation));
+            self.on_belief(belief(entry.generation));
             return;
         }
         let Some(uid) = self.table.uid(entry.node) else { return };
@@ -341,14 +342,14 @@ impl Liveness {
         };
         if !entry.up && self.table.is_up(uid) {
             if known.is_none_or(|known| known <= entry.generation) {
-                self.watch.claim(self.now, uid, entry.generation);
+                self.watch.suspect(self.now, uid, entry.generation);
             }
         } else if known.is_none_or(|known| known < entry.generation) {
             self.table.learn(Peer { node: entry.node, uid }, entry.generation, entry.up);
         }
     }
 
-    /// Asks a member on behalf of another.
+    /// Ping a member on behalf of another.
     fn ask(&mut self, origin: NodeUid, target: NodeUid, clock: u64) {
         let waiting: usize = self.asked.values().map(Vec::len).sum();
         if target == self.me.uid || waiting >= MAX_ASKED || self.table.peer(target).is_none() {
@@ -371,25 +372,25 @@ impl Liveness {
         self.now.as_millis() as u64
     }
 
-    /// An answer to something that was asked not long ago, not before this node was stopped.
+    /// True for a reply to a recent ping, not to one from before this node was stopped.
     fn is_fresh(&self, clock: u64) -> bool {
         let limit = self.settings.answer.as_millis() as u64;
         self.clock().checked_sub(clock).is_some_and(|age| age <= limit)
     }
 
-    fn word(&self, to: NodeUid, clock: u64, belief: Option<Belief>) -> Word {
+    fn body(&self, to: NodeUid, clock: u64, belief: Option<Belief>) -> PingBody {
         let yours = belief.unwrap_or_else(|| self.table.belief(to));
-        Word { clock, mine: self.table.generation(), yours, table: self.table.hash() }
+        PingBody { clock, mine: self.table.generation(), yours, table: self.table.hash() }
     }
 
     fn ping(&mut self, to: NodeUid) {
-        let word = self.word(to, self.clock(), None);
-        self.send(to, &Packet::Ping(word));
+        let body = self.body(to, self.clock(), None);
+        self.send(to, &Packet::Ping(body));
     }
 
     fn ping_with(&mut self, to: NodeUid, belief: Belief) {
-        let word = self.word(to, self.clock(), Some(belief));
-        self.send(to, &Packet::Ping(word));
+        let body = self.body(to, self.clock(), Some(belief));
+        self.send(to, &Packet::Ping(body));
     }
 
     fn send_table(&mut self, to: NodeUid, wants: bool) {
@@ -406,7 +407,7 @@ impl Liveness {
         }
     }
 
-    /// What foca wants done.
+    /// Carry out foca's requests.
     fn pump(&mut self) {
         while let Some((to, packet)) = self.table.next_packet() {
             self.send(to, &Packet::Swim(packet));
@@ -423,7 +424,7 @@ impl Liveness {
         }
     }
 
-    /// Who is up now that was not, and the other way round.
+    /// Report the members that are up or down since the last report.
     fn report(&mut self) {
         if self.reported == Some(self.table.hash()) {
             return;

@@ -7,6 +7,7 @@
 
 mod apply;
 mod change;
+mod check;
 mod deploy;
 mod due;
 mod handoff;

@@ -1,11 +1,12 @@
-//! `admin.toml`: how the command line finds a node and proves that it may talk to it.
+//! `admin.toml`: the address and credentials that the command line uses to reach a node.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::files::{corrupt, read_text, write_private};
-use super::{DataDirError, Disk};
+use super::disk::Disk;
+use super::error::{DataDirError, corrupt};
+use super::files::{read_text, write_private};
 
 const FILE: &str = "admin.toml";
 
@@ -14,18 +15,18 @@ const FILE: &str = "admin.toml";
 pub struct AdminToml {
     /// UDP address of the node's QUIC endpoint.
     pub address: String,
-    /// The cluster's id.
+    /// Id of the cluster.
     pub cluster: String,
     /// PEM certificates of the cluster's authorities.
     pub authorities: Vec<String>,
     /// PEM certificate chain of an operator.
     pub certificate: String,
-    /// PEM key of it.
+    /// PEM key of that certificate.
     pub key: String,
 }
 
 impl AdminToml {
-    /// Reads the one in a data directory; `None` if there is none. Needs no lock.
+    /// Read the file of a data directory; `None` if there is none. Needs no lock.
     pub fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
         Self::read_on(&Disk::real(), dir)
     }

@@ -1,16 +1,17 @@
-//! Makes room for a new node where a damaged one was, without losing anything of it.
+//! Setting a damaged node aside, to make room for a new one without losing anything.
 
 use std::path::{Path, PathBuf};
 
+use super::disk::Disk;
+use super::error::DataDirError;
 use super::files::{create_private_dir, sync_dir};
-use super::{DataDirError, Disk, LOCK};
+use super::layout::{IDENTITY, LOCK};
 
 const ASIDE: &str = "set-aside-";
 
-/// Moves everything but the lock and what was set aside before into a directory of its own.
+/// Move everything but the lock and earlier set-aside directories into a new subdirectory.
 ///
-/// What makes the directory a node's goes first: a crash half way leaves no node, and saying it
-/// again goes on.
+/// `IDENTITY` is moved first: a crash half way leaves a directory without a node, and the next call continues.
 pub(super) fn set_aside(disk: &Disk, dir: &Path) -> Result<Option<PathBuf>, DataDirError> {
     let io = |path: &Path, source| DataDirError::Io { path: path.to_owned(), source };
     let mut names = Vec::new();
@@ -26,7 +27,7 @@ pub(super) fn set_aside(disk: &Disk, dir: &Path) -> Result<Option<PathBuf>, Data
     if names.is_empty() {
         return Ok(None);
     }
-    names.sort_by_key(|name| (name != "IDENTITY", name.clone()));
+    names.sort_by_key(|name| (name != IDENTITY, name.clone()));
     let aside = dir.join(format!("{ASIDE}{}", last + 1));
     create_private_dir(disk, &aside)?;
     for name in names {

@@ -1,4 +1,4 @@
-//! The node's one database, shared by the control plane and the modules' items (D7), on the engine fjall.
+//! The engine fjall.
 
 use std::io::Write;
 use std::ops::Bound;
@@ -11,34 +11,28 @@ use fjall::{Database, Keyspace, KeyspaceCreateOptions, PersistMode};
 use futures_util::future::BoxFuture;
 use parking_lot::RwLock;
 
-use super::files::corrupt;
+use super::engine::{Engine, Op, SpaceId, Trouble};
+use super::error::{DataDirError, corrupt};
 use super::obstacle::database_trouble;
-use super::store::{Engine, Op, SpaceId};
-use super::{DataDirError, Disk, Store, Trouble};
 
-/// Memtable of one keyspace. Small, because a node has several keyspaces and tests run several
-/// nodes on one machine; larger ones would only delay flushes.
+/// Size of a keyspace's memtable. Small, because a node has several keyspaces and tests run several nodes on
+/// one machine; larger memtables would only delay flushes.
 const KEYSPACE_MEMTABLE_BYTES: u64 = 4 * 1024 * 1024;
 
-/// Blocks that were read and stay in memory, for all keyspaces together.
+/// Size of the block cache, shared by all keyspaces.
 const CACHE_BYTES: u64 = 32 * 1024 * 1024;
 
-/// Opens the database on the system's disk, or makes it.
-pub fn open_database(path: &Path) -> Result<Store, DataDirError> {
-    Disk::real().database(path)
-}
-
-/// A database of fjall. Each of its keyspaces is a space.
+/// A fjall database. Each of its keyspaces is a space.
 struct Fjall {
     database: Database,
-    /// Those that were opened, by id.
+    /// The open keyspaces with their names, by id.
     spaces: RwLock<Vec<(String, Keyspace)>>,
 }
 
-/// Opens the engine, or makes its files.
+/// Open a database, or create its files.
 pub(super) fn open(path: &Path) -> Result<Arc<dyn Engine>, DataDirError> {
     let open = || Database::builder(path).cache_size(CACHE_BYTES).worker_threads(1).open();
-    // The engine takes some kinds of damage for impossible.
+    // fjall panics on some kinds of damage.
     match std::panic::catch_unwind(open) {
         Ok(Ok(database)) => Ok(Arc::new(Fjall { database, spaces: RwLock::default() })),
         Ok(Err(source)) => Err(DataDirError::Database { path: path.to_owned(), source: source.into() }),
@@ -90,7 +84,7 @@ impl Engine for Fjall {
         if ops.len() == 1
             && let Some(Op { space, key, value }) = ops.pop()
         {
-            // Goes to the system at once, which a batch does with the next one of these or the next sync.
+            // Passed to the system at once; a batch is passed with the next single write or sync.
             let keyspace = self.keyspace(space);
             match value {
                 Some(value) => keyspace.insert(key, &value[..])?,
@@ -114,8 +108,8 @@ impl Engine for Fjall {
     }
 }
 
-/// Ends the process after the database failed to write or to sync: what is on disk is unknown
-/// from here on, and peers take over (D7). In a simulation it ends the life of the node.
+/// End the process after a failed write or sync: the contents of the disk are unknown from here on, and peers
+/// take over (D7). In a simulation, end the node's life.
 pub fn fatal(error: &Trouble) -> ! {
     let trouble = database_trouble(
         error,
@@ -125,7 +119,7 @@ pub fn fatal(error: &Trouble) -> ! {
     if Scope::current().is_some() {
         annulus_ground::die();
     }
-    // Nothing more can be done where stderr fails too, and the process must end all the same.
+    // The process must end even if stderr fails too.
     let stderr = &mut std::io::stderr();
     drop(writeln!(stderr, "annulus: the database failed to write, ending this process: {trouble}"));
     std::process::exit(70)

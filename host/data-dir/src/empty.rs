@@ -1,9 +1,9 @@
-//! Which modules have had no item on this node since its process started.
+//! Record of the modules that have had no item on this node since its process started.
 //!
-//! Items in memory end with the process, so a restart may have lost some of every module. A file for each
-//! module says that it never had one here, and is removed with the first. That way round because a missing
-//! file costs a false alert, where a missing note of items would hide a loss: a full disk, an older build or a
-//! crash can only ever leave too few of these files.
+//! Items in memory end with the process, so a restart may have lost some of every module. A file per module
+//! states that the module never had an item here, and is removed with the first one. A missing file costs a
+//! false alert; with files for modules that do have items, a missing file would hide a loss. A full disk, an
+//! older build or a crash can only leave too few of these files.
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
@@ -11,29 +11,29 @@ use std::path::{Path, PathBuf};
 use annulus_core::ids::ModuleUid;
 use parking_lot::{Mutex, RwLock};
 
-use super::DataDirError;
 use super::disk::{Disk, Open};
+use super::error::DataDirError;
 use super::files::{create_private_dir, remove};
 
 const DIR: &str = "empty";
 
-/// The files of one node.
+/// The record of one node.
 #[derive(Debug)]
 pub struct EmptyModules {
     disk: Disk,
     dir: PathBuf,
-    /// Had an item since the start. Those that were undeployed since stay: whoever notes may not have heard of a
-    /// module yet that has items.
+    /// Modules with an item since the start. Undeployed modules stay: the caller of [`EmptyModules::note`] may
+    /// not know yet of a module that has items.
     filled: RwLock<HashSet<ModuleUid>>,
-    /// Have a file, as far as is known. Held while files are made or removed.
+    /// Modules with a file, as far as known. Locked while files are created or removed.
     noted: Mutex<HashSet<ModuleUid>>,
 }
 
 impl EmptyModules {
-    /// Reads what the process before left.
+    /// Read the record that the former process left.
     ///
     /// # Errors
-    /// The directory cannot be made or read. Nothing was changed.
+    /// The directory cannot be created or read. Nothing was changed.
     pub(super) fn open(disk: &Disk, data: &Path) -> Result<Self, DataDirError> {
         let dir = data.join(DIR);
         create_private_dir(disk, &dir)?;
@@ -49,18 +49,18 @@ impl EmptyModules {
         self.dir.join(module.0.to_string())
     }
 
-    /// Has this module had no item here, in this run or before it?
+    /// True if a module has had no item here, in this run or before it.
     pub fn is_empty(&self, module: ModuleUid) -> bool {
         self.noted.lock().contains(&module)
     }
 
-    /// Has [`EmptyModules::fill`] been told of this module in this run?
+    /// True if [`EmptyModules::fill`] was called for a module in this run.
     pub fn is_filled(&self, module: ModuleUid) -> bool {
         self.filled.read().contains(&module)
     }
 
-    /// Notes that the module has an item now, durably: a restart names it as lost, after a loss of power too.
-    /// Blocks; the first time for a sync of the disk.
+    /// Note durably that a module has an item: a restart, even after a loss of power, reports it as lost. The
+    /// first call for a module blocks for a sync of the disk.
     pub fn fill(&self, module: ModuleUid) {
         let mut noted = self.noted.lock();
         if noted.remove(&module)
@@ -71,7 +71,8 @@ impl EmptyModules {
         self.filled.write().insert(module);
     }
 
-    /// What was lost of all modules but these is told: notes which of them are empty, and forgets all others.
+    /// Note which of the deployed modules are empty, and forget all others. The losses of the former process
+    /// must have been reported.
     pub fn note(&self, modules: impl IntoIterator<Item = ModuleUid>) {
         let mut noted = self.noted.lock();
         let deployed: HashSet<ModuleUid> = modules.into_iter().collect();
@@ -112,11 +113,11 @@ mod tests {
         first.note([A, B]);
         first.fill(A);
         assert!(first.is_filled(A) && !first.is_filled(B) && !first.is_empty(A));
-        // Said again, by who has not heard of the item.
+        // Noted again by a caller that does not know of the item.
         first.note([A, B]);
         let second = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!second.is_empty(A) && second.is_empty(B));
-        // Before its loss is told it stays as it is, and an item may come meanwhile.
+        // Until its loss is reported it stays as it is, and an item may come meanwhile.
         second.fill(A);
         second.note([A]);
         let third = EmptyModules::open(&Disk::real(), dir.path()).unwrap();

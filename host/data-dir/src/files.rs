@@ -1,22 +1,22 @@
-//! Files that are there whole or not at all, and that nobody else can read.
+//! Files that are replaced atomically, and that only their owner can read.
 
 use std::io::ErrorKind;
 use std::path::Path;
 
-use super::DataDirError;
 use super::disk::{Access, Disk, Open};
+use super::error::{DataDirError, corrupt};
 
 fn io(path: &Path) -> impl FnOnce(std::io::Error) -> DataDirError + '_ {
     |source| DataDirError::Io { path: path.to_owned(), source }
 }
 
-/// Makes a directory that only its owner can enter, durably; leaves one that exists as it is.
+/// Create a directory that only its owner can enter, durably. An existing one is left unchanged.
 pub(super) fn create_private_dir(disk: &Disk, path: &Path) -> Result<(), DataDirError> {
     disk.create_dir_durably(path, Access::Owner).map_err(io(path))
 }
 
-/// Replaces a file by a new one (mode 0600), durably: written beside it, synced, renamed, and
-/// the rename synced too.
+/// Replace a file by a new one (mode 0600), durably: written beside it, synced, renamed, and the rename synced
+/// too.
 pub(super) fn write_private(
     disk: &Disk,
     dir: &Path,
@@ -25,7 +25,7 @@ pub(super) fn write_private(
 ) -> Result<(), DataDirError> {
     let path = dir.join(name);
     let beside = dir.join(format!("{name}.new"));
-    // A left-over of a crash may have other permissions: begin anew.
+    // A file left by a crash may have other permissions.
     remove(disk, &beside)?;
     let mut file = disk.open(&beside, Open::Private).map_err(io(&beside))?;
     file.write_at(0, contents).and_then(|()| file.sync_all()).map_err(io(&beside))?;
@@ -34,7 +34,7 @@ pub(super) fn write_private(
     sync_dir(disk, dir)
 }
 
-/// Reads a file; `None` if it is not there.
+/// Read a file; `None` if it is missing.
 pub(super) fn read(disk: &Disk, path: &Path) -> Result<Option<Vec<u8>>, DataDirError> {
     match disk.read(path) {
         Ok(bytes) => Ok(Some(bytes)),
@@ -43,13 +43,13 @@ pub(super) fn read(disk: &Disk, path: &Path) -> Result<Option<Vec<u8>>, DataDirE
     }
 }
 
-/// Reads a file of text; `None` if it is not there.
+/// Read a text file; `None` if it is missing.
 pub(super) fn read_text(disk: &Disk, path: &Path) -> Result<Option<String>, DataDirError> {
     let Some(bytes) = read(disk, path)? else { return Ok(None) };
     String::from_utf8(bytes).map(Some).map_err(|_| corrupt(path, "it is not text"))
 }
 
-/// Removes a file if it is there, durably.
+/// Remove a file durably, if there is one.
 pub(super) fn remove(disk: &Disk, path: &Path) -> Result<(), DataDirError> {
     match disk.remove(path) {
         Ok(()) => path.parent().map_or(Ok(()), |dir| sync_dir(disk, dir)),
@@ -58,7 +58,7 @@ pub(super) fn remove(disk: &Disk, path: &Path) -> Result<(), DataDirError> {
     }
 }
 
-/// Removes the notes of what a database has promised, which goes too.
+/// Remove the marks of what Raft has promised, together with the database.
 pub(super) fn remove_marks(disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
     for entry in disk.list(dir).map_err(io(dir))? {
         let path = dir.join(entry.name);
@@ -69,12 +69,7 @@ pub(super) fn remove_marks(disk: &Disk, dir: &Path) -> Result<(), DataDirError> 
     Ok(())
 }
 
-/// Makes what was created, renamed or removed in a directory durable.
+/// Make creations, renames and removals in a directory durable.
 pub(super) fn sync_dir(disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
     disk.sync_dir(dir).map_err(io(dir))
-}
-
-/// An error that names a damaged file.
-pub(super) fn corrupt(path: &Path, reason: impl std::fmt::Display) -> DataDirError {
-    DataDirError::Corrupt { path: path.to_owned(), reason: reason.to_string() }
 }

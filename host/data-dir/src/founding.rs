@@ -1,28 +1,29 @@
-//! The authority of a cluster that is being founded, until the cluster's own state holds it.
+//! The authority of a cluster that is being founded, until the cluster's own state has it.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataDirError, Disk, sealed};
+use super::disk::Disk;
+use super::error::DataDirError;
+use super::layout::FOUNDING;
+use super::sealed;
 
-pub(super) const FILE: &str = "FOUNDING";
-
-/// What a crash between making an identity and committing the first entry must not lose.
+/// Data that must survive a crash between the creation of the identity and the commit of the first entry.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Founding {
     /// PEM certificate of the authority.
     pub authority: String,
-    /// PEM key of it.
+    /// PEM key of that certificate.
     pub authority_key: String,
 }
 
 impl Founding {
     pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
-        sealed::read(disk, dir, FILE)
+        sealed::read(disk, dir, FOUNDING)
     }
 
     pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
-        sealed::write(disk, dir, FILE, self)
+        sealed::write(disk, dir, FOUNDING, self)
     }
 }

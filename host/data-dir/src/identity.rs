@@ -1,4 +1,4 @@
-//! Who a node is (`IDENTITY`), and what it shows to prove it.
+//! A node's identity (`IDENTITY`), and the credentials that prove it.
 
 use std::path::Path;
 
@@ -6,36 +6,34 @@ use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::state::Lineage;
 use serde::{Deserialize, Serialize};
 
-use super::files::corrupt;
-use super::{DataDirError, Disk, sealed};
+use super::disk::Disk;
+use super::error::{DataDirError, corrupt};
+use super::layout::{IDENTITY, LAYOUT_VERSION};
+use super::sealed;
 
-/// The version of everything in a data directory.
-pub const LAYOUT_VERSION: u64 = 1;
-
-const FILE: &str = "IDENTITY";
 const CERTIFICATE: &str = "node.pem";
 const KEY: &str = "node.key";
 const AUTHORITIES: &str = "authorities.pem";
 
-/// What makes a directory a node's.
+/// Identity of the node that a directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// [`LAYOUT_VERSION`] of whoever wrote it.
+    /// [`LAYOUT_VERSION`] of the build that wrote it.
     pub layout: u64,
     /// `name@host`.
     pub name: String,
-    /// The cluster that the node belongs to.
+    /// The node's cluster.
     pub cluster: ClusterId,
-    /// The data directory's own id.
+    /// Id of the data directory.
     pub uid: NodeUid,
-    /// What the node is called in that cluster.
+    /// Id of the node in that cluster.
     pub node: NodeId,
-    /// Which history of the cluster it follows.
+    /// History of the cluster that the node follows.
     #[serde(with = "lineage_text")]
     pub lineage: Lineage,
 }
 
-/// `number-id`, the id in hex: TOML's numbers are too small for it.
+/// `number-id`, with the id in hex: it may exceed TOML's integers.
 mod lineage_text {
     use annulus_core::state::Lineage;
     use serde::{Deserialize, Deserializer, Serializer, de};
@@ -61,9 +59,9 @@ struct Layout {
 
 impl Identity {
     pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
-        let path = dir.join(FILE);
-        let Some(body) = sealed::read_body(disk, dir, FILE)? else { return Ok(None) };
-        // The version first: another one may have other fields.
+        let path = dir.join(IDENTITY);
+        let Some(body) = sealed::read_body(disk, dir, IDENTITY)? else { return Ok(None) };
+        // The version first: another version may have other fields.
         let Layout { layout } = toml::from_str(&body).map_err(|error| corrupt(&path, error))?;
         if layout != LAYOUT_VERSION {
             return Err(DataDirError::OtherVersion { path, found: layout });
@@ -72,18 +70,18 @@ impl Identity {
     }
 
     pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
-        sealed::write(disk, dir, FILE, self)
+        sealed::write(disk, dir, IDENTITY, self)
     }
 }
 
-/// What a node shows its peers, and whom it believes. All PEM.
+/// A node's own certificate and the authorities that it trusts. All PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// Certificate chain.
     pub certificate: String,
     /// Its private key.
     pub key: String,
-    /// Certificates of the authorities that the node believes.
+    /// Certificates of the authorities that the node trusts.
     pub authorities: Vec<String>,
 }
 
@@ -127,7 +125,7 @@ impl Credentials {
     }
 }
 
-/// One string for each block of a PEM file.
+/// Split a PEM file into one string per certificate.
 fn split_pem(text: &str) -> Vec<String> {
     text.split_inclusive("-----END CERTIFICATE-----")
         .filter(|block| block.contains("-----BEGIN CERTIFICATE-----"))

@@ -1,4 +1,4 @@
-//! A join that survives a crash: first what is wanted, then what the cluster answered (R18).
+//! A join that survives a crash: first the request, then the cluster's reply (R18).
 
 use std::path::Path;
 
@@ -6,43 +6,43 @@ use annulus_core::ids::NodeId;
 use annulus_core::state::ClusterState;
 use serde::{Deserialize, Serialize};
 
-use super::files::corrupt;
-use super::{Credentials, DataDirError, Disk, sealed};
+use super::disk::Disk;
+use super::error::{DataDirError, corrupt};
+use super::identity::Credentials;
+use super::layout::JOIN;
+use super::sealed;
 use annulus_core::codec;
 
-pub(super) const FILE: &str = "JOIN";
-
-/// Where a join stands.
+/// Progress of a join.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JoinIntent {
-    /// The cluster is being asked. The node is still its own cluster of one, and stays it if the
-    /// answer is no.
+    /// The node is asking. It still is its own cluster of one, and stays so if it is refused.
     Asking {
-        /// A member's address.
+        /// Address of a member.
         address: String,
-        /// The token as it was typed.
+        /// The token as text.
         token: String,
-        /// It is to wait there for a plan.
+        /// Wait for a committed plan before taking partitions.
         #[serde(default)]
         stage: bool,
-        /// The modules and items of its own cluster are given up.
+        /// Discard the modules and items of its own cluster.
         #[serde(default)]
         discard: bool,
     },
-    /// The cluster has answered: there is no way back, only through.
+    /// The cluster has admitted the node: the join can only be completed.
     Admitted(Box<Admitted>),
 }
 
-/// What a cluster answers to a node that it admits.
+/// A cluster's reply to a node that it admits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Admitted {
-    /// What the node is called from now on.
+    /// Id of the node in the cluster.
     pub node: NodeId,
     /// PEM certificate chain, signed by the cluster's authority.
     pub certificate: String,
-    /// PEM key of it.
+    /// PEM key of that certificate.
     pub key: String,
-    /// The cluster's state, of an entry at or after the one that admitted the node.
+    /// The committed state, at or after the entry that admitted the node.
     pub state: ClusterState,
 }
 
@@ -59,12 +59,12 @@ impl Admitted {
 
 impl JoinIntent {
     pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
-        let Some(bytes) = sealed::read_lenient(disk, dir, FILE)? else { return Ok(None) };
-        codec::decode(&bytes).map(Some).map_err(|error| corrupt(&dir.join(FILE), error))
+        let Some(bytes) = sealed::read_lenient(disk, dir, JOIN)? else { return Ok(None) };
+        codec::decode(&bytes).map(Some).map_err(|error| corrupt(&dir.join(JOIN), error))
     }
 
     pub(super) fn write(&self, disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
-        let bytes = codec::encode(self).map_err(|error| corrupt(&dir.join(FILE), error))?;
-        sealed::write_sealed(disk, dir, FILE, &bytes)
+        let bytes = codec::encode(self).map_err(|error| corrupt(&dir.join(JOIN), error))?;
+        sealed::write_sealed(disk, dir, JOIN, &bytes)
     }
 }

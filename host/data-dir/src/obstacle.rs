@@ -1,19 +1,19 @@
-//! What stands in the way of reading or writing a data directory, when it is not damage: what to do
-//! then is to clear the way and start again, never to give up what is there.
+//! Errors of the operating system that are not damage: the remedy is to remove the obstacle and start again,
+//! never to give up the data.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
 
-use super::Trouble;
+use super::engine::Trouble;
 
-/// What to do about a database that is damaged.
+/// Remedy for a damaged database.
 pub const RESTORE: &str = "Nothing was changed. Put the whole data directory back if you have it as it was when the \
     node stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets aside all that \
     is here and begins a new node";
 
-/// What to do about a refusal of the operating system. `None` where what was read may be damaged.
+/// Return the remedy for an error of the operating system. `None` if the data may be damaged.
 pub fn obstacle(error: &io::Error) -> Option<&'static str> {
-    // Some libraries wrap what the system said and keep its number in the text alone.
+    // Some libraries wrap the system's error and keep its number in the text only.
     let system = |number: i32| {
         error.raw_os_error() == Some(number) || error.to_string().ends_with(&format!("(os error {number})"))
     };
@@ -32,7 +32,7 @@ pub fn obstacle(error: &io::Error) -> Option<&'static str> {
             "Nothing is damaged: raise the limit of open files (`ulimit -n`, LimitNOFILE= of a service), and \
              start again",
         ),
-        // A file of it is gone or too short, its contents make no sense, or the disk cannot read them.
+        // A file is missing or too short, its contents are invalid, or the disk cannot read them.
         ErrorKind::NotFound | ErrorKind::UnexpectedEof | ErrorKind::InvalidData | ErrorKind::InvalidInput => {
             None
         }
@@ -41,22 +41,21 @@ pub fn obstacle(error: &io::Error) -> Option<&'static str> {
     }
 }
 
-/// The process has too many files open.
+/// Too many open files of the process.
 const EMFILE: i32 = 24;
-/// The system has.
+/// Too many open files of the system.
 const ENFILE: i32 = 23;
-/// The device failed.
+/// Failure of the device.
 const EIO: i32 = 5;
 
-/// An error of the database with what to do about it; `damaged` is what to do where the reason may be
-/// damage.
+/// Describe an error of the database with its remedy. `damaged` is the remedy if the cause may be damage.
 pub fn database_trouble(error: &Trouble, damaged: &str) -> String {
     match (error, refusal(error)) {
         (_, Some(refusal)) => format!("{refusal}. {}", obstacle(refusal).unwrap_or(damaged)),
         (Trouble::Locked, None) => {
             "another process has it open. Nothing was changed: stop that one first".to_owned()
         }
-        // One that cannot be read at all is damaged.
+        // A version that cannot be read at all is damage.
         (Trouble::Engine(fjall::Error::InvalidVersion(Some(_))), None) => {
             format!("{error}. It was written by another version of annulus: start that one")
         }
@@ -64,7 +63,7 @@ pub fn database_trouble(error: &Trouble, damaged: &str) -> String {
     }
 }
 
-/// What the operating system said, if it did.
+/// The operating system's error behind an error of the database, if any.
 fn refusal(error: &Trouble) -> Option<&io::Error> {
     let mut link: Option<&(dyn Error + 'static)> = match error {
         Trouble::Engine(error) => Some(error),

@@ -10,7 +10,7 @@ use std::path::Path;
 
 use rustix::fs::Mode;
 
-use super::DataDirError;
+use super::error::DataDirError;
 
 /// The bits of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;

@@ -1,5 +1,5 @@
-//! Contents under a checksum, in a last line that people and parsers of the contents pass over:
-//! damage is noticed, whatever it hits.
+//! Files with a checksum, in a last line that is a comment to people and parsers. Damage anywhere in the file
+//! is noticed.
 
 use std::path::Path;
 
@@ -7,23 +7,24 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use sha2::{Digest, Sha256};
 
-use super::files::{corrupt, read as read_bytes, read_text, write_private};
-use super::{DataDirError, Disk};
+use super::disk::Disk;
+use super::error::{DataDirError, corrupt};
+use super::files::{read as read_bytes, read_text, write_private};
 
 const MARK: &str = "# sha256 ";
-/// Of the last line: the mark, 64 hexadecimal digits, the line's end.
+/// Length of the last line: the mark, 64 hexadecimal digits, the end of the line.
 const LINE: usize = MARK.len() + 64 + 1;
 
 fn checksum(body: &[u8]) -> String {
     Sha256::digest(body).iter().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Contents with their checksum.
+/// Append the checksum to contents.
 fn seal(body: &[u8]) -> Vec<u8> {
     [body, format!("{MARK}{}\n", checksum(body)).as_bytes()].concat()
 }
 
-/// The contents, if the checksum holds; whether there is one at all.
+/// Check the checksum, and return the contents, and whether there was a checksum at all.
 fn open<'a>(path: &Path, sealed: &'a [u8]) -> Result<(&'a [u8], bool), DataDirError> {
     let at = sealed.len().checked_sub(LINE).filter(|at| sealed[*at..].starts_with(MARK.as_bytes()));
     let Some(at) = at else { return Ok((sealed, false)) };
@@ -34,7 +35,7 @@ fn open<'a>(path: &Path, sealed: &'a [u8]) -> Result<(&'a [u8], bool), DataDirEr
     Ok((body, true))
 }
 
-/// Writes a value durably, as TOML.
+/// Write a value durably, as TOML.
 pub(super) fn write<T: Serialize>(
     disk: &Disk,
     dir: &Path,
@@ -45,16 +46,16 @@ pub(super) fn write<T: Serialize>(
     write_sealed(disk, dir, name, body.as_bytes())
 }
 
-/// Writes contents durably.
+/// Write contents durably.
 pub(super) fn write_sealed(disk: &Disk, dir: &Path, name: &str, body: &[u8]) -> Result<(), DataDirError> {
     write_private(disk, dir, name, &seal(body))
 }
 
-/// Reads the text of a file whose checksum holds; `None` if there is no such file.
+/// Read the text of a file and check its checksum; `None` if the file is missing.
 pub(super) fn read_body(disk: &Disk, dir: &Path, name: &str) -> Result<Option<String>, DataDirError> {
     let path = dir.join(name);
     let Some(text) = read_text(disk, &path)? else { return Ok(None) };
-    // The end of its line says nothing.
+    // The end of the last line may differ.
     let text = format!("{}\n", text.trim_end());
     match open(&path, text.as_bytes())? {
         (body, true) => Ok(Some(String::from_utf8_lossy(body).into_owned())),
@@ -62,7 +63,7 @@ pub(super) fn read_body(disk: &Disk, dir: &Path, name: &str) -> Result<Option<St
     }
 }
 
-/// Reads a value; `None` if there is no such file.
+/// Read a value; `None` if the file is missing.
 pub(super) fn read<T: DeserializeOwned>(
     disk: &Disk,
     dir: &Path,
@@ -72,7 +73,7 @@ pub(super) fn read<T: DeserializeOwned>(
     toml::from_str(&body).map(Some).map_err(|error| corrupt(&dir.join(name), error))
 }
 
-/// Reads contents that earlier builds wrote without a checksum; `None` if there is no such file.
+/// Read contents that earlier builds wrote without a checksum; `None` if the file is missing.
 pub(super) fn read_lenient(disk: &Disk, dir: &Path, name: &str) -> Result<Option<Vec<u8>>, DataDirError> {
     let path = dir.join(name);
     let Some(sealed) = read_bytes(disk, &path)? else { return Ok(None) };

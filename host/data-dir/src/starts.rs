@@ -1,12 +1,14 @@
-//! How often a node has started from its directory: what tells a restored copy from the original.
+//! The number of the node's starts from its directory, which tells a restored copy from the original.
 
 use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 
-use super::{DataDirError, Disk, sealed};
+use super::disk::Disk;
+use super::error::DataDirError;
+use super::sealed;
 
-/// Written in turns: a damaged one is at most one behind, and the next start skips that.
+/// Written alternately: a damaged file is at most one behind, and the next start skips that number.
 const FILES: [&str; 2] = ["STARTS-a", "STARTS-b"];
 
 #[derive(Serialize, Deserialize)]
@@ -14,13 +16,13 @@ struct Starts {
     number: u64,
 }
 
-/// Counts one up, durably.
+/// Increment the number durably, and return it.
 pub(super) fn count(disk: &Disk, dir: &Path) -> Result<u64, DataDirError> {
     let [a, b] = FILES.map(|name| sealed::read::<Starts>(disk, dir, name));
-    // The damaged one, or else the older, is written over.
+    // The damaged file, or else the older one, is overwritten.
     let (last, next) = match (a, b) {
         (Ok(None), Ok(None)) => {
-            // So that there are two from the first start on.
+            // So that there are two files from the first start on.
             sealed::write(disk, dir, FILES[1], &Starts { number: 0 })?;
             (0, 0)
         }
@@ -37,6 +39,7 @@ pub(super) fn count(disk: &Disk, dir: &Path) -> Result<u64, DataDirError> {
     Ok(number)
 }
 
+/// The last number that a start may have had, with one of the files damaged.
 fn after_damage(error: &DataDirError, whole: &Starts) -> u64 {
     tracing::warn!(%error, "the other count of this node's starts is used");
     whole.number + 1

@@ -1,6 +1,8 @@
-//! What a data directory promises: one process, one node, and damage that names its file.
+//! Guarantees of a data directory: one process, one node, and errors that name the damaged file.
 
 #![allow(clippy::unwrap_used)]
+
+use std::path::Path;
 
 use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::state::Lineage;
@@ -56,7 +58,7 @@ fn every_damaged_byte_of_identity_is_noticed_and_named() {
     let (dir, _) = directory_of("a@h");
     let path = dir.path().join("IDENTITY");
     let good = std::fs::read(&path).unwrap();
-    // All but the final line end, which says nothing.
+    // All bytes but the last newline, which carries nothing.
     for at in 0..good.len() - 1 {
         let mut bad = good.clone();
         bad[at] ^= 1;
@@ -131,7 +133,7 @@ fn a_join_survives_a_restart_and_damage_to_it_is_noticed() {
     assert_eq!(data.join_intent().unwrap(), None);
 }
 
-/// A directory as a node leaves it, without the database.
+/// Create a directory as a node leaves it, without the database.
 fn whole_directory() -> tempfile::TempDir {
     let (dir, _) = directory_of("a@h");
     let data = DataDir::lock(dir.path()).unwrap();
@@ -148,7 +150,7 @@ fn whole_directory() -> tempfile::TempDir {
     dir
 }
 
-/// What a start reads, in its order.
+/// Read everything that a start reads, in its order.
 fn read_all(dir: &Path) -> Result<(), DataDirError> {
     let data = DataDir::lock(dir)?;
     data.join_intent()?;

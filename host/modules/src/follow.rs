@@ -52,7 +52,7 @@ impl Modules {
                 bringing.note(ended);
             }
             if let Some(connections) = self.inner.connections.lock().take() {
-                annulus_ground::spawn(self.clone().keep_telling(connections));
+                annulus_ground::spawn(self.clone().broadcast(connections));
             }
             annulus_ground::spawn(self.clone().keep_tidy());
             let this = self.clone();

@@ -6,6 +6,7 @@
 //! vnodes. It is also the vnode master's source of the release that a module runs.
 
 mod artefacts;
+mod capabilities;
 mod deploy;
 mod follow;
 mod formats;
@@ -13,7 +14,6 @@ mod messages;
 mod prepared;
 mod serve;
 mod tidy;
-mod unable;
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
@@ -57,9 +57,10 @@ struct Inner {
     holds: Mutex<tidy::Holds>,
     /// Notified when there may be files that are no longer used.
     untidy: Notify,
-    /// Modules that other nodes have reported as unable to serve.
-    words: Mutex<unable::Words>,
-    /// Peers that have just connected and must be told which modules this node cannot serve.
+    /// Modules that the others cannot serve.
+    capabilities: Mutex<capabilities::CapabilityTable>,
+    /// Peers that have connected, to be sent this node's report. One entry per connection: the transport's
+    /// handshakes bound it, and the broadcasting task empties it after each round of at most `CALL_LIMIT`.
     connected: mpsc::UnboundedSender<NodeUid>,
     /// Receiving end of `connected`, until the task that tells the peers takes it.
     connections: Mutex<Option<mpsc::UnboundedReceiver<NodeUid>>>,
@@ -89,7 +90,7 @@ impl Modules {
                 missed: Mutex::default(),
                 holds: Mutex::default(),
                 untidy: Notify::new(),
-                words: Mutex::default(),
+                capabilities: Mutex::default(),
                 connected,
                 connections: Mutex::new(Some(connections)),
                 master: OnceLock::new(),

@@ -252,7 +252,7 @@ impl Service for Services {
         match request.kind {
             kind::CALL => self.coordinator.serve(request),
             kind::MODULE_PREPARE | kind::MODULE_RUNNING => self.modules.serve(request),
-            kind::MODULES_UNABLE => self.modules.heard_unable(request),
+            kind::MODULES_UNABLE => self.modules.on_report(request),
             kind::TRANSFERS => self.handoff.serve_rows(request),
             kind::HOLDINGS => self.handoff.serve_holdings(request),
             kind => tracing::warn!(kind, from = ?request.from, "a request of no known kind"),

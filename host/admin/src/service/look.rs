@@ -64,7 +64,7 @@ impl AdminService {
                 .parts
                 .cluster
                 .liveness()
-                .standing(id)
+                .status(id)
                 .map(|standing| u64::try_from(standing.since.elapsed().as_millis()).unwrap_or(u64::MAX)),
             unreachable: Some(member)
                 .filter(|member| member.status != MemberStatus::Removed && !self.is_up(view, id))

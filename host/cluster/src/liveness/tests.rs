@@ -1,4 +1,4 @@
-//! The driver, over a network that exists only here.
+//! The driver, over a network within the test.
 #![allow(clippy::unwrap_used)]
 
 use annulus_core::ids::{ClusterId, Digest};
@@ -12,7 +12,7 @@ use crate::view::Views;
 use annulus_transport::CallError;
 use futures_util::future::BoxFuture;
 
-/// Peers that answer no datagrams; one may be connected.
+/// Peers that do not reply to datagrams, connected or not.
 struct Old {
     connected: Mutex<bool>,
     sent: Mutex<usize>,

@@ -18,8 +18,8 @@ use annulus_data_dir::{Store, fatal};
 /// Prefix of the entries' keys.
 const LOG: u8 = b'l';
 
-/// Longest that a purge waits for the snapshot that takes the entries' place: that of a large state
-/// on a slow disk, many times over. Later than this the node ends, with its log whole.
+/// Longest wait of a purge for the snapshot that replaces the entries: many times that of a large state on a
+/// slow disk. After it the node ends, with its log complete.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(60);
 
 fn key(index: u64) -> [u8; 9] {
@@ -32,12 +32,12 @@ fn read_logs(error: StoreError) -> StorageError {
     StorageIOError::read_logs(&error).into()
 }
 
-/// The last entry that a store has, or has had and needs no more.
+/// The last entry in the log, or the last purged one.
 pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
     let purged: Option<LogId> = store.get(Record::Purged)?;
     let Some((_, bytes)) = store.space.last(key(0)..=key(u64::MAX))? else { return Ok(purged) };
     let entry: Entry = decode(&bytes, || "last log entry".into())?;
-    // A crash within a purge may leave older entries.
+    // A crash during a purge may leave older entries.
     Ok(Some(entry.log_id).max(purged))
 }
 
@@ -46,29 +46,30 @@ pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
 pub struct LogStore {
     database: Store,
     store: RaftStore,
+    /// Set if this node must not resume as leader.
     follows: Option<NodeId>,
 }
 
 impl LogStore {
-    /// The log of a database.
+    /// Open the log of a store.
     pub fn new(database: Store, store: RaftStore) -> Self {
         Self { database, store, follows: None }
     }
 
-    /// This node does not lead on where it led before. Raft has it go on in its old term without asking anybody; an
-    /// older copy of its disk would give other entries the numbers that some of that term have already.
+    /// Do not resume as leader. Raft would resume in the node's old term without asking any peer; an older copy
+    /// of its disk would then give indexes that are taken in that term to other entries.
     #[must_use]
     pub fn without_leading(self, me: NodeId) -> Self {
         Self { follows: Some(me), ..self }
     }
 
-    /// What the log lies in.
+    /// The store of the log.
     #[cfg(test)]
     pub(super) fn store(&self) -> &RaftStore {
         &self.store
     }
 
-    /// For tests of the log alone: as if a snapshot up to here were on disk.
+    /// For tests of the log alone: pretend that a snapshot up to `last` is on disk.
     #[doc(hidden)]
     pub fn suppose_snapshot(&self, last: LogId) {
         self.store.snapshot.synced.send_modify(|synced| synced.last = synced.last.max(Some(last)));
@@ -92,9 +93,8 @@ impl LogStore {
         items.iter().map(|(_, bytes)| decode(bytes, || "log entry".into())).collect()
     }
 
-    /// Waits until the snapshot on disk has all entries up to this one. Raft hands a snapshot that
-    /// it received to another task and purges at once; a node that was killed in between would
-    /// have neither the entries nor the snapshot.
+    /// Wait until the snapshot on disk has all entries up to this one. Raft hands a received snapshot to another
+    /// task and purges at once; a node killed in between would have neither the entries nor the snapshot.
     async fn snapshot_of(&self, upto: LogId) -> Result<(), StorageError> {
         let mut synced = self.store.snapshot.synced.subscribe();
         let settled =
@@ -104,7 +104,7 @@ impl LogStore {
                 None => return Ok(()),
                 Some(why) => why.clone(),
             },
-            // The store has the sender.
+            // Unreachable: the store has the sender.
             Ok(Err(_)) => "its task has ended".to_owned(),
             Err(_) => format!("it was not stored within {SNAPSHOT_WAIT:?}"),
         };
@@ -112,7 +112,7 @@ impl LogStore {
         Err(StorageIOError::new(ErrorSubject::Snapshot(None), ErrorVerb::Write, why).into())
     }
 
-    /// Removes entries in one batch.
+    /// Remove entries in one batch.
     fn remove(&self, range: std::ops::RangeInclusive<u64>) -> Result<(), StoreError> {
         let mut batch = self.database.batch();
         for (key, _) in self.store.space.range(key(*range.start())..=key(*range.end()))? {
@@ -152,9 +152,9 @@ impl RaftLogStorage<RaftTypes> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        // Asked at a start, and before anything else. Raft answers for a vote and for entries that it finds
-        // without writing them again, and a process that was killed may have left them to the system alone: a
-        // loss of power after that would take back what was promised.
+        // Called first at a start. Raft answers for the vote and the entries that it finds without writing them
+        // again, and a killed process may have passed them to the system only: a loss of power after that would
+        // revoke what was promised.
         self.store.syncer.sync().await;
         let vote = self.store.vote().map_err(|error| StorageIOError::read_vote(&error))?;
         let follows = |vote: &Vote| self.follows.is_some_and(|me| vote.leader_id.node_id == me.0);
@@ -193,9 +193,9 @@ impl RaftLogStorage<RaftTypes> for LogStore {
     }
 
     async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
-        // Not synced by itself: a crash brings back entries that the leader will have removed
-        // again, and the journal keeps this order before whatever is appended after. The note of
-        // what was promised goes first: what is beyond was never committed.
+        // Not synced by itself: a crash brings back entries that the leader will have removed again, and the
+        // journal keeps the removal before later appends. The mark is cut first: the removed entries were never
+        // committed.
         let before = since.index.saturating_sub(1)..since.index;
         let kept = self.entries(before).map_err(read_logs)?.last().map(|entry| entry.log_id);
         let purged: Option<LogId> = self.store.get(Record::Purged).map_err(read_logs)?;
@@ -209,7 +209,7 @@ impl RaftLogStorage<RaftTypes> for LogStore {
         if !mutants::on(Mutant::PurgeBeforeItsSnapshot) {
             self.snapshot_of(upto).await?;
         }
-        // The mark first: with it alone the log still reads right.
+        // The record first: with it alone the log is still read correctly.
         self.store.put(Record::Purged, &upto).map_err(|error| StorageIOError::write_logs(&error))?;
         self.remove(0..=upto.index).map_err(read_logs)
     }

@@ -1,10 +1,9 @@
-//! What Raft has promised, beside the database: so that a damaged one does not forget unnoticed.
+//! The mark: a record of Raft's promises beside the database, by which the loss of one is noticed.
 //!
-//! An engine that finds the end of its journal damaged takes that for a crash in the middle of a
-//! write, and goes on without it. A node that so forgets a vote, or an entry that it acknowledged,
-//! can undo what a majority has agreed on. Therefore the newest vote and entry are noted here too,
-//! after the database has them and before anybody is told; a database that has less is damaged, and
-//! this node may not vote.
+//! An engine takes a damaged end of its journal for a crash in the middle of a write, and drops it. A node that
+//! loses a vote or an acknowledged entry in this way can undo a decision of a majority. Therefore the newest
+//! vote and entry are written to the mark too, after the database has them and before any peer is told. A
+//! database that has less than the mark is damaged, and the node may not vote.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -17,16 +16,16 @@ use crate::raft::{LogId, Vote};
 use annulus_core::codec;
 use annulus_data_dir::{Disk, Handle, Open};
 
-/// Two places are written in turns, so that a crash in the middle of one leaves the other.
-const PLACE: usize = 256;
+/// Size of one of two slots that are written alternately, so that a crash during a write leaves the other.
+const SLOT: usize = 256;
 const CHECKSUM: usize = 32;
 
-/// What was promised.
+/// The newest promises.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Promised {
-    /// Counts the writes.
+    /// Number of writes.
     turn: u64,
-    /// Counts the times that the log was cut back.
+    /// Number of truncations of the log.
     cuts: u64,
     /// The newest vote.
     pub vote: Option<Vote>,
@@ -34,78 +33,78 @@ pub struct Promised {
     pub last: Option<LogId>,
 }
 
-/// The note, on disk and what is to be written next.
+/// The mark, as it is on disk and as it will be written next.
 pub struct Mark {
     file: Mutex<(Box<dyn Handle>, Promised)>,
     next: Mutex<Promised>,
 }
 
 impl Mark {
-    /// Opens the note, or makes an empty one. A note of which both places are damaged is an empty
-    /// one: it is the second witness, and says nothing against the database.
+    /// Open the mark, or create an empty one. A mark with both slots damaged counts as empty: without the second
+    /// witness there is no evidence against the database.
     pub fn open(disk: &Disk, path: &Path) -> std::io::Result<Self> {
         let bytes = match disk.read(path) {
             Err(error) if error.kind() == ErrorKind::NotFound => Vec::new(),
             read => read?,
         };
         let file = disk.open(path, Open::Kept)?;
-        let places = bytes.chunks(PLACE).filter_map(decode);
-        let promised = places.max_by_key(|promised| promised.turn).unwrap_or_default();
+        let slots = bytes.chunks(SLOT).filter_map(decode);
+        let promised = slots.max_by_key(|promised| promised.turn).unwrap_or_default();
         let next = Mutex::new(promised.clone());
         Ok(Self { file: Mutex::new((file, promised)), next })
     }
 
-    /// What was noted last.
+    /// The promises on disk.
     pub fn promised(&self) -> Promised {
         self.file.lock().1.clone()
     }
 
-    /// The database has this vote; it is noted with the next [`Mark::write`].
+    /// Set the vote for the next [`Mark::write`]. The database has it.
     pub fn vote(&self, vote: Vote) {
         self.next.lock().vote = Some(vote);
     }
 
-    /// The database has the log up to here; it is noted with the next [`Mark::write`].
+    /// Set the last entry for the next [`Mark::write`]. The database has it.
     pub fn last(&self, last: Option<LogId>) {
         self.next.lock().last = last;
     }
 
-    /// The log is about to be cut back to here, because the rest was never agreed on.
+    /// Set the last entry before a truncation: the entries after it were never committed.
     pub fn cut(&self, last: Option<LogId>) {
         let mut next = self.next.lock();
         next.cuts += 1;
         next.last = last;
     }
 
-    /// What a [`Mark::write`] would note now.
+    /// The promises for the next [`Mark::write`].
     pub fn next(&self) -> Promised {
         self.next.lock().clone()
     }
 
-    /// Notes it durably.
+    /// Write promises durably.
     pub fn write(&self, next: Promised) -> std::io::Result<()> {
         let mut guard = self.file.lock();
         let (file, noted) = &mut *guard;
         let same = (&next.vote, &next.last) == (&noted.vote, &noted.last);
-        // What was true before a cut is not to be noted after it.
+        // Promises from before a truncation must not be written after it.
         if same || next.cuts < noted.cuts {
             return Ok(());
         }
         let next = Promised { turn: noted.turn + 1, ..next };
         let body = codec::encode(&next).map_err(std::io::Error::other)?;
-        let mut place = [Sha256::digest(&body).as_slice(), &body].concat();
-        debug_assert!(place.len() <= PLACE, "{} bytes", place.len());
-        place.resize(PLACE, 0);
-        file.write_at(PLACE as u64 * (next.turn % 2), &place)?;
+        let mut slot = [Sha256::digest(&body).as_slice(), &body].concat();
+        debug_assert!(slot.len() <= SLOT, "{} bytes", slot.len());
+        slot.resize(SLOT, 0);
+        file.write_at(SLOT as u64 * (next.turn % 2), &slot)?;
         file.sync_data()?;
         *noted = next;
         Ok(())
     }
 }
 
-fn decode(place: &[u8]) -> Option<Promised> {
-    let (sum, body) = place.split_at_checked(CHECKSUM)?;
-    // CBOR tells its own length; zeros fill the place.
+fn decode(slot: &[u8]) -> Option<Promised> {
+    let (sum, body) = slot.split_at_checked(CHECKSUM)?;
+    // CBOR is self-delimiting; zeros fill the slot.
     let mut rest = body;
     let promised: Promised = ciborium::from_reader(&mut rest).ok()?;
     let length = body.len() - rest.len();

@@ -1,11 +1,10 @@
-//! Raft's durable half: log, vote, snapshots, on the node's database; and, apart from it, the
-//! copy of the committed state that the data path uses (R2).
+//! Raft's log, vote and snapshots in the node's database; and, apart from them, the copy of the committed state
+//! that the data path uses (R2).
 //!
-//! Everything of Raft lies in one keyspace for each lineage, `raft` for the first: `l` + index (u64, big-endian) -> entry;
-//! `m` + name -> vote, committed, purged, snapshot. Appends and votes are synced before they are
-//! answered; one thread syncs for all that waits (group commit), so Raft's own thread never
-//! stands in an fsync. What Raft can find out again (what is committed, what is purged) is not
-//! synced by itself. A database that cannot write ends the process.
+//! Each lineage has one keyspace, `raft` for the first: `l` + index (u64, big-endian) -> entry; `m` + name ->
+//! vote, committed, purged, snapshot. Appends and votes are synced before they are acknowledged. One thread
+//! syncs for all that wait (group commit), so Raft's own thread never blocks on an fsync. Records that Raft can
+//! recompute (committed, purged) are not synced by themselves. A database that cannot write ends the process.
 
 mod log_store;
 mod mark;
@@ -32,8 +31,8 @@ pub use ring_copy::{RingCopy, order};
 pub use state_machine::{StateMachine, StateSink};
 pub use syncer::Syncer;
 
-/// Raft's keyspace in a lineage. A recovery begins a new one (R19), the old one is left as it is: a
-/// vote or an entry that was acknowledged in it is never forgotten.
+/// Name of a lineage's keyspace. A recovery begins a new one (R19) and leaves the old one unchanged, so that no
+/// acknowledged vote or entry is ever forgotten.
 fn raft_keyspace(lineage: Lineage) -> String {
     if lineage == Lineage::default() {
         "raft".to_owned()
@@ -42,70 +41,70 @@ fn raft_keyspace(lineage: Lineage) -> String {
     }
 }
 
-/// What is in the database and cannot be read.
+/// Reason why a store cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The engine failed to read.
     #[error("cannot read the database: {0}")]
     Read(#[from] Trouble),
-    /// A record is not what it should be.
+    /// A record cannot be decoded.
     #[error("record {record} in the database is corrupt: {source}")]
     Corrupt {
-        /// Its name.
+        /// Name of the record.
         record: String,
-        /// What is wrong.
+        /// The cause.
         source: CodecError,
     },
-    /// The note beside the database cannot be kept.
+    /// The mark beside the database cannot be read or written.
     #[error("{path}: {source}")]
     Mark {
-        /// Its file.
+        /// File of the mark.
         path: PathBuf,
-        /// Why not.
+        /// The cause.
         source: std::io::Error,
     },
-    /// The database has forgotten what the node has promised its peers.
+    /// The database has lost a vote or entries that the node has promised its peers.
     #[error(
         "the database has lost {what}, which this node has promised its peers: it must not vote any more"
     )]
     Forgot {
-        /// What it should have and has not.
+        /// Description of the loss.
         what: String,
     },
 }
 
-/// Raft's keyspace with typed records.
+/// The keyspace of one lineage, with typed records. Clones share it.
 #[derive(Clone)]
 pub struct RaftStore {
     space: Space,
     syncer: Syncer,
     mark: Arc<Mark>,
-    snapshot: Arc<SnapshotPlace>,
+    snapshot: Arc<SnapshotProgress>,
 }
 
-/// How far the one stored snapshot reaches.
-struct SnapshotPlace {
-    /// In the database. Held while a snapshot is compared with what is there and written.
+/// The last entry in the stored snapshot.
+struct SnapshotProgress {
+    /// In the database. Locked while a snapshot is compared with the stored one and written.
     written: Mutex<Option<LogId>>,
-    /// On disk: what a purge waits for.
+    /// On disk. A purge waits for it. Holds the newest value only.
     synced: watch::Sender<Synced>,
 }
 
-/// What is known of the snapshots that are on disk.
+/// The snapshots that are on disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Synced {
-    /// Last entry in the newest.
+    /// The last entry in the newest one.
     last: Option<LogId>,
-    /// Why one that Raft handed over could not be stored: nothing further comes.
+    /// Reason why a snapshot of Raft could not be stored: no further one will be.
     failed: Option<String>,
 }
 
 impl RaftStore {
-    /// Opens that of a lineage, with a thread that syncs. `beside` is the directory of the note of
-    /// what was promised, on the database's disk.
+    /// Open the store of a lineage, and start its syncing thread. `beside` is the directory of the mark, on the
+    /// database's disk.
     ///
     /// # Errors
-    /// Among others if the database has less than was promised.
+    /// Among others, the database has less than was promised.
     pub fn open(database: &Store, lineage: Lineage, beside: &Path) -> Result<Self, StoreError> {
         let name = raft_keyspace(lineage);
         let path = beside.join(format!("{name}.mark"));
@@ -113,7 +112,7 @@ impl RaftStore {
         let mark = Arc::new(mark);
         let space = database.space(&name)?;
         let syncer = Syncer::start(database.clone(), Some(mark.clone()));
-        let snapshot = SnapshotPlace { written: Mutex::default(), synced: watch::Sender::default() };
+        let snapshot = SnapshotProgress { written: Mutex::default(), synced: watch::Sender::default() };
         let store = Self { space, syncer, mark, snapshot: Arc::new(snapshot) };
         let last = store.get::<state_machine::Stored>(Record::Snapshot)?.and_then(|stored| stored.last());
         *store.snapshot.written.lock() = last;
@@ -122,7 +121,7 @@ impl RaftStore {
         Ok(store)
     }
 
-    /// Compares what the database has with what was noted beside it.
+    /// Check that the database has everything that the mark says was promised.
     fn check_promises(&self) -> Result<(), StoreError> {
         let Promised { vote: noted_vote, last: noted_last, .. } = self.mark.promised();
         let vote: Option<Vote> = self.get(Record::Vote)?;
@@ -144,13 +143,13 @@ impl RaftStore {
         Ok(())
     }
 
-    /// The last entry that this store stands for, in its log or in its snapshot: a crash may come
-    /// after a snapshot was stored and before the log that it replaces was purged.
+    /// The last entry in the log or in the snapshot: a crash may come between storing a snapshot and purging
+    /// the log that it replaces.
     pub(crate) fn last(&self) -> Result<Option<LogId>, StoreError> {
         Ok(log_store::last_of(self)?.max(*self.snapshot.written.lock()))
     }
 
-    /// The last vote.
+    /// The stored vote.
     pub(crate) fn vote(&self) -> Result<Option<Vote>, StoreError> {
         self.get(Record::Vote)
     }
@@ -161,7 +160,7 @@ impl RaftStore {
         Ok(self.last()?.map(|last| last.index))
     }
 
-    /// Is there nothing in it: neither a vote nor an entry?
+    /// True if there is neither a vote nor an entry.
     pub fn is_pristine(&self) -> Result<bool, StoreError> {
         Ok(self.space.is_empty()?)
     }
@@ -182,7 +181,7 @@ fn decode<T: DeserializeOwned>(bytes: &[u8], name: impl FnOnce() -> String) -> R
     codec::decode(bytes).map_err(|source| StoreError::Corrupt { record: name(), source })
 }
 
-/// Names of single records.
+/// Records other than entries.
 #[derive(Clone, Copy, Debug)]
 enum Record {
     Vote,

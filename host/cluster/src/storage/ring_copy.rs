@@ -1,9 +1,9 @@
-//! The copy of the committed state that the data path uses, kept apart from Raft (R2).
+//! The durable copy of the committed state for the data path, kept apart from Raft (R2).
 //!
-//! Ordered by (lineage, index): an older state never replaces a newer one. Two generations, each
-//! under its checksum, are written in turns: a damaged one costs the step back to the one before,
-//! which is true enough, because every replica refuses what it no longer owns, and what is
-//! missing is learned again. For the same reason a copy is not synced by itself.
+//! States are ordered by (lineage, index), and an older one never replaces a newer one. Two generations, each
+//! with a checksum, are written alternately: if one is damaged, the one before is used. An older state is safe,
+//! because every replica refuses requests for partitions that it no longer owns, and newer states are learned
+//! again. For the same reason a copy is not synced by itself.
 
 use std::sync::Arc;
 
@@ -17,36 +17,35 @@ use annulus_data_dir::{Space, Store, fatal};
 
 const KEYSPACE: &str = "ring";
 const GENERATIONS: [&[u8]; 2] = [b"state-a", b"state-b"];
-/// The one copy, without a checksum, that earlier builds kept.
+/// Key of the only copy, without a checksum, that earlier builds wrote.
 const SINGLE: &[u8] = b"state";
 const CHECKSUM: usize = 32;
 
-/// By this states of one cluster are ordered.
+/// The order among states of one cluster.
 pub fn order(state: &ClusterState) -> (Lineage, u64) {
     (state.lineage, state.applied)
 }
 
-/// Order of the state that was written last, and the generation that the next goes to.
+/// Order of the last state written, and the generation for the next one.
 type Last = (Option<(Lineage, u64)>, usize);
 
 /// The durable copy. Clones share it.
 #[derive(Clone)]
 pub struct RingCopy {
     space: Space,
-    /// What was written last, and where the next goes.
     last: Arc<Mutex<Last>>,
 }
 
 impl RingCopy {
-    /// Opens it.
+    /// Open the copy of a database.
     pub fn open(database: &Store) -> Result<Self, StoreError> {
         Ok(Self { space: database.space(KEYSPACE)?, last: Arc::default() })
     }
 
-    /// The newest that is whole; `None` if none was ever kept.
+    /// Read the newest undamaged generation; `None` if none was ever written.
     ///
     /// # Errors
-    /// If there are copies and all of them are damaged.
+    /// There are generations, and all of them are damaged.
     pub fn read(&self) -> Result<Option<ClusterState>, StoreError> {
         let mut newest: Option<(usize, ClusterState)> = None;
         let mut damage = None;
@@ -84,7 +83,7 @@ impl RingCopy {
         }
     }
 
-    /// Keeps a state, if it is newer than the one that was kept last.
+    /// Write a state, if it is newer than the last one written.
     pub fn write(&self, state: &ClusterState) {
         let mut last = self.last.lock();
         if last.0.is_some_and(|kept| kept >= order(state)) {

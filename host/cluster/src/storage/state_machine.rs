@@ -1,6 +1,6 @@
-//! The committed state in memory, with durable snapshots.
+//! Raft's state machine: the committed state in memory, with durable snapshots.
 //!
-//! After a restart it is the last snapshot plus the log up to what is known to be committed.
+//! After a restart it is the last snapshot plus the log up to the last entry known to be committed.
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -16,13 +16,13 @@ use super::{RaftStore, Record, StoreError, Synced};
 use crate::raft::{Applied, Entry, LogId, RaftTypes, StorageError, StoredMembership, Vote};
 use annulus_core::codec::{self, CodecError};
 
-/// Where committed states go, once per applied batch. Must not block.
+/// Receiver of committed states, called once per applied batch. Must not block.
 pub trait StateSink: Send + Sync + 'static {
-    /// A state newer than all before of this machine.
+    /// Take a state newer than all before from the same machine.
     fn committed(&self, state: &ClusterState);
 }
 
-/// Term of the state that a recovery begins with.
+/// Term of the snapshot with which a recovery begins.
 const FIRST_TERM: u64 = 1;
 
 pub(super) type Meta = SnapshotMeta<u64, EmptyNode>;
@@ -36,7 +36,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// Last entry in it.
+    /// The last entry in the snapshot.
     pub(super) fn last(&self) -> Option<LogId> {
         self.meta.last_log_id
     }
@@ -49,7 +49,7 @@ struct Inner {
     membership: StoredMembership,
 }
 
-/// The state machine; clones share it.
+/// The state machine. Clones share it.
 #[derive(Clone)]
 pub struct StateMachine {
     inner: Arc<Mutex<Inner>>,
@@ -58,7 +58,7 @@ pub struct StateMachine {
 }
 
 impl StateMachine {
-    /// As of the last snapshot.
+    /// Open the state machine at the last snapshot.
     pub fn open(store: RaftStore, sink: Arc<dyn StateSink>) -> Result<Self, StoreError> {
         let inner = match store.get::<Stored>(Record::Snapshot)? {
             None => Inner::default(),
@@ -73,8 +73,8 @@ impl StateMachine {
         Ok(machine)
     }
 
-    /// Makes the store of a new lineage begin with its first state, decided on by one node alone
-    /// (R19): a snapshot, of a group in which only that node votes.
+    /// Initialize the store of a new lineage with its first state, decided by one node alone (R19): a snapshot
+    /// of a group in which only that node votes.
     pub async fn begin(store: &RaftStore, state: &ClusterState, me: u64) -> Result<(), StoreError> {
         let corrupt = |source| StoreError::Corrupt { record: "beginning of a lineage".into(), source };
         let last = LogId::new(CommittedLeaderId::new(FIRST_TERM, me), state.applied);
@@ -102,12 +102,12 @@ impl StateMachine {
         }
     }
 
-    /// A snapshot of the present state, stored nowhere.
+    /// Build a snapshot of the current state, without storing it.
     pub(super) fn copy(&self) -> Result<(Meta, Vec<u8>), CodecError> {
         let inner = self.inner.lock();
         let data = codec::encode(&inner.machine)?;
         let snapshot_id = match &inner.last {
-            // What it holds is its name: equal snapshots need not be told apart.
+            // Named after its contents: equal snapshots need not be told apart.
             Some(last) => format!("{}-{}", last.leader_id, last.index),
             None => "empty".into(),
         };
@@ -115,14 +115,14 @@ impl StateMachine {
         Ok((Meta { last_log_id: inner.last, last_membership, snapshot_id }, data))
     }
 
-    /// Stores a snapshot durably, unless a newer one is stored: one that was built may come after
-    /// one that was received meanwhile.
+    /// Store a snapshot durably, unless a newer one is stored: one may have been received while this one was
+    /// built.
     pub(super) async fn keep(&self, meta: Meta, data: Vec<u8>) -> Result<(), StorageError> {
         let signature = meta.signature();
         let last = meta.last_log_id;
-        let place = &self.store.snapshot;
+        let progress = &self.store.snapshot;
         {
-            let mut written = place.written.lock();
+            let mut written = progress.written.lock();
             if last >= *written {
                 self.store
                     .put(Record::Snapshot, &Stored { meta, data })
@@ -130,9 +130,9 @@ impl StateMachine {
                 *written = last;
             }
         }
-        // Raft drops entries next.
+        // Raft purges the entries next.
         self.store.syncer.sync().await;
-        place.synced.send_if_modified(|synced| {
+        progress.synced.send_if_modified(|synced| {
             let newer = last > synced.last;
             if newer {
                 synced.last = last;
@@ -193,7 +193,7 @@ impl RaftStateMachine<RaftTypes> for StateMachine {
             };
             entries.into_iter().map(apply).collect()
         };
-        // Before Raft answers the proposer: whoever has an answer here finds it in the state.
+        // Before Raft replies to the proposer: a proposer on this node then finds its change in the view.
         if changed {
             self.publish();
         }
@@ -214,7 +214,7 @@ impl RaftStateMachine<RaftTypes> for StateMachine {
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), StorageError> {
         let installed = self.install(meta, snapshot.into_inner()).await;
-        // Raft purges next, and must not wait for what never comes.
+        // Raft purges next, and must not wait for a snapshot that never comes.
         if let Err(error) = &installed {
             let failed = Some(error.to_string());
             self.store.snapshot.synced.send_modify(|Synced { failed: place, .. }| *place = failed);

@@ -1,4 +1,4 @@
-//! Group commit: one thread, or task of a simulated node, syncs the database for everybody who waits.
+//! Group commit: one thread (one task in a simulation) syncs the database for all callers that wait.
 
 use std::sync::Arc;
 
@@ -9,19 +9,21 @@ use annulus_data_dir::{Store, fatal};
 
 type Done = Box<dyn FnOnce() + Send>;
 
-/// Handle of the thread; the thread ends with the last handle.
+/// Handle of the syncing thread. The thread ends with the last handle.
 #[derive(Clone)]
 pub struct Syncer {
+    /// Unbounded in type, so that `after_sync` need not wait; bounded by its callers, which have one request
+    /// each under way: openraft awaits each append and each vote, and all others await [`Syncer::sync`].
     waiting: mpsc::UnboundedSender<Done>,
 }
 
 impl Syncer {
-    /// Starts the thread. What was promised is noted in `mark` when the database has it.
+    /// Start the thread. Each sync is followed by a write of `mark`.
     pub fn start(database: Store, mark: Option<Arc<Mark>>) -> Self {
         let (waiting, mut queue) = mpsc::unbounded_channel::<Done>();
         let sync = async move {
             while let Some(first) = queue.recv().await {
-                // Taken before the sync begins: their writes are in the journal already.
+                // Received before the sync begins: their writes are in the journal already.
                 let mut group = vec![first];
                 group.extend(std::iter::from_fn(|| queue.try_recv().ok()));
                 let promised = mark.as_ref().map(|mark| mark.next());
@@ -36,15 +38,14 @@ impl Syncer {
         Self { waiting }
     }
 
-    /// Calls `done` when all that was written before this call is on disk.
+    /// Call `done` once everything written before this call is on disk.
     pub fn after_sync(&self, done: impl FnOnce() + Send + 'static) {
         // The thread ends only after the last handle, or with the process.
         let sent = self.waiting.send(Box::new(done));
         assert!(sent.is_ok(), "the syncing thread runs as long as its handles");
     }
 
-    /// Waits until all that was written before this call is on disk. Bounded by the disk: a
-    /// failure ends the process, so this never says that it failed.
+    /// Wait until everything written before this call is on disk. It cannot fail: a failed sync ends the process.
     pub async fn sync(&self) {
         let (sender, receiver) = oneshot::channel();
         self.after_sync(move || {

@@ -16,10 +16,10 @@ use openraft::{EntryPayload, RaftLogReader, StorageHelper};
 use super::*;
 use annulus_data_dir::open_database;
 
-/// Longest that anything here may take.
+/// Longest wait of any test here.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Keeps the last state it was given.
+/// Keeps the last state.
 #[derive(Default)]
 struct Last(parking_lot::Mutex<Option<ClusterState>>);
 
@@ -64,7 +64,7 @@ fn entry(index: u64, command: Command) -> Entry {
     Entry { log_id: log_id(1, 0, index), payload: EntryPayload::Normal(command) }
 }
 
-/// Opens again what the last handles have just let go; the engine's threads may be a moment late.
+/// Reopen a database after its last handles are dropped; the engine's threads may end a moment later.
 fn reopen(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while let Err(error) = open_database(&path.join("db")) {
@@ -111,7 +111,7 @@ async fn a_snapshot_brings_the_state_back_and_tells_the_sink() {
     assert_eq!(machine.applied_state().await.unwrap().0, Some(log_id(1, 0, 2)));
 }
 
-/// A snapshot as a leader sends it: what another node built at this entry.
+/// A snapshot as a leader sends it, built by another node at this entry.
 async fn sent_snapshot(index: u64) -> Snapshot<RaftTypes> {
     let dir = tempfile::tempdir().unwrap();
     let (_log, mut machine, _) = open(dir.path());
@@ -119,8 +119,7 @@ async fn sent_snapshot(index: u64) -> Snapshot<RaftTypes> {
     machine.build_snapshot().await.unwrap()
 }
 
-/// Opens again after a crash and starts as Raft does: which entries it has, and up to which entry its
-/// state has come.
+/// Reopen after a crash and start as Raft does. Return the entries, and the last applied one.
 async fn restarted(path: &std::path::Path) -> (Vec<u64>, Option<u64>) {
     let (mut log, mut machine, _) = reopen(path);
     StorageHelper::new(&mut log, &mut machine).get_initial_state().await.unwrap();
@@ -139,8 +138,8 @@ async fn a_node_killed_at_any_step_of_installing_a_snapshot_starts_again() {
         log.save_vote(&Vote::new_committed(1, 0)).await.unwrap();
         log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
         log.save_committed(Some(log_id(1, 0, 9))).await.unwrap();
-        // As Raft does it: the snapshot is another task's, the purge comes at once. Killed before
-        // the other task had its turn.
+        // As Raft does it: another task stores the snapshot, and the purge comes at once. The node is killed
+        // before the other task runs.
         assert!(log.purge(upto).now_or_never().is_none(), "the purge does not wait for the snapshot");
         drop(machine);
     }
@@ -169,7 +168,7 @@ async fn a_node_killed_after_the_snapshot_and_before_the_purge_has_forgotten_not
     }
     {
         let (log, _machine, _) = reopen(dir.path());
-        // What it told its leader that it has, it has.
+        // It has everything that it has acknowledged to its leader.
         assert_eq!(log.store().last_index().unwrap(), Some(4000));
     }
     assert_eq!(restarted(dir.path()).await, (vec![], Some(4000)));
@@ -181,7 +180,7 @@ async fn an_older_snapshot_takes_no_newer_ones_place() {
     let snapshot = sent_snapshot(4000).await;
     let (_log, mut machine, _) = open(dir.path());
     machine.apply([entry(9, found())]).await.unwrap();
-    // Building takes its copy of the state, then the received one is stored, then the built one.
+    // A build copies the state, then the received snapshot is stored, then the built one.
     let builder = machine.get_snapshot_builder().await;
     let built = builder.copy().unwrap();
     machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
@@ -239,7 +238,7 @@ async fn a_damaged_copy_of_the_ring_gives_way_to_the_one_before_and_two_are_an_e
         states.push(machine.state.clone().unwrap());
         copy.write(&states[states.len() - 1]);
     }
-    // An older one does not replace what is newer.
+    // An older state does not replace a newer one.
     copy.write(&states[0]);
     assert_eq!(RingCopy::open(&database).unwrap().read().unwrap().as_ref(), Some(&states[2]));
 
@@ -276,7 +275,7 @@ async fn a_database_that_forgot_what_was_promised_is_not_opened() {
     let (database, store) = open("db").unwrap();
     let mut log = LogStore::new(database, store);
     promise(&mut log, 1, 0..5).await;
-    // What was never agreed on may go, and other entries come.
+    // Entries that were never committed may be removed and replaced.
     log.truncate(log_id(1, 0, 3)).await.unwrap();
     drop(log);
     let again = || {
@@ -296,7 +295,7 @@ async fn a_database_that_forgot_what_was_promised_is_not_opened() {
     drop(log);
     drop(again());
 
-    // As an engine leaves it that takes a damaged end of its journal for a crash.
+    // As after a damaged end of the journal that the engine takes for a crash.
     let error = open("empty").err().unwrap();
     assert!(matches!(&error, StoreError::Forgot { what } if what == "a vote"), "{error}");
     let database = open_database(&dir.path().join("shorter")).unwrap();

@@ -1,11 +1,11 @@
-//! The state's level: held back by members that do not speak it, raised when the last has gone on.
+//! The state's level: held back by members that do not speak it, raised when the last one is upgraded.
 
 use annulus_core::state::Refusal;
 
 use super::*;
 
 impl World {
-    /// Ends a node and starts it again with a build that speaks all that there is.
+    /// Stop a node and start it again with a build that speaks all versions.
     async fn upgrade(&mut self, number: u8) {
         let uid = member(number).uid;
         self.net.older.lock().remove(&uid);
@@ -15,7 +15,7 @@ impl World {
         let me = node.me();
         node.stop().await;
         drop(node);
-        // Its last tasks let go of the database when they next run.
+        // Its last tasks drop the database when they next run.
         let disk = format!("{number}-{}-1", number - 1);
         let path = self.dir.path().join(&disk);
         timeout(LIMIT, async {
@@ -46,7 +46,7 @@ async fn the_level_is_raised_when_the_last_member_speaks_it_and_until_then_those
     let third = world.nodes[2].clone();
     let behind = refused(third.propose(newer(), soon()).await.unwrap_err());
     assert!(behind.contains("n1@") && behind.contains("n2@") && behind.contains("speaks 1"), "{behind}");
-    // What an older build cannot know it does not take, whoever sends it.
+    // An older build rejects a command that it cannot know, whoever sends it.
     let payload = annulus_core::codec::encode(&newer()).unwrap();
     assert!(world.nodes[0].answer(third.uid(), kind::PROPOSE, &payload, soon()).await.is_err());
 

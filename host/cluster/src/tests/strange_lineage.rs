@@ -1,16 +1,16 @@
-//! Lineages that were begun by a node which others do not have as a member: it joined after the last that they know.
+//! Lineages begun by a node that others do not have as a member, because it joined after their last news.
 
 use super::*;
 
-/// Three nodes, of which the third has not heard of a fourth that joined since; the first two are lost, and the last two
-/// do not hear each other.
+/// Three nodes and a fourth that joined without the third's knowledge. The first two are lost, and the other two
+/// cannot reach each other.
 async fn strangers() -> World {
     let mut world = World::of_three().await;
     let third = world.nodes[2].clone();
     world.nodes[..2].iter().for_each(|node| world.net.cut(&third, node));
     let until = soon();
     let leader = loop {
-        if let Some(leader) = world.nodes[..2].iter().position(Cluster::leads) {
+        if let Some(leader) = world.nodes[..2].iter().position(|node| node.inner.group.leads()) {
             break leader;
         }
         assert!(Instant::now() < until, "nobody leads");
@@ -30,7 +30,7 @@ async fn strangers() -> World {
     world
 }
 
-/// The two that are left hear each other again.
+/// Reconnect the two that are left.
 fn heal(world: &World) {
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let pair = |(a, b): &(NodeUid, NodeUid)| {
@@ -54,8 +54,8 @@ async fn a_node_hears_of_a_newer_lineage_that_does_not_have_it_as_a_member() {
     let world = strangers().await;
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let begun = recover(fourth).await.unwrap().lineage;
-    // A second recovery, so that there is no doubt which of the two is the newer one.
-    third.hear_of(fourth.uid(), begun);
+    // With a second recovery, so that it is certain which of the two is newer.
+    third.inner.lineages.hear_of(fourth.uid(), begun);
     let newer = recover(third).await.unwrap().lineage;
     assert_eq!((begun.number, newer.number), (1, 2));
     heal(&world);
@@ -69,7 +69,7 @@ async fn a_node_that_can_take_over_what_another_has_recovered_recovers_nothing_i
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let begun = recover(fourth).await.unwrap().lineage;
     let seen = third.survey().await;
-    third.hear_of(fourth.uid(), begun);
+    third.inner.lineages.hear_of(fourth.uid(), begun);
     heal(&world);
     let refused = third.recover((seen.state.lineage, seen.state.applied), &seen.answered).await;
     let refusal =

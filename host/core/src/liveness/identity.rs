@@ -1,41 +1,40 @@
-//! Who a member is to SWIM.
+//! Identities of members in SWIM.
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{NodeId, NodeUid};
 
-/// A member of the committed state: the node, and its data directory, by which datagrams find it.
+/// A member of the committed state. Datagrams are addressed by the id of its data directory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Peer {
-    /// In Raft and in the ring.
+    /// Its id in Raft and in the ring.
     pub node: NodeId,
-    /// In the transport.
+    /// Its id in the transport.
     pub uid: NodeUid,
 }
 
-/// Which life of a node: a restart begins a new one, and so does a node that hears that it was
-/// taken for down. The greater one wins over whatever is told of the smaller.
+/// Generation of a node. A restart begins a new one, and so does a node that refutes its own death. A greater
+/// generation wins over all reports about smaller ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Generation {
-    /// Greater at each start of the node; milliseconds since 1970 at the start will do. If it is
-    /// not greater after all, the first peer that remembers better says so, and the node counts on
-    /// from there.
+    /// Greater at each start of the node, such as milliseconds since 1970. If it is not, a peer that remembers a
+    /// greater one says so, and the node continues from that one.
     pub boot: u64,
-    /// How often the node has risen above a false report within this run.
+    /// Number of refutations since the start.
     pub renewed: u32,
 }
 
 impl Generation {
-    /// No node can have it: what is told of a node behind it is never believed again.
+    /// A generation that no node can have. Reports about a node that is barred with it are never believed again.
     pub(super) const BARRED: Self = Self { boot: u64::MAX, renewed: u32::MAX };
 
-    /// The next one within this run.
+    /// The next generation without a restart.
     pub(super) fn next(self) -> Self {
         Self { renewed: self.renewed.saturating_add(1), ..self }
     }
 }
 
-/// A member in one of its lives. 25 bytes or so in a packet.
+/// A member with its generation. About 25 bytes in a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Identity {
     pub uid: [u8; 16],
@@ -65,7 +64,7 @@ impl foca::Identity for Identity {
     }
 
     fn win_addr_conflict(&self, adversary: &Self) -> bool {
-        // Of two ids for one data directory the greater was admitted later.
+        // Of two ids with one data directory the greater was admitted later.
         (self.node, self.generation) > (adversary.node, adversary.generation)
     }
 }

@@ -1,7 +1,7 @@
-//! What is in a datagram: SWIM's own packets as foca writes them, and those of the watch.
+//! Contents of a datagram: foca's SWIM packets, and the watch's own.
 //!
-//! Every one is at most [`MAX_PACKET`] bytes. Who sent it is known from the connection, so no
-//! packet of the watch names its sender. Bytes from outside become a [`Packet`] here or nothing.
+//! A datagram has at most [`MAX_PACKET`] bytes. The connection identifies the sender, so packets of the watch do
+//! not name it. Bytes from outside are parsed into a [`Packet`] here, or rejected.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
@@ -9,23 +9,23 @@ use crate::ids::{NodeId, NodeUid};
 
 use super::identity::Generation;
 
-/// What fits into one datagram on any path that carries QUIC (1200 bytes), with QUIC's own head.
+/// Size that fits into one datagram on any path that carries QUIC (1200 bytes), with QUIC's header.
 pub const MAX_PACKET: usize = 1100;
 
-/// Entries of one table packet: 23 bytes each.
+/// Most entries of one table packet, of 21 bytes each.
 pub(super) const ENTRIES: usize = 47;
 
-/// What one node holds of another.
+/// Belief of one node about another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Belief {
     Unknown,
     Alive(Generation),
-    /// Doubted in this incarnation.
+    /// Suspected in this incarnation.
     Suspect(Generation, u16),
     Down(Generation),
 }
 
-/// One line of a table.
+/// One entry of a table.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Entry {
     pub node: NodeId,
@@ -35,29 +35,38 @@ pub(super) struct Entry {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Packet {
-    /// For foca.
+    /// A packet of foca's.
     Swim(Bytes),
-    /// "Are you there?"
-    Ping(Word),
-    /// The answer; `clock` is the question's.
-    Pong(Word),
-    /// "Ask this node for me."
-    Ask { target: NodeUid, clock: u64 },
-    /// "It has answered me." `clock` is that of the `Ask`.
-    Heard { target: NodeUid, generation: Generation, clock: u64 },
-    /// A part of the sender's table. After the last part of one that `wants` an answer, the other
-    /// side sends its own.
-    Table { wants: bool, entries: Vec<Entry> },
+    Ping(PingBody),
+    /// The reply; `clock` is copied from the ping.
+    Pong(PingBody),
+    /// A request for an indirect ping.
+    Ask {
+        target: NodeUid,
+        clock: u64,
+    },
+    /// The target has replied. `clock` is copied from the `Ask`.
+    Heard {
+        target: NodeUid,
+        generation: Generation,
+        clock: u64,
+    },
+    /// A part of the sender's table. If it `wants` a reply, which only the last part does, the receiver sends its
+    /// own table.
+    Table {
+        wants: bool,
+        entries: Vec<Entry>,
+    },
 }
 
-/// What a ping and a pong say.
+/// Contents of a ping and a pong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Word {
-    /// The asker's clock in milliseconds when it asked.
+pub(super) struct PingBody {
+    /// The pinging node's clock when it pinged, in milliseconds.
     pub clock: u64,
-    /// Of the sender.
+    /// The sender's generation.
     pub mine: Generation,
-    /// What the sender holds of the receiver.
+    /// The sender's belief about the receiver.
     pub yours: Belief,
     /// Hash of the sender's table.
     pub table: u64,
@@ -80,8 +89,8 @@ impl Packet {
                 out.put_u8(kind::SWIM);
                 out.put_slice(bytes);
             }
-            Self::Ping(word) => put_word(&mut out, kind::PING, word),
-            Self::Pong(word) => put_word(&mut out, kind::PONG, word),
+            Self::Ping(body) => put_body(&mut out, kind::PING, body),
+            Self::Pong(body) => put_body(&mut out, kind::PONG, body),
             Self::Ask { target, clock } => {
                 out.put_u8(kind::ASK);
                 out.put_slice(&target.0);
@@ -108,7 +117,7 @@ impl Packet {
         out.freeze()
     }
 
-    /// `None`: no packet of ours.
+    /// Parse a datagram. `None` if it is malformed.
     pub(super) fn decode(mut bytes: Bytes) -> Option<Self> {
         if bytes.len() > MAX_PACKET {
             return None;
@@ -119,8 +128,8 @@ impl Packet {
         }
         let from = &mut bytes;
         let packet = match kind {
-            kind::PING => Self::Ping(word(from)?),
-            kind::PONG => Self::Pong(word(from)?),
+            kind::PING => Self::Ping(body(from)?),
+            kind::PONG => Self::Pong(body(from)?),
             kind::ASK => Self::Ask { target: uid(from)?, clock: from.try_get_u64().ok()? },
             kind::HEARD => Self::Heard {
                 target: uid(from)?,
@@ -134,11 +143,11 @@ impl Packet {
     }
 }
 
-fn put_word(out: &mut BytesMut, kind: u8, word: &Word) {
+fn put_body(out: &mut BytesMut, kind: u8, body: &PingBody) {
     out.put_u8(kind);
-    out.put_u64(word.clock);
-    put_generation(out, word.mine);
-    match word.yours {
+    out.put_u64(body.clock);
+    put_generation(out, body.mine);
+    match body.yours {
         Belief::Unknown => out.put_u8(0),
         Belief::Alive(generation) => {
             out.put_u8(1);
@@ -154,7 +163,7 @@ fn put_word(out: &mut BytesMut, kind: u8, word: &Word) {
             put_generation(out, generation);
         }
     }
-    out.put_u64(word.table);
+    out.put_u64(body.table);
 }
 
 fn put_generation(out: &mut BytesMut, generation: Generation) {
@@ -162,7 +171,7 @@ fn put_generation(out: &mut BytesMut, generation: Generation) {
     out.put_u32(generation.renewed);
 }
 
-fn word(from: &mut Bytes) -> Option<Word> {
+fn body(from: &mut Bytes) -> Option<PingBody> {
     let clock = from.try_get_u64().ok()?;
     let mine = generation(from)?;
     let yours = match from.try_get_u8().ok()? {
@@ -172,10 +181,10 @@ fn word(from: &mut Bytes) -> Option<Word> {
         3 => Belief::Down(generation(from)?),
         _ => return None,
     };
-    Some(Word { clock, mine, yours, table: from.try_get_u64().ok()? })
+    Some(PingBody { clock, mine, yours, table: from.try_get_u64().ok()? })
 }
 
-/// The barred one is nobody's: whoever claims it is not believed anything.
+/// No node has the barred generation: a packet with it is rejected.
 fn generation(from: &mut Bytes) -> Option<Generation> {
     let boot = from.try_get_u64().ok()?;
     let renewed = from.try_get_u32().ok()?;
@@ -214,19 +223,15 @@ mod tests {
         (0..u64::MAX, any::<u32>()).prop_map(|(boot, renewed)| Generation { boot, renewed })
     }
 
-    fn a_word() -> impl Strategy<Value = Word> {
+    fn a_body() -> impl Strategy<Value = PingBody> {
         let belief = prop_oneof![
             Just(Belief::Unknown),
             a_generation().prop_map(Belief::Alive),
             (a_generation(), any::<u16>()).prop_map(|(g, i)| Belief::Suspect(g, i)),
             a_generation().prop_map(Belief::Down),
         ];
-        (any::<u64>(), a_generation(), belief, any::<u64>()).prop_map(|(clock, mine, yours, table)| Word {
-            clock,
-            mine,
-            yours,
-            table,
-        })
+        (any::<u64>(), a_generation(), belief, any::<u64>())
+            .prop_map(|(clock, mine, yours, table)| PingBody { clock, mine, yours, table })
     }
 
     fn a_packet() -> impl Strategy<Value = Packet> {
@@ -238,8 +243,8 @@ mod tests {
         });
         prop_oneof![
             prop::collection::vec(any::<u8>(), 0..MAX_PACKET).prop_map(|b| Packet::Swim(b.into())),
-            a_word().prop_map(Packet::Ping),
-            a_word().prop_map(Packet::Pong),
+            a_body().prop_map(Packet::Ping),
+            a_body().prop_map(Packet::Pong),
             (uid.clone(), any::<u64>()).prop_map(|(target, clock)| Packet::Ask { target, clock }),
             (uid, a_generation(), any::<u64>()).prop_map(|(target, generation, clock)| Packet::Heard {
                 target,
@@ -261,7 +266,7 @@ mod tests {
 
         #[test]
         fn junk_and_what_was_cut_are_nothing(bytes in prop::collection::vec(any::<u8>(), 0..1300)) {
-            // Must not panic; what is decoded must be what was sent.
+            // Must not panic; the decoded packet must encode to the same bytes.
             if let Some(packet) = Packet::decode(bytes.clone().into()) {
                 prop_assert_eq!(packet.encode(), Bytes::from(bytes));
             }

@@ -1,83 +1,83 @@
-//! The times of liveness.
+//! Settings of the failure detector.
 
 use std::time::Duration;
 
-/// How long what may take, and how many take part. All nodes of a cluster have the same.
+/// Periods, limits and numbers of members involved. All nodes of a cluster have the same settings.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// How many living members each node pings, and is pinged by.
+    /// Number of live members that each node pings, and is pinged by. More cost traffic; fewer are more likely to
+    /// be all on one side of a partition.
     pub watched: usize,
-    /// How often it pings each of them.
+    /// Period of those pings. At most half of `doubt`, so that a late reply raises no doubt.
     pub ping: Duration,
-    /// After so much silence a member is doubted.
+    /// Silence after which a member is doubted. Longer than the slowest reply of a healthy node plus `ping`.
     pub doubt: Duration,
-    /// How often a doubted member is pinged.
+    /// Period of pings to a doubted member.
     pub doubted_ping: Duration,
-    /// How often others are asked about a doubted member.
+    /// Period of requests to others for indirect pings of a doubted member.
     pub ask: Duration,
-    /// How many others are asked; also how many foca gossips to at a time.
+    /// Number of members asked per request; also the fan-out of foca's gossip.
     pub helpers: usize,
-    /// After so much silence, of all those asked too, a member is down.
+    /// Silence, towards all those asked too, after which a member is down. Bounds how long a crash stays
+    /// undetected, and how long a healthy node may be held up.
     pub down: Duration,
-    /// An answer counts for so long after its question.
+    /// Age up to which a reply counts.
     pub answer: Duration,
-    /// A node to whom nobody answered for so long accuses nobody.
+    /// Time without a reply from any member after which a node declares no member down. Less than `down`.
     pub cut_off: Duration,
-    /// How often a member that is down is pinged.
-    pub knock: Duration,
-    /// At how many of those at a time.
-    pub knocks: usize,
-    /// Tables that differ for so long are exchanged.
+    /// Period of pings to down members.
+    pub probe_down: Duration,
+    /// Most down members pinged per period.
+    pub probe_down_count: usize,
+    /// Time after which tables that differ are exchanged. Longer than gossip takes.
     pub compare: Duration,
-    /// A member whose death only a table reports has so long to deny it.
-    pub claim: Duration,
-    /// How often foca passes on what has changed, while there is something.
-    pub gossip_period: Duration,
-    /// How often foca probes a random member.
-    pub probe_period: Duration,
-    /// How long foca waits before it asks others to probe.
-    pub probe_rtt: Duration,
-    /// How long foca suspects whom it could not probe.
+    /// Time for a member to refute a death that only a table reports.
     pub suspicion: Duration,
-    /// How often the watch looks at its targets.
+    /// Period of foca's gossip, while there are changes.
+    pub gossip_period: Duration,
+    /// Period of foca's probes of a random member.
+    pub probe_period: Duration,
+    /// Time before foca asks others to probe.
+    pub probe_rtt: Duration,
+    /// Time for a member to refute foca's suspicion after a failed probe.
+    pub probe_suspicion: Duration,
+    /// Period of the watch's rounds while a member is doubted or down.
     pub round: Duration,
-    /// Whoever carries the machine wakes at the multiples of this with less effort than at other times:
-    /// what is done steadily, while all is in order, waits for one.
+    /// The caller wakes more cheaply at multiples of this period than at other times. Steady pings wait for one.
     pub beat: Duration,
-    /// Timers that come so late say that this node was held up.
+    /// Delay of a timer after which this node takes itself to have been held up.
     pub late: Duration,
 }
 
 impl Settings {
-    /// The first beat from this time on.
+    /// The first beat at or after a time.
     pub(super) fn on_beat(&self, time: Duration) -> Duration {
         let (time, beat) = (time.as_nanos(), self.beat.as_nanos().max(1));
-        // In range: 500 years.
+        // In range for 500 years.
         Duration::from_nanos((time.div_ceil(beat) * beat) as u64)
     }
 }
 
 impl Default for Settings {
-    /// For a LAN, up to a hundred nodes and more.
+    /// Settings for a LAN with a hundred nodes and more.
     ///
-    /// 2 s are promised from a crash to the last survivor's knowing it. `down` takes 1.3 s of
-    /// them, counted from the last answer, so that the ping period costs nothing; gossip reaches a
-    /// hundred nodes in 0.3 s (measured in the tests: the slowest of 100 nodes after 1.6 s). Nothing in
-    /// it grows with the cluster but the gossip, by its logarithm.
+    /// All survivors know of a crash within 2 s. `down` takes 1.3 s of these, counted from the last reply, so that
+    /// the ping period adds nothing; gossip reaches a hundred nodes in 0.3 s (measured in the tests: the slowest
+    /// of 100 nodes after 1.6 s). Only gossip grows with the cluster, by its logarithm.
     ///
-    /// In the other direction 1.3 s are what a node may be held up without being told so, while its
-    /// peers are not: a machine of two cores with a compiler running holds a thread up for
-    /// 100 ms and more, not for seconds. A node that answers 300 ms late is heard every 250 ms
-    /// all the same and is never even doubted. With a fifth of all packets lost (a third of
-    /// all pings unanswered) a doubted member has 16 more pings and 4 times 3 helpers in
-    /// the 0.8 s until it is down: even of two nodes alone, less than once in ten million doubts all of them fail.
+    /// In the other direction, 1.3 s is how long a node may be held up, while its peers are not, without being
+    /// declared down: a machine with two cores and a running compiler holds a thread up for 100 ms and more, not
+    /// for seconds. A node that replies 300 ms late is still heard every 250 ms and is never doubted. With a fifth
+    /// of all packets lost (a third of all pings without a reply) a doubted member gets 16 more pings and 4 times
+    /// 3 helpers in the 0.8 s until it is down: even with two nodes only, all of these fail in fewer than one of
+    /// ten million doubts.
     ///
-    /// A ping waits for the next beat, so at rest it is 256 to 314 ms and not 250 from one to the next; doubt and what
-    /// follows do not wait.
+    /// A steady ping waits for the next beat, so its period at rest is 256 to 314 ms instead of 250. Doubt and
+    /// later stages do not wait.
     ///
-    /// Five are watched: with two packets each 250 ms these are 40 packets a second of 40 bytes, at any
-    /// size of the cluster, and if half of all nodes is cut from the other half, 31 of 32 have a watcher on
-    /// the other side; the others are found 0.5 s later, by who looks past the doubted ones.
+    /// With five watched members and two packets per 250 ms each, traffic is 40 packets of 40 bytes per second at
+    /// any size of the cluster. If the cluster splits in halves, 31 of 32 members have a watcher on the other
+    /// side; the others are found 0.5 s later, by watchers that go past doubted members.
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {
@@ -90,14 +90,14 @@ impl Default for Settings {
             down: ms(1300),
             answer: ms(2000),
             cut_off: ms(800),
-            knock: ms(500),
-            knocks: 8,
+            probe_down: ms(500),
+            probe_down_count: 8,
             compare: ms(600),
-            claim: ms(800),
+            suspicion: ms(800),
             gossip_period: ms(100),
             probe_period: ms(2000),
             probe_rtt: ms(500),
-            suspicion: ms(4000),
+            probe_suspicion: ms(4000),
             round: ms(50),
             beat: ms(64),
             late: ms(100),

@@ -1,8 +1,8 @@
-//! Who is up, as foca's SWIM keeps it: lives and incarnations of the members, what is to be
-//! gossiped, random probes behind the watch.
+//! The membership table, kept by foca's SWIM: generations, incarnations and states of the members, pending
+//! gossip, and random probes in addition to the watch.
 //!
-//! Only members count. What foca hears of anybody else is barred in it (a report that no other
-//! wins over, told to nobody) until the committed state names that node.
+//! Only members count. A node that foca hears of and that is no member is barred in foca (by a report that wins
+//! over all others, and is not gossiped) until the committed state has it as a member.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroUsize};
@@ -21,7 +21,7 @@ use super::Settings;
 use super::identity::{Generation, Identity, Peer};
 use super::packet::{Belief, Entry, MAX_PACKET};
 
-/// What foca holds of a member.
+/// foca's entry of a member.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Known {
     generation: Generation,
@@ -34,9 +34,9 @@ pub(super) struct Table {
     foca: Foca<Identity, PostcardCodec, StdRng, NoCustomBroadcast>,
     out: AccumulatingRuntime<Identity>,
     config: Config,
-    /// All other members, those that foca knows nothing of too.
+    /// All other members, whether foca has an entry of them or not.
     members: BTreeMap<NodeUid, NodeId>,
-    /// Those that it knows something of.
+    /// The members that foca has an entry of.
     known: BTreeMap<NodeUid, Known>,
     by_node: BTreeMap<NodeId, NodeUid>,
     up: usize,
@@ -55,19 +55,19 @@ impl Table {
         table
     }
 
-    /// From now on these are the members.
+    /// Replace the members.
     pub(super) fn set_members(&mut self, peers: impl IntoIterator<Item = Peer>) {
         let others = peers.into_iter().filter(|peer| peer.uid != self.me.uid);
         let members: BTreeMap<_, _> = others.map(|peer| (peer.uid, peer.node)).collect();
         for (uid, _) in members.iter().filter(|(uid, _)| !self.members.contains_key(uid)) {
-            // Heard of before it was a member: no longer barred.
+            // It may have been barred before it was a member.
             let _ = self.foca.handle_timer(Timer::RemoveDown(barred(*uid)), &mut self.out);
         }
         self.by_node = members.iter().map(|(uid, node)| (*node, *uid)).collect();
         self.members = members;
         self.config =
             Config { max_transmissions: transmissions(self.members.len() + 1), ..self.config.clone() };
-        // Refused only if a period were another.
+        // foca refuses only a change of periods.
         let _ = self.foca.set_config(self.config.clone());
         self.look();
     }
@@ -102,12 +102,12 @@ impl Table {
         self.known.iter().filter(|(_, known)| known.state != State::Down).map(|(uid, _)| *uid)
     }
 
-    /// Is nobody up but this node?
+    /// True if no other member is up.
     pub(super) fn is_lonely(&self) -> bool {
         self.up == 0
     }
 
-    /// Tells two tables apart: lives and who is up, of every member and this node.
+    /// Hash of the generations and states of all members, this node among them.
     pub(super) fn hash(&self) -> u64 {
         self.hash
     }
@@ -123,7 +123,7 @@ impl Table {
         }
     }
 
-    /// The whole of it.
+    /// All entries, this node's among them.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let me = Entry { node: self.me.node, generation: self.generation(), up: true };
         let others = self.known.iter().filter_map(|(uid, known)| {
@@ -133,31 +133,31 @@ impl Table {
         std::iter::once(me).chain(others).collect()
     }
 
-    /// A packet of foca's from a member.
+    /// Take one of foca's packets from a member.
     pub(super) fn receive(&mut self, from: Peer, packet: &[u8]) {
         let header = PostcardCodec.decode_header(packet);
         let honest = header.is_ok_and(|header: foca::Header<Identity>| {
             header.src.peer() == from && header.src.generation < Generation::BARRED
         });
         if honest {
-            // An error: the packet is malformed, and nothing of it, or a whole part, was taken.
+            // An error: the packet is malformed, and foca has taken nothing of it, or whole entries.
             let _ = self.foca.handle_data(packet, &mut self.out);
             self.settle();
         }
     }
 
     pub(super) fn timer(&mut self, timer: Timer<Identity>) {
-        // An error: what the timer was about is over.
+        // An error: the timer is obsolete.
         let _ = self.foca.handle_timer(timer, &mut self.out);
         self.settle();
     }
 
-    /// Is there anything that foca would gossip?
+    /// True if foca has anything to gossip.
     pub(super) fn has_news(&self) -> bool {
         self.foca.updates_backlog() > 0
     }
 
-    /// A member says itself that it lives. A life that is known to be over stays over.
+    /// A member states its own generation. A generation known to be down stays down.
     pub(super) fn alive(&mut self, uid: NodeUid, generation: Generation) {
         let news = self.known(uid).is_none_or(|known| known.generation < generation);
         if news && let Some(peer) = self.peer(uid) {
@@ -165,8 +165,8 @@ impl Table {
         }
     }
 
-    /// A member does not answer, neither this node nor others that it asked. `quiet`: it may as
-    /// well be this node that is cut off, so it forgets and accuses nobody.
+    /// Declare a member down: it replies neither to this node nor to others that this node has asked. `quiet`: this
+    /// node may be the one that is partitioned, so it forgets the member and gossips nothing.
     pub(super) fn down(&mut self, uid: NodeUid, quiet: bool) {
         let (Some(known), Some(peer)) = (self.known(uid), self.peer(uid)) else { return };
         let identity = Identity::new(peer, known.generation);
@@ -174,37 +174,37 @@ impl Table {
         if quiet {
             self.timer(Timer::RemoveDown(identity));
         } else {
-            // At once, not with the next round of gossip.
+            // At once, not in the next period.
             let _ = self.foca.gossip(&mut self.out);
         }
     }
 
-    /// What a peer's table says of somebody who is not held to be up here.
+    /// Take an entry of a peer's table about a member that is not up here.
     pub(super) fn learn(&mut self, peer: Peer, generation: Generation, up: bool) {
         let state = if up { State::Alive } else { State::Down };
         self.apply(Member::new(Identity::new(peer, generation), 0, state), true);
     }
 
-    /// Others take this node for down, or know it by a later life than this one.
-    pub(super) fn rise_above(&mut self, generation: Generation) {
-        let risen = generation.max(self.generation()).next();
-        let _ = self.foca.change_identity(Identity::new(self.me, risen), &mut self.out);
+    /// Refute this node's death, or a generation of it that is later than its own, with a higher generation.
+    pub(super) fn refute_down(&mut self, generation: Generation) {
+        let refuting = generation.max(self.generation()).next();
+        let _ = self.foca.change_identity(Identity::new(self.me, refuting), &mut self.out);
         self.settle();
     }
 
-    /// Others doubt that this node lives.
-    pub(super) fn refute(&mut self, incarnation: u16) {
+    /// Refute a suspicion of this node.
+    pub(super) fn refute_suspicion(&mut self, incarnation: u16) {
         let me = *self.foca.identity();
         self.apply(Member::new(me, incarnation, State::Suspect), false);
     }
 
     fn apply(&mut self, update: Member<Identity>, broadcast: bool) {
-        // An error: it cannot be encoded, which a fixed shape always can.
+        // Fails only if the update cannot be encoded, which a value of fixed shape always can.
         let _ = self.foca.apply_many(std::iter::once(update), broadcast, &mut self.out);
         self.settle();
     }
 
-    /// After anything that was said to foca.
+    /// Bar nodes that are no members, and read foca's entries. Called after every input to foca.
     fn settle(&mut self) {
         let strangers: Vec<_> = self
             .foca
@@ -213,13 +213,14 @@ impl Table {
             .filter(|peer| self.peer(peer.uid) != Some(*peer))
             .map(|peer| Member::down(barred(peer.uid)))
             .collect();
-        // Said with nothing too: foca goes on after a change of identity only then.
+        // Called with no strangers too: foca needs it to continue after a change of identity.
         let _ = self.foca.apply_many(strangers.into_iter(), false, &mut self.out);
         self.look();
     }
 
+    /// Read foca's entries.
     fn look(&mut self) {
-        // What foca notes besides is seen in its table.
+        // foca's notifications repeat what is in its entries.
         while self.out.to_notify().is_some() {}
         let before = std::mem::take(&mut self.known);
         for member in self.foca.iter_membership_state() {
@@ -235,7 +236,7 @@ impl Table {
         }
     }
 
-    /// The next packet that foca wants to be sent.
+    /// The next packet that foca sends.
     pub(super) fn next_packet(&mut self) -> Option<(NodeUid, Bytes)> {
         while let Some((to, packet)) = self.out.to_send() {
             if self.peer(to.peer().uid).is_some() {
@@ -245,13 +246,13 @@ impl Table {
         None
     }
 
-    /// The next timer that foca wants to have.
+    /// The next timer that foca sets.
     pub(super) fn next_timer(&mut self) -> Option<(std::time::Duration, Timer<Identity>)> {
         self.out.to_schedule()
     }
 }
 
-/// Wins over every other report of that node.
+/// The identity that wins over every report of a node.
 fn barred(uid: NodeUid) -> Identity {
     Identity { uid: uid.0, node: u64::MAX, generation: Generation::BARRED }
 }
@@ -263,13 +264,13 @@ fn config(settings: &Settings, members: usize) -> Config {
         probe_rtt: settings.probe_rtt,
         num_indirect_probes: number(settings.helpers),
         max_transmissions: transmissions(members),
-        suspect_to_down_after: settings.suspicion,
-        // A member that was removed is barred; the others may be met again at any time.
+        suspect_to_down_after: settings.probe_suspicion,
+        // Removed members are barred; the others may return at any time.
         remove_down_after: None,
-        // With the byte that says that it is foca's.
+        // One byte is the kind of the packet.
         max_packet_size: number(MAX_PACKET - 1),
         notify_down_members: true,
-        // The watch does both, and knows whom to ask.
+        // The watch does both.
         periodic_announce: None,
         periodic_announce_to_down_members: None,
         periodic_gossip: Some(PeriodicParams {
@@ -279,14 +280,13 @@ fn config(settings: &Settings, members: usize) -> Config {
     }
 }
 
-/// How often one node passes a change on: the logarithm that SWIM's paper asks for, and some more
-/// for packets that are lost.
+/// Number of times that a node gossips a change: the logarithm of SWIM's paper, and some more for lost packets.
 fn transmissions(members: usize) -> NonZeroU8 {
     let bits = usize::BITS - members.leading_zeros();
     NonZeroU8::new(u8::try_from(4 + 2 * bits).unwrap_or(u8::MAX)).unwrap_or(NonZeroU8::MAX)
 }
 
-/// FNV-1a, of numbers instead of bytes.
+/// FNV-1a over numbers instead of bytes.
 fn hash(mut entries: Vec<Entry>) -> u64 {
     entries.sort_by_key(|entry| entry.node);
     let numbers = entries.iter().flat_map(|entry| {

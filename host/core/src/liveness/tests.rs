@@ -1,4 +1,4 @@
-//! Machines on a seeded network in virtual time.
+//! Failure detectors on a seeded network in virtual time.
 #![allow(clippy::unwrap_used)]
 
 mod net;
@@ -17,7 +17,7 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Fewer of the large ones: they take longest.
+/// Fewer seeds for large clusters, which take longest.
 fn seeds(size: usize) -> std::ops::Range<u64> {
     0..match size {
         0..10 => 10,
@@ -26,12 +26,12 @@ fn seeds(size: usize) -> std::ops::Range<u64> {
     }
 }
 
-/// How long a state lasts, for what must not happen in it.
+/// Time for which a state is observed, for events that must not happen in it.
 fn calm(size: usize) -> Duration {
     if size >= 100 { s(5) } else { s(20) }
 }
 
-/// The longest of several, for the reader of `--nocapture`.
+/// Print the longest of several times, for `--nocapture`.
 fn longest(what: &str, size: usize, times: &[Duration]) {
     println!("{what}, {size} nodes: at most {:?} in {} runs", times.iter().max().unwrap(), times.len());
 }
@@ -128,8 +128,8 @@ fn two_halves_know_themselves_only_and_each_other_when_the_cut_heals() {
             let split = |net: &Net| {
                 left.iter().all(|by| net.agrees(*by, &right)) && right.iter().all(|by| net.agrees(*by, &left))
             };
-            // Longer than for one node: where both neighbours are on the other side, who is behind
-            // them is looked after only when they are doubted.
+            // Longer than for one node: members behind neighbours on the other side are watched only once
+            // those neighbours are doubted.
             down.push(net.until("each side knows", split, s(4)));
             net.run(calm(size));
             assert!(split(&net));
@@ -138,7 +138,7 @@ fn two_halves_know_themselves_only_and_each_other_when_the_cut_heals() {
             up.push(net.until("all are back", |net| net.all_agree(&[]), s(3)));
             net.run(calm(size) / 2);
             assert!(net.all_agree(&[]));
-            // Nobody takes the others' old beliefs about its own side for true.
+            // No node believes the other side's outdated reports about its own side.
             let blamed = net.changes.iter().filter(|change| !change.up && change.by % 2 == change.about % 2);
             let blamed: Vec<_> = blamed.collect();
             assert!(blamed.is_empty(), "seed {seed}: {blamed:?}");
@@ -231,7 +231,7 @@ fn a_node_whose_clock_went_back_counts_on_from_what_others_remember() {
         net.run(s(10));
         net.start(1, 3);
         net.until("it is back from the past", |net| net.all_agree(&[]), PROMISED);
-        // Of two, the other one had to forget it: it might have been cut off itself.
+        // With two nodes, the other one had to forget it: it might have been partitioned itself.
         assert!(size == 2 || net.nodes[1].generation() > Generation { boot: 7, renewed: 0 });
     }
 }
@@ -242,11 +242,11 @@ fn only_members_count() {
     for index in 0..3 {
         net.handle(index, Event::Members(peers(3)));
     }
-    // The fourth believes that it is one.
+    // The fourth node believes that it is a member.
     net.run(s(10));
     assert!((0..3).all(|by| !net.nodes[by].is_up(peer(3).node)));
     assert!((0..3).all(|by| (0..3).all(|about| net.nodes[by].is_up(peer(about).node))));
-    // Now it is, to one after the other.
+    // Now it becomes one, for one node after the other.
     net.changes.clear();
     for index in 0..3 {
         net.handle(index, Event::Members(peers(4)));
@@ -254,7 +254,7 @@ fn only_members_count() {
     }
     assert!(net.all_agree(&[]));
     assert!(net.changes.iter().all(|change| change.up), "{:?}", net.changes);
-    // And removed again: it is out in the moment in which a node knows it.
+    // Removed again: it is out as soon as a node knows of the removal.
     for index in 0..3 {
         net.handle(index, Event::Members(peers(3)));
         assert!(!net.nodes[index].is_up(peer(3).node));
@@ -301,7 +301,7 @@ fn at_rest_the_clock_wakes_a_node_for_its_pings_only() {
         net.run(s(20));
         let per_node = net.wakes as f64 / 20.0 / size as f64;
         println!("at rest, {size} nodes: {per_node:.1} wakings per node per second");
-        // Four pings, and foca's probe with its three timers every 2 s.
+        // Four pings per second, and foca's probe with three timers every 2 s.
         assert!(per_node < 7.0);
     }
 }

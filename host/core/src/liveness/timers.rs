@@ -1,38 +1,38 @@
-//! What is due when.
+//! Pending timers.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-/// Things to do at a time, in the order in which they were asked for where the times are equal.
+/// Timers by due time; equal times in the order in which they were set.
 pub(super) struct Timers<T> {
     due: BTreeMap<(Duration, u64), T>,
-    asked: u64,
+    set: u64,
 }
 
 impl<T> Timers<T> {
     pub(super) fn new() -> Self {
-        Self { due: BTreeMap::new(), asked: 0 }
+        Self { due: BTreeMap::new(), set: 0 }
     }
 
-    pub(super) fn at(&mut self, time: Duration, what: T) {
-        self.asked += 1;
-        self.due.insert((time, self.asked), what);
+    pub(super) fn at(&mut self, time: Duration, timer: T) {
+        self.set += 1;
+        self.due.insert((time, self.set), timer);
     }
 
-    /// When there is something to do next.
+    /// Due time of the next timer.
     pub(super) fn next(&self) -> Option<Duration> {
         self.due.keys().next().map(|(time, _)| *time)
     }
 
-    /// The next thing that is due.
+    /// Remove and return the next timer that is due.
     pub(super) fn pop(&mut self, now: Duration) -> Option<T> {
         let first = self.due.first_entry().filter(|entry| entry.key().0 <= now)?;
         Some(first.remove())
     }
 
-    /// All of it happens so much later.
+    /// Postpone all timers.
     pub(super) fn shift(&mut self, by: Duration) {
         let due = std::mem::take(&mut self.due);
-        self.due = due.into_iter().map(|((time, asked), what)| ((time + by, asked), what)).collect();
+        self.due = due.into_iter().map(|((time, set), timer)| ((time + by, set), timer)).collect();
     }
 }

@@ -1,10 +1,9 @@
-//! Whom this node looks after, and what it does about silence.
+//! The watch: steady pings of a few members, and the response to silence.
 //!
-//! All members stand in a circle, in the order of their uids, which is random as far as machines
-//! and zones go. A node pings those that follow it until it has found [`Settings::watched`] that
-//! answer, and knocks at those that are down on the way. So every member, up or down, is looked
-//! after by so many that live, whatever the size of the cluster: that bounds how long a death or
-//! a return stays unseen, which random probes alone do not.
+//! All members form a ring, in the order of their uids, which is random with respect to machines and zones. A
+//! node pings its successors until it has found [`Settings::watched`] that reply, and probes the down members
+//! among them. So every member, up or down, is watched by that many live members, whatever the size of the
+//! cluster. This bounds how long a death or a return stays undetected, which random probes alone do not.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -18,32 +17,33 @@ use super::Settings;
 use super::identity::Generation;
 use super::table::Table;
 
-/// Reports of deaths that are looked into at a time.
-const MAX_CLAIMS: usize = 32;
+/// Most suspicions verified at a time.
+const MAX_SUSPICIONS: usize = 32;
 
-/// What the watch wants done.
+/// Action of the watch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Act {
     Ping(NodeUid),
-    /// With the report that it was down in this life, so that it rises above it.
-    PingClaimed(NodeUid, Generation),
+    /// Ping with the report that it was down in this generation, so that it refutes the report.
+    PingSuspected(NodeUid, Generation),
     Ask {
         helper: NodeUid,
         target: NodeUid,
     },
-    /// It has been silent for too long. `quiet`: so have all others of late.
+    /// A member has been silent for too long. `quiet`: so have all others lately.
     Lost {
         target: NodeUid,
         quiet: bool,
     },
-    /// Everybody has, those too that were asked only when the first were doubted.
+    /// All members have, including those that were asked only when the first were doubted.
     CutOff,
-    /// It did not answer when it was asked about its death.
+    /// A member has not refuted the report of its death in this generation.
     Confirmed(NodeUid, Generation),
-    /// Our tables have been different for a while.
+    /// The member's table has differed from this node's for too long.
     Compare(NodeUid),
 }
 
+/// A watched member.
 struct Target {
     up: bool,
     heard: Duration,
@@ -52,22 +52,23 @@ struct Target {
     differs_since: Option<Duration>,
 }
 
-struct Claim {
+/// A death that only a peer's table reports.
+struct Suspicion {
     generation: Generation,
     since: Duration,
     next_ping: Duration,
 }
 
 pub(super) struct Watch {
-    /// The others, from the one that follows this node.
+    /// The others, beginning with this node's successor.
     circle: Vec<NodeUid>,
-    /// The targets are chosen from this circle.
+    /// The targets are chosen from the current members.
     is_chosen: bool,
     targets: BTreeMap<NodeUid, Target>,
-    claims: BTreeMap<NodeUid, Claim>,
-    /// When anybody answered last.
+    suspicions: BTreeMap<NodeUid, Suspicion>,
+    /// Time of the last reply of any member.
     answered: Duration,
-    /// Which of many dead are knocked at now, and until when.
+    /// If there are many down members: the offset of those probed in this period, and its end.
     turn: usize,
     turn_ends: Duration,
 }
@@ -78,7 +79,7 @@ impl Watch {
             circle: Vec::new(),
             is_chosen: false,
             targets: BTreeMap::new(),
-            claims: BTreeMap::new(),
+            suspicions: BTreeMap::new(),
             answered: Duration::ZERO,
             turn: 0,
             turn_ends: Duration::ZERO,
@@ -92,20 +93,20 @@ impl Watch {
         after.append(&mut before);
         self.circle = after;
         self.is_chosen = false;
-        self.claims.retain(|uid, _| self.circle.contains(uid));
+        self.suspicions.retain(|uid, _| self.circle.contains(uid));
     }
 
-    /// This node did nothing for so long: what others did not say meanwhile is not their fault.
+    /// This node was held up for this long: the silence of others meanwhile does not count.
     pub(super) fn shift(&mut self, by: Duration) {
         for target in self.targets.values_mut() {
             target.heard += by;
             target.differs_since = target.differs_since.map(|since| since + by);
         }
-        self.claims.values_mut().for_each(|claim| claim.since += by);
+        self.suspicions.values_mut().for_each(|suspicion| suspicion.since += by);
         self.answered += by;
     }
 
-    /// A member has answered, or somebody who asked it says so.
+    /// A member has replied, to this node or to one that it asked.
     pub(super) fn heard(&mut self, now: Duration, uid: NodeUid) {
         self.answered = now;
         if let Some(target) = self.targets.get_mut(&uid) {
@@ -113,48 +114,48 @@ impl Watch {
         }
     }
 
-    /// A member has said what its table looks like.
+    /// A member has sent the hash of its table.
     pub(super) fn compared(&mut self, now: Duration, uid: NodeUid, same: bool) {
         if let Some(target) = self.targets.get_mut(&uid) {
             target.differs_since = if same { None } else { target.differs_since.or(Some(now)) };
         }
     }
 
-    /// Ask this one at the next round, whatever its turn.
+    /// Ping a member in the next round.
     pub(super) fn hurry(&mut self, now: Duration, uid: NodeUid) {
         if let Some(target) = self.targets.get_mut(&uid) {
             target.next_ping = now;
         }
     }
 
-    /// Is this one to be asked within half a period? Then it is so now.
+    /// Ping a member in the next round if its ping is due within half a period. True if it is.
     pub(super) fn hurry_along(&mut self, now: Duration, uid: NodeUid, settings: &Settings) -> bool {
         let soon = |target: &&mut Target| target.up && now + settings.ping / 2 >= target.next_ping;
         let target = self.targets.get_mut(&uid).filter(soon);
         target.map(|target| target.next_ping = now).is_some()
     }
 
-    /// Ask all.
+    /// Ping all watched members in the next round.
     pub(super) fn hurry_all(&mut self, now: Duration) {
         self.targets.values_mut().for_each(|target| target.next_ping = now);
     }
 
-    /// A peer's table has somebody down who is up here.
-    pub(super) fn claim(&mut self, now: Duration, uid: NodeUid, generation: Generation) {
-        if self.claims.len() < MAX_CLAIMS || self.claims.contains_key(&uid) {
-            self.claims.entry(uid).or_insert(Claim { generation, since: now, next_ping: now });
+    /// Verify a peer's report of the death of a member that is up here.
+    pub(super) fn suspect(&mut self, now: Duration, uid: NodeUid, generation: Generation) {
+        if self.suspicions.len() < MAX_SUSPICIONS || self.suspicions.contains_key(&uid) {
+            self.suspicions.entry(uid).or_insert(Suspicion { generation, since: now, next_ping: now });
         }
     }
 
-    /// A member lives in this life.
+    /// A member is alive in a generation. It refutes reports of its death in earlier ones.
     pub(super) fn lives(&mut self, uid: NodeUid, generation: Generation) {
-        if self.claims.get(&uid).is_some_and(|claim| claim.generation < generation) {
-            self.claims.remove(&uid);
+        if self.suspicions.get(&uid).is_some_and(|suspicion| suspicion.generation < generation) {
+            self.suspicions.remove(&uid);
         }
     }
 
-    /// When the next round has something to do, if nothing happens before: when a member is to be
-    /// pinged or doubted. While anything is not as it should be, a round after the last.
+    /// Time of the next round, unless an event comes before: when a member is due to be pinged or doubted. While
+    /// a member is doubted, down or suspected, one period after the last round.
     pub(super) fn next_round(&self, last: Duration, table: &Table, settings: &Settings) -> Duration {
         let soon = last + settings.round;
         let in_order =
@@ -164,7 +165,7 @@ impl Watch {
         }
         if !self.is_chosen
             || self.targets.is_empty()
-            || !self.claims.is_empty()
+            || !self.suspicions.is_empty()
             || !self.targets.iter().all(|(uid, target)| in_order(uid, target))
         {
             return soon;
@@ -183,7 +184,7 @@ impl Watch {
         self.choose(now, table, settings);
         let mut acts = Vec::new();
         if table.is_lonely() {
-            // Whoever turns up first has the full time to answer.
+            // The first member that comes up has the full time to reply.
             self.answered = now;
         }
         let quiet = now.saturating_sub(self.answered) >= settings.cut_off;
@@ -206,10 +207,10 @@ impl Watch {
                 continue;
             }
             if doubted && target.next_ping > now + settings.doubted_ping {
-                // Still of the steady pings: the quick ones begin now.
+                // Scheduled as a steady ping: the frequent ones begin now.
                 target.next_ping = now;
             }
-            // Who is to be pinged a little later is so now: one waking for all.
+            // Pings that are due a little later are sent now: one wake-up for all.
             let along = any_due && target.up && !doubted && now + settings.ping / 2 >= target.next_ping;
             if along || now >= target.next_ping {
                 acts.push(Act::Ping(*uid));
@@ -217,7 +218,7 @@ impl Watch {
                     + match (target.up, doubted) {
                         (true, false) => settings.ping,
                         (true, true) => settings.doubted_ping,
-                        (false, _) => settings.knock,
+                        (false, _) => settings.probe_down,
                     };
             }
             if doubted && now >= target.next_ask {
@@ -230,11 +231,11 @@ impl Watch {
                 target.differs_since = Some(now);
             }
         }
-        self.look_into_claims(now, table, settings, &mut acts);
+        self.verify_suspicions(now, table, settings, &mut acts);
         acts
     }
 
-    /// Walks the circle until enough members were found that answer.
+    /// Choose the targets: walk the ring until enough members are found that reply.
     fn choose(&mut self, now: Duration, table: &Table, settings: &Settings) {
         self.is_chosen = true;
         let mut chosen = Vec::new();
@@ -256,13 +257,13 @@ impl Watch {
             }
         }
         if now >= self.turn_ends {
-            self.turn += settings.knocks;
-            self.turn_ends = now + settings.knock;
+            self.turn += settings.probe_down_count;
+            self.turn_ends = now + settings.probe_down;
         }
-        if dead.len() > settings.knocks {
+        if dead.len() > settings.probe_down_count {
             let first = self.turn % dead.len();
             dead.rotate_left(first);
-            dead.truncate(settings.knocks);
+            dead.truncate(settings.probe_down_count);
         }
         chosen.append(&mut dead);
         chosen.sort();
@@ -277,31 +278,32 @@ impl Watch {
                 differs_since: None,
             });
             if up && !target.up {
-                // Back, by whosever word: it has the full time again.
+                // Back up, on any node's report: it has the full time to reply again.
                 target.heard = now;
             }
             target.up = up;
         }
     }
 
-    fn look_into_claims(&mut self, now: Duration, table: &Table, settings: &Settings, acts: &mut Vec<Act>) {
-        self.claims.retain(|uid, claim| {
+    /// Ping suspected members, and confirm the deaths that were not refuted in time.
+    fn verify_suspicions(&mut self, now: Duration, table: &Table, settings: &Settings, acts: &mut Vec<Act>) {
+        self.suspicions.retain(|uid, suspicion| {
             let stands = table.is_up(*uid);
-            if stands && now.saturating_sub(claim.since) >= settings.claim {
-                acts.push(Act::Confirmed(*uid, claim.generation));
+            if stands && now.saturating_sub(suspicion.since) >= settings.suspicion {
+                acts.push(Act::Confirmed(*uid, suspicion.generation));
                 return false;
             }
-            if stands && now >= claim.next_ping {
-                acts.push(Act::PingClaimed(*uid, claim.generation));
-                claim.next_ping = now + settings.doubted_ping;
+            if stands && now >= suspicion.next_ping {
+                acts.push(Act::PingSuspected(*uid, suspicion.generation));
+                suspicion.next_ping = now + settings.doubted_ping;
             }
             stands
         });
     }
 }
 
-/// Whom to ask about a silent member: those that answered just now, for they are connected; others
-/// if they are too few.
+/// Choose the members to ask about a silent one: those that replied recently, because they are connected; others
+/// only if those are too few.
 fn helpers(
     target: NodeUid,
     fresh: &[NodeUid],

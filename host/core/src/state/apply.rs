@@ -103,6 +103,7 @@ impl ClusterState {
         if may_unfit_a_plan(command) {
             self.drop_stale_changes(index);
         }
+        self.check();
         outcome
     }
 

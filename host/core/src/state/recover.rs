@@ -101,6 +101,7 @@ impl ClusterState {
             let name = self.members.get(&node).map_or_else(String::new, |member| member.name.clone());
             state.losses.insert(id, Loss { node, name, index });
         }
+        state.check();
         state
     }
 }

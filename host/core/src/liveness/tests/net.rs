@@ -1,4 +1,4 @@
-//! A little network of machines in virtual time: seeded loss, delay, cuts, stops and crashes.
+//! A small network of detectors in virtual time: seeded loss, delay, partitions, stops and crashes.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +6,7 @@ use rand::RngExt as _;
 
 use super::*;
 
-/// What a stopped process finds in its socket when it goes on.
+/// Most datagrams that a stopped process finds in its socket when it resumes.
 const SOCKET: usize = 200;
 
 enum What {
@@ -21,9 +21,9 @@ enum Process {
     Dead,
 }
 
-/// A change of somebody's mind: when, whose, about whom, up?
+/// A change of one node's view of another.
 #[derive(Clone, Copy, Debug)]
-#[allow(dead_code, reason = "the time is for who reads a failure")]
+#[allow(dead_code, reason = "the time is for readers of a failure")]
 pub struct Change {
     pub at: Duration,
     pub by: usize,
@@ -39,23 +39,23 @@ pub struct Net {
     count: u64,
     pub nodes: Vec<Liveness>,
     process: Vec<Process>,
-    /// Part of all packets that get lost.
+    /// Probability that a packet is lost.
     pub loss: f64,
-    /// From, to.
+    /// Pairs (from, to) that are cut.
     pub cut: BTreeSet<(usize, usize)>,
-    /// What a node says arrives so much later.
+    /// Additional delay of a node's packets.
     pub slow: BTreeMap<usize, Duration>,
     pub changes: Vec<Change>,
     pub wakes: u64,
     pub packets: u64,
     pub bytes: u64,
     pub largest: usize,
-    /// Of everything that was sent, in order.
+    /// Hash of everything sent, in order.
     pub trace: u64,
 }
 
 pub fn peer(index: usize) -> Peer {
-    // In the circle they stand in another order than by id.
+    // The order on the ring differs from the order by id.
     let mut uid = [0; 16];
     uid[..8].copy_from_slice(&(index as u64 + 1).wrapping_mul(0x9e37_79b9_7f4a_7c15).to_be_bytes());
     Peer { node: NodeId(10 + index as u64), uid: NodeUid(uid) }
@@ -66,7 +66,7 @@ pub fn peers(count: usize) -> Vec<Peer> {
 }
 
 impl Net {
-    /// All know the members and have found each other.
+    /// A network whose nodes know the members and have found each other.
     pub fn settled(count: usize, seed: u64) -> Self {
         let mut net = Self::new(count, seed);
         net.until("all are up", |net| net.all_agree(&[]), Duration::from_secs(5));
@@ -176,7 +176,7 @@ impl Net {
         self.now = end;
     }
 
-    /// How long it took; looked at every 10 ms.
+    /// Run until a condition holds, checked every 10 ms, and return the time taken.
     pub fn until(&mut self, what: &str, holds: impl Fn(&Self) -> bool, limit: Duration) -> Duration {
         let start = self.now;
         while !holds(self) {
@@ -190,7 +190,7 @@ impl Net {
         (0..self.nodes.len()).filter(|index| self.process[*index] == Process::Runs)
     }
 
-    /// Does every running node take these for down and all others for up?
+    /// True if every running node takes these for down and all others for up.
     pub fn all_agree(&self, down: &[usize]) -> bool {
         self.running().filter(|by| !down.contains(by)).all(|by| self.agrees(by, down))
     }
@@ -222,7 +222,7 @@ impl Net {
         self.handle(index, Event::Members(peers(self.nodes.len())));
     }
 
-    /// Nothing passes between these and the others.
+    /// Cut these nodes off from the others.
     pub fn isolate(&mut self, side: &[usize]) {
         for other in (0..self.nodes.len()).filter(|other| !side.contains(other)) {
             for one in side {

@@ -1,11 +1,11 @@
-//! Who cannot run which module: every node tells all others what it cannot serve, so that nobody
-//! is sent to it (what riak_core's node watcher is for services).
+//! Modules that each node cannot run, broadcast so that coordinators skip it (the counterpart of riak_core's node
+//! watcher for services).
 //!
-//! A node cannot serve a module of which it runs no release, because the current one's component
-//! cannot be had, does not compile or does not start there. (One that still runs the release before
-//! does serve, and `modules` shows its digest.) The whole of it is told at every change, and to
-//! every peer that connects, which may have started anew; until a peer has answered it is told
-//! again. The log is not asked: this is one node's word about itself, and only for choosing.
+//! A node cannot serve a module if it runs no release of it, because the current release's component cannot be
+//! fetched, does not compile or does not start there. (A node that still runs the former release serves the
+//! module, and `modules` shows its digest.) A report lists all such modules. It is sent at every change, and to
+//! every peer that connects, which may have restarted; it is repeated until the peer has replied. Reports do not
+//! go through the log: each is one node's statement about itself, and is only used to choose nodes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -22,21 +22,22 @@ use super::Modules;
 use annulus_core::codec;
 use annulus_transport::{Lane, PeerAddr, PeerIdentity, Request, kind};
 
-/// Longest that one peer may take to hear it.
-const TELL_LIMIT: Duration = Duration::from_secs(1);
+/// Longest wait for one peer's reply.
+const CALL_LIMIT: Duration = Duration::from_secs(1);
 
-/// After this who has not answered is told again.
-const AGAIN: Duration = Duration::from_secs(2);
+/// Pause before a report is repeated to peers that have not replied.
+const REPEAT: Duration = Duration::from_secs(2);
 
-/// Longest reason that is passed on, in bytes, and how many modules are: together well under
-/// what a control message may have.
+/// Longest reason in a report, in bytes.
 const MAX_REASON: usize = 300;
+
+/// Most modules in a report. With [`MAX_REASON`], well below the limit of a control message.
 const MAX_MODULES: usize = 256;
 
-/// Peers that speak this version of the protocol listen to it.
+/// Peers that speak this version of the protocol accept reports.
 const LISTENS: u32 = 2;
 
-/// One module that a node cannot serve.
+/// A module that a node cannot serve.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Unable {
     module: ModuleUid,
@@ -44,36 +45,36 @@ pub(super) struct Unable {
     reason: String,
 }
 
-/// All that a node cannot serve.
+/// All modules that a node cannot serve.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct Word {
-    /// Counts up within a run of the node: a late word is no news.
+struct CapabilityReport {
+    /// Incremented within a run of the node. A stale report is ignored.
     number: u64,
     unable: Vec<Unable>,
 }
 
-/// What the others have said.
+/// The last report of each peer. Bounded by the peers of this cluster.
 #[derive(Default)]
-pub(super) struct Words {
-    by_node: HashMap<NodeUid, (BootId, Word)>,
+pub(super) struct CapabilityTable {
+    by_node: HashMap<NodeUid, (BootId, CapabilityReport)>,
 }
 
-impl Words {
-    fn take(&mut self, node: NodeUid, boot: BootId, word: Word) {
+impl CapabilityTable {
+    fn take(&mut self, node: NodeUid, boot: BootId, report: CapabilityReport) {
         let known = self.by_node.get(&node);
-        if known.is_none_or(|(run, known)| *run != boot || known.number <= word.number) {
-            self.by_node.insert(node, (boot, word));
+        if known.is_none_or(|(run, known)| *run != boot || known.number <= report.number) {
+            self.by_node.insert(node, (boot, report));
         }
     }
 
     fn of(&self, node: NodeUid) -> &[Unable] {
-        self.by_node.get(&node).map_or(&[], |(_, word)| &word.unable)
+        self.by_node.get(&node).map_or(&[], |(_, report)| &report.unable)
     }
 }
 
 impl Modules {
-    /// Why a member cannot serve the current release of a module; `None`: it can, as far as this
-    /// node knows.
+    /// Reason why a member cannot serve the current release of a module. `None` if it can, as far as this node
+    /// knows.
     pub fn unable(&self, member: &Member, module: &Module) -> Option<String> {
         let find = |unable: &[Unable]| {
             let found =
@@ -83,27 +84,28 @@ impl Modules {
         if member.uid == self.inner.cluster.uid() {
             return find(&self.unable_here());
         }
-        find(self.inner.words.lock().of(member.uid))
+        find(self.inner.capabilities.lock().of(member.uid))
     }
 
-    /// There is a connection to this node: it may have started anew, and know nothing.
+    /// There is a new connection to a peer, which may have restarted without this node's report.
     pub fn connected(&self, peer: NodeUid) {
         let _ = self.inner.connected.send(peer);
     }
 
-    /// Answers a control request of kind `MODULES_UNABLE`.
-    pub fn heard_unable(&self, request: Request) {
+    /// Take a peer's report: a control request of kind `MODULES_UNABLE`.
+    pub fn on_report(&self, request: Request) {
         let PeerIdentity::Node { uid, boot } = request.from else { return };
-        match codec::decode::<Word>(&request.payload) {
-            Ok(mut word) => {
-                word.unable.truncate(MAX_MODULES);
-                self.inner.words.lock().take(uid, boot, word);
+        match codec::decode::<CapabilityReport>(&request.payload) {
+            Ok(mut report) => {
+                report.unable.truncate(MAX_MODULES);
+                self.inner.capabilities.lock().take(uid, boot, report);
                 request.responder.send(Bytes::new());
             }
             Err(error) => tracing::warn!(peer = %uid, %error, "what a peer cannot serve cannot be read"),
         }
     }
 
+    /// Modules that this node cannot serve.
     fn unable_here(&self) -> Vec<Unable> {
         let behaviours = self.inner.behaviours.load();
         let running = self.inner.running.borrow();
@@ -121,26 +123,26 @@ impl Modules {
         unable
     }
 
-    /// For as long as the node runs.
-    pub(super) async fn keep_telling(self, mut connected: mpsc::UnboundedReceiver<NodeUid>) {
+    /// Send this node's report to all peers, until the node stops.
+    pub(super) async fn broadcast(self, mut connected: mpsc::UnboundedReceiver<NodeUid>) {
         let mut running = self.inner.running.subscribe();
-        let mut word = Word::default();
+        let mut report = CapabilityReport::default();
         let mut told = BTreeSet::new();
         loop {
             running.borrow_and_update();
             let unable = self.unable_here();
-            if unable != word.unable {
-                word = Word { number: word.number + 1, unable };
+            if unable != report.unable {
+                report = CapabilityReport { number: report.number + 1, unable };
                 told.clear();
             }
-            let all_told = self.tell(&word, &mut told).await;
+            let all_told = self.send_report(&report, &mut told).await;
             tokio::select! {
                 changed = running.changed() => if changed.is_err() { return },
                 peer = connected.recv() => match peer {
                     Some(peer) => drop(told.remove(&peer)),
                     None => return,
                 },
-                () = sleep(AGAIN), if !all_told => {}
+                () = sleep(REPEAT), if !all_told => {}
             }
             while let Ok(peer) = connected.try_recv() {
                 told.remove(&peer);
@@ -148,9 +150,9 @@ impl Modules {
         }
     }
 
-    /// Tells those who are connected and do not know it; whether all of them do now.
-    async fn tell(&self, word: &Word, told: &mut BTreeSet<NodeUid>) -> bool {
-        let payload = match codec::encode(word) {
+    /// Send a report to all connected peers that lack it. True if all of them have replied.
+    async fn send_report(&self, report: &CapabilityReport, told: &mut BTreeSet<NodeUid>) -> bool {
+        let payload = match codec::encode(report) {
             Ok(payload) => Bytes::from(payload),
             Err(error) => {
                 tracing::error!(%error, "what this node cannot serve cannot be written");
@@ -166,7 +168,7 @@ impl Modules {
         let others = view.state.live_members().filter(|member| member.id != view.me);
         let todo = others.filter_map(|member| view.peer(member.id));
         let todo: Vec<_> = todo.filter(|peer| !told.contains(&peer.uid) && listens(peer)).collect();
-        let deadline = Instant::now() + TELL_LIMIT;
+        let deadline = Instant::now() + CALL_LIMIT;
         let calls = todo
             .iter()
             .map(|peer| transport.call(peer, Lane::Control, kind::MODULES_UNABLE, payload.clone(), deadline));
@@ -181,21 +183,21 @@ impl Modules {
 mod tests {
     use super::*;
 
-    fn word(number: u64, module: u64) -> Word {
+    fn report(number: u64, module: u64) -> CapabilityReport {
         let unable = Unable { module: ModuleUid(module), version: 1, reason: "why".to_owned() };
-        Word { number, unable: vec![unable] }
+        CapabilityReport { number, unable: vec![unable] }
     }
 
     #[test]
-    fn a_late_word_is_no_news_and_a_new_run_starts_anew() {
+    fn a_stale_report_is_ignored_and_a_new_run_counts_from_the_start() {
         let node = NodeUid([1; 16]);
         let (first, second) = (BootId([1; 16]), BootId([2; 16]));
-        let mut words = Words::default();
-        words.take(node, first, word(2, 7));
-        words.take(node, first, word(1, 8));
-        assert_eq!(words.of(node)[0].module, ModuleUid(7));
-        words.take(node, second, Word::default());
-        assert!(words.of(node).is_empty());
-        assert!(words.of(NodeUid([9; 16])).is_empty());
+        let mut table = CapabilityTable::default();
+        table.take(node, first, report(2, 7));
+        table.take(node, first, report(1, 8));
+        assert_eq!(table.of(node)[0].module, ModuleUid(7));
+        table.take(node, second, CapabilityReport::default());
+        assert!(table.of(node).is_empty());
+        assert!(table.of(NodeUid([9; 16])).is_empty());
     }
 }

@@ -1,0 +1,300 @@
+//! A node's handle of its control plane.
+
+use std::any::Any;
+use std::net::SocketAddr;
+use std::sync::{Arc, Weak};
+use std::time::Duration;
+
+use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::state::{Change, Command, Lineage, Outcome, Plan, Recovery, Refusal};
+use annulus_core::version::Speaks;
+use futures_util::future::BoxFuture;
+use tokio::sync::watch;
+use tokio::time::Instant;
+
+use super::address_exchange::AddressExchange;
+use super::change::{Changed, Changes};
+use super::encoded::EncodedState;
+use super::ended::{EndSignal, Ended};
+use super::fetch::StateFetcher;
+use super::group::{RaftGroup, RaftMembers};
+use super::hold::JoinHold;
+use super::join::{Admission, IssueError};
+use super::lineage::Lineages;
+use super::liveness::Liveness;
+use super::participation::Participation;
+use super::propose::{ProposeError, Proposer};
+use super::recover::{RecoverError, Recovered, Recoverer};
+use super::rivals::Rivals;
+use super::start_check::StartCheck;
+use super::storage::RingCopy;
+use super::supervisor::Supervisor;
+use super::tasks::Tasks;
+use super::token::Token;
+use super::versions::Versions;
+use super::view::{DeadlineExceeded, View, Views};
+
+/// A node's handle of its control plane. Clones share it.
+#[derive(Clone)]
+pub struct Cluster {
+    pub(super) inner: Arc<Parts>,
+}
+
+/// The parts of a control plane. Each holds only what its constructor takes; the claimant, the announcer and
+/// the failure detector's driver are tasks and not listed here.
+pub(super) struct Parts {
+    pub(super) me: NodeId,
+    pub(super) uid: NodeUid,
+    pub(super) views: Arc<Views>,
+    pub(super) copy: RingCopy,
+    pub(super) group: Arc<RaftGroup>,
+    pub(super) versions: Arc<Versions>,
+    pub(super) proposer: Arc<Proposer>,
+    pub(super) changes: Changes,
+    pub(super) admission: Admission,
+    pub(super) fetcher: Arc<StateFetcher>,
+    pub(super) encoded: EncodedState,
+    pub(super) lineages: Arc<Lineages>,
+    pub(super) recoverer: Recoverer,
+    pub(super) participation: Arc<Participation>,
+    pub(super) start_check: Arc<StartCheck>,
+    pub(super) exchange: Arc<AddressExchange>,
+    pub(super) liveness: Liveness,
+    pub(super) rivals: Rivals,
+    pub(super) supervisor: Arc<Supervisor>,
+    pub(super) tasks: Arc<Tasks>,
+    pub(super) ended: EndSignal,
+}
+
+impl Cluster {
+    /// Id of this node.
+    pub fn me(&self) -> NodeId {
+        self.inner.me
+    }
+
+    /// Id of this node's data directory.
+    pub fn uid(&self) -> NodeUid {
+        self.inner.uid
+    }
+
+    /// Return the committed state as this node knows it. Cheap enough for every request.
+    pub fn view(&self) -> Arc<View> {
+        self.inner.views.load()
+    }
+
+    /// Subscribe to the view, which changes with each applied batch.
+    pub fn watch(&self) -> watch::Receiver<Arc<View>> {
+        self.inner.views.subscribe()
+    }
+
+    /// Store the current view on this node's disk, in order before anything written to the same database
+    /// after it: if the node forgets something because of a view, a restart must find that view.
+    pub fn keep_view(&self) {
+        self.inner.copy.write(&self.view().state);
+    }
+
+    /// Wait until this node's view includes the entry of an index.
+    pub async fn wait_applied(&self, index: u64, deadline: Instant) -> Result<Arc<View>, DeadlineExceeded> {
+        self.inner.views.wait_applied(index, deadline).await
+    }
+
+    /// Take a newer state from a peer that has announced one (R2), and wait for it.
+    pub fn learn_from(
+        &self,
+        peer: NodeId,
+        index: u64,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Arc<View>, DeadlineExceeded>> {
+        Box::pin(self.inner.fetcher.learn_from(peer, index, deadline))
+    }
+
+    /// Take a newer state from the leader, if it has one and can be reached in time.
+    pub fn learn_news(&self, deadline: Instant) -> BoxFuture<'_, ()> {
+        Box::pin(self.inner.fetcher.learn_news(deadline))
+    }
+
+    /// Return this node's failure detector, for choosing fallbacks and for display. It decides no ownership.
+    pub fn liveness(&self) -> &Liveness {
+        &self.inner.liveness
+    }
+
+    /// The leader that this node knows. May be out of date.
+    pub fn leader(&self) -> Option<NodeId> {
+        self.inner.group.leader()
+    }
+
+    /// True if within `limit` this node has accepted a leader's message, or has itself led a majority (R1).
+    pub fn heard_from_leader_within(&self, limit: Duration) -> bool {
+        self.inner.group.heard_from_leader_within(limit)
+    }
+
+    /// Voters and learners, for `status`.
+    pub fn raft_members(&self) -> RaftMembers {
+        self.inner.group.members()
+    }
+
+    /// Versions that this node speaks.
+    pub fn speaks(&self) -> Speaks {
+        self.inner.versions.speaks()
+    }
+
+    /// Versions that a member speaks; `None` if it has not been met since this node's start.
+    pub fn speaks_of(&self, view: &View, node: NodeId) -> Option<Speaks> {
+        self.inner.versions.speaks_of(view, node)
+    }
+
+    /// Names of the members that keep the cluster below `level`, each with the reason. Members that were not
+    /// met are named only if no other is known to be older.
+    pub fn held_back_by(&self, view: &View, level: u32) -> Vec<String> {
+        self.inner.versions.held_back_by(view, level)
+    }
+
+    /// Change the cluster's state, and return the entry's index with its outcome. On the leader the entry is
+    /// applied by then; elsewhere [`Cluster::wait_applied`] waits for it.
+    pub fn propose(
+        &self,
+        command: Command,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<(u64, Outcome), ProposeError>> {
+        self.inner.proposer.propose(command, deadline)
+    }
+
+    /// Issue a token that lets a node join within `lifetime`.
+    pub fn issue_token(
+        &self,
+        lifetime: Duration,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<Token, IssueError>> {
+        Box::pin(self.inner.admission.issue_token(lifetime, deadline))
+    }
+
+    /// Hold this node's own cluster still for a join through `member`, until the hold is dropped. On return the
+    /// node's own view has everything that its cluster has accepted before. On an error nothing is held.
+    pub async fn hold_for_join(
+        &self,
+        member: SocketAddr,
+        deadline: Instant,
+    ) -> Result<JoinHold, ProposeError> {
+        JoinHold::take(&self.inner.proposer, member, deadline).await
+    }
+
+    /// Start the leave of a node (this one if `None`): it hands off its partitions, then ends.
+    pub fn leave<'a>(
+        &'a self,
+        name: Option<&'a str>,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<NodeId, ProposeError>> {
+        Box::pin(self.inner.changes.leave(name, deadline))
+    }
+
+    /// Compute the effect of the staged changes, by the newest state that can be had until the deadline.
+    /// `None` if nothing is staged.
+    pub fn plan(&self, deadline: Instant) -> BoxFuture<'_, Result<Option<Plan>, Refusal>> {
+        Box::pin(self.inner.changes.plan(deadline))
+    }
+
+    /// Compute the effect of one change, were it made now.
+    pub fn plan_of(&self, change: Change) -> BoxFuture<'_, Result<Plan, Refusal>> {
+        Box::pin(self.inner.changes.plan_of(change))
+    }
+
+    /// Stage a change, and return the index of its entry.
+    pub fn stage(&self, change: Change, deadline: Instant) -> BoxFuture<'_, Result<u64, ProposeError>> {
+        Box::pin(self.inner.changes.decide(Command::Stage { change }, deadline))
+    }
+
+    /// Discard the staged changes.
+    pub fn clear_staged(&self, deadline: Instant) -> BoxFuture<'_, Result<u64, ProposeError>> {
+        Box::pin(self.inner.changes.decide(Command::ClearStaged, deadline))
+    }
+
+    /// Mark a node as down, or remove the mark.
+    pub fn mark(
+        &self,
+        node: NodeId,
+        down: bool,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<u64, ProposeError>> {
+        let command = if down { Command::Down { node } } else { Command::Up { node } };
+        Box::pin(self.inner.changes.decide(command, deadline))
+    }
+
+    /// Acknowledge the losses up to an index.
+    pub fn acknowledge(&self, up_to: u64, deadline: Instant) -> BoxFuture<'_, Result<u64, ProposeError>> {
+        Box::pin(self.inner.changes.decide(Command::Acknowledge { up_to }, deadline))
+    }
+
+    /// Make one change, as one rebalancing.
+    pub fn change(&self, change: Change, deadline: Instant) -> BoxFuture<'_, Result<Changed, ProposeError>> {
+        Box::pin(self.inner.changes.change(change, deadline))
+    }
+
+    /// Commit the staged changes: the plan with this id, or whichever there is.
+    pub fn commit<'a>(
+        &'a self,
+        id: Option<&'a str>,
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<Changed, ProposeError>> {
+        Box::pin(self.inner.changes.commit(id, deadline))
+    }
+
+    /// True if the cluster cannot change without a recovery, by the members that answered.
+    pub fn needs_recovery(&self, survey: &Recovery) -> bool {
+        self.inner.recoverer.needs_recovery(survey)
+    }
+
+    /// Ask every member for the newest state that it has.
+    pub fn survey(&self) -> BoxFuture<'_, Recovery> {
+        Box::pin(self.inner.recoverer.survey())
+    }
+
+    /// Begin a new lineage with the newest state found. `shown` is the lineage and index of the state that the
+    /// operator has seen, and `answered` the members that the survey reached.
+    pub fn recover<'a>(
+        &'a self,
+        shown: (Lineage, u64),
+        answered: &'a [NodeId],
+    ) -> BoxFuture<'a, Result<Recovered, RecoverError>> {
+        Box::pin(self.inner.recoverer.recover(shown, answered))
+    }
+
+    /// Nodes of another history of this cluster that were met within the last minute: one side removed the
+    /// other, which was recovered. Both serve.
+    pub fn rivals(&self) -> Vec<NodeUid> {
+        self.inner.rivals.met()
+    }
+
+    /// True if the start check has found this disk to be the node's newest, and Raft takes part since.
+    pub(super) fn takes_part(&self) -> bool {
+        self.inner.participation.takes_part()
+    }
+
+    /// Wait until this node takes part: until then its copy of the state may be an older one, by which it owns
+    /// partitions that it has handed off since. The error is the reason why it may not.
+    pub fn comes_in(&self) -> BoxFuture<'_, Result<(), Ended>> {
+        Box::pin(self.inner.start_check.passed())
+    }
+
+    /// Subscribe to the end of this node's part in the cluster.
+    pub fn ended(&self) -> watch::Receiver<Option<Ended>> {
+        self.inner.ended.subscribe()
+    }
+
+    /// Return a reference that outlives the control plane only if a part of it is leaked.
+    pub fn remains(&self) -> Weak<dyn Any + Send + Sync> {
+        // Shared by all parts that act.
+        let held: Arc<dyn Any + Send + Sync> = self.inner.group.clone();
+        Arc::downgrade(&held)
+    }
+
+    /// Stop taking part. Everything committed is on disk already.
+    pub fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(async move {
+            let tasks = self.inner.tasks.abort();
+            self.inner.supervisor.stop().await;
+            for task in tasks {
+                let _ = task.await;
+            }
+        })
+    }
+}

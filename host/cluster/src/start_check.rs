@@ -1,0 +1,229 @@
+//! The check that a node's disk is its newest, before its Raft takes part (R18, R20).
+//!
+//! Every start increments a number in the data directory and announces it to every peer, which remembers it
+//! on its own disk. An older copy of a disk may have forgotten a vote: such a node stops, before it votes or
+//! acknowledges anything. A node that can reach no peer takes part.
+//!
+//! A node that led does not resume as leader by itself either ([`super::storage::LogStore::without_leading`]),
+//! but stands for election first. [`Participation::may_vote_for`] covers entries that may be
+//! missing from its log unnoticed.
+//!
+//! In a first round all peers are asked and nothing is noted: a directory that proves to be older leaves no
+//! trace that would speak against the newest one. In a second round all peers are told, and from then on they
+//! turn away processes of earlier starts ([`StartCheck::outdated`]).
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::codec;
+use annulus_core::ids::{NodeId, NodeUid, Start};
+use annulus_transport::kind;
+use futures_util::StreamExt;
+use futures_util::stream::FuturesUnordered;
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::ended::{EndSignal, Ended};
+use super::evidence::{Combined, DiskState, StartEvidence, Starting, against, objection};
+use super::group::RaftGroup;
+use super::messages::AnnounceReply;
+use super::participation::Participation;
+use super::peers::Peers;
+use super::raft::LogId;
+use super::seen_starts::SeenStarts;
+use super::tasks::Tasks;
+use super::view::Views;
+
+/// Longest wait for peers before a node takes part. Shorter than an election.
+const ASK: Duration = Duration::from_millis(1500);
+
+/// Longest wait for the other peers once the leader has replied. A peer that holds a connection to another
+/// process of this node asks that process for a sign of life, for half a second at most, and then replies.
+const ASK_OTHERS: Duration = Duration::from_millis(600);
+
+/// Pause before peers that have not replied are told again.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Both sides of the check.
+pub(super) struct StartCheck {
+    me: NodeId,
+    views: Arc<Views>,
+    group: Arc<RaftGroup>,
+    peers: Peers,
+    seen: SeenStarts,
+    participation: Arc<Participation>,
+    tasks: Arc<Tasks>,
+    ended: EndSignal,
+}
+
+impl StartCheck {
+    pub(super) fn new(
+        me: NodeId,
+        views: Arc<Views>,
+        group: Arc<RaftGroup>,
+        peers: Peers,
+        seen: SeenStarts,
+        participation: Arc<Participation>,
+        (tasks, ended): (Arc<Tasks>, EndSignal),
+    ) -> Self {
+        Self { me, views, group, peers, seen, participation, tasks, ended }
+    }
+
+    /// Ask all peers about this start, and let Raft take part if none objects. Then tell all peers of it,
+    /// until each has replied.
+    pub(super) async fn run(self: Arc<Self>, found: DiskState) {
+        match self.ask_all(&found).await {
+            Err(why) => return self.ended.raise(why),
+            // Nothing is committed without the only voter, and no other node can restore what it has lost.
+            Ok(Combined { committed: Some(committed), votes_alone })
+                if found.last < Some(committed) && (votes_alone || self.group.has_only_voter(self.me)) =>
+            {
+                let (last, committed) = (found.last.map_or(0, |last| last.index), committed.index);
+                let why =
+                    format!("its log ends at entry {last}, and it alone has committed entry {committed}");
+                return self.ended.raise(Ended::Stale(why));
+            }
+            Ok(Combined { committed, .. }) => self.take_part(committed, found.last),
+        }
+        let mut told = BTreeSet::new();
+        loop {
+            let mut asked: FuturesUnordered<_> =
+                self.others().difference(&told).map(|peer| self.ask(*peer, found.start, false)).collect();
+            // Replies in time, in any order.
+            let pause = Instant::now() + PAUSE;
+            while let Ok(Some((peer, answer))) = timeout_at(pause, asked.next()).await {
+                let Some(known) = answer else { continue };
+                // Log and vote have changed since Raft takes part.
+                let known = StartEvidence { matched: None, vote: None, ..known };
+                if let Some(reason) = objection(&found, &known) {
+                    return self.ended.raise(Ended::Stale(reason));
+                }
+                told.insert(peer);
+            }
+            drop(asked);
+            let mut views = self.views.subscribe();
+            if self.others().is_subset(&told) {
+                if views.changed().await.is_err() {
+                    return;
+                }
+            } else {
+                sleep(PAUSE).await;
+            }
+        }
+    }
+
+    /// Ask all peers for evidence, and wait until all have replied or the time is up. The error is the
+    /// first objection.
+    async fn ask_all(&self, found: &DiskState) -> Result<Combined, Ended> {
+        let others = self.others();
+        let mut asked: FuturesUnordered<_> =
+            others.iter().map(|peer| self.ask(*peer, found.start, true)).collect();
+        let mut patience = Instant::now() + ASK;
+        let (mut answers, mut combined) = (0, Combined::default());
+        while let Ok(Some((_, answer))) = timeout_at(patience, asked.next()).await {
+            let Some(known) = answer else { continue };
+            if known.removed && known.lineage >= found.lineage {
+                // Removed while it was away: by its own copy of the state it owns what others own by now.
+                return Err(Ended::Removed);
+            }
+            if let Some(reason) = objection(found, &known) {
+                return Err(Ended::Stale(reason));
+            }
+            answers += 1;
+            if known.lineage == found.lineage {
+                combined.add(&known);
+            }
+            if known.leads {
+                patience = patience.min(Instant::now() + ASK_OTHERS);
+            }
+        }
+        if answers == 0 && !others.is_empty() {
+            tracing::warn!("no peer could be asked whether this disk is this node's newest; it is believed");
+        }
+        Ok(combined)
+    }
+
+    /// All other members.
+    fn others(&self) -> BTreeSet<NodeId> {
+        let view = self.views.load();
+        view.state.live_members().map(|member| member.id).filter(|id| *id != view.me).collect()
+    }
+
+    async fn ask(&self, peer: NodeId, start: Start, only_asked: bool) -> (NodeId, Option<StartEvidence>) {
+        let answer = async {
+            let message = codec::encode(&Starting::new(start, only_asked)).ok()?;
+            let deadline = Instant::now() + ASK;
+            let answer = self.peers.call(peer, kind::STARTS, message.into(), deadline).await.ok()?;
+            codec::decode(&answer).ok()
+        };
+        (peer, answer.await)
+    }
+
+    /// Let Raft take part. It stands for election once its log has the entry `committed`.
+    fn take_part(&self, committed: Option<LogId>, last: Option<LogId>) {
+        let needs = committed.filter(|committed| last < Some(*committed));
+        if self.participation.begin(self.group.running().lineage, needs) {
+            return;
+        }
+        let raft = self.group.raft();
+        let Some(needs) = needs else { return raft.runtime_config().elect(true) };
+        self.tasks.spawn(async move {
+            let mut metrics = raft.metrics();
+            // An error: this Raft has ended.
+            if metrics.wait_for(|metrics| metrics.last_log_index >= Some(needs.index)).await.is_ok() {
+                raft.runtime_config().elect(true);
+            }
+        });
+    }
+
+    /// Reason against a run of another node: this node has seen a later start of it, whose disk proved to be
+    /// the newest.
+    pub(super) fn outdated(&self, uid: NodeUid, start: Start) -> Option<String> {
+        against(start, self.seen.newest(uid))
+    }
+
+    /// Reply to a peer that starts.
+    pub(super) fn evidence(&self, uid: NodeUid, starting: Starting) -> StartEvidence {
+        let start = starting.start();
+        let running = self.group.running();
+        let leads = self.group.leads() && self.group.has_quorum(ASK);
+        let view = self.views.load();
+        let member = view.state.member_by_uid(uid);
+        let metrics = running.raft.metrics();
+        let (vote, committed, matched) = {
+            let metrics = metrics.borrow();
+            let matched = member.and_then(|member| {
+                metrics.replication.as_ref()?.get(&member.id.0).copied().flatten().map(|at| at.index)
+            });
+            (metrics.vote, metrics.last_applied, matched)
+        };
+        StartEvidence {
+            before: if starting.only_asked {
+                self.seen.other_than(uid, start)
+            } else {
+                self.seen.note(uid, start)
+            },
+            lineage: running.lineage,
+            matched: matched.filter(|_| leads),
+            leads,
+            vote: Some(vote),
+            committed,
+            removed: AnnounceReply::of(&view.state, uid) == AnnounceReply::Removed,
+            votes_alone: member.is_some_and(|node| self.group.has_only_voter(node.id)),
+        }
+    }
+
+    /// Wait until this node takes part: until then its copy of the state may be an older one, by which it owns
+    /// partitions that it has handed off since. The error is the reason why it may not.
+    pub(super) async fn passed(&self) -> Result<(), Ended> {
+        let (mut takes_part, mut ended) = (self.participation.subscribe(), self.ended.subscribe());
+        tokio::select! {
+            // An error: the control plane has been dropped.
+            _ = takes_part.wait_for(|takes_part| *takes_part) => Ok(()),
+            why = ended.wait_for(Option::is_some) => match why.ok().and_then(|why| why.clone()) {
+                Some(why) => Err(why),
+                None => Ok(()),
+            },
+        }
+    }
+}

@@ -1,0 +1,176 @@
+//! A locked data directory.
+
+use std::fs::TryLockError;
+use std::path::{Path, PathBuf};
+
+use annulus_core::ids::NodeUid;
+
+use super::admin_toml::AdminToml;
+use super::disk::{Disk, Lock};
+use super::empty::EmptyModules;
+use super::error::DataDirError;
+use super::founding::Founding;
+use super::identity::{Credentials, Identity};
+use super::join_intent::JoinIntent;
+use super::layout::{FOUNDING, JOIN, LOCK};
+use super::store::Store;
+use super::{aside, files, starts};
+
+/// A locked data directory. Dropping it releases the lock.
+#[derive(Debug)]
+pub struct DataDir {
+    disk: Disk,
+    path: PathBuf,
+    /// Released when this is dropped.
+    _lock: Lock,
+}
+
+impl DataDir {
+    /// Lock a directory of the system's disk. Create it if it is missing.
+    pub fn lock(path: &Path) -> Result<Self, DataDirError> {
+        Self::lock_on(&Disk::real(), path)
+    }
+
+    /// Lock a directory of a disk. Create it if it is missing.
+    pub fn lock_on(disk: &Disk, path: &Path) -> Result<Self, DataDirError> {
+        files::create_private_dir(disk, path)?;
+        let lock_path = path.join(LOCK);
+        match disk.lock(&lock_path) {
+            Ok(lock) => Ok(Self { disk: disk.clone(), path: path.to_owned(), _lock: lock }),
+            Err(TryLockError::WouldBlock) => Err(DataDirError::Locked(path.to_owned())),
+            Err(TryLockError::Error(source)) => Err(DataDirError::Io { path: lock_path, source }),
+        }
+    }
+
+    /// The disk of the directory.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// Open the database, or create it.
+    pub fn database(&self) -> Result<Store, DataDirError> {
+        self.disk.database(&self.database_path())
+    }
+
+    /// Path of the directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Path of the database.
+    pub fn database_path(&self) -> PathBuf {
+        self.path.join("db")
+    }
+
+    /// Read the node's identity, which must have this name. `None` in an empty directory.
+    pub fn identity(&self, name: &str) -> Result<Option<Identity>, DataDirError> {
+        let Some(identity) = Identity::read(&self.disk, &self.path)? else {
+            if self.disk.is_there(&self.database_path()) {
+                return Err(DataDirError::NoIdentity(self.path.clone()));
+            }
+            return Ok(None);
+        };
+        if identity.name != name {
+            return Err(DataDirError::OtherName {
+                path: self.path.clone(),
+                found: identity.name,
+                wanted: name.to_owned(),
+            });
+        }
+        Ok(Some(identity))
+    }
+
+    /// Write the node's identity durably. All other files must be written before: this one makes the directory
+    /// a node's.
+    pub fn write_identity(&self, identity: &Identity) -> Result<(), DataDirError> {
+        identity.write(&self.disk, &self.path)
+    }
+
+    /// Read the node's certificate, key and authorities.
+    pub fn credentials(&self) -> Result<Credentials, DataDirError> {
+        Credentials::read(&self.disk, &self.path)
+    }
+
+    /// Write the node's certificate, key and authorities durably.
+    pub fn write_credentials(&self, credentials: &Credentials) -> Result<(), DataDirError> {
+        credentials.write(&self.disk, &self.path)
+    }
+
+    /// Replace the authorities that the node trusts.
+    pub fn write_authorities(&self, authorities: &[String]) -> Result<(), DataDirError> {
+        Credentials::write_authorities(&self.disk, &self.path, authorities)
+    }
+
+    /// Read `admin.toml`; `None` if there is none.
+    pub fn admin(&self) -> Result<Option<AdminToml>, DataDirError> {
+        AdminToml::read_on(&self.disk, &self.path)
+    }
+
+    /// Write `admin.toml`, for the command line.
+    pub fn write_admin(&self, admin: &AdminToml) -> Result<(), DataDirError> {
+        admin.write(&self.disk, &self.path)
+    }
+
+    /// Read the founding that is under way, if any.
+    pub fn founding(&self) -> Result<Option<Founding>, DataDirError> {
+        Founding::read(&self.disk, &self.path)
+    }
+
+    /// Begin a founding.
+    pub fn write_founding(&self, founding: &Founding) -> Result<(), DataDirError> {
+        founding.write(&self.disk, &self.path)
+    }
+
+    /// End the founding: the cluster of one exists.
+    pub fn clear_founding(&self) -> Result<(), DataDirError> {
+        files::remove(&self.disk, &self.path.join(FOUNDING))
+    }
+
+    /// Read the join that is under way, if any.
+    pub fn join_intent(&self) -> Result<Option<JoinIntent>, DataDirError> {
+        JoinIntent::read(&self.disk, &self.path)
+    }
+
+    /// Write a join, or its next step, durably.
+    pub fn write_join_intent(&self, intent: &JoinIntent) -> Result<(), DataDirError> {
+        intent.write(&self.disk, &self.path)
+    }
+
+    /// End the join: it was given up before it was admitted, or is complete.
+    pub fn clear_join_intent(&self) -> Result<(), DataDirError> {
+        files::remove(&self.disk, &self.path.join(JOIN))
+    }
+
+    /// Count this start durably, and return its number.
+    pub fn count_start(&self) -> Result<u64, DataDirError> {
+        starts::count(&self.disk, &self.path)
+    }
+
+    /// Open the record of modules without items, as the former process left it.
+    pub fn empty_modules(&self) -> Result<EmptyModules, DataDirError> {
+        EmptyModules::open(&self.disk, &self.path)
+    }
+
+    /// Move everything in the directory into a new subdirectory, so that the next start is a new node's.
+    /// Nothing is deleted. `None` if the directory is empty.
+    pub fn set_aside(&self) -> Result<Option<PathBuf>, DataDirError> {
+        aside::set_aside(&self.disk, &self.path)
+    }
+
+    /// Remove the whole database: the control state of the cluster that the node leaves when it joins another,
+    /// and all items.
+    pub fn wipe_database(&self) -> Result<(), DataDirError> {
+        files::remove_marks(&self.disk, &self.path)?;
+        let path = self.database_path();
+        match self.disk.remove_dir(&path) {
+            Ok(()) => files::sync_dir(&self.disk, &self.path),
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
+            Err(source) => Err(DataDirError::Io { path, source }),
+        }
+    }
+}
+
+/// Generate an id for a new data directory.
+pub fn new_uid() -> NodeUid {
+    NodeUid(annulus_ground::random())
+}

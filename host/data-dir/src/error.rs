@@ -1,0 +1,94 @@
+//! Errors of a data directory, each with its remedy.
+
+use std::path::{Path, PathBuf};
+
+use super::engine::Trouble;
+use super::layout::{JOIN, LAYOUT_VERSION};
+use super::obstacle::{RESTORE, database_trouble, obstacle};
+
+/// Reason why a data directory cannot be used. Nothing in it was changed.
+#[derive(Debug, thiserror::Error)]
+pub enum DataDirError {
+    /// Another process holds its lock.
+    #[error("{0} is in use by another annulus process")]
+    Locked(PathBuf),
+    /// It was written by another version of annulus.
+    #[error("{path} has layout version {found}, this annulus reads version {LAYOUT_VERSION}")]
+    OtherVersion {
+        /// The `IDENTITY` file.
+        path: PathBuf,
+        /// Version in the file.
+        found: u64,
+    },
+    /// The directory belongs to another user of the machine.
+    #[error(
+        "{path} belongs to user {owner}, and a node keeps its keys there; start it as that user, or give the \
+         directory to this one (chown)"
+    )]
+    OtherOwner {
+        /// The directory.
+        path: PathBuf,
+        /// Number of the user that owns it.
+        owner: u32,
+    },
+    /// It belongs to a node with another name.
+    #[error("{path} belongs to node {found}, not to {wanted}; start with --name {found} or another --data")]
+    OtherName {
+        /// The directory.
+        path: PathBuf,
+        /// The name in it.
+        found: String,
+        /// The requested name.
+        wanted: String,
+    },
+    /// A file in it is damaged.
+    #[error("{path} is corrupt: {reason}. {}", way_out(path))]
+    Corrupt {
+        /// The file.
+        path: PathBuf,
+        /// Description of the damage.
+        reason: String,
+    },
+    /// A required file is missing.
+    #[error("{path} is missing. {way}", path = .0.display(), way = way_out(.0))]
+    Missing(PathBuf),
+    /// It has files but no `IDENTITY`: it is not a node's, or its `IDENTITY` was lost.
+    #[error("{path} has a database but no IDENTITY. {way}", path = .0.display(), way = way_out(.0))]
+    NoIdentity(PathBuf),
+    /// The file system returned an error.
+    #[error("{path}: {source}{}", may_be(source))]
+    Io {
+        /// The file or directory that was read or written.
+        path: PathBuf,
+        /// The cause.
+        source: std::io::Error,
+    },
+    /// The database in it cannot be opened.
+    #[error("the database {path} cannot be opened: {}", database_trouble(source, RESTORE))]
+    Database {
+        /// The database's directory.
+        path: PathBuf,
+        /// The cause.
+        source: Trouble,
+    },
+}
+
+/// Remedy for an error of the file system, as the end of its message; empty if none is known.
+fn may_be(source: &std::io::Error) -> String {
+    obstacle(source).map(|way| format!(". {way}")).unwrap_or_default()
+}
+
+/// Remedy for a damaged file.
+fn way_out(path: &Path) -> &'static str {
+    if path.file_name().is_some_and(|name| name == JOIN) {
+        // Repeating a join from the same directory gives the same reply.
+        return "It says of a join how far it had come: remove it, start, and say `join` again";
+    }
+    "Nothing was changed. Put the file back if you have it as it was when the node stopped (an older copy will \
+     not do), or say `annulus start --rejoin-as-new`, which sets aside all that is here and begins a new node"
+}
+
+/// Build the error for a damaged file.
+pub(super) fn corrupt(path: &Path, reason: impl std::fmt::Display) -> DataDirError {
+    DataDirError::Corrupt { path: path.to_owned(), reason: reason.to_string() }
+}
