@@ -12,7 +12,7 @@ use std::time::Duration;
 use annulus::transport::identity::{Authority, TlsIdentity};
 use annulus::transport::kind::{BULK_HANDOFF, ECHO};
 use annulus::transport::{
-    BulkStream, Lane, PeerAddr, PeerIdentity, Request, Service, Transport, TransportConfig, limits,
+    BulkStream, Event, Inbound, Lane, PeerAddr, Request, Service, Transport, TransportConfig, limits,
 };
 use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use anyhow::{Context, Result};
@@ -22,15 +22,19 @@ use tokio::time::Instant;
 
 const MESSAGE: Bytes = Bytes::from_static(&[7; 128]);
 
-/// Answers the first frame of each bulk stream; lanes answer by themselves.
+/// Echoes data requests. The transport itself echoes those of kind `ECHO`.
 struct Echo;
 
 impl Service for Echo {
     fn request(&self, request: Request) {
         request.responder.send(request.payload);
     }
+}
 
-    fn bulk(&self, _from: PeerIdentity, _kind: u8, _header: Bytes, mut stream: BulkStream) {
+/// Echoes the frames of each bulk stream.
+async fn echo_streams(mut inbound: Inbound) {
+    while let Some(event) = inbound.next().await {
+        let Event::Stream { mut stream, .. } = event else { continue };
         tokio::spawn(async move {
             while let Ok(Some(frame)) = stream.recv.frame().await {
                 stream.send.frame(frame).await?;
@@ -38,6 +42,13 @@ impl Service for Echo {
             stream.send.finish().await
         });
     }
+}
+
+fn bind(config: TransportConfig) -> Result<(Transport, Arc<dyn Service>)> {
+    let service: Arc<dyn Service> = Arc::new(Echo);
+    let (transport, inbound) = Transport::bind(config, Arc::downgrade(&service))?;
+    tokio::spawn(echo_streams(inbound));
+    Ok((transport, service))
 }
 
 fn main() -> Result<()> {
@@ -59,7 +70,7 @@ async fn serve() -> Result<()> {
     std::io::stdin().read_line(&mut line)?;
     let (cluster, uid, cert_pem, key_pem, authority): Given = serde_json::from_str(&line)?;
     let identity = TlsIdentity { cert_pem, key_pem };
-    let transport = Transport::bind(config(cluster, uid, identity, authority), Arc::new(Echo))?;
+    let (transport, _service) = bind(config(cluster, uid, identity, authority))?;
     println!("{}", transport.local_addr());
     // Until the parent is gone.
     tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut line)).await??;
@@ -101,7 +112,7 @@ async fn measure(duration: Duration) -> Result<()> {
     let (mut child, peer) = start_peer(&authority)?;
     let uid = NodeUid(rand::random());
     let own = config(authority.cluster, uid, authority.sign_node(uid)?, authority.cert_pem.clone());
-    let transport = Transport::bind(own, Arc::new(Echo))?;
+    let (transport, _service) = bind(own)?;
     // The search for the packet size is over before the first number counts.
     closed_loop("warm-up", 1, duration.min(Duration::from_secs(1)), &transport, &peer, echo).await?;
     for clients in [1, 64, 256] {

@@ -10,15 +10,7 @@ use annulus_core::version::Speaks;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Sighting, Stamp};
-
-/// Kind of an [`Announce`] on the control lane; those before it are the transport's `kind`s.
-pub const ANNOUNCE: u8 = 20;
-
-/// Kind of a [`FetchState`] on the control lane.
-pub const FETCH_STATE: u8 = 21;
-
-/// Kind of [`Addresses`] on the control lane.
-pub const ADDRESSES: u8 = 22;
+pub use annulus_transport::kind::{ADDRESSES, ANNOUNCE, FETCH_STATE};
 
 /// One of Raft's requests in a lineage after the first: `OF_LINEAGE`. The answer is as it is
 /// without it. In the first lineage nothing is wrapped, so that nodes from before lineages are

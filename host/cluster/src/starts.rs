@@ -329,7 +329,7 @@ impl Cluster {
     }
 
     /// Does this node's Raft hear its peers?
-    pub(super) fn takes_part(&self) -> bool {
+    pub fn takes_part(&self) -> bool {
         *self.inner.takes_part.borrow()
     }
 

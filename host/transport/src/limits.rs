@@ -65,6 +65,10 @@ pub const MAX_CALLS: usize = 32_768;
 /// answered with "overloaded" before anybody looks at it.
 pub const MAX_REQUESTS: usize = 65_536;
 
+/// Events queued for the owner of [`Inbound`](super::Inbound), of some 200 bytes each. Reached only if the
+/// owner stops polling; the next control request is then refused as overloaded.
+pub const MAX_EVENTS: usize = 4096;
+
 /// Bytes that wait to be written to one lane. Reached when the peer does not read as fast as we
 /// write; the next request is [`CallError::Overloaded`](super::CallError), the next answer is
 /// replaced by "no answer".

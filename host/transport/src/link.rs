@@ -16,24 +16,15 @@ use super::close::{Close, describe};
 use super::error::CallError;
 use super::heard::LastHeard;
 use super::hello::Hello;
-use super::lane::{LaneError, Lanes, Reader, class};
+use super::inbound::Outlet;
+use super::lane::Lane;
+use super::lanes::{LaneError, Lanes};
 use super::limits::{MAX_BULK_STREAMS, SILENCE_LIMIT, SILENCE_LOOK};
-use super::service::{Lane, PeerIdentity, Service};
+use super::reader::Reader;
+use super::request::PeerIdentity;
 use super::stream::open_bulk;
-use super::tuning::priority;
 use super::udp::QuietSocket;
-use super::wire::{Connection, Proof, RecvHalf, SendHalf};
-
-/// A stream's two halves.
-pub(super) type Halves = (SendHalf, RecvHalf);
-
-/// How a lane's stream stands among the others.
-pub(super) fn lane_priority(index: usize) -> i32 {
-    match class(index) {
-        Lane::Data => priority::DATA,
-        Lane::Control => priority::CONTROL,
-    }
-}
+use super::wire::{Connection, Halves, Proof};
 
 pub(super) struct Link {
     pub connection: Connection,
@@ -145,7 +136,7 @@ impl Link {
     pub(super) fn start(
         self: &Arc<Self>,
         streams: Vec<Halves>,
-        service: &Arc<dyn Service>,
+        outlet: &Arc<Outlet>,
         socket: &Weak<QuietSocket>,
     ) {
         annulus_ground::spawn(end_when_silent(Arc::downgrade(self), self.connection.clone(), socket.clone()));
@@ -153,10 +144,10 @@ impl Link {
             annulus_ground::spawn(self.lanes.clone().write(index, send));
             let reader = Reader {
                 lanes: self.lanes.clone(),
-                class: class(index),
+                lane: Lane::at(index),
                 from: self.identity(),
-                service: service.clone(),
-                waiting: self.requests.clone(),
+                outlet: outlet.clone(),
+                outstanding: self.requests.clone(),
                 activity: self.activity.clone(),
             };
             let connection = self.connection.clone();

@@ -3,14 +3,21 @@
 use bytes::{BufMut, Bytes};
 use quinn::{ConnectionError, WriteError};
 
-use super::lane::LANES;
+use super::lane::{LANES, Lane};
 use super::limits::MAX_BULK_HEADER;
-use super::link::{Halves, lane_priority};
 use super::tuning::priority;
-use super::wire::{Connection, RecvHalf};
+use super::wire::{Connection, Halves, RecvHalf};
 
 const LANE: u8 = 1;
 const BULK: u8 = 2;
+
+/// Return the priority of a lane's stream among the others.
+fn lane_priority(index: usize) -> i32 {
+    match Lane::at(index) {
+        Lane::Data => priority::DATA,
+        Lane::Control => priority::CONTROL,
+    }
+}
 
 /// Opens all lanes of a connection, as its dialler.
 pub(super) async fn open_lanes(connection: &Connection) -> Result<Vec<Halves>, OpenError> {

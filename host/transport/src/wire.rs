@@ -34,6 +34,9 @@ pub enum Net {
     Memory(memory::Host),
 }
 
+/// Both halves of a stream.
+pub(super) type Halves = (SendHalf, RecvHalf);
+
 /// A bound port.
 #[derive(Clone)]
 pub(super) enum Endpoint {

@@ -51,7 +51,7 @@ fn a_join_to_a_member_that_starts_or_stops_is_told_that_nothing_happened() {
     let (first, second) = (dirs.start("a"), dirs.start("b"));
     let token = token(&first);
     // As before the control plane is there, and again after it has gone.
-    first.life.router.control().disconnect();
+    first.life.router.refuse_all();
     let limit = Instant::now() + Duration::from_secs(1);
     let asked = block(second.life.joiner.join(first.life.address, &token, false, limit));
     let error = asked.err().unwrap();

@@ -32,7 +32,7 @@ fn a_request_to_a_node_that_is_not_ready_is_answered_so_and_not_dropped() {
     let told = block(ask(&node));
     assert!(matches!(told, AdminReply::Done(_)), "{told:?}");
     // As it is before the parts of a node are entered, and after they were let go.
-    node.life.router.clear();
+    node.life.router.refuse_all();
     let told = block(ask(&node));
     let AdminReply::Error(error) = told else { panic!("{told:?}") };
     assert_eq!((error.code.as_str(), error.state.as_str()), ("not-ready", "not-applied"));
@@ -42,7 +42,7 @@ fn a_request_to_a_node_that_is_not_ready_is_answered_so_and_not_dropped() {
 fn a_command_of_a_peer_to_a_node_that_is_not_ready_is_known_not_to_be_applied() {
     let dirs = Dirs::new();
     let node = dirs.start("a");
-    node.life.router.clear();
+    node.life.router.refuse_all();
     let ask = || {
         let (responder, answer) = Responder::local();
         node.life.router.request(Request {

@@ -7,9 +7,8 @@ use super::super::frame::{FrameType, HEADER_BYTES, Header};
 use super::super::hello::{Hello, Role, say};
 use super::super::identity::ANY_NODE;
 use super::super::kind::BULK_JOIN;
-use super::super::link::Halves;
 use super::super::stream::{open_bulk, open_lanes};
-use super::super::wire::{ClientConfig, Connection};
+use super::super::wire::{ClientConfig, Connection, Halves};
 use super::*;
 
 /// A connection to a node, and nothing said on it.

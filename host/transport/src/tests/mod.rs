@@ -275,41 +275,31 @@ impl Service for Recorder {
         }
     }
 
-    fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
-        let _ = self.bulk.send((from, kind, header, stream));
-    }
-
-    fn datagram(&self, from: NodeUid, bytes: Bytes) {
-        let _ = self.datagrams.send((from, bytes));
-    }
-
-    fn connected(&self, peer: NodeUid) {
-        let _ = self.connected.send(peer);
-    }
-
     fn outdated(&self, _: NodeUid, start: Start) -> Option<String> {
         let newest = *self.newest.lock();
         newest.filter(|newest| newest.number > start.number).map(|_| "its disk is older".to_owned())
     }
+}
 
-    fn superseded(&self, why: &str) {
-        let _ = self.superseded.send(why.to_owned());
-    }
-
-    fn runs_twice(&self, why: &str, _linked: bool) {
-        let _ = self.twins.send(why.to_owned());
-    }
-
-    fn removed(&self) {
-        self.removed.notify_one();
-    }
-
-    fn outside(&self) {
-        self.outside.notify_one();
-    }
-
-    fn rival(&self, peer: NodeUid) {
-        let _ = self.rivals.send(peer);
+impl Recorder {
+    /// Records events until the transport is gone.
+    async fn record(self: Arc<Self>, mut inbound: Inbound) {
+        while let Some(event) = inbound.next().await {
+            match event {
+                Event::Request(request) => self.request(request),
+                Event::Stream { from, kind, header, stream } => {
+                    let _ = self.bulk.send((from, kind, header, stream));
+                }
+                Event::Datagram { from, bytes } => drop(self.datagrams.send((from, bytes))),
+                Event::Connected(peer) => drop(self.connected.send(peer)),
+                Event::NewerLineage { .. } => {}
+                Event::Superseded { why } => drop(self.superseded.send(why)),
+                Event::RunsTwice { why, .. } => drop(self.twins.send(why)),
+                Event::Removed => self.removed.notify_one(),
+                Event::Outside => self.outside.notify_one(),
+                Event::Rival(peer) => drop(self.rivals.send(peer)),
+            }
+        }
     }
 }
 
@@ -347,7 +337,10 @@ impl Node {
             datagrams: datagram_sender,
             connected: connected_sender,
         });
-        let transport = Transport::bind_on(net, Speaks::THIS, config.clone(), service.clone()).unwrap();
+        let direct: Arc<dyn Service> = service.clone();
+        let (transport, inbound) =
+            Transport::bind_on(net, Speaks::THIS, config.clone(), Arc::downgrade(&direct)).unwrap();
+        annulus_ground::spawn(service.clone().record(inbound));
         let config = TransportConfig { listen: transport.local_addr(), ..config };
         Node { transport, service, bulk, datagrams, connected, superseded, twins, rivals, config }
     }

@@ -9,12 +9,11 @@ fn first(world: &World) -> (Transport, PeerAddr) {
     struct Deaf;
     impl Service for Deaf {
         fn request(&self, _: Request) {}
-        fn bulk(&self, _: PeerIdentity, _: u8, _: Bytes, _: BulkStream) {}
     }
     let config = world.config(uid());
-    let transport =
-        Transport::bind_on(&world.net(config.listen.ip()), Speaks::FIRST, config.clone(), Arc::new(Deaf))
-            .unwrap();
+    let service: Weak<dyn Service> = Weak::<Deaf>::new();
+    let net = world.net(config.listen.ip());
+    let (transport, _) = Transport::bind_on(&net, Speaks::FIRST, config.clone(), service).unwrap();
     let addr = PeerAddr { uid: config.uid, addr: transport.local_addr() };
     (transport, addr)
 }
