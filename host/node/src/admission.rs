@@ -60,11 +60,11 @@ pub struct JoinAccepted {
     pub node: NodeId,
     /// The new cluster.
     pub cluster: ClusterId,
-    /// Its members' names, this node's among them.
+    /// The names of its members, including this node's.
     pub members: Vec<String>,
-    /// Its ring's size, which is the node's from now on.
+    /// The size of its ring, and of the node's from now on.
     pub ring_size: RingSize,
-    /// The node's own ring's size, if that was another one.
+    /// The size of the node's own ring, if different.
     pub former_ring_size: Option<RingSize>,
     _restart: Restart,
 }

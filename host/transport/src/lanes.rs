@@ -3,7 +3,7 @@
 //! Many requests share a lane in both directions and are answered in any order. One writer task per
 //! lane takes all queued frames into a single write: frames that arrive while QUIC is busy join the
 //! next write, so the number of packets per frame falls with load. One reader task per lane
-//! ([`Reader`](super::reader::Reader)) decodes frames; no task is spawned per request.
+//! (`Reader`) decodes frames; no task is spawned per request.
 
 use std::sync::Arc;
 use std::time::Duration;

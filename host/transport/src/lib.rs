@@ -27,16 +27,17 @@
 
 mod accept;
 mod admins;
+mod arrival;
 mod badge;
 pub mod beat;
 mod bulk;
+mod certificate;
 pub mod client;
 mod close;
 mod dial;
 mod dialler;
 mod error;
 mod frame;
-mod heard;
 mod hello;
 mod hub;
 pub mod identity;

@@ -1,8 +1,7 @@
-//! The calls to one peer that wait for their answer, by id.
+//! Outstanding calls to one peer, by id.
 //!
-//! A slot is used again under a new generation, so that an answer that comes too late finds
-//! nobody. When the connection dies the table is closed: every waiting call ends at once, and
-//! none can slip in after.
+//! A slot is reused under a new generation, so that a late response matches no call. When the connection ends
+//! the table is closed: every outstanding call fails at once, and none can be added after.
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -11,7 +10,7 @@ use super::frame::FrameType;
 use super::limits::MAX_CALLS;
 use bytes::Bytes;
 
-/// What came back: never [`FrameType::Request`].
+/// A response: never [`FrameType::Request`].
 pub(super) type Response = (FrameType, Bytes);
 
 #[derive(Default)]
@@ -32,7 +31,7 @@ struct Slot {
     waiting: Option<oneshot::Sender<Response>>,
 }
 
-/// Why a call cannot begin.
+/// Why a call cannot be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSlot {
     Closed,
@@ -40,7 +39,7 @@ pub(super) enum NoSlot {
 }
 
 impl Pending {
-    /// Begins to wait. Dropping what is returned ends the waiting.
+    /// Register a call. Dropping the result removes it.
     pub(super) fn register(&self) -> Result<PendingCall<'_>, NoSlot> {
         let (sender, response) = oneshot::channel();
         let mut slots = self.slots.lock();
@@ -60,15 +59,15 @@ impl Pending {
         Ok(PendingCall { pending: self, id: u64::from(slot.generation) << 32 | u64::from(index), response })
     }
 
-    /// Hands an answer to whom it is for, if somebody still waits.
+    /// Deliver a response to its call, if the call is still outstanding.
     pub(super) fn complete(&self, id: u64, response: Response) {
-        // Woken outside the lock.
+        // Wake the caller outside the lock.
         if let Some(sender) = self.slots.lock().release(id) {
             let _ = sender.send(response);
         }
     }
 
-    /// Ends all waiting, and whatever would begin later.
+    /// Fail all outstanding and all later calls.
     pub(super) fn close(&self) {
         let waiting = {
             let mut slots = self.slots.lock();
@@ -78,7 +77,7 @@ impl Pending {
         drop(waiting);
     }
 
-    /// Nobody waits?
+    /// True if no call is outstanding.
     pub(super) fn is_empty(&self) -> bool {
         let slots = self.slots.lock();
         slots.free.len() == slots.all.len()
@@ -96,11 +95,11 @@ impl Slots {
     }
 }
 
-/// A call under way.
+/// An outstanding call.
 pub(super) struct PendingCall<'a> {
     pending: &'a Pending,
     pub(super) id: u64,
-    /// Ends with an error when the connection is lost.
+    /// Fails when the connection is lost.
     pub(super) response: oneshot::Receiver<Response>,
 }
 

@@ -1,4 +1,4 @@
-//! The transport from outside: two or more of them in one process, over loopback and over a network in memory.
+//! Tests of whole transports: two or more in one process, over loopback and over an in-memory network.
 #![allow(clippy::unwrap_used)]
 
 mod bulk;
@@ -30,7 +30,8 @@ use super::identity::{Authority, TlsIdentity};
 use super::memory::{Calm, Network};
 use super::*;
 
-/// Makes tests of functions that take a [`World`]: one on each network. What both pass is what they have in common.
+/// Generate tests from functions that take a [`World`], one per network. They cover what both networks have
+/// in common.
 macro_rules! on_both_nets {
     ($($name:ident,)*) => {
         mod udp {
@@ -53,9 +54,9 @@ macro_rules! on_both_nets {
 }
 use on_both_nets;
 
-/// Answers with the payload reversed.
+/// Responds with the payload reversed.
 const REVERSE: u8 = 100;
-/// Answers with the payload as it is, through the service.
+/// Responds with the payload unchanged, through the service.
 const MIRROR: u8 = 99;
 /// Keeps the responder in `held`.
 const HOLD: u8 = 101;
@@ -64,7 +65,7 @@ const DROP: u8 = 102;
 
 pub(super) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// A cluster's authority, and the network that its nodes are on.
+/// A cluster's authority and its network.
 pub(super) struct World {
     pub authority: Authority,
     ground: Ground,
@@ -73,7 +74,7 @@ pub(super) struct World {
 #[derive(Clone)]
 enum Ground {
     Udp,
-    /// The scope in which identities are made.
+    /// The scope in which identities are created.
     Memory(Network, Scope),
 }
 
@@ -86,7 +87,7 @@ impl Ground {
     }
 }
 
-/// Random numbers that are no secret.
+/// Random numbers for tests.
 #[derive(Default)]
 struct Counts(AtomicU64);
 
@@ -102,7 +103,7 @@ impl annulus_ground::World for Counts {
     }
 }
 
-/// An address at which nobody says anything.
+/// An address that never responds.
 pub(super) struct Silent {
     pub addr: SocketAddr,
     _socket: Option<UdpSocket>,
@@ -118,7 +119,7 @@ impl World {
         Self::of(Network::new(Arc::new(Calm)), scope)
     }
 
-    /// On a network, with identities that a scope's random numbers are in.
+    /// Create a world on a network, with identities from a scope's random numbers.
     pub(super) fn of(network: Network, scope: Scope) -> Self {
         Self::on(Ground::Memory(network, scope.clone()), ClusterId(scope.enter(annulus_ground::random)))
     }
@@ -127,22 +128,22 @@ impl World {
         Self { authority: ground.make(|| Authority::create(cluster)).unwrap(), ground }
     }
 
-    /// Another cluster on the same network.
+    /// Create another cluster on the same network.
     pub(super) fn another(&self) -> Self {
         Self::on(self.ground.clone(), ClusterId(rand::random()))
     }
 
-    /// The same cluster with another authority.
+    /// Create the same cluster with another authority.
     pub(super) fn usurped(&self) -> Self {
         Self::on(self.ground.clone(), self.authority.cluster)
     }
 
-    /// Makes keys and certificates of the network's sort.
+    /// Create keys and certificates of the network's kind.
     pub(super) fn make<T>(&self, make: impl FnOnce() -> T) -> T {
         self.ground.make(make)
     }
 
-    /// A machine's network.
+    /// Return the network of a machine.
     pub(super) fn net(&self, ip: IpAddr) -> Net {
         match &self.ground {
             Ground::Udp => Net::Udp,
@@ -150,7 +151,7 @@ impl World {
         }
     }
 
-    /// Any port of this machine, or of a machine that nobody else is on.
+    /// Return any port of this machine, or of an unused in-memory host.
     pub(super) fn listen(&self) -> SocketAddr {
         static MACHINES: AtomicU64 = AtomicU64::new(1);
         match self.ground {
@@ -177,7 +178,7 @@ impl World {
         }
     }
 
-    /// Waits until somebody can listen there.
+    /// Wait until the address can be bound.
     pub(super) async fn free(&self, addr: SocketAddr) {
         let is_free = || match &self.ground {
             Ground::Udp => UdpSocket::bind(addr).is_ok(),
@@ -191,7 +192,7 @@ impl World {
         .await;
     }
 
-    /// A client on a machine of its own, with the authorities of this cluster.
+    /// Create a client on a host of its own that trusts this cluster's authority.
     pub(super) async fn client(
         &self,
         to: &Node,
@@ -242,7 +243,7 @@ pub(super) fn uid() -> NodeUid {
     NodeUid(rand::random())
 }
 
-/// What a bulk stream came with.
+/// An opened bulk stream with its metadata.
 pub(super) type Opened = (PeerIdentity, u8, Bytes, BulkStream);
 
 pub(super) struct Recorder {
@@ -254,7 +255,7 @@ pub(super) struct Recorder {
     outside: tokio::sync::Notify,
     rivals: mpsc::UnboundedSender<NodeUid>,
     twins: mpsc::UnboundedSender<String>,
-    /// The peers' start whose disk was found to be the newest.
+    /// The start of the peers whose disk is known to be the newest.
     newest: Mutex<Option<Start>>,
     removed: tokio::sync::Notify,
     datagrams: mpsc::UnboundedSender<(NodeUid, Bytes)>,
@@ -282,7 +283,7 @@ impl Service for Recorder {
 }
 
 impl Recorder {
-    /// Records events until the transport is gone.
+    /// Record events until the transport is gone.
     async fn record(self: Arc<Self>, mut inbound: Inbound) {
         while let Some(event) = inbound.next().await {
             match event {
@@ -357,7 +358,7 @@ impl Node {
         self.transport.call(to, Lane::Data, kind, Bytes::copy_from_slice(payload), soon()).await
     }
 
-    /// Calls until it succeeds: for what has to come back by itself.
+    /// Call until a call succeeds.
     pub(super) async fn call_until_answered(&self, to: &PeerAddr) {
         within("an answer", async {
             while self.call(to, ECHO, b"there?").await.is_err() {
@@ -367,7 +368,7 @@ impl Node {
         .await
     }
 
-    /// Waits until a request is held.
+    /// Wait until a request is held.
     pub(super) async fn held(&self) -> Responder {
         within("a held request", async {
             loop {
@@ -387,7 +388,7 @@ pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
-/// A test that hangs says where.
+/// Run a future with a limit and name it in the failure.
 pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(20), future).await {
         Ok(value) => value,
