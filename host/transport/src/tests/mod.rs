@@ -6,6 +6,7 @@ mod calls;
 mod datagrams;
 mod hostile;
 mod identity;
+mod inbound;
 mod lifecycle;
 mod seeds;
 mod strangers;
