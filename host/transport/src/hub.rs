@@ -47,8 +47,9 @@ impl std::fmt::Debug for Shared {
 
 #[derive(Default)]
 struct State {
+    /// Drivers not taken in yet. Bounded by the number of connections, which `limits` bounds.
     incoming: Vec<Driver>,
-    /// Slots of drivers to poll.
+    /// Slots of drivers to poll, each at most once per waker: bounded by the number of connections too.
     ready: VecDeque<usize>,
     /// `None` while the task runs: it looks here again before it suspends.
     resting: Option<Waker>,
