@@ -95,7 +95,7 @@ mod tests {
         twins.connected();
         assert!(!twins.turned_away(ALONE_NOW, begun));
         assert!(!twins.turned_away(ALONE_NOW, begun + ALONE / 2));
-        // A link meanwhile, either way: the time counts from the next word.
+        // A link in between, in either direction, restarts the time at the next report.
         twins.connected();
         assert!(!twins.turned_away(ALONE_NOW, begun + ALONE));
         assert!(!twins.turned_away(MEMBER, begun + ALONE * 3 / 2));

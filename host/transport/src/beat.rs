@@ -88,7 +88,7 @@ mod tests {
         builder.worker_threads(1).enable_time().on_thread_start(move || begin(origin)).build().unwrap()
     }
 
-    /// How often the runtime's one thread goes to sleep while a task sleeps six times.
+    /// Return how often the runtime's only thread parks while a task sleeps six times.
     fn parks(nap: impl Fn(Instant) -> Instant + Send + 'static) -> u64 {
         let runtime = runtime();
         let metrics = runtime.metrics();
@@ -108,7 +108,7 @@ mod tests {
         let on_beat = |now| after(now + FAR * 2);
         let beside = move |now| on_beat(now) + Duration::from_millis(20);
         let (on_beat, beside) = (parks(on_beat), parks(beside));
-        // One less for each, but for one that happens to cross a block of blocks.
+        // One less for each, except one that happens to cross a block of blocks.
         assert!(on_beat + 5 <= beside, "{on_beat} and {beside}");
     }
 }

@@ -192,7 +192,7 @@ mod tests {
     fn hello() -> impl Strategy<Value = Hello> {
         let role = prop_oneof![Just(Role::Node), Just(Role::Admin), Just(Role::Joiner)];
         let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
-        // One that says all: after one that leaves something out, nothing more can be said.
+        // A hello with all fields: after one that omits a field, nothing can follow.
         let levels = (any::<(u32, u32)>()).prop_map(|(oldest, newest)| Range::new(oldest, newest));
         let start = any::<(u64, u64)>().prop_map(|(number, id)| Start { number, id });
         let protocol =
@@ -244,7 +244,7 @@ mod tests {
         assert!(!with(0, ours.oldest - 1));
     }
 
-    /// The first build reads so many bytes and refuses versions of which it has none.
+    /// The first build reads this many bytes and refuses versions that it does not share.
     #[test]
     fn the_first_build_takes_this_hello_and_its_own_says_the_first_level() {
         let hello = |speaks| Hello { speaks, ..Hello::anonymous(Role::Node) };

@@ -277,7 +277,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// Says of each poll which task it is polled by.
+    /// Report for each poll the task that polls.
     fn told(asked: mpsc::UnboundedReceiver<()>) -> (Driver, mpsc::UnboundedReceiver<Id>) {
         let (tell, told) = mpsc::unbounded_channel();
         let mut asked = asked;
@@ -310,7 +310,7 @@ mod tests {
         ask_other.send(()).unwrap();
         let home = next(&mut one).await.unwrap();
         assert_eq!(next(&mut other).await, Some(home));
-        // As fast as it answers, until it has gone.
+        // At full speed, until it has left the shared task.
         let busy = timeout(LIMIT, async {
             loop {
                 ask_one.send(()).unwrap();

@@ -274,9 +274,9 @@ impl Transport {
         }
     }
 
-    /// Connect to whichever node of this cluster listens at an address, and return its uid. Does nothing if
-    /// it is connected already. The error is for display; nothing is left open. Bounded by
-    /// [`limits::DIAL_LIMIT`].
+    /// Connect to whichever node of this cluster listens at an address, and return its uid. If that node is
+    /// connected already, the spare connection is closed later. The error is for display; nothing is left
+    /// open. Bounded by [`limits::DIAL_LIMIT`].
     pub async fn meet(&self, addr: SocketAddr) -> Result<NodeUid, String> {
         let shared = self.shared.clone();
         // Connections live on the network runtime.
