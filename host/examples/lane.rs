@@ -13,7 +13,7 @@ use std::time::Duration;
 use annulus::transport::identity::{Authority, TlsIdentity};
 use annulus::transport::kind::{BULK_HANDOFF, ECHO};
 use annulus::transport::{
-    BulkStream, Lane, PeerAddr, PeerIdentity, Request, Service, Transport, TransportConfig, limits,
+    BulkStream, Event, Inbound, Lane, PeerAddr, Request, Service, Transport, TransportConfig, limits,
 };
 use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use anyhow::{Context, Result};
@@ -23,15 +23,19 @@ use tokio::time::Instant;
 
 const MESSAGE: Bytes = Bytes::from_static(&[7; 128]);
 
-/// Echoes every frame of a bulk stream. The transport itself answers the echo requests of lanes.
+/// Echoes data requests. The transport itself echoes those of kind `ECHO`.
 struct Echo;
 
 impl Service for Echo {
     fn request(&self, request: Request) {
         request.responder.send(request.payload);
     }
+}
 
-    fn bulk(&self, _from: PeerIdentity, _kind: u8, _header: Bytes, mut stream: BulkStream) {
+/// Echoes the frames of each bulk stream.
+async fn echo_streams(mut inbound: Inbound) {
+    while let Some(event) = inbound.next().await {
+        let Event::Stream { mut stream, .. } = event else { continue };
         tokio::spawn(async move {
             while let Ok(Some(frame)) = stream.recv.frame().await {
                 stream.send.frame(frame).await?;
@@ -39,6 +43,13 @@ impl Service for Echo {
             stream.send.finish().await
         });
     }
+}
+
+fn bind(config: TransportConfig) -> Result<(Transport, Arc<dyn Service>)> {
+    let service: Arc<dyn Service> = Arc::new(Echo);
+    let (transport, inbound) = Transport::bind(config, Arc::downgrade(&service))?;
+    tokio::spawn(echo_streams(inbound));
+    Ok((transport, service))
 }
 
 fn main() -> Result<()> {
@@ -60,7 +71,7 @@ async fn serve() -> Result<()> {
     std::io::stdin().read_line(&mut line)?;
     let (cluster, uid, cert_pem, key_pem, authority): Given = serde_json::from_str(&line)?;
     let identity = TlsIdentity { cert_pem, key_pem };
-    let transport = Transport::bind(config(cluster, uid, identity, authority), Arc::new(Echo))?;
+    let (transport, _service) = bind(config(cluster, uid, identity, authority))?;
     println!("{}", transport.local_addr());
     // Serve until the parent closes stdin, or is gone.
     tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut line)).await??;
@@ -102,7 +113,7 @@ async fn measure(duration: Duration) -> Result<()> {
     let (mut child, peer) = start_peer(&authority)?;
     let uid = NodeUid(rand::random());
     let own = config(authority.cluster, uid, authority.sign_node(uid)?, authority.cert_pem.clone());
-    let transport = Transport::bind(own, Arc::new(Echo))?;
+    let (transport, _service) = bind(own)?;
     // The warm-up lets QUIC's path MTU discovery finish before the first measurement.
     closed_loop("warm-up", 1, duration.min(Duration::from_secs(1)), &transport, &peer, echo).await?;
     for clients in [1, 64, 256] {

@@ -265,7 +265,7 @@ impl Cluster {
     }
 
     /// True if the start check has found this disk to be the node's newest, and Raft takes part since.
-    pub(super) fn takes_part(&self) -> bool {
+    pub fn takes_part(&self) -> bool {
         self.inner.participation.takes_part()
     }
 

@@ -9,15 +9,7 @@ use annulus_core::version::Speaks;
 use serde::{Deserialize, Serialize};
 
 use super::addresses::{Sighting, Stamp};
-
-/// Kind of an [`Announce`] on the control lane. Lower kinds are in the transport's `kind`.
-pub const ANNOUNCE: u8 = 20;
-
-/// Kind of a [`FetchState`] on the control lane.
-pub const FETCH_STATE: u8 = 21;
-
-/// Kind of [`Addresses`] on the control lane.
-pub const ADDRESSES: u8 = 22;
+pub use annulus_transport::kind::{ADDRESSES, ANNOUNCE, FETCH_STATE};
 
 /// Envelope of Raft's requests in any lineage but the first: `OF_LINEAGE`. Replies have no envelope. In the
 /// first lineage requests have none either, so that builds from before lineages can decode them.

@@ -18,7 +18,6 @@ use openraft::raft::{
     AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, InstallSnapshotResponse,
     VoteRequest, VoteResponse,
 };
-use parking_lot::Mutex;
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -31,13 +30,13 @@ use annulus_core::codec;
 use annulus_transport::limits::MAX_FRAME;
 use annulus_transport::{CallError, Lane, PeerAddr, Transport, kind};
 
-/// Pause before a peer that could not be reached is tried again. Short: the transport dials in
-/// the background and refuses at once while nobody answers.
+/// Pause before an unreachable peer is tried again. Short, because the transport dials in the background and
+/// fails calls at once meanwhile.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
 
-/// How the control plane talks to another node. The transport is one; tests have another.
+/// The control plane's network: the [`Transport`], or a substitute in tests.
 pub trait ControlNetwork: Send + Sync + 'static {
-    /// One request, one answer, on the control lane.
+    /// Send one request on the control lane and wait for its response.
     fn call(
         &self,
         peer: PeerAddr,
@@ -46,51 +45,33 @@ pub trait ControlNetwork: Send + Sync + 'static {
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Bytes, CallError>>;
 
-    /// What a peer said last that it speaks, if it said anything since this node's start.
+    /// Return the versions in a peer's last hello, if it has connected since this node started.
     fn speaks(&self, peer: NodeUid) -> Option<Speaks>;
 
-    /// Connects to whichever node of this cluster answers at an address, and says which. The error is for
-    /// people.
+    /// Connect to whichever node of this cluster listens at an address, and return its uid. The error is for
+    /// display.
     fn meet(&self, addr: SocketAddr) -> BoxFuture<'static, Result<NodeUid, String>> {
         Box::pin(async move { Err(format!("there is no way to {addr}")) })
     }
 
-    /// Sends a datagram of the failure detector, or drops it.
+    /// Send a datagram of the failure detector, or drop it.
     fn send_datagram(&self, _peer: &PeerAddr, _bytes: Bytes) {}
 
-    /// Is there a connection to this node, and does it say anything?
+    /// True if the node is connected and not silent.
     fn is_up(&self, _uid: NodeUid) -> bool {
         false
     }
 
-    /// How to reach a node that is connected to this one; no table has to have it.
+    /// Return the remote address of a connected node, known to the cluster or not.
     fn linked(&self, _uid: NodeUid) -> Option<PeerAddr> {
         None
     }
 
-    /// Tells the network that a node answers again, so that it dials one without a connection at once.
+    /// Report that a node responds again: a node without a connection is dialled at once.
     fn is_back(&self, _uid: NodeUid) {}
 }
 
-/// The transport, until it is taken away: a handle of the control plane that somebody keeps must
-/// not keep the node's port.
-pub struct TransportLink {
-    transport: Mutex<Option<Transport>>,
-}
-
-impl TransportLink {
-    /// The control plane's way over a transport.
-    pub fn new(transport: Transport) -> Self {
-        Self { transport: Mutex::new(Some(transport)) }
-    }
-
-    /// Lets go of the transport. Further calls reach nobody.
-    pub fn detach(&self) {
-        self.transport.lock().take();
-    }
-}
-
-impl ControlNetwork for TransportLink {
+impl ControlNetwork for Transport {
     fn call(
         &self,
         peer: PeerAddr,
@@ -98,60 +79,46 @@ impl ControlNetwork for TransportLink {
         payload: Bytes,
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Bytes, CallError>> {
-        let transport = self.transport.lock().clone();
-        Box::pin(async move {
-            match transport {
-                Some(transport) => transport.call(&peer, Lane::Control, kind, payload, deadline).await,
-                None => Err(CallError::Unreachable("this node has stopped".into())),
-            }
-        })
+        let transport = self.clone();
+        Box::pin(async move { transport.call(&peer, Lane::Control, kind, payload, deadline).await })
     }
 
     fn speaks(&self, peer: NodeUid) -> Option<Speaks> {
-        self.transport.lock().as_ref()?.peer_speaks(peer)
+        self.peer_speaks(peer)
     }
 
     fn meet(&self, addr: SocketAddr) -> BoxFuture<'static, Result<NodeUid, String>> {
-        let transport = self.transport.lock().clone();
-        Box::pin(async move {
-            match transport {
-                Some(transport) => transport.meet(addr).await,
-                None => Err("this node has stopped".to_owned()),
-            }
-        })
+        let transport = self.clone();
+        Box::pin(async move { transport.meet(addr).await })
     }
 
     fn send_datagram(&self, peer: &PeerAddr, bytes: Bytes) {
-        if let Some(transport) = &*self.transport.lock() {
-            transport.send_datagram(peer, bytes);
-        }
+        self.send_datagram(peer, bytes);
     }
 
     fn is_up(&self, uid: NodeUid) -> bool {
-        self.transport.lock().as_ref().is_some_and(|transport| transport.is_up(uid))
+        self.is_up(uid)
     }
 
     fn linked(&self, uid: NodeUid) -> Option<PeerAddr> {
-        self.transport.lock().as_ref()?.linked(uid)
+        self.linked(uid)
     }
 
     fn is_back(&self, uid: NodeUid) {
-        if let Some(transport) = &*self.transport.lock() {
-            transport.hurry(uid);
-        }
+        self.hurry(uid);
     }
 }
 
-/// Makes connections for Raft.
+/// Creates the connections of one Raft instance.
 #[derive(Clone)]
 pub struct RaftLinks {
-    /// The way to the peers.
+    /// The network.
     pub network: Arc<dyn ControlNetwork>,
-    /// Their addresses.
+    /// Addresses of the peers.
     pub book: Arc<AddressBook>,
-    /// What is noted of their answers.
+    /// Records the responses of peers.
     pub contact: Arc<LeaderContact>,
-    /// Whose Raft this is.
+    /// The lineage of this Raft instance.
     pub lineage: Lineage,
 }
 
@@ -163,20 +130,20 @@ impl RaftNetworkFactory<RaftTypes> for RaftLinks {
     }
 }
 
-/// Raft's way to one peer.
+/// Raft's connection to one peer.
 pub struct RaftLink {
     target: u64,
     links: RaftLinks,
 }
 
-/// What a peer's Raft answers: its own result, as it is.
+/// The result of a peer's Raft, as sent.
 type Remote<T, E> = Result<T, RaftError<u64, E>>;
-/// Neither sent for certain nor not: openraft tries again at once.
+/// A failure after which the request may or may not have arrived: openraft retries at once.
 fn lost<E: std::error::Error>(error: impl std::error::Error + 'static) -> RpcError<E> {
     RPCError::Network(NetworkError::new(&error))
 }
 
-// openraft's error is as large as it is, and every call of its trait returns it anyway.
+// The size of openraft's error is not ours to change, and every function of its trait returns it.
 #[allow(clippy::result_large_err)]
 fn encode<T: Serialize, E: std::error::Error>(message: &T) -> Result<Vec<u8>, RpcError<E>> {
     codec::encode(message).map_err(lost)

@@ -1,79 +1,35 @@
-//! What a node's control plane does for its peers, and for nodes that want to join.
-
-use std::sync::Arc;
+//! Incoming traffic of the control plane: requests of peers, join streams, datagrams and connections.
 
 use annulus_core::ids::{NodeUid, Start};
 use annulus_core::state::{Command, Lineage};
-use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use super::cluster::Cluster;
+use super::Cluster;
 use super::join::answer_join;
 use super::liveness::Told;
-use super::messages::{
-    ADDRESSES, ANNOUNCE, Announce, AnnounceReply, FETCH_STATE, FetchState, FetchStateReply, JoinReply,
-    OfLineage,
-};
+use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply, JoinReply, OfLineage};
 use super::outsider::weigh;
 use super::raft::RaftTypes;
 use super::versions::TooNew;
 use annulus_core::codec;
-use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
+use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, kind};
 
-/// The control lane and the join streams of a node. Made before the transport, which needs it;
-/// connected to the [`Cluster`], which needs the transport. A request that comes before that is not
-/// answered: the peer is told so at once and tries again. A join is answered `Unavailable`.
-#[derive(Default)]
-pub struct ClusterService {
-    cluster: ArcSwapOption<Cluster>,
-}
-
-impl ClusterService {
-    /// Answers from now on.
-    pub fn connect(&self, cluster: Cluster) {
-        self.cluster.store(Some(Arc::new(cluster)));
-    }
-
-    /// Answers nobody any more.
-    pub fn disconnect(&self) {
-        self.cluster.store(None);
-    }
-
-    /// Has the control plane found this disk to be the node's newest, and taken part since?
-    pub fn takes_part(&self) -> bool {
-        self.cluster().is_some_and(|cluster| cluster.takes_part())
-    }
-
-    /// A peer's hello names a newer lineage.
-    pub fn newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
-        if let Some(cluster) = self.cluster() {
-            cluster.inner.lineages.hear_of(peer, lineage);
-        }
-    }
-
-    fn cluster(&self) -> Option<Arc<Cluster>> {
-        self.cluster.load_full()
-    }
-}
-
-impl Service for ClusterService {
-    fn request(&self, request: Request) {
-        let (Some(cluster), PeerIdentity::Node { uid, .. }, Lane::Control) =
-            (self.cluster(), &request.from, request.lane)
-        else {
-            return;
-        };
-        let uid = *uid;
-        let runtime = cluster.inner.tasks.runtime().clone();
-        annulus_ground::spawn_on(&runtime, async move {
+/// Incoming traffic. None of these functions blocks; work that waits is spawned.
+impl Cluster {
+    /// Answer a node's request on the control lane. The caller gets no response if there is none to give.
+    pub fn serve(&self, request: Request) {
+        let (PeerIdentity::Node { uid, .. }, Lane::Control) = (&request.from, request.lane) else { return };
+        let (uid, cluster) = (*uid, self.clone());
+        // Ends at the request's deadline or with the control plane's runtime.
+        annulus_ground::spawn_on(self.inner.tasks.runtime(), async move {
             let Request { kind, payload, deadline, responder, .. } = request;
             match cluster.answer(uid, kind, &payload, deadline).await {
                 Ok(answer) => responder.send(answer.into()),
-                // Raft says it again several times a second.
+                // Raft repeats itself several times a second.
                 Err(error @ (Unanswered::OtherLineage | Unanswered::NotYet)) => {
                     tracing::debug!(peer = %uid, kind, %error, "a peer's request is not answered");
                 }
@@ -82,55 +38,55 @@ impl Service for ClusterService {
         });
     }
 
-    fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
-        self.cluster()?.inner.start_check.outdated(peer, start)
-    }
-
-    fn datagram(&self, from: NodeUid, bytes: Bytes) {
-        if let Some(cluster) = self.cluster() {
-            cluster.liveness().tell(Told::Datagram { from, bytes });
-        }
-    }
-
-    fn outside(&self) {
-        if let Some(cluster) = self.cluster() {
-            cluster.inner.lineages.refused();
-        }
-    }
-
-    fn rival(&self, peer: NodeUid) {
-        if let Some(cluster) = self.cluster() {
-            cluster.inner.rivals.note(peer);
-        }
-    }
-
-    fn connected(&self, peer: NodeUid) {
-        if let Some(cluster) = self.cluster() {
-            cluster.liveness().tell(Told::Connected(peer));
-            cluster.inner.exchange.connected(peer);
-        }
-    }
-
-    fn bulk(&self, _: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
-        if kind != kind::BULK_JOIN {
-            return;
-        }
-        let Some(cluster) = self.cluster() else {
-            // A dropped stream would leave it open whether the node was admitted.
-            annulus_ground::spawn(async move {
-                let why = JoinReply::Unavailable("the member is starting or stopping".to_owned());
-                if let Err(error) = answer_join(stream, &why).await {
-                    tracing::debug!(%error, "a joining node came too early and was not told so");
-                }
-            });
-            return;
-        };
-        let runtime = cluster.inner.tasks.runtime().clone();
-        annulus_ground::spawn_on(&runtime, async move {
+    /// Answer a node that asks to join.
+    pub fn serve_join_stream(&self, header: Bytes, stream: BulkStream) {
+        let cluster = self.clone();
+        // Ends with the proposal's deadline or with the control plane's runtime.
+        annulus_ground::spawn_on(self.inner.tasks.runtime(), async move {
             if let Err(error) = cluster.inner.admission.serve_join(&header, stream).await {
                 tracing::warn!(%error, "a joining node got no answer");
             }
         });
+    }
+
+    /// Pass a datagram to the failure detector.
+    pub fn on_datagram(&self, from: NodeUid, bytes: Bytes) {
+        self.liveness().tell(Told::Datagram { from, bytes });
+    }
+
+    /// Note a new connection to a node.
+    pub fn on_connected(&self, peer: NodeUid) {
+        self.liveness().tell(Told::Connected(peer));
+        self.inner.exchange.connected(peer);
+    }
+
+    /// Note that a peer's hello names a newer lineage.
+    pub fn on_newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
+        self.inner.lineages.hear_of(peer, lineage);
+    }
+
+    /// Note that a newer lineage of the cluster does not include this node.
+    pub fn on_outside(&self) {
+        self.inner.lineages.refused();
+    }
+
+    /// Note a peer with which this node has no common history.
+    pub fn on_rival(&self, peer: NodeUid) {
+        self.inner.rivals.note(peer);
+    }
+
+    /// Return why a process of a peer must be refused: a later start of the same node had the newer disk.
+    pub fn why_outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
+        self.inner.start_check.outdated(peer, start)
+    }
+}
+
+/// Tell a joining node that this member is starting or stopping. Dropping the stream would leave open
+/// whether the node was admitted.
+pub async fn turn_joiner_away(stream: BulkStream) {
+    let why = JoinReply::Unavailable("the member is starting or stopping".to_owned());
+    if let Err(error) = answer_join(stream, &why).await {
+        tracing::debug!(%error, "a joining node came too early and was not told so");
     }
 }
 
@@ -154,7 +110,7 @@ pub(super) enum Unanswered {
 }
 
 impl Cluster {
-    /// Answers a peer's request of the control lane.
+    /// Answer a peer's request on the control lane.
     pub(super) async fn answer(
         &self,
         uid: NodeUid,
@@ -163,15 +119,15 @@ impl Cluster {
         deadline: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
         let standing = AnnounceReply::of(&self.view().state, uid);
-        if kind == ANNOUNCE {
+        if kind == kind::ANNOUNCE {
             let Announce { listen, stamp } = codec::decode(payload)?;
             if standing == AnnounceReply::Member {
                 self.inner.exchange.announced(uid, listen, stamp);
             }
             return reply(&standing);
         }
-        // A removed node is told so when it announces itself and when it starts, and has no other say (R20). One
-        // that this node does not know yet may be a leader that joined after this node's last news.
+        // A removed node is told so when it announces itself and when it starts; its other requests are ignored
+        // (R20). An unknown node may be a leader that joined after this node's last update.
         if standing == AnnounceReply::Removed && kind != kind::STARTS {
             return Err(Unanswered::Removed);
         }
@@ -183,7 +139,7 @@ impl Cluster {
                 let OfLineage { lineage, kind, payload } = decode(payload)?;
                 self.answer_raft(uid, lineage, kind, &payload).await
             }
-            ADDRESSES => reply(&self.inner.exchange.exchange(uid, decode(payload)?)),
+            kind::ADDRESSES => reply(&self.inner.exchange.exchange(uid, decode(payload)?)),
             kind::STARTS => reply(&self.inner.start_check.evidence(uid, decode(payload)?)),
             kind::RECOVERED => {
                 let over = self.inner.lineages.come_over(uid, decode(payload)?, deadline).await;
@@ -194,7 +150,7 @@ impl Cluster {
                 self.inner.versions.check_known(&command)?;
                 reply(&self.inner.proposer.propose_here(command, deadline).await)
             }
-            FETCH_STATE => {
+            kind::FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
                 let view = self.view();
                 if view.index() <= newer_than {
@@ -206,7 +162,7 @@ impl Cluster {
         }
     }
 
-    /// What another node's Raft says is for the Raft of the same lineage only.
+    /// Pass a Raft message on if it belongs to the lineage of this node's Raft.
     async fn answer_raft(
         &self,
         uid: NodeUid,

@@ -265,7 +265,6 @@ impl Nodes {
             scope.kill();
             let remains = scope.enter(|| {
                 let remains = life.as_ref().map(|life| life.remains());
-                life.iter().for_each(|life| life.let_go());
                 drop(life);
                 remains
             });

@@ -1,4 +1,4 @@
-//! A node joins another cluster: what an operator says to the node, and what survives a crash.
+//! Joining another cluster: the request of an operator, and its resumption after a crash.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -12,20 +12,21 @@ use tokio::sync::{Mutex, watch};
 use tokio::time::{Instant, sleep, timeout_at};
 
 use super::exit::{Exit, ExitSwitch};
+use super::tasks::Tasks;
 use super::{NodeConfig, StartError};
 use annulus_cluster::{Candidate, Cluster, JoinError, JoinHold, Token, ask_to_join};
 use annulus_data_dir::{Admitted, DataDir, JoinIntent};
 use annulus_transport::Net;
 
-/// How long one attempt of a resumed join may take, and the pause after it.
+/// Limit of one attempt of a resumed join, and the pause after it.
 const ATTEMPT: Duration = Duration::from_secs(10);
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A resumed join is given up after this time, which is how long a token is good for unless its maker
-/// says otherwise: meanwhile the node can do nothing else.
+/// A resumed join is abandoned after this time, the default validity of a token. The node cannot do anything
+/// else meanwhile.
 const RESUMED_LIMIT: Duration = Duration::from_secs(600);
 
-/// Lets a node join another cluster. Clones share it.
+/// Joins another cluster on request. Clones share their state.
 #[derive(Clone)]
 pub struct Joiner {
     inner: Arc<Inner>,
@@ -39,31 +40,31 @@ struct Inner {
     address: SocketAddr,
     exit: ExitSwitch,
     turn: Mutex<()>,
-    /// Does a join go on that a crash interrupted? It ends when this is no longer so.
+    /// True while a join that a crash interrupted is resumed. Setting it to false ends that join.
     resumed: watch::Sender<bool>,
 }
 
-/// How a node wants to join.
+/// Options of a join.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JoinWish {
-    /// Give up the modules and items of its own cluster of one.
+    /// Discard the modules and items of the node's own single-node cluster.
     pub discard: bool,
-    /// Own nothing until a plan takes it in.
+    /// Own no partition until a plan is committed.
     pub stage: bool,
 }
 
-/// The cluster said yes. The node starts anew as its member when this is dropped, so whoever asked
-/// can be answered first.
+/// The cluster admitted the node. Dropping this restarts the node as a member, so the operator can be
+/// answered first.
 pub struct JoinAccepted {
-    /// What the node is called there.
+    /// The node's id in the new cluster.
     pub node: NodeId,
-    /// The cluster.
+    /// The new cluster.
     pub cluster: ClusterId,
-    /// Its members' names, this node's among them.
+    /// The names of its members, including this node's.
     pub members: Vec<String>,
-    /// Its ring's size, which is the node's from now on.
+    /// The size of its ring, and of the node's from now on.
     pub ring_size: RingSize,
-    /// The node's own ring's size, if that was another one.
+    /// The size of the node's own ring, if different.
     pub former_ring_size: Option<RingSize>,
     _restart: Restart,
 }
@@ -99,7 +100,7 @@ impl Joiner {
         }
     }
 
-    /// Asks the cluster of a member to admit this node. On an error the node is what it was.
+    /// Ask a member to admit this node to its cluster. On an error nothing changes.
     pub async fn join(
         &self,
         member: SocketAddr,
@@ -110,7 +111,7 @@ impl Joiner {
         self.join_as(member, token, JoinWish { discard, stage: false }, deadline).await
     }
 
-    /// The same, with all that may be wished for.
+    /// Like [`Joiner::join`], with all options.
     pub async fn join_as(
         &self,
         member: SocketAddr,
@@ -121,7 +122,7 @@ impl Joiner {
         let Inner { data, turn, resumed, .. } = &*self.inner;
         let _turn = match turn.try_lock() {
             Ok(turn) => turn,
-            // It may go on for minutes to ask somebody who is no more. What an operator says now is newer.
+            // A resumed join may ask a vanished member for minutes. The operator's request is newer.
             Err(_) if *resumed.borrow() => {
                 resumed.send_replace(false);
                 timeout_at(deadline, turn.lock()).await.map_err(|_| JoinError::UnderWay)?
@@ -148,8 +149,8 @@ impl Joiner {
         }
     }
 
-    /// Goes on with a join that a crash interrupted before the answer, until there is one.
-    pub(super) fn resume(&self, on: &Handle) -> Result<(), StartError> {
+    /// Resume a join that a crash interrupted before the answer.
+    pub(super) fn resume(&self, on: &Handle, tasks: &Tasks) -> Result<(), StartError> {
         let Some(JoinIntent::Asking { address, token, stage, discard }) = self.inner.data.join_intent()?
         else {
             return Ok(());
@@ -159,7 +160,7 @@ impl Joiner {
         };
         let joiner = self.clone();
         let wish = JoinWish { discard, stage };
-        annulus_ground::spawn_on(on, async move { joiner.ask_until_answered(member, token, wish).await });
+        tasks.spawn_on(on, joiner.ask_until_answered(member, token, wish));
         Ok(())
     }
 
@@ -169,7 +170,7 @@ impl Joiner {
         let mut resumed = self.inner.resumed.subscribe();
         tracing::info!(%member, "going on with the join that was under way");
         tokio::select! {
-            // Dropped before an answer it has changed nothing here.
+            // If dropped before an answer, it has changed nothing on this node.
             biased;
             _ = resumed.wait_for(|resumed| !resumed) => {
                 tracing::info!(%member, "the join that was under way gives way to another one");
@@ -200,8 +201,8 @@ impl Joiner {
         }
     }
 
-    /// One attempt of a resumed join. The node may have taken modules of its own before the hold, by a
-    /// build that had none, or between its start and now: then it is refused as the first attempt would be.
+    /// Make one attempt of a resumed join. If modules were deployed here since the first attempt, because the
+    /// hold did not survive the crash or an older build had none, the attempt is refused.
     async fn ask_once(&self, member: SocketAddr, token: &Token, wish: JoinWish) -> Result<(), JoinError> {
         let deadline = Instant::now() + ATTEMPT;
         let hold = self.hold(member, token, wish.discard, deadline).await?;
@@ -211,7 +212,7 @@ impl Joiner {
         self.accept(admitted, hold).map(drop)
     }
 
-    /// Checks that the node may join, and sees to it that this stays so.
+    /// Check that the node may join, and keep that true while the hold exists.
     async fn hold(
         &self,
         member: SocketAddr,
@@ -219,7 +220,7 @@ impl Joiner {
         discard: bool,
         deadline: Instant,
     ) -> Result<JoinHold, JoinError> {
-        // First without, so that a join that is refused anyway disturbs nobody.
+        // Check first without the hold, so that a join that is refused anyway disturbs nothing.
         self.check(member, token, discard)?;
         let hold = self.inner.cluster.hold_for_join(member, deadline).await.map_err(|_| JoinError::Busy)?;
         self.check(member, token, discard)?;
@@ -261,7 +262,7 @@ impl Joiner {
         }
     }
 
-    /// From here on there is only forward.
+    /// Record the admission. There is no way back after this.
     fn accept(&self, admitted: Admitted, hold: JoinHold) -> Result<JoinAccepted, JoinError> {
         let admitted = Box::new(admitted);
         self.inner.data.write_join_intent(&JoinIntent::Admitted(admitted.clone()))?;

@@ -1,5 +1,5 @@
-//! Who was removed by force is refused, whatever it shows (R3): the transport is told whenever
-//! the committed members change.
+//! Nodes removed by force are refused whatever certificate they show (R3): the transport's set of banned
+//! nodes follows the committed members.
 
 use std::collections::HashSet;
 use std::sync::Arc;
@@ -14,12 +14,12 @@ fn banned(view: &View) -> HashSet<NodeUid> {
     view.state.members.values().filter(|member| member.banned).map(|member| member.uid).collect()
 }
 
-/// Bans whom this view bans.
+/// Ban the nodes that a view bans.
 pub(super) fn set(transport: &Transport, view: &View) {
     transport.set_banned(banned(view));
 }
 
-/// Follows the cluster for as long as the node lives.
+/// Keep the bans up to date for as long as the control plane runs.
 pub(super) async fn keep(mut views: watch::Receiver<Arc<View>>, transport: Transport) {
     let mut known = HashSet::new();
     loop {

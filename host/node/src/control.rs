@@ -1,4 +1,4 @@
-//! What the admin service may do with the node as a whole.
+//! Operations of the admin service on the node as a whole.
 
 use std::net::SocketAddr;
 
@@ -27,14 +27,14 @@ impl NodeControl for Joiner {
     }
 }
 
-/// A failed join in the words of the admin protocol.
+/// Convert a failed join to an error of the admin protocol.
 fn explain(error: &JoinError) -> AdminError {
     let code = match error {
         JoinError::Unknown(_) => return AdminError::unknown("deadline-exceeded", error.to_string()),
         JoinError::Token(_) | JoinError::Refused(Refusal::BadSetting(_)) => "bad-arguments",
         JoinError::Connect(_) => "unreachable",
-        // The member's own words say which: no majority there, or a member that starts or stops. It is no
-        // matter of this node's voters.
+        // The member's reason says which: it lacks a majority, or it is starting or stopping. This node's
+        // voters are not involved.
         JoinError::Unavailable(_) => {
             let message =
                 format!("{error}. Nothing was changed; try again in a moment, or ask another member");

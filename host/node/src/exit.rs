@@ -1,4 +1,4 @@
-//! How a node's life ends: one switch, thrown once, by whoever has a reason.
+//! The end of a node's life: one switch, thrown once.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,19 +7,19 @@ use tokio::sync::watch;
 
 use annulus_cluster::Ended;
 
-/// What comes after this life.
+/// What follows this life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
-    /// Nothing: the process ends.
+    /// The process ends.
     Stop(StopReason),
-    /// The node starts anew in place: it belongs to another cluster now.
+    /// The node restarts in place as a member of another cluster.
     Restart,
 }
 
 /// Why a node stops.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StopReason {
-    /// A signal or an operator.
+    /// A signal or an operator asked for it.
     #[error("stopped")]
     Asked,
     /// It left its cluster, or was removed.
@@ -28,26 +28,25 @@ pub enum StopReason {
          --rejoin-as-new` sets that aside and begins a new node there"
     )]
     Removed,
-    /// A process runs with the same data directory's identity, and its disk was found to be the
-    /// newest (R20).
+    /// Another process runs with this node's identity, and its disk is the newest (R20).
     #[error(
         "another process runs as this node, and its disk is the newest: {0}. This one was held up or cut off \
          while that one was started from a copy of this data directory; it has stopped, and nothing was changed"
     )]
     Superseded(String),
-    /// Another process runs as this node, and was there first.
+    /// Another process runs with this node's identity, and was first.
     #[error(
         "{0}. One node is one process: this one was started from a copy of the other's data directory and has \
          stopped; nothing was changed. To move the node here, stop the other process first and copy its \
          directory then"
     )]
     Twin(String),
-    /// Its control plane failed.
+    /// The control plane failed.
     #[error("{0}")]
     Failed(String),
 }
 
-/// The switch. Clones are the same one.
+/// The switch. Clones share it.
 #[derive(Clone)]
 pub struct ExitSwitch {
     exit: Arc<watch::Sender<Option<Exit>>>,
@@ -60,7 +59,7 @@ impl Default for ExitSwitch {
 }
 
 impl ExitSwitch {
-    /// Ends the node. The first reason counts.
+    /// End the node. Only the first call has an effect.
     pub fn throw(&self, exit: Exit) {
         self.exit.send_if_modified(|thrown| {
             let first = thrown.is_none();
@@ -71,22 +70,19 @@ impl ExitSwitch {
         });
     }
 
-    /// Ends the node when its control plane says so.
-    pub(super) fn follow(&self, mut ended: watch::Receiver<Option<Ended>>, on: &Handle) {
-        let switch = self.clone();
-        annulus_ground::spawn_on(on, async move {
-            let Ok(ended) = ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) else { return };
-            match ended {
-                Some(Ended::Removed) => switch.throw(Exit::Stop(StopReason::Removed)),
-                Some(failed @ (Ended::Failed(_) | Ended::Stale(_))) => {
-                    switch.throw(Exit::Stop(StopReason::Failed(failed.to_string())));
-                }
-                None => {}
+    /// End the node when its control plane ends.
+    pub(super) async fn follow(self, mut ended: watch::Receiver<Option<Ended>>) {
+        let Ok(ended) = ended.wait_for(Option::is_some).await.map(|ended| ended.clone()) else { return };
+        match ended {
+            Some(Ended::Removed) => self.throw(Exit::Stop(StopReason::Removed)),
+            Some(failed @ (Ended::Failed(_) | Ended::Stale(_))) => {
+                self.throw(Exit::Stop(StopReason::Failed(failed.to_string())));
             }
-        });
+            None => {}
+        }
     }
 
-    /// Waits until the switch is thrown.
+    /// Wait until the switch is thrown.
     pub(super) async fn thrown(&self) -> Exit {
         let mut thrown = self.exit.subscribe();
         match thrown.wait_for(Option::is_some).await.as_deref() {
@@ -95,7 +91,7 @@ impl ExitSwitch {
         }
     }
 
-    /// Waits for the end: the switch, or a signal to the process.
+    /// Wait for the switch or a signal to the process.
     pub(super) async fn wait(&self) -> Exit {
         tokio::select! {
             exit = self.thrown() => exit,
@@ -104,15 +100,15 @@ impl ExitSwitch {
     }
 }
 
-/// Has SIGHUP end nothing, from now on and for as long as the process runs: log lines go to stderr, so
-/// there is no file to open anew, and a hangup of the terminal or the habit of a log rotation is no
-/// wish to stop.
+/// Ignore SIGHUP for the rest of the process. Log lines go to stderr, so there is no file to reopen, and a
+/// closed terminal or a log rotation is not a request to stop.
 pub(super) fn outlive_signals(on: &Handle) {
     #[cfg(unix)]
     {
         use tokio::signal::unix::{SignalKind, signal};
         let _on = on.enter();
         match signal(SignalKind::hangup()) {
+            // Ends with the runtime.
             Ok(mut hangups) => drop(on.spawn(async move {
                 while hangups.recv().await.is_some() {
                     tracing::info!("SIGHUP is ignored: log lines go to stderr, nothing is opened anew");
@@ -120,8 +116,8 @@ pub(super) fn outlive_signals(on: &Handle) {
             })),
             Err(error) => tracing::warn!(%error, "SIGHUP will end this process the hard way"),
         }
-        // With a handler, a write beyond the file size limit (`ulimit -f`) returns an error that is shown.
-        // Without one, the signal ends the process and nothing says why.
+        // With a handler, a write beyond the file size limit (`ulimit -f`) returns an error that is reported.
+        // Without one, the signal kills the process without a message.
         const FILE_SIZE_LIMIT: i32 = 25;
         if let Err(error) = signal(SignalKind::from_raw(FILE_SIZE_LIMIT)) {
             tracing::warn!(%error, "SIGXFSZ will end this process without a word");
@@ -131,18 +127,18 @@ pub(super) fn outlive_signals(on: &Handle) {
     let _ = on;
 }
 
-/// Waits until a signal has asked the process to end, in this life of the node or between two: the
-/// first wait replaces what the system does with such signals, so from then on none may be missed.
+/// Wait until a signal asks the process to end, in this life of the node or between two. The first wait
+/// replaces the system's default action, so no later signal may be missed.
 async fn asked_to_end() {
     static ASKED: OnceLock<watch::Receiver<bool>> = OnceLock::new();
     let mut asked = ASKED.get_or_init(listen).clone();
     if asked.wait_for(|asked| *asked).await.is_err() {
-        // Nobody listens: the system's own way with signals is in force.
+        // There is no listener: the system's default action applies.
         std::future::pending().await
     }
 }
 
-/// Listens on a thread that outlives every life of the node.
+/// Listen on a thread that outlives every life of the node.
 fn listen() -> watch::Receiver<bool> {
     let (asked, receiver) = watch::channel(false);
     let listener = std::thread::Builder::new().name("signals".into()).spawn(move || {
@@ -158,7 +154,7 @@ fn listen() -> watch::Receiver<bool> {
     receiver
 }
 
-/// The next signal that asks the process to end.
+/// Wait for the next signal that asks the process to end.
 async fn signal() {
     #[cfg(unix)]
     {

@@ -1,4 +1,4 @@
-//! Who the node is at a start: what it was, a founder, or what a join made of it.
+//! The node's identity at a start: read from the directory, founded, or received by a join.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -15,11 +15,11 @@ use annulus_data_dir::{
 use annulus_transport::Transport;
 use annulus_transport::identity::Authority;
 
-/// Replicas that the ring's table has for a partition, where there are nodes enough (R4).
+/// Replicas per partition in the ring table, if there are enough nodes (R4).
 const RING_WIDTH: u8 = 3;
 
-/// Goes through with a join that was answered: the node's own cluster goes, the answer takes its
-/// place. The intent goes last, so a crash anywhere in here repeats all of it.
+/// Complete a join that was answered: replace the node's own cluster by the answer. The intent is removed
+/// last, so a crash in between repeats all of it.
 pub(super) async fn finish_join(data: &DataDir) -> Result<(), StartError> {
     let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
     let state = &admitted.state;
@@ -42,7 +42,7 @@ pub(super) async fn finish_join(data: &DataDir) -> Result<(), StartError> {
     Ok(())
 }
 
-/// Who lives in the data directory; in an empty one, the founder of a new cluster.
+/// Read the identity from the data directory; found a new cluster in an empty one.
 pub(super) fn read_or_found(data: &DataDir, config: &NodeConfig) -> Result<Identity, StartError> {
     if let Some(identity) = data.identity(&config.name)? {
         return Ok(identity);
@@ -67,7 +67,7 @@ pub(super) fn read_or_found(data: &DataDir, config: &NodeConfig) -> Result<Ident
     Ok(identity)
 }
 
-/// The first entry of a cluster that is being founded here.
+/// Return the first log entry of a cluster that is founded here.
 pub(super) fn found_command(
     data: &DataDir,
     identity: &Identity,
@@ -96,10 +96,10 @@ pub(super) fn found_command(
     }))
 }
 
-/// Keeps `admin.toml` true: this cluster, where it listens, an operator's certificate.
+/// Keep `admin.toml` up to date: the cluster, the address, and an operator's certificate.
 pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> Result<(), StartError> {
     let cluster = view.state.cluster.to_string();
-    // One that cannot be read is made anew, like one that is missing.
+    // Replace an unreadable file like a missing one.
     let present = data.admin().ok().flatten().filter(|admin| admin.cluster == cluster);
     let (certificate, key) = match &present {
         Some(admin) => (admin.certificate.clone(), admin.key.clone()),
@@ -116,7 +116,7 @@ pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> R
     Ok(())
 }
 
-/// Believes the authorities that the cluster agreed on, now and after a restart (R20).
+/// Trust the authorities that the cluster agreed on, now and after a restart (R20).
 pub(super) async fn keep_authorities(
     data: Arc<DataDir>,
     mut views: watch::Receiver<Arc<View>>,
@@ -148,7 +148,7 @@ pub(super) async fn keep_authorities(
     }
 }
 
-/// Tells peers, and the next start, of which lineage the node is (R19).
+/// Tell peers, and the next start, the node's lineage (R19).
 pub(super) async fn keep_lineage(
     data: Arc<DataDir>,
     mut identity: Identity,
@@ -161,7 +161,7 @@ pub(super) async fn keep_lineage(
             identity.lineage = lineage;
             transport.set_lineage(lineage);
             if let Err(error) = data.write_identity(&identity) {
-                // The copy of the ring says so too; only the first hellos after a restart do not.
+                // The copy of the ring has it too; only the first hellos after a restart lack it.
                 tracing::error!(%error, "the new lineage is not in IDENTITY");
             }
         }
@@ -171,7 +171,7 @@ pub(super) async fn keep_lineage(
     }
 }
 
-/// Refuses nodes that do not speak the level that the cluster agreed on.
+/// Refuse nodes that do not support the level that the cluster agreed on.
 pub(super) async fn keep_level(mut views: watch::Receiver<Arc<View>>, transport: Transport) {
     let mut told = None;
     loop {

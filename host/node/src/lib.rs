@@ -1,13 +1,16 @@
-//! Puts one node together; start and stop order in one place.
+//! Assembly of a node: the order of its start and stop.
 //!
 //! ```text
 //! start:  data directory -> transport -> control plane -> vnodes -> requests -> admin
-//! stop:   the other way round; the data directory's lock is released last
+//! stop:   in reverse; the data directory's lock is released last
 //! ```
 //!
-//! Two runtimes: one for network and guests, one for Raft (R18); `runtimes` says why.
-//! A node that joins a cluster gives up its own and starts anew in place ([`run`] goes on with
-//! the next life), so that nothing of the old one is left in memory.
+//! The node has two runtimes, one for network and guests and one for Raft (R18); `runtimes` has the reasons.
+//! A node that joins a cluster ends its own and restarts in place as the next *life* ([`run`]), so that no
+//! state of the old cluster stays in memory.
+//!
+//! Ownership runs one way: [`Life`] owns the parts, the parts hold the transport, and the transport holds none
+//! of them. Background tasks belong to the life and end with it.
 
 mod admission;
 mod bans;
@@ -18,6 +21,7 @@ mod identity;
 mod router;
 mod runtimes;
 mod services;
+mod tasks;
 mod twin;
 
 use std::any::Any;
@@ -33,10 +37,10 @@ use tokio::runtime::Handle;
 use tokio::time::{Instant, sleep};
 
 use annulus_admin::{AdminParts, AdminService};
-use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Ended, Place, Start, TransportLink};
+use annulus_cluster::{Cluster, ClusterConfig, ClusterError, Ended, Place, Start};
 use annulus_data_dir::{DataDir, DataDirError, Store, Trouble, obstacle};
 use annulus_transport::identity::{IdentityError, TlsIdentity};
-use annulus_transport::{BindError, Net, Transport, TransportConfig};
+use annulus_transport::{BindError, Inbound, Net, Service, Transport, TransportConfig};
 use annulus_vnode::Loader;
 
 pub use admission::{JoinAccepted, JoinWish, Joiner};
@@ -45,12 +49,12 @@ pub use exit::{Exit, ExitSwitch, StopReason};
 pub use router::Router;
 pub use runtimes::Runtimes;
 pub use services::{Services, ServicesError};
+use tasks::Tasks;
 
-/// What the life before has just let go of, database and port, may stay taken for a moment, until
-/// its threads have noticed.
+/// The previous life may hold the database lock and the port a moment longer, until its threads have ended.
 const RELEASE: Duration = Duration::from_secs(10);
 
-/// How long answers to operators may still take when the node stops.
+/// Limit for answers to operators when the node stops.
 const ANSWER: Duration = Duration::from_secs(1);
 
 /// Why a node does not start.
@@ -62,7 +66,7 @@ pub enum StartError {
     /// The address cannot be listened on.
     #[error(transparent)]
     Bind(#[from] BindError),
-    /// Peers could not be told how to reach the node.
+    /// The address is not one that peers can reach.
     #[error(
         "other nodes cannot reach {0}: listen on an address of this machine, or say with \
          --advertise HOST:PORT how they do"
@@ -71,7 +75,7 @@ pub enum StartError {
     /// The control plane does not start.
     #[error(transparent)]
     Cluster(#[from] ClusterError),
-    /// It cannot be part of its cluster.
+    /// The node cannot take part in its cluster.
     #[error(transparent)]
     Ended(Ended),
     /// Vnodes and modules do not start.
@@ -80,7 +84,7 @@ pub enum StartError {
     /// A certificate cannot be made or used.
     #[error(transparent)]
     Identity(#[from] IdentityError),
-    /// The system gives no threads.
+    /// The system refuses threads.
     #[error("cannot start threads: {error}. {way}", error = .0, way = obstacle(.0).unwrap_or("Nothing was changed"))]
     Threads(std::io::Error),
     /// The node was removed from its cluster.
@@ -92,38 +96,38 @@ pub enum StartError {
     Removed(String),
 }
 
-/// What one life of a node stands on.
+/// The environment of one life of a node.
 #[derive(Clone)]
 pub struct Stand {
-    /// Where transport, requests, handoff and guests run.
+    /// Runtime of transport, requests, handoff and guests.
     pub network: Handle,
-    /// Where the control plane runs.
+    /// Runtime of the control plane.
     pub raft: Handle,
     /// The network between nodes.
     pub net: Net,
-    /// What makes components ready to run; a WebAssembly engine of the node's own where none.
+    /// Prepares components to run; `None` for a WebAssembly engine of the node's own.
     pub loader: Option<Arc<dyn Loader>>,
 }
 
-/// Tells what is left of a life that is over: for whoever looks for leaks.
+/// Weak references to the parts of a life, to find leaks after its end.
 pub struct Remains(Vec<(&'static str, Weak<dyn Any + Send + Sync>)>);
 
 impl Remains {
-    /// The parts that somebody still holds.
+    /// Return the parts that are still in memory.
     pub fn left(&self) -> impl Iterator<Item = &'static str> {
         self.0.iter().filter(|(_, part)| part.strong_count() > 0).map(|(name, _)| *name)
     }
 }
 
-/// One life of a node: from a start until it ends, or becomes a member of another cluster.
+/// One life of a node: from a start until it stops or becomes a member of another cluster.
 pub struct Life {
-    // In the order in which they end.
+    // In drop order. The router and the tasks that use it go first.
+    tasks: Tasks,
+    router: Arc<Router>,
     admin: AdminService,
     services: Services,
     cluster: Cluster,
-    link: Arc<TransportLink>,
     transport: Transport,
-    router: Arc<Router>,
     joiner: Joiner,
     exit: ExitSwitch,
     database: Store,
@@ -133,12 +137,12 @@ pub struct Life {
 }
 
 impl Life {
-    /// Begins in a locked data directory: in an empty one as a cluster of its own, else as what the node
-    /// was. `reborn`: just after a former life in this process, which may not have let go of all yet. Must
-    /// be polled on the network's runtime.
+    /// Start in a locked data directory: in an empty one as a new cluster, else as the node recorded there.
+    /// `reborn` tells that a previous life in this process may not have released everything yet. Must be
+    /// polled on the network runtime.
     ///
     /// # Errors
-    /// Says why the node cannot serve. What was begun has ended by then, or ends with its runtimes.
+    /// Why the node cannot serve. Parts already started have ended, or end with their runtimes.
     pub async fn start(
         stand: Stand,
         data: Arc<DataDir>,
@@ -164,9 +168,11 @@ impl Life {
             identity: TlsIdentity { cert_pem: credentials.certificate, key_pem: credentials.key },
             authorities: credentials.authorities,
         };
-        let transport = bind(&stand.net, config.speaks, &transport_config, &router, reborn).await?;
-        let link = Arc::new(TransportLink::new(transport.clone()));
-        // The same port for the next life, if any was good for this one.
+        let (transport, inbound) =
+            bind(&stand.net, config.speaks, &transport_config, &router, reborn).await?;
+        let (tasks, network) = (Tasks::default(), &stand.network);
+        tasks.spawn_on(network, router.clone().run(inbound));
+        // Keep the port for the next life if any port was acceptable for this one.
         let config = NodeConfig { listen: transport.local_addr(), ..config };
         let address = config.reachable().ok_or(StartError::Unspecified(config.told()))?;
 
@@ -181,11 +187,11 @@ impl Life {
             seeds: config.seeds.clone(),
             http: config.http.clone(),
             place: Place { zone: config.zone.clone(), weight: config.weight },
-            network: link.clone(),
+            network: Arc::new(transport.clone()),
             speaks: config.speaks,
             found: identity::found_command(&data, &identity, &config, address)?,
         };
-        // It stays on the runtime where it starts.
+        // The control plane stays on the runtime where it starts.
         let started = annulus_ground::spawn_on(&stand.raft, Cluster::start(control));
         let cluster = started.await.unwrap_or_else(|ended| Err(ClusterError::Raft(ended.to_string())))?;
         data.clear_founding()?;
@@ -194,17 +200,16 @@ impl Life {
             return Err(StartError::Removed(config.name));
         }
         identity::write_admin(&data, &view, config.local())?;
-        router.control().connect(cluster.clone());
-        let network = &stand.network;
+        router.serve_control(cluster.clone());
         let authorities = identity::keep_authorities(data.clone(), cluster.watch(), transport.clone());
-        annulus_ground::spawn_on(network, authorities);
+        tasks.spawn_on(network, authorities);
         let lineage =
             identity::keep_lineage(data.clone(), identity.clone(), cluster.watch(), transport.clone());
-        annulus_ground::spawn_on(network, lineage);
+        tasks.spawn_on(network, lineage);
         bans::set(&transport, &view);
-        annulus_ground::spawn_on(network, bans::keep(cluster.watch(), transport.clone()));
-        annulus_ground::spawn_on(network, identity::keep_level(cluster.watch(), transport.clone()));
-        exit.follow(cluster.ended(), network);
+        tasks.spawn_on(network, bans::keep(cluster.watch(), transport.clone()));
+        tasks.spawn_on(network, identity::keep_level(cluster.watch(), transport.clone()));
+        tasks.spawn_on(network, exit.clone().follow(cluster.ended()));
         cluster.comes_in().await.map_err(|why| match why {
             Ended::Removed => StartError::Removed(config.name.clone()),
             other => StartError::Ended(other),
@@ -220,12 +225,13 @@ impl Life {
             boot,
             stand: &stand,
             router: &router,
+            tasks: &tasks,
         })
         .await?;
 
         let net = stand.net.clone();
         let joiner = Joiner::new(net, cluster.clone(), data.clone(), config.clone(), address, exit.clone());
-        joiner.resume(network)?;
+        joiner.resume(network, &tasks)?;
         let admin = AdminService::new(AdminParts {
             cluster: cluster.clone(),
             transport: transport.clone(),
@@ -235,15 +241,15 @@ impl Life {
             handoff: services.handoff.clone(),
             control: Arc::new(joiner.clone()),
         });
-        router.serve_admin(Arc::new(admin.clone()));
+        router.serve_admin(admin.clone());
         tracing::info!(name = %config.name, node = %identity.node, cluster = %identity.cluster, %address, "started");
         Ok(Self {
+            tasks,
+            router,
             admin,
             services,
             cluster,
-            link,
             transport,
-            router,
             joiner,
             exit,
             database,
@@ -253,69 +259,70 @@ impl Life {
         })
     }
 
-    /// Modules, vnodes, handoff, requests.
+    /// Return the services: modules, vnodes, handoff, requests.
     pub fn services(&self) -> &Services {
         &self.services
     }
 
-    /// The control plane.
+    /// Return the control plane.
     pub fn cluster(&self) -> &Cluster {
         &self.cluster
     }
 
-    /// The way to the peers.
+    /// Return the transport.
     pub fn transport(&self) -> &Transport {
         &self.transport
     }
 
-    /// Where those who serve peers and operators are entered.
+    /// Return the dispatcher of incoming traffic.
     pub fn router(&self) -> &Arc<Router> {
         &self.router
     }
 
-    /// Lets the node join another cluster.
+    /// Return the part that joins another cluster.
     pub fn joiner(&self) -> &Joiner {
         &self.joiner
     }
 
-    /// Ends the node, from anywhere.
+    /// Return the switch that ends the node.
     pub fn exit(&self) -> &ExitSwitch {
         &self.exit
     }
 
-    /// The node's one database.
+    /// Return the node's database.
     pub fn database(&self) -> &Store {
         &self.database
     }
 
-    /// What it was started with; the port is the one that it has.
+    /// Return the settings, with the port that the node listens on.
     pub fn config(&self) -> &NodeConfig {
         &self.config
     }
 
-    /// Its data directory.
+    /// Return the data directory.
     pub fn data(&self) -> &Arc<DataDir> {
         &self.data
     }
 
-    /// Waits until somebody in the process, a peer or an operator ends it. Signals are not listened to.
+    /// Wait until the process, a peer or an operator ends the node. Ignores signals.
     pub async fn ended(&self) -> Exit {
         self.exit.thrown().await
     }
 
-    /// Ends in order. What was answered is durable before, so nothing is lost by stopping faster.
+    /// Stop in order. Answered requests are durable already, so a faster stop loses nothing.
     pub async fn stop(&self) {
-        // What ends the node may be what an operator is being answered.
+        // The answer to an operator may be what ends the node.
         self.admin.drain(ANSWER).await;
         self.services.stop().await;
-        self.let_go();
+        self.router.refuse_all();
         let cluster = self.cluster.clone();
-        // An error: Raft's runtime has ended before.
+        // An error: Raft's runtime has ended already.
         let _ = annulus_ground::spawn_on(&self.stand.raft, async move { cluster.stop().await }).await;
         self.transport.close().await;
+        self.tasks.end().await;
     }
 
-    /// What nobody may hold any more once this life is over and dropped.
+    /// Return references to the parts that must be gone once this life is stopped and dropped.
     pub fn remains(&self) -> Remains {
         Remains(vec![
             ("control plane", self.cluster.remains()),
@@ -323,15 +330,9 @@ impl Life {
             ("vnode master", self.services.master.remains()),
         ])
     }
-
-    /// Undoes what holds its parts together, without a word to anybody: for a life that is over already.
-    pub fn let_go(&self) {
-        self.router.clear();
-        self.link.detach();
-    }
 }
 
-/// A running node with the runtimes that it stands on.
+/// A running node and its runtimes.
 pub struct Node {
     life: Life,
     runtimes: Runtimes,
@@ -346,14 +347,14 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// Starts a node: in an empty data directory as a cluster of its own, else as what it was.
-    /// Must be called outside of any runtime.
+    /// Start a node: in an empty data directory as a new cluster, else as the node recorded there. Must be
+    /// called outside of any runtime.
     pub fn start(config: NodeConfig) -> Result<Self, StartError> {
         let data = Arc::new(DataDir::lock(&config.data)?);
         Self::start_in(data, config, false)
     }
 
-    /// The same in a locked data directory, perhaps just after a former life.
+    /// Like [`Node::start`], in a locked data directory and perhaps after a previous life.
     fn start_in(data: Arc<DataDir>, config: NodeConfig, reborn: bool) -> Result<Self, StartError> {
         let runtimes = Runtimes::start().map_err(StartError::Threads)?;
         exit::outlive_signals(runtimes.network());
@@ -367,7 +368,7 @@ impl Node {
         Ok(Self { life, runtimes })
     }
 
-    /// Runs until somebody ends it, a signal among others; then stops.
+    /// Run until a signal, a peer or an operator ends the node, then stop.
     pub fn run(self) -> Exit {
         let exit = self.runtimes.network().block_on(self.life.exit.wait());
         tracing::info!(?exit, "stopping");
@@ -375,15 +376,14 @@ impl Node {
         exit
     }
 
-    /// Stops in order.
+    /// Stop in order.
     pub fn stop(self) {
         self.runtimes.network().block_on(self.life.stop());
         self.runtimes.stop();
     }
 }
 
-/// Runs a node through all its lives, until it is told to stop. `started` is called for each
-/// life, when it serves.
+/// Run a node through all its lives until it stops. `started` is called for each life once it serves.
 pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<StopReason, StartError> {
     let data = Arc::new(DataDir::lock(&config.data)?);
     let mut reborn = false;
@@ -405,10 +405,11 @@ async fn bind(
     config: &TransportConfig,
     router: &Arc<Router>,
     reborn: bool,
-) -> Result<Transport, BindError> {
+) -> Result<(Transport, Inbound), BindError> {
+    let service: Arc<dyn Service> = router.clone();
     let deadline = Instant::now() + RELEASE;
     loop {
-        match Transport::bind_on(net, speaks, config.clone(), router.clone()) {
+        match Transport::bind_on(net, speaks, config.clone(), Arc::downgrade(&service)) {
             Err(BindError::Listen { source, .. })
                 if reborn && source.kind() == ErrorKind::AddrInUse && Instant::now() < deadline =>
             {
@@ -423,7 +424,7 @@ async fn open_unlocked(data: &DataDir) -> Result<Store, DataDirError> {
     let deadline = Instant::now() + RELEASE;
     loop {
         match data.database() {
-            // The data directory's own lock is ours: only a former life of this process is left.
+            // This process holds the data directory's lock, so only its previous life can hold the database's.
             Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
                 sleep(Duration::from_millis(5)).await;
             }

@@ -1,154 +1,193 @@
-//! Which part of the node serves what comes from outside.
+//! Dispatch of incoming traffic to the parts of the node.
 //!
-//! The transport needs somebody to hand requests to before the parts that serve them exist. What
-//! comes before its part is entered gets no answer, which the caller learns at once; callers of modules,
-//! operators and joining nodes are told that the node is not ready.
+//! The transport listens before the parts exist, and after they have stopped. Until a part is set, and
+//! after [`Router::refuse_all`], vnode calls, operators and joining nodes are answered `not-ready`. Other
+//! requests get no response, which their callers learn at once.
 
 use std::sync::Arc;
 
 use annulus_core::ids::{NodeUid, Start};
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{ErrorCode, RequestError};
-use annulus_core::state::Lineage;
 use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 use tokio::time::Instant;
 
 use super::exit::{Exit, ExitSwitch, StopReason};
-use super::twin::{Standing, Twins};
-use annulus_cluster::{ClusterService, Ended};
-use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
+use super::services::Services;
+use super::twin::{RunStatus, Twins};
+use annulus_admin::AdminService;
+use annulus_cluster::{Cluster, Ended};
+use annulus_transport::{BulkStream, Event, Inbound, Lane, PeerIdentity, Request, Service, kind};
 use annulus_vnode::Reply;
 
-/// Hands requests to the parts of the node.
+/// Knows the parts of the node, and which part handles which message kind.
 pub struct Router {
     exit: ExitSwitch,
-    control: Arc<ClusterService>,
-    node: Part,
-    admin: Part,
+    control: ArcSwapOption<Cluster>,
+    services: ArcSwapOption<Services>,
+    admin: ArcSwapOption<AdminService>,
     twins: Twins,
 }
-
-type Part = ArcSwapOption<Arc<dyn Service>>;
 
 impl Router {
     pub(super) fn new(exit: ExitSwitch) -> Self {
         Self {
             exit,
-            control: Arc::default(),
-            node: Part::empty(),
-            admin: Part::empty(),
+            control: ArcSwapOption::empty(),
+            services: ArcSwapOption::empty(),
+            admin: ArcSwapOption::empty(),
             twins: Twins::default(),
         }
     }
 
-    pub(super) fn control(&self) -> &ClusterService {
-        &self.control
+    /// Set the control plane.
+    pub(super) fn serve_control(&self, cluster: Cluster) {
+        self.control.store(Some(Arc::new(cluster)));
     }
 
-    /// Enters who serves other nodes: commands, components, handoff.
-    pub fn serve_node(&self, part: Arc<dyn Service>) {
-        self.node.store(Some(Arc::new(part)));
+    /// Set the part that serves other nodes: vnodes, modules, handoff.
+    pub(super) fn serve_nodes(&self, services: Services) {
+        self.services.store(Some(Arc::new(services)));
     }
 
-    /// Enters who serves operators.
-    pub fn serve_admin(&self, part: Arc<dyn Service>) {
-        self.admin.store(Some(Arc::new(part)));
+    /// Set the part that serves operators.
+    pub(super) fn serve_admin(&self, admin: AdminService) {
+        self.admin.store(Some(Arc::new(admin)));
     }
 
-    /// Nobody serves any more. The parts hold the transport, and the transport holds this: without
-    /// letting go here, nothing of a life would ever be freed.
-    pub(super) fn clear(&self) {
-        self.control.disconnect();
-        for part in [&self.node, &self.admin] {
-            part.store(None);
+    /// Answer `not-ready` from now on: the first step of stopping the parts.
+    pub(super) fn refuse_all(&self) {
+        self.control.store(None);
+        self.services.store(None);
+        self.admin.store(None);
+    }
+
+    /// Dispatch events until the transport is gone.
+    pub(super) async fn run(self: Arc<Self>, mut inbound: Inbound) {
+        while let Some(event) = inbound.next().await {
+            self.dispatch(event);
+        }
+    }
+
+    /// Never blocks: the parts spawn work that waits.
+    fn dispatch(&self, event: Event) {
+        match event {
+            Event::Request(request) => self.request(request),
+            Event::Stream { from, kind, header, stream } => self.stream(from, kind, header, stream),
+            Event::Datagram { from, bytes } => self.with_control(|control| control.on_datagram(from, bytes)),
+            Event::Connected(peer) => self.connected(peer),
+            Event::NewerLineage { peer, lineage } => {
+                self.with_control(|control| control.on_newer_lineage(peer, lineage));
+            }
+            Event::Outside => self.with_control(Cluster::on_outside),
+            Event::Rival(peer) => self.with_control(|control| control.on_rival(peer)),
+            Event::Superseded { why } => self.superseded(why),
+            Event::RunsTwice { why, linked } => self.runs_twice(why, linked),
+            Event::Removed => self.exit.throw(Exit::Stop(StopReason::Removed)),
+        }
+    }
+
+    fn with_control(&self, act: impl FnOnce(&Cluster)) {
+        if let Some(control) = &*self.control.load() {
+            act(control);
+        }
+    }
+
+    fn stream(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
+        match (kind, &from) {
+            (kind::BULK_JOIN, _) => match &*self.control.load() {
+                Some(control) => control.serve_join_stream(header, stream),
+                // Ends within the transport's limit for a stalled stream.
+                None => drop(annulus_ground::spawn(annulus_cluster::turn_joiner_away(stream))),
+            },
+            (kind::BULK_ADMIN, PeerIdentity::Admin) => match &*self.admin.load() {
+                Some(admin) => admin.serve(from, header, stream),
+                // As above.
+                None => drop(annulus_ground::spawn(annulus_admin::turn_away(
+                    stream,
+                    "the node is starting or stopping",
+                ))),
+            },
+            (kind::BULK_HANDOFF | kind::BULK_ARTEFACT, PeerIdentity::Node { .. }) => {
+                match &*self.services.load() {
+                    Some(services) if kind == kind::BULK_HANDOFF => services.handoff.serve(stream),
+                    Some(services) => services.modules.serve_artefact(&header, stream),
+                    None => tracing::debug!(?from, kind, "a stream came before its service started"),
+                }
+            }
+            _ => tracing::warn!(kind, ?from, "a stream of unknown kind"),
+        }
+    }
+
+    fn connected(&self, peer: NodeUid) {
+        self.twins.connected();
+        self.with_control(|control| control.on_connected(peer));
+        if let Some(services) = &*self.services.load() {
+            services.modules.connected(peer);
+        }
+    }
+
+    fn superseded(&self, why: String) {
+        let reason = if self.twins.met() {
+            StopReason::Superseded(why)
+        } else {
+            // No peer has accepted this process: it is the older copy, just started.
+            StopReason::Failed(Ended::Stale(why).to_string())
+        };
+        self.exit.throw(Exit::Stop(reason));
+    }
+
+    fn runs_twice(&self, why: String, linked: bool) {
+        let takes_part = self.control.load().as_ref().is_some_and(|control| control.takes_part());
+        if self.twins.turned_away(RunStatus { takes_part, linked }, Instant::now()) {
+            self.exit.throw(Exit::Stop(StopReason::Twin(why)));
+        } else {
+            tracing::warn!(why, "a peer knows another run of this node");
         }
     }
 }
 
 impl Service for Router {
+    /// The one dispatch of requests, of both lanes.
     fn request(&self, request: Request) {
-        if request.lane == Lane::Control && kind::is_control(request.kind) {
-            return self.control.request(request);
-        }
-        let is_node = matches!(request.from, PeerIdentity::Node { .. });
-        match self.node.load().as_ref() {
-            Some(node) if is_node => node.request(request),
-            _ if mutants::on(Mutant::DropCallsWhileStarting) => {}
-            // Nobody ran it: without an answer its caller would have to take it for `unknown`.
-            None if is_node && request.kind == kind::CALL => {
-                let message = "the node is starting or stopping";
-                let error = RequestError::not_applied(ErrorCode::NotReady, message);
-                Reply::Remote(request.responder).send(Err(error));
+        match request.kind {
+            kind::RAFT_APPEND
+            | kind::RAFT_VOTE
+            | kind::RAFT_SNAPSHOT
+            | kind::PROPOSE
+            | kind::ANNOUNCE
+            | kind::FETCH_STATE
+            | kind::ADDRESSES
+            | kind::OF_LINEAGE
+            | kind::RECOVERED
+            | kind::STARTS
+                if request.lane == Lane::Control =>
+            {
+                self.with_control(|control| control.serve(request));
             }
-            _ => {}
+            _ => match &*self.services.load() {
+                Some(services) if matches!(request.from, PeerIdentity::Node { .. }) => match request.kind {
+                    kind::CALL => services.coordinator.serve(request),
+                    kind::MODULE_PREPARE | kind::MODULE_RUNNING => services.modules.serve(request),
+                    kind::MODULES_UNABLE => services.modules.on_report(request),
+                    kind::TRANSFERS => services.handoff.serve_rows(request),
+                    kind::HOLDINGS => services.handoff.serve_holdings(request),
+                    kind => tracing::warn!(kind, from = ?request.from, "a request of unknown kind"),
+                },
+                _ if mutants::on(Mutant::DropCallsWhileStarting) => {}
+                // Not executed. Without an answer the caller would have to report `unknown`.
+                None if request.kind == kind::CALL => {
+                    let message = "the node is starting or stopping";
+                    let error = RequestError::not_applied(ErrorCode::NotReady, message);
+                    Reply::Remote(request.responder).send(Err(error));
+                }
+                _ => {}
+            },
         }
-    }
-
-    fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
-        let part = match (kind, &from) {
-            (kind::BULK_JOIN, _) => return self.control.bulk(from, kind, header, stream),
-            (kind::BULK_ADMIN, PeerIdentity::Admin) => self.admin.load_full(),
-            (_, PeerIdentity::Node { .. }) => self.node.load_full(),
-            _ => None,
-        };
-        match part {
-            Some(part) => part.bulk(from, kind, header, stream),
-            None if from == PeerIdentity::Admin && kind == kind::BULK_ADMIN => {
-                annulus_ground::spawn(annulus_admin::turn_away(stream, "the node is starting or stopping"));
-            }
-            None => tracing::debug!(?from, kind, "a stream that nobody serves"),
-        }
-    }
-
-    fn newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
-        self.control.newer_lineage(peer, lineage);
-    }
-
-    fn datagram(&self, from: NodeUid, bytes: Bytes) {
-        self.control.datagram(from, bytes);
     }
 
     fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
-        self.control.outdated(peer, start)
-    }
-
-    fn connected(&self, peer: NodeUid) {
-        self.twins.connected();
-        self.control.connected(peer);
-        if let Some(node) = self.node.load().as_ref() {
-            node.connected(peer);
-        }
-    }
-
-    fn superseded(&self, why: &str) {
-        let reason = if self.twins.met() {
-            StopReason::Superseded(why.to_owned())
-        } else {
-            // Nobody has let it in: it is the older copy that has just been started.
-            StopReason::Failed(Ended::Stale(why.to_owned()).to_string())
-        };
-        self.exit.throw(Exit::Stop(reason));
-    }
-
-    fn runs_twice(&self, why: &str, linked: bool) {
-        let standing = Standing { came_in: self.control.takes_part(), linked };
-        if self.twins.turned_away(standing, Instant::now()) {
-            self.exit.throw(Exit::Stop(StopReason::Twin(why.to_owned())));
-        } else {
-            tracing::warn!(why, "a peer knows another run of this node");
-        }
-    }
-
-    fn removed(&self) {
-        self.exit.throw(Exit::Stop(StopReason::Removed));
-    }
-
-    fn outside(&self) {
-        self.control.outside();
-    }
-
-    fn rival(&self, peer: NodeUid) {
-        self.control.rival(peer);
+        self.control.load().as_ref()?.why_outdated(peer, start)
     }
 }

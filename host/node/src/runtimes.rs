@@ -1,10 +1,9 @@
-//! A node's two runtimes.
+//! The two runtimes of a node.
 //!
-//! Guests run beside the network, not on threads of their own: a guest gives up its thread at
-//! the first epoch tick after it began (1 ms), so that is what the network waits behind one, and
-//! a command saves two wake-ups of another runtime's sleeping thread. Measured with three nodes
-//! on two cores: a remote call of one client takes 1.45 times a lane's echo instead of 2.4
-//! times, and a fifth more calls of 64 clients pass.
+//! Guests run on the network's threads, not on their own: a guest yields its thread at the first epoch tick
+//! (1 ms), which bounds the delay of the network, and a command avoids two wake-ups of sleeping threads of
+//! another runtime. Measured with three nodes on two cores: a remote call of one client takes 1.45 times a
+//! lane's echo instead of 2.4 times, and 64 clients complete a fifth more calls.
 
 use std::io;
 use std::time::Duration;
@@ -13,10 +12,10 @@ use annulus_transport::beat;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::time::Instant;
 
-/// What still runs in a runtime after this time is left behind.
+/// Tasks that still run after this time are abandoned.
 const STOP: Duration = Duration::from_secs(3);
 
-/// Threads for network and guests, and for Raft, whose heartbeats nothing may hold up.
+/// Threads for network and guests, and for Raft, whose heartbeats must not be delayed.
 pub struct Runtimes {
     network: Runtime,
     raft: Runtime,
@@ -34,12 +33,12 @@ impl Runtimes {
         Ok(Self { network: runtime("network", cores.max(2))?, raft: runtime("raft", 1)? })
     }
 
-    /// Transport, requests, handoff, guests: what gives up its thread within a millisecond or so.
+    /// Runtime of transport, requests, handoff and guests: tasks that yield within about a millisecond.
     pub fn network(&self) -> &Handle {
         self.network.handle()
     }
 
-    /// The control plane, and nothing else.
+    /// Runtime of the control plane alone.
     pub fn raft(&self) -> &Handle {
         self.raft.handle()
     }

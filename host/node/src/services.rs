@@ -1,33 +1,34 @@
-//! What a node does with its share of the ring: modules, vnodes, handoff, requests.
+//! The services of a node for its share of the ring: modules, vnodes, handoff, requests.
 
 use std::path::Path;
 use std::sync::Arc;
 
-use annulus_core::ids::{BootId, ModuleUid, NodeUid};
+use annulus_core::ids::{BootId, ModuleUid};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Partition;
 use annulus_core::state::{Command, Module, Refusal};
 use annulus_core::wording::ranges;
-use bytes::Bytes;
+use tokio::runtime::Handle;
 use tokio::time::Instant;
 
+use super::tasks::Tasks;
 use super::{Router, Stand};
 use annulus_cluster::{Cluster, ProposeError, View};
 use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
-use annulus_transport::{BulkStream, PeerIdentity, Request, Service, Transport, kind};
+use annulus_transport::Transport;
 use annulus_vnode::{Behaviour, Filled, Loader, Master, MasterConfig, ModuleSource};
 use annulus_wasm::Engine;
 
-/// Why they do not start. The node must not serve then.
+/// Why the services do not start. The node must not serve then.
 #[derive(Debug, thiserror::Error)]
 pub enum ServicesError {
     /// This machine cannot run WebAssembly.
     #[error("the WebAssembly engine does not start: {0}")]
     Engine(String),
-    /// The notes about empty modules cannot be read.
+    /// The record of empty modules cannot be read.
     #[error(transparent)]
     DataDir(#[from] DataDirError),
     /// The seals cannot be read.
@@ -42,13 +43,13 @@ pub struct Services {
     pub modules: Modules,
     /// Running vnodes.
     pub master: Master,
-    /// Items on their way to other nodes.
+    /// Transfers of items to other nodes.
     pub handoff: Handoff,
-    /// Requests of clients.
+    /// Routing of client requests.
     pub coordinator: Coordinator,
 }
 
-/// What services are put together from.
+/// The parts that the services use.
 pub(super) struct Parts<'a> {
     pub(super) cluster: Cluster,
     pub(super) transport: Transport,
@@ -59,12 +60,14 @@ pub(super) struct Parts<'a> {
     pub(super) boot: BootId,
     pub(super) stand: &'a Stand,
     pub(super) router: &'a Router,
+    pub(super) tasks: &'a Tasks,
 }
 
 impl Services {
-    /// Loads the modules, takes up the partitions, and serves from then on.
+    /// Load the modules, start the vnodes, and serve from then on.
     pub(super) async fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
-        let Parts { cluster, transport, database, data, compiler, guest_memory, boot, stand, router } = parts;
+        let Parts { cluster, transport, database, data, compiler, guest_memory, boot, stand, router, tasks } =
+            parts;
         let network = &stand.network;
         let loader = match &stand.loader {
             Some(loader) => loader.clone(),
@@ -82,25 +85,26 @@ impl Services {
         let master = Master::new(config, &view.state.ring, &seals.all());
         let lost = note_restart(&master, &modules, &empty, &view);
         let mut changes = cluster.watch();
-        apply(&master, &cluster, &changes.borrow_and_update());
-        // What this node has on disk is loaded before it says that it is there, so that a
-        // restart is over when the node serves again.
+        let reports = Tasks::default();
+        apply(&master, &cluster, &changes.borrow_and_update(), (&reports, network));
+        // Load what is on disk before announcing this node, so that a restart is complete when it serves.
         modules.start(&master).await;
         let told = cluster.clone();
-        annulus_ground::spawn_on(network, async move {
+        tasks.spawn_on(network, async move {
             if !lost.is_empty() {
                 let why = "the node started again without what its modules had in memory";
                 tell_lost(told.clone(), lost, why).await;
             }
-            // Not before: a node that ends untold has to tell it at its next start.
+            // Not before the report: a node that ends before it must report the loss at its next start.
             note_empty(told, empty).await;
         });
         let (follower, log) = (master.clone(), cluster.clone());
-        annulus_ground::spawn_on(network, async move {
+        let on = network.clone();
+        tasks.spawn_on(network, async move {
             while changes.changed().await.is_ok() {
                 let view = changes.borrow_and_update().clone();
                 annulus_ground::point("node: the vnodes follow the ring").await;
-                apply(&follower, &log, &view);
+                apply(&follower, &log, &view, (&reports, &on));
             }
         });
 
@@ -109,11 +113,11 @@ impl Services {
         handoff.start();
         let coordinator = Coordinator::new(cluster, transport, modules.clone(), master.clone());
         let services = Self { modules, master, handoff, coordinator };
-        router.serve_node(Arc::new(services.clone()));
+        router.serve_nodes(services.clone());
         Ok(services)
     }
 
-    /// Ends every vnode in order.
+    /// Stop every vnode in order.
     pub(super) async fn stop(&self) {
         if tokio::time::timeout(STOP_LIMIT, self.master.stop()).await.is_err() {
             tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are left behind");
@@ -121,8 +125,8 @@ impl Services {
     }
 }
 
-/// The engine of a process that serves users. Shows what the system lets this process have: what a node runs out
-/// of first should be known before.
+/// Create the engine of a process that serves users, and log the limits that the system sets for this process,
+/// so that the resource that runs out first is known in advance.
 fn engine(
     data: &DataDir,
     compiler: Option<&Path>,
@@ -143,20 +147,21 @@ fn engine(
     Ok(Arc::new(engine))
 }
 
-/// Longest that vnodes may take to end: one in an endless loop traps at its call limit.
+/// Limit for the vnodes to end: one in an endless loop traps at its call limit.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 
-fn apply(master: &Master, cluster: &Cluster, view: &View) {
+/// Apply a view to the vnodes. Losses are reported by tasks of the given set, which abort with it.
+fn apply(master: &Master, cluster: &Cluster, view: &View, (reports, network): (&Tasks, &Handle)) {
     let modules: Vec<ModuleUid> = view.state.modules.keys().copied().collect();
     let aside = master.apply(&view.state.ring, &modules, view.index(), view.state.lineage);
     if !aside.is_empty() {
         let why = "a recovery gave partitions away whose items are kept aside here";
-        annulus_ground::spawn(tell_lost(cluster.clone(), aside, why));
+        reports.spawn_on(network, tell_lost(cluster.clone(), aside, why));
     }
 }
 
-/// Has the cluster note that items of these partitions may be gone: every member tells so then, and goes on
-/// when this node has ended. Given up where this node is no member, or nobody has a module any more.
+/// Have the cluster record that items of these partitions may be lost, so that every member reports it even
+/// after this node has ended. Stops without a record if this node is not a member or no module is left.
 async fn tell_lost(cluster: Cluster, partitions: Vec<PartitionId>, why: &str) {
     tracing::warn!(?partitions, "{why}");
     let mut ended = cluster.ended();
@@ -165,25 +170,25 @@ async fn tell_lost(cluster: Cluster, partitions: Vec<PartitionId>, why: &str) {
         let command = Command::Lost { node: view.me, partitions: partitions.clone() };
         match cluster.propose(command, Instant::now() + LOST_LIMIT).await {
             Ok(_) | Err(ProposeError::Refused(Refusal::NotMember(_))) => return,
-            // Also while the cluster does not know this command yet.
+            // Also while the cluster's level lacks this command.
             Err(error) => tracing::debug!(%error, "the possible loss is not noted yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(LOST_PAUSE) => {}
             _ = ended.wait_for(Option::is_some) => return,
         }
-        // All of them were undeployed while this node was away.
+        // All modules were undeployed while this node was down.
         if cluster.view().state.modules.is_empty() {
             return;
         }
     }
 }
 
-/// Longest that one try to note a loss may take, and the pause after it.
+/// Limit of one attempt to record a loss, and the pause after it.
 const LOST_LIMIT: std::time::Duration = std::time::Duration::from_secs(10);
 const LOST_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 
-/// What vnodes run, and who learns that they have items.
+/// Gives vnodes their modules, and records which modules have items.
 struct Source {
     modules: Modules,
     empty: Arc<EmptyModules>,
@@ -198,14 +203,14 @@ impl ModuleSource for Source {
         Box::pin(async move {
             if !self.empty.is_filled(module) {
                 let empty = self.empty.clone();
-                // An error: the node ends, and the write is not answered either.
+                // An error: the node is ending, and the write is not answered either.
                 let _ = annulus_ground::blocking(move || empty.fill(module)).await;
             }
         })
     }
 }
 
-/// Notes for each module, as it is deployed, that it has no items here yet.
+/// Record for each deployed module that it has no items here yet.
 async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
     let mut changes = cluster.watch();
     let mut noted: Option<Vec<ModuleUid>> = None;
@@ -224,8 +229,8 @@ async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
     }
 }
 
-/// Items that guests kept in memory did not outlive the process: an operator sees so (R5). Answers the
-/// partitions that this may be true of.
+/// Note for the operator that items kept in memory were lost with the previous process (R5). Returns the
+/// partitions that may be affected.
 fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: &View) -> Vec<PartitionId> {
     let owned = |partition: &Partition| partition.replicas.first() == Some(&view.me);
     let held: Vec<PartitionId> =
@@ -245,29 +250,4 @@ fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: 
         master.note("possible-loss", &module.name, None, &reason);
     }
     held
-}
-
-impl Service for Services {
-    fn request(&self, request: Request) {
-        match request.kind {
-            kind::CALL => self.coordinator.serve(request),
-            kind::MODULE_PREPARE | kind::MODULE_RUNNING => self.modules.serve(request),
-            kind::MODULES_UNABLE => self.modules.on_report(request),
-            kind::TRANSFERS => self.handoff.serve_rows(request),
-            kind::HOLDINGS => self.handoff.serve_holdings(request),
-            kind => tracing::warn!(kind, from = ?request.from, "a request of no known kind"),
-        }
-    }
-
-    fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
-        match kind {
-            kind::BULK_HANDOFF => self.handoff.serve(stream),
-            kind::BULK_ARTEFACT => self.modules.serve_artefact(&header, stream),
-            kind => tracing::warn!(kind, ?from, "a stream of no known kind"),
-        }
-    }
-
-    fn connected(&self, peer: NodeUid) {
-        self.modules.connected(peer);
-    }
 }

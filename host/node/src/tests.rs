@@ -1,6 +1,6 @@
-//! Whole nodes on loopback, with real transport and disks: founding, joining, leaving, restarts.
+//! Whole nodes on loopback, with real transport and disks: founding, joining, leaving, restarting.
 //!
-//! No module runs here, so a handoff has nothing to carry.
+//! No module runs, so handoffs transfer no items.
 
 #![allow(clippy::unwrap_used)]
 
@@ -24,14 +24,14 @@ mod not_ready;
 
 mod planned;
 
-/// Nothing here takes as long.
+/// Far above the duration of any step.
 const LIMIT: Duration = Duration::from_secs(60);
 
 fn soon() -> Instant {
     Instant::now() + LIMIT
 }
 
-/// One life of a node, as others see it.
+/// One life of a node, as seen from outside.
 struct Life {
     cluster: Cluster,
     joiner: Joiner,
@@ -84,7 +84,7 @@ impl Running {
         self.life.cluster.view()
     }
 
-    /// Waits for the end that comes by itself.
+    /// Wait for the node to end by itself.
     fn end(mut self) -> (Result<StopReason, StartError>, NodeConfig) {
         let ended = self.lives.recv_timeout(LIMIT).map(|_| "another life");
         assert_eq!(ended, Err(mpsc::RecvTimeoutError::Disconnected));
@@ -164,12 +164,12 @@ fn join(node: &mut Running, to: &Running) {
     node.see("a member", |view| view.member(me).is_some_and(|me| me.status == MemberStatus::Member));
 }
 
-/// Waits until the nodes have handed over what is to be.
+/// Wait until the nodes have completed their transfers.
 fn settle(node: &Running) {
     node.see("settled", |view| view.state.is_balanced() && view.state.ring.transfers().next().is_none());
 }
 
-/// Gives away the partitions of a node that is not there to do so: what `remove` will be for.
+/// Give away the partitions of a node that is down, as `remove` does.
 fn give_away(node: &Running) {
     let until = soon();
     loop {
@@ -212,7 +212,7 @@ fn three(dirs: &Dirs) -> [Running; 3] {
 }
 
 impl Running {
-    /// Raft's membership is no part of the view, so this looks again and again.
+    /// Raft's membership is not part of the view, so poll it.
     fn see_voters(&self, count: usize) {
         let until = soon();
         let settled = || {
@@ -226,7 +226,7 @@ impl Running {
     }
 }
 
-/// Runs a node that finds out that it was removed: at its start, or from its peers.
+/// Run a node that discovers its removal, at its start or from its peers.
 fn assert_removed(config: NodeConfig) {
     let (sender, ended) = mpsc::channel();
     std::thread::spawn(move || sender.send(run(config, |_| {})));
@@ -290,7 +290,7 @@ fn three_nodes_share_the_ring_and_all_restart_to_the_same_one() {
     for node in &nodes {
         assert_eq!(node.view().state.ring, state.ring, "the copy on disk serves at once");
     }
-    // And the cluster can change again.
+    // The cluster can change again.
     block(nodes[2].life.cluster.propose(deploy("kv"), soon())).unwrap();
     for node in &nodes {
         node.see("the module", |view| view.module("kv").is_some());
@@ -312,7 +312,7 @@ fn another_leads_when_the_leader_is_gone_and_without_a_majority_nothing_changes(
 
     left.pop().unwrap().stop();
     let last = &left[0];
-    // A leader takes commands until it knows that it is alone; their outcome is unknown.
+    // A leader accepts commands until it knows that it is isolated; their outcome is unknown.
     let alone = soon();
     while last.life.cluster.heard_from_leader_within(Duration::from_secs(1)) {
         assert!(Instant::now() < alone);
@@ -333,7 +333,7 @@ fn a_node_that_left_ends_by_itself_and_cannot_come_back() {
     let dirs = Dirs::new();
     let [first, second, third] = three(&dirs);
     let gone = second.life.cluster.me();
-    // The founder, which leads or at least votes, leaves last below; this one is told by another.
+    // The founder, which leads or at least votes, leaves last below; this node is told by another.
     block(third.life.cluster.leave(Some("b@127.0.0.1"), soon())).unwrap();
     first.see("leaving", |view| view.member(gone).is_some_and(|m| m.status == MemberStatus::Leaving));
     settle(&first);
@@ -376,7 +376,7 @@ fn a_node_that_comes_back_elsewhere_is_found_again() {
     let id = third.life.cluster.me();
     let config = third.stop();
     let old = config.listen;
-    // The old port stays taken, so the new one is another.
+    // The old port stays taken, so the new one differs.
     let _taken = std::net::UdpSocket::bind(old).unwrap();
     let third = Running::start(NodeConfig { listen: "127.0.0.1:0".parse().unwrap(), ..config });
     assert_ne!(third.life.address, old);
@@ -387,7 +387,7 @@ fn a_node_that_comes_back_elsewhere_is_found_again() {
     assert_eq!(second.view().peer(id).unwrap().addr, third.life.address);
 }
 
-/// Peers are told the one address and dial it; operators of the machine use the other.
+/// Peers dial the advertised address; operators on the machine use the other.
 #[test]
 fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
     let dirs = Dirs::new();
@@ -398,13 +398,13 @@ fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
     assert_eq!(node.view().member(me).unwrap().listen, outside.to_string());
     let admin = annulus_data_dir::AdminToml::read(&config.data).unwrap().unwrap();
     assert_eq!(admin.address, node.life.address.to_string());
-    // It cannot join by either of its own addresses.
+    // The node cannot join by either of its own addresses.
     let other = dirs.start("b");
     for own in [outside, node.life.address] {
         let joined = block(node.life.joiner.join(own, &token(&other), false, soon())).map(drop);
         assert!(matches!(joined, Err(JoinError::Itself(address)) if address == own), "{joined:?}");
     }
-    // Every address is none that others can dial; verbs still find the node.
+    // A wildcard address cannot be dialled by peers; commands still find the node.
     node.stop();
     let every = NodeConfig { listen: "0.0.0.0:0".parse().unwrap(), ..config };
     let node = Running::start(every.clone());
@@ -441,7 +441,7 @@ fn a_survivor_recovers_alone_restarts_as_such_and_late_comers_take_over_its_stat
     drop(cluster);
     block(first.life.cluster.propose(deploy("other"), soon())).unwrap();
 
-    // The recovery is what it is after a restart.
+    // The recovery survives a restart.
     let first = Running::start(first.stop());
     first.see("the new lineage", |view| view.state.lineage == done.lineage && view.module("other").is_some());
     block(first.life.cluster.propose(deploy("third"), soon())).unwrap();
@@ -455,7 +455,7 @@ fn a_survivor_recovers_alone_restarts_as_such_and_late_comers_take_over_its_stat
     }
     first.see_voters(3);
     block(late[1].life.cluster.propose(deploy("fourth"), soon())).unwrap();
-    // All of it on disk: whoever starts first begins with what is true now.
+    // Everything is on disk: the node that starts first begins with the current state.
     let [second, third] = late;
     let config = second.stop();
     drop(third);

@@ -1,62 +1,63 @@
-//! Which of two processes of one node goes.
+//! The decision which of two processes of one node stops.
 //!
-//! Both were started from the same data directory, or from copies of it. A peer keeps the one that answers it and
-//! turns the other away, so that the peers together may hold one link to each. The one that has not come in
-//! yet has acknowledged nothing and goes at the first word of the other, even if a peer has let it in: that peer
-//! could not reach the other at that moment. Of two that have come in, the one that no peer keeps a link to goes.
+//! Both processes were started from the same data directory or from copies of it. A peer keeps the one that
+//! responds and refuses the other, so different peers may be connected to different processes. A process
+//! that does not take part in the cluster yet has acknowledged nothing: it stops at the first report of the
+//! other, even if a peer has accepted it because that peer could not reach the other. Of two that take part,
+//! the one that no peer is connected to stops.
 
 use std::time::Duration;
 
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long a run that has come in may be turned away by all its peers. Links break and are dialled again
-/// within less.
+/// How long a process that takes part may be refused by all its peers before it stops. Longer than a broken
+/// link takes to be dialled again.
 const ALONE: Duration = Duration::from_secs(2);
 
-/// How a run stands with its peers.
+/// The state of this process in the cluster.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Standing {
+pub(super) struct RunStatus {
     /// Its disk was found to be the newest, and it takes part in the cluster.
-    pub(super) came_in: bool,
-    /// At least one peer has a link to it.
+    pub(super) takes_part: bool,
+    /// At least one peer is connected to it.
     pub(super) linked: bool,
 }
 
-/// Notes what peers say of another run of this node.
+/// Records what peers report about another process of this node.
 #[derive(Debug, Default)]
 pub(super) struct Twins {
-    heard: Mutex<Heard>,
+    record: Mutex<Record>,
 }
 
 #[derive(Debug, Default)]
-struct Heard {
+struct Record {
     met: bool,
     alone_since: Option<Instant>,
 }
 
 impl Twins {
-    /// Has any peer let this run in?
+    /// True if any peer has accepted this process.
     pub(super) fn met(&self) -> bool {
-        self.heard.lock().met
+        self.record.lock().met
     }
 
-    /// A peer has let this run in.
+    /// Record that a peer accepted this process.
     pub(super) fn connected(&self) {
-        *self.heard.lock() = Heard { met: true, alone_since: None };
+        *self.record.lock() = Record { met: true, alone_since: None };
     }
 
-    /// A peer turns this run away because another one answers. Is it for this run to go?
-    pub(super) fn turned_away(&self, standing: Standing, now: Instant) -> bool {
-        let mut heard = self.heard.lock();
-        if !heard.met || !standing.came_in {
+    /// Record that a peer refused this process because another one responds. True if this process must stop.
+    pub(super) fn turned_away(&self, status: RunStatus, now: Instant) -> bool {
+        let mut record = self.record.lock();
+        if !record.met || !status.takes_part {
             return true;
         }
-        if standing.linked {
-            heard.alone_since = None;
+        if status.linked {
+            record.alone_since = None;
             return false;
         }
-        now.duration_since(*heard.alone_since.get_or_insert(now)) >= ALONE
+        now.duration_since(*record.alone_since.get_or_insert(now)) >= ALONE
     }
 }
 
@@ -64,8 +65,8 @@ impl Twins {
 mod tests {
     use super::*;
 
-    const MEMBER: Standing = Standing { came_in: true, linked: true };
-    const ALONE_NOW: Standing = Standing { came_in: true, linked: false };
+    const MEMBER: RunStatus = RunStatus { takes_part: true, linked: true };
+    const ALONE_NOW: RunStatus = RunStatus { takes_part: true, linked: false };
 
     #[test]
     fn a_run_that_nobody_has_let_in_goes() {
@@ -76,7 +77,7 @@ mod tests {
     fn a_run_that_a_peer_has_let_in_goes_as_long_as_it_has_not_come_in() {
         let twins = Twins::default();
         twins.connected();
-        assert!(twins.turned_away(Standing { came_in: false, linked: true }, Instant::now()));
+        assert!(twins.turned_away(RunStatus { takes_part: false, linked: true }, Instant::now()));
     }
 
     #[test]
@@ -94,7 +95,7 @@ mod tests {
         twins.connected();
         assert!(!twins.turned_away(ALONE_NOW, begun));
         assert!(!twins.turned_away(ALONE_NOW, begun + ALONE / 2));
-        // A link meanwhile, either way: the time counts from the next word.
+        // A link in between, in either direction, restarts the time at the next report.
         twins.connected();
         assert!(!twins.turned_away(ALONE_NOW, begun + ALONE));
         assert!(!twins.turned_away(MEMBER, begun + ALONE * 3 / 2));

@@ -1,6 +1,5 @@
-//! The places of operators' connections. When all are taken, the one that has been idle longest gives
-//! its own up: it is mostly that of a process that has ended without a word, while who comes now has
-//! something to say.
+//! A limited number of slots for operators' connections. When all are taken, a new connection evicts the
+//! one that has been idle longest: mostly that of a process that ended without closing it.
 
 use std::sync::Arc;
 
@@ -12,45 +11,45 @@ use super::close::Close;
 use super::limits::MAX_ADMINS;
 use super::wire::Connection;
 
-/// All places of one node.
+/// The slots of one node.
 #[derive(Default)]
-pub(super) struct Admins {
-    taken: Mutex<Vec<Arc<Place>>>,
+pub(super) struct AdminSlots {
+    taken: Mutex<Vec<Arc<Slot>>>,
 }
 
-struct Place {
+struct Slot {
     connection: Connection,
-    /// Told apart by its strong count: one more for each stream that is open.
+    /// Strong count: one, plus one per open stream.
     in_use: Arc<()>,
-    /// When the last stream ended; at first, when the connection came.
+    /// When the last stream ended; initially, when the connection was accepted.
     idle_since: Mutex<Instant>,
 }
 
-impl Place {
+impl Slot {
     fn is_idle(&self) -> bool {
         Arc::strong_count(&self.in_use) == 1
     }
 }
 
-/// A taken place. Free again when this is dropped.
-pub(super) struct AdminPlace {
-    place: Arc<Place>,
-    of: Arc<Admins>,
+/// A taken slot. Dropping it frees the slot.
+pub(super) struct AdminSlot {
+    slot: Arc<Slot>,
+    of: Arc<AdminSlots>,
 }
 
-impl Admins {
-    /// A place for a connection. If all are taken, the connection that has been idle longest is closed for
-    /// it; refused, with the reason, only if each has a request under way.
-    pub(super) fn enter(self: &Arc<Self>, connection: &Connection) -> Result<AdminPlace, (Close, String)> {
-        let place = Arc::new(Place {
+impl AdminSlots {
+    /// Take a slot. If all are taken, the connection that has been idle longest is closed; refused only if
+    /// each has a request under way.
+    pub(super) fn enter(self: &Arc<Self>, connection: &Connection) -> Result<AdminSlot, (Close, String)> {
+        let slot = Arc::new(Slot {
             connection: connection.clone(),
             in_use: Arc::default(),
             idle_since: Mutex::new(Instant::now()),
         });
         let mut taken = self.taken.lock();
         if taken.len() >= MAX_ADMINS {
-            let idle = taken.iter().enumerate().filter(|(_, place)| place.is_idle());
-            let Some((longest, _)) = idle.min_by_key(|(_, place)| *place.idle_since.lock()) else {
+            let idle = taken.iter().enumerate().filter(|(_, slot)| slot.is_idle());
+            let Some((longest, _)) = idle.min_by_key(|(_, slot)| *slot.idle_since.lock()) else {
                 let reason = format!(
                     "{MAX_ADMINS} operators have a request under way here, which is as many as are served at a \
                      time: try again when one of them is done"
@@ -60,27 +59,27 @@ impl Admins {
             let reason = "another operator came, and this connection had been idle longest";
             Close::Busy.close(&taken.swap_remove(longest).connection, reason);
         }
-        taken.push(place.clone());
-        Ok(AdminPlace { place, of: self.clone() })
+        taken.push(slot.clone());
+        Ok(AdminSlot { slot, of: self.clone() })
     }
 }
 
-impl AdminPlace {
-    /// What a stream of this connection holds while it is open.
+impl AdminSlot {
+    /// Return the token that a stream of this connection holds while it is open.
     pub(super) fn stream(&self) -> TokenInner {
-        let ends = Ends(self.place.clone());
-        TokenInner { _keep: Some(Arc::new(ends)), _in_use: self.place.in_use.clone(), _permit: None }
+        let ends = Ends(self.slot.clone());
+        TokenInner { _keep: Some(Arc::new(ends)), _in_use: self.slot.in_use.clone(), _permit: None }
     }
 }
 
-impl Drop for AdminPlace {
+impl Drop for AdminSlot {
     fn drop(&mut self) {
-        self.of.taken.lock().retain(|place| !Arc::ptr_eq(place, &self.place));
+        self.of.taken.lock().retain(|slot| !Arc::ptr_eq(slot, &self.slot));
     }
 }
 
-/// Notes the end of a stream.
-struct Ends(Arc<Place>);
+/// Records the end of a stream when dropped.
+struct Ends(Arc<Slot>);
 
 impl Drop for Ends {
     fn drop(&mut self) {

@@ -1,9 +1,9 @@
-//! What stands for keys and certificates on a network without TLS: a simulated one.
+//! Substitutes for keys and certificates on a network without TLS, for simulations.
 //!
-//! Within a [`annulus_ground::Scope`] the functions of [`identity`](super::identity) make badges. They have the
-//! form of the real ones, PEM and all, so that everything that keeps, sends and pins certificates is in use as it
-//! is; they say by whom, for which key and under which names they were made, and prove nothing. Their random
-//! numbers are the scope's. TLS takes none of them.
+//! Within an [`annulus_ground::Scope`] the functions of [`identity`](super::identity) create badges. They
+//! have the form of the real ones, PEM included, so that all code that stores, sends and pins certificates
+//! runs unchanged. They name their issuer, key and names, and prove nothing. Random numbers come from the
+//! scope. TLS rejects them.
 
 use std::collections::BTreeSet;
 
@@ -11,34 +11,34 @@ use annulus_core::ids::ClusterId;
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer};
 
-use super::identity::{IdentityError, PUBLIC_KEY_BYTES, TlsIdentity, fingerprint_of};
+use super::certificate::{IdentityError, PUBLIC_KEY_BYTES, TlsIdentity, fingerprint_of};
 
 const MAGIC: &str = "annulus badge";
 const CERTIFICATE: &str = "CERTIFICATE";
 const PRIVATE_KEY: &str = "PRIVATE KEY";
 
-/// A fresh key: private (PEM) and public.
+/// Create a key: private (PEM) and public.
 pub(super) fn key() -> (String, Vec<u8>) {
     let mut public = vec![0; PUBLIC_KEY_BYTES];
     annulus_ground::Source.fill(&mut public);
-    // The tag of an uncompressed point, which every public key begins with.
+    // The tag of an uncompressed point, with which every public key begins.
     public[0] = 4;
     (pem(PRIVATE_KEY, &format!("{MAGIC}\nkey {}\n", hex(&public))), public)
 }
 
-/// An authority's own certificate (PEM).
+/// Create an authority's own certificate (PEM).
 pub(super) fn authority(cluster: ClusterId, public_key: &[u8]) -> String {
     pem(CERTIFICATE, &format!("{MAGIC}\ncluster {cluster}\nkey {}\n", hex(public_key)))
 }
 
-/// A certificate (PEM) that an authority makes.
+/// Create a certificate (PEM) signed by an authority.
 pub(super) fn sign(issuer: [u8; 32], names: &[String], public_key: &[u8]) -> String {
     let mut text = format!("{MAGIC}\nissuer {}\nkey {}\n", hex(&issuer), hex(public_key));
     names.iter().for_each(|name| text += &format!("name {name}\n"));
     pem(CERTIFICATE, &text)
 }
 
-/// Who somebody says they are.
+/// The identity that a peer claims.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Badge {
     /// Fingerprint of the authority, in hex.
@@ -60,13 +60,13 @@ impl Badge {
         Ok(Self { issuer: one("issuer")?, key: one("key")?, names: lines("name") })
     }
 
-    /// Does it carry a role's name?
+    /// True if it carries a role's name.
     pub(super) fn names(&self, name: &str) -> bool {
         self.names.iter().any(|own| own == name)
     }
 }
 
-/// What one side of a handshake shows, and whom it trusts.
+/// The identity and trust of one side of a handshake.
 #[derive(Debug)]
 pub(crate) struct Credentials {
     own: Option<Badge>,
@@ -91,7 +91,7 @@ impl Credentials {
         Ok(Self { own, trusted })
     }
 
-    /// Of a joiner that knows an authority's fingerprint.
+    /// Create the credentials of a joiner that knows only an authority's fingerprint.
     pub(super) fn pinning(fingerprint: [u8; 32]) -> Self {
         Self { own: None, trusted: [hex(&fingerprint)].into() }
     }
@@ -100,7 +100,7 @@ impl Credentials {
         self.own.as_ref()
     }
 
-    /// Was it made by one of the authorities?
+    /// True if one of the trusted authorities issued it.
     pub(super) fn trusts(&self, badge: &Badge) -> bool {
         self.trusted.contains(&badge.issuer)
     }

@@ -1,35 +1,36 @@
-//! The moments at which a timer wakes a thread once and not twice.
+//! Moments at which a timer wakes a thread once instead of twice.
 //!
-//! Tokio sorts timers by blocks of 64 ms since its runtime began, and wakes at the beginning of a
-//! later block to sort that one by milliseconds. So a timer far away costs a wake-up at the block's
-//! beginning and another at its own time, and only what is due at the very beginning costs one,
-//! together with everything else that is due then. Waking is most of what an idle node spends, so
-//! what is far away and not needed to the millisecond waits for such a moment, a beat.
+//! Tokio sorts timers into blocks of 64 ms since the start of its runtime. It wakes at the beginning of a
+//! block to sort the timers in it by millisecond. So a distant timer costs one wake-up at the beginning of
+//! its block and one at its own time, while timers due at the very beginning of a block share one wake-up.
+//! Wake-ups dominate the cost of an idle node, so distant timers that need no millisecond precision are moved
+//! to such a moment, a *beat*.
 //!
-//! The grid is a runtime's own, and known on the threads on which [`begin`] was called; elsewhere (a
-//! command, a test) nothing is moved.
+//! The grid belongs to a runtime and is known on threads where [`begin`] was called. On other threads, such
+//! as those of a command or a test, timers are not moved.
 
 use std::cell::Cell;
 use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// From one beat to the next; tokio's figure.
+/// Time between two beats; tokio's value.
 pub const BEAT: Duration = Duration::from_millis(64);
 
-/// What is nearer than this is never moved: at most a quarter is added to any wait.
+/// Nearer timers are never moved, so that a wait grows by a quarter at most.
 pub const FAR: Duration = Duration::from_millis(250);
 
 thread_local! {
     static ORIGIN: Cell<Option<Instant>> = const { Cell::new(None) };
 }
 
-/// This thread works for a runtime whose timers began at `origin`, or up to a millisecond later.
+/// Announce that this thread belongs to a runtime whose timers started at `origin`, or up to a millisecond
+/// later.
 pub fn begin(origin: Instant) {
     ORIGIN.set(Some(origin));
 }
 
-/// The last beat before this moment, which may have passed.
+/// Return the last beat before a moment. It may have passed.
 pub fn before(at: Instant) -> Instant {
     match ORIGIN.get().and_then(|origin| at.checked_duration_since(origin)) {
         Some(since) => at - past_beat(since),
@@ -37,13 +38,13 @@ pub fn before(at: Instant) -> Instant {
     }
 }
 
-/// The first beat from this moment on, if it is far away; else the moment itself.
+/// Return the first beat at or after a moment if the moment is distant, else the moment itself.
 pub fn after(at: Instant) -> Instant {
     let past = before(at);
     if past == at || at < Instant::now() + FAR { at } else { past + BEAT }
 }
 
-/// Sleeps for so long and until the next beat, if that is far away.
+/// Sleep for a duration, and until the next beat if that is distant.
 pub fn sleep(time: Duration) -> Sleep {
     sleep_until(after(Instant::now() + time))
 }
@@ -87,7 +88,7 @@ mod tests {
         builder.worker_threads(1).enable_time().on_thread_start(move || begin(origin)).build().unwrap()
     }
 
-    /// How often the runtime's one thread goes to sleep while a task sleeps six times.
+    /// Return how often the runtime's only thread parks while a task sleeps six times.
     fn parks(nap: impl Fn(Instant) -> Instant + Send + 'static) -> u64 {
         let runtime = runtime();
         let metrics = runtime.metrics();
@@ -107,7 +108,7 @@ mod tests {
         let on_beat = |now| after(now + FAR * 2);
         let beside = move |now| on_beat(now) + Duration::from_millis(20);
         let (on_beat, beside) = (parks(on_beat), parks(beside));
-        // One less for each, but for one that happens to cross a block of blocks.
+        // One less for each, except one that happens to cross a block of blocks.
         assert!(on_beat + 5 <= beside, "{on_beat} and {beside}");
     }
 }

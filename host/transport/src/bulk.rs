@@ -1,8 +1,8 @@
-//! Streams for what is large: framed both ways, with QUIC's flow control as back-pressure, and
-//! behind the lanes in priority.
+//! Streams for large transfers: framed in both directions, with QUIC's flow control as back-pressure, and
+//! below the lanes in priority.
 //!
-//! A stream ends well only by [`BulkSend::finish`]. A sender dropped before resets it, and the
-//! receiver sees [`BulkError::GivenUp`]: never a short stream that looks whole.
+//! A stream ends successfully only by [`BulkSend::finish`]. A sender that is dropped earlier resets the
+//! stream, and the receiver gets [`BulkError::GivenUp`]: a truncated stream never looks complete.
 
 use std::sync::Arc;
 
@@ -18,27 +18,26 @@ use super::limits::{BULK_STALL_LIMIT, MAX_BULK_FRAME};
 use super::wire::{RecvHalf, SendHalf};
 
 const LENGTH_BYTES: usize = 4;
-/// Frames up to here are copied beside their length, larger ones are sent as they are.
+/// Smaller frames are copied next to their length; larger ones are sent without a copy.
 const COPIED_BYTES: usize = 4 << 10;
 const GIVEN_UP: VarInt = VarInt::from_u32(1);
 
-/// What keeps a stream's place taken and its connection counted as in use, until both halves are
-/// dropped.
+/// Keeps a stream's slot taken and its connection counted as in use until both halves are dropped.
 pub(super) type Token = Arc<TokenInner>;
 
 /// See [`Token`].
 pub(super) struct TokenInner {
-    /// Told apart by its strong count: see `Link::is_idle`.
+    /// Counted by its strong count: see `Link::is_idle`.
     pub _in_use: Arc<()>,
-    /// Ours, if we opened it.
+    /// Present if this side opened the stream.
     pub _permit: Option<OwnedSemaphorePermit>,
-    /// A client's connection lives as long as its streams.
+    /// Keeps a client's connection open as long as its streams.
     pub _keep: Option<Arc<dyn Send + Sync>>,
 }
 
 /// Both halves of a bulk stream.
 pub struct BulkStream {
-    /// Towards the peer.
+    /// To the peer.
     pub send: BulkSend,
     /// From the peer.
     pub recv: BulkRecv,
@@ -67,9 +66,9 @@ pub struct BulkSend {
 }
 
 impl BulkSend {
-    /// Sends one frame of at most [`MAX_BULK_FRAME`] bytes; waits while the peer's window is full,
-    /// at most [`BULK_STALL_LIMIT`]. A future dropped half way leaves half a frame: give the
-    /// stream up then.
+    /// Send one frame of at most [`MAX_BULK_FRAME`] bytes. Waits while the peer's window is full, for at most
+    /// [`BULK_STALL_LIMIT`]. Not cancel safe: a dropped future may leave half a frame, and the stream must
+    /// then be dropped too.
     pub async fn frame(&mut self, payload: Bytes) -> Result<(), BulkError> {
         if payload.len() > MAX_BULK_FRAME {
             return Err(BulkError::TooLarge { bytes: payload.len(), limit: MAX_BULK_FRAME });
@@ -86,8 +85,8 @@ impl BulkSend {
         written.map_err(|_| BulkError::Stalled)?.map_err(write_error)
     }
 
-    /// No more frames. Returns when the peer's machine has everything, so that closing the
-    /// connection afterwards loses nothing; waits at most [`BULK_STALL_LIMIT`].
+    /// End the stream. Returns once the peer's machine has received everything, so that closing the
+    /// connection afterwards loses nothing. Waits at most [`BULK_STALL_LIMIT`].
     pub async fn finish(mut self) -> Result<(), BulkError> {
         self.finished = true;
         if self.stream.finish().is_err() {
@@ -120,19 +119,19 @@ fn write_error(error: WriteError) -> BulkError {
     }
 }
 
-/// The receiving half. Dropped, it tells the sender to stop.
+/// The receiving half. Dropping it tells the sender to stop.
 pub struct BulkRecv {
     stream: RecvHalf,
     bytes: Assembler,
-    /// Of the frame that is awaited.
+    /// Length of the frame being received.
     length: Option<usize>,
     ended: bool,
     _token: Token,
 }
 
 impl BulkRecv {
-    /// The next frame; `None` when the peer has finished. Waits as long as the peer lives and says
-    /// nothing. A future dropped half way loses nothing.
+    /// Return the next frame, or `None` when the peer has finished. Waits without limit while the peer is
+    /// alive and sends nothing. Cancel safe.
     pub async fn frame(&mut self) -> Result<Option<Bytes>, BulkError> {
         loop {
             if let Some(frame) = self.buffered()? {

@@ -1,4 +1,4 @@
-//! The other end of `BULK_ADMIN` and `BULK_JOIN`: a connection that belongs to no node.
+//! Clients: connections to a node from outside the cluster, for operators and joining nodes.
 
 use std::fmt;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -32,17 +32,17 @@ struct Open {
     connection: Connection,
 }
 
-/// Closes a client's connection and waits until the close packet has left. The connection stays open
-/// while this exists, even if the client is dropped.
+/// Closes a client's connection and waits until the close packet was sent. Keeps the connection open even if
+/// the client is dropped.
 #[derive(Clone)]
 pub struct Closer {
     open: Arc<Open>,
 }
 
 impl Closer {
-    /// Closes the connection and returns when the close packet has left, which is before the node has
-    /// received it; waits at most [`CLOSE_LIMIT`]. A process that exits earlier occupies one of the node's
-    /// places for clients until the idle time-out.
+    /// Close the connection. Returns when the close packet was sent, which is before the node receives it;
+    /// waits at most [`CLOSE_LIMIT`]. A process that exits earlier keeps one of the node's client slots until
+    /// the idle timeout.
     pub async fn close(self) {
         if self.is_closed() {
             return;
@@ -54,7 +54,7 @@ impl Closer {
         }
     }
 
-    /// Has the connection ended, by whichever side?
+    /// True if either side has closed the connection.
     pub fn is_closed(&self) -> bool {
         self.open.connection.close_reason().is_some()
     }
@@ -73,8 +73,8 @@ impl Drop for Open {
 }
 
 impl Client {
-    /// Connects as an operator (with an identity) or as a joiner (without), to a node that one of
-    /// the authorities has signed. `timeout` bounds this and each later opening of a stream.
+    /// Connect to a node signed by one of the authorities: as an operator with an identity, as a joiner
+    /// without. `timeout` limits this and each later opening of a stream.
     pub async fn connect(
         addr: SocketAddr,
         identity: Option<TlsIdentity>,
@@ -84,7 +84,7 @@ impl Client {
         Self::connect_on(&Net::Udp, addr, identity, authorities, timeout).await
     }
 
-    /// The same on a network of choice.
+    /// Like [`Client::connect`], on a given network.
     pub async fn connect_on(
         net: &Net,
         addr: SocketAddr,
@@ -97,8 +97,8 @@ impl Client {
         Self::connect_as(net, role, addr, config, timeout).await
     }
 
-    /// Connects as a joiner that knows the [`fingerprint`](super::identity::fingerprint) of the
-    /// cluster's authority, and nothing else.
+    /// Connect as a joiner that knows only the [`fingerprint`](super::identity::fingerprint) of the cluster's
+    /// authority.
     pub async fn connect_pinned(
         addr: SocketAddr,
         fingerprint: [u8; 32],
@@ -107,7 +107,7 @@ impl Client {
         Self::connect_pinned_on(&Net::Udp, addr, fingerprint, timeout).await
     }
 
-    /// The same on a network of choice.
+    /// Like [`Client::connect_pinned`], on a given network.
     pub async fn connect_pinned_on(
         net: &Net,
         addr: SocketAddr,
@@ -138,7 +138,7 @@ impl Client {
         timeout(limit, meet).await.unwrap_or(Err(ConnectError::Timeout(addr)))
     }
 
-    /// Opens a stream; the node serves it if the client's role allows the kind.
+    /// Open a stream. The node serves it if the client's role allows the kind.
     pub async fn open_bulk(&self, kind: u8, header: Bytes) -> Result<BulkStream, BulkError> {
         let opening = timeout(self.timeout, open_bulk(&self.open.connection, kind, header)).await;
         let (send, recv) = opening.map_err(|_| BulkError::Stalled)?.map_err(|error| match error {
@@ -149,22 +149,22 @@ impl Client {
         Ok(BulkStream::new(send, recv, Arc::new(token)))
     }
 
-    /// The node that answered.
+    /// Return the node that responded.
     pub fn node(&self) -> NodeUid {
         self.node.uid
     }
 
-    /// The cluster that it belongs to.
+    /// Return the node's cluster.
     pub fn cluster(&self) -> ClusterId {
         self.node.cluster
     }
 
-    /// The means to close this connection just before the process exits.
+    /// Return a handle that closes this connection just before the process exits.
     pub fn closer(&self) -> Closer {
         Closer { open: self.open.clone() }
     }
 
-    /// Ends the connection and waits a moment for the last packet to leave.
+    /// Close the connection and wait briefly for the last packet to be sent.
     pub async fn close(self) {
         Close::Done.close(&self.open.connection, "");
         let _ = timeout(CLOSE_LIMIT, self.open.endpoint.wait_idle()).await;

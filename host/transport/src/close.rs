@@ -1,52 +1,52 @@
-//! Why a connection is closed: a code that programs compare and a reason that people read.
+//! Close codes: why a connection was closed, as a code for programs and a reason for people.
 
 use quinn::{ConnectionError, VarInt};
 
 use super::wire::Connection;
 
-/// The application code of a CONNECTION_CLOSE.
+/// The application code of a CONNECTION_CLOSE frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u32)]
 pub(super) enum Close {
-    /// The node or client ends.
+    /// The node or client stops.
     Done = 0,
-    /// The peer said what it may not say.
+    /// The peer violated the protocol.
     Protocol = 1,
-    /// No protocol version in common.
+    /// No common protocol version.
     Version = 2,
     /// The peer belongs to another cluster.
     Cluster = 3,
-    /// The certificate does not say what the hello says, or the peer is not whom we dialled.
+    /// The certificate contradicts the hello, or the peer is not the one that was dialled.
     Identity = 4,
-    /// This run of the node is not its newest.
+    /// The process has an outdated disk or boot id.
     OlderBoot = 5,
-    /// The node was started again: this connection is its earlier run's.
+    /// A newer process of the node has replaced the one of this connection.
     Superseded = 6,
     /// The pair has a second connection, which is used instead.
     Spare = 7,
-    /// Too many connections of this sort.
+    /// Too many connections of this role.
     Busy = 8,
-    /// Its authority is trusted no more.
+    /// The peer's authority is no longer trusted.
     Banned = 9,
     /// The hello took too long.
     Slow = 10,
-    /// The peer's role does not allow it.
+    /// The peer's role does not allow the request.
     Forbidden = 11,
-    /// Nothing came from the peer for too long.
+    /// Nothing arrived from the peer for too long.
     Silent = 12,
     /// The node was removed from the cluster.
     Removed = 13,
-    /// Another run of the node is connected, and answers.
+    /// Another process of the node is connected and responds.
     Twin = 14,
-    /// A newer lineage of the cluster has removed the node, or does not know it.
+    /// A newer lineage of the cluster does not include the node.
     Outside = 15,
-    /// The node was removed here, and goes by a newer lineage than this side.
+    /// The node was removed here, and belongs to a newer lineage than this side.
     Rival = 16,
 }
 
 impl Close {
-    /// Closes the connection, with a reason for the peer's log. One that has ended already keeps
-    /// the reason of its end.
+    /// Close the connection with a reason for the peer's log. A connection that has ended keeps its first
+    /// reason.
     pub(super) fn close(self, connection: &Connection, reason: &str) {
         if connection.close_reason().is_some() {
             return;
@@ -54,14 +54,14 @@ impl Close {
         connection.close(VarInt::from_u32(self as u32), reason.as_bytes());
     }
 
-    /// Is that why the peer closed?
+    /// True if the peer closed the connection with this code.
     pub(super) fn is(self, error: &ConnectionError) -> bool {
         matches!(error, ConnectionError::ApplicationClosed(close)
             if close.error_code == VarInt::from_u32(self as u32))
     }
 }
 
-/// What the peer said of why it closed, without further words; empty if it closed nothing.
+/// Return the peer's reason alone; empty if the peer did not close the connection.
 pub(super) fn reason(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ApplicationClosed(close) => String::from_utf8_lossy(&close.reason).into_owned(),
@@ -69,7 +69,7 @@ pub(super) fn reason(error: &ConnectionError) -> String {
     }
 }
 
-/// What happened to a connection, for people.
+/// Describe the end of a connection for people.
 pub(super) fn describe(error: &ConnectionError) -> String {
     match error {
         ConnectionError::ApplicationClosed(close) if close.reason.is_empty() => {

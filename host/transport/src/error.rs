@@ -1,4 +1,4 @@
-//! How binding, calling, connecting and streaming fail, and what each failure leaves behind.
+//! Errors of binding, calling, connecting and streaming, and the state that each leaves behind.
 
 use std::net::SocketAddr;
 
@@ -7,74 +7,74 @@ use super::identity::IdentityError;
 /// Why a node has no transport. Nothing is left open.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
-    /// The address is taken or is not ours.
+    /// The address is in use or not local.
     #[error("cannot listen on {addr}: {source}")]
     Listen {
-        /// Where it should have listened.
+        /// The address.
         addr: SocketAddr,
-        /// What the system said.
+        /// The system's error.
         source: std::io::Error,
     },
-    /// The certificate, its key or an authority cannot be used.
+    /// The certificate, its key or an authority is unusable.
     #[error(transparent)]
     Identity(#[from] IdentityError),
 }
 
-/// Why a call has no answer.
+/// Why a call has no response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
-    /// No connection could be had: nothing was sent, so nothing is applied.
+    /// There is no connection. Nothing was sent, so nothing is applied.
     #[error("peer unreachable: {0}")]
     Unreachable(String),
-    /// Sent, then the connection was lost or the peer closed: unknown whether applied.
+    /// The connection was lost after the request was sent. Unknown whether it was applied.
     #[error("connection lost while waiting for the answer: {0}")]
     Lost(String),
-    /// Sent; the peer's handler ended without an answer: unknown whether applied.
+    /// The peer's handler ended without a response. Unknown whether the request was applied.
     #[error("the peer gave no answer")]
     NoAnswer,
-    /// Too much waits already, here or at the peer: not handled, so nothing is applied.
+    /// Too many requests are queued on either side. The request was not executed, so nothing is applied.
     #[error("overloaded")]
     Overloaded,
-    /// The deadline came.
+    /// The deadline passed.
     #[error("deadline exceeded{}", if *sent { "" } else { " before it was sent" })]
     Deadline {
-        /// False: nothing was sent, nothing is applied. True: unknown.
+        /// False: nothing was sent, so nothing is applied. True: unknown.
         sent: bool,
     },
-    /// The payload is larger than a frame may be: nothing was sent.
+    /// The payload exceeds the frame limit. Nothing was sent.
     #[error("payload of {bytes} bytes, a frame has at most {limit}")]
     TooLarge {
-        /// Its size.
+        /// Size of the payload.
         bytes: usize,
-        /// What is allowed.
+        /// The limit.
         limit: usize,
     },
 }
 
-/// Why a bulk stream ended before its time. What was received before is whole and in order.
+/// Why a bulk stream failed. Frames received before are complete and in order.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BulkError {
-    /// The connection is gone.
+    /// The connection was lost.
     #[error("connection lost: {0}")]
     Lost(String),
-    /// The peer dropped its end of this stream without finishing it.
+    /// The peer dropped its half of the stream without finishing it.
     #[error("the peer gave the stream up")]
     GivenUp,
-    /// A frame or a message is larger than allowed: ours was not sent, or the peer's is refused.
+    /// A frame or message exceeds the limit. An outgoing one was not sent; an incoming one is refused.
     #[error("a message of {bytes} bytes, at most {limit} are allowed")]
     TooLarge {
         /// Its size.
         bytes: usize,
-        /// What is allowed.
+        /// The limit.
         limit: usize,
     },
-    /// The stream ended in the middle of a frame.
+    /// The stream ended within a frame.
     #[error("the stream ended within a frame")]
     Truncated,
-    /// The peer announces a message that none can be, or sends other parts than it announced.
+    /// The announcement of a multi-frame message is invalid, or its parts do not match it.
     #[error("an unreadable announcement of a large message")]
     Unreadable,
-    /// The peer is alive and took nothing for [`BULK_STALL_LIMIT`](super::limits::BULK_STALL_LIMIT).
+    /// The peer is alive but accepted nothing for [`BULK_STALL_LIMIT`](super::limits::BULK_STALL_LIMIT).
     #[error("the peer accepts no data")]
     Stalled,
 }
@@ -82,26 +82,26 @@ pub enum BulkError {
 /// Why a client has no connection. Nothing is left open.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// Nobody answered in time.
+    /// No response in time.
     #[error("no answer from {0}")]
     Timeout(SocketAddr),
-    /// The socket could not be made or the address not be used.
+    /// The socket could not be created, or the address is unusable.
     #[error("cannot reach {addr}: {reason}")]
     Unreachable {
-        /// Whom.
+        /// The node's address.
         addr: SocketAddr,
-        /// Why not.
+        /// The reason.
         reason: String,
     },
-    /// The node is there and refuses: wrong certificate, wrong cluster, too many connections.
+    /// The node refused: wrong certificate, wrong cluster or too many connections.
     #[error("{addr} refuses the connection: {reason}")]
     Refused {
-        /// Whom.
+        /// The node's address.
         addr: SocketAddr,
-        /// In its words.
+        /// The node's reason.
         reason: String,
     },
-    /// The certificate, its key or an authority cannot be used.
+    /// The certificate, its key or an authority is unusable.
     #[error("unusable credentials: {0}")]
     Identity(String),
 }

@@ -1,24 +1,24 @@
-//! The bytes of a lane: a small header and an opaque payload, over and over.
+//! The frames of a lane: a fixed-size header and an opaque payload.
 //!
-//! Header, big endian: payload length u32, type u8, kind u8, time left in ms u32, id u64.
-//! Decoding is a state machine without I/O: chunks go in as they come off the network, frames come
-//! out. A payload that lies whole in one chunk is a slice of it; one that does not is copied once.
+//! Header, big endian: payload length u32, type u8, kind u8, time left in ms u32, id u64. Decoding is a state
+//! machine without I/O that takes chunks of the stream and returns frames. A payload within one chunk is a
+//! slice of it; one across chunks is copied once.
 
 use bytes::{Buf, BufMut, Bytes, BytesMut};
 
-/// Bytes of a header.
+/// Size of a header.
 pub(super) const HEADER_BYTES: usize = 18;
 
-/// What a frame is.
+/// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameType {
-    /// Wants an answer with the same id.
+    /// Asks for a response with the same id.
     Request,
-    /// The answer.
+    /// The response.
     Answer,
-    /// The handler ended without one.
+    /// The handler ended without a response.
     NoAnswer,
-    /// Nobody looked at the request: too many wait already.
+    /// The request was not executed: too many are queued.
     Overloaded,
 }
 
@@ -34,13 +34,13 @@ impl FrameType {
     }
 }
 
-/// What stands before a payload.
+/// The header of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Header {
     pub length: u32,
     pub frame_type: FrameType,
     pub kind: u8,
-    /// How long the sender of a request will wait from now on; 0 in every other frame.
+    /// Time until the sender of a request gives up; 0 in other frames.
     pub left_ms: u32,
     pub id: u64,
 }
@@ -67,7 +67,7 @@ impl Header {
     }
 }
 
-/// What a peer may not send; the connection is closed.
+/// Violations by the peer. The connection is closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum FrameError {
     #[error("a frame of {bytes} bytes, at most {limit} are allowed")]
@@ -76,22 +76,22 @@ pub(super) enum FrameError {
     Type(u8),
 }
 
-/// Chunks in, runs of bytes of a wanted length out.
+/// Reassembles byte runs of a given length from chunks.
 #[derive(Default)]
 pub(super) struct Assembler {
     chunk: Bytes,
-    /// The beginning of a run that the chunks before did not complete.
+    /// The start of a run that earlier chunks did not complete.
     partial: BytesMut,
 }
 
 impl Assembler {
-    /// The next chunk off the network; the one before must be used up ([`Self::take`] said `None`).
+    /// Add the next chunk. The previous one must be used up: [`Self::take`] returned `None`.
     pub(super) fn feed(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty(), "a chunk was fed before the last one was used up");
         self.chunk = chunk;
     }
 
-    /// The next `length` bytes, or `None`: feed more and ask again for the same length.
+    /// Return the next `length` bytes, or `None` if more chunks are needed for the same length.
     pub(super) fn take(&mut self, length: usize) -> Option<Bytes> {
         if self.partial.is_empty() && self.chunk.len() >= length {
             return Some(self.chunk.split_to(length));
@@ -105,33 +105,33 @@ impl Assembler {
         (self.partial.len() == length).then(|| std::mem::take(&mut self.partial).freeze())
     }
 
-    /// At a border: nothing begun, nothing left over?
+    /// True at a boundary: no byte is buffered.
     pub(super) fn is_empty(&self) -> bool {
         self.chunk.is_empty() && self.partial.is_empty()
     }
 }
 
-/// Chunks in, frames out.
+/// Decodes frames from chunks.
 pub(super) struct Decoder {
     bytes: Assembler,
-    /// Of the frame whose payload is awaited.
+    /// Header of the frame whose payload is incomplete.
     header: Option<Header>,
     limit: usize,
 }
 
 impl Decoder {
-    /// For payloads of at most `limit` bytes.
+    /// Create a decoder for payloads of at most `limit` bytes.
     pub(super) fn new(limit: usize) -> Self {
         Self { bytes: Assembler::default(), header: None, limit }
     }
 
-    /// The next chunk, after [`Self::next`] said `None`.
+    /// Add the next chunk, after [`Self::next`] returned `None`.
     pub(super) fn feed(&mut self, chunk: Bytes) {
         self.bytes.feed(chunk);
     }
 
-    /// The next whole frame; `None` when more chunks are needed. After an error the rest of the
-    /// stream means nothing.
+    /// Return the next complete frame; `None` if more chunks are needed. After an error the rest of the
+    /// stream is meaningless.
     pub(super) fn next(&mut self) -> Result<Option<(Header, Bytes)>, FrameError> {
         let header = match self.header {
             Some(header) => header,

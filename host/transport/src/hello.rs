@@ -1,10 +1,10 @@
-//! The first thing said on every connection, both ways (R20): protocol versions, cluster, lineage,
-//! node uid, boot id, levels of the cluster's state.
+//! The first message on every connection, in both directions (R20): protocol versions, cluster, lineage, node
+//! uid, boot id, and supported levels of the cluster's state.
 //!
-//! The dialler opens a stream, says its hello and ends its half (a node opens its lanes at once);
-//! the other side checks it, accepts the lanes, and answers with its own hello or closes the
-//! connection with the reason. Nothing else is read before.
-//! What a hello claims must agree with the certificate; that is checked by who reads it.
+//! The dialler opens a stream, sends its hello and ends its half; a node opens its lanes at once. The other
+//! side checks the hello, accepts the lanes, and responds with its own hello or closes the connection with a
+//! reason. Nothing else is read before. The reader of a hello also checks that it agrees with the
+//! certificate.
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
@@ -16,14 +16,14 @@ use super::wire::{RecvHalf, SendHalf};
 
 const MAGIC: &[u8; 8] = b"annulus\n";
 const BYTES: usize = 8 + 4 + 1 + 16 + 16 + 16 + 16;
-/// After them, since the second build: the levels. The first one skips them, and says none.
+/// Optional levels after the fixed part, since the second build. The first build skips them and sends none.
 const LEVELS_BYTES: usize = 4 + 4;
-/// After those, from builds that say it: which start of its data directory this run is.
+/// Optional start number after the levels, in builds that send it.
 const START_BYTES: usize = 8 + 8;
-/// A later version may say more after what we know; it is skipped.
+/// Later versions may append fields; unknown ones are skipped.
 const MAX_BYTES: usize = 4096;
 
-/// As what a peer wants to be served.
+/// The role in which a peer wants to be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Role {
     /// A member of the cluster.
@@ -34,23 +34,23 @@ pub(super) enum Role {
     Joiner,
 }
 
-/// Who somebody says they are.
+/// The identity that a peer claims.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Hello {
     pub speaks: Speaks,
     pub role: Role,
-    /// Zero from an operator or a joiner.
+    /// Zero for operators and joiners.
     pub cluster: ClusterId,
     pub lineage: Lineage,
-    /// Zero from an operator or a joiner.
+    /// Zero for operators and joiners.
     pub uid: NodeUid,
     pub boot: BootId,
-    /// Which start of the node's data directory this run is; none from builds that do not say.
+    /// The start number of the node's data directory; `None` from builds that do not send it.
     pub start: Option<Start>,
 }
 
 impl Hello {
-    /// Of a peer that is no node, whom the first version gives all that it needs.
+    /// The hello of a peer that is not a node. The first protocol version is enough for it.
     pub(super) fn anonymous(role: Role) -> Self {
         Self {
             speaks: Speaks::FIRST,
@@ -119,7 +119,7 @@ impl Hello {
         Ok(Self { speaks: Speaks { protocol, levels }, role, cluster, lineage, uid, boot, start })
     }
 
-    /// Can the two talk, as far as versions go?
+    /// Check that the two sides share a protocol version.
     pub(super) fn check_version(&self, ours: Range) -> Result<(), (Close, String)> {
         if !self.speaks.protocol.meets(ours) {
             return Err((Close::Version, format!("protocol {} meets protocol {ours}", self.speaks.protocol)));
@@ -127,12 +127,13 @@ impl Hello {
         Ok(())
     }
 
-    /// Can it be part of a cluster at this level? Where none is known yet, it will be asked again.
+    /// Check that the peer supports the cluster's level. Passes while the level is unknown; it is checked
+    /// again later.
     pub(super) fn check_level(&self, level: Option<u32>) -> Result<(), (Close, String)> {
         check_level(self.uid, self.speaks.levels, level)
     }
 
-    /// Is it a node of this cluster?
+    /// Check that the peer is a node of this cluster.
     pub(super) fn check_cluster(&self, cluster: ClusterId) -> Result<(), (Close, String)> {
         if self.cluster != cluster {
             return Err((Close::Cluster, format!("cluster {} meets cluster {cluster}", self.cluster)));
@@ -141,7 +142,7 @@ impl Hello {
     }
 }
 
-/// Can a node that speaks these levels be part of a cluster at this one?
+/// Check that a node with these levels can be part of a cluster at this level.
 pub(super) fn check_level(uid: NodeUid, levels: Range, level: Option<u32>) -> Result<(), (Close, String)> {
     match level.filter(|level| !levels.has(*level)) {
         None => Ok(()),
@@ -154,12 +155,12 @@ pub(super) fn check_level(uid: NodeUid, levels: Range, level: Option<u32>) -> Re
     }
 }
 
-/// Not a hello at all.
+/// Not a hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("what was said first is no hello")]
 pub(super) struct BadHello;
 
-/// Says a hello and ends this half of the stream.
+/// Send a hello and end this half of the stream.
 pub(super) async fn say(mut send: SendHalf, hello: &Hello) -> Result<(), quinn::WriteError> {
     send.write_all(&hello.encode()).await?;
     // Fails only if it was finished before.
@@ -167,13 +168,13 @@ pub(super) async fn say(mut send: SendHalf, hello: &Hello) -> Result<(), quinn::
     Ok(())
 }
 
-/// Reads the peer's hello to the end of its half. The caller sets the deadline.
+/// Read the peer's hello to the end of its half. The caller sets the deadline.
 pub(super) async fn hear(recv: &mut RecvHalf) -> Result<Hello, HearError> {
     let bytes = recv.read_to_end(MAX_BYTES).await?;
     Ok(Hello::decode(&bytes)?)
 }
 
-/// Why there is no hello from the peer.
+/// Why the peer sent no valid hello.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HearError {
     #[error(transparent)]
@@ -191,7 +192,7 @@ mod tests {
     fn hello() -> impl Strategy<Value = Hello> {
         let role = prop_oneof![Just(Role::Node), Just(Role::Admin), Just(Role::Joiner)];
         let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
-        // One that says all: after one that leaves something out, nothing more can be said.
+        // A hello with all fields: after one that omits a field, nothing can follow.
         let levels = (any::<(u32, u32)>()).prop_map(|(oldest, newest)| Range::new(oldest, newest));
         let start = any::<(u64, u64)>().prop_map(|(number, id)| Start { number, id });
         let protocol =
@@ -243,7 +244,7 @@ mod tests {
         assert!(!with(0, ours.oldest - 1));
     }
 
-    /// The first build reads so many bytes and refuses versions of which it has none.
+    /// The first build reads this many bytes and refuses versions that it does not share.
     #[test]
     fn the_first_build_takes_this_hello_and_its_own_says_the_first_level() {
         let hello = |speaks| Hello { speaks, ..Hello::anonymous(Role::Node) };

@@ -1,11 +1,10 @@
-//! One task for all connections that have little to do.
+//! One task for all connections with little traffic.
 //!
-//! Each connection that quinn drives in a task of its own can run on a thread of its own. That is
-//! what load wants. But where a few packets come and go (a ping to each peer, an acknowledgement to
-//! each), tokio wakes a second thread for the second task, the two of them wake each other for
-//! every timer that one sets and the other waits for, and that costs several times what the packets
-//! do. So quiet connections are driven one after the other by a single task; who gets busy has its own
-//! until it is quiet again.
+//! Each connection that quinn drives in a task of its own can run on its own thread, which is right under
+//! load. With only a few packets (a ping to each peer, an acknowledgement from each), tokio wakes a second
+//! thread for the second task, and the two threads keep waking each other for timers. That costs several
+//! times the work for the packets. So one task drives all quiet connections in turn. A busy connection gets a
+//! task of its own until it is quiet again.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -18,22 +17,22 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// What quinn wants driven: a connection, or the endpoint.
+/// A future of quinn's: a connection or the endpoint.
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
-/// Over so long it is counted how often a driver is polled. An idle connection is some ten times a second.
+/// Window over which polls of a driver are counted. An idle connection is polled some ten times a second.
 const WINDOW: Duration = Duration::from_millis(100);
 
-/// As many polls within a window make a driver busy.
+/// Polls per window above which a driver is busy.
 const BUSY: u32 = 50;
 
-/// Fewer in a window make it quiet again.
+/// Polls per window below which a driver is quiet again.
 const QUIET: u32 = 20;
 
-/// Polls of drivers before other tasks have their turn.
+/// Polls of drivers before the task yields.
 const TURN: usize = 16;
 
-/// Takes drivers. When it is dropped, the task ends with the last of them.
+/// Accepts drivers. After it is dropped, the task ends with its last driver.
 #[derive(Debug)]
 pub(super) struct Hub(Arc<Shared>);
 
@@ -48,14 +47,15 @@ impl std::fmt::Debug for Shared {
 
 #[derive(Default)]
 struct State {
+    /// Drivers not taken in yet. Bounded by the number of connections, which `limits` bounds.
     incoming: Vec<Driver>,
-    /// Places of drivers to poll.
+    /// Slots of drivers to poll, each at most once per waker: bounded by the number of connections too.
     ready: VecDeque<usize>,
-    /// None while the task is at work: it looks here again before it rests.
+    /// `None` while the task runs: it looks here again before it suspends.
     resting: Option<Waker>,
-    /// Nothing comes in any more.
+    /// No more drivers will be added.
     closed: bool,
-    /// The task is gone, and with it the runtime or all drivers.
+    /// The task has ended: with the runtime, or with the last driver.
     ended: bool,
 }
 
@@ -71,7 +71,7 @@ impl Shared {
         changed
     }
 
-    /// Hands a driver to the task, or back where that is gone.
+    /// Hand a driver to the task. Returns the driver if the task has ended.
     fn give(&self, driver: Driver) -> Option<Driver> {
         self.change(|state| {
             if state.ended {
@@ -84,15 +84,15 @@ impl Shared {
 }
 
 impl Hub {
-    /// Call on the runtime that shall drive.
+    /// Start the task. Call this on the runtime that drives the connections.
     pub(super) fn start() -> Self {
         let shared = Arc::<Shared>::default();
-        tokio::spawn(Task { shared: shared.clone(), places: Vec::new() });
+        tokio::spawn(Task { shared: shared.clone(), slots: Vec::new() });
         Self(shared)
     }
 
     pub(super) fn drive(&self, driver: Driver) {
-        // What comes after the runtime's end is not driven, as with any runtime.
+        // After the runtime's end drivers are dropped, as by any runtime.
         drop(self.0.give(driver));
     }
 }
@@ -104,37 +104,37 @@ impl Drop for Hub {
 }
 
 /// Wakes one driver of the task.
-struct Token {
-    place: usize,
-    /// In `ready`, or about to be.
+struct DriverWaker {
+    slot: usize,
+    /// The slot is in `ready`, or about to be.
     queued: AtomicBool,
     shared: Arc<Shared>,
 }
 
-impl Wake for Token {
+impl Wake for DriverWaker {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();
     }
 
     fn wake_by_ref(self: &Arc<Self>) {
         if !self.queued.swap(true, Ordering::AcqRel) {
-            self.shared.change(|state| state.ready.push_back(self.place));
+            self.shared.change(|state| state.ready.push_back(self.slot));
         }
     }
 }
 
-/// How often something is polled of late.
-struct Pace {
+/// Counts recent polls.
+struct PollCount {
     since: Instant,
     polls: u32,
 }
 
-impl Pace {
+impl PollCount {
     fn new() -> Self {
         Self { since: Instant::now(), polls: 0 }
     }
 
-    /// One more. The polls of a window that is over, or that was enough already.
+    /// Count a poll. Returns the number of polls if the window is over or `enough` is reached.
     fn poll(&mut self, enough: u32) -> Option<u32> {
         self.polls += 1;
         let over = self.polls >= enough || self.since.elapsed() >= WINDOW;
@@ -142,47 +142,52 @@ impl Pace {
     }
 }
 
-struct Place {
+struct Slot {
     driver: Driver,
-    token: Arc<Token>,
+    token: Arc<DriverWaker>,
     waker: Waker,
-    pace: Pace,
+    count: PollCount,
 }
 
 /// The task. It owns the drivers, so that they end with the runtime.
 struct Task {
     shared: Arc<Shared>,
-    places: Vec<Option<Place>>,
+    slots: Vec<Option<Slot>>,
 }
 
 impl Task {
     fn take_in(&mut self, driver: Driver) {
-        let place = self.places.iter().position(Option::is_none).unwrap_or_else(|| {
-            self.places.push(None);
-            self.places.len() - 1
+        let slot = self.slots.iter().position(Option::is_none).unwrap_or_else(|| {
+            self.slots.push(None);
+            self.slots.len() - 1
         });
-        let token = Arc::new(Token { place, queued: AtomicBool::new(false), shared: self.shared.clone() });
+        let token =
+            Arc::new(DriverWaker { slot, queued: AtomicBool::new(false), shared: self.shared.clone() });
         token.wake_by_ref();
         let waker = Waker::from(token.clone());
-        self.places[place] = Some(Place { driver, token, waker, pace: Pace::new() });
+        self.slots[slot] = Some(Slot { driver, token, waker, count: PollCount::new() });
     }
 
-    /// A token may outlive its driver: then it wakes for nothing, or another driver in its place.
+    /// A waker may outlive its driver. It then wakes for nothing, or wakes the next driver in the slot.
     fn poll_driver(&mut self, index: usize) {
-        let Some(place) = self.places.get_mut(index).and_then(Option::as_mut) else { return };
-        place.token.queued.store(false, Ordering::Release);
-        let (driver, mut context) = (place.driver.as_mut(), Context::from_waker(&place.waker));
-        // Who panics ends alone, as with a task of its own.
+        let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else { return };
+        slot.token.queued.store(false, Ordering::Release);
+        let (driver, mut context) = (slot.driver.as_mut(), Context::from_waker(&slot.waker));
+        // A panic ends only this driver, as it would in a task of its own.
         let polled = catch_unwind(AssertUnwindSafe(|| driver.poll(&mut context)));
         let is_over = !polled.is_ok_and(|polled| polled.is_pending());
-        let is_busy = !is_over && place.pace.poll(BUSY).is_some_and(|polls| polls >= BUSY);
+        let is_busy = !is_over && slot.count.poll(BUSY).is_some_and(|polls| polls >= BUSY);
         if !is_over && !is_busy {
             return;
         }
-        if let Some(place) = self.places[index].take()
+        if let Some(slot) = self.slots[index].take()
             && is_busy
         {
-            tokio::spawn(Busy { driver: Some(place.driver), pace: Pace::new(), shared: self.shared.clone() });
+            tokio::spawn(Busy {
+                driver: Some(slot.driver),
+                count: PollCount::new(),
+                shared: self.shared.clone(),
+            });
         }
     }
 }
@@ -215,7 +220,7 @@ impl Future for Task {
             if came {
                 continue;
             }
-            let is_empty = self.places.iter().all(Option::is_none);
+            let is_empty = self.slots.iter().all(Option::is_none);
             let mut state = self.shared.0.lock();
             if !state.incoming.is_empty() || !state.ready.is_empty() {
                 continue;
@@ -234,7 +239,7 @@ impl Future for Task {
 /// A driver with a task of its own.
 struct Busy {
     driver: Option<Driver>,
-    pace: Pace,
+    count: PollCount,
     shared: Arc<Shared>,
 }
 
@@ -247,7 +252,7 @@ impl Future for Busy {
         if driver.as_mut().poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        if this.pace.poll(u32::MAX).is_some_and(|polls| polls < QUIET)
+        if this.count.poll(u32::MAX).is_some_and(|polls| polls < QUIET)
             && let Some(driver) = this.driver.take()
         {
             this.driver = this.shared.give(driver);
@@ -272,7 +277,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// Says of each poll which task it is polled by.
+    /// Report for each poll the task that polls.
     fn told(asked: mpsc::UnboundedReceiver<()>) -> (Driver, mpsc::UnboundedReceiver<Id>) {
         let (tell, told) = mpsc::unbounded_channel();
         let mut asked = asked;
@@ -305,7 +310,7 @@ mod tests {
         ask_other.send(()).unwrap();
         let home = next(&mut one).await.unwrap();
         assert_eq!(next(&mut other).await, Some(home));
-        // As fast as it answers, until it has gone.
+        // At full speed, until it has left the shared task.
         let busy = timeout(LIMIT, async {
             loop {
                 ask_one.send(()).unwrap();

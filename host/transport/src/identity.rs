@@ -1,14 +1,12 @@
-//! Who is who: the cluster's authority, and the certificates that it signs.
+//! Identities: the cluster's certificate authority, and the certificates that it signs.
 //!
-//! A certificate says a role and, for a node, its uid, in its DNS names:
-//! `UID.node.annulus` and `node.annulus` for a node, `admin.annulus` for an operator. Every
-//! certificate comes with its authority's behind it, so that a joining node that knows only the
-//! fingerprint (from the token) can check the chain.
+//! A certificate states a role, and a node's uid, in its DNS names: `UID.node.annulus` and `node.annulus` for
+//! a node, `admin.annulus` for an operator. Every certificate is followed by its authority's, so that a
+//! joining node that knows only the fingerprint (from the token) can verify the chain.
 //!
-//! Certificates do not expire in practice: who belongs to the cluster is the member table's word,
-//! not a date's (R20).
+//! Certificates do not expire in practice: the member table decides who belongs to the cluster (R20).
 //!
-//! In a simulation (a [`annulus_ground::Scope`]) what is made is a `badge` instead.
+//! In a simulation (within an [`annulus_ground::Scope`]) identities are `badge`s instead.
 
 use annulus_core::ids::{ClusterId, NodeUid};
 use rcgen::{
@@ -17,48 +15,31 @@ use rcgen::{
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
-use sha2::{Digest as _, Sha256};
 
 use super::badge;
+pub use super::certificate::{IdentityError, TlsIdentity};
+use super::certificate::{PUBLIC_KEY_BYTES, fingerprint_of};
 
-/// Every node's certificate carries it: what a client asks for that does not know a uid.
+/// Name in every node's certificate: requested by clients that do not know the uid.
 pub const ANY_NODE: &str = "node.annulus";
-/// Every operator's certificate carries it.
+/// Name in every operator's certificate.
 pub const ADMIN: &str = "admin.annulus";
 
-/// Bytes of an uncompressed point on P-256: a public key as it is signed.
-pub(super) const PUBLIC_KEY_BYTES: usize = 65;
-
-/// The DNS name in the certificate of this very node.
+/// Return the DNS name in a given node's certificate.
 pub fn node_name(uid: NodeUid) -> String {
     format!("{uid}.{ANY_NODE}")
 }
 
-/// A certificate (with its authority's behind it) and its private key, both PEM.
-#[derive(Clone, PartialEq, Eq)]
-pub struct TlsIdentity {
-    /// The chain, own certificate first.
-    pub cert_pem: String,
-    /// PKCS#8.
-    pub key_pem: String,
-}
-
-impl std::fmt::Debug for TlsIdentity {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("TlsIdentity").field("cert_pem", &self.cert_pem).finish_non_exhaustive()
-    }
-}
-
-/// A key made where it will be used; only its public half travels to be signed.
+/// A key pair generated where it is used; only the public key is sent to be signed.
 pub struct NodeKey {
-    /// PKCS#8 PEM: stays in the data directory.
+    /// PKCS#8 in PEM. Stays in the data directory.
     pub key_pem: String,
-    /// To be sent to the authority: see [`Authority::sign_node_key`].
+    /// Sent to the authority: see [`Authority::sign_node_key`].
     pub public_key: Vec<u8>,
 }
 
 impl NodeKey {
-    /// A fresh key.
+    /// Generate a key pair.
     pub fn generate() -> Result<NodeKey, IdentityError> {
         if annulus_ground::Scope::current().is_some() {
             let (key_pem, public_key) = badge::key();
@@ -68,20 +49,20 @@ impl NodeKey {
         Ok(NodeKey { key_pem: key.serialize_pem(), public_key: key.public_key_raw().to_vec() })
     }
 
-    /// With the certificate that the authority made for it.
+    /// Combine the key with the certificate that the authority signed for it.
     pub fn with_certificate(self, cert_pem: String) -> TlsIdentity {
         TlsIdentity { cert_pem, key_pem: self.key_pem }
     }
 }
 
-/// The cluster's certificate authority: whoever holds `key_pem` can admit nodes and operators.
+/// The cluster's certificate authority. The holder of `key_pem` can admit nodes and operators.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Authority {
-    /// For which cluster it signs.
+    /// The cluster that it signs for.
     pub cluster: ClusterId,
-    /// Its own certificate: what every member trusts.
+    /// Its own certificate, which every member trusts.
     pub cert_pem: String,
-    /// PKCS#8: secret.
+    /// PKCS#8. Secret.
     pub key_pem: String,
 }
 
@@ -92,7 +73,7 @@ impl std::fmt::Debug for Authority {
 }
 
 impl Authority {
-    /// A new authority with a fresh key.
+    /// Create an authority with a new key.
     pub fn create(cluster: ClusterId) -> Result<Authority, IdentityError> {
         if annulus_ground::Scope::current().is_some() {
             let (key_pem, public_key) = badge::key();
@@ -103,20 +84,20 @@ impl Authority {
         Ok(Authority { cluster, cert_pem, key_pem: key.serialize_pem() })
     }
 
-    /// A node's identity, key included: for the node that holds the authority.
+    /// Create a node's identity including its key, on the node that holds the authority.
     pub fn sign_node(&self, uid: NodeUid) -> Result<TlsIdentity, IdentityError> {
         let key = NodeKey::generate()?;
         let cert_pem = self.sign_node_key(uid, &key.public_key)?;
         Ok(key.with_certificate(cert_pem))
     }
 
-    /// The certificate chain (PEM) for a node that made its key itself.
+    /// Sign the public key of a node that generated its own key. Returns the chain in PEM.
     pub fn sign_node_key(&self, uid: NodeUid, public_key: &[u8]) -> Result<String, IdentityError> {
         let names = vec![node_name(uid), ANY_NODE.to_owned()];
         self.sign(names, &format!("Annulus node {uid}"), &[Usage::ServerAuth, Usage::ClientAuth], public_key)
     }
 
-    /// An operator's identity.
+    /// Create an operator's identity.
     pub fn sign_admin(&self) -> Result<TlsIdentity, IdentityError> {
         let key = NodeKey::generate()?;
         let names = vec![ADMIN.to_owned()];
@@ -149,8 +130,8 @@ impl Authority {
 
 use ExtendedKeyUsagePurpose as Usage;
 
-/// The same for one cluster whenever it is asked, so that the authority's subject and the issuer
-/// in what it signs agree.
+/// Return the authority's name. Depends on the cluster only, so that the authority's subject and the issuer
+/// in the certificates it signs agree.
 fn authority_params(cluster: ClusterId) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = named(&format!("Annulus cluster {cluster}"));
@@ -165,7 +146,7 @@ fn named(common_name: &str) -> DistinguishedName {
     name
 }
 
-/// A public key from elsewhere.
+/// A public key received from elsewhere.
 struct P256PublicKey<'a>(&'a [u8]);
 
 impl<'a> P256PublicKey<'a> {
@@ -187,39 +168,9 @@ impl PublicKeyData for P256PublicKey<'_> {
     }
 }
 
-/// SHA-256 of an authority's certificate: what a token carries to pin it.
+/// Return the SHA-256 of an authority's certificate. Tokens carry it to pin the authority.
 pub fn fingerprint(authority_pem: &str) -> Result<[u8; 32], IdentityError> {
     let cert = CertificateDer::from_pem_slice(authority_pem.as_bytes())
         .map_err(|error| IdentityError::Pem(error.to_string()))?;
     Ok(fingerprint_of(&cert))
-}
-
-pub(super) fn fingerprint_of(cert: &CertificateDer<'_>) -> [u8; 32] {
-    Sha256::digest(cert).into()
-}
-
-/// Why an identity cannot be made or used. Nothing was changed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum IdentityError {
-    /// Not PEM, or not what it should hold.
-    #[error("unreadable PEM: {0}")]
-    Pem(String),
-    /// Not a P-256 public key.
-    #[error("a public key has {PUBLIC_KEY_BYTES} bytes and begins with 4, this one has {bytes} bytes")]
-    PublicKey {
-        /// How many it has.
-        bytes: usize,
-    },
-    /// The certificate could not be made.
-    #[error("cannot make a certificate: {0}")]
-    Signing(String),
-    /// The TLS library refuses the certificate, the key or the authority.
-    #[error("unusable certificate, key or authority: {0}")]
-    Tls(String),
-}
-
-impl From<rcgen::Error> for IdentityError {
-    fn from(error: rcgen::Error) -> Self {
-        IdentityError::Signing(error.to_string())
-    }
 }

@@ -1,39 +1,50 @@
-//! QUIC, TLS identities, request lanes and bulk streams: how the nodes of a cluster talk.
+//! Communication between the nodes of a cluster: QUIC with TLS identities, request lanes and bulk streams.
 //!
-//! One [`Transport`] per node: one UDP port for both directions. Each pair of nodes has one
-//! connection, mutually authenticated (`identity`, `tls`), that begins with a hello of both sides
-//! (`hello`). On it live:
+//! Each node has one [`Transport`] with one UDP port for both directions. Each pair of nodes shares one
+//! mutually authenticated connection (`identity`, `tls`), which begins with a hello from both sides
+//! (`hello`). A connection carries:
 //!
-//! - lanes: a few long-lived streams on which requests and answers pass with ids, in any order,
-//!   many in one write ([`Transport::call`], [`Service::request`]);
-//! - bulk streams for what is large, behind the lanes ([`Transport::open_bulk`], [`Service::bulk`]).
+//! - lanes: a few long-lived streams of requests and responses, matched by id and in any order, with
+//!   many frames per write ([`Transport::call`]);
+//! - bulk streams for large transfers, below the lanes in priority ([`Transport::open_bulk`]);
+//! - datagrams ([`Transport::send_datagram`]).
 //!
-//! The connection is also how a node is known to live: a peer that says nothing for
-//! [`limits::SILENCE_LIMIT`] is gone. Its calls end as [`CallError::Lost`] at once, new ones are
-//! [`CallError::Unreachable`] until a dial in the background succeeds.
+//! Incoming traffic is a stream of events: [`Transport::bind`] returns an [`Inbound`] beside the transport.
+//! Only data requests are passed on by a direct call, [`Service::request`].
 //!
-//! The network below is quinn's, or for a simulated node one in memory (`wire`, [`memory`]); all else is the same
-//! code over both.
+//! A connection also shows that a peer is alive. A peer that sends nothing for [`limits::SILENCE_LIMIT`] is
+//! considered gone: outstanding calls fail with [`CallError::Lost`] at once, and new calls fail with
+//! [`CallError::Unreachable`] until a background dial succeeds.
 //!
-//! What must hold: nothing of a peer is read before its hello was accepted; nothing waits without
-//! a limit (`limits` has them all); a payload is never looked into, and copied at most once.
+//! The network below is quinn's, or an in-memory one for simulated nodes (`wire`, [`memory`]). All other code
+//! is the same for both.
+//!
+//! Invariants: nothing from a peer is read before its hello is accepted; every wait and every queue has a
+//! limit (`limits` lists them); payloads are not parsed, and copied at most once.
+//!
+//! Tasks: the accept loop ends when [`Transport::close`] closes the endpoint. That also closes every
+//! connection, and with it end the tasks of the connection. A dial task ends at its next attempt.
 
 mod accept;
 mod admins;
+mod arrival;
 mod badge;
 pub mod beat;
 mod bulk;
+mod certificate;
 pub mod client;
 mod close;
 mod dial;
+mod dialler;
 mod error;
 mod frame;
-mod heard;
 mod hello;
 mod hub;
 pub mod identity;
+mod inbound;
 pub mod kind;
 mod lane;
+mod lanes;
 pub mod limits;
 mod link;
 mod lookup;
@@ -42,7 +53,9 @@ mod message;
 mod peer;
 mod pending;
 mod queue;
-mod service;
+mod reader;
+mod request;
+mod session;
 mod shared;
 mod socket;
 mod stream;
@@ -70,44 +83,47 @@ use tokio::time::{Instant, timeout};
 pub use self::bulk::{BulkRecv, BulkSend, BulkStream};
 pub use self::error::{BindError, BulkError, CallError, ConnectError};
 use self::identity::{IdentityError, TlsIdentity};
+use self::inbound::Outlet;
+pub use self::inbound::{Event, Inbound, Service};
+pub use self::lane::Lane;
 use self::link::Link;
 pub use self::lookup::{LookupError, look_up};
-pub use self::service::{Lane, PeerIdentity, Request, Responder, Service};
+pub use self::request::{PeerIdentity, Request, Responder};
 use self::shared::{Shared, Trust};
 pub use self::wire::Net;
 use self::wire::{Credentials, Endpoint};
 
-/// Who a node is and whom it trusts.
+/// The identity of a node and the authorities that it trusts.
 #[derive(Clone, Debug)]
 pub struct TransportConfig {
-    /// Where to listen; port 0 takes a free one.
+    /// Address to listen on; port 0 picks a free port.
     pub listen: SocketAddr,
-    /// Peers of another one are refused.
+    /// Peers of another cluster are refused.
     pub cluster: ClusterId,
-    /// Told to peers.
+    /// Sent in the hello.
     pub lineage: Lineage,
-    /// Must be the one in the certificate.
+    /// Must match the certificate.
     pub uid: NodeUid,
-    /// Of this run.
+    /// Identifies this process.
     pub boot: BootId,
-    /// Which start of the node's data directory this run is.
+    /// Counts the starts on the node's data directory.
     pub start: Start,
     /// Certificate and key of this node.
     pub identity: TlsIdentity,
-    /// PEM of every authority whose certificates are trusted; at least one.
+    /// Trusted authorities in PEM; at least one.
     pub authorities: Vec<String>,
 }
 
-/// Another node, and where it listens.
+/// A node and its address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct PeerAddr {
-    /// Which node.
+    /// The node.
     pub uid: NodeUid,
-    /// Where.
+    /// The address that it listens on.
     pub addr: SocketAddr,
 }
 
-/// A node's end of all its connections. Clones are the same transport; it works until
+/// A node's end of all its connections. Clones share the same transport, which works until
 /// [`Transport::close`].
 #[derive(Clone)]
 pub struct Transport {
@@ -115,40 +131,38 @@ pub struct Transport {
 }
 
 impl Transport {
-    /// Listens, and serves from now on. Must be called on the runtime that connections shall live
-    /// on; the other functions may be called from any.
-    pub fn bind(config: TransportConfig, service: Arc<dyn Service>) -> Result<Transport, BindError> {
-        Self::bind_speaking(Speaks::THIS, config, service)
-    }
-
-    /// The same for a node that says it speaks no more than this.
-    pub fn bind_speaking(
-        speaks: Speaks,
+    /// Listen on the configured address and accept connections. Call this on the runtime that connections
+    /// live on; all other functions may be called on any runtime.
+    ///
+    /// Data requests go to `service`, everything else to [`Inbound`]. The transport keeps neither alive:
+    /// without them it refuses what arrives.
+    pub fn bind(
         config: TransportConfig,
-        service: Arc<dyn Service>,
-    ) -> Result<Transport, BindError> {
-        Self::bind_on(&Net::Udp, speaks, config, service)
+        service: Weak<dyn Service>,
+    ) -> Result<(Transport, Inbound), BindError> {
+        Self::bind_on(&Net::Udp, Speaks::THIS, config, service)
     }
 
-    /// The same on a network of choice.
+    /// Like [`Transport::bind`], on a given network and announcing given versions.
     pub fn bind_on(
         net: &Net,
         speaks: Speaks,
         config: TransportConfig,
-        service: Arc<dyn Service>,
-    ) -> Result<Transport, BindError> {
+        service: Weak<dyn Service>,
+    ) -> Result<(Transport, Inbound), BindError> {
         let credentials = Credentials::new(net, &config.identity, &config.authorities)?;
         let tuning = tuning::transport();
         let listen = |source| BindError::Listen { addr: config.listen, source };
         let server = credentials.server(tuning.clone());
         let endpoint = Endpoint::bind(net, config.listen, Some(server)).map_err(listen)?;
+        let (outlet, inbound) = Outlet::new(service);
         let shared = Arc::new(Shared {
             local_addr: endpoint.local_addr().map_err(listen)?,
             endpoint: Some(endpoint.clone()).into(),
             socket: endpoint.socket(),
             net: net.clone(),
             runtime: tokio::runtime::Handle::current(),
-            service,
+            outlet: Arc::new(outlet),
             cluster: config.cluster,
             uid: config.uid,
             boot: config.boot,
@@ -165,22 +179,22 @@ impl Transport {
             banned: Default::default(),
         });
         annulus_ground::spawn(accept::accept(shared.clone(), endpoint));
-        Ok(Transport { shared })
+        Ok((Transport { shared }, inbound))
     }
 
-    /// Tells whether anybody still has this: for whoever looks for leaks.
+    /// Return a reference that shows whether the transport was freed. For leak checks.
     pub fn remains(&self) -> Weak<dyn Any + Send + Sync> {
         let held: Arc<dyn Any + Send + Sync> = self.shared.clone();
         Arc::downgrade(&held)
     }
 
-    /// Where it listens.
+    /// Return the address that this transport listens on.
     pub fn local_addr(&self) -> SocketAddr {
         self.shared.local_addr
     }
 
-    /// One request, one answer. Dials when there is no connection; the first call to a peer waits
-    /// for that. A call to this very node goes to its own service without a connection.
+    /// Send one request and wait for its response. Dials if there is no connection, and the first call to a
+    /// peer waits for that. A call to this node itself needs no connection.
     pub async fn call(
         &self,
         peer: &PeerAddr,
@@ -193,11 +207,11 @@ impl Transport {
             return Err(CallError::TooLarge { bytes: payload.len(), limit: limits::MAX_FRAME });
         }
         if peer.uid == self.shared.uid {
-            return self.call_here(lane, kind, payload, deadline).await;
+            return self.call_local(lane, kind, payload, deadline).await;
         }
         loop {
             let link = self.link(peer, deadline).await?;
-            // None: it ended in between and nothing was sent; there may be another by now.
+            // `None`: the link ended before anything was sent, and may have been replaced.
             if let Some(result) = link.call(lane, kind, payload.clone(), deadline).await {
                 return result;
             }
@@ -205,7 +219,7 @@ impl Transport {
         }
     }
 
-    async fn call_here(
+    async fn call_local(
         &self,
         lane: Lane,
         kind: u8,
@@ -215,17 +229,17 @@ impl Transport {
         if kind == kind::ECHO {
             return Ok(payload);
         }
-        let (responder, answer) = Responder::local();
+        let (responder, response) = Responder::local();
         let from = PeerIdentity::Node { uid: self.shared.uid, boot: self.shared.boot };
-        self.shared.service.request(Request { from, lane, kind, payload, deadline, responder });
-        match tokio::time::timeout_at(deadline, answer).await {
-            Ok(Ok(answer)) => Ok(answer),
+        self.shared.outlet.request(Request { from, lane, kind, payload, deadline, responder });
+        match tokio::time::timeout_at(deadline, response).await {
+            Ok(Ok(response)) => Ok(response),
             Ok(Err(_)) => Err(CallError::NoAnswer),
             Err(_) => Err(CallError::Deadline { sent: true }),
         }
     }
 
-    /// Opens a bulk stream to a node, behind the lanes in priority. Waits for a place when
+    /// Open a bulk stream to a node, below the lanes in priority. Waits while
     /// [`limits::MAX_BULK_STREAMS`] are open to this peer.
     pub async fn open_bulk(
         &self,
@@ -246,31 +260,32 @@ impl Transport {
         }
     }
 
-    /// Sends a datagram, or drops it: where there is no connection it is dialled once, in the
-    /// background, for the datagrams to come. Never waits, and never says what became of it.
+    /// Send a datagram, or drop it. Without a connection, dials once in the background for later datagrams.
+    /// Never waits and never reports the outcome.
     pub fn send_datagram(&self, peer: &PeerAddr, bytes: Bytes) {
         if peer.uid == self.shared.uid || self.shared.is_banned(peer.uid) {
             return;
         }
         let entry = self.shared.peer(peer.uid);
         match entry.link() {
-            // An error: the connection ends just now, or the peer reads no datagrams.
+            // An error: the connection is ending, or the peer does not accept datagrams.
             Some(link) => drop(link.connection.send_datagram(bytes)),
-            None => entry.knock(&self.shared, peer.addr),
+            None => dialler::knock(&self.shared, &entry, peer.addr),
         }
     }
 
-    /// Connects to whichever node of this cluster answers at an address, and says which: for a node
-    /// that knows where somebody listens and not who. Does nothing if there is a connection to it already.
-    /// The error is for people; nothing is left open. Bounded by [`limits::DIAL_LIMIT`].
+    /// Connect to whichever node of this cluster listens at an address, and return its uid. If that node is
+    /// connected already, the spare connection is closed later. The error is for display; nothing is left
+    /// open. Bounded by [`limits::DIAL_LIMIT`].
     pub async fn meet(&self, addr: SocketAddr) -> Result<NodeUid, String> {
         let shared = self.shared.clone();
-        // On the network's runtime: the connection lives there.
-        let met =
-            annulus_ground::spawn_on(
-                &self.shared.runtime,
-                async move { dial::dial(&shared, None, addr).await },
-            );
+        // Connections live on the network runtime.
+        let met = annulus_ground::spawn_on(&self.shared.runtime, async move {
+            let session = dial::dial(&shared, None, addr).await?;
+            let peer = session.peer();
+            dialler::serve(session);
+            Ok(peer)
+        });
         met.await.unwrap_or_else(|error| Err(error.to_string()))
     }
 
@@ -281,11 +296,11 @@ impl Transport {
             None if self.shared.is_banned(peer.uid) => {
                 Err(CallError::Unreachable("the node was removed from the cluster".to_owned()))
             }
-            None => entry.connected(&self.shared, peer.addr, deadline).await,
+            None => dialler::connected(&self.shared, &entry, peer.addr, deadline).await,
         }
     }
 
-    /// A link that refuses calls is about to be replaced in the table.
+    /// Wait until a link that refuses calls has been replaced in its entry, which happens shortly.
     async fn wait_replaced(&self, link: &Arc<Link>, deadline: Instant) -> Result<(), CallError> {
         let peer = self.shared.peer(link.uid);
         tokio::time::timeout_at(deadline, peer.replaced(link))
@@ -293,39 +308,38 @@ impl Transport {
             .map_err(|_| CallError::Deadline { sent: false })
     }
 
-    /// Connected, and heard from within [`limits::SILENCE_LIMIT`]?
+    /// True if the peer is connected and was heard from within [`limits::SILENCE_LIMIT`].
     pub fn is_up(&self, uid: NodeUid) -> bool {
         uid == self.shared.uid || self.shared.peers.read().get(&uid).is_some_and(|peer| peer.link().is_some())
     }
 
-    /// Dials a peer that was away again at once, and has calls wait for that dial. For news from elsewhere that
-    /// the peer is there; does nothing where it has a connection.
+    /// Dial a lost peer at once, and have calls wait for that attempt. For news from elsewhere that the peer
+    /// is back; does nothing if it is connected.
     pub fn hurry(&self, uid: NodeUid) {
         if let Some(peer) = self.shared.peers.read().get(&uid) {
             peer.hurry();
         }
     }
 
-    /// How to reach a peer over its connection, if there is one: also one that no table has.
+    /// Return the remote address of a connected peer, known to the cluster or not.
     pub fn linked(&self, uid: NodeUid) -> Option<PeerAddr> {
         let link = self.shared.peers.read().get(&uid)?.link()?;
         Some(PeerAddr { uid, addr: link.connection.remote_address() })
     }
 
-    /// Why the last attempt to reach a peer failed, if there is no connection now.
+    /// Return why the last attempt to reach a peer failed, if it is not connected.
     pub fn why_down(&self, uid: NodeUid) -> Option<String> {
         let peer = self.shared.peers.read().get(&uid).cloned()?;
         peer.failure()
     }
 
-    /// What a connected peer said of its lineage and which of its runs it is.
+    /// Return the lineage and boot id from a connected peer's hello.
     pub fn peer_info(&self, uid: NodeUid) -> Option<(Lineage, BootId)> {
         let link = self.shared.peers.read().get(&uid)?.link()?;
         Some((link.lineage, link.boot))
     }
 
-    /// What a peer said at its last connection that it speaks; none where there was none since
-    /// this node's start.
+    /// Return the versions in a peer's last hello; `None` if it has not connected since this node started.
     pub fn peer_speaks(&self, uid: NodeUid) -> Option<Speaks> {
         if uid == self.shared.uid {
             return Some(self.shared.speaks);
@@ -334,7 +348,7 @@ impl Transport {
         peer?.speaks()
     }
 
-    /// The cluster is at this state level: nodes that do not speak it are refused and disconnected.
+    /// Set the cluster's state level. Nodes that do not support it are refused and disconnected.
     pub fn set_level(&self, level: u32) {
         *self.shared.level.lock() = Some(level);
         let peers: Vec<_> = self.shared.peers.read().values().cloned().collect();
@@ -347,19 +361,19 @@ impl Transport {
         }
     }
 
-    /// What new connections are told.
+    /// Set the lineage sent in later hellos.
     pub fn set_lineage(&self, lineage: Lineage) {
         *self.shared.lineage.lock() = lineage;
     }
 
-    /// From now on these authorities are trusted; peers whose certificate leads to none of them
-    /// are disconnected. On an error nothing changes.
+    /// Replace the trusted authorities. Peers whose certificate leads to none of them are disconnected.
+    /// On an error nothing changes.
     pub fn set_authorities(&self, authorities: Vec<String>) -> Result<(), IdentityError> {
         let mut trust = self.shared.trust.lock();
         self.renew(&mut trust, |trust| trust.authorities = authorities)
     }
 
-    /// From now on new connections show this certificate. On an error nothing changes.
+    /// Replace the certificate shown on later connections. On an error nothing changes.
     pub fn set_identity(&self, identity: TlsIdentity) -> Result<(), IdentityError> {
         let mut trust = self.shared.trust.lock();
         self.renew(&mut trust, |trust| trust.identity = identity)
@@ -384,7 +398,7 @@ impl Transport {
         Ok(())
     }
 
-    /// From now on these nodes (and no others) are refused and disconnected: they were removed.
+    /// Replace the set of nodes that are refused and disconnected because they were removed.
     pub fn set_banned(&self, banned: HashSet<NodeUid>) {
         *self.shared.banned.write() = banned;
         let reason = "this node was removed from the cluster";
@@ -398,9 +412,9 @@ impl Transport {
         }
     }
 
-    /// Ends all connections (peers learn it at once) and refuses new ones, for all clones. Calls in
-    /// flight end as [`CallError::Lost`]. The port is free when the last packets have been seen
-    /// off: normally when this returns, which is after [`limits::CLOSE_LIMIT`] at the latest.
+    /// Close all connections, which peers learn at once, and refuse new ones, for all clones. Outstanding
+    /// calls fail with [`CallError::Lost`]. The port is free once the last packets are sent: normally when
+    /// this returns, which is after [`limits::CLOSE_LIMIT`] at the latest.
     pub async fn close(&self) {
         let Some(endpoint) = self.shared.endpoint.write().take() else { return };
         endpoint.close(VarInt::from_u32(close::Close::Done as u32), b"the node was stopped");

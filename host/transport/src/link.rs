@@ -1,4 +1,4 @@
-//! One live connection to one run of another node: its lanes and its bulk streams.
+//! One live connection to one process of another node: its lanes and its bulk streams.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -10,30 +10,21 @@ use bytes::Bytes;
 use tokio::sync::Semaphore;
 use tokio::time::{Instant, timeout_at};
 
+use super::arrival::LastArrival;
 use super::beat;
 use super::bulk::{BulkStream, TokenInner};
 use super::close::{Close, describe};
 use super::error::CallError;
-use super::heard::LastHeard;
 use super::hello::Hello;
-use super::lane::{LaneError, Lanes, Reader, class};
+use super::inbound::Outlet;
+use super::lane::Lane;
+use super::lanes::{LaneError, Lanes};
 use super::limits::{MAX_BULK_STREAMS, SILENCE_LIMIT, SILENCE_LOOK};
-use super::service::{Lane, PeerIdentity, Service};
+use super::reader::Reader;
+use super::request::PeerIdentity;
 use super::stream::open_bulk;
-use super::tuning::priority;
 use super::udp::QuietSocket;
-use super::wire::{Connection, Proof, RecvHalf, SendHalf};
-
-/// A stream's two halves.
-pub(super) type Halves = (SendHalf, RecvHalf);
-
-/// How a lane's stream stands among the others.
-pub(super) fn lane_priority(index: usize) -> i32 {
-    match class(index) {
-        Lane::Data => priority::DATA,
-        Lane::Control => priority::CONTROL,
-    }
-}
+use super::wire::{Connection, Halves, Proof};
 
 pub(super) struct Link {
     pub connection: Connection,
@@ -41,22 +32,22 @@ pub(super) struct Link {
     pub boot: BootId,
     pub lineage: Lineage,
     pub speaks: Speaks,
-    /// By us?
+    /// True if this side dialled.
     pub dialled: bool,
-    /// What the peer proved itself with.
+    /// The identity that the peer proved.
     pub proof: Proof,
     lanes: Arc<Lanes>,
-    bulk_places: Arc<Semaphore>,
-    /// One clone per bulk stream, opened by whichever side, and this one.
+    bulk_slots: Arc<Semaphore>,
+    /// One clone per open bulk stream of either side, and this one.
     pub bulk_in_use: Arc<()>,
-    /// Requests of the peer that are not answered yet.
+    /// Unanswered requests of the peer.
     requests: Arc<AtomicUsize>,
     activity: Arc<AtomicUsize>,
-    /// Why this side ended it, where QUIC's own word would say no more than that it did.
+    /// Why this side closed the connection, if it knows more than QUIC's close reason.
     ended: OnceLock<String>,
 }
 
-/// Closes a connection on which nothing comes any more: every packet counts, keep-alives too.
+/// Close a connection on which nothing arrives any more. Every packet counts, keep-alives too.
 async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<QuietSocket>) {
     let is_silent = match &connection {
         Connection::Quic(connection) => falls_silent(connection, socket).await,
@@ -71,16 +62,16 @@ async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<
     Close::Silent.close(&connection, "nothing came from this peer for too long");
 }
 
-/// Waits until nothing has come for [`SILENCE_LIMIT`]; false if the connection ended before.
+/// Wait until nothing has arrived for [`SILENCE_LIMIT`]. Returns false if the connection ends first.
 async fn falls_silent(connection: &quinn::Connection, socket: Weak<QuietSocket>) -> bool {
     let packets = || connection.stats().udp_rx.datagrams;
-    let listen = || socket.upgrade().map(|socket| socket.listen_to(connection.remote_address()));
-    // None: the port is closed, and the connection with it.
+    let listen = || socket.upgrade().map(|socket| socket.watch(connection.remote_address()));
+    // `None`: the socket is closed, and so is the connection.
     let Some(mut heard) = listen() else { return false };
     let mut before = packets();
     let mut from = heard.at();
     loop {
-        let quiet = |heard: &LastHeard| from.max(heard.at()) + (SILENCE_LIMIT - SILENCE_LOOK);
+        let quiet = |heard: &LastArrival| from.max(heard.at()) + (SILENCE_LIMIT - SILENCE_LOOK);
         let due = quiet(&heard);
         tokio::select! {
             _ = connection.closed() => return false,
@@ -97,7 +88,7 @@ async fn falls_silent(connection: &quinn::Connection, socket: Weak<QuietSocket>)
         }
         let now = Instant::now();
         if now > due + SILENCE_LOOK {
-            // It was this process that was held up: what came meanwhile waits in its socket.
+            // This process was stalled, not the peer: packets that arrived meanwhile wait in its socket.
             from = now;
             continue;
         }
@@ -109,7 +100,7 @@ async fn falls_silent(connection: &quinn::Connection, socket: Weak<QuietSocket>)
         let came = packets();
         let is_heard = heard.at() + (SILENCE_LIMIT - SILENCE_LOOK) > now;
         if !(is_heard && came != before) {
-            // Nothing came, or only from another connection at that address: the last look.
+            // Nothing arrived, or only from another connection at that address. Check a last time.
             tokio::select! {
                 _ = connection.closed() => return false,
                 () = tokio::time::sleep_until(now + SILENCE_LOOK) => {}
@@ -133,7 +124,7 @@ impl Link {
             proof: connection.proof(),
             connection,
             lanes: Arc::default(),
-            bulk_places: Arc::new(Semaphore::new(MAX_BULK_STREAMS)),
+            bulk_slots: Arc::new(Semaphore::new(MAX_BULK_STREAMS)),
             bulk_in_use: Arc::new(()),
             requests: Arc::default(),
             activity: Arc::default(),
@@ -141,11 +132,12 @@ impl Link {
         })
     }
 
-    /// Starts to read and write the lanes; call once, from the network's runtime.
+    /// Start the reader and writer of each lane. Call this once, on the network runtime. All these tasks end
+    /// with the connection.
     pub(super) fn start(
         self: &Arc<Self>,
         streams: Vec<Halves>,
-        service: &Arc<dyn Service>,
+        outlet: &Arc<Outlet>,
         socket: &Weak<QuietSocket>,
     ) {
         annulus_ground::spawn(end_when_silent(Arc::downgrade(self), self.connection.clone(), socket.clone()));
@@ -153,10 +145,10 @@ impl Link {
             annulus_ground::spawn(self.lanes.clone().write(index, send));
             let reader = Reader {
                 lanes: self.lanes.clone(),
-                class: class(index),
+                lane: Lane::at(index),
                 from: self.identity(),
-                service: service.clone(),
-                waiting: self.requests.clone(),
+                outlet: outlet.clone(),
+                outstanding: self.requests.clone(),
                 activity: self.activity.clone(),
             };
             let connection = self.connection.clone();
@@ -165,13 +157,13 @@ impl Link {
                     Ok(()) => "a lane was ended".to_owned(),
                     Err(error) => error.to_string(),
                 };
-                // Does nothing if the connection's end is what ended the reader.
+                // Does nothing if the reader ended because the connection did.
                 Close::Protocol.close(&connection, &reason);
             });
         }
     }
 
-    /// What a bulk stream that the peer opens holds while it is open.
+    /// Return the token that a bulk stream of the peer holds while it is open.
     pub(super) fn bulk_token(&self) -> TokenInner {
         TokenInner { _in_use: self.bulk_in_use.clone(), _permit: None, _keep: None }
     }
@@ -180,7 +172,7 @@ impl Link {
         PeerIdentity::Node { uid: self.uid, boot: self.boot }
     }
 
-    /// One request, one answer; `None` if the link had ended before anything was sent.
+    /// Send one request and wait for its response. `None` if the link ended before anything was sent.
     pub(super) async fn call(
         &self,
         lane: Lane,
@@ -196,7 +188,7 @@ impl Link {
         })
     }
 
-    /// Opens a bulk stream; `None` if the link had ended before.
+    /// Open a bulk stream. `None` if the link ended first.
     pub(super) async fn open_bulk(
         &self,
         kind: u8,
@@ -204,13 +196,13 @@ impl Link {
         deadline: Instant,
     ) -> Option<Result<BulkStream, CallError>> {
         let late = |_| CallError::Deadline { sent: false };
-        let place = match timeout_at(deadline, self.bulk_places.clone().acquire_owned()).await {
-            Ok(Ok(place)) => place,
+        let slot = match timeout_at(deadline, self.bulk_slots.clone().acquire_owned()).await {
+            Ok(Ok(slot)) => slot,
             // The semaphore is never closed.
             Ok(Err(_)) => return None,
             Err(elapsed) => return Some(Err(late(elapsed))),
         };
-        let token = TokenInner { _in_use: self.bulk_in_use.clone(), _permit: Some(place), _keep: None };
+        let token = TokenInner { _in_use: self.bulk_in_use.clone(), _permit: Some(slot), _keep: None };
         match timeout_at(deadline, open_bulk(&self.connection, kind, header)).await {
             Ok(Ok((send, recv))) => Some(Ok(BulkStream::new(send, recv, Arc::new(token)))),
             Ok(Err(_)) => None,
@@ -218,24 +210,24 @@ impl Link {
         }
     }
 
-    /// Does it carry nothing at all at the moment, as far as this side knows?
+    /// True if this side has nothing in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.lanes.is_idle()
             && self.requests.load(Ordering::Relaxed) == 0
             && Arc::strong_count(&self.bulk_in_use) == 1
     }
 
-    /// Changes whenever something comes over a lane.
+    /// Return a counter that changes with every read from a lane.
     pub(super) fn activity(&self) -> usize {
         self.activity.load(Ordering::Relaxed)
     }
 
-    /// Says why, before this side ends it.
+    /// Record why this side is about to close the connection.
     pub(super) fn note_end(&self, why: &str) {
         let _ = self.ended.set(why.to_owned());
     }
 
-    /// Ends all calls; the connection is closed already.
+    /// Fail all outstanding calls. The connection must be closed already.
     pub(super) fn end(&self) {
         self.lanes.close();
     }

@@ -1,4 +1,4 @@
-//! Finding the addresses of a host.
+//! Resolution of host names.
 
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -9,28 +9,28 @@ use tokio::time::timeout;
 /// Why a name has no address at the moment.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
-    /// The system's resolver says so, or knows none.
+    /// The resolver reported an error or no address.
     #[error("the name in {at} cannot be looked up: {why}")]
     Unknown {
-        /// What was looked up.
+        /// The name.
         at: HostPort,
-        /// In the resolver's words.
+        /// The resolver's error.
         why: String,
     },
-    /// The resolver did not answer in time.
+    /// The resolver did not respond in time.
     #[error("the name in {at} was not looked up within {limit:?}")]
     Timeout {
-        /// What was looked up.
+        /// The name.
         at: HostPort,
-        /// How long that may take.
+        /// The limit.
         limit: Duration,
     },
 }
 
-/// The addresses that a name has now, at least one, those of IPv4 first; an address is its own.
+/// Return the current addresses of a name, at least one, IPv4 first. A literal address resolves to itself.
 ///
 /// # Errors
-/// When the name has none, or none is found within `limit`.
+/// If the name has no address, or none is found within `limit`.
 pub async fn look_up(at: &HostPort, limit: Duration) -> Result<Vec<SocketAddr>, LookupError> {
     if let Some(address) = at.literal() {
         return Ok(vec![address]);

@@ -1,19 +1,18 @@
-//! A network within the process, in the place of UDP, QUIC and TLS.
+//! An in-memory network in place of UDP, QUIC and TLS.
 //!
-//! A [`Network`] connects [`Host`]s. On each, endpoints are bound as on a machine's UDP ports, and what they offer
-//! is what this package uses of quinn's (`wire.rs`): connections that begin with a handshake and a
-//! proof of identity, streams that are independent of each other and hold back whoever writes faster than the
-//! peer reads, datagrams that may be lost, and quinn's own errors. Everything above is the code that runs over
-//! QUIC.
+//! A [`Network`] connects [`Host`]s. Endpoints are bound to a host's ports as on a machine, and offer what
+//! this package uses of quinn (`wire.rs`): connections that begin with a handshake and a proof of identity,
+//! independent streams with flow control, datagrams that may be lost, and quinn's own errors. The code above
+//! is the code that runs over QUIC.
 //!
-//! Whatever one side says to the other is a packet, under way for as long as the [`Weather`] says. Of a stream
-//! nothing is lost for good: what a cut stops arrives when it ends, as QUIC would send it again. Time is tokio's,
-//! there is one queue and one order, and nothing depends on chance but the weather, so that the same weather gives
-//! the same run under paused time.
+//! All communication is in packets whose delay the [`Weather`] decides. Stream data is never lost: packets
+//! stopped by a cut arrive after it ends, as QUIC would retransmit them. Time is tokio's. There is one queue
+//! with one order, and only the weather is random, so that the same weather gives the same run under paused
+//! time.
 //!
-//! What differs from QUIC: no congestion control, no priorities between streams and no connection-wide window; a
-//! peer's keep-alive packets are not sent but taken as heard while their way is open; a peer that refuses a
-//! certificate and one whose certificate is refused see the same error.
+//! Differences from QUIC: there is no congestion control, no priority between streams and no connection-wide
+//! window. A peer's keep-alive packets are not sent; they count as received while their way is open. A peer
+//! that refuses a certificate and the peer that presented it see the same error.
 
 mod connection;
 mod endpoint;
@@ -35,23 +34,23 @@ pub(crate) use self::endpoint::{Endpoint, Incoming};
 use self::state::State;
 pub(crate) use self::stream::{RecvHalf, SendHalf};
 
-/// How packets fare. Asked while the network is locked: must not call it.
+/// Decides the fate of packets. Called with the network locked: must not call the network.
 pub trait Weather: Send + Sync + 'static {
-    /// How long a part of a stream, of a handshake or an end of a connection is under way.
+    /// Return the delay of a packet of a stream, a handshake or a close.
     fn delay(&self, from: SocketAddr, to: SocketAddr, bytes: usize) -> Duration;
 
-    /// The same of a datagram: none if it is lost, two if it arrives twice.
+    /// Return the delays of a datagram: none if it is lost, two if it is duplicated.
     fn datagram(&self, from: SocketAddr, to: SocketAddr, bytes: usize) -> Vec<Duration> {
         vec![self.delay(from, to, bytes)]
     }
 
-    /// Does nothing arrive that goes this way? Each change has to be told to [`Network::changed`].
+    /// True if nothing arrives in this direction. Every change must be reported to [`Network::changed`].
     fn is_cut(&self, _from: SocketAddr, _to: SocketAddr) -> bool {
         false
     }
 }
 
-/// Everything arrives, and at once.
+/// Everything arrives at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calm;
 
@@ -61,15 +60,15 @@ impl Weather for Calm {
     }
 }
 
-/// A network. Clones are the same one; it works as long as there is one, or a host or an endpoint on it.
+/// A network. Clones share it. It works as long as a clone, a host or an endpoint exists.
 #[derive(Clone)]
 pub struct Network {
     switch: Arc<Switch>,
 }
 
 impl Network {
-    /// One on which nobody is. Must be called on the runtime that is to carry its packets, outside of any
-    /// [`annulus_ground::Scope`]: the network outlives every node.
+    /// Create a network without hosts. Must be called on the runtime that carries its packets, outside of any
+    /// [`annulus_ground::Scope`], because the network outlives every node.
     ///
     /// # Panics
     /// Outside of a runtime, or within a scope.
@@ -81,38 +80,38 @@ impl Network {
         Self { switch }
     }
 
-    /// A machine on it, made if need be by the first who binds there.
+    /// Return a host, created if needed.
     pub fn host(&self, ip: IpAddr) -> Host {
         Host { switch: self.switch.clone(), ip }
     }
 
-    /// The weather cuts other ways now than before. What a cut held up is under way anew.
+    /// Apply a change of the weather's cuts. Packets held up by an ended cut are sent again.
     pub fn changed(&self) {
         self.switch.with(State::weather_changed);
     }
 
-    /// Ends all that runs on a machine without a word to anybody: nothing leaves it any more, whatever
-    /// destructors say there. What had left before arrives. Its ports are free.
+    /// End all processes on a host without a trace: nothing leaves it any more, whatever destructors send.
+    /// Packets sent before arrive. Its ports are free.
     pub fn kill(&self, ip: IpAddr) {
         self.switch.with(|state| state.kill(ip));
     }
 
-    /// The processes on a machine stand still: what arrives there waits, and its peers hear nothing.
+    /// Pause the processes on a host: arriving packets wait, and its peers hear nothing.
     pub fn pause(&self, ip: IpAddr) {
         self.switch.with(|state| state.pause(ip));
     }
 
-    /// They go on.
+    /// Resume the processes on a host.
     pub fn resume(&self, ip: IpAddr) {
         self.switch.with(|state| state.resume(ip));
     }
 
-    /// How many connections somebody has a hold of: none once all nodes are gone, or something leaks.
+    /// Return the number of connections in use: none once all nodes are gone, or there is a leak.
     pub fn connections(&self) -> usize {
         self.switch.with(|state| state.links.len())
     }
 
-    /// Can an endpoint be bound there?
+    /// True if an endpoint can be bound to the address.
     pub fn is_free(&self, addr: SocketAddr) -> bool {
         self.switch.with(|state| state.is_free(addr))
     }
@@ -124,7 +123,7 @@ impl fmt::Debug for Network {
     }
 }
 
-/// A machine on a network.
+/// A host on a network.
 #[derive(Clone)]
 pub struct Host {
     switch: Arc<Switch>,
@@ -137,16 +136,16 @@ impl fmt::Debug for Host {
     }
 }
 
-/// What all that is on a network shares.
+/// State shared by everything on a network.
 struct Switch {
     state: Mutex<State>,
-    /// Told when the next packet is due earlier than before, and at the end.
+    /// Notified when a packet is due earlier than the next known, and at the end.
     due: Arc<Notify>,
 }
 
 impl Switch {
-    /// Does something with the state. Whom that wakes, and what it drops that may have a destructor of others, has
-    /// its turn when the lock is free again.
+    /// Change the state. Wakers run, and values whose destructors run foreign code are dropped, after the
+    /// lock is released.
     fn with<T>(&self, act: impl FnOnce(&mut State) -> T) -> T {
         let mut state = self.state.lock();
         let value = act(&mut state);
@@ -168,7 +167,7 @@ impl Drop for Switch {
     }
 }
 
-/// Delivers what is due, until the network is gone.
+/// Deliver due packets until the network is gone.
 async fn carry(switch: Weak<Switch>, due: Arc<Notify>) {
     loop {
         let Some(live) = switch.upgrade() else { return };

@@ -1,4 +1,4 @@
-//! Messages on a bulk stream: one frame each, or several where one does not hold it.
+//! Messages on a bulk stream: one frame each, or several for a message larger than a frame.
 
 use bytes::Bytes;
 
@@ -6,23 +6,23 @@ use super::bulk::{BulkRecv, BulkSend};
 use super::error::BulkError;
 use super::limits::MAX_BULK_FRAME;
 
-/// First byte of the frame that announces a message of several frames. No CBOR item begins with it.
+/// First byte of a frame that announces a message of several frames. No CBOR item begins with it.
 const LARGE: u8 = 0xff;
-/// Length of that frame: the byte, and the message's length as a big-endian number.
+/// Size of that frame: the byte, and the message's length as a big-endian u64.
 const LARGE_HEAD: usize = 9;
 
 impl BulkSend {
-    /// Sends one message, of CBOR and of any length; waits as [`BulkSend::frame`] does for each part.
+    /// Send one CBOR message of any length. Waits like [`BulkSend::frame`] for each part.
     ///
     /// # Errors
-    /// As of a frame. Some of the message may be there: give the stream up.
+    /// Those of a frame. Part of the message may have been sent: drop the stream then.
     pub async fn message(&mut self, message: Bytes) -> Result<(), BulkError> {
         if message.len() > MAX_BULK_FRAME {
             let mut head = vec![LARGE];
             head.extend_from_slice(&(message.len() as u64).to_be_bytes());
             self.frame(head.into()).await?;
         }
-        // An empty message is a frame too.
+        // An empty message is also one frame.
         for start in (0..message.len().max(1)).step_by(MAX_BULK_FRAME) {
             self.frame(message.slice(start..message.len().min(start + MAX_BULK_FRAME))).await?;
         }
@@ -31,15 +31,15 @@ impl BulkSend {
 }
 
 impl BulkRecv {
-    /// The next message, of at most `limit` bytes; `None` when the peer has finished. A future dropped half
-    /// way may lose some of the message: give the stream up then.
+    /// Return the next message of at most `limit` bytes, or `None` when the peer has finished. Not cancel
+    /// safe: a dropped future may lose part of a message, and the stream must then be dropped too.
     ///
     /// # Errors
-    /// As of a frame, and where a message is longer than the limit or broken off.
+    /// Those of a frame, and if the message exceeds the limit or ends early.
     pub async fn message(&mut self, limit: usize) -> Result<Option<Bytes>, BulkError> {
         let Some(frame) = self.frame().await? else { return Ok(None) };
         let Some(length) = large(&frame, limit)? else { return Ok(Some(frame)) };
-        // Room comes with what arrives: the number is only what the peer says.
+        // Allocate as parts arrive: the announced length is only the peer's claim.
         let mut message = Vec::new();
         while message.len() < length {
             match self.frame().await? {
@@ -54,7 +54,7 @@ impl BulkRecv {
     }
 }
 
-/// The length of the message that a frame announces; `None` for one that is a message itself.
+/// Return the length that a frame announces; `None` if the frame is itself a message.
 fn large(frame: &[u8], limit: usize) -> Result<Option<usize>, BulkError> {
     let Some((&LARGE, rest)) = frame.split_first() else { return Ok(None) };
     let length = rest.try_into().ok().and_then(|rest| usize::try_from(u64::from_be_bytes(rest)).ok());

@@ -1,13 +1,13 @@
-//! What is known of one other node: its live connection if there is one, and how to get one.
+//! The state kept per peer: its connections, and whether a task dials it.
 //!
-//! Both nodes of a pair may dial, so there may be two connections for a while. Both sides prefer
-//! the one that the lower uid dialled; the other is closed by its dialler once it has been quiet
-//! (so a call never dies of tidiness).
+//! Both nodes of a pair may dial, so a pair may have two connections for a while. Both sides prefer the
+//! one that the lower uid dialled. The dialler of the other closes it after it has been quiet, so that no
+//! call is lost to the clean-up.
 //!
-//! A peer is one process at a time. One that comes while another run of the node is connected is
-//! turned away as long as that one answers: whoever started it knows less than the cluster does. One
-//! that answers no more gives way. A run whose disk is known not to be the node's newest is never
-//! taken, and told so ([`Service::outdated`](super::Service::outdated)).
+//! One process per node is connected at a time. A second process is refused while the first responds:
+//! the cluster knows more than whoever started the second. A process that does not respond is replaced.
+//! A process whose disk is known to be outdated is always refused
+//! ([`Service::outdated`](super::Service::outdated)).
 
 use std::collections::VecDeque;
 use std::net::SocketAddr;
@@ -16,33 +16,29 @@ use std::sync::Arc;
 use annulus_core::ids::{BootId, NodeUid};
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
 use parking_lot::Mutex;
-use quinn::ConnectionError;
 use tokio::sync::Notify;
-use tokio::time::{Instant, sleep, timeout_at};
+use tokio::sync::futures::Notified;
+use tokio::time::{Instant, sleep};
 
-use super::close::{self, Close};
-use super::dial::dial;
+use super::close::Close;
 use super::error::CallError;
-use super::hello::Hello;
-use super::kind::ECHO;
-use super::limits::{DIAL_INTEREST, DIAL_PAUSE, SPARE_QUIET, TWIN_LIMIT};
+use super::limits::{DIAL_INTEREST, SPARE_QUIET};
 use super::link::Link;
-use super::service::Lane;
-use super::shared::Shared;
 
-/// Earlier runs that are remembered, to refuse them where their build does not say its start.
+/// Number of earlier boot ids remembered, to refuse processes whose build does not send its start.
 const PAST_BOOTS: usize = 16;
 
-pub(super) struct Peer {
-    uid: NodeUid,
-    /// What calls use: read on every call.
+pub(super) struct PeerEntry {
+    pub uid: NodeUid,
+    /// True if this side's dials take precedence: it has the lower uid.
+    prefers_own: bool,
+    /// The connection that calls use: read on every call.
     current: ArcSwapOption<Link>,
     state: Mutex<State>,
-    /// Told after every change of `current` and of `dialling`.
+    /// Notified after every change of `current` and of `dialling`.
     changed: Notify,
-    /// Wakes a background dial, or the pause before the next, to begin again.
+    /// Makes the dial task start over, from an attempt or a pause.
     hurry: Notify,
 }
 
@@ -52,12 +48,12 @@ struct State {
     links: Vec<Arc<Link>>,
     dialling: Dialling,
     boot: Option<BootId>,
-    /// What its last hello said, kept when the connection ends.
+    /// Versions in the peer's last hello. Kept after the connection ends.
     speaks: Option<Speaks>,
     past_boots: VecDeque<BootId>,
     /// Why there is no connection.
     failure: String,
-    /// When somebody last wanted a connection and there was none.
+    /// When a connection was last wanted and missing.
     wanted: Option<Instant>,
 }
 
@@ -66,25 +62,36 @@ struct State {
 enum Dialling {
     #[default]
     No,
-    /// For the first time since anybody cared: calls wait for it.
+    /// The first attempt on demand: calls wait for it.
     First,
-    /// After a failure or a loss: calls are refused meanwhile.
+    /// An attempt after a failure or a loss: calls fail meanwhile.
     Again,
 }
 
-/// How long one goes on dialling.
+/// How long a task goes on dialling.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Patience {
-    /// One attempt, and more only if somebody calls meanwhile.
+pub(super) enum Patience {
+    /// One attempt; more only if a call comes meanwhile.
     Once,
-    /// As long as somebody called lately.
+    /// As long as calls were made recently.
     Interest,
 }
 
-impl Peer {
-    pub(super) fn new(uid: NodeUid) -> Self {
+/// What a call that needs a connection must do.
+pub(super) enum Want {
+    /// Use this connection.
+    Use(Arc<Link>),
+    /// Wait for the dial under way.
+    Wait,
+    /// Start a dial task, then wait.
+    Dial,
+}
+
+impl PeerEntry {
+    pub(super) fn new(uid: NodeUid, prefers_own: bool) -> Self {
         Self {
             uid,
+            prefers_own,
             current: ArcSwapOption::empty(),
             state: Mutex::default(),
             changed: Notify::new(),
@@ -92,46 +99,43 @@ impl Peer {
         }
     }
 
-    /// The connection to use, if there is one.
+    /// Return the connection to use, if there is one.
     pub(super) fn link(&self) -> Option<Arc<Link>> {
         self.current.load_full()
     }
 
-    /// Why there is no connection, where there is none and one was tried.
+    /// Return why the last attempt failed, if there is no connection.
     pub(super) fn failure(&self) -> Option<String> {
         let state = self.state.lock();
         (self.link().is_none() && !state.failure.is_empty()).then(|| state.failure.clone())
     }
 
-    /// What the peer said last that it speaks.
+    /// Return the versions in the peer's last hello.
     pub(super) fn speaks(&self) -> Option<Speaks> {
         self.state.lock().speaks
     }
 
-    /// All live connections.
+    /// Return all live connections.
     pub(super) fn links(&self) -> Vec<Arc<Link>> {
         self.state.lock().links.clone()
     }
 
-    /// The connection to use, dialled if need be.
-    pub(super) async fn connected(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        addr: SocketAddr,
-        deadline: Instant,
-    ) -> Result<Arc<Link>, CallError> {
-        loop {
-            let changed = self.changed.notified();
-            tokio::pin!(changed);
-            changed.as_mut().enable();
-            if let Some(link) = self.want(shared, addr)? {
-                return Ok(link);
-            }
-            timeout_at(deadline, changed).await.map_err(|_| CallError::Deadline { sent: false })?;
-        }
+    /// Completes at the next change of the connection or of the dial task.
+    pub(super) fn changed(&self) -> Notified<'_> {
+        self.changed.notified()
     }
 
-    /// Waits until a link is not the one to use any more.
+    /// Completes at the next [`hurry`](Self::hurry).
+    pub(super) fn hurried(&self) -> Notified<'_> {
+        self.hurry.notified()
+    }
+
+    /// Wake all that wait for a change.
+    pub(super) fn announce(&self) {
+        self.changed.notify_waiters();
+    }
+
+    /// Wait until a link is no longer the one to use.
     pub(super) async fn replaced(&self, link: &Arc<Link>) {
         loop {
             let changed = self.changed.notified();
@@ -144,42 +148,38 @@ impl Peer {
         }
     }
 
-    /// `None`: a first dial is under way.
-    fn want(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        addr: SocketAddr,
-    ) -> Result<Option<Arc<Link>>, CallError> {
+    /// Ask for a connection. After [`Want::Dial`] the caller must start a dial task.
+    pub(super) fn want(&self, addr: SocketAddr, closing: bool) -> Result<Want, CallError> {
         let mut state = self.state.lock();
         if let Some(link) = self.link() {
-            return Ok(Some(link));
+            return Ok(Want::Use(link));
         }
         state.wanted = Some(Instant::now());
         state.addr = Some(addr);
         match state.dialling {
-            Dialling::First => Ok(None),
+            Dialling::First => Ok(Want::Wait),
             Dialling::Again => Err(CallError::Unreachable(state.failure.clone())),
-            Dialling::No if shared.is_closed() => {
-                Err(CallError::Unreachable("this node is closing".to_owned()))
-            }
+            Dialling::No if closing => Err(CallError::Unreachable("this node is closing".to_owned())),
             Dialling::No => {
-                self.start_dialling(shared, &mut state, Dialling::First, Patience::Interest);
-                Ok(None)
+                state.dialling = Dialling::First;
+                Ok(Want::Dial)
             }
         }
     }
 
-    /// Dials once if nobody does: for who can wait, and asks again by himself.
-    pub(super) fn knock(self: &Arc<Self>, shared: &Arc<Shared>, addr: SocketAddr) {
+    /// Ask for one attempt. True if the caller must start a dial task.
+    pub(super) fn want_once(&self, addr: SocketAddr, closing: bool) -> bool {
         let mut state = self.state.lock();
-        if self.link().is_none() && state.dialling == Dialling::No && !shared.is_closed() {
+        let dial = self.link().is_none() && state.dialling == Dialling::No && !closing;
+        if dial {
             state.addr = Some(addr);
-            self.start_dialling(shared, &mut state, Dialling::First, Patience::Once);
+            state.dialling = Dialling::First;
         }
+        dial
     }
 
-    /// Replaces a background dial, or the pause before the next, by a dial that calls wait for. A dial whose
-    /// first packets were lost retries only after about a second.
+    /// Replace a background attempt, or the pause before the next, by an attempt that calls wait for. An
+    /// attempt whose first packets were lost would retry only after about a second.
     pub(super) fn hurry(&self) {
         let mut state = self.state.lock();
         if state.dialling == Dialling::Again {
@@ -188,89 +188,37 @@ impl Peer {
         }
     }
 
-    fn start_dialling(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        state: &mut State,
-        how: Dialling,
-        patience: Patience,
-    ) {
-        state.dialling = how;
-        // Calls come from other runtimes too; connections live on the network's.
-        annulus_ground::spawn_on(&shared.runtime, self.clone().keep_dialling(shared.clone(), patience));
-    }
-
-    async fn keep_dialling(self: Arc<Self>, shared: Arc<Shared>, mut patience: Patience) {
-        let mut pause = DIAL_PAUSE.0;
-        while let Some(addr) = self.still_wanted(&shared, patience) {
-            patience = Patience::Interest;
-            let hurry = self.hurry.notified();
-            tokio::pin!(hurry);
-            hurry.as_mut().enable();
-            let dialled = tokio::select! {
-                dialled = dial(&shared, Some(self.uid), addr) => dialled,
-                () = &mut hurry => continue,
-            };
-            match dialled {
-                Ok(_) => continue,
-                Err(failure) => {
-                    tracing::debug!(peer = %self.uid, %addr, failure, "dial failed");
-                    let mut state = self.state.lock();
-                    state.failure = failure;
-                    state.dialling = Dialling::Again;
-                }
-            }
-            self.changed.notify_waiters();
-            tokio::select! {
-                () = sleep(pause) => {}
-                () = hurry => {}
-            }
-            pause = (pause * 2).min(DIAL_PAUSE.1);
-        }
-        self.changed.notify_waiters();
-    }
-
-    /// Where to dial next, or `None` when it is over.
-    fn still_wanted(&self, shared: &Shared, patience: Patience) -> Option<SocketAddr> {
+    /// Return the address that the dial task must try next; `None` ends the task.
+    pub(super) fn next_dial(&self, closing: bool, patience: Patience) -> Option<SocketAddr> {
         let mut state = self.state.lock();
+        debug_assert!(state.dialling != Dialling::No, "a dial task runs without being recorded");
         let wanted =
             patience == Patience::Once || state.wanted.is_some_and(|wanted| wanted.elapsed() < DIAL_INTEREST);
-        let addr = state.addr.filter(|_| wanted && self.link().is_none() && !shared.is_closed());
+        let addr = state.addr.filter(|_| wanted && self.link().is_none() && !closing);
         if addr.is_none() {
             state.dialling = Dialling::No;
         }
         addr
     }
 
-    /// May this run of the peer be let in? Not if its disk is known to be older than another run's, nor
-    /// as long as another run answers.
-    pub(super) async fn check_run(&self, shared: &Shared, hello: &Hello) -> Result<(), (Close, String)> {
-        match hello.start {
-            Some(start) => {
-                if let Some(why) = shared.service.outdated(self.uid, start) {
-                    return Err((Close::OlderBoot, why));
-                }
-            }
-            None => self.state.lock().check_boot(hello.boot)?,
-        }
-        let deadline = Instant::now() + TWIN_LIMIT;
-        for link in self.links().into_iter().filter(|link| link.boot != hello.boot) {
-            if let Some(Ok(_)) = link.call(Lane::Control, ECHO, Bytes::new(), deadline).await {
-                let at = link.connection.remote_address();
-                return Err((Close::Twin, format!("another process runs as this node at {at}, and answers")));
-            }
-            link.note_end("another run of this node came, and this one did not answer");
-            Close::Silent.close(&link.connection, "no answer when another run of this node came");
+    /// Record a failed attempt: calls fail until an attempt succeeds.
+    pub(super) fn dial_failed(&self, failure: String) {
+        let mut state = self.state.lock();
+        state.failure = failure;
+        state.dialling = Dialling::Again;
+    }
+
+    /// Refuse a boot id that a later process of the node has replaced.
+    pub(super) fn check_boot(&self, boot: BootId) -> Result<(), (Close, String)> {
+        if self.state.lock().past_boots.contains(&boot) {
+            return Err((Close::OlderBoot, "a newer run of this node has been here".to_owned()));
         }
         Ok(())
     }
 
-    /// Takes a connection into use.
-    pub(super) fn adopt(
-        self: &Arc<Self>,
-        shared: &Arc<Shared>,
-        link: Arc<Link>,
-    ) -> Result<(), (Close, String)> {
+    /// Take a connection into use. Returns a second connection that this side dialled and that is now spare.
+    pub(super) fn adopt(&self, link: Arc<Link>) -> Result<Option<Arc<Link>>, (Close, String)> {
+        debug_assert_eq!(link.uid, self.uid);
         let mut state = self.state.lock();
         let is_open = |link: &Arc<Link>| link.connection.close_reason().is_none();
         if state.links.iter().any(|earlier| earlier.boot != link.boot && is_open(earlier)) {
@@ -284,9 +232,9 @@ impl Peer {
         }
         state.links.retain(|earlier| {
             if earlier.boot != link.boot {
-                // Closed, and about to be taken out.
+                // Closed; its session is about to remove it.
             } else if earlier.dialled == link.dialled {
-                // Nobody dials who has a connection: its dialler has given it up.
+                // A node with a connection does not dial: the dialler has given the earlier one up.
                 Close::Spare.close(&earlier.connection, "dialled again");
             } else {
                 return true;
@@ -295,20 +243,17 @@ impl Peer {
         });
         state.speaks = Some(link.speaks);
         state.links.push(link);
-        self.choose(shared, &state);
+        debug_assert!(state.links.len() <= 2, "at most one connection per direction");
+        self.choose(&state);
         let spare = state.links.iter().find(|link| link.dialled && !self.is_current(link)).cloned();
         drop(state);
-        self.changed.notify_waiters();
-        if let Some(spare) = spare {
-            annulus_ground::spawn_on(&shared.runtime, self.clone().close_when_quiet(spare));
-        }
-        Ok(())
+        self.announce();
+        Ok(spare)
     }
 
-    /// Both sides choose the same: what the lower uid dialled.
-    fn choose(&self, shared: &Shared, state: &State) {
-        let ours = shared.uid < self.uid;
-        let preferred = state.links.iter().find(|link| link.dialled == ours);
+    /// Choose the current connection. Both sides choose the same one: that of the lower uid.
+    fn choose(&self, state: &State) {
+        let preferred = state.links.iter().find(|link| link.dialled == self.prefers_own);
         self.current.store(preferred.or(state.links.last()).cloned());
     }
 
@@ -316,7 +261,8 @@ impl Peer {
         self.current.load().as_ref().is_some_and(|current| Arc::ptr_eq(current, link))
     }
 
-    async fn close_when_quiet(self: Arc<Self>, spare: Arc<Link>) {
+    /// Close a spare connection after it was quiet for [`SPARE_QUIET`], unless it becomes the current one.
+    pub(super) async fn close_when_quiet(self: Arc<Self>, spare: Arc<Link>) {
         let quiet = async {
             loop {
                 let before = spare.activity();
@@ -335,41 +281,24 @@ impl Peer {
         }
     }
 
-    /// A connection has ended: ends its calls, and dials again if it was the last.
-    pub(super) fn lost(self: &Arc<Self>, shared: &Arc<Shared>, link: &Arc<Link>, error: &ConnectionError) {
-        let superseded = Close::OlderBoot.is(error) || Close::Superseded.is(error);
-        {
-            let mut state = self.state.lock();
-            state.links.retain(|other| !Arc::ptr_eq(other, link));
-            if self.is_current(link) {
-                self.choose(shared, &state);
-                if state.links.is_empty() {
-                    state.failure = link.why_closed();
-                    state.wanted = Some(Instant::now());
-                    let dial = state.addr.is_some() && !superseded && !shared.is_closed();
-                    if dial && state.dialling == Dialling::No {
-                        self.start_dialling(shared, &mut state, Dialling::Again, Patience::Interest);
-                    }
-                }
-            }
+    /// Remove a connection that has ended. True if it was the last and the caller must start a dial task,
+    /// which happens only if `may_dial`.
+    pub(super) fn lost(&self, link: &Arc<Link>, may_dial: bool) -> bool {
+        let mut state = self.state.lock();
+        state.links.retain(|other| !Arc::ptr_eq(other, link));
+        if !self.is_current(link) {
+            return false;
         }
-        // After the choice: who is told of the loss and calls again finds the new state.
-        link.end();
-        self.changed.notify_waiters();
-        if superseded {
-            shared.service.superseded(&close::reason(error));
+        self.choose(&state);
+        if !state.links.is_empty() {
+            return false;
         }
-        if Close::Removed.is(error) {
-            shared.service.removed();
+        state.failure = link.why_closed();
+        state.wanted = Some(Instant::now());
+        let dial = may_dial && state.addr.is_some() && state.dialling == Dialling::No;
+        if dial {
+            state.dialling = Dialling::Again;
         }
-    }
-}
-
-impl State {
-    fn check_boot(&self, boot: BootId) -> Result<(), (Close, String)> {
-        if self.past_boots.contains(&boot) {
-            return Err((Close::OlderBoot, "a newer run of this node has been here".to_owned()));
-        }
-        Ok(())
+        dial
     }
 }

@@ -1,8 +1,7 @@
-//! The calls to one peer that wait for their answer, by id.
+//! Outstanding calls to one peer, by id.
 //!
-//! A slot is used again under a new generation, so that an answer that comes too late finds
-//! nobody. When the connection dies the table is closed: every waiting call ends at once, and
-//! none can slip in after.
+//! A slot is reused under a new generation, so that a late response matches no call. When the connection ends
+//! the table is closed: every outstanding call fails at once, and none can be added after.
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -11,17 +10,17 @@ use super::frame::FrameType;
 use super::limits::MAX_CALLS;
 use bytes::Bytes;
 
-/// What came back: never [`FrameType::Request`].
-pub(super) type Answer = (FrameType, Bytes);
+/// A response: never [`FrameType::Request`].
+pub(super) type Response = (FrameType, Bytes);
 
 #[derive(Default)]
 pub(super) struct Pending {
-    table: Mutex<Table>,
+    slots: Mutex<Slots>,
 }
 
 #[derive(Default)]
-struct Table {
-    slots: Vec<Slot>,
+struct Slots {
+    all: Vec<Slot>,
     free: Vec<u32>,
     closed: bool,
 }
@@ -29,10 +28,10 @@ struct Table {
 #[derive(Default)]
 struct Slot {
     generation: u32,
-    waiting: Option<oneshot::Sender<Answer>>,
+    waiting: Option<oneshot::Sender<Response>>,
 }
 
-/// Why a call cannot begin.
+/// Why a call cannot be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSlot {
     Closed,
@@ -40,55 +39,55 @@ pub(super) enum NoSlot {
 }
 
 impl Pending {
-    /// Begins to wait. Dropping what is returned ends the waiting.
-    pub(super) fn begin(&self) -> Result<Waiting<'_>, NoSlot> {
-        let (sender, answer) = oneshot::channel();
-        let mut table = self.table.lock();
-        if table.closed {
+    /// Register a call. Dropping the result removes it.
+    pub(super) fn register(&self) -> Result<PendingCall<'_>, NoSlot> {
+        let (sender, response) = oneshot::channel();
+        let mut slots = self.slots.lock();
+        if slots.closed {
             return Err(NoSlot::Closed);
         }
-        let index = match table.free.pop() {
+        let index = match slots.free.pop() {
             Some(index) => index,
-            None if table.slots.len() >= MAX_CALLS => return Err(NoSlot::Full),
+            None if slots.all.len() >= MAX_CALLS => return Err(NoSlot::Full),
             None => {
-                table.slots.push(Slot::default());
-                table.slots.len() as u32 - 1
+                slots.all.push(Slot::default());
+                slots.all.len() as u32 - 1
             }
         };
-        let slot = &mut table.slots[index as usize];
+        let slot = &mut slots.all[index as usize];
         slot.waiting = Some(sender);
-        Ok(Waiting { pending: self, id: u64::from(slot.generation) << 32 | u64::from(index), answer })
+        Ok(PendingCall { pending: self, id: u64::from(slot.generation) << 32 | u64::from(index), response })
     }
 
-    /// Hands an answer to whom it is for, if somebody still waits.
-    pub(super) fn finish(&self, id: u64, answer: Answer) {
-        // Woken outside the lock.
-        if let Some(sender) = self.table.lock().release(id) {
-            let _ = sender.send(answer);
+    /// Deliver a response to its call, if the call is still outstanding.
+    pub(super) fn complete(&self, id: u64, response: Response) {
+        // Wake the caller outside the lock.
+        if let Some(sender) = self.slots.lock().release(id) {
+            let _ = sender.send(response);
         }
     }
 
-    /// Ends all waiting, and whatever would begin later.
+    /// Fail all outstanding and all later calls.
     pub(super) fn close(&self) {
         let waiting = {
-            let mut table = self.table.lock();
-            table.closed = true;
-            std::mem::take(&mut table.slots)
+            let mut slots = self.slots.lock();
+            slots.closed = true;
+            std::mem::take(&mut slots.all)
         };
         drop(waiting);
     }
 
-    /// Nobody waits?
+    /// True if no call is outstanding.
     pub(super) fn is_empty(&self) -> bool {
-        let table = self.table.lock();
-        table.free.len() == table.slots.len()
+        let slots = self.slots.lock();
+        slots.free.len() == slots.all.len()
     }
 }
 
-impl Table {
-    fn release(&mut self, id: u64) -> Option<oneshot::Sender<Answer>> {
+impl Slots {
+    fn release(&mut self, id: u64) -> Option<oneshot::Sender<Response>> {
         let index = id as u32;
-        let slot = self.slots.get_mut(index as usize).filter(|slot| slot.generation == (id >> 32) as u32)?;
+        let slot = self.all.get_mut(index as usize).filter(|slot| slot.generation == (id >> 32) as u32)?;
         let sender = slot.waiting.take()?;
         slot.generation = slot.generation.wrapping_add(1);
         self.free.push(index);
@@ -96,17 +95,17 @@ impl Table {
     }
 }
 
-/// A call under way.
-pub(super) struct Waiting<'a> {
+/// An outstanding call.
+pub(super) struct PendingCall<'a> {
     pending: &'a Pending,
     pub(super) id: u64,
-    /// Ends with an error when the connection is lost.
-    pub(super) answer: oneshot::Receiver<Answer>,
+    /// Fails when the connection is lost.
+    pub(super) response: oneshot::Receiver<Response>,
 }
 
-impl Drop for Waiting<'_> {
+impl Drop for PendingCall<'_> {
     fn drop(&mut self) {
-        self.pending.table.lock().release(self.id);
+        self.pending.slots.lock().release(self.id);
     }
 }
 
@@ -119,12 +118,12 @@ mod tests {
     #[test]
     fn answers_find_their_call_in_any_order() {
         let pending = Pending::default();
-        let mut calls: Vec<_> = (0..10).map(|_| pending.begin().unwrap()).collect();
+        let mut calls: Vec<_> = (0..10).map(|_| pending.register().unwrap()).collect();
         for call in calls.iter().rev() {
-            pending.finish(call.id, (FrameType::Answer, Bytes::from(call.id.to_string())));
+            pending.complete(call.id, (FrameType::Answer, Bytes::from(call.id.to_string())));
         }
         for call in &mut calls {
-            assert_eq!(call.answer.try_recv().unwrap().1, call.id.to_string());
+            assert_eq!(call.response.try_recv().unwrap().1, call.id.to_string());
         }
         drop(calls);
         assert!(pending.is_empty());
@@ -133,32 +132,32 @@ mod tests {
     #[test]
     fn a_late_answer_finds_nobody_though_its_slot_is_used_again() {
         let pending = Pending::default();
-        let late = pending.begin().unwrap().id;
-        let mut next = pending.begin().unwrap();
+        let late = pending.register().unwrap().id;
+        let mut next = pending.register().unwrap();
         assert_ne!(late, next.id);
         assert_eq!(late as u32, next.id as u32, "the slot is used again");
-        pending.finish(late, (FrameType::Answer, Bytes::new()));
-        assert!(next.answer.try_recv().is_err());
-        pending.finish(next.id, (FrameType::Answer, Bytes::new()));
-        assert!(next.answer.try_recv().is_ok());
+        pending.complete(late, (FrameType::Answer, Bytes::new()));
+        assert!(next.response.try_recv().is_err());
+        pending.complete(next.id, (FrameType::Answer, Bytes::new()));
+        assert!(next.response.try_recv().is_ok());
     }
 
     #[test]
     fn closing_ends_every_call_and_lets_none_begin() {
         let pending = Pending::default();
-        let mut call = pending.begin().unwrap();
+        let mut call = pending.register().unwrap();
         pending.close();
-        assert_eq!(call.answer.try_recv(), Err(oneshot::error::TryRecvError::Closed));
-        assert_eq!(pending.begin().err(), Some(NoSlot::Closed));
-        pending.finish(call.id, (FrameType::Answer, Bytes::new()));
+        assert_eq!(call.response.try_recv(), Err(oneshot::error::TryRecvError::Closed));
+        assert_eq!(pending.register().err(), Some(NoSlot::Closed));
+        pending.complete(call.id, (FrameType::Answer, Bytes::new()));
     }
 
     #[test]
     fn there_is_a_limit_of_calls() {
         let pending = Pending::default();
-        let calls: Vec<_> = (0..MAX_CALLS).map(|_| pending.begin().unwrap()).collect();
-        assert_eq!(pending.begin().err(), Some(NoSlot::Full));
+        let calls: Vec<_> = (0..MAX_CALLS).map(|_| pending.register().unwrap()).collect();
+        assert_eq!(pending.register().err(), Some(NoSlot::Full));
         drop(calls);
-        assert!(pending.begin().is_ok());
+        assert!(pending.register().is_ok());
     }
 }

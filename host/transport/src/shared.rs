@@ -1,4 +1,4 @@
-//! What all connections of one node have in common.
+//! The state that all connections of one node share.
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashSet};
@@ -13,40 +13,40 @@ use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
 use tokio::sync::Semaphore;
 
-use super::admins::Admins;
+use super::admins::AdminSlots;
 use super::close::Close;
 use super::hello::{Hello, Role};
 use super::identity::TlsIdentity;
-use super::peer::Peer;
-use super::service::Service;
+use super::inbound::{Event, Outlet};
+use super::peer::PeerEntry;
 use super::udp::QuietSocket;
 use super::wire::{ClientConfig, Credentials, Endpoint, Net};
 
 pub(super) struct Shared {
-    /// Gone once the node is closing: with the last clone goes the port.
+    /// `None` once the transport is closing. The last clone holds the port.
     pub endpoint: RwLock<Option<Endpoint>>,
     pub local_addr: SocketAddr,
     pub net: Net,
-    /// Of `endpoint`, which alone keeps it open.
+    /// The socket of `endpoint`, which alone keeps it open.
     pub socket: Weak<QuietSocket>,
     pub runtime: Handle,
-    pub service: Arc<dyn Service>,
+    pub outlet: Arc<Outlet>,
     pub cluster: ClusterId,
     pub uid: NodeUid,
     pub boot: BootId,
     pub start: Start,
     pub lineage: Mutex<Lineage>,
-    /// Said in every hello.
+    /// Versions sent in every hello.
     pub speaks: Speaks,
-    /// The cluster's state level, once it is known.
+    /// The cluster's state level; `None` until it is known.
     pub level: Mutex<Option<u32>>,
-    /// What `credentials` are made of; held while they are made anew.
+    /// The source of `credentials`; locked while they are rebuilt.
     pub trust: Mutex<Trust>,
     pub credentials: ArcSwap<Credentials>,
     pub tuning: Arc<quinn::TransportConfig>,
     pub joiners: Arc<Semaphore>,
-    pub admins: Arc<Admins>,
-    pub peers: RwLock<BTreeMap<NodeUid, Arc<Peer>>>,
+    pub admins: Arc<AdminSlots>,
+    pub peers: RwLock<BTreeMap<NodeUid, Arc<PeerEntry>>>,
     pub banned: RwLock<HashSet<NodeUid>>,
 }
 
@@ -58,21 +58,21 @@ pub(super) struct Trust {
 }
 
 impl Shared {
-    /// The entry of a peer, made if there is none.
-    pub(super) fn peer(&self, uid: NodeUid) -> Arc<Peer> {
+    /// Return the entry of a peer; creates it if missing.
+    pub(super) fn peer(&self, uid: NodeUid) -> Arc<PeerEntry> {
         if let Some(peer) = self.peers.read().get(&uid) {
             return peer.clone();
         }
-        self.peers.write().entry(uid).or_insert_with(|| Arc::new(Peer::new(uid))).clone()
+        self.peers.write().entry(uid).or_insert_with(|| Arc::new(PeerEntry::new(uid, self.uid < uid))).clone()
     }
 
     pub(super) fn is_banned(&self, uid: NodeUid) -> bool {
         self.banned.read().contains(&uid)
     }
 
-    /// Refuses a node that was removed by force. A removal is of the lineage that made it: it ends a node of
-    /// that lineage, and has no say over one that an operator has recovered into a newer one.
-    pub(super) fn check_removed(&self, peer: &Hello) -> Result<(), (Close, String)> {
+    /// Refuse a node that was removed by force. A removal belongs to the lineage that made it: it applies to
+    /// nodes of that lineage and older ones, not to a node that was recovered into a newer one.
+    pub(super) async fn check_removed(&self, peer: &Hello) -> Result<(), (Close, String)> {
         if !self.is_banned(peer.uid) {
             return Ok(());
         }
@@ -83,14 +83,14 @@ impl Shared {
                 (Close::Outside, "the cluster was recovered, and has removed this node".to_owned())
             }
             Ordering::Greater => {
-                self.service.rival(peer.uid);
+                self.outlet.send(Event::Rival(peer.uid)).await;
                 let why = "this node was removed here and recovered elsewhere: the cluster has two histories";
                 (Close::Rival, why.to_owned())
             }
         })
     }
 
-    /// `None` once the node is closing.
+    /// Return the endpoint; `None` once the transport is closing.
     pub(super) fn endpoint(&self) -> Option<Endpoint> {
         self.endpoint.read().clone()
     }
@@ -99,7 +99,7 @@ impl Shared {
         self.endpoint.read().is_none()
     }
 
-    /// What this node says of itself.
+    /// Return this node's hello.
     pub(super) fn hello(&self) -> Hello {
         Hello {
             speaks: self.speaks,
@@ -108,7 +108,7 @@ impl Shared {
             lineage: *self.lineage.lock(),
             uid: self.uid,
             boot: self.boot,
-            // The first build's hello has no more than it needs.
+            // The hello of the first build lacks this field.
             start: (self.speaks != Speaks::FIRST).then_some(self.start),
         }
     }

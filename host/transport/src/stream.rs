@@ -1,18 +1,25 @@
-//! The first bytes of each stream after the hello's: what it is.
+//! The first bytes of each stream after the hello's: its type.
 
 use bytes::{BufMut, Bytes};
 use quinn::{ConnectionError, WriteError};
 
-use super::lane::LANES;
+use super::lane::{LANES, Lane};
 use super::limits::MAX_BULK_HEADER;
-use super::link::{Halves, lane_priority};
 use super::tuning::priority;
-use super::wire::{Connection, RecvHalf};
+use super::wire::{Connection, Halves, RecvHalf};
 
 const LANE: u8 = 1;
 const BULK: u8 = 2;
 
-/// Opens all lanes of a connection, as its dialler.
+/// Return the priority of a lane's stream among the others.
+fn lane_priority(index: usize) -> i32 {
+    match Lane::at(index) {
+        Lane::Data => priority::DATA,
+        Lane::Control => priority::CONTROL,
+    }
+}
+
+/// Open all lanes of a connection, on the dialling side.
 pub(super) async fn open_lanes(connection: &Connection) -> Result<Vec<Halves>, OpenError> {
     let mut lanes = Vec::with_capacity(LANES);
     for index in 0..LANES {
@@ -24,7 +31,7 @@ pub(super) async fn open_lanes(connection: &Connection) -> Result<Vec<Halves>, O
     Ok(lanes)
 }
 
-/// Waits for all lanes, as the side that was dialled. The caller sets the deadline.
+/// Accept all lanes, on the accepting side. The caller sets the deadline.
 pub(super) async fn accept_lanes(connection: &Connection) -> Result<Vec<Halves>, OpenError> {
     let mut lanes = Vec::with_capacity(LANES);
     for index in 0..LANES {
@@ -40,7 +47,7 @@ pub(super) async fn accept_lanes(connection: &Connection) -> Result<Vec<Halves>,
     Ok(lanes)
 }
 
-/// Opens a bulk stream and says what it is for.
+/// Open a bulk stream and send its header.
 pub(super) async fn open_bulk(connection: &Connection, kind: u8, header: Bytes) -> Result<Halves, OpenError> {
     if header.len() > MAX_BULK_HEADER {
         return Err(OpenError::Header { bytes: header.len() });
@@ -55,7 +62,7 @@ pub(super) async fn open_bulk(connection: &Connection, kind: u8, header: Bytes) 
     Ok((send, recv))
 }
 
-/// Reads what a peer's bulk stream is for. The caller sets the deadline.
+/// Read the header of a peer's bulk stream. The caller sets the deadline.
 pub(super) async fn bulk_opening(recv: &mut RecvHalf) -> Result<(u8, Bytes), OpenError> {
     let mut head = [0; 6];
     recv.read_exact(&mut head).await.map_err(|_| OpenError::Unexpected)?;
@@ -69,7 +76,7 @@ pub(super) async fn bulk_opening(recv: &mut RecvHalf) -> Result<(u8, Bytes), Ope
     Ok((kind, header.into()))
 }
 
-/// Why a stream could not be opened or is none of ours.
+/// Why a stream could not be opened, or is invalid.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
     #[error(transparent)]

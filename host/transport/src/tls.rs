@@ -1,8 +1,8 @@
-//! TLS 1.3 with mutual authentication, made from an identity and a list of authorities.
+//! TLS 1.3 with mutual authentication, built from an identity and a list of authorities.
 //!
-//! What must hold: a certificate that does not lead to a trusted authority ends the handshake; a
-//! client without one gets through as a joiner and nothing more; no session is ever resumed, so
-//! that a changed list of authorities counts for every new connection.
+//! Invariants: a certificate that does not lead to a trusted authority ends the handshake; a client without a
+//! certificate is accepted as a joiner only; sessions are never resumed, so that a changed list of
+//! authorities applies to every new connection.
 
 use std::sync::Arc;
 
@@ -16,16 +16,16 @@ use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use super::identity::{IdentityError, TlsIdentity, fingerprint_of};
+use super::certificate::{IdentityError, TlsIdentity, fingerprint_of};
 
-/// Spoken in the handshake: a peer that talks something else is turned away by TLS.
+/// ALPN protocol: TLS refuses peers that do not speak it.
 const ALPN: &[u8] = b"annulus/1";
 
 fn provider() -> Arc<CryptoProvider> {
     Arc::new(ring::default_provider())
 }
 
-/// What a node needs for both directions.
+/// A node's TLS configuration for both directions.
 pub(super) struct Credentials {
     pub server: Arc<QuicServerConfig>,
     pub client: Arc<QuicClientConfig>,
@@ -55,14 +55,14 @@ impl Credentials {
         })
     }
 
-    /// Does this chain, accepted earlier, lead to one of the authorities?
+    /// True if a chain that was accepted earlier leads to one of the authorities.
     pub(super) fn trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((own, between)) = chain.split_first() else { return false };
         self.verifier.verify_client_cert(own, between, UnixTime::now()).is_ok()
     }
 }
 
-/// For a client that knows the authorities.
+/// Build the configuration of a client that knows the authorities.
 pub(super) fn client_trusting(
     authorities: &[String],
     identity: Option<&TlsIdentity>,
@@ -70,7 +70,7 @@ pub(super) fn client_trusting(
     client_config(trusting(roots(authorities)?)?, identity)
 }
 
-/// For a joiner that knows the authority's fingerprint.
+/// Build the configuration of a joiner that knows the authority's fingerprint.
 pub(super) fn client_pinning(fingerprint: [u8; 32]) -> Result<Arc<QuicClientConfig>, IdentityError> {
     client_config(Arc::new(Pinned { fingerprint, provider: provider() }), None)
 }
@@ -93,19 +93,19 @@ fn client_config(
     };
     config.alpn_protocols = vec![ALPN.to_vec()];
     config.resumption = Resumption::disabled();
-    // The name is for the verifier; nobody on the way needs to read the uid.
+    // Only the verifier needs the name; do not reveal the uid on the wire.
     config.enable_sni = false;
     Ok(Arc::new(QuicClientConfig::try_from(config).map_err(tls)?))
 }
 
-/// Does a certificate carry the role that its owner claims?
+/// True if a certificate carries the role that its owner claims.
 pub(super) fn names(cert: &CertificateDer<'_>, name: &str) -> bool {
     let Ok(parsed) = ParsedCertificate::try_from(cert) else { return false };
     let Ok(name) = ServerName::try_from(name) else { return false };
     rustls::client::verify_server_name(&parsed, &name).is_ok()
 }
 
-/// The chain that the peer of a connection authenticated with, empty if none.
+/// Return the chain that the peer of a connection presented, empty if none.
 pub(super) fn peer_chain(connection: &quinn::Connection) -> Vec<CertificateDer<'static>> {
     connection
         .peer_identity()
@@ -148,7 +148,7 @@ fn pem_error(error: rustls_pki_types::pem::Error) -> IdentityError {
     IdentityError::Pem(error.to_string())
 }
 
-/// Trusts the chain whose authority has the fingerprint, and nothing else.
+/// Trusts the chain whose authority has the fingerprint, and no other.
 #[derive(Debug)]
 struct Pinned {
     fingerprint: [u8; 32],

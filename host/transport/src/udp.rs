@@ -1,9 +1,9 @@
-//! The node's socket under QUIC: woken by what comes in, not by what went out.
+//! The socket under QUIC: woken by received packets, not by sent ones.
 //!
-//! The system tells who waits for a socket to be writable of every packet that has left it. With
-//! quinn's own tokio socket, which always waits for both, each packet that a quiet node sends
-//! wakes a thread once more than it has to, for nothing: a send hardly ever has to wait. So only
-//! reading is registered for good, and writing while a send has found the system's buffer full.
+//! The system notifies a task that waits for a socket to be writable of every packet that was sent. Quinn's
+//! own tokio socket always waits for both directions, so that each packet of a quiet node causes an extra
+//! wake-up although a send hardly ever has to wait. This socket registers for reading permanently, and for
+//! writing only while a send has found the system's buffer full.
 
 use std::fmt;
 use std::future::Future;
@@ -21,16 +21,16 @@ use tokio::io::Interest;
 use tokio::io::unix::AsyncFd;
 use tokio::sync::watch;
 
+use super::arrival::{Arrivals, LastArrival};
 use super::beat;
-use super::heard::{Heard, LastHeard};
 use super::hub::Hub;
 
-/// Tokio for quinn, with this module's sockets.
+/// Tokio as quinn's runtime, with the sockets of this module.
 #[derive(Debug)]
 pub(super) struct QuietRuntime(Hub);
 
 impl QuietRuntime {
-    /// Call on the runtime that connections shall live on.
+    /// Create the runtime. Call this on the tokio runtime that connections live on.
     pub(super) fn start() -> Self {
         Self(Hub::start())
     }
@@ -54,18 +54,18 @@ impl Runtime for QuietRuntime {
     }
 }
 
-/// A connection's timer. Most of the time the next thing due is a keep-alive, which the next packet
-/// puts off: it waits for a beat. What is near (acknowledgements, losses) keeps its time.
+/// A connection's timer. Mostly the next deadline is a keep-alive, which the next packet postpones: it is
+/// moved to a beat. Near deadlines (acknowledgements, losses) are kept.
 ///
-/// Tokio leaves a timer that is put off in its place and wakes there once for nothing. For many packets a
-/// second that is the cheaper way, but not for the last one before a silence.
+/// Tokio leaves a postponed timer in its place and wakes there once for nothing. With many packets per second
+/// that is cheaper than a new timer, but not for the last packet before silence.
 #[derive(Debug)]
 struct BeatTimer {
     timer: Pin<Box<dyn AsyncTimer>>,
     made: Instant,
 }
 
-/// A timer is not made anew more often than this.
+/// Minimum age before a timer is replaced.
 const TIMER_AGE: Duration = Duration::from_millis(20);
 
 impl BeatTimer {
@@ -98,31 +98,31 @@ fn on_beat(at: Instant) -> Instant {
 pub(super) struct QuietSocket {
     io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
-    /// A send had to wait, and nobody has seen since that one need not.
+    /// A send had to wait, and no task has seen since that the socket is writable.
     full: AtomicBool,
     sent: watch::Sender<u64>,
-    heard: Heard,
+    heard: Arrivals,
 }
 
 impl QuietSocket {
-    /// Call on the runtime that is to be woken.
+    /// Create the socket. Call this on the runtime to wake.
     pub(super) fn new(socket: UdpSocket) -> io::Result<Arc<Self>> {
         let state = UdpSocketState::new((&socket).into())?;
         socket.set_nonblocking(true)?;
         let io = register(socket, Interest::READABLE)?;
-        let (sent, heard) = (watch::Sender::new(0), Heard::default());
+        let (sent, heard) = (watch::Sender::new(0), Arrivals::default());
         Ok(Arc::new(Self { io, state, full: AtomicBool::new(false), sent, heard }))
     }
 
-    /// Changes with every send from now on, so that a process can wait for its close packet to leave
+    /// Return a channel that changes with every later send, so that a process can wait for its close packet
     /// before it exits.
     pub(super) fn sends(&self) -> watch::Receiver<u64> {
         self.sent.subscribe()
     }
 
-    /// When the last packet came from `addr`: now at first.
-    pub(super) fn listen_to(&self, addr: SocketAddr) -> LastHeard {
-        self.heard.listen_to(addr)
+    /// Watch the time of the last packet from `addr`; initially now.
+    pub(super) fn watch(&self, addr: SocketAddr) -> LastArrival {
+        self.heard.watch(addr)
     }
 }
 
@@ -150,7 +150,7 @@ impl AsyncUdpSocket for QuietSocket {
     ) -> Poll<io::Result<usize>> {
         loop {
             let mut readable = ready!(self.io.poll_read_ready(cx))?;
-            // An error: there was nothing after all, and the next packet wakes.
+            // An error: there was no packet after all, and the next one wakes again.
             if let Ok(received) = readable.try_io(|io| self.state.recv(io.get_ref().into(), bufs, meta)) {
                 if let Ok(count) = received {
                     self.heard.note(meta.iter().take(count).map(|packet| packet.addr));
@@ -177,7 +177,7 @@ impl AsyncUdpSocket for QuietSocket {
     }
 }
 
-/// Tells of this much of a socket and no more.
+/// Shows this part of the socket only.
 #[expect(
     deprecated,
     reason = "a UdpSocket owns its descriptor, which is what the way in its stead has to be promised"
@@ -188,7 +188,7 @@ fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSock
 
 type Waiting = Pin<Box<dyn Future<Output = io::Result<()>> + Send + Sync>>;
 
-/// One connection's wait for the socket.
+/// One connection's wait for the socket to be writable.
 struct Writable {
     socket: Arc<QuietSocket>,
     waiting: Option<Waiting>,
@@ -200,7 +200,7 @@ impl UdpPoller for Writable {
             if !self.socket.full.load(Ordering::Acquire) {
                 return Poll::Ready(Ok(()));
             }
-            // A descriptor of its own, whose registration ends with the wait.
+            // Use a descriptor of its own, whose registration ends with the wait.
             let socket = self.socket.io.get_ref().try_clone()?;
             self.waiting = Some(Box::pin(async move {
                 let io = register(socket, Interest::WRITABLE)?;
@@ -210,7 +210,7 @@ impl UdpPoller for Writable {
         let Some(waiting) = &mut self.waiting else { return Poll::Ready(Ok(())) };
         let writable = ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
-        // Who finds it full again says so again.
+        // A send that finds the buffer full again sets this again.
         self.socket.full.store(false, Ordering::Release);
         Poll::Ready(writable)
     }

@@ -1,7 +1,7 @@
-//! What this package needs of a network: quinn's types, or those of a network in memory in their place.
+//! The network interface of this package: quinn's types, or those of an in-memory network.
 //!
-//! Everything above is written against these and does not know which it has. The functions are quinn's, and so are
-//! the errors: read its docs. Each is a look at which of the two it is, and nothing else.
+//! The code above uses these types and does not know which network it runs on. Functions and errors are
+//! quinn's; see its documentation. Each function only selects the network.
 
 use std::future::Future;
 use std::io;
@@ -24,15 +24,18 @@ use super::memory;
 use super::udp::{QuietRuntime, QuietSocket};
 use super::{socket, tls, tuning};
 
-/// On which network a node or a client is.
+/// The network of a node or a client.
 #[derive(Clone, Debug, Default)]
 pub enum Net {
-    /// The machine's: QUIC over UDP.
+    /// QUIC over the machine's UDP.
     #[default]
     Udp,
-    /// One within the process, as this host on it.
+    /// An in-memory network, as this host on it.
     Memory(memory::Host),
 }
+
+/// Both halves of a stream.
+pub(super) type Halves = (SendHalf, RecvHalf);
 
 /// A bound port.
 #[derive(Clone)]
@@ -42,7 +45,7 @@ pub(super) enum Endpoint {
 }
 
 impl Endpoint {
-    /// For one that may be dialled too, with what it then shows.
+    /// Bind a port. With a server configuration the endpoint also accepts connections.
     pub(super) fn bind(net: &Net, addr: SocketAddr, server: Option<ServerConfig>) -> io::Result<Self> {
         match (net, server) {
             (Net::Udp, None) => Self::bind_udp(addr, None),
@@ -64,7 +67,7 @@ impl Endpoint {
         Ok(Self::Quic(endpoint, seen))
     }
 
-    /// QUIC's, which the endpoint alone keeps open.
+    /// QUIC's socket, which the endpoint alone keeps open.
     pub(super) fn socket(&self) -> Weak<QuietSocket> {
         match self {
             Self::Quic(_, socket) => socket.clone(),
@@ -83,7 +86,7 @@ impl Endpoint {
         match (self, server) {
             (Self::Quic(endpoint, _), ServerConfig::Quic(server)) => endpoint.set_server_config(Some(server)),
             (Self::Memory(endpoint), ServerConfig::Memory(server)) => endpoint.set_server(server),
-            // Credentials are made for the network that the endpoint is on.
+            // Credentials are built for the endpoint's network.
             _ => {}
         }
     }
@@ -127,7 +130,7 @@ impl Endpoint {
     }
 }
 
-/// One that dials in.
+/// An incoming connection attempt.
 #[expect(clippy::large_enum_variant, reason = "quinn's is the one in production, and lives for a moment")]
 pub(super) enum Incoming {
     Quic(quinn::Incoming),
@@ -142,7 +145,7 @@ impl Incoming {
         }
     }
 
-    /// Could it be asked to prove its address, and has not?
+    /// True if the client could be asked to prove its address, and has not been.
     pub(super) fn may_prove_address(&self) -> bool {
         match self {
             Self::Quic(incoming) => incoming.may_retry() && !incoming.remote_address_validated(),
@@ -152,7 +155,7 @@ impl Incoming {
 
     pub(super) fn retry(self) {
         match self {
-            // Fails only for what may not be retried.
+            // Fails only for an attempt that must not be retried.
             Self::Quic(incoming) => drop(incoming.retry()),
             Self::Memory(incoming) => incoming.refuse(),
         }
@@ -194,7 +197,7 @@ impl Future for Connecting {
     }
 }
 
-/// A connection: one side of it. Clones are the same one.
+/// One side of a connection. Clones share it.
 #[derive(Clone)]
 pub(super) enum Connection {
     Quic(quinn::Connection),
@@ -258,7 +261,7 @@ impl Connection {
         }
     }
 
-    /// What the peer proved itself with.
+    /// Return the identity that the peer proved.
     pub(super) fn proof(&self) -> Proof {
         match self {
             Self::Quic(connection) => Proof::Chain(tls::peer_chain(connection)),
@@ -275,7 +278,7 @@ fn in_memory((send, recv): (memory::SendHalf, memory::RecvHalf)) -> (SendHalf, R
     (SendHalf::Memory(send), RecvHalf::Memory(recv))
 }
 
-/// The half of a stream that writes.
+/// The sending half of a stream.
 pub(super) enum SendHalf {
     Quic(quinn::SendStream),
     Memory(memory::SendHalf),
@@ -326,14 +329,14 @@ impl SendHalf {
     }
 }
 
-/// The half of a stream that reads.
+/// The receiving half of a stream.
 pub(super) enum RecvHalf {
     Quic(quinn::RecvStream),
     Memory(memory::RecvHalf),
 }
 
 impl RecvHalf {
-    /// The next bytes in order.
+    /// Read the next bytes in order.
     pub(super) async fn read_chunk(&mut self) -> Result<Option<Bytes>, ReadError> {
         match self {
             Self::Quic(stream) => Ok(stream.read_chunk(usize::MAX, true).await?.map(|chunk| chunk.bytes)),
@@ -341,7 +344,7 @@ impl RecvHalf {
         }
     }
 
-    /// As many of the next chunks as are there, at least one.
+    /// Read as many of the next chunks as are available, at least one.
     pub(super) async fn read_chunks(&mut self, chunks: &mut [Bytes]) -> Result<Option<usize>, ReadError> {
         match self {
             Self::Quic(stream) => stream.read_chunks(chunks).await,
@@ -388,21 +391,21 @@ impl RecvHalf {
     }
 }
 
-/// What a peer proved itself with in the handshake.
+/// The identity that a peer proved in the handshake.
 #[derive(Clone)]
 pub(super) enum Proof {
-    /// Its certificate, and those behind it; empty if it showed none.
+    /// Its certificate chain; empty if it presented none.
     Chain(Vec<CertificateDer<'static>>),
     Badge(Option<Badge>),
 }
 
 impl Proof {
-    /// Is it that of this very node?
+    /// True if it is the identity of a given node.
     pub(super) fn names_node(&self, uid: NodeUid) -> bool {
         self.names(&node_name(uid))
     }
 
-    /// An operator's?
+    /// True if it is an operator's.
     pub(super) fn names_admin(&self) -> bool {
         self.names(ADMIN)
     }
@@ -415,7 +418,7 @@ impl Proof {
     }
 }
 
-/// What a node needs for handshakes in both directions.
+/// A node's credentials for handshakes in both directions.
 pub(super) enum Credentials {
     Tls(tls::Credentials),
     Badge(Arc<badge::Credentials>),
@@ -433,7 +436,7 @@ impl Credentials {
         })
     }
 
-    /// Does this proof, accepted earlier, lead to one of the authorities?
+    /// True if a proof accepted earlier leads to one of the authorities.
     pub(super) fn trusts(&self, proof: &Proof) -> bool {
         match (self, proof) {
             (Self::Tls(credentials), Proof::Chain(chain)) => credentials.trusts(chain),
@@ -461,20 +464,20 @@ impl Credentials {
     }
 }
 
-/// Of who is dialled.
+/// Configuration of the accepting side.
 pub(super) enum ServerConfig {
     Quic(quinn::ServerConfig),
     Memory(Arc<badge::Credentials>),
 }
 
-/// Of who dials.
+/// Configuration of the dialling side.
 pub(super) enum ClientConfig {
     Quic(quinn::ClientConfig),
     Memory(Arc<badge::Credentials>),
 }
 
 impl ClientConfig {
-    /// Of a client that knows the authorities.
+    /// Build the configuration of a client that knows the authorities.
     pub(super) fn trusting(
         net: &Net,
         authorities: &[String],
@@ -486,7 +489,7 @@ impl ClientConfig {
         })
     }
 
-    /// Of a joiner that knows an authority's fingerprint.
+    /// Build the configuration of a joiner that knows an authority's fingerprint.
     pub(super) fn pinning(net: &Net, fingerprint: [u8; 32]) -> Result<Self, IdentityError> {
         Ok(match net {
             Net::Udp => Self::quic(tls::client_pinning(fingerprint)?, tuning::transport()),

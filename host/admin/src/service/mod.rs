@@ -31,7 +31,7 @@ use annulus_cluster::{Cluster, View};
 use annulus_handoff::Handoff;
 use annulus_modules::Modules;
 use annulus_request::Coordinator;
-use annulus_transport::{BulkStream, PeerIdentity, Request, Service, Transport};
+use annulus_transport::{BulkStream, PeerIdentity, Transport};
 use annulus_vnode::Master;
 
 use answer::Answer;
@@ -195,11 +195,9 @@ impl AdminService {
     }
 }
 
-impl Service for AdminService {
-    /// Operators use streams only. Dropping the request tells the sender that no answer will come.
-    fn request(&self, _: Request) {}
-
-    fn bulk(&self, from: PeerIdentity, _: u8, header: Bytes, stream: BulkStream) {
+impl AdminService {
+    /// Answer an operator's request on a stream. Never blocks.
+    pub fn serve(&self, from: PeerIdentity, header: Bytes, stream: BulkStream) {
         let service = self.clone();
         annulus_ground::spawn(async move {
             let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;

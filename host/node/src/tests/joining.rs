@@ -12,7 +12,7 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
     let refused = |node: &Running, to: &Running, token: &str| {
         let before = node.view().state.clone();
         let error = try_join(node, to, token).err().unwrap();
-        // Entries that change nothing may have come meanwhile.
+        // Entries without effect may have been added meanwhile.
         let after = node.view().state.clone();
         assert_eq!(ClusterState { applied: before.applied, ..after }, before);
         error
@@ -21,7 +21,7 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
     let mistyped = good[..good.len() - 1].to_owned();
     assert!(matches!(refused(&second, &first, &mistyped), JoinError::Token(TokenError::Mistyped)));
     assert!(matches!(refused(&first, &first, &good), JoinError::Itself(_)));
-    // A token of one cluster at the door of another: its authority is not the token's.
+    // A token of one cluster presented to another: its authority differs.
     let foreign = dirs.start("c");
     let error = refused(&second, &foreign, &good);
     assert!(matches!(error, JoinError::Connect(ConnectError::Refused { .. })), "{error}");
@@ -38,7 +38,7 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
     let other = token(&namesake);
     assert!(matches!(refused(&second, &namesake, &other), JoinError::InCluster(_)));
     assert_eq!(first.view().state.members.len(), 2);
-    // Nothing of all that is tried again after a restart.
+    // None of this is tried again after a restart.
     for node in [foreign, namesake] {
         let config = node.stop();
         assert_eq!(DataDir::lock(&config.data).unwrap().join_intent().unwrap(), None);
@@ -50,8 +50,8 @@ fn a_join_to_a_member_that_starts_or_stops_is_told_that_nothing_happened() {
     let dirs = Dirs::new();
     let (first, second) = (dirs.start("a"), dirs.start("b"));
     let token = token(&first);
-    // As before the control plane is there, and again after it has gone.
-    first.life.router.control().disconnect();
+    // As before the control plane has started, and after it has stopped.
+    first.life.router.refuse_all();
     let limit = Instant::now() + Duration::from_secs(1);
     let asked = block(second.life.joiner.join(first.life.address, &token, false, limit));
     let error = asked.err().unwrap();
@@ -77,7 +77,7 @@ fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_ha
     let second = dirs.start("b");
     let accepted = try_join(&second, &first, &token(&first)).unwrap();
     let node = accepted.node;
-    // The process ends before the node starts anew; the cluster too, so nobody can help it.
+    // The process ends before the node restarts, and so does the cluster, so that nothing can help the node.
     let config = second.stop();
     drop(accepted);
     let first_config = first.stop();
@@ -86,7 +86,7 @@ fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_ha
     assert_eq!((view.me, view.member(node).unwrap().status), (node, MemberStatus::Joining));
     assert!(!view.serves());
     let config = second.stop();
-    // Once more, now with the cluster.
+    // Again, now with the cluster.
     let second = Running::start(config);
     let _first = Running::start(first_config);
     second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
@@ -96,7 +96,7 @@ fn asking(address: SocketAddr, token: String, discard: bool) -> JoinIntent {
     JoinIntent::Asking { address: address.to_string(), token, stage: false, discard }
 }
 
-/// A place where a join waits: bound, and nobody answers.
+/// An address where a join waits: bound, and silent.
 fn nobody() -> (std::net::UdpSocket, SocketAddr) {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
@@ -112,7 +112,7 @@ fn a_node_that_waits_to_join_takes_nothing_that_the_join_would_wipe() {
     let joiner = second.life.joiner.clone();
     let deadline = Instant::now() + Duration::from_secs(4);
     let waiting = std::thread::spawn(move || block(joiner.join(nobody, &to_first, false, deadline)));
-    // The join is on disk once nothing may come any more.
+    // The join is on disk once no change may come any more.
     let until = soon();
     while !second.config.data.join("JOIN").exists() {
         assert!(Instant::now() < until);
@@ -123,7 +123,7 @@ fn a_node_that_waits_to_join_takes_nothing_that_the_join_would_wipe() {
     let refused = try_join(&third, &second, &to_second).err().unwrap();
     assert!(matches!(&refused, JoinError::Unavailable(why) if why.contains("join")), "{refused}");
     assert!(matches!(waiting.join().unwrap(), Err(JoinError::Connect(_))));
-    // The join is over, and the node is what it was.
+    // The join is over, and the node is unchanged.
     block(second.life.cluster.propose(deploy("kv"), soon())).unwrap();
     assert!(matches!(try_join(&second, &first, &token(&first)), Err(JoinError::HasModules(_))));
 }

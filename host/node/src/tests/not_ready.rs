@@ -1,4 +1,4 @@
-//! Requests to a node whose parts are not there yet, or not any more.
+//! Requests to a node whose parts have not started yet, or have stopped.
 
 use bytes::Bytes;
 
@@ -13,7 +13,7 @@ use annulus_transport::kind::{BULK_ADMIN, CALL};
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Responder, Service};
 use annulus_vnode::decode_answer;
 
-/// Asks for the members, as the command line does.
+/// Request the members, like the command line.
 async fn ask(node: &Running) -> AdminReply {
     let admin = AdminToml::read(&node.config.data).unwrap().unwrap();
     let identity = TlsIdentity { cert_pem: admin.certificate, key_pem: admin.key };
@@ -31,8 +31,8 @@ fn a_request_to_a_node_that_is_not_ready_is_answered_so_and_not_dropped() {
     let node = dirs.start("a");
     let told = block(ask(&node));
     assert!(matches!(told, AdminReply::Done(_)), "{told:?}");
-    // As it is before the parts of a node are entered, and after they were let go.
-    node.life.router.clear();
+    // As before the parts of a node are set, and while it stops.
+    node.life.router.refuse_all();
     let told = block(ask(&node));
     let AdminReply::Error(error) = told else { panic!("{told:?}") };
     assert_eq!((error.code.as_str(), error.state.as_str()), ("not-ready", "not-applied"));
@@ -42,7 +42,7 @@ fn a_request_to_a_node_that_is_not_ready_is_answered_so_and_not_dropped() {
 fn a_command_of_a_peer_to_a_node_that_is_not_ready_is_known_not_to_be_applied() {
     let dirs = Dirs::new();
     let node = dirs.start("a");
-    node.life.router.clear();
+    node.life.router.refuse_all();
     let ask = || {
         let (responder, answer) = Responder::local();
         node.life.router.request(Request {

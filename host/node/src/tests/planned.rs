@@ -1,4 +1,4 @@
-//! Planned changes on whole nodes: staged joins, replace, remove, down, and what a restart says.
+//! Planned changes on whole nodes: staged joins, replace, remove, down, and reports of a restart.
 
 use annulus_core::state::{Change, Loss};
 
@@ -15,7 +15,7 @@ fn join_to_wait(node: &mut Running, to: &Running) -> NodeId {
     id
 }
 
-/// Transfers under way, by their ids: one id is one rebalancing.
+/// Ids of the transfers under way: one id is one rebalancing.
 fn under_way(view: &View) -> std::collections::BTreeSet<u64> {
     view.state.ring.transfers().map(|(_, transfer)| transfer.id.0).collect()
 }
@@ -28,12 +28,12 @@ fn a_staged_joiner_waits_through_everything_until_a_commit_from_any_node() {
     let waiting = join_to_wait(&mut fourth, &second);
     let waits = |view: &Arc<View>| view.state.member(waiting).is_some_and(|member| member.waits());
     first.see("staged", |view| view.state.staged == [Change::Join { node: waiting }]);
-    // Others come meanwhile, and it is passed by.
+    // Others join meanwhile, and the claimant passes this node by.
     let mut fifth = dirs.start("e");
     join(&mut fifth, &first);
     settle(&first);
     assert!(waits(&first.view()) && !first.view().state.holds(waiting));
-    // It survives the claimant, and its own restart.
+    // The stage survives the claimant and a restart of the node.
     let fourth = Running::start(fourth.stop());
     assert!(!fourth.view().serves());
     let leader = first.life.cluster.leader().unwrap();
@@ -45,7 +45,7 @@ fn a_staged_joiner_waits_through_everything_until_a_commit_from_any_node() {
     assert_ne!(left[0].life.cluster.leader(), Some(leader));
     assert!(waits(&left[0].view()));
 
-    // Any node shows and commits it; the one that waits, too.
+    // Any node shows and commits the plan, the waiting one included.
     let leaver = left[1].life.cluster.me();
     block(left[2].life.cluster.stage(Change::Leave { node: leaver }, soon())).unwrap();
     let shown = block(left[0].life.cluster.plan(soon())).unwrap().unwrap();
@@ -118,7 +118,8 @@ fn a_removed_node_is_refused_by_all_and_stops_when_it_is_back_and_keeps_its_dire
     let name = "c@127.0.0.1".to_owned();
     let loss = Loss { node: gone, name, index: changed.index };
     assert!(view.state.losses.values().all(|noted| *noted == loss));
-    // Its copy of the cluster's state knows nothing of that: it hears it from the first it calls.
+    // Its copy of the cluster's state does not include the removal: it learns it from the first peer it
+    // calls.
     let identity = std::fs::read(config.data.join("IDENTITY")).unwrap();
     assert_removed(config.clone());
     assert_eq!(std::fs::read(config.data.join("IDENTITY")).unwrap(), identity);
@@ -132,7 +133,7 @@ fn a_node_that_was_only_cut_off_stops_once_it_hears_that_it_was_removed() {
     let dirs = Dirs::new();
     let [first, second, third] = three(&dirs);
     let gone = third.life.cluster.me();
-    // The state machine does not ask who is up: the node runs on.
+    // The state machine does not know which nodes are up: the node keeps running.
     block(first.life.cluster.change(Change::Remove { node: gone }, soon())).unwrap();
     let (reason, _) = third.end();
     assert!(matches!(reason, Ok(StopReason::Removed)), "{reason:?}");
@@ -168,7 +169,7 @@ fn zone_and_weight_of_a_restart_reach_the_members_and_move_the_ring() {
     settle(&first);
     let view = first.see("more", |view| owned(&view.state, id) > 6);
     assert!(view.state.is_balanced());
-    // Not said again, it stays.
+    // Without a repeated option, the setting stays.
     let second = Running::start(NodeConfig { zone: None, weight: None, ..second.stop() });
     block(second.life.cluster.propose(deploy("kv"), soon())).unwrap();
     let view = second.see("later", |view| view.module("kv").is_some());

@@ -1,4 +1,4 @@
-//! Connections: their two sides, and a side's handle.
+//! Connections: the two sides, and the handle of a side.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::future::{Future, poll_fn};
@@ -19,10 +19,10 @@ use super::packet::Frame;
 use super::state::{State, StreamId, Waiting};
 use super::stream::{RecvHalf, SendHalf, Stream};
 
-/// What a datagram may carry: as much as QUIC's smallest packet, which every path takes, has room for.
+/// Largest payload of a datagram: what fits QUIC's smallest packet, which every path carries.
 const MAX_DATAGRAM: usize = 1162;
 
-/// Datagrams that wait to be read; the oldest give way. As QUIC is set up (`tuning`).
+/// Datagrams queued for reading; the oldest are dropped. The value that QUIC is configured with (`tuning`).
 const DATAGRAM_BUFFER: usize = 256 << 10;
 
 /// One connection.
@@ -30,29 +30,29 @@ pub(super) struct Link {
     pub sides: [Side; 2],
     pub streams: BTreeMap<StreamId, Stream>,
     pub client: Arc<Credentials>,
-    /// Whom the dialler wants to meet.
+    /// Name of the node that the dialler expects.
     pub name: String,
-    /// None until it was accepted.
+    /// `None` until accepted.
     pub server: Option<Arc<Credentials>>,
 }
 
 pub(super) struct Side {
-    /// None of a side that is dialled and does not know it.
+    /// `None` for an accepting side that does not know it yet.
     pub port: Option<u64>,
     pub addr: SocketAddr,
-    /// Somebody has a handle of it.
+    /// A handle of this side exists.
     pub held: bool,
     pub established: bool,
     pub ended: Option<ConnectionError>,
-    /// Since when nothing comes from the other side.
+    /// Start of the silence of the other side.
     pub quiet: Option<Instant>,
-    /// For a change of `quiet`.
+    /// Notified of a change of `quiet`.
     pub listening: Waiting,
-    /// For the handshake, the end, streams, or datagrams.
+    /// Notified of the handshake, the end, streams and datagrams.
     pub waiting: Waiting,
-    /// Streams that this side has opened.
+    /// Number of streams that this side has opened.
     pub opened: u64,
-    /// Streams of the other side that have begun to arrive, and those that were accepted.
+    /// Number of the other side's streams that have begun to arrive, and of those that were accepted.
     pub arrived: u64,
     pub accepted: u64,
     datagrams: VecDeque<Bytes>,
@@ -76,7 +76,7 @@ impl Side {
         }
     }
 
-    /// Takes a datagram in.
+    /// Queue a received datagram.
     pub(super) fn datagram(&mut self, bytes: Bytes) -> Waiting {
         self.datagrams.push_back(bytes);
         while self.datagrams.iter().map(Bytes::len).sum::<usize>() > DATAGRAM_BUFFER {
@@ -107,7 +107,7 @@ impl Link {
         std::mem::take(&mut self.sides[side].waiting)
     }
 
-    /// Who is to know that a side has ended.
+    /// Return the tasks to wake when a side has ended.
     pub(super) fn end(&mut self, side: usize, error: ConnectionError) -> Vec<Waiting> {
         let own = &mut self.sides[side];
         own.ended = Some(error);
@@ -120,7 +120,7 @@ impl Link {
     }
 }
 
-/// One side of a connection. The last of its clones that is dropped closes it.
+/// One side of a connection. Dropping the last clone closes it.
 #[derive(Clone)]
 pub(crate) struct Connection {
     pub(super) handle: Arc<Handle>,
@@ -139,19 +139,19 @@ impl Drop for Handle {
 }
 
 impl Handle {
-    /// Does something with the state and this connection's part of it, which is there as long as its handles.
+    /// Change the state of this connection, which exists as long as its handles.
     pub(super) fn with<T>(&self, act: impl FnOnce(&mut State, u64, usize) -> T) -> T {
         self.switch.with(|state| act(state, self.connection, self.side))
     }
 
-    /// With the connection, where nothing else is needed.
+    /// Change the connection alone.
     pub(super) fn link<T>(&self, act: impl FnOnce(&mut Link, usize) -> T) -> T {
         self.with(|state, connection, side| act(state.link(connection), side))
     }
 }
 
 impl State {
-    /// Of a handle.
+    /// For use by handles.
     pub(super) fn link(&mut self, connection: u64) -> &mut Link {
         self.links.get_mut(&connection).expect("a connection is there as long as a handle of it")
     }
@@ -159,7 +159,7 @@ impl State {
 
 /// A handshake.
 pub(crate) struct Connecting {
-    /// None when it is over.
+    /// `None` after it has completed.
     handle: Option<Handle>,
 }
 
@@ -197,7 +197,7 @@ impl Future for Connecting {
 }
 
 impl Connection {
-    /// Waits until `look` finds something, or else for the connection's end.
+    /// Wait until `look` returns something or the connection ends.
     async fn wait<T>(
         &self,
         mut look: impl FnMut(&mut Link, usize, &Waker) -> Option<T>,
@@ -234,7 +234,7 @@ impl Connection {
     pub(crate) async fn accept_bi(&self) -> Result<(SendHalf, RecvHalf), ConnectionError> {
         let accepted = |link: &mut Link, side: usize, _: &Waker| {
             let own = &mut link.sides[side];
-            // In the order in which they were opened, whichever arrived first.
+            // In the order of opening, whichever arrived first.
             (own.accepted < own.arrived).then(|| {
                 own.accepted += 1;
                 (1 - side, own.accepted - 1)
@@ -248,7 +248,7 @@ impl Connection {
         (SendHalf::new(self.handle.clone(), id), RecvHalf::new(self.handle.clone(), id))
     }
 
-    /// Sends a datagram, or drops it.
+    /// Send a datagram, or drop it.
     pub(crate) fn send_datagram(&self, bytes: Bytes) -> Result<(), SendDatagramError> {
         self.handle.with(|state, connection, side| {
             if let Some(error) = &state.link(connection).sides[side].ended {
@@ -284,7 +284,7 @@ impl Connection {
         self.handle.link(|link, side| link.sides[1 - side].addr)
     }
 
-    /// What the peer has shown.
+    /// Return the identity that the peer proved.
     pub(crate) fn peer_badge(&self) -> Option<Badge> {
         self.handle.link(|link, side| match side {
             DIALLER => link.server.as_ref().and_then(|server| server.own()).cloned(),
@@ -292,7 +292,7 @@ impl Connection {
         })
     }
 
-    /// Waits until nothing has come from the peer for so long; false if the connection ended before.
+    /// Wait until nothing has arrived from the peer for a time. Returns false if the connection ends first.
     pub(crate) async fn falls_silent(&self, limit: Duration) -> bool {
         loop {
             let heard = self.handle.link(|link, side| match link.sides[side].ended {
@@ -326,5 +326,5 @@ impl Connection {
     }
 }
 
-// The sides are numbered so that the other one is found by taking a number from 1.
+// Sides are numbered so that one minus a side is the other.
 const _: () = assert!(DIALLER == 0 && DIALLED == 1);

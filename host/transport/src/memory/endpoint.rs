@@ -1,8 +1,8 @@
-//! Ports: who dials and who is dialled, and their handshake.
+//! Ports, and the handshake between a dialler and an acceptor.
 //!
-//! It takes the round trip and a half of TLS 1.3 in QUIC: the dialler is through when the other side's proof has
-//! come, the side that is dialled when the dialler's has. What is lost is said again after [`RETRY`], twice that,
-//! and so on.
+//! The handshake takes the time of TLS 1.3 in QUIC, one and a half round trips: the dialler is done when the
+//! acceptor's proof has arrived, the acceptor when the dialler's has. Lost packets are sent again after
+//! [`RETRY`], then twice that, and so on.
 
 use std::io;
 use std::net::SocketAddr;
@@ -19,18 +19,17 @@ use super::packet::{Event, Frame};
 use super::state::State;
 use super::{Host, Switch};
 
-/// The side of a connection that dials, and the one that is dialled.
+/// Side numbers: the dialler and the acceptor of a connection.
 pub(super) const DIALLER: usize = 0;
 pub(super) const DIALLED: usize = 1;
 
-/// QUIC's probe time-out before anything was measured, with this package's estimate of 50 ms for a round trip.
+/// QUIC's initial probe timeout, with this package's estimate of 50 ms for a round trip.
 const RETRY: Duration = Duration::from_millis(150);
 
-/// TLS's alert of the same name.
+/// The TLS alert of the same name.
 const UNKNOWN_AUTHORITY: u8 = 48;
 
-/// A bound port. Clones are the same one; it is free again when the last is dropped and its connections are seen
-/// off.
+/// A bound port. Clones share it. It is free again when the last is dropped and its connections have drained.
 #[derive(Clone)]
 pub(crate) struct Endpoint {
     handle: Arc<PortHandle>,
@@ -71,7 +70,7 @@ impl Endpoint {
         self.handle.addr
     }
 
-    /// What later handshakes of those who dial in go by.
+    /// Replace the credentials of later incoming handshakes.
     pub(crate) fn set_server(&self, server: Arc<Credentials>) {
         self.handle.switch.with(|state| {
             if let Some(port) = state.ports.get_mut(&self.handle.port) {
@@ -100,7 +99,7 @@ impl Endpoint {
         })
     }
 
-    /// The next that dials in; none when the endpoint is closed.
+    /// Accept the next connection attempt; `None` when the endpoint is closed.
     pub(crate) async fn accept(&self) -> Option<Incoming> {
         let PortHandle { switch, port, .. } = &*self.handle;
         std::future::poll_fn(|cx| {
@@ -113,7 +112,7 @@ impl Endpoint {
                         own.waiting.add(cx.waker());
                         return Poll::Pending;
                     };
-                    // Where the dialler has given up there is none any more.
+                    // `None` if the dialler has given up.
                     if let Some(link) = state.links.get_mut(&connection) {
                         link.sides[DIALLED].held = true;
                         let addr = link.sides[DIALLER].addr;
@@ -126,7 +125,7 @@ impl Endpoint {
         .await
     }
 
-    /// Ends all connections and takes no more.
+    /// Close all connections and accept no more.
     pub(crate) fn close(&self, code: VarInt, reason: &[u8]) {
         let number = self.handle.port;
         self.handle.switch.with(|state| {
@@ -145,7 +144,7 @@ impl Endpoint {
         });
     }
 
-    /// Waits until all its connections have ended and are seen off.
+    /// Wait until all connections have ended and drained.
     pub(crate) async fn wait_idle(&self) {
         let PortHandle { switch, port: number, .. } = &*self.handle;
         std::future::poll_fn(|cx| {
@@ -164,7 +163,7 @@ impl Endpoint {
     }
 }
 
-/// One that dials in. Dropped, it is refused.
+/// An incoming connection attempt. Dropping it refuses it.
 pub(crate) struct Incoming {
     handle: Handle,
     addr: SocketAddr,
@@ -193,7 +192,7 @@ impl State {
         let listens = |(number, port): (&u64, &super::state::Port)| {
             (port.addr == to && port.server.is_some() && !port.closed).then_some(*number)
         };
-        // To nobody: it is said again.
+        // Ignore the attempt: the dialler repeats it.
         let Some(number) = self.ports.iter().find_map(listens) else { return };
         let Some(link) = self.links.get_mut(&connection) else { return };
         match link.sides[DIALLED].port {
@@ -210,7 +209,7 @@ impl State {
         }
     }
 
-    /// The side that is dialled shows who it is.
+    /// The acceptor sends its proof.
     fn answer(&mut self, connection: u64) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         let port = link.sides[DIALLED].port.and_then(|port| self.ports.get(&port));
@@ -260,8 +259,8 @@ impl State {
         self.schedule(RETRY * (1 << attempt.min(6)), Event::Retry { connection, attempt: attempt + 1 });
     }
 
-    /// One side ends a handshake that leads nowhere. quinn tells its own failures from those that it is told of,
-    /// by an error that nobody else can make; here both are as told.
+    /// Fail a handshake on one side. quinn reports its own failures with an error that no other code can
+    /// construct; here both sides get a transport error.
     fn fail(&mut self, connection: u64, side: usize, code: TransportErrorCode, why: &'static str) {
         let error = ConnectionError::ConnectionClosed(ConnectionClose {
             error_code: code,

@@ -1,4 +1,4 @@
-//! What is under way.
+//! Scheduled packets and timers.
 
 use std::net::SocketAddr;
 
@@ -8,19 +8,19 @@ use tokio::time::Instant;
 
 use super::state::StreamId;
 
-/// What happens at its time.
+/// An event at a point in time.
 pub(super) enum Event {
     Arrives(Packet),
-    /// A dialler whose handshake is not through says its part again.
+    /// A dialler whose handshake has not completed repeats its packet.
     Retry {
         connection: u64,
         attempt: u32,
     },
-    /// A port need not see off a connection that has ended any longer.
+    /// A port stops draining a connection that has ended.
     Drained {
         port: u64,
     },
-    /// A side gives up if it has heard nothing since.
+    /// A side gives up if nothing has arrived since a given time.
     Idle {
         connection: u64,
         side: usize,
@@ -28,53 +28,53 @@ pub(super) enum Event {
     },
 }
 
-/// What one side of a connection says to the other.
+/// A packet between the two sides of a connection.
 pub(super) struct Packet {
     pub connection: u64,
-    /// Whose it becomes.
+    /// The receiving side.
     pub side: usize,
-    /// Who sent it.
+    /// The sending side.
     pub endpoint: u64,
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub sent: Instant,
-    /// A cut has stopped it: it has to be sent again.
+    /// Stopped by a cut: must be sent again.
     pub lost: bool,
     pub frame: Frame,
 }
 
 pub(super) enum Frame {
-    /// The dialler's first words.
+    /// The dialler's first packet.
     Hello,
-    /// The answer, with the dialled side's proof.
+    /// The acceptor's reply with its proof.
     Flight,
     /// The dialler's proof.
     Finish,
-    /// The end, and what the other side makes of it.
+    /// A close, and the error that the other side reports.
     Close(ConnectionError),
-    /// A part of a stream; the last one has `end`.
+    /// A part of a stream; the last part sets `end`.
     Piece {
         stream: StreamId,
         offset: u64,
         bytes: Bytes,
         end: bool,
     },
-    /// The sender takes back what it wrote.
+    /// The sender resets the stream.
     Reset {
         stream: StreamId,
         code: VarInt,
     },
-    /// The receiver wants no more.
+    /// The receiver stops the stream.
     Stop {
         stream: StreamId,
         code: VarInt,
     },
-    /// So much may be sent, all in all.
+    /// The sender may send up to this total.
     Credit {
         stream: StreamId,
         up_to: u64,
     },
-    /// All of it has arrived.
+    /// Everything has arrived.
     Acknowledged {
         stream: StreamId,
     },
@@ -82,7 +82,7 @@ pub(super) enum Frame {
 }
 
 impl Frame {
-    /// As far as a network cares.
+    /// The class of a packet for the weather.
     pub(super) fn bytes(&self) -> usize {
         const HEAD: usize = 40;
         match self {
@@ -92,7 +92,7 @@ impl Frame {
         }
     }
 
-    /// Does a cut lose it for good? What belongs to a handshake is said again by a clock of its own.
+    /// True if a cut loses it for good. Packets of a handshake are repeated by a timer of their own.
     pub(super) fn is_lost_by_a_cut(&self) -> bool {
         matches!(self, Frame::Hello | Frame::Flight | Frame::Finish | Frame::Datagram(_))
     }

@@ -17,17 +17,17 @@ use super::Weather;
 use super::connection::Link;
 use super::packet::{Event, Frame, Packet};
 
-/// The first port that is given to who asks for any.
+/// First port assigned when any port is requested.
 const FIRST_PORT: u16 = 49_152;
 
-/// How long a connection that was closed keeps its port in use, so that its last packets find somebody. QUIC's time
-/// is three probe time-outs, which between near machines is so much.
+/// How long a closed connection keeps its port in use for its last packets. QUIC uses three probe timeouts,
+/// which is about this long between near machines.
 const DRAINING: Duration = Duration::from_millis(100);
 
-/// A stream of a connection: the side that opened it, and how many it had opened before.
+/// Id of a stream: the side that opened it, and the number of streams that side had opened before.
 pub(super) type StreamId = (usize, u64);
 
-/// Who waits for something.
+/// Tasks that wait for a change.
 #[derive(Default)]
 pub(super) struct Waiting(Vec<Waker>);
 
@@ -42,34 +42,34 @@ impl Waiting {
 /// A bound port.
 pub(super) struct Port {
     pub addr: SocketAddr,
-    /// Of one that may be dialled.
+    /// Present on ports that accept connections.
     pub server: Option<Arc<Credentials>>,
-    /// Connections that nobody has looked at.
+    /// Connection attempts that were not accepted yet.
     pub incoming: VecDeque<u64>,
     pub waiting: Waiting,
-    /// Connections that have ended and are seen off.
+    /// Connections that have ended and are draining.
     pub draining: usize,
-    /// Takes no connections any more.
+    /// Accepts no more connections.
     pub closed: bool,
-    /// Nobody has a handle of it.
+    /// No handle exists.
     pub released: bool,
 }
 
 pub(super) struct State {
     weather: Arc<dyn Weather>,
     queue: BTreeMap<(Instant, u64), Event>,
-    /// What a cut or a pause holds up, in the order in which it would have arrived.
+    /// Packets held up by a cut or a pause, in order of arrival.
     held: Vec<Packet>,
     last_number: u64,
-    /// By number: an address may have several in its life.
+    /// By number: an address may have several endpoints over time.
     pub ports: BTreeMap<u64, Port>,
     pub links: BTreeMap<u64, Link>,
     paused: BTreeSet<IpAddr>,
-    /// To be woken when the lock is free.
+    /// Tasks to wake after the lock is released.
     pub awake: Vec<Waker>,
-    /// To be dropped when the lock is free: wakers are in it.
+    /// Wakers to drop after the lock is released.
     pub dropped: Vec<Link>,
-    /// Something is due before all that was.
+    /// A packet is due earlier than all before.
     pub is_earlier: bool,
 }
 
@@ -127,14 +127,14 @@ impl State {
         Ok(number)
     }
 
-    /// Has a port no connection, not even one that is seen off?
+    /// True if a port has no connection, not even a draining one.
     pub(super) fn is_idle(&self, port: u64) -> bool {
         let mut sides = self.links.values().flat_map(|link| &link.sides);
         let is_open = sides.any(|side| side.port == Some(port) && side.ended.is_none());
         !is_open && self.ports.get(&port).is_none_or(|port| port.draining == 0)
     }
 
-    /// Takes a port away that nobody has a handle of, once its last connection is gone.
+    /// Remove a port without handles once its last connection is gone.
     pub(super) fn free(&mut self, port: u64) {
         if self.is_idle(port) && self.ports.get(&port).is_some_and(|port| port.released) {
             self.ports.remove(&port);
@@ -166,7 +166,7 @@ impl State {
         if !self.paused.remove(&ip) {
             return;
         }
-        // Whoever stood still has not waited: what came meanwhile is read first.
+        // A paused process has not been waiting: it reads what arrived meanwhile first.
         for link in self.links.values_mut() {
             for side in link.sides.iter_mut().filter(|side| side.addr.ip() == ip && side.quiet.is_some()) {
                 side.quiet = None;
@@ -182,16 +182,16 @@ impl State {
                 continue;
             }
             if !std::mem::take(&mut packet.lost) {
-                // It waited at its end.
+                // The packet was waiting at its destination.
                 self.schedule(Duration::ZERO, Event::Arrives(packet));
                 continue;
             }
             if !self.is_alive(Some(packet.endpoint)) {
-                // Nobody is there to send it again.
+                // There is no sender left to repeat it.
                 continue;
             }
             if matches!(packet.frame, Frame::Close(_)) && packet.sent.elapsed() > HELLO_LIMIT {
-                // The sender has forgotten the connection, and says that much.
+                // The sender has forgotten the connection, and replies only that.
                 packet.frame = Frame::Close(ConnectionError::Reset);
             }
             let delay = self.weather.delay(packet.from, packet.to, packet.frame.bytes());
@@ -207,7 +207,7 @@ impl State {
         links.into_iter().for_each(|link| self.listen(link));
     }
 
-    /// Finds out which side of a connection hears nothing of the other.
+    /// Determine which side of a connection hears nothing from the other.
     pub(super) fn listen(&mut self, connection: u64) {
         let Some(link) = self.links.get(&connection) else { return };
         let quiet = [0, 1].map(|side| {
@@ -241,7 +241,7 @@ impl State {
         self.queue.insert(at, event);
     }
 
-    /// Sends something from one side of a connection to the other, if there is anybody to send it.
+    /// Send a packet from one side of a connection to the other, if the other exists.
     pub(super) fn send(&mut self, connection: u64, from_side: usize, frame: Frame) {
         let Some(link) = self.links.get(&connection) else { return };
         let (own, peer) = (&link.sides[from_side], &link.sides[1 - from_side]);
@@ -271,7 +271,7 @@ impl State {
         self.schedule(delay, Event::Arrives(packet(frame)));
     }
 
-    /// Has everything happen that is due, and says when the next is.
+    /// Deliver everything due, and return the time of the next packet.
     pub(super) fn deliver_due(&mut self, now: Instant) -> Option<Instant> {
         loop {
             let (due, _) = *self.queue.first_key_value()?.0;
@@ -319,7 +319,7 @@ impl State {
         }
         let Some(link) = self.links.get(&connection) else { return };
         let own = &link.sides[side];
-        // A new process at the address of an old one knows nothing of the old one's connections.
+        // A new process at the address of an old one does not know the old one's connections.
         if !self.is_alive(own.port) || own.ended.is_some() {
             return;
         }
@@ -345,7 +345,7 @@ impl State {
         }
     }
 
-    /// Closes one side of a connection, and tells the other.
+    /// Close one side of a connection, and tell the other.
     pub(super) fn close(&mut self, connection: u64, side: usize, code: VarInt, reason: &[u8]) {
         let is_open = self.links.get(&connection).is_some_and(|link| link.sides[side].ended.is_none());
         if is_open {
@@ -357,7 +357,7 @@ impl State {
         }
     }
 
-    /// One side of a connection is over.
+    /// End one side of a connection.
     pub(super) fn end(&mut self, connection: u64, side: usize, error: ConnectionError) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         if link.sides[side].ended.is_some() {
@@ -374,7 +374,7 @@ impl State {
         }
     }
 
-    /// Nobody has a handle of one side of a connection any more.
+    /// The last handle of one side of a connection was dropped.
     pub(super) fn release(&mut self, connection: u64, side: usize) {
         self.close(connection, side, VarInt::from_u32(0), b"");
         let Some(link) = self.links.get_mut(&connection) else { return };

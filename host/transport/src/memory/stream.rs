@@ -1,4 +1,4 @@
-//! Streams: two flows of bytes, one each way.
+//! Streams: two byte flows, one per direction.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -17,17 +17,17 @@ use super::state::{State, StreamId, Waiting};
 /// Streams that one side may have open.
 pub(super) const MAX_STREAMS: usize = max_streams() as usize;
 
-/// Most that goes as one piece.
+/// Largest part per packet.
 const PIECE: usize = 32 << 10;
 
-/// The reader's side says how much more may come when that is so much more than it said last. As QUIC does.
+/// The reader extends the window when it would grow by at least this much, as QUIC does.
 const CREDIT_STEP: u64 = STREAM_WINDOW as u64 / 8;
 
-/// A stream that at least one of its four halves is left of.
+/// A stream of which at least one of the four halves exists.
 pub(super) struct Stream {
-    /// By the side that writes.
+    /// Indexed by the writing side.
     pub flows: [Flow; 2],
-    /// Halves that nobody has dropped; those that were not accepted yet are among them.
+    /// Halves that were not dropped, including those not accepted yet.
     halves: usize,
 }
 
@@ -40,9 +40,9 @@ impl Default for Stream {
 /// One direction.
 #[derive(Default)]
 pub(super) struct Flow {
-    // What the writer knows.
+    // Known to the writer.
     sent: u64,
-    /// Beyond the first window: what the reader has said may be sent.
+    /// Total that the reader allows beyond the first window.
     credit: u64,
     finished: bool,
     reset: bool,
@@ -50,14 +50,14 @@ pub(super) struct Flow {
     stopped: Option<VarInt>,
     pub writing: Waiting,
 
-    // What the reader knows.
+    // Known to the reader.
     arrived: BTreeMap<u64, Bytes>,
     read: u64,
     told: u64,
-    /// Where it ends, once that has arrived.
+    /// Length of the stream, once the end has arrived.
     end: Option<u64>,
     taken_back: Option<VarInt>,
-    /// Nobody reads it.
+    /// The reader was dropped.
     stop: bool,
     pub reading: Waiting,
 }
@@ -67,7 +67,7 @@ impl Flow {
         (u64::from(STREAM_WINDOW) + self.credit - self.sent) as usize
     }
 
-    /// Has everything come, up to the end?
+    /// True if everything up to the end has arrived.
     fn is_whole(&self) -> bool {
         if self.end.is_none() {
             return false;
@@ -83,7 +83,7 @@ impl Flow {
     }
 }
 
-/// The half that writes. Dropped, it is finished.
+/// The writing half. Dropping it finishes the stream.
 pub(crate) struct SendHalf {
     handle: Arc<Handle>,
     id: StreamId,
@@ -98,7 +98,7 @@ impl SendHalf {
         poll_fn(|cx| self.poll_write(cx, chunks)).await
     }
 
-    /// Sends as much as there is room for; what was sent is taken out of the chunks.
+    /// Send as much as fits the window, and remove it from the chunks.
     fn poll_write(&self, cx: &mut Context<'_>, chunks: &mut [Bytes]) -> Poll<Result<(), WriteError>> {
         let id = self.id;
         self.handle.with(|state, connection, side| {
@@ -138,7 +138,7 @@ impl SendHalf {
         self.handle.with(|state, connection, side| state.take_back(connection, side, self.id, code))
     }
 
-    /// Waits until all has arrived after the end, or the reader wants no more.
+    /// Wait until everything up to the end has arrived, or the reader stops the stream.
     pub(crate) async fn stopped(&self) -> Result<Option<VarInt>, StoppedError> {
         poll_fn(|cx| {
             self.handle.with(|state, connection, side| {
@@ -174,11 +174,11 @@ impl Drop for SendHalf {
     }
 }
 
-/// The half that reads. Dropped before the end, it tells the writer to stop.
+/// The reading half. Dropping it before the end stops the stream.
 pub(crate) struct RecvHalf {
     handle: Arc<Handle>,
     id: StreamId,
-    /// Nothing more is to come of it.
+    /// Nothing more will be read.
     ended: bool,
 }
 
@@ -187,12 +187,12 @@ impl RecvHalf {
         Self { handle, id, ended: false }
     }
 
-    /// The next bytes, at least one and at most `most`; none at the end.
+    /// Read at least one byte and at most `most`; `None` at the end.
     pub(crate) async fn read_chunk(&mut self, most: usize) -> Result<Option<Bytes>, ReadError> {
         poll_fn(|cx| self.poll_read(cx, most)).await
     }
 
-    /// The next bytes if there are any now.
+    /// Read what is available now.
     pub(crate) fn read_ready(&mut self) -> Option<Bytes> {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let any = self.handle.with(|state, connection, side| {
@@ -258,13 +258,13 @@ impl Drop for RecvHalf {
 }
 
 impl State {
-    /// Of a half that exists.
+    /// For a half that exists.
     fn flow(&mut self, connection: u64, id: StreamId, writer: usize) -> &mut Flow {
         let stream = self.link(connection).streams.get_mut(&id);
         &mut stream.expect("a stream is there as long as a half of it").flows[writer]
     }
 
-    /// Of a stream that may be gone.
+    /// For a stream that may be gone.
     fn flow_of(&mut self, connection: u64, id: StreamId, writer: usize) -> Option<&mut Flow> {
         Some(&mut self.links.get_mut(&connection)?.streams.get_mut(&id)?.flows[writer])
     }
@@ -302,7 +302,7 @@ impl State {
         Ok(())
     }
 
-    /// With the last half goes the stream, and its place is free.
+    /// The last half removes the stream and frees its slot.
     fn drop_half(&mut self, connection: u64, id: StreamId) {
         let link = self.link(connection);
         let Some(stream) = link.streams.get_mut(&id) else { return };
@@ -314,7 +314,7 @@ impl State {
         }
     }
 
-    /// Whatever of a stream arrives first is how the side that did not open it knows of it.
+    /// The first packet of a stream, of whatever kind, opens it on the receiving side.
     fn announce(&mut self, connection: u64, side: usize, id: StreamId) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         let own = &mut link.sides[side];

@@ -47,7 +47,7 @@ async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile(worl
         }
         ours.send.finish().await
     });
-    // The frames' lengths need some of the window too, so it holds one frame less.
+    // The frames' lengths take part of the window too, so one frame less fits.
     let window = (limits::STREAM_WINDOW as usize >> 20) - 1;
     within("the window to be full", async {
         while sent.load(std::sync::atomic::Ordering::Relaxed) < window {
@@ -76,7 +76,7 @@ async fn a_sender_dropped_unfinished_is_given_up_and_never_looks_whole(world: Wo
     assert_eq!(theirs.recv.frame().await.unwrap().unwrap(), "one");
     drop(ours.send);
     assert_eq!(within("the end", theirs.recv.frame()).await, Err(BulkError::GivenUp));
-    // And a receiver dropped tells the sender.
+    // A dropped receiver also tells the sender.
     drop(ours.recv);
     let refused = within("the refusal", async {
         loop {

@@ -1,4 +1,4 @@
-//! Peers that hold a certificate, or none, and break the protocol by hand.
+//! Peers, with a certificate or without, that violate the protocol.
 
 use quinn::ConnectionError;
 
@@ -7,12 +7,11 @@ use super::super::frame::{FrameType, HEADER_BYTES, Header};
 use super::super::hello::{Hello, Role, say};
 use super::super::identity::ANY_NODE;
 use super::super::kind::BULK_JOIN;
-use super::super::link::Halves;
 use super::super::stream::{open_bulk, open_lanes};
-use super::super::wire::{ClientConfig, Connection};
+use super::super::wire::{ClientConfig, Connection, Halves};
 use super::*;
 
-/// A connection to a node, and nothing said on it.
+/// A connection to a node without any data.
 struct Raw {
     connection: Connection,
     _endpoint: Endpoint,
@@ -29,7 +28,7 @@ impl Raw {
         Raw { connection, _endpoint: endpoint }
     }
 
-    /// One that has said a node's hello and has its lanes.
+    /// A connection with a node's hello and lanes.
     async fn member(world: &World, node: &Node) -> (Raw, Vec<Halves>) {
         let config = world.config(uid());
         let raw = Raw::connect(world, node, Some(config.identity)).await;

@@ -1,4 +1,4 @@
-//! Certificates, trust and its change.
+//! Certificates, and changes of the trusted authorities.
 
 use super::super::identity::NodeKey;
 use super::super::identity::{ADMIN, node_name};
@@ -34,7 +34,7 @@ async fn a_key_made_by_the_joiner_is_signed_without_leaving_it(world: World) {
 
 async fn a_node_of_a_foreign_authority_is_refused_from_either_side(world: World) {
     let b = world.node();
-    // Same cluster id, own authority: trusts everybody, is trusted by nobody.
+    // Same cluster id, own authority: trusts everyone, and no one trusts it.
     let foreign = world.usurped();
     let mut config = foreign.config(uid());
     config.authorities.push(world.authority.cert_pem.clone());
@@ -53,7 +53,7 @@ async fn a_node_with_another_nodes_certificate_is_refused(world: World) {
     let liar = world.start(config);
     let error = liar.call(&b.addr(), REVERSE, b"").await.unwrap_err();
     assert!(error.to_string().contains("certificate is not that of node"), "{error}");
-    // An operator is no node either.
+    // An operator is not a node either.
     let mut config = world.config(uid());
     config.identity = world.admin();
     let error = world.start(config).call(&b.addr(), REVERSE, b"").await.unwrap_err();

@@ -1,9 +1,9 @@
-//! Connections that come, go, double and are replaced.
+//! Connections that are established, lost, duplicated and replaced.
 
 use super::*;
 
-/// A node on a runtime of its own, so that it can vanish as a killed process does: its tasks stop
-/// and its socket closes with no word to anybody.
+/// A node on a runtime of its own, so that it can vanish like a killed process: its tasks stop and its socket
+/// closes without a close packet.
 struct Doomed {
     ground: Ground,
     runtime: Option<tokio::runtime::Runtime>,
@@ -56,7 +56,7 @@ async fn a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachabl
     let error = a.call(&peer, REVERSE, b"").await.unwrap_err();
     assert!(matches!(error, CallError::Unreachable(_)), "{error}");
     assert!(asked.elapsed() < Duration::from_millis(300), "refused at once: {:?}", asked.elapsed());
-    // Started again under the same address, and told nothing: a's background dial finds it.
+    // Restarted under the same address; a's background dial finds it.
     world.free(config.listen).await;
     let again = world.start(TransportConfig { boot: BootId(rand::random()), ..config });
     a.call_until_answered(&again.addr()).await;
@@ -124,7 +124,7 @@ async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_tha
     let silent = world.silent();
     let peer = PeerAddr { uid: uid(), addr: silent.addr };
     assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
-    // A dial that nobody heard is under way, or about to be.
+    // A dial without a listener is under way, or about to be.
     let refused = Instant::now();
     assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
     assert!(refused.elapsed() < Duration::from_millis(500), "no call waits for it");
@@ -132,7 +132,7 @@ async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_tha
     let _b = world.start(TransportConfig { listen: peer.addr, ..world.config(peer.uid) });
     a.transport.hurry(peer.uid);
     assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
-    // To one that is connected it is nothing.
+    // Has no effect on a connected peer.
     a.transport.hurry(peer.uid);
     assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
 }
@@ -163,7 +163,7 @@ async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection(wor
     .await;
 }
 
-/// Another run of a node: as if its data directory had been copied and started elsewhere.
+/// Another process of a node, as if its data directory had been copied and started elsewhere.
 fn another_run(of: &Node, listen: SocketAddr) -> TransportConfig {
     TransportConfig {
         boot: BootId(rand::random()),
@@ -190,7 +190,7 @@ async fn a_second_run_of_a_node_is_turned_away_while_the_first_answers(world: Wo
     .await;
     first.call(&a.addr(), ECHO, b"").await.unwrap();
     assert!(first.superseded.try_recv().is_err() && first.twins.try_recv().is_err());
-    // Whoever dials.
+    // Whichever side dials.
     let error = a.call(&second.addr(), ECHO, b"").await;
     assert!(error.is_ok(), "the first run's connection is used: {error:?}");
 }
@@ -199,7 +199,7 @@ async fn a_second_run_of_a_node_is_turned_away_while_the_first_answers(world: Wo
 async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_is_older() {
     let world = World::new();
     let a = world.node();
-    // One whose process is held up: its socket is there, and nobody reads it.
+    // A stalled process: its socket exists and nothing reads it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (config, (hold, held)) = (world.config(uid()), std::sync::mpsc::channel::<()>());
     let (ready, is_ready) = tokio::sync::oneshot::channel();
@@ -228,14 +228,14 @@ async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_
     let begun = Instant::now();
     second.call_until_answered(&a.addr()).await;
     assert!(begun.elapsed() < Duration::from_secs(3), "{:?}", begun.elapsed());
-    // An answer may leave before the link is in the table.
+    // A response may be sent before the link is in its entry.
     within("the second run's link", async {
         while a.transport.peer_info(second.uid()).map(|(_, boot)| boot) != Some(second.config.boot) {
             tokio::task::yield_now().await;
         }
     })
     .await;
-    // Now the second run's disk was found to be the newest.
+    // From now on the second process is known to have the newest disk.
     a.service.newest.lock().replace(second.config.start);
     hold.send(()).unwrap();
     let why = within("the first run's end", answer).await.unwrap().unwrap();
@@ -248,7 +248,7 @@ async fn whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster(world: Wo
     let (a, b) = (world.node(), world.node());
     assert_eq!(a.transport.meet(b.config.listen).await, Ok(b.uid()));
     assert!(a.transport.is_up(b.uid()));
-    // Again: the connection that there is stays.
+    // Again: the existing connection stays.
     assert_eq!(a.transport.meet(b.config.listen).await, Ok(b.uid()));
     assert_eq!(b.transport.meet(a.config.listen).await, Ok(a.uid()));
     a.call(&b.addr(), ECHO, b"").await.unwrap();
@@ -277,7 +277,7 @@ async fn a_removed_node_is_disconnected_and_refused(world: World) {
         }
     })
     .await;
-    // Told by the end of its connection, and again by each refusal.
+    // Reported by the close of its connection, and again by each refusal.
     within("the removed node to be told", b.service.removed.notified()).await;
     while b.call(&a.addr(), ECHO, b"").await.is_ok() {}
     within("the removed node to be told again", b.service.removed.notified()).await;
@@ -293,7 +293,7 @@ async fn a_removal_ends_nobody_of_another_lineage(world: World) {
     assert!(b.call(&a.addr(), ECHO, b"").await.is_err());
     assert_eq!(within("the remover to know of its rival", a.rivals.recv()).await, Some(b.uid()));
     assert_eq!(within("the rival to know of it, too", b.rivals.recv()).await, Some(a.uid()));
-    // The remover has a newer one since.
+    // The remover is now of a newer lineage.
     a.transport.set_lineage(recovered.next(8));
     assert!(b.call(&a.addr(), ECHO, b"").await.is_err());
     within("the removed node to be told that it is outside", b.service.outside.notified()).await;
@@ -335,7 +335,7 @@ async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_ot
         world.free(config.listen).await;
         restarted = world.start(config);
         if round % 2 == 0 {
-            // The new run may dial first, and may meet a dial that is under way.
+            // The new process may dial first, and may meet a dial under way.
             restarted.call_until_answered(&callers[0].addr()).await;
         }
     }

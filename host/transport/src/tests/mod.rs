@@ -1,4 +1,4 @@
-//! The transport from outside: two or more of them in one process, over loopback and over a network in memory.
+//! Tests of whole transports: two or more in one process, over loopback and over an in-memory network.
 #![allow(clippy::unwrap_used)]
 
 mod bulk;
@@ -6,6 +6,7 @@ mod calls;
 mod datagrams;
 mod hostile;
 mod identity;
+mod inbound;
 mod lifecycle;
 mod seeds;
 mod strangers;
@@ -30,7 +31,8 @@ use super::identity::{Authority, TlsIdentity};
 use super::memory::{Calm, Network};
 use super::*;
 
-/// Makes tests of functions that take a [`World`]: one on each network. What both pass is what they have in common.
+/// Generate tests from functions that take a [`World`], one per network. They cover what both networks have
+/// in common.
 macro_rules! on_both_nets {
     ($($name:ident,)*) => {
         mod udp {
@@ -53,9 +55,9 @@ macro_rules! on_both_nets {
 }
 use on_both_nets;
 
-/// Answers with the payload reversed.
+/// Responds with the payload reversed.
 const REVERSE: u8 = 100;
-/// Answers with the payload as it is, through the service.
+/// Responds with the payload unchanged, through the service.
 const MIRROR: u8 = 99;
 /// Keeps the responder in `held`.
 const HOLD: u8 = 101;
@@ -64,7 +66,7 @@ const DROP: u8 = 102;
 
 pub(super) const LOOPBACK: SocketAddr = SocketAddr::new(std::net::IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
-/// A cluster's authority, and the network that its nodes are on.
+/// A cluster's authority and its network.
 pub(super) struct World {
     pub authority: Authority,
     ground: Ground,
@@ -73,7 +75,7 @@ pub(super) struct World {
 #[derive(Clone)]
 enum Ground {
     Udp,
-    /// The scope in which identities are made.
+    /// The scope in which identities are created.
     Memory(Network, Scope),
 }
 
@@ -86,7 +88,7 @@ impl Ground {
     }
 }
 
-/// Random numbers that are no secret.
+/// Random numbers for tests.
 #[derive(Default)]
 struct Counts(AtomicU64);
 
@@ -102,7 +104,7 @@ impl annulus_ground::World for Counts {
     }
 }
 
-/// An address at which nobody says anything.
+/// An address that never responds.
 pub(super) struct Silent {
     pub addr: SocketAddr,
     _socket: Option<UdpSocket>,
@@ -118,7 +120,7 @@ impl World {
         Self::of(Network::new(Arc::new(Calm)), scope)
     }
 
-    /// On a network, with identities that a scope's random numbers are in.
+    /// Create a world on a network, with identities from a scope's random numbers.
     pub(super) fn of(network: Network, scope: Scope) -> Self {
         Self::on(Ground::Memory(network, scope.clone()), ClusterId(scope.enter(annulus_ground::random)))
     }
@@ -127,22 +129,22 @@ impl World {
         Self { authority: ground.make(|| Authority::create(cluster)).unwrap(), ground }
     }
 
-    /// Another cluster on the same network.
+    /// Create another cluster on the same network.
     pub(super) fn another(&self) -> Self {
         Self::on(self.ground.clone(), ClusterId(rand::random()))
     }
 
-    /// The same cluster with another authority.
+    /// Create the same cluster with another authority.
     pub(super) fn usurped(&self) -> Self {
         Self::on(self.ground.clone(), self.authority.cluster)
     }
 
-    /// Makes keys and certificates of the network's sort.
+    /// Create keys and certificates of the network's kind.
     pub(super) fn make<T>(&self, make: impl FnOnce() -> T) -> T {
         self.ground.make(make)
     }
 
-    /// A machine's network.
+    /// Return the network of a machine.
     pub(super) fn net(&self, ip: IpAddr) -> Net {
         match &self.ground {
             Ground::Udp => Net::Udp,
@@ -150,7 +152,7 @@ impl World {
         }
     }
 
-    /// Any port of this machine, or of a machine that nobody else is on.
+    /// Return any port of this machine, or of an unused in-memory host.
     pub(super) fn listen(&self) -> SocketAddr {
         static MACHINES: AtomicU64 = AtomicU64::new(1);
         match self.ground {
@@ -177,7 +179,7 @@ impl World {
         }
     }
 
-    /// Waits until somebody can listen there.
+    /// Wait until the address can be bound.
     pub(super) async fn free(&self, addr: SocketAddr) {
         let is_free = || match &self.ground {
             Ground::Udp => UdpSocket::bind(addr).is_ok(),
@@ -191,7 +193,7 @@ impl World {
         .await;
     }
 
-    /// A client on a machine of its own, with the authorities of this cluster.
+    /// Create a client on a host of its own that trusts this cluster's authority.
     pub(super) async fn client(
         &self,
         to: &Node,
@@ -242,7 +244,7 @@ pub(super) fn uid() -> NodeUid {
     NodeUid(rand::random())
 }
 
-/// What a bulk stream came with.
+/// An opened bulk stream with its metadata.
 pub(super) type Opened = (PeerIdentity, u8, Bytes, BulkStream);
 
 pub(super) struct Recorder {
@@ -254,7 +256,7 @@ pub(super) struct Recorder {
     outside: tokio::sync::Notify,
     rivals: mpsc::UnboundedSender<NodeUid>,
     twins: mpsc::UnboundedSender<String>,
-    /// The peers' start whose disk was found to be the newest.
+    /// The start of the peers whose disk is known to be the newest.
     newest: Mutex<Option<Start>>,
     removed: tokio::sync::Notify,
     datagrams: mpsc::UnboundedSender<(NodeUid, Bytes)>,
@@ -275,41 +277,31 @@ impl Service for Recorder {
         }
     }
 
-    fn bulk(&self, from: PeerIdentity, kind: u8, header: Bytes, stream: BulkStream) {
-        let _ = self.bulk.send((from, kind, header, stream));
-    }
-
-    fn datagram(&self, from: NodeUid, bytes: Bytes) {
-        let _ = self.datagrams.send((from, bytes));
-    }
-
-    fn connected(&self, peer: NodeUid) {
-        let _ = self.connected.send(peer);
-    }
-
     fn outdated(&self, _: NodeUid, start: Start) -> Option<String> {
         let newest = *self.newest.lock();
         newest.filter(|newest| newest.number > start.number).map(|_| "its disk is older".to_owned())
     }
+}
 
-    fn superseded(&self, why: &str) {
-        let _ = self.superseded.send(why.to_owned());
-    }
-
-    fn runs_twice(&self, why: &str, _linked: bool) {
-        let _ = self.twins.send(why.to_owned());
-    }
-
-    fn removed(&self) {
-        self.removed.notify_one();
-    }
-
-    fn outside(&self) {
-        self.outside.notify_one();
-    }
-
-    fn rival(&self, peer: NodeUid) {
-        let _ = self.rivals.send(peer);
+impl Recorder {
+    /// Record events until the transport is gone.
+    async fn record(self: Arc<Self>, mut inbound: Inbound) {
+        while let Some(event) = inbound.next().await {
+            match event {
+                Event::Request(request) => self.request(request),
+                Event::Stream { from, kind, header, stream } => {
+                    let _ = self.bulk.send((from, kind, header, stream));
+                }
+                Event::Datagram { from, bytes } => drop(self.datagrams.send((from, bytes))),
+                Event::Connected(peer) => drop(self.connected.send(peer)),
+                Event::NewerLineage { .. } => {}
+                Event::Superseded { why } => drop(self.superseded.send(why)),
+                Event::RunsTwice { why, .. } => drop(self.twins.send(why)),
+                Event::Removed => self.removed.notify_one(),
+                Event::Outside => self.outside.notify_one(),
+                Event::Rival(peer) => drop(self.rivals.send(peer)),
+            }
+        }
     }
 }
 
@@ -347,7 +339,10 @@ impl Node {
             datagrams: datagram_sender,
             connected: connected_sender,
         });
-        let transport = Transport::bind_on(net, Speaks::THIS, config.clone(), service.clone()).unwrap();
+        let direct: Arc<dyn Service> = service.clone();
+        let (transport, inbound) =
+            Transport::bind_on(net, Speaks::THIS, config.clone(), Arc::downgrade(&direct)).unwrap();
+        annulus_ground::spawn(service.clone().record(inbound));
         let config = TransportConfig { listen: transport.local_addr(), ..config };
         Node { transport, service, bulk, datagrams, connected, superseded, twins, rivals, config }
     }
@@ -364,7 +359,7 @@ impl Node {
         self.transport.call(to, Lane::Data, kind, Bytes::copy_from_slice(payload), soon()).await
     }
 
-    /// Calls until it succeeds: for what has to come back by itself.
+    /// Call until a call succeeds.
     pub(super) async fn call_until_answered(&self, to: &PeerAddr) {
         within("an answer", async {
             while self.call(to, ECHO, b"there?").await.is_err() {
@@ -374,7 +369,7 @@ impl Node {
         .await
     }
 
-    /// Waits until a request is held.
+    /// Wait until a request is held.
     pub(super) async fn held(&self) -> Responder {
         within("a held request", async {
             loop {
@@ -394,7 +389,7 @@ pub(super) fn soon() -> Instant {
     Instant::now() + Duration::from_secs(10)
 }
 
-/// A test that hangs says where.
+/// Run a future with a limit and name it in the failure.
 pub(super) async fn within<T>(what: &str, future: impl Future<Output = T>) -> T {
     match tokio::time::timeout(Duration::from_secs(20), future).await {
         Ok(value) => value,

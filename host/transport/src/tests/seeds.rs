@@ -1,5 +1,5 @@
-//! Three transports under a weather that a seed draws: cuts, kills and pauses, late and doubled packets. The same
-//! seed gives the same run, poll for poll.
+//! Three transports under seeded weather: cuts, kills and pauses, late and duplicated packets. The same seed
+//! gives the same run, poll for poll.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -14,9 +14,9 @@ use super::*;
 
 const NODES: usize = 3;
 const ROUNDS: usize = 25;
-/// Longest that a packet is under way.
+/// Longest delay of a packet.
 const LATEST: Duration = Duration::from_millis(120);
-/// Of each call.
+/// Deadline of each call.
 const PATIENCE: Duration = Duration::from_millis(1500);
 
 struct Seed {
@@ -28,13 +28,13 @@ struct Drawn {
     scheduler: SmallRng,
     weather: SmallRng,
     cut: BTreeSet<(IpAddr, IpAddr)>,
-    /// Who is being killed, and must not be heard.
+    /// The host being killed, which must not be heard.
     dead: Option<IpAddr>,
     trace: u64,
     polls: u64,
-    /// What a task of a node said that it may not: nobody waits for it.
+    /// Violations found by a node's tasks, which no other task awaits.
     panics: Vec<String>,
-    /// Of each node: how often something was done to it, standing still among it.
+    /// Per node: number of disturbances, including pauses.
     disturbed: [u64; NODES],
     log: String,
 }
@@ -152,7 +152,7 @@ impl Run {
         Life { scope, node }
     }
 
-    /// Has a node call, stream and send to the others for as long as it lives.
+    /// Have a node call, stream and send to the others for as long as it lives.
     fn work(&mut self, number: usize) {
         let life = &mut self.lives[number];
         let (uid, seed) = (life.node.uid(), self.seed.clone());
@@ -220,7 +220,7 @@ impl Run {
         self.seed.state.lock().dead = Some(ip);
         scope.kill();
         assert_eq!(scope.tasks(), 0);
-        // What is left of it is dropped after its end, as a process's memory is.
+        // Its state is dropped after its end, as a process's memory is.
         scope.enter(|| drop(node));
         self.seed.state.lock().dead = None;
         config.boot.0[2] += 1;
@@ -260,7 +260,7 @@ async fn stream_to_end(mut send: BulkSend) -> Result<(), BulkError> {
     send.finish().await
 }
 
-/// What a seed does: every poll, and what the nodes saw.
+/// The trace of a seed: every poll, and the nodes' observations.
 fn run(number: u64) -> (u64, u64, String) {
     let runtime = Builder::new_current_thread()
         .enable_time()
@@ -275,7 +275,7 @@ fn run(number: u64) -> (u64, u64, String) {
             tokio::time::sleep(Duration::from_millis(chance.random_range(1..900))).await;
             run.change(&mut chance);
         }
-        // Rest: all find each other again.
+        // Quiet phase: all nodes find each other again.
         run.seed.state.lock().cut.clear();
         run.seed.state.lock().disturbed = [u64::MAX; NODES];
         for life in &run.lives {
@@ -321,7 +321,7 @@ fn one_seed_gives_one_run_and_another_seed_another() {
         assert!(seen.insert(one.0));
         all += &one.2;
     }
-    // The seeds reach what they are for.
+    // The seeds cover what they are meant to.
     for sign in
         ["Ok(b\"cba\")", "Lost(", "Unreachable(", "Deadline", "whole", "connection lost", "fell silent"]
     {

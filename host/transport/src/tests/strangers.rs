@@ -1,4 +1,4 @@
-//! Clients that are no nodes, and those that are nobody.
+//! Clients that are not nodes, with a certificate or without.
 
 use super::super::identity::fingerprint;
 use super::super::kind::{BULK_ADMIN, BULK_HANDOFF, BULK_JOIN};
@@ -19,7 +19,7 @@ async fn an_operator_is_known_by_its_certificate(world: World) {
     assert_eq!((from, kind, header), (PeerIdentity::Admin, BULK_ADMIN, Bytes::from_static(b"status")));
     theirs.send.frame(Bytes::from_static(b"well")).await.unwrap();
     assert_eq!(ours.recv.frame().await.unwrap().unwrap(), "well");
-    // The streams keep the connection; the last of them ends it.
+    // The streams keep the connection open; the last one closes it.
     drop(client);
     theirs.send.frame(Bytes::from_static(b"still")).await.unwrap();
     assert_eq!(ours.recv.frame().await.unwrap().unwrap(), "still");
@@ -32,7 +32,7 @@ async fn a_certificate_of_another_authority_gets_nothing(world: World) {
     let foreign = world.another();
     let refused = world.client(&node, Some(foreign.admin()), LIMIT).await;
     assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
-    // And a client that trusts another authority does not talk to the node.
+    // A client that trusts another authority refuses the node.
     let refused = foreign.client(&node, Some(foreign.admin()), LIMIT).await;
     assert!(matches!(refused.err(), Some(ConnectError::Refused { .. })));
     assert!(node.bulk.try_recv().is_err());
@@ -68,7 +68,7 @@ async fn a_joiner_gets_nothing_else(world: World) {
         assert!(matches!(&error, BulkError::Lost(why) if why.contains("only ask to join")), "{error}");
     }
     assert!(node.bulk.try_recv().is_err());
-    // Nor a second stream of the right kind.
+    // Nor a second stream of the permitted kind.
     let client = joiner(&world, &node).await;
     let mut first = client.open_bulk(BULK_JOIN, Bytes::new()).await.unwrap();
     let _second = client.open_bulk(BULK_JOIN, Bytes::new()).await.unwrap();
@@ -105,7 +105,7 @@ async fn junk_datagrams_do_nothing() {
         if round % 3 == 0 && junk.len() > 5 {
             junk[..5].copy_from_slice(&[0xc3, 0, 0, 0, 1]);
         }
-        // A full socket buffer loses some: that is what junk deserves.
+        // A full socket buffer may drop some of the junk.
         let _ = socket.send_to(&junk, a.addr().addr);
     }
     for _ in 0..10 {
@@ -133,7 +133,7 @@ async fn a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_
     for _ in 0..limits::MAX_ADMINS {
         clients.push(connect().await.unwrap());
     }
-    // The first has been there longest and is busy; the second was, and is done again.
+    // The first connection is the oldest and busy; the second was busy and is idle again.
     let opened = async |client: &Client| client.open_bulk(BULK_ADMIN, Bytes::new()).await.unwrap();
     let mut busy = vec![opened(&clients[0]).await];
     let mut serving = vec![within("the stream", node.bulk.recv()).await.unwrap()];
@@ -157,7 +157,7 @@ async fn a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_
     }
     let error = connect().await.err().unwrap().to_string();
     assert!(error.contains("request under way") && error.contains("try again"), "{error}");
-    // One is done.
+    // One request ends.
     drop((busy.pop(), serving.pop()));
     let mut late = connect().await;
     let until = soon();

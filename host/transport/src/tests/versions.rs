@@ -4,17 +4,16 @@ use annulus_core::version::Speaks;
 
 use super::*;
 
-/// One that speaks the first versions only.
+/// Start a transport that supports only the first versions.
 fn first(world: &World) -> (Transport, PeerAddr) {
     struct Deaf;
     impl Service for Deaf {
         fn request(&self, _: Request) {}
-        fn bulk(&self, _: PeerIdentity, _: u8, _: Bytes, _: BulkStream) {}
     }
     let config = world.config(uid());
-    let transport =
-        Transport::bind_on(&world.net(config.listen.ip()), Speaks::FIRST, config.clone(), Arc::new(Deaf))
-            .unwrap();
+    let service: Weak<dyn Service> = Weak::<Deaf>::new();
+    let net = world.net(config.listen.ip());
+    let (transport, _) = Transport::bind_on(&net, Speaks::FIRST, config.clone(), service).unwrap();
     let addr = PeerAddr { uid: config.uid, addr: transport.local_addr() };
     (transport, addr)
 }
@@ -27,7 +26,7 @@ async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_le
     here.call(&older_addr, ECHO, b"").await.unwrap();
     assert_eq!(here.transport.peer_speaks(there.uid()), Some(Speaks::THIS));
     assert_eq!(here.transport.peer_speaks(older_addr.uid), Some(Speaks::FIRST));
-    // The side that was dialled answers on a lane before it enters the link.
+    // The accepting side responds on a lane before its entry has the link.
     within("the link on the other side", async {
         while older.peer_speaks(here.uid()).is_none() {
             tokio::task::yield_now().await;
@@ -38,7 +37,7 @@ async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_le
 
     here.transport.set_level(1);
     here.call(&older_addr, ECHO, b"").await.unwrap();
-    // Whoever dials, it does not come back.
+    // It does not reconnect, whichever side dials.
     here.transport.set_level(2);
     within("the end of the connection", async {
         while here.transport.is_up(older_addr.uid) {
@@ -59,7 +58,7 @@ async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_le
     })
     .await;
     assert!(refused.contains("level 2") && refused.contains("speaks 1"), "{refused}");
-    // Others are not concerned, and what it said last is remembered.
+    // Other peers are unaffected, and its last hello is remembered.
     here.call(&there.addr(), ECHO, b"").await.unwrap();
     assert_eq!(here.transport.peer_speaks(older_addr.uid), Some(Speaks::FIRST));
 }

@@ -1,5 +1,4 @@
-//! What a network in memory does to its packets, and how the transport takes it. Under paused time, so every
-//! duration is exact.
+//! Effects of the in-memory network on the transport. Time is paused, so every duration is exact.
 
 use std::collections::BTreeSet;
 
@@ -11,10 +10,10 @@ use super::super::memory::Weather;
 use super::super::wire::ClientConfig;
 use super::*;
 
-/// How long everything is under way.
+/// Delay of every packet.
 const UNDER_WAY: Duration = Duration::from_millis(5);
 
-/// The same delay for all, and cuts.
+/// A constant delay, and cuts.
 #[derive(Default)]
 struct Plain {
     cut: Mutex<BTreeSet<(IpAddr, IpAddr)>>,
@@ -54,11 +53,11 @@ impl Sky {
         self.network.changed();
     }
 
-    /// Two nodes with a connection that the first has dialled.
+    /// Start two nodes with a connection that the first has dialled.
     async fn pair(&self) -> (Node, Node) {
         let (a, b) = (self.world.node(), self.world.node());
         a.call(&b.addr(), ECHO, b"").await.unwrap();
-        // The side that was dialled answers on a lane before it enters the link.
+        // The accepting side responds on a lane before its entry has the link.
         within("the link on the other side", async {
             while !b.transport.is_up(a.uid()) {
                 tokio::time::sleep(Duration::from_millis(1)).await;
@@ -73,7 +72,7 @@ fn ip(node: &Node) -> IpAddr {
     node.config.listen.ip()
 }
 
-/// Timers have steps of a millisecond.
+/// Resolution of timers: one millisecond.
 #[track_caller]
 fn assert_near(took: Duration, expected: Duration) {
     let slack = Duration::from_millis(2);
@@ -86,7 +85,7 @@ async fn a_first_call_takes_the_round_trips_of_the_handshake_and_the_hello() {
     let (a, b) = (sky.world.node(), sky.world.node());
     let begun = Instant::now();
     a.call(&b.addr(), ECHO, b"").await.unwrap();
-    // There, back and there again the handshake; the hello goes with the last, and is answered; then the call.
+    // Three packets of handshake; the hello travels with the last and is answered; then the call.
     assert_near(begun.elapsed(), UNDER_WAY * 6);
     let begun = Instant::now();
     a.call(&b.addr(), ECHO, b"").await.unwrap();
@@ -117,7 +116,7 @@ async fn a_handshake_needs_both_directions_and_goes_on_when_they_are_there() {
         let error = a.call(&b.addr(), ECHO, b"").await.unwrap_err();
         assert!(matches!(error, CallError::Unreachable(_)), "{error}");
         sky.mend();
-        // What was lost is said again within a dial.
+        // Lost packets are sent again within a dial.
         let (c, begun) = (sky.world.node(), Instant::now());
         sky.cut(&c, &b);
         let to = b.addr();
@@ -140,7 +139,7 @@ async fn a_cut_one_way_is_silence_at_its_end_and_a_close_at_the_other() {
     assert!(matches!(&error, CallError::Lost(why) if why.contains("too long")), "{error}");
     assert_near(begun.elapsed(), limits::SILENCE_LIMIT + UNDER_WAY);
     assert!(!b.transport.is_up(a.uid()));
-    // What the cut held up is for a connection that is no more: the request is never seen.
+    // The cut held up packets of a connection that has ended: the request is never seen.
     sky.mend();
     a.call_until_answered(&b.addr()).await;
     assert!(b.service.requests.lock().is_empty());
@@ -183,7 +182,7 @@ async fn nothing_leaves_a_killed_node_whatever_its_destructors_say() {
     let error = within("the call's end", call).await.unwrap().unwrap_err();
     assert!(matches!(&error, CallError::Lost(why) if why.contains("silent")), "{error}");
     assert_near(killed.elapsed().max(limits::SILENCE_LIMIT), limits::SILENCE_LIMIT);
-    // Its address is free at once, and who is there next is somebody else.
+    // Its address is free at once, and the next process there is a different one.
     let again = sky.world.start(TransportConfig { boot: BootId([9; 16]), ..config });
     a.call_until_answered(&again.addr()).await;
 }
@@ -213,7 +212,7 @@ async fn who_stands_still_is_silent_and_learns_at_last_that_it_was_given_up() {
 async fn whoever_hears_of_an_end_too_late_hears_only_that_it_is_forgotten() {
     let sky = Sky::new();
     let authorities = [sky.world.authority.cert_pem.clone()];
-    // Without the transport's watch over silence one learns of an end by QUIC's own limit at last.
+    // Without the transport's silence detection, the end is noticed only by QUIC's own limit.
     let after_close = (Duration::from_secs(3), ConnectionError::Reset);
     let (long, limit) = (Duration::from_secs(60), limits::IDLE_TIMEOUT);
     for (mended, ended, error) in

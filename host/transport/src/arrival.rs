@@ -1,9 +1,8 @@
-//! When the last packet came from an address.
+//! The time of the last packet from an address.
 //!
-//! QUIC counts a connection's packets and does not say when they came, so that a watcher of silence
-//! would have to look at the count many times a second. The socket notes the time instead, for the
-//! addresses that are listened to. It cannot tell one connection from another at the same address
-//! (a node that was started anew), so the count has the last word.
+//! QUIC counts a connection's packets but does not record their times, so that a silence detector would have
+//! to poll the count many times a second. Instead the socket records the time for watched addresses. It
+//! cannot tell two connections from the same address apart (a restarted node), so the count decides.
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
@@ -14,29 +13,29 @@ use std::time::Duration;
 use parking_lot::RwLock;
 use tokio::time::Instant;
 
-/// Without what a system adds to an IPv6 address, and an IPv4 address as one.
+/// An address without IPv6 scope and flow, with IPv4 in canonical form.
 type Key = (IpAddr, u16);
 
 fn key(addr: SocketAddr) -> Key {
     (addr.ip().to_canonical(), addr.port())
 }
 
-/// The addresses that are listened to, of one socket.
+/// The watched addresses of one socket.
 #[derive(Debug)]
-pub(super) struct Heard {
+pub(super) struct Arrivals {
     start: Instant,
     /// Microseconds from `start` to the last packet.
     last: RwLock<HashMap<Key, Arc<AtomicU64>>>,
 }
 
-impl Default for Heard {
+impl Default for Arrivals {
     fn default() -> Self {
         Self { start: Instant::now(), last: RwLock::default() }
     }
 }
 
-impl Heard {
-    /// Notes packets that came just now.
+impl Arrivals {
+    /// Record packets that arrived now.
     pub(super) fn note(&self, from: impl Iterator<Item = SocketAddr>) {
         let last = self.last.read();
         if last.is_empty() {
@@ -48,12 +47,12 @@ impl Heard {
         }
     }
 
-    pub(super) fn listen_to(&self, addr: SocketAddr) -> LastHeard {
+    pub(super) fn watch(&self, addr: SocketAddr) -> LastArrival {
         let mut all = self.last.write();
         all.retain(|_, last| Arc::strong_count(last) > 1);
         let last = all.entry(key(addr)).or_default().clone();
         last.store(self.now(), Ordering::Relaxed);
-        LastHeard { start: self.start, last, addr }
+        LastArrival { start: self.start, last, addr }
     }
 
     fn now(&self) -> u64 {
@@ -61,14 +60,14 @@ impl Heard {
     }
 }
 
-/// The last packet of one address.
-pub(super) struct LastHeard {
+/// The last packet from one address.
+pub(super) struct LastArrival {
     start: Instant,
     last: Arc<AtomicU64>,
     pub addr: SocketAddr,
 }
 
-impl LastHeard {
+impl LastArrival {
     pub(super) fn at(&self) -> Instant {
         self.start + Duration::from_micros(self.last.load(Ordering::Relaxed))
     }
@@ -81,9 +80,9 @@ mod tests {
 
     #[test]
     fn only_the_packets_of_an_address_count_for_it() {
-        let heard = Heard::default();
+        let heard = Arrivals::default();
         let (one, other) = ("127.0.0.1:1".parse().unwrap(), "127.0.0.1:2".parse().unwrap());
-        let of_one = heard.listen_to(one);
+        let of_one = heard.watch(one);
         let before = of_one.at();
         std::thread::sleep(Duration::from_millis(1));
         heard.note([other].into_iter());
@@ -94,13 +93,13 @@ mod tests {
 
     #[test]
     fn nobody_is_remembered_to_whom_nobody_listens() {
-        let heard = Heard::default();
+        let heard = Arrivals::default();
         let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
-        let kept = heard.listen_to(addr(1));
-        let again = heard.listen_to(addr(1));
+        let kept = heard.watch(addr(1));
+        let again = heard.watch(addr(1));
         drop(kept);
-        drop(heard.listen_to(addr(2)));
-        let third = heard.listen_to(addr(3));
+        drop(heard.watch(addr(2)));
+        let third = heard.watch(addr(3));
         assert_eq!(heard.last.read().len(), 2);
         drop((again, third));
     }

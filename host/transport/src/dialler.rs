@@ -1,0 +1,98 @@
+//! Connections on demand: when to dial a peer, and again after a failure or a loss.
+//!
+//! At most one task dials a peer. It ends when the peer is connected, when no call wanted the peer for
+//! [`DIAL_INTEREST`](super::limits::DIAL_INTEREST), or at the next attempt after the transport has closed.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use tokio::time::{Instant, sleep, timeout_at};
+
+use super::close::Close;
+use super::dial::dial;
+use super::error::CallError;
+use super::limits::DIAL_PAUSE;
+use super::link::Link;
+use super::peer::{Patience, PeerEntry, Want};
+use super::session::{Session, report_end};
+use super::shared::Shared;
+
+/// Return the connection to use; dial first if there is none.
+pub(super) async fn connected(
+    shared: &Arc<Shared>,
+    entry: &Arc<PeerEntry>,
+    addr: SocketAddr,
+    deadline: Instant,
+) -> Result<Arc<Link>, CallError> {
+    loop {
+        let changed = entry.changed();
+        tokio::pin!(changed);
+        changed.as_mut().enable();
+        match entry.want(addr, shared.is_closed())? {
+            Want::Use(link) => return Ok(link),
+            Want::Dial => start(shared, entry, Patience::Interest),
+            Want::Wait => {}
+        }
+        timeout_at(deadline, changed).await.map_err(|_| CallError::Deadline { sent: false })?;
+    }
+}
+
+/// Dial once in the background unless a task dials already. For callers that can wait and retry themselves.
+pub(super) fn knock(shared: &Arc<Shared>, entry: &Arc<PeerEntry>, addr: SocketAddr) {
+    if entry.want_once(addr, shared.is_closed()) {
+        start(shared, entry, Patience::Once);
+    }
+}
+
+/// Run a session in a task of its own, and dial the peer again if its last connection is lost. The task
+/// ends with the connection, and so at the latest when the transport closes.
+pub(super) fn serve(session: Session) {
+    annulus_ground::spawn(async move {
+        let error = session.run().await;
+        let Session { shared, entry, link } = session;
+        let superseded = Close::OlderBoot.is(&error) || Close::Superseded.is(&error);
+        if entry.lost(&link, !superseded && !shared.is_closed()) {
+            start(&shared, &entry, Patience::Interest);
+        }
+        // After the entry has changed: a caller that sees the loss and calls again finds the new state.
+        link.end();
+        entry.announce();
+        report_end(&shared, &error).await;
+    });
+}
+
+fn start(shared: &Arc<Shared>, entry: &Arc<PeerEntry>, patience: Patience) {
+    // Callers may be on other runtimes; connections live on the network's.
+    annulus_ground::spawn_on(&shared.runtime, keep_dialling(shared.clone(), entry.clone(), patience));
+}
+
+async fn keep_dialling(shared: Arc<Shared>, entry: Arc<PeerEntry>, mut patience: Patience) {
+    let mut pause = DIAL_PAUSE.0;
+    while let Some(addr) = entry.next_dial(shared.is_closed(), patience) {
+        patience = Patience::Interest;
+        let hurry = entry.hurried();
+        tokio::pin!(hurry);
+        hurry.as_mut().enable();
+        let dialled = tokio::select! {
+            dialled = dial(&shared, Some(entry.uid), addr) => dialled,
+            () = &mut hurry => continue,
+        };
+        match dialled {
+            Ok(session) => {
+                serve(session);
+                continue;
+            }
+            Err(failure) => {
+                tracing::debug!(peer = %entry.uid, %addr, failure, "dial failed");
+                entry.dial_failed(failure);
+            }
+        }
+        entry.announce();
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = hurry => {}
+        }
+        pause = (pause * 2).min(DIAL_PAUSE.1);
+    }
+    entry.announce();
+}
