@@ -49,14 +49,17 @@
 //! `Effect::Retry` asks for `Event::Retry` after a pause.
 
 pub mod duties;
+pub mod limiter;
 pub mod message;
-pub mod pairs;
-pub mod rate;
+pub mod pacing;
+mod rate;
 pub mod receiver;
 pub mod sender;
 mod tally;
 
 pub use tally::{Tallies, Tally};
+
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -74,4 +77,16 @@ pub enum TransferState {
     Done,
     /// Given up; the partition stays where it was.
     Failed,
+}
+
+impl fmt::Display for TransferState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Sealed => "sealed",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        })
+    }
 }

@@ -5,6 +5,7 @@
 
 use crate::ids::{NodeId, TransferId};
 use crate::ring::Partition;
+use crate::role::REPLICAS;
 
 /// One partition as a node has it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -61,7 +62,7 @@ impl Holding {
         let mut changes = Vec::new();
         if self.version < partition.version {
             let before = std::mem::replace(&mut self.version, partition.version);
-            let held = partition.replicas.first() == Some(&me);
+            let held = partition.role_of(me, REPLICAS).holds();
             match (std::mem::replace(&mut self.held, held), held) {
                 (false, true) => match self.staged.take() {
                     Some((transfer, true)) if transfer == partition.made_by => changes.push(Change::Promote),

@@ -1,5 +1,7 @@
 //! The ring: who holds which partition, as an explicit table (DESIGN.md D2).
 
+pub mod pairs;
+
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{NodeId, TransferId};
@@ -89,11 +91,6 @@ impl RingTable {
     /// If `id` is of a larger ring: ids are made by [`RingSize`] and checked on the wire.
     pub fn partition(&self, id: PartitionId) -> &Partition {
         &self.partitions[usize::from(id.0)]
-    }
-
-    /// The owner of a partition: the first of its replicas.
-    pub fn owner(&self, id: PartitionId) -> NodeId {
-        self.partition(id).replicas[0]
     }
 
     /// The same for an id from outside, which may be none of this ring's.

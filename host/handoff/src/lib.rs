@@ -8,12 +8,12 @@
 
 mod holdings;
 mod incoming;
+mod limiter;
 mod link;
 mod outgoing;
 mod progress;
 mod rows;
 mod seals;
-mod turns;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,10 +21,12 @@ use std::time::Duration;
 
 use annulus_core::handoff::duties;
 use annulus_core::handoff::message::{Begin, Refused, Start, ToReceiver, ToSender};
+use annulus_core::handoff::pacing;
 use annulus_core::handoff::sender::Task;
 use annulus_core::ids::{BootId, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Fate;
+use annulus_core::role::{REPLICAS, Role};
 use annulus_core::state::Command;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
@@ -37,8 +39,8 @@ use annulus_cluster::{Cluster, View};
 use annulus_modules::Modules;
 use annulus_transport::{BulkStream, Transport};
 use annulus_vnode::Master;
+use limiter::SendLimiter;
 use progress::Progress;
-use turns::Turns;
 
 /// Longest that the first message of an incoming stream may take.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
@@ -58,7 +60,7 @@ struct Inner {
     master: Master,
     seals: Seals,
     boot: BootId,
-    turns: Turns,
+    limiter: SendLimiter,
     /// How often in a row a partition's transfers were given up by this side, and why the last
     /// one was: the next one waits before it begins.
     broken: Mutex<HashMap<PartitionId, (u32, String)>>,
@@ -78,10 +80,10 @@ impl Handoff {
         boot: BootId,
     ) -> Self {
         let view = cluster.view();
-        let turns = Turns::new(view.state.handoff.of(view.me));
+        let limiter = SendLimiter::new(view.state.handoff.of(view.me));
         let (broken, outgoing, incoming) = Default::default();
         let inner =
-            Inner { cluster, transport, modules, master, seals, boot, turns, broken, outgoing, incoming };
+            Inner { cluster, transport, modules, master, seals, boot, limiter, broken, outgoing, incoming };
         Self { inner: Arc::new(inner) }
     }
 
@@ -101,7 +103,7 @@ impl Handoff {
                     changes.changed().await
                 } else {
                     // Either there is news, or what failed is due again.
-                    timeout(outgoing::FIRST_PAUSE, changes.changed()).await.unwrap_or(Ok(()))
+                    timeout(pacing::FIRST_PAUSE, changes.changed()).await.unwrap_or(Ok(()))
                 };
                 if changed.is_err() {
                     return;
@@ -112,7 +114,7 @@ impl Handoff {
 
     /// What operators have said of this node holds from now on.
     fn apply_limits(&self, view: &View) {
-        self.inner.turns.set(view.state.handoff.of(view.me));
+        self.inner.limiter.set(view.state.handoff.of(view.me));
     }
 
     fn clear_old_seals(&self, view: &View) {
@@ -223,7 +225,7 @@ impl Handoff {
     /// What the committed log says of a transfer. `gives`: asked by its giver.
     fn fate(&self, view: &View, partition: PartitionId, transfer: TransferId, gives: bool) -> Fate {
         let partition = view.partition(partition);
-        let has_given = gives && partition.replicas.first() != Some(&view.me);
+        let has_given = gives && partition.role_of(view.me, REPLICAS) != Role::Owner;
         partition.fate_of(transfer, has_given)
     }
 

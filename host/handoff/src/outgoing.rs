@@ -1,33 +1,28 @@
 //! One transfer that this node sends: the sender machine, its stream and its vnodes.
 
 mod carry;
+mod pace;
 mod seal;
-mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::handoff::message::{ModuleRelease, ToReceiver, ToSender};
+use annulus_core::handoff::pacing::{self, Pacing};
 use annulus_core::handoff::sender::{Event, Limits, Sender, Task};
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::item::Item;
-use annulus_core::state::Command;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
+use super::Handoff;
+use super::limiter::Permit;
 use super::progress::Progress;
-use super::{Handoff, PROPOSE_LIMIT};
-use annulus_cluster::{ProposeError, View};
+use annulus_cluster::View;
 use annulus_vnode::{Outgoing, StreamEvent};
 use annulus_wasm::TransferKind;
 use seal::Seal;
-use waiting::Waiting;
 
-/// Before the first further try after a failure; doubles up to [`LONGEST_PAUSE`].
-pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Between tries after many failures.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
 /// Longest that opening a stream may take.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// A leader must have been heard from this lately for a seal (R1): a node that is cut off
@@ -57,7 +52,7 @@ pub(super) fn spawn(
         let mut driver = Driver::new(handoff.clone(), task, taker, progress);
         if let Some((times, why)) = before {
             driver.progress.go_on_from(times, &why);
-            driver.waiting.begin_after(pause_after(times));
+            driver.pacing = Pacing::after_failures(times, handoff.inner.limiter.now());
         }
         driver.run().await;
         let mut outgoing = handoff.inner.outgoing.lock();
@@ -86,9 +81,9 @@ struct Driver {
     modules: Vec<ModuleRelease>,
     /// How many items the sealed vnodes have, where the host keeps them.
     counts: BTreeMap<ModuleUid, u64>,
-    waiting: Waiting,
-    /// What was sent is not what is any more: nothing is done but to wait for the cancel.
-    broken: bool,
+    pacing: Pacing,
+    /// The permit that `pacing` wants.
+    permit: Option<Permit>,
     /// It has been counted among those that are given up.
     cancels: bool,
 }
@@ -101,8 +96,7 @@ impl Driver {
         let machine = Sender::new(task.clone(), view.index(), Limits::default());
         let target = handoff.name_of(taker);
         let modules = task.modules.clone();
-        let (link, counts, broken) = (None, BTreeMap::new(), false);
-        let waiting = Waiting::default();
+        let (link, counts) = (None, BTreeMap::new());
         Self {
             handoff,
             task,
@@ -119,8 +113,8 @@ impl Driver {
             congested: watch::Sender::new(false),
             modules,
             counts,
-            waiting,
-            broken,
+            pacing: Pacing::default(),
+            permit: None,
             cancels: false,
         }
     }
@@ -139,6 +133,7 @@ impl Driver {
                 return;
             }
             self.show();
+            let wake_at = self.pacing.wake_at().map(|due| self.handoff.inner.limiter.instant(due));
             let event = tokio::select! {
                 biased;
                 changed = changes.changed() => {
@@ -155,15 +150,13 @@ impl Driver {
                     None => continue,
                 },
                 Some(event) = self.events.recv() => event,
-                turn = self.seal.changed(), if !self.broken => {
+                turn = self.seal.changed() => {
                     self.go_on_sealing(turn).await;
                     continue;
                 }
-                () = self.waiting.changed() => continue,
+                () = pace::due(&mut self.permit, wake_at) => continue,
             };
-            if !self.broken {
-                self.feed(event).await;
-            }
+            self.feed(event).await;
         }
         self.show();
         tracing::debug!(partition = partition.0, %transfer, to = self.target, state = ?self.machine.state(), "a handoff ended");
@@ -184,7 +177,7 @@ impl Driver {
         let holds =
             self.handoff.inner.master.begin_outgoing(self.task.partition, self.task.transfer, outgoing);
         if holds {
-            self.waiting.started = true;
+            self.pace(pacing::Event::Started);
             self.count();
             self.feed(Event::Start).await;
         }
@@ -200,7 +193,7 @@ impl Driver {
 
     async fn feed(&mut self, event: Event) {
         if matches!(event, Event::Received(_, ToSender::Ack { .. } | ToSender::Ended { .. })) {
-            self.waiting.went_well();
+            self.pace(pacing::Event::Progress);
         }
         for effect in self.machine.handle(event) {
             self.carry_out(effect).await;
@@ -213,8 +206,8 @@ impl Driver {
     async fn follow(&mut self, view: &View) {
         self.handoff.apply_limits(view);
         let limits = &view.state.handoff;
-        self.waiting.paused_here = limits.of(view.me).paused;
-        self.waiting.paused_there = limits.of(self.taker).paused;
+        let (here, there) = (limits.of(view.me).paused, limits.of(self.taker).paused);
+        self.pace(pacing::Event::Paused { here, there });
         let now = releases(view);
         for module in &now {
             if !self.modules.contains(module) {
@@ -235,16 +228,16 @@ impl Driver {
         match event {
             StreamEvent::Page { module, attempt, page: Ok(page) } => {
                 let items: Vec<Item> = page.items.into_iter().map(item).collect();
-                self.handoff.inner.turns.settle_page(bytes(&items));
+                self.handoff.inner.limiter.settle_page(bytes(&items));
                 Some(Event::Page { attempt, module, items, next: page.next })
             }
             StreamEvent::Page { module, attempt, page: Err(why) } => {
-                self.handoff.inner.turns.settle_page(0);
+                self.handoff.inner.limiter.settle_page(0);
                 Some(Event::PageFailed { attempt, module, why })
             }
             StreamEvent::Forward { module, items } => {
                 let items: Vec<Item> = items.into_iter().map(item).collect();
-                self.handoff.inner.turns.spend(bytes(&items));
+                self.handoff.inner.limiter.spend(bytes(&items));
                 Some(Event::Forward(module, items))
             }
             StreamEvent::Sealed { module, round, stored } => {
@@ -256,26 +249,8 @@ impl Driver {
             }
             StreamEvent::Broken { module, reason } => {
                 tracing::warn!(partition = self.task.partition.0, %module, reason, "a handoff is given up and starts again");
-                self.progress.fail(&reason);
-                // Only another transfer begins anew; a module that goes on breaking its handoffs
-                // is asked less and less often.
-                self.broken = true;
-                self.handoff.note_broken(self.task.partition, &reason);
-                self.waiting.give_up();
-                let cancel = Command::Cancel { partition: self.task.partition, transfer: self.task.transfer };
-                let cluster = self.handoff.inner.cluster.clone();
-                annulus_ground::spawn(async move {
-                    annulus_ground::point("handoff: a broken one is given up").await;
-                    while let Err(error) =
-                        cluster.propose(cancel.clone(), Instant::now() + PROPOSE_LIMIT).await
-                    {
-                        if matches!(error, ProposeError::Refused(_)) {
-                            return;
-                        }
-                        tokio::time::sleep(LONGEST_PAUSE).await;
-                    }
-                });
-                None
+                annulus_ground::point("handoff: a broken one is given up").await;
+                Some(Event::SourceBroken(reason))
             }
         }
     }
@@ -292,11 +267,6 @@ impl Driver {
         let counts = std::mem::take(&mut self.counts);
         Some(if sealed.is_ok() { Event::Sealed { counts } } else { Event::SealRefused })
     }
-}
-
-/// Pause after so many failures in a row.
-pub(super) fn pause_after(failures: u32) -> Duration {
-    (FIRST_PAUSE * 2u32.pow(failures.clamp(1, 10) - 1)).min(LONGEST_PAUSE)
 }
 
 fn bytes(items: &[Item]) -> u64 {

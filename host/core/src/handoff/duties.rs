@@ -4,6 +4,7 @@
 use crate::ids::{NodeId, TransferId};
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
+use crate::role::{REPLICAS, Role};
 
 /// A partition that a node is to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -22,8 +23,8 @@ pub struct Sending {
 pub fn to_send(ring: &RingTable, me: NodeId) -> impl Iterator<Item = Sending> {
     ring.iter().filter_map(move |(partition, now)| {
         let pending = now.pending.as_ref()?;
-        let taker = *pending.target.first()?;
-        let mine = now.replicas.first() == Some(&me) && taker != me;
+        let taker = now.successors(REPLICAS).next()?;
+        let mine = now.role_of(me, REPLICAS) == Role::Owner;
         mine.then_some(Sending { partition, transfer: pending.id, version: now.version, taker })
     })
 }
@@ -31,10 +32,10 @@ pub fn to_send(ring: &RingTable, me: NodeId) -> impl Iterator<Item = Sending> {
 /// Changes behind the owner, who is `me` and stays: no item of a module with one replica moves,
 /// and the owner, who alone may, flips them at once (R4).
 pub fn to_flip(ring: &RingTable, me: NodeId) -> Vec<(PartitionId, TransferId)> {
-    let mine = ring.iter().filter(|(_, partition)| partition.replicas.first() == Some(&me));
+    let mine = ring.iter().filter(|(_, partition)| partition.role_of(me, REPLICAS) == Role::Owner);
     let unmoved = mine.filter_map(|(id, partition)| {
         let pending = partition.pending.as_ref()?;
-        (pending.target.first() == Some(&me)).then_some((id, pending.id))
+        partition.successors(REPLICAS).next().is_none().then_some((id, pending.id))
     });
     unmoved.collect()
 }
@@ -42,7 +43,7 @@ pub fn to_flip(ring: &RingTable, me: NodeId) -> Vec<(PartitionId, TransferId)> {
 /// Is `me` to take the partition over by this transfer, which is under way?
 pub fn takes(ring: &RingTable, me: NodeId, partition: PartitionId, transfer: TransferId) -> bool {
     let pending = ring.pending_of(partition).filter(|pending| pending.id == transfer);
-    pending.is_some_and(|pending| pending.target.first() == Some(&me))
+    pending.is_some() && ring.role_of(me, partition, REPLICAS) == Role::Successor
 }
 
 /// Is a transfer over, one way or the other? Then its seal has no meaning any more.

@@ -9,11 +9,11 @@
 use std::time::Duration;
 
 /// Bytes that a page is taken for until it is read.
-pub const PAGE_BYTES: u64 = 64 << 10;
+const PAGE_BYTES: u64 = 64 << 10;
 
 /// What may be sent now.
 #[derive(Clone, Debug)]
-pub struct Bucket {
+pub struct TokenBucket {
     rate: Option<u64>,
     /// Bytes; debt below zero.
     level: i64,
@@ -21,7 +21,7 @@ pub struct Bucket {
     at: Duration,
 }
 
-impl Bucket {
+impl TokenBucket {
     /// A full bucket that gets so many bytes in a second; one that never empties where none.
     pub fn new(rate: Option<u64>, now: Duration) -> Self {
         Self { rate, level: rate.map_or(0, burst), at: now }
@@ -42,7 +42,7 @@ impl Bucket {
     }
 
     /// Takes a page out if that may be read now; else answers how long to wait before it is
-    /// asked again. What was taken too much or too little is given to [`Bucket::settle`].
+    /// asked again. What was taken too much or too little is given to [`TokenBucket::settle`].
     ///
     /// # Errors
     /// That long nothing may be read.
@@ -103,7 +103,7 @@ mod tests {
 
     /// Bytes that go out in so many seconds, if pages of this size are read as soon as they may be.
     fn sent(rate: Option<u64>, page: u64, seconds: u64) -> u64 {
-        let (mut bucket, mut now, mut sent) = (Bucket::new(rate, Duration::ZERO), Duration::ZERO, 0);
+        let (mut bucket, mut now, mut sent) = (TokenBucket::new(rate, Duration::ZERO), Duration::ZERO, 0);
         while now < Duration::from_secs(seconds) {
             match bucket.take_page(now) {
                 Ok(()) => {
@@ -132,7 +132,7 @@ mod tests {
 
     #[test]
     fn writes_are_counted_and_a_new_rate_counts_at_once() {
-        let (mut bucket, second) = (Bucket::new(Some(100_000), Duration::ZERO), Duration::from_secs(1));
+        let (mut bucket, second) = (TokenBucket::new(Some(100_000), Duration::ZERO), Duration::from_secs(1));
         assert_eq!(bucket.take_page(Duration::ZERO), Ok(()));
         bucket.settle(PAGE_BYTES);
         bucket.spend(1_000_000);

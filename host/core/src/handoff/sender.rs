@@ -197,6 +197,7 @@ impl Sender {
                 self.pause(&mut effects);
             }
             Event::SealRefused => {}
+            Event::SourceBroken(why) => self.source_broken(why, &mut effects),
             Event::NotProposed => self.pause(&mut effects),
             Event::Fate(fate) => self.end(fate, &mut effects),
             Event::Retry => self.retry(&mut effects),
@@ -287,6 +288,14 @@ impl Sender {
         self.phase = Phase::Cancelling;
         self.start_over(effects);
         effects.push(Effect::ProposeCancel);
+    }
+
+    fn source_broken(&mut self, why: String, effects: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Cancelling | Phase::Finished(_)) {
+            self.error = Some(why);
+            self.refused = None;
+            self.cancel(effects);
+        }
     }
 
     fn receive(&mut self, message: ToSender, effects: &mut Vec<Effect>) {

@@ -214,7 +214,7 @@ impl ClusterState {
         for ((id, target), partition) in
             self.ring.size.partitions().zip(table).zip(self.ring.partitions.iter_mut())
         {
-            let owner = partition.replicas[0];
+            let owner = partition.owner();
             let aims_at_gone =
                 partition.pending.as_ref().is_some_and(|pending| pending.target.iter().any(gone));
             if gone(&owner) || aims_at_gone {

@@ -7,10 +7,10 @@
 use std::collections::BTreeMap;
 
 use crate::claim::claim;
-use crate::handoff::pairs::pairs;
 use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
+use crate::ring::pairs::pairs;
 
 use super::{Change, ClusterState, MemberStatus, Refusal};
 
@@ -206,7 +206,7 @@ fn warnings(before: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) 
         .live_members()
         .filter(|member| after.members.get(&member.id).is_some_and(|after| after.banned));
     for member in removed {
-        let owned = before.ring.iter().filter(|(_, partition)| partition.replicas[0] == member.id).count();
+        let owned = before.ring.owned_by(member.id).count();
         // Only owners hold items as yet, whatever a module's n.
         let modules: Vec<&str> = before.modules.values().map(|module| module.name.as_str()).collect();
         if owned > 0 && !modules.is_empty() {

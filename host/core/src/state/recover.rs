@@ -71,10 +71,8 @@ impl Recovery {
             .partition(|id| answers.iter().any(|answer| answer.node == *id));
         let gone = |node: &NodeId| lost.contains(node) || state.member(*node).is_none();
         let ring = state.ring.iter();
-        let without_owner = ring
-            .filter(|(_, partition)| partition.replicas.first().is_none_or(gone))
-            .map(|(id, _)| id)
-            .collect();
+        let without_owner =
+            ring.filter(|(_, partition)| gone(&partition.owner())).map(|(id, _)| id).collect();
         let cancelled = state.ring.transfers().map(|(id, transfer)| (id, transfer.id)).collect();
         Some(Self { from, behind, answered, lost, without_owner, cancelled, state })
     }
@@ -96,7 +94,7 @@ impl ClusterState {
             partition.pending = None;
             partition.version = index;
         }
-        let owners = self.ring.iter().filter_map(|(id, partition)| Some((id, *partition.replicas.first()?)));
+        let owners = self.ring.iter().map(|(id, partition)| (id, partition.owner()));
         for (id, node) in owners.filter(|(_, owner)| lost.contains(owner)) {
             let name = self.members.get(&node).map_or_else(String::new, |member| member.name.clone());
             state.losses.insert(id, Loss { node, name, index });

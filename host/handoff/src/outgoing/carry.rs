@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use annulus_core::handoff::pacing::{self, PageRequest, is_busy};
 use annulus_core::handoff::sender::{Effect, Event};
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::ring::Fate;
@@ -10,7 +11,6 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::waiting::WantedPage;
 use super::{CONNECT_LIMIT, Driver};
 use crate::{PROPOSE_LIMIT, link};
 use annulus_cluster::{ProposeError, View};
@@ -33,7 +33,7 @@ impl Driver {
                 self.link.take_if(|(open, _)| *open == number);
             }
             Effect::ReadPage { attempt, module, after } => {
-                self.waiting.page = Some(WantedPage { attempt, module, after });
+                self.pace(pacing::Event::PageWanted(PageRequest { attempt, module, after }));
                 annulus_ground::point("handoff: reads a page").await;
                 self.read_if_allowed();
             }
@@ -45,6 +45,7 @@ impl Driver {
                 self.propose(Command::Flip { transfers: vec![(self.task.partition, self.task.transfer)] });
             }
             Effect::ProposeCancel => {
+                self.pace(pacing::Event::Abandoned);
                 if !std::mem::replace(&mut self.cancels, true) {
                     let why = self.machine.error().unwrap_or("given up");
                     self.handoff.note_broken(self.task.partition, why);
@@ -54,11 +55,15 @@ impl Driver {
                     transfer: self.task.transfer,
                 });
             }
-            Effect::Retry => self.waiting.pause(self.machine.refusal()),
+            Effect::Retry => {
+                let busy = is_busy(self.machine.refusal());
+                self.pace(pacing::Event::Failed { busy });
+            }
             Effect::Finish(fate) => {
-                self.waiting.ticket = None;
+                self.pace(pacing::Event::Abandoned);
+                let inner = &self.handoff.inner;
                 if fate == Fate::Flipped {
-                    self.handoff.inner.broken.lock().remove(&self.task.partition);
+                    inner.broken.lock().remove(&self.task.partition);
                 }
                 let (partition, transfer) = (self.task.partition, self.task.transfer);
                 inner.master.end_outgoing(partition, transfer, fate == Fate::Flipped);

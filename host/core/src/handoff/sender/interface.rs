@@ -100,6 +100,9 @@ pub enum Event {
     },
     /// Answers `Effect::Seal`: not now, nothing has changed (no leader was heard from lately).
     SealRefused,
+    /// A vnode has lost its items or puts the handoff off: the items sent no longer match it. Only another
+    /// transfer can begin again, so this one is cancelled.
+    SourceBroken(String),
     /// A proposal has failed, or nobody knows: asked for again later. (One that succeeded is
     /// learned from the log.)
     NotProposed,
