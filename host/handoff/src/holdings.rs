@@ -5,6 +5,7 @@ use std::time::Duration;
 
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::keyspace::PartitionId;
+use annulus_core::role::{REPLICAS, Role};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -95,10 +96,8 @@ impl Handoff {
     /// Partitions that are not this node's (any more) are left out.
     async fn count_here(&self, partitions: Vec<PartitionId>, deadline: Instant) -> CountReply {
         let view = self.inner.cluster.view();
-        let mine = partitions.into_iter().filter(|partition| {
-            let known = view.state.ring.get(*partition);
-            known.is_some_and(|known| known.replicas.first() == Some(&view.me))
-        });
+        let role = |partition: &PartitionId| view.state.ring.role_of(view.me, *partition, REPLICAS);
+        let mine = partitions.into_iter().filter(|partition| role(partition) == Role::Owner);
         let counted = futures_util::stream::iter(mine).map(|partition| async move {
             let counted = timeout_at(deadline, self.inner.master.weigh(partition)).await.ok()?;
             let counts = counted

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use annulus_core::ids::{BootId, ModuleUid, NodeUid};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Partition;
+use annulus_core::role::REPLICAS;
 use annulus_core::state::{Command, Module, Refusal};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
@@ -214,9 +215,9 @@ async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
 /// Items that guests kept in memory did not outlive the process: an operator sees so (R5). Answers the
 /// partitions that this may be true of.
 fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: &View) -> Vec<PartitionId> {
-    let owned = |partition: &Partition| partition.replicas.first() == Some(&view.me);
+    let holds = |partition: &Partition| partition.role_of(view.me, REPLICAS).holds();
     let held: Vec<PartitionId> =
-        view.state.ring.iter().filter(|(_, partition)| owned(partition)).map(|(id, _)| id).collect();
+        view.state.ring.iter().filter(|(_, partition)| holds(partition)).map(|(id, _)| id).collect();
     let keeps_items = |module: &&Module| {
         let exported = modules.description(module).exported;
         (exported.handoff || exported.writes_storage) && !empty.is_empty(module.uid)

@@ -58,7 +58,7 @@ impl AdminService {
         let partitions = &view.state.ring.partitions;
         Some(MemberRow {
             node: member.name.clone(),
-            status: status_word(member.status).to_owned(),
+            status: member.status.to_string(),
             alive: member.status != MemberStatus::Removed && self.is_up(view, id),
             since_ms: self
                 .parts
@@ -71,7 +71,7 @@ impl AdminService {
                 .and_then(|member| self.parts.transport.why_down(member.uid)),
             zone: member.zone.clone(),
             weight: member.weight,
-            owned: partitions.iter().filter(|partition| partition.replicas.first() == Some(&id)).count(),
+            owned: view.state.ring.owned_by(id).count(),
             replicas: partitions.iter().filter(|partition| partition.replicas.contains(&id)).count(),
             claimant: self.parts.cluster.leader() == Some(id),
             listen: member.listen.clone(),
@@ -281,16 +281,6 @@ fn incident_lines(incidents: &[Incident]) -> Vec<String> {
         }
     };
     incidents.iter().rev().map(line).collect()
-}
-
-pub(super) fn status_word(status: MemberStatus) -> &'static str {
-    match status {
-        MemberStatus::Joining => "joining",
-        MemberStatus::Member => "member",
-        MemberStatus::Leaving => "leaving",
-        MemberStatus::Down => "down",
-        MemberStatus::Removed => "removed",
-    }
 }
 
 /// The ring, by names.
