@@ -5,8 +5,8 @@
 //! the leader's start is waited for.
 
 use annulus_core::ids::NodeId;
-use annulus_core::state::{Command, Refusal};
-use annulus_core::version::{Range, Speaks, level_of};
+use annulus_core::state::{Command, Refusal, level_of};
+use annulus_core::version::{Range, Speaks};
 use openraft::EntryPayload;
 
 use super::raft::Entry;

@@ -23,14 +23,16 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::ring::RingTable;
-use crate::version::first_level;
 
 pub use apply::MAX_WIDTH;
 pub use change::{Change, Loss};
+use level::first_level;
+
 pub use handoff::{
     EffectiveLimits, HandoffChange, HandoffLimits, HandoffSettings, INCOMING_AT_ONCE, LEAST_BYTES_PER_SECOND,
     MOST_OUTGOING, OUTGOING_AT_ONCE, Rate,
 };
+pub use level::level_of;
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
 pub use recover::{Answer, Recovery};
 
@@ -120,6 +122,10 @@ pub struct Release {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_ms: Option<u64>,
 }
+
+/// The largest component that a node takes, in bytes. Compiling is the costliest thing that a caller can ask for;
+/// components of interpreted languages have 12 to 18 MB.
+pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
 
 /// Milliseconds that a release may allow one call of its guest: what a clock can tell apart, and as long as
 /// those may wait whose commands to the same vnode stand behind it.

@@ -1,15 +1,13 @@
 //! What a build speaks: versions of the wire, and levels of the cluster's state.
 //!
-//! Both are ranges. Two nodes talk if their protocols meet. The state's level is agreed on: it is in
-//! [`ClusterState::level`](crate::state::ClusterState) and says which commands and formats may
+//! Both are ranges. Two nodes talk if their protocols meet. The state's level is agreed on: it is the
+//! `level` of `state::ClusterState` and says which commands and formats may
 //! be used at all, so that nothing enters the log, or goes to a member, that one of them cannot
 //! read. When every member is known to speak the next one, the claimant raises it; it never sinks.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
-
-use crate::state::Command;
 
 /// From the oldest to the newest, both spoken.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -72,51 +70,6 @@ impl Default for Speaks {
 /// The level that this build founds a cluster with.
 pub const LEVEL: u32 = Speaks::THIS.levels.newest;
 
-/// The level of a state, or of a founding, that says nothing of it.
-pub(crate) fn first_level() -> u32 {
-    Speaks::FIRST.levels.newest
-}
-
-/// The first level that knows a command. A new command finds its place here or does not compile.
-pub fn level_of(command: &Command) -> u32 {
-    match command {
-        // The level before runs each release with the host's own limit.
-        Command::Deploy { release, .. } if release.call_ms.is_some() => 4,
-        // The level before ignores what these were made from.
-        Command::Change { down: Some(_), .. }
-        | Command::Rollback { base: Some(_), .. }
-        | Command::Undeploy { base: Some(_), .. }
-        | Command::Lost { .. } => 3,
-        // Before, a rollback had one release to go back to.
-        Command::Rollback { to: Some(_), .. } => 3,
-        // The level before takes every joiner in, whatever it was told.
-        Command::Admit { member, .. } if member.staged => 2,
-        Command::Found { .. }
-        | Command::IssueToken { .. }
-        | Command::Admit { .. }
-        | Command::Joined { .. }
-        | Command::Leave { .. }
-        | Command::Removed { .. }
-        | Command::Rebalance { .. }
-        | Command::Flip { .. }
-        | Command::Cancel { .. }
-        | Command::Deploy { .. }
-        | Command::Rollback { .. }
-        | Command::Undeploy { .. }
-        | Command::Moved { .. } => 1,
-        Command::Stage { .. }
-        | Command::ClearStaged
-        | Command::Commit { .. }
-        | Command::Change { .. }
-        | Command::Down { .. }
-        | Command::Up { .. }
-        | Command::Placed { .. }
-        | Command::Acknowledge { .. }
-        | Command::SetHandoff { .. }
-        | Command::Raise { .. } => 2,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,26 +81,6 @@ mod tests {
         assert!(!range(1, 2).meets(range(3, 4)) && !range(3, 4).meets(range(1, 2)));
         assert!(range(1, 2).has(2) && !range(1, 2).has(3));
         assert_eq!((range(1, 1).to_string(), range(1, 2).to_string()), ("1".into(), "1 to 2".into()));
-    }
-
-    #[test]
-    fn a_joiner_that_waits_for_a_plan_is_of_the_level_that_has_plans() {
-        use crate::ids::{Digest, NodeId, NodeUid};
-        use crate::state::{Member, MemberStatus};
-        let member = |staged| Member {
-            id: NodeId(0),
-            uid: NodeUid([1; 16]),
-            name: "a@h".into(),
-            listen: String::new(),
-            http: String::new(),
-            zone: None,
-            weight: 1,
-            status: MemberStatus::Joining,
-            staged,
-            banned: false,
-        };
-        let admit = |staged| Command::Admit { member: member(staged), token: Digest([1; 32]), now_ms: 0 };
-        assert_eq!((level_of(&admit(false)), level_of(&admit(true))), (1, 2));
     }
 
     #[test]

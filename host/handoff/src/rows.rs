@@ -1,6 +1,7 @@
 //! What `annulus transfers` shows.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use annulus_core::handoff::TransferState;
@@ -24,6 +25,14 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
 pub enum TransferKindName {
     /// The partition gets another owner.
     Ownership,
+}
+
+impl fmt::Display for TransferKindName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ownership => "ownership",
+        })
+    }
 }
 
 /// One module's part of one transfer.
@@ -126,10 +135,10 @@ impl Handoff {
                 if rows.iter().any(|row| row.partition == id) {
                     continue;
                 }
-                let (holder, taker) = (partition.replicas.first(), pending.target.first());
-                let name = |node: Option<&NodeId>| node.map(|node| self.name_of(*node)).unwrap_or_default();
-                let mut row = TransferRow::new(id, name(holder), name(taker));
-                match holder.and_then(|holder| silent.get(holder)) {
+                let holder = partition.owner();
+                let taker = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
+                let mut row = TransferRow::new(id, self.name_of(holder), taker);
+                match silent.get(&holder) {
                     Some(why) => {
                         row.waiting_for = Some(format!("holder {} is down", row.from));
                         row.error = Some(why.clone());

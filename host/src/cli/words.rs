@@ -9,14 +9,12 @@ use std::path::Path;
 
 use super::CliError;
 use annulus_core::request::MAX_ARGS_BYTES;
+use annulus_core::state::MAX_COMPONENT_BYTES;
 use annulus_values::{BadValue, Type, from_contents, from_text};
 use ciborium::Value;
 
 /// Most that is read of a file, in bytes: more would not fit a request.
 const MAX_BYTES: u64 = MAX_ARGS_BYTES as u64;
-
-/// Most that is read of a component, in bytes: a node takes no longer one.
-const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 /// What a word stands for.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -91,8 +89,8 @@ impl<R: Read> Words<R> {
 /// `Usage` when it cannot be read, or is longer than a component may be.
 pub(super) fn component_file(path: &Path) -> Result<Vec<u8>, CliError> {
     let read = match path.as_os_str() == "-" {
-        true => bounded(std::io::stdin(), MAX_COMPONENT_BYTES),
-        false => File::open(path).and_then(|file| bounded(file, MAX_COMPONENT_BYTES)),
+        true => bounded(std::io::stdin(), MAX_COMPONENT_BYTES as u64),
+        false => File::open(path).and_then(|file| bounded(file, MAX_COMPONENT_BYTES as u64)),
     };
     read.map_err(|error| CliError::Usage(format!("{}: {error}", path.display())))
 }

@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use annulus_core::ids::Digest;
+use annulus_core::state::MAX_COMPONENT_BYTES;
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
@@ -26,10 +27,6 @@ use super::pace::Pace;
 use super::room::{LimitedBy, Room, RoomLimit};
 use super::ticker::Ticker;
 use annulus_storage::Memory;
-
-/// Longest component, in bytes: compiling is the costliest thing that a caller can ask for.
-/// Interpreted languages make components of 12 to 18 MB.
-const MAX_COMPONENT_BYTES: usize = 64 << 20;
 
 /// Address space that an instance's memory has to grow into before it is moved, and by how much more it is
 /// moved then. Address space costs nothing but itself: far less than WebAssembly's 4 GiB, of which 128 TiB

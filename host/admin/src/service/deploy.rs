@@ -11,15 +11,13 @@ use super::answer::Answer;
 use super::{AdminService, HEAR_LIMIT, deadline, settings};
 use crate::rows::DeployedRow;
 use crate::{AdminError, DeployRequest};
+use annulus_core::state::MAX_COMPONENT_BYTES;
 use annulus_modules::{DeployError, Deployed, Progress};
 use annulus_transport::BulkRecv;
 use annulus_wasm::{InvalidComponent, Limits};
 
 /// How a core module begins: the magic bytes, then version 1 in layer 0.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
-
-/// Largest component: some times what a whole language's runtime takes.
-const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 impl AdminService {
     pub(super) async fn deploy(
@@ -134,7 +132,7 @@ async fn follow<T>(
 
 async fn upload(bytes: u64, recv: &mut BulkRecv) -> Result<Bytes, AdminError> {
     let refuse = |why: String| Err(AdminError::not_applied("bad-arguments", why));
-    if bytes > MAX_COMPONENT_BYTES {
+    if bytes > MAX_COMPONENT_BYTES as u64 {
         return refuse(format!(
             "a component of {bytes} bytes is too large; the limit is {MAX_COMPONENT_BYTES}"
         ));

@@ -127,7 +127,10 @@ impl AdminService {
         match request {
             AdminRequest::Members => done(&self.members()),
             AdminRequest::Ring => done(&look::ring(&self.view())),
-            AdminRequest::Transfers => done(&self.parts.handoff.transfers().await),
+            AdminRequest::Transfers => {
+                let rows = self.parts.handoff.transfers().await.into_iter();
+                done(&rows.map(crate::rows::TransferRow::from).collect::<Vec<_>>())
+            }
             AdminRequest::Status => done(&self.status().await),
             AdminRequest::Locate { module, key, n } => done(&self.locate(&module, &key, n)?),
             AdminRequest::Modules => done(&self.modules().await),

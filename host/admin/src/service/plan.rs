@@ -9,7 +9,6 @@ use annulus_core::wording::counted;
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
-use super::look::status_word;
 use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, LOOK_LIMIT};
 use crate::plan_rows::{ChangeRow, CommittedRow, LossRow, MoveRow, PlanRow, ShareRow, StagedRow, WarningRow};
 use crate::{AdminError, PlanOf};
@@ -292,8 +291,8 @@ fn rows(view: &View, plan: &Plan, held: &BTreeMap<PartitionId, Held>) -> PlanRow
         let status = view.state.members.get(&share.node).map(|member| member.status);
         ShareRow {
             node: name(view, share.node),
-            status: status.map_or("", status_word).to_owned(),
-            becomes: status_word(share.becomes).to_owned(),
+            status: status.map_or_else(String::new, |status| status.to_string()),
+            becomes: share.becomes.to_string(),
             owned: share.now.owned,
             will_own: share.then.owned,
             replicas: share.now.replicas,

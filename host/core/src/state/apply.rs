@@ -9,8 +9,8 @@ use crate::ids::{ClusterId, Digest, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::mutants::{self, Mutant};
 use crate::ring::{Partition, RingTable, Transfer};
-use crate::version::first_level;
 
+use super::level::first_level;
 use super::{Change, ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
 
 /// The widest replica table (R4).

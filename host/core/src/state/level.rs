@@ -1,7 +1,7 @@
 //! The state's level: what may be said at all, and how it rises (`version`).
 
 use crate::ids::NodeId;
-use crate::version::level_of;
+use crate::version::Speaks;
 
 use super::{ClusterState, Command, Outcome, Refusal};
 
@@ -23,5 +23,76 @@ impl ClusterState {
         }
         self.level = level;
         Ok(Outcome::Done)
+    }
+}
+
+/// The level of a state, or of a founding, that says nothing of it.
+pub(super) fn first_level() -> u32 {
+    Speaks::FIRST.levels.newest
+}
+
+/// The first level that knows a command. A new command finds its place here or does not compile.
+pub fn level_of(command: &Command) -> u32 {
+    match command {
+        // The level before runs each release with the host's own limit.
+        Command::Deploy { release, .. } if release.call_ms.is_some() => 4,
+        // The level before ignores what these were made from.
+        Command::Change { down: Some(_), .. }
+        | Command::Rollback { base: Some(_), .. }
+        | Command::Undeploy { base: Some(_), .. }
+        | Command::Lost { .. } => 3,
+        // Before, a rollback had one release to go back to.
+        Command::Rollback { to: Some(_), .. } => 3,
+        // The level before takes every joiner in, whatever it was told.
+        Command::Admit { member, .. } if member.staged => 2,
+        Command::Found { .. }
+        | Command::IssueToken { .. }
+        | Command::Admit { .. }
+        | Command::Joined { .. }
+        | Command::Leave { .. }
+        | Command::Removed { .. }
+        | Command::Rebalance { .. }
+        | Command::Flip { .. }
+        | Command::Cancel { .. }
+        | Command::Deploy { .. }
+        | Command::Rollback { .. }
+        | Command::Undeploy { .. }
+        | Command::Moved { .. } => 1,
+        Command::Stage { .. }
+        | Command::ClearStaged
+        | Command::Commit { .. }
+        | Command::Change { .. }
+        | Command::Down { .. }
+        | Command::Up { .. }
+        | Command::Placed { .. }
+        | Command::Acknowledge { .. }
+        | Command::SetHandoff { .. }
+        | Command::Raise { .. } => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joiner_that_waits_for_a_plan_is_of_the_level_that_has_plans() {
+        use crate::ids::{Digest, NodeUid};
+        use crate::state::{Member, MemberStatus};
+
+        let member = |staged| Member {
+            id: NodeId(0),
+            uid: NodeUid([1; 16]),
+            name: "a@h".into(),
+            listen: String::new(),
+            http: String::new(),
+            zone: None,
+            weight: 1,
+            status: MemberStatus::Joining,
+            staged,
+            banned: false,
+        };
+        let admit = |staged| Command::Admit { member: member(staged), token: Digest([1; 32]), now_ms: 0 };
+        assert_eq!((level_of(&admit(false)), level_of(&admit(true))), (1, 2));
     }
 }
