@@ -10,6 +10,7 @@
 
 mod random;
 mod scope;
+mod tasks;
 
 use std::fmt;
 use std::future::Future;
@@ -21,6 +22,7 @@ use tokio::task::JoinHandle;
 
 pub use random::{Source, random, random_range};
 pub use scope::{Scope, ScopeId, World, die};
+pub use tasks::Tasks;
 
 /// Begins a task on the present runtime, as part of the present scope.
 ///

@@ -25,7 +25,7 @@ struct Inner {
 
 struct State {
     core: core::SendLimiter,
-    /// One per permit that is held or waited for: as many as there are outgoing transfers at most.
+    /// One per permit, and at most one permit per outgoing transfer.
     holders: BTreeMap<PermitId, watch::Sender<bool>>,
 }
 

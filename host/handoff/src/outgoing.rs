@@ -23,13 +23,13 @@ use annulus_vnode::{Outgoing, StreamEvent};
 use annulus_wasm::TransferKind;
 use seal::Seal;
 
-/// Longest that opening a stream may take.
+/// The time limit for opening a stream.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A leader must have been heard from this lately for a seal (R1): a node that is cut off
-/// would otherwise stop serving for a flip that cannot come.
+/// A partition is sealed only if a leader was heard from within this time (R1). A node that is cut off would
+/// otherwise stop serving for a flip that cannot be committed.
 const LEADER_WITHIN: Duration = Duration::from_secs(1);
 
-/// The modules that there are, as a transfer names them.
+/// The deployed modules with their current releases.
 pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
     let release = |module: &annulus_core::state::Module| ModuleRelease {
         uid: module.uid,
@@ -38,8 +38,8 @@ pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
     view.state.modules.values().map(release).collect()
 }
 
-/// Runs a transfer to its end, by the log.
-/// `before`: how often in a row this node has given up a transfer of the partition, and why.
+/// Run a transfer until the log ends it. `before`: the number of transfers of the partition in a row that this node
+/// has given up, and the last reason.
 pub(super) fn spawn(
     handoff: Handoff,
     task: Task,
@@ -47,7 +47,8 @@ pub(super) fn spawn(
     progress: Progress,
     before: Option<(u32, String)>,
 ) {
-    annulus_ground::spawn(async move {
+    let owner = handoff.clone();
+    owner.inner.tasks.spawn(async move {
         let (partition, transfer) = (task.partition, task.transfer);
         let mut driver = Driver::new(handoff.clone(), task, taker, progress);
         if let Some((times, why)) = before {
@@ -69,23 +70,26 @@ struct Driver {
     target: String,
     machine: Sender,
     progress: Progress,
+    /// Answers of streams and proposals. Bounded by the machine: one answer per stream, proposal and page, and one
+    /// acknowledgement per message sent, of which `Limits::backlog_bytes` are unacknowledged at most.
     events: mpsc::UnboundedReceiver<Event>,
-    /// Where what comes later is told: streams, proposals, pauses.
     later: mpsc::UnboundedSender<Event>,
+    /// Pages and writes of the vnodes, in commit order. Bounded: one page is read at a time, and vnodes have their
+    /// commands wait while `congested` is true.
     vnodes: mpsc::UnboundedReceiver<StreamEvent>,
     to_vnodes: mpsc::UnboundedSender<StreamEvent>,
     link: Option<(u64, mpsc::UnboundedSender<Arc<ToReceiver>>)>,
     seal: Seal,
-    /// Tells the vnodes that the receiver is behind.
+    /// True while the receiver is so far behind that writes wait.
     congested: watch::Sender<bool>,
     modules: Vec<ModuleRelease>,
-    /// How many items the sealed vnodes have, where the host keeps them.
+    /// The number of items of each sealed vnode whose items the host keeps.
     counts: BTreeMap<ModuleUid, u64>,
     pacing: Pacing,
     /// The permit that `pacing` wants.
     permit: Option<Permit>,
-    /// It has been counted among those that are given up.
-    cancels: bool,
+    /// The transfer is counted in `Inner::given_up`.
+    given_up: bool,
 }
 
 impl Driver {
@@ -115,16 +119,16 @@ impl Driver {
             counts,
             pacing: Pacing::default(),
             permit: None,
-            cancels: false,
+            given_up: false,
         }
     }
 
     async fn run(mut self) {
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let mut changes = self.handoff.inner.cluster.watch();
-        // What changed since the task was made counts too.
+        // The view may have changed since the task was made.
         changes.mark_changed();
-        // A turn is waited for unless the partition is sealed already: then every moment counts.
+        // A sealed partition waits for no permit: requests are waiting for it.
         if self.task.sealed && !self.start().await {
             return;
         }
@@ -162,8 +166,8 @@ impl Driver {
         tracing::debug!(partition = partition.0, %transfer, to = self.target, state = ?self.machine.state(), "a handoff ended");
     }
 
-    /// Begins to listen to the vnodes, then to send. False if this node does not hold the
-    /// partition any more, or the transfer is over.
+    /// Listen to the vnodes, then start the machine. False if this node does not own the partition any more, or the
+    /// transfer is over.
     async fn start(&mut self) -> bool {
         let view = self.handoff.inner.cluster.view();
         self.handoff.inner.master.wait_applied(view.index()).await;
@@ -184,8 +188,9 @@ impl Driver {
         holds
     }
 
-    /// Asks once how many items there are to be sent, for people to look at.
+    /// Count the items to be sent, for `annulus transfers`.
     fn count(&self) {
+        // Ends with the count, or with the vnodes.
         let (master, progress, partition) =
             (self.handoff.inner.master.clone(), self.progress.clone(), self.task.partition);
         annulus_ground::spawn(async move { progress.set_totals(master.count(partition).await) });
@@ -202,7 +207,7 @@ impl Driver {
         self.congested.send_if_modified(|was| std::mem::replace(was, congested) != congested);
     }
 
-    /// What the committed log says, of the transfer and of the modules.
+    /// Report a new view to the machine: limits, modules and the fate of the transfer.
     async fn follow(&mut self, view: &View) {
         self.handoff.apply_limits(view);
         let limits = &view.state.handoff;
@@ -262,7 +267,7 @@ impl Driver {
         let (seals, partition, transfer) =
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         annulus_ground::point("handoff: the vnodes are silent, and no mark says so").await;
-        // Syncs the disk, which must not hold up the network's threads.
+        // Syncs the disk, which must not block the network's threads.
         let sealed = annulus_ground::aside(async move { seals.put(partition, transfer).await }).await;
         let counts = std::mem::take(&mut self.counts);
         Some(if sealed.is_ok() { Event::Sealed { counts } } else { Event::SealRefused })

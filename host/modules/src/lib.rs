@@ -21,6 +21,7 @@ use std::time::Duration;
 use annulus_core::ids::{Digest, ModuleUid, NodeUid};
 use annulus_core::state::Module;
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -29,6 +30,7 @@ pub use deploy::{DeployError, DeployRequest, Deployed, Progress};
 pub use messages::Running;
 
 use annulus_cluster::Cluster;
+use annulus_ground::Tasks;
 use annulus_transport::Transport;
 use annulus_vnode::{Behaviour, Loader, ModuleSource, WeakMaster};
 use annulus_wasm::{Description, Limits};
@@ -65,6 +67,7 @@ struct Inner {
     /// Whose vnodes are swapped; set once, when the node is put together. The master holds on
     /// to this, so this must not hold on to the master.
     master: OnceLock<WeakMaster>,
+    tasks: Tasks,
 }
 
 impl Modules {
@@ -75,6 +78,7 @@ impl Modules {
         loader: Arc<dyn Loader>,
         artefacts: Artefacts,
     ) -> Self {
+        // Bounded by the peers that connect during one round of reports, which has a deadline.
         let (connected, connections) = mpsc::unbounded_channel();
         Self {
             inner: Arc::new(Inner {
@@ -92,8 +96,14 @@ impl Modules {
                 connected,
                 connections: Mutex::new(Some(connections)),
                 master: OnceLock::new(),
+                tasks: Tasks::default(),
             }),
         }
+    }
+
+    /// End the tasks that follow the cluster and those that answer other nodes. Vnodes run on.
+    pub fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.inner.tasks.stop())
     }
 
     /// What a module's current release says of itself.

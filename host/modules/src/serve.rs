@@ -16,7 +16,7 @@ impl Modules {
     /// Answers a control request of kind `MODULE_PREPARE` or `MODULE_RUNNING`.
     pub fn serve(&self, request: Request) {
         let this = self.clone();
-        annulus_ground::spawn(async move {
+        self.inner.tasks.spawn(async move {
             let answer = match request.kind {
                 kind::MODULE_PREPARE => match codec::decode::<Prepare>(&request.payload) {
                     Ok(prepare) => codec::encode(&this.prepare(prepare).await),
@@ -45,7 +45,7 @@ impl Modules {
             Err(error) => return tracing::warn!(%error, "a request for a component cannot be read"),
         };
         let this = self.clone();
-        annulus_ground::spawn(async move {
+        self.inner.tasks.spawn(async move {
             if let Err(error) = this.inner.artefacts.send(&digest, stream).await {
                 tracing::warn!(%digest, %error, "a component could not be sent");
             }

@@ -115,9 +115,11 @@ impl Services {
 
     /// Ends every vnode in order.
     pub(super) async fn stop(&self) {
+        self.handoff.stop().await;
         if tokio::time::timeout(STOP_LIMIT, self.master.stop()).await.is_err() {
             tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are left behind");
         }
+        self.modules.stop().await;
     }
 }
 

@@ -58,6 +58,7 @@ impl AdminService {
             deadline: Some(deadline),
             component,
         };
+        // Bounded by the steps of a deploy: a few, and one per member.
         let (progress, steps) = mpsc::unbounded_channel();
         let deployed = follow(self.parts.modules.deploy(request, progress), steps, answer).await?;
         Ok(self.deployed(deployed))
@@ -70,6 +71,7 @@ impl AdminService {
         deadline: Option<Instant>,
         answer: &mut Answer,
     ) -> Result<DeployedRow, AdminError> {
+        // As of a deploy.
         let (progress, steps) = mpsc::unbounded_channel();
         let rolling_back = self.parts.modules.rollback(module, to, deadline, progress);
         let deployed = follow(rolling_back, steps, answer).await?;

@@ -202,6 +202,7 @@ impl Service for AdminService {
 
     fn bulk(&self, from: PeerIdentity, _: u8, header: Bytes, stream: BulkStream) {
         let service = self.clone();
+        // Awaited by `drain`, as the task holds `under_way`.
         annulus_ground::spawn(async move {
             let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;
             if service.closing.load(Ordering::SeqCst) {

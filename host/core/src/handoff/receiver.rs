@@ -318,7 +318,11 @@ impl Receiver {
 
     fn completed(&mut self, generation: u64) -> Vec<Effect> {
         let Some(filling) = self.filling(generation) else { return Vec::new() };
-        let Some(seq) = filling.end.as_ref().map(|end| end.seq) else { return Vec::new() };
+        let Some(End { seq, tallies, .. }) = &filling.end else { return Vec::new() };
+        // A stage is marked complete only once it has all that was sent: from here on it may be flipped.
+        assert!(filling.is_whole());
+        assert!(filling.taken.same(tallies) || mutants::on(Mutant::IgnoreEndDigest));
+        let seq = *seq;
         self.taken = filling.came.total();
         self.stage = Stage::Complete;
         let asked = std::mem::take(&mut self.asked);

@@ -307,6 +307,8 @@ impl Sender {
                 Phase::Sealed
                     if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.ended == Some(seq)) =>
                 {
+                    // Sealed, and the end was sent: nothing is left to be read.
+                    assert!(self.outgoing.as_ref().is_some_and(Outgoing::is_read));
                     self.phase = Phase::Flipping;
                     self.losses = 0;
                     effects.push(Effect::ProposeFlip);

@@ -45,6 +45,7 @@ impl Driver {
                 let granted = permit.is_granted();
                 self.pace(pacing::Event::Permit { granted });
             }
+            debug_assert_eq!(self.permit.is_some(), self.pacing.wants_permit());
             let now = self.handoff.inner.limiter.now();
             match self.pacing.next(now, self.machine.is_urgent()) {
                 None => break,

@@ -57,6 +57,11 @@ pub(super) struct Again {
 }
 
 impl Outgoing {
+    /// Whether every page was read, and sent or compared.
+    pub fn is_read(&self) -> bool {
+        self.unread.is_empty() && self.reading.is_none() && self.again.is_empty() && self.ranges.is_empty()
+    }
+
     /// The first number that can still be sent.
     pub fn first(&self) -> u64 {
         self.kept.front().map_or(self.next, |kept| kept.0)

@@ -42,7 +42,7 @@ impl Sender {
                     effects.push(Effect::Seal);
                 }
             }
-            Phase::Sealed => self.send_end(effects),
+            Phase::Sealed if outgoing.ranges.is_empty() => self.send_end(effects),
             _ => {}
         }
     }
