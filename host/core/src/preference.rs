@@ -13,7 +13,7 @@ use crate::ring::RingTable;
 /// Why a node is on the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
+pub enum Rank {
     /// Of the replica set: it may answer.
     Primary,
     /// Stands in for a primary that is down: it holds, it does not answer (R6).
@@ -26,7 +26,7 @@ pub struct Preferred {
     /// Whom to ask.
     pub node: NodeId,
     /// As what.
-    pub role: Role,
+    pub rank: Rank,
     /// The primary that a fallback stands in for; a primary stands for itself.
     pub instead_of: NodeId,
 }
@@ -62,7 +62,7 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
         primaries.iter().filter(|node| nodes.is_up(**node)).filter_map(|node| nodes.zone(*node)).collect();
     for primary in primaries {
         if nodes.is_up(*primary) {
-            list.push(Preferred { node: *primary, role: Role::Primary, instead_of: *primary });
+            list.push(Preferred { node: *primary, rank: Rank::Primary, instead_of: *primary });
             continue;
         }
         let elsewhere = |node: &NodeId| nodes.zone(*node).is_none_or(|zone| !taken.contains(&zone));
@@ -71,7 +71,7 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
         }
         let node = spare.remove(spare.iter().position(elsewhere).unwrap_or(0));
         taken.extend(nodes.zone(node));
-        list.push(Preferred { node, role: Role::Fallback, instead_of: *primary });
+        list.push(Preferred { node, rank: Rank::Fallback, instead_of: *primary });
     }
     list
 }
@@ -105,9 +105,9 @@ mod tests {
         }
     }
 
-    fn list(ring: &RingTable, id: u16, n: usize, nodes: &impl Nodes) -> Vec<(u64, Role)> {
+    fn list(ring: &RingTable, id: u16, n: usize, nodes: &impl Nodes) -> Vec<(u64, Rank)> {
         let list = preference_list(ring, PartitionId(id), n, nodes);
-        list.into_iter().map(|one| (one.node.0, one.role)).collect()
+        list.into_iter().map(|one| (one.node.0, one.rank)).collect()
     }
 
     const RING: [&[u64]; 8] =
@@ -116,19 +116,19 @@ mod tests {
     #[test]
     fn everybody_up_is_the_replica_set() {
         let all = |_| true;
-        assert_eq!(list(&ring(RING), 2, 2, &all), [(4, Role::Primary), (5, Role::Primary)]);
+        assert_eq!(list(&ring(RING), 2, 2, &all), [(4, Rank::Primary), (5, Rank::Primary)]);
         assert_eq!(list(&ring(RING), 2, 9, &all).len(), 3);
     }
 
     #[test]
     fn who_is_down_is_replaced_in_place_by_the_walk_which_wraps() {
         let up = |node: NodeId| ![1, 2, 3].contains(&node.0);
-        let expected = [(0, Role::Primary), (4, Role::Fallback), (5, Role::Fallback)];
+        let expected = [(0, Rank::Primary), (4, Rank::Fallback), (5, Rank::Fallback)];
         assert_eq!(list(&ring(RING), 0, 3, &up), expected);
         let up = |node: NodeId| node.0 != 5;
         assert_eq!(
             list(&ring(RING), 7, 3, &up),
-            [(2, Role::Fallback), (0, Role::Primary), (1, Role::Primary)]
+            [(2, Rank::Fallback), (0, Rank::Primary), (1, Rank::Primary)]
         );
     }
 
@@ -136,9 +136,9 @@ mod tests {
     fn a_fallback_is_never_of_the_whole_set_and_the_list_ends_where_nobody_is_left() {
         let up = |node: NodeId| node.0 > 0 && node.0 < 4;
         // 2 is of the set, though beyond prefix(2).
-        assert_eq!(list(&ring(RING), 0, 2, &up), [(3, Role::Fallback), (1, Role::Primary)]);
+        assert_eq!(list(&ring(RING), 0, 2, &up), [(3, Rank::Fallback), (1, Rank::Primary)]);
         let up = |node: NodeId| node.0 == 2;
-        assert_eq!(list(&ring(RING), 0, 3, &up), [(2, Role::Primary)]);
+        assert_eq!(list(&ring(RING), 0, 3, &up), [(2, Rank::Primary)]);
     }
 
     #[test]
@@ -158,7 +158,7 @@ mod tests {
 
     #[test]
     fn fallbacks_of_other_zones_come_first_and_then_any() {
-        let expected = [(0, Role::Primary), (5, Role::Fallback), (3, Role::Fallback)];
+        let expected = [(0, Rank::Primary), (5, Rank::Fallback), (3, Rank::Fallback)];
         assert_eq!(list(&ring(RING), 0, 3, &Zoned), expected);
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::keyspace::hash_key;
-use annulus_core::preference::{Nodes, Role, preference_list};
+use annulus_core::preference::{Nodes, Rank, preference_list};
 use annulus_core::state::{Change, Member, MemberStatus, Module, Release, StorageKind};
 use annulus_core::wording::{counted, ranges};
 use bytes::Bytes;
@@ -90,9 +90,9 @@ impl AdminService {
         let preferred = preference_list(ring, partition, usize::from(n), &nodes);
         let row = |preferred: &annulus_core::preference::Preferred| PreferenceRow {
             node: name_of(&view, preferred.node),
-            role: match preferred.role {
-                Role::Primary => "primary",
-                Role::Fallback => "fallback",
+            role: match preferred.rank {
+                Rank::Primary => "primary",
+                Rank::Fallback => "fallback",
             }
             .to_owned(),
         };
