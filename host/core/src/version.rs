@@ -1,35 +1,34 @@
-//! What a build speaks: versions of the wire, and levels of the cluster's state.
+//! The versions that a build speaks: of the wire, and levels of the cluster's state.
 //!
-//! Both are ranges. Two nodes talk if their protocols meet. The state's level is agreed on: it is the
-//! `level` of `state::ClusterState` and says which commands and formats may
-//! be used at all, so that nothing enters the log, or goes to a member, that one of them cannot
-//! read. When every member is known to speak the next one, the claimant raises it; it never sinks.
+//! Both are ranges. Two nodes talk if their ranges of the wire intersect. The level is agreed on, as `level` of
+//! `state::ClusterState`: only commands and formats up to it may be used, so nothing enters the log, or goes to a member,
+//! that a member cannot read. The claimant raises the level once every member speaks the next one; it never falls.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-/// From the oldest to the newest, both spoken.
+/// A range of versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Range {
-    /// The oldest.
+    /// The oldest version spoken.
     pub oldest: u32,
-    /// The newest.
+    /// The newest version spoken.
     pub newest: u32,
 }
 
 impl Range {
-    /// A range.
+    /// The range from `oldest` to `newest`.
     pub const fn new(oldest: u32, newest: u32) -> Self {
         Self { oldest, newest }
     }
 
-    /// Is this one spoken?
+    /// Whether the version is in the range.
     pub fn has(&self, version: u32) -> bool {
         (self.oldest..=self.newest).contains(&version)
     }
 
-    /// Is there one that both speak?
+    /// Whether both ranges have a version in common.
     pub fn meets(&self, other: Range) -> bool {
         self.oldest <= other.newest && other.oldest <= self.newest
     }
@@ -44,17 +43,17 @@ impl fmt::Display for Range {
     }
 }
 
-/// What one build speaks.
+/// The versions that one build speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Speaks {
-    /// Versions of what goes over a connection.
+    /// The versions of the wire protocol.
     pub protocol: Range,
-    /// Levels of the cluster's state.
+    /// The levels of the cluster's state.
     pub levels: Range,
 }
 
 impl Speaks {
-    /// The first build, and whoever says nothing of levels.
+    /// The first build, and any peer that names no levels.
     pub const FIRST: Self = Self { protocol: Range::new(1, 1), levels: Range::new(1, 1) };
 
     /// This build.

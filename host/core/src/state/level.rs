@@ -1,4 +1,4 @@
-//! The state's level: what may be said at all, and how it rises (`version`).
+//! The level of the state: the commands that may be used, and how the level rises (`version`).
 
 use crate::ids::NodeId;
 use crate::version::Speaks;
@@ -6,8 +6,8 @@ use crate::version::Speaks;
 use super::{ClusterState, Command, Outcome, Refusal};
 
 impl ClusterState {
-    /// May this be said at the present level? A raise is what makes it higher. Nobody proposes what
-    /// may not; this is for an entry whose proposer knew less than it thought.
+    /// Refuse a command above the present level. Proposers check the level too; this is for an entry whose proposer had
+    /// an outdated view.
     pub fn check_level(&self, command: &Command) -> Result<(), Refusal> {
         let needs = level_of(command);
         if needs > self.level && !matches!(command, Command::Raise { .. }) {
@@ -16,7 +16,8 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Who was admitted after the proposer looked may speak less, so it must have seen them all.
+    /// Raise the level. `known`: the members that the proposer has seen. A member that was admitted later may not speak
+    /// the level.
     pub(super) fn raise(&mut self, level: u32, known: &[NodeId]) -> Result<Outcome, Refusal> {
         if level <= self.level || !self.live_members().all(|member| known.contains(&member.id)) {
             return Err(Refusal::CannotRaise(level));
@@ -26,24 +27,24 @@ impl ClusterState {
     }
 }
 
-/// The level of a state, or of a founding, that says nothing of it.
+/// The level of a state, or of a founding, that names none.
 pub(super) fn first_level() -> u32 {
     Speaks::FIRST.levels.newest
 }
 
-/// The first level that knows a command. A new command finds its place here or does not compile.
+/// Return the first level that has a command. A new command does not compile without an entry here.
 pub fn level_of(command: &Command) -> u32 {
     match command {
-        // The level before runs each release with the host's own limit.
+        // The previous level runs each release with the host's own limit.
         Command::Deploy { release, .. } if release.call_ms.is_some() => 4,
-        // The level before ignores what these were made from.
+        // The previous level ignores the base of these commands.
         Command::Change { down: Some(_), .. }
         | Command::Rollback { base: Some(_), .. }
         | Command::Undeploy { base: Some(_), .. }
         | Command::Lost { .. } => 3,
-        // Before, a rollback had one release to go back to.
+        // The previous level keeps one release for a rollback.
         Command::Rollback { to: Some(_), .. } => 3,
-        // The level before takes every joiner in, whatever it was told.
+        // The previous level makes every joiner a member.
         Command::Admit { member, .. } if member.staged => 2,
         Command::Found { .. }
         | Command::IssueToken { .. }
