@@ -1,8 +1,7 @@
-//! The preference list: whom a request for a partition may go to (R4, R6).
+//! The preference list: the nodes that a request for a partition may go to (R4, R6).
 //!
-//! A pure function of the ring and of who is up, so every node that sees the same gives the
-//! same list. The replica set in its order, where each node that is down is replaced by a fallback;
-//! liveness chooses fallbacks and never moves ownership (DESIGN.md D4).
+//! A pure function of the ring and of the nodes that are up. The list is the replica set in its order, with each node
+//! that is down replaced by a fallback. Liveness chooses fallbacks and never moves ownership (DESIGN.md D4).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,32 +9,32 @@ use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
 
-/// Why a node is on the list.
+/// The rank of a node on the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Rank {
-    /// Of the replica set: it may answer.
+    /// A node of the replica set, which may answer.
     Primary,
-    /// Stands in for a primary that is down: it holds, it does not answer (R6).
+    /// A stand-in for a primary that is down: keeps writes for it, and does not answer (R6).
     Fallback,
 }
 
 /// One node of a preference list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Preferred {
-    /// Whom to ask.
+    /// The node to ask.
     pub node: NodeId,
-    /// As what.
+    /// Its rank.
     pub rank: Rank,
-    /// The primary that a fallback stands in for; a primary stands for itself.
+    /// The primary that a fallback stands in for; of a primary, itself.
     pub instead_of: NodeId,
 }
 
-/// What placing a fallback needs to know of a node.
+/// The properties of nodes that decide on fallbacks.
 pub trait Nodes {
-    /// Is it up, as far as this node knows?
+    /// Whether the node is up, as far as this node knows.
     fn is_up(&self, node: NodeId) -> bool;
-    /// Its failure domain, if it has one.
+    /// The failure domain of the node, if it has one.
     fn zone(&self, _node: NodeId) -> Option<&str> {
         None
     }
@@ -47,11 +46,11 @@ impl<F: Fn(NodeId) -> bool> Nodes for F {
     }
 }
 
-/// The preference list of a partition for a module with `n` replicas: as long as prefix(n) of its
-/// set, or shorter where there are not enough nodes up. With n=1 there are no fallbacks (R6).
+/// Return the preference list of a partition for a module with `n` replicas. It has the first `n` nodes of the replica
+/// set or their fallbacks, or fewer if not enough nodes are up. With n=1 there are no fallbacks (R6).
 ///
-/// Fallbacks are the first nodes met on partitions p+1, p+2, ... that are up and not in the
-/// whole replica set; those of zones where no other of the list lives come first.
+/// Fallbacks are the first nodes on partitions p+1, p+2, ... that are up and not in the replica set. Nodes in zones
+/// without a node of the list come first.
 pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl Nodes) -> Vec<Preferred> {
     let replicas = &ring.partition(id).replicas;
     let primaries = &replicas[..n.min(replicas.len())];
@@ -76,7 +75,7 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
     list
 }
 
-/// Every node that is up and not of the partition's set, in the order of the walk.
+/// Return the nodes that are up and not in the partition's replica set, in the order of the partitions that follow.
 fn spares(ring: &RingTable, id: PartitionId, nodes: &impl Nodes) -> Vec<NodeId> {
     let replicas = &ring.partition(id).replicas;
     let (before, after) = ring.partitions.split_at(usize::from(id.0));
