@@ -238,7 +238,7 @@ impl Handoff {
         let name = (begin.partition, begin.transfer);
         if begin.start == Start::Fresh {
             let others = incoming.iter().filter(|(other, task)| **other != name && task.is_taking()).count();
-            if limits.paused || others >= usize::from(limits.incoming) {
+            if !limits.admits(others) {
                 return Some(Refused::Busy);
             }
         }

@@ -74,6 +74,13 @@ pub struct EffectiveLimits {
     pub paused: bool,
 }
 
+impl EffectiveLimits {
+    /// Whether the node may take in one more transfer beside `others` that it takes in.
+    pub fn admits(&self, others: usize) -> bool {
+        !self.paused && others < usize::from(self.incoming)
+    }
+}
+
 /// One setting to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
