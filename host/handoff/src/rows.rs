@@ -173,7 +173,7 @@ impl Handoff {
         let from = self.name_of(view.me);
         let mut rows = Vec::new();
         for (partition, (transfer, progress)) in &*self.inner.outgoing.lock() {
-            // The task of one that a later entry has replaced, or is about to, has nothing to tell of the next.
+            // The task of a transfer that a later entry has replaced, or is about to, says nothing of the next one.
             let pending = view.partition(*partition).pending.as_ref();
             let Some(pending) = pending.filter(|pending| pending.id == *transfer) else { continue };
             let now = progress.now();
