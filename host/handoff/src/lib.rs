@@ -15,7 +15,6 @@
 //! [`Handoff::stop`] ends the tasks of transfers and of the ring's watcher. The other tasks end by themselves: within
 //! the deadline of a call, or when the driver that they work for drops its end of a channel.
 
-mod holdings;
 mod incoming;
 mod limiter;
 mod link;
@@ -23,6 +22,7 @@ mod outgoing;
 mod progress;
 mod rows;
 mod seals;
+mod sizes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -41,9 +41,9 @@ use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-pub use holdings::Held;
 pub use rows::{TransferKindName, TransferRow};
 pub use seals::{SealError, Seals};
+pub use sizes::PartitionSize;
 
 use annulus_cluster::{Cluster, View};
 use annulus_ground::Tasks;
@@ -156,7 +156,7 @@ impl Handoff {
     }
 
     fn send_what_is_pending(&self, view: &View) {
-        for duties::Sending { partition, transfer, version, taker } in
+        for duties::Sending { partition, transfer, version, successor } in
             duties::to_send(&view.state.ring, view.me)
         {
             let progress = Progress::default();
@@ -177,7 +177,7 @@ impl Handoff {
                 modules: outgoing::releases(view),
                 sealed: self.inner.seals.is_sealed(partition, transfer),
             };
-            outgoing::spawn(self.clone(), task, taker, progress, before);
+            outgoing::spawn(self.clone(), task, successor, progress, before);
         }
     }
 

@@ -43,14 +43,14 @@ pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
 pub(super) fn spawn(
     handoff: Handoff,
     task: Task,
-    taker: NodeId,
+    successor: NodeId,
     progress: Progress,
     before: Option<(u32, String)>,
 ) {
     let owner = handoff.clone();
     owner.inner.tasks.spawn(async move {
         let (partition, transfer) = (task.partition, task.transfer);
-        let mut driver = Driver::new(handoff.clone(), task, taker, progress);
+        let mut driver = Driver::new(handoff.clone(), task, successor, progress);
         if let Some((times, why)) = before {
             driver.progress.go_on_from(times, &why);
             driver.pacing = Pacing::after_failures(times, handoff.inner.limiter.now());
@@ -66,7 +66,7 @@ pub(super) fn spawn(
 struct Driver {
     handoff: Handoff,
     task: Task,
-    taker: NodeId,
+    successor: NodeId,
     target: String,
     machine: Sender,
     progress: Progress,
@@ -93,18 +93,18 @@ struct Driver {
 }
 
 impl Driver {
-    fn new(handoff: Handoff, task: Task, taker: NodeId, progress: Progress) -> Self {
+    fn new(handoff: Handoff, task: Task, successor: NodeId, progress: Progress) -> Self {
         let (later, events) = mpsc::unbounded_channel();
         let (to_vnodes, vnodes) = mpsc::unbounded_channel();
         let view = handoff.inner.cluster.view();
         let machine = Sender::new(task.clone(), view.index(), Limits::default());
-        let target = handoff.name_of(taker);
+        let target = handoff.name_of(successor);
         let modules = task.modules.clone();
         let (link, counts) = (None, BTreeMap::new());
         Self {
             handoff,
             task,
-            taker,
+            successor,
             target,
             machine,
             progress,
@@ -211,7 +211,7 @@ impl Driver {
     async fn follow(&mut self, view: &View) {
         self.handoff.apply_limits(view);
         let limits = &view.state.handoff;
-        let (here, there) = (limits.of(view.me).paused, limits.of(self.taker).paused);
+        let (here, there) = (limits.of(view.me).paused, limits.of(self.successor).paused);
         self.pace(pacing::Event::Paused { here, there });
         let now = releases(view);
         for module in &now {

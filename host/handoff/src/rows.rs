@@ -135,10 +135,10 @@ impl Handoff {
                 if rows.iter().any(|row| row.partition == id) {
                     continue;
                 }
-                let holder = partition.owner();
-                let taker = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
-                let mut row = TransferRow::new(id, self.name_of(holder), taker);
-                match silent.get(&holder) {
+                let owner = partition.owner();
+                let successor = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
+                let mut row = TransferRow::new(id, self.name_of(owner), successor);
+                match silent.get(&owner) {
                     Some(why) => {
                         row.waiting_for = Some(format!("holder {} is down", row.from));
                         row.error = Some(why.clone());

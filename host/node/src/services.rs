@@ -244,7 +244,7 @@ impl Service for Services {
             kind::MODULE_PREPARE | kind::MODULE_RUNNING => self.modules.serve(request),
             kind::MODULES_UNABLE => self.modules.heard_unable(request),
             kind::TRANSFERS => self.handoff.serve_rows(request),
-            kind::HOLDINGS => self.handoff.serve_holdings(request),
+            kind::HOLDINGS => self.handoff.serve_partition_sizes(request),
             kind => tracing::warn!(kind, from = ?request.from, "a request of no known kind"),
         }
     }

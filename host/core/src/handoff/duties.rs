@@ -16,16 +16,16 @@ pub struct Sending {
     /// The partition's version.
     pub version: u64,
     /// The successor.
-    pub taker: NodeId,
+    pub successor: NodeId,
 }
 
 /// Return every partition that `me` owns and a successor takes over.
 pub fn to_send(ring: &RingTable, me: NodeId) -> impl Iterator<Item = Sending> {
     ring.iter().filter_map(move |(partition, now)| {
         let pending = now.pending.as_ref()?;
-        let taker = now.successors(REPLICAS).next()?;
+        let successor = now.successors(REPLICAS).next()?;
         let mine = now.role_of(me, REPLICAS) == Role::Owner;
-        mine.then_some(Sending { partition, transfer: pending.id, version: now.version, taker })
+        mine.then_some(Sending { partition, transfer: pending.id, version: now.version, successor })
     })
 }
 
@@ -67,7 +67,7 @@ mod tests {
         partitions[3].pending = pending(9, &[1, 3]);
         let ring = RingTable { size: RingSize::try_from(8).unwrap(), epoch: 9, partitions };
         let moved =
-            Sending { partition: PartitionId(2), transfer: TransferId(9), version: 3, taker: NodeId(2) };
+            Sending { partition: PartitionId(2), transfer: TransferId(9), version: 3, successor: NodeId(2) };
         assert_eq!(to_send(&ring, NodeId(1)).collect::<Vec<_>>(), [moved]);
         assert_eq!(to_send(&ring, NodeId(2)).count(), 0);
         assert_eq!(to_flip(&ring, NodeId(1)), [(PartitionId(3), TransferId(9))]);

@@ -82,7 +82,7 @@ impl Driver {
     fn connect(&mut self, number: u64) {
         let (opened, later) = (self.later.clone(), self.later.clone());
         self.progress.tries();
-        let Some(peer) = self.handoff.inner.cluster.view().peer(self.taker) else {
+        let Some(peer) = self.handoff.inner.cluster.view().peer(self.successor) else {
             self.progress.fail("the receiver has no address");
             return drop(opened.send(Event::Disconnected(number)));
         };

@@ -99,7 +99,7 @@ impl Driver {
     /// What the transfer waits for, in the words of `annulus transfers`.
     fn in_words(&self, wait: Option<Wait>) -> Option<String> {
         let inner = &self.handoff.inner;
-        let reachable = inner.cluster.liveness().is_up(self.taker);
+        let reachable = inner.cluster.liveness().is_up(self.successor);
         let down = || format!("receiver {} is down", self.target);
         // An urgent transfer waits for nothing but its receiver.
         if self.machine.is_urgent() {

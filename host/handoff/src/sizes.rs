@@ -24,7 +24,7 @@ const WAY_BACK: Duration = Duration::from_millis(200);
 
 /// The size of a partition, of all modules together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct PartitionSize {
     /// Items, without tombstones.
     pub items: u64,
     /// Bytes of their keys, sort keys and values.
@@ -38,16 +38,16 @@ struct CountRequest {
 }
 
 /// The partitions that were counted in time.
-type CountReply = Vec<(PartitionId, Held)>;
+type CountReply = Vec<(PartitionId, PartitionSize)>;
 
 impl Handoff {
     /// Return the size of each of these partitions as its owner counts it. A partition whose owner does not answer in
     /// time is left out: its size is unknown, not zero.
-    pub fn holdings<'a>(
+    pub fn partition_sizes<'a>(
         &'a self,
         partitions: &'a BTreeMap<PartitionId, NodeId>,
         deadline: Instant,
-    ) -> BoxFuture<'a, BTreeMap<PartitionId, Held>> {
+    ) -> BoxFuture<'a, BTreeMap<PartitionId, PartitionSize>> {
         Box::pin(async move {
             let mut by_owner: BTreeMap<NodeId, Vec<PartitionId>> = BTreeMap::new();
             for (partition, owner) in partitions {
@@ -79,7 +79,7 @@ impl Handoff {
     }
 
     /// Answer a control request of kind `HOLDINGS`.
-    pub fn serve_holdings(&self, request: Request) {
+    pub fn serve_partition_sizes(&self, request: Request) {
         let this = self.clone();
         // Ends by the request's deadline.
         annulus_ground::spawn(async move {
@@ -103,10 +103,14 @@ impl Handoff {
             let counted = timeout_at(deadline, self.inner.master.weigh(partition)).await.ok()?;
             let counts = counted
                 .inspect_err(|reason| tracing::info!(partition = partition.0, reason, "cannot be counted"));
-            let held = counts.ok()?.into_iter().fold(Held::default(), |sum, (_, weight): (ModuleUid, _)| {
-                Held { items: sum.items + weight.items, bytes: sum.bytes + weight.bytes }
-            });
-            Some((partition, held))
+            let size = counts.ok()?.into_iter().fold(
+                PartitionSize::default(),
+                |sum, (_, weight): (ModuleUid, _)| PartitionSize {
+                    items: sum.items + weight.items,
+                    bytes: sum.bytes + weight.bytes,
+                },
+            );
+            Some((partition, size))
         });
         counted.buffer_unordered(COUNTED_AT_ONCE).filter_map(std::future::ready).collect().await
     }
