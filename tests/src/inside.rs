@@ -204,7 +204,7 @@ impl InsideNode {
 pub fn owned(view: &View) -> Vec<usize> {
     let mut counts = std::collections::BTreeMap::new();
     for (_, partition) in view.state.ring.iter() {
-        *counts.entry(partition.replicas[0]).or_insert(0) += 1;
+        *counts.entry(partition.owner()).or_insert(0) += 1;
     }
     counts.into_values().collect()
 }

@@ -113,6 +113,50 @@ pub struct TransferRow {
     pub tries: u32,
 }
 
+impl From<annulus_handoff::TransferRow> for TransferRow {
+    fn from(row: annulus_handoff::TransferRow) -> Self {
+        // Taken apart field by field, so that a field added there does not compile until it is here.
+        let annulus_handoff::TransferRow {
+            module,
+            partition,
+            kind,
+            from,
+            to,
+            state,
+            items_done,
+            items_total,
+            bytes,
+            error,
+            waiting_for,
+            retry_in_ms,
+            items_per_s,
+            bytes_per_s,
+            since_ms,
+            state_since_ms,
+            tries,
+        } = row;
+        Self {
+            module,
+            partition: partition.0,
+            kind: kind.to_string(),
+            from,
+            to,
+            state: state.to_string(),
+            items_done,
+            items_total,
+            bytes,
+            error,
+            waiting_for,
+            retry_in_ms,
+            items_per_s,
+            bytes_per_s,
+            since_ms,
+            state_since_ms,
+            tries,
+        }
+    }
+}
+
 /// Output of `transfers limit`: the limits on transfers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LimitsRow {

@@ -7,8 +7,8 @@
 use std::sync::Arc;
 
 use annulus_core::ids::NodeId;
-use annulus_core::state::{Command, Refusal};
-use annulus_core::version::{Range, Speaks, level_of};
+use annulus_core::state::{Command, Refusal, level_of};
+use annulus_core::version::{Range, Speaks};
 use openraft::EntryPayload;
 
 use super::network::ControlNetwork;

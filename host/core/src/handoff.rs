@@ -1,77 +1,87 @@
-//! Handoff of a partition from the node that holds it to the one that will (DESIGN.md D9).
+//! Handoff of a partition from the node that owns it to its successor (DESIGN.md D9).
 //!
-//! Two state machines without I/O, [`sender::Sender`] and [`receiver::Receiver`], for one pair of
-//! nodes and one transfer. A driver feeds each with events (what came over the stream, what storage
-//! and guests answered, what the committed log says) and carries out the effects that come
-//! back, in their order. What they keep true, together with the driver:
+//! Two state machines without I/O, [`sender::Sender`] and [`receiver::Receiver`], carry out one transfer between two
+//! nodes. A driver feeds each with events (messages of the stream, answers of storage and guests, the committed log)
+//! and carries out the returned effects in order. [`pacing::Pacing`] and [`limiter::SendLimiter`] say when a sender may
+//! work. Together with the driver the machines keep these invariants:
 //!
-//! - *One ordered stream* (R15): pages of items and the items of writes that happen meanwhile, in
-//!   commit order. The actor hands over a page, and the items of each write, at its commit
-//!   point; the machine numbers them in the order in which they come.
-//! - *The seal* (R1): `Effect::Seal` comes once everything but the last few frames is
-//!   acknowledged. The driver lifts it only by `Effect::Finish`, which comes only when the log
-//!   says that the transfer flipped or was cancelled.
-//! - *Staging* (R7): what comes in is promoted at the flip and dropped at a cancel, never read
-//!   before.
-//! - *Resume* (R16): two machines that both remember the stream, named by boot id and attempt, go on
-//!   where it was. Otherwise it begins again; and if the receiver has kept a stage of before, and its
-//!   driver can compare one ([`receiver::Receiver::keeping`]), every page goes as the digest of its
-//!   range and only ranges that differ are sent. That comes to bear where something is left on both
-//!   sides: not yet in the host, whose stages are in memory and end with their process.
-//! - *Nothing unseen before the flip*: see below.
-//! - *One stage per flip*: once a flip may have been proposed, nothing is streamed under that
-//!   transfer any more: it could commit while the second stage is half full. If the receiver has lost
-//!   its stage, the transfer is cancelled, which gives it a new id.
+//! - *One ordered stream* (R15): pages of items and the items of concurrent writes are sent in commit order. The actor
+//!   hands over a page, and the items of each write, at its commit point; the sender numbers them in that order.
+//! - *The seal* (R1): `Effect::Seal` comes once all but the last few messages are acknowledged. The driver lifts the
+//!   seal only by `Effect::Finish`, which comes once the log says that the transfer has flipped or was cancelled.
+//! - *Staging* (R7): received items are promoted at the flip or dropped at a cancel, and never read before.
+//! - *Resume* (R16): if both machines remember the stream (same boot id and attempt), it resumes. Otherwise it begins
+//!   again. A receiver that has kept a stage, and whose driver can compare one ([`receiver::Receiver::keeping`]), is
+//!   then sent a digest per range, and the items of those ranges only that differ. The host does not use this yet:
+//!   its stages are in memory and end with their process.
+//! - *Verified before the flip*: see below.
+//! - *One stage per flip*: once a flip may have been proposed, nothing is streamed under that transfer any more, as
+//!   the flip could be committed while a second stage is half full. If the receiver has lost its stage, the transfer is
+//!   cancelled and gets a new id.
 //!
-//! # What is compared at the end
+//! # Verification
 //!
-//! Before the flip the receiver compares, by module: number, bytes and set digest of the items that
-//! came over the stream, with those that were sent; the same of the items that the stage says that
-//! it took, counted where the vnode merges them; and, of modules whose items the host keeps, how many
-//! there are in the stage now with how many the sealed vnode has. A difference is refused: no flip,
-//! the error is shown, the transfer begins again. Both sides keep the digests up as items pass, so
-//! the seal is no longer for them; the counts are known without looking at an item.
+//! Before the flip the receiver compares, by module:
 //!
-//! That shows an item lost, doubled or changed on the way, in a queue, by a wrong module; and, where
-//! the host keeps the items, a write that was never forwarded, if it made or removed an item. It
-//! does not show a write that was never forwarded and changed an item in place, nor what a guest
-//! that keeps its items does with them once it has taken them: only it knows how many there should
-//! be after a merge, and may write the same state in other bytes.
+//! - number, bytes and set digest of the items that came over the stream, with those that were sent;
+//! - the same of the items that the stage took, counted where the vnode merges them;
+//! - for a module whose items the host keeps, the number of items in the stage with that of the sealed vnode.
 //!
-//! # Pauses and turns
+//! If they differ, the receiver refuses: there is no flip, the error is shown and the transfer begins again. Both sides
+//! keep the digests up to date as items pass, so the seal does not wait for them; the counts are known without a scan.
 //!
-//! One that has to hold ([`sender::Event::Held`]) reads no page and begins no seal; its stream stays,
-//! and writes go on flowing in it. A seal that has begun is never held: it ends, one way or the other.
-//! No seal begins before every page is acknowledged, and, where there is none, before the receiver
-//! has shown that it is ready: from the seal on requests wait.
+//! This detects an item that is lost, doubled or changed on the way, or sent to another module; and, where the host
+//! keeps the items, a write that was never forwarded, if it made or removed an item. It does not detect a write that was
+//! never forwarded and changed an item in place, nor the treatment of items by a guest that keeps them itself: only the
+//! guest knows how many there should be after a merge, and it may encode the same state differently.
 //!
-//! Every wait is the driver's: whatever it waits for, it says so when that fails, and
-//! `Effect::Retry` asks for `Event::Retry` after a pause.
+//! # Holding
+//!
+//! A sender that has to hold ([`sender::Event::Held`]) reads no page and begins no seal. Its stream stays open and
+//! writes go on flowing in it. A seal that has begun is never held. No seal begins before every page is acknowledged or,
+//! where there is no page, before the receiver has shown that it is ready: requests wait from the seal on.
+//!
+//! All waiting is the driver's. It reports each failure, and answers `Effect::Retry` with `Event::Retry` after a pause.
 
 pub mod duties;
+pub mod limiter;
 pub mod message;
-pub mod pairs;
-pub mod rate;
+pub mod pacing;
+mod rate;
 pub mod receiver;
 pub mod sender;
 mod tally;
 
 pub use tally::{Tallies, Tally};
 
+use std::fmt;
+
 use serde::{Deserialize, Serialize};
 
-/// Where a transfer is, in the words of `annulus transfers`.
+/// The state of a transfer, as `annulus transfers` shows it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransferState {
-    /// For its turn, or for the other side.
+    /// Waits for a permit or for the other node.
     Waiting,
     /// Items flow.
     Running,
-    /// The holder answers nothing until the flip.
+    /// The owner answers no requests until the flip.
     Sealed,
     /// Flipped.
     Done,
-    /// Given up; the partition stays where it was.
+    /// Cancelled, or about to be; the partition stays with its owner.
     Failed,
+}
+
+impl fmt::Display for TransferState {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Waiting => "waiting",
+            Self::Running => "running",
+            Self::Sealed => "sealed",
+            Self::Done => "done",
+            Self::Failed => "failed",
+        })
+    }
 }

@@ -1,51 +1,52 @@
-//! What a committed change of a partition means to one node: whether it begins to serve, gives
-//! up, lifts its seal or drops what it has staged (R1, R7).
+//! The effect of a committed change of a partition on one node: whether it begins to serve, gives up, lifts its seal
+//! or drops its stage (R1, R7).
 //!
-//! Called in log order, but a node that was away may see only the last of several changes.
+//! Changes are applied in log order, but a node that was away may see only the last of several.
 
 use crate::ids::{NodeId, TransferId};
 use crate::ring::Partition;
+use crate::role::REPLICAS;
 
-/// One partition as a node has it.
+/// The state of one partition at one node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Holding {
-    /// The version that it has applied.
+    /// The version that the node has applied.
     pub version: u64,
-    /// Is it the owner at that version?
+    /// Whether the node holds the partition at that version.
     pub held: bool,
-    /// It answers nothing, for this transfer.
+    /// The transfer that the partition is sealed for.
     pub sealed: Option<TransferId>,
-    /// What came of a transfer, and whether that is all.
+    /// The transfer that items are staged for, and whether the stage is complete.
     pub staged: Option<(TransferId, bool)>,
 }
 
-/// What is to be done, in order.
+/// A step to carry out, in order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Change {
-    /// The partition is this node's now, and what was staged becomes what serves.
+    /// This node holds the partition now: the stage becomes the vnode's state.
     Promote,
-    /// It is this node's, but what was staged is not all or of another transfer: it is dropped, and
-    /// the loss is shown.
+    /// This node holds the partition now, but its stage is incomplete or of another transfer: drop the stage and show
+    /// the loss.
     DropIncomplete,
-    /// It is this node's, but nothing was staged: what had come died with a process between the end
-    /// of the transfer and its entry, or nobody was left to send it. The loss is shown.
+    /// This node holds the partition now, but has no stage: the stage ended with a process between the end of the
+    /// transfer and its entry, or no node was left to send the items. Show the loss.
     TakeEmpty,
-    /// It is elsewhere: callers are sent there, items, seal and the handoff's taps go.
+    /// Another node holds the partition now: redirect callers; delete items, seal and outgoing streams.
     GiveUp,
-    /// After a recovery: it is elsewhere by a history that may not have its items. They are kept aside,
-    /// and the loss is shown.
+    /// After a recovery, another node holds the partition, by a history that may lack this node's items: keep them aside
+    /// and show the loss.
     SetAside,
-    /// After a recovery: what was staged may be the only copy left. It is kept aside, and the loss shown.
+    /// After a recovery, the stage may be the only copy left: keep it aside and show the loss.
     SetStageAside,
-    /// The transfer that it is sealed for is over, and it is still here: it serves again.
+    /// The transfer of the seal was cancelled: serve again.
     Unseal,
-    /// The transfer that something is staged for is over: that must not come back.
+    /// The transfer of the stage was cancelled: drop the stage.
     DropStage,
 }
 
 impl Holding {
-    /// The same for the first state of another lineage: nothing is deleted on the strength of it, for
-    /// what the recovery knew may be older than what is here (R19).
+    /// Apply the first state of another lineage. Nothing is deleted because of it, as the recovered state may be older
+    /// than this node's items (R19).
     pub fn recover(&mut self, partition: &Partition, me: NodeId) -> Vec<Change> {
         let kept = |change| match change {
             Change::GiveUp => Change::SetAside,
@@ -55,18 +56,18 @@ impl Holding {
         self.apply(partition, me).into_iter().map(kept).collect()
     }
 
-    /// Takes a committed partition; says what that changes.
+    /// Apply a committed partition and return the steps that follow.
     pub fn apply(&mut self, partition: &Partition, me: NodeId) -> Vec<Change> {
         let pending = partition.pending.as_ref().map(|transfer| transfer.id);
         let mut changes = Vec::new();
         if self.version < partition.version {
             let before = std::mem::replace(&mut self.version, partition.version);
-            let held = partition.replicas.first() == Some(&me);
+            let held = partition.role_of(me, REPLICAS).holds();
             match (std::mem::replace(&mut self.held, held), held) {
                 (false, true) => match self.staged.take() {
                     Some((transfer, true)) if transfer == partition.made_by => changes.push(Change::Promote),
                     Some(_) => changes.push(Change::DropIncomplete),
-                    // What a node that starts holds, it held before.
+                    // A node that starts held the partition before.
                     None if before > 0 => changes.push(Change::TakeEmpty),
                     None => {}
                 },

@@ -28,7 +28,7 @@ pub fn legend<'a>(ring: &RingTable, members: impl IntoIterator<Item = (NodeId, &
     let mut line = |text: String| picture.extend([text.as_str(), "\n"]);
     line(format!("{:=<36} Nodes {:=<36}", "", ""));
     for (id, name) in &members {
-        let owned = ring.iter().filter(|(partition, _)| ring.owner(*partition) == *id).count();
+        let owned = ring.owned_by(*id).count();
         let percent = 100.0 * owned as f64 / f64::from(ring.size.get());
         line(format!("Node {}: {owned} ({percent:5.1}%) {name}", letters[id]));
     }

@@ -18,6 +18,7 @@ pub mod mutants;
 pub mod preference;
 pub mod request;
 pub mod ring;
+pub mod role;
 pub mod routing;
 pub mod state;
 pub mod version;

@@ -1,8 +1,7 @@
 //! The preference list: the nodes that a request for a partition may go to (R4, R6).
 //!
-//! The list is a pure function of the ring and of the nodes that are up, so every node with the same view
-//! computes the same list. It is the replica set in order, with a fallback in place of each node that is
-//! down. Liveness chooses fallbacks and never moves ownership (DESIGN.md D4).
+//! A pure function of the ring and of the nodes that are up. The list is the replica set in its order, with each node
+//! that is down replaced by a fallback. Liveness chooses fallbacks and never moves ownership (DESIGN.md D4).
 
 use serde::{Deserialize, Serialize};
 
@@ -10,13 +9,13 @@ use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
 
-/// The reason why a node is on the list.
+/// The rank of a node on the list.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
-pub enum Role {
-    /// A member of the replica set; it may answer.
+pub enum Rank {
+    /// A node of the replica set, which may answer.
     Primary,
-    /// Stands in for a primary that is down; it stores writes but does not answer (R6).
+    /// A stand-in for a primary that is down: keeps writes for it, and does not answer (R6).
     Fallback,
 }
 
@@ -25,17 +24,17 @@ pub enum Role {
 pub struct Preferred {
     /// The node to ask.
     pub node: NodeId,
-    /// The role in which it is asked.
-    pub role: Role,
-    /// The primary that a fallback stands in for; for a primary, the node itself.
+    /// Its rank.
+    pub rank: Rank,
+    /// The primary that a fallback stands in for; of a primary, itself.
     pub instead_of: NodeId,
 }
 
-/// The facts about nodes that are needed to place a fallback.
+/// The properties of nodes that decide on fallbacks.
 pub trait Nodes {
-    /// Return true if the node is up, as far as this node knows.
+    /// Whether the node is up, as far as this node knows.
     fn is_up(&self, node: NodeId) -> bool;
-    /// Return the node's failure domain, if it has one.
+    /// The failure domain of the node, if it has one.
     fn zone(&self, _node: NodeId) -> Option<&str> {
         None
     }
@@ -47,11 +46,11 @@ impl<F: Fn(NodeId) -> bool> Nodes for F {
     }
 }
 
-/// Return the preference list of a partition for a module with `n` replicas. It is as long as prefix(n) of
-/// the set, or shorter if not enough nodes are up. With n=1 there are no fallbacks (R6).
+/// Return the preference list of a partition for a module with `n` replicas. It has the first `n` nodes of the replica
+/// set or their fallbacks, or fewer if not enough nodes are up. With n=1 there are no fallbacks (R6).
 ///
-/// Fallbacks are the first nodes on partitions p+1, p+2, ... that are up and not in the whole replica set.
-/// Nodes in zones without another node of the list are preferred.
+/// Fallbacks are the first nodes on partitions p+1, p+2, ... that are up and not in the replica set. Nodes in zones
+/// without a node of the list come first.
 pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl Nodes) -> Vec<Preferred> {
     let replicas = &ring.partition(id).replicas;
     let primaries = &replicas[..n.min(replicas.len())];
@@ -62,7 +61,7 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
         primaries.iter().filter(|node| nodes.is_up(**node)).filter_map(|node| nodes.zone(*node)).collect();
     for primary in primaries {
         if nodes.is_up(*primary) {
-            list.push(Preferred { node: *primary, role: Role::Primary, instead_of: *primary });
+            list.push(Preferred { node: *primary, rank: Rank::Primary, instead_of: *primary });
             continue;
         }
         let elsewhere = |node: &NodeId| nodes.zone(*node).is_none_or(|zone| !taken.contains(&zone));
@@ -71,12 +70,12 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
         }
         let node = spare.remove(spare.iter().position(elsewhere).unwrap_or(0));
         taken.extend(nodes.zone(node));
-        list.push(Preferred { node, role: Role::Fallback, instead_of: *primary });
+        list.push(Preferred { node, rank: Rank::Fallback, instead_of: *primary });
     }
     list
 }
 
-/// Return every node that is up and not in the partition's set, in the order of the walk around the ring.
+/// Return the nodes that are up and not in the partition's replica set, in the order of the partitions that follow.
 fn spares(ring: &RingTable, id: PartitionId, nodes: &impl Nodes) -> Vec<NodeId> {
     let replicas = &ring.partition(id).replicas;
     let (before, after) = ring.partitions.split_at(usize::from(id.0));
@@ -105,9 +104,9 @@ mod tests {
         }
     }
 
-    fn list(ring: &RingTable, id: u16, n: usize, nodes: &impl Nodes) -> Vec<(u64, Role)> {
+    fn list(ring: &RingTable, id: u16, n: usize, nodes: &impl Nodes) -> Vec<(u64, Rank)> {
         let list = preference_list(ring, PartitionId(id), n, nodes);
-        list.into_iter().map(|one| (one.node.0, one.role)).collect()
+        list.into_iter().map(|one| (one.node.0, one.rank)).collect()
     }
 
     const RING: [&[u64]; 8] =
@@ -116,29 +115,29 @@ mod tests {
     #[test]
     fn with_all_nodes_up_the_list_is_the_replica_set() {
         let all = |_| true;
-        assert_eq!(list(&ring(RING), 2, 2, &all), [(4, Role::Primary), (5, Role::Primary)]);
+        assert_eq!(list(&ring(RING), 2, 2, &all), [(4, Rank::Primary), (5, Rank::Primary)]);
         assert_eq!(list(&ring(RING), 2, 9, &all).len(), 3);
     }
 
     #[test]
     fn a_down_node_is_replaced_in_place_by_the_next_nodes_around_the_ring() {
         let up = |node: NodeId| ![1, 2, 3].contains(&node.0);
-        let expected = [(0, Role::Primary), (4, Role::Fallback), (5, Role::Fallback)];
+        let expected = [(0, Rank::Primary), (4, Rank::Fallback), (5, Rank::Fallback)];
         assert_eq!(list(&ring(RING), 0, 3, &up), expected);
         let up = |node: NodeId| node.0 != 5;
         assert_eq!(
             list(&ring(RING), 7, 3, &up),
-            [(2, Role::Fallback), (0, Role::Primary), (1, Role::Primary)]
+            [(2, Rank::Fallback), (0, Rank::Primary), (1, Rank::Primary)]
         );
     }
 
     #[test]
     fn a_fallback_is_never_in_the_replica_set_and_the_list_ends_when_no_node_is_left() {
         let up = |node: NodeId| node.0 > 0 && node.0 < 4;
-        // Node 2 is in the set, though beyond prefix(2).
-        assert_eq!(list(&ring(RING), 0, 2, &up), [(3, Role::Fallback), (1, Role::Primary)]);
+        // 2 is of the set, though beyond prefix(2).
+        assert_eq!(list(&ring(RING), 0, 2, &up), [(3, Rank::Fallback), (1, Rank::Primary)]);
         let up = |node: NodeId| node.0 == 2;
-        assert_eq!(list(&ring(RING), 0, 3, &up), [(2, Role::Primary)]);
+        assert_eq!(list(&ring(RING), 0, 3, &up), [(2, Rank::Primary)]);
     }
 
     #[test]
@@ -158,7 +157,7 @@ mod tests {
 
     #[test]
     fn fallbacks_of_other_zones_come_first_and_then_any() {
-        let expected = [(0, Role::Primary), (5, Role::Fallback), (3, Role::Fallback)];
+        let expected = [(0, Rank::Primary), (5, Rank::Fallback), (3, Rank::Fallback)];
         assert_eq!(list(&ring(RING), 0, 3, &Zoned), expected);
     }
 }

@@ -1,16 +1,18 @@
-//! The ring: who holds which partition, as an explicit table (DESIGN.md D2).
+//! The ring: the replica set of every partition, as an explicit table (DESIGN.md D2).
+
+pub mod pairs;
 
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 
-/// A change of a partition's replica set that is under way.
+/// A pending change of a partition's replica set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transfer {
-    /// The index of the log entry that made it.
+    /// The index of the log entry that began it.
     pub id: TransferId,
-    /// The ordered replica set to come.
+    /// The ordered replica set after the change.
     pub target: Vec<NodeId>,
 }
 
@@ -19,40 +21,39 @@ pub struct Transfer {
 pub struct Partition {
     /// Ordered, distinct; the first is the owner. Never empty.
     pub replicas: Vec<NodeId>,
-    /// Log index of the last change of `replicas` (R2). A transfer that begins or is given up
-    /// leaves it alone: it changes nobody's duties, and requests under way stay good.
+    /// The log index of the last change of `replicas` (R2). The begin or cancel of a transfer does not change it: the
+    /// roles stay the same, and requests under way stay valid.
     pub version: u64,
-    /// The transfer that made `replicas`, 0 for the founding: so that who was away when it
-    /// flipped can tell that from a cancel. A removal by force leaves it alone.
+    /// The transfer that made `replicas`; 0 for the founding. A node that was away when the transfer flipped can tell
+    /// that from a cancel by it. A removal by force does not change it.
     pub made_by: TransferId,
-    /// The change under way, if any.
+    /// The pending change, if any.
     pub pending: Option<Transfer>,
 }
 
-/// What became of a transfer, by the committed log.
+/// The fate of a transfer, by the committed log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fate {
-    /// Under way.
+    /// Not decided yet.
     Pending,
-    /// Its target is the replica set, or was until a later transfer.
+    /// Committed: its target is the replica set, or was until a later transfer.
     Flipped,
-    /// Given up: nothing of it may be kept.
+    /// Given up: no staged item of it may be kept.
     Cancelled,
 }
 
 impl Partition {
-    /// Where it is going: the set to come, or the present one.
+    /// Return the replica set after the pending change, or the present one.
     pub fn target(&self) -> &[NodeId] {
         self.pending.as_ref().map_or(&self.replicas, |transfer| &transfer.target)
     }
 
-    /// What became of a transfer.
+    /// Return the fate of a transfer.
     ///
-    /// `has_given`: asked by the giver, which by the present set holds what it was to give no
-    /// more. That tells a flip from a cancel even after later transfers, because only a holder
-    /// gives a partition away (R1): nobody else could have made it so. A taker asks with
-    /// `false`: it looks here before it gives away in turn, so what it still has staged of an
-    /// older transfer was cancelled.
+    /// `has_given`: true if its sender asks and does not own the partition any more. That tells a flip from a cancel
+    /// even after later transfers, because only the owner gives a partition away (R1). The successor asks with `false`:
+    /// it asks before it gives the partition away in turn, so an older transfer of which it still has a stage was
+    /// cancelled.
     pub fn fate_of(&self, transfer: TransferId, has_given: bool) -> Fate {
         let pending = self.pending.as_ref().is_some_and(|pending| pending.id == transfer);
         if pending {
@@ -64,7 +65,7 @@ impl Partition {
         }
     }
 
-    /// Held by these since the founding: for a new ring, and for tests.
+    /// A partition with these replicas since the founding, for a new ring and for tests.
     pub fn held_by(replicas: Vec<NodeId>, version: u64) -> Self {
         Self { replicas, version, made_by: TransferId(0), pending: None }
     }
@@ -73,50 +74,44 @@ impl Partition {
 /// The whole ring.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RingTable {
-    /// Number of partitions.
+    /// The number of partitions.
     pub size: RingSize,
-    /// Log index of the last change of any partition, of what is pending too: what a table is
-    /// computed from.
+    /// The log index of the last change of any partition, pending changes included. A table is computed from one epoch.
     pub epoch: u64,
-    /// By partition id.
+    /// The partitions by id.
     pub partitions: Vec<Partition>,
 }
 
 impl RingTable {
-    /// One partition of this ring.
+    /// Return one partition.
     ///
     /// # Panics
-    /// If `id` is of a larger ring: ids are made by [`RingSize`] and checked on the wire.
+    /// `id` is of a larger ring. Ids are made by [`RingSize`] and checked on the wire.
     pub fn partition(&self, id: PartitionId) -> &Partition {
         &self.partitions[usize::from(id.0)]
     }
 
-    /// The owner of a partition: the first of its replicas.
-    pub fn owner(&self, id: PartitionId) -> NodeId {
-        self.partition(id).replicas[0]
-    }
-
-    /// The same for an id from outside, which may be none of this ring's.
+    /// Return one partition; `None` if the id, which may come from outside, is of a larger ring.
     pub fn get(&self, id: PartitionId) -> Option<&Partition> {
         self.partitions.get(usize::from(id.0))
     }
 
-    /// Every partition with its id, in order.
+    /// Iterate over all partitions with their ids, in order.
     pub fn iter(&self) -> impl Iterator<Item = (PartitionId, &Partition)> {
         self.size.partitions().zip(&self.partitions)
     }
 
-    /// The change of a partition that is under way, if any.
+    /// Return the pending change of a partition, if any.
     pub fn pending_of(&self, id: PartitionId) -> Option<&Transfer> {
         self.get(id).and_then(|partition| partition.pending.as_ref())
     }
 
-    /// Every change under way.
+    /// Iterate over all pending changes.
     pub fn transfers(&self) -> impl Iterator<Item = (PartitionId, &Transfer)> {
         self.iter().filter_map(|(id, partition)| Some((id, partition.pending.as_ref()?)))
     }
 
-    /// Is the node in any replica set, or in one to come?
+    /// Whether the node is in any replica set, or will be by a pending change.
     pub fn holds(&self, node: NodeId) -> bool {
         self.partitions.iter().any(|partition| {
             partition.replicas.contains(&node)

@@ -1,9 +1,8 @@
-//! The cluster's one truth: members, ring, modules, tokens, as a state machine.
+//! The agreed state of the cluster: members, ring, modules and tokens, as a state machine.
 //!
-//! Every change is a [`Command`], ordered by the control plane's log; [`ClusterState::apply`]
-//! is deterministic, takes no clock and no randomness, and refuses what no longer holds when
-//! its turn comes. Every node applies the same entries, so two nodes never own different
-//! truths for the same index (DESIGN.md D3).
+//! Every change is a [`Command`], ordered by the control plane's log. [`ClusterState::apply`] is deterministic: it
+//! takes no clock and no randomness, and refuses a command that is not valid at its place in the log. Every node
+//! applies the same entries, so no two nodes have different states at the same index (DESIGN.md D3).
 
 mod apply;
 mod change;
@@ -24,40 +23,41 @@ use serde::{Deserialize, Serialize};
 use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::ring::RingTable;
-use crate::version::first_level;
 
 pub use apply::MAX_WIDTH;
 pub use change::{Change, Loss};
+use level::first_level;
+
 pub use handoff::{
     EffectiveLimits, HandoffChange, HandoffLimits, HandoffSettings, INCOMING_AT_ONCE, LEAST_BYTES_PER_SECOND,
     MOST_OUTGOING, OUTGOING_AT_ONCE, Rate,
 };
+pub use level::level_of;
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
 pub use recover::{Answer, Recovery};
 
-/// Which of several histories of one cluster a state belongs to: `recover --force` starts a
-/// new one (R19). Ordered by number first.
+/// One of several histories of a cluster: `recover --force` begins a new one (R19). Ordered by number first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lineage {
-    /// Counts from 0.
+    /// Counts the lineages, from 0.
     pub number: u64,
-    /// Random; tells two lineages of one number apart.
+    /// A random number that tells two lineages of one number apart.
     pub id: u64,
 }
 
-/// Where a member is in its life.
+/// The stage of a member's life.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberStatus {
-    /// Admitted; learns the log; owns nothing yet.
+    /// Admitted; catches up with the log and owns nothing yet.
     Joining,
-    /// Takes part.
+    /// A full member.
     Member,
-    /// Hands off what it holds; ends when it holds nothing.
+    /// Hands off its partitions, and is removed once it has none.
     Leaving,
     /// Marked down by an operator.
     Down,
-    /// Gone for good; its name is free again.
+    /// Removed for good; its name is free again.
     Removed,
 }
 
@@ -73,284 +73,284 @@ impl fmt::Display for MemberStatus {
     }
 }
 
-/// One node of the cluster.
+/// A node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
-    /// Its id in Raft and in the ring.
+    /// The node's id in Raft and in the ring.
     pub id: NodeId,
-    /// Its data directory.
+    /// The id of its data directory.
     pub uid: NodeUid,
-    /// `name@host`, unique among members that are not removed.
+    /// The name `name@host`, unique among members that are not removed.
     pub name: String,
-    /// UDP address of its QUIC endpoint, `host:port`.
+    /// The UDP address of its QUIC endpoint, `host:port`.
     pub listen: String,
-    /// Address kept for its HTTP gateway, `host:port`.
+    /// The address reserved for its HTTP gateway, `host:port`.
     pub http: String,
-    /// Failure domain, if it has one.
+    /// The failure domain, if it has one.
     pub zone: Option<String>,
-    /// Share of the ring relative to others, at least 1, and 1 where nobody says.
+    /// Share of the ring relative to others, at least 1; 1 by default.
     pub weight: u32,
-    /// Where it is in its life.
+    /// The stage of its life.
     pub status: MemberStatus,
-    /// While `joining`: it was admitted to wait for a plan, and only a plan makes it a member.
+    /// While `joining`: admitted to wait for a plan, and made a member by a plan only.
     #[serde(default)]
     pub staged: bool,
-    /// Once `removed`: by force, so peers refuse it whatever it shows (R3). One that left is not:
-    /// it is still told that it has.
+    /// While `removed`: removed by force, so that peers refuse it (R3). A member that has left is still told so.
     #[serde(default)]
     pub banned: bool,
 }
 
-/// One release of a module: a component that was deployed under its name.
+/// A release of a module: a component that was deployed under the module's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// Counts from 1 per module.
+    /// The version; counts from 1 per module.
     pub version: u64,
-    /// The component.
+    /// The digest of the component.
     pub digest: Digest,
-    /// Length of the component in bytes.
+    /// The length of the component in bytes.
     pub bytes: u64,
-    /// What `describe` said, as CBOR (opaque here; the host's `wasm::Description`).
+    /// The output of `describe` as CBOR. Opaque here; the host decodes it.
     #[serde(with = "serde_bytes")]
     pub description: Vec<u8>,
-    /// CBOR map that `init` gets; of a release from before state level 3 the module's.
+    /// The CBOR map for `init`. A release from before state level 3 has the module's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Vec<u8>>,
-    /// How long one call of its guest may take, in milliseconds; the host's own limit if none. State
-    /// level 4.
+    /// The time limit of one call of its guest, in milliseconds; the host's default if `None`. State level 4.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub call_ms: Option<u64>,
 }
 
-/// Milliseconds that a release may allow one call of its guest: what a clock can tell apart, and as long as
-/// those may wait whose commands to the same vnode stand behind it.
+/// The largest component that a node takes, in bytes. Compiling is the costliest thing that a caller can ask for;
+/// components of interpreted languages have 12 to 18 MB.
+pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
+
+/// The range of a release's call limit, in milliseconds. The lower end is what a clock can resolve, the upper end
+/// the longest that further commands to the same vnode may wait.
 pub const CALL_MS: std::ops::RangeInclusive<u64> = 10..=300_000;
 
-/// Earlier releases that a module keeps besides the current and the previous one.
+/// The number of earlier releases that a module keeps besides the current and the previous one.
 pub const OLDER_RELEASES: usize = 8;
 
-/// Where a module's host storage lives.
+/// The engine of a module's host storage.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StorageKind {
-    /// Lost with the process.
+    /// In memory; lost with the process.
     #[default]
     Memory,
     /// On disk.
     Durable,
 }
 
-/// A deployed guest.
+/// A deployed module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {
-    /// Never given twice.
+    /// The module's id, never reused.
     pub uid: ModuleUid,
-    /// Unique among deployed modules; the bucket of its keys (D1).
+    /// The name, unique among deployed modules; the bucket of its keys (D1).
     pub name: String,
-    /// How many replicas hold a partition of it.
+    /// The number of replicas of a partition.
     pub n: u8,
-    /// How many answer a read.
+    /// The number of replicas that answer a read.
     pub r: u8,
-    /// How many make a write durable before it is acknowledged.
+    /// The number of replicas that make a write durable before it is acknowledged.
     pub w: u8,
-    /// Engine of its host storage.
+    /// The engine of its host storage.
     pub storage: StorageKind,
-    /// CBOR map that `init` gets.
+    /// The CBOR map for `init`.
     #[serde(with = "serde_bytes")]
     pub config: Vec<u8>,
-    /// What runs.
+    /// The release that runs.
     pub current: Release,
-    /// What `rollback` goes back to.
+    /// The release that `rollback` returns to.
     pub previous: Option<Release>,
-    /// What `rollback --to` may go back to besides, newest first, at most [`OLDER_RELEASES`].
+    /// Further releases for `rollback --to`, newest first, at most [`OLDER_RELEASES`].
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub older: Vec<Release>,
-    /// Log index of the last change of this module.
+    /// The log index of the module's last change.
     pub changed: u64,
 }
 
-/// The release of a module that a command is about: refused where another one runs.
+/// The release that a command was made for. The command is refused if another one runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ModuleBase {
-    /// The module, of which another may have the name by now.
+    /// The module; another module may have its name by now.
     pub uid: ModuleUid,
-    /// Its current version.
+    /// The current version of the module.
     pub version: u64,
 }
 
 impl Module {
-    /// What runs now, for a command that is about it.
+    /// Return the current release, for a command about it.
     pub fn base(&self) -> ModuleBase {
         ModuleBase { uid: self.uid, version: self.current.version }
     }
 
-    /// Its releases that a node has to be able to run or to go back to, the current one first.
+    /// Iterate over the releases that a node must be able to run, the current one first.
     pub fn releases(&self) -> impl Iterator<Item = &Release> {
         std::iter::once(&self.current).chain(&self.previous).chain(&self.older)
     }
 }
 
-/// Everything that the cluster has agreed on.
+/// The agreed state of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClusterState {
-    /// Made at the founding.
+    /// The cluster's id, made at the founding.
     pub cluster: ClusterId,
-    /// Which history.
+    /// The lineage of this state.
     pub lineage: Lineage,
-    /// Index of the last entry applied.
+    /// The index of the last entry applied.
     pub applied: u64,
-    /// How many replicas the ring's table has for a partition, where there are nodes enough.
+    /// The number of replicas of a partition in the ring's table, if there are enough nodes.
     pub width: u8,
-    /// By id; removed members stay as tombstones.
+    /// The members by id. Removed members stay as tombstones.
     pub members: BTreeMap<NodeId, Member>,
-    /// Who holds what.
+    /// The ring.
     pub ring: RingTable,
-    /// By uid.
+    /// The modules by uid.
     pub modules: BTreeMap<ModuleUid, Module>,
     /// PEM certificates of the authorities that sign nodes and operators (R20).
     pub authorities: Vec<String>,
     /// PEM key of the newest authority.
     pub authority_key: String,
-    /// SHA-256 of each join token's secret -> when it ends, in milliseconds since 1970.
+    /// The expiry of each join token by the SHA-256 of its secret, in milliseconds since 1970.
     pub tokens: BTreeMap<Digest, u64>,
     /// Changes that wait for a commit, in the order in which they were staged.
     #[serde(default)]
     pub staged: Vec<Change>,
-    /// Log index of the last change of `staged`, and from state level 3 on of the mark as down of a node
-    /// that is to be replaced: what a plan does depends on both.
+    /// The log index of the last change of `staged` and, from state level 3 on, of the last mark as down of a node
+    /// that is to be replaced: a plan depends on both.
     #[serde(default)]
     pub stage_version: u64,
-    /// Partitions whose items may be gone with a removed owner, until an operator has seen it.
+    /// Partitions whose items may be lost with a removed owner, until an operator acknowledges that.
     #[serde(default)]
     pub losses: BTreeMap<PartitionId, Loss>,
-    /// How much may move at once.
+    /// The limits on handoffs.
     #[serde(default)]
     pub handoff: HandoffSettings,
-    /// Which commands and formats may be used: what every member speaks (`version`).
+    /// The level of commands and formats in use, which every member speaks (`version`).
     #[serde(default = "first_level")]
     pub level: u32,
 }
 
-/// The state machine from the first entry on: nothing until [`Command::Found`].
+/// The state machine from the first entry on. It has no state until [`Command::Found`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Machine {
-    /// What was agreed on; `None` before the founding.
+    /// The agreed state; `None` before the founding.
     pub state: Option<ClusterState>,
 }
 
-/// One entry of the control plane's log. New kinds are added at the end (R22 holds for our
-/// own formats too).
+/// One entry of the control plane's log. New kinds are added at the end (R22 holds for these formats too).
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
-    /// The first entry of a cluster: its founder and its settings. Refused on a founded one.
+    /// Found the cluster. The first entry; refused on a founded cluster.
     Found {
         /// The cluster's id.
         cluster: ClusterId,
-        /// Number of partitions.
+        /// The number of partitions.
         ring_size: RingSize,
-        /// Target replica count of the table.
+        /// The target replica count of the table.
         width: u8,
         /// The founder (`id` 0).
         founder: Member,
-        /// PEM certificate of the authority it made.
+        /// PEM certificate of the founder's authority.
         authority: String,
-        /// PEM key of it.
+        /// PEM key of that authority.
         authority_key: String,
-        /// The state's level from the beginning.
+        /// The initial level of the state.
         #[serde(default = "first_level")]
         level: u32,
     },
-    /// Remembers a join token until `expires_ms`; forgets those that ended before `now_ms`.
+    /// Add a join token that is valid until `expires_ms`; forget those that expired before `now_ms`.
     IssueToken {
         /// SHA-256 of the secret.
         token: Digest,
-        /// Proposer's clock, milliseconds since 1970.
+        /// The proposer's clock, milliseconds since 1970.
         now_ms: u64,
-        /// When the token ends, by the same clock.
+        /// The expiry, by the same clock.
         expires_ms: u64,
     },
-    /// Admits a node as `joining`; its id is this entry's index. Refused if the name is taken
-    /// or the token unknown or over. The same uid again answers the id that it has.
+    /// Admit a node as `joining`; its id is this entry's index. Refused if the name is taken, or the token is
+    /// unknown or expired. A repeated uid is answered with the id that it has.
     Admit {
         /// The node; `id` and `status` are ignored.
         member: Member,
         /// SHA-256 of the token's secret.
         token: Digest,
-        /// Proposer's clock, milliseconds since 1970.
+        /// The proposer's clock, milliseconds since 1970.
         now_ms: u64,
     },
-    /// `joining` -> `member`: it has caught up with the log.
+    /// `joining` -> `member`: the node has caught up with the log.
     Joined {
-        /// Who.
+        /// The node.
         node: NodeId,
     },
-    /// `member` -> `leaving`. Refused for the last one.
+    /// `member` -> `leaving`. Refused for the last member.
     Leave {
-        /// Who.
+        /// The node.
         node: NodeId,
     },
-    /// `leaving` or `joining` -> `removed`: it holds nothing and is in no pending set.
+    /// `leaving` or `joining` -> `removed`: the node is in no replica set and in no pending one.
     Removed {
-        /// Who.
+        /// The node.
         node: NodeId,
     },
-    /// Aims the ring at a new table. Refused if the ring's epoch is no longer `base`.
-    /// A partition whose pending set is already this keeps its transfer; one whose committed
-    /// set is this cancels what is pending; any other gets a new transfer with this entry's
-    /// index as id.
+    /// Aim the ring at a new table. Refused if the ring's epoch is not `base` any more. A partition whose pending
+    /// set is the new one keeps its transfer; one whose present set is the new one has its transfer cancelled; any
+    /// other gets a new transfer with this entry's index as id.
     Rebalance {
         /// The ring's epoch that the table was computed from.
         base: u64,
-        /// Ordered replica set of every partition.
+        /// The ordered replica set of every partition.
         table: Vec<Vec<NodeId>>,
     },
-    /// The transfers are complete: pending sets become the replica sets. Each id that is not
-    /// pending (any more) is refused by itself; the others happen.
+    /// Complete transfers: pending sets become the replica sets. A transfer that is not pending (any more) is
+    /// refused by itself; the others are carried out.
     Flip {
-        /// Partition and transfer of each.
+        /// The partition and the transfer of each.
         transfers: Vec<(PartitionId, TransferId)>,
     },
-    /// Gives up a transfer and starts it again under a new id (this entry's index): what its
-    /// receiver has staged is dropped, the seal is lifted (R1).
+    /// Give up a transfer and begin it again under a new id, this entry's index. The receiver drops its stage, and
+    /// the seal is lifted (R1).
     Cancel {
         /// The partition.
         partition: PartitionId,
         /// The transfer.
         transfer: TransferId,
     },
-    /// First or further release of a module by name.
+    /// Deploy the first or a further release of a module.
     Deploy {
         /// The module's name.
         name: String,
-        /// Replicas; with `r`, `w`, `storage` and `config` kept as they are by a further
-        /// release where `None`.
+        /// The number of replicas. For `n`, `r`, `w`, `storage` and `config`, `None` keeps the setting of a
+        /// deployed module.
         n: Option<u8>,
-        /// Read quorum.
+        /// The read quorum.
         r: Option<u8>,
-        /// Write quorum.
+        /// The write quorum.
         w: Option<u8>,
-        /// Engine.
+        /// The engine of its host storage.
         storage: Option<StorageKind>,
-        /// CBOR map for `init`.
+        /// The CBOR map for `init`.
         config: Option<Vec<u8>>,
-        /// `version` is ignored: it becomes the last one plus 1.
+        /// The release. Its `version` is ignored: it becomes the last one plus 1.
         release: Release,
-        /// The version that the proposer saw running, 0 for none: refused if it changed since.
+        /// The version that the proposer saw running, 0 for none. Refused if it has changed since.
         base_version: u64,
     },
-    /// Runs an earlier release again, as a new version.
+    /// Run an earlier release again, as a new version.
     Rollback {
         /// The module's name.
         name: String,
         /// The release that the proposer saw running. State level 3.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         base: Option<ModuleBase>,
-        /// The version of the release; the previous one if none. State level 3.
+        /// The version of the earlier release; the previous one if `None`. State level 3.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         to: Option<u64>,
     },
-    /// Ends a module and its items.
+    /// Remove a module and its items.
     Undeploy {
         /// The module's name.
         name: String,
@@ -358,85 +358,84 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         base: Option<ModuleBase>,
     },
-    /// A member that came back under other addresses.
+    /// Record the new addresses of a member.
     Moved {
-        /// Who.
+        /// The member.
         node: NodeId,
-        /// UDP address of its QUIC endpoint.
+        /// The UDP address of its QUIC endpoint.
         listen: String,
-        /// Address kept for HTTP.
+        /// The address reserved for HTTP.
         http: String,
     },
-    /// Adds a change to those that wait for a commit. Refused where it could not follow them.
+    /// Stage a change. Refused if it is not possible after those that are staged.
     Stage {
-        /// What.
+        /// The change.
         change: Change,
     },
-    /// Forgets every staged change. Nodes that joined with one go on waiting.
+    /// Drop every staged change. Nodes that joined with one go on waiting.
     ClearStaged,
-    /// Carries out what is staged, as one rebalancing. Refused if the staged changes or the ring
-    /// are no longer those that the table was computed from.
+    /// Carry out the staged changes, as one rebalancing. Refused if the staged changes or the ring are not those
+    /// that the table was computed from.
     Commit {
-        /// `stage_version` of the plan.
+        /// The `stage_version` of the plan.
         stage: u64,
         /// The ring's epoch of the plan.
         base: u64,
         /// The table of the plan.
         table: Vec<Vec<NodeId>>,
     },
-    /// Carries out one change that was never staged.
+    /// Carry out one change that was not staged.
     Change {
-        /// What.
+        /// The change.
         change: Change,
         /// The ring's epoch that the table was computed from.
         base: u64,
-        /// The table that follows from it.
+        /// The resulting table.
         table: Vec<Vec<NodeId>>,
-        /// Whether the node that goes was marked as down when it was planned. State level 3.
+        /// Whether the node that goes was marked as down when the change was planned. State level 3.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         down: Option<bool>,
     },
-    /// `member` -> `down`: an operator says that it is away. It keeps its share.
+    /// `member` -> `down`: an operator marks it as away. It keeps its share.
     Down {
-        /// Who.
+        /// The member.
         node: NodeId,
     },
     /// `down` -> `member`: it is back.
     Up {
-        /// Who.
+        /// The member.
         node: NodeId,
     },
-    /// A member that came back with another zone or weight; `None` keeps what is known.
+    /// Record the new zone or weight of a member; `None` keeps the present one.
     Placed {
-        /// Who.
+        /// The member.
         node: NodeId,
-        /// Failure domain.
+        /// The failure domain.
         zone: Option<String>,
         /// Share of the ring relative to others, at least 1.
         weight: Option<u32>,
     },
-    /// An operator has seen the losses up to this index: they are forgotten.
+    /// Acknowledge the losses up to an index, which are forgotten.
     Acknowledge {
-        /// Log index.
+        /// The log index.
         up_to: u64,
     },
-    /// Changes how much may move at once. State level 2.
+    /// Change limits on handoffs. State level 2.
     SetHandoff {
-        /// Of one node; of every node that has no setting of its own where none.
+        /// The node; `None` for every node that has no setting of its own.
         node: Option<NodeId>,
-        /// All of them, or none.
+        /// The changes, carried out all or not at all.
         changes: Vec<HandoffChange>,
     },
-    /// Raises the state's level. Refused unless `known` are all the members that are not removed:
-    /// those of whom the proposer knows that they speak it.
+    /// Raise the state's level. Refused unless `known` has all members that are not removed.
     Raise {
-        /// The level.
+        /// The new level.
         level: u32,
-        /// Who speaks it.
+        /// The members that are known to speak it.
         known: Vec<NodeId>,
     },
-    /// A node has lost items of these partitions in a restart, or keeps some aside that the present owner does
-    /// not have. State level 3.
+    /// Record that a node has lost items of these partitions in a restart, or keeps items aside that the present
+    /// owner does not have. State level 3.
     Lost {
         /// The node.
         node: NodeId,
@@ -445,37 +444,37 @@ pub enum Command {
     },
 }
 
-/// What an entry did.
+/// The outcome of an entry.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Outcome {
-    /// It happened.
+    /// Carried out.
     Done,
-    /// The node was admitted (or had been) under this id.
+    /// The node is admitted under this id, by this entry or an earlier one.
     Admitted(NodeId),
-    /// The module runs this version now.
+    /// The module runs this version.
     Deployed(ModuleUid, u64),
-    /// Which transfers of a `Flip` happened. With their partitions: one rebalance gives all of
-    /// its transfers one id.
+    /// The transfers of a `Flip` that were carried out, with their partitions, as one rebalancing gives all of its
+    /// transfers one id.
     Flipped(Vec<(PartitionId, TransferId)>),
-    /// It changed nothing, and why.
+    /// Refused; the state has not changed.
     Refused(Refusal),
 }
 
-/// Why an entry changed nothing.
+/// The reason why an entry was refused.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refusal {
-    /// `Found` on a founded cluster, or anything else before it.
+    /// `Found` on a founded cluster, or another command before it.
     #[error("the cluster is founded already, or not yet")]
     Founding,
-    /// No such member, or it is removed.
+    /// There is no such member, or it is removed.
     #[error("no member {0}")]
     NotMember(String),
-    /// A member of that name exists.
+    /// A member has that name.
     #[error(
         "a member named {0} exists; a node that lost its data directory needs a new name, or remove the old one first"
     )]
     NameTaken(String),
-    /// The join token is unknown or over.
+    /// The join token is unknown or expired.
     #[error(
         "the join token is not valid (any more): print a new one with `annulus token`; if a new one is refused too, the clocks of the members differ"
     )]
@@ -483,18 +482,18 @@ pub enum Refusal {
     /// The member's status does not allow it.
     #[error("{node} is {status}")]
     Status {
-        /// Who.
+        /// The member.
         node: String,
-        /// What it is.
+        /// Its status.
         status: String,
     },
-    /// Nobody would be left.
+    /// No member would be left.
     #[error("the last member cannot leave")]
     LastMember,
-    /// The ring changed since the table was computed.
+    /// The ring has changed since the table was computed.
     #[error("the ring changed meanwhile")]
     RingChanged,
-    /// The table names a partition too many or too few, or a node twice or that is no member.
+    /// The table has too many or too few partitions, or a set has a node twice or one that is no member.
     #[error("not a table of this ring: {0}")]
     BadTable(String),
     /// The transfer is not pending (any more).
@@ -503,16 +502,16 @@ pub enum Refusal {
     /// The node still holds partitions.
     #[error("{0} still holds partitions")]
     Holding(String),
-    /// No such module.
+    /// There is no such module.
     #[error("no module named {0} is deployed")]
     NoModule(String),
     /// Another deploy came first.
     #[error("another deploy of {0} came first; look at `annulus modules` and deploy again")]
     DeployRaced(String),
-    /// There is no release to go back to.
+    /// There is no release to return to.
     #[error("{0} has no release to go back to")]
     NoPrevious(String),
-    /// A setting out of range.
+    /// A setting is out of range.
     #[error("{0}")]
     BadSetting(String),
     /// There is no plan to commit.
@@ -524,20 +523,20 @@ pub enum Refusal {
     /// The node joined to wait for a plan.
     #[error("{0} joined with --stage: it waits for a plan that takes it in")]
     Waits(String),
-    /// A change that contradicts those that are staged.
+    /// The change contradicts those that are staged.
     #[error("it does not go with what is staged already: {0}; `annulus clear` forgets that")]
     Conflict(Box<Refusal>),
     /// A node that holds partitions cannot take another's places.
     #[error("{0} holds partitions itself; only a node that holds nothing can replace another")]
     NotEmpty(String),
-    /// A command of a level that the cluster does not use yet.
+    /// The command is of a level that the cluster does not use yet.
     #[error("this needs state level {needs} and the cluster is at {level}: {}", who_holds_back(.behind))]
     Level {
-        /// The command's.
+        /// The level of the command.
         needs: u32,
-        /// The cluster's.
+        /// The level of the cluster.
         level: u32,
-        /// The members that do not speak it, or not as far as is known, each with the reason.
+        /// The members that do not speak the level, or are not known to, each with the reason.
         behind: Vec<String>,
     },
     /// The level cannot be raised (any more).
@@ -553,12 +552,12 @@ pub enum Refusal {
         /// The version.
         version: u64,
     },
-    /// Another operator changed the module first.
+    /// Another operator has changed the module.
     #[error("{0} was changed meanwhile; look at `annulus modules` and say it again")]
     ModuleChanged(String),
 }
 
-/// Who keeps the level down, for people.
+/// The members that keep the level down, in words.
 fn who_holds_back(behind: &[String]) -> String {
     match behind {
         [] => "it is raised as soon as all members are known to speak it; try again in a moment".to_owned(),

@@ -1,37 +1,34 @@
-//! What a build speaks: versions of the wire, and levels of the cluster's state.
+//! The versions that a build speaks: of the wire, and levels of the cluster's state.
 //!
-//! Both are ranges. Two nodes talk if their protocols meet. The state's level is agreed on: it is in
-//! [`ClusterState::level`](crate::state::ClusterState) and says which commands and formats may
-//! be used at all, so that nothing enters the log, or goes to a member, that one of them cannot
-//! read. When every member is known to speak the next one, the claimant raises it; it never sinks.
+//! Both are ranges. Two nodes talk if their ranges of the wire intersect. The level is agreed on, as `level` of
+//! `state::ClusterState`: only commands and formats up to it may be used, so nothing enters the log, or goes to a member,
+//! that a member cannot read. The claimant raises the level once every member speaks the next one; it never falls.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
-use crate::state::Command;
-
-/// From the oldest to the newest, both spoken.
+/// A range of versions, both ends included.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Range {
-    /// The oldest.
+    /// The oldest version spoken.
     pub oldest: u32,
-    /// The newest.
+    /// The newest version spoken.
     pub newest: u32,
 }
 
 impl Range {
-    /// A range.
+    /// The range from `oldest` to `newest`.
     pub const fn new(oldest: u32, newest: u32) -> Self {
         Self { oldest, newest }
     }
 
-    /// Is this one spoken?
+    /// Whether the version is in the range.
     pub fn has(&self, version: u32) -> bool {
         (self.oldest..=self.newest).contains(&version)
     }
 
-    /// Is there one that both speak?
+    /// Whether both ranges have a version in common.
     pub fn meets(&self, other: Range) -> bool {
         self.oldest <= other.newest && other.oldest <= self.newest
     }
@@ -46,17 +43,17 @@ impl fmt::Display for Range {
     }
 }
 
-/// What one build speaks.
+/// The versions that one build speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Speaks {
-    /// Versions of what goes over a connection.
+    /// The versions of the wire protocol.
     pub protocol: Range,
-    /// Levels of the cluster's state.
+    /// The levels of the cluster's state.
     pub levels: Range,
 }
 
 impl Speaks {
-    /// The first build, and whoever says nothing of levels.
+    /// The first build, and any peer that names no levels.
     pub const FIRST: Self = Self { protocol: Range::new(1, 1), levels: Range::new(1, 1) };
 
     /// This build.
@@ -72,51 +69,6 @@ impl Default for Speaks {
 /// The level that this build founds a cluster with.
 pub const LEVEL: u32 = Speaks::THIS.levels.newest;
 
-/// The level of a state, or of a founding, that says nothing of it.
-pub(crate) fn first_level() -> u32 {
-    Speaks::FIRST.levels.newest
-}
-
-/// The first level that knows a command. A new command finds its place here or does not compile.
-pub fn level_of(command: &Command) -> u32 {
-    match command {
-        // The level before runs each release with the host's own limit.
-        Command::Deploy { release, .. } if release.call_ms.is_some() => 4,
-        // The level before ignores what these were made from.
-        Command::Change { down: Some(_), .. }
-        | Command::Rollback { base: Some(_), .. }
-        | Command::Undeploy { base: Some(_), .. }
-        | Command::Lost { .. } => 3,
-        // Before, a rollback had one release to go back to.
-        Command::Rollback { to: Some(_), .. } => 3,
-        // The level before takes every joiner in, whatever it was told.
-        Command::Admit { member, .. } if member.staged => 2,
-        Command::Found { .. }
-        | Command::IssueToken { .. }
-        | Command::Admit { .. }
-        | Command::Joined { .. }
-        | Command::Leave { .. }
-        | Command::Removed { .. }
-        | Command::Rebalance { .. }
-        | Command::Flip { .. }
-        | Command::Cancel { .. }
-        | Command::Deploy { .. }
-        | Command::Rollback { .. }
-        | Command::Undeploy { .. }
-        | Command::Moved { .. } => 1,
-        Command::Stage { .. }
-        | Command::ClearStaged
-        | Command::Commit { .. }
-        | Command::Change { .. }
-        | Command::Down { .. }
-        | Command::Up { .. }
-        | Command::Placed { .. }
-        | Command::Acknowledge { .. }
-        | Command::SetHandoff { .. }
-        | Command::Raise { .. } => 2,
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -128,26 +80,6 @@ mod tests {
         assert!(!range(1, 2).meets(range(3, 4)) && !range(3, 4).meets(range(1, 2)));
         assert!(range(1, 2).has(2) && !range(1, 2).has(3));
         assert_eq!((range(1, 1).to_string(), range(1, 2).to_string()), ("1".into(), "1 to 2".into()));
-    }
-
-    #[test]
-    fn a_joiner_that_waits_for_a_plan_is_of_the_level_that_has_plans() {
-        use crate::ids::{Digest, NodeId, NodeUid};
-        use crate::state::{Member, MemberStatus};
-        let member = |staged| Member {
-            id: NodeId(0),
-            uid: NodeUid([1; 16]),
-            name: "a@h".into(),
-            listen: String::new(),
-            http: String::new(),
-            zone: None,
-            weight: 1,
-            status: MemberStatus::Joining,
-            staged,
-            banned: false,
-        };
-        let admit = |staged| Command::Admit { member: member(staged), token: Digest([1; 32]), now_ms: 0 };
-        assert_eq!((level_of(&admit(false)), level_of(&admit(true))), (1, 2));
     }
 
     #[test]

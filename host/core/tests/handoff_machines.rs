@@ -202,6 +202,31 @@ fn a_partition_without_items_is_not_sealed_before_the_receiver_is_ready() {
     assert_eq!(sender.handle(ack(0)), [Effect::Seal]);
 }
 
+/// A vnode has lost its items: the transfer is cancelled once, asked for again until the log has it, and nothing more is
+/// sent in it.
+#[test]
+fn a_broken_source_cancels_its_transfer() {
+    let sealed = ended().0;
+    for (mut sender, stream) in [(running(&[KV]), 1), (sealed, 1)] {
+        let broken = |why: &str| Event::SourceBroken(why.to_owned());
+        let effects = sender.handle(broken("trapped"));
+        assert_eq!(effects, [Effect::Disconnect(stream), Effect::Retry, Effect::ProposeCancel]);
+        assert_eq!((sender.error(), sender.is_urgent()), (Some("trapped"), true));
+        assert_eq!(sender.handle(broken("again")), []);
+        assert_eq!(sender.handle(page(KV, &["a"], None)), []);
+        assert_eq!(sender.handle(Event::Forward(KV, vec![item("b")])), []);
+        assert_eq!(sender.handle(Event::Sealed { counts: Default::default() }), []);
+        assert_eq!(sender.handle(Event::Retry), [Effect::ProposeCancel]);
+        assert_eq!(sender.handle(Event::NotProposed), [Effect::Retry]);
+        assert_eq!(sender.handle(Event::Retry), [Effect::ProposeCancel]);
+        // A flip that was proposed before may win.
+        let mut flipped = sender.clone();
+        assert_eq!(flipped.handle(Event::Fate(Fate::Flipped)), [Effect::Finish(Fate::Flipped)]);
+        assert_eq!(sender.handle(Event::Fate(Fate::Cancelled)), [Effect::Finish(Fate::Cancelled)]);
+        assert_eq!(sender.handle(broken("late")), []);
+    }
+}
+
 #[test]
 fn a_held_transfer_forwards_writes_but_reads_no_page_and_does_not_seal() {
     let mut sender = running(&[KV]);

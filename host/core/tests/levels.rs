@@ -3,8 +3,8 @@
 
 use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
-use annulus_core::state::{ClusterState, Command, Machine, Member, MemberStatus, Outcome, Refusal};
-use annulus_core::version::{LEVEL, level_of};
+use annulus_core::state::{ClusterState, Command, Machine, Member, MemberStatus, Outcome, Refusal, level_of};
+use annulus_core::version::LEVEL;
 
 fn member(number: u8) -> Member {
     Member {

@@ -11,6 +11,7 @@
 
 mod random;
 mod scope;
+mod tasks;
 
 use std::fmt;
 use std::future::Future;
@@ -22,6 +23,7 @@ use tokio::task::JoinHandle;
 
 pub use random::{Source, random, random_range};
 pub use scope::{Scope, ScopeId, World, die};
+pub use tasks::Tasks;
 
 /// Spawn a task on the current runtime, as part of the current scope.
 ///

@@ -18,13 +18,13 @@ use super::{Handoff, link};
 use annulus_transport::BulkStream;
 use annulus_vnode::{Control, StageId, Taken};
 
-/// Longest that a stream waits for this node to have its modules ready. Then it is refused and
-/// comes again, so that nobody's turn is used up by waiting for a compiler.
+/// The time that a stream waits for this node to have its modules ready. Then it is refused, and the sender comes
+/// again later: its permit is not used up by waiting for a compiler.
 const MODULE_GRACE: Duration = Duration::from_millis(250);
-/// The same for a module that is deployed while a stream is under way, all of which a refusal
-/// would cost: every member that could be reached had its component before it was.
+/// The same for a module that is deployed while a stream is under way. A refusal would cost the whole stream, and
+/// every member that could be reached had the component before the deploy.
 const LATER_MODULE_GRACE: Duration = Duration::from_secs(10);
-/// Longest that this node may take to learn what the sender knows.
+/// The time limit for applying the log entries that the sender has applied.
 const LOG_LIMIT: Duration = Duration::from_secs(10);
 
 /// A stream whose first message has been read.
@@ -33,14 +33,18 @@ pub(super) struct Greeted {
     pub(super) stream: BulkStream,
 }
 
-/// Runs a transfer to its end, by the log. Streams are given to the answer.
+/// Run a transfer until the log ends it. Streams are given to the returned handle.
 pub(super) fn spawn(handoff: Handoff, partition: PartitionId, transfer: TransferId) -> Incoming {
+    // Bounded by the sender, which opens one stream at a time.
     let (greeted, streams) = mpsc::unbounded_channel();
     let taking = Arc::new(AtomicBool::new(true));
     let incoming = Incoming { greeted, taking: taking.clone() };
+    // Bounded by the sender, which has `Limits::backlog_bytes` unacknowledged at most, and by the stage's answers, one
+    // per step.
     let (later, events) = mpsc::unbounded_channel();
     let machine = Receiver::new(handoff.inner.boot, Found::Nothing);
-    annulus_ground::spawn(async move {
+    let owner = handoff.clone();
+    owner.inner.tasks.spawn(async move {
         let driver = Driver {
             handoff: handoff.clone(),
             partition,
@@ -59,20 +63,19 @@ pub(super) fn spawn(handoff: Handoff, partition: PartitionId, transfer: Transfer
     incoming
 }
 
-/// How to reach the task of one transfer.
+/// A handle to the task of one transfer.
 pub(super) struct Incoming {
     greeted: mpsc::UnboundedSender<Greeted>,
     taking: Arc<AtomicBool>,
 }
 
 impl Incoming {
-    /// Has it a stream with more to come? That counts among those that are taken in at once.
+    /// Whether it has a stream with more to come, which counts against the limit of incoming transfers.
     pub(super) fn is_taking(&self) -> bool {
         self.taking.load(Ordering::Relaxed)
     }
 
-    /// Gives it a stream. One that just ended leaves its entry a moment longer; the sender tries
-    /// again.
+    /// Give it a stream. A task that has just ended drops it; the sender tries again.
     pub(super) fn give(&self, greeted: Greeted) {
         self.taking.store(true, Ordering::Relaxed);
         let _ = self.greeted.send(greeted);
@@ -88,7 +91,8 @@ struct Driver {
     later: mpsc::UnboundedSender<Event>,
     links: HashMap<StreamId, mpsc::UnboundedSender<Arc<ToSender>>>,
     streams_so_far: StreamId,
-    /// The stage that is open: its generation, and who fills it, one step after the other.
+    /// The open stage: its generation, and the steps of the task that fills it. Bounded as the events are: a step
+    /// belongs to a message that is not acknowledged yet.
     stage: Option<(u64, mpsc::UnboundedSender<Step>)>,
     taking: Arc<AtomicBool>,
 }
@@ -96,7 +100,7 @@ struct Driver {
 impl Driver {
     async fn run(mut self, mut streams: mpsc::UnboundedReceiver<Greeted>) {
         let mut changes = self.handoff.inner.cluster.watch();
-        // What changed since the task was made counts too.
+        // The view may have changed since the task was made.
         changes.mark_changed();
         while !self.machine.is_finished() {
             let event = tokio::select! {
@@ -142,9 +146,8 @@ impl Driver {
             Effect::Stage { generation, seq, module, items } => {
                 self.step(generation, Step::Stage { seq, module, items });
             }
-            // Never offered (`Receiver::keeping`): a stage in memory ends with the process, and what
-            // streams of one process lack is known by their numbers. A stage that outlives its
-            // process will be compared.
+            // Never asked for without `Receiver::keeping`: a stage in memory ends with its process, and what the
+            // streams of one process lack is known by their numbers.
             Effect::Adopt { generation, .. }
             | Effect::Compare { generation, .. }
             | Effect::Replace { generation, .. } => {
@@ -152,8 +155,8 @@ impl Driver {
                 let _ = self.later.send(Event::Failed { generation, reason });
             }
             Effect::Count { generation, modules } => self.step(generation, Step::Count { modules }),
-            // In turn behind the opening too: a partition without items waits for nothing else,
-            // and must not be taken over before this node can run the modules.
+            // Behind the opening too: a partition without items waits for nothing else, and must not be taken over
+            // before this node can run the modules.
             Effect::Complete(generation) => self.step(generation, Step::Complete),
             Effect::Send(stream, message) => {
                 if let Some(link) = self.links.get(&stream) {
@@ -165,7 +168,7 @@ impl Driver {
                 self.stage = None;
                 master.unstage(self.partition, self.transfer);
             }
-            // The vnode master promotes the stage itself, by the same log, in its order.
+            // The vnode master promotes the stage itself, in the order of the log.
             Effect::Promote { .. } => {}
         }
     }
@@ -176,6 +179,7 @@ impl Driver {
             self.handoff.inner.master.stage(stage);
             let (steps, todo) = mpsc::unbounded_channel();
             let filler = Filler { handoff: self.handoff.clone(), id: stage, later: self.later.clone() };
+            // Ends when the driver drops the stage, after the step that it is at.
             annulus_ground::spawn(filler.run(todo));
             self.stage = Some((generation, steps));
         }
@@ -201,7 +205,7 @@ struct Filler {
 }
 
 impl Filler {
-    /// Until a step fails or the driver lets go of the stage.
+    /// Fill until a step fails or the driver drops the stage.
     async fn run(self, mut todo: mpsc::UnboundedReceiver<Step>) {
         let generation = self.id.generation;
         let mut grace = MODULE_GRACE;
@@ -223,7 +227,7 @@ impl Filler {
                     }
                     Ok(Some(Event::Counted { generation, counts }))
                 }
-                // Items of modules that keep them in memory are as safe as they get.
+                // Items in memory need no sync.
                 Step::Complete => match self.handoff.inner.master.staging_complete(self.id) {
                     Ok(()) => Ok(Some(Event::Completed(generation))),
                     Err(why) => Err(Refused::Stage(why.to_string())),
@@ -260,7 +264,7 @@ impl Filler {
     }
 }
 
-/// Waits until this node's log is where the sender's was, and it can run every module.
+/// Wait until this node has applied the log up to the sender's index and can run every module.
 async fn ready(
     handoff: &Handoff,
     modules: &[ModuleRelease],

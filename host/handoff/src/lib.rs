@@ -1,19 +1,28 @@
-//! Ownership handoff: the driver of `annulus_core::handoff`'s two state machines.
+//! Ownership handoff: drives the state machines of `annulus_core::handoff`.
 //!
-//! [`Handoff`] watches the committed ring. For each partition that this node is to give away it
-//! runs an outgoing task (a sender machine, its stream, its vnodes); for each that comes it
-//! runs an incoming one (a receiver machine, its stage). The machines decide; here is only the
-//! I/O. Only the holder proposes the flip (R1), so a partition whose holder is away stays
-//! where it is.
+//! [`Handoff`] watches the committed ring. Each partition that this node gives away has an outgoing task (a sender
+//! machine with its stream and its vnodes); each partition that it takes over has an incoming task (a receiver
+//! machine with its stage). The machines decide, this crate does the I/O. Only the owner proposes the flip (R1), so a
+//! partition stays where it is while its owner is away.
+//!
+//! # Channels and tasks
+//!
+//! The channels of this crate are unbounded, because a full one would block a vnode or a driver that holds up
+//! others. What bounds each of them is said where it is made. The sender machine is behind most of the bounds: it asks
+//! for one page at a time, stops asking at `Limits::window_bytes` unacknowledged, and has writes wait at
+//! `Limits::backlog_bytes`.
+//!
+//! [`Handoff::stop`] ends the tasks of transfers and of the ring's watcher. The other tasks end by themselves: within
+//! the deadline of a call, or when the driver that they work for drops its end of a channel.
 
-mod holdings;
 mod incoming;
+mod limiter;
 mod link;
 mod outgoing;
 mod progress;
 mod rows;
 mod seals;
-mod turns;
+mod sizes;
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -21,31 +30,35 @@ use std::time::Duration;
 
 use annulus_core::handoff::duties;
 use annulus_core::handoff::message::{Begin, Refused, Start, ToReceiver, ToSender};
+use annulus_core::handoff::pacing;
 use annulus_core::handoff::sender::Task;
 use annulus_core::ids::{BootId, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Fate;
+use annulus_core::role::{REPLICAS, Role};
 use annulus_core::state::Command;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::time::{Instant, timeout};
 
-pub use holdings::Held;
 pub use rows::{TransferKindName, TransferRow};
 pub use seals::{SealError, Seals};
+pub use sizes::PartitionSize;
 
 use annulus_cluster::{Cluster, View};
+use annulus_ground::Tasks;
 use annulus_modules::Modules;
 use annulus_transport::{BulkStream, Transport};
 use annulus_vnode::Master;
+use limiter::SendLimiter;
 use progress::Progress;
-use turns::Turns;
 
-/// Longest that the first message of an incoming stream may take.
+/// The time limit for the first message of an incoming stream.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
-/// Longest that a flip which moves nothing may take to be agreed on before it is tried again.
+/// The time limit for a proposal before it is made again.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 
-/// This node's handoffs. Cheap to clone.
+/// The handoffs of one node. Cheap to clone.
 #[derive(Clone)]
 pub struct Handoff {
     inner: Arc<Inner>,
@@ -58,17 +71,18 @@ struct Inner {
     master: Master,
     seals: Seals,
     boot: BootId,
-    turns: Turns,
-    /// How often in a row a partition's transfers were given up by this side, and why the last
-    /// one was: the next one waits before it begins.
-    broken: Mutex<HashMap<PartitionId, (u32, String)>>,
+    limiter: SendLimiter,
+    /// The number of transfers in a row that this node has given up, by partition, with the last reason. The next
+    /// transfer begins after a pause.
+    given_up: Mutex<HashMap<PartitionId, (u32, String)>>,
     outgoing: Mutex<BTreeMap<PartitionId, (TransferId, Progress)>>,
-    /// By partition too: all transfers of one rebalance have the same id.
+    /// By partition and transfer, as all transfers of one rebalance have the same id.
     incoming: Mutex<HashMap<(PartitionId, TransferId), incoming::Incoming>>,
+    tasks: Tasks,
 }
 
 impl Handoff {
-    /// Handoffs of a node. `seals` are those that were durable when it stopped.
+    /// The handoffs of a node that has found `seals` on its disk.
     pub fn new(
         cluster: Cluster,
         transport: Transport,
@@ -78,19 +92,30 @@ impl Handoff {
         boot: BootId,
     ) -> Self {
         let view = cluster.view();
-        let turns = Turns::new(view.state.handoff.of(view.me));
-        let (broken, outgoing, incoming) = Default::default();
-        let inner =
-            Inner { cluster, transport, modules, master, seals, boot, turns, broken, outgoing, incoming };
+        let limiter = SendLimiter::new(view.state.handoff.of(view.me));
+        let (given_up, outgoing, incoming, tasks) = Default::default();
+        let inner = Inner {
+            cluster,
+            transport,
+            modules,
+            master,
+            seals,
+            boot,
+            limiter,
+            given_up,
+            outgoing,
+            incoming,
+            tasks,
+        };
         Self { inner: Arc::new(inner) }
     }
 
-    /// Follows the ring until the cluster's watch ends. Seals of transfers that ended while the
-    /// node was away are taken off first.
+    /// Follow the ring until [`Handoff::stop`]. Seals of transfers that ended while the node was away are removed
+    /// first.
     pub fn start(&self) {
         let this = self.clone();
         let mut changes = self.inner.cluster.watch();
-        annulus_ground::spawn(async move {
+        self.inner.tasks.spawn(async move {
             loop {
                 let view = changes.borrow_and_update().clone();
                 annulus_ground::point("handoff: begins what is pending").await;
@@ -100,8 +125,8 @@ impl Handoff {
                 let changed = if this.flip_what_moves_nothing(&view).await {
                     changes.changed().await
                 } else {
-                    // Either there is news, or what failed is due again.
-                    timeout(outgoing::FIRST_PAUSE, changes.changed()).await.unwrap_or(Ok(()))
+                    // A failed flip is proposed again after a pause, or when the ring changes.
+                    timeout(pacing::FIRST_PAUSE, changes.changed()).await.unwrap_or(Ok(()))
                 };
                 if changed.is_err() {
                     return;
@@ -110,9 +135,14 @@ impl Handoff {
         });
     }
 
-    /// What operators have said of this node holds from now on.
+    /// Stop all handoffs. Transfers resume or begin again with this node's next start; sealed partitions stay sealed.
+    pub fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.inner.tasks.stop())
+    }
+
+    /// Apply the limits that operators have set for this node.
     fn apply_limits(&self, view: &View) {
-        self.inner.turns.set(view.state.handoff.of(view.me));
+        self.inner.limiter.set(view.state.handoff.of(view.me));
     }
 
     fn clear_old_seals(&self, view: &View) {
@@ -126,14 +156,14 @@ impl Handoff {
     }
 
     fn send_what_is_pending(&self, view: &View) {
-        for duties::Sending { partition, transfer, version, taker } in
+        for duties::Sending { partition, transfer, version, successor } in
             duties::to_send(&view.state.ring, view.me)
         {
             let progress = Progress::default();
-            let before = self.inner.broken.lock().get(&partition).cloned();
+            let before = self.inner.given_up.lock().get(&partition).cloned();
             {
                 let mut outgoing = self.inner.outgoing.lock();
-                // A task for a transfer of before ends by itself, by the same view.
+                // The task of an earlier transfer ends by the same view.
                 if outgoing.get(&partition).is_some_and(|(running, _)| *running == transfer) {
                     continue;
                 }
@@ -147,12 +177,12 @@ impl Handoff {
                 modules: outgoing::releases(view),
                 sealed: self.inner.seals.is_sealed(partition, transfer),
             };
-            outgoing::spawn(self.clone(), task, taker, progress, before);
+            outgoing::spawn(self.clone(), task, successor, progress, before);
         }
     }
 
-    /// A change behind the owner moves no item of a module with one replica: the owner, who
-    /// alone may, flips it at once (R4). False if that is still to be done.
+    /// Flip the pending changes behind the owner, which move no item of a module with one replica. The owner, which
+    /// alone may, flips them at once (R4). False if the proposal failed.
     async fn flip_what_moves_nothing(&self, view: &View) -> bool {
         let transfers = duties::to_flip(&view.state.ring, view.me);
         if transfers.is_empty() {
@@ -166,10 +196,10 @@ impl Handoff {
         flipped.is_ok()
     }
 
-    /// Takes in a stream that another node opened.
+    /// Take in a stream that another node has opened.
     pub fn serve(&self, stream: BulkStream) {
         let this = self.clone();
-        annulus_ground::spawn(async move {
+        self.inner.tasks.spawn(async move {
             if let Err(error) = this.greet(stream).await {
                 tracing::warn!(error, "an incoming handoff could not begin");
             }
@@ -183,7 +213,7 @@ impl Handoff {
             other => return Err(format!("the stream begins with {other:?}")),
         };
         let deadline = Instant::now() + GREETING_LIMIT;
-        // Whoever is behind first learns what the sender knows (R2).
+        // A node that is behind first learns what the sender knows (R2).
         let view = self
             .inner
             .cluster
@@ -200,15 +230,15 @@ impl Handoff {
         stream.send.finish().await.map_err(|error| error.to_string())
     }
 
-    /// Gives a stream to its task, unless there is no room for one that begins afresh. One that
-    /// goes on is always taken: it may be sealed, and what it holds is here already.
+    /// Give a stream to its task. A stream that begins afresh is refused while the node takes in as many transfers as
+    /// it may. One that resumes is always accepted: its partition may be sealed, and its items are here already.
     fn take_in(&self, view: &View, begin: Begin, stream: &mut Option<BulkStream>) -> Option<Refused> {
         let limits = view.state.handoff.of(view.me);
         let mut incoming = self.inner.incoming.lock();
         let name = (begin.partition, begin.transfer);
         if begin.start == Start::Fresh {
             let others = incoming.iter().filter(|(other, task)| **other != name && task.is_taking()).count();
-            if limits.paused || others >= usize::from(limits.incoming) {
+            if !limits.admits(others) {
                 return Some(Refused::Busy);
             }
         }
@@ -220,17 +250,17 @@ impl Handoff {
         None
     }
 
-    /// What the committed log says of a transfer. `gives`: asked by its giver.
+    /// Return the fate of a transfer by the committed log. `gives`: whether its sender asks.
     fn fate(&self, view: &View, partition: PartitionId, transfer: TransferId, gives: bool) -> Fate {
         let partition = view.partition(partition);
-        let has_given = gives && partition.replicas.first() != Some(&view.me);
+        let has_given = gives && partition.role_of(view.me, REPLICAS) != Role::Owner;
         partition.fate_of(transfer, has_given)
     }
 
-    /// Counts a transfer that this side gives up.
-    fn note_broken(&self, partition: PartitionId, why: &str) {
-        let mut broken = self.inner.broken.lock();
-        let (times, last) = broken.entry(partition).or_default();
+    /// Count a transfer that this node gives up.
+    fn note_given_up(&self, partition: PartitionId, why: &str) {
+        let mut given_up = self.inner.given_up.lock();
+        let (times, last) = given_up.entry(partition).or_default();
         *times += 1;
         why.clone_into(last);
     }

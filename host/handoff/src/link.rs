@@ -1,4 +1,4 @@
-//! One stream of a handoff: CBOR messages in frames, read and written by tasks of their own.
+//! One stream of a handoff: CBOR messages in frames, read and written by a task of its own.
 
 use std::sync::Arc;
 
@@ -12,10 +12,10 @@ use annulus_core::item::MAX_ITEM_BYTES;
 use annulus_core::mutants::{self, Mutant};
 use annulus_transport::{BulkRecv, BulkSend, BulkStream};
 
-/// Longest message: one item of the largest size, and what is said about it.
+/// The largest message: one item of the largest size with its envelope.
 const MAX_MESSAGE: usize = MAX_ITEM_BYTES + (64 << 10);
 
-/// Sends one message, in several frames where it does not fit one.
+/// Send one message, in several frames if it does not fit one.
 pub(super) async fn send<T: Serialize>(stream: &mut BulkSend, message: &T) -> Result<(), String> {
     let bytes = Bytes::from(codec::encode(message).map_err(|error| error.to_string())?);
     if bytes.len() > MAX_MESSAGE {
@@ -30,7 +30,7 @@ pub(super) async fn send<T: Serialize>(stream: &mut BulkSend, message: &T) -> Re
     stream.message(bytes).await.map_err(|error| error.to_string())
 }
 
-/// The next message; `None` when the peer has finished.
+/// Receive the next message; `None` once the peer has finished.
 pub(super) async fn receive<T: DeserializeOwned>(stream: &mut BulkRecv) -> Result<Option<T>, String> {
     let Some(message) = stream.message(MAX_MESSAGE).await.map_err(|error| error.to_string())? else {
         return Ok(None);
@@ -38,8 +38,9 @@ pub(super) async fn receive<T: DeserializeOwned>(stream: &mut BulkRecv) -> Resul
     codec::decode(&message).map(Some).map_err(|error| error.to_string())
 }
 
-/// Sends what is given to it, and hands on what comes, until either side is gone; then
-/// `ended` is told, with the reason if it was none of the sides' wish. Dropping the answer closes the stream after what was sent.
+/// Run a stream until either side ends it: send what comes over the returned channel, pass what arrives to
+/// `received`. Then call `ended`, with the reason if neither side wished it. Dropping the returned sender closes the
+/// stream after the messages that are in the channel.
 pub(super) fn run<Out, In>(
     stream: BulkStream,
     received: impl Fn(In) + Send + Sync + 'static,
@@ -49,8 +50,11 @@ where
     Out: Serialize + Send + Sync + 'static,
     In: DeserializeOwned + Send + 'static,
 {
+    // Bounded by the machine of this side: a sender has `Limits::backlog_bytes` unacknowledged at most, a receiver
+    // answers each message once.
     let (sender, mut outgoing) = mpsc::unbounded_channel::<Arc<Out>>();
     let BulkStream { send: mut out, recv: mut incoming } = stream;
+    // Ends with the stream, and with the driver, which owns `sender`.
     annulus_ground::spawn(async move {
         let write = async {
             while let Some(message) = outgoing.recv().await {

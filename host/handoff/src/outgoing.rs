@@ -1,40 +1,35 @@
 //! One transfer that this node sends: the sender machine, its stream and its vnodes.
 
 mod carry;
+mod pace;
 mod seal;
-mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::handoff::message::{ModuleRelease, ToReceiver, ToSender};
+use annulus_core::handoff::pacing::{self, Pacing};
 use annulus_core::handoff::sender::{Event, Limits, Sender, Task};
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::item::Item;
-use annulus_core::state::Command;
 use tokio::sync::{mpsc, watch};
-use tokio::time::Instant;
 
+use super::Handoff;
+use super::limiter::Permit;
 use super::progress::Progress;
-use super::{Handoff, PROPOSE_LIMIT};
-use annulus_cluster::{ProposeError, View};
+use annulus_cluster::View;
 use annulus_vnode::{Outgoing, StreamEvent};
 use annulus_wasm::TransferKind;
 use seal::Seal;
-use waiting::Waiting;
 
-/// Before the first further try after a failure; doubles up to [`LONGEST_PAUSE`].
-pub(super) const FIRST_PAUSE: Duration = Duration::from_millis(100);
-/// Between tries after many failures.
-const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// Longest that opening a stream may take.
+/// The time limit for opening a stream.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A leader must have been heard from this lately for a seal (R1): a node that is cut off
-/// would otherwise stop serving for a flip that cannot come.
+/// A partition is sealed only if a leader was heard from within this time (R1). A node that is cut off would
+/// otherwise stop serving for a flip that cannot be committed.
 const LEADER_WITHIN: Duration = Duration::from_secs(1);
 
-/// The modules that there are, as a transfer names them.
+/// The deployed modules with their current releases.
 pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
     let release = |module: &annulus_core::state::Module| ModuleRelease {
         uid: module.uid,
@@ -43,21 +38,22 @@ pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
     view.state.modules.values().map(release).collect()
 }
 
-/// Runs a transfer to its end, by the log.
-/// `before`: how often in a row this node has given up a transfer of the partition, and why.
+/// Run a transfer until the log ends it. `before`: the number of transfers of the partition in a row that this node
+/// has given up, and the last reason.
 pub(super) fn spawn(
     handoff: Handoff,
     task: Task,
-    taker: NodeId,
+    successor: NodeId,
     progress: Progress,
     before: Option<(u32, String)>,
 ) {
-    annulus_ground::spawn(async move {
+    let owner = handoff.clone();
+    owner.inner.tasks.spawn(async move {
         let (partition, transfer) = (task.partition, task.transfer);
-        let mut driver = Driver::new(handoff.clone(), task, taker, progress);
+        let mut driver = Driver::new(handoff.clone(), task, successor, progress);
         if let Some((times, why)) = before {
             driver.progress.go_on_from(times, &why);
-            driver.waiting.begin_after(pause_after(times));
+            driver.pacing = Pacing::after_failures(times, handoff.inner.limiter.now());
         }
         driver.run().await;
         let mut outgoing = handoff.inner.outgoing.lock();
@@ -70,43 +66,45 @@ pub(super) fn spawn(
 struct Driver {
     handoff: Handoff,
     task: Task,
-    taker: NodeId,
+    successor: NodeId,
     target: String,
     machine: Sender,
     progress: Progress,
+    /// Answers of streams and proposals. Bounded by the machine: one answer per stream, proposal and page, and one
+    /// acknowledgement per message sent, of which `Limits::backlog_bytes` are unacknowledged at most.
     events: mpsc::UnboundedReceiver<Event>,
-    /// Where what comes later is told: streams, proposals, pauses.
     later: mpsc::UnboundedSender<Event>,
+    /// Pages and writes of the vnodes, in commit order. Bounded: one page is read at a time, and vnodes have their
+    /// commands wait while `congested` is true.
     vnodes: mpsc::UnboundedReceiver<StreamEvent>,
     to_vnodes: mpsc::UnboundedSender<StreamEvent>,
     link: Option<(u64, mpsc::UnboundedSender<Arc<ToReceiver>>)>,
     seal: Seal,
-    /// Tells the vnodes that the receiver is behind.
+    /// True while the receiver is so far behind that writes wait.
     congested: watch::Sender<bool>,
     modules: Vec<ModuleRelease>,
-    /// How many items the sealed vnodes have, where the host keeps them.
+    /// The number of items of each sealed vnode whose items the host keeps.
     counts: BTreeMap<ModuleUid, u64>,
-    waiting: Waiting,
-    /// What was sent is not what is any more: nothing is done but to wait for the cancel.
-    broken: bool,
-    /// It has been counted among those that are given up.
-    cancels: bool,
+    pacing: Pacing,
+    /// The permit that `pacing` wants.
+    permit: Option<Permit>,
+    /// The transfer is counted in `Inner::given_up`.
+    given_up: bool,
 }
 
 impl Driver {
-    fn new(handoff: Handoff, task: Task, taker: NodeId, progress: Progress) -> Self {
+    fn new(handoff: Handoff, task: Task, successor: NodeId, progress: Progress) -> Self {
         let (later, events) = mpsc::unbounded_channel();
         let (to_vnodes, vnodes) = mpsc::unbounded_channel();
         let view = handoff.inner.cluster.view();
         let machine = Sender::new(task.clone(), view.index(), Limits::default());
-        let target = handoff.name_of(taker);
+        let target = handoff.name_of(successor);
         let modules = task.modules.clone();
-        let (link, counts, broken) = (None, BTreeMap::new(), false);
-        let waiting = Waiting::default();
+        let (link, counts) = (None, BTreeMap::new());
         Self {
             handoff,
             task,
-            taker,
+            successor,
             target,
             machine,
             progress,
@@ -119,18 +117,18 @@ impl Driver {
             congested: watch::Sender::new(false),
             modules,
             counts,
-            waiting,
-            broken,
-            cancels: false,
+            pacing: Pacing::default(),
+            permit: None,
+            given_up: false,
         }
     }
 
     async fn run(mut self) {
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let mut changes = self.handoff.inner.cluster.watch();
-        // What changed since the task was made counts too.
+        // The view may have changed since the task was made.
         changes.mark_changed();
-        // A turn is waited for unless the partition is sealed already: then every moment counts.
+        // A sealed partition waits for no permit: requests are waiting for it.
         if self.task.sealed && !self.start().await {
             return;
         }
@@ -139,6 +137,7 @@ impl Driver {
                 return;
             }
             self.show();
+            let wake_at = self.pacing.wake_at().map(|due| self.handoff.inner.limiter.instant(due));
             let event = tokio::select! {
                 biased;
                 changed = changes.changed() => {
@@ -155,22 +154,20 @@ impl Driver {
                     None => continue,
                 },
                 Some(event) = self.events.recv() => event,
-                turn = self.seal.changed(), if !self.broken => {
+                turn = self.seal.changed() => {
                     self.go_on_sealing(turn).await;
                     continue;
                 }
-                () = self.waiting.changed() => continue,
+                () = pace::due(&mut self.permit, wake_at) => continue,
             };
-            if !self.broken {
-                self.feed(event).await;
-            }
+            self.feed(event).await;
         }
         self.show();
         tracing::debug!(partition = partition.0, %transfer, to = self.target, state = ?self.machine.state(), "a handoff ended");
     }
 
-    /// Begins to listen to the vnodes, then to send. False if this node does not hold the
-    /// partition any more, or the transfer is over.
+    /// Listen to the vnodes, then start the machine. False if this node does not own the partition any more, or the
+    /// transfer is over.
     async fn start(&mut self) -> bool {
         let view = self.handoff.inner.cluster.view();
         self.handoff.inner.master.wait_applied(view.index()).await;
@@ -184,15 +181,16 @@ impl Driver {
         let holds =
             self.handoff.inner.master.begin_outgoing(self.task.partition, self.task.transfer, outgoing);
         if holds {
-            self.waiting.started = true;
+            self.pace(pacing::Event::Started);
             self.count();
             self.feed(Event::Start).await;
         }
         holds
     }
 
-    /// Asks once how many items there are to be sent, for people to look at.
+    /// Count the items to be sent, for `annulus transfers`.
     fn count(&self) {
+        // Ends with the count, or with the vnodes.
         let (master, progress, partition) =
             (self.handoff.inner.master.clone(), self.progress.clone(), self.task.partition);
         annulus_ground::spawn(async move { progress.set_totals(master.count(partition).await) });
@@ -200,7 +198,7 @@ impl Driver {
 
     async fn feed(&mut self, event: Event) {
         if matches!(event, Event::Received(_, ToSender::Ack { .. } | ToSender::Ended { .. })) {
-            self.waiting.went_well();
+            self.pace(pacing::Event::Progress);
         }
         for effect in self.machine.handle(event) {
             self.carry_out(effect).await;
@@ -209,12 +207,12 @@ impl Driver {
         self.congested.send_if_modified(|was| std::mem::replace(was, congested) != congested);
     }
 
-    /// What the committed log says, of the transfer and of the modules.
+    /// Report a new view to the machine: limits, modules and the fate of the transfer.
     async fn follow(&mut self, view: &View) {
         self.handoff.apply_limits(view);
         let limits = &view.state.handoff;
-        self.waiting.paused_here = limits.of(view.me).paused;
-        self.waiting.paused_there = limits.of(self.taker).paused;
+        let (here, there) = (limits.of(view.me).paused, limits.of(self.successor).paused);
+        self.pace(pacing::Event::Paused { here, there });
         let now = releases(view);
         for module in &now {
             if !self.modules.contains(module) {
@@ -235,16 +233,16 @@ impl Driver {
         match event {
             StreamEvent::Page { module, attempt, page: Ok(page) } => {
                 let items: Vec<Item> = page.items.into_iter().map(item).collect();
-                self.handoff.inner.turns.settle_page(bytes(&items));
+                self.handoff.inner.limiter.settle_page(bytes(&items));
                 Some(Event::Page { attempt, module, items, next: page.next })
             }
             StreamEvent::Page { module, attempt, page: Err(why) } => {
-                self.handoff.inner.turns.settle_page(0);
+                self.handoff.inner.limiter.settle_page(0);
                 Some(Event::PageFailed { attempt, module, why })
             }
             StreamEvent::Forward { module, items } => {
                 let items: Vec<Item> = items.into_iter().map(item).collect();
-                self.handoff.inner.turns.spend(bytes(&items));
+                self.handoff.inner.limiter.spend(bytes(&items));
                 Some(Event::Forward(module, items))
             }
             StreamEvent::Sealed { module, round, stored } => {
@@ -256,26 +254,8 @@ impl Driver {
             }
             StreamEvent::Broken { module, reason } => {
                 tracing::warn!(partition = self.task.partition.0, %module, reason, "a handoff is given up and starts again");
-                self.progress.fail(&reason);
-                // Only another transfer begins anew; a module that goes on breaking its handoffs
-                // is asked less and less often.
-                self.broken = true;
-                self.handoff.note_broken(self.task.partition, &reason);
-                self.waiting.give_up();
-                let cancel = Command::Cancel { partition: self.task.partition, transfer: self.task.transfer };
-                let cluster = self.handoff.inner.cluster.clone();
-                annulus_ground::spawn(async move {
-                    annulus_ground::point("handoff: a broken one is given up").await;
-                    while let Err(error) =
-                        cluster.propose(cancel.clone(), Instant::now() + PROPOSE_LIMIT).await
-                    {
-                        if matches!(error, ProposeError::Refused(_)) {
-                            return;
-                        }
-                        tokio::time::sleep(LONGEST_PAUSE).await;
-                    }
-                });
-                None
+                annulus_ground::point("handoff: a broken one is given up").await;
+                Some(Event::SourceBroken(reason))
             }
         }
     }
@@ -287,16 +267,11 @@ impl Driver {
         let (seals, partition, transfer) =
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         annulus_ground::point("handoff: the vnodes are silent, and no mark says so").await;
-        // Syncs the disk, which must not hold up the network's threads.
+        // Syncs the disk, which must not block the network's threads.
         let sealed = annulus_ground::aside(async move { seals.put(partition, transfer).await }).await;
         let counts = std::mem::take(&mut self.counts);
         Some(if sealed.is_ok() { Event::Sealed { counts } } else { Event::SealRefused })
     }
-}
-
-/// Pause after so many failures in a row.
-pub(super) fn pause_after(failures: u32) -> Duration {
-    (FIRST_PAUSE * 2u32.pow(failures.clamp(1, 10) - 1)).min(LONGEST_PAUSE)
 }
 
 fn bytes(items: &[Item]) -> u64 {

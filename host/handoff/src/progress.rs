@@ -1,4 +1,4 @@
-//! How far an outgoing transfer is, for those who look.
+//! The progress of an outgoing transfer, for `annulus transfers`.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -10,27 +10,28 @@ use annulus_core::ids::ModuleUid;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How far back `items_per_s` looks, and in which steps.
+/// The time over which `items_per_s` is measured.
 const LOOK_BACK: Duration = Duration::from_secs(5);
+/// The time between two samples.
 const STEP: Duration = Duration::from_millis(250);
 
 /// Items and bytes by module.
 type Sent = BTreeMap<ModuleUid, (u64, u64)>;
 
-/// Shared between the task of a transfer and those who look.
+/// Shared between the task of a transfer and its readers. Cheap to clone.
 #[derive(Clone, Default)]
 pub(super) struct Progress {
     state: Arc<Mutex<Snapshot>>,
 }
 
-/// What is known at one moment.
+/// The progress at one moment.
 #[derive(Clone)]
 pub(super) struct Snapshot {
     pub(super) state: TransferState,
     /// Items and bytes by module.
     pub(super) sent: Sent,
-    /// Items there were at the start, of each module that ran then, none where its guest could not
-    /// tell. None at all before they were counted.
+    /// Items at the start, of each module that ran then; `None` for a module whose guest could not count them. `None`
+    /// as a whole before the count.
     pub(super) totals: Option<BTreeMap<ModuleUid, Option<u64>>>,
     pub(super) waiting_for: Option<String>,
     pub(super) retry: Option<Instant>,
@@ -61,12 +62,12 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// Items of a module there were at the start; none in one that did not run.
+    /// Items of a module at the start; 0 if it did not run.
     pub(super) fn total(&self, module: ModuleUid) -> Option<u64> {
         self.totals.as_ref()?.get(&module).copied().unwrap_or(Some(0))
     }
 
-    /// Items and bytes of a module in a second, over the last few.
+    /// Items and bytes of a module per second, over the last seconds.
     pub(super) fn rate(&self, module: ModuleUid) -> (u64, u64) {
         let fresh = |sample: &&(Instant, _)| sample.0.elapsed() <= LOOK_BACK;
         let Some((then, before)) = self.samples.iter().find(fresh) else { return (0, 0) };
@@ -89,7 +90,7 @@ impl Progress {
         retry: Option<Instant>,
     ) {
         let mut known = self.state.lock();
-        // What the last attempt sent stays to be seen until the next one goes on.
+        // The amounts of the last attempt stay visible until the next one sends.
         let now: BTreeMap<_, _> =
             machine.progress_by_module().map(|(module, items, bytes)| (module, (items, bytes))).collect();
         if !now.is_empty() {
@@ -115,7 +116,7 @@ impl Progress {
         self.state.lock().totals = Some(totals);
     }
 
-    /// After transfers of the partition that were given up.
+    /// Continue the count of tries after transfers of the partition that were given up.
     pub(super) fn go_on_from(&self, tries: u32, error: &str) {
         let mut known = self.state.lock();
         (known.tries, known.error) = (tries, Some(error.to_owned()));

@@ -1,6 +1,7 @@
-//! What `annulus transfers` shows.
+//! The transfers of the cluster, for `annulus transfers`.
 
 use std::collections::BTreeMap;
+use std::fmt;
 use std::time::Duration;
 
 use annulus_core::handoff::TransferState;
@@ -15,10 +16,10 @@ use super::Handoff;
 use annulus_core::codec;
 use annulus_transport::{Lane, Request, kind};
 
-/// Longest that one member may take to say what it sends.
+/// The time limit for one member to list what it sends.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
-/// Why items move.
+/// The reason why items move.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransferKindName {
@@ -26,56 +27,64 @@ pub enum TransferKindName {
     Ownership,
 }
 
-/// One module's part of one transfer.
+impl fmt::Display for TransferKindName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Ownership => "ownership",
+        })
+    }
+}
+
+/// The part of one module in one transfer.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TransferRow {
     /// The module's name; empty where nothing is deployed.
     pub module: String,
-    /// The partition.
+    /// The partition that moves.
     pub partition: PartitionId,
-    /// Why.
+    /// The reason.
     pub kind: TransferKindName,
     /// Name of the node that sends.
     pub from: String,
     /// Name of the node that takes.
     pub to: String,
-    /// How far.
+    /// The state of the transfer.
     pub state: TransferState,
-    /// Items of the module sent so far, a key's later versions each.
+    /// Items of the module sent so far, counting each version of a key.
     pub items_done: u64,
-    /// Items there were, roughly, if that is known.
+    /// Items at the start, roughly, if known.
     pub items_total: Option<u64>,
     /// Bytes of items sent so far.
     pub bytes: u64,
-    /// The last thing that went wrong.
+    /// The last failure.
     pub error: Option<String>,
-    /// What it waits for, in words, where it does not run: `turn here`, `turn at NODE`,
+    /// The reason why it does not run, in words: `turn here`, `turn at NODE`,
     /// `module M at NODE`, `paused`, `paused at NODE`, `receiver NODE is down`, `holder NODE is
     /// down`, `rate`, `retry`, `log: it is not pending at NODE`.
     #[serde(default)]
     pub waiting_for: Option<String>,
-    /// When the next try is due.
+    /// The time until the next try.
     #[serde(default)]
     pub retry_in_ms: Option<u64>,
-    /// Items of the module sent in a second, over the last few.
+    /// Items of the module sent per second, over the last seconds.
     #[serde(default)]
     pub items_per_s: u64,
-    /// Bytes of the same.
+    /// Bytes of these items.
     #[serde(default)]
     pub bytes_per_s: u64,
-    /// When its sender learned of it, in milliseconds since 1970.
+    /// The time when its sender learned of it, in milliseconds since 1970.
     #[serde(default)]
     pub since_ms: u64,
-    /// Since when its state is this one.
+    /// The time of the last change of `state`, in milliseconds since 1970.
     #[serde(default)]
     pub state_since_ms: u64,
-    /// Streams begun for it so far.
+    /// Streams opened for it so far.
     #[serde(default)]
     pub tries: u32,
 }
 
 impl TransferRow {
-    /// One of which nothing is known but who sends and who takes.
+    /// A row of a transfer of which only sender and receiver are known.
     fn new(partition: PartitionId, from: String, to: String) -> Self {
         Self {
             module: String::new(),
@@ -100,7 +109,7 @@ impl TransferRow {
 }
 
 impl Handoff {
-    /// Every transfer that is pending in the ring, each as its sender sees it.
+    /// Return every pending transfer as its sender sees it.
     pub fn transfers(&self) -> BoxFuture<'_, Vec<TransferRow>> {
         Box::pin(async move {
             let view = self.inner.cluster.view();
@@ -120,21 +129,21 @@ impl Handoff {
                     Err(why) => drop(silent.insert(member, why)),
                 }
             }
-            // Those whose sender cannot be asked are shown all the same, with that as the reason.
+            // A transfer whose sender cannot be asked is shown with that as the reason.
             for (id, partition) in view.state.ring.iter() {
                 let Some(pending) = &partition.pending else { continue };
                 if rows.iter().any(|row| row.partition == id) {
                     continue;
                 }
-                let (holder, taker) = (partition.replicas.first(), pending.target.first());
-                let name = |node: Option<&NodeId>| node.map(|node| self.name_of(*node)).unwrap_or_default();
-                let mut row = TransferRow::new(id, name(holder), name(taker));
-                match holder.and_then(|holder| silent.get(holder)) {
+                let owner = partition.owner();
+                let successor = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
+                let mut row = TransferRow::new(id, self.name_of(owner), successor);
+                match silent.get(&owner) {
                     Some(why) => {
                         row.waiting_for = Some(format!("holder {} is down", row.from));
                         row.error = Some(why.clone());
                     }
-                    // It has just learned of it, or will.
+                    // The sender has just learned of it, or will.
                     None => row.waiting_for = Some(format!("holder {} to begin", row.from)),
                 }
                 rows.push(row);
@@ -151,7 +160,7 @@ impl Handoff {
         codec::decode(&call.await.map_err(|error| error.to_string())?).map_err(|error| error.to_string())
     }
 
-    /// Answers a control request of kind `TRANSFERS`.
+    /// Answer a control request of kind `TRANSFERS`.
     pub fn serve_rows(&self, request: Request) {
         match codec::encode(&self.transfers_here()) {
             Ok(rows) => request.responder.send(Bytes::from(rows)),
@@ -164,7 +173,7 @@ impl Handoff {
         let from = self.name_of(view.me);
         let mut rows = Vec::new();
         for (partition, (transfer, progress)) in &*self.inner.outgoing.lock() {
-            // The task of one that a later entry has replaced, or is about to, has nothing to tell of the next.
+            // The task of a transfer that a later entry has replaced, or is about to, says nothing of the next one.
             let pending = view.partition(*partition).pending.as_ref();
             let Some(pending) = pending.filter(|pending| pending.id == *transfer) else { continue };
             let now = progress.now();

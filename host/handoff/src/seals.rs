@@ -1,5 +1,5 @@
-//! The seals of this node, durable: a partition that was about to be given away answers
-//! nothing after a restart either, until the log tells what became of the transfer (R1).
+//! The durable seals of this node. A sealed partition stays sealed over a restart, until the log has the fate of its
+//! transfer (R1).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -10,18 +10,18 @@ use annulus_core::mutants::{self, Mutant};
 use annulus_data_dir::{RESTORE, Space, Store, Trouble, database_trouble, fatal};
 use parking_lot::Mutex;
 
-/// Why the seals could not be read.
+/// A failure to read the seals.
 #[derive(Debug, thiserror::Error)]
 pub enum SealError {
-    /// The database said no.
+    /// The database failed.
     #[error("the seals in the database cannot be read: {}", database_trouble(.0, RESTORE))]
     Database(#[from] Trouble),
-    /// A record of another shape.
+    /// A record is not of the expected shape.
     #[error("a seal's record in the database is damaged: {0} bytes of key, {1} of value. {RESTORE}")]
     Damaged(usize, usize),
 }
 
-/// Cheap to clone.
+/// The seals of one node, in memory and on disk. Cheap to clone.
 #[derive(Clone)]
 pub struct Seals {
     inner: Arc<Inner>,
@@ -34,10 +34,10 @@ struct Inner {
 }
 
 impl Seals {
-    /// Reads those of the node's database.
+    /// Read the seals of the node's database.
     ///
     /// # Errors
-    /// If they cannot be read; the node must not serve then.
+    /// They cannot be read. The node must not serve then.
     pub fn open(database: &Store) -> Result<Self, SealError> {
         let space = database.space("seals")?;
         let mut known = BTreeMap::new();
@@ -54,7 +54,7 @@ impl Seals {
         Ok(Self { inner: Arc::new(Inner { database, space, known }) })
     }
 
-    /// Every seal.
+    /// Return every seal.
     pub fn all(&self) -> Vec<(PartitionId, TransferId)> {
         self.inner.known.lock().iter().map(|(partition, transfer)| (*partition, *transfer)).collect()
     }
@@ -63,7 +63,7 @@ impl Seals {
         self.inner.known.lock().get(&partition) == Some(&transfer)
     }
 
-    /// Durable when it is answered. The thread that polls it stands in a sync of the disk.
+    /// Add a seal; durable when this returns. Blocks the polling thread for a sync of the disk.
     pub async fn put(&self, partition: PartitionId, transfer: TransferId) {
         let Inner { database, space, known } = &*self.inner;
         known.lock().insert(partition, transfer);
@@ -72,8 +72,8 @@ impl Seals {
         database.persist().await.unwrap_or_else(|error| fatal(&error));
     }
 
-    /// Takes a seal off, if it is still this one. It need not be durable: a seal that comes
-    /// back is compared with the log again.
+    /// Remove a seal, if it is of this transfer. The removal need not be durable: a seal that comes back is compared
+    /// with the log again.
     pub fn remove(&self, partition: PartitionId, transfer: TransferId) {
         let mut known = self.inner.known.lock();
         if known.get(&partition) == Some(&transfer) {

@@ -6,14 +6,13 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use annulus_core::ids::Digest;
+use annulus_core::state::MAX_COMPONENT_BYTES;
 use annulus_data_dir::{Access, Disk, Entry, Open};
 use bytes::{Bytes, BytesMut};
 use sha2::{Digest as _, Sha256};
 
 use annulus_transport::{BulkError, BulkStream};
 
-/// Longest accepted component, in bytes.
-pub const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 /// Size of one frame of a transfer, in bytes.
 const CHUNK_BYTES: usize = 256 << 10;
 
@@ -164,7 +163,7 @@ impl Artefacts {
     ) -> Result<Bytes, ArtefactError> {
         let mut bytes = BytesMut::new();
         while let Some(chunk) = stream.recv.frame().await? {
-            if (bytes.len() + chunk.len()) as u64 > MAX_COMPONENT_BYTES {
+            if bytes.len() + chunk.len() > MAX_COMPONENT_BYTES {
                 return Err(ArtefactError::TooLarge);
             }
             bytes.extend_from_slice(&chunk);

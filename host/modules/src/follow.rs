@@ -52,11 +52,11 @@ impl Modules {
                 bringing.note(ended);
             }
             if let Some(connections) = self.inner.connections.lock().take() {
-                annulus_ground::spawn(self.clone().broadcast(connections));
+                self.inner.tasks.spawn(self.clone().broadcast(connections));
             }
-            annulus_ground::spawn(self.clone().keep_tidy());
+            self.inner.tasks.spawn(self.clone().keep_tidy());
             let this = self.clone();
-            annulus_ground::spawn(async move {
+            self.inner.tasks.spawn(async move {
                 loop {
                     let retry = bringing.retry;
                     tokio::select! {

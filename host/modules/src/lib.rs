@@ -22,6 +22,7 @@ use std::time::Duration;
 use annulus_core::ids::{Digest, ModuleUid, NodeUid};
 use annulus_core::state::Module;
 use arc_swap::ArcSwap;
+use futures_util::future::BoxFuture;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, mpsc, watch};
 
@@ -30,6 +31,7 @@ pub use deploy::{DeployError, DeployRequest, Deployed, Progress};
 pub use messages::Running;
 
 use annulus_cluster::Cluster;
+use annulus_ground::Tasks;
 use annulus_transport::Transport;
 use annulus_vnode::{Behaviour, Loader, ModuleSource, WeakMaster};
 use annulus_wasm::{Description, Limits};
@@ -67,6 +69,7 @@ struct Inner {
     /// Master whose vnodes are swapped. Set once, when the node is put together. The master holds a reference
     /// to these modules, so this reference must be weak.
     master: OnceLock<WeakMaster>,
+    tasks: Tasks,
 }
 
 impl Modules {
@@ -77,6 +80,7 @@ impl Modules {
         loader: Arc<dyn Loader>,
         artefacts: Artefacts,
     ) -> Self {
+        // Bounded by the peers that connect during one round of reports, which has a deadline.
         let (connected, connections) = mpsc::unbounded_channel();
         Self {
             inner: Arc::new(Inner {
@@ -94,8 +98,14 @@ impl Modules {
                 connected,
                 connections: Mutex::new(Some(connections)),
                 master: OnceLock::new(),
+                tasks: Tasks::default(),
             }),
         }
+    }
+
+    /// End the tasks that follow the cluster and those that answer other nodes. Vnodes run on.
+    pub fn stop(&self) -> BoxFuture<'_, ()> {
+        Box::pin(self.inner.tasks.stop())
     }
 
     /// Return the description of a module's current release.

@@ -16,7 +16,7 @@ impl Modules {
     /// Answer a control request of kind `MODULE_PREPARE` or `MODULE_RUNNING`, in a task of its own.
     pub fn serve(&self, request: Request) {
         let this = self.clone();
-        annulus_ground::spawn(async move {
+        self.inner.tasks.spawn(async move {
             let answer = match request.kind {
                 kind::MODULE_PREPARE => match codec::decode::<Prepare>(&request.payload) {
                     Ok(prepare) => codec::encode(&this.prepare(prepare).await),
@@ -45,7 +45,7 @@ impl Modules {
             Err(error) => return tracing::warn!(%error, "cannot decode a request for a component"),
         };
         let this = self.clone();
-        annulus_ground::spawn(async move {
+        self.inner.tasks.spawn(async move {
             if let Err(error) = this.inner.artefacts.send(&digest, stream).await {
                 tracing::warn!(%digest, %error, "cannot send a component");
             }

@@ -172,7 +172,7 @@ impl Service for Router {
                     kind::MODULE_PREPARE | kind::MODULE_RUNNING => services.modules.serve(request),
                     kind::MODULES_UNABLE => services.modules.on_report(request),
                     kind::TRANSFERS => services.handoff.serve_rows(request),
-                    kind::HOLDINGS => services.handoff.serve_holdings(request),
+                    kind::HOLDINGS => services.handoff.serve_partition_sizes(request),
                     kind => tracing::warn!(kind, from = ?request.from, "a request of unknown kind"),
                 },
                 _ if mutants::on(Mutant::DropCallsWhileStarting) => {}

@@ -6,6 +6,7 @@ use std::sync::Arc;
 use annulus_core::ids::{BootId, ModuleUid};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Partition;
+use annulus_core::role::REPLICAS;
 use annulus_core::state::{Command, Module, Refusal};
 use annulus_core::wording::ranges;
 use tokio::runtime::Handle;
@@ -119,9 +120,11 @@ impl Services {
 
     /// Stop every vnode in order.
     pub(super) async fn stop(&self) {
+        self.handoff.stop().await;
         if tokio::time::timeout(STOP_LIMIT, self.master.stop()).await.is_err() {
             tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are left behind");
         }
+        self.modules.stop().await;
     }
 }
 
@@ -232,9 +235,9 @@ async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
 /// Note for the operator that items kept in memory were lost with the previous process (R5). Returns the
 /// partitions that may be affected.
 fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: &View) -> Vec<PartitionId> {
-    let owned = |partition: &Partition| partition.replicas.first() == Some(&view.me);
+    let holds = |partition: &Partition| partition.role_of(view.me, REPLICAS).holds();
     let held: Vec<PartitionId> =
-        view.state.ring.iter().filter(|(_, partition)| owned(partition)).map(|(id, _)| id).collect();
+        view.state.ring.iter().filter(|(_, partition)| holds(partition)).map(|(id, _)| id).collect();
     let keeps_items = |module: &&Module| {
         let exported = modules.description(module).exported;
         (exported.handoff || exported.writes_storage) && !empty.is_empty(module.uid)

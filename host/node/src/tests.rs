@@ -190,7 +190,7 @@ fn give_away(node: &Running) {
 }
 
 fn owned(state: &ClusterState, node: NodeId) -> usize {
-    state.ring.partitions.iter().filter(|partition| partition.replicas[0] == node).count()
+    state.ring.owned_by(node).count()
 }
 
 fn three(dirs: &Dirs) -> [Running; 3] {

@@ -43,8 +43,7 @@ impl Coordinator {
             }
             let view = self.inner.cluster.view();
             let partition = view.partition(target.partition);
-            let (owner, version) =
-                (partition.replicas.first().copied().unwrap_or_default(), partition.version);
+            let (owner, version) = (partition.owner(), partition.version);
             let sent = Instant::now();
             let answer = if owner == view.me {
                 self.here(target, request, page, version).await
@@ -80,7 +79,7 @@ impl Coordinator {
         if cluster.leader() != Some(owner) {
             cluster.learn_news(until).await;
         }
-        cluster.view().partition(partition).replicas.first() != Some(&owner)
+        cluster.view().partition(partition).owner() != owner
     }
 
     /// Waits until this node knows what the answerer of `stale-ring` knows (R2).

@@ -9,14 +9,12 @@ use std::path::Path;
 
 use super::CliError;
 use annulus_core::request::MAX_ARGS_BYTES;
+use annulus_core::state::MAX_COMPONENT_BYTES;
 use annulus_values::{BadValue, Type, from_contents, from_text};
 use ciborium::Value;
 
 /// Longest value that is read from a file or from stdin, in bytes; a longer one would not fit a request.
 const MAX_BYTES: u64 = MAX_ARGS_BYTES as u64;
-
-/// Longest component that is read, in bytes; a node accepts no longer one.
-const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 /// A value as it was given: a word, or the contents of a file or of stdin.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -92,8 +90,8 @@ impl<R: Read> Words<R> {
 /// Returns `Usage` if it cannot be read or is longer than [`MAX_COMPONENT_BYTES`].
 pub(super) fn component_file(path: &Path) -> Result<Vec<u8>, CliError> {
     let read = match path.as_os_str() == "-" {
-        true => bounded(std::io::stdin(), MAX_COMPONENT_BYTES),
-        false => File::open(path).and_then(|file| bounded(file, MAX_COMPONENT_BYTES)),
+        true => bounded(std::io::stdin(), MAX_COMPONENT_BYTES as u64),
+        false => File::open(path).and_then(|file| bounded(file, MAX_COMPONENT_BYTES as u64)),
     };
     read.map_err(|error| CliError::Usage(format!("{}: {error}", path.display())))
 }

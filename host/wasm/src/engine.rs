@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use annulus_core::ids::Digest;
+use annulus_core::state::MAX_COMPONENT_BYTES;
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
@@ -27,10 +28,6 @@ use super::pace::Pace;
 use super::room::{LimitedBy, Room, RoomLimit};
 use super::ticker::Ticker;
 use annulus_storage::Memory;
-
-/// Longest component, in bytes. Compiling is the most expensive operation that a caller can ask for.
-/// Interpreted languages make components of 12 to 18 MB.
-const MAX_COMPONENT_BYTES: usize = 64 << 20;
 
 /// Longest description, in bytes of CBOR. It is part of the replicated state, which each member has in memory, and
 /// which is rewritten with each change.

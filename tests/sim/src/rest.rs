@@ -87,7 +87,7 @@ async fn compare_sizes(run: &Arc<Run>) {
     for at in run.members() {
         let owners = owners.clone();
         let sizes = operators::does(run, at, "sizes", |life| async move {
-            let sizes = life.services().handoff.holdings(&owners, Instant::now() + READ).await;
+            let sizes = life.services().handoff.partition_sizes(&owners, Instant::now() + READ).await;
             Ok::<_, String>(sizes)
         });
         let Some(sizes) = sizes.await else { continue };

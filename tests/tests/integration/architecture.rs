@@ -1,36 +1,52 @@
-//! Checks that the packages follow `host/ARCHITECTURE.md`: each package uses only those below it, and every
-//! selection of packages compiles the same dependencies.
+//! The host is built as `host/ARCHITECTURE.md` says: its table of rooms is that of the packages, core's modules import
+//! down their layers, and dependencies are compiled once, whichever packages are selected.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use annulus_tests::guests::root;
 use serde_json::Value;
 
-/// The packages of the host, lowest first: each may use only those before it.
-const ROOMS: [&str; 17] = [
-    "annulus-core",
-    "annulus-ground",
-    "annulus-transport",
-    "annulus-storage",
-    "annulus-wasm",
-    "annulus-values",
-    "annulus-data-dir",
-    "annulus-cluster",
-    "annulus-vnode",
-    "annulus-modules",
-    "annulus-handoff",
-    "annulus-request",
-    "annulus-admin",
-    "annulus-node",
-    "annulus-harness",
-    "annulus-toolchain",
-    "annulus",
-];
-
-/// A package that only lists dependencies for [`ROOMS`].
+/// Lists dependencies for the rooms and is used for nothing else.
 const LIST: &str = "annulus-deps";
+
+/// The rows of the table under a heading of the architecture page, without its head: the cells of each.
+fn table(heading: &str) -> Vec<Vec<String>> {
+    let page = std::fs::read_to_string(root().join("host/ARCHITECTURE.md")).unwrap();
+    let (_, section) = page.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading:?}"));
+    let section = section.split("\n## ").next().unwrap_or_default();
+    let rows = section.lines().filter(|line| line.starts_with('|')).skip(2);
+    rows.map(|row| row.trim_matches('|').split('|').map(|cell| cell.trim().to_owned()).collect()).collect()
+}
+
+/// The rooms that one room may use.
+enum Uses {
+    /// These, each of which it does use.
+    Exactly(BTreeSet<String>),
+    /// Any of the rooms above it but these.
+    AllAboveBut(BTreeSet<String>),
+}
+
+/// The table of rooms, in its order: bottom up.
+fn rooms() -> Vec<(String, Uses)> {
+    let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).collect::<BTreeSet<_>>();
+    let room = |row: Vec<String>| {
+        let [room, _, may_use] = row.as_slice() else { panic!("not a row of rooms: {row:?}") };
+        let uses = match may_use.strip_prefix("all above") {
+            _ if may_use == "nothing" => Uses::Exactly(BTreeSet::new()),
+            None => Uses::Exactly(names(may_use)),
+            Some("") => Uses::AllAboveBut(BTreeSet::new()),
+            Some(but) => Uses::AllAboveBut(names(but.strip_prefix(" but ").expect("`all above but ..`"))),
+        };
+        (room.trim_matches('`').trim_end_matches('/').to_owned(), uses)
+    };
+    table("## Rooms").into_iter().map(room).collect()
+}
+
+fn package(room: &str) -> String {
+    if room == "src" { "annulus".to_owned() } else { format!("annulus-{room}") }
+}
 
 fn cargo(words: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
@@ -39,34 +55,143 @@ fn cargo(words: &[&str]) -> String {
     String::from_utf8(ran.stdout).unwrap()
 }
 
-#[test]
-fn packages_use_only_packages_below_them() {
+/// What each package of the host uses of the others: in its code, and in its tests.
+fn packages() -> BTreeMap<String, [BTreeSet<String>; 2]> {
     let metadata: Value =
         serde_json::from_str(&cargo(&["metadata", "--format-version=1", "--no-deps", "--locked"])).unwrap();
     let host = root().join("host");
-    let mut uses: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
+    let mut packages: BTreeMap<String, [BTreeSet<String>; 2]> = BTreeMap::new();
     for package in metadata["packages"].as_array().unwrap() {
         let name = package["name"].as_str().unwrap();
-        if !PathBuf::from(package["manifest_path"].as_str().unwrap()).starts_with(&host) || name == LIST {
+        if !Path::new(package["manifest_path"].as_str().unwrap()).starts_with(&host) || name == LIST {
             continue;
         }
-        let dependencies = package["dependencies"].as_array().unwrap().iter();
-        let ours = dependencies.filter_map(|dependency| {
-            let name = dependency["name"].as_str().unwrap();
-            (name.starts_with("annulus") && name != LIST).then(|| name.to_owned())
-        });
-        uses.insert(name.to_owned(), ours.collect());
-    }
-    let place = |name: &str| ROOMS.iter().position(|room| *room == name);
-    assert_eq!(uses.len(), ROOMS.len(), "{:?}", uses.keys());
-    for (room, used) in &uses {
-        let place_of_room = place(room).unwrap_or_else(|| panic!("{room} is not in ROOMS"));
-        for name in used {
-            assert!(place(name).is_some_and(|place| place < place_of_room), "{room} -> {name}");
+        let uses = packages.entry(name.to_owned()).or_default();
+        for dependency in package["dependencies"].as_array().unwrap() {
+            let used = dependency["name"].as_str().unwrap();
+            if used.starts_with("annulus") && used != LIST {
+                uses[usize::from(dependency["kind"] == "dev")].insert(used.to_owned());
+            }
         }
     }
-    // Check that the dependencies were found at all.
-    assert!(uses["annulus"].contains("annulus-admin") && uses["annulus-core"].is_empty(), "{uses:?}");
+    packages
+}
+
+#[test]
+fn packages_use_what_the_table_of_rooms_says() {
+    let (rooms, packages) = (rooms(), packages());
+    let listed: BTreeSet<String> = rooms.iter().map(|(room, _)| package(room)).collect();
+    assert_eq!(listed, packages.keys().cloned().collect(), "the rooms of the table and the packages");
+    let mut above = BTreeSet::new();
+    for (room, may_use) in &rooms {
+        let [code, tests] = &packages[&package(room)];
+        match may_use {
+            Uses::Exactly(rooms) => {
+                let said: BTreeSet<String> = rooms.iter().map(|room| package(room)).collect();
+                assert_eq!(&said, code, "what {room} may use by the table, and what its package uses");
+            }
+            Uses::AllAboveBut(but) => {
+                let but: BTreeSet<String> = but.iter().map(|room| package(room)).collect();
+                assert!(code.is_disjoint(&but), "{room} uses one of {but:?}: {code:?}");
+            }
+        }
+        let used: BTreeSet<String> = code.union(tests).cloned().collect();
+        assert!(
+            used.is_subset(&above),
+            "{room} uses rooms that are not above it: {:?}",
+            used.difference(&above)
+        );
+        above.insert(package(room));
+    }
+    // The search finds what is known to be there.
+    assert!(packages["annulus"][0].contains("annulus-admin"), "{packages:?}");
+}
+
+/// The files of Rust code in a folder, and in those below it, that are no tests; each without its tests.
+fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
+    let mut found = Vec::new();
+    for entry in dir.read_dir().unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            found.extend(if path.ends_with("tests") { Vec::new() } else { sources(&path) });
+        } else if !path.ends_with("tests.rs") && path.extension().is_some_and(|extension| extension == "rs") {
+            let text = std::fs::read_to_string(&path).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap_or_default().to_owned();
+            found.push((path, code));
+        }
+    }
+    found
+}
+
+/// The modules of this crate's root that a file names: `crate::a::b` and `crate::{a, b::c}`.
+fn imports(code: &str) -> BTreeSet<String> {
+    let lines: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
+    let code = lines.join(" ");
+    let word = |text: &str| {
+        text.trim_start().split(|c: char| !c.is_alphanumeric() && c != '_').next().map(str::to_owned)
+    };
+    let mut imports = BTreeSet::new();
+    for path in code.split("crate::").skip(1) {
+        let Some(group) = path.strip_prefix('{') else {
+            imports.extend(word(path));
+            continue;
+        };
+        let mut depth = 0;
+        let mut begins = true;
+        for (at, char) in group.char_indices() {
+            match char {
+                '}' if depth == 0 => break,
+                '{' => depth += 1,
+                '}' => depth -= 1,
+                ',' if depth == 0 => begins = true,
+                _ if begins && char.is_alphabetic() => {
+                    imports.extend(word(&group[at..]));
+                    begins = false;
+                }
+                _ => {}
+            }
+        }
+    }
+    imports
+}
+
+#[test]
+fn modules_of_core_import_only_from_the_layers_above_their_row() {
+    let src = root().join("host/core/src");
+    let mut layers: BTreeMap<String, usize> = BTreeMap::new();
+    for (layer, row) in table("## Layers of core").into_iter().enumerate() {
+        for module in row[1].split(',') {
+            let twice = layers.insert(module.trim().to_owned(), layer);
+            assert!(twice.is_none(), "{module} is in two layers");
+        }
+    }
+    let (mut modules, mut seen) = (BTreeSet::new(), 0);
+    for (path, code) in sources(&src) {
+        let name = path.strip_prefix(&src).unwrap().with_extension("");
+        let module = name.iter().next().unwrap().to_str().unwrap().to_owned();
+        if module == "lib" {
+            continue;
+        }
+        let layer = *layers.get(&module).unwrap_or_else(|| panic!("{module} has no layer in the table"));
+        // In a file of the crate's root `super` would be another name for it.
+        assert!(name.iter().count() > 1 || !code.contains("super::"), "{module} names its parent");
+        for used in imports(&code).into_iter().filter(|used| *used != module) {
+            let below =
+                *layers.get(&used).unwrap_or_else(|| panic!("{module} imports {used}, which has no layer"));
+            assert!(below < layer, "{} imports {used}, which is not in a lower layer", path.display());
+            seen += 1;
+        }
+        modules.insert(module);
+    }
+    assert_eq!(modules, layers.into_keys().collect(), "the modules of core and of the table");
+    assert!(seen > 50, "{seen} imports");
+}
+
+#[test]
+fn imports_are_found_however_they_are_written() {
+    let code = "use crate::ring::{A, B};\nuse crate::{\n    ids::{NodeId, x},\n    item,\n};\n// crate::no\nfn f() -> crate::wire::A {}";
+    let found: Vec<String> = imports(code).into_iter().collect();
+    assert_eq!(found, ["ids", "item", "ring", "wire"]);
 }
 
 /// Calls that `annulus-ground` replaces, so that a node can be simulated, and the files that may still use
@@ -86,8 +211,6 @@ const GROUND: [(&str, &[&str]); 6] = [
 #[test]
 fn nodes_use_the_ground_and_not_the_system() {
     let host = root().join("host");
-    let mut found = Vec::new();
-    let mut looked_at = 0;
     let rooms = [
         "transport",
         "wasm",
@@ -100,26 +223,15 @@ fn nodes_use_the_ground_and_not_the_system() {
         "admin",
         "node",
     ];
-    let mut dirs: Vec<PathBuf> = rooms.iter().map(|room| host.join(room).join("src")).collect();
-    while let Some(dir) = dirs.pop() {
-        for entry in dir.read_dir().unwrap() {
-            let path = entry.unwrap().path();
-            if path.is_dir() {
-                dirs.extend((!path.ends_with("tests")).then_some(path));
-                continue;
-            }
-            if path.ends_with("tests.rs") || path.extension().is_none_or(|extension| extension != "rs") {
-                continue;
-            }
-            looked_at += 1;
-            let text = std::fs::read_to_string(&path).unwrap();
-            let code = text.split("#[cfg(test)]").next().unwrap_or_default();
-            for (word, places) in GROUND {
-                let uses =
-                    code.lines().filter(|line| line.contains(word) && !line.trim_start().starts_with("//"));
-                if !places.iter().any(|place| path.ends_with(place)) {
-                    found.extend(uses.map(|line| format!("{}: {}", path.display(), line.trim())));
-                }
+    let mut found = Vec::new();
+    let mut looked_at = 0;
+    for (path, code) in rooms.iter().flat_map(|room| sources(&host.join(room).join("src"))) {
+        looked_at += 1;
+        for (word, places) in GROUND {
+            let uses =
+                code.lines().filter(|line| line.contains(word) && !line.trim_start().starts_with("//"));
+            if !places.iter().any(|place| path.ends_with(place)) {
+                found.extend(uses.map(|line| format!("{}: {}", path.display(), line.trim())));
             }
         }
     }
@@ -144,8 +256,9 @@ fn demo_and_tests_compile_the_same_dependencies_whatever_is_selected() {
     assert!(all.iter().any(|line| line.starts_with("wasmtime v")), "{all:?}");
     let demo = compiled(&["-p=annulus", "--edges=normal,build"]);
     assert!(demo.is_subset(&all), "{:?}", demo.difference(&all));
-    for room in ROOMS.iter().chain(&["annulus-tests", "annulus-sim"]) {
-        let tested = compiled(&[&format!("-p={room}"), "--edges=normal,build,dev"]);
-        assert!(tested.is_subset(&all), "{room}: {:?}", tested.difference(&all));
+    let rooms = rooms().into_iter().map(|(room, _)| package(&room));
+    for package in rooms.chain(["annulus-tests".to_owned(), "annulus-sim".to_owned()]) {
+        let tested = compiled(&[&format!("-p={package}"), "--edges=normal,build,dev"]);
+        assert!(tested.is_subset(&all), "{package}: {:?}", tested.difference(&all));
     }
 }

@@ -11,15 +11,13 @@ use super::answer::Answer;
 use super::{AdminService, HEAR_LIMIT, deadline, settings};
 use crate::rows::DeployedRow;
 use crate::{AdminError, DeployRequest};
+use annulus_core::state::MAX_COMPONENT_BYTES;
 use annulus_modules::{DeployError, Deployed, Progress};
 use annulus_transport::BulkRecv;
 use annulus_wasm::{InvalidComponent, Limits};
 
 /// First bytes of a core module: the magic bytes, then version 1 in layer 0.
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
-
-/// Longest component, in bytes: several times the size of a whole language runtime.
-const MAX_COMPONENT_BYTES: u64 = 64 << 20;
 
 impl AdminService {
     pub(super) async fn deploy(
@@ -60,6 +58,7 @@ impl AdminService {
             deadline: Some(deadline),
             component,
         };
+        // Bounded by the steps of a deploy: a few, and one per member.
         let (progress, steps) = mpsc::unbounded_channel();
         let deployed = follow(self.parts.modules.deploy(request, progress), steps, answer).await?;
         Ok(self.deployed(deployed))
@@ -72,6 +71,7 @@ impl AdminService {
         deadline: Option<Instant>,
         answer: &mut Answer,
     ) -> Result<DeployedRow, AdminError> {
+        // As of a deploy.
         let (progress, steps) = mpsc::unbounded_channel();
         let rolling_back = self.parts.modules.rollback(module, to, deadline, progress);
         let deployed = follow(rolling_back, steps, answer).await?;
@@ -134,7 +134,7 @@ async fn follow<T>(
 
 async fn upload(bytes: u64, recv: &mut BulkRecv) -> Result<Bytes, AdminError> {
     let refuse = |why: String| Err(AdminError::not_applied("bad-arguments", why));
-    if bytes > MAX_COMPONENT_BYTES {
+    if bytes > MAX_COMPONENT_BYTES as u64 {
         return refuse(format!(
             "a component of {bytes} bytes is too large; the limit is {MAX_COMPONENT_BYTES}"
         ));

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::keyspace::hash_key;
-use annulus_core::preference::{Nodes, Role, preference_list};
+use annulus_core::preference::{Nodes, Rank, preference_list};
 use annulus_core::state::{Change, Member, MemberStatus, Module, Release, StorageKind};
 use annulus_core::wording::{counted, ranges};
 use bytes::Bytes;
@@ -58,7 +58,7 @@ impl AdminService {
         let partitions = &view.state.ring.partitions;
         Some(MemberRow {
             node: member.name.clone(),
-            status: status_word(member.status).to_owned(),
+            status: member.status.to_string(),
             alive: member.status != MemberStatus::Removed && self.is_up(view, id),
             since_ms: self
                 .parts
@@ -71,7 +71,7 @@ impl AdminService {
                 .and_then(|member| self.parts.transport.why_down(member.uid)),
             zone: member.zone.clone(),
             weight: member.weight,
-            owned: partitions.iter().filter(|partition| partition.replicas.first() == Some(&id)).count(),
+            owned: view.state.ring.owned_by(id).count(),
             replicas: partitions.iter().filter(|partition| partition.replicas.contains(&id)).count(),
             claimant: self.parts.cluster.leader() == Some(id),
             listen: member.listen.clone(),
@@ -90,9 +90,9 @@ impl AdminService {
         let preferred = preference_list(ring, partition, usize::from(n), &nodes);
         let row = |preferred: &annulus_core::preference::Preferred| PreferenceRow {
             node: name_of(&view, preferred.node),
-            role: match preferred.role {
-                Role::Primary => "primary",
-                Role::Fallback => "fallback",
+            role: match preferred.rank {
+                Rank::Primary => "primary",
+                Rank::Fallback => "fallback",
             }
             .to_owned(),
         };
@@ -281,16 +281,6 @@ fn incident_lines(incidents: &[Incident]) -> Vec<String> {
         }
     };
     incidents.iter().rev().map(line).collect()
-}
-
-pub(super) fn status_word(status: MemberStatus) -> &'static str {
-    match status {
-        MemberStatus::Joining => "joining",
-        MemberStatus::Member => "member",
-        MemberStatus::Leaving => "leaving",
-        MemberStatus::Down => "down",
-        MemberStatus::Removed => "removed",
-    }
 }
 
 /// The ring, by names.

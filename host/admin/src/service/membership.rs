@@ -8,7 +8,6 @@ use annulus_core::wording::counted;
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
-use super::look::status_word;
 use super::plan::by_name;
 use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, name_of};
 use crate::plan_rows::StagedRow;
@@ -132,11 +131,7 @@ impl AdminService {
             // non-member.
             if node == view.me && *ended.borrow_and_update() == Some(Ended::Removed) {
                 let row = self.member(&view, node).ok_or_else(unknown)?;
-                return Ok(MemberRow {
-                    status: status_word(MemberStatus::Removed).to_owned(),
-                    alive: false,
-                    ..row
-                });
+                return Ok(MemberRow { status: MemberStatus::Removed.to_string(), alive: false, ..row });
             }
             if left || (!wait && status == Some(MemberStatus::Leaving)) {
                 return self.member(&view, node).ok_or_else(unknown);

@@ -129,7 +129,10 @@ impl AdminService {
         match request {
             AdminRequest::Members => done(&self.members()),
             AdminRequest::Ring => done(&look::ring(&self.view())),
-            AdminRequest::Transfers => done(&self.parts.handoff.transfers().await),
+            AdminRequest::Transfers => {
+                let rows = self.parts.handoff.transfers().await.into_iter();
+                done(&rows.map(crate::rows::TransferRow::from).collect::<Vec<_>>())
+            }
             AdminRequest::Status => done(&self.status().await),
             AdminRequest::Locate { module, key, n } => done(&self.locate(&module, &key, n)?),
             AdminRequest::Modules => done(&self.modules().await),
@@ -199,6 +202,7 @@ impl AdminService {
     /// Answer an operator's request on a stream. Never blocks.
     pub fn serve(&self, from: PeerIdentity, header: Bytes, stream: BulkStream) {
         let service = self.clone();
+        // Awaited by `drain`, as the task holds `under_way`.
         annulus_ground::spawn(async move {
             let _under_way: RwLockReadGuard<'_, ()> = service.under_way.read().await;
             if service.closing.load(Ordering::SeqCst) {

@@ -9,12 +9,11 @@ use annulus_core::wording::counted;
 use tokio::time::{Instant, timeout};
 
 use super::answer::Answer;
-use super::look::status_word;
 use super::{AdminService, CHANGE_LIMIT, HEARTBEAT, LOOK_LIMIT};
 use crate::plan_rows::{ChangeRow, CommittedRow, LossRow, MoveRow, PlanRow, ShareRow, StagedRow, WarningRow};
 use crate::{AdminError, PlanOf};
 use annulus_cluster::{Changed, Ended, View};
-use annulus_handoff::Held;
+use annulus_handoff::PartitionSize;
 
 /// Items and bytes, or that nobody knows.
 type Amount = Option<(u64, u64)>;
@@ -45,7 +44,7 @@ impl AdminService {
         plan.warn_of_the_away(&view.state, |node| self.is_up(&view, node));
         let owners: BTreeMap<PartitionId, NodeId> =
             plan.moves.iter().filter(|one| one.owner).map(|one| (one.partition, one.from)).collect();
-        let held = self.parts.handoff.holdings(&owners, deadline).await;
+        let held = self.parts.handoff.partition_sizes(&owners, deadline).await;
         let before = self.shown.lock().clone();
         if shown && of_staged {
             *self.shown.lock() = Some(plan.id());
@@ -274,7 +273,7 @@ fn change_rows(view: &View, changes: &[Change]) -> Vec<ChangeRow> {
     changes.iter().map(row).collect()
 }
 
-fn rows(view: &View, plan: &Plan, held: &BTreeMap<PartitionId, Held>) -> PlanRow {
+fn rows(view: &View, plan: &Plan, held: &BTreeMap<PartitionId, PartitionSize>) -> PlanRow {
     // Only owners hold items in this version: nothing else has any to carry.
     let amount = |partition: PartitionId, owner: bool| -> Amount {
         if !owner {
@@ -292,8 +291,8 @@ fn rows(view: &View, plan: &Plan, held: &BTreeMap<PartitionId, Held>) -> PlanRow
         let status = view.state.members.get(&share.node).map(|member| member.status);
         ShareRow {
             node: name(view, share.node),
-            status: status.map_or("", status_word).to_owned(),
-            becomes: status_word(share.becomes).to_owned(),
+            status: status.map_or_else(String::new, |status| status.to_string()),
+            becomes: share.becomes.to_string(),
             owned: share.now.owned,
             will_own: share.then.owned,
             replicas: share.now.replicas,

@@ -1,51 +1,52 @@
-//! What a node has to do by a committed ring: which partitions it sends, which it flips at
-//! once, which streams it takes in, which seals are over.
+//! The duties of a node by a committed ring: partitions to send, changes to flip at once, streams to accept, seals to
+//! remove.
 
 use crate::ids::{NodeId, TransferId};
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
+use crate::role::{REPLICAS, Role};
 
 /// A partition that a node is to send.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Sending {
-    /// Which.
+    /// The partition.
     pub partition: PartitionId,
-    /// By which transfer.
+    /// The pending transfer.
     pub transfer: TransferId,
     /// The partition's version.
     pub version: u64,
-    /// To whom.
-    pub taker: NodeId,
+    /// The successor.
+    pub successor: NodeId,
 }
 
-/// Every partition that `me` owns and another node is to own.
+/// Return every partition that `me` owns and a successor takes over.
 pub fn to_send(ring: &RingTable, me: NodeId) -> impl Iterator<Item = Sending> {
     ring.iter().filter_map(move |(partition, now)| {
         let pending = now.pending.as_ref()?;
-        let taker = *pending.target.first()?;
-        let mine = now.replicas.first() == Some(&me) && taker != me;
-        mine.then_some(Sending { partition, transfer: pending.id, version: now.version, taker })
+        let successor = now.successors(REPLICAS).next()?;
+        let mine = now.role_of(me, REPLICAS) == Role::Owner;
+        mine.then_some(Sending { partition, transfer: pending.id, version: now.version, successor })
     })
 }
 
-/// Changes behind the owner, who is `me` and stays: no item of a module with one replica moves,
-/// and the owner, who alone may, flips them at once (R4).
+/// Return the pending changes of partitions that `me` owns and keeps. No item of a module with one replica moves, and
+/// the owner, which alone may, flips them at once (R4).
 pub fn to_flip(ring: &RingTable, me: NodeId) -> Vec<(PartitionId, TransferId)> {
-    let mine = ring.iter().filter(|(_, partition)| partition.replicas.first() == Some(&me));
+    let mine = ring.iter().filter(|(_, partition)| partition.role_of(me, REPLICAS) == Role::Owner);
     let unmoved = mine.filter_map(|(id, partition)| {
         let pending = partition.pending.as_ref()?;
-        (pending.target.first() == Some(&me)).then_some((id, pending.id))
+        partition.successors(REPLICAS).next().is_none().then_some((id, pending.id))
     });
     unmoved.collect()
 }
 
-/// Is `me` to take the partition over by this transfer, which is under way?
+/// Whether this transfer is pending and `me` takes the partition over by it.
 pub fn takes(ring: &RingTable, me: NodeId, partition: PartitionId, transfer: TransferId) -> bool {
     let pending = ring.pending_of(partition).filter(|pending| pending.id == transfer);
-    pending.is_some_and(|pending| pending.target.first() == Some(&me))
+    pending.is_some() && ring.role_of(me, partition, REPLICAS) == Role::Successor
 }
 
-/// Is a transfer over, one way or the other? Then its seal has no meaning any more.
+/// Whether a transfer has flipped or was cancelled. Its seal has no meaning then.
 pub fn is_over(ring: &RingTable, partition: PartitionId, transfer: TransferId) -> bool {
     ring.pending_of(partition).is_none_or(|pending| pending.id != transfer)
 }
@@ -66,7 +67,7 @@ mod tests {
         partitions[3].pending = pending(9, &[1, 3]);
         let ring = RingTable { size: RingSize::try_from(8).unwrap(), epoch: 9, partitions };
         let moved =
-            Sending { partition: PartitionId(2), transfer: TransferId(9), version: 3, taker: NodeId(2) };
+            Sending { partition: PartitionId(2), transfer: TransferId(9), version: 3, successor: NodeId(2) };
         assert_eq!(to_send(&ring, NodeId(1)).collect::<Vec<_>>(), [moved]);
         assert_eq!(to_send(&ring, NodeId(2)).count(), 0);
         assert_eq!(to_flip(&ring, NodeId(1)), [(PartitionId(3), TransferId(9))]);

@@ -1,8 +1,7 @@
-//! What sender and receiver say to each other, on a bulk stream of their own.
+//! The messages of sender and receiver, on a bulk stream of their own.
 //!
-//! Each frame of the stream is one message. The sender's are numbered from 0 in the order of
-//! the stream; the receiver acknowledges a number once everything up to it is as safe as its
-//! module's storage makes it.
+//! The sender's messages are numbered from 0 in the order of the stream. The receiver acknowledges a number once every
+//! message up to it is as durable as the storage of its module.
 
 use std::collections::BTreeMap;
 
@@ -14,10 +13,10 @@ use crate::keyspace::PartitionId;
 
 use super::{Tallies, Tally};
 
-/// A module whose items come, and the release that wrote them.
+/// A module whose items are sent, and the release that wrote them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ModuleRelease {
-    /// Which.
+    /// The module.
     pub uid: ModuleUid,
     /// The release that the sender runs.
     pub version: u64,
@@ -26,97 +25,94 @@ pub struct ModuleRelease {
 /// The first message of every stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Begin {
-    /// Which transfer: the receiver refuses one that is not pending by its log.
+    /// The transfer. The receiver refuses one that is not pending by its log.
     pub transfer: TransferId,
-    /// Of which partition.
+    /// The partition.
     pub partition: PartitionId,
     /// The partition's version at the sender, which must be the receiver's (R2).
     pub version: u64,
-    /// Index of the last log entry that the sender has applied: who is behind first catches up, so as to
-    /// know every module of the list.
+    /// Index of the last log entry that the sender has applied. A receiver that is behind catches up first, to know
+    /// every module of the list.
     pub applied: u64,
-    /// The sender's process.
+    /// The id of the sender's process.
     pub boot: BootId,
-    /// Counts the sender's streams of this transfer: with `boot`, the stream's name.
+    /// The number of the sender's attempt. With `boot`, the name of the stream.
     pub attempt: u64,
-    /// Modules whose items come; later ones are announced in the stream.
+    /// Modules whose items are sent. Later ones are announced in the stream.
     pub modules: Vec<ModuleRelease>,
-    /// How to begin.
+    /// The position to begin at.
     pub start: Start,
 }
 
-/// How a stream begins.
+/// The position at which a stream begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
-    /// From the first item: when one comes, the receiver drops what it has staged.
+    /// At the first item. When a message follows, the receiver drops what it has staged.
     Fresh,
-    /// The sender has all from `first` on and goes on where the receiver is.
+    /// The sender has kept every message from `first` on and resumes where the receiver is.
     Resume {
-        /// The first number that it can still send.
+        /// The number of the first message that it can still send.
         first: u64,
     },
-    /// The sender is sealed and knows no more than that: it asks whether the stage is complete.
+    /// The sender has restarted while sealed. It asks whether the stage is complete.
     Ask,
 }
 
-/// From the sender.
+/// A message of the sender.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToReceiver {
-    /// Once, first.
+    /// The first message, once.
     Begin(Begin),
     /// A page, or the items of one write.
     Items {
-        /// Its number.
+        /// The number of the message.
         seq: u64,
-        /// Whose.
+        /// The module that the items belong to.
         module: ModuleUid,
-        /// In the order in which they are to be taken.
+        /// The items, in the order in which they are to be merged.
         items: Vec<Item>,
     },
     /// A module deployed since `Begin`.
     Module {
-        /// Its number.
+        /// The number of the message.
         seq: u64,
-        /// Which.
+        /// The module.
         module: ModuleRelease,
         /// Index of the last log entry that the sender has applied.
         applied: u64,
     },
-    /// No more comes: the sender is sealed.
+    /// The last message: the sender is sealed.
     End {
-        /// Its number.
+        /// The number of the message.
         seq: u64,
-        /// All that was sent in this attempt.
+        /// Everything that was sent in this attempt.
         tallies: Tallies,
-        /// How many items the sealed vnodes have, of each module whose items the host keeps and so
-        /// can count.
+        /// The number of items of each sealed vnode whose items the host keeps.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
         counts: BTreeMap<ModuleUid, u64>,
     },
-    /// Only to a receiver that has said that it has kept a stage, and before anything that is
-    /// numbered: that stage is to be compared and goes on (R16).
+    /// Compare the stage that the receiver has kept, and continue with it (R16). Before any numbered message.
     Keep,
-    /// All items of a range of places, by their digest. A stage that has others in the range
-    /// answers `Differs`.
+    /// The digest of all items in a range of addresses. A receiver whose stage has other items there answers `Differs`.
     Range {
-        /// Its number.
+        /// The number of the message.
         seq: u64,
-        /// Whose.
+        /// The module that the items belong to.
         module: ModuleUid,
-        /// Which places.
+        /// The range.
         range: Range,
-        /// Of the items that are not deleted.
+        /// The tally of the items that are not deleted.
         tally: Tally,
     },
-    /// All items of a range of places: what the stage has there goes.
+    /// All items in a range of addresses. They replace those that the stage has there.
     Replace {
-        /// Its number.
+        /// The number of the message.
         seq: u64,
-        /// Whose.
+        /// The module that the items belong to.
         module: ModuleUid,
-        /// Which places.
+        /// The range.
         range: Range,
-        /// All items there.
+        /// All items in the range.
         items: Vec<Item>,
     },
 }
@@ -128,14 +124,14 @@ pub struct Place(#[serde(with = "serde_bytes")] pub Vec<u8>, #[serde(with = "ser
 /// Places between two others.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
-    /// Everything behind this, itself not; from the first where none.
+    /// The lower bound, exclusive; the range begins with the first item if `None`.
     pub after: Option<Place>,
-    /// Up to and with this; to the last where none.
+    /// The upper bound, inclusive; the range ends with the last item if `None`.
     pub upto: Option<Place>,
 }
 
 impl ToReceiver {
-    /// Its number, if it has one.
+    /// Return the number of the message, if it has one.
     pub fn seq(&self) -> Option<u64> {
         match self {
             Self::Items { seq, .. }
@@ -163,69 +159,68 @@ impl Range {
     }
 }
 
-/// From the receiver.
+/// A message of the receiver.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum ToSender {
     /// Answers `Begin`.
     Accept {
-        /// The receiver's process.
+        /// The id of the receiver's process.
         boot: BootId,
-        /// What of it is there.
+        /// The part of the transfer that it has.
         have: Have,
-        /// There is also a stage of an earlier stream, which a sender that begins afresh may have
-        /// compared instead of sending everything again (`Keep`). Without that it is dropped.
+        /// The receiver has also kept a stage of an earlier stream. A sender that begins afresh may have that compared
+        /// (`Keep`) instead of sending everything again; otherwise the stage is dropped.
         #[serde(default)]
         kept: bool,
     },
-    /// Everything up to `seq` is staged.
+    /// Every message up to `seq` is staged.
     Ack {
-        /// The number.
+        /// The number of the last one.
         seq: u64,
     },
-    /// `End` came, everything is staged, tallies are equal, and the stage is marked complete,
-    /// durably.
+    /// `End` has arrived, everything is staged, the tallies are equal, and the stage is durably marked complete.
     Ended {
         /// The number of `End`.
         seq: u64,
     },
-    /// The receiver gives up this stream and has dropped its stage, if that was not complete.
+    /// The receiver gives up this stream and has dropped its stage, unless that was complete.
     Refuse {
-        /// Why.
+        /// The reason.
         reason: Refused,
     },
     /// Acknowledges a `Range` in which the stage has other items.
     Differs {
-        /// Its number.
+        /// The number of the `Range`.
         seq: u64,
     },
 }
 
-/// What a receiver has of a transfer when a stream begins.
+/// The part of a transfer that a receiver has when a stream begins.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Have {
-    /// Nothing that the stream could go on from.
+    /// Nothing that the stream could resume from.
     Nothing,
-    /// Everything below this number: go on with it.
+    /// Every message below this number.
     Below(u64),
-    /// All, complete and durable: there is nothing to send.
+    /// Everything, complete and durable: there is nothing to send.
     All,
 }
 
-/// Why a receiver gives up a stream.
+/// A receiver's reason to give up a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refused {
-    /// Not pending by the receiver's log, or it is not its taker.
+    /// The transfer is not pending by the receiver's log, or the receiver is not its successor.
     #[error("the transfer is not pending there")]
     NotPending,
     /// A module cannot be received: not loaded, or of a format that it does not read.
     #[error("module {module}: {why}")]
     Module {
-        /// Which.
+        /// The module.
         module: ModuleUid,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// Storage or a guest failed to take items.
+    /// Storage or a guest failed to merge items.
     #[error("items were not taken: {0}")]
     Stage(String),
     /// A number out of order, or a message out of place.
@@ -233,23 +228,23 @@ pub enum Refused {
     Order {
         /// The number expected.
         expected: u64,
-        /// The number that came.
+        /// The number that arrived.
         got: u64,
     },
-    /// What came is not what was sent.
+    /// The items received are not those that were sent.
     #[error("what arrived is not what was sent")]
     Tallies,
-    /// Too many transfers at once, or paused: later.
+    /// The receiver takes in as many transfers as it may, or is paused.
     #[error("busy with other transfers")]
     Busy,
-    /// Another number of items is staged than there should be.
+    /// The number of staged items is not that of the sender's.
     #[error("module {module}: {staged} items are there and should be {sent}")]
     Count {
-        /// Whose.
+        /// The module.
         module: ModuleUid,
-        /// How many the sender has.
+        /// The number of items at the sender.
         sent: u64,
-        /// How many arrived.
+        /// The number of items in the stage.
         staged: u64,
     },
 }

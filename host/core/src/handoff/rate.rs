@@ -1,33 +1,32 @@
-//! How fast a node may send: a bucket of bytes that fills with time.
+//! The send rate of a node: a token bucket of bytes.
 //!
-//! One bucket for all transfers that a node sends. A page is read when there is anything in the
-//! bucket, and its bytes are taken out, if need be into debt: items are sent whole, and the
-//! items of writes (R15) are never held back, only counted. So over any time no more than rate x
-//! time goes out, but for what a full bucket holds and for the last page. Time is given in, as what
-//! has passed since any fixed moment.
+//! All outgoing transfers of a node share one bucket. A page is read while the bucket holds any token, and takes its
+//! bytes out, if need be into debt: items are sent whole, and the items of writes (R15) are never held back, only counted.
+//! So over any time no more than rate x time is sent, plus a full bucket and the last page. Times are measured from any
+//! fixed moment.
 
 use std::time::Duration;
 
-/// Bytes that a page is taken for until it is read.
-pub const PAGE_BYTES: u64 = 64 << 10;
+/// The assumed size of a page until it is read.
+const PAGE_BYTES: u64 = 64 << 10;
 
-/// What may be sent now.
+/// A token bucket whose tokens are bytes.
 #[derive(Clone, Debug)]
-pub struct Bucket {
+pub struct TokenBucket {
     rate: Option<u64>,
-    /// Bytes; debt below zero.
+    /// The tokens in the bucket; a debt if negative.
     level: i64,
-    /// When `level` was true.
+    /// The time of `level`.
     at: Duration,
 }
 
-impl Bucket {
-    /// A full bucket that gets so many bytes in a second; one that never empties where none.
+impl TokenBucket {
+    /// A full bucket that gets this many tokens per second; one that never empties if `None`.
     pub fn new(rate: Option<u64>, now: Duration) -> Self {
         Self { rate, level: rate.map_or(0, burst), at: now }
     }
 
-    /// Goes on at another rate. Debt stays, unless there is no limit any more.
+    /// Change the rate. A debt stays, unless the limit is lifted.
     pub fn set_rate(&mut self, rate: Option<u64>, now: Duration) {
         if rate == self.rate {
             return;
@@ -41,11 +40,10 @@ impl Bucket {
         (self.rate, self.at) = (rate, now);
     }
 
-    /// Takes a page out if that may be read now; else answers how long to wait before it is
-    /// asked again. What was taken too much or too little is given to [`Bucket::settle`].
+    /// Take the tokens of one page of the assumed size. [`TokenBucket::settle`] corrects them.
     ///
     /// # Errors
-    /// That long nothing may be read.
+    /// The bucket is empty; the time until it is not.
     pub fn take_page(&mut self, now: Duration) -> Result<(), Duration> {
         self.fill(now);
         let Some(rate) = self.rate else { return Ok(()) };
@@ -58,14 +56,14 @@ impl Bucket {
         Err(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 
-    /// A page that was taken out has been read and has so many bytes.
+    /// Correct the tokens of a page that was taken to its real size.
     pub fn settle(&mut self, bytes: u64) {
         if self.rate.is_some() {
             self.level = self.level.saturating_add(signed(PAGE_BYTES)).saturating_sub(signed(bytes));
         }
     }
 
-    /// What was sent without being asked for: the items of a write.
+    /// Take the tokens for the items of a write.
     pub fn spend(&mut self, bytes: u64) {
         if self.rate.is_some() {
             self.level = self.level.saturating_sub(signed(bytes));
@@ -76,7 +74,7 @@ impl Bucket {
         let Some(rate) = self.rate.filter(|rate| *rate > 0) else { return };
         let passed = now.saturating_sub(self.at).as_nanos();
         let gained = passed * u128::from(rate) / 1_000_000_000;
-        // Only the time of whole bytes is used up, so that asking often loses nothing.
+        // Only the time of whole tokens is used up, so that frequent calls lose nothing.
         let used = (gained * 1_000_000_000).div_ceil(u128::from(rate));
         self.at += Duration::from_nanos(u64::try_from(used).unwrap_or(u64::MAX));
         let gained = i64::try_from(gained).unwrap_or(i64::MAX);
@@ -87,7 +85,7 @@ impl Bucket {
     }
 }
 
-/// What a full bucket holds: a tenth of a second, or a page.
+/// The tokens of a full bucket: a tenth of a second's, or a page's.
 fn burst(rate: u64) -> i64 {
     signed((rate / 10).max(PAGE_BYTES))
 }
@@ -101,9 +99,9 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// Bytes that go out in so many seconds, if pages of this size are read as soon as they may be.
+    /// The bytes sent within some seconds, if pages of this size are read as soon as the bucket allows.
     fn sent(rate: Option<u64>, page: u64, seconds: u64) -> u64 {
-        let (mut bucket, mut now, mut sent) = (Bucket::new(rate, Duration::ZERO), Duration::ZERO, 0);
+        let (mut bucket, mut now, mut sent) = (TokenBucket::new(rate, Duration::ZERO), Duration::ZERO, 0);
         while now < Duration::from_secs(seconds) {
             match bucket.take_page(now) {
                 Ok(()) => {
@@ -132,7 +130,7 @@ mod tests {
 
     #[test]
     fn writes_are_counted_and_a_new_rate_counts_at_once() {
-        let (mut bucket, second) = (Bucket::new(Some(100_000), Duration::ZERO), Duration::from_secs(1));
+        let (mut bucket, second) = (TokenBucket::new(Some(100_000), Duration::ZERO), Duration::from_secs(1));
         assert_eq!(bucket.take_page(Duration::ZERO), Ok(()));
         bucket.settle(PAGE_BYTES);
         bucket.spend(1_000_000);

@@ -1,4 +1,4 @@
-//! The taker's side of a handoff.
+//! The successor's side of a handoff.
 
 mod filling;
 mod interface;
@@ -18,35 +18,34 @@ pub use interface::{Effect, Event, Found, StreamId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     Empty,
-    /// Of before a restart: what is in it shows only a comparison.
+    /// Left over from before a restart; contents unknown until compared.
     Kept,
     Filling(Filling),
     Complete,
     Finished(Fate),
 }
 
-/// Takes one partition over from one node by one transfer: see [`super`] for what it keeps
-/// true, [`Event`] and [`Effect`] for what goes in and out.
+/// Takes one partition over from one node by one transfer. See [`super`] for its invariants, [`Event`] for its input and
+/// [`Effect`] for its output.
 #[derive(Clone, Debug)]
 pub struct Receiver {
     boot: BootId,
     stage: Stage,
     generation: u64,
     stream: Option<StreamId>,
-    /// What the stream began with, where that was `Fresh`, until more comes on it. Only that
-    /// shows that the sender has had our answer: a stream that it has given up, and that is slow to
-    /// arrive, must not cost the stage that a later one has filled.
+    /// The `Begin` of a `Fresh` stream until its next message, which shows that the sender has received the answer. A
+    /// stream that was given up and arrives late must not cost the stage that a later stream has filled.
     fresh: Option<Begin>,
-    /// The sender asked whether the stage is complete, which is being marked.
+    /// The sender has asked whether the stage is complete, while it is being marked so.
     asked: bool,
-    /// Items and bytes of a stage that is complete.
+    /// Items and bytes of a complete stage.
     taken: (u64, u64),
-    /// Can the driver compare and adopt stages?
+    /// The driver can compare and adopt stages.
     keeps: bool,
 }
 
 impl Receiver {
-    /// A receiver for one transfer, of which this node has found so much.
+    /// A receiver for one transfer, of which this node has found `found` on its disk.
     pub fn new(boot: BootId, found: Found) -> Self {
         let stage = match found {
             Found::Nothing => Stage::Empty,
@@ -65,13 +64,13 @@ impl Receiver {
         }
     }
 
-    /// One whose driver can compare a stage of before with what the sender has, and go on with it
-    /// (R16): without that, a stream that begins afresh drops what is there.
+    /// Enable comparing of a kept stage with the sender's items (R16). Without it, a stream that begins afresh drops the
+    /// stage.
     pub fn keeping(self) -> Self {
         Self { keeps: true, ..self }
     }
 
-    /// For `annulus transfers`.
+    /// Return the state, for `annulus transfers`.
     pub fn state(&self) -> TransferState {
         match self.stage {
             Stage::Empty | Stage::Kept => TransferState::Waiting,
@@ -82,7 +81,7 @@ impl Receiver {
         }
     }
 
-    /// Items and bytes that came so far.
+    /// Return the items and bytes received so far.
     pub fn progress(&self) -> (u64, u64) {
         match &self.stage {
             Stage::Filling(filling) => filling.came.total(),
@@ -90,17 +89,17 @@ impl Receiver {
         }
     }
 
-    /// Is there a stream, and more to come on it?
+    /// Whether there is a stream with more to come.
     pub fn is_taking(&self) -> bool {
         self.stream.is_some() && !matches!(self.stage, Stage::Complete | Stage::Finished(_))
     }
 
-    /// Has the log ended this transfer? Then nothing more will happen.
+    /// Whether the log has ended this transfer. Nothing more happens then.
     pub fn is_finished(&self) -> bool {
         matches!(self.stage, Stage::Finished(_))
     }
 
-    /// Takes an event; the effects are to be carried out in order.
+    /// Take an event in and return the effects, to be carried out in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Received(stream, ToReceiver::Begin(begin)) => self.begin(stream, begin),
@@ -142,20 +141,20 @@ impl Receiver {
                 effects.extend(self.accept(Have::Below(0)));
             }
             (Stage::Complete, _) => effects.extend(self.accept(Have::All)),
-            // What has come goes on being staged; the sender need not send it again.
+            // Messages that have arrived go on being staged, and need not be sent again.
             (Stage::Filling(filling), Start::Resume { first })
                 if filling.from == from && first <= filling.next =>
             {
                 effects.extend(self.accept(Have::Below(filling.next)));
             }
-            // All is staged and the mark is on its way to the disk: the answer follows it.
+            // Everything is staged, and the stage is being marked complete: the answer follows.
             (Stage::Filling(filling), Start::Ask) if filling.is_whole() => self.asked = true,
             _ => effects.extend(self.accept(Have::Nothing)),
         }
         effects
     }
 
-    /// Begins a new stage, if the stream is one that asked for it and has gone on.
+    /// Begin a new stage, if the stream is a `Fresh` one at its second message.
     fn open(&mut self) -> Vec<Effect> {
         let Some(begin) = self.fresh.take() else { return Vec::new() };
         let mut effects = Vec::new();
@@ -169,7 +168,7 @@ impl Receiver {
         effects
     }
 
-    /// Goes on with the stage that is there, which the sender will have compared.
+    /// Continue with the kept stage, which the sender has compared.
     fn adopt(&mut self) -> Result<Vec<Effect>, Refused> {
         let Some(begin) = self.fresh.take().filter(|_| self.has_kept()) else {
             return Err(Refused::Stage("there is no stage to be compared".into()));
@@ -180,7 +179,7 @@ impl Receiver {
         Ok(vec![Effect::Adopt { generation, modules: begin.modules, applied }])
     }
 
-    /// Is there a stage that can be compared? Not one that is complete: a flip may be on its way.
+    /// Whether there is a stage that can be compared. A complete one cannot: a flip may be on its way.
     fn has_kept(&self) -> bool {
         match self.stage {
             Stage::Kept => true,
@@ -194,7 +193,7 @@ impl Receiver {
         self.send(ToSender::Accept { boot: self.boot, have, kept })
     }
 
-    /// Says how the stage gets on; not on a stream that is about to begin another.
+    /// Report the progress of the stage, unless the stream is about to begin another.
     fn report(&self, message: ToSender) -> Option<Effect> {
         if self.fresh.is_some() { None } else { self.send(message) }
     }
@@ -210,13 +209,13 @@ impl Receiver {
         let mut effects = self.open();
         let generation = self.generation;
         let Some(got) = message.seq() else {
-            // The caller has taken the first of these; a stream has no second.
+            // The caller handles the first `Begin`; a stream has no second one.
             return Err(Refused::Order { expected: 0, got: 0 });
         };
         let filling = match &mut self.stage {
             Stage::Filling(filling) if filling.next == got && filling.end.is_none() => filling,
             Stage::Filling(filling) => return Err(Refused::Order { expected: filling.next, got }),
-            // A sender that was told so sends nothing: this is one that was not meant.
+            // A sender that has received the answer sends nothing here.
             _ => return Err(Refused::Order { expected: 0, got }),
         };
         filling.next += 1;
@@ -238,7 +237,7 @@ impl Receiver {
             ToReceiver::Module { seq, module, applied } => {
                 filling.modules.insert(module.uid);
                 effects.push(Effect::Open { generation, modules: vec![module], applied });
-                // An empty page has the number staged in its turn.
+                // An empty page acknowledges the number in order.
                 effects.push(Effect::Stage { generation, seq, module: module.uid, items: Vec::new() });
             }
             ToReceiver::End { seq, tallies, counts } => {
@@ -285,7 +284,7 @@ impl Receiver {
         self.report(ToSender::Differs { seq }).into_iter().collect()
     }
 
-    /// What follows once everything is staged: what is there is compared with what was sent.
+    /// Once everything is staged, compare it with what was sent, and mark the stage complete.
     fn whole(&mut self) -> Result<Option<Effect>, Refused> {
         let generation = self.generation;
         let Some(filling) = self.filling(generation) else { return Ok(None) };
@@ -318,7 +317,11 @@ impl Receiver {
 
     fn completed(&mut self, generation: u64) -> Vec<Effect> {
         let Some(filling) = self.filling(generation) else { return Vec::new() };
-        let Some(seq) = filling.end.as_ref().map(|end| end.seq) else { return Vec::new() };
+        let Some(End { seq, tallies, .. }) = &filling.end else { return Vec::new() };
+        // A stage is marked complete only once it has all that was sent: from here on it may be flipped.
+        assert!(filling.is_whole());
+        assert!(filling.taken.same(tallies) || mutants::on(Mutant::IgnoreEndDigest));
+        let seq = *seq;
         self.taken = filling.came.total();
         self.stage = Stage::Complete;
         let asked = std::mem::take(&mut self.asked);
@@ -326,9 +329,9 @@ impl Receiver {
         answer.into_iter().collect()
     }
 
-    /// Drops the stage and tells the sender, who begins again when it likes.
+    /// Drop the stage and refuse the stream. The sender begins again later.
     fn give_up(&mut self, reason: Refused) -> Vec<Effect> {
-        // A stage that is complete may be flipped at any moment: only the log ends it.
+        // A complete stage may be flipped at any moment. Only the log ends it.
         let drop = matches!(self.stage, Stage::Filling(_) | Stage::Kept);
         let mut effects = Vec::new();
         if drop {

@@ -1,4 +1,4 @@
-//! The holder's side of a handoff.
+//! The owner's side of a handoff.
 
 mod interface;
 mod outgoing;
@@ -24,7 +24,7 @@ enum Phase {
     Streaming,
     Sealing,
     Sealed,
-    /// The receiver has all; a flip may be proposed from here on.
+    /// The receiver has everything. A flip may be proposed from here on.
     Flipping,
     Cancelling,
     Finished(Fate),
@@ -39,12 +39,12 @@ enum Link {
     Up,
 }
 
-/// Most bytes of items in one message, unless one item has more: what waits behind a message waits
-/// briefly.
+/// The maximum bytes of items in one message, unless a single item has more. Small, so that other messages do not wait
+/// long behind it.
 const MESSAGE_BYTES: usize = 512 << 10;
 
-/// Gives one partition away to one node by one transfer: see [`super`] for what it keeps true,
-/// [`Event`] and [`Effect`] for what goes in and out.
+/// Gives one partition away to one node by one transfer. See [`super`] for its invariants, [`Event`] for its input and
+/// [`Effect`] for its output.
 #[derive(Clone, Debug)]
 pub struct Sender {
     task: Task,
@@ -53,33 +53,32 @@ pub struct Sender {
     link: Link,
     stream: u64,
     attempt: u64,
-    /// None while there is nothing that could be resumed.
+    /// The present attempt; `None` if there is nothing to resume.
     outgoing: Option<Outgoing>,
-    /// The index that goes with `task.modules`.
+    /// The log index of `task.modules`.
     applied: u64,
-    /// Links lost or not had since the receiver last acknowledged something new.
+    /// Links lost, or not opened, since the receiver last acknowledged something new.
     losses: u32,
-    /// A `Retry` is under way.
+    /// `Effect::Retry` is not answered yet.
     pausing: bool,
-    /// It has no turn, or is paused: no page is read and no seal begun.
+    /// No permit, or a pause: no page is read and no seal begun.
     held: bool,
-    /// A stage of before may be compared: unless the vnodes give their items in no order.
+    /// A kept stage may be compared. False once a vnode has given its items out of order.
     compares: bool,
-    /// How many items the sealed vnodes have, where the host can tell.
+    /// The number of items of each sealed vnode whose items the host keeps.
     counts: BTreeMap<ModuleUid, u64>,
     error: Option<String>,
-    /// Why the receiver gave up the last stream, until it accepts another.
+    /// The receiver's reason to give up the last stream, until it accepts another.
     refused: Option<Refused>,
-    /// Of the last attempt that is over.
+    /// Items and bytes of the last attempt that is over.
     sent: (u64, u64),
 }
 
 impl Sender {
-    /// A sender that waits for `Start`. `applied`: the log index of the state that `task` is
-    /// made from.
+    /// A sender that waits for `Start`. `applied`: the log index of the state that `task` is made from.
     pub fn new(task: Task, applied: u64, limits: Limits) -> Self {
         Self {
-            // Sealed, and no memory of what was proposed: perhaps a flip was.
+            // Sealed, without a memory of the proposals: a flip may be among them.
             phase: if task.sealed { Phase::Flipping } else { Phase::Waiting },
             task,
             limits,
@@ -99,7 +98,7 @@ impl Sender {
         }
     }
 
-    /// For `annulus transfers`.
+    /// Return the state, for `annulus transfers`.
     pub fn state(&self) -> TransferState {
         match self.phase {
             Phase::Waiting => TransferState::Waiting,
@@ -107,57 +106,57 @@ impl Sender {
             Phase::Streaming | Phase::Sealing => TransferState::Waiting,
             Phase::Sealed | Phase::Flipping => TransferState::Sealed,
             Phase::Finished(Fate::Flipped) => TransferState::Done,
-            // The receiver's log has ended it: most often it has flipped, and this node has yet to hear so.
+            // The receiver's log has ended it. Most often it has flipped, and this node has yet to apply that.
             Phase::Cancelling if self.refused == Some(Refused::NotPending) => TransferState::Sealed,
             Phase::Cancelling | Phase::Finished(_) => TransferState::Failed,
         }
     }
 
-    /// Items and bytes sent in this attempt, or in the last one.
+    /// Return the items and bytes sent in this attempt, or in the last one.
     pub fn progress(&self) -> (u64, u64) {
         self.outgoing.as_ref().map_or(self.sent, |outgoing| outgoing.done.total())
     }
 
-    /// The same by module; empty once the transfer is over.
+    /// Return the same by module; empty once the transfer is over.
     pub fn progress_by_module(&self) -> impl Iterator<Item = (ModuleUid, u64, u64)> {
         let tallies = self.outgoing.iter().flat_map(|outgoing| &outgoing.done.0);
         tallies.map(|(module, tally)| (*module, tally.items, tally.bytes))
     }
 
-    /// Is the partition about to be given away, so that every moment counts?
+    /// Whether the partition is sealed, about to be, or being cancelled, so that the transfer must not wait.
     pub fn is_urgent(&self) -> bool {
         matches!(self.phase, Phase::Sealing | Phase::Sealed | Phase::Flipping | Phase::Cancelling)
     }
 
-    /// Why the receiver gave up the last stream, if it has not accepted one since.
+    /// Return the receiver's reason to give up the last stream, if it has not accepted one since.
     pub fn refusal(&self) -> Option<&Refused> {
         self.refused.as_ref()
     }
 
-    /// The last thing that went wrong.
+    /// Return the last failure.
     pub fn error(&self) -> Option<&str> {
         self.error.as_deref()
     }
 
-    /// Has the log ended this transfer? Then nothing more will happen.
+    /// Whether the log has ended this transfer. Nothing more happens then.
     pub fn is_finished(&self) -> bool {
         matches!(self.phase, Phase::Finished(_))
     }
 
-    /// Is so much unacknowledged that writes of this partition should wait? Only while the
-    /// receiver takes items: a dead one holds up nobody.
+    /// Whether so much is unacknowledged that writes of this partition should wait. False without a link: a dead
+    /// receiver must not hold up writes.
     pub fn is_congested(&self) -> bool {
         let kept = self.outgoing.as_ref().map_or(0, |outgoing| outgoing.kept_bytes);
         self.link == Link::Up && kept > self.limits.backlog_bytes && !mutants::on(Mutant::NeverCongested)
     }
 
-    /// Is the seal that was asked for still wanted? Not where the stream has ended or begins again
-    /// meanwhile: all of it would be sent while the partition is silent.
+    /// Whether the seal that was asked for is still wanted. Not if the stream has ended or begins again: all of it
+    /// would be sent while requests wait.
     pub fn wants_seal(&self) -> bool {
         self.phase == Phase::Sealing && self.link == Link::Up && self.outgoing.is_some()
     }
 
-    /// Takes an event; the effects are to be carried out in order.
+    /// Take an event in and return the effects, to be carried out in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
@@ -197,6 +196,7 @@ impl Sender {
                 self.pause(&mut effects);
             }
             Event::SealRefused => {}
+            Event::SourceBroken(why) => self.source_broken(why, &mut effects),
             Event::NotProposed => self.pause(&mut effects),
             Event::Fate(fate) => self.end(fate, &mut effects),
             Event::Retry => self.retry(&mut effects),
@@ -216,7 +216,7 @@ impl Sender {
             (Phase::Finished(_) | Phase::Waiting, _) => {}
             (Phase::Cancelling, _) => effects.push(Effect::ProposeCancel),
             (_, Link::Down) => self.connect(effects),
-            // The receiver is the one that said `Ended`, or has said since that it has it all.
+            // The receiver has said `Ended`, or since then that it has everything.
             (Phase::Flipping, Link::Up) => effects.push(Effect::ProposeFlip),
             _ => self.pump(effects),
         }
@@ -266,13 +266,13 @@ impl Sender {
         }
         self.forget_if_too_much();
         match self.phase {
-            // Requests wait: it is tried again at once, and a link that cannot be had tells.
+            // Requests wait, so it is tried again at once. A link that cannot be opened counts as lost.
             Phase::Sealed | Phase::Flipping => self.connect(effects),
             _ => self.pause(effects),
         }
     }
 
-    /// Gives up the stream and what was sent: the next one begins afresh.
+    /// Drop the stream and the attempt: the next stream begins afresh.
     fn start_over(&mut self, effects: &mut Vec<Effect>) {
         self.outgoing = None;
         if self.link != Link::Down {
@@ -282,11 +282,19 @@ impl Sender {
         self.pause(effects);
     }
 
-    /// Gives up the transfer: what comes after it has another id, and a stage of its own.
+    /// Give the transfer up. The next transfer of the partition has another id and a stage of its own.
     fn cancel(&mut self, effects: &mut Vec<Effect>) {
         self.phase = Phase::Cancelling;
         self.start_over(effects);
         effects.push(Effect::ProposeCancel);
+    }
+
+    fn source_broken(&mut self, why: String, effects: &mut Vec<Effect>) {
+        if !matches!(self.phase, Phase::Cancelling | Phase::Finished(_)) {
+            self.error = Some(why);
+            self.refused = None;
+            self.cancel(effects);
+        }
     }
 
     fn receive(&mut self, message: ToSender, effects: &mut Vec<Effect>) {
@@ -298,6 +306,8 @@ impl Sender {
                 Phase::Sealed
                     if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.ended == Some(seq)) =>
                 {
+                    // Sealed, and the end was sent: nothing is left to be read.
+                    assert!(self.outgoing.as_ref().is_some_and(Outgoing::is_read));
                     self.phase = Phase::Flipping;
                     self.losses = 0;
                     effects.push(Effect::ProposeFlip);
@@ -315,7 +325,7 @@ impl Sender {
     }
 
     fn refused(&mut self, reason: Refused, effects: &mut Vec<Effect>) {
-        // Where a later entry has replaced the transfer nothing went wrong: this node has yet to apply it.
+        // A later entry has replaced the transfer, and this node has yet to apply it: that is no failure.
         if reason != Refused::NotPending {
             self.error = Some(reason.to_string());
         }
@@ -323,8 +333,8 @@ impl Sender {
         self.give_up(effects);
     }
 
-    /// Before the seal a stream more is all that it costs. A sealed partition is served again
-    /// soonest by a cancel.
+    /// Give up the stream. Before the seal, the transfer begins again. After it, a cancel is the fastest way to serve
+    /// the partition again.
     fn give_up(&mut self, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Sealed | Phase::Flipping => self.cancel(effects),
@@ -337,7 +347,7 @@ impl Sender {
         self.refused = None;
         if have == Have::All {
             match self.phase {
-                // Sealed since before the mark was made, so it is still all there is.
+                // Sealed since before the receiver marked its stage complete, so there is nothing newer.
                 Phase::Sealed | Phase::Flipping => {
                     self.phase = Phase::Flipping;
                     self.link = Link::Up;
@@ -360,12 +370,12 @@ impl Sender {
         if !mutants::on(Mutant::BelieveLostAnswers) {
             outgoing.doubt_below(next);
         }
-        // An accept alone is no progress: a message that can never be sent is accepted each time.
+        // An accept alone is no progress: a receiver accepts a stream each time, even if a message can never be sent.
         if outgoing.acknowledge(next) || mutants::on(Mutant::TakeAcceptForProgress) {
             self.losses = 0;
         }
         self.link = Link::Up;
-        // Nothing of this attempt has arrived, and there is something else: it is compared.
+        // Nothing of this attempt has arrived, and the receiver has a stage of an earlier one: compare that.
         if kept && self.compares && next == 0 && !outgoing.comparing && outgoing.is_untouched() {
             outgoing.comparing = true;
             effects.push(Effect::Send(self.stream, Arc::new(ToReceiver::Keep)));
@@ -375,8 +385,8 @@ impl Sender {
         self.pump(effects);
     }
 
-    /// Before the seal the stream begins again. After it that would keep requests waiting for all of
-    /// it, so the transfer is cancelled and the partition served.
+    /// Handle a receiver that has lost its stage. Before the seal, the stream begins again. After it, requests would wait
+    /// for all of the stream, so the transfer is cancelled and the partition served.
     fn receiver_lost_it(&mut self, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Sealed | Phase::Flipping if !mutants::on(Mutant::StreamAgainUnderAFlip) => {
@@ -463,7 +473,7 @@ impl Sender {
     fn undeployed(&mut self, module: ModuleUid, effects: &mut Vec<Effect>) {
         self.task.modules.retain(|known| known.uid != module);
         if let Some(outgoing) = &mut self.outgoing {
-            // The page that is being read, if it is one of this module's, may never come: its vnode has ended.
+            // A page of this module that is being read may never come: its vnode has ended.
             outgoing.reading.take_if(|(_, of)| *of == module);
             outgoing.unread.retain(|(unread, _)| *unread != module);
             outgoing.again.retain(|again| again.module != module);
@@ -478,7 +488,7 @@ impl Sender {
                 self.counts = counts;
                 self.pump(effects);
             }
-            // Cancelled while the seal was being made.
+            // Cancelled while the vnodes were being sealed.
             Phase::Finished(fate) => effects.push(Effect::Finish(fate)),
             _ => {}
         }
@@ -499,7 +509,7 @@ impl Sender {
     }
 }
 
-/// How many of the items go into the next message: at least one, whatever its size.
+/// The number of items that go into the next message: at least one, whatever its size.
 fn first_message(items: &[Item]) -> usize {
     let mut bytes = 0;
     let fits = items.iter().take_while(|item| {

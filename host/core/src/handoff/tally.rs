@@ -1,4 +1,4 @@
-//! What has gone over a stream, to be compared at its end.
+//! Tallies of the items of a stream, compared at its end.
 
 use std::collections::BTreeMap;
 
@@ -7,19 +7,19 @@ use serde::{Deserialize, Serialize};
 use crate::ids::ModuleUid;
 use crate::item::{Item, RangeDigest};
 
-/// Of one module: every item sent, a key's later versions each.
+/// The items of one module in a stream, counting each version of a key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// How many.
+    /// The number of items.
     pub items: u64,
-    /// Their bytes.
+    /// The bytes of their keys, sort keys and values.
     pub bytes: u64,
-    /// Which.
+    /// The digest of the set of items.
     pub digest: RangeDigest,
 }
 
 impl Tally {
-    /// Of all these items.
+    /// Return the tally of these items.
     pub fn of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Self {
         let mut tally = Self::default();
         items.into_iter().for_each(|item| tally.add(item));
@@ -30,7 +30,7 @@ impl Tally {
         self.add_parts(&item.key, &item.sort, &item.value, item.deleted);
     }
 
-    /// Counts an item that is known by its parts.
+    /// Count an item given by its parts.
     pub fn add_parts(&mut self, key: &[u8], sort: &[u8], value: &[u8], deleted: bool) {
         self.items += 1;
         self.bytes += (key.len() + sort.len() + value.len()) as u64;
@@ -38,19 +38,19 @@ impl Tally {
     }
 }
 
-/// By module.
+/// Tallies by module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Tallies(pub BTreeMap<ModuleUid, Tally>);
 
 impl Tallies {
-    /// Counts items of a module.
+    /// Count items of a module.
     pub fn add(&mut self, module: ModuleUid, items: &[Item]) {
         let tally = self.0.entry(module).or_default();
         items.iter().for_each(|item| tally.add(item));
     }
 
-    /// Counts what others have counted.
+    /// Add other tallies.
     pub fn add_all(&mut self, others: &Tallies) {
         for (module, other) in &others.0 {
             let tally = self.0.entry(*module).or_default();
@@ -60,7 +60,7 @@ impl Tallies {
         }
     }
 
-    /// Are these of the same items? A module without any counts as one that is not there.
+    /// Whether these are the tallies of the same items. A module without items counts as absent.
     pub fn same(&self, other: &Tallies) -> bool {
         let some = |tallies: &Tallies| {
             let some = tallies.0.iter().filter(|(_, tally)| tally.items > 0);
@@ -69,7 +69,7 @@ impl Tallies {
         some(self) == some(other)
     }
 
-    /// Items of all modules, and their bytes.
+    /// Return the items and bytes of all modules.
     pub fn total(&self) -> (u64, u64) {
         self.0.values().fold((0, 0), |(items, bytes), tally| (items + tally.items, bytes + tally.bytes))
     }

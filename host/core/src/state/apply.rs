@@ -1,23 +1,23 @@
-//! What each entry of the log does to the state.
+//! Applies the entries of the log to the state.
 //!
-//! A pure function of state, index and command: the same log gives the same state on every
-//! node. An entry either does all that it says or is refused and changes nothing but
-//! `applied` (a `Flip` does so for each of its transfers). What a proposer may safely say twice,
+//! A pure function of state, index and command: the same log gives the same state on every node. An entry is either
+//! carried out as a whole, or refused and changes nothing but `applied` (a `Flip` so for each of its transfers). A
+//! command that a proposer may safely repeat, because it has not learned the outcome, is answered `Done` again.
 //! because it never learned the outcome of the first time, is answered `Done` again.
 
 use crate::ids::{ClusterId, Digest, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::mutants::{self, Mutant};
 use crate::ring::{Partition, RingTable, Transfer};
-use crate::version::first_level;
 
+use super::level::first_level;
 use super::{Change, ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
 
-/// The widest replica table (R4).
+/// The largest number of replicas in a table (R4).
 pub const MAX_WIDTH: u8 = 7;
 
 impl Machine {
-    /// Applies the entry at `index`, which must be larger than that of the entry before.
+    /// Apply the entry at `index`, which must be larger than that of the previous entry.
     pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
         match (&mut self.state, command) {
             (Some(state), command) => state.apply(index, command),
@@ -39,7 +39,7 @@ impl Machine {
     }
 }
 
-/// A cluster of one node that holds everything.
+/// Return a cluster of one node that holds every partition.
 fn found(
     index: u64,
     cluster: ClusterId,
@@ -75,8 +75,8 @@ fn found(
     })
 }
 
-/// Whether what is staged may no longer be possible after a command. Those that come in numbers
-/// cannot make it so, and are spared the question: a flip gives nobody what was not aimed at it.
+/// Whether a command may make a staged change impossible. Frequent commands cannot, and are excluded to save the
+/// check: a flip brings no partition to a node that it was not aimed at.
 fn may_unfit_a_plan(command: &Command) -> bool {
     !matches!(
         command,
@@ -95,7 +95,7 @@ fn check_member(member: &Member) -> Result<(), Refusal> {
 }
 
 impl ClusterState {
-    /// Applies the entry at `index`, which must be larger than that of the entry before.
+    /// Apply the entry at `index`, which must be larger than that of the previous entry.
     pub fn apply(&mut self, index: u64, command: &Command) -> Outcome {
         debug_assert!(index > self.applied, "entry {index} applied after {}", self.applied);
         self.applied = index;
@@ -167,8 +167,8 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// The token is asked for first, of a known uid too: an answer here is what a certificate
-    /// is signed on, and a uid is no secret.
+    /// The token is checked first, of a known uid too: a certificate is signed on the strength of the answer, and a
+    /// uid is no secret.
     fn admit(
         &mut self,
         index: u64,
@@ -190,7 +190,7 @@ impl ClusterState {
         let status = MemberStatus::Joining;
         self.members.insert(id, Member { id, status, banned: false, ..member.clone() });
         if member.staged {
-            // In this very entry: between two, the node would be one that joins by itself.
+            // In the same entry: otherwise the node would join by itself between two entries.
             self.staged.push(Change::Join { node: id });
             self.stage_version = index;
         }
@@ -242,7 +242,7 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// Aims the ring at a table that was checked.
+    /// Aim the ring at a table that was checked.
     pub(super) fn aim(&mut self, index: u64, table: &[Vec<NodeId>]) {
         for (partition, target) in self.ring.partitions.iter_mut().zip(table) {
             let pending = partition.pending.as_ref().map(|transfer| &transfer.target);
@@ -260,8 +260,8 @@ impl ClusterState {
         }
     }
 
-    /// A set is distinct live members, no more than the ring is wide; who is new in it must be
-    /// able to receive. A set that is there already passes, whatever became of its nodes.
+    /// Check a replica set: distinct live members, no more than the ring's width, and each new one able to receive.
+    /// A set that is in place already passes, whatever became of its nodes.
     pub(super) fn check_table(&self, table: &[Vec<NodeId>]) -> Result<(), Refusal> {
         let bad = |why: String| Err(Refusal::BadTable(why));
         if table.len() != self.ring.partitions.len() {

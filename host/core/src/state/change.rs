@@ -1,10 +1,9 @@
-//! Changes of the membership that an operator plans: staged, then committed as one.
+//! Planned changes of the membership: staged, then committed as one.
 //!
-//! The table travels in the entry, so that what was shown is what happens. An entry changes the
-//! members, takes removed ones out of every set, and aims the ring at the table, or it is refused
-//! and changes nothing. Who was removed cannot give away what it held (R1, R3): the next of the
-//! set owns the partition at once, or who the table says where nobody is left, and the
-//! partition is noted as a possible loss.
+//! The entry carries the table, so that the committed change is the one that was shown. An entry changes the
+//! members, takes removed ones out of every set and aims the ring at the table, or it is refused and changes
+//! nothing. A removed node cannot give away its partitions (R1, R3): the next node of the set owns the partition at
+//! once, or the node that the table names if none is left, and the partition is recorded as a possible loss.
 
 use serde::{Deserialize, Serialize};
 
@@ -20,25 +19,25 @@ use super::{ClusterState, Member, MemberStatus, Outcome, Refusal};
 pub enum Change {
     /// A node that was admitted to wait for a plan becomes a member.
     Join {
-        /// Who.
+        /// The node.
         node: NodeId,
     },
-    /// A node hands off what it holds, then goes.
+    /// A node hands off its partitions, then is removed.
     Leave {
-        /// Who.
+        /// The node.
         node: NodeId,
     },
-    /// `new`, which holds nothing, takes the places of `old`. That one hands them over and goes; if
-    /// it is marked down it is removed, and what it held is gone with it.
+    /// `new`, which holds nothing, takes the places of `old`. `old` hands its partitions over and is removed; if it
+    /// is marked down, it is removed at once and its items are lost.
     Replace {
-        /// Who goes.
+        /// The node that goes.
         old: NodeId,
-        /// Who comes.
+        /// The node that comes.
         new: NodeId,
     },
-    /// A node that is gone for good: banned at once, and out of every set.
+    /// A dead node is banned at once, and taken out of every set.
     Remove {
-        /// Who.
+        /// The node.
         node: NodeId,
     },
 }
@@ -53,15 +52,15 @@ impl Change {
     }
 }
 
-/// What may be gone of a partition: with an owner that was removed or started again, or with one that a
-/// recovery did without.
+/// A possible loss of a partition's items: with an owner that was removed, has started again or was lost at a
+/// recovery.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Loss {
-    /// Who owned it.
+    /// The owner.
     pub node: NodeId,
-    /// Its name, which may be another node's by now.
+    /// The owner's name, which another node may have by now.
     pub name: String,
-    /// Log index of the entry that removed it, or of the recovery, or of its own word.
+    /// The log index of the entry that removed it, of the recovery, or of its own report.
     pub index: u64,
 }
 
@@ -70,7 +69,7 @@ impl ClusterState {
         if self.staged.contains(&change) {
             return Ok(Outcome::Done);
         }
-        // What stands in its way without the others is the plainer reason.
+        // A refusal of the change by itself is the plainer reason.
         self.clone().change_members(&[change])?;
         let mut changes = self.staged.clone();
         changes.push(change);
@@ -120,7 +119,7 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// What these changes make of the state, with the ring aimed at the table.
+    /// Apply these changes to the state, with the ring aimed at the table.
     pub(super) fn carried_out(
         &self,
         index: u64,
@@ -129,7 +128,7 @@ impl ClusterState {
     ) -> Result<ClusterState, Refusal> {
         let mut next = self.clone();
         next.change_members(changes)?;
-        // With the sets as they were: one that becomes empty below takes the table's at once.
+        // With the sets as they were: a set that becomes empty below takes the table's at once.
         next.check_table(table)?;
         if let Some(gone) = table.iter().flatten().find(|node| next.member(**node).is_none()) {
             return Err(Refusal::BadTable(format!("node {gone} is no member")));
@@ -139,7 +138,7 @@ impl ClusterState {
         Ok(next)
     }
 
-    /// The members' part of the changes, one after the other.
+    /// Apply the changes to the members, one after the other.
     pub(super) fn change_members(&mut self, changes: &[Change]) -> Result<(), Refusal> {
         changes.iter().try_for_each(|change| match *change {
             Change::Join { node } => self.take_in(node),
@@ -163,7 +162,7 @@ impl ClusterState {
         let member = self.live_member_mut(node)?;
         match member.status {
             MemberStatus::Member if last => return Err(Refusal::LastMember),
-            // One that only waits holds nothing, so it goes at once.
+            // A node that only waits holds nothing, so it is removed at once.
             MemberStatus::Member | MemberStatus::Joining => member.status = MemberStatus::Leaving,
             _ => return Err(wrong_status(member)),
         }
@@ -201,24 +200,24 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Is there somebody else who may take over?
+    /// Whether another node may take over.
     fn has_member_besides(&self, node: NodeId) -> bool {
         self.live_members().any(|member| member.id != node && member.status == MemberStatus::Member)
     }
 
-    /// Takes removed nodes out of every set. What somebody else is giving away goes on, if it
-    /// does not go to one of them.
+    /// Take removed nodes out of every set. A transfer of another node goes on, unless it goes to one of them.
     fn drop_removed(&mut self, index: u64, table: &[Vec<NodeId>]) {
         let gone = |node: &NodeId| self.members.get(node).is_none_or(|member| !member.is_live());
         let mut lost = Vec::new();
         for ((id, target), partition) in
             self.ring.size.partitions().zip(table).zip(self.ring.partitions.iter_mut())
         {
-            let owner = partition.replicas[0];
+            let owner = partition.owner();
             let aims_at_gone =
                 partition.pending.as_ref().is_some_and(|pending| pending.target.iter().any(gone));
             if gone(&owner) || aims_at_gone {
-                // Its giver is gone, or its set cannot be: begun anew, under another id.
+                // Its sender is removed, or its target has a removed node: the transfer begins again under another
+                // id.
                 partition.pending = None;
                 self.ring.epoch = index;
             }
@@ -234,7 +233,7 @@ impl ClusterState {
                 lost.push((id, owner));
             }
         }
-        // Without modules there were no items.
+        // Without modules there are no items to lose.
         if !self.modules.is_empty() {
             for (id, node) in lost {
                 let name = self.members.get(&node).map(|member| member.name.clone()).unwrap_or_default();
@@ -243,7 +242,7 @@ impl ClusterState {
         }
     }
 
-    /// Forgets staged changes that can no longer be: their node went or came another way.
+    /// Drop staged changes that have become impossible: their node has gone or come in another way.
     pub(super) fn drop_stale_changes(&mut self, index: u64) {
         if self.staged.is_empty() {
             return;
@@ -251,7 +250,7 @@ impl ClusterState {
         let mut next = self.clone();
         let before = self.staged.len();
         self.staged.retain(|change| {
-            // One that is refused may have done a part of itself.
+            // A change that is refused may have been carried out in part.
             let mut tried = next.clone();
             let fits = tried.change_members(&[*change]).is_ok();
             if fits {
@@ -292,7 +291,7 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// Is the node that goes marked as down?
+    /// Whether the node that goes is marked as down.
     pub fn is_of_one_down(&self, change: Change) -> bool {
         let goes = match change {
             Change::Join { .. } => return false,
@@ -301,8 +300,8 @@ impl ClusterState {
         self.member(goes).is_some_and(|member| member.status == MemberStatus::Down)
     }
 
-    /// A replacement of a node that is down removes it, and of one that is not hands over what it has:
-    /// a plan that was shown as the one must not be committed as the other.
+    /// A replacement of a node that is down removes it; otherwise the node hands over. A plan that was shown as the
+    /// one must not be committed as the other.
     fn marked(&mut self, index: u64, node: NodeId) {
         let replaces = |change: &Change| matches!(change, Change::Replace { old, .. } if *old == node);
         if self.level >= 3 && self.staged.iter().any(replaces) {
@@ -342,7 +341,7 @@ impl ClusterState {
 }
 
 impl Change {
-    /// Whom it is about; of a replacement, who goes.
+    /// The node that it is about; of a replacement, the one that goes.
     pub fn node(&self) -> NodeId {
         match *self {
             Self::Join { node } | Self::Leave { node } | Self::Remove { node } => node,
@@ -350,7 +349,7 @@ impl Change {
         }
     }
 
-    /// In the words of the command line.
+    /// The change in the words of the command line.
     pub fn text(&self, name: impl Fn(NodeId) -> String) -> String {
         match *self {
             Self::Join { node } => format!("join {}", name(node)),
@@ -362,7 +361,7 @@ impl Change {
 }
 
 impl Member {
-    /// Does it wait for a plan that takes it in?
+    /// Whether the node waits for a plan.
     pub fn waits(&self) -> bool {
         self.staged && self.status == MemberStatus::Joining
     }

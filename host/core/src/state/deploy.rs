@@ -6,10 +6,10 @@ use super::{
     CALL_MS, ClusterState, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release, StorageKind,
 };
 
-/// CBOR of the empty map, which `init` gets where a deploy says nothing.
+/// The empty map as CBOR, for the `init` of a module without a config.
 const EMPTY_MAP: &[u8] = &[0xa0];
 
-/// What a deploy says of the module's settings; `None` keeps, or takes the default at first.
+/// The settings of a deploy; `None` keeps the module's, or takes the default for a new module.
 pub(super) struct Settings<'a> {
     pub n: Option<u8>,
     pub r: Option<u8>,
@@ -55,7 +55,7 @@ impl ClusterState {
                 ..old.clone()
             },
             None => {
-                // Majorities where nobody says: reads see acknowledged writes (PROTOCOL.md, section 7).
+                // Majorities by default: reads see acknowledged writes (PROTOCOL.md, section 7).
                 let n = settings.n.unwrap_or(1);
                 Module {
                     uid: ModuleUid(index),
@@ -117,7 +117,7 @@ impl ClusterState {
             }
         };
         let version = module.current.version + 1;
-        // Of a release that knows no settings of its own: the module's, which were its too.
+        // A release without settings of its own has the module's.
         let config = target.config.clone().unwrap_or_else(|| module.config.clone());
         module.follow(Release { version, ..target }, keeps_settings);
         (module.config, module.changed) = (config, index);
@@ -130,7 +130,7 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// The module of a name, if it is the one that the command means.
+    /// Return the module of a name, if it is the one that the command was made for.
     fn named(&self, name: &str, base: Option<ModuleBase>) -> Result<ModuleUid, Refusal> {
         let module = self.module_by_name(name).ok_or_else(|| Refusal::NoModule(name.into()))?;
         if base.is_some_and(|base| base != module.base()) {
@@ -141,8 +141,7 @@ impl ClusterState {
 }
 
 impl Module {
-    /// Makes a release current and the current one previous. The one that goes takes its settings with
-    /// it (`keeps_settings`).
+    /// Make a release current and the current one previous. The latter keeps its settings (`keeps_settings`).
     fn follow(&mut self, release: Release, keeps_settings: bool) {
         let mut before = std::mem::replace(&mut self.current, release);
         if keeps_settings {

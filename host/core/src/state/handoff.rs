@@ -1,8 +1,7 @@
-//! How much may move at once, as operators set it: for the cluster, and for single nodes.
+//! The limits on handoffs that operators set, for the cluster and for single nodes.
 //!
-//! There is no other limit on transfers: what is not set has the default that `transfers limit`
-//! shows. A node reads its limits from its copy of the state, so a change takes effect as soon as
-//! it is applied there.
+//! There are no other limits on transfers; a setting that is not made has the default that `transfers limit` shows.
+//! A node reads its limits from its copy of the state, so a change takes effect as soon as it is applied there.
 
 use std::collections::BTreeMap;
 
@@ -12,49 +11,49 @@ use crate::ids::NodeId;
 
 use super::{ClusterState, Outcome, Refusal};
 
-/// Transfers that one node sends at once where nobody says otherwise. Each keeps a core of both
-/// sides busy for a page at a time: a few fill a small machine and leave room for requests.
+/// The default number of transfers that a node sends at once. Each keeps a core of both nodes busy for a page at a
+/// time: a few saturate a small machine and leave room for requests.
 pub const OUTGOING_AT_ONCE: u16 = 4;
-/// Transfers that one node takes in at once where nobody says otherwise: four senders with all
-/// that they may send; each costs at most a window of unstaged items.
+/// The default number of transfers that a node takes in at once: all that four senders may send. Each costs a
+/// window of unstaged items at most.
 pub const INCOMING_AT_ONCE: u16 = 16;
-/// The most transfers that a node may send at once: two nodes have 32 bulk streams between them,
-/// and components and answers need some.
+/// The maximum number of transfers that a node may send at once. Two nodes share 32 bulk streams, and components
+/// and answers need some.
 pub const MOST_OUTGOING: u16 = 24;
-/// The slowest rate: a page of items is sent whole, which at less would take minutes.
+/// The lowest rate. A page of items is sent whole, which would take minutes at a lower one.
 pub const LEAST_BYTES_PER_SECOND: u64 = 1024;
 
-/// What an operator has said about one node, or about every node.
+/// The settings for one node, or for every node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandoffLimits {
-    /// Transfers sent at once.
+    /// The number of transfers sent at once.
     #[serde(default)]
     pub outgoing: Option<u16>,
-    /// Transfers taken in at once.
+    /// The number of transfers taken in at once.
     #[serde(default)]
     pub incoming: Option<u16>,
-    /// Bytes of items sent in a second.
+    /// The bytes of items sent per second.
     #[serde(default)]
     pub bytes_per_second: Option<Rate>,
-    /// Nothing new is sent or taken in.
+    /// Whether handoffs are paused: nothing new is sent or taken in.
     #[serde(default)]
     pub paused: bool,
 }
 
-/// How fast.
+/// The send rate.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Rate {
-    /// As fast as it goes.
+    /// No limit.
     Unlimited,
-    /// So many bytes of items in a second.
+    /// Bytes of items per second.
     Bytes(u64),
 }
 
-/// Every setting of handoffs.
+/// All settings of handoffs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandoffSettings {
-    /// For each node that has none of its own.
+    /// For each node that has no setting of its own.
     #[serde(default)]
     pub cluster: HandoffLimits,
     /// For single nodes.
@@ -62,41 +61,48 @@ pub struct HandoffSettings {
     pub nodes: BTreeMap<NodeId, HandoffLimits>,
 }
 
-/// What holds for one node.
+/// The limits in effect for one node.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct EffectiveLimits {
-    /// Transfers sent at once.
+    /// The number of transfers sent at once.
     pub outgoing: u16,
-    /// Transfers taken in at once.
+    /// The number of transfers taken in at once.
     pub incoming: u16,
-    /// Bytes of items sent in a second, if there is a limit.
+    /// The bytes of items sent per second; no limit if `None`.
     pub bytes_per_second: Option<u64>,
-    /// Nothing new is sent or taken in.
+    /// Whether handoffs are paused: nothing new is sent or taken in.
     pub paused: bool,
+}
+
+impl EffectiveLimits {
+    /// Whether the node may take in one more transfer beside `others` that it takes in.
+    pub fn admits(&self, others: usize) -> bool {
+        !self.paused && others < usize::from(self.incoming)
+    }
 }
 
 /// One setting to change.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum HandoffChange {
-    /// Transfers sent at once; back to the default with none.
+    /// The number of transfers sent at once; `None` restores the default.
     Outgoing(Option<u16>),
-    /// Transfers taken in at once; back to the default with none.
+    /// The number of transfers taken in at once; `None` restores the default.
     Incoming(Option<u16>),
-    /// How fast; back to the default with none.
+    /// The send rate; `None` restores the default.
     BytesPerSecond(Option<Rate>),
-    /// Hold everything that is not sealed, or go on.
+    /// Whether to hold every transfer that is not sealed.
     Paused(bool),
 }
 
 impl HandoffSettings {
-    /// What holds for a node: its own settings, else the cluster's, else the defaults. It is paused
-    /// if either is.
+    /// Return the limits in effect for a node: its own settings, else the cluster's, else the defaults. It is
+    /// paused if either is.
     pub fn of(&self, node: NodeId) -> EffectiveLimits {
         self.with(self.nodes.get(&node).copied().unwrap_or_default())
     }
 
-    /// What holds for a node of which nothing is said.
+    /// Return the limits of a node without settings of its own.
     pub fn of_any(&self) -> EffectiveLimits {
         self.with(HandoffLimits::default())
     }
@@ -141,7 +147,7 @@ impl ClusterState {
             Some(node) => return Err(Refusal::NotMember(node.to_string())),
         };
         changes.iter().for_each(|change| limits.change(*change));
-        // What says nothing is not kept, nor what was said about a node that is gone.
+        // Empty settings, and those of removed nodes, are not kept.
         let gone: Vec<NodeId> =
             self.handoff.nodes.keys().copied().filter(|node| self.member(*node).is_none()).collect();
         self.handoff.nodes.retain(|node, limits| *limits != HandoffLimits::default() && !gone.contains(node));

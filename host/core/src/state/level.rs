@@ -1,13 +1,13 @@
-//! The state's level: what may be said at all, and how it rises (`version`).
+//! The level of the state: the commands that may be used, and how the level rises (`version`).
 
 use crate::ids::NodeId;
-use crate::version::level_of;
+use crate::version::Speaks;
 
 use super::{ClusterState, Command, Outcome, Refusal};
 
 impl ClusterState {
-    /// May this be said at the present level? A raise is what makes it higher. Nobody proposes what
-    /// may not; this is for an entry whose proposer knew less than it thought.
+    /// Refuse a command above the present level. Proposers check the level too; this is for an entry whose proposer had
+    /// an outdated view.
     pub fn check_level(&self, command: &Command) -> Result<(), Refusal> {
         let needs = level_of(command);
         if needs > self.level && !matches!(command, Command::Raise { .. }) {
@@ -16,12 +16,84 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Who was admitted after the proposer looked may speak less, so it must have seen them all.
+    /// Raise the level. `known`: the members that the proposer has seen. A member that was admitted later may not speak
+    /// the level.
     pub(super) fn raise(&mut self, level: u32, known: &[NodeId]) -> Result<Outcome, Refusal> {
         if level <= self.level || !self.live_members().all(|member| known.contains(&member.id)) {
             return Err(Refusal::CannotRaise(level));
         }
         self.level = level;
         Ok(Outcome::Done)
+    }
+}
+
+/// The level of a state, or of a founding, that names none.
+pub(super) fn first_level() -> u32 {
+    Speaks::FIRST.levels.newest
+}
+
+/// Return the first level that has a command. A new command does not compile without an entry here.
+pub fn level_of(command: &Command) -> u32 {
+    match command {
+        // The previous level runs each release with the host's own limit.
+        Command::Deploy { release, .. } if release.call_ms.is_some() => 4,
+        // The previous level ignores the base of these commands.
+        Command::Change { down: Some(_), .. }
+        | Command::Rollback { base: Some(_), .. }
+        | Command::Undeploy { base: Some(_), .. }
+        | Command::Lost { .. } => 3,
+        // The previous level keeps one release for a rollback.
+        Command::Rollback { to: Some(_), .. } => 3,
+        // The previous level makes every joiner a member.
+        Command::Admit { member, .. } if member.staged => 2,
+        Command::Found { .. }
+        | Command::IssueToken { .. }
+        | Command::Admit { .. }
+        | Command::Joined { .. }
+        | Command::Leave { .. }
+        | Command::Removed { .. }
+        | Command::Rebalance { .. }
+        | Command::Flip { .. }
+        | Command::Cancel { .. }
+        | Command::Deploy { .. }
+        | Command::Rollback { .. }
+        | Command::Undeploy { .. }
+        | Command::Moved { .. } => 1,
+        Command::Stage { .. }
+        | Command::ClearStaged
+        | Command::Commit { .. }
+        | Command::Change { .. }
+        | Command::Down { .. }
+        | Command::Up { .. }
+        | Command::Placed { .. }
+        | Command::Acknowledge { .. }
+        | Command::SetHandoff { .. }
+        | Command::Raise { .. } => 2,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_joiner_that_waits_for_a_plan_is_of_the_level_that_has_plans() {
+        use crate::ids::{Digest, NodeUid};
+        use crate::state::{Member, MemberStatus};
+
+        let member = |staged| Member {
+            id: NodeId(0),
+            uid: NodeUid([1; 16]),
+            name: "a@h".into(),
+            listen: String::new(),
+            http: String::new(),
+            zone: None,
+            weight: 1,
+            status: MemberStatus::Joining,
+            staged,
+            banned: false,
+        };
+        let admit = |staged| Command::Admit { member: member(staged), token: Digest([1; 32]), now_ms: 0 };
+        assert_eq!((level_of(&admit(false)), level_of(&admit(true))), (1, 2));
     }
 }

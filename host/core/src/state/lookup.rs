@@ -1,4 +1,4 @@
-//! Questions to the cluster's state.
+//! Queries of the cluster's state.
 
 use crate::claim::{ClaimNode, claim};
 use crate::ids::{NodeId, NodeUid, TransferId};
@@ -8,59 +8,59 @@ use crate::ring::Transfer;
 use super::{ClusterState, Member, MemberStatus, Module};
 
 impl Member {
-    /// Not removed: its certificate is good, its name taken.
+    /// Whether it is not removed: its certificate is valid and its name taken.
     pub fn is_live(&self) -> bool {
         self.status != MemberStatus::Removed
     }
 
-    /// May it be given partitions? A node that is down keeps its share: liveness moves nothing.
+    /// Whether it may be given partitions. A node that is down keeps its share: liveness moves nothing.
     pub fn may_hold(&self) -> bool {
         matches!(self.status, MemberStatus::Member | MemberStatus::Down)
     }
 }
 
 impl ClusterState {
-    /// A member that is not removed, by id.
+    /// Return a member that is not removed, by id.
     pub fn member(&self, node: NodeId) -> Option<&Member> {
         self.members.get(&node).filter(|member| member.is_live())
     }
 
-    /// A member that is not removed, by `name@host`.
+    /// Return a member that is not removed, by `name@host`.
     pub fn member_by_name(&self, name: &str) -> Option<&Member> {
         self.live_members().find(|member| member.name == name)
     }
 
-    /// The member of a data directory, removed or not: a removed one must be told so (R3).
+    /// Return the member of a data directory, removed or not: a removed one must be told so (R3).
     pub fn member_by_uid(&self, uid: NodeUid) -> Option<&Member> {
         self.members.values().find(|member| member.uid == uid)
     }
 
-    /// Every member that is not removed, by id.
+    /// Iterate over the members that are not removed, by id.
     pub fn live_members(&self) -> impl Iterator<Item = &Member> {
         self.members.values().filter(|member| member.is_live())
     }
 
-    /// A deployed module by name.
+    /// Return a deployed module by name.
     pub fn module_by_name(&self, name: &str) -> Option<&Module> {
         self.modules.values().find(|module| module.name == name)
     }
 
-    /// Is the node in any replica set, or in one to come?
+    /// Whether the node is in any replica set, or will be by a pending change.
     pub fn holds(&self, node: NodeId) -> bool {
         self.ring.holds(node)
     }
 
-    /// The change of a partition that is under way, if any.
+    /// Return the pending change of a partition, if any.
     pub fn pending_of(&self, partition: PartitionId) -> Option<&Transfer> {
         self.ring.pending_of(partition)
     }
 
-    /// Is exactly this transfer still under way?
+    /// Whether exactly this transfer is pending.
     pub fn is_pending(&self, partition: PartitionId, transfer: TransferId) -> bool {
         self.pending_of(partition).is_some_and(|pending| pending.id == transfer)
     }
 
-    /// Whom the claim counts on.
+    /// Return the nodes that the claim distributes partitions over.
     pub fn claim_nodes(&self) -> Vec<ClaimNode> {
         let holders = self.live_members().filter(|member| member.may_hold());
         let node =
@@ -68,12 +68,12 @@ impl ClusterState {
         holders.map(node).collect()
     }
 
-    /// The table that the ring should have now: what a `Rebalance` on `ring.epoch` says.
+    /// Return the table that the ring should have: that of a `Rebalance` on `ring.epoch`.
     pub fn claimed_table(&self) -> Vec<Vec<NodeId>> {
         claim(&self.ring, &self.claim_nodes(), self.width)
     }
 
-    /// Is the ring where the claim wants it, or on its way there?
+    /// Whether the ring is where the claim wants it, or on its way there.
     pub fn is_balanced(&self) -> bool {
         let targets = self.ring.iter().map(|(_, partition)| partition.target());
         targets.eq(self.claimed_table().iter().map(Vec::as_slice))

@@ -1,94 +1,94 @@
-//! What a set of changes would do, before it is done: the table, who gains and loses what,
-//! what moves, and what an operator should know first.
+//! The effect of a set of changes before it is committed: the table, each node's gain and loss, the moves, and
+//! warnings.
 //!
-//! A pure function of the state. The table that it computes is the one that the entry carries,
-//! so what is shown is what happens; several changes are one rebalancing.
+//! A pure function of the state. The entry carries the computed table, so that the committed change is the one that
+//! was shown. Several changes are one rebalancing.
 
 use std::collections::BTreeMap;
 
 use crate::claim::claim;
-use crate::handoff::pairs::pairs;
 use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
+use crate::ring::pairs::pairs;
 
 use super::{Change, ClusterState, MemberStatus, Refusal};
 
-/// How much of the ring a node has.
+/// A node's share of the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Partitions that it is the first replica of.
+    /// Partitions that it owns.
     pub owned: usize,
-    /// Partitions of which it holds a replica, the owned ones among them.
+    /// Partitions of which it holds a replica, owned ones included.
     pub replicas: usize,
 }
 
 /// One node before and after.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Share {
-    /// Who.
+    /// The node.
     pub node: NodeId,
-    /// What it holds now.
+    /// The present share.
     pub now: Load,
-    /// What it will hold when all is moved.
+    /// The share once everything has moved.
     pub then: Load,
-    /// What it is once the plan is committed.
+    /// The status once the plan is committed.
     pub becomes: MemberStatus,
 }
 
-/// One node that comes to own a partition, or to hold a further replica of it.
+/// One node that becomes the owner, or a further replica, of a partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Move {
-    /// Which partition.
+    /// The partition.
     pub partition: PartitionId,
-    /// Who gives it.
+    /// The sender.
     pub from: NodeId,
-    /// Who takes it.
+    /// The receiver.
     pub to: NodeId,
-    /// As its owner, or else as a further replica.
+    /// Whether it becomes the owner; otherwise a further replica.
     pub owner: bool,
-    /// Under way already, and not begun anew by the plan.
+    /// Whether the transfer is pending already, and not begun again by the plan.
     pub under_way: bool,
 }
 
-/// What an operator should know before a commit.
+/// A warning to an operator before a commit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Warning {
-    /// The items of these partitions are gone with their owner.
+    /// The items of these partitions are lost with their owner.
     #[error(
         "the only copy of {partitions} partitions is lost with {node} (modules with n=1: {modules}); \
          `leave` keeps it, if the node can still be started"
     )]
     Loses {
-        /// Who is removed.
+        /// The name of the removed node.
         node: String,
-        /// How many it owns.
+        /// The number of partitions that it owns.
         partitions: usize,
-        /// Whose items.
+        /// The names of the modules.
         modules: String,
     },
-    /// Fewer nodes than the ring is wide.
+    /// There are fewer nodes than a replica set should have.
     #[error("{nodes} nodes hold the ring: sets of {width} replicas cannot be filled")]
     FewNodes {
-        /// How many there will be.
+        /// The number of nodes.
         nodes: usize,
-        /// How many a set should have.
+        /// The number of nodes that a set should have.
         width: u8,
     },
-    /// Too few zones for sets without two of one.
+    /// There are too few zones for sets without two nodes of one zone.
     #[error("{partitions} partitions have two replicas in one zone: there are only {zones} zones")]
     FewZones {
-        /// How many partitions.
+        /// The number of partitions.
         partitions: usize,
-        /// How many zones there will be, a node without one being one of its own.
+        /// The number of zones, a node without one counting as one.
         zones: usize,
     },
-    /// A node that is down has to give or take.
+    /// A node that is down has to send or receive.
     #[error("{node} is down: {moves} moves wait until it is back")]
     Away {
-        /// Who.
+        /// The name of the node.
         node: String,
-        /// How many it takes part in.
+        /// The number of its moves.
         moves: usize,
     },
     /// A node that joined to wait for a plan is in none.
@@ -97,7 +97,7 @@ pub enum Warning {
 }
 
 impl Warning {
-    /// A stable word for programs.
+    /// Return a stable word for programs.
     pub fn code(&self) -> &'static str {
         match self {
             Self::Loses { .. } => "possible-loss",
@@ -109,29 +109,29 @@ impl Warning {
     }
 }
 
-/// What a set of changes would do.
+/// The effect of a set of changes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// `stage_version` of the state that it was made from.
+    /// The `stage_version` of the state that it was made from.
     pub stage: u64,
     /// The ring's epoch that it was made from.
     pub base: u64,
-    /// In their order.
+    /// The changes, in order.
     pub changes: Vec<Change>,
-    /// What the ring is aimed at.
+    /// The table that the ring is aimed at.
     pub table: Vec<Vec<NodeId>>,
-    /// Every node that there is before or after, by id.
+    /// Every node before or after, by id.
     pub nodes: Vec<Share>,
-    /// What moves, by partition.
+    /// The moves, by partition.
     pub moves: Vec<Move>,
-    /// What to know first.
+    /// The warnings.
     pub warnings: Vec<Warning>,
 }
 
-/// What these changes would do to the state.
+/// Return the effect of these changes on the state.
 ///
 /// # Errors
-/// Why one of them cannot be, after those before it.
+/// A change is not possible after those before it; the reason.
 pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
     let mut members = state.clone();
     members.change_members(changes)?;
@@ -144,7 +144,7 @@ pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
     Ok(Plan { stage, base, changes, table, nodes, moves, warnings })
 }
 
-/// The ring as if each newcomer had its predecessor's places already: the claim starts there.
+/// The ring as if each newcomer had its predecessor's places already: the claim starts from there.
 fn with_replacements(ring: &RingTable, changes: &[Change]) -> RingTable {
     let mut ring = ring.clone();
     for change in changes {
@@ -206,8 +206,8 @@ fn warnings(before: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) 
         .live_members()
         .filter(|member| after.members.get(&member.id).is_some_and(|after| after.banned));
     for member in removed {
-        let owned = before.ring.iter().filter(|(_, partition)| partition.replicas[0] == member.id).count();
-        // Only owners hold items as yet, whatever a module's n.
+        let owned = before.ring.owned_by(member.id).count();
+        // Only owners hold items today, whatever a module's `n` (`role::REPLICAS`).
         let modules: Vec<&str> = before.modules.values().map(|module| module.name.as_str()).collect();
         if owned > 0 && !modules.is_empty() {
             let (node, modules) = (member.name.clone(), modules.join(", "));
@@ -242,8 +242,7 @@ fn warnings(before: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) 
 }
 
 impl Plan {
-    /// Adds a warning for each node that has to give or take and is down: marked so, or as
-    /// the caller sees it.
+    /// Add a warning for each node that has to send or receive and is down, by its status or by the caller's view.
     pub fn warn_of_the_away(&mut self, state: &ClusterState, is_up: impl Fn(NodeId) -> bool) {
         for member in state.live_members() {
             let takes_part = |one: &&Move| one.from == member.id || one.to == member.id;
@@ -254,8 +253,8 @@ impl Plan {
         }
     }
 
-    /// Short name of what it does: the same as long as it does the same, whatever happens to
-    /// the ring meanwhile.
+    /// Return a digest of the plan's effect. It stays the same as long as the effect does, whatever happens to the
+    /// ring meanwhile.
     pub fn id(&self) -> String {
         use sha2::Digest as _;
         let mut hash = sha2::Sha256::new();

@@ -1,63 +1,63 @@
-//! What a recovery begins with, after the majority of the voters was lost for good (R19).
+//! The state that a recovery begins with, after the majority of the voters was lost for good (R19).
 
 use crate::ids::{NodeId, TransferId};
 use crate::keyspace::PartitionId;
 
 use super::{ClusterState, Lineage, Loss};
 
-/// Bits of an index that count the entries of one lineage.
+/// The bits of an index that count the entries of one lineage.
 const LINEAGE_BITS: u32 = 44;
-/// The lowest of those are its entries, the others come from its random id.
+/// The lowest of those bits count its entries, the others come from its random id.
 const ENTRY_BITS: u32 = 16;
 
 impl Lineage {
-    /// The one that follows; `id` is random.
+    /// Return the next lineage; `id` is random.
     pub fn next(self, id: u64) -> Self {
         Self { number: self.number + 1, id }
     }
 
-    /// The index that its log begins at.
+    /// Return the first index of its log.
     ///
-    /// Nodes, modules and transfers are named by the index that made them, and what was lost may
-    /// have given the next ones already: so a lineage has indices that neither the one before nor a
-    /// rival of the same number ever gives. Of two lineages the higher has the higher indices:
-    /// versions, which are indices, are all that the data path compares (R2).
+    /// Nodes, modules and transfers are named by the index that made them, and the lost log may have used the next
+    /// indices already. So a lineage has indices that neither the previous one nor a rival of the same number uses.
+    /// Of two lineages the higher one has the higher indices: the data path compares versions only, which are
+    /// indices (R2).
     pub fn first_index(self) -> u64 {
         let apart = self.id >> (u64::BITS - LINEAGE_BITS + ENTRY_BITS);
         self.number << LINEAGE_BITS | apart << ENTRY_BITS
     }
 }
 
-/// What one node answers when it is asked for the newest state that it knows.
+/// The answer of one node that was asked for the newest state that it knows.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    /// Who.
+    /// The node.
     pub node: NodeId,
-    /// Its copy.
+    /// Its copy of the state.
     pub state: ClusterState,
 }
 
-/// What a recovery takes for true.
+/// The facts that a recovery assumes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Recovery {
-    /// The newest state of all that were found.
+    /// The newest state that was found.
     pub state: ClusterState,
-    /// Who had it.
+    /// The node that had it.
     pub from: NodeId,
-    /// Who answered with an older one, and how old.
+    /// The nodes that answered with an older one, with its lineage and index.
     pub behind: Vec<(NodeId, Lineage, u64)>,
-    /// Members that answered.
+    /// The members that answered.
     pub answered: Vec<NodeId>,
-    /// Members that did not: taken for lost until they are heard of again.
+    /// The members that did not answer, assumed lost until they are heard of again.
     pub lost: Vec<NodeId>,
-    /// Partitions whose owner is among them.
+    /// The partitions whose owner is among the lost.
     pub without_owner: Vec<PartitionId>,
-    /// Transfers that are given up; their partitions stay with the owner.
+    /// The transfers that are given up; their partitions stay with the owner.
     pub cancelled: Vec<(PartitionId, TransferId)>,
 }
 
 impl Recovery {
-    /// Puts the answers together; `None` without any.
+    /// Combine the answers; `None` without any.
     pub fn from_answers(answers: Vec<Answer>) -> Option<Self> {
         let order = |answer: &Answer| (answer.state.lineage, answer.state.applied);
         let newest = answers.iter().max_by_key(|answer| (order(answer), std::cmp::Reverse(answer.node)))?;
@@ -71,21 +71,20 @@ impl Recovery {
             .partition(|id| answers.iter().any(|answer| answer.node == *id));
         let gone = |node: &NodeId| lost.contains(node) || state.member(*node).is_none();
         let ring = state.ring.iter();
-        let without_owner = ring
-            .filter(|(_, partition)| partition.replicas.first().is_none_or(gone))
-            .map(|(id, _)| id)
-            .collect();
+        let without_owner =
+            ring.filter(|(_, partition)| gone(&partition.owner())).map(|(id, _)| id).collect();
         let cancelled = state.ring.transfers().map(|(id, transfer)| (id, transfer.id)).collect();
         Some(Self { from, behind, answered, lost, without_owner, cancelled, state })
     }
 }
 
 impl ClusterState {
-    /// The state that a new lineage begins with, newer than this one and than one that was heard of; `id` is random.
+    /// Return the state that a new lineage begins with, newer than this one and than one that was heard of; `id` is
+    /// random.
     ///
-    /// Members, ring and modules stay. Nothing moves any more: who was to give a partition keeps
-    /// it. Every partition gets the new lineage's version, so that nobody who goes by an older
-    /// truth is served, or serves, by it (R2). What the owners in `lost` held may be gone, and is noted.
+    /// Members, ring and modules stay, and all transfers are cancelled. Every partition gets the new lineage's
+    /// version, so that no node with an older state is served, or serves, by it (R2). The partitions owned by nodes
+    /// in `lost` are recorded as possible losses.
     pub fn recovered(&self, heard: Lineage, id: u64, lost: &[NodeId]) -> Self {
         let mut state = self.clone();
         state.lineage = self.lineage.max(heard).next(id);
@@ -96,7 +95,7 @@ impl ClusterState {
             partition.pending = None;
             partition.version = index;
         }
-        let owners = self.ring.iter().filter_map(|(id, partition)| Some((id, *partition.replicas.first()?)));
+        let owners = self.ring.iter().map(|(id, partition)| (id, partition.owner()));
         for (id, node) in owners.filter(|(_, owner)| lost.contains(owner)) {
             let name = self.members.get(&node).map_or_else(String::new, |member| member.name.clone());
             state.losses.insert(id, Loss { node, name, index });

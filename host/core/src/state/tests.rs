@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-//! What each command does, said once each; `tests/apply_properties.rs` mixes them.
+//! Each command by itself; `tests/apply_properties.rs` mixes them.
 
 use super::*;
 use crate::mutants::{self, Mutant};
@@ -38,7 +38,7 @@ fn admit(name: &str, uid: u8, now_ms: u64) -> Command {
     Command::Admit { member: member(name, uid), token: TOKEN, now_ms }
 }
 
-/// Founded at 1, token until 1000 at 2; then b (id 3) and c (id 4), both members, at 6.
+/// A cluster founded at 1, with a token until 1000 at 2; then b (id 3) and c (id 4), both members, at 6.
 fn three() -> (Machine, u64) {
     let mut machine = Machine::default();
     let log = [
@@ -167,7 +167,7 @@ fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
         [(1, 8), (2, 8)]
     );
 
-    // 1 stays, 2 goes back, 3 begins.
+    // 1 stays, 2 is cancelled, 3 begins.
     table[2] = vec![a];
     table[3] = vec![c, b, a];
     assert_eq!(machine.apply(at + 3, &rebalance(8, &table)), Outcome::Done);
@@ -188,7 +188,7 @@ fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
         (fate(1, 8, false), fate(2, 8, false), fate(3, 9, true)),
         (Fate::Flipped, Fate::Cancelled, Fate::Pending)
     );
-    // As if partition 1 had moved on from 7 to 8: who was away asks for 7.
+    // As if partition 1 had moved on from 7 to 8: a node that was away asks for 7.
     assert_eq!((fate(1, 7, true), fate(1, 7, false)), (Fate::Flipped, Fate::Cancelled));
 
     let cancel = |transfer| Command::Cancel { partition: PartitionId(3), transfer: TransferId(transfer) };
@@ -382,7 +382,7 @@ fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
     assert_eq!(recovered.ring.epoch, recovered.applied);
     for ((_, old), (_, new)) in before.ring.iter().zip(recovered.ring.iter()) {
         assert_eq!((&new.replicas, new.version, &new.pending), (&old.replicas, recovered.applied, &None));
-        // Whoever was giving or taking learns that nothing came of it.
+        // Senders and receivers learn that the transfer was cancelled.
         if let Some(transfer) = &old.pending {
             let has_given = |node: NodeId| new.replicas[0] != node;
             assert_eq!(new.fate_of(transfer.id, has_given(old.replicas[0])), Fate::Cancelled);
@@ -395,7 +395,7 @@ fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
         recovered.recovered(Lineage::default(), 0, &[]).applied > rival.applied,
         "nor does a later lineage"
     );
-    // And it goes on from there.
+    // The lineage continues from there.
     let mut machine = Machine { state: Some(recovered.clone()) };
     assert_eq!(machine.apply(recovered.applied + 1, &Command::Leave { node: NodeId(4) }), Outcome::Done);
 }

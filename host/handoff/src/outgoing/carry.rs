@@ -1,7 +1,8 @@
-//! What the sender machine asks for, carried out.
+//! Carries out the effects of the sender machine.
 
 use std::time::Duration;
 
+use annulus_core::handoff::pacing::{self, PageRequest, is_busy};
 use annulus_core::handoff::sender::{Effect, Event};
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::ring::Fate;
@@ -10,7 +11,6 @@ use bytes::Bytes;
 use tokio::sync::mpsc;
 use tokio::time::Instant;
 
-use super::waiting::WantedPage;
 use super::{CONNECT_LIMIT, Driver};
 use crate::{PROPOSE_LIMIT, link};
 use annulus_cluster::{ProposeError, View};
@@ -33,7 +33,7 @@ impl Driver {
                 self.link.take_if(|(open, _)| *open == number);
             }
             Effect::ReadPage { attempt, module, after } => {
-                self.waiting.page = Some(WantedPage { attempt, module, after });
+                self.pace(pacing::Event::PageWanted(PageRequest { attempt, module, after }));
                 annulus_ground::point("handoff: reads a page").await;
                 self.read_if_allowed();
             }
@@ -45,27 +45,33 @@ impl Driver {
                 self.propose(Command::Flip { transfers: vec![(self.task.partition, self.task.transfer)] });
             }
             Effect::ProposeCancel => {
-                if !std::mem::replace(&mut self.cancels, true) {
+                self.pace(pacing::Event::Abandoned);
+                if !std::mem::replace(&mut self.given_up, true) {
                     let why = self.machine.error().unwrap_or("given up");
-                    self.handoff.note_broken(self.task.partition, why);
+                    self.handoff.note_given_up(self.task.partition, why);
                 }
                 self.propose(Command::Cancel {
                     partition: self.task.partition,
                     transfer: self.task.transfer,
                 });
             }
-            Effect::Retry => self.waiting.pause(self.machine.refusal()),
+            Effect::Retry => {
+                let busy = is_busy(self.machine.refusal());
+                self.pace(pacing::Event::Failed { busy });
+            }
             Effect::Finish(fate) => {
-                self.waiting.ticket = None;
+                self.pace(pacing::Event::Abandoned);
+                let inner = &self.handoff.inner;
                 if fate == Fate::Flipped {
-                    self.handoff.inner.broken.lock().remove(&self.task.partition);
+                    inner.given_up.lock().remove(&self.task.partition);
                 }
                 let (partition, transfer) = (self.task.partition, self.task.transfer);
                 inner.master.end_outgoing(partition, transfer, fate == Fate::Flipped);
                 if fate == Fate::Cancelled {
                     inner.master.unseal(partition, transfer);
                 }
-                // A crash in between must find a ring that says so, or the seal.
+                // After a crash in between, the node must find either a ring in which the transfer is over, or the
+                // seal.
                 inner.cluster.keep_view();
                 annulus_ground::point("handoff: is over, and its mark is there").await;
                 inner.seals.remove(partition, transfer);
@@ -76,15 +82,17 @@ impl Driver {
     fn connect(&mut self, number: u64) {
         let (opened, later) = (self.later.clone(), self.later.clone());
         self.progress.tries();
-        let Some(peer) = self.handoff.inner.cluster.view().peer(self.taker) else {
+        let Some(peer) = self.handoff.inner.cluster.view().peer(self.successor) else {
             self.progress.fail("the receiver has no address");
             return drop(opened.send(Event::Disconnected(number)));
         };
-        // The machine's messages wait in the channel until the stream is there.
+        // The messages wait here until the stream is open. Bounded by the machine: until then it sends `Begin` only,
+        // then it reads up to `Limits::window_bytes` ahead of the acknowledgements.
         let (sender, mut waiting) = mpsc::unbounded_channel();
         self.link = Some((number, sender));
         let transport = self.handoff.inner.transport.clone();
         let progress = self.progress.clone();
+        // Ends when the stream cannot be opened in time, or when the driver drops its end of the channel.
         annulus_ground::spawn(async move {
             let deadline = Instant::now() + CONNECT_LIMIT;
             let stream = match transport.open_bulk(&peer, kind::BULK_HANDOFF, Bytes::new(), deadline).await {
@@ -111,12 +119,13 @@ impl Driver {
         });
     }
 
-    /// Proposes; success is learned from the log.
+    /// Propose a command. Its success is learned from the log.
     fn propose(&self, command: Command) {
         let (cluster, later, progress) =
             (self.handoff.inner.cluster.clone(), self.later.clone(), self.progress.clone());
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let assumes = mutants::on(Mutant::AssumeNotFlipped).then(|| self.handoff.inner.clone());
+        // Ends within `PROPOSE_LIMIT`.
         annulus_ground::spawn(async move {
             annulus_ground::point("handoff: proposes").await;
             let proposed = cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
@@ -137,7 +146,7 @@ impl Driver {
     }
 }
 
-/// The longest that a call of any module's guest may take.
+/// The longest call limit of all modules.
 fn longest_call(view: &View) -> Duration {
     let own = view.state.modules.values().filter_map(|module| module.current.call_ms);
     own.map(Duration::from_millis).fold(Limits::default().call_time, Duration::max)

@@ -1,9 +1,9 @@
-//! Sealing a partition's vnodes, without keeping all of them silent for the slowest.
+//! Seals the vnodes of a partition together.
 //!
-//! Requests wait from the first vnode's seal to the flip. So the vnodes are asked first whether they
-//! come to their next message at all, and a seal that not all have heard a moment later is lifted and
-//! tried again: a command that runs for seconds in one module costs the others a moment, not those
-//! seconds. A vnode that is always busy is waited for in the end, up to its call limit.
+//! Requests wait from the first vnode's seal to the flip, so a seal must not wait for the slowest vnode. All vnodes
+//! are pinged first. Once every one has answered, all are sealed; if not all have confirmed a moment later, the seal is
+//! lifted and tried again. A command that runs for seconds in one module then delays the other modules for a moment
+//! only. After [`LIFTS`] such attempts the seal waits for a busy vnode, up to its call limit.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -19,21 +19,20 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Driver, LEADER_WITHIN};
 use annulus_vnode::{Control, VnodeHandle};
 
-/// The vnodes are waited for before a seal for as long as a call of a guest may take, and for this time
-/// more.
+/// The time that the vnodes have to answer the ping, in addition to the longest call limit.
 const READY_SLACK: Duration = Duration::from_secs(5);
-/// A seal that not all vnodes have heard after this time is lifted.
+/// A seal that not all vnodes have confirmed within this time is lifted.
 const LIFT_AFTER: Duration = Duration::from_millis(250);
-/// So many seals of a transfer are lifted; the next one waits until all have heard it.
+/// The number of seals of a transfer that are lifted. The next one waits for all vnodes.
 const LIFTS: u32 = 8;
 
-/// How far the seal of a transfer is.
+/// The progress of sealing one transfer.
 #[derive(Default)]
 pub(super) struct Seal {
-    /// Counts the seals: what a vnode says of one that was lifted is not said of the next.
+    /// The number of the seal. A vnode's confirmation of a lifted seal does not count for the next one.
     round: u64,
     lifted: u32,
-    /// Longest that the vnodes are waited for before it.
+    /// The time that the vnodes have to answer the ping.
     ready_limit: Duration,
     step: Step,
 }
@@ -42,13 +41,13 @@ pub(super) struct Seal {
 enum Step {
     #[default]
     Idle,
-    /// The vnodes are asked; answers one that does not come to it.
+    /// The vnodes are pinged. Resolves to one that has not answered in time, if any.
     Asking(BoxFuture<'static, Option<ModuleUid>>),
-    /// These have not said that they are sealed.
+    /// The vnodes are told to seal; `missing` have not confirmed.
     Told { missing: BTreeSet<ModuleUid>, lift_at: Option<Instant> },
 }
 
-/// What comes next.
+/// The outcome of a step.
 pub(super) enum Turn {
     Ready,
     TooSlow(ModuleUid),
@@ -56,8 +55,9 @@ pub(super) enum Turn {
 }
 
 impl Seal {
-    /// Asks the vnodes whether they come to their next message. `call_limit`: the longest of their guests'.
+    /// Ping the vnodes. `call_limit`: the longest call limit of their guests.
     pub(super) fn ask(&mut self, vnodes: Vec<VnodeHandle>, call_limit: Duration) {
+        debug_assert!(matches!(self.step, Step::Idle), "one seal at a time");
         let limit = call_limit + READY_SLACK;
         self.ready_limit = limit;
         let asked: Vec<_> = vnodes
@@ -65,7 +65,7 @@ impl Seal {
             .filter(|_| !mutants::on(Mutant::SealTheBusy))
             .map(|vnode| {
                 let (answer, here) = oneshot::channel();
-                // One that has ended holds up nobody.
+                // A vnode that has ended needs no seal.
                 let there = vnode.tell(Control::Ping(answer));
                 async move { (there && timeout(limit, here).await.is_err()).then_some(vnode.module) }
             })
@@ -73,7 +73,7 @@ impl Seal {
         self.step = Step::Asking(Box::pin(async move { join_all(asked).await.into_iter().flatten().next() }));
     }
 
-    /// Returns when the next step is due.
+    /// Wait for the next step.
     pub(super) async fn changed(&mut self) -> Turn {
         match &mut self.step {
             Step::Asking(asked) => match asked.await {
@@ -88,7 +88,7 @@ impl Seal {
         }
     }
 
-    /// A vnode says that it is sealed, of this round. Answers whether that counts.
+    /// Note a vnode's confirmation. False if it is of another round.
     pub(super) fn heard(&mut self, module: ModuleUid, round: u64) -> bool {
         match &mut self.step {
             Step::Told { missing, .. } if round == self.round => {
@@ -99,7 +99,7 @@ impl Seal {
         }
     }
 
-    /// Is the partition silent? Then this seal is done with.
+    /// Complete the seal if all vnodes have confirmed it.
     pub(super) fn take_if_all(&mut self) -> bool {
         let all = matches!(&self.step, Step::Told { missing, .. } if missing.is_empty());
         if all {
@@ -110,7 +110,7 @@ impl Seal {
 }
 
 impl Driver {
-    /// Takes the next step of a seal.
+    /// Take the next step of a seal.
     pub(super) async fn go_on_sealing(&mut self, turn: Turn) {
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let (cluster, master) = (&self.handoff.inner.cluster, &self.handoff.inner.master);
@@ -119,7 +119,7 @@ impl Driver {
             view.state.modules.get(module).map_or_else(String::new, |module| module.name.clone())
         };
         match turn {
-            // Asked while the vnodes were: the stream has ended since, and says so itself.
+            // The stream has ended since the ping. The machine knows.
             Turn::Ready if !self.machine.wants_seal() => self.refuse_seal().await,
             Turn::Ready => {
                 let round = self.seal.round + 1;

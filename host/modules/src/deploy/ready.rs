@@ -6,6 +6,7 @@ use std::sync::Arc;
 use crate::formats::{left_in_storage, written_by_who_is_away};
 use annulus_cluster::ProposeError;
 use annulus_core::ids::Digest;
+use annulus_core::role::REPLICAS;
 use annulus_core::state::{CALL_MS, Module, Refusal, StorageKind};
 use annulus_transport::{CallError, Lane, kind};
 use annulus_wasm::{Description, InvalidComponent, Limits};
@@ -71,8 +72,8 @@ impl Modules {
     /// nothing; later, some of the module's partitions could not be served.
     pub(crate) fn check_room(&self) -> Result<(), InvalidComponent> {
         let view = self.inner.cluster.view();
-        let held = view.state.ring.partitions.iter();
-        let held = held.filter(|partition| partition.replicas.first() == Some(&view.me)).count();
+        let ring = view.state.ring.partitions.iter();
+        let held = ring.filter(|partition| partition.role_of(view.me, REPLICAS).holds()).count();
         let modules = view.state.modules.len();
         let (needed, room) = (held * (modules + 1), self.inner.loader.room());
         if needed <= room.instances {

@@ -7,6 +7,7 @@ use std::fmt;
 use annulus_core::codec;
 use annulus_core::ids::{ClusterId, ModuleUid, NodeId};
 use annulus_core::keyspace::PartitionId;
+use annulus_core::role::REPLICAS;
 use annulus_core::state::{ClusterState, Lineage, Member};
 use sha2::{Digest as _, Sha256};
 
@@ -45,7 +46,7 @@ impl News {
         let went = |node: &NodeId| before.member(*node).is_some() && after.member(*node).is_none();
         let rested = |partition: &annulus_core::ring::Partition| {
             let stages = partition.pending.iter().flat_map(|pending| pending.target.iter());
-            partition.replicas.first().into_iter().chain(stages).any(went)
+            went(&partition.owner()) || stages.into_iter().any(went)
         };
         let lost: BTreeSet<PartitionId> =
             before.ring.iter().filter(|(_, partition)| rested(partition)).map(|(id, _)| id).collect();
@@ -132,7 +133,7 @@ impl Ledger {
     pub fn rests_on(&self, node: NodeId) -> Vec<PartitionId> {
         let Some(state) = &self.newest else { return Vec::new() };
         let of = |(id, partition): (PartitionId, &annulus_core::ring::Partition)| {
-            let holds = partition.replicas.first() == Some(&node);
+            let holds = partition.role_of(node, REPLICAS).holds();
             let stages = partition.pending.as_ref().is_some_and(|pending| pending.target.contains(&node));
             (holds || stages).then_some(id)
         };

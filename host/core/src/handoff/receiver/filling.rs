@@ -1,4 +1,4 @@
-//! What of one stream is in the stage.
+//! The part of one stream that is in the stage.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -11,15 +11,15 @@ pub(super) struct Filling {
     /// The stream's name.
     pub from: (BootId, u64),
     pub modules: BTreeSet<ModuleUid>,
-    /// The number that should come next.
+    /// The number of the next message.
     pub next: u64,
-    /// Everything below is staged.
+    /// Every message below this number is staged.
     pub staged: u64,
-    /// What came over the stream.
+    /// The items received over the stream.
     pub came: Tallies,
-    /// What was put in the stage.
+    /// The items merged into the stage.
     pub taken: Tallies,
-    /// `End`, when it came.
+    /// The contents of `End`, once it has arrived.
     pub end: Option<End>,
 }
 
@@ -50,7 +50,7 @@ impl Filling {
         Err(Refused::Module { module, why: "it was not announced".into() })
     }
 
-    /// Everything up to and with this number is done. False: of another stream, or again.
+    /// Note that every message up to this number is staged. False if that is known, or is of another stream.
     pub fn is_done(&mut self, seq: u64) -> bool {
         let fits = seq >= self.staged && seq < self.next;
         if fits {
@@ -59,7 +59,7 @@ impl Filling {
         fits
     }
 
-    /// The end has come, and everything before it is staged.
+    /// Whether `End` has arrived and everything before it is staged.
     pub fn is_whole(&self) -> bool {
         self.end.as_ref().is_some_and(|end| end.seq == self.staged)
     }

@@ -1,4 +1,4 @@
-//! What a receiver is told, and what it tells its driver.
+//! The input and output of a receiver.
 
 use std::collections::BTreeMap;
 
@@ -8,39 +8,39 @@ use crate::ids::ModuleUid;
 use crate::item::Item;
 use crate::ring::Fate;
 
-/// One opened stream, numbered by the driver; a later one replaces those before.
+/// The number of an open stream, given by the driver. A later stream replaces the earlier ones.
 pub type StreamId = u64;
 
-/// What happened.
+/// Input of a receiver.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// A message came. The first on a stream is a `Begin` for this transfer.
+    /// A message has arrived. The first on a stream is a `Begin` for this transfer.
     Received(StreamId, ToReceiver),
-    /// A stream is gone.
+    /// A stream has ended.
     Disconnected(StreamId),
-    /// Everything up to and with this number is staged.
+    /// Every message up to this number is staged.
     Staged {
         /// The generation of the stage.
         generation: u64,
-        /// The number.
+        /// The number of the last one.
         seq: u64,
-        /// What was staged since the answer before, counted where it was put in the stage.
+        /// The items staged since the previous answer, counted where they were put in the stage.
         taken: Tallies,
     },
-    /// Answers `Effect::Compare`, with everything before it staged.
+    /// Answers `Effect::Compare`, with every earlier message staged.
     Compared {
         /// The generation of the stage.
         generation: u64,
-        /// The number.
+        /// The number of the `Compare`.
         seq: u64,
-        /// Has the stage exactly these items there?
+        /// Whether the stage has exactly these items in the range.
         same: bool,
     },
-    /// Answers `Effect::Count`: how many items the stage has of those modules of which it can tell.
+    /// Answers `Effect::Count`.
     Counted {
         /// The generation of the stage.
         generation: u64,
-        /// By module.
+        /// The number of items by module, of those modules that the stage can count.
         counts: BTreeMap<ModuleUid, u64>,
     },
     /// Answers `Effect::Complete`: the mark is durable.
@@ -49,102 +49,101 @@ pub enum Event {
     Failed {
         /// The generation of the stage.
         generation: u64,
-        /// Why.
+        /// The reason.
         reason: Refused,
     },
-    /// What the committed log says of this transfer.
+    /// The fate of this transfer by the committed log.
     Fate(Fate),
 }
 
-/// What the driver is to do, in order.
+/// Output of a receiver, to be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Make an empty stage for items of these modules, once the own log is applied up to
-    /// `applied`; or have the one of this generation take further modules. Answer only a failure.
+    /// Make an empty stage for items of these modules, once the own log is applied up to `applied`; or have the stage of
+    /// this generation take further modules. Answer a failure only.
     Open {
-        /// Counts stages: answers carry it.
+        /// The number of the stage, for the answers.
         generation: u64,
-        /// Whose items will come.
+        /// The modules whose items follow.
         modules: Vec<ModuleRelease>,
-        /// Log index to wait for.
+        /// The log index to wait for.
         applied: u64,
     },
-    /// Put items in the stage, after all before. Answer `Staged` once it is as durable as the
-    /// module's storage; one answer may stand for many.
+    /// Merge items into the stage, after all earlier ones. Answer `Staged` once they are as durable as the module's
+    /// storage; one answer may stand for several effects.
     Stage {
         /// The generation of the stage.
         generation: u64,
-        /// To answer with.
+        /// The number, for the answer.
         seq: u64,
-        /// Whose.
+        /// The module that the items belong to.
         module: ModuleUid,
-        /// What, to be taken in order.
+        /// The items, to be merged in order.
         items: Vec<Item>,
     },
-    /// Go on with the stage that is there as one of this generation, for these modules; then as
-    /// `Open`. Only where `Found::Part` or what the receiver keeps anyway allows it.
+    /// Continue with the kept stage as the one of this generation, for these modules; otherwise as `Open`. Only of a
+    /// receiver that keeps stages.
     Adopt {
-        /// Counts stages: answers carry it.
+        /// The number of the stage, for the answers.
         generation: u64,
-        /// Whose items are compared.
+        /// The modules whose items are compared.
         modules: Vec<ModuleRelease>,
-        /// Log index to wait for.
+        /// The log index to wait for.
         applied: u64,
     },
-    /// Compare what the stage has in a range, after all before. Answer `Compared`.
+    /// Compare the items of the stage in a range, after all earlier effects. Answer `Compared`.
     Compare {
         /// The generation of the stage.
         generation: u64,
-        /// To answer with.
+        /// The number, for the answer.
         seq: u64,
-        /// Whose.
+        /// The module that the items belong to.
         module: ModuleUid,
-        /// Where.
+        /// The range.
         range: Range,
-        /// Of the items that should be there.
+        /// The tally of the items that should be there.
         tally: Tally,
     },
-    /// Let go of what the stage has in a range, after all before, and put these items there.
-    /// Answer `Staged`.
+    /// Replace the items of the stage in a range by these, after all earlier effects. Answer `Staged`.
     Replace {
         /// The generation of the stage.
         generation: u64,
-        /// To answer with.
+        /// The number, for the answer.
         seq: u64,
-        /// Whose.
+        /// The module that the items belong to.
         module: ModuleUid,
-        /// Where.
+        /// The range.
         range: Range,
-        /// What.
+        /// The items.
         items: Vec<Item>,
     },
-    /// Count the items of these modules in the stage, after all before. Answer `Counted`.
+    /// Count the items of these modules in the stage, after all earlier effects. Answer `Counted`.
     Count {
         /// The generation of the stage.
         generation: u64,
-        /// Of which modules.
+        /// The modules.
         modules: Vec<ModuleUid>,
     },
-    /// Mark the stage complete, durably. Answer `Completed`.
+    /// Mark the stage complete, durably, after all earlier effects. Answer `Completed`.
     Complete(u64),
-    /// Send on a stream; if that is gone, nothing is lost.
+    /// Send on a stream. If it has ended, nothing is lost.
     Send(StreamId, ToSender),
-    /// Close a stream after what was sent on it.
+    /// Close a stream after the messages sent on it.
     Close(StreamId),
-    /// Drop the stage, whatever there is of it.
+    /// Drop the stage, if there is one.
     Drop,
-    /// The transfer flipped: the stage becomes the vnode's state (R7). Where it is not complete, the
-    /// store is `building` and the loss is to be shown (R5).
+    /// The transfer has flipped: the stage becomes the vnode's state (R7). If it is not complete, the store is
+    /// `building` and the loss is to be shown (R5).
     Promote {
-        /// Is it all there?
+        /// Whether everything is in the stage.
         complete: bool,
     },
 }
 
-/// What a node finds on its disk of a transfer.
+/// The part of a transfer that a node finds on its disk.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Found {
-    /// Nothing, or nothing that can be used.
+    /// Nothing usable.
     #[default]
     Nothing,
     /// A stage that is not marked complete, which the driver can compare and adopt.

@@ -1,4 +1,4 @@
-//! What a sender is told, and what it tells its driver.
+//! The input and output of a sender.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -9,21 +9,20 @@ use crate::item::Item;
 use crate::keyspace::PartitionId;
 use crate::ring::Fate;
 
-/// How much may be under way.
+/// Limits on the amount of unacknowledged data.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Bytes of items sent and not acknowledged beyond which no page is read: enough to keep
-    /// the link busy for a round trip, little enough that a write's items wait briefly behind.
+    /// Unacknowledged bytes of items beyond which no page is read. Large enough to keep the link busy for a round trip,
+    /// small enough that the items of a write do not wait long behind them.
     pub window_bytes: usize,
-    /// The same beyond which the driver should hold writes back ([`super::Sender::is_congested`]), and
-    /// beyond which, with no link, what is kept for a resume is let go.
+    /// Unacknowledged bytes of items beyond which writes should wait ([`super::Sender::is_congested`]) and, without a
+    /// link, the attempt is dropped instead of kept for a resume.
     pub backlog_bytes: usize,
-    /// Messages not acknowledged at which the seal is worth its pause: writes, for every page must
-    /// be acknowledged before it.
+    /// Unacknowledged messages at which the seal may begin. These are writes: every page must be acknowledged before.
     pub seal_within: usize,
-    /// How many links in a row a sealed sender loses, or cannot have, before it has the transfer
-    /// cancelled, so that a receiver that is gone does not hold up the partition. A cancel is safe at
-    /// any time: whether it or the flip came first, the log says. What it costs is the stream.
+    /// Links in a row that a sealed sender loses, or cannot open, before it has the transfer cancelled, so that a
+    /// dead receiver does not hold up the partition. A cancel is safe at any time: the log orders it with the flip. It
+    /// costs the stream.
     pub sealed_losses: u32,
 }
 
@@ -33,102 +32,104 @@ impl Default for Limits {
     }
 }
 
-/// What a sender is for.
+/// The task of a sender.
 #[derive(Clone, Debug)]
 pub struct Task {
-    /// Which transfer.
+    /// The transfer.
     pub transfer: TransferId,
-    /// Of which partition.
+    /// The partition to give away.
     pub partition: PartitionId,
     /// The partition's version.
     pub version: u64,
-    /// This process.
+    /// The id of this process.
     pub boot: BootId,
     /// Modules whose items are to move.
     pub modules: Vec<ModuleRelease>,
-    /// Whether this node has found its seal for this transfer on its disk.
+    /// Whether this node has found a seal for this transfer on its disk.
     pub sealed: bool,
 }
 
-/// What happened.
+/// Input of a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// Its turn has come (limits on concurrent handoffs are the driver's).
+    /// The pacing lets it start.
     Start,
-    /// Answers `Effect::Connect`: the stream of that number is open.
+    /// Answers `Effect::Connect`: the stream with this number is open.
     Connected(u64),
-    /// That stream could not be had, or is gone.
+    /// The stream with this number could not be opened, or has ended.
     Disconnected(u64),
-    /// A message came on that stream.
+    /// A message has arrived on the stream with this number.
     Received(u64, ToSender),
-    /// Answers `Effect::ReadPage`, at the commit point at which it was read: what was written
-    /// before is in it or was forwarded before, what is written later is forwarded later.
+    /// Answers `Effect::ReadPage`, at the commit point at which the page was read. Earlier writes are in the page or
+    /// were forwarded before; later writes are forwarded later.
     Page {
-        /// Of the `ReadPage`.
+        /// The attempt of the `ReadPage`.
         attempt: u64,
-        /// Of the `ReadPage`.
+        /// The module of the `ReadPage`.
         module: ModuleUid,
-        /// In key order.
+        /// The items in key order.
         items: Vec<Item>,
-        /// The token for the page after it; none after the last.
+        /// The token of the next page; `None` after the last.
         next: Option<Vec<u8>>,
     },
     /// A page could not be read.
     PageFailed {
-        /// Of the `ReadPage`.
+        /// The attempt of the `ReadPage`.
         attempt: u64,
-        /// Of the `ReadPage`.
+        /// The module of the `ReadPage`.
         module: ModuleUid,
-        /// Why.
+        /// The reason.
         why: String,
     },
-    /// The items of a committed write of this partition, at its commit point.
+    /// The items of a committed write to this partition, at its commit point.
     Forward(ModuleUid, Vec<Item>),
-    /// A module was deployed, with the log index at which.
+    /// A module was deployed at this log index.
     Deployed(ModuleRelease, u64),
-    /// A module is no more: what it has left is not read.
+    /// A module was undeployed. Its remaining items are not read.
     Undeployed(ModuleUid),
-    /// Whether it has to hold: it has no turn, or is paused. Until it is told otherwise no page is
-    /// read and no seal begun; the stream stays, and the items of writes go on flowing in it, so
-    /// that nothing has to be kept for later. One that is sealed, or being sealed, is not held up.
+    /// Whether it has to hold, because it has no permit or is paused. A sender that holds reads no page and begins no
+    /// seal. Its stream stays open and the items of writes go on flowing in it, so that nothing has to be kept. A
+    /// partition that is sealed, or being sealed, is not held up.
     Held(bool),
-    /// Answers `Effect::Seal`: durable, and nothing is answered any more; every write that was
-    /// has been forwarded.
+    /// Answers `Effect::Seal`: the seal is durable, no request is answered any more, and every write has been
+    /// forwarded.
     Sealed {
-        /// How many items there are now, of each module whose items the host keeps.
+        /// The number of items of each module whose items the host keeps.
         counts: BTreeMap<ModuleUid, u64>,
     },
-    /// Answers `Effect::Seal`: not now, nothing has changed (no leader was heard from lately).
+    /// Answers `Effect::Seal`: not now, and nothing has changed. For example, no leader was heard from lately.
     SealRefused,
-    /// A proposal has failed, or nobody knows: asked for again later. (One that succeeded is
-    /// learned from the log.)
+    /// A vnode has lost its items or puts the handoff off: the items sent no longer match it. Only another
+    /// transfer can begin again, so this one is cancelled.
+    SourceBroken(String),
+    /// A proposal has failed, or its outcome is unknown. It is made again later; its success is learned from the log.
     NotProposed,
-    /// What the committed log says of this transfer.
+    /// The fate of this transfer by the committed log.
     Fate(Fate),
     /// Answers `Effect::Retry`.
     Retry,
 }
 
-/// What the driver is to do, in order.
+/// Output of a sender, to be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Open a stream of this number to the receiver; answer `Connected` or `Disconnected`.
+    /// Open a stream with this number to the receiver; answer `Connected` or `Disconnected`.
     Connect(u64),
-    /// Send on that stream; if it is gone, nothing is lost.
+    /// Send on this stream. If it has ended, nothing is lost.
     Send(u64, Arc<ToReceiver>),
-    /// Close that stream; no answer.
+    /// Close this stream; no answer.
     Disconnect(u64),
-    /// Read a page of a module's items; answer `Page` or `PageFailed`. Sealed or not.
+    /// Read a page of a module's items, sealed or not; answer `Page` or `PageFailed`.
     ReadPage {
-        /// To answer with.
+        /// The attempt, for the answer.
         attempt: u64,
-        /// Whose.
+        /// The module to read.
         module: ModuleUid,
-        /// The token of the page before.
+        /// The token of the page before; `None` for the first page.
         after: Option<Vec<u8>>,
     },
-    /// Having heard from a leader lately, stop answering for the partition, forward what has
-    /// been written, mark the seal durably, and answer `Sealed`; else `SealRefused` (R1).
+    /// Seal the partition (R1): if a leader was heard from lately, stop answering requests, forward all writes, make
+    /// the seal durable and answer `Sealed`. Else answer `SealRefused`.
     Seal,
     /// Propose `Flip` of this transfer; answer `NotProposed` unless it was applied.
     ProposeFlip,
@@ -136,7 +137,7 @@ pub enum Effect {
     ProposeCancel,
     /// Send `Retry` after a pause.
     Retry,
-    /// The log has ended the transfer. Flipped: answer `stale-ring`, delete the items, then the seal's
-    /// mark. Cancelled: lift the seal, if there is one, durably, and serve.
+    /// The log has ended the transfer. Flipped: answer `stale-ring`, delete the items, then the seal. Cancelled: lift
+    /// the seal, if there is one, durably, and serve.
     Finish(Fate),
 }

@@ -1,4 +1,4 @@
-//! What one attempt has sent, and has yet to send.
+//! The sent and the remaining data of one attempt.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -8,47 +8,47 @@ use crate::handoff::message::{Place, Range, ToReceiver};
 use crate::ids::ModuleUid;
 use crate::item::Item;
 
-/// What one attempt has sent and has to send.
+/// The sent and the remaining data of one attempt.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Outgoing {
     pub next: u64,
-    /// Sent, or to be sent as soon as the link is up; not acknowledged.
+    /// Unacknowledged messages by number, sent or to be sent as soon as the link is up.
     pub kept: VecDeque<(u64, Arc<ToReceiver>)>,
     pub kept_bytes: usize,
     /// All that was sent as items.
     pub tallies: Tallies,
     /// All that was gone through, whether sent as items or compared.
     pub done: Tallies,
-    /// Modules to read yet, the first from after its token.
+    /// Modules to read, the first from its token on.
     pub unread: VecDeque<(ModuleUid, Option<Vec<u8>>)>,
-    /// The page that is being read: what it is for, and of which module.
+    /// The page that is being read: its purpose and its module.
     pub reading: Option<(Reading, ModuleUid)>,
-    /// The receiver has a stage of before: pages go as digests.
+    /// The receiver has kept a stage: pages are sent as digests.
     pub comparing: bool,
-    /// Ranges that are being compared, by number.
+    /// Ranges that are being compared, by message number.
     pub ranges: BTreeMap<u64, Again>,
-    /// Ranges that differ, to be read anew.
+    /// Ranges that differ, to be read again.
     pub again: VecDeque<Again>,
     /// The place of the last item that was compared.
     pub behind: Option<Place>,
-    /// Everything below is to be acknowledged before the seal: pages, so that what the receiver cannot
-    /// take shows while the partition is served.
+    /// Every message below this number must be acknowledged before the seal. These include all pages, so that items
+    /// which the receiver cannot take are found while the partition is served.
     pub settled: u64,
-    /// One of the modules, to have a receiver say that it is ready where nothing is sent.
+    /// A module for the probe of a receiver that is sent nothing else.
     pub module: Option<ModuleUid>,
     pub ended: Option<u64>,
 }
 
-/// What the page that is being read is for.
+/// The purpose of the page that is being read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Reading {
-    /// The next of the module that is read.
+    /// The next page of the module.
     On,
-    /// The first of a range that differs.
+    /// The first page of a range that differs.
     Again,
 }
 
-/// A range, and the token by which it is read.
+/// A range, and the token to read it with.
 #[derive(Clone, Debug)]
 pub(super) struct Again {
     pub module: ModuleUid,
@@ -57,25 +57,29 @@ pub(super) struct Again {
 }
 
 impl Outgoing {
-    /// The first number that can still be sent.
+    /// Whether every page was read, and sent or compared.
+    pub fn is_read(&self) -> bool {
+        self.unread.is_empty() && self.reading.is_none() && self.again.is_empty() && self.ranges.is_empty()
+    }
+
+    /// Return the first number that can still be sent.
     pub fn first(&self) -> u64 {
         self.kept.front().map_or(self.next, |kept| kept.0)
     }
 
-    /// Has no page been read yet, nor is one being read?
+    /// Whether no page was read, or is being read.
     pub fn is_untouched(&self) -> bool {
         self.reading.is_none() && self.unread.iter().all(|(_, token)| token.is_none())
     }
 
-    /// After a link was lost: what the receiver said of these ranges may have been lost with it, so
-    /// they are read anew.
+    /// Read the ranges below `next` again after a lost link, which may have lost the receiver's answers.
     pub fn doubt_below(&mut self, next: u64) {
         let asked = self.ranges.split_off(&next);
         self.again.extend(std::mem::replace(&mut self.ranges, asked).into_values());
     }
 
-    /// Lets go of everything below `next`: it is staged, and what was compared there is the same.
-    /// Answers whether there was something to let go of.
+    /// Drop every message below `next`: they are staged, and the ranges among them are equal. Return whether there
+    /// were any.
     pub fn acknowledge(&mut self, next: u64) -> bool {
         let before = self.kept.len();
         self.ranges = self.ranges.split_off(&next);

@@ -1,9 +1,9 @@
-//! What a sender reads, and in which order: every page once, as items or (R16) as digests; then
-//! what differs; then the seal and the end.
+//! The order in which a sender reads: every page once, as items or (R16) as digests; then the ranges that differ; then
+//! the seal and the end.
 //!
-//! A range that differs is read anew and not sent as it was compared: the items of writes that came
-//! meanwhile have gone before it in the stream, and what it replaces may be newer than what was
-//! compared. What is read anew holds them, being read at its own commit point.
+//! A range that differs is read again and not sent as it was compared. The items of later writes have gone before it in
+//! the stream, and the receiver may have newer items there than those that were compared. The second read includes them,
+//! as it happens at a commit point of its own.
 
 use crate::handoff::Tally;
 use crate::handoff::message::{Place, Range, ToReceiver};
@@ -14,7 +14,7 @@ use super::outgoing::{Again, Reading};
 use super::{Effect, Link, Phase, Sender};
 
 impl Sender {
-    /// Does what is possible now: reads on, seals, ends.
+    /// Do what is possible now: read on, seal or end.
     pub(super) fn pump(&mut self, effects: &mut Vec<Effect>) {
         let urgent = self.is_urgent();
         let Some(outgoing) = self.outgoing.as_mut().filter(|_| self.link == Link::Up) else { return };
@@ -42,13 +42,13 @@ impl Sender {
                     effects.push(Effect::Seal);
                 }
             }
-            Phase::Sealed => self.send_end(effects),
+            Phase::Sealed if outgoing.ranges.is_empty() => self.send_end(effects),
             _ => {}
         }
     }
 
-    /// Nothing had to be sent, so nothing would be acknowledged. The seal waits for a receiver that
-    /// is ready, because requests wait for it from then on.
+    /// Send an empty message where nothing had to be sent, so that the receiver shows that it is ready: requests wait
+    /// for it from the seal on.
     fn probe(&mut self, module: ModuleUid, effects: &mut Vec<Effect>) {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.tallies.add(module, &[]);
@@ -57,7 +57,7 @@ impl Sender {
         self.settle();
     }
 
-    /// All that was sent so far is to be acknowledged before the seal.
+    /// Have everything sent so far acknowledged before the seal.
     pub(super) fn settle(&mut self) {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.settled = outgoing.next;
@@ -82,7 +82,7 @@ impl Sender {
         effects: &mut Vec<Effect>,
     ) {
         let Some(outgoing) = &mut self.outgoing else { return };
-        // Of a module that was undeployed meanwhile: let go. Another's page may be on its way.
+        // A page of a module that was undeployed is dropped. The page of another module may be on its way.
         let Some((reading, _)) = outgoing.reading.take_if(|(_, of)| *of == module) else { return };
         match reading {
             Reading::On => self.read_on(module, items, next, effects),
@@ -100,7 +100,7 @@ impl Sender {
         effects: &mut Vec<Effect>,
     ) {
         let Some(outgoing) = &mut self.outgoing else { return };
-        // Of a module that was undeployed meanwhile: let go.
+        // A page of a module that was undeployed is dropped.
         let Some((_, token)) = outgoing.unread.front_mut().filter(|(first, _)| *first == module) else {
             return;
         };
@@ -117,7 +117,7 @@ impl Sender {
             return self.cannot_compare(effects);
         }
         let Some(last) = items.last().map(Place::of).or_else(|| after.clone()) else {
-            // Nothing so far. If nothing follows either, the receiver must have nothing.
+            // No item so far. If none follows either, the receiver must have none.
             if next.is_none() {
                 self.send_range(
                     module,
@@ -147,7 +147,7 @@ impl Sender {
         self.enqueue(0, |seq| ToReceiver::Range { seq, module, range, tally }, effects);
     }
 
-    /// A page of a range that differs: it goes whole, and if the range goes on, so does this.
+    /// Send a page of a range that differs, and read on if the range goes on.
     fn read_again(
         &mut self,
         module: ModuleUid,
@@ -177,7 +177,7 @@ impl Sender {
         self.enqueue(bytes, |seq| ToReceiver::Replace { seq, module, range, items }, effects);
     }
 
-    /// Ranges make sense only where items come in the order of their places (R17).
+    /// Stop comparing: ranges need items in the order of their addresses (R17).
     fn cannot_compare(&mut self, effects: &mut Vec<Effect>) {
         self.error = Some("the items are not given in the order of their keys".into());
         self.compares = false;
@@ -190,7 +190,7 @@ impl Sender {
             Some(again) if self.task.modules.iter().any(|module| module.uid == again.module) => {
                 outgoing.again.push_back(again);
             }
-            // Its module is gone, or it is in doubt since a link was lost and is read anew anyhow.
+            // Its module was undeployed, or a link was lost and the range is read again anyway.
             Some(_) | None => {}
         }
         self.acknowledged(seq, effects);

@@ -1,10 +1,11 @@
-//! How much there is to move: items and bytes of partitions, asked of the nodes that own them.
+//! The sizes of partitions, counted by the nodes that own them.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
 
 use annulus_core::ids::{ModuleUid, NodeId};
 use annulus_core::keyspace::PartitionId;
+use annulus_core::role::{REPLICAS, Role};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::future::BoxFuture;
@@ -16,37 +17,37 @@ use super::Handoff;
 use annulus_core::codec;
 use annulus_transport::{Lane, Request, kind};
 
-/// Partitions that one node counts at once.
+/// The number of partitions that one node counts at once.
 const COUNTED_AT_ONCE: usize = 8;
-/// What is kept back of a deadline for the way of the answer.
+/// The part of a deadline that is reserved for the way of the answer.
 const WAY_BACK: Duration = Duration::from_millis(200);
 
-/// What a partition has of all modules.
+/// The size of a partition, of all modules together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Held {
+pub struct PartitionSize {
     /// Items, without tombstones.
     pub items: u64,
-    /// Their keys, sorts and values.
+    /// Bytes of their keys, sort keys and values.
     pub bytes: u64,
 }
 
-/// Asks for these partitions.
+/// The partitions to count.
 #[derive(Serialize, Deserialize)]
 struct CountRequest {
     partitions: Vec<PartitionId>,
 }
 
-/// Those that could be counted in time.
-type CountReply = Vec<(PartitionId, Held)>;
+/// The partitions that were counted in time.
+type CountReply = Vec<(PartitionId, PartitionSize)>;
 
 impl Handoff {
-    /// What each of these partitions has, as its owner counts it. One whose owner does not
-    /// answer, or not in time, is left out: it is not known, which is not nothing.
-    pub fn holdings<'a>(
+    /// Return the size of each of these partitions as its owner counts it. A partition whose owner does not answer in
+    /// time is left out: its size is unknown, not zero.
+    pub fn partition_sizes<'a>(
         &'a self,
         partitions: &'a BTreeMap<PartitionId, NodeId>,
         deadline: Instant,
-    ) -> BoxFuture<'a, BTreeMap<PartitionId, Held>> {
+    ) -> BoxFuture<'a, BTreeMap<PartitionId, PartitionSize>> {
         Box::pin(async move {
             let mut by_owner: BTreeMap<NodeId, Vec<PartitionId>> = BTreeMap::new();
             for (partition, owner) in partitions {
@@ -72,41 +73,44 @@ impl Handoff {
         let request = codec::encode(&CountRequest { partitions }).ok()?;
         let call = self.inner.transport.call(&peer, Lane::Control, kind::HOLDINGS, request.into(), deadline);
         let answer = call.await.inspect_err(|error| {
-            tracing::info!(node = %owner, %error, "does not say how much it holds");
+            tracing::info!(node = %owner, %error, "peer did not report its partition sizes");
         });
         codec::decode(&answer.ok()?).ok()
     }
 
-    /// Answers a control request of kind `HOLDINGS`.
-    pub fn serve_holdings(&self, request: Request) {
+    /// Answer a control request of kind `HOLDINGS`.
+    pub fn serve_partition_sizes(&self, request: Request) {
         let this = self.clone();
+        // Ends by the request's deadline.
         annulus_ground::spawn(async move {
             let Ok(CountRequest { partitions }) = codec::decode(&request.payload) else {
-                return tracing::warn!(from = ?request.from, "an unreadable question for counts");
+                return tracing::warn!(from = ?request.from, "a request for partition sizes cannot be read");
             };
             let deadline = request.deadline.checked_sub(WAY_BACK).unwrap_or(request.deadline);
             match codec::encode(&this.count_here(partitions, deadline).await) {
                 Ok(counts) => request.responder.send(Bytes::from(counts)),
-                Err(error) => tracing::error!(%error, "counts cannot be written"),
+                Err(error) => tracing::error!(%error, "partition sizes cannot be encoded"),
             }
         });
     }
 
-    /// Partitions that are not this node's (any more) are left out.
+    /// Count the partitions that this node owns, and leave out the others.
     async fn count_here(&self, partitions: Vec<PartitionId>, deadline: Instant) -> CountReply {
         let view = self.inner.cluster.view();
-        let mine = partitions.into_iter().filter(|partition| {
-            let known = view.state.ring.get(*partition);
-            known.is_some_and(|known| known.replicas.first() == Some(&view.me))
-        });
+        let role = |partition: &PartitionId| view.state.ring.role_of(view.me, *partition, REPLICAS);
+        let mine = partitions.into_iter().filter(|partition| role(partition) == Role::Owner);
         let counted = futures_util::stream::iter(mine).map(|partition| async move {
             let counted = timeout_at(deadline, self.inner.master.weigh(partition)).await.ok()?;
             let counts = counted
                 .inspect_err(|reason| tracing::info!(partition = partition.0, reason, "cannot be counted"));
-            let held = counts.ok()?.into_iter().fold(Held::default(), |sum, (_, weight): (ModuleUid, _)| {
-                Held { items: sum.items + weight.items, bytes: sum.bytes + weight.bytes }
-            });
-            Some((partition, held))
+            let size = counts.ok()?.into_iter().fold(
+                PartitionSize::default(),
+                |sum, (_, weight): (ModuleUid, _)| PartitionSize {
+                    items: sum.items + weight.items,
+                    bytes: sum.bytes + weight.bytes,
+                },
+            );
+            Some((partition, size))
         });
         counted.buffer_unordered(COUNTED_AT_ONCE).filter_map(std::future::ready).collect().await
     }

@@ -1,20 +1,19 @@
-//! Who sends to whom when a replica set changes (R4).
+//! The pairs of sender and receiver when a replica set changes (R4).
 
 use crate::ids::NodeId;
 
 /// One stream of a transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Pair {
-    /// The holder.
+    /// The node that sends.
     pub from: NodeId,
-    /// Who takes over, or comes to hold it too.
+    /// The node that takes over, or becomes a further replica.
     pub to: NodeId,
 }
 
-/// The streams for a module with `n` replicas: from prefix(n) of the old set to prefix(n) of
-/// the new. Who is in both moves nothing. Each leaver is paired with a successor, in order; a
-/// successor too many gets it from the first of the old, and a leaver without one hands off to all of
-/// the new, who may lack what it holds.
+/// Return the streams for a module with `n` replicas, from the first `n` nodes of the old set to the first `n` of the
+/// new. A node in both moves nothing. Each leaver is paired with a successor, in order. A further successor gets the
+/// items from the old owner; a further leaver hands off to all nodes of the new set, which may lack some of its items.
 pub fn pairs(old: &[NodeId], new: &[NodeId], n: usize) -> Vec<Pair> {
     let (old, new) = (&old[..n.min(old.len())], &new[..n.min(new.len())]);
     let leavers: Vec<NodeId> = old.iter().copied().filter(|node| !new.contains(node)).collect();
