@@ -56,7 +56,7 @@ pub mod receiver;
 pub mod sender;
 mod tally;
 
-pub use tally::{Tallies, Tally};
+pub use tally::{Amounts, Tallies, Tally};
 
 use serde::{Deserialize, Serialize};
 

@@ -3,6 +3,7 @@
 pub mod address;
 pub mod claim;
 pub mod codec;
+pub mod contract;
 pub mod coverage;
 pub mod handoff;
 pub mod holding;

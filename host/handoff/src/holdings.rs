@@ -100,11 +100,11 @@ impl Handoff {
             known.is_some_and(|known| known.replicas.first() == Some(&view.me))
         });
         let counted = futures_util::stream::iter(mine).map(|partition| async move {
-            let counted = timeout_at(deadline, self.inner.master.weigh(partition)).await.ok()?;
+            let counted = timeout_at(deadline, self.inner.master.measure(partition)).await.ok()?;
             let counts = counted
                 .inspect_err(|reason| tracing::info!(partition = partition.0, reason, "cannot be counted"));
-            let held = counts.ok()?.into_iter().fold(Held::default(), |sum, (_, weight): (ModuleUid, _)| {
-                Held { items: sum.items + weight.items, bytes: sum.bytes + weight.bytes }
+            let held = counts.ok()?.into_iter().fold(Held::default(), |sum, (_, size): (ModuleUid, _)| {
+                Held { items: sum.items + size.items, bytes: sum.bytes + size.bytes }
             });
             Some((partition, held))
         });

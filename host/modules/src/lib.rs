@@ -2,7 +2,7 @@
 //!
 //! The cluster's state says which release of a module is current; [`Modules`] brings this node
 //! there: it fetches the component by digest from any member, compiles it off the data path,
-//! and swaps the running vnodes. It is what the vnode master asks for a module's behaviour.
+//! and swaps the running vnodes. It is what the vnode master asks for a module's release.
 
 mod artefacts;
 mod deploy;
@@ -30,7 +30,7 @@ pub use messages::Running;
 
 use annulus_cluster::Cluster;
 use annulus_transport::Transport;
-use annulus_vnode::{Behaviour, Loader, ModuleSource, WeakMaster};
+use annulus_vnode::{Loader, ModuleSource, Release, WeakMaster};
 use annulus_wasm::{Description, Limits};
 
 /// This node's modules. Cheap to clone.
@@ -45,7 +45,7 @@ struct Inner {
     loader: Arc<dyn Loader>,
     artefacts: Artefacts,
     /// What new vnodes run, by module.
-    behaviours: ArcSwap<HashMap<ModuleUid, Arc<Behaviour>>>,
+    releases: ArcSwap<HashMap<ModuleUid, Arc<Release>>>,
     /// How far this node is with each module; changes wake those who wait.
     running: watch::Sender<HashMap<ModuleUid, Running>>,
     /// Parsed descriptions, by component: what the cluster keeps is CBOR.
@@ -82,7 +82,7 @@ impl Modules {
                 transport,
                 loader,
                 artefacts,
-                behaviours: ArcSwap::default(),
+                releases: ArcSwap::default(),
                 running: watch::Sender::new(HashMap::new()),
                 descriptions: Mutex::default(),
                 missed: Mutex::default(),
@@ -126,8 +126,8 @@ impl Modules {
 }
 
 impl ModuleSource for Modules {
-    fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>> {
-        self.inner.behaviours.load().get(&module).cloned()
+    fn release(&self, module: ModuleUid) -> Option<Arc<Release>> {
+        self.inner.releases.load().get(&module).cloned()
     }
 }
 

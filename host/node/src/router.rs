@@ -17,8 +17,8 @@ use tokio::time::Instant;
 use super::exit::{Exit, ExitSwitch, StopReason};
 use super::twin::{Standing, Twins};
 use annulus_cluster::{ClusterService, Ended};
+use annulus_request::PeerCaller;
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Service, kind};
-use annulus_vnode::Reply;
 
 /// Hands requests to the parts of the node.
 pub struct Router {
@@ -79,7 +79,7 @@ impl Service for Router {
             None if is_node && request.kind == kind::CALL => {
                 let message = "the node is starting or stopping";
                 let error = RequestError::not_applied(ErrorCode::NotReady, message);
-                Reply::Remote(request.responder).send(Err(error));
+                PeerCaller::reply(request.responder).send(Err(error));
             }
             _ => {}
         }

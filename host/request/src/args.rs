@@ -1,13 +1,13 @@
-//! The routing key out of a command's arguments.
+//! The routing key in the arguments of a command.
 
 use annulus_core::request::{ErrorCode, MAX_ARGS_BYTES, RequestError};
 use bytes::Bytes;
 use ciborium::Value;
 
-/// Longest routing key, in bytes: it travels with every request and item.
+/// Maximum length of a routing key in bytes: every request and item carries it.
 const MAX_KEY_BYTES: usize = 64 << 10;
 
-/// Refuses arguments that no frame to another node would hold, wherever the partition is.
+/// Refuse arguments that do not fit a frame to another node, also if the partition is on this one.
 pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
     if args.len() > MAX_ARGS_BYTES {
         let message = format!("the arguments are {} bytes; the limit is {MAX_ARGS_BYTES}", args.len());
@@ -16,11 +16,11 @@ pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// The bytes of the parameter that routes: text as UTF-8, bytes as they are, a number as its
+/// Return the routing key: the value of the parameter `param`, text as UTF-8, bytes as they are, an integer as its
 /// decimal digits.
 ///
 /// # Errors
-/// If the arguments are no CBOR map or the parameter is not there or cannot route.
+/// The arguments are not a CBOR map, or the parameter is missing or of another type.
 pub(super) fn routing_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
     let bad = |message: String| RequestError::not_applied(ErrorCode::BadArguments, message);
     let map: Value =
@@ -67,7 +67,7 @@ mod tests {
     fn the_longest_arguments_and_the_longest_reply_fit_a_frame() {
         use annulus_core::request::MAX_REPLY_BYTES;
         use annulus_transport::limits::MAX_FRAME;
-        // Names, numbers and heads.
+        // Names, numbers and headers.
         let rest = 16 << 10;
         assert!(MAX_ARGS_BYTES + MAX_KEY_BYTES + rest <= MAX_FRAME);
         assert!(MAX_REPLY_BYTES + rest <= MAX_FRAME);

@@ -1,8 +1,8 @@
-//! Coordinating requests: from any node to the vnode that has the key, and back.
+//! The coordination of requests: from any node to the vnode of the key, and back.
 //!
-//! Any node serves any request from its own copy of the ring (DESIGN.md section 2). What the
-//! holder of the partition answers `stale-ring` to is sent again by itself, because nothing
-//! was applied; what was sent and not answered is `unknown`, and is not (R10).
+//! Any node serves any request by its own copy of the ring (DESIGN.md section 2). A request that the owner of the
+//! partition answers with `stale-ring` was not applied and is retried automatically. A request that was sent and got no
+//! answer has an unknown outcome and is not retried (R10).
 
 mod args;
 mod coverage;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 
 pub use annulus_core::request::{AppliedState, ErrorCode, GuestRefusal, RequestError};
 pub use coverage::CoverageEvent;
+pub use serve::PeerCaller;
 
 use annulus_cluster::Cluster;
 use annulus_modules::Modules;
@@ -26,24 +27,24 @@ use annulus_transport::Transport;
 use annulus_vnode::Master;
 use annulus_wasm::{Effect, Route};
 
-/// One request of a client.
+/// A request of a client.
 #[derive(Clone, Debug)]
 pub struct CallRequest {
-    /// The module's name.
+    /// Name of the module.
     pub module: String,
-    /// The command's name.
+    /// Name of the command.
     pub command: String,
-    /// CBOR map of its arguments.
+    /// CBOR map of the arguments.
     pub args: Bytes,
-    /// The routing key, if the caller wants it checked against the arguments.
+    /// The routing key, to be compared with the one in the arguments.
     pub key: Option<Bytes>,
-    /// After this nobody waits any more.
+    /// The caller waits until this time.
     pub deadline: Instant,
-    /// The same when it is sent again.
+    /// Identifies the request; a retry has the same id.
     pub id: RequestId,
 }
 
-/// What a coordinator works with. Cheap to clone.
+/// The coordinator of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Coordinator {
     inner: Arc<Inner>,
@@ -57,16 +58,15 @@ struct Inner {
 }
 
 impl Coordinator {
-    /// A coordinator of this node.
+    /// Create the coordinator of this node.
     pub fn new(cluster: Cluster, transport: Transport, modules: Modules, master: Master) -> Self {
         Self { inner: Arc::new(Inner { cluster, transport, modules, master }) }
     }
 
-    /// Runs one command of a module on the vnode that its key belongs to (any, for a command
-    /// that goes anywhere) and answers its CBOR.
+    /// Run a command on the vnode of its key, or on any vnode if the command has no key. Return the reply as CBOR.
     ///
     /// # Errors
-    /// Says what happened and what was left behind; never later than the deadline.
+    /// The reason of the failure and its effect on the state, by the deadline at the latest.
     pub fn call<'a>(&'a self, request: &'a CallRequest) -> BoxFuture<'a, Result<Bytes, RequestError>> {
         Box::pin(async move {
             let target = self.target(request)?;
@@ -74,7 +74,7 @@ impl Coordinator {
         })
     }
 
-    /// Finds out where a request goes, and checks what can be checked before it is sent.
+    /// Return the destination of a request, after all checks that need no other node.
     fn target(&self, request: &CallRequest) -> Result<Target, RequestError> {
         let view = self.inner.cluster.view();
         if !view.serves() {
@@ -123,7 +123,7 @@ impl Coordinator {
     }
 }
 
-/// Where a request goes.
+/// The destination of a request.
 #[derive(Clone)]
 struct Target {
     module: annulus_core::ids::ModuleUid,
@@ -134,7 +134,7 @@ struct Target {
 }
 
 impl Target {
-    /// An error after something was sent: a read left nothing behind whatever happened.
+    /// Create the error of a request that was sent: only that of a read is known to have no effect.
     fn after_sending(&self, code: ErrorCode, message: impl Into<String>) -> RequestError {
         match self.effect {
             Effect::Read => RequestError::not_applied(code, message),

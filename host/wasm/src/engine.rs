@@ -4,13 +4,13 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use annulus_core::contract::Partition;
 use annulus_core::ids::Digest;
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Config, OptLevel};
 
-use super::bindings::annulus::vnode::types::Partition;
 use super::bindings::annulus::vnode::{context, log, storage};
 use super::cache::Cache;
 use super::compiler::{Compiler, refused};
@@ -272,6 +272,11 @@ impl Module {
         let items = Arc::new(RwLock::new(Memory::default()));
         Instance::start(self, trial_place(), items, config).await.map_err(failed)?;
         Ok(())
+    }
+
+    /// Return the limits of its vnodes.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// The same component for vnodes with other limits.

@@ -1,6 +1,8 @@
 //! How a guest can fail its host.
 
-use super::bindings::annulus::vnode::types::{Failure, Refusal};
+use annulus_core::request::GuestRefusal;
+
+use super::bindings::annulus::vnode::types::Failure;
 
 /// A call did not give an answer. Nothing that it wrote to host storage is kept.
 #[derive(Debug, thiserror::Error)]
@@ -71,7 +73,7 @@ pub enum CommandFailure {
     /// The arguments do not fit the description.
     BadArguments(String),
     /// The module's own no.
-    Refused(Refusal),
+    Refused(GuestRefusal),
 }
 
 impl From<Failure> for CommandFailure {
@@ -79,7 +81,7 @@ impl From<Failure> for CommandFailure {
         match failure {
             Failure::UnknownCommand => Self::UnknownCommand,
             Failure::BadArguments(what) => Self::BadArguments(what),
-            Failure::Refused(refusal) => Self::Refused(refusal),
+            Failure::Refused(refusal) => Self::Refused(refusal.into()),
         }
     }
 }

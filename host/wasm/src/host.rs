@@ -6,6 +6,8 @@
 use std::ops::Bound;
 use std::sync::Arc;
 
+use annulus_core::contract::Partition;
+use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
 use parking_lot::RwLock;
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
@@ -18,7 +20,7 @@ use super::meter::Yielded;
 use super::pace::Pace;
 use super::simulated;
 use super::stderr::Stderr;
-use annulus_storage::{Batch, Place, Storage, Stored};
+use annulus_storage::{Batch, Storage};
 
 /// Where a vnode is.
 #[derive(Clone, Debug)]
@@ -26,7 +28,7 @@ pub struct VnodePlace {
     /// Name of the module, for log lines.
     pub module: Arc<str>,
     /// The slice of the keyspace.
-    pub partition: types::Partition,
+    pub partition: Partition,
     /// Format in which to write items now (R22).
     pub write_format: u32,
     /// Names the writes of this instance's vnode (R8): random, new for each start of a vnode.
@@ -180,8 +182,8 @@ impl HostState {
         false
     }
 
-    fn write(&mut self, key: Vec<u8>, sort: Vec<u8>, stored: Stored) {
-        if !self.may_read(Some(&key)) {
+    fn write(&mut self, addr: ItemAddr, version: Version) {
+        if !self.may_read(Some(&addr.key)) {
             return;
         }
         if let CallScope::Key { write: false, .. } | CallScope::All { write: false } = self.call.scope {
@@ -190,7 +192,7 @@ impl HostState {
         if let CallScope::Told(callback) = self.call.scope {
             return self.doom(Doom::WriteInCallback(callback));
         }
-        let bytes = key.len() + sort.len() + stored.value.len();
+        let bytes = addr.key.len() + addr.sort.len() + version.value.len();
         if bytes > self.limits.item_bytes {
             let limit = self.limits.item_bytes;
             return self.doom(Doom::TooLarge { what: "an item", bytes, limit });
@@ -201,7 +203,7 @@ impl HostState {
             return self.doom(Doom::TooLarge { what: "all that one call writes", bytes: all, limit });
         }
         if self.call.doom.is_none() {
-            self.call.batch.put((key, sort), stored);
+            self.call.batch.put(addr, version);
         }
     }
 }
@@ -274,21 +276,20 @@ impl log::Host for HostState {
 }
 
 impl storage::Host for HostState {
-    fn get(&mut self, key: Vec<u8>, sort: Vec<u8>) -> Option<storage::Version> {
+    fn get(&mut self, key: Vec<u8>, sort: Vec<u8>) -> Option<types::VersionResult> {
         if !self.may_read(Some(&key)) {
             return None;
         }
         let items = self.items.read();
-        let stored = self.call.batch.get(&*items, &(key, sort))?;
-        Some(storage::Version { value: stored.value, deleted: stored.deleted })
+        self.call.batch.get(&*items, &ItemAddr { key, sort }).map(Into::into)
     }
 
     fn put(&mut self, key: Vec<u8>, sort: Vec<u8>, value: Vec<u8>) {
-        self.write(key, sort, Stored { value, deleted: false });
+        self.write(ItemAddr { key, sort }, Version { value, deleted: false });
     }
 
     fn delete(&mut self, key: Vec<u8>, sort: Vec<u8>, remains: Vec<u8>) {
-        self.write(key, sort, Stored { value: remains, deleted: true });
+        self.write(ItemAddr { key, sort }, Version { value: remains, deleted: true });
     }
 
     fn scan(
@@ -300,59 +301,57 @@ impl storage::Host for HostState {
         if !self.may_read(what.key.as_deref()) {
             return types::Page { items: Vec::new(), next: None };
         }
-        let after = after.as_deref().and_then(place_of_token);
+        let after = after.as_deref().and_then(addr_of_token);
         let items = self.items.read();
-        page(&self.call.batch, &*items, &what, after, limit)
+        page(&self.call.batch, &*items, &what, after, limit.into()).into()
     }
 }
 
-/// One page of what a call sees.
+/// Read a page of the items that a call sees.
 fn page(
     batch: &Batch,
     items: &dyn Storage,
     what: &storage::Selection,
-    after: Option<Place>,
-    limit: types::Budget,
-) -> types::Page {
-    let key = what.key.clone();
-    let (mut from, mut to) = match &key {
-        Some(key) => {
-            (Bound::Included((key.clone(), Vec::new())), Bound::Excluded((successor(key), Vec::new())))
-        }
+    after: Option<ItemAddr>,
+    limit: Budget,
+) -> Page {
+    let first = |key: Vec<u8>| ItemAddr { key, sort: Vec::new() };
+    let (mut from, mut to) = match &what.key {
+        Some(key) => (Bound::Included(first(key.clone())), Bound::Excluded(first(successor(key)))),
         None => (Bound::Unbounded, Bound::Unbounded),
     };
     if let Some(after) = after {
         if what.reverse { to = Bound::Excluded(after) } else { from = Bound::Excluded(after) }
     }
-    let mut page = types::Page { items: Vec::new(), next: None };
+    let mut page = Page::default();
     let mut bytes = 0;
-    for ((key, sort), stored) in batch.scan(items, from, to, what.reverse) {
-        let in_range = what.start.as_ref().is_none_or(|start| sort >= *start)
-            && what.end.as_ref().is_none_or(|end| sort < *end);
-        if !in_range || (stored.deleted && !what.deleted) {
+    for (addr, version) in batch.scan(items, from, to, what.reverse) {
+        let in_range = what.start.as_ref().is_none_or(|start| addr.sort >= *start)
+            && what.end.as_ref().is_none_or(|end| addr.sort < *end);
+        if !in_range || (version.deleted && !what.deleted) {
             continue;
         }
-        let size = key.len() + sort.len() + stored.value.len();
-        let full = page.items.len() >= limit.items as usize || bytes + size > limit.bytes as usize;
+        let item = Item::new(addr, version);
+        let full = page.items.len() >= limit.items as usize || bytes + item.len() > limit.bytes as usize;
         if full && let Some(last) = page.items.last() {
-            page.next = Some(token_of_place(&last.key, &last.sort));
+            page.next = Some(token_of_addr(&last.key, &last.sort));
             break;
         }
-        bytes += size;
-        page.items.push(types::Item { key, sort, value: stored.value, deleted: stored.deleted });
+        bytes += item.len();
+        page.items.push(item);
     }
     page
 }
 
-/// The first byte string after all those that `key` is the whole of.
+/// Return the first byte string after `key`.
 fn successor(key: &[u8]) -> Vec<u8> {
     let mut next = key.to_vec();
     next.push(0);
     next
 }
 
-/// A resume token is the place of the last item of the page: length of the key, key, sort.
-fn token_of_place(key: &[u8], sort: &[u8]) -> Vec<u8> {
+/// Return the resume token of a page that ends at an address: length of the key, key, sort.
+fn token_of_addr(key: &[u8], sort: &[u8]) -> Vec<u8> {
     let mut token = Vec::with_capacity(4 + key.len() + sort.len());
     token.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
     token.extend_from_slice(key);
@@ -360,14 +359,14 @@ fn token_of_place(key: &[u8], sort: &[u8]) -> Vec<u8> {
     token
 }
 
-fn place_of_token(token: &[u8]) -> Option<Place> {
+fn addr_of_token(token: &[u8]) -> Option<ItemAddr> {
     let (length, rest) = token.split_first_chunk::<4>()?;
     let (key, sort) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    Some((key.to_vec(), sort.to_vec()))
+    Some(ItemAddr { key: key.to_vec(), sort: sort.to_vec() })
 }
 
-/// One page of all items that the host keeps for a vnode, tombstones too.
-pub fn page_of_all(items: &dyn Storage, after: Option<&[u8]>, limit: types::Budget) -> types::Page {
+/// Read a page of all items in a vnode's host storage, tombstones included.
+pub fn page_of_all(items: &dyn Storage, after: Option<&[u8]>, limit: Budget) -> Page {
     let all = storage::Selection { key: None, start: None, end: None, reverse: false, deleted: true };
-    page(&Batch::default(), items, &all, after.and_then(place_of_token), limit)
+    page(&Batch::default(), items, &all, after.and_then(addr_of_token), limit)
 }

@@ -2,10 +2,13 @@
 
 use std::sync::Arc;
 
+use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
+use annulus_core::item::{Budget, Item, Page};
+use annulus_core::request::Request;
 use parking_lot::RwLock;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
-use super::bindings::annulus::vnode::types::{Budget, Item, Page, Request};
+use super::bindings::annulus::vnode::types::ItemParam;
 use super::bindings::exports::annulus::vnode as wit;
 use super::engine::Module;
 use super::error::{CommandFailure, Doom, GuestError};
@@ -14,7 +17,7 @@ use super::host::{CallScope, HostState, VnodePlace};
 use super::limits::Limits;
 use super::meter::{Meter, TimedOut};
 use super::room::{Seat, is_exhausted};
-use annulus_storage::{Batch, Memory, Place, Storage, Stored};
+use annulus_storage::{Batch, Memory, Storage};
 
 /// A guest that is there to be called, one call at a time. After an error that
 /// [`GuestError::poisons`] it answers nothing any more: drop it.
@@ -31,11 +34,19 @@ type Called<T> = Result<wasmtime::Result<T>, TimedOut>;
 pub struct Answer<T> {
     /// Its answer.
     pub value: T,
-    /// Its writes, in order of place, not applied yet.
-    pub writes: Vec<(Place, Stored)>,
+    /// Its writes, ordered by address, not applied yet.
+    pub writes: Vec<Item>,
     /// A rule or a limit was broken: neither the answer nor the writes may be used. What the
     /// guest keeps in its own memory is as the call left it all the same.
     pub doom: Option<Doom>,
+}
+
+impl<T> Answer<T> {
+    /// Convert the value.
+    fn map<U>(self, convert: impl FnOnce(T) -> U) -> Answer<U> {
+        let Self { value, writes, doom } = self;
+        Answer { value: convert(value), writes, doom }
+    }
 }
 
 impl Instance {
@@ -53,7 +64,7 @@ impl Instance {
         let mut instance = Self::instantiate(module, place, items).await?;
         let meter = instance.begin(CallScope::Told("init"), (0, 0));
         let Self { store, exports, .. } = &mut instance;
-        let result = meter.run(exports.vnode.call_init(&mut *store, at, config)).await;
+        let result = meter.run(exports.vnode.call_init(&mut *store, at.into(), config)).await;
         let answer = instance.end(result)?;
         match answer.value {
             Ok(()) => Ok(instance),
@@ -107,7 +118,7 @@ impl Instance {
         request: &Request,
     ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
         let meter = self.begin(scope, id);
-        let result = meter.run(self.exports.vnode.call_handle_command(&mut self.store, request)).await;
+        let result = meter.run(self.exports.vnode.call_handle_command(&mut self.store, request.into())).await;
         self.answered(result, "the reply", Vec::len)
     }
 
@@ -122,27 +133,32 @@ impl Instance {
         request: &Request,
         after: Option<&[u8]>,
         limit: Budget,
-    ) -> Result<Result<Answer<wit::coverage::Values>, CommandFailure>, GuestError> {
+    ) -> Result<Result<Answer<Values>, CommandFailure>, GuestError> {
         let meter = self.begin(scope, id);
         let Some(coverage) = &self.exports.coverage else { return Ok(Err(CommandFailure::UnknownCommand)) };
-        let result = meter.run(coverage.call_handle_coverage(&mut self.store, request, after, limit)).await;
-        self.answered(result, "one page of values", |values| {
-            values.values.iter().map(|value| value.len() + 5).sum()
-        })
+        let call = coverage.call_handle_coverage(&mut self.store, request.into(), after, limit.into());
+        let result = meter.run(call).await;
+        let answered = self.answered(result, "one page of values", |page| {
+            page.values.iter().map(|value| value.len() + 5).sum()
+        })?;
+        Ok(answered.map(|answer| answer.map(Values::from)))
     }
 
     /// Merges versions of items (a pure function).
     ///
     /// # Errors
     /// As the guest fails; `None` if the module does not export `merge`.
-    pub async fn merge(
-        &mut self,
-        conflicts: &[wit::merge::Conflict],
-    ) -> Option<Result<Vec<wit::merge::Outcome>, GuestError>> {
+    pub async fn merge(&mut self, conflicts: &[Conflict]) -> Option<Result<Vec<MergeOutcome>, GuestError>> {
         let meter = self.begin(CallScope::Pure, (0, 0));
         let merge = self.exports.merge.as_ref()?;
-        let result = meter.run(merge.call_merge(&mut self.store, conflicts)).await;
-        Some(self.end(result).map(|answer| answer.value))
+        let conflicts: Vec<_> = conflicts.iter().map(wit::merge::Conflict::from).collect();
+        let result = meter.run(merge.call_merge(&mut self.store, &conflicts)).await;
+        Some(self.end(result).map(|answer| answer.value.into_iter().map(MergeOutcome::from).collect()))
+    }
+
+    /// True if the module merges versions of items itself.
+    pub fn merges(&self) -> bool {
+        self.exports.merge.is_some()
     }
 
     /// Does the guest keep its items itself?
@@ -156,9 +172,9 @@ impl Instance {
     /// As the guest fails.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
         let meter = self.begin(CallScope::Told("fold"), (0, 0));
-        let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
-        let result = meter.run(handoff.call_fold(&mut self.store, after, limit)).await;
-        Ok(self.end(result)?.value)
+        let Some(handoff) = &self.exports.handoff else { return Ok(Page::default()) };
+        let result = meter.run(handoff.call_fold(&mut self.store, after, limit.into())).await;
+        Ok(self.end(result)?.value.into())
     }
 
     /// The items of one key that the guest keeps, tombstones too.
@@ -169,33 +185,32 @@ impl Instance {
         let meter = self.begin(CallScope::Told("encode-handoff-items"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
         let result = meter.run(handoff.call_encode_handoff_items(&mut self.store, key)).await;
-        Ok(self.end(result)?.value)
+        Ok(self.end(result)?.value.into_iter().map(Item::from).collect())
     }
 
     /// Gives items to a guest that keeps them itself; answers those that it could not take.
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn take_items(
-        &mut self,
-        items: &[Item],
-    ) -> Result<Answer<Vec<wit::handoff::Rejection>>, GuestError> {
+    pub async fn take_items(&mut self, items: &[Item]) -> Result<Answer<Vec<Rejection>>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else {
             return Ok(Answer { value: Vec::new(), writes: Vec::new(), doom: None });
         };
-        let result = meter.run(handoff.call_handle_handoff_data(&mut self.store, items)).await;
-        self.end(result)
+        let items: Vec<_> = items.iter().map(ItemParam::from).collect();
+        let result = meter.run(handoff.call_handle_handoff_data(&mut self.store, &items)).await;
+        Ok(self.end(result)?.map(|rejections| rejections.into_iter().map(Rejection::from).collect()))
     }
 
     /// Tells the guest of tombstones that every replica has; answers its writes.
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<(Place, Stored)>, GuestError> {
+    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
-        let result = meter.run(handoff.call_forget(&mut self.store, tombstones)).await;
+        let tombstones: Vec<_> = tombstones.iter().map(ItemParam::from).collect();
+        let result = meter.run(handoff.call_forget(&mut self.store, &tombstones)).await;
         Ok(self.end(result)?.writes)
     }
 
@@ -226,14 +241,10 @@ impl Instance {
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn handoff_starting(
-        &mut self,
-        kind: wit::transfer::Kind,
-        target: &str,
-    ) -> Result<bool, GuestError> {
+    pub async fn handoff_starting(&mut self, kind: TransferKind, target: &str) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handoff-starting"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
-        let result = meter.run(transfer.call_handoff_starting(&mut self.store, kind, target)).await;
+        let result = meter.run(transfer.call_handoff_starting(&mut self.store, kind.into(), target)).await;
         Ok(self.end(result)?.value)
     }
 
@@ -243,7 +254,7 @@ impl Instance {
     /// As the guest fails.
     pub async fn handoff_ended(
         &mut self,
-        kind: wit::transfer::Kind,
+        kind: TransferKind,
         target: &str,
         finished: bool,
     ) -> Result<(), GuestError> {
@@ -251,9 +262,9 @@ impl Instance {
         let meter = self.begin(CallScope::Told(callback), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(()) };
         let result = if finished {
-            meter.run(transfer.call_handoff_finished(&mut self.store, kind, target)).await
+            meter.run(transfer.call_handoff_finished(&mut self.store, kind.into(), target)).await
         } else {
-            meter.run(transfer.call_handoff_cancelled(&mut self.store, kind, target)).await
+            meter.run(transfer.call_handoff_cancelled(&mut self.store, kind.into(), target)).await
         };
         self.end(result).map(drop)
     }
@@ -265,7 +276,7 @@ impl Instance {
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handle-handoff-command"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
-        let result = meter.run(transfer.call_handle_handoff_command(&mut self.store, request)).await;
+        let result = meter.run(transfer.call_handle_handoff_command(&mut self.store, request.into())).await;
         Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
     }
 
@@ -284,7 +295,7 @@ impl Instance {
     ///
     /// # Errors
     /// As the guest fails.
-    pub async fn terminate(&mut self, reason: &str) -> Result<Vec<(Place, Stored)>, GuestError> {
+    pub async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
         let result = meter.run(lifecycle.call_terminate(&mut self.store, reason)).await;
@@ -360,7 +371,7 @@ impl Instance {
         match result {
             Err(TimedOut) => Err(GuestError::TimedOut(state.limits.call_time)),
             Ok(Err(error)) => Err(explain(&error, state)),
-            Ok(Ok(value)) => Ok(Answer { value, writes: batch.into_writes().collect(), doom }),
+            Ok(Ok(value)) => Ok(Answer { value, writes: batch.into_items().collect(), doom }),
         }
     }
 }

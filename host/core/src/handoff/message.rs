@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, ModuleUid, TransferId};
-use crate::item::Item;
+use crate::item::{Item, ItemAddr};
 use crate::keyspace::PartitionId;
 
 use super::{Tallies, Tally};
@@ -121,17 +121,13 @@ pub enum ToReceiver {
     },
 }
 
-/// Where an item stands: key, then sort.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Place(#[serde(with = "serde_bytes")] pub Vec<u8>, #[serde(with = "serde_bytes")] pub Vec<u8>);
-
-/// Places between two others.
+/// A range of addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     /// Everything behind this, itself not; from the first where none.
-    pub after: Option<Place>,
+    pub after: Option<ItemAddr>,
     /// Up to and with this; to the last where none.
-    pub upto: Option<Place>,
+    pub upto: Option<ItemAddr>,
 }
 
 impl ToReceiver {
@@ -148,18 +144,11 @@ impl ToReceiver {
     }
 }
 
-impl Place {
-    /// Of an item.
-    pub fn of(item: &Item) -> Self {
-        Self(item.key.clone(), item.sort.clone())
-    }
-}
-
 impl Range {
     /// Is the place in it?
-    pub fn contains(&self, place: &Place) -> bool {
-        self.after.as_ref().is_none_or(|after| place > after)
-            && self.upto.as_ref().is_none_or(|upto| place <= upto)
+    pub fn contains(&self, addr: &ItemAddr) -> bool {
+        self.after.as_ref().is_none_or(|after| addr > after)
+            && self.upto.as_ref().is_none_or(|upto| addr <= upto)
     }
 }
 

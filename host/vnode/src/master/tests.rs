@@ -3,29 +3,32 @@
 
 use std::time::Duration;
 
+use annulus_core::contract::TransferKind;
 use annulus_core::ids::RequestId;
 use annulus_core::keyspace::RingSize;
 use annulus_core::mutants::{self, Mutant};
+use annulus_core::request::Request;
 use annulus_core::ring::{Partition as RingPartition, Transfer};
-use annulus_wasm::{Request, TransferKind};
 use bytes::Bytes;
 use ciborium::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::super::mailbox::{Outgoing, Reply, StreamEvent};
-use super::super::native_kv::native_kv;
-use super::super::slot::StageId;
+use super::handoff::{IncompleteStage, Reading};
 use super::*;
+use crate::mailbox::Reply;
+use crate::native_kv::native_kv;
+use crate::outgoing::{Outgoing, StreamEvent};
+use crate::slot::StageId;
 
 const ME: NodeId = NodeId(1);
 const HERE: PartitionId = PartitionId(3);
 const MODULE: ModuleUid = ModuleUid(20);
 
-struct Native(Arc<Behaviour>);
+struct Native(Arc<Release>);
 
 impl ModuleSource for Native {
-    fn behaviour(&self, _: ModuleUid) -> Option<Arc<Behaviour>> {
+    fn release(&self, _: ModuleUid) -> Option<Arc<Release>> {
         Some(self.0.clone())
     }
 }
@@ -74,7 +77,7 @@ fn say_until(
     ciborium::into_writer(&Value::Map(named), &mut args).unwrap();
     let (reply, answer) = oneshot::channel();
     let command = Command {
-        request: Request { command: command.into(), key: Some(b"k".to_vec()), args },
+        request: Request { command: command.into(), key: Some(Bytes::from_static(b"k")), args: args.into() },
         page: None,
         id: RequestId([0; 16]),
         deadline,

@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::handoff::Tallies;
-use crate::handoff::message::{Place, Range, ToReceiver};
+use crate::handoff::message::{Range, ToReceiver};
+use crate::handoff::{Amounts, Tallies};
 use crate::ids::ModuleUid;
-use crate::item::Item;
+use crate::item::{Item, ItemAddr};
 
 /// What one attempt has sent and has to send.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,7 @@ pub(super) struct Outgoing {
     /// All that was sent as items.
     pub tallies: Tallies,
     /// All that was gone through, whether sent as items or compared.
-    pub done: Tallies,
+    pub done: Amounts,
     /// Modules to read yet, the first from after its token.
     pub unread: VecDeque<(ModuleUid, Option<Vec<u8>>)>,
     /// The page that is being read: what it is for, and of which module.
@@ -30,7 +30,7 @@ pub(super) struct Outgoing {
     /// Ranges that differ, to be read anew.
     pub again: VecDeque<Again>,
     /// The place of the last item that was compared.
-    pub behind: Option<Place>,
+    pub behind: Option<ItemAddr>,
     /// Everything below is to be acknowledged before the seal: pages, so that what the receiver cannot
     /// take shows while the partition is served.
     pub settled: u64,

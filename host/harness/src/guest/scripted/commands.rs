@@ -2,10 +2,12 @@
 
 use std::time::Duration;
 
+use annulus_core::contract::Values;
 use annulus_core::ids::RequestId;
-use annulus_storage::{Place, Stored};
-use annulus_vnode::Answered;
-use annulus_wasm::{Answer, Budget, CommandFailure, CommandInfo, Doom, GuestError, Refusal, Request, Values};
+use annulus_core::item::{Budget, Item};
+use annulus_core::request::{GuestRefusal, Request};
+use annulus_vnode::CommandResult;
+use annulus_wasm::{Answer, CommandFailure, CommandInfo, Doom, GuestError};
 use ciborium::Value;
 
 use super::super::{Entry, Outcome, Run, Write};
@@ -30,7 +32,7 @@ impl Scripted {
         info: &CommandInfo,
         id: (u64, u64),
         request: &Request,
-    ) -> Result<Answered<Vec<u8>>, GuestError> {
+    ) -> Result<CommandResult<Vec<u8>>, GuestError> {
         let mut under_way = self.under_way("handle-command");
         let asked = Asked { info, id: request_id(id), request };
         let args = match arguments(&request.args) {
@@ -78,7 +80,7 @@ impl Scripted {
         request: &Request,
         after: Option<&[u8]>,
         limit: Budget,
-    ) -> Result<Answered<Values>, GuestError> {
+    ) -> Result<CommandResult<Values>, GuestError> {
         let mut under_way = self.under_way("handle-coverage");
         let asked = Asked { info, id: request_id(id), request };
         let fate = match self.fate(&asked).await? {
@@ -147,7 +149,7 @@ impl Scripted {
         fate: &Fate,
         writes: Vec<Write>,
         outcome: Outcome<'_>,
-    ) -> Result<(Vec<(Place, Stored)>, Option<Doom>), GuestError> {
+    ) -> Result<(Vec<Item>, Option<Doom>), GuestError> {
         if fate.traps_after {
             self.tell(asked, &writes, Outcome::Trapped);
             return Err(trapped(&asked.request.command));
@@ -229,7 +231,7 @@ impl Scripted {
     }
 
     /// What the host is to keep, held to the limits that it has for components.
-    fn to_host(&self, writes: &[Write]) -> (Vec<(Place, Stored)>, Option<Doom>) {
+    fn to_host(&self, writes: &[Write]) -> (Vec<Item>, Option<Doom>) {
         let (mut stored, mut all) = (Vec::new(), 0);
         if self.keeps() {
             return (stored, None);
@@ -247,7 +249,7 @@ impl Scripted {
                 return (Vec::new(), Some(Doom::TooLarge { what, bytes: all, limit: batch_limit }));
             }
             let deleted = write.entry.deleted;
-            stored.push(((write.key.clone(), Vec::new()), Stored { value, deleted }));
+            stored.push(Item { key: write.key.clone(), sort: Vec::new(), value, deleted });
         }
         (stored, None)
     }
@@ -275,7 +277,7 @@ fn arguments(args: &[u8]) -> Result<Arguments, CommandFailure> {
 
 fn refused(code: &str) -> CommandFailure {
     let message = "the script says no".to_owned();
-    CommandFailure::Refused(Refusal { code: code.to_owned(), message, detail: None })
+    CommandFailure::Refused(GuestRefusal { code: code.to_owned(), message, detail: None })
 }
 
 fn request_id((high, low): (u64, u64)) -> RequestId {

@@ -1,0 +1,62 @@
+//! A module's release as its vnodes run it.
+
+use std::sync::Arc;
+
+use super::component::Component;
+use super::loader::Prepared;
+use super::runtime::Program;
+use super::watch::Watched;
+use annulus_wasm::{Description, Limits, Module};
+
+/// A release of a module with its settings: what the vnodes of a node run.
+pub struct Release {
+    /// Name of the module.
+    pub name: Arc<str>,
+    /// Version of the release, counted per module; 0 for the baseline of a benchmark.
+    pub version: u64,
+    /// The release's own description.
+    pub description: Arc<Description>,
+    /// CBOR map of the settings, for `init`.
+    pub(super) settings: Vec<u8>,
+    /// Format in which guests write their items.
+    pub(super) write_format: u32,
+    pub(super) program: Arc<dyn Program>,
+    pub(super) limits: Limits,
+    pub(super) watcher: Watched,
+}
+
+impl Release {
+    /// Create a release of a prepared component. It writes the newest format that it can.
+    pub fn new(name: Arc<str>, version: u64, prepared: Prepared, settings: Vec<u8>) -> Self {
+        let Prepared { description, program, limits, watcher, .. } = prepared;
+        let write_format = description.writes_formats.iter().copied().max().unwrap_or(1);
+        Self { name, version, description, settings, write_format, program, limits, watcher }
+    }
+
+    /// Create a release of a compiled component.
+    pub fn wasm(name: Arc<str>, version: u64, module: Arc<Module>, settings: Vec<u8>) -> Self {
+        let (description, limits) = (module.description.clone(), module.limits());
+        let digest = module.digest;
+        let prepared = Prepared::new(digest, description, Arc::new(Component(module)), limits);
+        Self::new(name, version, prepared, settings)
+    }
+
+    /// Create a release of a program that is not a component.
+    pub(super) fn native(name: Arc<str>, description: Description, program: Arc<dyn Program>) -> Self {
+        Self {
+            name,
+            version: 0,
+            description: Arc::new(description),
+            settings: Vec::new(),
+            write_format: 1,
+            program,
+            limits: Limits::default(),
+            watcher: None,
+        }
+    }
+
+    /// Set the format of written items.
+    pub fn writing(self, write_format: u32) -> Self {
+        Self { write_format, ..self }
+    }
+}
