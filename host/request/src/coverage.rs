@@ -12,7 +12,7 @@ use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::{CallRequest, Coordinator, Target};
+use super::coordinator::{CallRequest, Coordinator, Target};
 use annulus_wasm::{Effect, Route};
 
 /// Number of partitions that one command asks concurrently.

@@ -9,10 +9,11 @@ use annulus_core::request::{ErrorCode, Request, RequestError};
 use annulus_core::routing::{self, CallFailure, Retry};
 use annulus_core::wire::{Call, PageRequest, decode_answer};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::{CallRequest, Coordinator, Target};
+use super::coordinator::{CallRequest, Coordinator, Target};
 use annulus_cluster::View;
 use annulus_transport::{CallError, Lane, PeerAddr, kind};
 use annulus_vnode::{Command, CoveragePage, Delivery, Reply};
@@ -27,6 +28,17 @@ const NEWS_LIMIT: Duration = Duration::from_millis(200);
 const NOTICE_LIMIT: Duration = Duration::from_millis(900);
 
 impl Coordinator {
+    /// Run a command on the vnode of its key, or on any vnode if the command has no key. Return the reply as CBOR.
+    ///
+    /// # Errors
+    /// The reason of the failure and its effect on the state, by the deadline at the latest.
+    pub fn call<'a>(&'a self, request: &'a CallRequest) -> BoxFuture<'a, Result<Bytes, RequestError>> {
+        Box::pin(async move {
+            let target = self.target(request)?;
+            self.route(&target, request, None).await.map(|(reply, _)| reply)
+        })
+    }
+
     /// Run a request at the owner of its partition, and follow the ring while it changes. Return the reply and the
     /// node that sent it.
     pub(super) async fn route(

@@ -9,7 +9,7 @@ use annulus_core::wire::{Call, encode_answer};
 use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Coordinator;
+use super::coordinator::Coordinator;
 use super::route::coverage_page;
 use annulus_transport::{PeerIdentity, Responder};
 use annulus_vnode::{Command, Delivery, RemoteCaller, Reply};

@@ -1,18 +1,16 @@
 //! A running guest and the items of its vnode, in host storage or in the guest's memory.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Partition, Rejection, TransferKind, Values};
 use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
 use annulus_core::request::Request;
 use parking_lot::RwLock;
-use tokio::time::timeout;
 
 use super::release::Release;
-use super::runtime::{CommandResult, GuestCall, InstanceConfig, Program, Runtime};
+use super::runtime::{CommandResult, InstanceConfig, Runtime, limit_reply, start};
 use annulus_storage::{Memory, Storage};
-use annulus_wasm::{Answer, CommandInfo, Doom, GuestError, Limits, VnodePlace};
+use annulus_wasm::{CommandInfo, Doom, GuestError, Limits, VnodePlace};
 
 /// The items of one vnode in host storage. They outlive the guest's instances.
 pub(super) type Items = Arc<RwLock<Memory>>;
@@ -46,7 +44,7 @@ impl Guest {
         let vnode = VnodePlace { module, partition, write_format, actor: writer.actor };
         let limits = release.limits;
         let config = InstanceConfig { vnode, settings: &release.settings, items: items.clone(), limits };
-        let mut runtime = start_runtime(&*release.program, config).await?;
+        let mut runtime = start(&*release.program, config).await?;
         runtime.set_dots(writer.dots);
         let limits = (!release.program.enforces_limits()).then_some(limits);
         Ok(Self { runtime, limits, items })
@@ -79,8 +77,8 @@ impl Guest {
         request: &Request,
     ) -> Result<CommandResult<Vec<u8>>, GuestError> {
         let limits = self.limits;
-        let result = within(limits, self.runtime.command(info, id, request)).await?;
-        Ok(result.map(|answer| checked(limits, answer, "the reply", Vec::len)))
+        let result = self.runtime.command(info, id, request).within(limits).await?;
+        Ok(result.map(|answer| limit_reply(limits, answer, "the reply", Vec::len)))
     }
 
     /// Run a page of a coverage command.
@@ -93,9 +91,9 @@ impl Guest {
         limit: Budget,
     ) -> Result<CommandResult<Values>, GuestError> {
         let limits = self.limits;
-        let result = within(limits, self.runtime.coverage(info, id, request, after, limit)).await?;
+        let result = self.runtime.coverage(info, id, request, after, limit).within(limits).await?;
         let length = |page: &Values| page.values.iter().map(|value| value.len() + 5).sum();
-        Ok(result.map(|answer| checked(limits, answer, "one page of values", length)))
+        Ok(result.map(|answer| limit_reply(limits, answer, "one page of values", length)))
     }
 
     /// Apply the writes of a call to host storage. With a single replica a deleted item is removed at once: only
@@ -116,7 +114,7 @@ impl Guest {
         if !self.keeps_items() {
             return Ok(annulus_wasm::page_of_all(&*self.items.read(), after, limit));
         }
-        let page = within(self.limits, self.runtime.fold(after, limit)).await?;
+        let page = self.runtime.fold(after, limit).within(self.limits).await?;
         if after.is_some() && page.next.as_deref() == after {
             return Err(GuestError::Doomed(Doom::EndlessFold("the next page is the same again")));
         }
@@ -125,18 +123,18 @@ impl Guest {
 
     /// Return the approximate number of items in the guest's memory.
     pub(super) async fn count(&mut self) -> Result<u64, GuestError> {
-        within(self.limits, self.runtime.count()).await
+        self.runtime.count().within(self.limits).await
     }
 
     /// Return the items of one key in the guest's memory.
     pub(super) async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
-        within(self.limits, self.runtime.items_of(key)).await
+        self.runtime.items_of(key).within(self.limits).await
     }
 
     /// Merge items of another replica. Return the items that were rejected.
     pub(super) async fn take(&mut self, incoming: Vec<Item>) -> Result<Vec<Rejection>, GuestError> {
         if self.keeps_items() {
-            let answer = within(self.limits, self.runtime.take(&incoming)).await?;
+            let answer = self.runtime.take(&incoming).within(self.limits).await?;
             self.commit(answer.writes);
             return Ok(answer.value);
         }
@@ -174,7 +172,7 @@ impl Guest {
             return Ok(rejections);
         }
         let outcomes = match self.runtime.merge(&conflicts) {
-            Some(call) => within(self.limits, call).await?,
+            Some(call) => call.within(self.limits).await?,
             // Without a merge function the incoming version wins: the stream of the single owner is in commit
             // order, so it is the newer one.
             None => vec![MergeOutcome::Incoming; conflicts.len()],
@@ -196,14 +194,14 @@ impl Guest {
 
     /// Drop tombstones from the guest's memory that no replica needs any more.
     pub(super) async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
-        let writes = within(self.limits, self.runtime.forget(tombstones)).await?;
+        let writes = self.runtime.forget(tombstones).within(self.limits).await?;
         self.commit(writes);
         Ok(())
     }
 
     /// Drop all items.
     pub(super) async fn delete(&mut self) -> Result<(), GuestError> {
-        let deleted = within(self.limits, self.runtime.delete()).await;
+        let deleted = self.runtime.delete().within(self.limits).await;
         *self.items.write() = Memory::default();
         deleted
     }
@@ -218,7 +216,7 @@ impl Guest {
         kind: TransferKind,
         target: &str,
     ) -> Result<bool, GuestError> {
-        within(self.limits, self.runtime.handoff_starting(kind, target)).await
+        self.runtime.handoff_starting(kind, target).within(self.limits).await
     }
 
     pub(super) async fn handoff_ended(
@@ -227,60 +225,23 @@ impl Guest {
         target: &str,
         finished: bool,
     ) -> Result<(), GuestError> {
-        within(self.limits, self.runtime.handoff_ended(kind, target, finished)).await
+        self.runtime.handoff_ended(kind, target, finished).within(self.limits).await
     }
 
     pub(super) async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
-        within(self.limits, self.runtime.handles_in_handoff(request)).await
+        self.runtime.handles_in_handoff(request).within(self.limits).await
     }
 
     pub(super) async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
-        within(self.limits, self.runtime.handle_exit(reason)).await
+        self.runtime.handle_exit(reason).within(self.limits).await
     }
 
     /// End the instance in order. Its last writes are committed and returned.
     pub(super) async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
-        let writes = within(self.limits, self.runtime.terminate(reason)).await?;
+        let writes = self.runtime.terminate(reason).within(self.limits).await?;
         self.commit(writes.clone());
         Ok(writes)
     }
-}
-
-/// Start an instance of a program, within the time limit.
-pub(super) async fn start_runtime(
-    program: &dyn Program,
-    config: InstanceConfig<'_>,
-) -> Result<Box<dyn Runtime>, GuestError> {
-    let limits = (!program.enforces_limits()).then_some(config.limits);
-    within(limits, program.start(config)).await
-}
-
-/// Run a call within the time limit, if there is one to enforce.
-async fn within<T>(limits: Option<Limits>, call: GuestCall<'_, T>) -> Result<T, GuestError> {
-    match (call, limits) {
-        (GuestCall::Done(result), _) => result,
-        (GuestCall::Pending(call), None) => call.await,
-        (GuestCall::Pending(call), Some(Limits { call_time, .. })) => {
-            let timed_out = |limit: Duration| Err(GuestError::TimedOut(limit));
-            timeout(call_time, call).await.unwrap_or_else(|_| timed_out(call_time))
-        }
-    }
-}
-
-/// Reject an answer that exceeds the size limit of replies, if there is one to enforce.
-fn checked<T>(
-    limits: Option<Limits>,
-    mut answer: Answer<T>,
-    what: &'static str,
-    length: impl FnOnce(&T) -> usize,
-) -> Answer<T> {
-    if let Some(Limits { reply_bytes: limit, .. }) = limits {
-        let bytes = length(&answer.value);
-        if bytes > limit {
-            answer.doom.get_or_insert(Doom::TooLarge { what, bytes, limit });
-        }
-    }
-    answer
 }
 
 /// Return the version to store: a tombstone is not stored.

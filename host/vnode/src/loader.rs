@@ -7,8 +7,7 @@ use bytes::Bytes;
 use parking_lot::RwLock;
 
 use super::component::Component;
-use super::guest::start_runtime;
-use super::runtime::{InstanceConfig, Program};
+use super::runtime::{self, InstanceConfig, Program};
 use super::watch::{Watched, Watcher};
 use annulus_storage::Memory;
 use annulus_wasm::{Description, Engine, GuestError, InvalidComponent, Limits, RoomLimit, trial_place};
@@ -78,7 +77,7 @@ impl Prepared {
         Box::pin(async move {
             let items = Arc::new(RwLock::new(Memory::default()));
             let config = InstanceConfig { vnode: trial_place(), settings, items, limits: self.limits };
-            match start_runtime(&*self.program, config).await {
+            match runtime::start(&*self.program, config).await {
                 Ok(_) => Ok(()),
                 Err(GuestError::NoRoom(reason)) => Err(InvalidComponent::NoRoom(reason)),
                 Err(error) => Err(InvalidComponent::InitFailed(error.to_string())),

@@ -10,9 +10,10 @@ use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Va
 use annulus_core::item::{Budget, Item, Page};
 use annulus_core::request::Request;
 use parking_lot::RwLock;
+use tokio::time::timeout;
 
 use annulus_storage::Storage;
-use annulus_wasm::{Answer, CommandFailure, CommandInfo, GuestError, Limits, VnodePlace};
+use annulus_wasm::{Answer, CommandFailure, CommandInfo, Doom, GuestError, Limits, VnodePlace};
 
 /// A call of a guest.
 pub enum GuestCall<'a, T> {
@@ -31,6 +32,17 @@ impl<'a, T> GuestCall<'a, T> {
     /// Create a call that returns the output of a future.
     pub fn pending(future: impl Future<Output = Result<T, GuestError>> + Send + 'a) -> Self {
         Self::Pending(Box::pin(future))
+    }
+
+    /// Wait for the result, within the time limit if there is one to enforce.
+    pub(super) async fn within(self, limits: Option<Limits>) -> Result<T, GuestError> {
+        match (self, limits) {
+            (Self::Done(result), _) => result,
+            (Self::Pending(call), None) => call.await,
+            (Self::Pending(call), Some(Limits { call_time, .. })) => {
+                timeout(call_time, call).await.unwrap_or(Err(GuestError::TimedOut(call_time)))
+            }
+        }
     }
 }
 
@@ -167,4 +179,29 @@ pub trait Runtime: Send {
 
     /// Continue after the dots that a previous instance assigned (R8).
     fn set_dots(&mut self, _dots: u64) {}
+}
+
+/// Start an instance of a program, within the time limit if there is one to enforce.
+pub(super) async fn start(
+    program: &dyn Program,
+    config: InstanceConfig<'_>,
+) -> Result<Box<dyn Runtime>, GuestError> {
+    let limits = (!program.enforces_limits()).then_some(config.limits);
+    program.start(config).within(limits).await
+}
+
+/// Reject an answer that exceeds the size limit of replies, if there is one to enforce.
+pub(super) fn limit_reply<T>(
+    limits: Option<Limits>,
+    mut answer: Answer<T>,
+    what: &'static str,
+    length: impl FnOnce(&T) -> usize,
+) -> Answer<T> {
+    if let Some(Limits { reply_bytes: limit, .. }) = limits {
+        let bytes = length(&answer.value);
+        if bytes > limit {
+            answer.doom.get_or_insert(Doom::TooLarge { what, bytes, limit });
+        }
+    }
+    answer
 }
