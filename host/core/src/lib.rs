@@ -5,6 +5,7 @@ pub mod claim;
 pub mod codec;
 pub mod contract;
 pub mod coverage;
+pub mod description;
 pub mod handoff;
 pub mod holding;
 pub mod ids;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use annulus_core::description::{Effect, Route};
 use annulus_core::ids::{ModuleUid, RequestId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{ErrorCode, RequestError};
@@ -13,7 +14,6 @@ use annulus_cluster::Cluster;
 use annulus_modules::Modules;
 use annulus_transport::Transport;
 use annulus_vnode::Master;
-use annulus_wasm::{Effect, Route};
 
 /// A request of a client.
 #[derive(Clone, Debug)]

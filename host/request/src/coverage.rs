@@ -4,6 +4,7 @@
 //! partition moves in between, the next page comes from its new owner and continues at the resume token of the
 //! previous one (R17), so no key is repeated or left out. A partition that does not answer is reported.
 
+use annulus_core::description::{Effect, Route};
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{AppliedState, ErrorCode, RequestError};
@@ -13,7 +14,6 @@ use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
 use super::coordinator::{CallRequest, Coordinator, Target};
-use annulus_wasm::{Effect, Route};
 
 /// Number of partitions that one command asks concurrently.
 const PARTITIONS_AT_ONCE: usize = 16;

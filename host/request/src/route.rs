@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use annulus_core::description::Effect;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
@@ -17,7 +18,6 @@ use super::coordinator::{CallRequest, Coordinator, Target};
 use annulus_cluster::View;
 use annulus_transport::{CallError, Lane, PeerAddr, kind};
 use annulus_vnode::{Command, CoveragePage, Delivery, Reply};
-use annulus_wasm::Effect;
 
 /// The wait for a change of the ring before a retry after a stale answer: the node that answered may be the one that
 /// is behind.

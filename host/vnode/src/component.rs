@@ -3,9 +3,10 @@
 use std::sync::Arc;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
+use annulus_core::description::CommandInfo;
 use annulus_core::item::{Budget, Item, Page};
 use annulus_core::request::Request;
-use annulus_wasm::{Answer, CallScope, CommandInfo, Instance, Module};
+use annulus_wasm::{Answer, CallScope, Instance, Module};
 
 use super::runtime::{CommandResult, GuestCall, InstanceConfig, Program, Runtime};
 

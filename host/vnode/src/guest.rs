@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Partition, Rejection, TransferKind, Values};
+use annulus_core::description::CommandInfo;
 use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
 use annulus_core::request::Request;
 use parking_lot::RwLock;
@@ -10,7 +11,7 @@ use parking_lot::RwLock;
 use super::release::Release;
 use super::runtime::{CommandResult, InstanceConfig, Runtime, limit_reply, start};
 use annulus_storage::{Memory, Storage};
-use annulus_wasm::{CommandInfo, Doom, GuestError, Limits, VnodePlace};
+use annulus_wasm::{Doom, GuestError, Limits, VnodePlace};
 
 /// The items of one vnode in host storage. They outlive the guest's instances.
 pub(super) type Items = Arc<RwLock<Memory>>;

@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 
+use annulus_core::description::Description;
 use annulus_core::ids::Digest;
 use bytes::Bytes;
 use parking_lot::RwLock;
@@ -10,7 +11,7 @@ use super::component::Component;
 use super::runtime::{self, InstanceConfig, Program};
 use super::watch::{Watched, Watcher};
 use annulus_storage::Memory;
-use annulus_wasm::{Description, Engine, GuestError, InvalidComponent, Limits, RoomLimit, trial_place};
+use annulus_wasm::{Engine, GuestError, InvalidComponent, Limits, RoomLimit, trial_place};
 
 /// An operation of a loader in progress.
 pub type Loading<'a, T> = std::pin::Pin<Box<dyn Future<Output = Result<T, InvalidComponent>> + Send + 'a>>;

@@ -6,12 +6,13 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use annulus_core::description::{CommandInfo, Description, Effect, Param, Route};
 use annulus_core::request::Request;
 use ciborium::Value;
 
 use super::release::Release;
 use super::runtime::{CommandResult, GuestCall, InstanceConfig, Program, Runtime};
-use annulus_wasm::{Answer, CommandFailure, CommandInfo, Description, Effect, Param, Route};
+use annulus_wasm::{Answer, CommandFailure};
 
 /// Starts [`NativeKv`]s.
 struct NativeKvProgram;

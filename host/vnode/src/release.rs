@@ -1,12 +1,13 @@
 //! A module's release as its vnodes run it.
 
+use annulus_core::description::Description;
 use std::sync::Arc;
 
 use super::component::Component;
 use super::loader::Prepared;
 use super::runtime::Program;
 use super::watch::Watched;
-use annulus_wasm::{Description, Limits, Module};
+use annulus_wasm::{Limits, Module};
 
 /// A release of a module with its settings: what the vnodes of a node run.
 pub struct Release {

@@ -7,13 +7,14 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
+use annulus_core::description::CommandInfo;
 use annulus_core::item::{Budget, Item, Page};
 use annulus_core::request::Request;
 use parking_lot::RwLock;
 use tokio::time::timeout;
 
 use annulus_storage::Storage;
-use annulus_wasm::{Answer, CommandFailure, CommandInfo, Doom, GuestError, Limits, VnodePlace};
+use annulus_wasm::{Answer, CommandFailure, Doom, GuestError, Limits, VnodePlace};
 
 /// A call of a guest.
 pub enum GuestCall<'a, T> {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
+use annulus_core::description::CommandInfo;
 use annulus_core::ids::{ModuleUid, RequestId};
 use annulus_core::keyspace::PartitionId;
-use annulus_wasm::CommandInfo;
 
 /// Sees the commands of vnodes as they happen. The current [`annulus_ground::Scope`] identifies the node.
 pub trait Watcher: Send + Sync + 'static {

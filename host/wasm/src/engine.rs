@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use annulus_core::contract::Partition;
+use annulus_core::description::Description;
 use annulus_core::ids::Digest;
 use parking_lot::{Mutex, RwLock};
 use sha2::{Digest as _, Sha256};
@@ -14,7 +15,7 @@ use wasmtime::{Config, OptLevel};
 use super::bindings::annulus::vnode::{context, log, storage};
 use super::cache::Cache;
 use super::compiler::{Compiler, refused};
-use super::description::Description;
+use super::description;
 use super::error::{GuestError, InvalidComponent};
 use super::exports::{self, Indices};
 use super::host::{HostState, VnodePlace};
@@ -217,7 +218,7 @@ impl Engine {
         })?;
         let info =
             instance.describe().await.map_err(|error| InvalidComponent::BadDescription(error.to_string()))?;
-        module.description = Arc::new(Description::parse(info, exported)?);
+        module.description = Arc::new(description::parse(info, exported)?);
         Ok(module)
     }
 }

@@ -7,13 +7,13 @@ use std::ops::Bound;
 use std::sync::Arc;
 
 use annulus_core::contract::Partition;
+use annulus_core::description::{CommandInfo, Effect, Route};
 use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
 use parking_lot::RwLock;
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::annulus::vnode::{context, log, storage, types};
-use super::description::{CommandInfo, Effect, Route};
 use super::error::Doom;
 use super::limits::Limits;
 use super::meter::Yielded;

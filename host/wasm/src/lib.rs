@@ -27,7 +27,8 @@ mod stderr;
 mod ticker;
 
 pub use compiler::{COMPILE_WORD, compile_component};
-pub use description::{CommandInfo, Description, Effect, Exported, Param, Route, is_name};
+// Other rooms know descriptions by the engine that produces them.
+pub use annulus_core::description::{CommandInfo, Description, Effect, Exported, Param, Route, is_name};
 pub use engine::{Engine, Module, trial_place};
 pub use error::{CommandFailure, Doom, GuestError, InvalidComponent};
 pub use host::{CallScope, VnodePlace, page_of_all};

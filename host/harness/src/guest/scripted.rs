@@ -7,11 +7,12 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
+use annulus_core::description::CommandInfo;
 use annulus_core::item::{Budget, Item, Page};
 use annulus_core::request::Request;
 use annulus_storage::Storage;
 use annulus_vnode::{CommandResult, GuestCall, InstanceConfig, Runtime};
-use annulus_wasm::{Answer, CommandInfo, GuestError, Limits, VnodePlace};
+use annulus_wasm::{Answer, GuestError, Limits, VnodePlace};
 use parking_lot::RwLock;
 
 use super::held::Held;

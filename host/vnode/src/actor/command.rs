@@ -1,5 +1,6 @@
 //! The commands of a vnode.
 
+use annulus_core::description::{CommandInfo, Effect, Route};
 use annulus_core::ids::RequestId;
 use annulus_core::item::{Budget, Item};
 use annulus_core::mutants::{self, Mutant};
@@ -15,7 +16,7 @@ use crate::mailbox::{Command, CoveragePage};
 use crate::memory;
 use crate::runtime::CommandResult;
 use crate::watch::Ran;
-use annulus_wasm::{CommandFailure, CommandInfo, Effect, GuestError, Route};
+use annulus_wasm::{CommandFailure, GuestError};
 
 impl Actor {
     /// Run a command and answer it.

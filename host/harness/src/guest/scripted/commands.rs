@@ -3,11 +3,12 @@
 use std::time::Duration;
 
 use annulus_core::contract::Values;
+use annulus_core::description::CommandInfo;
 use annulus_core::ids::RequestId;
 use annulus_core::item::{Budget, Item};
 use annulus_core::request::{GuestRefusal, Request};
 use annulus_vnode::CommandResult;
-use annulus_wasm::{Answer, CommandFailure, CommandInfo, Doom, GuestError};
+use annulus_wasm::{Answer, CommandFailure, Doom, GuestError};
 use ciborium::Value;
 
 use super::super::{Entry, Outcome, Run, Write};
