@@ -93,7 +93,7 @@ mod tests {
         let told = incidents.list();
         assert_eq!(told.iter().map(|incident| incident.times).collect::<Vec<_>>(), [1, 1024]);
         assert!(told[1].partitions.iter().copied().eq(0..1024));
-        // What was told again after somebody looked was not seen to.
+        // An occurrence after the operator looked is not acknowledged.
         incidents.note("possible-loss", "kv", None, "restarted");
         incidents.acknowledge(told[1].number);
         assert_eq!(incidents.list().len(), 1);

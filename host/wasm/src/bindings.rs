@@ -1,7 +1,7 @@
-//! What `wit/vnode.wit` becomes in Rust.
+//! The bindings of `wit/vnode.wit`.
 //!
-//! No module has to fit the world `everything`: it is only what bindings are generated from.
-//! Which interfaces a component exports is found out one by one (see `exports`).
+//! They are generated from the world `everything`, which no module has to fit: `exports` finds the interfaces of a
+//! component one by one.
 
 #![allow(missing_docs, reason = "generated from wit/vnode.wit, which has the documentation")]
 #![allow(clippy::all, reason = "generated")]

@@ -1,7 +1,7 @@
-//! What a guest may call: context, log and storage, for the one call that is running.
+//! The imports of a guest: context, log and storage, for the call that is running.
 //!
-//! Nothing here fails towards the guest. What it may not do dooms the call (see the contract's
-//! `storage`): further writes do nothing and the reply is thrown away by [`super::Instance`].
+//! No import fails towards the guest. A violation of the contract dooms the call (see the contract's `storage`):
+//! further writes have no effect, and [`super::Instance`] discards the reply.
 
 use std::ops::Bound;
 use std::sync::Arc;
@@ -22,45 +22,45 @@ use super::simulated;
 use super::stderr::Stderr;
 use annulus_storage::{Batch, Storage};
 
-/// Where a vnode is.
+/// The identity and the partition of a vnode.
 #[derive(Clone, Debug)]
 pub struct VnodePlace {
     /// Name of the module, for log lines.
     pub module: Arc<str>,
-    /// The slice of the keyspace.
+    /// The partition.
     pub partition: Partition,
-    /// Format in which to write items now (R22).
+    /// Format in which the guest writes its items (R22).
     pub write_format: u32,
-    /// Names the writes of this instance's vnode (R8): random, new for each start of a vnode.
+    /// Names the writes of the vnode (R8): random for each start of a vnode.
     pub actor: u64,
 }
 
-/// What the running call may touch.
+/// The items that the running call may access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallScope {
-    /// Items of this key; writes only if `write`.
+    /// The items of this key.
     Key {
         /// The routing key.
         key: Vec<u8>,
-        /// Is the command described as more than `read`?
+        /// True if the command may write.
         write: bool,
     },
     /// No items.
     Nothing,
-    /// All items; writes only if `write`.
+    /// All items.
     All {
-        /// May it write?
+        /// True if the call may write.
         write: bool,
     },
-    /// All items, but no writes: this callback of the host's is told something and changes nothing.
+    /// All items, for reads only: this callback is a notification.
     Told(&'static str),
-    /// No import at all.
+    /// No import may be called.
     Pure,
 }
 
 impl CallScope {
-    /// What a command may touch. Its description alone decides, whatever key a caller sends along: a
-    /// command that goes anywhere runs in a partition that has no business with the key.
+    /// Return the scope of a command. Only its description decides, whatever key a caller sends: a command that runs
+    /// anywhere runs in a partition that has nothing to do with the key.
     pub fn of_command(info: &CommandInfo, key: Option<&[u8]>) -> Self {
         let write = info.effect != Effect::Read;
         match (&info.route, key) {
@@ -71,7 +71,7 @@ impl CallScope {
     }
 }
 
-/// The host's side of one store.
+/// The host's state of one store.
 pub(super) struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
@@ -82,17 +82,17 @@ pub(super) struct HostState {
     place: VnodePlace,
     items: Arc<RwLock<dyn Storage>>,
     pub(super) call: Call,
-    /// Dots given so far by this vnode.
+    /// Number of dots that this vnode has assigned.
     dots: u64,
-    /// A growth of memory was denied since the call began.
+    /// True if a growth of memory was denied during the call.
     pub(super) memory_denied: bool,
-    /// Bytes of all its linear memories.
+    /// Size of all linear memories in bytes.
     memory_bytes: usize,
-    /// The growth that was allowed last.
+    /// Bytes of the last growth that was allowed.
     growing_by: usize,
 }
 
-/// The one call that is running.
+/// The state of the running call.
 pub(super) struct Call {
     pub(super) scope: CallScope,
     pub(super) request: (u64, u64),
@@ -109,7 +109,7 @@ impl HostState {
         items: Arc<RwLock<dyn Storage>>,
     ) -> Self {
         let stderr = Stderr::default();
-        // Nothing granted: no files, no sockets, no environment, no arguments.
+        // Nothing is granted: no files, no sockets, no environment, no arguments.
         let mut wasi = WasiCtx::builder();
         wasi.stderr(stderr.clone()).allow_tcp(false).allow_udp(false);
         if matches!(*pace, Pace::Fuel) {
@@ -140,7 +140,7 @@ impl HostState {
         }
     }
 
-    /// Bytes of all linear memories together.
+    /// Return the size of all linear memories in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
@@ -149,7 +149,7 @@ impl HostState {
         &self.place
     }
 
-    /// Dots given so far, so that a new instance of the same vnode goes on after them.
+    /// Return the number of dots assigned, after which a new instance of the vnode continues.
     pub(super) fn dots(&self) -> u64 {
         self.dots
     }
@@ -162,14 +162,14 @@ impl HostState {
         self.call.doom.get_or_insert(doom);
     }
 
-    /// Is the import allowed in this call at all?
+    /// Check that the call may use imports.
     fn import(&mut self, name: &'static str) {
         if self.call.scope == CallScope::Pure {
             self.doom(Doom::ImpureMerge(name));
         }
     }
 
-    /// May the call look at items of `key`?
+    /// Check that the call may read items of `key`, or of all keys.
     fn may_read(&mut self, key: Option<&[u8]>) -> bool {
         let doom = match (&self.call.scope, key) {
             (CallScope::All { .. } | CallScope::Told(_), _) => return true,

@@ -1,4 +1,4 @@
-//! One guest instance: a store, its exports, and the calls that a vnode makes of it.
+//! A guest instance: a store, its exports, and the calls that a vnode makes.
 
 use std::sync::Arc;
 
@@ -19,25 +19,24 @@ use super::meter::{Meter, TimedOut};
 use super::room::{Seat, is_exhausted};
 use annulus_storage::{Batch, Memory, Storage};
 
-/// A guest that is there to be called, one call at a time. After an error that
-/// [`GuestError::poisons`] it answers nothing any more: drop it.
+/// A running guest, for one call at a time. After an error that [`GuestError::poisons`] it must be dropped.
 pub struct Instance {
     store: Store<HostState>,
     exports: Exports,
     _seat: Seat,
 }
 
-/// How a call came back from its meter.
+/// The result of a metered call.
 type Called<T> = Result<wasmtime::Result<T>, TimedOut>;
 
-/// What a call of the guest gave, with the writes that it made to host storage.
+/// The result of a call, with its writes to host storage.
 pub struct Answer<T> {
-    /// Its answer.
+    /// The returned value.
     pub value: T,
-    /// Its writes, ordered by address, not applied yet.
+    /// The writes, ordered by address, not applied yet.
     pub writes: Vec<Item>,
-    /// A rule or a limit was broken: neither the answer nor the writes may be used. What the
-    /// guest keeps in its own memory is as the call left it all the same.
+    /// Set if the call broke a rule or a limit: neither the value nor the writes may be used. The items in the guest's
+    /// memory are as the call left them all the same.
     pub doom: Option<Doom>,
 }
 
@@ -50,10 +49,10 @@ impl<T> Answer<T> {
 }
 
 impl Instance {
-    /// A new instance that has been given its place and settings (`init`).
+    /// Start an instance and call its `init` with its partition and settings.
     ///
     /// # Errors
-    /// If it cannot be instantiated, or what `init` said. There is no instance then.
+    /// The failure to instantiate it, or the refusal of `init`. There is no instance then.
     pub async fn start(
         module: &Module,
         place: VnodePlace,
@@ -72,7 +71,7 @@ impl Instance {
         }
     }
 
-    /// An instance for `describe` alone.
+    /// Start an instance for `describe` only.
     pub(super) async fn bare(module: &Module, place: VnodePlace) -> Result<Self, GuestError> {
         Self::instantiate(module, place, Arc::new(RwLock::new(Memory::default()))).await
     }
@@ -107,10 +106,10 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Runs one command.
+    /// Run a command.
     ///
     /// # Errors
-    /// The outer one is the host's: nothing was kept. The inner one is the guest's own no.
+    /// The outer error is that of the call: nothing was kept. The inner error is the guest's own.
     pub async fn command(
         &mut self,
         scope: CallScope,
@@ -122,10 +121,10 @@ impl Instance {
         self.answered(result, "the reply", Vec::len)
     }
 
-    /// One page of a command that goes everywhere.
+    /// Run a page of a coverage command.
     ///
     /// # Errors
-    /// As [`Instance::command`]; a module without `coverage` answers unknown command.
+    /// As [`Instance::command`]. A module without `coverage` knows no such command.
     pub async fn coverage(
         &mut self,
         scope: CallScope,
@@ -144,10 +143,10 @@ impl Instance {
         Ok(answered.map(|answer| answer.map(Values::from)))
     }
 
-    /// Merges versions of items (a pure function).
+    /// Merge versions of items, a pure function. `None` if the module does not export `merge`.
     ///
     /// # Errors
-    /// As the guest fails; `None` if the module does not export `merge`.
+    /// The failure of the call.
     pub async fn merge(&mut self, conflicts: &[Conflict]) -> Option<Result<Vec<MergeOutcome>, GuestError>> {
         let meter = self.begin(CallScope::Pure, (0, 0));
         let merge = self.exports.merge.as_ref()?;
@@ -161,15 +160,15 @@ impl Instance {
         self.exports.merge.is_some()
     }
 
-    /// Does the guest keep its items itself?
+    /// True if the guest keeps its items in its memory.
     pub fn keeps_items(&self) -> bool {
         self.exports.handoff.is_some()
     }
 
-    /// One page of all items that the guest keeps. Empty if it keeps none.
+    /// Return a page of the items in the guest's memory.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
         let meter = self.begin(CallScope::Told("fold"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Page::default()) };
@@ -177,10 +176,10 @@ impl Instance {
         Ok(self.end(result)?.value.into())
     }
 
-    /// The items of one key that the guest keeps, tombstones too.
+    /// Return the items of one key in the guest's memory, tombstones included.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::Told("encode-handoff-items"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
@@ -188,10 +187,10 @@ impl Instance {
         Ok(self.end(result)?.value.into_iter().map(Item::from).collect())
     }
 
-    /// Gives items to a guest that keeps them itself; answers those that it could not take.
+    /// Give items to a guest that keeps them in its memory. Return the items that it rejected.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn take_items(&mut self, items: &[Item]) -> Result<Answer<Vec<Rejection>>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else {
@@ -202,10 +201,10 @@ impl Instance {
         Ok(self.end(result)?.map(|rejections| rejections.into_iter().map(Rejection::from).collect()))
     }
 
-    /// Tells the guest of tombstones that every replica has; answers its writes.
+    /// Drop tombstones that no replica needs any more. Return the writes to host storage.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
@@ -214,10 +213,10 @@ impl Instance {
         Ok(self.end(result)?.writes)
     }
 
-    /// How many items the guest keeps, roughly.
+    /// Return the approximate number of items in the guest's memory.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn count(&mut self) -> Result<u64, GuestError> {
         let meter = self.begin(CallScope::Told("count"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(0) };
@@ -225,11 +224,11 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// All items are elsewhere for good: the guest lets go of them. Its host storage goes as a whole, so
-    /// what it writes there now does not matter.
+    /// Drop all items: another node owns them for good. The host storage is dropped as a whole, so writes to it are
+    /// discarded.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn delete(&mut self) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(()) };
@@ -237,10 +236,10 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// May a handoff start? Yes, if the module has no say.
+    /// Ask whether a handoff may start. A module without `transfer` agrees.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn handoff_starting(&mut self, kind: TransferKind, target: &str) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handoff-starting"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
@@ -248,10 +247,10 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Tells the guest how a handoff ended.
+    /// Tell the guest how a handoff ended.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn handoff_ended(
         &mut self,
         kind: TransferKind,
@@ -269,10 +268,10 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// Does the module run this command while it hands off? Yes, if it has no say.
+    /// Ask whether the module runs this command during a handoff. A module without `transfer` does.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handle-handoff-command"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
@@ -280,10 +279,10 @@ impl Instance {
         Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
     }
 
-    /// Tells a new instance why the one before it ended.
+    /// Tell the instance why the previous one ended.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::Told("handle-exit"), (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
@@ -291,10 +290,10 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// Tells the instance that it ends in order; its last writes are answered.
+    /// End the instance in order. Return its last writes to host storage.
     ///
     /// # Errors
-    /// As the guest fails.
+    /// The failure of the call.
     pub async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
@@ -302,28 +301,28 @@ impl Instance {
         Ok(self.end(result)?.writes)
     }
 
-    /// Bytes of the guest's memory that are in use. WebAssembly never gives memory back, so this is also
-    /// the most that it ever had.
+    /// Return the size of the guest's memory in bytes. WebAssembly never returns memory, so this is also its
+    /// maximum so far.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes()
     }
 
-    /// The limits that its module was prepared with.
+    /// Return the limits of the instance.
     pub fn limits(&self) -> Limits {
         self.store.data().limits
     }
 
-    /// Dots given so far: a further instance of this vnode must go on after them (R8).
+    /// Return the number of dots assigned: the next instance of the vnode must continue after them (R8).
     pub fn dots(&self) -> u64 {
         self.store.data().dots()
     }
 
-    /// Goes on after the dots that an instance before this one gave.
+    /// Continue after the dots that a previous instance assigned.
     pub fn set_dots(&mut self, dots: u64) {
         self.store.data_mut().set_dots(dots);
     }
 
-    /// Sets up a call, which is to be run by the answer.
+    /// Set up a call, to be run by the returned meter.
     fn begin(&mut self, scope: CallScope, request: (u64, u64)) -> Meter {
         let meter = arm(&mut self.store);
         let state = self.store.data_mut();
@@ -336,7 +335,7 @@ impl Instance {
         meter
     }
 
-    /// The end of a call that must not be doomed.
+    /// Return the result of a call that must not be doomed.
     fn end<T>(&mut self, result: Called<T>) -> Result<Answer<T>, GuestError> {
         let answer = self.judge(result)?;
         match answer.doom {
@@ -345,7 +344,7 @@ impl Instance {
         }
     }
 
-    /// The end of a command: its answer may be too large, too.
+    /// Return the result of a command, whose reply may be too large.
     fn answered<T, E: Into<CommandFailure>>(
         &mut self,
         result: Called<Result<T, E>>,
@@ -376,7 +375,7 @@ impl Instance {
     }
 }
 
-/// Sets the time limit of what runs in the store from now on.
+/// Start the time limit of the next call.
 fn arm(store: &mut Store<HostState>) -> Meter {
     let pace = store.data().pace.clone();
     pace.arm(store);

@@ -1,4 +1,4 @@
-//! What has gone over a stream, to be compared at its end.
+//! Counts and digests of the items of a stream, for the comparison at its end.
 
 use std::collections::BTreeMap;
 
@@ -7,26 +7,26 @@ use serde::{Deserialize, Serialize};
 use crate::ids::ModuleUid;
 use crate::item::{Item, RangeDigest};
 
-/// Of one module: every item sent, a key's later versions each.
+/// The items of one module in a stream; every version of a key counts.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Tally {
-    /// How many.
+    /// Number of items.
     pub items: u64,
-    /// Their bytes.
+    /// Size in bytes.
     pub bytes: u64,
-    /// Which.
+    /// Digest of the items.
     pub digest: RangeDigest,
 }
 
 impl Tally {
-    /// Of all these items.
+    /// Count these items.
     pub fn of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Self {
         let mut tally = Self::default();
         items.into_iter().for_each(|item| tally.add(item));
         tally
     }
 
-    /// Counts one item.
+    /// Count an item.
     pub fn add(&mut self, item: &Item) {
         self.items += 1;
         self.bytes += item.len() as u64;
@@ -34,19 +34,19 @@ impl Tally {
     }
 }
 
-/// By module.
+/// The tallies of a stream, by module.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Tallies(pub BTreeMap<ModuleUid, Tally>);
 
 impl Tallies {
-    /// Counts items of a module.
+    /// Count items of a module.
     pub fn add(&mut self, module: ModuleUid, items: &[Item]) {
         let tally = self.0.entry(module).or_default();
         items.iter().for_each(|item| tally.add(item));
     }
 
-    /// Counts what others have counted.
+    /// Add other tallies.
     pub fn add_all(&mut self, others: &Tallies) {
         for (module, other) in &others.0 {
             let tally = self.0.entry(*module).or_default();
@@ -56,7 +56,7 @@ impl Tallies {
         }
     }
 
-    /// Are these of the same items? A module without any counts as one that is not there.
+    /// True if both count the same items. A module without items counts as absent.
     pub fn same(&self, other: &Tallies) -> bool {
         let some = |tallies: &Tallies| {
             let some = tallies.0.iter().filter(|(_, tally)| tally.items > 0);
@@ -65,13 +65,13 @@ impl Tallies {
         some(self) == some(other)
     }
 
-    /// Items of all modules, and their bytes.
+    /// Return the items of all modules and their bytes.
     pub fn total(&self) -> (u64, u64) {
         self.0.values().fold((0, 0), |(items, bytes), tally| (items + tally.items, bytes + tally.bytes))
     }
 }
 
-/// Items and bytes that were sent, by module: for progress, so without digests.
+/// Items and bytes of a stream by module, without digests: for reports of progress.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Amounts(pub BTreeMap<ModuleUid, (u64, u64)>);
 
@@ -83,7 +83,7 @@ impl Amounts {
         *bytes += items.iter().map(|item| item.len() as u64).sum::<u64>();
     }
 
-    /// Items and bytes of all modules.
+    /// Return the items of all modules and their bytes.
     pub fn total(&self) -> (u64, u64) {
         self.0.values().fold((0, 0), |(items, bytes), amount| (items + amount.0, bytes + amount.1))
     }
