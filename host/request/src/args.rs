@@ -4,6 +4,8 @@ use annulus_core::request::{ErrorCode, MAX_ARGS_BYTES, RequestError};
 use bytes::Bytes;
 use ciborium::Value;
 
+use super::map_scan;
+
 /// Maximum length of a routing key in bytes: every request and item carries it.
 const MAX_KEY_BYTES: usize = 64 << 10;
 
@@ -22,27 +24,34 @@ pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
 /// # Errors
 /// The arguments are not a CBOR map, or the parameter is missing or of another type.
 pub(super) fn routing_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
-    let bad = |message: String| RequestError::not_applied(ErrorCode::BadArguments, message);
-    let map: Value =
-        ciborium::from_reader(args).map_err(|error| bad(format!("the arguments are no CBOR: {error}")))?;
-    let Value::Map(map) = map else { return Err(bad("the arguments are no CBOR map".to_owned())) };
-    let value = map.into_iter().find(|(name, _)| name.as_text() == Some(param)).map(|(_, value)| value);
-    let key: Bytes = match value {
-        None => return Err(bad(format!("missing parameter `{param}`, which routes the command"))),
-        Some(Value::Text(text)) => text.into(),
-        Some(Value::Bytes(bytes)) => bytes.into(),
-        Some(Value::Integer(number)) => i128::from(number).to_string().into(),
-        Some(_) => {
-            return Err(bad(format!(
-                "the parameter `{param}` routes the command: it must be text, bytes or a whole number"
-            )));
-        }
+    let key = match map_scan::key_of_entry(args, param) {
+        Some(key) => Bytes::copy_from_slice(&key),
+        // The parser covers all of CBOR, and has the error.
+        None => parsed_key(args, param)?,
     };
     if key.len() > MAX_KEY_BYTES {
         let message = format!("the key is {} bytes; the limit is {MAX_KEY_BYTES}", key.len());
         return Err(RequestError::not_applied(ErrorCode::ValueTooLarge, message));
     }
     Ok(key)
+}
+
+/// Return the routing key by a parse of all arguments.
+fn parsed_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
+    let bad = |message: String| RequestError::not_applied(ErrorCode::BadArguments, message);
+    let map: Value =
+        ciborium::from_reader(args).map_err(|error| bad(format!("the arguments are no CBOR: {error}")))?;
+    let Value::Map(map) = map else { return Err(bad("the arguments are no CBOR map".to_owned())) };
+    let value = map.into_iter().find(|(name, _)| name.as_text() == Some(param)).map(|(_, value)| value);
+    match value {
+        None => Err(bad(format!("missing parameter `{param}`, which routes the command"))),
+        Some(Value::Text(text)) => Ok(text.into()),
+        Some(Value::Bytes(bytes)) => Ok(bytes.into()),
+        Some(Value::Integer(number)) => Ok(i128::from(number).to_string().into()),
+        Some(_) => Err(bad(format!(
+            "the parameter `{param}` routes the command: it must be text, bytes or a whole number"
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -61,6 +70,39 @@ mod tests {
         assert_eq!(routing_key(&args("é".into()), "k").unwrap(), "é".as_bytes());
         assert_eq!(routing_key(&args(Value::Bytes(vec![0, 255])), "k").unwrap(), &[0u8, 255][..]);
         assert_eq!(routing_key(&args((-12).into()), "k").unwrap(), &b"-12"[..]);
+    }
+
+    #[test]
+    fn the_scan_finds_the_key_that_the_parser_finds() {
+        let entry = |name: &str, value: Value| (Value::from(name), value);
+        let nested = Value::Array(vec![Value::Null, 1.5.into(), Value::Map(vec![entry("k", "no".into())])]);
+        let samples = [
+            vec![entry("k", "text".into())],
+            vec![entry("v", nested), entry("k", vec![1u8, 2].into()), entry("k", "second".into())],
+            vec![(7.into(), true.into()), entry("k", u64::MAX.into()), entry("v", "x".repeat(300).into())],
+            vec![entry("k", (-70_000).into()), entry("f", f64::MAX.into()), (Value::Null, Value::from("k"))],
+        ];
+        let mut found = 0;
+        for sample in samples {
+            let mut bytes = Vec::new();
+            ciborium::into_writer(&Value::Map(sample), &mut bytes).unwrap();
+            assert!(map_scan::key_of_entry(&bytes, "k").is_some());
+            assert!(map_scan::key_of_entry(&bytes, "other").is_none());
+            // Whatever a byte is replaced by, or wherever the end is cut off: the same key, or none.
+            for at in 0..bytes.len() {
+                for byte in 0..=255 {
+                    let mut changed = bytes.clone();
+                    changed[at] = byte;
+                    for changed in [&changed[..], &changed[..=at]] {
+                        if let Some(key) = map_scan::key_of_entry(changed, "k") {
+                            assert_eq!(parsed_key(changed, "k").unwrap(), *key, "{changed:02x?}");
+                            found += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(found > 1000, "{found}");
     }
 
     #[test]

@@ -7,6 +7,7 @@
 mod args;
 mod coordinator;
 mod coverage;
+mod map_scan;
 mod route;
 mod serve;
 
