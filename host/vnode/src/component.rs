@@ -32,6 +32,10 @@ impl Program for Component {
 }
 
 impl Runtime for Instance {
+    fn as_component(&mut self) -> Option<&mut Instance> {
+        Some(self)
+    }
+
     fn command<'a>(
         &'a mut self,
         info: &'a CommandInfo,

@@ -11,7 +11,7 @@ use parking_lot::RwLock;
 use super::release::Release;
 use super::runtime::{CommandResult, InstanceConfig, Runtime, limit_reply, start};
 use annulus_storage::{Memory, Storage};
-use annulus_wasm::{Doom, GuestError, Limits, VnodePlace};
+use annulus_wasm::{CallScope, Doom, GuestError, Limits, VnodePlace};
 
 /// The items of one vnode in host storage. They outlive the guest's instances.
 pub(super) type Items = Arc<RwLock<Memory>>;
@@ -77,6 +77,10 @@ impl Guest {
         id: (u64, u64),
         request: &Request,
     ) -> Result<CommandResult<Vec<u8>>, GuestError> {
+        if let Some(instance) = self.runtime.as_component() {
+            let scope = CallScope::of_command(info, request.key.as_deref());
+            return instance.command(scope, id, request).await;
+        }
         let limits = self.limits;
         let result = self.runtime.command(info, id, request).within(limits).await?;
         Ok(result.map(|answer| limit_reply(limits, answer, "the reply", Vec::len)))
