@@ -143,7 +143,6 @@ impl Scripted {
     }
 
     /// What has been done is told and handed to the host, or ends the instance.
-    #[expect(clippy::type_complexity, reason = "the two halves of an answer")]
     fn settle(
         &self,
         asked: &Asked<'_>,
