@@ -52,7 +52,7 @@ pub mod receiver;
 pub mod sender;
 mod tally;
 
-pub use tally::{Tallies, Tally};
+pub use tally::{Amounts, Tallies, Tally};
 
 use std::fmt;
 

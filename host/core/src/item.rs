@@ -1,37 +1,112 @@
-//! Items: the unit in which all state moves (R21), and the digest of any number of them.
+//! Items, the unit in which all state moves (R21), and the digest of a set of items.
 
 use std::fmt;
 
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// Largest item, in bytes, that can be kept: as much as a guest's memory holds. Whatever moves items
-/// carries one of this size.
+/// Largest item in bytes: the memory limit of a guest. Everything that carries items carries one of this
+/// size.
 pub const MAX_ITEM_BYTES: usize = 256 << 20;
 
+/// One version of a key's state, as guests, storage and handoffs exchange it.
+///
 /// `key` is the routing key and alone decides the partition; `sort` orders the items of one key.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Item {
     /// The routing key.
     #[serde(with = "serde_bytes")]
     pub key: Vec<u8>,
-    /// Empty where a key has one item.
+    /// Empty for a key with a single item.
     #[serde(with = "serde_bytes")]
     pub sort: Vec<u8>,
-    /// Of a tombstone: what merge needs to know about the past.
+    /// Of a tombstone: the history that a merge needs.
     #[serde(with = "serde_bytes")]
     pub value: Vec<u8>,
-    /// A tombstone (R12).
+    /// True for a tombstone (R12).
     pub deleted: bool,
 }
 
+/// The address of an item in its vnode: routing key, then sort, ordered as unsigned bytes.
+///
+/// On the wire it is an array of the two byte strings.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(from = "AddrOnWire", into = "AddrOnWire")]
+pub struct ItemAddr {
+    /// The routing key.
+    pub key: Vec<u8>,
+    /// Empty for a key with a single item.
+    pub sort: Vec<u8>,
+}
+
+/// The serialized form of an [`ItemAddr`].
+#[derive(Serialize, Deserialize)]
+struct AddrOnWire(#[serde(with = "serde_bytes")] Vec<u8>, #[serde(with = "serde_bytes")] Vec<u8>);
+
+/// The content of an item: a value or a tombstone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Version {
+    /// Of a tombstone: the history that a merge needs.
+    pub value: Vec<u8>,
+    /// True for a tombstone (R12).
+    pub deleted: bool,
+}
+
+/// A page of a vnode's items, in the order of their addresses.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Page {
+    /// The items, tombstones included.
+    pub items: Vec<Item>,
+    /// Resume token of the next page, `None` for the last page.
+    pub next: Option<Vec<u8>>,
+}
+
+/// Limits of one page. A page has at least one item if any is left, whatever its size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Budget {
+    /// Maximum number of items.
+    pub items: u32,
+    /// Maximum size in bytes.
+    pub bytes: u32,
+}
+
+impl ItemAddr {
+    /// Return the address of an item.
+    pub fn of(item: &Item) -> Self {
+        Self { key: item.key.clone(), sort: item.sort.clone() }
+    }
+}
+
+impl From<AddrOnWire> for ItemAddr {
+    fn from(AddrOnWire(key, sort): AddrOnWire) -> Self {
+        Self { key, sort }
+    }
+}
+
+impl From<ItemAddr> for AddrOnWire {
+    fn from(ItemAddr { key, sort }: ItemAddr) -> Self {
+        Self(key, sort)
+    }
+}
+
 impl Item {
-    /// Its bytes on the wire and in budgets, but for a few of framing.
+    /// Join an address and a version.
+    pub fn new(ItemAddr { key, sort }: ItemAddr, Version { value, deleted }: Version) -> Self {
+        Self { key, sort, value, deleted }
+    }
+
+    /// Split into address and version.
+    pub fn into_parts(self) -> (ItemAddr, Version) {
+        let Self { key, sort, value, deleted } = self;
+        (ItemAddr { key, sort }, Version { value, deleted })
+    }
+
+    /// Size in bytes, as budgets and limits count it: key, sort and value, without framing.
     pub fn len(&self) -> usize {
         self.key.len() + self.sort.len() + self.value.len()
     }
 
-    /// Has it no bytes at all?
+    /// True if key, sort and value are all empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -45,45 +120,40 @@ impl fmt::Debug for Item {
     }
 }
 
-/// A digest of many items in any order, kept as they come: the sum modulo 2^128 of the first 16
-/// bytes of each item's SHA-256, little-endian.
+/// An incremental digest of items, independent of their order: the sum modulo 2^128 of the first 16 bytes of
+/// each item's SHA-256, little-endian.
 ///
-/// A sum and not an exclusive or, so that an item taken twice is seen. It tells loss and
+/// A sum rather than an exclusive or, so that an item counted twice changes the digest. It detects loss and
 /// damage, not malice: peers are authenticated.
 #[derive(Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct RangeDigest(#[serde(with = "serde_bytes")] [u8; 16]);
 
 impl RangeDigest {
-    /// Adds one item.
+    /// Add an item.
     pub fn add(&mut self, item: &Item) {
-        self.add_parts(&item.key, &item.sort, &item.value, item.deleted);
+        self.change(item, u128::wrapping_add);
     }
 
-    /// Takes away one that was added.
+    /// Remove an item that was added.
     pub fn remove(&mut self, item: &Item) {
-        self.change([&item.key, &item.sort, &item.value], item.deleted, u128::wrapping_sub);
+        self.change(item, u128::wrapping_sub);
     }
 
-    /// Adds all that another digest is of.
+    /// Add all items of another digest.
     pub fn add_all(&mut self, other: &Self) {
         self.0 = u128::from_le_bytes(self.0).wrapping_add(u128::from_le_bytes(other.0)).to_le_bytes();
     }
 
-    /// Adds an item that is known by its parts.
-    pub fn add_parts(&mut self, key: &[u8], sort: &[u8], value: &[u8], deleted: bool) {
-        self.change([key, sort, value], deleted, u128::wrapping_add);
-    }
-
-    fn change(&mut self, parts: [&[u8]; 3], deleted: bool, how: fn(u128, u128) -> u128) {
+    fn change(&mut self, item: &Item, combine: fn(u128, u128) -> u128) {
         let mut sha = Sha256::new();
-        for part in parts {
+        for part in [&item.key, &item.sort, &item.value] {
             sha.update((part.len() as u64).to_le_bytes());
             sha.update(part);
         }
-        sha.update([u8::from(deleted)]);
+        sha.update([u8::from(item.deleted)]);
         let mut first = [0; 16];
         first.copy_from_slice(&sha.finalize()[..16]);
-        self.0 = how(u128::from_le_bytes(self.0), u128::from_le_bytes(first)).to_le_bytes();
+        self.0 = combine(u128::from_le_bytes(self.0), u128::from_le_bytes(first)).to_le_bytes();
     }
 }
 
@@ -95,6 +165,7 @@ impl fmt::Debug for RangeDigest {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
 
     fn item(key: &str, value: &str) -> Item {
@@ -124,5 +195,14 @@ mod tests {
         assert_eq!(back, digest(std::slice::from_ref(&a)));
         back.add_all(&digest(std::slice::from_ref(&b)));
         assert_eq!(back, digest(&[b, a]));
+    }
+
+    #[test]
+    fn an_address_is_an_array_of_two_byte_strings_on_the_wire() {
+        let addr = ItemAddr { key: b"k".to_vec(), sort: b"so".to_vec() };
+        let mut bytes = Vec::new();
+        ciborium::into_writer(&addr, &mut bytes).unwrap();
+        assert_eq!(bytes, [0x82, 0x41, b'k', 0x42, b's', b'o']);
+        assert_eq!(ciborium::from_reader::<ItemAddr, _>(&bytes[..]).unwrap(), addr);
     }
 }

@@ -6,7 +6,9 @@
 pub mod address;
 pub mod claim;
 pub mod codec;
+pub mod contract;
 pub mod coverage;
+pub mod description;
 pub mod handoff;
 pub mod holding;
 pub mod ids;

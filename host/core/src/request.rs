@@ -1,26 +1,38 @@
-//! How a request ends: stable codes, and what happened to the state (DESIGN.md D12).
+//! Requests: a command with its arguments, and the error of one that failed (DESIGN.md D12).
 
+use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 /// Longest arguments of one command, in bytes of CBOR: with the key and the names they fit one frame of a
 /// request lane.
 pub const MAX_ARGS_BYTES: usize = (8 << 20) - (128 << 10);
 
-/// Longest reply of one command, in bytes of CBOR: it fits one frame too, and a value that came as an
-/// argument can come back.
+/// Longest reply of one command, in bytes of CBOR: it fits one frame too, and a value that was accepted as an
+/// argument can be returned.
 pub const MAX_REPLY_BYTES: usize = MAX_ARGS_BYTES + (64 << 10);
 
-/// Why a request failed. Stable: programs rely on the names.
+/// A command for a guest. The bytes are shared with the frame or the client request that they arrived in.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Request {
+    /// The command's name.
+    pub command: String,
+    /// The routing key, for a command that is routed by one.
+    pub key: Option<Bytes>,
+    /// CBOR map of the arguments.
+    pub args: Bytes,
+}
+
+/// The reason of a failure. The names are stable: programs rely on them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {
-    /// No holder of the key's partition can be reached.
+    /// The owner of the key's partition cannot be reached.
     NotEnoughReplicas,
-    /// The deadline came first.
+    /// The deadline passed.
     DeadlineExceeded,
     /// A mailbox or a queue is full: try again later, or slower.
     Overloaded,
-    /// The node asked does not hold the partition (any more). Coordinators retry by themselves.
+    /// The node does not own the partition, or no longer. Coordinators retry on their own.
     StaleRing,
     /// No module of that name is deployed.
     UnknownModule,
@@ -28,49 +40,49 @@ pub enum ErrorCode {
     UnknownCommand,
     /// The arguments do not fit the command's description.
     BadArguments,
-    /// The module's own no.
+    /// The module refused the command.
     Refused,
     /// The guest trapped.
     Trapped,
-    /// The guest trapped or ran out of time, and items that it kept in memory are gone with it: those that
-    /// were acknowledged before, not only what this request wrote.
+    /// The guest trapped or ran out of time, and the items in its memory are lost: also those that were
+    /// acknowledged before this request.
     ItemsLost,
-    /// The vnode's memory is nearly used up: writes are refused before they would end the guest.
+    /// The vnode's memory is nearly full: writes are refused before one of them traps the guest.
     PartitionFull,
     /// The guest broke a rule of the contract; its call was undone.
     ContractBroken,
     /// A key, a value, a batch or a reply is over its limit.
     ValueTooLarge,
-    /// The node cannot run the module now (it does not have, or cannot start, its component).
+    /// The node cannot run the module now: its component is missing or does not start.
     NotReady,
-    /// The module refuses this command while it hands off.
+    /// The module refuses this command during a handoff.
     HandoffInProgress,
-    /// The control plane has no majority, or none in time.
+    /// The control plane has no majority, or did not reach it in time.
     NoQuorum,
-    /// The node stops.
+    /// The node is shutting down.
     ShuttingDown,
-    /// A fault of the host; its log says more.
+    /// A fault of the host; its log has the details.
     Internal,
 }
 
-/// What a failed request left behind.
+/// The effect of a failed request on the state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AppliedState {
-    /// Nothing was changed; sending it again is safe.
+    /// Nothing was changed; a retry is safe.
     NotApplied,
-    /// It was done, though the answer is an error.
+    /// The command was applied although the answer is an error.
     Applied,
-    /// Nobody knows: look before sending it again.
+    /// Unknown: the caller must check before it retries.
     Unknown,
 }
 
-/// The module's own no, as the guest gave it.
+/// The refusal of a command by the module itself.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct GuestRefusal {
-    /// Documented by the module.
+    /// Code that the module documents.
     pub code: String,
-    /// For people.
+    /// Description for people.
     pub message: String,
     /// CBOR for programs.
     #[serde(with = "serde_bytes")]
@@ -81,30 +93,30 @@ pub struct GuestRefusal {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct RequestError {
-    /// Stable.
+    /// The reason.
     pub code: ErrorCode,
-    /// For people: what happened and what to do.
+    /// Description for people, with the remedy if there is one.
     pub message: String,
-    /// What was left behind.
+    /// The effect on the state.
     pub state: AppliedState,
-    /// With [`ErrorCode::Refused`].
+    /// Set with [`ErrorCode::Refused`].
     pub refusal: Option<GuestRefusal>,
-    /// With [`ErrorCode::StaleRing`]: the version of the partition that the answerer knows.
+    /// Set with [`ErrorCode::StaleRing`]: the version of the partition at the node that answered.
     pub version: u64,
 }
 
 impl RequestError {
-    /// An error that changed nothing.
+    /// Create an error of a request that changed nothing.
     pub fn not_applied(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { code, message: message.into(), state: AppliedState::NotApplied, refusal: None, version: 0 }
     }
 
-    /// An error that may have changed something.
+    /// Create an error of a request that may have been applied.
     pub fn unknown(code: ErrorCode, message: impl Into<String>) -> Self {
         Self { state: AppliedState::Unknown, ..Self::not_applied(code, message) }
     }
 
-    /// The answerer does not hold the partition, by what it knows at `version`.
+    /// Create the error of a node that does not own the partition at `version`.
     pub fn stale_ring(version: u64) -> Self {
         let message = "the partition is held elsewhere";
         Self { version, ..Self::not_applied(ErrorCode::StaleRing, message) }

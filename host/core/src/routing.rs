@@ -1,78 +1,76 @@
-//! What is decided on a request's way: by the holder that gets it, and by the coordinator that
-//! sent it (R2, R10). Pure, so that what is simulated is what runs.
+//! The decisions on the way of a request: admission by the node that receives it, retry by the coordinator that
+//! sent it (R2, R10).
 
 use crate::mutants::{self, Mutant};
 use crate::request::{AppliedState, ErrorCode, RequestError};
 
-/// What a node does with a command that came for one of its partitions.
+/// The decision of a node about a command for one of its partitions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Gate {
-    /// Runs it.
-    Serve,
-    /// The sender knows a later change of the partition: learns it, then looks again.
-    Later,
-    /// Answers `stale-ring` with the version that it knows; nothing was applied.
+pub enum Admission {
+    /// Run the command.
+    Admit,
+    /// The sender knows a later change of the partition: apply the log up to that change, then decide again.
+    CatchUp,
+    /// Answer `stale-ring` with the version that this node has applied.
     Stale(u64),
 }
 
-/// `asked`: the version that the sender routed by. `version`, `held`: what this node has
-/// applied of the partition, and whether it is its owner by that.
-pub fn gate(asked: u64, version: u64, held: bool) -> Gate {
+/// Decide on a command. The sender routed by version `asked` of the partition; this node has applied `version`
+/// and by that owns the partition or not (`held`).
+pub fn admit(asked: u64, version: u64, held: bool) -> Admission {
     if asked > version {
-        Gate::Later
+        Admission::CatchUp
     } else if (asked < version || !held) && !mutants::on(Mutant::ServeStaleVersions) {
-        Gate::Stale(version)
+        Admission::Stale(version)
     } else {
-        Gate::Serve
+        Admission::Admit
     }
 }
 
-/// What a coordinator does with an error.
+/// The decision of a coordinator about an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Next {
-    /// The caller gets it.
-    Answer,
-    /// Learns the log up to this version, or waits a moment where it is not behind, and asks
-    /// again.
+pub enum Retry {
+    /// Do not retry: return the error to the caller.
+    No,
+    /// Apply the log up to this version, or pause if this node is not behind, then retry.
     CatchUp(u64),
-    /// Who cannot be reached may have left, and this node be the last to hear: asks the leader for
-    /// news, and asks again if there is another holder. Otherwise the caller gets it.
-    AskForNews,
+    /// The owner is unreachable and may have left without this node knowing yet. Ask the leader, and retry if
+    /// the partition has another owner; otherwise return the error to the caller.
+    IfOwnerChanged,
 }
 
-/// By itself a coordinator asks again only after an answer that says "not applied" (R10).
-pub fn next(error: &RequestError) -> Next {
+/// Decide whether to retry. Only a request that was not applied is retried automatically (R10).
+pub fn retry(error: &RequestError) -> Retry {
     match error.code {
-        ErrorCode::StaleRing => Next::CatchUp(error.version),
-        ErrorCode::NotEnoughReplicas if error.state == AppliedState::NotApplied => Next::AskForNews,
-        _ if error.state == AppliedState::Unknown && mutants::on(Mutant::RetryUnknown) => Next::CatchUp(0),
-        _ => Next::Answer,
+        ErrorCode::StaleRing => Retry::CatchUp(error.version),
+        ErrorCode::NotEnoughReplicas if error.state == AppliedState::NotApplied => Retry::IfOwnerChanged,
+        _ if error.state == AppliedState::Unknown && mutants::on(Mutant::RetryUnknown) => Retry::CatchUp(0),
+        _ => Retry::No,
     }
 }
 
-/// How a request to another node came to no answer.
+/// The failure of a request to another node that got no answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum NoAnswer {
-    /// The node cannot be reached: nothing was sent.
+pub enum CallFailure {
+    /// The node is unreachable; nothing was sent.
     Unreachable,
-    /// Sent, then the connection was lost.
+    /// The connection was lost after the request was sent.
     Lost,
-    /// Sent, and the node let it fall.
+    /// The node received the request and dropped it.
     Dropped,
-    /// The deadline came after it was sent.
+    /// The deadline passed after the request was sent.
     Late,
-    /// The deadline came before it was sent.
+    /// The deadline passed before the request was sent.
     LateUnsent,
-    /// Too much waits; not sent, or not handled.
+    /// A queue is full; the request was not sent, or not handled.
     Overloaded,
-    /// Too large to be sent.
+    /// The request is too large to be sent.
     TooLarge,
 }
 
-impl NoAnswer {
-    /// What the caller is told: the code, and what became of the state. A read (`writes` is
-    /// false) left nothing behind whatever happened.
-    pub fn tells(self, writes: bool) -> (ErrorCode, AppliedState) {
+impl CallFailure {
+    /// Return the error code and the effect on the state. A read (`writes` is false) never has an effect.
+    pub fn outcome(self, writes: bool) -> (ErrorCode, AppliedState) {
         let sent = if writes { AppliedState::Unknown } else { AppliedState::NotApplied };
         match self {
             Self::Unreachable => (ErrorCode::NotEnoughReplicas, AppliedState::NotApplied),
@@ -92,31 +90,31 @@ mod tests {
 
     #[test]
     fn only_the_holder_at_that_very_version_serves() {
-        assert_eq!(gate(5, 5, true), Gate::Serve);
-        assert_eq!(gate(5, 5, false), Gate::Stale(5));
-        assert_eq!(gate(4, 5, true), Gate::Stale(5));
-        assert_eq!(gate(6, 5, true), Gate::Later);
-        assert_eq!(gate(6, 5, false), Gate::Later);
+        assert_eq!(admit(5, 5, true), Admission::Admit);
+        assert_eq!(admit(5, 5, false), Admission::Stale(5));
+        assert_eq!(admit(4, 5, true), Admission::Stale(5));
+        assert_eq!(admit(6, 5, true), Admission::CatchUp);
+        assert_eq!(admit(6, 5, false), Admission::CatchUp);
     }
 
     #[test]
     fn what_may_have_been_applied_is_never_asked_again() {
         for how in [
-            NoAnswer::Unreachable,
-            NoAnswer::Lost,
-            NoAnswer::Dropped,
-            NoAnswer::Late,
-            NoAnswer::LateUnsent,
-            NoAnswer::Overloaded,
-            NoAnswer::TooLarge,
+            CallFailure::Unreachable,
+            CallFailure::Lost,
+            CallFailure::Dropped,
+            CallFailure::Late,
+            CallFailure::LateUnsent,
+            CallFailure::Overloaded,
+            CallFailure::TooLarge,
         ] {
-            let (code, state) = how.tells(true);
+            let (code, state) = how.outcome(true);
             let error = RequestError { state, ..RequestError::not_applied(code, "") };
-            let sent = matches!(how, NoAnswer::Lost | NoAnswer::Dropped | NoAnswer::Late);
+            let sent = matches!(how, CallFailure::Lost | CallFailure::Dropped | CallFailure::Late);
             assert_eq!(state == AppliedState::Unknown, sent, "{how:?}");
-            assert_eq!(next(&error) == Next::AskForNews, how == NoAnswer::Unreachable, "{how:?}");
-            assert_eq!(how.tells(false).1, AppliedState::NotApplied, "{how:?}");
+            assert_eq!(retry(&error) == Retry::IfOwnerChanged, how == CallFailure::Unreachable, "{how:?}");
+            assert_eq!(how.outcome(false).1, AppliedState::NotApplied, "{how:?}");
         }
-        assert_eq!(next(&RequestError::stale_ring(7)), Next::CatchUp(7));
+        assert_eq!(retry(&RequestError::stale_ring(7)), Retry::CatchUp(7));
     }
 }

@@ -1,68 +1,76 @@
-//! The data path's frames: a command on its way to a vnode, and the answer.
+//! The frames of the data path: a command for a vnode ([`Call`]) and its answer ([`Answer`]).
 //!
-//! Written by hand because they are read and written for every command: a fixed head, then
-//! opaque bytes that nobody on the way decodes. All numbers are big-endian. The first byte is
-//! the format's version, so that a later one can stand beside it.
+//! They are encoded by hand because every command passes through them: a fixed head, then opaque bytes that
+//! only the guest decodes. All numbers are big-endian. The first byte of a call is the version of the format;
+//! the first byte of an answer says whether a reply or an error follows.
+
+use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use crate::ids::{ModuleUid, RequestId};
 use crate::keyspace::PartitionId;
+use crate::request::{ErrorCode, RequestError};
 
 /// First byte of a [`Call`].
 const FORMAT: u8 = 1;
 const HAS_KEY: u8 = 1;
 const HAS_PAGE: u8 = 2;
 const HAS_AFTER: u8 = 4;
+/// First byte of an [`Answer`] with a reply.
+const ANSWER_OK: u8 = 0;
+/// First byte of an [`Answer`] with an error.
+const ANSWER_ERROR: u8 = 1;
 
 /// A command for one vnode.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Call<'a> {
-    /// The module, by what is never given twice (R22).
+    /// The module, by its unique id (R22).
     pub module: ModuleUid,
     /// The partition.
     pub partition: PartitionId,
-    /// The version of that partition which the sender routed by (R2).
+    /// Version of the partition by which the sender routed (R2).
     pub version: u64,
-    /// The same when it is sent again (R10).
+    /// Identifies the request; a retry has the same id (R10).
     pub id: RequestId,
-    /// Time that is left, in milliseconds (R20: no clocks are compared).
+    /// Remaining time in milliseconds (R20: clocks of two nodes are never compared).
     pub deadline_ms: u32,
     /// The command's name.
     pub command: &'a str,
-    /// Its routing key.
+    /// The routing key.
     pub key: Option<&'a [u8]>,
-    /// For a command that goes everywhere: which page of this partition.
-    pub page: Option<PageAsk<'a>>,
-    /// CBOR map of its arguments.
+    /// For a coverage command: the requested page.
+    pub page: Option<PageRequest<'a>>,
+    /// CBOR map of the arguments.
     pub args: &'a [u8],
 }
 
-/// Which page of one partition is asked for.
+/// A page of a coverage command on one partition.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageAsk<'a> {
-    /// The token that the page before answered; none for the first.
+pub struct PageRequest<'a> {
+    /// Resume token from the previous page, `None` for the first page.
     pub after: Option<&'a [u8]>,
-    /// Most values.
+    /// Maximum number of values.
     pub items: u32,
-    /// Most bytes, roughly.
+    /// Approximate maximum size in bytes.
     pub bytes: u32,
 }
 
-/// Bytes that are no frame of this format.
+/// The error of bytes that are not a call frame.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadFrame {
-    /// Another format.
+    /// Unknown version of the format.
     #[error("a frame of format {0}, this node reads {FORMAT}")]
     Format(u8),
-    /// It ends too early.
+    /// The frame is truncated.
     #[error("the frame ends inside its {0}")]
     Short(&'static str),
-    /// A name that is not UTF-8.
+    /// The name of the command is not UTF-8.
     #[error("the command's name is not UTF-8")]
     NotText,
 }
 
 impl<'a> Call<'a> {
-    /// The frame's bytes.
+    /// Encode the frame.
     pub fn encode(&self) -> Vec<u8> {
         let key_len = self.key.map_or(0, <[u8]>::len);
         let mut out = Vec::with_capacity(64 + self.command.len() + key_len + self.args.len());
@@ -91,10 +99,10 @@ impl<'a> Call<'a> {
         out
     }
 
-    /// Parses a frame.
+    /// Decode a frame.
     ///
     /// # Errors
-    /// Says what is wrong with it. Never panics, whatever the bytes.
+    /// The defect of a malformed frame. No input causes a panic.
     pub fn decode(frame: &'a [u8]) -> Result<Self, BadFrame> {
         let mut rest = Rest(frame);
         let [format, flags] = rest.array("head")?;
@@ -112,7 +120,7 @@ impl<'a> Call<'a> {
             let items = u32::from_be_bytes(rest.array("page")?);
             let bytes = u32::from_be_bytes(rest.array("page")?);
             let after = if flags & HAS_AFTER != 0 { Some(rest.bytes("token")?) } else { None };
-            Some(PageAsk { after, items, bytes })
+            Some(PageRequest { after, items, bytes })
         } else {
             None
         };
@@ -120,12 +128,80 @@ impl<'a> Call<'a> {
     }
 }
 
+/// The answer to a [`Call`]: CBOR of the reply, or the error.
+pub type Answer<'a> = Result<&'a [u8], RequestError>;
+
+/// Encode the frame of an answer.
+pub fn encode_answer(answer: &Answer<'_>) -> Vec<u8> {
+    match answer {
+        Ok(reply) => {
+            let mut out = Vec::with_capacity(1 + reply.len());
+            out.push(ANSWER_OK);
+            out.extend_from_slice(reply);
+            out
+        }
+        Err(error) => {
+            let mut out = vec![ANSWER_ERROR];
+            ciborium::into_writer(error, &mut out).expect("an error is plain data and a Vec never fails");
+            out
+        }
+    }
+}
+
+/// Decode the frame of an answer. A malformed frame is an error of unknown outcome, as the call was sent.
+///
+/// # Errors
+/// The error in the answer, or that of a malformed frame.
+pub fn decode_answer(frame: &[u8]) -> Answer<'_> {
+    let malformed =
+        |what: String| RequestError::unknown(ErrorCode::Internal, format!("the node answered junk: {what}"));
+    match frame.split_first() {
+        Some((&ANSWER_OK, reply)) => Ok(reply),
+        Some((&ANSWER_ERROR, error)) => {
+            Err(ciborium::from_reader(error).unwrap_or_else(|error| malformed(error.to_string())))
+        }
+        other => Err(malformed(format!("an answer of kind {:?}", other.map(|(kind, _)| kind)))),
+    }
+}
+
+/// The reply to a page of a coverage command, as CBOR.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PageAnswer {
+    /// CBOR, one document each.
+    pub values: Vec<ByteBuf>,
+    /// Resume token of the next page, `None` for the last page.
+    pub next: Option<ByteBuf>,
+}
+
+impl PageAnswer {
+    /// Create the reply of a page.
+    pub fn new(values: Vec<Vec<u8>>, next: Option<Vec<u8>>) -> Self {
+        Self { values: values.into_iter().map(ByteBuf::from).collect(), next: next.map(ByteBuf::from) }
+    }
+
+    /// Encode the reply.
+    pub fn encode(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        ciborium::into_writer(self, &mut bytes).expect("a page is plain data and a Vec never fails");
+        bytes
+    }
+
+    /// Decode a reply.
+    ///
+    /// # Errors
+    /// The defect of a malformed reply.
+    pub fn decode(bytes: &[u8]) -> Result<Self, ciborium::de::Error<std::io::Error>> {
+        ciborium::from_reader(bytes)
+    }
+}
+
 fn put_bytes(out: &mut Vec<u8>, bytes: &[u8]) {
-    // Frames are cut off at some MiB long before a length does not fit.
+    // The limit of a frame is some MiB, so the length always fits.
     out.extend_from_slice(&u32::try_from(bytes.len()).unwrap_or(u32::MAX).to_be_bytes());
     out.extend_from_slice(bytes);
 }
 
+/// The bytes of a frame that are not decoded yet.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
@@ -145,8 +221,26 @@ impl<'a> Rest<'a> {
 
 #[cfg(test)]
 mod tests {
+    #![allow(clippy::unwrap_used)]
     use super::*;
     use proptest::prelude::*;
+
+    #[test]
+    fn an_answer_reads_back_as_it_was_sent() {
+        assert_eq!(encode_answer(&Ok(b"value")), b"\0value");
+        assert_eq!(decode_answer(&encode_answer(&Ok(b"value"))), Ok(&b"value"[..]));
+        assert_eq!(decode_answer(&encode_answer(&Ok(b""))), Ok(&b""[..]));
+        let error = RequestError::not_applied(ErrorCode::Overloaded, "the mailbox is full");
+        assert_eq!(decode_answer(&encode_answer(&Err(error.clone()))), Err(error));
+    }
+
+    #[test]
+    fn junk_is_an_answer_of_unknown_outcome() {
+        for junk in [&b""[..], &[2], &[ANSWER_ERROR], &[ANSWER_ERROR, 0xff]] {
+            let error = decode_answer(junk).unwrap_err();
+            assert_eq!(error.code, ErrorCode::Internal, "{junk:?}");
+        }
+    }
 
     proptest! {
         #[test]
@@ -157,7 +251,7 @@ mod tests {
             let call = Call {
                 module: ModuleUid(ids.0), partition: PartitionId(ids.1), version: ids.2, id: RequestId(ids.3),
                 deadline_ms: ids.4, command: &command, key: key.as_deref(), args: &args,
-                page: page.as_ref().map(|(after, items, bytes)| PageAsk { after: after.as_deref(), items: *items, bytes: *bytes }),
+                page: page.as_ref().map(|(after, items, bytes)| PageRequest { after: after.as_deref(), items: *items, bytes: *bytes }),
             };
             let frame = call.encode();
             prop_assert_eq!(Call::decode(&frame), Ok(call));

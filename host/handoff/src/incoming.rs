@@ -248,7 +248,7 @@ impl Filler {
         let vnode = vnode.ok_or_else(|| Refused::Stage("the stage is gone, or the module is".to_owned()))?;
         annulus_ground::point("handoff: fills a stage").await;
         let (answer, taken) = oneshot::channel();
-        vnode.tell(Control::Items(items.into_iter().map(item).collect(), answer));
+        vnode.tell(Control::Items(items, answer));
         let Taken { tally, rejections } = taken
             .await
             .map_err(|_| Refused::Stage("the vnode that takes the items ended".to_owned()))?
@@ -279,9 +279,4 @@ async fn ready(
         loaded.map_err(|why| Refused::Module { module: module.uid, why })?;
     }
     Ok(())
-}
-
-/// An item as the guest has it.
-fn item(item: Item) -> annulus_wasm::Item {
-    annulus_wasm::Item { key: item.key, sort: item.sort, value: item.value, deleted: item.deleted }
 }

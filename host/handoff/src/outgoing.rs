@@ -8,6 +8,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
+use annulus_core::contract::TransferKind;
 use annulus_core::handoff::message::{ModuleRelease, ToReceiver, ToSender};
 use annulus_core::handoff::pacing::{self, Pacing};
 use annulus_core::handoff::sender::{Event, Limits, Sender, Task};
@@ -20,7 +21,6 @@ use super::limiter::Permit;
 use super::progress::Progress;
 use annulus_cluster::View;
 use annulus_vnode::{Outgoing, StreamEvent};
-use annulus_wasm::TransferKind;
 use seal::Seal;
 
 /// The time limit for opening a stream.
@@ -232,16 +232,14 @@ impl Driver {
     async fn of_vnode(&mut self, event: StreamEvent) -> Option<Event> {
         match event {
             StreamEvent::Page { module, attempt, page: Ok(page) } => {
-                let items: Vec<Item> = page.items.into_iter().map(item).collect();
-                self.handoff.inner.limiter.settle_page(bytes(&items));
-                Some(Event::Page { attempt, module, items, next: page.next })
+                self.handoff.inner.limiter.settle_page(bytes(&page.items));
+                Some(Event::Page { attempt, module, items: page.items, next: page.next })
             }
             StreamEvent::Page { module, attempt, page: Err(why) } => {
                 self.handoff.inner.limiter.settle_page(0);
                 Some(Event::PageFailed { attempt, module, why })
             }
             StreamEvent::Forward { module, items } => {
-                let items: Vec<Item> = items.into_iter().map(item).collect();
                 self.handoff.inner.limiter.spend(bytes(&items));
                 Some(Event::Forward(module, items))
             }
@@ -276,9 +274,4 @@ impl Driver {
 
 fn bytes(items: &[Item]) -> u64 {
     items.iter().map(|item| item.len() as u64).sum()
-}
-
-/// An item as the core has it.
-fn item(item: annulus_wasm::Item) -> Item {
-    Item { key: item.key, sort: item.sort, value: item.value, deleted: item.deleted }
 }

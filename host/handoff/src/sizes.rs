@@ -100,7 +100,7 @@ impl Handoff {
         let role = |partition: &PartitionId| view.state.ring.role_of(view.me, *partition, REPLICAS);
         let mine = partitions.into_iter().filter(|partition| role(partition) == Role::Owner);
         let counted = futures_util::stream::iter(mine).map(|partition| async move {
-            let counted = timeout_at(deadline, self.inner.master.weigh(partition)).await.ok()?;
+            let counted = timeout_at(deadline, self.inner.master.measure(partition)).await.ok()?;
             let counts = counted
                 .inspect_err(|reason| tracing::info!(partition = partition.0, reason, "cannot be counted"));
             let size = counts.ok()?.into_iter().fold(

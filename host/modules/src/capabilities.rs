@@ -107,11 +107,11 @@ impl Modules {
 
     /// Modules that this node cannot serve.
     fn unable_here(&self) -> Vec<Unable> {
-        let behaviours = self.inner.behaviours.load();
+        let releases = self.inner.releases.load();
         let running = self.inner.running.borrow();
         let mut unable: Vec<Unable> = running
             .iter()
-            .filter(|(module, _)| !behaviours.contains_key(module))
+            .filter(|(module, _)| !releases.contains_key(module))
             .filter_map(|(module, running)| {
                 let (version, reason) = running.failed.clone()?;
                 let end = reason.floor_char_boundary(MAX_REASON);

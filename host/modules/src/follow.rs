@@ -16,7 +16,7 @@ use super::formats::{described, write_format};
 use super::{Modules, Running, limits_of};
 use annulus_core::codec;
 use annulus_transport::kind;
-use annulus_vnode::{Behaviour, Master, SwapReport, WeakMaster};
+use annulus_vnode::{Master, Release, SwapReport, WeakMaster};
 
 /// Longest time to fetch one component from one peer.
 const FETCH_LIMIT: Duration = Duration::from_secs(60);
@@ -136,19 +136,19 @@ impl Modules {
         let previous = module.previous.as_ref().and_then(described);
         let format = write_format(&prepared.description, previous.as_ref());
         let (name, version) = (module.name.as_str().into(), module.current.version);
-        let behaviour = Behaviour::of(name, version, prepared, module.config.clone()).writing(format);
-        let behaviour = Arc::new(behaviour);
+        let release = Release::new(name, version, prepared, module.config.clone()).writing(format);
+        let release = Arc::new(release);
         annulus_ground::point("modules: a release is ready here").await;
         // New vnodes run the new release from here on. Running vnodes are swapped one by one, each between
         // two of its commands.
-        self.inner.behaviours.rcu(|known| {
+        self.inner.releases.rcu(|known| {
             let mut next = HashMap::clone(known);
-            next.insert(module.uid, behaviour.clone());
+            next.insert(module.uid, release.clone());
             next
         });
         let Some(master) = self.inner.master.get().and_then(WeakMaster::upgrade) else { return Ok(()) };
         annulus_ground::point("modules: swaps").await;
-        let reports = master.swap(module.uid, &behaviour).await;
+        let reports = master.swap(module.uid, &release).await;
         let failed = reports.iter().find_map(|(partition, report)| {
             report.as_ref().err().map(|reason| format!("partition {}: {reason}", partition.0))
         });
@@ -208,8 +208,8 @@ impl Modules {
     }
 
     fn drop_undeployed(&self, deployed: &[ModuleUid]) {
-        let behaviours = self.inner.behaviours.load();
-        let gone: Vec<_> = behaviours.iter().filter(|(uid, _)| !deployed.contains(uid)).collect();
+        let releases = self.inner.releases.load();
+        let gone: Vec<_> = releases.iter().filter(|(uid, _)| !deployed.contains(uid)).collect();
         if gone.is_empty() {
             return;
         }
@@ -217,9 +217,9 @@ impl Modules {
             // A module missing only from a recovered state has vnodes set aside; its incidents report them.
             let aside: BTreeSet<ModuleUid> = master.set_aside().iter().map(|vnode| vnode.module).collect();
             let undeployed = gone.iter().filter(|(uid, _)| !aside.contains(uid));
-            undeployed.for_each(|(_, behaviour)| master.forget_incidents(&behaviour.name));
+            undeployed.for_each(|(_, release)| master.forget_incidents(&release.name));
         }
-        self.inner.behaviours.rcu(|known| {
+        self.inner.releases.rcu(|known| {
             let mut next = HashMap::clone(known);
             next.retain(|uid, _| deployed.contains(uid));
             next

@@ -33,7 +33,7 @@ pub use messages::Running;
 use annulus_cluster::Cluster;
 use annulus_ground::Tasks;
 use annulus_transport::Transport;
-use annulus_vnode::{Behaviour, Loader, ModuleSource, WeakMaster};
+use annulus_vnode::{Loader, ModuleSource, Release, WeakMaster};
 use annulus_wasm::{Description, Limits};
 
 /// This node's modules. Cheap to clone.
@@ -48,7 +48,7 @@ struct Inner {
     loader: Arc<dyn Loader>,
     artefacts: Artefacts,
     /// The release that new vnodes run, by module.
-    behaviours: ArcSwap<HashMap<ModuleUid, Arc<Behaviour>>>,
+    releases: ArcSwap<HashMap<ModuleUid, Arc<Release>>>,
     /// This node's progress with each module. A change wakes the waiting deploys.
     running: watch::Sender<HashMap<ModuleUid, Running>>,
     /// Descriptions decoded from the cluster's CBOR, by component.
@@ -88,7 +88,7 @@ impl Modules {
                 transport,
                 loader,
                 artefacts,
-                behaviours: ArcSwap::default(),
+                releases: ArcSwap::default(),
                 running: watch::Sender::new(HashMap::new()),
                 descriptions: Mutex::default(),
                 missed: Mutex::default(),
@@ -138,8 +138,8 @@ impl Modules {
 }
 
 impl ModuleSource for Modules {
-    fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>> {
-        self.inner.behaviours.load().get(&module).cloned()
+    fn release(&self, module: ModuleUid) -> Option<Arc<Release>> {
+        self.inner.releases.load().get(&module).cloned()
     }
 }
 

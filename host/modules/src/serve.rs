@@ -85,7 +85,7 @@ impl Modules {
         use annulus_vnode::ModuleSource;
         let mut changes = self.inner.running.subscribe();
         loop {
-            if self.behaviour(module).is_some() {
+            if self.release(module).is_some() {
                 return Ok(());
             }
             let failed = changes.borrow_and_update().get(&module).and_then(|running| running.failed.clone());

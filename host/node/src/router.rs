@@ -18,8 +18,8 @@ use super::services::Services;
 use super::twin::{RunStatus, Twins};
 use annulus_admin::AdminService;
 use annulus_cluster::{Cluster, Ended};
+use annulus_request::PeerCaller;
 use annulus_transport::{BulkStream, Event, Inbound, Lane, PeerIdentity, Request, Service, kind};
-use annulus_vnode::Reply;
 
 /// Knows the parts of the node, and which part handles which message kind.
 pub struct Router {
@@ -180,7 +180,7 @@ impl Service for Router {
                 None if request.kind == kind::CALL => {
                     let message = "the node is starting or stopping";
                     let error = RequestError::not_applied(ErrorCode::NotReady, message);
-                    Reply::Remote(request.responder).send(Err(error));
+                    PeerCaller::reply(request.responder).send(Err(error));
                 }
                 _ => {}
             },

@@ -20,7 +20,7 @@ use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
 use annulus_transport::Transport;
-use annulus_vnode::{Behaviour, Filled, Loader, Master, MasterConfig, ModuleSource};
+use annulus_vnode::{Filled, Loader, Master, MasterConfig, ModuleSource, Release};
 use annulus_wasm::Engine;
 
 /// Why the services do not start. The node must not serve then.
@@ -198,8 +198,8 @@ struct Source {
 }
 
 impl ModuleSource for Source {
-    fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>> {
-        self.modules.behaviour(module)
+    fn release(&self, module: ModuleUid) -> Option<Arc<Release>> {
+        self.modules.release(module)
     }
 
     fn filled(&self, module: ModuleUid) -> Filled<'_> {

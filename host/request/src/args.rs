@@ -1,13 +1,15 @@
-//! The routing key out of a command's arguments.
+//! The routing key in the arguments of a command.
 
 use annulus_core::request::{ErrorCode, MAX_ARGS_BYTES, RequestError};
 use bytes::Bytes;
 use ciborium::Value;
 
-/// Longest routing key, in bytes: it travels with every request and item.
+use super::map_scan;
+
+/// Maximum length of a routing key in bytes: every request and item carries it.
 const MAX_KEY_BYTES: usize = 64 << 10;
 
-/// Refuses arguments that no frame to another node would hold, wherever the partition is.
+/// Refuse arguments that do not fit a frame to another node, also if the partition is on this one.
 pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
     if args.len() > MAX_ARGS_BYTES {
         let message = format!("the arguments are {} bytes; the limit is {MAX_ARGS_BYTES}", args.len());
@@ -16,33 +18,40 @@ pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// The bytes of the parameter that routes: text as UTF-8, bytes as they are, a number as its
+/// Return the routing key: the value of the parameter `param`, text as UTF-8, bytes as they are, an integer as its
 /// decimal digits.
 ///
 /// # Errors
-/// If the arguments are no CBOR map or the parameter is not there or cannot route.
+/// The arguments are not a CBOR map, or the parameter is missing or of another type.
 pub(super) fn routing_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
-    let bad = |message: String| RequestError::not_applied(ErrorCode::BadArguments, message);
-    let map: Value =
-        ciborium::from_reader(args).map_err(|error| bad(format!("the arguments are no CBOR: {error}")))?;
-    let Value::Map(map) = map else { return Err(bad("the arguments are no CBOR map".to_owned())) };
-    let value = map.into_iter().find(|(name, _)| name.as_text() == Some(param)).map(|(_, value)| value);
-    let key: Bytes = match value {
-        None => return Err(bad(format!("missing parameter `{param}`, which routes the command"))),
-        Some(Value::Text(text)) => text.into(),
-        Some(Value::Bytes(bytes)) => bytes.into(),
-        Some(Value::Integer(number)) => i128::from(number).to_string().into(),
-        Some(_) => {
-            return Err(bad(format!(
-                "the parameter `{param}` routes the command: it must be text, bytes or a whole number"
-            )));
-        }
+    let key = match map_scan::key_of_entry(args, param) {
+        Some(key) => Bytes::copy_from_slice(&key),
+        // The parser covers all of CBOR, and has the error.
+        None => parsed_key(args, param)?,
     };
     if key.len() > MAX_KEY_BYTES {
         let message = format!("the key is {} bytes; the limit is {MAX_KEY_BYTES}", key.len());
         return Err(RequestError::not_applied(ErrorCode::ValueTooLarge, message));
     }
     Ok(key)
+}
+
+/// Return the routing key by a parse of all arguments.
+fn parsed_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
+    let bad = |message: String| RequestError::not_applied(ErrorCode::BadArguments, message);
+    let map: Value =
+        ciborium::from_reader(args).map_err(|error| bad(format!("the arguments are no CBOR: {error}")))?;
+    let Value::Map(map) = map else { return Err(bad("the arguments are no CBOR map".to_owned())) };
+    let value = map.into_iter().find(|(name, _)| name.as_text() == Some(param)).map(|(_, value)| value);
+    match value {
+        None => Err(bad(format!("missing parameter `{param}`, which routes the command"))),
+        Some(Value::Text(text)) => Ok(text.into()),
+        Some(Value::Bytes(bytes)) => Ok(bytes.into()),
+        Some(Value::Integer(number)) => Ok(i128::from(number).to_string().into()),
+        Some(_) => Err(bad(format!(
+            "the parameter `{param}` routes the command: it must be text, bytes or a whole number"
+        ))),
+    }
 }
 
 #[cfg(test)]
@@ -64,10 +73,43 @@ mod tests {
     }
 
     #[test]
+    fn the_scan_finds_the_key_that_the_parser_finds() {
+        let entry = |name: &str, value: Value| (Value::from(name), value);
+        let nested = Value::Array(vec![Value::Null, 1.5.into(), Value::Map(vec![entry("k", "no".into())])]);
+        let samples = [
+            vec![entry("k", "text".into())],
+            vec![entry("v", nested), entry("k", vec![1u8, 2].into()), entry("k", "second".into())],
+            vec![(7.into(), true.into()), entry("k", u64::MAX.into()), entry("v", "x".repeat(300).into())],
+            vec![entry("k", (-70_000).into()), entry("f", f64::MAX.into()), (Value::Null, Value::from("k"))],
+        ];
+        let mut found = 0;
+        for sample in samples {
+            let mut bytes = Vec::new();
+            ciborium::into_writer(&Value::Map(sample), &mut bytes).unwrap();
+            assert!(map_scan::key_of_entry(&bytes, "k").is_some());
+            assert!(map_scan::key_of_entry(&bytes, "other").is_none());
+            // Whatever a byte is replaced by, or wherever the end is cut off: the same key, or none.
+            for at in 0..bytes.len() {
+                for byte in 0..=255 {
+                    let mut changed = bytes.clone();
+                    changed[at] = byte;
+                    for changed in [&changed[..], &changed[..=at]] {
+                        if let Some(key) = map_scan::key_of_entry(changed, "k") {
+                            assert_eq!(parsed_key(changed, "k").unwrap(), *key, "{changed:02x?}");
+                            found += 1;
+                        }
+                    }
+                }
+            }
+        }
+        assert!(found > 1000, "{found}");
+    }
+
+    #[test]
     fn the_longest_arguments_and_the_longest_reply_fit_a_frame() {
         use annulus_core::request::MAX_REPLY_BYTES;
         use annulus_transport::limits::MAX_FRAME;
-        // Names, numbers and heads.
+        // Names, numbers and headers.
         let rest = 16 << 10;
         assert!(MAX_ARGS_BYTES + MAX_KEY_BYTES + rest <= MAX_FRAME);
         assert!(MAX_REPLY_BYTES + rest <= MAX_FRAME);

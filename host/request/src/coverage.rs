@@ -1,57 +1,54 @@
-//! Commands that every partition answers once.
+//! Coverage commands: every partition answers once.
 //!
-//! Each partition is asked page by page, some partitions at a time; a page is a request like
-//! any other, so one whose partition moves in between follows on its new holder from the token
-//! of the page before (R17): no key twice, none left out. A partition that cannot answer is
-//! named, never passed over in silence.
+//! Each partition is asked page by page, several partitions at a time. A page is a request like any other: if the
+//! partition moves in between, the next page comes from its new owner and continues at the resume token of the
+//! previous one (R17), so no key is repeated or left out. A partition that does not answer is reported.
 
+use annulus_core::description::{Effect, Route};
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{AppliedState, ErrorCode, RequestError};
-use annulus_core::wire::PageAsk;
+use annulus_core::wire::{PageAnswer, PageRequest};
 use bytes::Bytes;
 use futures_util::StreamExt;
 use tokio::sync::mpsc;
 
-use super::{CallRequest, Coordinator, Target};
-use annulus_vnode::PageAnswer;
-use annulus_wasm::{Effect, Route};
+use super::coordinator::{CallRequest, Coordinator, Target};
 
-/// Partitions asked at the same time by one command.
+/// Number of partitions that one command asks concurrently.
 const PARTITIONS_AT_ONCE: usize = 16;
-/// Most values of one page.
+/// Maximum number of values of a page.
 const PAGE_ITEMS: u32 = 1024;
-/// Most bytes of one page, roughly.
+/// Approximate maximum size of a page in bytes.
 const PAGE_BYTES: u32 = 256 << 10;
-/// Batches that wait for a slow reader before the vnodes are asked no further.
+/// Number of batches that wait for a slow reader before the vnodes are asked no further.
 const BATCHES_AHEAD: usize = 32;
 
-/// What comes of a command that goes everywhere.
+/// A part of the result of a coverage command.
 #[derive(Clone, Debug)]
 pub enum CoverageEvent {
-    /// Some values of one partition, in order within it.
+    /// Values of one partition, in order within the partition.
     Batch {
-        /// Which.
+        /// The partition.
         partition: PartitionId,
-        /// The node that answered this page. The next page may come from another one.
+        /// The node that answered. The next page may come from another node.
         node: NodeId,
-        /// CBOR, one each.
+        /// CBOR, one document each.
         values: Vec<Bytes>,
     },
-    /// Nothing follows.
+    /// The end of the result.
     Done {
-        /// Partitions that did not answer to their end, each with the reason. For a command that writes the
-        /// reason's state says what was done there: nothing, or nobody knows how much.
+        /// Partitions that did not answer completely, each with the reason. For a command that writes, the state in
+        /// the reason is its effect on the partition: none, or unknown.
         missing: Vec<(PartitionId, RequestError)>,
     },
 }
 
 impl Coordinator {
-    /// Runs a command on every partition; answers as they come.
+    /// Run a coverage command. The results are received as they arrive.
     ///
     /// # Errors
-    /// If the command does not go everywhere, or there is none. What fails later is in the
-    /// last event.
+    /// The command is unknown or not a coverage command. Later failures are in the last event.
     pub fn coverage(&self, request: CallRequest) -> Result<mpsc::Receiver<CoverageEvent>, RequestError> {
         let target = self.target(&request)?;
         if target.route != Route::Everywhere {
@@ -60,6 +57,7 @@ impl Coordinator {
         }
         let (events, receiver) = mpsc::channel(BATCHES_AHEAD);
         let this = self.clone();
+        // Ends by itself: every page ends at the request's deadline, and no page follows once the receiver is dropped.
         annulus_ground::spawn(async move {
             let partitions = this.inner.cluster.view().state.ring.size.partitions();
             let asked = futures_util::stream::iter(partitions).map(|partition| {
@@ -87,13 +85,13 @@ impl Coordinator {
     ) -> Result<(), RequestError> {
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let ask = PageAsk { after: after.as_deref(), items: PAGE_ITEMS, bytes: PAGE_BYTES };
+            let ask = PageRequest { after: after.as_deref(), items: PAGE_ITEMS, bytes: PAGE_BYTES };
             let asked = self.route(target, request, Some(ask)).await;
             let (answer, node) = match after {
                 None => asked?,
                 Some(_) => asked.map_err(|error| half_done(target.effect, error))?,
             };
-            let page: PageAnswer = ciborium::from_reader(&answer[..]).map_err(|error| {
+            let page = PageAnswer::decode(&answer).map_err(|error| {
                 RequestError::unknown(ErrorCode::Internal, format!("a page cannot be read: {error}"))
             })?;
             if !page.values.is_empty() {
@@ -114,8 +112,8 @@ impl Coordinator {
     }
 }
 
-/// The error of a partition in which earlier pages of the command were carried out: a write of which a part
-/// was done is not one that changed nothing.
+/// Return the error of a partition in which earlier pages of the command succeeded: a write that was applied in part
+/// is not one that changed nothing.
 fn half_done(effect: Effect, error: RequestError) -> RequestError {
     match (effect, error.state) {
         (Effect::Write | Effect::Update, AppliedState::NotApplied) => {

@@ -1,40 +1,51 @@
-//! Sending one request to the vnode of a partition, wherever the ring says it is.
+//! The routing of a request to the owner of its partition, with retries while the ring changes.
 
 use std::time::Duration;
 
+use annulus_core::description::Effect;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
-use annulus_core::request::{ErrorCode, RequestError};
-use annulus_core::routing::{self, Next, NoAnswer};
-use annulus_core::wire::{Call, PageAsk};
+use annulus_core::request::{ErrorCode, Request, RequestError};
+use annulus_core::routing::{self, CallFailure, Retry};
+use annulus_core::wire::{Call, PageRequest, decode_answer};
 use bytes::Bytes;
+use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
-use super::{CallRequest, Coordinator, Target};
+use super::coordinator::{CallRequest, Coordinator, Target};
 use annulus_cluster::View;
 use annulus_transport::{CallError, Lane, PeerAddr, kind};
-use annulus_vnode::{Command, Delivery, PageWanted, Reply, decode_answer};
-use annulus_wasm::{Effect, Request};
+use annulus_vnode::{Command, CoveragePage, Delivery, Reply};
 
-/// How long to wait for a change of the ring before a stale answer is asked again anyway: the
-/// answerer may be the one who is behind.
+/// The wait for a change of the ring before a retry after a stale answer: the node that answered may be the one that
+/// is behind.
 const STALE_PAUSE: Duration = Duration::from_millis(20);
-/// How long the leader may take to say where a partition is whose holder cannot be reached.
+/// The time in which the leader must name the owner of a partition whose known owner is unreachable.
 const NEWS_LIMIT: Duration = Duration::from_millis(200);
-/// It is asked no later than this after a request was sent: within a second a caller is to know
-/// that a holder is dead.
+/// The limit of that, since the request was sent: a caller learns within a second that an owner is dead.
 const NOTICE_LIMIT: Duration = Duration::from_millis(900);
 
 impl Coordinator {
-    /// Runs a request where its partition is held; follows the ring while it changes. Answers the reply and
-    /// the node that gave it.
+    /// Run a command on the vnode of its key, or on any vnode if the command has no key. Return the reply as CBOR.
+    ///
+    /// # Errors
+    /// The reason of the failure and its effect on the state, by the deadline at the latest.
+    pub fn call<'a>(&'a self, request: &'a CallRequest) -> BoxFuture<'a, Result<Bytes, RequestError>> {
+        Box::pin(async move {
+            let target = self.target(request)?;
+            self.route(&target, request, None).await.map(|(reply, _)| reply)
+        })
+    }
+
+    /// Run a request at the owner of its partition, and follow the ring while it changes. Return the reply and the
+    /// node that sent it.
     pub(super) async fn route(
         &self,
         target: &Target,
         request: &CallRequest,
-        page: Option<PageAsk<'_>>,
+        page: Option<PageRequest<'_>>,
     ) -> Result<(Bytes, NodeId), RequestError> {
         loop {
             if Instant::now() >= patience(request) {
@@ -60,10 +71,10 @@ impl Coordinator {
                 Ok(reply) => return Ok((reply, owner)),
                 Err(error) => error,
             };
-            match routing::next(&error) {
-                Next::Answer => return Err(error),
-                Next::CatchUp(version) => self.catch_up(version, owner, request.deadline).await,
-                Next::AskForNews => {
+            match routing::retry(&error) {
+                Retry::No => return Err(error),
+                Retry::CatchUp(version) => self.catch_up(version, owner, request.deadline).await,
+                Retry::IfOwnerChanged => {
                     let until = request.deadline.min(sent + NOTICE_LIMIT).min(Instant::now() + NEWS_LIMIT);
                     if !self.has_moved(target.partition, owner, until).await {
                         return Err(error);
@@ -73,7 +84,7 @@ impl Coordinator {
         }
     }
 
-    /// Does the leader know of another holder than this one, which does not answer?
+    /// Ask the leader whether the partition has another owner than this one, which does not answer.
     async fn has_moved(&self, partition: PartitionId, owner: NodeId, until: Instant) -> bool {
         let cluster = &self.inner.cluster;
         if cluster.leader() != Some(owner) {
@@ -82,11 +93,11 @@ impl Coordinator {
         cluster.view().partition(partition).owner() != owner
     }
 
-    /// Waits until this node knows what the answerer of `stale-ring` knows (R2).
+    /// Wait until this node has applied the log as far as the node that answered `stale-ring` (R2).
     async fn catch_up(&self, version: u64, owner: NodeId, deadline: Instant) {
         let cluster = &self.inner.cluster;
         if cluster.view().index() < version {
-            // The deadline is checked by the caller's loop.
+            // An error: the caller's loop checks the deadline.
             let _ = cluster.learn_from(owner, version, deadline).await;
         } else {
             let mut changes = cluster.watch();
@@ -95,21 +106,22 @@ impl Coordinator {
         }
     }
 
+    /// Run a request on this node.
     async fn here(
         &self,
         target: &Target,
         request: &CallRequest,
-        page: Option<PageAsk<'_>>,
+        page: Option<PageRequest<'_>>,
         version: u64,
     ) -> Result<Bytes, RequestError> {
         let (reply, answer) = oneshot::channel();
         let command = Command {
             request: Request {
                 command: request.command.clone(),
-                key: target.key.as_ref().map(|key| key.to_vec()),
-                args: request.args.to_vec(),
+                key: target.key.clone(),
+                args: request.args.clone(),
             },
-            page: page.map(page_wanted),
+            page: page.map(coverage_page),
             id: request.id,
             deadline: request.deadline,
             reply: Reply::Local(reply),
@@ -124,7 +136,7 @@ impl Coordinator {
         }
     }
 
-    /// Gives a command to this node's master, waiting for the log where it is behind the sender.
+    /// Deliver a command to this node's master. Wait for the log if it is behind the sender's.
     pub(super) async fn deliver(
         &self,
         module: annulus_core::ids::ModuleUid,
@@ -137,7 +149,7 @@ impl Coordinator {
             let deadline = command.deadline;
             match master.deliver(module, partition, version, command) {
                 Delivery::Taken => return,
-                Delivery::Later(back) => command = *back,
+                Delivery::CatchUp(back) => command = *back,
             }
             if timeout_at(deadline, master.wait_applied(version)).await.is_err() {
                 let message = "this node did not learn of the ring's last change in time";
@@ -147,11 +159,12 @@ impl Coordinator {
         }
     }
 
+    /// Run a request on another node.
     async fn there(
         &self,
         target: &Target,
         request: &CallRequest,
-        page: Option<PageAsk<'_>>,
+        page: Option<PageRequest<'_>>,
         version: u64,
         peer: &PeerAddr,
         view: &View,
@@ -174,19 +187,19 @@ impl Coordinator {
             .call(peer, Lane::Data, kind::CALL, frame.encode().into(), patience(request))
             .await;
         match call {
-            Ok(answer) => decode_answer(answer),
+            Ok(answer) => decode_answer(&answer).map(|reply| answer.slice_ref(reply)),
             Err(error) => Err(unanswered(target, error, view)),
         }
     }
 }
 
-/// When nobody waits for the answer any more.
+/// Return the time until which the caller waits.
 fn patience(request: &CallRequest) -> Instant {
     let more = if mutants::on(Mutant::NoDeadline) { Duration::from_secs(3600) } else { Duration::ZERO };
     request.deadline + more
 }
 
-/// What a client is told of a call that came to no answer.
+/// Return the error of a call that got no answer.
 fn unanswered(target: &Target, error: CallError, view: &View) -> RequestError {
     let partition = target.partition;
     let holder = view
@@ -198,30 +211,32 @@ fn unanswered(target: &Target, error: CallError, view: &View) -> RequestError {
     let of = format!("partition {} is held by {holder}", partition.0);
     let (how, message) = match error {
         CallError::Unreachable(why) => {
-            (NoAnswer::Unreachable, format!("{of}, which cannot be reached: {why}"))
+            (CallFailure::Unreachable, format!("{of}, which cannot be reached: {why}"))
         }
         CallError::Lost(why) => {
-            (NoAnswer::Lost, format!("{of}, and the connection to it was lost before it answered: {why}"))
+            (CallFailure::Lost, format!("{of}, and the connection to it was lost before it answered: {why}"))
         }
         CallError::NoAnswer => {
-            (NoAnswer::Dropped, format!("{of}, which took the request and gave no answer"))
+            (CallFailure::Dropped, format!("{of}, which took the request and gave no answer"))
         }
-        CallError::Deadline { sent: true } => (NoAnswer::Late, format!("{of}, which did not answer in time")),
+        CallError::Deadline { sent: true } => {
+            (CallFailure::Late, format!("{of}, which did not answer in time"))
+        }
         CallError::TooLarge { bytes, limit } => {
-            (NoAnswer::TooLarge, format!("the request is {bytes} bytes; the limit is {limit}"))
+            (CallFailure::TooLarge, format!("the request is {bytes} bytes; the limit is {limit}"))
         }
         error @ CallError::Deadline { sent: false } => {
-            (NoAnswer::LateUnsent, format!("{of}; the request was not sent: {error}"))
+            (CallFailure::LateUnsent, format!("{of}; the request was not sent: {error}"))
         }
         error @ CallError::Overloaded => {
-            (NoAnswer::Overloaded, format!("{of}; the request was not sent: {error}"))
+            (CallFailure::Overloaded, format!("{of}; the request was not sent: {error}"))
         }
     };
-    let (code, state) = how.tells(target.effect != Effect::Read);
+    let (code, state) = how.outcome(target.effect != Effect::Read);
     RequestError { state, ..RequestError::not_applied(code, message) }
 }
 
-/// The page asked for, as a mailbox has it.
-pub(super) fn page_wanted(page: PageAsk<'_>) -> PageWanted {
-    PageWanted { after: page.after.map(<[u8]>::to_vec), items: page.items, bytes: page.bytes }
+/// Return a requested page as the mailbox has it.
+pub(super) fn coverage_page(page: PageRequest<'_>) -> CoveragePage {
+    CoveragePage { after: page.after.map(<[u8]>::to_vec), items: page.items, bytes: page.bytes }
 }

@@ -1,54 +1,75 @@
-//! Commands that come from other nodes.
+//! Commands from other nodes.
 
 use std::time::Duration;
 
 use annulus_core::ids::{ModuleUid, RequestId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::{ErrorCode, RequestError};
-use annulus_core::wire::Call;
+use annulus_core::request::{ErrorCode, Request, RequestError};
+use annulus_core::wire::{Call, encode_answer};
+use bytes::Bytes;
 use tokio::time::Instant;
 
-use super::Coordinator;
-use super::route::page_wanted;
-use annulus_transport::PeerIdentity;
-use annulus_vnode::{Command, Delivery, Reply};
-use annulus_wasm::Request;
+use super::coordinator::Coordinator;
+use super::route::coverage_page;
+use annulus_transport::{PeerIdentity, Responder};
+use annulus_vnode::{Command, Delivery, RemoteCaller, Reply};
+
+/// Minimum length of bytes that share the buffer of their frame. A shorter frame may be a part of a buffer with many
+/// frames, which it would keep in memory while it waits in a mailbox.
+const SHARED_BYTES: usize = 16 << 10;
+
+/// The caller of a command, at the other end of a request lane.
+pub struct PeerCaller(Responder);
+
+impl PeerCaller {
+    /// Return the reply that goes to this caller.
+    pub fn reply(responder: Responder) -> Reply {
+        Reply::Remote(Box::new(Self(responder)))
+    }
+}
+
+impl RemoteCaller for PeerCaller {
+    fn send(self: Box<Self>, answer: Result<Bytes, RequestError>) {
+        let answer = answer.as_ref().map(|reply| &reply[..]).map_err(Clone::clone);
+        self.0.send(encode_answer(&answer).into());
+    }
+}
 
 impl Coordinator {
-    /// Takes a command of a peer to its vnode. Called on the network's threads: only what has
-    /// to wait for the log is spawned.
+    /// Deliver a command of a peer to its vnode. Runs on the threads of the network: only a command that has to wait
+    /// for the log gets a task.
     pub fn serve(&self, request: annulus_transport::Request) {
-        let parsed = Call::decode(&request.payload).map(|call| {
-            let left = Duration::from_millis(u64::from(call.deadline_ms));
-            let command = Command {
-                request: Request {
-                    command: call.command.to_owned(),
-                    key: call.key.map(<[u8]>::to_vec),
-                    args: call.args.to_vec(),
-                },
-                page: call.page.map(page_wanted),
-                id: RequestId(call.id.0),
-                deadline: Instant::now() + left,
-                reply: Reply::Remote(request.responder),
-            };
-            (call.module, call.partition, call.version, command)
-        });
-        // The responder is dropped with a frame that cannot be read, which tells the sender.
-        let (module, partition, version, command): (ModuleUid, PartitionId, u64, Command) = match parsed {
-            Ok(parsed) => parsed,
+        let payload = request.payload;
+        let call = match Call::decode(&payload) {
+            Ok(call) => call,
+            // The responder is dropped, which tells the sender that there is no answer.
             Err(error) => {
                 return tracing::warn!(%error, from = ?request.from, "a command's frame cannot be read");
             }
         };
+        let (module, partition, version): (ModuleUid, PartitionId, u64) =
+            (call.module, call.partition, call.version);
+        let command = Command {
+            request: Request {
+                command: call.command.to_owned(),
+                key: call.key.map(|key| share(&payload, key)),
+                args: share(&payload, call.args),
+            },
+            page: call.page.map(coverage_page),
+            id: RequestId(call.id.0),
+            deadline: Instant::now() + Duration::from_millis(u64::from(call.deadline_ms)),
+            reply: PeerCaller::reply(request.responder),
+        };
         let view = self.inner.cluster.view();
-        // One that has left holds nothing, and says so: `stale-ring` sends the request on.
+        // A node that has left owns nothing, and answers `stale-ring`, which sends the request on.
         if !view.serves() && !view.is_removed() {
             let message = "the node is joining, or of an older history of the cluster, and does not serve";
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
         }
-        if let Delivery::Later(command) = self.inner.master.deliver(module, partition, version, command) {
+        if let Delivery::CatchUp(command) = self.inner.master.deliver(module, partition, version, command) {
             let this = self.clone();
             let from = request.from;
+            // Ends by itself, at the deadline of the command at the latest.
             annulus_ground::spawn(async move {
                 this.learn_of(&from, version, command.deadline).await;
                 this.deliver(module, partition, version, *command).await;
@@ -56,14 +77,19 @@ impl Coordinator {
         }
     }
 
-    /// The sender of a command knows a later change of the partition than this node: it has it from
-    /// the log, so it can hand it over, whether or not this node hears from a leader (R2).
+    /// Fetch the log up to `version` from the sender of a command: it has applied that change, so it can hand the log
+    /// over whether or not this node hears from a leader (R2).
     async fn learn_of(&self, from: &PeerIdentity, version: u64, deadline: Instant) {
         let PeerIdentity::Node { uid, .. } = from else { return };
         let cluster = &self.inner.cluster;
         if let Some(sender) = cluster.view().state.member_by_uid(*uid).map(|member| member.id) {
-            // If that does not help, the log may come by itself until the deadline.
+            // An error: the log may still come from elsewhere before the deadline.
             let _ = cluster.learn_from(sender, version, deadline).await;
         }
     }
+}
+
+/// Return a part of a frame: long ones share its buffer, short ones are copied.
+fn share(frame: &Bytes, part: &[u8]) -> Bytes {
+    if part.len() < SHARED_BYTES { Bytes::copy_from_slice(part) } else { frame.slice_ref(part) }
 }

@@ -94,7 +94,7 @@ fn ring_size(text: &str) -> Result<RingSize, String> {
     RingSize::try_from(size).map_err(|error| error.to_string())
 }
 
-/// Smallest budget for guests: two that hold nothing.
+/// Smallest limit of the memory of all guests: enough for a dozen that hold nothing.
 const MIN_GUEST_MEMORY: u64 = 16 << 20;
 
 fn guest_memory(text: &str) -> Result<usize, String> {

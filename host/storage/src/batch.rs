@@ -1,51 +1,53 @@
-//! The writes of one call over the storage that it reads.
+//! The writes of one call, as an overlay of the storage that the call reads.
 
 use std::collections::BTreeMap;
 use std::iter::Peekable;
 use std::ops::Bound;
 
-use super::{Place, Storage, Stored};
+use annulus_core::item::{Item, ItemAddr, Version};
 
-/// One call's writes, seen by its own reads, not yet in the storage.
+use super::Storage;
+
+/// The writes of one call: visible to its own reads, not applied to the storage yet.
 #[derive(Default)]
 pub struct Batch {
-    writes: BTreeMap<Place, Stored>,
+    writes: BTreeMap<ItemAddr, Version>,
     bytes: usize,
 }
 
 impl Batch {
-    /// Writes an item; the last write to a place counts.
-    pub fn put(&mut self, place: Place, stored: Stored) {
-        self.bytes += place.0.len() + place.1.len() + stored.value.len();
-        self.writes.insert(place, stored);
+    /// Write an item. The last write to an address wins.
+    pub fn put(&mut self, addr: ItemAddr, version: Version) {
+        self.bytes += addr.key.len() + addr.sort.len() + version.value.len();
+        self.writes.insert(addr, version);
     }
 
-    /// How many bytes were written so far, overwritten ones counted again.
+    /// Return the number of bytes written so far; overwritten items count too.
     pub fn bytes(&self) -> usize {
         self.bytes
     }
 
-    /// Has nothing been written?
+    /// True if nothing was written.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }
 
-    /// What the call sees at a place.
-    pub fn get(&self, storage: &dyn Storage, place: &Place) -> Option<Stored> {
-        self.writes.get(place).cloned().or_else(|| storage.get(place))
+    /// Return the version that the call sees at an address.
+    pub fn get(&self, storage: &dyn Storage, addr: &ItemAddr) -> Option<Version> {
+        self.writes.get(addr).cloned().or_else(|| storage.get(addr))
     }
 
-    /// What the call sees of a range, in order (or in reverse).
+    /// Iterate over the items that the call sees in a range, in order or in reverse.
     pub fn scan<'a>(
         &'a self,
         storage: &'a dyn Storage,
-        from: Bound<Place>,
-        to: Bound<Place>,
+        from: Bound<ItemAddr>,
+        to: Bound<ItemAddr>,
         reverse: bool,
-    ) -> Box<dyn Iterator<Item = (Place, Stored)> + 'a> {
+    ) -> Box<dyn Iterator<Item = (ItemAddr, Version)> + 'a> {
         let below = storage.range(from.clone(), to.clone());
-        let above = self.writes.iter().filter(move |(place, _)| within(place, &from, &to));
-        let above = above.map(|(place, stored)| (place.clone(), stored.clone()));
+        let above = self.writes.iter().filter(move |(addr, _)| within(addr, &from, &to));
+        let above = above.map(|(addr, version)| (addr.clone(), version.clone()));
         if reverse {
             Box::new(Overlaid { above: above.rev().peekable(), below: below.rev().peekable(), reverse })
         } else {
@@ -53,27 +55,27 @@ impl Batch {
         }
     }
 
-    /// The writes, in order.
-    pub fn into_writes(self) -> impl Iterator<Item = (Place, Stored)> {
-        self.writes.into_iter()
+    /// Return the writes, ordered by address.
+    pub fn into_items(self) -> impl Iterator<Item = Item> {
+        self.writes.into_iter().map(|(addr, version)| Item::new(addr, version))
     }
 }
 
-fn within(place: &Place, from: &Bound<Place>, to: &Bound<Place>) -> bool {
+fn within(addr: &ItemAddr, from: &Bound<ItemAddr>, to: &Bound<ItemAddr>) -> bool {
     let after = match from {
-        Bound::Included(from) => place >= from,
-        Bound::Excluded(from) => place > from,
+        Bound::Included(from) => addr >= from,
+        Bound::Excluded(from) => addr > from,
         Bound::Unbounded => true,
     };
     let before = match to {
-        Bound::Included(to) => place <= to,
-        Bound::Excluded(to) => place < to,
+        Bound::Included(to) => addr <= to,
+        Bound::Excluded(to) => addr < to,
         Bound::Unbounded => true,
     };
     after && before
 }
 
-/// Two ordered runs as one; where both have a place, the upper one counts.
+/// The merge of two ordered iterators. Where both have an item at an address, that of the upper one is used.
 struct Overlaid<A: Iterator, B: Iterator> {
     above: Peekable<A>,
     below: Peekable<B>,
@@ -82,10 +84,10 @@ struct Overlaid<A: Iterator, B: Iterator> {
 
 impl<A, B> Iterator for Overlaid<A, B>
 where
-    A: Iterator<Item = (Place, Stored)>,
-    B: Iterator<Item = (Place, Stored)>,
+    A: Iterator<Item = (ItemAddr, Version)>,
+    B: Iterator<Item = (ItemAddr, Version)>,
 {
-    type Item = (Place, Stored);
+    type Item = (ItemAddr, Version);
 
     fn next(&mut self) -> Option<Self::Item> {
         let (Some(above), Some(below)) = (self.above.peek(), self.below.peek()) else {
@@ -110,11 +112,11 @@ mod tests {
     use crate::Memory;
     use proptest::prelude::*;
 
-    fn place(n: u8) -> Place {
-        (vec![n], Vec::new())
+    fn addr(n: u8) -> ItemAddr {
+        ItemAddr { key: vec![n], sort: Vec::new() }
     }
-    fn stored(n: u8) -> Stored {
-        Stored { value: vec![n], deleted: false }
+    fn version(n: u8) -> Version {
+        Version { value: vec![n], deleted: false }
     }
 
     proptest! {
@@ -126,12 +128,12 @@ mod tests {
             from in 0u8..40, to in 0u8..40, reverse: bool,
         ) {
             let mut memory = Memory::default();
-            memory.apply(below.iter().map(|(k, v)| (place(*k), Some(stored(*v)))).collect());
+            memory.apply(below.iter().map(|(k, v)| (addr(*k), Some(version(*v)))).collect());
             let mut batch = Batch::default();
-            above.iter().for_each(|(k, v)| batch.put(place(*k), stored(*v)));
-            let range = (Bound::Included(place(from)), Bound::Excluded(place(to)));
+            above.iter().for_each(|(k, v)| batch.put(addr(*k), version(*v)));
+            let range = (Bound::Included(addr(from)), Bound::Excluded(addr(to)));
             let seen: Vec<_> = batch.scan(&memory, range.0.clone(), range.1.clone(), reverse).collect();
-            memory.apply(batch.into_writes().map(|(p, s)| (p, Some(s))).collect());
+            memory.apply(batch.into_items().map(|item| { let (a, v) = item.into_parts(); (a, Some(v)) }).collect());
             let mut expected: Vec<_> = memory.range(range.0, range.1).collect();
             if reverse { expected.reverse(); }
             prop_assert_eq!(seen, expected);

@@ -1,44 +1,34 @@
-//! Host storage: each vnode's private ordered items.
+//! Host storage: the ordered items of one vnode.
 //!
-//! Engines stand behind [`Storage`]. `memory` is lost with the process; the durable engine
-//! comes with replication. A command's writes are gathered in a [`Batch`] over the storage and
-//! applied at once or not at all.
+//! [`Storage`] is the interface of an engine. [`Memory`] is the only engine so far; its items end with the
+//! process. The writes of a call are collected in a [`Batch`] over the storage and applied as a whole or not
+//! at all.
 
 mod batch;
 mod memory;
 
 use std::ops::Bound;
 
+use annulus_core::item::{ItemAddr, Version};
+
 pub use batch::Batch;
 pub use memory::Memory;
 
-/// Place of an item: routing key, then sort, ordered as unsigned bytes.
-pub type Place = (Vec<u8>, Vec<u8>);
-
-/// What stands at a place.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stored {
-    /// The item's value; of a tombstone, what merging needs to know of the past.
-    pub value: Vec<u8>,
-    /// A tombstone.
-    pub deleted: bool,
-}
-
-/// Items in order, of one vnode.
+/// The items of one vnode, ordered by address.
 pub trait Storage: Send + Sync {
-    /// What stands there.
-    fn get(&self, place: &Place) -> Option<Stored>;
-    /// Items of a range, in order.
+    /// Return the version at an address.
+    fn get(&self, addr: &ItemAddr) -> Option<Version>;
+    /// Iterate over the items in a range, in order.
     fn range(
         &self,
-        from: Bound<Place>,
-        to: Bound<Place>,
-    ) -> Box<dyn DoubleEndedIterator<Item = (Place, Stored)> + '_>;
-    /// Applies one batch whole: `None` takes the item away.
-    fn apply(&mut self, changes: Vec<(Place, Option<Stored>)>);
-    /// How many items there are, tombstones too.
+        from: Bound<ItemAddr>,
+        to: Bound<ItemAddr>,
+    ) -> Box<dyn DoubleEndedIterator<Item = (ItemAddr, Version)> + '_>;
+    /// Apply a batch as a whole. `None` removes the item.
+    fn apply(&mut self, changes: Vec<(ItemAddr, Option<Version>)>);
+    /// Return the number of items, tombstones included.
     fn len(&self) -> usize;
-    /// Are there none?
+    /// True if there are no items.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

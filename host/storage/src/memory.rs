@@ -1,28 +1,29 @@
-//! Items in this process's memory.
+//! Storage in the memory of this process.
 
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use super::{Place, Storage, Stored};
+use annulus_core::item::{ItemAddr, Version};
 
-/// Lost with the process.
+use super::Storage;
+
+/// Items that end with the process.
 #[derive(Default)]
 pub struct Memory {
-    items: BTreeMap<Place, Stored>,
+    items: BTreeMap<ItemAddr, Version>,
 }
 
 impl Storage for Memory {
-    fn get(&self, place: &Place) -> Option<Stored> {
-        self.items.get(place).cloned()
+    fn get(&self, addr: &ItemAddr) -> Option<Version> {
+        self.items.get(addr).cloned()
     }
 
     fn range(
         &self,
-        from: Bound<Place>,
-        to: Bound<Place>,
-    ) -> Box<dyn DoubleEndedIterator<Item = (Place, Stored)> + '_> {
-        // `BTreeMap::range` panics on a range that ends before it begins; here that is one
-        // without items.
+        from: Bound<ItemAddr>,
+        to: Bound<ItemAddr>,
+    ) -> Box<dyn DoubleEndedIterator<Item = (ItemAddr, Version)> + '_> {
+        // `BTreeMap::range` panics on a range that ends before it begins; here such a range is empty.
         if let (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) =
             (&from, &to)
             && a >= b
@@ -32,14 +33,14 @@ impl Storage for Memory {
                 return Box::new(std::iter::empty());
             }
         }
-        Box::new(self.items.range((from, to)).map(|(place, stored)| (place.clone(), stored.clone())))
+        Box::new(self.items.range((from, to)).map(|(addr, version)| (addr.clone(), version.clone())))
     }
 
-    fn apply(&mut self, changes: Vec<(Place, Option<Stored>)>) {
-        for (place, change) in changes {
+    fn apply(&mut self, changes: Vec<(ItemAddr, Option<Version>)>) {
+        for (addr, change) in changes {
             match change {
-                Some(stored) => self.items.insert(place, stored),
-                None => self.items.remove(&place),
+                Some(version) => self.items.insert(addr, version),
+                None => self.items.remove(&addr),
             };
         }
     }

@@ -1,36 +1,40 @@
 //! Vnodes: one replica of one partition of one module is one actor with one guest instance.
 //!
-//! [`Master`] knows which partitions this node holds, starts vnodes on demand and routes to
-//! their mailboxes. An actor runs one command at a time and, between two commands, what moves
-//! items: a handoff's pages, a swap to a new instance, the sweep of tombstones.
+//! [`Master`] knows the partitions that this node owns, starts vnodes on demand and routes commands to their
+//! mailboxes. An actor runs one command at a time. Between two commands it moves items: pages of a handoff, a
+//! swap to a new instance, the sweep of tombstones.
 
 mod actor;
-mod background;
+mod component;
+mod control;
+mod coverage_limit;
 mod guest;
+mod incidents;
 mod loader;
 mod mailbox;
 mod master;
-mod native;
+mod measure;
+mod memory;
+mod moves;
 mod native_kv;
-mod room;
-mod run;
+mod outgoing;
+mod release;
+mod runtime;
 mod slot;
-mod turns;
+mod source;
 mod watch;
-mod weigh;
 
-pub use guest::Behaviour;
+pub use control::{Control, Count, SwapReport, Taken};
+pub use incidents::Incident;
 pub use loader::{Loader, Loading, Prepared};
-pub use mailbox::{
-    Command, Control, Count, Outgoing, PageWanted, Reply, StreamEvent, SwapReport, Taken, VnodeHandle,
-    decode_answer,
-};
-pub use master::{
-    Delivery, Filled, IncompleteStage, Master, MasterConfig, ModuleSource, Reading, WeakMaster,
-};
-pub use native::{Answered, Call, NativeGuest, NativeModule, NativePlace};
+pub use mailbox::{Command, CoveragePage, RemoteCaller, Reply, VnodeHandle};
+pub use master::handoff::{IncompleteStage, Reading};
+pub use master::{Delivery, Master, MasterConfig, WeakMaster};
+pub use measure::PartitionSize;
 pub use native_kv::native_kv;
-pub use run::PageAnswer;
-pub use slot::{Incident, SlotStatus, StageId};
+pub use outgoing::{Outgoing, StreamEvent};
+pub use release::Release;
+pub use runtime::{CommandResult, GuestCall, InstanceConfig, Program, Runtime};
+pub use slot::{SlotStatus, StageId};
+pub use source::{Filled, ModuleSource};
 pub use watch::{Ran, WatchedVnode, Watcher};
-pub use weigh::Weight;

@@ -1,39 +1,37 @@
-//! From a component's bytes to what vnodes run.
+//! The step from the bytes of a component to a program that vnodes run.
 
 use std::sync::Arc;
 
+use annulus_core::description::Description;
 use annulus_core::ids::Digest;
 use bytes::Bytes;
 use parking_lot::RwLock;
 
-use super::guest::Code;
-use super::native::{Native, NativeModule, NativePlace};
+use super::component::Component;
+use super::runtime::{self, InstanceConfig, Program};
 use super::watch::{Watched, Watcher};
 use annulus_storage::Memory;
-use annulus_wasm::{
-    Description, Engine, GuestError, InvalidComponent, Limits, Module, RoomLimit, trial_place,
-};
+use annulus_wasm::{Engine, GuestError, InvalidComponent, Limits, RoomLimit, trial_place};
 
-/// What is under way in a loader.
+/// An operation of a loader in progress.
 pub type Loading<'a, T> = std::pin::Pin<Box<dyn Future<Output = Result<T, InvalidComponent>> + Send + 'a>>;
 
-/// What makes components into modules: the engine, or what a simulation has in its place.
+/// Turns components into programs: the engine, or its replacement in a simulation.
 pub trait Loader: Send + Sync + 'static {
-    /// Validates and describes a component and makes it ready to run, with these limits for its vnodes.
-    /// Nothing of the node is changed but what may be removed by [`Loader::retain_compiled`].
+    /// Validate, compile and describe a component, for vnodes with these limits. On disk this only adds files
+    /// that [`Loader::retain_compiled`] may remove.
     fn prepare(&self, bytes: Bytes, limits: Limits) -> Loading<'_, Prepared>;
 
-    /// How many instances this process has room for.
+    /// Return the maximum number of instances in this process.
     fn room(&self) -> RoomLimit;
 
-    /// How many there are.
+    /// Return the number of instances.
     fn instances(&self) -> usize;
 
-    /// Takes off the disk what was being written when the process ended: to be called before anything is
-    /// prepared. Blocks.
+    /// Remove files that a previous process did not finish writing. Call it before anything is prepared. Blocks.
     fn remove_partial(&self) {}
 
-    /// Takes off the disk what was made of components of which `keep` says no. Blocks.
+    /// Remove the files of components for which `keep` returns false. Blocks.
     fn retain_compiled(&self, _keep: &dyn Fn(&Digest) -> bool) {}
 }
 
@@ -42,60 +40,48 @@ pub trait Loader: Send + Sync + 'static {
 pub struct Prepared {
     /// SHA-256 of the component.
     pub digest: Digest,
-    /// What it says of itself.
+    /// The component's own description.
     pub description: Arc<Description>,
-    pub(super) code: Code,
+    pub(super) program: Arc<dyn Program>,
+    pub(super) limits: Limits,
     pub(super) watcher: Watched,
 }
 
 impl Prepared {
-    /// One that runs as WebAssembly.
-    pub fn wasm(module: Arc<Module>) -> Self {
-        let (digest, description) = (module.digest, module.description.clone());
-        Self { digest, description, code: Code::Wasm(module), watcher: None }
-    }
-
-    /// One that stands for code of this process.
-    pub fn native(
+    /// Create a prepared component from its program.
+    pub fn new(
         digest: Digest,
         description: Arc<Description>,
-        module: Arc<dyn NativeModule>,
+        program: Arc<dyn Program>,
         limits: Limits,
     ) -> Self {
-        Self { digest, description, code: Code::Native(module, limits), watcher: None }
+        Self { digest, description, program, limits, watcher: None }
     }
 
-    /// The same, and somebody sees what its vnodes do.
+    /// Report the commands of its vnodes to a watcher.
     #[must_use]
     pub fn watched_by(self, watcher: Arc<dyn Watcher>) -> Self {
         Self { watcher: Some(watcher), ..self }
     }
 
-    /// The same component for vnodes with other limits.
+    /// Return the same component for vnodes with other limits.
     #[must_use]
     pub fn with_limits(&self, limits: Limits) -> Self {
-        let code = match &self.code {
-            Code::Wasm(module) => Code::Wasm(Arc::new(module.with_limits(limits))),
-            Code::Native(module, _) => Code::Native(module.clone(), limits),
-        };
-        Self { code, ..self.clone() }
+        Self { limits, ..self.clone() }
     }
 
-    /// Calls `init` with the settings that a deploy was given, in an instance of no partition. The answer is
-    /// what `init` said, or how it failed.
-    pub fn check_init<'a>(&'a self, config: &'a [u8]) -> Loading<'a, ()> {
+    /// Call `init` with the settings of a deploy, in an instance of no partition.
+    ///
+    /// # Errors
+    /// The refusal of `init`, or the failure of the instance.
+    pub fn check_init<'a>(&'a self, settings: &'a [u8]) -> Loading<'a, ()> {
         Box::pin(async move {
-            match &self.code {
-                Code::Wasm(module) => module.check_init(config).await,
-                Code::Native(module, limits) => {
-                    let items = Arc::new(RwLock::new(Memory::default()));
-                    let place = NativePlace { vnode: trial_place(), config, items, limits: *limits };
-                    match Native::start(&**module, place).await {
-                        Ok(_) => Ok(()),
-                        Err(GuestError::NoRoom(reason)) => Err(InvalidComponent::NoRoom(reason)),
-                        Err(error) => Err(InvalidComponent::InitFailed(error.to_string())),
-                    }
-                }
+            let items = Arc::new(RwLock::new(Memory::default()));
+            let config = InstanceConfig { vnode: trial_place(), settings, items, limits: self.limits };
+            match runtime::start(&*self.program, config).await {
+                Ok(_) => Ok(()),
+                Err(GuestError::NoRoom(reason)) => Err(InvalidComponent::NoRoom(reason)),
+                Err(error) => Err(InvalidComponent::InitFailed(error.to_string())),
             }
         })
     }
@@ -103,7 +89,11 @@ impl Prepared {
 
 impl Loader for Engine {
     fn prepare(&self, bytes: Bytes, limits: Limits) -> Loading<'_, Prepared> {
-        Box::pin(async move { Engine::prepare(self, bytes, limits).await.map(Prepared::wasm) })
+        Box::pin(async move {
+            let module = Engine::prepare(self, bytes, limits).await?;
+            let (digest, description) = (module.digest, module.description.clone());
+            Ok(Prepared::new(digest, description, Arc::new(Component(module)), limits))
+        })
     }
 
     fn room(&self) -> RoomLimit {

@@ -1,78 +1,65 @@
-//! The vnode master: which partitions this node holds, and who runs in them.
+//! The vnode master: the partitions that this node owns, and the vnodes that run in them.
 //!
-//! Every command for this node passes [`Master::deliver`]; every change of ownership passes
-//! [`Master::apply`], in the order of the committed log. Both take the partition's lock, so a
-//! command is either in a vnode's mailbox before the partition is given away, and is answered
-//! there, or it meets the new truth (R1, R2).
+//! Every command for this node passes [`Master::deliver`]; every change of ownership passes [`Master::apply`], in the
+//! order of the committed log. Both take the lock of the partition. So a command either is in a vnode's mailbox
+//! before the partition is given up, and is answered there, or it meets the new state (R1, R2).
+//!
+//! This file has delivery and the life of vnodes. `apply` follows the log, `handoff` serves the handoffs, `measure`
+//! reports sizes.
 
-mod handoff;
+mod apply;
+pub(super) mod handoff;
+mod measure;
 
 use std::any::Any;
-use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
-use annulus_core::holding::{Change, Holding};
+use annulus_core::contract::Partition;
 use annulus_core::ids::{ModuleUid, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::ring::RingTable;
-use annulus_core::routing::{self, Gate};
+use annulus_core::routing::{self, Admission};
 use annulus_core::state::Lineage;
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
-pub use handoff::{IncompleteStage, Reading};
+use super::actor::run::{Surroundings, start};
+use super::control::{Control, SwapReport};
+use super::coverage_limit::CoverageLimiter;
+use super::incidents::{Incident, Incidents};
+use super::mailbox::{Command, NotAccepted, VnodeHandle};
+use super::release::Release;
+use super::slot::{Slot, SlotStatus};
+use super::source::ModuleSource;
 
-use super::actor;
-use super::guest::Behaviour;
-use super::mailbox::{Command, Control, NoRoom, SwapReport, VnodeHandle};
-use super::slot::{Incident, Incidents, Slot, SlotStatus};
-use super::turns::Turns;
-use annulus_wasm::Partition;
-
-/// A write waits for this.
-pub type Filled<'a> = std::pin::Pin<Box<dyn Future<Output = ()> + Send + 'a>>;
-
-/// Where the master learns what a module's vnodes run.
-pub trait ModuleSource: Send + Sync + 'static {
-    /// What vnodes of this module run on this node now; `None` if it cannot run here (yet).
-    fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>>;
-
-    /// A vnode of this module may have been given its first item since it was made. The write is answered after
-    /// this.
-    fn filled(&self, _module: ModuleUid) -> Filled<'_> {
-        Box::pin(std::future::ready(()))
-    }
-}
-
-/// What a master needs.
+/// The configuration of a master.
 pub struct MasterConfig {
     /// This node.
     pub me: NodeId,
-    /// Where guests run.
+    /// The runtime of the guests.
     pub guests: tokio::runtime::Handle,
-    /// How many of them run at a time: no more pages of commands that go everywhere are worked on at once.
+    /// Number of worker threads of that runtime: the maximum number of concurrent pages of coverage commands.
     pub workers: usize,
-    /// What they run.
+    /// The source of releases.
     pub modules: Arc<dyn ModuleSource>,
 }
 
-/// Cheap to clone.
+/// The vnode master of a node. Cheap to clone.
 #[derive(Clone)]
 pub struct Master {
     inner: Arc<Inner>,
 }
 
-/// A master that may be gone: for those whom the master itself holds on to.
+/// A master that may be gone, for parts that the master itself keeps alive.
 #[derive(Clone)]
 pub struct WeakMaster {
     inner: Weak<Inner>,
 }
 
 impl WeakMaster {
-    /// The master, while its node lives.
+    /// Return the master, while its node lives.
     pub fn upgrade(&self) -> Option<Master> {
         self.inner.upgrade().map(|inner| Master { inner })
     }
@@ -83,25 +70,25 @@ struct Inner {
     ring_size: u32,
     slots: Vec<Mutex<Slot>>,
     incidents: Arc<Incidents>,
-    turns: Turns,
-    /// Index up to which the committed log is in the slots.
+    coverage: CoverageLimiter,
+    /// Index up to which the committed log is applied to the slots.
     applied: watch::Sender<u64>,
-    /// The history that log is of, and the modules that it had.
+    /// The lineage of that log, and the modules in its last applied state.
     known: Mutex<Option<(Lineage, Vec<ModuleUid>)>>,
 }
 
-/// What became of a command that was given to the master.
+/// The outcome of a delivery.
 pub enum Delivery {
-    /// It is in a mailbox or answered.
+    /// The command is in a mailbox, or answered.
     Taken,
-    /// The sender knows a later change of the partition than this node has applied (R2):
-    /// wait for it with [`Master::wait_applied`] and deliver again.
-    Later(Box<Command>),
+    /// The sender knows a later change of the partition than this node has applied (R2): wait for it with
+    /// [`Master::wait_applied`] and deliver again.
+    CatchUp(Box<Command>),
 }
 
 impl Master {
-    /// A master of no partitions until [`Master::apply`]. `sealed` are the seals that were
-    /// durable when the node stopped.
+    /// Create a master that owns no partitions until [`Master::apply`]. `sealed` are the durable seals from the last
+    /// run of the node.
     pub fn new(config: MasterConfig, ring: &RingTable, sealed: &[(PartitionId, TransferId)]) -> Self {
         let slots: Vec<_> = ring.partitions.iter().map(|_| Mutex::new(Slot::default())).collect();
         for (partition, transfer) in sealed {
@@ -111,21 +98,21 @@ impl Master {
         }
         let incidents = Arc::new(Incidents::default());
         let ring_size = u32::from(ring.size.get());
-        let turns = Turns::new(config.workers);
+        let coverage = CoverageLimiter::new(config.workers);
         Self {
             inner: Arc::new(Inner {
                 config,
                 ring_size,
                 slots,
                 incidents,
-                turns,
+                coverage,
                 applied: watch::Sender::new(0),
                 known: Mutex::default(),
             }),
         }
     }
 
-    /// Does not keep the master alive.
+    /// Return a reference that does not keep the master alive.
     pub fn downgrade(&self) -> WeakMaster {
         WeakMaster { inner: Arc::downgrade(&self.inner) }
     }
@@ -134,7 +121,8 @@ impl Master {
         self.inner.slots.get(usize::from(partition.0)).map(|slot| slot.lock())
     }
 
-    /// Gives a command to its vnode, which is started if it does not run. Never blocks.
+    /// Deliver a command to its vnode, which is started on demand. `version` is the version of the partition by which
+    /// the sender routed. Never blocks.
     pub fn deliver(
         &self,
         module: ModuleUid,
@@ -147,24 +135,24 @@ impl Master {
             command.reply.send(Err(RequestError::not_applied(ErrorCode::BadArguments, message)));
             return Delivery::Taken;
         };
-        let refused = match routing::gate(version, slot.version, slot.held) {
-            Gate::Later => return Delivery::Later(Box::new(command)),
-            Gate::Stale(version) => RequestError::stale_ring(version),
-            Gate::Serve => match self.vnode(&mut slot, module, partition) {
+        let refused = match routing::admit(version, slot.version, slot.held) {
+            Admission::CatchUp => return Delivery::CatchUp(Box::new(command)),
+            Admission::Stale(version) => RequestError::stale_ring(version),
+            Admission::Admit => match self.vnode(&mut slot, module, partition) {
                 None => RequestError::not_applied(
                     ErrorCode::NotReady,
                     "this node cannot run the module yet; `annulus modules` shows who runs what",
                 ),
                 Some(handle) => match handle.offer(command) {
                     Ok(()) => return Delivery::Taken,
-                    Err(NoRoom::Full(command)) => {
+                    Err(NotAccepted::Full(command)) => {
                         let message = "the vnode's mailbox is full; try again later, or slower";
                         command.reply.send(Err(RequestError::not_applied(ErrorCode::Overloaded, message)));
                         return Delivery::Taken;
                     }
-                    Err(NoRoom::Ended(command)) => {
-                        // It ended under us (the node stops, or its task failed): a fresh one
-                        // takes the next command.
+                    Err(NotAccepted::Ended(command)) => {
+                        // The vnode has ended on its own: the node stops, or its task failed. The next command
+                        // starts another one.
                         slot.vnodes.remove(&module);
                         let message = "the vnode ended; try again";
                         command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
@@ -177,8 +165,7 @@ impl Master {
         Delivery::Taken
     }
 
-    /// The vnode that serves, started if need be. A sealed partition starts none: its
-    /// commands wait in the sealed vnodes' mailboxes, or are told to come back.
+    /// Return the vnode that serves, started on demand. In a sealed partition it starts sealed.
     fn vnode<'a>(
         &self,
         slot: &'a mut Slot,
@@ -186,14 +173,14 @@ impl Master {
         partition: PartitionId,
     ) -> Option<&'a VnodeHandle> {
         if !slot.vnodes.contains_key(&module) {
-            let behaviour = self.inner.config.modules.behaviour(module)?;
-            let handle = self.start(module, partition, behaviour);
+            let release = self.inner.config.modules.release(module)?;
+            let handle = self.start(module, partition, release);
             if let Some((_, outgoing)) = &slot.outgoing {
                 handle.tell(Control::StartOutgoing(outgoing.clone()));
             }
             if slot.sealed.is_some() {
-                // Started empty behind the seal: it answers nothing until the outcome is
-                // known, then either serves or sends its callers to the new holder.
+                // It has no items and answers nothing until the outcome of the transfer is known. Then it serves, or
+                // sends its callers to the new owner.
                 handle.tell(Control::Seal(slot.seal_round));
             }
             slot.vnodes.insert(module, handle);
@@ -201,179 +188,59 @@ impl Master {
         slot.vnodes.get(&module)
     }
 
-    fn start(&self, module: ModuleUid, partition: PartitionId, behaviour: Arc<Behaviour>) -> VnodeHandle {
-        let at = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
-        let (incidents, turns) = (self.inner.incidents.clone(), self.inner.turns.queue(module));
-        actor::start(&self.inner.config, module, at, behaviour, incidents, turns)
+    fn start(&self, module: ModuleUid, partition: PartitionId, release: Arc<Release>) -> VnodeHandle {
+        let surroundings = Surroundings {
+            guests: self.inner.config.guests.clone(),
+            modules: self.inner.config.modules.clone(),
+            incidents: self.inner.incidents.clone(),
+            permits: self.inner.coverage.queue(module),
+        };
+        let partition = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
+        start(surroundings, module, partition, release)
     }
 
-    /// A vnode outside of every slot, for benchmarks.
-    pub fn start_apart(&self, behaviour: Arc<Behaviour>) -> VnodeHandle {
-        self.start(ModuleUid(0), PartitionId(0), behaviour)
+    /// Start a vnode outside of every slot, for benchmarks.
+    pub fn start_apart(&self, release: Arc<Release>) -> VnodeHandle {
+        self.start(ModuleUid(0), PartitionId(0), release)
     }
 
-    /// Waits until the log is in the slots up to `index`.
+    /// Wait until the log is applied to the slots up to `index`.
     pub async fn wait_applied(&self, index: u64) {
         let mut applied = self.inner.applied.subscribe();
-        // The sender lives in `self`, so waiting ends only with the index.
+        // The sender lives in `self`, so the wait ends only with the index.
         let _ = applied.wait_for(|applied| *applied >= index).await;
     }
 
-    /// Brings the slots up to a committed ring. `index` is the log index of that state; calls
-    /// come in log order. After a recovery, answers the partitions whose items are kept aside here, and may
-    /// be nowhere else.
-    pub fn apply(
-        &self,
-        ring: &RingTable,
-        modules: &[ModuleUid],
-        index: u64,
-        lineage: Lineage,
-    ) -> Vec<PartitionId> {
-        let me = self.inner.config.me;
-        let before = self.inner.known.lock().replace((lineage, modules.to_vec()));
-        let recovers = before.as_ref().is_some_and(|(before, _)| *before != lineage);
-        // A recovered state may be from before a module's deploy: what it lacks was not undeployed.
-        let undeployed = |uid: &ModuleUid| {
-            let had = before.as_ref().is_some_and(|(_, had)| had.contains(uid));
-            had && !recovers && !modules.contains(uid)
-        };
-        let mut aside = Vec::new();
-        for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
-            let Some(mut slot) = self.slot(id) else { continue };
-            let mut holding = Holding {
-                version: slot.version,
-                held: slot.held,
-                sealed: slot.sealed,
-                staged: slot.staging.as_ref().map(|staging| (staging.transfer, staging.complete)),
-            };
-            let changes =
-                if recovers { holding.recover(partition, me) } else { holding.apply(partition, me) };
-            (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
-            slot.applied = (index, partition.pending.as_ref().map(|pending| pending.id));
-            for change in changes {
-                // Without modules there was nothing to lose.
-                if change != Change::TakeEmpty || !modules.is_empty() {
-                    self.carry_out(change, &mut slot, id, modules);
-                }
-            }
-            // A module's uid is the index that made it. A vnode of a later one runs already where another
-            // task was quicker to learn of it: this older state says nothing of it.
-            let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
-            let gone = |uid: &&ModuleUid| older(uid) && !modules.contains(uid);
-            let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
-            let gone: BTreeMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
-            if recovers && !gone.is_empty() {
-                self.keep_aside(gone, &mut slot, id);
-            } else {
-                end_all(gone, &undeployed_error(), true);
-            }
-            let (gone, kept): (Vec<_>, Vec<_>) =
-                std::mem::take(&mut slot.aside).into_iter().partition(|vnode| undeployed(&vnode.module));
-            slot.aside = kept;
-            for vnode in gone {
-                end_all([(vnode.module, vnode)].into(), &undeployed_error(), true);
-            }
-            // Also what another recovery left here: the state that it told of this is not the one that holds now.
-            if recovers && !slot.aside.is_empty() {
-                aside.push(id);
-            }
-        }
-        self.inner.applied.send_replace(index);
-        aside
-    }
-
-    /// Vnodes that serve nothing and keep what a recovery left with this node alone.
+    /// Return the vnodes that a recovery set aside: they serve nothing and keep items that may exist nowhere else.
     pub fn set_aside(&self) -> Vec<VnodeHandle> {
         self.inner.slots.iter().flat_map(|slot| slot.lock().aside.clone()).collect()
     }
 
-    fn keep_aside(&self, vnodes: BTreeMap<ModuleUid, VnodeHandle>, slot: &mut Slot, id: PartitionId) {
-        if vnodes.is_empty() {
-            return;
-        }
-        let modules: Vec<ModuleUid> = vnodes.keys().copied().collect();
-        let reason = "the recovered state gives the partition to another node, or does not know the module; the \
-                      items are kept aside here while this node runs";
-        self.note_loss(&modules, id, reason);
-        for vnode in vnodes.values() {
-            vnode.tell(Control::EndOutgoing { finished: false });
-            vnode.tell(Control::SetAside(RequestError::stale_ring(slot.version)));
-        }
-        slot.aside.extend(vnodes.into_values());
-    }
-
-    /// What a partition's modules may have lost. Which of them had items here nobody knows.
-    fn note_loss(&self, modules: &[ModuleUid], id: PartitionId, reason: &str) {
-        for module in modules {
-            let behaviour = self.inner.config.modules.behaviour(*module);
-            let name = behaviour.map_or_else(|| module.to_string(), |behaviour| behaviour.name.to_string());
-            self.inner.incidents.note("possible-loss", &name, Some(u32::from(id.0)), reason);
-        }
-    }
-
-    fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId, modules: &[ModuleUid]) {
-        let elsewhere = RequestError::stale_ring(slot.version);
-        let staged = |slot: &mut Slot| slot.staging.take().map(|staging| staging.vnodes).unwrap_or_default();
-        match change {
-            Change::Promote => slot.vnodes = staged(slot),
-            Change::DropIncomplete => {
-                let reason = "the partition was taken over before its items were";
-                self.note_loss(modules, id, reason);
-                end_all(staged(slot), &elsewhere, true);
-            }
-            Change::TakeEmpty => {
-                let reason = "the partition was taken over without its items";
-                self.note_loss(modules, id, reason);
-            }
-            // What was staged of a transfer that was cancelled must not come back (R7).
-            Change::DropStage if mutants::on(Mutant::KeepStage) => {}
-            Change::DropStage => drop(end_all(staged(slot), &elsewhere, true)),
-            Change::SetAside => {
-                slot.outgoing = None;
-                let vnodes = std::mem::take(&mut slot.vnodes);
-                self.keep_aside(vnodes, slot, id);
-            }
-            Change::SetStageAside => {
-                let vnodes = staged(slot);
-                self.keep_aside(vnodes, slot, id);
-            }
-            Change::GiveUp => {
-                slot.outgoing = None;
-                end_all(std::mem::take(&mut slot.vnodes), &elsewhere, true);
-            }
-            Change::Unseal => {
-                for vnode in slot.vnodes.values() {
-                    vnode.tell(Control::Unseal);
-                }
-            }
-        }
-    }
-
-    /// Vnodes of a partition that serve.
+    /// Return the serving vnodes of a partition.
     pub fn vnodes(&self, partition: PartitionId) -> Vec<VnodeHandle> {
         self.slot(partition).map(|slot| slot.vnodes.values().cloned().collect()).unwrap_or_default()
     }
 
-    /// Brings every vnode of a module over to `behaviour`, all partitions at once; answers
-    /// what it did to each, or why one stays as it is.
+    /// Swap all vnodes of a module to a release, all partitions at once. Return the report of each vnode, or the reason
+    /// why it still runs the old release.
     pub async fn swap(
         &self,
         module: ModuleUid,
-        behaviour: &Arc<Behaviour>,
+        release: &Arc<Release>,
     ) -> Vec<(PartitionId, Result<SwapReport, String>)> {
         let mut waiting = Vec::new();
         for slot in &self.inner.slots {
             let slot = slot.lock();
-            let staged = slot.staging.as_ref().and_then(|staging| staging.vnodes.get(&module));
+            let staged = slot.stage.as_ref().and_then(|stage| stage.vnodes.get(&module));
             for vnode in slot.vnodes.get(&module).into_iter().chain(staged) {
                 let (answer, report) = oneshot::channel();
-                vnode.tell(Control::Swap(behaviour.clone(), answer));
+                vnode.tell(Control::Swap(release.clone(), answer));
                 waiting.push((vnode.partition, report));
             }
         }
         let mut reports = Vec::with_capacity(waiting.len());
         for (partition, report) in waiting {
-            // One that ended meanwhile (moved elsewhere) runs nothing that is old.
+            // A vnode that ended meanwhile, its partition moved, runs no old release either.
             if let Ok(report) = report.await {
                 reports.push((partition, report));
             }
@@ -381,54 +248,49 @@ impl Master {
         reports
     }
 
-    /// Ends every vnode in order; later commands are answered that the node stops.
+    /// End all vnodes in order and wait for their ends. Later commands are refused.
     pub async fn stop(&self) {
         let error = RequestError::not_applied(ErrorCode::ShuttingDown, "the node stops");
         let mut ends = Vec::new();
         for slot in &self.inner.slots {
             let mut slot = slot.lock();
             slot.held = false;
-            ends.extend(end_all(std::mem::take(&mut slot.vnodes), &error, false));
-            // Several of one module, where a partition was given up more than once.
-            for vnode in std::mem::take(&mut slot.aside) {
-                ends.extend(end_all([(vnode.module, vnode)].into(), &error, false));
-            }
-            if let Some(staging) = slot.staging.take() {
-                end_all(staging.vnodes, &error, true);
-            }
+            ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.vnodes).into_values(), &error, false));
+            ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.aside), &error, false));
+            ends.extend(VnodeHandle::end_all(slot.take_stage().into_values(), &error, true));
         }
         for end in ends {
             let _ = end.await;
         }
     }
 
-    /// Notes something that an operator should know of.
+    /// Record an incident.
     pub fn note(&self, kind: &str, module: &str, partition: Option<u32>, reason: &str) {
         self.inner.incidents.note(kind, module, partition, reason);
     }
 
-    /// A module was undeployed: its incidents are not remembered any more.
+    /// Drop the incidents of a module that was undeployed.
     pub fn forget_incidents(&self, module: &str) {
         self.inner.incidents.forget(module);
     }
 
-    /// Incidents up to this number have been seen to: they are not remembered any more.
+    /// Drop the incidents up to this number: an operator has handled them.
     pub fn acknowledge(&self, up_to: u64) {
         self.inner.incidents.acknowledge(up_to);
     }
 
-    /// The last incidents.
+    /// Return the latest incidents.
     pub fn incidents(&self) -> Vec<Incident> {
         self.inner.incidents.list()
     }
 
-    /// Tells whether anybody still has this: for whoever looks for leaks.
+    /// Return a reference that shows whether the master still exists, for the detection of leaks.
     pub fn remains(&self) -> Weak<dyn Any + Send + Sync> {
         let held: Arc<dyn Any + Send + Sync> = self.inner.clone();
         Arc::downgrade(&held)
     }
 
-    /// All partitions, for those who look.
+    /// Return a summary of all partitions.
     pub fn status(&self) -> Vec<SlotStatus> {
         let one = |(id, slot): (usize, &Mutex<Slot>)| {
             let slot = slot.lock();
@@ -437,7 +299,7 @@ impl Master {
                 held: slot.held,
                 sealed: slot.sealed.is_some(),
                 vnodes: slot.vnodes.len(),
-                staging: slot.staging.as_ref().map_or(0, |staging| staging.vnodes.len()),
+                staging: slot.stage.as_ref().map_or(0, |stage| stage.vnodes.len()),
                 aside: slot.aside.len(),
                 traps: slot.vnodes.values().map(|vnode| vnode.gauge.traps.load(Ordering::Relaxed)).sum(),
                 in_back_off: slot
@@ -449,24 +311,6 @@ impl Master {
         };
         self.inner.slots.iter().enumerate().map(one).collect()
     }
-}
-
-fn undeployed_error() -> RequestError {
-    RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed")
-}
-
-fn end_all(
-    vnodes: BTreeMap<ModuleUid, VnodeHandle>,
-    error: &RequestError,
-    delete: bool,
-) -> Vec<oneshot::Receiver<()>> {
-    let mut ends = Vec::with_capacity(vnodes.len());
-    for vnode in vnodes.into_values() {
-        let (done, ended) = oneshot::channel();
-        vnode.tell(Control::End { error: error.clone(), delete, done });
-        ends.push(ended);
-    }
-    ends
 }
 
 #[cfg(test)]

@@ -1,40 +1,42 @@
-//! A key/value store in plain Rust: what `bench --baseline` holds a guest against.
+//! A key/value store in plain Rust: the baseline of `bench --baseline`.
 //!
-//! It runs in the same actor behind the same mailbox and does what `guests/kv` does, so the
-//! difference between the two is WebAssembly.
+//! It runs in the same actor behind the same mailbox as `guests/kv` and does the same, so the difference between
+//! the two is the cost of WebAssembly.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use annulus_core::description::{CommandInfo, Description, Effect, Param, Route};
+use annulus_core::request::Request;
 use ciborium::Value;
 
-use super::guest::Behaviour;
-use super::native::{Answered, Call, NativeGuest, NativeModule, NativePlace};
-use annulus_wasm::{Answer, CommandFailure, CommandInfo, Description, Effect, Param, Request, Route};
+use super::release::Release;
+use super::runtime::{CommandResult, GuestCall, InstanceConfig, Program, Runtime};
+use annulus_wasm::{Answer, CommandFailure};
 
-/// Makes [`NativeKv`]s.
-struct Module;
+/// Starts [`NativeKv`]s.
+struct NativeKvProgram;
 
-impl NativeModule for Module {
-    fn start<'a>(&'a self, _: NativePlace<'a>) -> Call<'a, Box<dyn NativeGuest>> {
-        Call::done(Box::new(NativeKv::default()) as Box<dyn NativeGuest>)
+impl Program for NativeKvProgram {
+    fn start<'a>(&'a self, _: InstanceConfig<'a>) -> GuestCall<'a, Box<dyn Runtime>> {
+        GuestCall::done(Box::new(NativeKv::default()) as Box<dyn Runtime>)
     }
 }
 
-/// A key/value store in this process's memory.
+/// A key/value store in the memory of this process.
 #[derive(Default)]
 struct NativeKv {
     data: BTreeMap<String, Value>,
 }
 
-impl NativeGuest for NativeKv {
+impl Runtime for NativeKv {
     fn command<'a>(
         &'a mut self,
         _: &'a CommandInfo,
         _: (u64, u64),
         request: &'a Request,
-    ) -> Call<'a, Answered<Vec<u8>>> {
-        Call::done(self.run(request).map(|value| Answer { value, writes: Vec::new(), doom: None }))
+    ) -> GuestCall<'a, CommandResult<Vec<u8>>> {
+        GuestCall::done(self.run(request).map(|value| Answer { value, writes: Vec::new(), doom: None }))
     }
 }
 
@@ -70,8 +72,8 @@ impl NativeKv {
     }
 }
 
-/// The behaviour of a key/value store in native code, described as `guests/kv` describes itself.
-pub fn native_kv() -> Behaviour {
+/// Return the release of the baseline, with the description of `guests/kv`.
+pub fn native_kv() -> Release {
     let param = |name: &str, ty: &str| Param {
         name: name.to_owned(),
         ty: ty.to_owned(),
@@ -101,5 +103,5 @@ pub fn native_kv() -> Behaviour {
         reads_formats: vec![1],
         exported: annulus_wasm::Exported::default(),
     };
-    Behaviour::native("native-kv".into(), description, Arc::new(Module))
+    Release::native("native-kv".into(), description, Arc::new(NativeKvProgram))
 }

@@ -10,4 +10,6 @@ wasmtime::component::bindgen!({
     world: "everything",
     path: "../../wit",
     exports: { default: async },
+    // Arguments of exported functions borrow; a type that is also a result gets a second name for that.
+    ownership: Borrowing { duplicate_if_necessary: true },
 });

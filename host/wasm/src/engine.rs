@@ -4,6 +4,8 @@ use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use annulus_core::contract::Partition;
+use annulus_core::description::Description;
 use annulus_core::ids::Digest;
 use annulus_core::state::MAX_COMPONENT_BYTES;
 use parking_lot::{Mutex, RwLock};
@@ -11,12 +13,11 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Config, OptLevel};
 
-use super::bindings::annulus::vnode::types::Partition;
 use super::bindings::annulus::vnode::{context, log, storage};
 use super::budget::half_of_memory;
 use super::cache::Cache;
 use super::compiler::{Compiler, Wanted, refused};
-use super::description::Description;
+use super::description;
 use super::error::{GuestError, InvalidComponent};
 use super::exports::{self, Indices};
 use super::host::{HostState, VnodePlace};
@@ -244,7 +245,7 @@ impl Engine {
         })?;
         let info =
             instance.describe().await.map_err(|error| InvalidComponent::BadDescription(error.to_string()))?;
-        let description = Description::parse(info, exported)?;
+        let description = description::parse(info, exported)?;
         let bytes = description.to_cbor().len();
         if bytes > MAX_DESCRIPTION_BYTES {
             return Err(InvalidComponent::BadDescription(format!(
@@ -307,6 +308,11 @@ impl Module {
         let items = Arc::new(RwLock::new(Memory::default()));
         Instance::start(self, trial_place(), items, config).await.map_err(failed)?;
         Ok(())
+    }
+
+    /// Return the limits of its vnodes.
+    pub fn limits(&self) -> Limits {
+        self.limits
     }
 
     /// Return the same component with other limits for its vnodes.

@@ -1,8 +1,9 @@
 //! Errors of guests and of components.
 
+use annulus_core::request::GuestRefusal;
 use annulus_core::wording::one_line;
 
-use super::bindings::annulus::vnode::types::{Failure, Refusal};
+use super::bindings::annulus::vnode::types::Failure;
 
 /// Failure of a call. None of the call's writes to host storage are kept.
 #[derive(Debug, thiserror::Error)]
@@ -73,14 +74,11 @@ pub enum CommandFailure {
     /// The arguments do not fit the description.
     BadArguments(String),
     /// The module refused the command for a reason of its own.
-    Refused(Refusal),
+    Refused(GuestRefusal),
 }
 
 /// Longest text of a guest that is shown to people, in bytes: a reason, a refusal, a panic message.
 const MAX_TEXT_BYTES: usize = 4 << 10;
-/// Longest code of a refusal, in bytes.
-const MAX_CODE_BYTES: usize = 128;
-
 /// Return what a guest says, as one line of bounded length.
 pub(super) fn said(text: &str) -> String {
     one_line(text, MAX_TEXT_BYTES).into_owned()
@@ -91,11 +89,7 @@ impl From<Failure> for CommandFailure {
         match failure {
             Failure::UnknownCommand => Self::UnknownCommand,
             Failure::BadArguments(what) => Self::BadArguments(said(&what)),
-            Failure::Refused(Refusal { code, message, detail }) => Self::Refused(Refusal {
-                code: one_line(&code, MAX_CODE_BYTES).into_owned(),
-                message: said(&message),
-                detail,
-            }),
+            Failure::Refused(refusal) => Self::Refused(refusal.into()),
         }
     }
 }

@@ -1,11 +1,11 @@
 //! The contract's interfaces that a component exports, and the functions in them.
 
+use annulus_core::description::Exported;
 use wasmtime::component::types::ComponentItem;
 use wasmtime::component::{Component, InstancePre};
 use wasmtime::{AsContextMut, Engine};
 
 use super::bindings::exports::annulus::vnode as wit;
-use super::description::Exported;
 use super::error::InvalidComponent;
 use super::host::HostState;
 use super::imports;

@@ -1,17 +1,19 @@
-//! The imports of a guest: context, log and storage, for the one call that is running.
+//! The imports of a guest: context, log and storage, for the call that is running.
 //!
-//! No import returns an error to the guest. A forbidden use dooms the call (see `storage` in the contract):
-//! further writes do nothing and [`super::Instance`] discards the reply.
+//! No import fails towards the guest. A violation of the contract dooms the call (see the contract's `storage`):
+//! further writes have no effect, and [`super::Instance`] discards the reply.
 
 use std::ops::Bound;
 use std::sync::Arc;
 
+use annulus_core::contract::Partition;
+use annulus_core::description::{CommandInfo, Effect, Route};
+use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
 use parking_lot::RwLock;
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
 use super::bindings::annulus::vnode::{context, log, storage, types};
-use super::description::{CommandInfo, Effect, Route};
 use super::error::Doom;
 use super::guest_log::GuestLog;
 use super::limits::Limits;
@@ -20,7 +22,7 @@ use super::pace::Pace;
 use super::room::Room;
 use super::simulated;
 use super::stderr::Stderr;
-use annulus_storage::{Batch, Place, Storage, Stored};
+use annulus_storage::{Batch, Storage};
 
 /// Most elements of all tables of an instance together.
 const MAX_TABLE_ELEMENTS: usize = 200_000;
@@ -35,54 +37,56 @@ const MAX_RANDOM_BYTES: u64 = 64 << 10;
 const MAX_SCAN_ITEMS: u32 = 4096;
 const MAX_SCAN_BYTES: u32 = 1 << 20;
 
-/// The limit that a growth of memory has met, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// The limit that denied a growth of memory, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum MemoryDenied {
-    /// That of one instance.
+    /// The limit of one instance.
+    #[error("it asked for more memory than its limit of {} MiB", .0 >> 20)]
     ByInstance(usize),
-    /// That of all instances of the node.
+    /// The common limit of all instances of the node.
+    #[error("it asked for memory when the guests of this node had used up their {} MiB (`start --guest-memory`)", .0 >> 20)]
     ByNode(usize),
 }
 
-/// Location and identity of a vnode.
+/// The identity and the partition of a vnode.
 #[derive(Clone, Debug)]
 pub struct VnodePlace {
     /// Name of the module, for log lines.
     pub module: Arc<str>,
-    /// Partition that the vnode holds.
-    pub partition: types::Partition,
-    /// Format in which the guest writes items now (R22).
+    /// The partition.
+    pub partition: Partition,
+    /// Format in which the guest writes its items (R22).
     pub write_format: u32,
-    /// Actor in the dots of this vnode's writes (R8): random, new for each start of a vnode.
+    /// Names the writes of the vnode (R8): random for each start of a vnode.
     pub actor: u64,
 }
 
-/// Items and imports that the running call may use.
+/// The items that the running call may access.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CallScope {
-    /// Items of one key. Writes only if `write` is set.
+    /// The items of this key.
     Key {
         /// The routing key.
         key: Vec<u8>,
-        /// True unless the command's effect is `read`.
+        /// True if the command may write.
         write: bool,
     },
     /// No items.
     Nothing,
-    /// All items. Writes only if `write` is set.
+    /// All items.
     All {
         /// True if the call may write.
         write: bool,
     },
-    /// All items, read only. The field is the name of the host's callback, for error messages.
+    /// All items, for reads only: this callback is a notification.
     Told(&'static str),
-    /// No imports: the function must be pure.
+    /// No import may be called.
     Pure,
 }
 
 impl CallScope {
-    /// Return the scope of a command. Only the command's description decides, whatever key the caller sends:
-    /// a command that is routed anywhere runs in an arbitrary partition, which need not hold that key.
+    /// Return the scope of a command. Only its description decides, whatever key a caller sends: a command that runs
+    /// anywhere runs in a partition that has nothing to do with the key.
     pub fn of_command(info: &CommandInfo, key: Option<&[u8]>) -> Self {
         let write = info.effect != Effect::Read;
         match (&info.route, key) {
@@ -93,7 +97,7 @@ impl CallScope {
     }
 }
 
-/// The host's side of one store.
+/// The host's state of one store.
 pub(super) struct HostState {
     wasi: WasiCtx,
     table: ResourceTable,
@@ -104,7 +108,7 @@ pub(super) struct HostState {
     place: VnodePlace,
     items: Arc<RwLock<dyn Storage>>,
     pub(super) call: Call,
-    /// Dots given so far by this vnode.
+    /// Number of dots that this vnode has assigned.
     dots: u64,
     /// The growth of memory that was denied during the running call.
     pub(super) memory_denied: Option<MemoryDenied>,
@@ -119,7 +123,7 @@ pub(super) struct HostState {
     log: GuestLog,
 }
 
-/// State of the one running call.
+/// The state of the running call.
 pub(super) struct Call {
     pub(super) scope: CallScope,
     pub(super) request: (u64, u64),
@@ -137,7 +141,7 @@ impl HostState {
         items: Arc<RwLock<dyn Storage>>,
     ) -> Self {
         let stderr = Stderr::default();
-        // Grant nothing: no files, no sockets, no environment, no arguments.
+        // Nothing is granted: no files, no sockets, no environment, no arguments.
         let mut wasi = WasiCtx::builder();
         wasi.stderr(stderr.clone()).allow_tcp(false).allow_udp(false).max_random_size(MAX_RANDOM_BYTES);
         if matches!(*pace, Pace::Fuel) {
@@ -171,7 +175,7 @@ impl HostState {
         }
     }
 
-    /// Return the size of all linear memories together, in bytes.
+    /// Return the size of all linear memories in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
@@ -180,7 +184,7 @@ impl HostState {
         &self.place
     }
 
-    /// Return the number of dots given so far, from which a new instance of the same vnode continues.
+    /// Return the number of dots assigned, after which a new instance of the vnode continues.
     pub(super) fn dots(&self) -> u64 {
         self.dots
     }
@@ -193,14 +197,14 @@ impl HostState {
         self.call.doom.get_or_insert(doom);
     }
 
-    /// Doom the call if it may not use any import.
+    /// Check that the call may use imports.
     fn import(&mut self, name: &'static str) {
         if self.call.scope == CallScope::Pure {
             self.doom(Doom::ImpureMerge(name));
         }
     }
 
-    /// Return whether the call may read items of `key` (`None`: of all keys). Dooms the call if not.
+    /// Check that the call may read items of `key`, or of all keys.
     fn may_read(&mut self, key: Option<&[u8]>) -> bool {
         let doom = match (&self.call.scope, key) {
             (CallScope::All { .. } | CallScope::Told(_), _) => return true,
@@ -213,8 +217,8 @@ impl HostState {
         false
     }
 
-    fn write(&mut self, key: Vec<u8>, sort: Vec<u8>, stored: Stored) {
-        if !self.may_read(Some(&key)) {
+    fn write(&mut self, addr: ItemAddr, version: Version) {
+        if !self.may_read(Some(&addr.key)) {
             return;
         }
         if let CallScope::Key { write: false, .. } | CallScope::All { write: false } = self.call.scope {
@@ -223,7 +227,7 @@ impl HostState {
         if let CallScope::Told(callback) = self.call.scope {
             return self.doom(Doom::WriteInCallback(callback));
         }
-        let bytes = key.len() + sort.len() + stored.value.len();
+        let bytes = addr.key.len() + addr.sort.len() + version.value.len();
         if bytes > self.limits.item_bytes {
             let limit = self.limits.item_bytes;
             return self.doom(Doom::TooLarge { what: "an item", bytes, limit });
@@ -234,7 +238,7 @@ impl HostState {
             return self.doom(Doom::TooLarge { what: "all that one call writes", bytes: all, limit });
         }
         if self.call.doom.is_none() {
-            self.call.batch.put((key, sort), stored);
+            self.call.batch.put(addr, version);
         }
     }
 }
@@ -333,21 +337,20 @@ impl log::Host for HostState {
 }
 
 impl storage::Host for HostState {
-    fn get(&mut self, key: Vec<u8>, sort: Vec<u8>) -> Option<storage::Version> {
+    fn get(&mut self, key: Vec<u8>, sort: Vec<u8>) -> Option<types::VersionResult> {
         if !self.may_read(Some(&key)) {
             return None;
         }
         let items = self.items.read();
-        let stored = self.call.batch.get(&*items, &(key, sort))?;
-        Some(storage::Version { value: stored.value, deleted: stored.deleted })
+        self.call.batch.get(&*items, &ItemAddr { key, sort }).map(Into::into)
     }
 
     fn put(&mut self, key: Vec<u8>, sort: Vec<u8>, value: Vec<u8>) {
-        self.write(key, sort, Stored { value, deleted: false });
+        self.write(ItemAddr { key, sort }, Version { value, deleted: false });
     }
 
     fn delete(&mut self, key: Vec<u8>, sort: Vec<u8>, remains: Vec<u8>) {
-        self.write(key, sort, Stored { value: remains, deleted: true });
+        self.write(ItemAddr { key, sort }, Version { value: remains, deleted: true });
     }
 
     fn scan(
@@ -361,60 +364,57 @@ impl storage::Host for HostState {
         }
         let limit =
             types::Budget { items: limit.items.min(MAX_SCAN_ITEMS), bytes: limit.bytes.min(MAX_SCAN_BYTES) };
-        let after = after.as_deref().and_then(place_of_token);
+        let after = after.as_deref().and_then(addr_of_token);
         let items = self.items.read();
-        page(&self.call.batch, &*items, &what, after, limit)
+        page(&self.call.batch, &*items, &what, after, limit.into()).into()
     }
 }
 
-/// Return one page of the items that a call sees: the stored items, with the call's own writes on top.
+/// Read a page of the items that a call sees.
 fn page(
     batch: &Batch,
     items: &dyn Storage,
     what: &storage::Selection,
-    after: Option<Place>,
-    limit: types::Budget,
-) -> types::Page {
-    let key = what.key.clone();
-    let (mut from, mut to) = match &key {
-        Some(key) => {
-            (Bound::Included((key.clone(), Vec::new())), Bound::Excluded((successor(key), Vec::new())))
-        }
+    after: Option<ItemAddr>,
+    limit: Budget,
+) -> Page {
+    let first = |key: Vec<u8>| ItemAddr { key, sort: Vec::new() };
+    let (mut from, mut to) = match &what.key {
+        Some(key) => (Bound::Included(first(key.clone())), Bound::Excluded(first(successor(key)))),
         None => (Bound::Unbounded, Bound::Unbounded),
     };
     if let Some(after) = after {
         if what.reverse { to = Bound::Excluded(after) } else { from = Bound::Excluded(after) }
     }
-    let mut page = types::Page { items: Vec::new(), next: None };
+    let mut page = Page::default();
     let mut bytes = 0;
-    for ((key, sort), stored) in batch.scan(items, from, to, what.reverse) {
-        let in_range = what.start.as_ref().is_none_or(|start| sort >= *start)
-            && what.end.as_ref().is_none_or(|end| sort < *end);
-        if !in_range || (stored.deleted && !what.deleted) {
+    for (addr, version) in batch.scan(items, from, to, what.reverse) {
+        let in_range = what.start.as_ref().is_none_or(|start| addr.sort >= *start)
+            && what.end.as_ref().is_none_or(|end| addr.sort < *end);
+        if !in_range || (version.deleted && !what.deleted) {
             continue;
         }
-        let size = key.len() + sort.len() + stored.value.len();
-        let full = page.items.len() >= limit.items as usize || bytes + size > limit.bytes as usize;
+        let item = Item::new(addr, version);
+        let full = page.items.len() >= limit.items as usize || bytes + item.len() > limit.bytes as usize;
         if full && let Some(last) = page.items.last() {
-            page.next = Some(token_of_place(&last.key, &last.sort));
+            page.next = Some(token_of_addr(&last.key, &last.sort));
             break;
         }
-        bytes += size;
-        page.items.push(types::Item { key, sort, value: stored.value, deleted: stored.deleted });
+        bytes += item.len();
+        page.items.push(item);
     }
     page
 }
 
-/// Return the smallest byte string that is greater than `key`.
+/// Return the first byte string after `key`.
 fn successor(key: &[u8]) -> Vec<u8> {
     let mut next = key.to_vec();
     next.push(0);
     next
 }
 
-/// Encode a resume token: the length of the key as a big-endian `u32`, the key and the sort of a page's last
-/// item.
-fn token_of_place(key: &[u8], sort: &[u8]) -> Vec<u8> {
+/// Return the resume token of a page that ends at an address: length of the key, key, sort.
+fn token_of_addr(key: &[u8], sort: &[u8]) -> Vec<u8> {
     let mut token = Vec::with_capacity(4 + key.len() + sort.len());
     token.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
     token.extend_from_slice(key);
@@ -422,14 +422,14 @@ fn token_of_place(key: &[u8], sort: &[u8]) -> Vec<u8> {
     token
 }
 
-fn place_of_token(token: &[u8]) -> Option<Place> {
+fn addr_of_token(token: &[u8]) -> Option<ItemAddr> {
     let (length, rest) = token.split_first_chunk::<4>()?;
     let (key, sort) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    Some((key.to_vec(), sort.to_vec()))
+    Some(ItemAddr { key: key.to_vec(), sort: sort.to_vec() })
 }
 
-/// Return one page of all items that the host stores for a vnode, including tombstones.
-pub fn page_of_all(items: &dyn Storage, after: Option<&[u8]>, limit: types::Budget) -> types::Page {
+/// Read a page of all items in a vnode's host storage, tombstones included.
+pub fn page_of_all(items: &dyn Storage, after: Option<&[u8]>, limit: Budget) -> Page {
     let all = storage::Selection { key: None, start: None, end: None, reverse: false, deleted: true };
-    page(&Batch::default(), items, &all, after.and_then(place_of_token), limit)
+    page(&Batch::default(), items, &all, after.and_then(addr_of_token), limit)
 }

@@ -1,11 +1,14 @@
-//! One guest instance: its store, its exports, and the calls that a vnode makes to it.
+//! A guest instance: a store, its exports, and the calls that a vnode makes.
 
 use std::sync::Arc;
 
+use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
+use annulus_core::item::{Budget, Item, Page};
+use annulus_core::request::Request;
 use parking_lot::RwLock;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
-use super::bindings::annulus::vnode::types::{Budget, Item, Page, Request};
+use super::bindings::annulus::vnode::types::ItemParam;
 use super::bindings::exports::annulus::vnode as wit;
 use super::engine::Module;
 use super::error::{CommandFailure, Doom, GuestError, said};
@@ -14,35 +17,42 @@ use super::host::{CallScope, HostState, MemoryDenied, VnodePlace};
 use super::limits::Limits;
 use super::meter::{Meter, TimedOut};
 use super::room::{Seat, is_exhausted};
-use annulus_storage::{Batch, Memory, Place, Storage, Stored};
+use annulus_storage::{Batch, Memory, Storage};
 
-/// A running guest, which takes one call at a time. After an error for which [`GuestError::poisons`] is true
-/// it answers no more calls and must be dropped.
+/// A running guest, for one call at a time. After an error that [`GuestError::poisons`] it must be dropped.
 pub struct Instance {
     store: Store<HostState>,
     exports: Exports,
     _seat: Seat,
 }
 
-/// Result of a call, as its meter returns it.
+/// The result of a metered call.
 type Called<T> = Result<wasmtime::Result<T>, TimedOut>;
 
-/// Result of a call, with the writes that it made to host storage.
+/// The result of a call, with its writes to host storage.
 pub struct Answer<T> {
-    /// The guest's answer.
+    /// The returned value.
     pub value: T,
-    /// The call's writes, ordered by key and sort. They have not been applied.
-    pub writes: Vec<(Place, Stored)>,
-    /// Set if the call broke a rule or exceeded a limit: neither the answer nor the writes may be used. The
-    /// guest's own memory still is as the call left it.
+    /// The writes, ordered by address, not applied yet.
+    pub writes: Vec<Item>,
+    /// Set if the call broke a rule or a limit: neither the value nor the writes may be used. The items in the guest's
+    /// memory are as the call left them all the same.
     pub doom: Option<Doom>,
 }
 
+impl<T> Answer<T> {
+    /// Convert the value.
+    fn map<U>(self, convert: impl FnOnce(T) -> U) -> Answer<U> {
+        let Self { value, writes, doom } = self;
+        Answer { value: convert(value), writes, doom }
+    }
+}
+
 impl Instance {
-    /// Start an instance, and give it its partition and settings (`init`).
+    /// Start an instance and call its `init` with its partition and settings.
     ///
     /// # Errors
-    /// If the instance cannot be made, or `init` fails or refuses. No instance is left.
+    /// The failure to instantiate it, or the refusal of `init`. There is no instance then.
     pub async fn start(
         module: &Module,
         place: VnodePlace,
@@ -53,7 +63,7 @@ impl Instance {
         let mut instance = Self::instantiate(module, place, items).await?;
         let meter = instance.begin(CallScope::Told("init"), (0, 0));
         let Self { store, exports, .. } = &mut instance;
-        let result = meter.run(exports.vnode.call_init(&mut *store, at, config)).await;
+        let result = meter.run(exports.vnode.call_init(&mut *store, at.into(), config)).await;
         let answer = instance.end(result)?;
         match answer.value {
             Ok(()) => Ok(instance),
@@ -61,7 +71,7 @@ impl Instance {
         }
     }
 
-    /// Make an instance for `describe` alone: `init` is not called.
+    /// Start an instance for `describe` only.
     pub(super) async fn bare(module: &Module, place: VnodePlace) -> Result<Self, GuestError> {
         Self::instantiate(module, place, Arc::new(RwLock::new(Memory::default()))).await
     }
@@ -84,8 +94,14 @@ impl Instance {
         let instance = arm(&mut store)
             .run(module.pre.instantiate_async(&mut store))
             .await
-            .map_err(|TimedOut| GuestError::TimedOut(module.limits.call_time))?
-            .map_err(failed)?;
+            .map_err(|TimedOut| GuestError::TimedOut(module.limits.call_time))?;
+        let instance = match (instance, store.data().memory_denied) {
+            (Ok(instance), _) => instance,
+            (Err(_), Some(denied @ MemoryDenied::ByNode(_))) => {
+                return Err(GuestError::NoRoom(denied.to_string()));
+            }
+            (Err(error), _) => return Err(failed(error)),
+        };
         let exports = module.indices.load(&mut store, &instance).map_err(failed)?;
         Ok(Self { store, exports, _seat: seat })
     }
@@ -96,11 +112,10 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Run one command.
+    /// Run a command.
     ///
     /// # Errors
-    /// The outer error is the host's: the call failed and none of its writes are kept. The inner error is the
-    /// guest's own refusal.
+    /// The outer error is that of the call: nothing was kept. The inner error is the guest's own.
     pub async fn command(
         &mut self,
         scope: CallScope,
@@ -108,14 +123,14 @@ impl Instance {
         request: &Request,
     ) -> Result<Result<Answer<Vec<u8>>, CommandFailure>, GuestError> {
         let meter = self.begin(scope, id);
-        let result = meter.run(self.exports.vnode.call_handle_command(&mut self.store, request)).await;
+        let result = meter.run(self.exports.vnode.call_handle_command(&mut self.store, request.into())).await;
         self.answered(result, "the reply", Vec::len)
     }
 
-    /// Run one page of a command that is routed everywhere.
+    /// Run a page of a coverage command.
     ///
     /// # Errors
-    /// As for [`Instance::command`]. A module without `coverage` answers [`CommandFailure::UnknownCommand`].
+    /// As [`Instance::command`]. A module without `coverage` knows no such command.
     pub async fn coverage(
         &mut self,
         scope: CallScope,
@@ -123,89 +138,91 @@ impl Instance {
         request: &Request,
         after: Option<&[u8]>,
         limit: Budget,
-    ) -> Result<Result<Answer<wit::coverage::Values>, CommandFailure>, GuestError> {
+    ) -> Result<Result<Answer<Values>, CommandFailure>, GuestError> {
         let meter = self.begin(scope, id);
         let Some(coverage) = &self.exports.coverage else { return Ok(Err(CommandFailure::UnknownCommand)) };
-        let result = meter.run(coverage.call_handle_coverage(&mut self.store, request, after, limit)).await;
-        self.answered(result, "one page of values", |values| {
-            values.values.iter().map(|value| value.len() + 5).sum()
-        })
+        let call = coverage.call_handle_coverage(&mut self.store, request.into(), after, limit.into());
+        let result = meter.run(call).await;
+        let answered = self.answered(result, "one page of values", |page| {
+            page.values.iter().map(|value| value.len() + 5).sum()
+        })?;
+        Ok(answered.map(|answer| answer.map(Values::from)))
     }
 
-    /// Merge versions of items (a pure function). `None` if the module does not export `merge`.
+    /// Merge versions of items, a pure function. `None` if the module does not export `merge`.
     ///
     /// # Errors
-    /// If the call fails.
-    pub async fn merge(
-        &mut self,
-        conflicts: &[wit::merge::Conflict],
-    ) -> Option<Result<Vec<wit::merge::Outcome>, GuestError>> {
+    /// The failure of the call.
+    pub async fn merge(&mut self, conflicts: &[Conflict]) -> Option<Result<Vec<MergeOutcome>, GuestError>> {
         let meter = self.begin(CallScope::Pure, (0, 0));
         let merge = self.exports.merge.as_ref()?;
-        let result = meter.run(merge.call_merge(&mut self.store, conflicts)).await;
-        Some(self.end(result).map(|answer| answer.value))
+        let conflicts: Vec<_> = conflicts.iter().map(wit::merge::Conflict::from).collect();
+        let result = meter.run(merge.call_merge(&mut self.store, &conflicts)).await;
+        Some(self.end(result).map(|answer| answer.value.into_iter().map(MergeOutcome::from).collect()))
     }
 
-    /// Return true if the guest keeps its items itself.
+    /// True if the module merges versions of items itself.
+    pub fn merges(&self) -> bool {
+        self.exports.merge.is_some()
+    }
+
+    /// True if the guest keeps its items in its memory.
     pub fn keeps_items(&self) -> bool {
         self.exports.handoff.is_some()
     }
 
-    /// Return one page of all items that the guest keeps. Empty if the host keeps them.
+    /// Return a page of the items in the guest's memory.
     ///
     /// # Errors
-    /// If the call fails.
+    /// The failure of the call.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
         let meter = self.begin(CallScope::Told("fold"), (0, 0));
-        let Some(handoff) = &self.exports.handoff else { return Ok(Page { items: Vec::new(), next: None }) };
-        let result = meter.run(handoff.call_fold(&mut self.store, after, limit)).await;
-        Ok(self.end(result)?.value)
+        let Some(handoff) = &self.exports.handoff else { return Ok(Page::default()) };
+        let result = meter.run(handoff.call_fold(&mut self.store, after, limit.into())).await;
+        Ok(self.end(result)?.value.into())
     }
 
-    /// Return the items of one key that the guest keeps, including tombstones.
+    /// Return the items of one key in the guest's memory, tombstones included.
     ///
     /// # Errors
-    /// If the call fails.
+    /// The failure of the call.
     pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::Told("encode-handoff-items"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
         let result = meter.run(handoff.call_encode_handoff_items(&mut self.store, key)).await;
-        Ok(self.end(result)?.value)
+        Ok(self.end(result)?.value.into_iter().map(Item::from).collect())
     }
 
-    /// Give items to a guest that keeps its items itself. The answer's value lists the items that it
-    /// rejected.
+    /// Give items to a guest that keeps them in its memory. Return the items that it rejected.
     ///
     /// # Errors
-    /// If the call fails. A broken rule is not an error here but is in [`Answer::doom`].
-    pub async fn take_items(
-        &mut self,
-        items: &[Item],
-    ) -> Result<Answer<Vec<wit::handoff::Rejection>>, GuestError> {
+    /// The failure of the call.
+    pub async fn take_items(&mut self, items: &[Item]) -> Result<Answer<Vec<Rejection>>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else {
             return Ok(Answer { value: Vec::new(), writes: Vec::new(), doom: None });
         };
-        let result = meter.run(handoff.call_handle_handoff_data(&mut self.store, items)).await;
-        self.end(result)
+        let items: Vec<_> = items.iter().map(ItemParam::from).collect();
+        let result = meter.run(handoff.call_handle_handoff_data(&mut self.store, &items)).await;
+        Ok(self.end(result)?.map(|rejections| rejections.into_iter().map(Rejection::from).collect()))
     }
 
-    /// Tell the guest which tombstones every replica has, so that it can remove them. Returns the call's
-    /// writes.
+    /// Drop tombstones that no replica needs any more. Return the writes to host storage.
     ///
     /// # Errors
-    /// If the call fails.
-    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<(Place, Stored)>, GuestError> {
+    /// The failure of the call.
+    pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
-        let result = meter.run(handoff.call_forget(&mut self.store, tombstones)).await;
+        let tombstones: Vec<_> = tombstones.iter().map(ItemParam::from).collect();
+        let result = meter.run(handoff.call_forget(&mut self.store, &tombstones)).await;
         Ok(self.end(result)?.writes)
     }
 
-    /// Return the approximate number of items that the guest keeps.
+    /// Return the approximate number of items in the guest's memory.
     ///
     /// # Errors
-    /// If the call fails.
+    /// The failure of the call.
     pub async fn count(&mut self) -> Result<u64, GuestError> {
         let meter = self.begin(CallScope::Told("count"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(0) };
@@ -213,11 +230,11 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Have the guest drop all its items, which have moved to another node for good. The vnode's host storage
-    /// is deleted as a whole, so writes of this call are ignored.
+    /// Drop all items: another node owns them for good. The host storage is dropped as a whole, so writes to it are
+    /// discarded.
     ///
     /// # Errors
-    /// If the call fails.
+    /// The failure of the call.
     pub async fn delete(&mut self) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(()) };
@@ -225,28 +242,24 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// Ask the guest whether a handoff may start. True if the module does not export `transfer`.
+    /// Ask whether a handoff may start. A module without `transfer` agrees.
     ///
     /// # Errors
-    /// If the call fails.
-    pub async fn handoff_starting(
-        &mut self,
-        kind: wit::transfer::Kind,
-        target: &str,
-    ) -> Result<bool, GuestError> {
+    /// The failure of the call.
+    pub async fn handoff_starting(&mut self, kind: TransferKind, target: &str) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handoff-starting"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
-        let result = meter.run(transfer.call_handoff_starting(&mut self.store, kind, target)).await;
+        let result = meter.run(transfer.call_handoff_starting(&mut self.store, kind.into(), target)).await;
         Ok(self.end(result)?.value)
     }
 
-    /// Tell the guest whether a handoff finished or was cancelled.
+    /// Tell the guest how a handoff ended.
     ///
     /// # Errors
-    /// If the call fails.
+    /// The failure of the call.
     pub async fn handoff_ended(
         &mut self,
-        kind: wit::transfer::Kind,
+        kind: TransferKind,
         target: &str,
         finished: bool,
     ) -> Result<(), GuestError> {
@@ -254,29 +267,28 @@ impl Instance {
         let meter = self.begin(CallScope::Told(callback), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(()) };
         let result = if finished {
-            meter.run(transfer.call_handoff_finished(&mut self.store, kind, target)).await
+            meter.run(transfer.call_handoff_finished(&mut self.store, kind.into(), target)).await
         } else {
-            meter.run(transfer.call_handoff_cancelled(&mut self.store, kind, target)).await
+            meter.run(transfer.call_handoff_cancelled(&mut self.store, kind.into(), target)).await
         };
         self.end(result).map(drop)
     }
 
-    /// Ask the guest whether to run a command while a handoff is under way. True if the module does not
-    /// export `transfer`.
+    /// Ask whether the module runs this command during a handoff. A module without `transfer` does.
     ///
     /// # Errors
-    /// If the call fails.
+    /// The failure of the call.
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handle-handoff-command"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
-        let result = meter.run(transfer.call_handle_handoff_command(&mut self.store, request)).await;
+        let result = meter.run(transfer.call_handle_handoff_command(&mut self.store, request.into())).await;
         Ok(self.end(result)?.value == wit::transfer::Choice::Handle)
     }
 
-    /// Tell a new instance why its predecessor ended.
+    /// Tell the instance why the previous one ended.
     ///
     /// # Errors
-    /// If the call fails.
+    /// The failure of the call.
     pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::Told("handle-exit"), (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
@@ -284,19 +296,19 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// Tell the guest that the instance is about to be stopped. Returns its last writes.
+    /// End the instance in order. Return its last writes to host storage.
     ///
     /// # Errors
-    /// If the call fails.
-    pub async fn terminate(&mut self, reason: &str) -> Result<Vec<(Place, Stored)>, GuestError> {
+    /// The failure of the call.
+    pub async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };
         let result = meter.run(lifecycle.call_terminate(&mut self.store, reason)).await;
         Ok(self.end(result)?.writes)
     }
 
-    /// Return the size of the guest's memory in bytes. WebAssembly never shrinks a memory, so this is also
-    /// its peak.
+    /// Return the size of the guest's memory in bytes. WebAssembly never returns memory, so this is also its
+    /// maximum so far.
     pub fn memory_bytes(&self) -> usize {
         self.store.data().memory_bytes()
     }
@@ -307,22 +319,22 @@ impl Instance {
         (memory.used(), memory.limit())
     }
 
-    /// Return the limits of the module.
+    /// Return the limits of the instance.
     pub fn limits(&self) -> Limits {
         self.store.data().limits
     }
 
-    /// Return the number of dots given so far. A later instance of this vnode must continue from it (R8).
+    /// Return the number of dots assigned: the next instance of the vnode must continue after them (R8).
     pub fn dots(&self) -> u64 {
         self.store.data().dots()
     }
 
-    /// Set the number of dots that previous instances of this vnode have given.
+    /// Continue after the dots that a previous instance assigned.
     pub fn set_dots(&mut self, dots: u64) {
         self.store.data_mut().set_dots(dots);
     }
 
-    /// Set up a call. The caller runs the call through the returned meter.
+    /// Set up a call, to be run by the returned meter.
     fn begin(&mut self, scope: CallScope, request: (u64, u64)) -> Meter {
         let meter = arm(&mut self.store);
         let state = self.store.data_mut();
@@ -335,7 +347,7 @@ impl Instance {
         meter
     }
 
-    /// End a call for which a broken rule is an error.
+    /// Return the result of a call that must not be doomed.
     fn end<T>(&mut self, result: Called<T>) -> Result<Answer<T>, GuestError> {
         let answer = self.judge(result)?;
         match answer.doom {
@@ -344,7 +356,7 @@ impl Instance {
         }
     }
 
-    /// End a command. Its answer may also be too large.
+    /// Return the result of a command, whose reply may be too large.
     fn answered<T, E: Into<CommandFailure>>(
         &mut self,
         result: Called<Result<T, E>>,
@@ -377,12 +389,12 @@ impl Instance {
         match result {
             Err(TimedOut) => Err(GuestError::TimedOut(state.limits.call_time)),
             Ok(Err(error)) => Err(explain(&error, state)),
-            Ok(Ok(value)) => Ok(Answer { value, writes: batch.into_writes().collect(), doom }),
+            Ok(Ok(value)) => Ok(Answer { value, writes: batch.into_items().collect(), doom }),
         }
     }
 }
 
-/// Start the time limit of the code that runs in the store next.
+/// Start the time limit of the next call.
 fn arm(store: &mut Store<HostState>) -> Meter {
     let pace = store.data().pace.clone();
     pace.arm(store);
@@ -397,18 +409,8 @@ fn explain(error: &wasmtime::Error, state: &HostState) -> GuestError {
     if let Some(Trap::StackOverflow) = error.downcast_ref::<Trap>() {
         return GuestError::Trapped("its stack overflowed".to_owned());
     }
-    match state.memory_denied {
-        Some(MemoryDenied::ByInstance(limit)) => {
-            let limit = limit >> 20;
-            return GuestError::Trapped(format!("it asked for more memory than its limit of {limit} MiB"));
-        }
-        Some(MemoryDenied::ByNode(limit)) => {
-            return GuestError::Trapped(format!(
-                "it asked for memory when all guests of this node had their {} MiB (`start --guest-memory`)",
-                limit >> 20
-            ));
-        }
-        None => {}
+    if let Some(denied) = state.memory_denied {
+        return GuestError::Trapped(denied.to_string());
     }
     let place = error
         .downcast_ref::<WasmBacktrace>()

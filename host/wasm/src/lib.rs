@@ -10,6 +10,7 @@ mod budget;
 mod cache;
 mod clock;
 mod compiler;
+mod convert;
 mod description;
 mod engine;
 mod error;
@@ -28,13 +29,9 @@ mod simulated;
 mod stderr;
 mod ticker;
 
-pub use bindings::annulus::vnode::types::{Budget, Item, Page, Partition, Refusal, Request, Version};
-pub use bindings::exports::annulus::vnode::coverage::Values;
-pub use bindings::exports::annulus::vnode::handoff::Rejection;
-pub use bindings::exports::annulus::vnode::merge::{Conflict, Outcome as MergeOutcome};
-pub use bindings::exports::annulus::vnode::transfer::{Choice, Kind as TransferKind};
 pub use compiler::{COMPILE_WORD, compile_component};
-pub use description::{CommandInfo, Description, Effect, Exported, Param, Route, is_name};
+// Other rooms know descriptions by the engine that produces them.
+pub use annulus_core::description::{CommandInfo, Description, Effect, Exported, Param, Route, is_name};
 pub use engine::{Engine, Module, trial_place};
 pub use error::{CommandFailure, Doom, GuestError, InvalidComponent};
 pub use host::{CallScope, VnodePlace, page_of_all};

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use annulus::vnode::{Behaviour, Command, Control, Outgoing, PageWanted, Reply, StreamEvent, VnodeHandle};
-use annulus::wasm::{Engine, Item, Limits, Module, Request, TransferKind};
+use annulus::vnode::{Command, Control, CoveragePage, Outgoing, Release, Reply, StreamEvent, VnodeHandle};
+use annulus::wasm::{Engine, Limits, Module};
+use annulus_core::contract::TransferKind;
 use annulus_core::ids::{RequestId, TransferId};
+use annulus_core::item::Item;
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::{AppliedState, ErrorCode};
+use annulus_core::request::{AppliedState, ErrorCode, Request};
 use annulus_tests::guests::{component, component_with};
 use annulus_tests::harness::Cluster;
 use ciborium::Value;
@@ -36,8 +38,8 @@ async fn hostile(settings: &[(&str, Value)]) -> Bed {
         (engine, module)
     };
     let (engine, module) = PREPARED.get_or_init(prepare).await;
-    let behaviour = Behaviour::wasm("hostile".into(), 1, module.clone(), cbor_map(settings));
-    Bed::of(engine.clone(), Arc::new(behaviour))
+    let release = Release::wasm("hostile".into(), 1, module.clone(), cbor_map(settings));
+    Bed::of(engine.clone(), Arc::new(release))
 }
 
 async fn put(bed: &Bed, key: &str) {
@@ -83,7 +85,7 @@ async fn a_command_that_sleeps_ends_at_its_limit_and_the_next_is_answered() {
     let error = within_its_limit("a command", bed.call("nap", &[])).await.unwrap_err();
     assert!(error.message.contains("longer than 300ms"), "{error:?}");
     assert_eq!(bed.call("get", &[("key", "k".into())]).await.unwrap(), Value::Null, "a new instance answers");
-    let page = PageWanted { after: None, items: 10, bytes: 1 << 20 };
+    let page = CoveragePage { after: None, items: 10, bytes: 1 << 20 };
     let page = bed.send("nap-everywhere", None, cbor_map(&[]), Some(page));
     assert!(within_its_limit("a page", page).await.is_err());
     put(&bed, "k").await;
@@ -128,7 +130,7 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_continues() {
             match setting {
                 "fold" => {
                     let (answer, page) = oneshot::channel();
-                    tell(&bed, Control::Weigh { after: None, answer }).await;
+                    tell(&bed, Control::Measure { after: None, answer }).await;
                     assert!(page.await.unwrap().is_err());
                 }
                 "reject" => {
@@ -166,11 +168,11 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_continues() {
 type Answer = oneshot::Receiver<Result<bytes::Bytes, annulus_core::request::RequestError>>;
 
 /// Send a command directly to a vnode, which need not be in a partition's slot.
-fn send(vnode: &VnodeHandle, command: &str, args: &[(&str, Value)], page: Option<PageWanted>) -> Answer {
+fn send(vnode: &VnodeHandle, command: &str, args: &[(&str, Value)], page: Option<CoveragePage>) -> Answer {
     let (reply, answer) = oneshot::channel();
     let key = args.iter().find(|(name, _)| *name == "key").and_then(|(_, key)| key.as_text());
-    let key = key.map(|key| key.as_bytes().to_vec());
-    let request = Request { command: command.to_owned(), key, args: cbor_map(args) };
+    let key = key.map(|key| key.as_bytes().to_vec().into());
+    let request = Request { command: command.to_owned(), key, args: cbor_map(args).into() };
     let deadline = tokio::time::Instant::now() + Duration::from_secs(60);
     let reply = Reply::Local(reply);
     assert!(vnode.try_command(Command { request, page, id: RequestId([1; 16]), deadline, reply }));
@@ -187,13 +189,13 @@ async fn time_used_by_other_guests_does_not_count_towards_the_limit() {
     let limits = Limits { call_time: Duration::from_millis(800), ..Limits::default() };
     let engine = Engine::new().unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
-    let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
-    let bed = Bed::of(engine, behaviour.clone());
-    let vnode = bed.master.start_apart(behaviour.clone());
+    let release = Arc::new(Release::wasm("hostile".into(), 1, module, cbor_map(&[])));
+    let bed = Bed::of(engine, release.clone());
+    let vnode = bed.master.start_apart(release.clone());
     send(&vnode, "put", &[("key", "k".into()), ("value", 1.into())], None).await.unwrap().unwrap();
     let spins: Vec<_> = (0..12)
         .map(|_| {
-            let vnode = bed.master.start_apart(behaviour.clone());
+            let vnode = bed.master.start_apart(release.clone());
             let answer = send(&vnode, "spin", &[], None);
             (vnode, answer)
         })
@@ -215,9 +217,9 @@ async fn a_slow_coverage_read_is_answered_by_all_partitions_and_loses_nothing() 
     let limits = Limits { call_time: Duration::from_secs(1), ..Limits::default() };
     let engine = Engine::new().unwrap();
     let module = engine.prepare(component(HOSTILE).into(), limits).await.unwrap();
-    let behaviour = Arc::new(Behaviour::wasm("hostile".into(), 1, module, cbor_map(&[])));
-    let bed = Bed::of(engine, behaviour.clone());
-    let vnodes: Vec<_> = (0..32).map(|_| bed.master.start_apart(behaviour.clone())).collect();
+    let release = Arc::new(Release::wasm("hostile".into(), 1, module, cbor_map(&[])));
+    let bed = Bed::of(engine, release.clone());
+    let vnodes: Vec<_> = (0..32).map(|_| bed.master.start_apart(release.clone())).collect();
     for vnode in &vnodes {
         send(vnode, "put", &[("key", "k".into()), ("value", 1.into())], None).await.unwrap().unwrap();
     }
@@ -225,7 +227,7 @@ async fn a_slow_coverage_read_is_answered_by_all_partitions_and_loses_nothing() 
     let pages: Vec<_> = vnodes
         .iter()
         .map(|vnode| {
-            let page = PageWanted { after: None, items: 10, bytes: 1 << 20 };
+            let page = CoveragePage { after: None, items: 10, bytes: 1 << 20 };
             send(vnode, "sleepy-everywhere", &[("ms", 200.into())], Some(page))
         })
         .collect();
@@ -268,7 +270,7 @@ async fn a_full_vnode_refuses_writes_until_items_are_deleted() {
     let limits = Limits { memory_bytes: 16 << 20, ..Limits::default() };
     let engine = Engine::new().unwrap();
     let module = engine.prepare(component("guests/kv").into(), limits).await.unwrap();
-    let bed = Bed::of(engine, Arc::new(Behaviour::wasm("kv".into(), 1, module, cbor_map(&[]))));
+    let bed = Bed::of(engine, Arc::new(Release::wasm("kv".into(), 1, module, cbor_map(&[]))));
     let value = Value::from("x".repeat(100_000));
     let write = async |key: &str| bed.call("put", &[("key", key.into()), ("value", value.clone())]).await;
     let mut stored = 0;

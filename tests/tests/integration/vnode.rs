@@ -4,14 +4,16 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus::vnode::{
-    Behaviour, Command, Control, Delivery, Master, MasterConfig, ModuleSource, Outgoing, PageAnswer,
-    PageWanted, Reading, Reply, StageId, StreamEvent,
+    Command, Control, CoveragePage, Delivery, Master, MasterConfig, ModuleSource, Outgoing, Reading, Release,
+    Reply, StageId, StreamEvent,
 };
-use annulus::wasm::{Engine, Limits, Request, TransferKind};
+use annulus::wasm::{Engine, Limits};
+use annulus_core::contract::TransferKind;
 use annulus_core::ids::{ModuleUid, NodeId, RequestId, TransferId};
 use annulus_core::keyspace::{PartitionId, RingSize};
-use annulus_core::request::{AppliedState, ErrorCode, RequestError};
+use annulus_core::request::{AppliedState, ErrorCode, Request, RequestError};
 use annulus_core::ring::{Partition, RingTable};
+use annulus_core::wire::PageAnswer;
 use annulus_tests::guests::component;
 use bytes::Bytes;
 use ciborium::{Value, cbor};
@@ -20,10 +22,10 @@ use tokio::time::Instant;
 
 const KV: ModuleUid = ModuleUid(7);
 
-struct OneModule(Arc<Behaviour>);
+struct OneModule(Arc<Release>);
 
 impl ModuleSource for OneModule {
-    fn behaviour(&self, _: ModuleUid) -> Option<Arc<Behaviour>> {
+    fn release(&self, _: ModuleUid) -> Option<Arc<Release>> {
         Some(self.0.clone())
     }
 }
@@ -39,19 +41,19 @@ fn ring() -> RingTable {
     RingTable { size, epoch: 1, partitions: vec![partition; 8] }
 }
 
-async fn behaviour(engine: &Engine, guest: &str, version: u64) -> Arc<Behaviour> {
+async fn release(engine: &Engine, guest: &str, version: u64) -> Arc<Release> {
     let module = engine.prepare(component(guest).into(), Limits::default()).await.unwrap();
-    Arc::new(Behaviour::wasm("kv".into(), version, module, cbor_map(&[])))
+    Arc::new(Release::wasm("kv".into(), version, module, cbor_map(&[])))
 }
 
 impl Bed {
     async fn with(guest: &str) -> Self {
         let engine = Engine::new().unwrap();
-        let module = behaviour(&engine, guest, 1).await;
+        let module = release(&engine, guest, 1).await;
         Self::of(engine, module)
     }
 
-    pub(super) fn of(engine: Engine, module: Arc<Behaviour>) -> Self {
+    pub(super) fn of(engine: Engine, module: Arc<Release>) -> Self {
         let guests = tokio::runtime::Handle::current();
         let modules = Arc::new(OneModule(module));
         let config = MasterConfig { me: NodeId(0), guests, workers: 2, modules };
@@ -65,7 +67,7 @@ impl Bed {
         command: &str,
         key: Option<&str>,
         args: Vec<u8>,
-        page: Option<PageWanted>,
+        page: Option<CoveragePage>,
     ) -> Result<Bytes, RequestError> {
         self.deliver(command, key, args, page).await.unwrap()
     }
@@ -76,10 +78,11 @@ impl Bed {
         command: &str,
         key: Option<&str>,
         args: Vec<u8>,
-        page: Option<PageWanted>,
+        page: Option<CoveragePage>,
     ) -> oneshot::Receiver<Result<Bytes, RequestError>> {
         let (reply, answer) = oneshot::channel();
-        let request = Request { command: command.to_owned(), key: key.map(|k| k.as_bytes().to_vec()), args };
+        let key = key.map(|key| key.as_bytes().to_vec().into());
+        let request = Request { command: command.to_owned(), key, args: args.into() };
         let deadline = Instant::now() + Duration::from_secs(10);
         let id = RequestId([1; 16]);
         let command = Command { request, page, id, deadline, reply: Reply::Local(reply) };
@@ -94,7 +97,7 @@ impl Bed {
     }
 
     pub(super) async fn keys(&self) -> Vec<String> {
-        let page = PageWanted { after: None, items: 10_000, bytes: 1 << 20 };
+        let page = CoveragePage { after: None, items: 10_000, bytes: 1 << 20 };
         let answer = self.send("keys", None, cbor_map(&[]), Some(page)).await.unwrap();
         let page: PageAnswer = ciborium::from_reader(&answer[..]).unwrap();
         page.values.iter().map(|value| ciborium::from_reader(&value[..]).unwrap()).collect()
@@ -133,7 +136,7 @@ async fn a_swap_transfers_every_item_between_commands() {
     for n in 0..2000 {
         bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
     }
-    let next = behaviour(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/kv", 2).await;
     let swap = bed.master.swap(KV, &next);
     let writes = async {
         for n in 0..500 {
@@ -190,7 +193,7 @@ async fn items_received_during_the_swap_of_a_staged_vnode_reach_the_new_instance
         taken
     };
     let all = tell(items);
-    let next = behaviour(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/kv", 2).await;
     assert!(all.await.unwrap().unwrap().rejections.is_empty());
     // The swap begins and takes its first page over; then the forwarded write arrives.
     let (reports, taken) = tokio::join!(bed.master.swap(KV, &next), async { tell(update).await });
@@ -200,7 +203,8 @@ async fn items_received_during_the_swap_of_a_staged_vnode_reach_the_new_instance
 
     let (reply, answer) = oneshot::channel();
     let args = cbor_map(&[("key", key.as_str().into())]);
-    let request = Request { command: "get".to_owned(), key: Some(key.into_bytes()), args };
+    let request =
+        Request { command: "get".to_owned(), key: Some(key.into_bytes().into()), args: args.into() };
     let deadline = Instant::now() + Duration::from_secs(10);
     let id = RequestId([1; 16]);
     assert!(staged.try_command(Command { request, page: None, id, deadline, reply: Reply::Local(reply) }));
@@ -261,7 +265,7 @@ async fn a_write_with_a_refused_reply_is_unknown_and_is_forwarded_to_a_handoff()
         bed.call("put", &[("key", key.as_str().into()), ("value", 1.into())]).await.unwrap();
     }
     assert_eq!(forwarded(&mut events).len(), keys.len());
-    let page = PageWanted { after: None, items: 10, bytes: 64 << 20 };
+    let page = CoveragePage { after: None, items: 10, bytes: 64 << 20 };
     let error = bed.send("clear", None, cbor_map(&[]), Some(page)).await.unwrap_err();
     assert_eq!((error.code, error.state), (ErrorCode::ValueTooLarge, AppliedState::Unknown), "{error:?}");
     let cleared: Vec<String> = forwarded(&mut events).into_iter().map(|(key, _)| key).collect();
@@ -276,7 +280,7 @@ async fn a_write_with_a_refused_reply_is_forwarded_to_a_swap() {
         bed.call("put", &[("key", format!("k{n:04}").into()), ("value", n.into())]).await.unwrap();
     }
     bed.call("put", &[("key", "k0000".into()), ("value", "x".repeat(TOO_MANY).into())]).await.unwrap();
-    let next = behaviour(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/kv", 2).await;
     // After this many commands the swap reads a page, which includes the first key.
     let commands = async {
         let put =
@@ -300,7 +304,7 @@ async fn a_guest_that_traps_during_a_swap_is_still_replaced() {
     for n in 0..600 {
         bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
     }
-    let next = behaviour(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/kv", 2).await;
     let trapped = bed.deliver("trap", None, cbor_map(&[]), None);
     let (reports, trapped) = tokio::join!(bed.master.swap(KV, &next), async { trapped.await.unwrap() });
     assert_eq!(trapped.unwrap_err().code, ErrorCode::ItemsLost, "the swap was still in progress");
@@ -319,8 +323,8 @@ async fn the_final_writes_of_a_swapped_release_are_forwarded_to_a_handoff() {
     let bytes = component("tests/guests/stored");
     let module = engine.prepare(bytes.clone().into(), Limits::default()).await.unwrap();
     let config = cbor_map(&[("farewell", "bye".into())]);
-    let old = Arc::new(Behaviour::wasm("kv".into(), 1, module.clone(), config.clone()));
-    let next = Arc::new(Behaviour::wasm("kv".into(), 2, module, config));
+    let old = Arc::new(Release::wasm("kv".into(), 1, module.clone(), config.clone()));
+    let next = Arc::new(Release::wasm("kv".into(), 2, module, config));
     let bed = Bed::of(engine, old);
     bed.call("put", &[("key", "k".into()), ("value", 1.into())]).await.unwrap();
     let (sink, mut events) = mpsc::unbounded_channel();

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use crate::ids::{BootId, ModuleUid, TransferId};
-use crate::item::Item;
+use crate::item::{Item, ItemAddr};
 use crate::keyspace::PartitionId;
 
 use super::{Tallies, Tally};
@@ -117,17 +117,13 @@ pub enum ToReceiver {
     },
 }
 
-/// Where an item stands: key, then sort.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub struct Place(#[serde(with = "serde_bytes")] pub Vec<u8>, #[serde(with = "serde_bytes")] pub Vec<u8>);
-
-/// Places between two others.
+/// A range of addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
     /// The lower bound, exclusive; the range begins with the first item if `None`.
-    pub after: Option<Place>,
+    pub after: Option<ItemAddr>,
     /// The upper bound, inclusive; the range ends with the last item if `None`.
-    pub upto: Option<Place>,
+    pub upto: Option<ItemAddr>,
 }
 
 impl ToReceiver {
@@ -144,18 +140,11 @@ impl ToReceiver {
     }
 }
 
-impl Place {
-    /// Of an item.
-    pub fn of(item: &Item) -> Self {
-        Self(item.key.clone(), item.sort.clone())
-    }
-}
-
 impl Range {
     /// Is the place in it?
-    pub fn contains(&self, place: &Place) -> bool {
-        self.after.as_ref().is_none_or(|after| place > after)
-            && self.upto.as_ref().is_none_or(|upto| place <= upto)
+    pub fn contains(&self, addr: &ItemAddr) -> bool {
+        self.after.as_ref().is_none_or(|after| addr > after)
+            && self.upto.as_ref().is_none_or(|upto| addr <= upto)
     }
 }
 

@@ -119,8 +119,8 @@ impl Sender {
 
     /// Return the same by module; empty once the transfer is over.
     pub fn progress_by_module(&self) -> impl Iterator<Item = (ModuleUid, u64, u64)> {
-        let tallies = self.outgoing.iter().flat_map(|outgoing| &outgoing.done.0);
-        tallies.map(|(module, tally)| (*module, tally.items, tally.bytes))
+        let amounts = self.outgoing.iter().flat_map(|outgoing| &outgoing.done.0);
+        amounts.map(|(module, (items, bytes))| (*module, *items, *bytes))
     }
 
     /// Whether the partition is sealed, about to be, or being cancelled, so that the transfer must not wait.

@@ -26,15 +26,11 @@ impl Tally {
         tally
     }
 
-    fn add(&mut self, item: &Item) {
-        self.add_parts(&item.key, &item.sort, &item.value, item.deleted);
-    }
-
-    /// Count an item given by its parts.
-    pub fn add_parts(&mut self, key: &[u8], sort: &[u8], value: &[u8], deleted: bool) {
+    /// Count an item.
+    pub fn add(&mut self, item: &Item) {
         self.items += 1;
-        self.bytes += (key.len() + sort.len() + value.len()) as u64;
-        self.digest.add_parts(key, sort, value, deleted);
+        self.bytes += item.len() as u64;
+        self.digest.add(item);
     }
 }
 
@@ -72,5 +68,23 @@ impl Tallies {
     /// Return the items and bytes of all modules.
     pub fn total(&self) -> (u64, u64) {
         self.0.values().fold((0, 0), |(items, bytes), tally| (items + tally.items, bytes + tally.bytes))
+    }
+}
+
+/// Items and bytes of a stream by module, without digests: for reports of progress.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Amounts(pub BTreeMap<ModuleUid, (u64, u64)>);
+
+impl Amounts {
+    /// Count items of a module.
+    pub fn add(&mut self, module: ModuleUid, items: &[Item]) {
+        let (count, bytes) = self.0.entry(module).or_default();
+        *count += items.len() as u64;
+        *bytes += items.iter().map(|item| item.len() as u64).sum::<u64>();
+    }
+
+    /// Return the items of all modules and their bytes.
+    pub fn total(&self) -> (u64, u64) {
+        self.0.values().fold((0, 0), |(items, bytes), amount| (items + amount.0, bytes + amount.1))
     }
 }

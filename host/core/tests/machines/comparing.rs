@@ -3,8 +3,9 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use annulus_core::handoff::message::{Begin, Place, Start};
+use annulus_core::handoff::message::{Begin, Start};
 use annulus_core::handoff::{Tallies, Tally};
+use annulus_core::item::ItemAddr;
 use annulus_core::mutants::Mutant;
 use receiver::Found;
 
@@ -109,12 +110,14 @@ impl Transfer {
                 }
                 receiver::Effect::Compare { generation, seq, range, tally, .. } => {
                     let there: Vec<Item> = self.stage.iter().map(as_item).collect();
-                    let ours = Tally::of(there.iter().filter(|item| range.contains(&Place::of(item))));
+                    let ours = Tally::of(there.iter().filter(|item| range.contains(&ItemAddr::of(item))));
                     let same = ours == tally || self.luck == Luck::ComparesNothing;
                     receiver::Event::Compared { generation, seq, same }
                 }
                 receiver::Effect::Replace { generation, seq, range, items, .. } => {
-                    self.stage.retain(|key, _| !range.contains(&Place(key.clone().into(), Vec::new())));
+                    self.stage.retain(|key, _| {
+                        !range.contains(&ItemAddr { key: key.clone().into(), sort: Vec::new() })
+                    });
                     receiver::Event::Staged { generation, seq, taken: self.put(&items) }
                 }
                 receiver::Effect::Stage { generation, seq, items, .. } => {

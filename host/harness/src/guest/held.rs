@@ -31,7 +31,8 @@ impl Held {
         }
         let stored = self.stored.read();
         let all = stored.range(Bound::Unbounded, Bound::Unbounded);
-        all.filter_map(|((key, _), item)| Some((key, Entry::decode(&item.value, &[1, 2]).ok()?))).collect()
+        all.filter_map(|(addr, version)| Some((addr.key, Entry::decode(&version.value, &[1, 2]).ok()?)))
+            .collect()
     }
 }
 

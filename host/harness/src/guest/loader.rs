@@ -103,7 +103,7 @@ impl Loader for Scripts {
             let description = Arc::new(script.description());
             let module =
                 Module::new(Arc::new(script), self.observer.clone(), self.room.clone(), self.shelf.clone());
-            Ok(Prepared::native(digest, description, Arc::new(module), limits))
+            Ok(Prepared::new(digest, description, Arc::new(module), limits))
         })
     }
 

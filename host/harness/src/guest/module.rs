@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use annulus_vnode::{Call, NativeGuest, NativeModule, NativePlace};
+use annulus_vnode::{GuestCall, InstanceConfig, Program, Runtime};
 use annulus_wasm::{GuestError, RoomLimit};
 
 use super::held::Shelf;
@@ -29,14 +29,14 @@ impl Module {
     }
 }
 
-impl NativeModule for Module {
-    fn start<'a>(&'a self, place: NativePlace<'a>) -> Call<'a, Box<dyn NativeGuest>> {
-        Call::later(async move {
+impl Program for Module {
+    fn start<'a>(&'a self, config: InstanceConfig<'a>) -> GuestCall<'a, Box<dyn Runtime>> {
+        GuestCall::pending(async move {
             let seat = self.room.take()?;
-            let held = self.shelf.add(&place.vnode, self.script.keeps, &place.items);
+            let held = self.shelf.add(&config.vnode, self.script.keeps, &config.items);
             let guest =
-                Scripted::start(self.script.clone(), self.observer.clone(), place, seat, held).await?;
-            Ok(Box::new(guest) as Box<dyn NativeGuest>)
+                Scripted::start(self.script.clone(), self.observer.clone(), config, seat, held).await?;
+            Ok(Box::new(guest) as Box<dyn Runtime>)
         })
     }
 }

@@ -1,7 +1,8 @@
 //! Notifications of scripted guests, for the checks of a simulation.
 
+use annulus_core::description::Effect;
 use annulus_core::ids::RequestId;
-use annulus_wasm::{Effect, VnodePlace};
+use annulus_wasm::VnodePlace;
 use ciborium::Value;
 
 use super::{Entry, Keeps};

@@ -1,9 +1,9 @@
 //! The behaviour of a guest, as data that a deploy transfers.
 
+use annulus_core::description::{CommandInfo, Description, Effect, Exported, Param, Route};
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use annulus_wasm::{CommandInfo, Description, Effect, Exported, Param, Route};
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 

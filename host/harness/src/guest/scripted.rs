@@ -6,12 +6,13 @@ mod items;
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_storage::{Place, Storage, Stored};
-use annulus_vnode::{Answered, Call, NativeGuest, NativePlace};
-use annulus_wasm::{
-    Answer, Budget, CommandInfo, Conflict, GuestError, Item, Limits, MergeOutcome, Page, Rejection, Request,
-    TransferKind, Values, VnodePlace,
-};
+use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
+use annulus_core::description::CommandInfo;
+use annulus_core::item::{Budget, Item, Page};
+use annulus_core::request::Request;
+use annulus_storage::Storage;
+use annulus_vnode::{CommandResult, GuestCall, InstanceConfig, Runtime};
+use annulus_wasm::{Answer, GuestError, Limits, VnodePlace};
 use parking_lot::RwLock;
 
 use super::held::Held;
@@ -70,11 +71,11 @@ impl Scripted {
     pub(super) async fn start(
         script: Arc<Script>,
         observer: Arc<dyn Observer>,
-        place: NativePlace<'_>,
+        config: InstanceConfig<'_>,
         seat: Seat,
         held: Arc<Held>,
     ) -> Result<Self, GuestError> {
-        let NativePlace { vnode: at, items, limits, .. } = place;
+        let InstanceConfig { vnode: at, items, limits, .. } = config;
         let _seat = seat;
         let mut guest = Self { script, observer, at, items, limits, held, bytes: 0, most: 0, dots: 0, _seat };
         let traps = guest.script.traps.init;
@@ -132,14 +133,14 @@ impl Scripted {
     }
 }
 
-impl NativeGuest for Scripted {
+impl Runtime for Scripted {
     fn command<'a>(
         &'a mut self,
         info: &'a CommandInfo,
         id: (u64, u64),
         request: &'a Request,
-    ) -> Call<'a, Answered<Vec<u8>>> {
-        Call::later(self.run_command(info, id, request))
+    ) -> GuestCall<'a, CommandResult<Vec<u8>>> {
+        GuestCall::pending(self.run_command(info, id, request))
     }
 
     fn coverage<'a>(
@@ -149,18 +150,18 @@ impl NativeGuest for Scripted {
         request: &'a Request,
         after: Option<&'a [u8]>,
         limit: Budget,
-    ) -> Call<'a, Answered<Values>> {
-        Call::later(self.run_page(info, id, request, after, limit))
+    ) -> GuestCall<'a, CommandResult<Values>> {
+        GuestCall::pending(self.run_page(info, id, request, after, limit))
     }
 
     fn keeps_items(&self) -> bool {
         self.keeps()
     }
 
-    fn fold<'a>(&'a mut self, after: Option<&'a [u8]>, limit: Budget) -> Call<'a, Page> {
+    fn fold<'a>(&'a mut self, after: Option<&'a [u8]>, limit: Budget) -> GuestCall<'a, Page> {
         let traps = self.script.traps.fold;
         let wait = self.script.endless_fold.map(|_| Duration::from_millis(1));
-        Call::later(self.call("fold", traps, async move |guest| {
+        GuestCall::pending(self.call("fold", traps, async move |guest| {
             // Without a pause virtual time would not advance during an endless sequence of pages.
             if let Some(wait) = wait {
                 tokio::time::sleep(wait).await;
@@ -169,79 +170,79 @@ impl NativeGuest for Scripted {
         }))
     }
 
-    fn count(&mut self) -> Call<'_, u64> {
-        Call::done(self.held.kept.lock().len() as u64)
+    fn count(&mut self) -> GuestCall<'_, u64> {
+        GuestCall::done(self.held.kept.lock().len() as u64)
     }
 
-    fn items_of<'a>(&'a mut self, key: &'a [u8]) -> Call<'a, Vec<Item>> {
+    fn items_of<'a>(&'a mut self, key: &'a [u8]) -> GuestCall<'a, Vec<Item>> {
         let traps = self.script.traps.fold;
-        Call::later(self.call("encode-handoff-items", traps, async move |guest| {
+        GuestCall::pending(self.call("encode-handoff-items", traps, async move |guest| {
             let kept = guest.held.kept.lock();
             Ok(kept.get(key).map(|entry| guest.item(key, entry)).into_iter().collect())
         }))
     }
 
-    fn take<'a>(&'a mut self, items: &'a [Item]) -> Call<'a, Answer<Vec<Rejection>>> {
+    fn take<'a>(&'a mut self, items: &'a [Item]) -> GuestCall<'a, Answer<Vec<Rejection>>> {
         let traps = self.script.traps.take;
-        Call::later(self.call("handle-handoff-data", traps, async move |guest| {
+        GuestCall::pending(self.call("handle-handoff-data", traps, async move |guest| {
             let value = guest.take_in(items)?;
             Ok(Answer { value, writes: Vec::new(), doom: None })
         }))
     }
 
-    fn merge<'a>(&'a mut self, conflicts: &'a [Conflict]) -> Option<Call<'a, Vec<MergeOutcome>>> {
+    fn merge<'a>(&'a mut self, conflicts: &'a [Conflict]) -> Option<GuestCall<'a, Vec<MergeOutcome>>> {
         let traps = self.script.traps.take;
-        Some(Call::later(self.call("merge", traps, async move |guest| {
+        Some(GuestCall::pending(self.call("merge", traps, async move |guest| {
             Ok(conflicts.iter().map(|conflict| guest.merged(conflict)).collect())
         })))
     }
 
-    fn forget<'a>(&'a mut self, tombstones: &'a [Item]) -> Call<'a, Vec<(Place, Stored)>> {
-        Call::later(self.call("forget", OneIn(0), async move |guest| {
+    fn forget<'a>(&'a mut self, tombstones: &'a [Item]) -> GuestCall<'a, Vec<Item>> {
+        GuestCall::pending(self.call("forget", OneIn(0), async move |guest| {
             guest.let_go_of(tombstones);
             Ok(Vec::new())
         }))
     }
 
-    fn delete(&mut self) -> Call<'_, ()> {
+    fn delete(&mut self) -> GuestCall<'_, ()> {
         self.held.kept.lock().clear();
         self.bytes = 0;
-        Call::done(())
+        GuestCall::done(())
     }
 
     fn memory(&self) -> Option<(usize, usize)> {
         self.keeps().then(|| (self.most, self.memory_limit()))
     }
 
-    fn handoff_starting<'a>(&'a mut self, _: TransferKind, _: &'a str) -> Call<'a, bool> {
+    fn handoff_starting<'a>(&'a mut self, _: TransferKind, _: &'a str) -> GuestCall<'a, bool> {
         let traps = self.script.traps.callback;
-        Call::later(
+        GuestCall::pending(
             self.call("handoff-starting", traps, async |guest| {
                 Ok(!guest.falls(guest.script.puts_handoff_off))
             }),
         )
     }
 
-    fn handoff_ended<'a>(&'a mut self, _: TransferKind, _: &'a str, finished: bool) -> Call<'a, ()> {
+    fn handoff_ended<'a>(&'a mut self, _: TransferKind, _: &'a str, finished: bool) -> GuestCall<'a, ()> {
         let call = if finished { "handoff-finished" } else { "handoff-cancelled" };
         let traps = self.script.traps.callback;
-        Call::later(self.call(call, traps, async |_| Ok(())))
+        GuestCall::pending(self.call(call, traps, async |_| Ok(())))
     }
 
-    fn handles_in_handoff<'a>(&'a mut self, _: &'a Request) -> Call<'a, bool> {
-        Call::later(self.call("handle-handoff-command", OneIn(0), async |guest| {
+    fn handles_in_handoff<'a>(&'a mut self, _: &'a Request) -> GuestCall<'a, bool> {
+        GuestCall::pending(self.call("handle-handoff-command", OneIn(0), async |guest| {
             Ok(!guest.falls(guest.script.refuses_in_handoff))
         }))
     }
 
-    fn handle_exit<'a>(&'a mut self, _: &'a str) -> Call<'a, ()> {
+    fn handle_exit<'a>(&'a mut self, _: &'a str) -> GuestCall<'a, ()> {
         let traps = self.script.traps.callback;
-        Call::later(self.call("handle-exit", traps, async |_| Ok(())))
+        GuestCall::pending(self.call("handle-exit", traps, async |_| Ok(())))
     }
 
-    fn terminate<'a>(&'a mut self, _: &'a str) -> Call<'a, Vec<(Place, Stored)>> {
+    fn terminate<'a>(&'a mut self, _: &'a str) -> GuestCall<'a, Vec<Item>> {
         let traps = self.script.traps.callback;
-        Call::later(self.call("terminate", traps, async |_| Ok(Vec::new())))
+        GuestCall::pending(self.call("terminate", traps, async |_| Ok(Vec::new())))
     }
 
     fn dots(&self) -> u64 {

@@ -7,16 +7,16 @@ use std::time::Duration;
 
 use annulus_core::ids::{ModuleUid, NodeId, RequestId};
 use annulus_core::keyspace::{PartitionId, RingSize};
-use annulus_core::request::RequestError;
+use annulus_core::request::{Request, RequestError};
 use annulus_core::ring::{Partition, RingTable};
+use annulus_core::wire::PageAnswer;
 use annulus_ground::ScopeId;
 use annulus_harness::guest::{Fall, Keeps, Observer, Outcome, Run, Script, Scripts, Write};
 use annulus_harness::{Seeded, Settings, Simulation};
 use annulus_vnode::{
-    Behaviour, Command, Delivery, Loader, Master, MasterConfig, ModuleSource, PageAnswer, PageWanted, Reply,
-    SwapReport,
+    Command, CoveragePage, Delivery, Loader, Master, MasterConfig, ModuleSource, Release, Reply, SwapReport,
 };
-use annulus_wasm::{Effect, Limits, Request};
+use annulus_wasm::{Effect, Limits};
 use bytes::Bytes;
 use ciborium::Value;
 use parking_lot::Mutex;
@@ -96,10 +96,10 @@ impl Observer for Seen {
 
 /// The behaviour of each module for the master.
 #[derive(Default)]
-struct Source(Mutex<BTreeMap<ModuleUid, Arc<Behaviour>>>);
+struct Source(Mutex<BTreeMap<ModuleUid, Arc<Release>>>);
 
 impl ModuleSource for Source {
-    fn behaviour(&self, module: ModuleUid) -> Option<Arc<Behaviour>> {
+    fn release(&self, module: ModuleUid) -> Option<Arc<Release>> {
         self.0.lock().get(&module).cloned()
     }
 }
@@ -141,19 +141,19 @@ impl Node {
         Self { master, loader, seen: seen.clone(), source, limits, version: SINCE }
     }
 
-    pub async fn behaviour(&self, script: &Script, format: u32) -> Arc<Behaviour> {
+    pub async fn release(&self, script: &Script, format: u32) -> Arc<Release> {
         let prepared = self.loader.prepare(script.component(), self.limits).await.unwrap();
         assert_eq!(*prepared.description, script.description());
         let name = script.name.as_str().into();
         let version = u64::from(script.release);
-        Arc::new(Behaviour::of(name, version, prepared, vec![0xa0]).writing(format))
+        Arc::new(Release::new(name, version, prepared, vec![0xa0]).writing(format))
     }
 
     /// Swap the module's vnodes to this script.
     pub async fn deploy(&self, script: &Script, format: u32) -> Result<SwapReport, String> {
-        let behaviour = self.behaviour(script, format).await;
-        self.source.0.lock().insert(MODULE, behaviour.clone());
-        let mut reports = self.master.swap(MODULE, &behaviour).await;
+        let release = self.release(script, format).await;
+        self.source.0.lock().insert(MODULE, release.clone());
+        let mut reports = self.master.swap(MODULE, &release).await;
         reports.pop().map_or_else(|| Ok(SwapReport::default()), |(_, report)| report)
     }
 
@@ -161,16 +161,16 @@ impl Node {
         &self,
         command: &str,
         args: &[(&str, Value)],
-        page: Option<PageWanted>,
+        page: Option<CoveragePage>,
     ) -> oneshot::Receiver<Result<Bytes, RequestError>> {
         let key = args.iter().find(|(name, _)| *name == "key").and_then(|(_, key)| key.as_text());
-        let key = key.map(|key| key.as_bytes().to_vec());
+        let key = key.map(|key| key.as_bytes().to_vec().into());
         let args = Value::Map(args.iter().map(|(name, value)| ((*name).into(), value.clone())).collect());
         let mut bytes = Vec::new();
         ciborium::into_writer(&args, &mut bytes).unwrap();
         let (reply, answer) = oneshot::channel();
         let command = Command {
-            request: Request { command: command.to_owned(), key, args: bytes },
+            request: Request { command: command.to_owned(), key, args: bytes.into() },
             page,
             id: RequestId(annulus_ground::random()),
             deadline: Instant::now() + Duration::from_secs(60),
@@ -197,7 +197,7 @@ impl Node {
     pub async fn everywhere(&self, command: &str, items: u32) -> Result<Vec<String>, RequestError> {
         let (mut values, mut after) = (Vec::new(), None);
         loop {
-            let page = PageWanted { after, items, bytes: 1 << 20 };
+            let page = CoveragePage { after, items, bytes: 1 << 20 };
             let answer = self.send(command, &[], Some(page)).await.unwrap()?;
             let page: PageAnswer = ciborium::from_reader(&answer[..]).unwrap();
             assert!(page.values.len() <= items as usize);

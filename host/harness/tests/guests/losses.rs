@@ -3,11 +3,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use annulus_core::contract::TransferKind;
 use annulus_core::ids::TransferId;
 use annulus_core::request::AppliedState;
 use annulus_harness::guest::{Keeps, OneIn, Oversize, Script, Slow, Traps};
 use annulus_vnode::{Outgoing, Reading, StreamEvent};
-use annulus_wasm::TransferKind;
 use ciborium::Value;
 use tokio::sync::{mpsc, watch};
 

@@ -3,13 +3,15 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use annulus_core::contract::TransferKind;
 use annulus_core::ids::{NodeId, TransferId};
+use annulus_core::item::Item;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::ErrorCode;
 use annulus_core::ring::Transfer;
 use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};
 use annulus_vnode::{Control, Outgoing, Reading, StageId, StreamEvent, Taken};
-use annulus_wasm::{Item, TransferKind};
+
 use ciborium::Value;
 use tokio::sync::{mpsc, oneshot, watch};
 

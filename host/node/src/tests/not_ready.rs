@@ -7,11 +7,11 @@ use annulus_admin::{ADMIN_HEADER, AdminReply, AdminRequest, decode, encode};
 use annulus_core::ids::NodeUid;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{AppliedState, ErrorCode};
+use annulus_core::wire::decode_answer;
 use annulus_data_dir::AdminToml;
 use annulus_transport::client::Client;
 use annulus_transport::kind::{BULK_ADMIN, CALL};
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, Responder, Service};
-use annulus_vnode::decode_answer;
 
 /// Request the members, like the command line.
 async fn ask(node: &Running) -> AdminReply {
@@ -55,7 +55,7 @@ fn a_command_of_a_peer_to_a_node_that_is_not_ready_is_known_not_to_be_applied() 
         });
         block(async { tokio::time::timeout(LIMIT, answer).await }).unwrap()
     };
-    let error = decode_answer(ask().unwrap()).unwrap_err();
+    let error = decode_answer(&ask().unwrap()).unwrap_err();
     assert_eq!((error.code, error.state), (ErrorCode::NotReady, AppliedState::NotApplied));
     assert!(mutants::during(Some(Mutant::DropCallsWhileStarting), ask).is_err(), "no answer: `unknown`");
 }

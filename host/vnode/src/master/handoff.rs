@@ -1,5 +1,5 @@
-//! What a handoff asks of a partition's vnodes: to tell it their writes and pages, to fall silent, and to take
-//! in what comes.
+//! The requests of a handoff to the vnodes of a partition: to forward writes, to read pages, to seal, and to receive
+//! items in a stage.
 
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
@@ -10,36 +10,39 @@ use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::RequestError;
 use tokio::sync::oneshot;
 
-use super::super::mailbox::{Control, Count, Outgoing, VnodeHandle};
-use super::super::slot::{Slot, StageId, Staging};
-use super::{Master, end_all};
+use super::Master;
+use crate::control::{Control, Count};
+use crate::mailbox::VnodeHandle;
+use crate::outgoing::Outgoing;
+use crate::slot::{Slot, StageId, TransferStage};
 
-/// What becomes of a page that a handoff wants.
+/// The outcome of a request for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
-    /// The vnode puts it into the handoff's stream.
+    /// The vnode will put the page into the stream of the handoff.
     Coming,
-    /// No vnode of the module runs, so it has no items.
+    /// No vnode of the module runs, so there are no items.
     NoItems,
-    /// The partition's vnodes tell another transfer by now: this one is over.
+    /// The vnodes of the partition send to another transfer by now: this one is over.
     Replaced,
 }
 
-/// Why a stage is not all that its transfer brought.
+/// The reason why a stage does not have all items of its transfer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IncompleteStage {
-    /// It was dropped, or another one of the transfer was begun.
+    /// The stage was dropped, or replaced by another one of the transfer.
     #[error("the stage is gone")]
     Gone,
-    /// A guest of it trapped and lost what it had taken in.
+    /// A guest of the stage trapped and lost the items that it had received.
     #[error("the vnode of module {0} trapped while it took in the transfer")]
     Trapped(ModuleUid),
 }
 
 impl Master {
-    /// From now on what the partition's vnodes write is told to `outgoing` too, whenever they
-    /// start. False if this node does not hold the partition, or the log has ended the transfer: its driver, which
-    /// may not have heard so yet, must not take the vnodes' stream from that of the transfer which replaced it.
+    /// Forward the writes of the partition's vnodes, also of those that start later, to `outgoing`.
+    ///
+    /// Return false if this node does not own the partition, or if the log has ended the transfer. A driver that has
+    /// not noticed the latter yet must not take the vnodes from the transfer that replaced its own.
     pub fn begin_outgoing(&self, partition: PartitionId, transfer: TransferId, outgoing: Outgoing) -> bool {
         let may = |slot: &Slot| slot.held && !slot.is_over(transfer);
         let Some(mut slot) = self.slot(partition).filter(|slot| may(slot)) else { return false };
@@ -50,7 +53,7 @@ impl Master {
         true
     }
 
-    /// Has a vnode put a page of its items into the stream of its handoff `transfer`.
+    /// Have a vnode put a page of its items into the stream of a transfer.
     pub fn read_page(
         &self,
         partition: PartitionId,
@@ -59,9 +62,9 @@ impl Master {
         attempt: u64,
         after: Option<Vec<u8>>,
     ) -> Reading {
-        // Vnodes have one stream. The driver of a transfer that was replaced may not have heard so
-        // yet: its page would come into the stream of the next transfer, which would take it for its own.
-        let Some(slot) = self.slot(partition).filter(|slot| slot.tells(transfer)) else {
+        // Vnodes have a single stream. The driver of a replaced transfer may not have noticed yet: its page would go
+        // into the stream of the next transfer, which would mistake it for its own.
+        let Some(slot) = self.slot(partition).filter(|slot| slot.is_outgoing(transfer)) else {
             return Reading::Replaced;
         };
         match slot.vnodes.get(&module) {
@@ -70,8 +73,7 @@ impl Master {
         }
     }
 
-    /// How many items there are of each module that runs in a partition that serves; none where its
-    /// guest cannot tell.
+    /// Count the items of each module in a partition; `None` for a guest that fails to count.
     pub async fn count(&self, partition: PartitionId) -> BTreeMap<ModuleUid, Option<u64>> {
         let mut counts = BTreeMap::new();
         for vnode in self.vnodes(partition) {
@@ -86,12 +88,10 @@ impl Master {
         counts
     }
 
-    /// How many items of a module a transfer has staged, if the host keeps them: none where nothing
-    /// of it came.
+    /// Count the items of a module in a stage. `None` if the guest keeps them.
     pub async fn staged_count(&self, stage: StageId, module: ModuleUid) -> Option<u64> {
         let vnode = self.slot(stage.partition).and_then(|slot| {
-            let staging = slot.staging.as_ref().filter(|staging| staging.is(stage))?;
-            staging.vnodes.get(&module).cloned()
+            slot.stage.as_ref().filter(|current| current.is(stage))?.vnodes.get(&module).cloned()
         });
         let Some(vnode) = vnode else { return Some(0) };
         let (answer, count) = oneshot::channel();
@@ -102,11 +102,11 @@ impl Master {
         }
     }
 
-    /// Seals a partition for a transfer: its vnodes answer nothing any more, and each says so
-    /// in its handoff's stream (R1), with the number `round`. Answers which; `None` if this node does not
-    /// hold it, or if its vnodes tell another transfer by now.
+    /// Seal a partition for a transfer: its vnodes answer no more commands, and each confirms that in the stream of
+    /// the handoff (R1) with the number `round`. Return the modules of these vnodes, or `None` if this node does not
+    /// own the partition or its vnodes send to another transfer by now.
     pub fn seal(&self, partition: PartitionId, transfer: TransferId, round: u64) -> Option<Vec<ModuleUid>> {
-        let mut slot = self.slot(partition).filter(|slot| slot.held && slot.tells(transfer))?;
+        let mut slot = self.slot(partition).filter(|slot| slot.held && slot.is_outgoing(transfer))?;
         (slot.sealed, slot.seal_round) = (Some(transfer), round);
         Some(
             slot.vnodes
@@ -117,7 +117,7 @@ impl Master {
         )
     }
 
-    /// The handoff is over: nothing is told to it any more.
+    /// End the forwarding of writes to a transfer.
     pub fn end_outgoing(&self, partition: PartitionId, transfer: TransferId, finished: bool) {
         if let Some(mut slot) = self.slot(partition)
             && slot.outgoing.as_ref().is_some_and(|(of, _)| *of == transfer)
@@ -129,8 +129,8 @@ impl Master {
         }
     }
 
-    /// Lifts a seal whose transfer will not happen: only for one whose flip was never
-    /// proposed, or is known to have been refused.
+    /// Lift the seal of a transfer that will not happen: its flip was never proposed, or is known to have been
+    /// refused.
     pub fn unseal(&self, partition: PartitionId, transfer: TransferId) {
         if let Some(mut slot) = self.slot(partition)
             && slot.sealed == Some(transfer)
@@ -142,62 +142,65 @@ impl Master {
         }
     }
 
-    /// Makes room for a transfer's items, apart from what serves; what was staged there
-    /// before is dropped.
+    /// Open a stage for the items of a transfer, apart from the vnodes that serve. The previous stage of the
+    /// partition is dropped.
     pub fn stage(&self, stage: StageId) {
         let StageId { partition, transfer, generation } = stage;
-        // The task of a transfer that was replaced must not take the stage from the one that replaced it.
+        // The task of a replaced transfer must not drop the stage of the transfer that replaced it.
         let may = |slot: &Slot| !slot.is_over(transfer) || mutants::on(Mutant::StageWhatIsOver);
         if let Some(mut slot) = self.slot(partition).filter(|slot| may(slot)) {
-            let mut old = slot.staging.take().map(|staging| staging.vnodes).unwrap_or_default();
+            let mut old = slot.take_stage();
             let vnodes =
                 if mutants::on(Mutant::KeepStage) { std::mem::take(&mut old) } else { BTreeMap::new() };
-            slot.staging = Some(Staging { transfer, generation, complete: false, vnodes });
-            end_all(old, &RequestError::stale_ring(slot.version), true);
+            slot.stage = Some(TransferStage { transfer, generation, complete: false, vnodes });
+            VnodeHandle::end_all(old.into_values(), &RequestError::stale_ring(slot.version), true);
         }
     }
 
-    /// The vnode that takes in a module's items of a transfer; `None` if the transfer is not
-    /// staged here or the module cannot run here.
+    /// Return the vnode that receives the items of a module, started on demand. `None` if the stage was dropped or the
+    /// module cannot run here.
     pub fn staged_vnode(&self, stage: StageId, module: ModuleUid) -> Option<VnodeHandle> {
         let mut slot = self.slot(stage.partition)?;
-        let staging = slot.staging.as_mut().filter(|staging| staging.is(stage))?;
-        if let Some(handle) = staging.vnodes.get(&module) {
+        let current = slot.stage.as_mut().filter(|current| current.is(stage))?;
+        if let Some(handle) = current.vnodes.get(&module) {
             return Some(handle.clone());
         }
-        let behaviour = self.inner.config.modules.behaviour(module)?;
-        let handle = self.start(module, stage.partition, behaviour);
-        staging.vnodes.insert(module, handle.clone());
+        let release = self.inner.config.modules.release(module)?;
+        let handle = self.start(module, stage.partition, release);
+        current.vnodes.insert(module, handle.clone());
         Some(handle)
     }
 
-    /// All items of a transfer have been merged.
+    /// Mark a stage as complete: all items of the transfer were merged.
     ///
     /// # Errors
-    /// Says why the stage must not be promoted. It stays as it is.
+    /// The reason why the stage must not be promoted. The stage is unchanged.
     pub fn staging_complete(&self, stage: StageId) -> Result<(), IncompleteStage> {
         let mut slot = self.slot(stage.partition).ok_or(IncompleteStage::Gone)?;
-        let staging = slot.staging.as_mut().filter(|staging| staging.is(stage));
-        let staging = staging.ok_or(IncompleteStage::Gone)?;
-        // A vnode that trapped, in a swap say, went on with an empty instance: what it had taken in is gone.
+        let current = slot.stage.as_mut().filter(|current| current.is(stage));
+        let current = current.ok_or(IncompleteStage::Gone)?;
+        // A vnode that trapped, in a swap for instance, continued with an empty instance: its items are lost.
         let trapped = |vnode: &&VnodeHandle| {
             vnode.gauge.traps.load(Ordering::Relaxed) > 0 && !mutants::on(Mutant::PromoteWhatTrapped)
         };
-        if let Some(vnode) = staging.vnodes.values().find(trapped) {
+        if let Some(vnode) = current.vnodes.values().find(trapped) {
             return Err(IncompleteStage::Trapped(vnode.module));
         }
-        staging.complete = true;
+        current.complete = true;
         Ok(())
     }
 
-    /// Drops what came of a transfer.
+    /// Drop the stage of a transfer.
     pub fn unstage(&self, partition: PartitionId, transfer: TransferId) {
         if let Some(mut slot) = self.slot(partition)
-            && slot.staging.as_ref().is_some_and(|staging| staging.transfer == transfer)
+            && slot.stage.as_ref().is_some_and(|stage| stage.transfer == transfer)
             && !mutants::on(Mutant::KeepStage)
-            && let Some(staging) = slot.staging.take()
         {
-            end_all(staging.vnodes, &RequestError::stale_ring(slot.version), true);
+            VnodeHandle::end_all(
+                slot.take_stage().into_values(),
+                &RequestError::stale_ring(slot.version),
+                true,
+            );
         }
     }
 }

@@ -1,36 +1,39 @@
-//! What the master refuses to those who come late, with vnodes in native code.
+//! The master against late messages: transfers that are over, older states, recoveries. The vnodes run the baseline.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
 
+use annulus_core::contract::TransferKind;
 use annulus_core::ids::RequestId;
 use annulus_core::keyspace::RingSize;
 use annulus_core::mutants::{self, Mutant};
+use annulus_core::request::Request;
 use annulus_core::ring::{Partition as RingPartition, Transfer};
-use annulus_wasm::{Request, TransferKind};
 use bytes::Bytes;
 use ciborium::Value;
 use tokio::sync::mpsc;
 use tokio::time::{Instant, timeout};
 
-use super::super::mailbox::{Outgoing, Reply, StreamEvent};
-use super::super::native_kv::native_kv;
-use super::super::slot::StageId;
+use super::handoff::{IncompleteStage, Reading};
 use super::*;
+use crate::mailbox::Reply;
+use crate::native_kv::native_kv;
+use crate::outgoing::{Outgoing, StreamEvent};
+use crate::slot::StageId;
 
 const ME: NodeId = NodeId(1);
 const HERE: PartitionId = PartitionId(3);
 const MODULE: ModuleUid = ModuleUid(20);
 
-struct Native(Arc<Behaviour>);
+struct Native(Arc<Release>);
 
 impl ModuleSource for Native {
-    fn behaviour(&self, _: ModuleUid) -> Option<Arc<Behaviour>> {
+    fn release(&self, _: ModuleUid) -> Option<Arc<Release>> {
         Some(self.0.clone())
     }
 }
 
-/// All of it is this node's since log index 5.
+/// A ring that this node owns since log index 5.
 fn ring() -> RingTable {
     let size = RingSize::try_from(16).unwrap();
     let partitions = size.partitions().map(|_| RingPartition::held_by(vec![ME], 5)).collect();
@@ -46,7 +49,7 @@ fn master() -> Master {
     master
 }
 
-/// Has the module's vnode of [`HERE`] answer something.
+/// Run a read on the module's vnode of [`HERE`].
 async fn get(master: &Master) -> Result<Bytes, RequestError> {
     answer(say(master, "get", &[("key", "k")])).await
 }
@@ -74,7 +77,7 @@ fn say_until(
     ciborium::into_writer(&Value::Map(named), &mut args).unwrap();
     let (reply, answer) = oneshot::channel();
     let command = Command {
-        request: Request { command: command.into(), key: Some(b"k".to_vec()), args },
+        request: Request { command: command.into(), key: Some(Bytes::from_static(b"k")), args: args.into() },
         page: None,
         id: RequestId([0; 16]),
         deadline,
@@ -94,10 +97,10 @@ fn outgoing() -> (Outgoing, mpsc::UnboundedReceiver<StreamEvent>) {
 async fn an_older_state_ends_no_vnode_of_a_module_that_was_deployed_after_it() {
     let master = master();
     get(&master).await.unwrap();
-    // A state from before the module's deploy, applied late.
+    // A state older than the module's deploy, applied late.
     master.apply(&ring(), &[], MODULE.0 - 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 1);
-    // It was undeployed.
+    // An undeploy.
     master.apply(&ring(), &[], MODULE.0 + 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 0);
 }
@@ -122,7 +125,7 @@ async fn the_driver_of_a_replaced_transfer_reads_and_seals_nothing() {
     let event = timeout(Duration::from_secs(60), events.recv()).await.unwrap().unwrap();
     assert!(matches!(event, StreamEvent::Page { module: MODULE, attempt: 1, .. }), "{event:?}");
     assert_eq!(master.seal(HERE, new, 1), Some(vec![MODULE]));
-    // Over: it can do nothing any more either.
+    // The driver of a transfer that is over reads nothing either.
     master.end_outgoing(HERE, new, false);
     assert_eq!(master.read_page(HERE, new, MODULE, 1, None), Reading::Replaced);
 }
@@ -135,10 +138,10 @@ async fn a_stage_whose_vnode_trapped_is_not_all_that_came() {
     master.stage(stage);
     let vnode = master.staged_vnode(stage, MODULE).unwrap();
     assert_eq!(master.staging_complete(stage), Ok(()));
-    // As the actor counts it when it goes on with an empty instance.
+    // As the actor counts a trap, after which it continues with an empty instance.
     vnode.gauge.traps.fetch_add(1, Ordering::Relaxed);
     assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Trapped(MODULE)));
-    // The next stage of the transfer begins anew.
+    // The next stage of the transfer starts empty.
     let next = StageId { generation: 2, ..stage };
     master.stage(next);
     assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Gone));
@@ -162,7 +165,7 @@ async fn a_transfer_that_was_replaced_does_not_take_the_stage_of_the_next() {
     pending(31);
     master.stage(new);
     assert!(master.staged_vnode(new, MODULE).is_some());
-    // Its task has not looked at the log yet.
+    // The task of the old transfer has not noticed yet.
     master.stage(StageId { generation: 2, ..old });
     assert!(master.staged_vnode(new, MODULE).is_some());
     assert_eq!(master.staging_complete(new), Ok(()));
@@ -188,19 +191,19 @@ async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here(
     assert!(matches!(&kept[..], [vnode] if vnode.partition == HERE && vnode.tell(Control::Ping(ping))));
     timeout(Duration::from_secs(60), here).await.unwrap().unwrap();
     assert!(master.incidents().iter().any(|incident| incident.kind == "possible-loss"));
-    // A flip of that history gives up in order what is elsewhere: nothing more is kept.
+    // A flip in the recovered lineage is an ordinary one: no further items are set aside.
     let mut flipped = recovered.clone();
     flipped.partitions[0] = RingPartition::held_by(vec![other], index + 1);
     assert_eq!(master.apply(&flipped, &[MODULE], index + 1, lineage), []);
     assert_eq!(master.set_aside().len(), 1);
-    // A rival's state knows nothing of what was told to the one before.
+    // The state of a rival recovery knows nothing of those set aside before.
     let rival = Lineage { number: 1, id: 9 };
     let index = rival.first_index();
     for partition in &mut flipped.partitions {
         partition.version = index;
     }
     assert_eq!(master.apply(&flipped, &[MODULE], index, rival), [HERE]);
-    // What was undeployed is gone everywhere.
+    // An undeploy ends vnodes that were set aside too.
     master.apply(&flipped, &[], index + 1, rival);
     assert_eq!(master.set_aside().len(), 0);
 }
@@ -227,20 +230,20 @@ async fn commands_wait_while_the_receiver_of_their_writes_is_behind() {
     stream.congested = congested;
     assert!(master.begin_outgoing(HERE, TransferId(30), stream));
     let mut waiting = say(&master, "get", &[("key", "k")]);
-    // Messages of the host go before.
+    // Control messages are handled all the same.
     let (ping, here) = oneshot::channel();
     master.vnodes(HERE)[0].tell(Control::Ping(ping));
     timeout(Duration::from_secs(60), here).await.unwrap().unwrap();
     assert!(waiting.try_recv().is_err(), "it waits");
     behind.send_replace(false);
     answer(waiting).await.unwrap();
-    // A handoff that is gone holds up nobody.
+    // A handoff that is gone delays no commands.
     behind.send_replace(true);
     drop(behind);
     get(&master).await.unwrap();
 }
 
-/// It holds, and is seen to be broken by the fault that breaks it.
+/// Assert that a property holds, and that it does not with the mutant.
 fn shows<F: Future<Output = bool>>(mutant: Mutant, holds: impl Fn() -> F) {
     let holds = || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();

@@ -21,7 +21,7 @@ use crate::rows::{BenchRow, Measured};
 use crate::{AdminError, BenchRequest};
 use annulus_request::CallRequest;
 use annulus_transport::{Lane, kind};
-use annulus_vnode::{Behaviour, Command, ModuleSource, Reply, native_kv};
+use annulus_vnode::{Command, ModuleSource, Release, Reply, native_kv};
 
 use loops::Plan;
 use shots::Shots;
@@ -58,9 +58,9 @@ impl AdminService {
             let native = apart(&self.parts, &plan, Arc::new(native_kv()), native_shots);
             row.native = Some(answer.while_working("measuring a native vnode", native).await);
             let module = view.module(&request.module).map(|module| module.uid);
-            if let Some(behaviour) = module.and_then(|module| self.parts.modules.behaviour(module)) {
-                let wasm = apart(&self.parts, &plan, behaviour, shots);
-                row.wasm = Some(answer.while_working("measuring a vnode without routing", wasm).await);
+            if let Some(release) = module.and_then(|module| self.parts.modules.release(module)) {
+                let wasm = apart(&self.parts, &plan, release, shots);
+                row.wasm = Some(answer.while_working("measuring a vnode apart", wasm).await);
             }
         }
         Ok(row)
@@ -103,16 +103,16 @@ async fn echo(parts: Arc<AdminParts>, plan: &Plan, bytes: u32) -> Option<Measure
 }
 
 /// Measure one vnode of its own, outside the ring.
-async fn apart(parts: &AdminParts, plan: &Plan, behaviour: Arc<Behaviour>, shots: Arc<Shots>) -> Measured {
-    let vnode = parts.master.start_apart(behaviour);
+async fn apart(parts: &AdminParts, plan: &Plan, release: Arc<Release>, shots: Arc<Shots>) -> Measured {
+    let vnode = parts.master.start_apart(release);
     plan.run(move |turn| {
         let shot = shots.pick(turn);
         let (reply, answer) = tokio::sync::oneshot::channel();
         let taken = vnode.try_command(Command {
-            request: annulus_wasm::Request {
+            request: annulus_core::request::Request {
                 command: shot.command.to_string(),
-                key: shot.key.as_ref().map(|key| key.to_vec()),
-                args: shot.args.to_vec(),
+                key: shot.key.clone(),
+                args: shot.args.clone(),
             },
             page: None,
             id: RequestId(annulus_ground::random()),

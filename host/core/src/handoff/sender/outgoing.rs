@@ -3,10 +3,10 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
-use crate::handoff::Tallies;
-use crate::handoff::message::{Place, Range, ToReceiver};
+use crate::handoff::message::{Range, ToReceiver};
+use crate::handoff::{Amounts, Tallies};
 use crate::ids::ModuleUid;
-use crate::item::Item;
+use crate::item::{Item, ItemAddr};
 
 /// The sent and the remaining data of one attempt.
 #[derive(Clone, Debug, Default)]
@@ -18,7 +18,7 @@ pub(super) struct Outgoing {
     /// All that was sent as items.
     pub tallies: Tallies,
     /// All that was gone through, whether sent as items or compared.
-    pub done: Tallies,
+    pub done: Amounts,
     /// Modules to read, the first from its token on.
     pub unread: VecDeque<(ModuleUid, Option<Vec<u8>>)>,
     /// The page that is being read: its purpose and its module.
@@ -30,7 +30,7 @@ pub(super) struct Outgoing {
     /// Ranges that differ, to be read again.
     pub again: VecDeque<Again>,
     /// The place of the last item that was compared.
-    pub behind: Option<Place>,
+    pub behind: Option<ItemAddr>,
     /// Every message below this number must be acknowledged before the seal. These include all pages, so that items
     /// which the receiver cannot take are found while the partition is served.
     pub settled: u64,

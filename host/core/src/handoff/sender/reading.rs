@@ -6,9 +6,9 @@
 //! as it happens at a commit point of its own.
 
 use crate::handoff::Tally;
-use crate::handoff::message::{Place, Range, ToReceiver};
+use crate::handoff::message::{Range, ToReceiver};
 use crate::ids::ModuleUid;
-use crate::item::Item;
+use crate::item::{Item, ItemAddr};
 
 use super::outgoing::{Again, Reading};
 use super::{Effect, Link, Phase, Sender};
@@ -116,7 +116,7 @@ impl Sender {
         if !in_order(after.as_ref(), &items) {
             return self.cannot_compare(effects);
         }
-        let Some(last) = items.last().map(Place::of).or_else(|| after.clone()) else {
+        let Some(last) = items.last().map(ItemAddr::of).or_else(|| after.clone()) else {
             // No item so far. If none follows either, the receiver must have none.
             if next.is_none() {
                 self.send_range(
@@ -164,7 +164,7 @@ impl Sender {
             again.token = next;
             return outgoing.again.push_front(again);
         }
-        let upto = items.last().map(Place::of).filter(|_| next.is_some());
+        let upto = items.last().map(ItemAddr::of).filter(|_| next.is_some());
         let range = Range { after: again.range.after.take(), upto: upto.clone() };
         let goes_on = upto.is_some() && again.range.upto.as_ref().is_none_or(|end| upto.as_ref() < Some(end));
         if goes_on {
@@ -197,7 +197,7 @@ impl Sender {
     }
 }
 
-fn in_order(after: Option<&Place>, items: &[Item]) -> bool {
-    let follows = after.is_none_or(|after| items.first().is_none_or(|first| Place::of(first) > *after));
+fn in_order(after: Option<&ItemAddr>, items: &[Item]) -> bool {
+    let follows = after.is_none_or(|after| items.first().is_none_or(|first| ItemAddr::of(first) > *after));
     follows && items.is_sorted_by(|a, b| (&a.key, &a.sort) < (&b.key, &b.sort))
 }

@@ -2,10 +2,13 @@
 
 use std::time::Duration;
 
+use annulus_core::contract::Values;
+use annulus_core::description::CommandInfo;
 use annulus_core::ids::RequestId;
-use annulus_storage::{Place, Stored};
-use annulus_vnode::Answered;
-use annulus_wasm::{Answer, Budget, CommandFailure, CommandInfo, Doom, GuestError, Refusal, Request, Values};
+use annulus_core::item::{Budget, Item};
+use annulus_core::request::{GuestRefusal, Request};
+use annulus_vnode::CommandResult;
+use annulus_wasm::{Answer, CommandFailure, Doom, GuestError};
 use ciborium::Value;
 
 use super::super::{Entry, Outcome, Run, Write};
@@ -30,7 +33,7 @@ impl Scripted {
         info: &CommandInfo,
         id: (u64, u64),
         request: &Request,
-    ) -> Result<Answered<Vec<u8>>, GuestError> {
+    ) -> Result<CommandResult<Vec<u8>>, GuestError> {
         let mut under_way = self.under_way("handle-command");
         let asked = Asked { info, id: request_id(id), request };
         let args = match arguments(&request.args) {
@@ -78,7 +81,7 @@ impl Scripted {
         request: &Request,
         after: Option<&[u8]>,
         limit: Budget,
-    ) -> Result<Answered<Values>, GuestError> {
+    ) -> Result<CommandResult<Values>, GuestError> {
         let mut under_way = self.under_way("handle-coverage");
         let asked = Asked { info, id: request_id(id), request };
         let fate = match self.fate(&asked).await? {
@@ -140,14 +143,13 @@ impl Scripted {
     }
 
     /// Tell the observer about the command's effect and pass the writes to the host, or end the instance.
-    #[expect(clippy::type_complexity, reason = "the two halves of an answer")]
     fn settle(
         &self,
         asked: &Asked<'_>,
         fate: &Fate,
         writes: Vec<Write>,
         outcome: Outcome<'_>,
-    ) -> Result<(Vec<(Place, Stored)>, Option<Doom>), GuestError> {
+    ) -> Result<(Vec<Item>, Option<Doom>), GuestError> {
         if fate.traps_after {
             self.tell(asked, &writes, Outcome::Trapped);
             return Err(trapped(&asked.request.command));
@@ -229,7 +231,7 @@ impl Scripted {
     }
 
     /// Encode the writes for the host, with the limits that the host has for components.
-    fn to_host(&self, writes: &[Write]) -> (Vec<(Place, Stored)>, Option<Doom>) {
+    fn to_host(&self, writes: &[Write]) -> (Vec<Item>, Option<Doom>) {
         let (mut stored, mut all) = (Vec::new(), 0);
         if self.keeps() {
             return (stored, None);
@@ -247,7 +249,7 @@ impl Scripted {
                 return (Vec::new(), Some(Doom::TooLarge { what, bytes: all, limit: batch_limit }));
             }
             let deleted = write.entry.deleted;
-            stored.push(((write.key.clone(), Vec::new()), Stored { value, deleted }));
+            stored.push(Item { key: write.key.clone(), sort: Vec::new(), value, deleted });
         }
         (stored, None)
     }
@@ -275,7 +277,7 @@ fn arguments(args: &[u8]) -> Result<Arguments, CommandFailure> {
 
 fn refused(code: &str) -> CommandFailure {
     let message = "the script says no".to_owned();
-    CommandFailure::Refused(Refusal { code: code.to_owned(), message, detail: None })
+    CommandFailure::Refused(GuestRefusal { code: code.to_owned(), message, detail: None })
 }
 
 fn request_id((high, low): (u64, u64)) -> RequestId {

@@ -2,7 +2,9 @@
 
 use std::ops::Bound;
 
-use annulus_wasm::{Budget, Conflict, GuestError, Item, MergeOutcome, Page, Rejection};
+use annulus_core::contract::{Conflict, MergeOutcome, Rejection};
+use annulus_core::item::{Budget, Item, ItemAddr, Page};
+use annulus_wasm::GuestError;
 
 use super::super::{EndlessFold, Entry};
 use super::{OVERHEAD, Scripted};
@@ -27,8 +29,8 @@ impl Scripted {
         if self.keeps() {
             return Ok(self.held.kept.lock().get(key).cloned());
         }
-        let stored = self.items.read().get(&(key.to_vec(), Vec::new()));
-        stored.map(|stored| self.read(&stored.value)).transpose()
+        let version = self.items.read().get(&ItemAddr { key: key.to_vec(), sort: Vec::new() });
+        version.map(|version| self.read(&version.value)).transpose()
     }
 
     /// Return at most this many entries after a key, in order.
@@ -44,9 +46,9 @@ impl Scripted {
             return Ok(kept.take(most).map(|(key, entry)| (key.clone(), entry.clone())).collect());
         }
         let items = self.items.read();
-        let from = from.map(|key| (key, Vec::new()));
+        let from = from.map(|key| ItemAddr { key, sort: Vec::new() });
         let stored = items.range(from, Bound::Unbounded).take(most);
-        stored.map(|((key, _), stored)| Ok((key, self.read(&stored.value)?))).collect()
+        stored.map(|(addr, version)| Ok((addr.key, self.read(&version.value)?))).collect()
     }
 
     /// Decode an entry stored by any release, which this one must be able to read (R22).

@@ -1,9 +1,8 @@
-//! Turns of commands that go everywhere: how many of their pages guests of this node work on at once.
+//! The limit on concurrent pages of coverage commands.
 //!
-//! One such command asks every partition. If all of them worked at once, each would have a small share of
-//! the processor, and whatever else the node does would have next to none. So no more pages run than there
-//! are workers, and no module takes the last turn from the others: one whose pages are slow, or sleep, does
-//! not hold up those of its neighbours.
+//! One coverage command asks every partition. If all of them ran at once, each would get a small share of the
+//! processor, and everything else on the node next to none. So at most one page per worker runs, and no module
+//! may take the last permit: slow pages of one module do not block those of the others.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -13,57 +12,59 @@ use annulus_core::ids::ModuleUid;
 use parking_lot::Mutex;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// The turns of one node.
-pub(super) struct Turns {
+/// The permits of one node.
+pub(super) struct CoverageLimiter {
     node: Arc<Semaphore>,
-    of_module: usize,
+    permits_of_module: usize,
     modules: Mutex<HashMap<ModuleUid, Weak<Semaphore>>>,
 }
 
-/// Where the vnodes of one module queue for their turns.
-pub(super) struct Queue {
+/// The queue of one module for permits.
+pub(super) struct CoverageQueue {
     node: Arc<Semaphore>,
     module: Arc<Semaphore>,
 }
 
-/// One page may run while this is held.
-#[must_use = "the turn ends with this"]
-pub(super) struct Turn {
+/// The permission to run one page, until it is dropped.
+#[must_use = "the permit ends when this is dropped"]
+pub(super) struct CoveragePermit {
     _node: OwnedSemaphorePermit,
     _module: OwnedSemaphorePermit,
 }
 
-/// A place in the queue.
-pub(super) type Place = Pin<Box<dyn Future<Output = Option<Turn>> + Send>>;
+/// A position in the queue.
+pub(super) type PendingPermit = Pin<Box<dyn Future<Output = Option<CoveragePermit>> + Send>>;
 
-impl Turns {
+impl CoverageLimiter {
     pub(super) fn new(workers: usize) -> Self {
         let node = Arc::new(Semaphore::new(workers.max(1)));
-        Self { node, of_module: workers.saturating_sub(1).max(1), modules: Mutex::default() }
+        Self { node, permits_of_module: workers.saturating_sub(1).max(1), modules: Mutex::default() }
     }
 
-    pub(super) fn queue(&self, module: ModuleUid) -> Queue {
+    /// Return the queue of a module.
+    pub(super) fn queue(&self, module: ModuleUid) -> CoverageQueue {
         let mut modules = self.modules.lock();
         modules.retain(|_, semaphore| semaphore.strong_count() > 0);
         let known = modules.get(&module).and_then(Weak::upgrade);
         let module = known.unwrap_or_else(|| {
-            let semaphore = Arc::new(Semaphore::new(self.of_module));
+            let semaphore = Arc::new(Semaphore::new(self.permits_of_module));
             modules.insert(module, Arc::downgrade(&semaphore));
             semaphore
         });
-        Queue { node: self.node.clone(), module }
+        CoverageQueue { node: self.node.clone(), module }
     }
 }
 
-impl Queue {
-    /// Queues; first come, first served. Ends in `None` only if the semaphores were closed, which nobody does.
-    pub(super) fn place(&self) -> Place {
+impl CoverageQueue {
+    /// Enter the queue, first come, first served. The output is `None` only if the semaphores were closed, which
+    /// never happens.
+    pub(super) fn enter(&self) -> PendingPermit {
         let (node, module) = (self.node.clone(), self.module.clone());
         Box::pin(async move {
-            // The module's first: who waits for that holds no turn of the node.
+            // The module's permit first: a page that waits for it must not hold a permit of the node.
             let module = module.acquire_owned().await.ok()?;
             let node = node.acquire_owned().await.ok()?;
-            Some(Turn { _node: node, _module: module })
+            Some(CoveragePermit { _node: node, _module: module })
         })
     }
 }
@@ -75,7 +76,7 @@ mod tests {
 
     use super::*;
 
-    fn taken(place: &mut Place) -> Option<Turn> {
+    fn taken(place: &mut PendingPermit) -> Option<CoveragePermit> {
         match place.as_mut().poll(&mut Context::from_waker(Waker::noop())) {
             Poll::Ready(turn) => turn,
             Poll::Pending => None,
@@ -84,12 +85,12 @@ mod tests {
 
     #[test]
     fn one_module_leaves_a_turn_to_the_others_and_all_together_take_no_more_than_there_are() {
-        let turns = Turns::new(3);
+        let turns = CoverageLimiter::new(3);
         let (one, other) = (turns.queue(ModuleUid(1)), turns.queue(ModuleUid(2)));
-        let mut places: Vec<_> = (0..4).map(|_| one.place()).collect();
+        let mut places: Vec<_> = (0..4).map(|_| one.enter()).collect();
         let mut held: Vec<_> = places.iter_mut().filter_map(taken).collect();
         assert_eq!(held.len(), 2);
-        let mut others: Vec<_> = (0..4).map(|_| other.place()).collect();
+        let mut others: Vec<_> = (0..4).map(|_| other.enter()).collect();
         let others_held: Vec<_> = others.iter_mut().filter_map(taken).collect();
         assert_eq!(others_held.len(), 1);
         drop(held.pop());
@@ -102,10 +103,10 @@ mod tests {
 
     #[test]
     fn a_place_that_is_given_up_keeps_no_turn() {
-        let turns = Turns::new(2);
+        let turns = CoverageLimiter::new(2);
         let queue = turns.queue(ModuleUid(1));
-        let held = taken(&mut queue.place()).unwrap();
-        let (mut first, mut second) = (queue.place(), queue.place());
+        let held = taken(&mut queue.enter()).unwrap();
+        let (mut first, mut second) = (queue.enter(), queue.enter());
         assert!(taken(&mut first).is_none() && taken(&mut second).is_none());
         drop(held);
         drop(first);
@@ -114,7 +115,7 @@ mod tests {
 
     #[test]
     fn a_module_that_is_gone_is_forgotten() {
-        let turns = Turns::new(2);
+        let turns = CoverageLimiter::new(2);
         drop(turns.queue(ModuleUid(1)));
         let _other = turns.queue(ModuleUid(2));
         assert_eq!(turns.modules.lock().len(), 1);

@@ -1,0 +1,58 @@
+//! The items of a vnode as a whole: merging those of another replica, counting, measuring.
+
+use annulus_core::handoff::Tally;
+use annulus_core::item::Item;
+use annulus_storage::Storage;
+
+use super::Actor;
+use crate::control::{Count, Taken};
+use crate::guest::Guest;
+use crate::measure::PageSize;
+use crate::moves::PAGE;
+
+impl Actor {
+    /// Merge items of another replica.
+    pub(super) async fn take(&mut self, items: Vec<Item>) -> Result<Taken, String> {
+        let guest = self.guest().await.map_err(|error| error.message)?;
+        // Counted here, not where the items arrived, so that a loss in between shows in the comparison.
+        let tally = Tally::of(&items);
+        let some = !items.is_empty();
+        let taken = guest.take(items).await;
+        if some {
+            self.got_items().await;
+        }
+        self.recovered();
+        taken.map(|rejections| Taken { tally, rejections }).map_err(|error| self.failed(error, None).message)
+    }
+
+    /// Return the number of items in host storage, `None` if the guest keeps the items.
+    pub(super) fn stored(&self) -> Option<u64> {
+        let kept_by_guest =
+            self.release.description.exported.handoff || self.guest.as_ref().is_some_and(Guest::keeps_items);
+        (!kept_by_guest).then(|| self.items.read().len() as u64)
+    }
+
+    /// Count the items. A number from the guest is approximate.
+    pub(super) async fn count(&mut self) -> Count {
+        if let Some(stored) = self.stored() {
+            return Count::Stored(stored);
+        }
+        let Some(guest) = &mut self.guest else { return Count::Said(0) };
+        match guest.count().await {
+            Ok(count) => Count::Said(count),
+            Err(error) => {
+                self.failed(error, None);
+                Count::Unknown
+            }
+        }
+    }
+
+    /// Measure a page of the fold.
+    pub(super) async fn measure_page(&mut self, after: Option<Vec<u8>>) -> Result<PageSize, String> {
+        let guest = self.guest().await.map_err(|error| error.message)?;
+        match guest.fold(after.as_deref(), PAGE).await {
+            Ok(page) => Ok(PageSize::of(page)),
+            Err(error) => Err(self.failed(error, None).message),
+        }
+    }
+}

@@ -1,0 +1,148 @@
+//! The application of the committed log to the slots: which partitions this node owns, and what becomes of the
+//! vnodes in those that it gets or gives up.
+
+use std::collections::BTreeMap;
+
+use annulus_core::holding::{Change, Holding};
+use annulus_core::ids::ModuleUid;
+use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
+use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::ring::RingTable;
+use annulus_core::state::Lineage;
+
+use super::Master;
+use crate::control::Control;
+use crate::mailbox::VnodeHandle;
+use crate::slot::Slot;
+
+impl Master {
+    /// Apply a committed ring. `index` is the log index of that state; calls are in log order.
+    ///
+    /// After a recovery, return the partitions whose items are set aside here, and may exist nowhere else.
+    pub fn apply(
+        &self,
+        ring: &RingTable,
+        modules: &[ModuleUid],
+        index: u64,
+        lineage: Lineage,
+    ) -> Vec<PartitionId> {
+        let me = self.inner.config.me;
+        let before = self.inner.known.lock().replace((lineage, modules.to_vec()));
+        let recovers = before.as_ref().is_some_and(|(before, _)| *before != lineage);
+        // A recovered state may be older than a module's deploy: a module that it lacks was not undeployed.
+        let undeployed = |uid: &ModuleUid| {
+            let had = before.as_ref().is_some_and(|(_, had)| had.contains(uid));
+            had && !recovers && !modules.contains(uid)
+        };
+        let mut aside = Vec::new();
+        for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
+            let Some(mut slot) = self.slot(id) else { continue };
+            let mut holding = Holding {
+                version: slot.version,
+                held: slot.held,
+                sealed: slot.sealed,
+                staged: slot.stage.as_ref().map(|stage| (stage.transfer, stage.complete)),
+            };
+            let changes =
+                if recovers { holding.recover(partition, me) } else { holding.apply(partition, me) };
+            (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
+            slot.applied = (index, partition.pending.as_ref().map(|pending| pending.id));
+            for change in changes {
+                // Without modules there was nothing to lose.
+                if change != Change::TakeEmpty || !modules.is_empty() {
+                    self.carry_out(change, &mut slot, id, modules);
+                }
+            }
+            // A module's uid is the index of the entry that created it. A vnode of a later module may run already,
+            // where another task applied that entry first: this older state says nothing about it.
+            let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
+            let gone = |uid: &&ModuleUid| older(uid) && !modules.contains(uid);
+            let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
+            let gone: BTreeMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
+            if recovers && !gone.is_empty() {
+                self.set_vnodes_aside(gone, &mut slot, id);
+            } else {
+                VnodeHandle::end_all(gone.into_values(), &undeployed_error(), true);
+            }
+            let (gone, kept): (Vec<_>, Vec<_>) =
+                std::mem::take(&mut slot.aside).into_iter().partition(|vnode| undeployed(&vnode.module));
+            slot.aside = kept;
+            VnodeHandle::end_all(gone, &undeployed_error(), true);
+            // Also those that an earlier recovery set aside: that recovered state is not the current one.
+            if recovers && !slot.aside.is_empty() {
+                aside.push(id);
+            }
+        }
+        self.inner.applied.send_replace(index);
+        aside
+    }
+
+    fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId, modules: &[ModuleUid]) {
+        let elsewhere = RequestError::stale_ring(slot.version);
+        let drop_all = |vnodes: BTreeMap<ModuleUid, VnodeHandle>| {
+            drop(VnodeHandle::end_all(vnodes.into_values(), &elsewhere, true));
+        };
+        match change {
+            Change::Promote => slot.vnodes = slot.take_stage(),
+            Change::DropIncomplete => {
+                let reason = "the partition was taken over before its items were";
+                self.note_loss(modules, id, reason);
+                drop_all(slot.take_stage());
+            }
+            Change::TakeEmpty => {
+                let reason = "the partition was taken over without its items";
+                self.note_loss(modules, id, reason);
+            }
+            // The items of a cancelled transfer must never serve (R7).
+            Change::DropStage if mutants::on(Mutant::KeepStage) => {}
+            Change::DropStage => drop_all(slot.take_stage()),
+            Change::SetAside => {
+                slot.outgoing = None;
+                let vnodes = std::mem::take(&mut slot.vnodes);
+                self.set_vnodes_aside(vnodes, slot, id);
+            }
+            Change::SetStageAside => {
+                let vnodes = slot.take_stage();
+                self.set_vnodes_aside(vnodes, slot, id);
+            }
+            Change::GiveUp => {
+                slot.outgoing = None;
+                drop_all(std::mem::take(&mut slot.vnodes));
+            }
+            Change::Unseal => {
+                for vnode in slot.vnodes.values() {
+                    vnode.tell(Control::Unseal);
+                }
+            }
+        }
+    }
+
+    fn set_vnodes_aside(&self, vnodes: BTreeMap<ModuleUid, VnodeHandle>, slot: &mut Slot, id: PartitionId) {
+        if vnodes.is_empty() {
+            return;
+        }
+        let modules: Vec<ModuleUid> = vnodes.keys().copied().collect();
+        let reason = "the recovered state gives the partition to another node, or does not know the module; the \
+                      items are kept aside here while this node runs";
+        self.note_loss(&modules, id, reason);
+        for vnode in vnodes.values() {
+            vnode.tell(Control::EndOutgoing { finished: false });
+            vnode.tell(Control::SetAside(RequestError::stale_ring(slot.version)));
+        }
+        slot.aside.extend(vnodes.into_values());
+    }
+
+    /// Record a possible loss for all modules of a partition: which of them had items is unknown.
+    fn note_loss(&self, modules: &[ModuleUid], id: PartitionId, reason: &str) {
+        for module in modules {
+            let release = self.inner.config.modules.release(*module);
+            let name = release.map_or_else(|| module.to_string(), |release| release.name.to_string());
+            self.inner.incidents.note("possible-loss", &name, Some(u32::from(id.0)), reason);
+        }
+    }
+}
+
+fn undeployed_error() -> RequestError {
+    RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed")
+}
