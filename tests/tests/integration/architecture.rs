@@ -1,5 +1,5 @@
-//! The host is built as `host/ARCHITECTURE.md` says: its table of rooms is that of the packages, core's modules import
-//! down their layers, and dependencies are compiled once, whichever packages are selected.
+//! Checks that the host is built as `host/ARCHITECTURE.md` says: the packages use what its table of rooms lists, modules
+//! of core import down their layers, and dependencies are compiled once, whichever packages are selected.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};

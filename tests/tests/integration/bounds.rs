@@ -134,3 +134,24 @@ fn a_data_directory_that_others_could_enter_is_closed_to_them() {
         assert_eq!(open_to_others(&node.data), Vec::<PathBuf>::new(), "{mode:o}");
     }
 }
+
+#[test]
+fn the_guests_of_a_node_share_a_limit_of_memory() {
+    let cluster = Cluster::apart_with(1, &["--ring-size", "8", "--guest-memory", "160MiB"]);
+    cluster.deploy("guests/kv");
+    cluster.deploy("tests/guests/hostile");
+    let node = &cluster[0];
+    node.call("kv", "put", &["k", "v"]).unwrap();
+    // Each partition's own limit of 256 MiB is far away.
+    let fill = |n: u32| node.call("hostile", "fill", &[&format!("k{n}"), &n.to_string(), "900000"]);
+    let (filled, error) = (0..400).find_map(|n| fill(n).err().map(|error| (n, error))).unwrap();
+    assert!(filled > 50, "only {filled} items were taken: {error}");
+    assert_eq!((&error["code"], &error["state"]), (&"partition-full".into(), &"not-applied".into()), "{error}");
+    assert!(error["message"].as_str().unwrap().contains("--guest-memory"), "{error}");
+    // Nobody has lost anything, and reads and deletes go on.
+    assert_eq!(node.call("kv", "get", &["k"]).unwrap(), "v");
+    for n in 0..filled {
+        assert!(!node.call("hostile", "sum", &[&format!("k{n}")]).unwrap().is_null(), "item {n} of {filled}");
+    }
+    node.call("hostile", "delete", &["k0"]).unwrap();
+}
