@@ -110,7 +110,9 @@ impl Cluster {
 
     /// Take a newer state from the leader, if it has one and can be reached in time.
     pub fn learn_news(&self, deadline: Instant) -> BoxFuture<'_, ()> {
-        Box::pin(self.inner.fetcher.learn_news(deadline))
+        Box::pin(async move {
+            self.inner.fetcher.learn_news(deadline).await;
+        })
     }
 
     /// Return this node's failure detector, for choosing fallbacks and for display. It decides no ownership.

@@ -71,11 +71,13 @@ impl StateFetcher {
         }
     }
 
-    /// Take the leader's state, if it is newer and arrives in time.
-    pub(super) async fn learn_news(&self, deadline: Instant) {
-        if let Some(leader) = self.group.leader().filter(|leader| *leader != self.me) {
+    /// Take the leader's state, if it is newer and arrives in time. Return false if no leader is known.
+    pub(super) async fn learn_news(&self, deadline: Instant) -> bool {
+        let Some(leader) = self.group.leader() else { return false };
+        if leader != self.me {
             self.fetch_once(leader, deadline).await;
         }
+        true
     }
 
     /// Take a peer's state, if it is newer and arrives in time. A fetch that another caller begins after

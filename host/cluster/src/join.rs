@@ -10,14 +10,16 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::ids::{NodeId, NodeUid};
+use annulus_core::ids::{Digest, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{Command, Member, MemberStatus, Outcome, Refusal};
 use annulus_core::version::{Range, Speaks};
+use annulus_core::wording::one_line;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::time::{Instant, timeout_at};
 
+use super::fetch::StateFetcher;
 use super::messages::{JOIN_FRAME, JOIN_LIMIT, JoinAnswer, JoinReply, JoinRequest};
 use super::propose::{ProposeError, Proposer};
 use super::token::{Token, TokenError, digest_of, now_ms};
@@ -235,11 +237,12 @@ pub enum IssueError {
 pub(super) struct Admission {
     views: Arc<Views>,
     proposer: Arc<Proposer>,
+    fetcher: Arc<StateFetcher>,
 }
 
 impl Admission {
-    pub(super) fn new(views: Arc<Views>, proposer: Arc<Proposer>) -> Self {
-        Self { views, proposer }
+    pub(super) fn new(views: Arc<Views>, proposer: Arc<Proposer>, fetcher: Arc<StateFetcher>) -> Self {
+        Self { views, proposer, fetcher }
     }
 
     /// Issue a token that lets a node join within `lifetime`.
@@ -263,8 +266,9 @@ impl Admission {
         answer_join(stream, &self.admit(request).await).await
     }
 
-    async fn admit(&self, request: JoinRequest) -> JoinReply {
-        let view = self.views.load();
+    pub(super) async fn admit(&self, request: JoinRequest) -> JoinReply {
+        let deadline = Instant::now() + ADMISSION;
+        let mut view = self.views.load();
         if request.cluster != view.state.cluster {
             return JoinReply::Refused(Refusal::BadToken);
         }
@@ -273,8 +277,20 @@ impl Admission {
             tracing::info!(name = %request.member.name, %refusal, "a node is not admitted");
             return JoinReply::Refused(refusal);
         }
-        if request.member.listen.parse::<SocketAddr>().is_err() {
-            let why = format!("{:?} is not an address of a node", request.member.listen);
+        // Before anything is signed or proposed: anybody can ask, with any secret.
+        let token = digest_of(&request.secret);
+        if !is_valid(&view, &token) {
+            // It may have been issued through another node a moment ago.
+            let has_leader = self.fetcher.learn_news(deadline).await;
+            view = self.views.load();
+            if !is_valid(&view, &token) {
+                return match has_leader {
+                    true => JoinReply::Refused(Refusal::BadToken),
+                    false => JoinReply::Unavailable(ProposeError::NoLeader.to_string()),
+                };
+            }
+        }
+        if let Err(why) = check_member(&request.member) {
             return JoinReply::Refused(Refusal::BadSetting(why));
         }
         let size = view.state.ring.size;
@@ -293,10 +309,8 @@ impl Admission {
             Ok(signed) => signed,
             Err(error) => return JoinReply::Refused(Refusal::BadSetting(error.to_string())),
         };
-        let token = digest_of(&request.secret);
         let command = Command::Admit { member: request.member, token, now_ms: now_ms() };
         annulus_ground::point("admission: nothing is in the way").await;
-        let deadline = Instant::now() + ADMISSION;
         let (index, node) = match self.proposer.propose(command, deadline).await {
             Ok((index, Outcome::Admitted(node))) => (index, node),
             Ok(_) | Err(ProposeError::Unknown) => return JoinReply::Unknown,
@@ -321,6 +335,41 @@ impl Admission {
         tracing::info!(%node, %name, %uid, "admitted");
         JoinReply::Admitted(Box::new(JoinAnswer { node, certificate, state: view.state.clone() }))
     }
+}
+
+/// True if the view has the token, and it has not expired by this node's clock.
+fn is_valid(view: &View, token: &Digest) -> bool {
+    view.state.tokens.get(token).is_some_and(|ends_ms| *ends_ms > now_ms())
+}
+
+/// Longest name, zone or address of a member, in bytes.
+const MAX_TEXT_BYTES: usize = 255;
+/// Largest weight of a member. A larger one would take the ring.
+const MAX_WEIGHT: u32 = 1000;
+
+/// Check what a joining node says of itself, which all members store and show.
+fn check_member(member: &Member) -> Result<(), String> {
+    let shown = |text: &str| one_line(text, 64).into_owned();
+    let Member { name, listen, http, zone, weight, .. } = member;
+    if name.is_empty() || name.len() > MAX_TEXT_BYTES || !name.chars().all(|c| c.is_ascii_graphic()) {
+        let name = shown(name);
+        return Err(format!(
+            "{name:?} is not the name of a node: 1 to {MAX_TEXT_BYTES} ASCII characters without spaces"
+        ));
+    }
+    if listen.parse::<SocketAddr>().is_err() {
+        return Err(format!("{:?} is not an address of a node", shown(listen)));
+    }
+    for text in [Some(http), zone.as_ref()].into_iter().flatten() {
+        if text.len() > MAX_TEXT_BYTES || text.chars().any(char::is_control) {
+            let text = shown(text);
+            return Err(format!("{text:?} is longer than {MAX_TEXT_BYTES} bytes or has control characters"));
+        }
+    }
+    if !(1..=MAX_WEIGHT).contains(weight) {
+        return Err(format!("a node's weight is 1 to {MAX_WEIGHT}, not {weight}"));
+    }
+    Ok(())
 }
 
 /// Check that a node that speaks `levels` can join a cluster at `level`. The refusal is one that the first

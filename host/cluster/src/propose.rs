@@ -36,6 +36,10 @@ const ROUND_PAUSE: Duration = Duration::from_millis(50);
 /// Longer than a peer that was paused or restarted needs to be back.
 const NO_MAJORITY: Duration = Duration::from_millis(1500);
 
+/// Longest command, in bytes. An entry must fit one frame of the transport with room to spare: one that cannot be
+/// replicated stops the log for good.
+const MAX_COMMAND_BYTES: usize = 1 << 20;
+
 /// Number of hints that are followed without a pause: two nodes may point at each other for a moment.
 const MAX_HOPS: u32 = 4;
 
@@ -231,6 +235,17 @@ impl Proposer {
             return ProposeReply::Applied {
                 index: self.views.load().index(),
                 outcome: Outcome::Refused(refusal),
+            };
+        }
+        let refused = match codec::encode(&command) {
+            Ok(bytes) if bytes.len() <= MAX_COMMAND_BYTES => None,
+            Ok(bytes) => Some(format!("{} bytes; the limit of a change is {MAX_COMMAND_BYTES}", bytes.len())),
+            Err(error) => Some(error.to_string()),
+        };
+        if let Some(why) = refused {
+            return ProposeReply::Applied {
+                index: view.index(),
+                outcome: Outcome::Refused(Refusal::BadSetting(why)),
             };
         }
         // Half of the time left, so that the refusal arrives before the caller's deadline.

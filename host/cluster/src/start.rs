@@ -216,7 +216,7 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
         group,
         versions,
         changes: Changes::new(me, views.clone(), fetcher.clone(), proposer.clone()),
-        admission: Admission::new(views.clone(), proposer.clone()),
+        admission: Admission::new(views.clone(), proposer.clone(), fetcher.clone()),
         views,
         proposer,
         fetcher,

@@ -683,3 +683,32 @@ async fn without_a_peer_to_ask_a_disk_is_believed_and_asks_until_there_is_one() 
     let why = timeout(LIMIT, ended.wait_for(Option::is_some)).await.unwrap().unwrap().clone();
     assert!(matches!(why, Some(Ended::Stale(_))), "{why:?}");
 }
+
+#[tokio::test]
+async fn a_join_with_a_wrong_secret_costs_no_entry_of_the_log() {
+    let world = World::founded().await;
+    let node = &world.nodes[0];
+    let before = node.view().index();
+    for number in 0..1000_u32 {
+        let request = messages::JoinRequest {
+            cluster: node.view().state.cluster,
+            member: member(9),
+            public_key: vec![0; 65],
+            secret: number.to_be_bytes().to_vec(),
+            ring_size: None,
+            speaks: Speaks::default(),
+        };
+        let reply = node.inner.admission.admit(request).await;
+        assert!(matches!(&reply, messages::JoinReply::Refused(annulus_core::state::Refusal::BadToken)));
+    }
+    assert_eq!(node.view().index(), before);
+}
+
+#[tokio::test]
+async fn a_command_that_could_not_be_replicated_is_refused() {
+    let world = World::founded().await;
+    let huge = Member { name: "x".repeat(2 << 20), ..member(9) };
+    let command = Command::Admit { member: huge, token: Digest([1; 32]), now_ms: 0 };
+    let refused = world.nodes[0].propose(command, soon()).await.unwrap_err();
+    assert!(refused.to_string().contains("limit"), "{refused}");
+}

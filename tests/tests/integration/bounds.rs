@@ -146,7 +146,11 @@ fn the_guests_of_a_node_share_a_limit_of_memory() {
     let fill = |n: u32| node.call("hostile", "fill", &[&format!("k{n}"), &n.to_string(), "900000"]);
     let (filled, error) = (0..400).find_map(|n| fill(n).err().map(|error| (n, error))).unwrap();
     assert!(filled > 50, "only {filled} items were taken: {error}");
-    assert_eq!((&error["code"], &error["state"]), (&"partition-full".into(), &"not-applied".into()), "{error}");
+    assert_eq!(
+        (&error["code"], &error["state"]),
+        (&"partition-full".into(), &"not-applied".into()),
+        "{error}"
+    );
     assert!(error["message"].as_str().unwrap().contains("--guest-memory"), "{error}");
     // Nobody has lost anything, and reads and deletes go on.
     assert_eq!(node.call("kv", "get", &["k"]).unwrap(), "v");
