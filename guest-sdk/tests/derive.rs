@@ -1,4 +1,4 @@
-//! Output of the derive: descriptions of an enum, and decoders whose errors name the parameter.
+//! Tests of `#[derive(Commands)]`: the generated command descriptions, and decoding errors that name the parameter.
 #![allow(clippy::unwrap_used, dead_code)]
 
 use std::collections::BTreeMap;
@@ -14,7 +14,7 @@ enum Command {
     /// And another.
     #[command(write, reply = "uint")]
     PutAll {
-        /// What routes it.
+        /// The routing key.
         key: String,
         blob: Vec<u8>,
         tags: Vec<String>,
@@ -54,7 +54,7 @@ fn an_enum_describes_its_commands() {
     assert_eq!(
         put.params,
         [
-            Param::required("key", "text", "What routes it."),
+            Param::required("key", "text", "The routing key."),
             Param::required("blob", "bytes", ""),
             Param::required("tags", "[* text]", ""),
             Param::required("counts", "{* text => uint}", ""),

@@ -1,4 +1,4 @@
-//! Tests of guest code in a plain `cargo test`: a host on this thread takes the place of a cluster.
+//! Test guest code with plain `cargo test`: a host on the test's own thread stands in for a cluster.
 //!
 //! ```
 //! # use annulus_guest::prelude::*;

@@ -1,4 +1,4 @@
-//! The test host's state for one vnode: its items, its log, and the rules of the running call.
+//! The test host's state for one vnode: its items, its log, and the permissions of the running call.
 
 use std::cell::RefCell;
 use std::collections::BTreeMap;
@@ -25,7 +25,7 @@ pub(super) struct World {
     pub request: u64,
     pub reach: Reach,
     pub may_write: bool,
-    /// The first reason why the running call is doomed; `None` if it is not.
+    /// The reason why the running call is doomed, which is the first rule that it broke; `None` if it broke none.
     pub doomed: Option<String>,
     /// The writes of the running call.
     pub batch: BTreeMap<Place, Version>,
@@ -58,7 +58,8 @@ impl World {
         self.doomed.get_or_insert(reason);
     }
 
-    /// Return true if the call may access items of this key; doom the call otherwise.
+    /// Return true if the running call may access the items of this key, or of all keys if `None`. Otherwise doom
+    /// the call.
     pub fn reaches(&mut self, key: Option<&[u8]>) -> bool {
         let within = match (&self.reach, key) {
             (Reach::All, _) => true,
@@ -77,7 +78,9 @@ impl World {
             return;
         }
         if !self.may_write {
-            self.doom("a write in a command that is described as read, or in `init`".to_owned());
+            self.doom(
+                "the call wrote an item, but it is `init` or its command is described as `read`".to_owned(),
+            );
             return;
         }
         self.batch.insert((key.to_vec(), sort.to_vec()), version);
@@ -87,8 +90,8 @@ impl World {
         self.batch.get(place).or_else(|| self.items.get(place)).cloned()
     }
 
-    /// End a call: keep its writes if it succeeded and is not doomed, drop them otherwise. Return the reason
-    /// if it is doomed.
+    /// End the running call: store its writes if it succeeded and is not doomed, and drop them otherwise. Return the
+    /// reason if the call is doomed.
     pub fn end_call(&mut self, well: bool) -> Option<String> {
         let batch = std::mem::take(&mut self.batch);
         let doomed = self.doomed.take();
@@ -102,8 +105,8 @@ impl World {
 }
 
 thread_local! {
-    /// The world of the vnode that is being called on this thread. Outside a call it is a world of the
-    /// thread's own, so that a test can create state by hand.
+    /// The world of the vnode whose call is running on this thread. Between calls, it is a world that belongs to the
+    /// thread itself, in which a test can create items directly.
     static CURRENT: RefCell<World> = RefCell::new(World::new());
 }
 
@@ -111,7 +114,7 @@ pub(super) fn current<R>(use_it: impl FnOnce(&mut World) -> R) -> R {
     CURRENT.with_borrow_mut(use_it)
 }
 
-/// Run a call within a world; the world is restored even if the call panics.
+/// Run `call` with `world` as the current world. The previous world is restored even if the call panics.
 pub(super) fn within<R>(world: &RefCell<World>, call: impl FnOnce() -> R) -> R {
     struct Restore<'a>(&'a RefCell<World>);
     impl Drop for Restore<'_> {

@@ -8,12 +8,12 @@ use annulus_core::ids::RequestId;
 use annulus_core::request::MAX_ARGS_BYTES;
 use annulus_core::state::{HandoffChange, StorageKind};
 
-/// Header of an admin stream: the version of this protocol.
+/// Header of an admin stream; contains the version of this protocol.
 pub const ADMIN_HEADER: &[u8] = &[1];
 /// Longest frame of an uploaded component, in bytes.
 pub const UPLOAD_CHUNK_BYTES: usize = 256 * 1024;
 
-/// Request of a verb: the first frame of its stream.
+/// Request of a command-line verb. It is the first frame of the verb's stream.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdminRequest {
@@ -31,16 +31,16 @@ pub enum AdminRequest {
         /// Validity of the token, in milliseconds.
         ttl_ms: u64,
     },
-    /// Make the addressed node join another cluster: `Progress`, then an empty `Done` once it has been
-    /// admitted. The node then restarts its parts.
+    /// Make the addressed node join another cluster: `Progress`, then an empty `Done` once the node has been
+    /// admitted. The node then restarts in place, as a member of that cluster.
     Join {
-        /// `--listen` address of a member of that cluster.
+        /// `--listen` address of a member of the cluster to join.
         address: String,
         /// Token that `annulus token` printed on a member of that cluster.
         token: String,
-        /// Give up the modules and items of the node's own cluster of one.
+        /// Discard the modules and items of the node's own single-node cluster.
         discard: bool,
-        /// Own nothing in that cluster until a plan that includes this node is committed.
+        /// Own no partitions in that cluster until a plan that includes this node is committed.
         #[serde(default)]
         stage: bool,
         /// Longest wait, in milliseconds.
@@ -54,7 +54,7 @@ pub enum AdminRequest {
         /// Stage the change for the next commit.
         #[serde(default)]
         stage: bool,
-        /// Wait until the handoffs are complete; otherwise answer as soon as the node is leaving.
+        /// Wait until the handoffs are complete; otherwise reply as soon as the member is marked as leaving.
         wait: bool,
         /// Longest wait, in milliseconds.
         timeout_ms: u64,
@@ -71,15 +71,15 @@ pub enum AdminRequest {
     },
     /// List the deployed modules. `Done` carries [`ModuleRow`](super::rows::ModuleRow)s.
     Modules,
-    /// Return a module's description. `Done` carries a `wasm::Description`.
+    /// Return a module's description. `Done` carries a [`Description`](annulus_core::description::Description).
     Describe {
         /// Name of the module.
         module: String,
     },
-    /// Deploy the first or a further release of a module. The component follows in frames of at most
-    /// [`UPLOAD_CHUNK_BYTES`]. `Progress`, then `Done` with a [`DeployedRow`](super::rows::DeployedRow).
+    /// Deploy a release of a new or an existing module. The component follows in frames of at most
+    /// [`UPLOAD_CHUNK_BYTES`]: `Progress`, then `Done` with a [`DeployedRow`](super::rows::DeployedRow).
     Deploy(DeployRequest),
-    /// Go back to an earlier release: `Progress`, then `Done` with a
+    /// Roll a module back to an earlier release: `Progress`, then `Done` with a
     /// [`DeployedRow`](super::rows::DeployedRow).
     Rollback {
         /// Name of the module.
@@ -87,11 +87,11 @@ pub enum AdminRequest {
         /// Version of the release; if absent, the previous one.
         #[serde(default)]
         to: Option<u64>,
-        /// Longest wait until every member runs it, in milliseconds; if absent, the node's own limit.
+        /// Longest wait until every member runs the release, in milliseconds; if absent, the node's default limit.
         #[serde(default)]
         timeout_ms: Option<u64>,
     },
-    /// Undeploy a module and delete its items.
+    /// Undeploy a module and delete its items. `Done` is empty.
     Undeploy {
         /// Name of the module.
         module: String,
@@ -106,7 +106,8 @@ pub enum AdminRequest {
     Bench(BenchRequest),
     /// Recover from the loss of a majority. `Done` carries a [`RecoverRow`](super::recover::RecoverRow).
     Recover {
-        /// The basis on which to recover. If absent, only report the consequences of a recovery.
+        /// The survey result to recover from, as it was shown to the operator. If absent, only report what a recovery
+        /// would do.
         basis: Option<super::recover::Basis>,
     },
     /// Show the limits on transfers. `Done` carries a [`LimitsRow`](super::rows::LimitsRow).
@@ -118,13 +119,13 @@ pub enum AdminRequest {
         /// The changes.
         changes: Vec<HandoffChange>,
     },
-    /// Replace a member by a node that holds no partitions yet: `Progress`, then `Done` with a
+    /// Replace a member with a node that holds no partitions yet: `Progress`, then `Done` with a
     /// [`CommittedRow`](super::plan_rows::CommittedRow) or, if staged, a
     /// [`StagedRow`](super::plan_rows::StagedRow).
     Replace {
-        /// Name of the member that is replaced.
+        /// Name of the member to replace.
         old: String,
-        /// Name of the node that replaces it.
+        /// Name of the node that takes its place.
         new: String,
         /// Stage the change for the next commit.
         stage: bool,
@@ -133,7 +134,7 @@ pub enum AdminRequest {
         /// Longest wait, in milliseconds.
         timeout_ms: u64,
     },
-    /// Remove a node that is gone for good. Answers like `Replace`.
+    /// Remove a node that is permanently lost. The replies are those of `Replace`.
     Remove {
         /// Name of the node.
         node: String,
@@ -152,15 +153,16 @@ pub enum AdminRequest {
     /// Compute the effect of the staged changes, or of one change. `Done` carries a
     /// [`PlanRow`](super::plan_rows::PlanRow).
     Plan {
-        /// True if the plan is shown to an operator: a commit through this node then commits this plan.
+        /// True if the plan is shown to an operator. The node then remembers its id, and reports that id with the
+        /// next plan. Has no effect if `of` is set.
         shown: bool,
-        /// Plan this single change in place of the staged ones.
+        /// Plan only this change, instead of the staged ones.
         of: Option<PlanOf>,
     },
     /// Commit the staged changes: `Progress`, then `Done` with a
     /// [`CommittedRow`](super::plan_rows::CommittedRow).
     Commit {
-        /// Id of the plan; if absent, the current one, whatever it is.
+        /// Id of the plan to commit; if absent, the current plan is committed, whatever it contains.
         plan: Option<String>,
         /// Wait until all partitions have moved.
         wait: bool,
@@ -169,7 +171,7 @@ pub enum AdminRequest {
     },
     /// Discard the staged changes. `Done` carries them as a [`StagedRow`](super::plan_rows::StagedRow).
     ClearStaged,
-    /// Acknowledge possible losses, so that `status` no longer shows them.
+    /// Acknowledge possible losses, so that `status` no longer shows them. `Done` is empty.
     Acknowledge {
         /// Acknowledge losses up to this log index; 0 for none.
         up_to: u64,
@@ -179,7 +181,7 @@ pub enum AdminRequest {
     },
 }
 
-/// One change, by node names, to be planned without being staged.
+/// A single change to plan without staging it. Nodes are given by name.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum PlanOf {
@@ -189,10 +191,10 @@ pub enum PlanOf {
     Replace(String, String),
 }
 
-/// Longest request, in bytes: the arguments of a command plus the rest of the frame.
+/// Longest request, in bytes: the longest arguments of a command, plus room for the rest of the frame.
 pub const MAX_REQUEST_BYTES: usize = MAX_ARGS_BYTES + (64 << 10);
 
-/// Longest message of an answer, in bytes: several times the largest table that a cluster can show.
+/// Longest frame of a reply, in bytes; several times the size of the largest table that a cluster can produce.
 pub const MAX_ANSWER_BYTES: usize = 256 << 20;
 
 /// Request to deploy a release.
@@ -208,13 +210,13 @@ pub struct DeployRequest {
     pub w: Option<u8>,
     /// Engine of host storage.
     pub storage: Option<StorageKind>,
-    /// Settings to change, as names and texts; the node takes their types from the component. Settings of the
-    /// module that are not named keep their values.
+    /// Settings to change, as pairs of name and text. The node converts each text to the type that the component
+    /// declares. Settings that are not listed keep their values.
     pub config: Vec<(String, String)>,
     /// Names of settings to remove from the module.
     #[serde(default)]
     pub unset: Vec<String>,
-    /// Longest time of one call of the guest, in milliseconds; if absent, the module's present limit.
+    /// Time limit of one call to the guest, in milliseconds; if absent, the module keeps its current limit.
     #[serde(default)]
     pub call_ms: Option<u64>,
     /// Length of the component that follows, in bytes.
@@ -233,15 +235,15 @@ pub struct CallRequest {
     /// CBOR map from parameter names to values.
     #[serde(with = "serde_bytes")]
     pub args: Vec<u8>,
-    /// Routing key; must equal the key that follows from the arguments.
+    /// Routing key; if present, it must equal the key in `args`.
     pub key: Option<serde_bytes::ByteBuf>,
     /// Time left for the request, in milliseconds.
     pub timeout_ms: u64,
-    /// Id of the request; the same if the request is sent again (R10).
+    /// Id of the request. A retry has the same id (R10).
     pub id: RequestId,
 }
 
-/// Ownership of the keys that a load uses.
+/// Selects the keys of a load by their owner.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum BenchTarget {
@@ -254,33 +256,33 @@ pub enum BenchTarget {
     Any,
 }
 
-/// A load: closed loops of commands.
+/// Request to generate load with closed loops of commands.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct BenchRequest {
     /// Name of the module.
     pub module: String,
-    /// Commands with their shares.
+    /// Names of the commands, each with its share of the load.
     pub mix: Vec<(String, u32)>,
     /// Number of concurrent requests.
     pub concurrency: u32,
     /// Duration in milliseconds.
     pub duration_ms: u64,
-    /// Ownership of the keys.
+    /// Owner of the keys.
     pub target: BenchTarget,
     /// Number of different keys.
     pub keys: u32,
     /// Length of a value, in bytes.
     pub value_bytes: u32,
-    /// Also measure the baselines: the echo of a lane, a native vnode, and a vnode of the module without
-    /// routing.
+    /// Also measure the baselines: an echo over a lane, a native vnode, and a vnode of the module that is called
+    /// without routing.
     pub baseline: bool,
 }
 
-/// One frame of an answer.
+/// One frame of a reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum AdminReply {
-    /// The request is still being worked on.
+    /// The request is in progress.
     Progress {
         /// Current activity, such as `uploading`, `compiling` or `moving partitions`.
         what: String,
@@ -289,7 +291,7 @@ pub enum AdminReply {
         /// Units in total; 0 if unknown.
         total: u64,
     },
-    /// Values of one partition.
+    /// Values that a coverage command returned from one partition.
     Batch {
         /// Id of the partition.
         partition: u16,
@@ -298,28 +300,28 @@ pub enum AdminReply {
         /// Values, each in CBOR.
         values: Vec<serde_bytes::ByteBuf>,
     },
-    /// End of the answer: the result, as CBOR of the type that the request names.
+    /// End of the reply: the result, as CBOR of the type that is documented at the request.
     Done(#[serde(with = "serde_bytes")] Vec<u8>),
-    /// End of the answer: the request failed.
+    /// End of the reply: the request failed.
     Error(AdminError),
 }
 
-/// Failure of a request. `code` and `state` are stable words for programs.
+/// Failure of a request. `code` and `state` are stable, so that programs can match on them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, thiserror::Error)]
 #[error("{message}")]
 pub struct AdminError {
     /// Error code in kebab-case, such as `not-enough-replicas`.
     pub code: String,
-    /// Message for people, with the next step to take where that is known.
+    /// Message for people. It names the next step if that is known.
     pub message: String,
-    /// `not-applied`, `applied` or `unknown`.
+    /// State of the request: `not-applied`, `applied` or `unknown`.
     pub state: String,
     /// The guest's refusal; present if `code` is `refused`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<Box<RefusalDetail>>,
 }
 
-/// A guest's refusal, as the guest worded it.
+/// A guest's refusal of a command, in the guest's own words.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct RefusalDetail {
     /// Code of the refusal, defined by the module.
@@ -331,18 +333,18 @@ pub struct RefusalDetail {
 }
 
 impl AdminError {
-    /// Make an error of a request that changed nothing.
+    /// Create the error of a request that changed nothing.
     pub fn not_applied(code: &str, message: impl Into<String>) -> Self {
         Self { code: code.into(), message: message.into(), state: "not-applied".into(), refusal: None }
     }
 
-    /// Make an error of a request that may or may not have been applied.
+    /// Create the error of a request that may or may not have been applied.
     pub fn unknown(code: &str, message: impl Into<String>) -> Self {
         Self { state: "unknown".into(), ..Self::not_applied(code, message) }
     }
 }
 
-/// A frame that cannot be decoded.
+/// Error: a frame cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a {what} of the admin protocol: {reason}")]
 pub struct Malformed {
@@ -355,8 +357,8 @@ pub struct Malformed {
 /// Encode a frame, or a value in one, as CBOR.
 pub fn encode<T: Serialize>(value: &T) -> Bytes {
     let mut out = Vec::new();
-    // Writing to a Vec cannot fail, and none of these types refuses to be serialised. If one did, the other
-    // side would reject the empty frame with a reason.
+    // Writing to a `Vec` cannot fail, and neither does the serialisation of these types. If one did fail, the
+    // peer would reject the empty frame and report the reason.
     if ciborium::into_writer(value, &mut out).is_err() {
         out.clear();
     }
@@ -366,7 +368,7 @@ pub fn encode<T: Serialize>(value: &T) -> Bytes {
 /// Decode a frame, or a value in one.
 ///
 /// # Errors
-/// If the bytes are not the CBOR of exactly one `T`.
+/// If the bytes are not the CBOR encoding of exactly one `T`.
 pub fn decode<T: DeserializeOwned>(bytes: &[u8]) -> Result<T, Malformed> {
     let bad = |reason: String| Malformed { what: short_name::<T>(), reason };
     let mut rest = bytes;

@@ -176,7 +176,10 @@ impl Claimant {
             self.change_membership(ChangeMembers::ReplaceAllVoters(voters)).await?;
             return Ok(true);
         }
-        if let Some(raise) = self.versions.due_raise(&view) {
+        // A node that has left must hear of it by the log, which it may not be able to read at the next level.
+        let parting =
+            view.state.members.values().any(|member| !member.is_live() && group.nodes.contains(&member.id.0));
+        if !parting && let Some(raise) = self.versions.due_raise(&view) {
             tracing::info!(?raise, "all members speak a higher level of the state");
             return self.decide(raise).await;
         }

@@ -1,9 +1,9 @@
-//! The control plane: one Raft group that agrees on members, ring and modules (DESIGN.md D3).
+//! The control plane: one Raft group that replicates the members, the ring and the modules (DESIGN.md D3).
 //!
-//! [`Cluster`] is a node's handle of it. The node's own copy of the committed state, the [`View`], serves every
-//! request; a [`annulus_core::state::Command`] is proposed from any node and applied on all. Raft runs on the
-//! runtime that calls [`Cluster::start`], which must be its own, so that guests never starve its heartbeats
-//! (R18).
+//! [`Cluster`] is a node's handle to the control plane. Every request reads the node's own copy of the committed
+//! state, the [`View`]. Any node can propose a [`annulus_core::state::Command`], which all nodes then apply. Raft
+//! runs on the runtime that calls [`Cluster::start`]. Dedicate a runtime to it, so that guests never delay its
+//! heartbeats (R18).
 //!
 //! ```text
 //! propose ----> leader's Raft --log--> state machine ----> View (arc-swap, watch)
@@ -13,23 +13,23 @@
 //! service <---- transport, control lane: Raft, forwarded proposals, announcements
 //! ```
 //!
-//! The parts, from the bottom up; a part holds only parts above it in this list:
+//! The components, lowest layer first. Each one holds references only to components listed above it:
 //!
-//! | part | task |
+//! | component | task |
 //! |---|---|
-//! | `Views`, `AddressBook`, `Peers` | the committed state, addresses, calls to other nodes |
-//! | `RaftGroup` | role, leader and voters, as the running Raft reports them |
-//! | `Versions`, `JoinGate`, `Proposer` | proposals: level check, forwarding, retry |
-//! | `Supervisor` | starts Raft, replaces it by another lineage's, stops it |
-//! | `StateFetcher`, `Lineages` | newer states and lineages, from peers |
-//! | `StartCheck`, `Participation` | evidence that this disk is the newest, before Raft takes part |
-//! | `AddressExchange`, `Announcer` | addresses of nodes that have moved |
-//! | `Claimant` | changes that the cluster makes by itself |
-//! | `Admission`, `Changes`, `Recoverer` | operators' requests: joins, membership, recovery |
-//! | [`Liveness`] | the failure detector's driver |
+//! | `Views`, `AddressBook`, `Peers` | hold the committed state and the addresses; call other nodes |
+//! | `RaftGroup` | reports role, leader and voters of the running Raft |
+//! | `Versions`, `JoinGate`, `Proposer` | check the level of proposals, forward and retry them |
+//! | `Supervisor` | starts and stops Raft, and replaces it when the lineage changes |
+//! | `StateFetcher`, `Lineages` | fetch newer states and lineages from peers |
+//! | `StartCheck`, `Participation` | establish that this disk is the newest before Raft takes part |
+//! | `AddressExchange`, `Announcer` | spread the addresses of nodes that have moved |
+//! | `Claimant` | proposes the changes that need no operator |
+//! | `Admission`, `Changes`, `Recoverer` | carry out operators' requests: joins, membership changes, recovery |
+//! | [`Liveness`] | drives the failure detector |
 //!
-//! The control plane ends in this order ([`Cluster::stop`]): its tasks are aborted, Raft is shut down, the
-//! tasks are awaited.
+//! [`Cluster::stop`] shuts the control plane down in this order: it aborts the tasks, shuts Raft down, and then
+//! awaits the tasks.
 
 mod address_exchange;
 mod addresses;

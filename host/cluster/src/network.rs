@@ -1,4 +1,4 @@
-//! Raft over the transport's control lane.
+//! Raft's network, on the transport's control lane.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -30,8 +30,8 @@ use annulus_core::codec;
 use annulus_transport::limits::MAX_FRAME;
 use annulus_transport::{CallError, Lane, PeerAddr, Transport, kind};
 
-/// Pause before an unreachable peer is tried again. Short, because the transport dials in the background and
-/// fails calls at once meanwhile.
+/// Pause before Raft calls an unreachable peer again. It can be short: the transport dials the peer in the
+/// background, and calls fail immediately until it is connected.
 const UNREACHABLE_PAUSE: Duration = Duration::from_millis(100);
 
 /// The control plane's network: the [`Transport`], or a substitute in tests.
@@ -45,29 +45,31 @@ pub trait ControlNetwork: Send + Sync + 'static {
         deadline: Instant,
     ) -> BoxFuture<'static, Result<Bytes, CallError>>;
 
-    /// Return the versions in a peer's last hello, if it has connected since this node started.
+    /// Return the versions from the peer's last hello; `None` if the peer has not connected since this node started.
     fn speaks(&self, peer: NodeUid) -> Option<Speaks>;
 
-    /// Connect to whichever node of this cluster listens at an address, and return its uid. The error is for
-    /// display.
+    /// Connect to the node of this cluster that listens at `addr`, whichever it is, and return its uid. The error
+    /// is for display only.
     fn meet(&self, addr: SocketAddr) -> BoxFuture<'static, Result<NodeUid, String>> {
-        Box::pin(async move { Err(format!("there is no way to {addr}")) })
+        Box::pin(
+            async move { Err(format!("this network cannot connect to an address without a uid: {addr}")) },
+        )
     }
 
-    /// Send a datagram of the failure detector, or drop it.
+    /// Send a datagram of the failure detector. It may be dropped.
     fn send_datagram(&self, _peer: &PeerAddr, _bytes: Bytes) {}
 
-    /// True if the node is connected and not silent.
+    /// Return true if the node is connected and has not fallen silent.
     fn is_up(&self, _uid: NodeUid) -> bool {
         false
     }
 
-    /// Return the remote address of a connected node, known to the cluster or not.
+    /// Return the remote address of a node if it is connected, even if it is not a member of the cluster.
     fn linked(&self, _uid: NodeUid) -> Option<PeerAddr> {
         None
     }
 
-    /// Report that a node responds again: a node without a connection is dialled at once.
+    /// Report that a node responds again. If it was lost, it is dialled immediately.
     fn is_back(&self, _uid: NodeUid) {}
 }
 
@@ -109,14 +111,14 @@ impl ControlNetwork for Transport {
     }
 }
 
-/// Creates the connections of one Raft instance.
+/// Creates a [`RaftLink`] for each peer of one Raft instance.
 #[derive(Clone)]
 pub struct RaftLinks {
     /// The network.
     pub network: Arc<dyn ControlNetwork>,
     /// Addresses of the peers.
     pub book: Arc<AddressBook>,
-    /// Records the responses of peers.
+    /// Records when followers responded.
     pub contact: Arc<LeaderContact>,
     /// The lineage of this Raft instance.
     pub lineage: Lineage,
@@ -130,20 +132,21 @@ impl RaftNetworkFactory<RaftTypes> for RaftLinks {
     }
 }
 
-/// Raft's connection to one peer.
+/// Raft's client for one peer. It holds no connection of its own.
 pub struct RaftLink {
     target: u64,
     links: RaftLinks,
 }
 
-/// The result of a peer's Raft, as sent.
+/// The reply of the peer's Raft, as encoded on the wire.
 type Remote<T, E> = Result<T, RaftError<u64, E>>;
-/// A failure after which the request may or may not have arrived: openraft retries at once.
+
+/// Convert an error after which the peer may have received the request. openraft retries without a pause.
 fn lost<E: std::error::Error>(error: impl std::error::Error + 'static) -> RpcError<E> {
     RPCError::Network(NetworkError::new(&error))
 }
 
-// The size of openraft's error is not ours to change, and every function of its trait returns it.
+// openraft defines the large error type, and its network trait requires it as the return type.
 #[allow(clippy::result_large_err)]
 fn encode<T: Serialize, E: std::error::Error>(message: &T) -> Result<Vec<u8>, RpcError<E>> {
     codec::encode(message).map_err(lost)
@@ -172,7 +175,7 @@ impl RaftLink {
                 Ok(Err(error)) => Err(RPCError::RemoteError(RemoteError::new(self.target, error))),
                 Err(error) => Err(lost(error)),
             },
-            // Nothing was sent: openraft pauses after these.
+            // The peer did not execute the request. openraft pauses before it retries.
             Err(
                 error @ (CallError::Unreachable(_)
                 | CallError::Overloaded

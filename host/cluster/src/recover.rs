@@ -1,8 +1,9 @@
 //! Recovery from the permanent loss of a majority (R19).
 //!
-//! In two steps, so that an operator sees every assumption: [`Recoverer::survey`] asks every member for its
-//! state; [`Recoverer::recover`] does so again and, if the result is the one that was shown, begins a new
-//! lineage as its only voter. Survivors that are up move to it at once; others learn of it later.
+//! A recovery has two steps, so that an operator sees every assumption first. [`Recoverer::survey`] asks every
+//! member for its state. [`Recoverer::recover`] repeats the survey and, if the result has not changed since it was
+//! shown, starts a new lineage with this node as the only voter. Survivors that can be reached move to the new
+//! lineage immediately; others learn of it later.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -22,61 +23,67 @@ use super::peers::Peers;
 use super::supervisor::{ChangeOverError, ClusterError, LineageRole, Supervisor};
 use super::view::Views;
 
-/// Longest wait for a member's state. A slower member counts as lost.
+/// Time limit for a member to send its state. A member that does not respond in time counts as lost.
 const SURVEY: Duration = Duration::from_secs(3);
 
-/// A node that had a leader, or led a majority, within this time has lost nothing.
+/// A node that has heard from a leader, or has led a majority, within this time needs no recovery.
 const LED: Duration = Duration::from_secs(2);
 
-/// Time after the last leader's message, or after a start, by which an election among enough voters is surely
-/// over: it takes a few rounds of at most 3 s.
+/// Time by which an election among a majority of the voters has certainly ended. It takes a few rounds of at most
+/// 3 s each. The time counts from the last message of a leader, or from the start of this node's Raft.
 const ELECTED: Duration = Duration::from_secs(10);
 
-/// Longest time until the new group of one has a leader.
+/// Time limit for electing this node as the leader of the new single-voter group.
 const ELECTION: Duration = Duration::from_secs(10);
 
-/// Longest wait for the other survivors before the operator gets a reply. They continue after it.
+/// Longest wait for the other survivors before the operator gets a reply. Slower survivors still move to the new
+/// lineage afterwards.
 const TAKE_OVER: Duration = Duration::from_secs(5);
 
-/// Reason why there was no recovery. Nothing was changed, except where a variant says so.
+/// The reason why a recovery failed or was refused. Nothing has changed, unless the variant says otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// A majority of the voters can be reached.
     #[error(
-        "a majority of the voters is there: there is nothing to recover. `annulus remove` drops a node that is gone"
+        "a majority of the voters is reachable, so no recovery is needed. Use `annulus remove` to drop a lost node"
     )]
     NotNeeded,
-    /// The survey differs from the one that the operator has seen.
-    #[error("what can be reached has changed since it was shown: run `annulus recover` again and look")]
+    /// The result of the survey differs from the one that was shown to the operator.
+    #[error(
+        "the reachable members or their state have changed since they were shown: run `annulus recover` again \
+         and check the result"
+    )]
     Changed,
     /// Another node has recovered the cluster already.
-    #[error("the cluster was recovered by another node already; this one is taking that over now")]
+    #[error("another node has already recovered the cluster; this node is adopting the new state now")]
     Recovered,
-    /// A newer lineage does not have this node as a member.
+    /// The cluster has a newer lineage, of which this node is not a member.
     #[error(
         "the cluster was recovered without this node, which is no member of it any more; run this on a \
          member. `annulus status` on this node says what can be done with it"
     )]
     Outside,
-    /// The newest state does not have this node as a member.
-    #[error("the newest state that can be found does not have this node as a member; run it on another one")]
+    /// This node is not a member in the newest state that the survey found.
+    #[error(
+        "this node is not a member in the newest state that was found; run `annulus recover` on a member"
+    )]
     NotMember,
-    /// The new lineage was begun and has no leader.
-    #[error("the new lineage was begun on this node and has no leader yet; look at `annulus status`")]
+    /// The new lineage was started, but has no leader yet.
+    #[error("the new lineage was started on this node, but has no leader yet; check `annulus status`")]
     NoLeader,
-    /// The control plane failed during the change; the node stops, and continues after a restart.
-    #[error("the node could not change over: {0}; start it again and look at `annulus status`")]
+    /// The control plane failed during the change to the new lineage. The node stops; after a restart it continues.
+    #[error("the node failed to change to the new lineage: {0}; start it again and check `annulus status`")]
     Failed(#[from] ClusterError),
 }
 
 /// A completed recovery.
 #[derive(Clone, Debug)]
 pub struct Recovered {
-    /// The survey that it was made from.
+    /// The survey on which the recovery is based.
     pub basis: Recovery,
     /// The new lineage.
     pub lineage: Lineage,
-    /// Survivors that are in it already, this node among them.
+    /// Survivors that have already moved to the new lineage, including this node.
     pub adopted: Vec<NodeId>,
 }
 
@@ -93,18 +100,19 @@ pub(super) struct Recoverer {
 }
 
 impl Recoverer {
-    /// True if the cluster cannot change without a recovery, by the members that answered.
+    /// Return true if the members that answered the survey cannot commit changes without a recovery.
     pub(super) fn needs_recovery(&self, survey: &Recovery) -> bool {
         let answered = survey.answered.iter().map(|node| node.0).collect();
         let group = &self.group;
-        // Enough voters and no leader: an election, which is over soon. If it is not, the voters have changed
-        // since this node last heard of them, and they are no majority.
+        // If a majority of the known voters answered but there is no leader, an election is in progress and ends
+        // soon. If it does not end, the voters have changed since this node last heard of them, and the members
+        // that answered are no longer a majority.
         let electing = group.contact().is_younger_than(ELECTED) || group.heard_from_leader_within(ELECTED);
         let has_majority = group.heard_from_leader_within(LED);
         !(has_majority || electing && group.knows_voters() && group.is_majority(&answered))
     }
 
-    /// Ask every member for the newest state that it has.
+    /// Ask every member for its newest state, and combine the answers.
     pub(super) async fn survey(&self) -> Recovery {
         let view = self.views.load();
         let deadline = Instant::now() + SURVEY;
@@ -121,8 +129,8 @@ impl Recoverer {
             .expect("this node has answered")
     }
 
-    /// Begin a new lineage with the newest state found. `shown` is the lineage and index of the state that the
-    /// operator has seen, and `answered` the members that the survey reached.
+    /// Start a new lineage from the newest state found. `shown` is the lineage and index of the state that was shown
+    /// to the operator; `answered` lists the members that had answered that survey.
     pub(super) async fn recover(
         &self,
         shown: (Lineage, u64),
@@ -149,7 +157,8 @@ impl Recoverer {
             return Err(RecoverError::NotMember);
         }
         annulus_ground::point("recovery: has looked").await;
-        // A lineage that was heard of, and whose state is lost, must not come back as the newer one.
+        // The new lineage must also be newer than one that this node has only heard of. If the state of that one
+        // is lost for now, it must not reappear later as the newer lineage.
         let state = basis.state.recovered(heard, annulus_ground::random(), &basis.lost);
         let lineage = state.lineage;
         match self.supervisor.change_over(state, LineageRole::Begins).await {
@@ -167,10 +176,10 @@ impl Recoverer {
         Ok(Recovered { basis, lineage, adopted })
     }
 
-    /// Elect this node in its group of one.
+    /// Elect this node as the leader of its single-voter group.
     async fn lead_alone(&self) -> Result<(), RecoverError> {
         let raft = self.group.raft();
-        // At once, without waiting for the end of a lease that no node holds.
+        // Elect immediately. No node holds a leader lease, so there is none to wait for.
         let _ = raft.trigger().elect().await;
         let mut metrics = raft.metrics();
         let me = self.me.0;
@@ -180,7 +189,7 @@ impl Recoverer {
         }
     }
 
-    /// Tell all survivors, and return those that have moved to the lineage in time.
+    /// Tell all survivors about the new lineage, and return those that have moved to it within [`TAKE_OVER`].
     async fn tell_survivors(&self, basis: &Recovery, lineage: Lineage) -> Vec<NodeId> {
         let Ok(message) = codec::encode(&lineage) else { return vec![self.me] };
         let deadline = Instant::now() + TAKE_OVER;

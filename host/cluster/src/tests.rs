@@ -696,7 +696,7 @@ async fn a_join_with_a_wrong_secret_costs_no_entry_of_the_log() {
             public_key: vec![0; 65],
             secret: number.to_be_bytes().to_vec(),
             ring_size: None,
-            speaks: Speaks::default(),
+            speaks: Speaks::THIS,
         };
         let reply = node.inner.admission.admit(request).await;
         assert!(matches!(&reply, messages::JoinReply::Refused(annulus_core::state::Refusal::BadToken)));

@@ -1,4 +1,4 @@
-//! Joining another cluster: the request of an operator, and its resumption after a crash.
+//! Makes this node join another cluster at an operator's request, and resumes the join after a crash.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -18,15 +18,17 @@ use annulus_cluster::{Candidate, Cluster, JoinError, JoinHold, Token, ask_to_joi
 use annulus_data_dir::{Admitted, DataDir, JoinIntent};
 use annulus_transport::Net;
 
-/// Limit of one attempt of a resumed join, and the pause after it.
+/// Time limit of one attempt of a resumed join.
 const ATTEMPT: Duration = Duration::from_secs(10);
+
+/// Pause between two attempts of a resumed join.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// A resumed join is abandoned after this time, the default validity of a token. The node cannot do anything
-/// else meanwhile.
+/// Time after which a resumed join is abandoned; equal to the default validity of a token. During each attempt, the
+/// node's own cluster accepts no deploys and admits no members.
 const RESUMED_LIMIT: Duration = Duration::from_secs(600);
 
-/// Joins another cluster on request. Clones share their state.
+/// Makes the node join another cluster. Clones share the same state.
 #[derive(Clone)]
 pub struct Joiner {
     inner: Arc<Inner>,
@@ -40,31 +42,31 @@ struct Inner {
     address: SocketAddr,
     exit: ExitSwitch,
     turn: Mutex<()>,
-    /// True while a join that a crash interrupted is resumed. Setting it to false ends that join.
+    /// True while a join that was interrupted by a crash is being resumed. Setting this to false cancels it.
     resumed: watch::Sender<bool>,
 }
 
 /// Options of a join.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct JoinWish {
-    /// Discard the modules and items of the node's own single-node cluster.
+    /// Discard the modules and items of this node's own single-node cluster.
     pub discard: bool,
-    /// Own no partition until a plan is committed.
+    /// Own no partitions in the new cluster until a plan that includes this node is committed.
     pub stage: bool,
 }
 
-/// The cluster admitted the node. Dropping this restarts the node as a member, so the operator can be
-/// answered first.
+/// The result of a join: the cluster has admitted the node. Drop this after replying to the operator; the drop
+/// restarts the node as a member of the new cluster.
 pub struct JoinAccepted {
     /// The node's id in the new cluster.
     pub node: NodeId,
     /// The new cluster.
     pub cluster: ClusterId,
-    /// The names of its members, including this node's.
+    /// The names of the new cluster's members, including this node.
     pub members: Vec<String>,
-    /// The size of its ring, and of the node's from now on.
+    /// The ring size of the new cluster.
     pub ring_size: RingSize,
-    /// The size of the node's own ring, if different.
+    /// The ring size of this node's own cluster, if it is different.
     pub former_ring_size: Option<RingSize>,
     _restart: Restart,
 }
@@ -100,7 +102,7 @@ impl Joiner {
         }
     }
 
-    /// Ask a member to admit this node to its cluster. On an error nothing changes.
+    /// Ask a member of another cluster to admit this node to that cluster. On an error, nothing changes on this node.
     pub async fn join(
         &self,
         member: SocketAddr,
@@ -122,7 +124,7 @@ impl Joiner {
         let Inner { data, turn, resumed, .. } = &*self.inner;
         let _turn = match turn.try_lock() {
             Ok(turn) => turn,
-            // A resumed join may ask a vanished member for minutes. The operator's request is newer.
+            // A resumed join may keep asking a dead member for minutes. The operator's new request replaces it.
             Err(_) if *resumed.borrow() => {
                 resumed.send_replace(false);
                 timeout_at(deadline, turn.lock()).await.map_err(|_| JoinError::UnderWay)?
@@ -149,7 +151,7 @@ impl Joiner {
         }
     }
 
-    /// Resume a join that a crash interrupted before the answer.
+    /// Resume a join if a crash interrupted it before the member replied.
     pub(super) fn resume(&self, on: &Handle, tasks: &Tasks) -> Result<(), StartError> {
         let Some(JoinIntent::Asking { address, token, stage, discard }) = self.inner.data.join_intent()?
         else {
@@ -168,12 +170,12 @@ impl Joiner {
         let Ok(_turn) = self.inner.turn.try_lock() else { return };
         self.inner.resumed.send_replace(true);
         let mut resumed = self.inner.resumed.subscribe();
-        tracing::info!(%member, "going on with the join that was under way");
+        tracing::info!(%member, "resuming the interrupted join");
         tokio::select! {
-            // If dropped before an answer, it has changed nothing on this node.
+            // Dropping an attempt before the member has replied changes nothing on this node.
             biased;
             _ = resumed.wait_for(|resumed| !resumed) => {
-                tracing::info!(%member, "the join that was under way gives way to another one");
+                tracing::info!(%member, "the resumed join is cancelled in favour of a new join");
             }
             () = self.ask_on(member, token, wish) => {}
         }
@@ -186,23 +188,24 @@ impl Joiner {
             match self.ask_once(member, &token, wish).await {
                 Ok(()) => return,
                 Err(error) if error.is_final() || Instant::now() >= end => break error,
-                Err(error) => tracing::info!(%error, "the join has to wait"),
+                Err(error) => tracing::info!(%error, "the attempt to join failed; retrying"),
             }
             sleep(PAUSE).await;
         };
         let name = &self.inner.config.name;
         tracing::warn!(
             error = %given_up,
-            "the join that was under way is given up; if {member}'s cluster shows {name} as joining, join again \
-             or remove it there"
+            "the resumed join is abandoned; if the cluster of {member} shows {name} as joining, join again or \
+             remove {name} there"
         );
         if let Err(error) = self.inner.data.clear_join_intent() {
-            tracing::error!(%error, "and would be tried again after a restart");
+            tracing::error!(%error, "the abandoned join cannot be cleared, and will be resumed after a restart");
         }
     }
 
-    /// Make one attempt of a resumed join. If modules were deployed here since the first attempt, because the
-    /// hold did not survive the crash or an older build had none, the attempt is refused.
+    /// Make one attempt of a resumed join. Modules may have been deployed here since the first attempt: the hold
+    /// does not survive a crash, and older builds had none. The attempt is refused if there are any, unless the
+    /// operator asked to discard them.
     async fn ask_once(&self, member: SocketAddr, token: &Token, wish: JoinWish) -> Result<(), JoinError> {
         let deadline = Instant::now() + ATTEMPT;
         let hold = self.hold(member, token, wish.discard, deadline).await?;
@@ -212,7 +215,7 @@ impl Joiner {
         self.accept(admitted, hold).map(drop)
     }
 
-    /// Check that the node may join, and keep that true while the hold exists.
+    /// Check that the node may join. The returned hold prevents changes that would make this false.
     async fn hold(
         &self,
         member: SocketAddr,
@@ -220,7 +223,7 @@ impl Joiner {
         discard: bool,
         deadline: Instant,
     ) -> Result<JoinHold, JoinError> {
-        // Check first without the hold, so that a join that is refused anyway disturbs nothing.
+        // Check once before taking the hold, so that a join that is refused anyway does not block the cluster.
         self.check(member, token, discard)?;
         let hold = self.inner.cluster.hold_for_join(member, deadline).await.map_err(|_| JoinError::Busy)?;
         self.check(member, token, discard)?;
@@ -262,7 +265,7 @@ impl Joiner {
         }
     }
 
-    /// Record the admission. There is no way back after this.
+    /// Record the admission on disk. From then on, the join cannot be undone.
     fn accept(&self, admitted: Admitted, hold: JoinHold) -> Result<JoinAccepted, JoinError> {
         let admitted = Box::new(admitted);
         self.inner.data.write_join_intent(&JoinIntent::Admitted(admitted.clone()))?;

@@ -1,4 +1,4 @@
-//! The routing key in the arguments of a command.
+//! Extracts the routing key from a command's arguments, and limits the length of both.
 
 use annulus_core::request::{ErrorCode, MAX_ARGS_BYTES, RequestError};
 use bytes::Bytes;
@@ -6,10 +6,10 @@ use ciborium::Value;
 
 use super::map_scan;
 
-/// Maximum length of a routing key in bytes: every request and item carries it.
+/// Maximum length of a routing key, in bytes. Kept small, because every request and every item carries the key.
 const MAX_KEY_BYTES: usize = 64 << 10;
 
-/// Refuse arguments that do not fit a frame to another node, also if the partition is on this one.
+/// Reject arguments that are too long for a frame to another node, even if this node owns the partition.
 pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
     if args.len() > MAX_ARGS_BYTES {
         let message = format!("the arguments are {} bytes; the limit is {MAX_ARGS_BYTES}", args.len());
@@ -18,15 +18,15 @@ pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
     Ok(())
 }
 
-/// Return the routing key: the value of the parameter `param`, text as UTF-8, bytes as they are, an integer as its
-/// decimal digits.
+/// Return the routing key, which is the value of the parameter `param`: text as UTF-8, bytes unchanged, and an
+/// integer in decimal.
 ///
 /// # Errors
-/// The arguments are not a CBOR map, or the parameter is missing or of another type.
+/// If the arguments are not a CBOR map, the parameter is missing or of another type, or the key is too long.
 pub(super) fn routing_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
     let key = match map_scan::key_of_entry(args, param) {
         Some(key) => Bytes::copy_from_slice(&key),
-        // The parser covers all of CBOR, and has the error.
+        // Fall back to the full parser, which accepts all of CBOR and reports why a key cannot be found.
         None => parsed_key(args, param)?,
     };
     if key.len() > MAX_KEY_BYTES {
@@ -36,20 +36,20 @@ pub(super) fn routing_key(args: &[u8], param: &str) -> Result<Bytes, RequestErro
     Ok(key)
 }
 
-/// Return the routing key by a parse of all arguments.
+/// Return the routing key by parsing all the arguments.
 fn parsed_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
     let bad = |message: String| RequestError::not_applied(ErrorCode::BadArguments, message);
-    let map: Value =
-        ciborium::from_reader(args).map_err(|error| bad(format!("the arguments are no CBOR: {error}")))?;
-    let Value::Map(map) = map else { return Err(bad("the arguments are no CBOR map".to_owned())) };
+    let map: Value = ciborium::from_reader(args)
+        .map_err(|error| bad(format!("the arguments are not valid CBOR: {error}")))?;
+    let Value::Map(map) = map else { return Err(bad("the arguments are not a CBOR map".to_owned())) };
     let value = map.into_iter().find(|(name, _)| name.as_text() == Some(param)).map(|(_, value)| value);
     match value {
-        None => Err(bad(format!("missing parameter `{param}`, which routes the command"))),
+        None => Err(bad(format!("the parameter `{param}` is missing; it is the routing key of the command"))),
         Some(Value::Text(text)) => Ok(text.into()),
         Some(Value::Bytes(bytes)) => Ok(bytes.into()),
         Some(Value::Integer(number)) => Ok(i128::from(number).to_string().into()),
         Some(_) => Err(bad(format!(
-            "the parameter `{param}` routes the command: it must be text, bytes or a whole number"
+            "the parameter `{param}` is the routing key: it must be text, bytes or an integer"
         ))),
     }
 }
@@ -88,7 +88,7 @@ mod tests {
             ciborium::into_writer(&Value::Map(sample), &mut bytes).unwrap();
             assert!(map_scan::key_of_entry(&bytes, "k").is_some());
             assert!(map_scan::key_of_entry(&bytes, "other").is_none());
-            // Whatever a byte is replaced by, or wherever the end is cut off: the same key, or none.
+            // With any single byte replaced, or the input truncated, the scan finds the parser's key or no key.
             for at in 0..bytes.len() {
                 for byte in 0..=255 {
                     let mut changed = bytes.clone();
@@ -109,7 +109,7 @@ mod tests {
     fn the_longest_arguments_and_the_longest_reply_fit_a_frame() {
         use annulus_core::request::MAX_REPLY_BYTES;
         use annulus_transport::limits::MAX_FRAME;
-        // Names, numbers and headers.
+        // Allowance for names, numbers and headers.
         let rest = 16 << 10;
         assert!(MAX_ARGS_BYTES + MAX_KEY_BYTES + rest <= MAX_FRAME);
         assert!(MAX_REPLY_BYTES + rest <= MAX_FRAME);

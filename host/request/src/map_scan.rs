@@ -1,16 +1,17 @@
-//! A scan of CBOR for one entry of a map, without a copy of the others.
+//! Finds one entry of a CBOR map without copying the other entries.
 
 use std::borrow::Cow;
 
-/// Maximum nesting depth of the scan.
+/// Maximum nesting depth that the scan covers.
 const MAX_DEPTH: usize = 16;
 
-/// Return the value of the first entry of a map with this name, as the bytes of a routing key: text as UTF-8, bytes as
-/// they are, an integer as its decimal digits.
+/// Return the value of the first map entry with this name as a routing key: text as UTF-8, bytes unchanged, and an
+/// integer in decimal.
 ///
-/// `None` if there is no such entry, and for everything that the scan does not cover: malformed CBOR, indefinite
-/// lengths, tags, values of other types. The scan validates the whole map, so that a caller may fall back to a complete
-/// parser and gets the same result for every input.
+/// `None` if there is no such entry or its value has another type, and for input that the scan does not cover:
+/// malformed CBOR, indefinite lengths, tags, simple values other than booleans and null, and nesting deeper than
+/// [`MAX_DEPTH`]. The scan validates the whole map, so a caller that falls back to a full parser on `None` gets the
+/// result of that parser for every input.
 pub(super) fn key_of_entry<'a>(map: &'a [u8], name: &str) -> Option<Cow<'a, [u8]>> {
     let mut rest = Rest(map);
     let (MAP, entries) = rest.head()? else { return None };
@@ -41,7 +42,7 @@ const ARRAY: u8 = 4;
 const MAP: u8 = 5;
 const SIMPLE: u8 = 7;
 
-/// The bytes that are not scanned yet.
+/// The bytes that have not been scanned yet.
 struct Rest<'a>(&'a [u8]);
 
 impl<'a> Rest<'a> {
@@ -51,8 +52,8 @@ impl<'a> Rest<'a> {
         Some(head)
     }
 
-    /// Read the head of an item: its major type and argument. Of a simple value the argument is the additional
-    /// information, of a float it is `FLOAT`.
+    /// Read the head of an item and return its major type and argument. The argument of a simple value is its
+    /// additional information; the argument of a float is [`FLOAT`].
     fn head(&mut self) -> Option<(u8, u64)> {
         let first = *self.take(1)?.first()?;
         let (major, info) = (first >> 5, first & 0x1f);
@@ -63,14 +64,14 @@ impl<'a> Rest<'a> {
         };
         let argument = self.take(following)?.iter().fold(0, |number, byte| number << 8 | u64::from(*byte));
         match (major, info) {
-            // A simple value of two bytes.
+            // Simple values encoded in two bytes are not covered.
             (SIMPLE, 24) => None,
             (SIMPLE, _) => Some((SIMPLE, FLOAT)),
             _ => Some((major, argument)),
         }
     }
 
-    /// Skip the content of an item after its head. Return the content of text and bytes.
+    /// Skip the content of an item whose head has been read. Return the content if the item is text or bytes.
     fn item(&mut self, major: u8, argument: u64, depth: usize) -> Option<Option<&'a [u8]>> {
         let items = match major {
             UNSIGNED | NEGATIVE => 0,
@@ -95,6 +96,7 @@ impl<'a> Rest<'a> {
     }
 }
 
+// Arguments of major type 7. `FLOAT` is not a CBOR value: `head` returns it for floats of every width.
 const FALSE: u64 = 20;
 const TRUE: u64 = 21;
 const NULL: u64 = 22;

@@ -1,4 +1,4 @@
-//! Tests of the command line's grammar: accepted and refused arguments, and the errors.
+//! Tests of command-line parsing: the arguments that are accepted, those that are rejected, and the errors.
 #![allow(clippy::unwrap_used)]
 
 use clap::{CommandFactory, Parser};
@@ -54,7 +54,7 @@ fn malformed_command_lines_are_refused() {
 #[test]
 fn planned_verbs_are_reported_as_such_and_unknown_ones_get_a_suggestion() {
     for verb in LATER {
-        let Verb::Unknown(words) = parse(verb).unwrap().verb else { panic!("{verb} is there") };
+        let Verb::Unknown(words) = parse(verb).unwrap().verb else { panic!("`{verb}` exists") };
         let error = unknown(&words);
         assert!(matches!(&error, CliError::Usage(text) if text.contains("not in this version")), "{error}");
     }

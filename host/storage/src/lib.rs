@@ -28,6 +28,8 @@ pub trait Storage: Send + Sync {
     fn apply(&mut self, changes: Vec<(ItemAddr, Option<Version>)>);
     /// Return the number of items, tombstones included.
     fn len(&self) -> usize;
+    /// Return the size of all items, in bytes of key, sort and value.
+    fn bytes(&self) -> usize;
     /// True if there are no items.
     fn is_empty(&self) -> bool {
         self.len() == 0

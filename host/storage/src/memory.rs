@@ -11,6 +11,11 @@ use super::Storage;
 #[derive(Default)]
 pub struct Memory {
     items: BTreeMap<ItemAddr, Version>,
+    bytes: usize,
+}
+
+fn size(addr: &ItemAddr, version: &Version) -> usize {
+    addr.key.len() + addr.sort.len() + version.value.len()
 }
 
 impl Storage for Memory {
@@ -38,8 +43,14 @@ impl Storage for Memory {
 
     fn apply(&mut self, changes: Vec<(ItemAddr, Option<Version>)>) {
         for (addr, change) in changes {
+            if let Some(replaced) = self.items.get(&addr) {
+                self.bytes -= size(&addr, replaced);
+            }
             match change {
-                Some(version) => self.items.insert(addr, version),
+                Some(version) => {
+                    self.bytes += size(&addr, &version);
+                    self.items.insert(addr, version)
+                }
                 None => self.items.remove(&addr),
             };
         }
@@ -47,5 +58,9 @@ impl Storage for Memory {
 
     fn len(&self) -> usize {
         self.items.len()
+    }
+
+    fn bytes(&self) -> usize {
+        self.bytes
     }
 }

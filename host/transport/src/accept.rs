@@ -124,13 +124,14 @@ async fn judge(
 
 async fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> Result<(), (Close, String)> {
     peer.check_cluster(shared.cluster)?;
-    peer.check_level(*shared.level.lock())?;
     if !connection.proof().names_node(peer.uid) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }
     if peer.uid == shared.uid {
         return Err((Close::Identity, "this node has that very uid".to_owned()));
     }
+    let level = *shared.level.lock();
+    shared.check_level(peer.uid, peer.speaks.levels, level)?;
     shared.check_removed(peer).await
 }
 

@@ -72,7 +72,6 @@ async fn greet(
     };
     peer.check_version(shared.speaks.protocol)?;
     peer.check_cluster(shared.cluster)?;
-    peer.check_level(*shared.level.lock())?;
     if peer.uid == shared.uid {
         return Err((Close::Identity, "this node itself answers".to_owned()));
     }
@@ -82,6 +81,8 @@ async fn greet(
     if !connection.proof().names_node(peer.uid) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }
+    let level = *shared.level.lock();
+    shared.check_level(peer.uid, peer.speaks.levels, level)?;
     shared.check_removed(&peer).await?;
     check_process(shared, &peer).await?;
     Ok((peer, lanes))

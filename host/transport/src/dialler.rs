@@ -1,7 +1,7 @@
-//! Connections on demand: when to dial a peer, and again after a failure or a loss.
+//! Dials peers on demand, and again after a failed attempt or a lost connection.
 //!
-//! At most one task dials a peer. It ends when the peer is connected, when no call wanted the peer for
-//! [`DIAL_INTEREST`](super::limits::DIAL_INTEREST), or at the next attempt after the transport has closed.
+//! At most one task dials a peer. The task ends when the peer is connected, when no call has needed the peer for
+//! [`DIAL_INTEREST`](super::limits::DIAL_INTEREST), or before the next attempt once the transport has closed.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use super::peer::{Patience, PeerEntry, Want};
 use super::session::{Session, report_end};
 use super::shared::Shared;
 
-/// Return the connection to use; dial first if there is none.
+/// Return the connection to the peer. If there is none, dial the peer first.
 pub(super) async fn connected(
     shared: &Arc<Shared>,
     entry: &Arc<PeerEntry>,
@@ -37,15 +37,16 @@ pub(super) async fn connected(
     }
 }
 
-/// Dial once in the background unless a task dials already. For callers that can wait and retry themselves.
+/// Start one dial attempt in the background, unless the peer is connected or already being dialled. For callers that
+/// retry on their own.
 pub(super) fn knock(shared: &Arc<Shared>, entry: &Arc<PeerEntry>, addr: SocketAddr) {
     if entry.want_once(addr, shared.is_closed()) {
         start(shared, entry, Patience::Once);
     }
 }
 
-/// Run a session in a task of its own, and dial the peer again if its last connection is lost. The task
-/// ends with the connection, and so at the latest when the transport closes.
+/// Run a session in a separate task, and dial the peer again when its last connection is lost. The task ends with
+/// its connection, and therefore no later than when the transport closes.
 pub(super) fn serve(session: Session) {
     annulus_ground::spawn(async move {
         let error = session.run().await;
@@ -54,7 +55,8 @@ pub(super) fn serve(session: Session) {
         if entry.lost(&link, !superseded && !shared.is_closed()) {
             start(&shared, &entry, Patience::Interest);
         }
-        // After the entry has changed: a caller that sees the loss and calls again finds the new state.
+        // End the link only now that the entry is updated, so that a caller that sees the loss and calls again
+        // finds the new state.
         link.end();
         entry.announce();
         report_end(&shared, &error).await;
@@ -62,7 +64,7 @@ pub(super) fn serve(session: Session) {
 }
 
 fn start(shared: &Arc<Shared>, entry: &Arc<PeerEntry>, patience: Patience) {
-    // Callers may be on other runtimes; connections live on the network's.
+    // Callers may run on other runtimes, but connections belong on the network runtime.
     annulus_ground::spawn_on(&shared.runtime, keep_dialling(shared.clone(), entry.clone(), patience));
 }
 

@@ -127,12 +127,6 @@ impl Hello {
         Ok(())
     }
 
-    /// Check that the peer supports the cluster's level. Passes while the level is unknown; it is checked
-    /// again later.
-    pub(super) fn check_level(&self, level: Option<u32>) -> Result<(), (Close, String)> {
-        check_level(self.uid, self.speaks.levels, level)
-    }
-
     /// Check that the peer is a node of this cluster.
     pub(super) fn check_cluster(&self, cluster: ClusterId) -> Result<(), (Close, String)> {
         if self.cluster != cluster {
@@ -142,7 +136,8 @@ impl Hello {
     }
 }
 
-/// Check that a node with these levels can be part of a cluster at this level.
+/// Check that a node with these levels can be part of a cluster at this level. Passes while the level is unknown;
+/// it is checked again when it is set.
 pub(super) fn check_level(uid: NodeUid, levels: Range, level: Option<u32>) -> Result<(), (Close, String)> {
     match level.filter(|level| !levels.has(*level)) {
         None => Ok(()),
@@ -261,8 +256,9 @@ mod tests {
     #[test]
     fn a_node_that_does_not_speak_the_clusters_level_is_refused() {
         let first = Hello::anonymous(Role::Node);
-        assert!(first.check_level(None).is_ok() && first.check_level(Some(1)).is_ok());
-        let (close, reason) = first.check_level(Some(2)).unwrap_err();
+        let level_of = |hello: &Hello, level| check_level(hello.uid, hello.speaks.levels, level);
+        assert!(level_of(&first, None).is_ok() && level_of(&first, Some(1)).is_ok());
+        let (close, reason) = level_of(&first, Some(2)).unwrap_err();
         assert_eq!(close, Close::Version);
         assert!(reason.contains("level 2") && reason.contains("speaks 1:"), "{reason}");
     }

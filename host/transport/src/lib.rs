@@ -177,6 +177,7 @@ impl Transport {
             admins: Default::default(),
             peers: Default::default(),
             banned: Default::default(),
+            left: Default::default(),
         });
         annulus_ground::spawn(accept::accept(shared.clone(), endpoint));
         Ok((Transport { shared }, inbound))
@@ -353,7 +354,7 @@ impl Transport {
         *self.shared.level.lock() = Some(level);
         let peers: Vec<_> = self.shared.peers.read().values().cloned().collect();
         for link in peers.iter().flat_map(|peer| peer.links()) {
-            if let Err((close, reason)) = hello::check_level(link.uid, link.speaks.levels, Some(level)) {
+            if let Err((close, reason)) = self.shared.check_level(link.uid, link.speaks.levels, Some(level)) {
                 tracing::warn!(peer = %link.uid, reason, "disconnected");
                 link.note_end(&reason);
                 close.close(&link.connection, &reason);
@@ -403,6 +404,12 @@ impl Transport {
         *self.shared.banned.write() = banned;
         let reason = "this node was removed from the cluster";
         self.disconnect(|link| self.shared.is_banned(link.uid), close::Close::Removed, reason);
+    }
+
+    /// Replace the set of nodes that have left. They may connect, to hear of it; one that does not support the
+    /// cluster's level is told by the refusal.
+    pub fn set_left(&self, left: HashSet<NodeUid>) {
+        *self.shared.left.write() = left;
     }
 
     fn disconnect(&self, which: impl Fn(&Link) -> bool, why: close::Close, reason: &str) {

@@ -7,7 +7,7 @@ use std::sync::{Arc, Weak};
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
 use annulus_core::state::Lineage;
-use annulus_core::version::Speaks;
+use annulus_core::version::{Range, Speaks};
 use arc_swap::ArcSwap;
 use parking_lot::{Mutex, RwLock};
 use tokio::runtime::Handle;
@@ -15,7 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::admins::AdminSlots;
 use super::close::Close;
-use super::hello::{Hello, Role};
+use super::hello::{self, Hello, Role};
 use super::identity::TlsIdentity;
 use super::inbound::{Event, Outlet};
 use super::peer::PeerEntry;
@@ -48,6 +48,8 @@ pub(super) struct Shared {
     pub admins: Arc<AdminSlots>,
     pub peers: RwLock<BTreeMap<NodeUid, Arc<PeerEntry>>>,
     pub banned: RwLock<HashSet<NodeUid>>,
+    /// Nodes that have left the cluster.
+    pub left: RwLock<HashSet<NodeUid>>,
 }
 
 /// This node's certificate and the authorities that it trusts.
@@ -86,6 +88,23 @@ impl Shared {
                 self.outlet.send(Event::Rival(peer.uid)).await;
                 let why = "this node was removed here and recovered elsewhere: the cluster has two histories";
                 (Close::Rival, why.to_owned())
+            }
+        })
+    }
+
+    /// Refuse a node that does not support the cluster's level. A node that has left may not have heard of it: with
+    /// a build that cannot read the newer entries it never will by the log, and is told instead.
+    pub(super) fn check_level(
+        &self,
+        uid: NodeUid,
+        levels: Range,
+        level: Option<u32>,
+    ) -> Result<(), (Close, String)> {
+        hello::check_level(uid, levels, level).map_err(|refusal| {
+            if self.left.read().contains(&uid) {
+                (Close::Removed, "this node has left the cluster".to_owned())
+            } else {
+                refusal
             }
         })
     }

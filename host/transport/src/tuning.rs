@@ -1,4 +1,4 @@
-//! The configuration of QUIC, with reasons.
+//! The QUIC settings, with the reason for each.
 
 use std::sync::Arc;
 
@@ -8,14 +8,14 @@ use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig,
 use super::lane::LANES;
 use super::limits::{IDLE_TIMEOUT, KEEP_ALIVE, MAX_BULK_STREAMS, STREAM_WINDOW};
 
-/// Streams of a connection that are not bulk: lanes and the hello.
+/// Number of streams per connection that are not bulk streams: the lanes and the hello.
 const OTHER_STREAMS: u32 = LANES as u32 + 1;
 
-/// Upper bound of the packet size search. QUIC passes up to ten packets to the system in one call, which
-/// accepts 64 KiB and silently drops the rest. Far above an Ethernet frame on purpose: on loopback and with
-/// jumbo frames it is reached within a few round trips, elsewhere the search ends at the size of the path.
-/// Measured on loopback with 64 callers: the median call takes a sixth less than with Ethernet-sized packets,
-/// and bulk is up to twice as fast.
+/// Upper bound of path MTU discovery, in bytes. quinn passes up to ten packets to the kernel in one call; the
+/// kernel accepts 64 KiB per call and silently drops the rest. The bound is far above an Ethernet frame on purpose:
+/// on loopback and with jumbo frames, discovery reaches it within a few round trips; elsewhere, discovery settles
+/// on the MTU of the path. On loopback with 64 callers, the median latency of a call is a sixth lower than with
+/// Ethernet-sized packets, and bulk streams are up to twice as fast.
 const LARGEST_PACKET: u16 = 6500;
 
 /// Stream priorities: control before data before bulk.
@@ -25,18 +25,18 @@ pub(super) mod priority {
     pub(crate) const BULK: i32 = -1;
 }
 
-/// Streams that a peer may have open.
+/// Maximum number of streams that a peer may have open.
 pub(super) const fn max_streams() -> u32 {
-    // QUIC announces free stream slots only when an eighth of them are free.
+    // quinn grants new stream credits only when an eighth of the limit is free.
     (MAX_BULK_STREAMS as u32 + OTHER_STREAMS) * 8 / 7 + 1
 }
 
-/// The configuration of every connection, dialled or accepted.
+/// Return the settings of a connection. Dialled and accepted connections use the same ones.
 pub(super) fn transport() -> Arc<TransportConfig> {
     let mut config = TransportConfig::default();
     let streams = max_streams();
-    // Stalled bulk streams must not stall the lanes beside them. So the connection's windows exceed the sum
-    // of the windows of all streams, in both directions.
+    // Stalled bulk streams must not stall the lanes of the same connection. Therefore the connection's windows
+    // cover the windows of all its streams, in both directions.
     let all_windows = STREAM_WINDOW * streams;
     config
         .max_concurrent_bidi_streams(streams.into())
@@ -44,18 +44,18 @@ pub(super) fn transport() -> Arc<TransportConfig> {
         .stream_receive_window(STREAM_WINDOW.into())
         .receive_window(all_windows.into())
         .send_window(all_windows.into())
-        // A lane is one long stream, and bulk streams have large frames: alternating between them packet by
-        // packet would only split what is written together.
+        // A lane is one long-lived stream, and bulk streams carry large frames. Switching streams after every
+        // packet would only spread data that was written together over more packets.
         .send_fairness(false)
         .keep_alive_interval(Some(KEEP_ALIVE))
         .max_idle_timeout(Some(IdleTimeout::from(VarInt::from_u32(IDLE_TIMEOUT.as_millis() as u32))))
-        // Used before the first measurement. Nodes are near each other. With QUIC's default of 333 ms a lost
-        // first packet would be sent again only when the time of the dial is over.
+        // The estimate until the first measurement; nodes are close to each other. With the default of 333 ms,
+        // a lost first packet would be retransmitted only after about 1 s, when the dial has already timed out.
         .initial_rtt(std::time::Duration::from_millis(50))
         .mtu_discovery_config(Some(mtu_discovery()))
         .ack_frequency_config(Some(ack_frequency()))
         .congestion_controller_factory(Arc::new(congestion()))
-        // Datagrams of the failure detector are small and few, but must be supported.
+        // Only the failure detector sends datagrams. They are small and few.
         .datagram_receive_buffer_size(Some(256 << 10))
         .datagram_send_buffer_size(256 << 10);
     Arc::new(config)
@@ -67,27 +67,27 @@ fn mtu_discovery() -> MtuDiscoveryConfig {
     config
 }
 
-/// Cubic with a larger initial window. QUIC's default of some 12 kB is two of our packets: the packet size
-/// search alone would fill it and delay the hello, or a close with its reason. Between machines of one
-/// cluster this much can be sent without probing; a socket's receive buffer is some 200 KiB by default.
+/// Cubic with a larger initial window. quinn's default of about 12 kB is only two of our packets: MTU discovery
+/// alone would fill it and delay the hello, or a close with its reason. The network between the machines of a
+/// cluster can take 128 KiB without probing, and a socket's default receive buffer of about 200 KiB can hold it.
 fn congestion() -> CubicConfig {
     let mut config = CubicConfig::default();
     config.initial_window(128 << 10);
     config
 }
 
-/// Fewer acknowledgements, because responses mostly carry them. Measured on loopback with 64 callers: the
-/// median call takes a fifth less than with one for every other packet.
+/// Request fewer acknowledgements, because most of them travel with responses. On loopback with 64 callers, the
+/// median latency of a call is a fifth lower than with an acknowledgement for every second packet.
 fn ack_frequency() -> AckFrequencyConfig {
     let mut config = AckFrequencyConfig::default();
     config.ack_eliciting_threshold(10u32.into());
     config
 }
 
-/// The configuration of a node's or client's socket.
+/// Return the settings of the UDP endpoint of a node or a client.
 pub(super) fn endpoint() -> EndpointConfig {
     let mut config = EndpointConfig::default();
-    // In range by construction: at least 1200.
+    // Cannot fail: the size is in the accepted range, which starts at 1200.
     let _ = config.max_udp_payload_size(LARGEST_PACKET);
     config
 }

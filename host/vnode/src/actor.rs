@@ -136,6 +136,7 @@ impl Actor {
             GuestError::NoRoom(_) => ErrorCode::Overloaded,
             GuestError::InitRefused(_) => ErrorCode::NotReady,
             GuestError::Doomed(Doom::TooLarge { .. }) => ErrorCode::ValueTooLarge,
+            GuestError::Doomed(Doom::StorageFull(_)) => ErrorCode::PartitionFull,
             GuestError::Doomed(_) => ErrorCode::ContractBroken,
         };
         if poisons && self.poisoned(&message, dots) {

@@ -54,6 +54,11 @@ pub enum Doom {
     /// The pages of `fold` do not come to an end.
     #[error("`fold` does not end: {0}")]
     EndlessFold(&'static str),
+    /// The host stores as much for the vnode as the limit allows, in bytes.
+    #[error(
+        "the host stores {} MiB of items for this vnode, which is the limit; delete what is not needed", .0 >> 20
+    )]
+    StorageFull(usize),
     /// A size limit was exceeded.
     #[error("{what} is {bytes} bytes; the limit is {limit}")]
     TooLarge {

@@ -18,17 +18,22 @@ const BURST: u32 = 100;
 /// How long it takes until one more line may be written: 100 lines a second.
 const LINE_TIME: Duration = Duration::from_millis(10);
 
+/// Shortest time between two reports of lines that were left out.
+const REPORT_EVERY: Duration = Duration::from_secs(10);
+
 /// The log lines of one instance: a token bucket.
 pub(super) struct GuestLog {
     lines: u32,
     /// The moment up to which `lines` is counted.
     counted_to: Option<Instant>,
+    /// Lines that were left out since the last report.
     left_out: u64,
+    reported: Option<Instant>,
 }
 
 impl Default for GuestLog {
     fn default() -> Self {
-        Self { lines: BURST, counted_to: None, left_out: 0 }
+        Self { lines: BURST, counted_to: None, left_out: 0, reported: None }
     }
 }
 
@@ -42,16 +47,25 @@ impl GuestLog {
         level: Level,
         message: &str,
     ) {
-        if !self.admit(Instant::now()) {
-            if self.left_out == 0 {
-                tracing::warn!(target: "guest", module, partition, "this vnode logs too much: lines are left out");
-            }
-            self.left_out += 1;
+        // A line that nobody reads counts for nothing.
+        let shown = match level {
+            Level::Debug => tracing::enabled!(target: "guest", tracing::Level::DEBUG),
+            Level::Info => tracing::enabled!(target: "guest", tracing::Level::INFO),
+            Level::Warn => tracing::enabled!(target: "guest", tracing::Level::WARN),
+            Level::Error => tracing::enabled!(target: "guest", tracing::Level::ERROR),
+        };
+        if !shown {
             return;
         }
-        let left_out = std::mem::take(&mut self.left_out);
-        if left_out > 0 {
-            tracing::warn!(target: "guest", module, partition, left_out, "log lines of this vnode were left out");
+        let now = Instant::now();
+        if !self.admit(now) {
+            self.left_out += 1;
+            if self.reported.is_none_or(|at| now.saturating_duration_since(at) >= REPORT_EVERY) {
+                let left_out = std::mem::take(&mut self.left_out);
+                tracing::warn!(target: "guest", module, partition, left_out, "this vnode logs too much: lines are left out");
+                self.reported = Some(now);
+            }
+            return;
         }
         let message = one_line(message, MAX_MESSAGE_BYTES);
         match level {

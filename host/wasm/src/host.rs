@@ -237,9 +237,23 @@ impl HostState {
             let limit = self.limits.batch_bytes;
             return self.doom(Doom::TooLarge { what: "all that one call writes", bytes: all, limit });
         }
+        if !version.deleted && !self.has_space(&addr, bytes) {
+            return self.doom(Doom::StorageFull(self.limits.storage_bytes));
+        }
         if self.call.doom.is_none() {
             self.call.batch.put(addr, version);
         }
+    }
+
+    /// True if the vnode's storage has space for an item of this size, in place of the present one.
+    fn has_space(&self, addr: &ItemAddr, bytes: usize) -> bool {
+        let items = self.items.read();
+        // Counts replaced items twice, so the exact check is left for a storage that is nearly full.
+        if items.bytes() + self.call.batch.bytes() + bytes <= self.limits.storage_bytes {
+            return true;
+        }
+        let present = self.call.batch.get(&*items, addr);
+        present.is_some_and(|version| addr.key.len() + addr.sort.len() + version.value.len() >= bytes)
     }
 }
 

@@ -22,6 +22,9 @@ pub struct Limits {
     pub item_bytes: usize,
     /// Most that one call may write over all its items, in bytes.
     pub batch_bytes: usize,
+    /// Most that the host stores for one vnode, in bytes of keys, sorts and values. A write beyond it is refused;
+    /// deletes, and writes that make an item no larger, are not.
+    pub storage_bytes: usize,
 }
 
 impl Default for Limits {
@@ -32,6 +35,7 @@ impl Default for Limits {
             reply_bytes: MAX_REPLY_BYTES,
             item_bytes: 1 << 20,
             batch_bytes: 8 << 20,
+            storage_bytes: 256 << 20,
         }
     }
 }

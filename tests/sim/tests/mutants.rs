@@ -1,5 +1,5 @@
-//! Every mutant, which is a known fault that can be put back, is noticed: by whole nodes within a few seeds, or by
-//! the test of a part, which has a row here.
+//! Checks that every mutant (a known fault that a test can put back) is noticed: either by a simulation of whole nodes
+//! within [`SEEDS`] seeds, or by the test of a single component that is listed here.
 #![allow(clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
@@ -15,19 +15,19 @@ use annulus_sim::{Mutant, Settings, run};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
-/// Number of seeds within which whole nodes have to notice a mutant.
+/// Number of seeds within which a simulation of whole nodes must notice a mutant.
 const SEEDS: u64 = 60;
 
-/// The schedule of a mutant's runs.
+/// The schedule of faults and membership changes under which a mutant runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Schedule {
-    /// The schedule that the seed draws.
+    /// The default schedule, which is drawn from the seed.
     Usual,
     /// The schedule of [`rough`].
     Rough,
     /// The schedule of [`coming`].
     Coming,
-    /// The schedule of [`moving`], with guests whose calls last for seconds.
+    /// The schedule of [`moving`], with guests that take seconds for some of their calls.
     Sluggish,
     /// The schedule of [`moving`], with items larger than a frame.
     Bulky,
@@ -35,8 +35,8 @@ enum Schedule {
 
 use Schedule::{Bulky, Coming, Rough, Sluggish, Usual};
 
-/// The mutants that whole nodes notice, each with its schedule and the rules that it may break; a violation of
-/// another rule does not count.
+/// The mutants that a simulation of whole nodes notices, each with its schedule and the rules that it may break. A
+/// violation of any other rule does not count.
 const NOTICED: &[(Mutant, Schedule, &[Rule])] = &[
     (Mutant::ForgetSeal, Rough, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite]),
     (Mutant::ServeWhileSealed, Usual, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
@@ -67,12 +67,12 @@ const MACHINES: &str = "host/core/tests/handoff_machines.rs";
 const COMPARING: &str = "host/core/tests/machines/comparing.rs";
 const MASTER: &str = "host/vnode/src/master/tests.rs";
 
-/// The mutants that the test of a part notices, each with the file and the name of the test. The comments say why
-/// whole nodes do not notice them.
+/// The mutants that the test of a single component notices, each with the file and the name of that test. The comment
+/// above a row gives the reason why a simulation of whole nodes does not notice the mutant.
 const ELSEWHERE: &[(Mutant, &str, &str)] = &[
-    // A node applies states in their order.
+    // A node applies states in log order, so the simulation never presents an older one.
     (Mutant::EndWhatIsNewer, MASTER, "a_fault_that_lets_an_older_state_end_newer_vnodes_is_seen"),
-    // A guest would have to trap during the swap of a complete stage.
+    // A guest would have to trap while a complete stage is being promoted.
     (Mutant::PromoteWhatTrapped, MASTER, "a_fault_that_promotes_what_trapped_is_seen"),
     // No scripted item is larger than a handoff can carry.
     (
@@ -80,43 +80,43 @@ const ELSEWHERE: &[(Mutant, &str, &str)] = &[
         MACHINES,
         "a_message_that_can_never_be_sent_does_not_keep_a_partition_sealed",
     ),
-    // The tables are valid, and surplus moves are undone by later ones.
+    // The resulting tables are valid, and later moves undo the unnecessary ones.
     (
         Mutant::RebalanceWithoutBase,
         "host/core/src/state/tests.rs",
         "a_table_that_was_made_from_another_ring_is_not_aimed_at",
     ),
-    // Missing and duplicate items are refused at the end of the stream.
+    // The check at the end of the stream refuses a stage with missing or duplicate items.
     (Mutant::FillTheNextStage, MASTER, "a_fault_that_fills_the_next_stage_is_seen"),
-    // A receiver that finds its stage gone reports it, and the stage is filled again.
+    // The receiver reports that its stage is gone, and the stage is filled again.
     (Mutant::StageWhatIsOver, MASTER, "a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen"),
-    // A partition is a single page, so that even the wrong stream gets the right page.
+    // A simulated partition fits on a single page, so even the wrong stream gets the right page.
     (Mutant::ReadForAnotherTransfer, MASTER, "a_fault_that_lets_two_drivers_share_a_stream_is_seen"),
-    // An owner that restarts has no items in memory that it could stream.
+    // An owner that has restarted no longer has the items in memory, so it cannot stream them again.
     (Mutant::StreamAgainUnderAFlip, MACHINES, "nothing_is_streamed_again_once_a_flip_may_have_been_proposed"),
-    // The dropped stage is filled again, or its transfer is cancelled.
+    // The dropped stage is filled again, or the transfer is cancelled.
     (Mutant::DropAtBegin, COMPARING, "a_stream_that_was_given_up_and_comes_late_costs_no_stage"),
     // The host does not compare stages yet.
     (Mutant::BelieveLostAnswers, COMPARING, "an_answer_that_is_lost_with_its_link_is_not_taken_for_a_yes"),
     // The simulated network does not lose parts of a stream.
     (Mutant::IgnoreEndDigest, COMPARING, "an_item_that_is_lost_on_the_way_is_missed_at_the_end"),
-    // Scripted guests merge by version, in whichever order items arrive.
+    // Scripted guests merge items by version, so the order in which items arrive does not matter.
     (
         Mutant::LatePage,
         "host/harness/tests/guests/moves.rs",
         "a_page_is_in_the_stream_before_what_is_written_after_it",
     ),
-    // No rule restricts the time at which a command may start.
+    // No rule of the simulation restricts when a command may start.
     (Mutant::DeadlineNotChecked, MASTER, "what_comes_to_its_turn_after_its_deadline_is_not_started"),
-    // A member would have to miss a thousand entries.
+    // A member would have to fall a thousand log entries behind.
     (
         Mutant::PurgeBeforeItsSnapshot,
         "host/harness/tests/raft_storage.rs",
         "a_purge_before_its_snapshot_is_seen",
     ),
-    // No rule bounds the memory of a sender.
+    // No rule of the simulation limits the memory of a sender.
     (Mutant::NeverCongested, MACHINES, "writers_wait_for_a_receiver_that_is_behind"),
-    // The answer `unknown` is never false.
+    // Callers get `unknown` for a dropped call, which is never a false answer.
     (
         Mutant::DropCallsWhileStarting,
         "host/node/src/tests/not_ready.rs",
@@ -124,11 +124,11 @@ const ELSEWHERE: &[(Mutant, &str, &str)] = &[
     ),
 ];
 
-/// Number of nodes at the start of every schedule but the usual one.
+/// Number of nodes at the start of a run. The usual schedule draws its own number.
 const NODES: usize = 3;
 
-/// Draw a schedule with a slow network, so that seals last long, in which nodes are killed, paused and cut off for
-/// short times, and join and leave.
+/// Draw a schedule in which nodes are killed, paused and cut off for short times, and join and leave. The network is
+/// slow, so that partitions stay sealed for a long time.
 fn rough(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
     let mut acts = vec![(Duration::ZERO, Act::Slow { times: 40, lasts: time })];
@@ -168,8 +168,8 @@ fn rough(seed: u64, time: Duration) -> Vec<Planned> {
     acts
 }
 
-/// Draw a schedule in which nodes join one after another over a slow network; a module is deployed on each of them
-/// while it joins.
+/// Draw a schedule in which nodes join one after another over a slow network. A module is deployed on each node while
+/// it joins.
 fn coming(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
     let joins = (0..6).map(|number| {
@@ -180,7 +180,7 @@ fn coming(seed: u64, time: Duration) -> Vec<Planned> {
     std::iter::once(slow).chain(joins).collect()
 }
 
-/// Draw a schedule with nothing but joins and leaves.
+/// Draw a schedule that consists only of joins and leaves.
 fn moving(seed: u64, time: Duration) -> Vec<Planned> {
     let mut random = SmallRng::seed_from_u64(seed);
     let (mut acts, mut now, mut joined) = (Vec::new(), Duration::ZERO, 0);
@@ -222,17 +222,17 @@ fn broken(seed: u64, schedule: Schedule, mutant: Option<Mutant>) -> Option<Broke
     run(seed, &settings(seed, schedule, mutant)).broken
 }
 
-/// Return the first seed that notices the mutant, and the rule that it breaks.
+/// Return the first seed whose run notices the mutant, and the rule that the mutant breaks.
 fn noticed(mutant: Mutant, schedule: Schedule, rules: &[Rule]) -> Option<(u64, Broken)> {
     (0..SEEDS).find_map(|seed| {
         let broken_with = broken(seed, schedule, Some(mutant))?;
         let counts = rules.contains(&broken_with.rule);
-        // A rule that also breaks without the mutant is not broken by it.
+        // If the run also breaks a rule without the mutant, the mutant is not the cause.
         (counts && broken(seed, schedule, None).is_none()).then_some((seed, broken_with))
     })
 }
 
-/// Call `holds` for all elements, from two threads, and return those for which it was false.
+/// Call `holds` for every element, on two threads, and return the elements for which it returned false.
 fn those_without<T: Copy + Sync + Send>(all: &[T], holds: impl Fn(T) -> bool + Sync) -> Vec<T> {
     let (next, without) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     std::thread::scope(|scope| {

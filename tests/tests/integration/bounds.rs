@@ -89,7 +89,8 @@ fn a_component_gets_no_more_than_its_limits() {
 
 #[test]
 fn a_guest_neither_floods_nor_forges_the_log() {
-    let cluster = Cluster::joined(1);
+    // Guests log at level info.
+    let cluster = Cluster::apart_with(1, &["-v"]);
     cluster.deploy("tests/guests/hostile");
     let node = &cluster[0];
     let before = node.log().len();

@@ -1,5 +1,5 @@
-//! The control plane under faults, with real processes: killed leaders, lost majorities, and data directories
-//! that are outdated or damaged.
+//! Tests of the control plane with real processes: a killed leader, a lost majority, and an outdated or damaged
+//! data directory.
 
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
@@ -17,11 +17,11 @@ fn claimant(node: &Node) -> Option<String> {
 }
 
 fn quiet(node: &Node) {
-    until("nothing moves", || ring(node).iter().all(|(_, pending)| pending.is_none()).then_some(()));
+    until("no transfer is pending", || ring(node).iter().all(|(_, pending)| pending.is_none()).then_some(()));
 }
 
 fn three_voters(node: &Node) {
-    // All three have caught up when the ring is balanced; they become voters shortly after.
+    // Once the ring is balanced, all three nodes have caught up. They become voters shortly afterwards.
     until("the cluster commits changes", || (node.json(&["token"]).code == 0).then_some(()));
     std::thread::sleep(Duration::from_secs(1));
 }
@@ -36,14 +36,14 @@ fn a_new_leader_is_elected_within_seconds_of_the_leaders_death() {
     cluster[at].kill();
     let killed = Instant::now();
     let other = &cluster[(at + 1) % 3];
-    // A single request, sent at once: the node itself waits for the new leader.
-    let said = until("a change", || (other.json(&["token"]).code == 0).then(|| killed.elapsed()));
+    // Ask at once: the node holds the request until a new leader is elected. Repeat only if it gives up.
+    let said = until("a token is issued", || (other.json(&["token"]).code == 0).then(|| killed.elapsed()));
     println!("the next change is committed {said:?} after kill -9 of the leader");
     assert!(said < Duration::from_secs(10), "{said:?}");
     let next = claimant(other).unwrap();
     assert_ne!(next, leader);
     cluster[at].start();
-    until("it follows", || (claimant(&cluster[at])? == next).then_some(()));
+    until("the restarted node follows the new leader", || (claimant(&cluster[at])? == next).then_some(()));
 }
 
 #[test]
@@ -73,8 +73,8 @@ fn a_lost_majority_stops_changes_but_not_requests_and_a_survivor_recovers() {
         }
     };
     all_there(&cluster);
-    // A change requested as soon as the survivor knows that it is alone.
-    until("it knows that the majority is lost", || {
+    // Request a change as soon as the survivor knows that it is alone.
+    until("the survivor knows that the majority is lost", || {
         (cluster[0].json(&["status"]).json()["quorum"] == false).then_some(())
     });
     let asked = Instant::now();
@@ -101,17 +101,17 @@ fn a_lost_majority_stops_changes_but_not_requests_and_a_survivor_recovers() {
     let again = cluster[0].json(&["recover", "--force"]);
     assert_eq!((again.code, again.json()["error"]["code"].as_str()), (1, Some("not-allowed")), "{again:?}");
 
-    // One node comes back later: it adopts the recovered state and still holds its items.
+    // One node comes back later. It adopts the recovered state and still holds its items.
     cluster[1].start();
-    until("the node that came back serves", || cluster[0].call("kv", "put", &[&foreign, "new"]).ok());
+    until("the returned node serves requests", || cluster[0].call("kv", "put", &[&foreign, "new"]).ok());
     assert_eq!(cluster[1].call("kv", "get", &[&keys[0]]).unwrap(), "kept");
-    until("both have the same ring", || (ring(&cluster[0]) == ring(&cluster[1])).then_some(()));
-    until("both know one leader", || (claimant(&cluster[1])? == survivor_name).then_some(()));
-    // The other node never comes back: its partitions are given to other owners.
+    until("both nodes have the same ring", || (ring(&cluster[0]) == ring(&cluster[1])).then_some(()));
+    until("both nodes know the leader", || (claimant(&cluster[1])? == survivor_name).then_some(()));
+    // The other node never comes back. Its partitions get new owners.
     let gone = cluster[2].name.clone();
     let removed = cluster[0].json(&["remove", &gone]);
     assert_eq!(removed.code, 0, "{removed:?}");
-    until("it holds nothing", || ring(&cluster[1]).iter().all(|(owner, _)| *owner != gone).then_some(()));
+    until("the removal is done", || ring(&cluster[1]).iter().all(|(owner, _)| *owner != gone).then_some(()));
     quiet(&cluster[0]);
     for n in 0..40 {
         cluster[n % 2].call("kv", "put", &[&format!("w{n}"), "v"]).unwrap();
@@ -141,7 +141,7 @@ fn a_directory_restored_from_an_older_copy_is_refused_with_advice() {
     cluster[2].stop();
     copy_dir(&cluster[2].data, &copy);
     cluster[2].start();
-    until("it is a working member again", || (cluster[2].json(&["token"]).code == 0).then_some(()));
+    until("the node is a working member again", || (cluster[2].json(&["token"]).code == 0).then_some(()));
     cluster[2].stop();
     fs::remove_dir_all(&cluster[2].data).unwrap();
     copy_dir(&copy, &cluster[2].data);
@@ -152,7 +152,7 @@ fn a_directory_restored_from_an_older_copy_is_refused_with_advice() {
     assert_eq!(cluster[0].json(&["token"]).code, 0, "the other nodes still commit changes");
 }
 
-/// Start a node in this directory. Return `None` if it serves, otherwise its output.
+/// Start a node on this data directory. Return `None` if the node serves, otherwise its output and log.
 fn try_start(data: &Path, log: &Path) -> Option<String> {
     let mut child = command()
         .args(["start", "--format", "json", "--with-parent", "--name", "rc_example1@127.0.0.1"])
@@ -175,7 +175,7 @@ fn try_start(data: &Path, log: &Path) -> Option<String> {
     if serves {
         drop(child.kill());
     }
-    assert!(line.is_ok(), "the node neither serves nor ends");
+    assert!(line.is_ok(), "the node neither serves nor exits");
     child.wait().unwrap();
     (!serves).then(|| line.unwrap_or_default() + &fs::read_to_string(log).unwrap())
 }
@@ -222,7 +222,7 @@ fn a_node_with_a_damaged_file_serves_or_names_the_file_and_deletes_nothing() {
             if let Some(said) = try_start(&data, &log) {
                 assert!(said.contains("--rejoin-as-new") || said.contains("remove it"), "{what}: {said}");
                 refused.push(what.clone());
-                // The storage engine may remove files of its own in `db`.
+                // `db` is exempt: the storage engine may delete its own files there.
                 for file in files.iter().filter(|file| !file.starts_with(whole.join("db"))) {
                     let there = data.join(file.strip_prefix(&whole).unwrap());
                     assert!(there.exists(), "{what}: {} is gone", there.display());
@@ -234,7 +234,7 @@ fn a_node_with_a_damaged_file_serves_or_names_the_file_and_deletes_nothing() {
     for name in ["IDENTITY", "node.key", "node.pem", "authorities.pem"] {
         assert!(refused.contains(&format!("{name} flipped")), "{name}: {refused:?}");
     }
-    // The way out that the error names works.
+    // The remedy that the error names works.
     fs::write(data.join("IDENTITY"), "junk").unwrap();
     let mut anew =
         Node::new("rc_example1@127.0.0.1", &cluster.path().join("anew"), &["--yes", "--rejoin-as-new"]);

@@ -451,3 +451,26 @@ fn a_call_limit_is_a_setting_of_the_release() {
     let text = node.cli(&["modules"]).stdout;
     assert!(text.contains("may take 200ms") && text.contains("--call-limit 400ms"), "{text}");
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_full_host_storage_refuses_writes_and_serves_reads_and_deletes() {
+    let engine = Engine::new().unwrap();
+    let limits = Limits { storage_bytes: 10_000, ..limits() };
+    let module = engine.prepare(component("tests/guests/stored").into(), limits).await.unwrap();
+    let bed = Bed::of(engine, Arc::new(Release::wasm("stored".into(), 1, module, cbor_map(&[]))));
+    let put = async |key: &str, bytes: usize| {
+        bed.call("put", &[("key", key.into()), ("value", Value::Bytes(vec![7; bytes]))]).await
+    };
+    let get = async |key: &str| bed.call("get", &[("key", key.into())]).await.unwrap();
+    for key in ["a", "b", "c"] {
+        put(key, 3000).await.unwrap();
+    }
+    let full = put("d", 3000).await.unwrap_err();
+    assert_eq!((full.code, full.state), (ErrorCode::PartitionFull, AppliedState::NotApplied), "{full:?}");
+    assert_eq!(get("d").await, Value::Null);
+    // An item that does not grow replaces another.
+    put("a", 2900).await.unwrap();
+    bed.call("delete", &[("key", "b".into())]).await.unwrap();
+    put("d", 3000).await.unwrap();
+    assert_eq!(get("c").await, Value::Bytes(vec![7; 3000]));
+}

@@ -1,4 +1,4 @@
-//! Consecutive releases: the format that each writes, and the releases that a rollback may return to.
+//! Tests of consecutive releases: the format that each release writes, and the releases to which a rollback can go.
 
 use annulus_tests::guests::{component, component_with};
 use annulus_tests::harness::{Cluster, Ran};
@@ -24,8 +24,12 @@ fn a_release_writes_the_format_of_the_previous_release_until_that_is_gone() {
 
     assert_eq!((deploy(&[first]), format()), (1, 1.into()));
     node.call("stored", "put", &["k", "kept"]).unwrap();
-    assert_eq!((deploy(&[second]), format()), (2, 1.into()), "the previous release reads no other format");
-    // Nothing has been written yet that the previous release cannot read.
+    assert_eq!(
+        (deploy(&[second]), format()),
+        (2, 1.into()),
+        "the release still writes format 1, because the previous release reads no other"
+    );
+    // The rollback succeeds: every item so far has a format that the previous release reads.
     assert_eq!(run(&["rollback", "stored"]).code, 0);
     assert_eq!(format(), 1);
     assert_eq!((deploy(&[second]), format()), (4, 1.into()));
@@ -38,7 +42,7 @@ fn a_release_writes_the_format_of_the_previous_release_until_that_is_gone() {
     let refused = run(&["deploy", first]);
     assert_eq!(refused.json()["error"]["code"], "incompatible", "{refused:?}");
     assert_eq!((format(), run(&["modules"]).json()[0]["version"].clone()), (2.into(), 5.into()));
-    // The previous release reads the format in use.
+    // The previous release reads format 2 as well.
     assert_eq!(run(&["rollback", "stored"]).code, 0);
     assert_eq!(format(), 2);
     assert_eq!(other.call("stored", "get", &["k"]).unwrap(), "kept");

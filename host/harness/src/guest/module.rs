@@ -1,4 +1,4 @@
-//! Creates instances of a script, and limits their number.
+//! Creates instances of a script and limits how many may exist at once.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -10,7 +10,7 @@ use super::held::Shelf;
 use super::scripted::Scripted;
 use super::{Observer, Script};
 
-/// A script that is ready to run.
+/// A deployed script, from which instances are created.
 pub(super) struct Module {
     script: Arc<Script>,
     observer: Arc<dyn Observer>,
@@ -41,7 +41,7 @@ impl Program for Module {
     }
 }
 
-/// The number of instances that run, and its limit.
+/// Counts the running instances and enforces the limit on their number.
 pub(super) struct Room {
     live: AtomicUsize,
     limit: RoomLimit,
@@ -71,7 +71,7 @@ impl Room {
     }
 }
 
-/// Permission to run one instance, returned when dropped.
+/// Permission to run one instance. Dropping it frees the slot.
 pub(super) struct Seat(Arc<Room>);
 
 impl Drop for Seat {

@@ -1,4 +1,4 @@
-//! The behaviour of a guest, as data that a deploy transfers.
+//! The behaviour of a scripted guest, as data that is deployed in place of a component.
 
 use annulus_core::description::{CommandInfo, Description, Effect, Exported, Param, Route};
 use std::ops::RangeInclusive;
@@ -7,10 +7,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// First bytes of a component that is a script.
+/// Prefix that distinguishes a script from a real component.
 const MAGIC: &[u8] = b"\0sim";
 
-/// The frequency of an event: once in this many times, drawn from the seed; never if 0.
+/// The frequency of an event: on average once in this many opportunities, drawn from the seed. 0 means never.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct OneIn(pub u32);
@@ -19,23 +19,23 @@ impl OneIn {
     /// The event happens every time.
     pub const ALWAYS: Self = Self(1);
 
-    /// Draw whether the event happens now.
+    /// Draw whether the event happens this time.
     pub(super) fn falls(self) -> bool {
         self.0 > 0 && annulus_ground::random_range(0..self.0) == 0
     }
 }
 
-/// One release of a scripted module. By default, no fault happens.
+/// One release of a scripted module. The default script has no faults.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Script {
     /// Name of the module.
     pub name: String,
-    /// Number of the release. It makes the components of two releases with the same behaviour different.
+    /// Number of the release. It makes the components of two releases distinct even if they behave the same.
     pub release: u32,
-    /// Keeper of the items.
+    /// Whether the guest or the host keeps the items.
     pub keeps: Keeps,
-    /// Formats that the release reads; 1 and 2 exist.
+    /// Formats that the release can read. The formats are 1 and 2.
     pub reads: Vec<u32>,
     /// Formats that the release can write.
     pub writes: Vec<u32>,
@@ -43,40 +43,41 @@ pub struct Script {
     pub traps: Traps,
     /// Frequency and duration of slow calls.
     pub slow: Slow,
-    /// How often a command never ends, before it has any effect.
+    /// How often a command hangs forever. It has no effect before it hangs.
     pub loops: OneIn,
     /// How often the module refuses a command.
     pub refuses: OneIn,
-    /// How often a command breaks a rule of storage. Changes of items that the guest keeps remain.
+    /// How often a command breaks a storage rule, so that the host dooms the call. Changes to items that the guest
+    /// keeps are not undone.
     pub dooms: OneIn,
-    /// How often an incoming item is rejected.
+    /// How often the guest rejects an incoming item.
     pub rejects: OneIn,
     /// Frequency and size of oversized values.
     pub oversize: Oversize,
-    /// How often `init` refuses to start.
+    /// How often `init` refuses to start the instance.
     pub init_refuses: OneIn,
-    /// How often a handoff is postponed.
+    /// How often the guest postpones a handoff.
     pub puts_handoff_off: OneIn,
-    /// How often a command is refused during a handoff.
+    /// How often the guest refuses a command during a handoff.
     pub refuses_in_handoff: OneIn,
-    /// The way in which a fold never ends, if it does not.
+    /// If set, folds never end, and this is how.
     pub endless_fold: Option<EndlessFold>,
-    /// Limit of the memory of one instance's items, in bytes, if lower than the module's own. A write beyond
-    /// the limit traps.
+    /// Limit on the memory of one instance's items, in bytes. It applies only if it is lower than the module's own
+    /// limit. A write that exceeds it traps.
     pub memory_bytes: Option<usize>,
 }
 
-/// The keeper of a module's items.
+/// Where a module's items are kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Keeps {
-    /// The guest, in its memory; the items are lost with the instance.
+    /// In the guest's memory. The items are lost with the instance.
     #[default]
     Guest,
-    /// The host, in its storage.
+    /// In the host's storage.
     Host,
 }
 
-/// Frequencies of traps by call. Half of the commands that trap take effect first.
+/// Frequencies of traps, by call. Half of the commands that trap take effect before they trap.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(default)]
 pub struct Traps {
@@ -84,15 +85,15 @@ pub struct Traps {
     pub command: OneIn,
     /// Calls of `init`.
     pub init: OneIn,
-    /// Pages of the fold, and the items of one key.
+    /// Folds (per page), and reads of the items of one key.
     pub fold: OneIn,
-    /// Items that are received or merged.
+    /// Calls that receive or merge items.
     pub take: OneIn,
-    /// Notifications: of handoffs, of the previous instance's exit, of the guest's own end.
+    /// Notifications of handoffs, of the exit of the previous instance, and of the guest's own termination.
     pub callback: OneIn,
 }
 
-/// Frequency and duration of slow calls. A call that exceeds the module's call limit is ended.
+/// Frequency and duration of slow calls. The host ends a call that exceeds the module's time limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slow {
     /// How often a call is slow.
@@ -114,13 +115,13 @@ impl Slow {
     }
 }
 
-/// Frequency and size of values whose encoding is made longer. Replies, and the entries' values that
+/// Frequency and size of padding in written values. Only the encoding gets longer: replies, and the values that
 /// [`super::Observer`] sees, do not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oversize {
-    /// How often a written value is made longer.
+    /// How often a written value is padded.
     pub values: OneIn,
-    /// Range of the additional bytes.
+    /// Range of the length of the padding, in bytes.
     pub bytes: RangeInclusive<u32>,
 }
 
@@ -136,14 +137,14 @@ impl Oversize {
     }
 }
 
-/// The ways in which a fold never ends.
+/// Ways in which a fold can be endless.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum EndlessFold {
-    /// Each page returns the token with which it was requested.
+    /// Every page returns the token with which it was requested as the token of the next page.
     SamePage,
-    /// Each page is empty and has a new token.
+    /// Every page is empty and returns a new token.
     EmptyPages,
-    /// The first page follows the last.
+    /// The fold starts again after the last page.
     Repeats,
 }
 
@@ -179,7 +180,7 @@ impl Script {
         bytes.into()
     }
 
-    /// Decode the script that a component holds; `None` if the component is no script.
+    /// Decode the script in a component; `None` if the component is not a script.
     pub(super) fn of_component(bytes: &[u8]) -> Option<Result<Self, String>> {
         let script = bytes.strip_prefix(MAGIC)?;
         Some(ciborium::from_reader(script).map_err(|error| error.to_string()))
@@ -191,7 +192,7 @@ impl Script {
         Description {
             name: self.name.clone(),
             version: self.release.to_string(),
-            doc: "Follows a script".to_owned(),
+            doc: "Behaves as its script specifies".to_owned(),
             commands: commands(),
             config: Vec::new(),
             writes_formats: self.writes.clone(),
@@ -257,7 +258,7 @@ mod tests {
         assert_eq!(Script::of_component(&script.component()), Some(Ok(script)));
         assert_eq!(Script::of_component(b"\0asm\x0d\0\x01\0"), None);
         assert!(Script::of_component(b"\0sim\xff").unwrap().is_err());
-        // Fields that an earlier script does not have take their default values.
+        // Fields that are missing in a script take their default values.
         assert_eq!(Script::of_component(b"\0sim\xa0"), Some(Ok(Script::default())));
     }
 

@@ -58,6 +58,19 @@ async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_le
     })
     .await;
     assert!(refused.contains("level 2") && refused.contains("speaks 1"), "{refused}");
+
+    // Once it has left, it is told so: it cannot read the entry of the log that says it.
+    here.transport.set_left([older_addr.uid].into());
+    within("the other reason", async {
+        loop {
+            let asked = older.call(&here.addr(), Lane::Data, ECHO, Bytes::new(), soon()).await;
+            match asked {
+                Err(CallError::Unreachable(reason)) if reason.contains("has left") => return,
+                _ => tokio::task::yield_now().await,
+            }
+        }
+    })
+    .await;
     // Other peers are unaffected, and its last hello is remembered.
     here.call(&there.addr(), ECHO, b"").await.unwrap();
     assert_eq!(here.transport.peer_speaks(older_addr.uid), Some(Speaks::FIRST));

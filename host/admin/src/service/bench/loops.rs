@@ -1,4 +1,4 @@
-//! Closed loops of requests, and the measurement of their latencies.
+//! Generates load with closed loops of requests, and measures their latencies.
 
 use std::collections::BTreeMap;
 use std::future::Future;
@@ -9,19 +9,19 @@ use tokio::task::JoinSet;
 
 use crate::rows::Measured;
 
-/// Size and duration of a load.
+/// Concurrency and duration of a load.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Plan {
-    /// Number of loops, each with one request at a time.
+    /// Number of loops. Each loop has one request in flight at a time.
     pub(super) concurrency: usize,
-    /// Time after which no further request begins.
+    /// Time after which no further request is sent.
     pub(super) duration: Duration,
 }
 
-/// Longest latency that is resolved, in microseconds; far above the time limit of a request.
+/// Longest latency that the histogram can record, in microseconds; far above the time limit of a request.
 const MAX_US: u64 = 60_000_000;
 
-/// Observations of one loop.
+/// Latencies and errors that one loop has observed.
 struct Seen {
     latencies_us: Histogram<u64>,
     errors: BTreeMap<String, u64>,
@@ -29,7 +29,8 @@ struct Seen {
 
 impl Seen {
     fn new() -> Self {
-        // Three digits up to a minute take some 200 KiB. The bounds are constants that the histogram accepts.
+        // A histogram up to one minute with three significant digits takes about 200 KiB. The constant bounds are
+        // valid.
         let latencies_us = Histogram::new_with_bounds(1, MAX_US, 3)
             .expect("1 µs to 60 s with three digits are valid bounds");
         Self { latencies_us, errors: BTreeMap::new() }
@@ -37,8 +38,8 @@ impl Seen {
 }
 
 impl Plan {
-    /// Call `shoot` in closed loops. Its argument is a number that is different for each request; its error
-    /// is an error code, to be counted.
+    /// Call `shoot` in closed loops. Its argument is the number of the request, which is unique; its error is an
+    /// error code. Errors are counted by code.
     pub(super) async fn run<F, S>(&self, shoot: S) -> Measured
     where
         S: Fn(u64) -> F + Clone + Send + 'static,
@@ -64,7 +65,7 @@ impl Plan {
                         }
                         Err(code) => {
                             *seen.errors.entry(code).or_default() += 1;
-                            // A request that fails without waiting must not turn the loop into a spin.
+                            // Requests that fail immediately must not turn this loop into a busy loop.
                             tokio::task::yield_now().await;
                         }
                     }
