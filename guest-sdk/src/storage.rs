@@ -5,7 +5,7 @@
 //! that receive or forget items. All other callbacks may only read; a `Vnode::init` that writes starts no
 //! instance.
 //!
-//! Nothing here returns an error to the guest. When a limit, a wrong key or the disk prevents an operation,
+//! No function here returns an error to the guest. When a limit, a wrong key or the disk prevents an operation,
 //! the host drops the call with all its writes and returns the error to the caller.
 
 #[cfg(target_arch = "wasm32")]
@@ -18,7 +18,7 @@ use crate::{Budget, Cursor, Emit, Failure, Page, State, Values, Version, decode_
 /// Return the state of a key, or `None` if it has no item. A tombstone is a state as well.
 ///
 /// # Panics
-/// If this version cannot read the item. The item stays as it is, and the caller gets an error.
+/// If this version cannot read the item. The item does not change, and the caller gets an error.
 #[must_use]
 pub fn load<S: State>(key: impl AsRef<[u8]>) -> Option<S> {
     load_at(key, b"")

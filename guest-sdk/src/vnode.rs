@@ -30,8 +30,9 @@ pub trait Vnode: Default + 'static {
         Vec::new()
     }
 
-    /// Initialize a new instance; the first call that it gets. An error during a deploy refuses the deploy.
-    /// It may read storage, which has the items of the previous instance, and must not write there.
+    /// Initialize a new instance. This is the first call that the instance gets. An error during a deploy
+    /// refuses the deploy. The method may read storage, which has the items of the previous instance, and must
+    /// not write there.
     ///
     /// # Errors
     /// A message for the operator.
@@ -44,7 +45,7 @@ pub trait Vnode: Default + 'static {
     ///
     /// # Errors
     /// A [`Failure`] means that nothing was changed. The host drops the call's writes to storage; the guest
-    /// must undo changes of its own memory itself.
+    /// must itself undo the changes to its memory.
     fn handle_command(&mut self, command: Self::Command) -> Result<Reply, Failure>;
 }
 
@@ -79,18 +80,18 @@ pub trait Handoff: Vnode {
 }
 
 /// Takes part in handoffs. The default methods do what the host does for modules without this trait. The
-/// methods must not write to storage: the host treats a call that does as not made.
+/// methods must not write to storage: if one does, the host treats its call as not made.
 pub trait Transfer: Vnode {
     /// Decide whether a handoff may start. False postpones it; the host tries again later.
     fn handoff_starting(&mut self, kind: Kind, target: &str) -> bool {
         let _ = (kind, target);
         true
     }
-    /// All items have arrived at `target`.
+    /// Called when all items have arrived at `target`.
     fn handoff_finished(&mut self, kind: Kind, target: &str) {
         let _ = (kind, target);
     }
-    /// The handoff was cancelled; this vnode stays.
+    /// Called when the handoff was cancelled; this vnode stays.
     fn handoff_cancelled(&mut self, kind: Kind, target: &str) {
         let _ = (kind, target);
     }
@@ -103,12 +104,12 @@ pub trait Transfer: Vnode {
 
 /// Notifications of the end of instances.
 pub trait Lifecycle: Vnode {
-    /// The previous instance trapped or ran out of time. Called on the new instance after `init`; must not
-    /// write to storage.
+    /// Called on the new instance after `init`, if the previous instance trapped or ran out of time. The method
+    /// must not write to storage.
     fn handle_exit(&mut self, reason: &str) {
         let _ = reason;
     }
-    /// The instance ends in an orderly way: stop, swap or move. Its writes to storage are kept.
+    /// Called when the instance ends in an orderly way: stop, swap or move. Its writes to storage are kept.
     fn terminate(&mut self, reason: &str) {
         let _ = reason;
     }

@@ -32,7 +32,7 @@ impl Service for Echo {
     }
 }
 
-/// Echoes the frames of each bulk stream.
+/// Echo the frames of each bulk stream.
 async fn echo_streams(mut inbound: Inbound) {
     while let Some(event) = inbound.next().await {
         let Event::Stream { mut stream, .. } = event else { continue };
@@ -73,7 +73,7 @@ async fn serve() -> Result<()> {
     let identity = TlsIdentity { cert_pem, key_pem };
     let (transport, _service) = bind(config(cluster, uid, identity, authority))?;
     println!("{}", transport.local_addr());
-    // Serve until the parent closes stdin, or is gone.
+    // Serve until the parent closes stdin or exits.
     tokio::task::spawn_blocking(move || std::io::stdin().read_line(&mut line)).await??;
     Ok(())
 }

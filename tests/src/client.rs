@@ -1,5 +1,5 @@
 //! A client that keeps one authenticated connection and opens a stream for each request, so that the
-//! cluster limits a load and not the start of processes.
+//! cluster, and not the start of processes, limits a load.
 
 use std::path::Path;
 use std::time::Duration;
@@ -105,8 +105,8 @@ impl Operator {
     /// Run a command on every partition (coverage).
     ///
     /// # Errors
-    /// The node's error, or a failure of the connection. Partitions that do not reply are no error; they are
-    /// in [`Everywhere::missing`].
+    /// The node's error, or a failure of the connection. Partitions that do not reply are not an error; they
+    /// are in [`Everywhere::missing`].
     pub async fn everywhere(
         &self,
         module: &str,

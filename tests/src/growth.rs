@@ -1,4 +1,4 @@
-//! The main load run: two nodes join a cluster of one, a changed module is deployed, and one node leaves,
+//! The main load run: two nodes join a single-node cluster, a changed module is deployed, and one node leaves,
 //! all under load.
 
 use std::time::{Duration, Instant};

@@ -219,7 +219,7 @@ impl Node {
         let first = stdout.and_then(|stdout| first_line(stdout, LIMIT));
         let started: Value = first.and_then(|line| serde_json::from_str(&line).ok()).unwrap_or_default();
         let Some(listen) = started["listen"].as_str() else {
-            panic!("{} does not serve; it said {started}; its log ends:\n{}", self.name, self.log_tail());
+            panic!("{} does not serve; it printed {started}; its log ends:\n{}", self.name, self.log_tail());
         };
         self.listen = listen.to_owned();
     }
@@ -302,7 +302,7 @@ impl Node {
     /// Kill the process (SIGKILL), like a power cut.
     pub fn kill(&mut self) {
         if let Some(mut child) = self.child.take() {
-            // Fails only if the process has already ended.
+            // This fails only if the process has already ended.
             drop(child.kill());
             drop(child.wait());
         }
@@ -356,7 +356,7 @@ impl Node {
         assert!(send_signal(signal, child.id()), "{} got no {signal}", self.name);
     }
 
-    /// Report whether the process runs.
+    /// Return true if the process runs.
     pub fn is_running(&mut self) -> bool {
         self.child.as_mut().is_some_and(|child| matches!(child.try_wait(), Ok(None)))
     }
@@ -471,7 +471,7 @@ pub struct Verb(Child);
 
 impl Drop for Verb {
     fn drop(&mut self) {
-        // Fails only if the process has already ended.
+        // This fails only if the process has already ended.
         drop(self.0.kill());
         drop(self.0.wait());
     }
@@ -517,7 +517,7 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Start `count` nodes, each a cluster of its own, named `rc_example1@127.0.0.1` and so on.
+    /// Start `count` nodes, each in a separate cluster, named `rc_example1@127.0.0.1` and so on.
     ///
     /// # Panics
     /// If a node does not start.
@@ -552,7 +552,7 @@ impl Cluster {
         cluster
     }
 
-    /// Start one more node as a cluster of its own and return its index.
+    /// Start one more node in a separate cluster and return its index.
     ///
     /// # Panics
     /// If the node does not start.

@@ -55,7 +55,7 @@ enum Run {
         /// Seed for the schedule, the victims and the load.
         #[arg(long, default_value_t = 1)]
         seed: u64,
-        /// Number of members at the beginning.
+        /// Number of members at the start.
         #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u64).range(3..=20))]
         nodes: u64,
         /// Seconds between two releases of a module.

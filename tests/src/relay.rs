@@ -2,10 +2,10 @@
 //!
 //! Each node has a door: a socket of the relay whose address is announced to the node's peers
 //! (`start --advertise`). A node sends and receives with a single socket, so a packet that arrives at B's door
-//! from the address on which A listens goes from A to B, and no other node can have sent it. The relay sends
-//! it on from A's door, so that B sees A at A's announced address and answers to it. Hence the relay knows both
-//! ends of every packet, and can treat each direction of each pair separately: cut it, drop a share of the
-//! packets, or delay them.
+//! from the address on which A listens goes from A to B, and no other node can have sent it. The relay forwards it from
+//! A's door, so that B sees A at A's announced address and answers to it. Hence the relay knows both ends of
+//! every packet, and can treat each direction of each pair separately: cut it, drop a share of the packets, or
+//! delay them.
 //!
 //! Operators and nodes that ask to join use other sockets, and send to a node's own address. Packets that
 //! arrive at a door from an unknown address are counted and dropped.
@@ -242,7 +242,7 @@ async fn bind() -> io::Result<(Arc<UdpSocket>, SocketAddr)> {
 async fn serve(shared: Arc<Shared>, door: Door, socket: Arc<UdpSocket>) {
     let mut packet = vec![0; LARGEST];
     loop {
-        // An error reports that an earlier packet was not delivered; it is no reason to stop.
+        // An error reports that an earlier packet was not delivered, which is not a reason to stop.
         let Ok((bytes, source)) = socket.recv_from(&mut packet).await else { continue };
         let fate = shared.table.lock().decide(shared.seed, source, door, bytes);
         match fate {

@@ -20,7 +20,7 @@ use annulus_sim::{Mutant, Settings, run};
 pub use replay::{Which, replay};
 pub use verdict::{Short, Verdict};
 
-/// Time between two lines of progress if stderr is no terminal.
+/// Time between two lines of progress if stderr is not a terminal.
 const PROGRESS: Duration = Duration::from_secs(5);
 
 /// Number of broken seeds to shrink.
@@ -125,10 +125,10 @@ impl<'a> Shown<'a> {
     }
 }
 
-/// Measure clusters of these sizes and pass the lines of a Markdown table to `line`, as they are ready.
+/// Measure clusters of these sizes and pass the lines of a Markdown table to `line`, each when it is ready.
 ///
 /// # Errors
-/// If a cluster does not come to rest.
+/// If a cluster does not settle.
 pub fn table(sizes: &[usize], ring: u32, mut line: impl FnMut(&str)) -> Result<(), String> {
     line(
         "| nodes | at rest: messages/s | bytes/s | of these liveness | joining: messages/s | bytes/s | busiest node bytes/s | partitions moved | log entries | converged after |",

@@ -72,7 +72,7 @@ impl World {
     /// Create one cluster of this number of nodes, and write a key in every partition.
     ///
     /// # Panics
-    /// Like all functions here, if a node does not do what is asked.
+    /// If a node does not do what is requested; this holds for all functions here.
     pub fn begin(nodes: usize) -> Self {
         let cluster = Cluster::relayed(Relay::new(1), nodes, &["--ring-size", &RING.to_string()]);
         for node in &cluster.nodes()[1..] {
@@ -206,7 +206,7 @@ impl World {
 
     fn look(&self, side: &Side) -> (Found, Vec<String>) {
         let reads = self.read(&side.nodes);
-        // After the reads: a loss must be reported at the latest when a read shows it.
+        // Compute this after the reads: a loss must be reported no later than a read shows it.
         let named: BTreeSet<u16> = side.nodes.iter().flat_map(|node| self.named(*node)).collect();
         let (mut found, mut unnamed) = (Found::default(), Vec::new());
         for (node, partition, answer) in reads {
@@ -269,7 +269,7 @@ impl World {
         self.one(&sides.concat());
     }
 
-    /// Report whether all of these nodes report a loss of these partitions by the node `by`.
+    /// Return true if all of these nodes report a loss of these partitions by the node `by`.
     pub fn all_name(&self, nodes: &[usize], by: &str, partitions: &BTreeSet<u16>) -> bool {
         nodes.iter().all(|node| {
             let status = self.status(*node);
@@ -288,7 +288,7 @@ impl World {
         self.one(&all);
     }
 
-    /// Wait until each of these nodes has an alert that begins with `kind`, and return one of them.
+    /// Wait until each of these nodes has an alert that starts with `kind`, and return one of them.
     pub fn alerted(&self, nodes: &[usize], kind: &str) -> String {
         let mut seen = String::new();
         until(&format!("{nodes:?} alert: {kind}"), || {
@@ -354,8 +354,8 @@ impl World {
                 Err(failure) => assert!(is_refusal(&failure), "{node}: {failure:?}"),
             }
         }
-        // Repeatedly: nodes report what they keep aside at different times.
-        until("no possible loss is reported any more", || {
+        // Acknowledge repeatedly, because nodes report what they keep aside at different times.
+        until("no possible loss is reported", || {
             all.iter().for_each(|node| drop(self.cluster[*node].json(&["status", "--acknowledge"])));
             all.iter().all(|node| self.named(*node).is_empty()).then_some(())
         });

@@ -75,8 +75,8 @@ impl<T: Serialize + DeserializeOwned> State for Latest<T> {
 
     fn merge(self, other: Self) -> Self {
         let order = self.order().cmp(&other.order()).then_with(|| {
-            // One dot identifies one write, so only copies of one write get here. Should a faulty host have
-            // given two writes the same dot, all replicas still end with the same bytes.
+            // One dot identifies one write, so only copies of one write get here. If a faulty host gave two
+            // writes the same dot, all replicas would still end with the same bytes.
             let bytes = |state: &Self| state.value.as_ref().and_then(|value| to_cbor(value).ok());
             bytes(&self).cmp(&bytes(&other))
         });

@@ -9,8 +9,8 @@ pub use table::{Items, Table};
 /// The state that one item holds, and the merge of two versions of it.
 ///
 /// For all a, b, c: `a.merge(b)` and `b.merge(a)` write the same bytes; so do `a.merge(b).merge(c)` and
-/// `a.merge(b.merge(c))`; and `a.merge(a)` writes those of a. [`testing::laws`](crate::testing::laws) checks
-/// a set of examples. The bytes count: do not write a `HashMap`, whose order differs from run to run.
+/// `a.merge(b.merge(c))`; and `a.merge(a)` writes the same bytes as a. [`testing::laws`](crate::testing::laws)
+/// checks a set of examples. The bytes count: do not write a `HashMap`, whose order differs from run to run.
 pub trait State: Sized {
     /// The formats that `write` and `read` support, in ascending order, each below 256.
     const FORMATS: &'static [u32] = &[1];

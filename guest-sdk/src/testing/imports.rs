@@ -46,7 +46,8 @@ pub(crate) mod storage {
         current(|world| world.write(key, sort, Version { value: remains.to_vec(), deleted: true }));
     }
 
-    /// The token is the place of the last item: the key's length, the key, the sort key.
+    /// Return one page of items. The token is the place of the last item: the key's length, the key, the sort
+    /// key.
     pub fn scan(what: &Selection, after: Option<&[u8]>, limit: Budget) -> Page {
         let mut places: Vec<(Place, Version)> = current(|world| {
             if !world.reaches(what.key.as_deref()) {

@@ -195,7 +195,7 @@ impl<V: Coverage> Tester<V> {
             if page.next.is_none() {
                 return Ok((values, touched));
             }
-            assert!(page.next != after, "a page that ends where it began");
+            assert!(page.next != after, "a page ends with the token that it started from");
             after = page.next;
         }
     }
@@ -215,7 +215,7 @@ impl<V: Handoff> Tester<V> {
             if page.next.is_none() {
                 return items;
             }
-            assert!(page.next != after, "a page that ends where it began");
+            assert!(page.next != after, "a page ends with the token that it started from");
             after = page.next;
         }
     }
@@ -268,8 +268,8 @@ impl<V: Merge> Tester<V> {
     }
 }
 
-/// Return the routing key as the host computes it: the UTF-8 of a text, bytes as they are, the decimal digits
-/// of a number.
+/// Return the routing key as the host computes it: the UTF-8 of a text, bytes unchanged, the decimal digits of
+/// a number.
 fn routing_key(value: &Value) -> Option<Vec<u8>> {
     match value {
         Value::Text(text) => Some(text.clone().into_bytes()),

@@ -50,7 +50,7 @@ fn a_stored_null_is_a_value_with_a_key() {
 }
 
 #[test]
-fn coverage_gives_each_key_and_value_once_over_all_pages() {
+fn coverage_returns_each_key_and_value_once_over_all_pages() {
     let kv = with_keys(10);
     kv.call("delete", &[text("k03")]).unwrap();
     let keys: Vec<Value> = (0..10).filter(|at| *at != 3).map(|at| format!("k{at:02}").into()).collect();

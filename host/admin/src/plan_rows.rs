@@ -88,7 +88,7 @@ pub struct MoveRow {
     pub to: String,
     /// True if the receiver becomes the owner.
     pub owner: bool,
-    /// True if the transfer is already under way, whether or not the plan is committed.
+    /// True if the transfer is already running, whether or not the plan is committed.
     pub under_way: bool,
     /// Number of items of all modules; null if the sender did not report it.
     pub items: Option<u64>,

@@ -344,7 +344,7 @@ impl AdminError {
     }
 }
 
-/// Error: a frame cannot be decoded.
+/// The error of a frame that cannot be decoded.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("not a {what} of the admin protocol: {reason}")]
 pub struct Malformed {

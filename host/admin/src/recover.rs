@@ -36,7 +36,7 @@ pub struct RecoverRow {
     pub without_owner: Vec<u16>,
     /// Partitions whose transfer is cancelled. They stay with their present owner.
     pub cancelled: Vec<u16>,
-    /// Number of the lineage that the recovery begins, which is one more than that of the newest state.
+    /// Number of the lineage that the recovery starts, which is one more than that of the newest state.
     pub lineage: u64,
     /// Survivors that have already adopted the new lineage; empty if the recovery was not carried out.
     pub adopted: Vec<String>,

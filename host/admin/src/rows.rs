@@ -81,7 +81,7 @@ pub struct TransferRow {
     pub to: String,
     /// `waiting`, `running`, `sealed`, `done` or `failed`.
     pub state: String,
-    /// Number of items sent so far. An item that was written again meanwhile counts again.
+    /// Number of items sent so far. An item that is written again during the transfer counts again.
     pub items_done: u64,
     /// Approximate number of items in total, if known.
     pub items_total: Option<u64>,
@@ -108,14 +108,14 @@ pub struct TransferRow {
     /// Time of the last change of `state`, in milliseconds since 1970; 0 if the sender cannot be asked.
     #[serde(default)]
     pub state_since_ms: u64,
-    /// Number of streams begun so far.
+    /// Number of streams opened so far.
     #[serde(default)]
     pub tries: u32,
 }
 
 impl From<annulus_handoff::TransferRow> for TransferRow {
     fn from(row: annulus_handoff::TransferRow) -> Self {
-        // Taken apart field by field, so that a field added there does not compile until it is here.
+        // Destructure every field, so that a field added there does not compile until it is handled here.
         let annulus_handoff::TransferRow {
             module,
             partition,
@@ -160,7 +160,7 @@ impl From<annulus_handoff::TransferRow> for TransferRow {
 /// Output of `transfers limit`: the limits on transfers.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct LimitsRow {
-    /// Limits of the nodes that have no settings of their own.
+    /// Limits of the nodes without separate settings.
     pub cluster: LimitRow,
     /// Effective limits of each node.
     pub nodes: Vec<LimitRow>,
@@ -177,7 +177,7 @@ pub struct LimitRow {
     pub incoming: u16,
     /// Bytes of items sent per second; none if unlimited.
     pub bytes_per_second: Option<u64>,
-    /// True if all transfers are paused that are not sealed.
+    /// True if all transfers are paused, except those that are sealed.
     pub paused: bool,
     /// Names of the limits set at this level. The others come from the cluster's settings or are defaults.
     pub set: Vec<String>,

@@ -1,8 +1,9 @@
 //! Nodes whose addresses have changed find each other again.
 //!
-//! Peers exchange the addresses that nodes have announced, on every new connection and at every change: a peer
-//! that knows two nodes brings them together, whatever the member table says. A node without a leader also
-//! asks at its seeds (`start --seed`), because no node knows any other once all have moved at the same time.
+//! Peers exchange the addresses that nodes have announced, on every new connection and at every change: a
+//! peer that knows two nodes brings them together, whatever the member table says. A node without a leader
+//! also asks at its seeds (`start --seed`), because no node can reach any other once all have moved at the
+//! same time.
 
 use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
@@ -31,7 +32,7 @@ use super::view::Views;
 /// Pause between two checks for a leader.
 const PERIOD: Duration = Duration::from_secs(1);
 
-/// After this long without a leader a node asks at its seeds.
+/// Time without a leader after which a node asks at its seeds.
 const LONELY: Duration = Duration::from_secs(1);
 
 /// Longest time to resolve a name.
@@ -43,7 +44,7 @@ const ROUND: Duration = Duration::from_secs(2);
 /// Pause between two look-ups of the name of this node's own address.
 const NAME_PERIOD: Duration = Duration::from_secs(10);
 
-/// Spreads the addresses of this node and of those that it has heard of.
+/// Passes on the addresses of this node and of other nodes that it knows.
 pub(super) struct AddressExchange {
     views: Arc<Views>,
     group: Arc<RaftGroup>,
@@ -55,9 +56,9 @@ pub(super) struct AddressExchange {
     own: Mutex<Sighting>,
     /// Incremented by each change of the addresses.
     version: AtomicU64,
-    /// The last version that each peer was told. By peers met; bounded by this cluster's members over time.
+    /// The last version sent to each peer. Bounded by the number of this cluster's members over time.
     told: Mutex<HashMap<NodeUid, u64>>,
-    /// Nodes that have moved, by hearsay, and were not dialled at the new address yet.
+    /// Nodes that have moved according to a peer, and were not dialled at the new address yet.
     moved: Mutex<HashSet<NodeUid>>,
     wake: Notify,
     /// The last complaint logged about each seed.
@@ -65,7 +66,7 @@ pub(super) struct AddressExchange {
 }
 
 impl AddressExchange {
-    /// `own` is this node's address at its start.
+    /// Create the exchange. `own` is this node's address at its start.
     pub(super) fn new(
         own: Sighting,
         seeds: Vec<HostPort>,
@@ -91,7 +92,7 @@ impl AddressExchange {
         }
     }
 
-    /// This node's own address.
+    /// Return this node's address.
     pub(super) fn own(&self) -> Sighting {
         *self.own.lock()
     }
@@ -112,13 +113,13 @@ impl AddressExchange {
         self.wake.notify_one();
     }
 
-    /// There is a new connection to a peer.
+    /// Record a new connection to a peer. The peer gets the addresses again.
     pub(super) fn connected(&self, peer: NodeUid) {
         self.told.lock().remove(&peer);
         self.wake.notify_one();
     }
 
-    /// A node has announced its own address.
+    /// Record that a node has announced its address.
     pub(super) fn announced(&self, uid: NodeUid, addr: SocketAddr, stamp: Option<Stamp>) {
         if self.peers.book.announce(uid, addr, stamp) {
             self.changed();
@@ -143,7 +144,7 @@ impl AddressExchange {
             && !self.group.heard_from_leader_within(LONELY)
             && let Some(peer) = view.state.member_by_uid(from).map(|member| member.id)
         {
-            // Its member table may have the others' new addresses.
+            // The peer's member table may have the new addresses of other nodes.
             let fetcher = self.fetcher.clone();
             self.tasks.spawn(async move { fetcher.fetch_once(peer, Instant::now() + ROUND).await });
         }
@@ -179,7 +180,7 @@ impl AddressExchange {
         let moved = std::mem::take(&mut *self.moved.lock());
         let view = self.views.load();
         let network = &self.peers.network;
-        // The first build does not know this message.
+        // The first build cannot decode this message.
         let knows = |uid: NodeUid| network.speaks(uid).is_none_or(|speaks| speaks != Speaks::FIRST);
         let peers: Vec<(NodeId, NodeUid)> = {
             let told = self.told.lock();
@@ -202,9 +203,9 @@ impl AddressExchange {
                             self.exchange(uid, heard);
                         }
                     }
-                    // The peer's build does not know the message.
+                    // The peer's build cannot decode the message.
                     Err(CallError::NoAnswer) => drop(self.told.lock().insert(uid, version)),
-                    Err(error) => tracing::debug!(%node, %error, "not told where the others are"),
+                    Err(error) => tracing::debug!(%node, %error, "the peer did not get the addresses"),
                 }
             }
         };
@@ -231,7 +232,7 @@ impl AddressExchange {
             }
             Err(error) => error.to_string(),
         };
-        // Logged once per reason: the seed is asked every second.
+        // Each reason is logged once, because the seed is asked every second.
         let mut complaints = self.complaints.lock();
         if !complaint.is_empty() && complaints.get(seed) != Some(&complaint) {
             tracing::warn!(%seed, reason = complaint, "no node of this cluster was found at the seed");
@@ -239,7 +240,8 @@ impl AddressExchange {
         }
     }
 
-    /// Resolve the name of this node's own address from time to time, and move to where it points.
+    /// Resolve the name of this node's address from time to time, and announce the address that it resolves
+    /// to.
     pub(super) async fn follow_name(self: Arc<Self>, name: HostPort) {
         loop {
             sleep(NAME_PERIOD).await;
@@ -251,7 +253,7 @@ impl AddressExchange {
                         self.move_to(*first);
                     }
                 }
-                Err(error) => tracing::debug!(%error, "this node keeps the address that it had"),
+                Err(error) => tracing::debug!(%error, "this node keeps its address"),
             }
         }
     }

@@ -27,7 +27,7 @@ pub struct Sighting {
     pub uid: NodeUid,
     /// Its address.
     pub addr: SocketAddr,
-    /// Order among its announcements.
+    /// Its order among the node's announcements.
     pub stamp: Stamp,
 }
 
@@ -43,35 +43,35 @@ struct Announced {
 /// The addresses of all members.
 pub struct AddressBook {
     views: Arc<Views>,
-    /// Members only.
+    /// The announcements of members only.
     announced: Mutex<BTreeMap<NodeUid, Announced>>,
 }
 
 impl AddressBook {
-    /// Begin without announcements. Views are the source of the member table.
+    /// Create a book without announcements. The views are the source of the member table.
     pub fn new(views: Arc<Views>) -> Self {
         Self { views, announced: Mutex::default() }
     }
 
-    /// Address of a node, even of a removed one, which has to learn of its removal.
+    /// Return the address of a node, even of a removed one, which must learn of its removal.
     pub fn peer(&self, node: NodeId) -> Option<PeerAddr> {
         let view = self.views.load();
         let member = view.state.members.get(&node)?;
         let announced = self.announced.lock();
         let announced = announced.get(&member.uid).filter(|known| known.instead_of == member.listen);
-        // Nodes write resolved addresses; anything else in the table cannot be used.
+        // Nodes write resolved addresses. Any other text in the table cannot be used.
         let addr = announced.map_or_else(|| member.listen.parse().ok(), |known| Some(known.addr))?;
         Some(PeerAddr { uid: member.uid, addr })
     }
 
-    /// Note an announcement of a node itself. Builds that do not stamp theirs are believed. True if the address
-    /// has changed.
+    /// Record a node's announcement of its address. An announcement without a stamp, from an older build, is
+    /// accepted. Return true if the address has changed.
     pub fn announce(&self, uid: NodeUid, addr: SocketAddr, stamp: Option<Stamp>) -> bool {
         let before = self.announced.lock().get(&uid).map(|known| known.stamp).unwrap_or_default();
         self.enter(Sighting { uid, addr, stamp: stamp.unwrap_or(before) })
     }
 
-    /// Note an announcement that a peer has passed on. True if the address has changed.
+    /// Record an announcement that a peer has passed on. Return true if the address has changed.
     pub fn hear(&self, sighting: Sighting) -> bool {
         let older = |known: &Announced| known.stamp >= sighting.stamp;
         if self.announced.lock().get(&sighting.uid).is_some_and(older) {
@@ -80,7 +80,7 @@ impl AddressBook {
         self.enter(sighting)
     }
 
-    /// All announcements, to be passed on.
+    /// Return all announcements, to be passed on.
     pub fn sightings(&self) -> Vec<Sighting> {
         let announced = self.announced.lock();
         let sighting = |(uid, known): (&NodeUid, &Announced)| Sighting {
@@ -126,7 +126,7 @@ mod tests {
         }
     }
 
-    /// Two members, as the first sees them; the second is node 3.
+    /// Create the address book of the first of two members. The second is node 3.
     fn book() -> (Machine, Arc<Views>, AddressBook) {
         let token = Digest([1; 32]);
         let mut machine = Machine::default();
@@ -175,22 +175,22 @@ mod tests {
         assert_eq!(port(), 2, "announced, before the table has it");
         moved(4, 2);
         assert_eq!(port(), 2);
-        // It moved again, and its word did not come here.
+        // The node moved again, and its announcement did not arrive here.
         moved(5, 3);
         assert_eq!(port(), 3);
     }
 
     #[test]
-    fn what_is_told_on_counts_by_when_the_node_said_it() {
+    fn a_passed_on_address_is_ordered_by_the_nodes_own_stamp() {
         let (_, _, book) = book();
         let port = || book.peer(NODE).unwrap().addr.port();
         assert!(book.hear(seen(5, 2, 0)));
-        assert!(!book.hear(seen(4, 1, 9)) && !book.hear(seen(6, 2, 0)), "older, or of the same time");
+        assert!(!book.hear(seen(4, 1, 9)) && !book.hear(seen(6, 2, 0)), "older, or from the same time");
         assert_eq!(port(), 5);
         assert!(book.hear(seen(7, 2, 1)));
         assert!(!book.hear(seen(7, 3, 0)), "newer, and the same address");
         assert_eq!((port(), book.sightings()), (7, vec![seen(7, 3, 0)]));
-        // The node itself is believed, even if its build sends no stamp.
+        // The node's announcement is accepted, even if its build sends no stamp.
         assert!(book.announce(UID, at(8), None));
         assert_eq!(port(), 8);
         let stranger = Sighting { uid: NodeUid([9; 16]), ..seen(1, 1, 1) };

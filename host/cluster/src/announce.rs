@@ -1,9 +1,10 @@
 //! A node announces its address, and learns whether it still is a member.
 //!
-//! After a restart under another address peers cannot reach the node, so the node reaches them: each notes the
-//! new address at once, and the member table follows as soon as there is a leader. A node without a leader asks
-//! its peers too: it may have been removed while it was away, and no peer calls a removed node. Zone and
-//! weight, if they were given at the start, are written to the member table in the same way.
+//! After a restart under another address, peers cannot reach the node, so the node calls them. Each peer
+//! records the new address at once, and the member table follows as soon as there is a leader. A node without
+//! a leader also asks its peers, because it may have been removed while it was away, and no peer calls a
+//! removed node. Zone and weight, if they were given at the start, are written to the member table in the
+//! same way.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -21,7 +22,7 @@ use super::peers::Peers;
 use super::propose::Proposer;
 use super::view::Views;
 
-/// After this long without a leader a node asks its peers. Longer than an election.
+/// Time without a leader after which a node asks its peers. Longer than an election.
 const LONELY: Duration = Duration::from_secs(3);
 
 /// Pause between two checks, unless the view changes.
@@ -30,7 +31,7 @@ const PERIOD: Duration = Duration::from_secs(1);
 /// Longest time for one round of calls.
 const ROUND: Duration = Duration::from_secs(2);
 
-/// Longest time that a removed node stays for peers that do not know of its removal yet.
+/// Longest time for which a removed node stays for peers that do not know of its removal yet.
 const FAREWELL: Duration = Duration::from_secs(3);
 
 /// Pause before a removed node asks those peers again.
@@ -46,7 +47,7 @@ pub struct Place {
 }
 
 impl Place {
-    /// The command that updates the member table, if it differs.
+    /// Return the command that updates the member table, if the table differs.
     fn corrects(&self, me: &Member) -> Option<Command> {
         let Self { zone, weight } = self.clone();
         let moved = zone.as_ref().is_some_and(|zone| me.zone.as_ref() != Some(zone))
@@ -128,7 +129,7 @@ impl Announcer {
             }
             sleep(FAREWELL_PAUSE).await;
         }
-        tracing::info!("this node left before all others knew that it does");
+        tracing::info!("this node ended before all others knew of its leave");
     }
 
     /// Announce this node's address to all peers, and return their replies; `None` for a peer without one.

@@ -1,8 +1,8 @@
 //! Changes of the membership that an operator requests: planned here, decided by the log.
 //!
 //! A plan is made from this node's copy of the state and names that copy. If the state has changed by the
-//! time the entry is applied, the entry is refused and the plan is made again. Flips of a rebalancing that
-//! is under way change the base of a plan and not its effect, so for those it is simply tried again.
+//! time the entry is applied, the entry is refused and the plan is made again. Flips of a rebalancing in
+//! progress change the base of a plan and not its effect, so the plan is then made again.
 
 use std::sync::Arc;
 
@@ -41,7 +41,7 @@ impl Changes {
         Self { me, views, fetcher, proposer }
     }
 
-    /// Compute the effect of the staged changes, by the newest state that can be had until the deadline.
+    /// Compute the effect of the staged changes, by the newest state that is available before the deadline.
     /// `None` if nothing is staged.
     pub(super) async fn plan(&self, deadline: Instant) -> Result<Option<Plan>, Refusal> {
         self.fetcher.learn_news(deadline).await;
@@ -53,7 +53,7 @@ impl Changes {
         make_plan(view, staged).await.map(Some)
     }
 
-    /// Compute the effect of one change, were it made now.
+    /// Compute the effect that one change would have now.
     pub(super) async fn plan_of(&self, change: Change) -> Result<Plan, Refusal> {
         make_plan(self.views.load(), vec![change]).await
     }
@@ -63,7 +63,7 @@ impl Changes {
         let down = self.views.load().state.is_of_one_down(change);
         loop {
             let plan = self.plan_of(change).await?;
-            // A change that was requested of a live member is not forced because the member is down by now.
+            // A change that was requested for a live member is not forced because the member is down by now.
             let view = self.views.load();
             if view.state.is_of_one_down(change) != down {
                 return Err(Refusal::PlanChanged.into());
@@ -82,7 +82,7 @@ impl Changes {
         }
     }
 
-    /// Commit the staged changes: the plan with this id, or whichever there is.
+    /// Commit the staged changes: the plan with this id, or the current plan if `None`.
     pub(super) async fn commit(&self, id: Option<&str>, deadline: Instant) -> Result<Changed, ProposeError> {
         let mut id = id.map(str::to_owned);
         loop {
@@ -95,7 +95,7 @@ impl Changes {
             annulus_ground::point("changes: planned").await;
             match self.decide(Command::Commit { stage, base, table }, deadline).await {
                 Ok(index) => return Ok(Changed { index, plan }),
-                // By a flip, or by another operator: the next plan's id tells.
+                // A flip or another operator has changed the plan. The id of the next plan shows which.
                 Err(ProposeError::Refused(Refusal::PlanChanged)) if Instant::now() < deadline => {}
                 Err(error) => return Err(error),
             }
@@ -121,7 +121,7 @@ impl Changes {
             match self.proposer.propose(Command::Leave { node }, deadline).await {
                 // A leave may be repeated; a leader that ends because its own leave is done may lose the reply.
                 Err(ProposeError::Unknown) if Instant::now() < deadline => repeated = true,
-                // The node has left meanwhile.
+                // The node has left in the meantime.
                 Err(ProposeError::Refused(Refusal::NotMember(_))) if repeated => return Ok(node),
                 reply => return reply.map(|_| node),
             }
@@ -131,14 +131,14 @@ impl Changes {
     /// Propose a command, and wait until this node has applied it. Return the entry's index.
     pub(super) async fn decide(&self, command: Command, deadline: Instant) -> Result<u64, ProposeError> {
         let (index, _) = self.proposer.propose(command, deadline).await?;
-        // The command is committed; this node's own copy may be later than the deadline.
+        // The command is committed. This node's copy may include it only after the deadline.
         let _ = self.views.wait_applied(index, deadline).await;
         Ok(index)
     }
 }
 
 async fn make_plan(view: Arc<View>, changes: Vec<Change>) -> Result<Plan, Refusal> {
-    // Off the caller's thread: for a large ring it takes long.
+    // The plan is made off the caller's thread, because it takes long for a large ring.
     let made = annulus_ground::blocking(move || plan(&view.state, &changes)).await;
     made.unwrap_or_else(|error| Err(Refusal::BadSetting(format!("no plan could be made: {error}"))))
 }

@@ -1,4 +1,4 @@
-//! The claimant: changes that the cluster makes by itself, proposed by the node that leads (DESIGN.md D3).
+//! The claimant, which runs on the leader and proposes the changes that need no operator (DESIGN.md D3).
 //!
 //! The claimant compares the committed state with Raft's members and proposes the next change that is due:
 //! joining nodes that have caught up become members, members get their share of the ring, voters are chosen,
@@ -25,15 +25,15 @@ use super::returned::DownMarks;
 use super::versions::Versions;
 use super::view::{View, Views};
 
-/// Pause between two steps while something is under way whose next step no event announces: a learner's
-/// progress, the silence of a node that leaves, a reply of a node that is marked down.
+/// Pause between two steps while a process runs whose next step no event announces: a learner's progress, the
+/// silence of a node that leaves, a reply of a node that is marked down.
 const PERIOD: Duration = Duration::from_millis(100);
 
 /// Pause between two steps at rest: a voter's long silence and a member that speaks a newer level are not
 /// urgent. Changes of the state, of Raft's members and of the leader end the pause.
 const REST: Duration = Duration::from_millis(500);
 
-/// Time after the last change for which something is taken to be under way.
+/// Time after the last change for which such a process is assumed to run.
 const STIRRED: Duration = Duration::from_secs(5);
 
 /// Pause after a failed step.
@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Longest time for one proposal.
 const PROPOSAL: Duration = Duration::from_secs(5);
 
-/// A learner that lacks at most this many entries has caught up: a few are always under way.
+/// A learner that lacks at most this many entries has caught up: a few are always in transit.
 const CAUGHT_UP: u64 = 16;
 
 /// A node that has replied within this time is alive.
@@ -51,11 +51,11 @@ const ALIVE: Duration = Duration::from_secs(2);
 /// A voter that is silent for this long is replaced, if another node can vote (R18). Shorter in tests.
 const SILENT_VOTER: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30 });
 
-/// Longest time that a removed node still receives the log. It normally falls silent earlier, because it
-/// ends once it knows.
+/// Longest time for which a removed node still receives the log. It normally falls silent earlier, because it
+/// ends once it learns of its removal.
 const FAREWELL: Duration = Duration::from_secs(10);
 
-/// Reason why a step failed. The next round tries again from the state at that time.
+/// The reason for which a step failed. The next round tries again from the state at that time.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
     #[error(transparent)]
@@ -83,10 +83,10 @@ pub(super) struct Claimant {
     group: Arc<RaftGroup>,
     proposer: Arc<Proposer>,
     versions: Arc<Versions>,
-    /// Since when this leader has seen each removed node that is still in the group.
+    /// Time at which this leader first saw each removed node that is still in the group.
     farewells: BTreeMap<NodeId, Instant>,
     marks: DownMarks,
-    /// The view by which the ring was last found to have the right target table, which takes long to compute.
+    /// The view at the last check that found the ring's target table correct. The check takes long.
     settled: Option<Arc<View>>,
 }
 
@@ -117,7 +117,7 @@ impl Claimant {
             }
             let pause = if self.group.leads() && self.group.has_quorum(ALIVE) {
                 match self.step(led_since.elapsed()).await {
-                    // One change at a time: the next one follows from the state after it.
+                    // Make one change at a time. The next one follows from the state after it.
                     Ok(true) => {
                         stirred = Instant::now();
                         continue;
@@ -125,7 +125,7 @@ impl Claimant {
                     Ok(false) if stirred.elapsed() < STIRRED || self.waits() => PERIOD,
                     Ok(false) => REST,
                     Err(error) => {
-                        tracing::info!(%error, "a change of the cluster has to wait");
+                        tracing::info!(%error, "a change of the cluster must wait");
                         PAUSE
                     }
                 }
@@ -138,13 +138,13 @@ impl Claimant {
             tokio::select! {
                 () = beat::sleep(pause) => {}
                 _ = views.changed() => stirred = Instant::now(),
-                // An error: this Raft has ended, and the next one is used after the pause.
+                // An error means that this Raft has ended. The next one is used after the pause.
                 Ok(()) = raft.changed() => stirred = Instant::now(),
             }
         }
     }
 
-    /// Make the first change that is due. True if there was one.
+    /// Make the first change that is due. Return true if there was one.
     async fn step(&mut self, led_for: Duration) -> Result<bool, StepError> {
         let group = self.members();
         let view = self.views.load();
@@ -154,7 +154,7 @@ impl Claimant {
             return Ok(true);
         }
         if let Some(node) = view.state.live_members().find(|member| !group.nodes.contains(&member.id.0)) {
-            tracing::info!(node = %node.id, name = %node.name, "learns the cluster's log from now on");
+            tracing::info!(node = %node.id, name = %node.name, "receives the cluster's log from now on");
             let learner = BTreeMap::from([(node.id.0, EmptyNode::new())]);
             self.change_membership(ChangeMembers::AddNodes(learner)).await?;
             return Ok(true);
@@ -191,13 +191,13 @@ impl Claimant {
             self.settled = Some(view.clone());
         }
         if let Some(node) = view.state.due_to_go(|node| group.voters.contains(&node.0)) {
-            tracing::info!(%node, "holds nothing any more and is removed");
+            tracing::info!(%node, "no longer holds anything and is removed");
             return self.decide(Command::Removed { node }).await;
         }
         self.drop_removed(&view, &group).await
     }
 
-    /// Drop a removed node from the group, once it knows that it was removed.
+    /// Drop a removed node from the group once it has learned of its removal.
     async fn drop_removed(&mut self, view: &View, group: &Group) -> Result<bool, StepError> {
         let removed = view.state.members.values().filter(|member| {
             !member.is_live() && group.nodes.contains(&member.id.0) && !group.voters.contains(&member.id.0)
@@ -214,7 +214,7 @@ impl Claimant {
         Ok(false)
     }
 
-    /// True if a node is joining, leaving or marked down.
+    /// Return true if a node is joining, leaving or marked down.
     fn waits(&self) -> bool {
         let group = self.members();
         let at_rest = |member: &Member| match member.status {
@@ -245,7 +245,7 @@ impl Claimant {
         node == self.me || has.is_some_and(|has| has + CAUGHT_UP >= group.last_index)
     }
 
-    /// Members that may vote.
+    /// Return the members that may vote.
     fn candidates_to_vote(&self, view: &View, group: &Group, led_for: Duration) -> Vec<Candidate> {
         let leaves = |member: &Member| member.status == MemberStatus::Leaving;
         let members = view.state.live_members();
@@ -260,7 +260,7 @@ impl Claimant {
                     id,
                     zone: member.zone.clone(),
                     ready: alive && member.status == MemberStatus::Member && self.caught_up(group, member.id),
-                    // The mark is an operator's statement that it is.
+                    // The mark is an operator's statement that the node is silent.
                     silent: !me
                         && (member.status == MemberStatus::Down
                             || silence.unwrap_or(led_for).min(led_for) > SILENT_VOTER),
@@ -288,10 +288,10 @@ impl Claimant {
     }
 }
 
-/// The target table that is due, if it differs from the ring's.
+/// Return the target table that is due, if it differs from the ring's.
 async fn better_table(view: &Arc<View>) -> Option<Vec<Vec<NodeId>>> {
     let view = view.clone();
-    // Off Raft's thread: for a large ring it takes long.
+    // The table is computed off Raft's thread, because it takes long for a large ring.
     let table = annulus_ground::blocking(move || view.state.due_table());
     table.await.ok().flatten()
 }

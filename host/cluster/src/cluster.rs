@@ -67,17 +67,17 @@ pub(super) struct Parts {
 }
 
 impl Cluster {
-    /// Id of this node.
+    /// Return the id of this node.
     pub fn me(&self) -> NodeId {
         self.inner.me
     }
 
-    /// Id of this node's data directory.
+    /// Return the id of this node's data directory.
     pub fn uid(&self) -> NodeUid {
         self.inner.uid
     }
 
-    /// Return the committed state as this node knows it. Cheap enough for every request.
+    /// Return the committed state as known to this node. Cheap enough for every request.
     pub fn view(&self) -> Arc<View> {
         self.inner.views.load()
     }
@@ -87,8 +87,8 @@ impl Cluster {
         self.inner.views.subscribe()
     }
 
-    /// Store the current view on this node's disk, in order before anything written to the same database
-    /// after it: if the node forgets something because of a view, a restart must find that view.
+    /// Store the current view on this node's disk, in order before all later writes to the same database. If
+    /// the node deletes something because of a view, a restart must find that view.
     pub fn keep_view(&self) {
         self.inner.copy.write(&self.view().state);
     }
@@ -98,7 +98,7 @@ impl Cluster {
         self.inner.views.wait_applied(index, deadline).await
     }
 
-    /// Take a newer state from a peer that has announced one (R2), and wait for it.
+    /// Adopt a newer state from a peer that has announced one (R2), and wait for it.
     pub fn learn_from(
         &self,
         peer: NodeId,
@@ -108,7 +108,7 @@ impl Cluster {
         Box::pin(self.inner.fetcher.learn_from(peer, index, deadline))
     }
 
-    /// Take a newer state from the leader, if it has one and can be reached in time.
+    /// Adopt a newer state from the leader, if the leader has one and responds in time.
     pub fn learn_news(&self, deadline: Instant) -> BoxFuture<'_, ()> {
         Box::pin(async move {
             self.inner.fetcher.learn_news(deadline).await;
@@ -120,33 +120,34 @@ impl Cluster {
         &self.inner.liveness
     }
 
-    /// The leader that this node knows. May be out of date.
+    /// Return the leader that this node knows. It may be out of date.
     pub fn leader(&self) -> Option<NodeId> {
         self.inner.group.leader()
     }
 
-    /// True if within `limit` this node has accepted a leader's message, or has itself led a majority (R1).
+    /// Return true if within `limit` this node has accepted a leader's message, or has itself led a majority
+    /// (R1).
     pub fn heard_from_leader_within(&self, limit: Duration) -> bool {
         self.inner.group.heard_from_leader_within(limit)
     }
 
-    /// Voters and learners, for `status`.
+    /// Return voters and learners, for `status`.
     pub fn raft_members(&self) -> RaftMembers {
         self.inner.group.members()
     }
 
-    /// Versions that this node speaks.
+    /// Return the versions that this node speaks.
     pub fn speaks(&self) -> Speaks {
         self.inner.versions.speaks()
     }
 
-    /// Versions that a member speaks; `None` if it has not been met since this node's start.
+    /// Return the versions that a member speaks; `None` if it has not connected since this node's start.
     pub fn speaks_of(&self, view: &View, node: NodeId) -> Option<Speaks> {
         self.inner.versions.speaks_of(view, node)
     }
 
-    /// Names of the members that keep the cluster below `level`, each with the reason. Members that were not
-    /// met are named only if no other is known to be older.
+    /// Return the names of the members that keep the cluster below `level`, each with the reason. Members
+    /// that have not connected yet are named only if no other is known to be older.
     pub fn held_back_by(&self, view: &View, level: u32) -> Vec<String> {
         self.inner.versions.held_back_by(view, level)
     }
@@ -170,8 +171,9 @@ impl Cluster {
         Box::pin(self.inner.admission.issue_token(lifetime, deadline))
     }
 
-    /// Hold this node's own cluster still for a join through `member`, until the hold is dropped. On return the
-    /// node's own view has everything that its cluster has accepted before. On an error nothing is held.
+    /// Block changes of this node's cluster for a join through `member`, until the hold is dropped. On
+    /// return, the node's view includes everything that its cluster has accepted before. On an error, nothing
+    /// is held.
     pub async fn hold_for_join(
         &self,
         member: SocketAddr,
@@ -189,13 +191,13 @@ impl Cluster {
         Box::pin(self.inner.changes.leave(name, deadline))
     }
 
-    /// Compute the effect of the staged changes, by the newest state that can be had until the deadline.
+    /// Compute the effect of the staged changes, by the newest state that is available before the deadline.
     /// `None` if nothing is staged.
     pub fn plan(&self, deadline: Instant) -> BoxFuture<'_, Result<Option<Plan>, Refusal>> {
         Box::pin(self.inner.changes.plan(deadline))
     }
 
-    /// Compute the effect of one change, were it made now.
+    /// Compute the effect that one change would have now.
     pub fn plan_of(&self, change: Change) -> BoxFuture<'_, Result<Plan, Refusal>> {
         Box::pin(self.inner.changes.plan_of(change))
     }
@@ -231,7 +233,7 @@ impl Cluster {
         Box::pin(self.inner.changes.change(change, deadline))
     }
 
-    /// Commit the staged changes: the plan with this id, or whichever there is.
+    /// Commit the staged changes: the plan with this id, or the current plan if `None`.
     pub fn commit<'a>(
         &'a self,
         id: Option<&'a str>,
@@ -240,18 +242,18 @@ impl Cluster {
         Box::pin(self.inner.changes.commit(id, deadline))
     }
 
-    /// True if the cluster cannot change without a recovery, by the members that answered.
+    /// Return true if the cluster cannot change without a recovery, given the members that answered.
     pub fn needs_recovery(&self, survey: &Recovery) -> bool {
         self.inner.recoverer.needs_recovery(survey)
     }
 
-    /// Ask every member for the newest state that it has.
+    /// Ask every member for its newest state.
     pub fn survey(&self) -> BoxFuture<'_, Recovery> {
         Box::pin(self.inner.recoverer.survey())
     }
 
-    /// Begin a new lineage with the newest state found. `shown` is the lineage and index of the state that the
-    /// operator has seen, and `answered` the members that the survey reached.
+    /// Start a new lineage with the newest state found. `shown` is the lineage and index of the state that
+    /// the operator has seen, and `answered` the members that the survey reached.
     pub fn recover<'a>(
         &'a self,
         shown: (Lineage, u64),
@@ -260,19 +262,20 @@ impl Cluster {
         Box::pin(self.inner.recoverer.recover(shown, answered))
     }
 
-    /// Nodes of another history of this cluster that were met within the last minute: one side removed the
-    /// other, which was recovered. Both serve.
+    /// Return the nodes of another history of this cluster that were met within the last minute. One side
+    /// removed the other, which was then recovered. Both serve.
     pub fn rivals(&self) -> Vec<NodeUid> {
         self.inner.rivals.met()
     }
 
-    /// True if the start check has found this disk to be the node's newest, and Raft takes part since.
+    /// Return true if the start check has found this disk to be the node's newest, so that Raft takes part.
     pub fn takes_part(&self) -> bool {
         self.inner.participation.takes_part()
     }
 
-    /// Wait until this node takes part: until then its copy of the state may be an older one, by which it owns
-    /// partitions that it has handed off since. The error is the reason why it may not.
+    /// Wait until this node takes part. Until then its copy of the state may be an older one, by which it
+    /// owns partitions that it has handed off since. The error is the reason for which the node may not take
+    /// part.
     pub fn comes_in(&self) -> BoxFuture<'_, Result<(), Ended>> {
         Box::pin(self.inner.start_check.passed())
     }
@@ -284,7 +287,7 @@ impl Cluster {
 
     /// Return a reference that outlives the control plane only if a part of it is leaked.
     pub fn remains(&self) -> Weak<dyn Any + Send + Sync> {
-        // Shared by all parts that act.
+        // All parts with tasks or requests share the group.
         let held: Arc<dyn Any + Send + Sync> = self.inner.group.clone();
         Arc::downgrade(&held)
     }

@@ -1,5 +1,5 @@
-//! Times of the last contact between a leader and its followers: the basis of "a leader has been heard from"
-//! (R1), and of a leader's belief that it still leads.
+//! Times of the last contact between a leader and its followers. They show whether a follower still has a
+//! leader (R1), and whether a leader may assume that it still leads.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -21,8 +21,8 @@ struct Inner {
     begun: Instant,
     /// Arrival of the last accepted message of a leader.
     leader: Option<Instant>,
-    /// Last replies to this node as a leader, by peer: the time at which the message was *sent*, because the
-    /// peer's promise is that old. Bounded by the ids of this cluster's nodes.
+    /// Last replies to this node as a leader, by peer. The time is that at which the message was *sent*,
+    /// because the peer's promise is that old. Bounded by the ids of this cluster's nodes.
     peers: HashMap<u64, Instant>,
 }
 
@@ -33,22 +33,22 @@ impl Default for Inner {
 }
 
 impl LeaderContact {
-    /// Forget all contacts: another Raft begins.
+    /// Forget all contacts, because another Raft starts.
     pub fn clear(&self) {
         *self.inner.lock() = Inner::default();
     }
 
-    /// True if this node's Raft has begun within `limit`.
+    /// Return true if this node's Raft has started within `limit`.
     pub fn is_younger_than(&self, limit: Duration) -> bool {
         self.inner.lock().begun.elapsed() <= limit
     }
 
-    /// Note that a leader's message was accepted.
+    /// Record that a leader's message was accepted.
     pub fn heard_from_leader(&self) {
         self.inner.lock().leader = Some(Instant::now());
     }
 
-    /// Note that a peer has accepted this node as its leader, by replying to a message sent at `sent`.
+    /// Record that a peer has accepted this node as its leader, by replying to a message sent at `sent`.
     pub fn heard_from_follower(&self, peer: u64, sent: Instant) {
         let mut inner = self.inner.lock();
         let last = inner.peers.entry(peer).or_insert(sent);
@@ -62,18 +62,18 @@ impl LeaderContact {
         self.follower.notified()
     }
 
-    /// True if a leader's message was accepted within `limit`.
+    /// Return true if a leader's message was accepted within `limit`.
     pub fn leader_within(&self, limit: Duration) -> bool {
         self.inner.lock().leader.is_some_and(|at| at.elapsed() <= limit)
     }
 
-    /// Time since a peer's last contact with this leader; `None` if there was none.
+    /// Return the time since a peer's last contact with this leader; `None` if there was none.
     pub fn silence_of(&self, peer: u64) -> Option<Duration> {
         self.inner.lock().peers.get(&peer).map(|at| at.elapsed())
     }
 
-    /// True if enough voters to be a majority with this leader have replied within `limit`. `configs` are the
-    /// voters, in two sets during a change.
+    /// Return true if enough voters to be a majority with this leader have replied within `limit`. `configs`
+    /// are the voters, in two sets during a change.
     pub fn quorum_within(&self, me: u64, configs: &[BTreeSet<u64>], limit: Duration) -> bool {
         let inner = self.inner.lock();
         let fresh = |id: &u64| *id == me || inner.peers.get(id).is_some_and(|sent| sent.elapsed() <= limit);

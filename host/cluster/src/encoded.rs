@@ -1,4 +1,4 @@
-//! The committed state as it is sent to peers: encoded once for all that ask for it.
+//! The committed state in its encoding for peers. It is encoded once for all peers that request it.
 
 use std::sync::Arc;
 
@@ -29,10 +29,10 @@ impl EncodedState {
             return Ok(newest.bytes.clone());
         }
         let (lineage, index) = (view.state.lineage, view.index());
-        // A state may have 100 KB and more: too long for Raft's thread.
+        // A state may have 100 KB and more, which takes too long on Raft's thread.
         let there = view.clone();
         let encoded = annulus_ground::blocking(move || codec::encode(&Some(&there.state))).await;
-        // An error: the runtime is ending, and has no other thread any more.
+        // An error means that the runtime is ending and no longer has another thread.
         let bytes = Arc::new(encoded.unwrap_or_else(|_| codec::encode(&Some(&view.state)))?);
         *newest = Some(Encoded { lineage, index, bytes: bytes.clone() });
         Ok(bytes)

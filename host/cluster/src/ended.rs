@@ -2,7 +2,7 @@
 
 use tokio::sync::watch;
 
-/// Reason why a node is no longer part of its cluster.
+/// The reason for which a node is no longer part of its cluster.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Ended {
     /// The node left, or was removed.
@@ -21,7 +21,7 @@ pub enum Ended {
     Failed(String),
 }
 
-/// Tells the rest of the node that its part in the cluster has ended. Clones share it.
+/// Signals to the rest of the node that its part in the cluster has ended. Clones share it.
 #[derive(Clone)]
 pub(super) struct EndSignal(watch::Sender<Option<Ended>>);
 

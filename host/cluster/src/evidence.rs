@@ -1,8 +1,8 @@
-//! Evidence of peers about a starting node's disk, and the judgement of it. Pure, but for the messages.
+//! Evidence of peers about a starting node's disk, and the judgement of it. The judgement is free of I/O.
 //!
-//! A directory that was restored from an older copy, or copied and started elsewhere, starts under a number
-//! that peers have seen already; one that was copied since its last start has a shorter log than the node
-//! once acknowledged to the leader.
+//! A directory that was restored from an older copy, or copied and started elsewhere, starts with a number
+//! that peers have seen already. A directory that was copied since its last start has a shorter log than the
+//! node once acknowledged to the leader.
 
 use std::cmp::Ordering;
 
@@ -12,13 +12,14 @@ use serde::{Deserialize, Serialize};
 
 use super::raft::{LogId, Vote};
 
-/// Message of a starting node to its peers. In the first build a [`Start`] stood in its place, without
+/// Message of a starting node to its peers. In the first build, the message was a [`Start`], without
 /// `only_asked`.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub(super) struct Starting {
     number: u64,
     id: u64,
-    /// Do not remember this start: it is not known yet whether its disk is the newest.
+    /// True if the peer must not record this start, because it is not known yet whether its disk is the
+    /// newest.
     #[serde(default)]
     pub(super) only_asked: bool,
 }
@@ -42,7 +43,7 @@ pub(super) struct StartEvidence {
     pub(super) lineage: Lineage,
     /// If the peer leads: the index up to which the node has acknowledged the log.
     pub(super) matched: Option<u64>,
-    /// The peer leads a majority.
+    /// True if the peer leads a majority.
     pub(super) leads: bool,
     /// The peer's vote.
     #[serde(default)]
@@ -50,10 +51,10 @@ pub(super) struct StartEvidence {
     /// The last entry that the peer knows to be committed.
     #[serde(default)]
     pub(super) committed: Option<LogId>,
-    /// The node was removed, by the peer's state.
+    /// True if the node was removed, by the peer's state.
     #[serde(default)]
     pub(super) removed: bool,
-    /// The node is the only voter, as far as the peer knows.
+    /// True if the node is the only voter, as far as the peer knows.
     #[serde(default)]
     pub(super) votes_alone: bool,
 }
@@ -73,8 +74,8 @@ pub(super) struct DiskState {
 pub(super) struct Combined {
     /// The last entry that one of them knows to be committed.
     pub(super) committed: Option<LogId>,
-    /// The node is the only voter, by a peer that knows of that entry: the voters may have changed since the
-    /// others heard.
+    /// True if the node is the only voter, by a peer that knows that entry. The other peers may not know of a
+    /// later change of voters.
     pub(super) votes_alone: bool,
 }
 
@@ -90,7 +91,7 @@ impl Combined {
     }
 }
 
-/// Reason against a start, given the newest other start that has been seen.
+/// Return a reason against a start, given the newest other start that has been seen.
 pub(super) fn against(start: Start, before: Option<Start>) -> Option<String> {
     match before {
         Some(before) if before.number > start.number => {
@@ -103,12 +104,12 @@ pub(super) fn against(start: Start, before: Option<Start>) -> Option<String> {
     }
 }
 
-/// Reason against a disk; `None` if the evidence of a peer has nothing against it.
+/// Return a reason against a disk; `None` if the evidence of a peer holds no objection.
 pub(super) fn objection(found: &DiskState, known: &StartEvidence) -> Option<String> {
     if let Some(why) = against(found.start, known.before) {
         return Some(why);
     }
-    // A peer that has heard of no election has a vote of term 0, which names node 0 and was never cast.
+    // A peer that knows of no election has a vote of term 0, which names node 0 and was never cast.
     let of_me = |vote: &Vote| vote.leader_id.term > 0 && vote.leader_id.node_id == found.me.0;
     if known.lineage > found.lineage && known.vote.as_ref().is_some_and(of_me) {
         return Some(
@@ -142,7 +143,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn who_votes_is_known_by_those_that_know_of_the_newest_entry() {
+    fn the_peers_that_know_the_newest_entry_know_who_votes() {
         let entry = |index| Some(LogId::new(CommittedLeaderId::new(3, 7), index));
         let known = |index, votes_alone| StartEvidence {
             before: None,
@@ -208,7 +209,7 @@ mod tests {
         let first = DiskState { me: NodeId(0), vote: None, ..found };
         for lineage in [lineage, elsewhere] {
             let unheard = StartEvidence { vote: Some(Vote::new(0, 0)), lineage, ..known };
-            assert!(objection(&first, &unheard).is_none(), "nobody did, of whom the peer has heard");
+            assert!(objection(&first, &unheard).is_none(), "the peer knows of no candidate");
         }
     }
 }

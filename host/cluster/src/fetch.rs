@@ -1,4 +1,4 @@
-//! Whole states from peers, for callers that cannot wait for Raft. At most one fetch per peer is under way,
+//! Whole states from peers, for callers that cannot wait for Raft. At most one fetch per peer runs at a time,
 //! however many callers wait for it.
 
 use std::collections::HashMap;
@@ -19,7 +19,7 @@ use super::supervisor::{ChangeOverError, LineageRole, Supervisor};
 use super::tasks::Tasks;
 use super::view::{DeadlineExceeded, View, Views};
 
-/// Fetches states from peers and takes over newer ones, of this lineage or of another.
+/// Fetches states from peers and adopts newer ones, of this lineage or of another.
 pub(super) struct StateFetcher {
     me: NodeId,
     uid: NodeUid,
@@ -29,16 +29,16 @@ pub(super) struct StateFetcher {
     supervisor: Arc<Supervisor>,
     tasks: Arc<Tasks>,
     ended: EndSignal,
-    /// By peer; bounded by the node ids that this cluster has given out.
+    /// The fetches by peer. Bounded by the node ids that this cluster has assigned.
     fetches: parking_lot::Mutex<HashMap<NodeId, Arc<Fetch>>>,
 }
 
 /// The fetches from one peer.
 #[derive(Default)]
 struct Fetch {
-    /// Locked by the fetch that is under way.
+    /// Locked by the running fetch.
     turn: tokio::sync::Mutex<()>,
-    /// Number of fetches begun.
+    /// Number of fetches started.
     begun: AtomicU64,
     /// Number of the newest fetch that was answered.
     answered: AtomicU64,
@@ -56,7 +56,8 @@ impl StateFetcher {
         Self { me, uid, views, group, peers, supervisor, tasks, ended, fetches: Default::default() }
     }
 
-    /// Wait for the entry of an index that a peer has announced, and fetch the peer's state meanwhile (R2).
+    /// Wait for the entry of an index that a peer has announced, and fetch the peer's state at the same time
+    /// (R2).
     pub(super) async fn learn_from(
         &self,
         peer: NodeId,
@@ -64,14 +65,14 @@ impl StateFetcher {
         deadline: Instant,
     ) -> Result<Arc<View>, DeadlineExceeded> {
         tokio::select! {
-            // Raft may bring it first.
+            // Raft may deliver the entry first.
             biased;
             applied = self.views.wait_applied(index, deadline) => applied,
             () = self.fetch_once(peer, deadline) => self.views.wait_applied(index, deadline).await,
         }
     }
 
-    /// Take the leader's state, if it is newer and arrives in time. Return false if no leader is known.
+    /// Adopt the leader's state, if it is newer and arrives in time. Return false if no leader is known.
     pub(super) async fn learn_news(&self, deadline: Instant) -> bool {
         let Some(leader) = self.group.leader() else { return false };
         if leader != self.me {
@@ -80,7 +81,7 @@ impl StateFetcher {
         true
     }
 
-    /// Take a peer's state, if it is newer and arrives in time. A fetch that another caller begins after
+    /// Adopt a peer's state, if it is newer and arrives in time. A fetch that another caller starts after
     /// this call serves this call as well.
     pub(super) async fn fetch_once(&self, peer: NodeId, deadline: Instant) {
         let fetch = self.fetches.lock().entry(peer).or_default().clone();
@@ -95,7 +96,8 @@ impl StateFetcher {
         }
     }
 
-    /// Ask a member for its state and take it if it is newer. False if there was no reply in time.
+    /// Ask a member for its state, and adopt it if it is newer. Return false if the member has no known
+    /// address or did not reply in time.
     pub(super) async fn fetch(&self, peer: NodeId, deadline: Instant) -> bool {
         match self.peers.book.peer(peer) {
             Some(peer) => self.fetch_from(peer, deadline).await,
@@ -103,7 +105,7 @@ impl StateFetcher {
         }
     }
 
-    /// Ask whichever node is connected under a uid, a member or not, as [`StateFetcher::fetch`] does.
+    /// Ask the node that is connected under a uid, a member or not, as [`StateFetcher::fetch`] does.
     pub(super) async fn fetch_linked(&self, uid: NodeUid, deadline: Instant) {
         if let Some(peer) = self.peers.network.linked(uid) {
             self.fetch_from(peer, deadline).await;
@@ -120,7 +122,8 @@ impl StateFetcher {
             if state.lineage == view.state.lineage {
                 self.views.offer(&state);
             } else if state.lineage > view.state.lineage {
-                // A client's request may wait for this: its wait ends by the deadline, the adoption continues.
+                // A client's request may wait for this. The wait ends at the deadline, and the adoption
+                // continues.
                 let adoption = self.adoption(*state);
                 let over = annulus_ground::spawn_on(self.tasks.runtime(), adoption);
                 drop(timeout_at(deadline, over).await);
@@ -139,7 +142,7 @@ impl StateFetcher {
         self.ask(self.peers.book.peer(peer)?, newer_than, deadline).await.flatten()
     }
 
-    /// The peer's reply; `None` if there was none.
+    /// Ask a peer for its state, and return the reply; `None` if there was none.
     async fn ask(&self, peer: PeerAddr, newer_than: u64, deadline: Instant) -> Option<FetchStateReply> {
         let (uid, payload) = (peer.uid, codec::encode(&FetchState { newer_than }).ok()?);
         let answer = self.peers.network.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
@@ -147,8 +150,8 @@ impl StateFetcher {
         read.inspect_err(|error| tracing::warn!(peer = %uid, %error, "unreadable state of a peer")).ok()
     }
 
-    /// Move to the lineage of a state that another node has begun. It ends by itself, with the change that
-    /// the supervisor makes and a stop waits for.
+    /// Return a future that moves this node to the lineage of a state. Another node has started that lineage.
+    /// The future ends with the supervisor's change, for which a stop waits.
     fn adoption(&self, state: ClusterState) -> impl Future<Output = ()> + Send + use<> {
         let own = state.member(self.me).map(|member| member.uid);
         let is_member = own == Some(self.uid);

@@ -1,7 +1,8 @@
-//! The gate that closes a node's own cluster while the node asks another one to admit it.
+//! The gate that blocks additions to a node's cluster while the node asks another cluster to admit it.
 //!
-//! A join wipes the node's own modules and members. Whatever was there when the join was requested is known
-//! to the operator; anything added later would vanish unnoticed. So nothing may be added meanwhile (R18).
+//! A join wipes the modules and members of the node's cluster. The operator knows of everything that existed
+//! when the join was requested; anything added later would vanish unnoticed. So nothing may be added until
+//! the join has ended (R18).
 
 use std::net::SocketAddr;
 
@@ -18,7 +19,7 @@ pub(super) struct JoinGate {
     proposals: RwLock<()>,
 }
 
-/// A command was not let through. Nothing was changed.
+/// The reason for which a command was not let through. Nothing was changed.
 pub(super) enum Shut {
     /// The node waits for this member's answer to its join.
     Joining(SocketAddr),
@@ -26,7 +27,7 @@ pub(super) enum Shut {
     Deadline,
 }
 
-/// True for a command that adds something that a join of this node would wipe.
+/// Return true for a command that adds something that a join of this node would wipe.
 fn adds(command: &Command) -> bool {
     let adds = matches!(command, Command::Deploy { .. } | Command::Admit { .. });
     adds && !mutants::on(Mutant::GrowWhileJoining)
@@ -49,12 +50,13 @@ impl JoinGate {
         }
     }
 
-    /// Close the gate for a join through `member`. Commands that have passed may still be under way.
+    /// Close the gate for a join through `member`. Commands that have passed may still be in progress.
     pub(super) fn close(&self, member: SocketAddr) {
         *self.joining.lock() = Some(member);
     }
 
-    /// Wait until the outcome of every command that has passed is known. False if the deadline comes first.
+    /// Wait until the outcome of every command that has passed is known. Return false if the deadline comes
+    /// first.
     pub(super) async fn drained(&self, deadline: Instant) -> bool {
         timeout_at(deadline, self.proposals.write()).await.is_ok()
     }

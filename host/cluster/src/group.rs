@@ -21,7 +21,7 @@ pub struct RaftMembers {
     pub voters: Vec<NodeId>,
     /// Nodes that receive the log and do not vote.
     pub learners: Vec<NodeId>,
-    /// A change of voters is under way: it takes majorities of both the old and the new voters.
+    /// True if a change of voters is in progress. It needs majorities of both the old and the new voters.
     pub changing: bool,
 }
 
@@ -64,34 +64,36 @@ impl RaftGroup {
         &self.contact
     }
 
-    /// The leader that this node knows. May be out of date.
+    /// Return the leader that this node knows. It may be out of date.
     pub(super) fn leader(&self) -> Option<NodeId> {
         self.raft().metrics().borrow().current_leader.map(NodeId)
     }
 
-    /// True if this node leads, as far as it knows.
+    /// Return true if this node leads, as far as it knows.
     pub(super) fn leads(&self) -> bool {
         let metrics = self.raft().metrics();
         let metrics = metrics.borrow();
         metrics.state == ServerState::Leader && metrics.running_state.is_ok()
     }
 
-    /// True if within `limit` this node has accepted a leader's message, or has itself led a majority (R1).
+    /// Return true if within `limit` this node has accepted a leader's message, or has itself led a majority
+    /// (R1).
     pub(super) fn heard_from_leader_within(&self, limit: Duration) -> bool {
         if self.leads() { self.has_quorum(limit) } else { self.contact.leader_within(limit) }
     }
 
-    /// True if a majority of voters has followed this leader within `limit`.
+    /// Return true if a majority of voters has followed this leader within `limit`.
     pub(super) fn has_quorum(&self, limit: Duration) -> bool {
         let metrics = self.raft().metrics();
         let membership = metrics.borrow().membership_config.clone();
         self.contact.quorum_within(self.me.0, membership.membership().get_joint_config(), limit)
     }
 
-    /// Wait until a majority has followed this leader within `limit`. False if the deadline comes first.
+    /// Wait until a majority has followed this leader within `limit`. Return false if the deadline comes
+    /// first.
     pub(super) async fn wait_for_quorum(&self, limit: Duration, deadline: Instant) -> bool {
         loop {
-            // Registered before the check, so that no reply in between is missed.
+            // This is registered before the check, so that no reply in between is missed.
             let next = self.contact.next_follower();
             tokio::pin!(next);
             next.as_mut().enable();
@@ -104,21 +106,23 @@ impl RaftGroup {
         }
     }
 
-    /// True if `nodes` are a majority of the voters; during a change, of both the old and the new ones.
+    /// Return true if `nodes` are a majority of the voters; during a change, of both the old and the new
+    /// ones.
     pub(super) fn is_majority(&self, nodes: &BTreeSet<u64>) -> bool {
         let metrics = self.raft().metrics();
         let membership = metrics.borrow().membership_config.clone();
         let configs = membership.membership().get_joint_config();
-        // True without any voters: a node that knows of none cannot say that there are too few.
+        // The result is true without any voters, because a node that knows of none cannot determine that
+        // there are too few.
         configs.iter().all(|voters| voters.intersection(nodes).count() > voters.len() / 2)
     }
 
-    /// True if this node's Raft knows the voters.
+    /// Return true if this node's Raft knows the voters.
     pub(super) fn knows_voters(&self) -> bool {
         !self.members().voters.is_empty()
     }
 
-    /// True if `node` is the group's only voter.
+    /// Return true if `node` is the group's only voter.
     pub(super) fn has_only_voter(&self, node: NodeId) -> bool {
         let members = self.members();
         !members.changing && members.voters == [node]

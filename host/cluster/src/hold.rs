@@ -1,4 +1,4 @@
-//! A hold on the node's own cluster of one, for as long as the node waits to be admitted elsewhere.
+//! A hold on the node's single-node cluster, for as long as the node waits to be admitted elsewhere.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -10,7 +10,7 @@ use tokio::time::Instant;
 use super::gate::JoinGate;
 use super::propose::{ProposeError, Proposer};
 
-/// Longest wait for the entry that shows that nothing before it is still under way.
+/// Longest wait for the entry that shows that no earlier one is still in progress.
 const BARRIER: Duration = Duration::from_secs(5);
 
 /// While this exists, the node's cluster accepts no deploy and admits no node.
@@ -20,8 +20,8 @@ pub struct JoinHold {
 }
 
 impl JoinHold {
-    /// Take the hold for a join through `member`. On return the node's own view has everything that its
-    /// cluster has accepted before. On an error nothing is held.
+    /// Take the hold for a join through `member`. On return, the node's view includes everything that its
+    /// cluster has accepted before. On an error, nothing is held.
     pub(super) async fn take(
         proposer: &Proposer,
         member: SocketAddr,
@@ -30,11 +30,11 @@ impl JoinHold {
         proposer.gate().close(member);
         let hold = Self { gate: proposer.gate().clone(), kept: false };
         let deadline = deadline.min(Instant::now() + BARRIER);
-        // A command that is still under way may yet be applied.
+        // A command that is still in progress may yet be applied.
         if !proposer.gate().drained(deadline).await {
             return Err(ProposeError::Unknown);
         }
-        // Changes nothing; follows every entry that did.
+        // This command changes nothing, and follows every entry that did.
         match proposer.propose(Command::Acknowledge { up_to: 0 }, deadline).await {
             Ok((index, _)) => {
                 proposer.views().wait_applied(index, deadline).await.map_err(|_| ProposeError::Unknown)?;

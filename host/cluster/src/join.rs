@@ -3,7 +3,7 @@
 //! The joining node shows the token's secret to any member, over a connection that it trusts because the
 //! token names the cluster's authority. The member proposes the admission and replies with the node's id, a
 //! certificate for the key that the node generated, and the committed state. The node stores the reply
-//! durably before it gives up its own cluster of one; from then on a crash only delays the join. Repeating a
+//! durably before it leaves its single-node cluster. From then on, a crash only delays the join. Repeating a
 //! join from the same data directory returns the same id.
 
 use std::net::SocketAddr;
@@ -30,7 +30,7 @@ use annulus_transport::client::Client;
 use annulus_transport::identity::{Authority, IdentityError, NodeKey};
 use annulus_transport::{BulkError, BulkStream, ConnectError, Net, kind};
 
-/// Longest that a member tries to have a node admitted.
+/// Longest time for which a member tries to have a node admitted.
 const ADMISSION: Duration = Duration::from_secs(5);
 
 /// Longest time to send the reply.
@@ -51,7 +51,7 @@ pub struct Candidate {
     pub zone: Option<String>,
     /// Share of the ring, relative to other nodes.
     pub weight: u32,
-    /// Ring size that it was started with; it joins no ring of another size.
+    /// Ring size that it was started with. It does not join a ring of another size.
     pub ring_size: Option<RingSize>,
     /// Wait for a committed plan before taking partitions.
     pub staged: bool,
@@ -59,7 +59,7 @@ pub struct Candidate {
     pub speaks: Speaks,
 }
 
-/// Reason why a node did not join. The node is unchanged.
+/// The reason for which a node did not join. The node is unchanged.
 #[derive(Debug, thiserror::Error)]
 pub enum JoinError {
     /// The text is not a token.
@@ -69,9 +69,7 @@ pub enum JoinError {
     #[error("this node is in a cluster with {0}; it must leave that first")]
     InCluster(String),
     /// The node's own cluster has modules, and with them data, that a join would discard.
-    #[error(
-        "this node has modules of its own ({0}); joining would discard them and their data: say --discard"
-    )]
+    #[error("this node has modules ({0}); joining would discard them and their data: say --discard")]
     HasModules(String),
     /// The token is for the node's own cluster.
     #[error("this node is a member of that cluster already")]
@@ -79,10 +77,10 @@ pub enum JoinError {
     /// The address is the node's own.
     #[error("{0} is this node itself")]
     Itself(SocketAddr),
-    /// A change of the node's own cluster is under way, with an outcome that is not known yet.
+    /// A change of the node's cluster is in progress, and its outcome is not known yet.
     #[error("this node's own cluster is being changed; try again in a moment")]
     Busy,
-    /// Another join is under way.
+    /// Another join is in progress.
     #[error("this node is joining already")]
     UnderWay,
     /// The member could not be reached, or is not in the token's cluster.
@@ -98,7 +96,7 @@ pub enum JoinError {
     #[error("the cluster cannot admit a node at the moment: {0}")]
     Unavailable(String),
     /// The outcome is unknown. The cluster may have admitted the node; repeating the join continues from there.
-    #[error("no clear answer ({0}): the cluster may have admitted this node; say join again to go on")]
+    #[error("no clear answer ({0}): the cluster may have admitted this node; run join again to continue")]
     Unknown(String),
     /// The reply cannot be decoded.
     #[error("unreadable answer: {0}")]
@@ -112,7 +110,7 @@ pub enum JoinError {
 }
 
 impl JoinError {
-    /// True if the cluster or the node itself has refused, so that trying again is useless.
+    /// Return true if the cluster or the node itself has refused, so that trying again is useless.
     pub fn is_final(&self) -> bool {
         match self {
             Self::Connect(error) => {
@@ -197,7 +195,7 @@ async fn receive(mut stream: BulkStream) -> Result<JoinReply, JoinError> {
     Ok(codec::decode(&bytes)?)
 }
 
-/// Reason why a joining node got no reply.
+/// The reason for which a joining node got no reply.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ServeJoinError {
     #[error(transparent)]
@@ -222,7 +220,8 @@ pub(super) async fn answer_join(stream: BulkStream, reply: &JoinReply) -> Result
     Ok(())
 }
 
-/// Reason why there is no token. None was issued; or, if the outcome is unknown, one may exist that no node has.
+/// The reason for which there is no token. No token was issued; if the outcome is unknown, one may exist that
+/// nobody has.
 #[derive(Debug, thiserror::Error)]
 pub enum IssueError {
     /// The cluster did not agree.
@@ -233,7 +232,7 @@ pub enum IssueError {
     Authority(#[from] IdentityError),
 }
 
-/// A member's side of joins: issues tokens and admits nodes.
+/// The member's side of joins. It issues tokens and admits nodes.
 pub(super) struct Admission {
     views: Arc<Views>,
     proposer: Arc<Proposer>,
@@ -277,10 +276,10 @@ impl Admission {
             tracing::info!(name = %request.member.name, %refusal, "a node is not admitted");
             return JoinReply::Refused(refusal);
         }
-        // Before anything is signed or proposed: anybody can ask, with any secret.
+        // This check comes before anything is signed or proposed, because anybody can ask, with any secret.
         let token = digest_of(&request.secret);
         if !is_valid(&view, &token) {
-            // It may have been issued through another node a moment ago.
+            // The token may have been issued through another node a moment ago.
             let has_leader = self.fetcher.learn_news(deadline).await;
             view = self.views.load();
             if !is_valid(&view, &token) {
@@ -303,7 +302,7 @@ impl Admission {
             );
             return JoinReply::Refused(Refusal::BadSetting(why));
         }
-        // Signed before the admission, so that no node is admitted for which nothing can be signed.
+        // The certificate is signed before the admission, so that no node is admitted without one.
         let (uid, name) = (request.member.uid, request.member.name.clone());
         let certificate = match authority(&view).sign_node_key(uid, &request.public_key) {
             Ok(signed) => signed,
@@ -337,17 +336,17 @@ impl Admission {
     }
 }
 
-/// True if the view has the token, and it has not expired by this node's clock.
+/// Return true if the view has the token, and it has not expired by this node's clock.
 fn is_valid(view: &View, token: &Digest) -> bool {
     view.state.tokens.get(token).is_some_and(|ends_ms| *ends_ms > now_ms())
 }
 
 /// Longest name, zone or address of a member, in bytes.
 const MAX_TEXT_BYTES: usize = 255;
-/// Largest weight of a member. A larger one would take the ring.
+/// Largest weight of a member. A node with a larger one would own most of the ring.
 const MAX_WEIGHT: u32 = 1000;
 
-/// Check what a joining node says of itself, which all members store and show.
+/// Check the description that a joining node sends. All members store and show it.
 fn check_member(member: &Member) -> Result<(), String> {
     let shown = |text: &str| one_line(text, 64).into_owned();
     let Member { name, listen, http, zone, weight, .. } = member;
@@ -372,8 +371,8 @@ fn check_member(member: &Member) -> Result<(), String> {
     Ok(())
 }
 
-/// Check that a node that speaks `levels` can join a cluster at `level`. The refusal is one that the first
-/// build can decode.
+/// Check that a node that speaks `levels` can join a cluster at `level`. The first build can decode the
+/// refusal.
 fn speaks_level(levels: Range, level: u32) -> Result<(), Refusal> {
     if levels.has(level) {
         return Ok(());

@@ -36,7 +36,7 @@ const LINK_LOOK: Duration = Duration::from_millis(100);
 pub struct LivenessStatus {
     /// The member replies.
     pub up: bool,
-    /// Time of the last change of `up`; this node's start at the earliest.
+    /// Time of the last change of `up`. It is not earlier than this node's start.
     pub since: Instant,
 }
 
@@ -58,9 +58,9 @@ pub struct Liveness {
 
 /// State shared by the handle and the detector's task.
 struct Shared {
-    /// `None` before the task runs and after it has ended: datagrams are lost then, as on any network.
+    /// `None` before the task runs and after it has ended. Datagrams are then lost, as on any network.
     driver: Mutex<Option<Driver>>,
-    /// Wakes the task: the detector's next timer is due earlier than the task waits for.
+    /// Wakes the task if the detector's next timer is due earlier than the task expects.
     earlier: Notify,
     table: watch::Sender<Arc<LivenessTable>>,
 }
@@ -72,7 +72,7 @@ pub(super) enum Told {
 }
 
 impl Liveness {
-    /// Return the handle, and the task to run. `speaks` tells whether this node replies to datagrams.
+    /// Return the handle, and the task to run. `speaks` determines whether this node replies to datagrams.
     pub(super) fn new(me: NodeId, uid: NodeUid, speaks: Speaks) -> (Self, Run) {
         let (table, _) = watch::channel(Arc::default());
         let shared = Arc::new(Shared { driver: Mutex::default(), earlier: Notify::new(), table });
@@ -81,17 +81,17 @@ impl Liveness {
         (Self { me, shared }, run)
     }
 
-    /// True if a member is up. This node itself always is.
+    /// Return true if a member is up. This node itself always is.
     pub fn is_up(&self, node: NodeId) -> bool {
         node == self.me || self.shared.table.borrow().nodes.get(&node).is_some_and(|status| status.up)
     }
 
-    /// Status of another member; `None` for a node that is no member.
+    /// Return the status of another member; `None` for a node that is not a member.
     pub fn status(&self, node: NodeId) -> Option<LivenessStatus> {
         self.shared.table.borrow().nodes.get(&node).copied()
     }
 
-    /// Status of all other members.
+    /// Return the status of all other members.
     pub fn table(&self) -> Arc<LivenessTable> {
         self.shared.table.borrow().clone()
     }
@@ -133,7 +133,7 @@ impl Shared {
         }
         let sends = std::mem::take(&mut driver.sends);
         let network = driver.network.clone();
-        // Not under the lock: a network within one process replies before this returns.
+        // Send after the lock is released, because a network within one process replies before this returns.
         drop(place);
         for (peer, bytes) in sends {
             network.send_datagram(&peer, bytes);
@@ -145,7 +145,7 @@ impl Shared {
 /// The detector's task.
 pub(super) struct Run {
     me: Peer,
-    /// This node replies to datagrams. If not, no peer replies to its own.
+    /// True if this node replies to datagrams. If it does not, no peer replies to the datagrams of this node.
     answers: bool,
     shared: Arc<Shared>,
 }
@@ -167,7 +167,7 @@ impl Run {
         book: Arc<AddressBook>,
         network: Arc<dyn ControlNetwork>,
     ) {
-        // On a beat, so that the detector's beats are those of the timers.
+        // Start on a beat, so that the detector's timers coincide with the other timers.
         let start = beat::before(Instant::now());
         let boot = annulus_ground::wall_ms();
         let detector =
@@ -211,7 +211,7 @@ impl Run {
     }
 }
 
-/// The other members, by the way to tell whether they are up.
+/// The other members, grouped by the method that determines whether they are up.
 #[derive(Default, PartialEq, Eq)]
 struct Members {
     by_answers: Vec<Peer>,
@@ -226,14 +226,14 @@ struct Driver {
     network: Arc<dyn ControlNetwork>,
     views: watch::Receiver<Arc<View>>,
     members: Members,
-    /// The table has changed since it was published.
+    /// True if the table has changed since it was published.
     changed: bool,
     /// Datagrams to send once the lock is released.
     sends: Vec<(PeerAddr, Bytes)>,
 }
 
 impl Driver {
-    /// Time of the next timer.
+    /// Return the time of the next timer.
     fn due(&self) -> Instant {
         self.start + self.detector.due()
     }
@@ -254,8 +254,8 @@ impl Driver {
         }
     }
 
-    /// True if a member replies to datagrams. A member that was never met is taken to: the first datagram opens
-    /// a connection, and its hello tells.
+    /// Return true if a member replies to datagrams. A member that has never connected is assumed to reply.
+    /// The first datagram opens a connection, and the hello shows the versions.
     fn answers_datagrams(&self, uid: NodeUid) -> bool {
         self.answers && self.network.speaks(uid).is_none_or(|speaks| speaks.protocol.newest >= DATAGRAMS)
     }
@@ -273,7 +273,8 @@ impl Driver {
                 }
                 Effect::Up(node) => {
                     self.changed = true;
-                    // Before the table is published: a reader of the table may call the member.
+                    // This comes before the table is published, because a reader of the table may call the
+                    // member.
                     if let Some(peer) = self.members.by_answers.iter().find(|peer| peer.node == node) {
                         self.network.is_back(peer.uid);
                     }
@@ -281,7 +282,7 @@ impl Driver {
                 }
                 Effect::Down(node) => {
                     self.changed = true;
-                    tracing::info!(%node, "does not answer any more");
+                    tracing::info!(%node, "no longer answers");
                 }
             }
         }

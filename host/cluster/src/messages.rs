@@ -34,14 +34,14 @@ pub enum ProposeReply {
         /// Its outcome.
         outcome: Outcome,
     },
-    /// Nothing happened.
+    /// Nothing was changed.
     NotLeader {
         /// The leader, as far as the replying node knows.
         leader: Option<NodeId>,
     },
-    /// Nothing happened: the leader has no majority behind it.
+    /// Nothing was changed, because the leader has no majority.
     NoQuorum,
-    /// It may be applied, now or later.
+    /// The command may be applied, now or later.
     Unknown,
 }
 
@@ -71,12 +71,12 @@ pub enum AnnounceReply {
     Member,
     /// It was removed from the cluster.
     Removed,
-    /// The peer does not know it (yet).
+    /// The peer does not know the node, or does not know it yet.
     Unknown,
 }
 
 impl AnnounceReply {
-    /// Look a node up in a state.
+    /// Look up a node in a state.
     pub fn of(state: &ClusterState, uid: NodeUid) -> Self {
         match state.member_by_uid(uid) {
             None => Self::Unknown,
@@ -109,7 +109,7 @@ pub struct JoinRequest {
     /// The token's secret.
     #[serde(with = "serde_bytes")]
     pub secret: Vec<u8>,
-    /// Ring size that the node was started with; it joins no ring of another size.
+    /// Ring size that the node was started with. It does not join a ring of another size.
     #[serde(default)]
     pub ring_size: Option<RingSize>,
     /// Versions that its build speaks. Absent from the first build.
@@ -126,7 +126,7 @@ pub enum JoinReply {
     Refused(Refusal),
     /// The cluster cannot decide at the moment. Nothing was changed.
     Unavailable(String),
-    /// The cluster may have admitted the node; repeating the request tells.
+    /// The cluster may have admitted the node. Repeating the request determines the outcome.
     Unknown,
 }
 

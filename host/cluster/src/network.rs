@@ -48,8 +48,8 @@ pub trait ControlNetwork: Send + Sync + 'static {
     /// Return the versions from the peer's last hello; `None` if the peer has not connected since this node started.
     fn speaks(&self, peer: NodeUid) -> Option<Speaks>;
 
-    /// Connect to the node of this cluster that listens at `addr`, whichever it is, and return its uid. The error
-    /// is for display only.
+    /// Connect to the node of this cluster that listens at `addr`, and return its uid. The error is for
+    /// display only.
     fn meet(&self, addr: SocketAddr) -> BoxFuture<'static, Result<NodeUid, String>> {
         Box::pin(
             async move { Err(format!("this network cannot connect to an address without a uid: {addr}")) },
@@ -132,7 +132,7 @@ impl RaftNetworkFactory<RaftTypes> for RaftLinks {
     }
 }
 
-/// Raft's client for one peer. It holds no connection of its own.
+/// Raft's client for one peer. It does not hold a connection.
 pub struct RaftLink {
     target: u64,
     links: RaftLinks,

@@ -1,8 +1,8 @@
-//! Changing the cluster's state from any node: the command goes to the leader.
+//! Changes of the cluster's state from any node. The command is sent to the leader.
 //!
-//! The outcome of a failure matters most. As long as no Raft log has taken the command it is surely not
-//! applied and may be sent to another node; from then on a missing reply is `Unknown`, and only the state
-//! can tell.
+//! The outcome of a failure matters most. As long as no Raft log has accepted the command, it is surely not
+//! applied and may be sent to another node. From then on a missing reply is `Unknown`, and only the state
+//! shows the outcome.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -23,33 +23,33 @@ use super::peers::Peers;
 use super::versions::Versions;
 use super::view::Views;
 
-/// A leader that a majority has followed within this time believes that it still leads.
+/// A leader that a majority has followed within this time assumes that it still leads.
 const FRESH_QUORUM: Duration = Duration::from_secs(1);
 
 /// Longest wait of a leader for a majority before it refuses a command.
 const QUORUM_WAIT: Duration = Duration::from_secs(1);
 
-/// Pause between two rounds of looking for a leader, unless one appears earlier.
+/// Pause between two searches for a leader, unless one appears earlier.
 const ROUND_PAUSE: Duration = Duration::from_millis(50);
 
-/// After this long without a reply from a majority of the voters, a proposal no longer waits for a leader.
-/// Longer than a peer that was paused or restarted needs to be back.
+/// Time without a reply from a majority of the voters after which a proposal no longer waits for a leader.
+/// Longer than a paused or restarted peer needs to come back.
 const NO_MAJORITY: Duration = Duration::from_millis(1500);
 
-/// Longest command, in bytes. An entry must fit one frame of the transport with room to spare: one that cannot be
-/// replicated stops the log for good.
+/// Longest command, in bytes. An entry must fit one frame of the transport with room to spare: an entry that
+/// cannot be replicated stops the log for good.
 const MAX_COMMAND_BYTES: usize = 1 << 20;
 
 /// Number of hints that are followed without a pause: two nodes may point at each other for a moment.
 const MAX_HOPS: u32 = 4;
 
-/// Reason why a command has no outcome.
+/// The reason for which a command has no outcome.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProposeError {
     /// No leader was found before the deadline. Not applied.
     #[error("the cluster has no leader at the moment; nothing was changed")]
     NoLeader,
-    /// The leader has no majority of voters behind it. Not applied.
+    /// The leader has no majority of voters. Not applied.
     #[error("no majority of the cluster's voters can be reached; nothing was changed")]
     NoQuorum,
     /// The node waits for another cluster's answer to its join, which would wipe the change. Not applied.
@@ -60,32 +60,32 @@ pub enum ProposeError {
     Joining(std::net::SocketAddr),
     /// This node is not a member of a newer lineage of the cluster, and may not propose. Not applied.
     #[error(
-        "the cluster was recovered without this node, which is no member of it any more; nothing was changed. \
+        "the cluster was recovered without this node, which is no longer a member of it; nothing was changed. \
          Ask a member; `annulus status` on this node says what can be done with it"
     )]
     Outside,
     /// The command was refused when it was applied, or before. It changed nothing.
     #[error(transparent)]
     Refused(#[from] Refusal),
-    /// A node took the command and gave no reply: it may be applied, now or later.
+    /// A node accepted the command and did not reply. The command may be applied, now or later.
     #[error(
-        "the change was handed over, and its answer was lost or late: it is not known whether it happened"
+        "the change was proposed, and the answer was lost or late: it is not known whether the change was made"
     )]
     Unknown,
 }
 
-/// Result of offering a command to one node.
+/// The result of sending a command to one node.
 enum Attempt {
     Applied(u64, Outcome),
-    /// Nothing happened there. It may know the leader.
+    /// The command was not applied. The node may know the leader.
     NotLeader(Option<NodeId>),
-    /// Nothing was sent: the node cannot be reached.
+    /// Nothing was sent, because the node cannot be reached.
     Silent,
     NoQuorum,
     Unknown,
 }
 
-/// Proposes commands: itself where it leads, else to the leader.
+/// Proposes commands: on this node if it leads, otherwise through the leader.
 pub(super) struct Proposer {
     me: NodeId,
     views: Arc<Views>,
@@ -147,7 +147,8 @@ impl Proposer {
                         Attempt::Applied(index, outcome) => return Ok((index, outcome)),
                         Attempt::Unknown => return Err(ProposeError::Unknown),
                         Attempt::NoQuorum => failure = ProposeError::NoQuorum,
-                        // Not a node that this round has asked in vain: its successor may follow in the list.
+                        // Skip a node that this round has asked in vain, because its successor may follow in
+                        // the list.
                         Attempt::NotLeader(Some(leader)) if !asked.contains(&leader) => {
                             hint = Some(leader);
                             break;
@@ -169,7 +170,7 @@ impl Proposer {
                 let pause = (Instant::now() + ROUND_PAUSE).min(deadline);
                 match timeout_at(pause, metrics.changed()).await {
                     Ok(Ok(())) => continue,
-                    // This node's Raft has ended and reports no leader any more.
+                    // This node's Raft has ended and no longer reports a leader.
                     Ok(Err(_)) => sleep_until(pause).await,
                     Err(_) => {}
                 }
@@ -180,10 +181,10 @@ impl Proposer {
         })
     }
 
-    /// Nodes to ask, in order: the hint, the leader that this node knows, all members.
+    /// Return the nodes to ask, in order: the hint, the leader that this node knows, all members.
     fn candidates(&self, hint: Option<NodeId>) -> Vec<NodeId> {
         let view = self.views.load();
-        // A removed leader leads until it ends, but nothing it takes is committed.
+        // A removed leader leads until it ends, but nothing that it accepts is committed.
         let lives = |node: &NodeId| view.state.live_members().any(|member| member.id == *node);
         let leader = self.group.leader().filter(lives);
         let mut order: Vec<NodeId> = hint.into_iter().chain(leader).collect();
@@ -225,7 +226,7 @@ impl Proposer {
                 leader: self.group.leader().filter(|leader| *leader != self.me),
             };
         }
-        // No node follows this one any more: the command would be neither committed nor refused.
+        // No node follows this one any longer, so the command would be neither committed nor refused.
         let view = self.views.load();
         if view.is_removed() || view.outside.is_some() {
             return ProposeReply::NotLeader { leader: None };
@@ -248,7 +249,7 @@ impl Proposer {
                 outcome: Outcome::Refused(Refusal::BadSetting(why)),
             };
         }
-        // Half of the time left, so that the refusal arrives before the caller's deadline.
+        // Wait for half of the remaining time, so that the refusal arrives before the caller's deadline.
         let now = Instant::now();
         let patience = QUORUM_WAIT.min(deadline.saturating_duration_since(now) / 2);
         if !self.group.wait_for_quorum(FRESH_QUORUM, now + patience).await {
@@ -260,8 +261,9 @@ impl Proposer {
                 Some(outcome) => ProposeReply::Applied { index: response.log_id.index, outcome },
                 None => ProposeReply::Unknown,
             },
-            // Even "forward to leader": openraft also returns it for entries that were in its log and
-            // gave way to another leader's, and those may survive in a third log.
+            // The outcome is unknown even after "forward to leader". openraft also returns that error for
+            // entries of its log that another leader's entries have replaced, and the replaced ones may
+            // survive in a third log.
             Ok(Err(_)) | Err(_) => ProposeReply::Unknown,
         }
     }

@@ -26,7 +26,7 @@ pub type Raft = openraft::Raft<RaftTypes>;
 pub type Entry = openraft::Entry<RaftTypes>;
 /// Position of an entry.
 pub type LogId = openraft::LogId<u64>;
-/// A node's promise to follow no older leader.
+/// A node's promise not to follow an older leader.
 pub type Vote = openraft::Vote<u64>;
 /// Voters and learners, with the entry that set them.
 pub type StoredMembership = openraft::StoredMembership<u64, EmptyNode>;
@@ -43,10 +43,10 @@ pub const HEARTBEAT: Duration = Duration::from_millis(200);
 /// Shortest wait of a follower between the end of the leader's lease and its own candidacy.
 pub const ELECTION_MIN: Duration = Duration::from_millis(500);
 
-/// Longest such wait, and the leader's lease. A follower that had a leader stands after lease + wait, 1.5 to
-/// 2 s of silence or five heartbeats: two cores that run three nodes and a compiler delay a thread by hundreds
-/// of milliseconds, not by seconds. Only changes of members, ownership or modules wait for an election, so a
-/// second more costs little.
+/// Longest such wait, and the leader's lease. A follower that had a leader stands for election after lease +
+/// wait, which is 1.5 to 2 s of silence or five heartbeats: two cores that run three nodes and a compiler
+/// delay a thread by hundreds of milliseconds, not by seconds. Only changes of members, ownership or modules
+/// wait for an election, so a second more costs little.
 pub const ELECTION_MAX: Duration = Duration::from_millis(1000);
 
 /// Number of entries between two snapshots. A snapshot is a copy of the state, some 10 to 500 KB.
@@ -55,10 +55,10 @@ const SNAPSHOT_EVERY: u64 = 1000;
 /// Number of entries kept behind a snapshot, for nodes that were away for a moment.
 const KEEP_ENTRIES: u64 = 500;
 
-/// Most entries in one message. A table of the largest ring is some 50 KB, far below a frame.
+/// Maximum number of entries in one message. A table of the largest ring is some 50 KB, far below a frame.
 const MAX_ENTRIES: u64 = 64;
 
-/// Most bytes of a snapshot in one message.
+/// Maximum number of bytes of a snapshot in one message.
 const SNAPSHOT_CHUNK: u64 = 256 * 1024;
 
 /// Longest time to send, write and sync one chunk of a snapshot.

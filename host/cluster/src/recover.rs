@@ -40,7 +40,8 @@ const ELECTION: Duration = Duration::from_secs(10);
 /// lineage afterwards.
 const TAKE_OVER: Duration = Duration::from_secs(5);
 
-/// The reason why a recovery failed or was refused. Nothing has changed, unless the variant says otherwise.
+/// The reason for which a recovery failed or was refused. Nothing has changed, unless the variant says
+/// otherwise.
 #[derive(Debug, thiserror::Error)]
 pub enum RecoverError {
     /// A majority of the voters can be reached.
@@ -59,7 +60,7 @@ pub enum RecoverError {
     Recovered,
     /// The cluster has a newer lineage, of which this node is not a member.
     #[error(
-        "the cluster was recovered without this node, which is no member of it any more; run this on a \
+        "the cluster was recovered without this node, which is no longer a member of it; run this on a \
          member. `annulus status` on this node says what can be done with it"
     )]
     Outside,
@@ -104,9 +105,9 @@ impl Recoverer {
     pub(super) fn needs_recovery(&self, survey: &Recovery) -> bool {
         let answered = survey.answered.iter().map(|node| node.0).collect();
         let group = &self.group;
-        // If a majority of the known voters answered but there is no leader, an election is in progress and ends
-        // soon. If it does not end, the voters have changed since this node last heard of them, and the members
-        // that answered are no longer a majority.
+        // If a majority of the known voters answered but there is no leader, an election is in progress and
+        // ends soon. If it does not end, the voters have changed since this node last learned of them, and
+        // the members that answered are no longer a majority.
         let electing = group.contact().is_younger_than(ELECTED) || group.heard_from_leader_within(ELECTED);
         let has_majority = group.heard_from_leader_within(LED);
         !(has_majority || electing && group.knows_voters() && group.is_majority(&answered))
@@ -157,7 +158,7 @@ impl Recoverer {
             return Err(RecoverError::NotMember);
         }
         annulus_ground::point("recovery: has looked").await;
-        // The new lineage must also be newer than one that this node has only heard of. If the state of that one
+        // The new lineage must also be newer than one that a peer has only reported. If the state of that one
         // is lost for now, it must not reappear later as the newer lineage.
         let state = basis.state.recovered(heard, annulus_ground::random(), &basis.lost);
         let lineage = state.lineage;

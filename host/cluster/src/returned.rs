@@ -1,7 +1,7 @@
 //! A node that an operator marked as down is a member again once it replies.
 //!
-//! Only replies to messages that were sent after the leader saw the mark count: a node that replied before may
-//! have died in between.
+//! Only replies to messages that were sent after the leader saw the mark count, because a node that replied
+//! earlier may have died in between.
 
 use std::collections::BTreeMap;
 use std::time::Duration;
@@ -39,7 +39,7 @@ impl DownMarks {
         back
     }
 
-    /// Forget all marks: this node no longer leads.
+    /// Forget all marks, because this node no longer leads.
     pub(super) fn clear(&mut self) {
         self.since.clear();
     }
@@ -96,7 +96,7 @@ mod tests {
         let state = machine.state.unwrap();
         let mut marks = DownMarks::default();
         let me = NodeId(0);
-        // It replied just before it was marked, and is silent since.
+        // The node replied just before it was marked, and has been silent since.
         let killed = Instant::now();
         assert_eq!(marks.returned(&state, me, |_| Some(killed.elapsed())), None);
         assert_eq!(marks.returned(&state, me, |_| None), None);

@@ -1,7 +1,8 @@
-//! Nodes of another history of this cluster: one side of a partition removed the other, which was recovered.
+//! Nodes of another history of this cluster. One side of a partition removed the other, which was then
+//! recovered.
 //!
 //! Neither side adopts the other's state: a majority agreed on the removal, the recovery is newer, and both
-//! have acknowledged writes since. Both serve, and report each other until an operator gives one up.
+//! have acknowledged writes since. Both serve, and report each other until an operator discards one side.
 
 use std::collections::HashMap;
 use std::time::Duration;
@@ -10,7 +11,8 @@ use annulus_core::ids::NodeUid;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// Time for which a meeting counts. Longer than the longest pause between two dials of a member that refuses.
+/// Time for which a meeting counts. It is longer than the longest pause between two dials of a member that
+/// refuses.
 const FRESH: Duration = Duration::from_secs(60);
 
 /// The last meeting with each rival.
@@ -21,7 +23,7 @@ pub(super) struct Rivals {
 }
 
 impl Rivals {
-    /// Note that this node and a peer have refused each other.
+    /// Record that this node and a peer have refused each other.
     pub(super) fn note(&self, peer: NodeUid) {
         let mut met = self.met.lock();
         met.retain(|_, at| at.elapsed() < FRESH);
@@ -34,7 +36,7 @@ impl Rivals {
         }
     }
 
-    /// Rivals met recently, in order.
+    /// Return the rivals met recently, in order.
     pub(super) fn met(&self) -> Vec<NodeUid> {
         let mut met: Vec<NodeUid> =
             self.met.lock().iter().filter(|(_, at)| at.elapsed() < FRESH).map(|(uid, _)| *uid).collect();

@@ -15,18 +15,18 @@ impl SeenStarts {
         Ok(Self { space: database.space("starts")? })
     }
 
-    /// The newest start seen of a node.
+    /// Return the newest start seen of a node.
     pub(super) fn newest(&self, uid: NodeUid) -> Option<Start> {
         let known = self.space.get(uid.0).unwrap_or_else(|error| fatal(&error));
         known.and_then(|bytes| codec::decode(&bytes).ok())
     }
 
-    /// The newest start seen of a node, unless it is this one.
+    /// Return the newest start seen of a node, unless it is this one.
     pub(super) fn other_than(&self, uid: NodeUid, start: Start) -> Option<Start> {
         self.newest(uid).filter(|known| *known != start)
     }
 
-    /// Remember a start, and return the newest other one seen before.
+    /// Store a start, and return the newest other one seen before.
     pub(super) fn note(&self, uid: NodeUid, start: Start) -> Option<Start> {
         let known = self.newest(uid);
         if known.is_none_or(|known| known.number < start.number)

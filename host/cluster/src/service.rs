@@ -20,16 +20,16 @@ use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, kind};
 
 /// Incoming traffic. None of these functions blocks; work that waits is spawned.
 impl Cluster {
-    /// Answer a node's request on the control lane. The caller gets no response if there is none to give.
+    /// Answer a node's request on the control lane. If there is no answer, the caller gets no response.
     pub fn serve(&self, request: Request) {
         let (PeerIdentity::Node { uid, .. }, Lane::Control) = (&request.from, request.lane) else { return };
         let (uid, cluster) = (*uid, self.clone());
-        // Ends at the request's deadline or with the control plane's runtime.
+        // The task ends at the request's deadline or with the control plane's runtime.
         annulus_ground::spawn_on(self.inner.tasks.runtime(), async move {
             let Request { kind, payload, deadline, responder, .. } = request;
             match cluster.answer(uid, kind, &payload, deadline).await {
                 Ok(answer) => responder.send(answer.into()),
-                // Raft repeats itself several times a second.
+                // Raft repeats its requests several times a second.
                 Err(error @ (Unanswered::OtherLineage | Unanswered::NotYet)) => {
                     tracing::debug!(peer = %uid, kind, %error, "a peer's request is not answered");
                 }
@@ -41,7 +41,7 @@ impl Cluster {
     /// Answer a node that asks to join.
     pub fn serve_join_stream(&self, header: Bytes, stream: BulkStream) {
         let cluster = self.clone();
-        // Ends with the proposal's deadline or with the control plane's runtime.
+        // The task ends at the proposal's deadline or with the control plane's runtime.
         annulus_ground::spawn_on(self.inner.tasks.runtime(), async move {
             if let Err(error) = cluster.inner.admission.serve_join(&header, stream).await {
                 tracing::warn!(%error, "a joining node got no answer");
@@ -54,43 +54,43 @@ impl Cluster {
         self.liveness().tell(Told::Datagram { from, bytes });
     }
 
-    /// Note a new connection to a node.
+    /// Record a new connection to a node.
     pub fn on_connected(&self, peer: NodeUid) {
         self.liveness().tell(Told::Connected(peer));
         self.inner.exchange.connected(peer);
     }
 
-    /// Note that a peer's hello names a newer lineage.
+    /// Record that a peer's hello names a newer lineage.
     pub fn on_newer_lineage(&self, peer: NodeUid, lineage: Lineage) {
         self.inner.lineages.hear_of(peer, lineage);
     }
 
-    /// Note that a newer lineage of the cluster does not include this node.
+    /// Record that a newer lineage of the cluster does not include this node.
     pub fn on_outside(&self) {
         self.inner.lineages.refused();
     }
 
-    /// Note a peer with which this node has no common history.
+    /// Record a peer with which this node has no common history.
     pub fn on_rival(&self, peer: NodeUid) {
         self.inner.rivals.note(peer);
     }
 
-    /// Return why a process of a peer must be refused: a later start of the same node had the newer disk.
+    /// Return the reason to refuse a process of a peer, if a later start of the same node had the newer disk.
     pub fn why_outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
         self.inner.start_check.outdated(peer, start)
     }
 }
 
-/// Tell a joining node that this member is starting or stopping. Dropping the stream would leave open
-/// whether the node was admitted.
+/// Reply to a joining node that this member is starting or stopping. If the stream were dropped, the node
+/// would not know whether it was admitted.
 pub async fn turn_joiner_away(stream: BulkStream) {
     let why = JoinReply::Unavailable("the member is starting or stopping".to_owned());
     if let Err(error) = answer_join(stream, &why).await {
-        tracing::debug!(%error, "a joining node came too early and was not told so");
+        tracing::debug!(%error, "a joining node came too early, and the answer could not be sent");
     }
 }
 
-/// Why a peer's request gets no answer.
+/// The reason for which a peer's request gets no answer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Unanswered {
     #[error(transparent)]
@@ -99,7 +99,7 @@ pub(super) enum Unanswered {
     Removed,
     #[error("it is of another lineage of the cluster")]
     OtherLineage,
-    #[error("this node has not taken over the newer lineage in time")]
+    #[error("this node has not adopted the newer lineage in time")]
     NotOver,
     #[error(transparent)]
     TooNew(#[from] TooNew),
@@ -126,8 +126,9 @@ impl Cluster {
             }
             return reply(&standing);
         }
-        // A removed node is told so when it announces itself and when it starts; its other requests are ignored
-        // (R20). An unknown node may be a leader that joined after this node's last update.
+        // A removed node learns of its removal when it announces itself and when it starts. Its other
+        // requests are ignored (R20). An unknown node may be a leader that joined after this node's last
+        // update.
         if standing == AnnounceReply::Removed && kind != kind::STARTS {
             return Err(Unanswered::Removed);
         }

@@ -1,4 +1,4 @@
-//! Starting a node's control plane: from its disk, or by founding a cluster of one.
+//! The start of a node's control plane, from its disk or by founding a single-node cluster.
 
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -43,14 +43,14 @@ use super::tasks::Tasks;
 use super::versions::Versions;
 use super::view::{View, Views};
 
-/// Longest time for the founder of a cluster to agree with itself.
+/// Longest time for the founder of a cluster to commit the first command.
 const FOUNDING: Duration = Duration::from_secs(20);
 
 /// Configuration of a control plane.
 pub struct ClusterConfig {
     /// The node's database.
     pub database: Store,
-    /// Directory of the mark of what Raft has promised, beside the database and on its disk.
+    /// Directory of the mark of Raft's promises, beside the database and on its disk.
     pub beside: PathBuf,
     /// This start of the node.
     pub start: Start,
@@ -106,7 +106,7 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
         return Err(ClusterError::Level { level: state.level, speaks: speaks.levels });
     }
     let lineage = state.lineage;
-    // A node without peers cannot ask whether its disk is the newest.
+    // A node without peers has nobody to ask whether its disk is the newest.
     let alone = state.live_members().all(|member| member.id == me);
     let views = Arc::new(Views::new(state, me));
     let book = Arc::new(AddressBook::new(views.clone()));
@@ -235,7 +235,7 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
     Ok(Cluster { inner: Arc::new(parts) })
 }
 
-/// Found a cluster of this node alone, or finish founding it.
+/// Found a single-node cluster, or finish founding it.
 async fn found(
     me: NodeId,
     command: Command,
@@ -249,16 +249,16 @@ async fn found(
         raft.initialize(BTreeSet::from([me.0])).await.map_err(|error| failed(&error))?;
     }
     match proposer.propose(command, deadline).await {
-        // Refused: applied before a crash, and replayed since.
+        // A refusal means that the command was applied before a crash and has been replayed since.
         Ok((_, Outcome::Done)) | Err(ProposeError::Refused(Refusal::Founding)) => {}
         Ok((_, other)) => return Err(failed(&format!("{other:?}"))),
         Err(error) => return Err(failed(&error)),
     }
-    // The provisional view has index 0, and every committed one more.
+    // The provisional view has index 0, and every committed view a higher one.
     proposer.views().wait_applied(1, deadline).await.map(drop).map_err(|error| failed(&error))
 }
 
-/// Compute the state that a founding will lead to: a first view, replaced by the committed one.
+/// Compute the state that a founding leads to. It is the first view, until the committed one replaces it.
 fn provisional(found: &Command) -> Result<ClusterState, ClusterError> {
     let mut machine = Machine::default();
     let outcome = machine.apply(0, found);
@@ -270,7 +270,7 @@ fn provisional(found: &Command) -> Result<ClusterState, ClusterError> {
     })
 }
 
-/// Keep the newest view on disk. Views that come faster than they are written are skipped.
+/// Keep the newest view on disk. Views that arrive faster than they are written are skipped.
 async fn keep_copy(mut views: watch::Receiver<Arc<View>>, copy: RingCopy) {
     // The first view is written too: it may have changed since it was read.
     loop {

@@ -1,16 +1,16 @@
 //! The check that a node's disk is its newest, before its Raft takes part (R18, R20).
 //!
 //! Every start increments a number in the data directory and announces it to every peer, which remembers it
-//! on its own disk. An older copy of a disk may have forgotten a vote: such a node stops, before it votes or
-//! acknowledges anything. A node that can reach no peer takes part.
+//! on its own disk. An older copy of a disk may have forgotten a vote: such a node stops before it votes or
+//! acknowledges anything. A node that cannot reach any peer takes part.
 //!
 //! A node that led does not resume as leader by itself either ([`super::storage::LogStore::without_leading`]),
 //! but stands for election first. [`Participation::may_vote_for`] covers entries that may be
 //! missing from its log unnoticed.
 //!
-//! In a first round all peers are asked and nothing is noted: a directory that proves to be older leaves no
-//! trace that would speak against the newest one. In a second round all peers are told, and from then on they
-//! turn away processes of earlier starts ([`StartCheck::outdated`]).
+//! In a first round, all peers are asked and record nothing, so that a directory that proves to be older
+//! leaves no evidence against the newest one. In a second round, all peers record the start, and from then on
+//! they refuse processes of earlier starts ([`StartCheck::outdated`]).
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -38,10 +38,10 @@ use super::view::Views;
 const ASK: Duration = Duration::from_millis(1500);
 
 /// Longest wait for the other peers once the leader has replied. A peer that holds a connection to another
-/// process of this node asks that process for a sign of life, for half a second at most, and then replies.
+/// process of this node waits for half a second at most for that process to respond, and then replies.
 const ASK_OTHERS: Duration = Duration::from_millis(600);
 
-/// Pause before peers that have not replied are told again.
+/// Pause before the start is reported again to peers that have not replied.
 const PAUSE: Duration = Duration::from_secs(1);
 
 /// Both sides of the check.
@@ -69,8 +69,8 @@ impl StartCheck {
         Self { me, views, group, peers, seen, participation, tasks, ended }
     }
 
-    /// Ask all peers about this start, and let Raft take part if none objects. Then tell all peers of it,
-    /// until each has replied.
+    /// Ask all peers about this start, and let Raft take part if none objects. Then report the start to all
+    /// peers, until each has replied.
     pub(super) async fn run(self: Arc<Self>, found: DiskState) {
         match self.ask_all(&found).await {
             Err(why) => return self.ended.raise(why),
@@ -89,11 +89,11 @@ impl StartCheck {
         loop {
             let mut asked: FuturesUnordered<_> =
                 self.others().difference(&told).map(|peer| self.ask(*peer, found.start, false)).collect();
-            // Replies in time, in any order.
+            // Collect replies in any order until the pause ends.
             let pause = Instant::now() + PAUSE;
             while let Ok(Some((peer, answer))) = timeout_at(pause, asked.next()).await {
                 let Some(known) = answer else { continue };
-                // Log and vote have changed since Raft takes part.
+                // Log and vote have changed since Raft started to take part.
                 let known = StartEvidence { matched: None, vote: None, ..known };
                 if let Some(reason) = objection(&found, &known) {
                     return self.ended.raise(Ended::Stale(reason));
@@ -123,7 +123,8 @@ impl StartCheck {
         while let Ok(Some((_, answer))) = timeout_at(patience, asked.next()).await {
             let Some(known) = answer else { continue };
             if known.removed && known.lineage >= found.lineage {
-                // Removed while it was away: by its own copy of the state it owns what others own by now.
+                // The node was removed while it was away. By its copy of the state, it owns partitions that
+                // others own by now.
                 return Err(Ended::Removed);
             }
             if let Some(reason) = objection(found, &known) {
@@ -138,12 +139,14 @@ impl StartCheck {
             }
         }
         if answers == 0 && !others.is_empty() {
-            tracing::warn!("no peer could be asked whether this disk is this node's newest; it is believed");
+            tracing::warn!(
+                "no peer could be asked whether this disk is this node's newest; it is assumed to be"
+            );
         }
         Ok(combined)
     }
 
-    /// All other members.
+    /// Return all other members.
     fn others(&self) -> BTreeSet<NodeId> {
         let view = self.views.load();
         view.state.live_members().map(|member| member.id).filter(|id| *id != view.me).collect()
@@ -169,15 +172,15 @@ impl StartCheck {
         let Some(needs) = needs else { return raft.runtime_config().elect(true) };
         self.tasks.spawn(async move {
             let mut metrics = raft.metrics();
-            // An error: this Raft has ended.
+            // An error means that this Raft has ended.
             if metrics.wait_for(|metrics| metrics.last_log_index >= Some(needs.index)).await.is_ok() {
                 raft.runtime_config().elect(true);
             }
         });
     }
 
-    /// Reason against a run of another node: this node has seen a later start of it, whose disk proved to be
-    /// the newest.
+    /// Return a reason against a process of another node, if this node has seen a later start of it, whose
+    /// disk proved to be the newest.
     pub(super) fn outdated(&self, uid: NodeUid, start: Start) -> Option<String> {
         against(start, self.seen.newest(uid))
     }
@@ -213,12 +216,13 @@ impl StartCheck {
         }
     }
 
-    /// Wait until this node takes part: until then its copy of the state may be an older one, by which it owns
-    /// partitions that it has handed off since. The error is the reason why it may not.
+    /// Wait until this node takes part. Until then its copy of the state may be an older one, by which it
+    /// owns partitions that it has handed off since. The error is the reason for which the node may not take
+    /// part.
     pub(super) async fn passed(&self) -> Result<(), Ended> {
         let (mut takes_part, mut ended) = (self.participation.subscribe(), self.ended.subscribe());
         tokio::select! {
-            // An error: the control plane has been dropped.
+            // An error means that the control plane has been dropped.
             _ = takes_part.wait_for(|takes_part| *takes_part) => Ok(()),
             why = ended.wait_for(Option::is_some) => match why.ok().and_then(|why| why.clone()) {
                 Some(why) => Err(why),

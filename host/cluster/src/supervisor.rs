@@ -1,7 +1,7 @@
-//! The running Raft: started over what its store holds, watched for failure, replaced in place by the Raft
-//! of a newer lineage (R19), and stopped.
+//! Control of the running Raft: its start from a store, its failure, its replacement in place by the Raft of
+//! a newer lineage (R19), and its stop.
 //!
-//! The log and vote of a former lineage stay on disk, in a keyspace of their own, and are no longer used.
+//! The log and vote of a former lineage stay on disk, in a separate keyspace, and are no longer used.
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ fn store_trouble(error: &StoreError) -> String {
     }
 }
 
-/// Reason why there is no control plane. The disk is unchanged, or one step further in a founding that the
-/// next start continues.
+/// The reason for which there is no control plane. The disk is unchanged, or one step further in a founding
+/// that the next start continues.
 #[derive(Debug, thiserror::Error)]
 pub enum ClusterError {
     /// The database cannot be read, or has lost something.
@@ -67,7 +67,7 @@ pub enum ClusterError {
     Raft(String),
 }
 
-/// Reason why a node did not move to another lineage.
+/// The reason for which a node did not move to another lineage.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum ChangeOverError {
     /// The control plane is stopping. Nothing was changed.
@@ -84,21 +84,21 @@ impl From<StoreError> for ChangeOverError {
     }
 }
 
-/// How a node enters a lineage.
+/// The way in which a node enters a lineage.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineageRole {
-    /// It begins the lineage, as its only voter.
+    /// The node starts the lineage, as its only voter.
     Begins,
-    /// It learns from the nodes that are in it.
+    /// The node learns the state from the nodes that are in the lineage.
     Learns,
 }
 
-/// Everything that a Raft of this node is made of, whichever its lineage.
+/// The parts of a Raft of this node that do not depend on its lineage.
 #[derive(Clone)]
 pub(super) struct RaftParts {
     pub(super) me: NodeId,
     pub(super) database: Store,
-    /// Directory of the mark of what Raft has promised.
+    /// Directory of the mark of Raft's promises.
     pub(super) beside: PathBuf,
     pub(super) views: Arc<Views>,
     pub(super) peers: Peers,
@@ -114,7 +114,7 @@ impl RaftParts {
         RaftStore::open(&self.database, lineage, &self.beside)
     }
 
-    /// Run Raft over a store. `leads_on`: resume as leader if this node led before.
+    /// Run Raft over a store. If `leads_on` is true, the node resumes as leader if it led before.
     pub(super) async fn run(
         &self,
         store: RaftStore,
@@ -135,7 +135,7 @@ impl RaftParts {
     }
 }
 
-/// Report the failure of a Raft. Without being told to, Raft ends only when its storage fails.
+/// Report the failure of a Raft. Apart from a shutdown, Raft ends only when its storage fails.
 async fn watch(raft: Raft, ended: EndSignal) {
     let mut metrics = raft.metrics();
     let failed = metrics.wait_for(|metrics| metrics.running_state.is_err()).await;
@@ -160,16 +160,17 @@ impl Supervisor {
         Self { parts, copy, group, stopped: Mutex::new(false) }
     }
 
-    /// End the current Raft and begin one in the lineage of `state`. Does nothing if the node is in that
-    /// lineage or a newer one by then.
+    /// End the current Raft and start one in the lineage of `state`. This has no effect if the node is in
+    /// that lineage or a newer one by then.
     pub(super) async fn change_over(
         self: &Arc<Self>,
         state: ClusterState,
         role: LineageRole,
     ) -> Result<(), ChangeOverError> {
         let this = self.clone();
-        // On Raft's own runtime, and to its end, even if the caller gives up: a half-made change would leave
-        // the node without a Raft. Not among the tasks that a stop aborts; the stop waits for it instead.
+        // The change runs on Raft's runtime, and to its end even if the caller is cancelled, because a
+        // half-made change would leave the node without a Raft. It is not among the tasks that a stop aborts;
+        // the stop waits for it instead.
         let over = async move { this.change_over_here(state, role).await };
         annulus_ground::spawn_on(&self.parts.runtime, over)
             .await
@@ -206,18 +207,18 @@ impl Supervisor {
             number = state.lineage.number,
             index = state.applied,
             part = ?role,
-            "goes on in a new lineage"
+            "continues in a new lineage"
         );
         Ok(())
     }
 
-    /// Stop Raft for good, after a change of lineage that is under way.
+    /// Stop Raft for good, after any change of lineage in progress.
     pub(super) async fn stop(&self) {
         let mut stopped = self.stopped.lock().await;
         *stopped = true;
         let running = self.group.running();
         running.watch.abort();
-        // An error: it has ended before.
+        // An error means that Raft has ended before.
         let _ = running.raft.shutdown().await;
     }
 }

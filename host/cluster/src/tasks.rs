@@ -1,4 +1,4 @@
-//! The control plane's background tasks: all of them run on Raft's runtime and end at the stop.
+//! The control plane's background tasks. All of them run on Raft's runtime and end at the stop.
 
 use std::future::Future;
 
@@ -19,17 +19,18 @@ struct Running {
 }
 
 impl Tasks {
-    /// No tasks yet; they will run on `runtime`.
+    /// Create an empty set, whose tasks run on `runtime`.
     pub(super) fn new(runtime: Handle) -> Self {
         Self { runtime, running: Mutex::default() }
     }
 
-    /// Raft's runtime.
+    /// Return Raft's runtime.
     pub(super) fn runtime(&self) -> &Handle {
         &self.runtime
     }
 
-    /// Run a task until it ends or the control plane stops. After the stop the task is dropped unrun.
+    /// Run a task until it ends or the control plane stops. After the stop, the task is dropped without being
+    /// run.
     pub(super) fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut running = self.running.lock();
         if running.stopped {

@@ -36,7 +36,7 @@ struct Net {
     cut: Mutex<HashSet<(NodeUid, NodeUid)>>,
     /// Nodes that speak the first versions only.
     older: Mutex<HashSet<NodeUid>>,
-    /// Replies to proposals are lost.
+    /// True if replies to proposals are lost.
     loses_answers: Mutex<bool>,
     /// Number of requests for a whole state.
     fetches: Mutex<usize>,
@@ -80,12 +80,12 @@ impl ControlNetwork for Link {
         })
     }
 
-    /// All running nodes have met each other.
+    /// Return the versions of a node. All running nodes are taken to have connected to each other.
     fn speaks(&self, peer: NodeUid) -> Option<Speaks> {
         self.net.nodes.lock().get(&peer).map(Cluster::speaks)
     }
 
-    /// All running nodes are connected, unless the pair is cut.
+    /// Return the address of a node. All running nodes are connected, unless the pair is cut.
     fn linked(&self, uid: NodeUid) -> Option<PeerAddr> {
         let is_cut = self.net.cut.lock().contains(&(self.from, uid));
         let runs = self.net.nodes.lock().contains_key(&uid);
@@ -139,7 +139,7 @@ impl World {
         world
     }
 
-    /// A founded cluster with two more voters.
+    /// Found a cluster and add two more voters.
     async fn of_three() -> Self {
         let mut world = Self::founded().await;
         world.join(2).await;
@@ -213,7 +213,7 @@ impl World {
         }
     }
 
-    /// The leader, and the others.
+    /// Return the leader, and the others.
     async fn led(&self) -> (Cluster, Vec<Cluster>) {
         self.until("one leads", |node| {
             node.leader()
@@ -250,7 +250,7 @@ async fn a_leader_that_is_cut_off_changes_nothing_and_follows_the_new_one_when_i
     }
     let (index, _) = others[0].propose(token(50), soon()).await.unwrap();
     others[1].wait_applied(index, soon()).await.unwrap();
-    // The elections took longer than a leader waits: it knows that it is alone.
+    // The elections took longer than a leader waits, so it knows that it is alone.
     assert!(!old.heard_from_leader_within(Duration::from_secs(1)));
     let error = old.propose(token(51), Instant::now() + Duration::from_secs(3)).await.unwrap_err();
     assert_eq!(error, ProposeError::NoQuorum);
@@ -282,7 +282,7 @@ async fn without_any_leader_in_reach_nothing_was_changed() {
     world.net.cut(a, b);
     world.net.cut(b, c);
     world.net.cut(a, c);
-    // Until then the leader may take the command, with an unknown outcome.
+    // Until then the leader may accept the command, with an unknown outcome.
     world.until("all know", |node| !node.heard_from_leader_within(Duration::from_secs(1))).await;
     for node in &world.nodes {
         let asked = Instant::now();
@@ -297,7 +297,7 @@ async fn without_any_leader_in_reach_nothing_was_changed() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn every_change_under_way_when_the_leader_goes_ends_and_its_outcome_is_true() {
+async fn every_change_in_progress_when_the_leader_stops_ends_with_a_true_outcome() {
     let world = World::of_three().await;
     let (old, others) = world.led().await;
     let patience = Duration::from_secs(10);
@@ -388,7 +388,7 @@ async fn a_node_without_a_leader_learns_the_ring_from_any_peer() {
     let (leader, others) = world.led().await;
     let [near, far] = &others[..] else { panic!() };
     world.net.cut(&leader, far);
-    // It may not stand for election either: it learns from the others only by asking.
+    // The node may not stand for election either, so that it learns from the others only by asking.
     far.inner.group.raft().runtime_config().elect(false);
     let (index, _) = leader.propose(token(50), soon()).await.unwrap();
     near.wait_applied(index, soon()).await.unwrap();
@@ -398,7 +398,7 @@ async fn a_node_without_a_leader_learns_the_ring_from_any_peer() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn many_who_meet_a_newer_version_fetch_it_once() {
+async fn concurrent_callers_fetch_a_newer_version_once() {
     let world = World::of_three().await;
     let (leader, others) = world.led().await;
     let [near, far] = &others[..] else { panic!() };
@@ -412,7 +412,7 @@ async fn many_who_meet_a_newer_version_fetch_it_once() {
         assert!(learnt.unwrap().index() >= index);
     }
     assert_eq!(*world.net.fetches.lock() - before, 1);
-    // A failed fetch serves no other caller: the next one fetches again.
+    // A failed fetch serves no other caller, so the next one fetches again.
     let (next, _) = leader.propose(token(51), soon()).await.unwrap();
     near.wait_applied(next, soon()).await.unwrap();
     world.net.cut(near, far);
@@ -471,7 +471,7 @@ async fn lonely(node: &Cluster) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_survivor_goes_on_alone_and_the_other_side_of_the_cut_gives_way() {
+async fn a_survivor_continues_alone_and_the_other_side_of_the_cut_adopts_its_state() {
     let world = World::of_three().await;
     let [a, b, c] = &world.nodes[..] else { panic!() };
     a.propose(token(50), soon()).await.unwrap();
@@ -514,7 +514,7 @@ async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
     for node in [a, b] {
         see(node, |view| view.state.lineage == done.lineage && view.serves()).await;
     }
-    // No Raft contacts the node any more; a hello does.
+    // Raft no longer contacts the node, but a hello does.
     d.inner.lineages.hear_of(c.uid(), done.lineage);
     let view = see(d, |view| view.outside == Some(done.lineage)).await;
     assert!(!view.serves() && view.state.lineage == Lineage::default());
@@ -530,7 +530,7 @@ async fn a_node_that_a_recovery_does_not_know_stays_and_has_no_say() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn voters_that_a_survivor_knows_no_more_do_not_forbid_a_recovery() {
+async fn outdated_knowledge_of_the_voters_does_not_prevent_a_recovery() {
     let mut world = World::of_three().await;
     world.join(4).await;
     let (leader, _) = world.led().await;
@@ -595,7 +595,7 @@ async fn a_recovery_takes_the_newest_state_of_all_survivors_and_brings_them_over
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn of_two_recoveries_the_lower_gives_way() {
+async fn of_two_recoveries_the_lower_one_is_abandoned() {
     let world = World::of_three().await;
     let [a, b, c] = &world.nodes[..] else { panic!() };
     world.split(&[&[a], &[b], &[c]]);
@@ -613,7 +613,7 @@ async fn of_two_recoveries_the_lower_gives_way() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn there_is_nothing_to_recover_while_a_majority_is_there() {
+async fn a_recovery_is_refused_while_a_majority_is_reachable() {
     let world = World::of_three().await;
     let refused = recover(&world.nodes[1]).await;
     assert!(matches!(refused, Err(RecoverError::NotNeeded)), "{refused:?}");
@@ -677,7 +677,7 @@ async fn without_a_peer_to_ask_a_disk_is_believed_and_asks_until_there_is_one() 
         assert!(Instant::now() < until);
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    // The objection comes late, and still ends the node.
+    // The objection arrives late, and still ends the node.
     world.heal();
     let mut ended = copy.ended();
     let why = timeout(LIMIT, ended.wait_for(Option::is_some)).await.unwrap().unwrap().clone();

@@ -1,8 +1,8 @@
 //! Join tokens: a token admits a new node, and authenticates the cluster to the new node.
 //!
 //! The text is `annulus1` and, in base 32 without padding, the cluster's id (16 bytes), the SHA-256 of its
-//! authority's certificate (32), the secret (16) and the first 4 bytes of a SHA-256 over all of these, to tell
-//! a mistyped token from an expired one. The cluster stores only a digest of the secret.
+//! authority's certificate (32), the secret (16) and the first 4 bytes of a SHA-256 over all of these, to
+//! distinguish a mistyped token from an expired one. The cluster stores only a digest of the secret.
 
 use std::fmt;
 use std::str::FromStr;
@@ -27,11 +27,11 @@ pub struct Token {
     secret: [u8; 16],
 }
 
-/// Reason why a text is not a token.
+/// The reason for which a text is not a token.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum TokenError {
-    /// The text has not the form of a token.
-    #[error("this is not a join token: one begins with {PREFIX} and is printed by `annulus token`")]
+    /// The text does not have the form of a token.
+    #[error("this is not a join token: one starts with {PREFIX} and is printed by `annulus token`")]
     NotAToken,
     /// Some characters are missing or wrong.
     #[error("the join token is incomplete or mistyped: copy the whole line that `annulus token` printed")]
@@ -44,28 +44,28 @@ impl Token {
         Ok(Self { cluster, authority: fingerprint(authority_pem)?, secret: annulus_ground::random() })
     }
 
-    /// The digest that the cluster stores.
+    /// Return the digest that the cluster stores.
     pub fn digest(&self) -> Digest {
         digest_of(&self.secret)
     }
 
-    /// The secret that the joining node shows.
+    /// Return the secret that the joining node shows.
     pub fn secret(&self) -> &[u8] {
         &self.secret
     }
 }
 
-/// The digest of a secret.
+/// Return the digest of a secret.
 pub fn digest_of(secret: &[u8]) -> Digest {
     Digest(Sha256::digest(secret).into())
 }
 
-/// This machine's clock, in milliseconds since 1970. Used only for the expiry of tokens.
+/// Return this machine's time, in milliseconds since 1970. Used only for the expiry of tokens.
 pub fn now_ms() -> u64 {
     annulus_ground::wall_ms()
 }
 
-// Not the secret: tokens do not belong in logs.
+// The secret is left out, because tokens do not belong in logs.
 impl fmt::Debug for Token {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Token").field("cluster", &self.cluster).finish_non_exhaustive()
@@ -103,7 +103,7 @@ impl FromStr for Token {
 
 fn base32(bytes: &[u8]) -> String {
     let digit = |at: usize| {
-        // Five bits from bit 5 * at on; beyond the end are zeros.
+        // Take the five bits from bit 5 * at on. Bits beyond the end are zeros.
         let (byte, bit) = (at * 5 / 8, at * 5 % 8);
         let pair = u16::from_be_bytes([bytes[byte], bytes.get(byte + 1).copied().unwrap_or(0)]);
         char::from(ALPHABET[usize::from(pair >> (11 - bit)) & 31])

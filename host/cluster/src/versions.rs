@@ -1,8 +1,8 @@
 //! Versions that the members speak, and the level of the state in use (`annulus_core::version`).
 //!
-//! A peer's version is the one in its last hello. A leader meets every member, because it sends its log to
-//! all; the last hello counts while a member is away, and a member that has not been met since the leader's
-//! start holds a raise back.
+//! A peer's version is the one in its last hello. A leader connects to every member, because it sends its log
+//! to all of them. The last hello counts while a member is away. A member that has not connected since the
+//! leader's start holds back a raise.
 
 use std::sync::Arc;
 
@@ -15,8 +15,8 @@ use super::network::ControlNetwork;
 use super::raft::Entry;
 use super::view::{View, Views};
 
-/// A peer has sent a command that this build cannot know: a fault of the peer, or a build too old for
-/// this cluster.
+/// A peer has sent a command that this build does not know. Either the peer is at fault, or the build is too
+/// old for this cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("a command of state level {level}, and this build speaks {speaks}")]
 pub struct TooNew {
@@ -24,7 +24,7 @@ pub struct TooNew {
     speaks: Range,
 }
 
-/// What this node and its peers speak.
+/// The versions of this node and its peers.
 pub(super) struct Versions {
     me: NodeId,
     speaks: Speaks,
@@ -42,12 +42,12 @@ impl Versions {
         Self { me, speaks, views, network }
     }
 
-    /// Versions of this build.
+    /// Return the versions of this build.
     pub(super) fn speaks(&self) -> Speaks {
         self.speaks
     }
 
-    /// Versions of a member; `None` if it has not been met since this node's start.
+    /// Return the versions of a member; `None` if it has not connected since this node's start.
     pub(super) fn speaks_of(&self, view: &View, node: NodeId) -> Option<Speaks> {
         if node == self.me {
             return Some(self.speaks);
@@ -55,8 +55,8 @@ impl Versions {
         self.network.speaks(view.member(node)?.uid)
     }
 
-    /// Names of the members that keep the cluster below `level`, each with the reason. Members that were
-    /// not met are named only if no other is known to be older.
+    /// Return the names of the members that keep the cluster below `level`, each with the reason. Members
+    /// that have not connected yet are named only if no other is known to be older.
     pub(super) fn held_back_by(&self, view: &View, level: u32) -> Vec<String> {
         if view.state.level >= level {
             return Vec::new();
@@ -74,8 +74,8 @@ impl Versions {
         if older.is_empty() { unheard } else { older }
     }
 
-    /// Check that a command may be proposed at the level in use. The refusal names the members that hold
-    /// the level back.
+    /// Check that a command may be proposed at the level in use. The refusal names the members that hold back
+    /// the level.
     pub(super) fn check_level(&self, command: &Command) -> Result<(), Refusal> {
         let view = self.views.load();
         match view.state.check_level(command) {
@@ -86,7 +86,7 @@ impl Versions {
         }
     }
 
-    /// The raise that is due, if every member is known to speak a higher level than the one in use.
+    /// Return the raise that is due, if every member is known to speak a higher level than the one in use.
     pub(super) fn due_raise(&self, view: &View) -> Option<Command> {
         let known: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
         let newest = known.iter().map(|node| Some(self.speaks_of(view, *node)?.levels.newest));

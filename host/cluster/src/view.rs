@@ -1,4 +1,4 @@
-//! The committed state as the rest of the node reads it: one immutable copy at a time.
+//! The committed state for the rest of the node, as one immutable copy at a time.
 //!
 //! A view is only ever replaced by a newer one, ordered by (lineage, index) (R2). The first one is the copy
 //! on this node's disk; the next ones are states that Raft applies or that a peer sends, whichever is newer.
@@ -19,7 +19,7 @@ use tokio::time::{Instant, timeout_at};
 use super::storage::{StateSink, order};
 use annulus_transport::PeerAddr;
 
-/// The deadline came first. The entry may be applied later.
+/// The deadline passed first. The entry may be applied later.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("deadline exceeded while waiting for entry {index} of the cluster's log")]
 pub struct DeadlineExceeded {
@@ -34,9 +34,11 @@ pub struct View {
     pub state: ClusterState,
     /// This node.
     pub me: NodeId,
-    /// The cluster has begun a newer lineage than this state's: no request is served by it (R19).
+    /// True if the cluster has started a newer lineage than this state's. No request is then served with this
+    /// view (R19).
     pub superseded: bool,
-    /// The newer lineage, if this node is not a member of it: the node stays as it is, and may not propose.
+    /// The newer lineage, if this node is not a member of it. The node then keeps its state, and may not
+    /// propose.
     pub outside: Option<Lineage>,
     modules: HashMap<String, ModuleUid>,
     peers: HashMap<NodeId, PeerAddr>,
@@ -60,7 +62,7 @@ impl View {
         self.state.member(node)
     }
 
-    /// Address of a member that is not removed.
+    /// Return the address of a member that is not removed.
     pub fn peer(&self, node: NodeId) -> Option<PeerAddr> {
         self.peers.get(&node).cloned()
     }
@@ -70,25 +72,26 @@ impl View {
         self.state.ring.partition(id)
     }
 
-    /// Index of the last command that is applied.
+    /// Return the index of the last applied command.
     pub fn index(&self) -> u64 {
         self.state.applied
     }
 
-    /// True if this node may serve requests: as far as it knows it is a member that has caught up (R18).
+    /// Return true if this node may serve requests. For that it must be a member that has caught up, as far
+    /// as it knows (R18).
     pub fn serves(&self) -> bool {
         !self.superseded && self.member(self.me).is_some_and(|me| me.status != MemberStatus::Joining)
     }
 
-    /// True if this node was removed from the cluster.
+    /// Return true if this node was removed from the cluster.
     pub fn is_removed(&self) -> bool {
         self.state.members.get(&self.me).is_some_and(|me| me.status == MemberStatus::Removed)
     }
 }
 
-/// Address of a member.
+/// Return the address of a member.
 pub(super) fn peer(member: &Member) -> Option<PeerAddr> {
-    // Nodes write resolved addresses; anything else in the table cannot be used.
+    // Nodes write resolved addresses. Any other text in the table cannot be used.
     let addr: SocketAddr = member.listen.parse().ok()?;
     Some(PeerAddr { uid: member.uid, addr })
 }
@@ -97,13 +100,13 @@ pub(super) fn peer(member: &Member) -> Option<PeerAddr> {
 pub struct Views {
     me: NodeId,
     current: ArcSwap<View>,
-    /// Holds one view: a slow subscriber skips to the newest.
+    /// Holds one view, so a slow subscriber skips to the newest.
     changed: watch::Sender<Arc<View>>,
     /// Locked while a newer view replaces an older one.
     newer: Mutex<NewerLineages>,
 }
 
-/// Lineages heard of, other than the current view's.
+/// Lineages that peers have reported, other than the current view's.
 #[derive(Default)]
 struct NewerLineages {
     /// The newest one.
@@ -122,7 +125,7 @@ impl NewerLineages {
 }
 
 impl Views {
-    /// Begin with a state.
+    /// Create the first view from a state.
     pub fn new(state: ClusterState, me: NodeId) -> Self {
         let view = Arc::new(View::new(state, me));
         Self {
@@ -153,7 +156,7 @@ impl Views {
         }
     }
 
-    /// Take a state if it is newer than the current view.
+    /// Adopt a state if it is newer than the current view.
     pub fn offer(&self, state: &ClusterState) {
         let newer = self.newer.lock();
         if order(state) > order(&self.current.load().state) {
@@ -161,8 +164,8 @@ impl Views {
         }
     }
 
-    /// Note that a lineage exists, and mark the view as superseded if the lineage is newer. True if the
-    /// view was not marked before.
+    /// Record that a lineage exists, and mark the view as superseded if the lineage is newer. Return true if
+    /// the view was not marked before.
     pub fn supersede(&self, lineage: Lineage) -> bool {
         let mut newer = self.newer.lock();
         newer.heard = lineage.max(newer.heard);
@@ -174,9 +177,9 @@ impl Views {
         news
     }
 
-    /// Note that a lineage does not have this node as a member: the node joined, or was removed, in a history
-    /// that the recovery did not know. It serves nothing any more and changes nothing, and runs on, because
-    /// its guests' state in memory would end with it. A lineage older than the view's is ignored.
+    /// Record that a lineage does not include this node, because the node joined, or was removed, in a
+    /// history unknown to the recovery. The node no longer serves or changes anything. It continues to run,
+    /// because its guests' state in memory would end with it. A lineage older than the view's is ignored.
     pub fn cast_out(&self, of: Lineage) {
         let mut newer = self.newer.lock();
         let current = self.current.load_full();
@@ -188,7 +191,7 @@ impl Views {
         drop(newer);
         tracing::error!(
             number = of.number,
-            "the cluster was recovered without this node, which is no member of it any more: it serves \
+            "the cluster was recovered without this node, which is no longer a member of it: it serves \
              nothing, and keeps what it has in memory until it is stopped"
         );
     }
@@ -196,7 +199,7 @@ impl Views {
     fn replace(&self, view: View) {
         debug_assert!(
             order(&view.state) >= order(&self.current.load().state),
-            "a view is replaced by a newer one only"
+            "a view is only replaced by a newer one"
         );
         let view = Arc::new(view);
         self.current.store(view.clone());

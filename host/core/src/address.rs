@@ -4,11 +4,11 @@ use std::fmt;
 use std::net::SocketAddr;
 use std::str::FromStr;
 
-/// Longest host name that the domain name system allows.
+/// The longest host name that the domain name system allows, in bytes.
 const MAX_HOST_BYTES: usize = 253;
 
 /// A host, by name or IP address, and a port. A name may resolve differently at any time, so it is resolved
-/// each time it is dialled.
+/// for each connection.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct HostPort {
     host: String,

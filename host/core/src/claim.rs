@@ -1,11 +1,11 @@
-//! The claim: computes which nodes should hold each partition (DESIGN.md D2).
+//! The claim, which computes the nodes that should hold each partition (DESIGN.md D2).
 //!
-//! A replica set never repeats a node, nor a zone if there are enough zones. Within that, in this order of
-//! priority:
+//! A replica set never repeats a node, nor a zone if there are enough zones. Under this condition, these are
+//! the goals in order of priority:
 //!
 //! 1. every node's load is within ±1 of its weighted share, counted both over whole sets and over owners;
 //! 2. the fewest replicas move (exact; `claim/flow.rs` explains why);
-//! 3. among such tables, the fewest owners move: exact for the owners that the sets allow;
+//! 3. among such tables, the fewest owners move: this is exact for the owners that the sets allow;
 //! 4. partitions at rest are moved in preference to partitions in transfer, so that a change during a
 //!    rebalancing continues it and restarts little of it;
 //! 5. the places behind the owner are balanced and kept in the same way, one after the other, because a
@@ -29,15 +29,15 @@ pub struct ClaimNode {
     pub id: NodeId,
     /// Share of the ring relative to the other nodes; 0 counts as 1.
     pub weight: u32,
-    /// Failure domain; a node without one is a domain of its own.
+    /// The failure domain; a node without one counts as a separate domain.
     pub zone: Option<String>,
 }
 
 /// Compute the target table: for every partition an ordered set of `min(width, nodes)` nodes.
 ///
-/// The starting point is where the ring is going: a pending set counts as the present one. The same input
-/// gives the same table, whatever the order of `nodes`. With no nodes, or with a width of 0, the ring stays
-/// as it is.
+/// The starting point is the ring after its pending transfers: a pending set counts as the present one. The
+/// same input gives the same table, whatever the order of `nodes`. With no nodes, or with a width of 0, the
+/// ring stays unchanged.
 pub fn claim(current: &RingTable, nodes: &[ClaimNode], width: u8) -> Vec<Vec<NodeId>> {
     let present = current.partitions.iter().map(|partition| partition.target());
     let mut nodes: Vec<&ClaimNode> = nodes.iter().collect();
@@ -86,7 +86,7 @@ struct Claim<'a> {
     pending: &'a [bool],
     weights: &'a [u64],
     zones: &'a [usize],
-    /// Most nodes of one zone that a set may have.
+    /// The maximum number of nodes of one zone in a set.
     zone_limit: usize,
     prices: flow::Prices,
 }
@@ -112,9 +112,9 @@ impl Claim<'_> {
         (sets, owners)
     }
 
-    /// Cost of prefix(length) of each set: the squared amount by which loads miss their bounds; the number of
-    /// nodes that are not in prefix(present) of the present set; the number of those in partitions whose
-    /// present set is pending.
+    /// Return the cost of prefix(length) of each set: the squared amount by which loads miss their bounds;
+    /// the number of nodes that are not in prefix(present) of the present set; the number of those in
+    /// partitions whose present set is pending.
     fn cost(&self, sets: &Sets, length: usize, present: usize) -> (i64, usize, usize) {
         let mut loads = vec![0i64; self.nodes];
         sets.iter().flatten().for_each(|node| loads[*node] += 1);
@@ -184,7 +184,7 @@ impl Claim<'_> {
     }
 
     /// Return the costs by rank. The last `disturbing` ranks apply only to partitions with a pending set;
-    /// they are dropped if there is none, because fewer ranks mean less work.
+    /// they are dropped if no set is pending, because fewer ranks mean less work.
     fn costs(&self, costs: impl Iterator<Item = i64>, disturbing: usize) -> Vec<i64> {
         let mut costs: Vec<i64> = costs.collect();
         if !self.pending.contains(&true) {
@@ -236,7 +236,7 @@ impl Claim<'_> {
     }
 }
 
-/// Return the zone of each node as a small number; a node without a zone gets a number of its own.
+/// Return the zone of each node as a small number; a node without a zone gets a separate number.
 fn zones(nodes: &[&ClaimNode]) -> Vec<usize> {
     let mut names: Vec<Option<&String>> = Vec::new();
     let mut zones = Vec::with_capacity(nodes.len());
@@ -251,7 +251,8 @@ fn zones(nodes: &[&ClaimNode]) -> Vec<usize> {
     zones
 }
 
-/// Return the most nodes of one zone that a set may have: the smallest limit with which a set can be filled.
+/// Return the maximum number of nodes of one zone in a set: the smallest limit with which a set can be
+/// filled.
 fn zone_limit(zones: &[usize], width: usize) -> usize {
     let mut sizes = vec![0; zones.len()];
     zones.iter().for_each(|zone| sizes[*zone] += 1);

@@ -1,4 +1,4 @@
-//! CBOR for control messages between nodes and for a node's own records on disk (D5).
+//! CBOR for control messages between nodes and for a node's records on disk (D5).
 
 use serde::Serialize;
 use serde::de::DeserializeOwned;

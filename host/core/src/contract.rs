@@ -1,5 +1,5 @@
-//! The types that a guest and its host exchange in calls of the contract (`wit/vnode.wit`), as the host has
-//! them. The bindings convert to and from these.
+//! The types that a guest and its host exchange in calls of the contract (`wit/vnode.wit`), in the form that
+//! the host uses. The bindings convert to and from these types.
 
 use crate::item::{ItemAddr, Version};
 
@@ -65,10 +65,10 @@ pub enum TransferKind {
     Hinted,
     /// A replica is brought up to date.
     Repair,
-    /// Another release takes over.
+    /// Another release replaces the running one.
     Swap,
     /// The ring gets another size.
     Resize,
-    /// Items come back from a backup.
+    /// Items are restored from a backup.
     Restore,
 }

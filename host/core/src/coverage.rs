@@ -1,4 +1,4 @@
-//! The coverage plan: chooses the nodes to ask so that every partition is asked once.
+//! The coverage plan, which chooses the nodes to ask so that every partition is asked once.
 
 use crate::ids::NodeId;
 use crate::keyspace::PartitionId;

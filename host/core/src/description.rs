@@ -5,12 +5,12 @@ use serde::{Deserialize, Serialize};
 /// Maximum length of the name of a module or a command in bytes.
 pub const MAX_NAME: usize = 64;
 
-/// The result of `describe`, as the cluster stores it (CBOR in `Release::description`).
+/// The result of `describe`, which the cluster stores as CBOR in `Release::description`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Description {
-    /// The module's own name, the default of `deploy`.
+    /// The name that the module gives itself, which is the default name of `deploy`.
     pub name: String,
-    /// The guest's own version string.
+    /// The version string of the guest.
     pub version: String,
     /// Description for people.
     pub doc: String,
@@ -59,7 +59,7 @@ pub struct CommandInfo {
     pub params: Vec<Param>,
     /// CDDL of the reply, or of one value for a coverage command.
     pub reply: String,
-    /// True if the command frees memory rather than use it: it runs also on a vnode whose memory is nearly full.
+    /// True if the command frees memory: it also runs on a vnode whose memory is nearly full.
     #[serde(default)]
     pub frees: bool,
 }
@@ -107,7 +107,7 @@ impl Description {
         self.commands.iter().find(|command| command.name == name)
     }
 
-    /// Return the replacement of a description that this node cannot read: it has no commands.
+    /// Return a description without commands, which replaces one that this node cannot read.
     pub fn unreadable(name: &str) -> Self {
         Self {
             name: name.to_owned(),
@@ -137,7 +137,7 @@ impl Description {
     }
 }
 
-/// True for a valid name of a module or a command: lower-case ASCII letters, digits, `-` and `_`.
+/// Return true for a valid name of a module or a command: lower-case ASCII letters, digits, `-` and `_`.
 pub fn is_name(name: &str) -> bool {
     !name.is_empty()
         && name.len() <= MAX_NAME

@@ -2,22 +2,23 @@
 //!
 //! Two state machines without I/O, [`sender::Sender`] and [`receiver::Receiver`], carry out one transfer between two
 //! nodes. A driver feeds each with events (messages of the stream, answers of storage and guests, the committed log)
-//! and carries out the returned effects in order. [`pacing::Pacing`] and [`limiter::SendLimiter`] say when a sender may
-//! work. Together with the driver the machines keep these invariants:
+//! and carries out the returned effects in order. [`pacing::Pacing`] and [`limiter::SendLimiter`] decide when a
+//! sender may work. Together with the driver the machines keep these invariants:
 //!
 //! - *One ordered stream* (R15): pages of items and the items of concurrent writes are sent in commit order. The actor
 //!   hands over a page, and the items of each write, at its commit point; the sender numbers them in that order.
-//! - *The seal* (R1): `Effect::Seal` comes once all but the last few messages are acknowledged. The driver lifts the
-//!   seal only by `Effect::Finish`, which comes once the log says that the transfer has flipped or was cancelled.
+//! - *The seal* (R1): `Effect::Seal` follows once all but the last few messages are acknowledged. The driver lifts
+//!   the seal only by `Effect::Finish`, which follows once the log shows that the transfer has flipped or was
+//!   cancelled.
 //! - *Staging* (R7): received items are promoted at the flip or dropped at a cancel, and never read before.
-//! - *Resume* (R16): if both machines remember the stream (same boot id and attempt), it resumes. Otherwise it begins
-//!   again. A receiver that has kept a stage, and whose driver can compare one ([`receiver::Receiver::keeping`]), is
-//!   then sent a digest per range, and the items of those ranges only that differ. The host does not use this yet:
+//! - *Resume* (R16): if both machines remember the stream (same boot id and attempt), it resumes. Otherwise it starts
+//!   again. A receiver that has kept a stage, and whose driver can compare one ([`receiver::Receiver::keeping`]),
+//!   then receives a digest per range, and items only of those ranges that differ. The host does not use this yet:
 //!   its stages are in memory and end with their process.
 //! - *Verified before the flip*: see below.
-//! - *One stage per flip*: once a flip may have been proposed, nothing is streamed under that transfer any more, as
-//!   the flip could be committed while a second stage is half full. If the receiver has lost its stage, the transfer is
-//!   cancelled and gets a new id.
+//! - *One stage per flip*: once a flip may have been proposed, nothing more is streamed under that transfer, because
+//!   the flip could be committed while a second stage is half full. If the receiver has lost its stage, the transfer
+//!   is cancelled and gets a new id.
 //!
 //! # Verification
 //!
@@ -27,8 +28,9 @@
 //! - the same of the items that the stage took, counted where the vnode merges them;
 //! - for a module whose items the host keeps, the number of items in the stage with that of the sealed vnode.
 //!
-//! If they differ, the receiver refuses: there is no flip, the error is shown and the transfer begins again. Both sides
-//! keep the digests up to date as items pass, so the seal does not wait for them; the counts are known without a scan.
+//! If they differ, the receiver refuses: no flip is proposed, the error is shown and the transfer starts again. Both
+//! sides keep the digests up to date as items pass, so the seal does not wait for them; the counts are known without
+//! a scan.
 //!
 //! This detects an item that is lost, doubled or changed on the way, or sent to another module; and, where the host
 //! keeps the items, a write that was never forwarded, if it made or removed an item. It does not detect a write that was
@@ -37,11 +39,11 @@
 //!
 //! # Holding
 //!
-//! A sender that has to hold ([`sender::Event::Held`]) reads no page and begins no seal. Its stream stays open and
-//! writes go on flowing in it. A seal that has begun is never held. No seal begins before every page is acknowledged or,
-//! where there is no page, before the receiver has shown that it is ready: requests wait from the seal on.
+//! A sender that must hold ([`sender::Event::Held`]) reads no page and starts no seal. Its stream stays open and
+//! still carries writes. A seal that has started is never held. No seal starts before every page is acknowledged or,
+//! where there is no page, before the receiver has shown that it is ready, because requests wait from the seal on.
 //!
-//! All waiting is the driver's. It reports each failure, and answers `Effect::Retry` with `Event::Retry` after a pause.
+//! Only the driver waits. It reports each failure, and answers `Effect::Retry` with `Event::Retry` after a pause.
 
 pub mod duties;
 pub mod limiter;
@@ -62,15 +64,15 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum TransferState {
-    /// Waits for a permit or for the other node.
+    /// The transfer waits for a permit or for the other node.
     Waiting,
-    /// Items flow.
+    /// Items are being sent.
     Running,
     /// The owner answers no requests until the flip.
     Sealed,
     /// Flipped.
     Done,
-    /// Cancelled, or about to be; the partition stays with its owner.
+    /// Cancelled, or about to be. The partition stays with its owner.
     Failed,
 }
 

@@ -1,5 +1,5 @@
-//! The effect of a committed change of a partition on one node: whether it begins to serve, gives up, lifts its seal
-//! or drops its stage (R1, R7).
+//! The effect of a committed change of a partition on one node: whether it starts to serve, stops serving, lifts its
+//! seal or drops its stage (R1, R7).
 //!
 //! Changes are applied in log order, but a node that was away may see only the last of several.
 
@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn a_whole_stage_of_the_very_transfer_is_promoted_and_no_other() {
+    fn only_a_complete_stage_of_the_flipped_transfer_is_promoted() {
         for (staged, expected) in [
             (Some((TransferId(7), true)), Some(Change::Promote)),
             (Some((TransferId(7), false)), Some(Change::DropIncomplete)),
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_node_holds_when_it_starts_is_not_taken_from_anybody() {
+    fn a_partition_that_a_node_holds_at_its_start_needs_no_step() {
         let mut holding = Holding::default();
         assert_eq!(holding.apply(&partition(ME, 8, 7, None), ME), []);
         assert!(holding.held);
@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stage_of_a_transfer_that_is_over_is_dropped() {
+    fn a_stage_of_a_transfer_that_has_ended_is_dropped() {
         let staged = Some((TransferId(7), true));
         let mut holding = Holding { version: 5, staged, ..Holding::default() };
         assert_eq!(holding.apply(&partition(OTHER, 5, 1, Some(7)), ME), []);

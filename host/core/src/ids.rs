@@ -1,4 +1,4 @@
-//! Identifiers, each a type of its own so that they cannot be mixed up.
+//! Identifiers, each a separate type so that they cannot be confused.
 
 use std::fmt;
 use std::str::FromStr;
@@ -18,7 +18,7 @@ impl fmt::Display for NodeId {
 }
 
 /// A deployed module: the index of the log entry that first deployed it. A module that is undeployed and
-/// deployed again under the same name therefore never meets its old data (R22).
+/// deployed again under the same name therefore never reads its old data (R22).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct ModuleUid(pub u64);
@@ -43,9 +43,9 @@ impl fmt::Display for TransferId {
 /// One start of a node.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Start {
-    /// Start number, counted in the node's data directory.
+    /// The number of the start, counted in the node's data directory.
     pub number: u64,
-    /// Random; tells two starts with the same number apart.
+    /// A random number that distinguishes two starts with the same number.
     pub id: u64,
 }
 

@@ -5,8 +5,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-/// Largest item in bytes: the memory limit of a guest. Everything that carries items carries one of this
-/// size.
+/// The largest item in bytes: the memory limit of a guest. Every transport and store of items accepts one of
+/// this size.
 pub const MAX_ITEM_BYTES: usize = 256 << 20;
 
 /// One version of a key's state, as guests, storage and handoffs exchange it.
@@ -101,12 +101,12 @@ impl Item {
         (ItemAddr { key, sort }, Version { value, deleted })
     }
 
-    /// Size in bytes, as budgets and limits count it: key, sort and value, without framing.
+    /// Return the size in bytes that budgets and limits count: key, sort and value, without framing.
     pub fn len(&self) -> usize {
         self.key.len() + self.sort.len() + self.value.len()
     }
 
-    /// True if key, sort and value are all empty.
+    /// Return true if key, sort and value are all empty.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }

@@ -164,7 +164,7 @@ mod tests {
 
     #[test]
     fn every_index_times_the_ring_size_is_the_id_times_two_to_the_160() {
-        // Q = 4096: inc = 2^148, the smallest shift.
+        // With Q = 4096, inc is 2^148, which is the smallest shift.
         let ring = RingSize::try_from(4096).unwrap();
         assert_eq!(ring.index_of(PartitionId(0)), "0");
         assert_eq!(ring.index_of(PartitionId(1)), "356811923176489970264571492362373784095686656");

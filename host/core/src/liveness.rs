@@ -1,7 +1,9 @@
-//! Failure detection (DESIGN.md D4): SWIM as a state machine without a clock, a socket or randomness of its own.
+//! Failure detection (DESIGN.md D4): SWIM as a state machine without I/O or clock, whose random choices a seed
+//! determines.
 //!
-//! Events in, effects out. The caller passes the time (since any origin, never going back), carries datagrams,
-//! and calls again at [`Liveness::due`]. The same events with the same seed give the same effects to the byte.
+//! The machine takes events and returns effects. The caller passes the time (since any origin, never decreasing),
+//! carries datagrams, and calls again at [`Liveness::due`]. The same events with the same seed give the same effects,
+//! byte for byte.
 //!
 //! The result is used to choose fallbacks and for display. It moves no ownership.
 //!
@@ -23,9 +25,9 @@
 //!   is verified before it is believed, so that one side of a healed partition does not take the other side's
 //!   members down by its outdated table.
 //!
-//! A node whose own timers fire late was held up itself (stopped, or starved of the processor), and shifts all
-//! its deadlines by the time lost. A node that hears from no other is probably the one that is partitioned: it
-//! takes the others for unreachable, and declares none of them down to anyone.
+//! A node whose timers fire late was held up itself (stopped, or without processor time), and postpones all its
+//! deadlines by the time lost. A node that receives no reply from any other is probably the one that is partitioned:
+//! it treats the others as unreachable, and reports none of them as down to any node.
 //!
 //! # Figures
 //!
@@ -75,10 +77,10 @@ pub enum Event {
         /// Contents; any bytes.
         bytes: Bytes,
     },
-    /// The members of the committed state that are not removed and take part in failure detection. This node may
-    /// be among them or not. All other nodes are ignored.
+    /// The members of the committed state that are not removed and take part in failure detection, with or without
+    /// this node. All other nodes are ignored.
     Members(Vec<Peer>),
-    /// There is a new connection to a node.
+    /// A connection to a node was opened.
     LinkUp(NodeUid),
     /// This node was held up for this long, and cannot have noticed it by its timers.
     HeldUp(Duration),
@@ -96,7 +98,7 @@ pub enum Effect {
     },
     /// A member is up from now on.
     Up(NodeId),
-    /// A member is down from now on, or unreachable, which is the same to callers of it.
+    /// A member is down from now on, or unreachable, which callers treat alike.
     Down(NodeId),
 }
 
@@ -116,12 +118,12 @@ pub struct Liveness {
     looked: Duration,
     round: Duration,
     timers: Timers<Timer<Identity>>,
-    /// foca's gossip timer, kept while there is nothing to gossip: foca would set one for every period.
+    /// foca's gossip timer, kept while no change is to be gossiped, because foca would set one for every period.
     gossip: Option<Timer<Identity>>,
     table: Table,
     watch: Watch,
     rng: StdRng,
-    /// By target; at most [`MAX_ASKED`] in all.
+    /// The askers by target; at most [`MAX_ASKED`] in all.
     asked: BTreeMap<NodeUid, Vec<Asker>>,
     up: BTreeSet<NodeId>,
     /// The table's hash when `up` was computed.
@@ -153,22 +155,22 @@ impl Liveness {
         }
     }
 
-    /// Time of the next [`Event::Time`], unless another event comes before.
+    /// Return the time of the next [`Event::Time`], unless another event comes before.
     pub fn due(&self) -> Duration {
         self.timers.next().map_or(self.round, |timer| timer.min(self.round))
     }
 
-    /// True if a member is up. This node itself always is.
+    /// Return true if a member is up. This node itself is always up.
     pub fn is_up(&self, node: NodeId) -> bool {
         node == self.me.node || self.up.contains(&node)
     }
 
-    /// The other members that are up.
+    /// Return the other members that are up.
     pub fn up(&self) -> impl Iterator<Item = NodeId> {
         self.up.iter().copied()
     }
 
-    /// The current generation of this node.
+    /// Return the current generation of this node.
     pub fn generation(&self) -> Generation {
         self.table.generation()
     }
@@ -208,7 +210,7 @@ impl Liveness {
             self.run_watch();
             self.pump();
         }
-        // Not in the past: the next call would seem to be late.
+        // The next round must not be in the past, because the next call would then appear to be late.
         self.round = self.watch.next_round(self.looked, &self.table, &self.settings).max(self.now);
         self.report();
         std::mem::take(&mut self.effects)
@@ -260,7 +262,7 @@ impl Liveness {
                 self.on_claim(from, &body);
                 let pong = self.body(from, body.clock, None);
                 self.send(from, &Packet::Pong(pong));
-                // Two members that watch each other ping at the same time: packets and wake-ups are shared.
+                // Two members that watch each other ping at the same time, so that they share packets and wake-ups.
                 if self.watch.hurry_along(self.now, from, &self.settings) {
                     self.round = self.now;
                 }
@@ -292,7 +294,7 @@ impl Liveness {
         }
     }
 
-    /// Take a member's claims about itself and about this node. True if this node has refuted its own death.
+    /// Handle a member's claims about itself and about this node. Return true if this node has refuted its own death.
     fn on_claim(&mut self, from: NodeUid, body: &PingBody) -> bool {
         let lonely = self.table.is_lonely();
         self.lives(from, body.mine);
@@ -303,7 +305,7 @@ impl Liveness {
         self.on_belief(body.yours)
     }
 
-    /// Take a peer's belief about this node. True if this node has refuted it with a higher generation.
+    /// Handle a peer's belief about this node. Return true if this node has refuted it with a higher generation.
     fn on_belief(&mut self, belief: Belief) -> bool {
         let mine = self.table.generation();
         let refuted = match belief {
@@ -322,13 +324,13 @@ impl Liveness {
         refuted
     }
 
-    /// A member is alive in a generation.
+    /// Record that a member is alive in a generation.
     fn lives(&mut self, uid: NodeUid, generation: Generation) {
         self.table.alive(uid, generation);
         self.watch.lives(uid, generation);
     }
 
-    /// Take an entry of a peer's table.
+    /// Handle an entry of a peer's table.
     fn learn(&mut self, entry: Entry) {
         if entry.node == self.me.node {
             let belief = if entry.up { Belief::Alive } else { Belief::Down };
@@ -372,7 +374,7 @@ impl Liveness {
         self.now.as_millis() as u64
     }
 
-    /// True for a reply to a recent ping, not to one from before this node was stopped.
+    /// Return true for a reply to a recent ping, not to one from before this node was stopped.
     fn is_fresh(&self, clock: u64) -> bool {
         let limit = self.settings.answer.as_millis() as u64;
         self.clock().checked_sub(clock).is_some_and(|age| age <= limit)

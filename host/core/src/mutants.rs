@@ -41,7 +41,7 @@ mutants! {
     AssumeNotFlipped: "R1",
     /// The log flips a transfer in place of another one that was cancelled.
     FlipTheCancelled: "R1",
-    /// A vnode serves requests that were routed by another partition version than its own.
+    /// A vnode serves requests that were routed by a partition version other than the vnode's.
     ServeStaleVersions: "R2",
     /// A table that was computed from another ring becomes the target.
     RebalanceWithoutBase: "R4",
@@ -49,7 +49,7 @@ mutants! {
     RepeatANode: "R4",
     /// Items staged for a transfer outlive the end of the transfer.
     KeepStage: "R7",
-    /// The task that fills a stage continues with the next stage after its own was dropped.
+    /// The task that fills a stage continues with the next stage after its stage was dropped.
     FillTheNextStage: "R7",
     /// The task of a transfer that has ended takes the stage from the next transfer.
     StageWhatIsOver: "R7",
@@ -57,11 +57,11 @@ mutants! {
     PromoteWhatTrapped: "R7",
     /// A second stage is filled while a flip of the first may be committed.
     StreamAgainUnderAFlip: "R7",
-    /// A stage is dropped for a stream that its sender may have given up.
+    /// A stage is dropped for a stream that its sender may have abandoned.
     DropAtBegin: "R16",
     /// A comparison whose answer was lost with the link counts as "the same".
     BelieveLostAnswers: "R16",
-    /// The contents of a stage are not compared with what was sent.
+    /// The contents of a stage are not compared with the items that were sent.
     IgnoreEndDigest: "R16",
     /// A command that may have been applied is sent again.
     RetryUnknown: "R10",
@@ -79,13 +79,13 @@ mutants! {
     ReadForAnotherTransfer: "R15",
     /// A node admits modules and members while it waits to join another cluster, and the join wipes them.
     GrowWhileJoining: "R18",
-    /// A node that has modules joins without having been told to discard them.
+    /// A node that has modules joins without a request to discard them.
     JoinOverModules: "R18",
     /// A vnode starts a command that is past its deadline.
     DeadlineNotChecked: "R20",
     /// The newest format is written whether or not the previous release reads it.
     WriteTheNewestFormat: "R22",
-    /// A module goes back to a release that cannot read the format in use.
+    /// A module returns to a release that cannot read the format in use.
     FollowUnread: "R22",
     /// A cluster state older than a module's deploy ends the module's vnodes.
     EndWhatIsNewer: "R22",
@@ -95,7 +95,7 @@ mutants! {
     SealTheBusy: "D6",
     /// A handoff cannot carry a message that is larger than a frame.
     OneFrameForAMessage: "D9",
-    /// A sealed sender whose stream is accepted and lost again and again never gives up.
+    /// A sealed sender whose stream is accepted and lost again and again never has the transfer cancelled.
     TakeAcceptForProgress: "D9",
     /// Writers never wait for the receiver of a handoff.
     NeverCongested: "D9",
@@ -107,7 +107,7 @@ mutants! {
     KeepStreamTask: "D12",
     /// The host keeps a vnode's items after the vnode is gone.
     KeepItems: "D7",
-    /// Components that no release refers to any more stay on disk.
+    /// Components that no release refers to stay on disk.
     KeepComponents: "D10",
     /// A node that starts or stops drops calls.
     DropCallsWhileStarting: "D12",

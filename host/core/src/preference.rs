@@ -1,7 +1,8 @@
 //! The preference list: the nodes that a request for a partition may go to (R4, R6).
 //!
-//! A pure function of the ring and of the nodes that are up. The list is the replica set in its order, with each node
-//! that is down replaced by a fallback. Liveness chooses fallbacks and never moves ownership (DESIGN.md D4).
+//! The list is a pure function of the ring and of the nodes that are up. It is the replica set in its order, with
+//! each node that is down replaced by a fallback. Liveness chooses fallbacks and never moves ownership (DESIGN.md
+//! D4).
 
 use serde::{Deserialize, Serialize};
 
@@ -15,7 +16,7 @@ use crate::ring::RingTable;
 pub enum Rank {
     /// A node of the replica set, which may answer.
     Primary,
-    /// A stand-in for a primary that is down: keeps writes for it, and does not answer (R6).
+    /// A substitute for a primary that is down: it keeps writes for the primary, and does not answer (R6).
     Fallback,
 }
 
@@ -26,15 +27,15 @@ pub struct Preferred {
     pub node: NodeId,
     /// Its rank.
     pub rank: Rank,
-    /// The primary that a fallback stands in for; of a primary, itself.
+    /// The primary that a fallback replaces; for a primary, the node itself.
     pub instead_of: NodeId,
 }
 
 /// The properties of nodes that decide on fallbacks.
 pub trait Nodes {
-    /// Whether the node is up, as far as this node knows.
+    /// Return true if the node is up, as far as this node knows.
     fn is_up(&self, node: NodeId) -> bool;
-    /// The failure domain of the node, if it has one.
+    /// Return the failure domain of the node, if it has one.
     fn zone(&self, _node: NodeId) -> Option<&str> {
         None
     }
@@ -46,8 +47,8 @@ impl<F: Fn(NodeId) -> bool> Nodes for F {
     }
 }
 
-/// Return the preference list of a partition for a module with `n` replicas. It has the first `n` nodes of the replica
-/// set or their fallbacks, or fewer if not enough nodes are up. With n=1 there are no fallbacks (R6).
+/// Return the preference list of a partition for a module with `n` replicas. It has the first `n` nodes of the
+/// replica set or their fallbacks, or fewer if not enough nodes are up. With n=1 it has no fallbacks (R6).
 ///
 /// Fallbacks are the first nodes on partitions p+1, p+2, ... that are up and not in the replica set. Nodes in zones
 /// without a node of the list come first.
@@ -134,7 +135,7 @@ mod tests {
     #[test]
     fn a_fallback_is_never_in_the_replica_set_and_the_list_ends_when_no_node_is_left() {
         let up = |node: NodeId| node.0 > 0 && node.0 < 4;
-        // 2 is of the set, though beyond prefix(2).
+        // Node 2 is in the set, though beyond prefix(2).
         assert_eq!(list(&ring(RING), 0, 2, &up), [(3, Rank::Fallback), (1, Rank::Primary)]);
         let up = |node: NodeId| node.0 == 2;
         assert_eq!(list(&ring(RING), 0, 3, &up), [(2, Rank::Primary)]);

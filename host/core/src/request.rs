@@ -3,12 +3,12 @@
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
-/// Longest arguments of one command, in bytes of CBOR: with the key and the names they fit one frame of a
-/// request lane.
+/// The maximum length of the arguments of one command, in bytes of CBOR: with the key and the names they fit
+/// one frame of a request lane.
 pub const MAX_ARGS_BYTES: usize = (8 << 20) - (128 << 10);
 
-/// Longest reply of one command, in bytes of CBOR: it fits one frame too, and a value that was accepted as an
-/// argument can be returned.
+/// The maximum length of the reply of one command, in bytes of CBOR: it fits one frame too, and a value that
+/// was accepted as an argument can be returned.
 pub const MAX_REPLY_BYTES: usize = MAX_ARGS_BYTES + (64 << 10);
 
 /// A command for a guest. The bytes are shared with the frame or the client request that they arrived in.
@@ -32,7 +32,7 @@ pub enum ErrorCode {
     DeadlineExceeded,
     /// A mailbox or a queue is full: try again later, or slower.
     Overloaded,
-    /// The node does not own the partition, or no longer. Coordinators retry on their own.
+    /// The node does not, or no longer, own the partition. Coordinators retry automatically.
     StaleRing,
     /// No module of that name is deployed.
     UnknownModule,
@@ -118,7 +118,7 @@ impl RequestError {
 
     /// Create the error of a node that does not own the partition at `version`.
     pub fn stale_ring(version: u64) -> Self {
-        let message = "the partition is held elsewhere";
+        let message = "another node owns the partition";
         Self { version, ..Self::not_applied(ErrorCode::StaleRing, message) }
     }
 }

@@ -10,7 +10,7 @@ use crate::keyspace::{PartitionId, RingSize};
 /// A pending change of a partition's replica set.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Transfer {
-    /// The index of the log entry that began it.
+    /// The index of the log entry that started it.
     pub id: TransferId,
     /// The ordered replica set after the change.
     pub target: Vec<NodeId>,
@@ -21,11 +21,11 @@ pub struct Transfer {
 pub struct Partition {
     /// Ordered, distinct; the first is the owner. Never empty.
     pub replicas: Vec<NodeId>,
-    /// The log index of the last change of `replicas` (R2). The begin or cancel of a transfer does not change it: the
-    /// roles stay the same, and requests under way stay valid.
+    /// The log index of the last change of `replicas` (R2). The start or cancel of a transfer does not change it: the
+    /// roles stay the same, and requests in progress stay valid.
     pub version: u64,
-    /// The transfer that made `replicas`; 0 for the founding. A node that was away when the transfer flipped can tell
-    /// that from a cancel by it. A removal by force does not change it.
+    /// The transfer that made `replicas`; 0 for the founding. A node that was not running when the transfer flipped
+    /// distinguishes a flip from a cancel by it. A removal by force does not change it.
     pub made_by: TransferId,
     /// The pending change, if any.
     pub pending: Option<Transfer>,
@@ -38,7 +38,7 @@ pub enum Fate {
     Pending,
     /// Committed: its target is the replica set, or was until a later transfer.
     Flipped,
-    /// Given up: no staged item of it may be kept.
+    /// Cancelled: none of its staged items may be kept.
     Cancelled,
 }
 
@@ -50,10 +50,10 @@ impl Partition {
 
     /// Return the fate of a transfer.
     ///
-    /// `has_given`: true if its sender asks and does not own the partition any more. That tells a flip from a cancel
-    /// even after later transfers, because only the owner gives a partition away (R1). The successor asks with `false`:
-    /// it asks before it gives the partition away in turn, so an older transfer of which it still has a stage was
-    /// cancelled.
+    /// `has_given` is true if the caller is the transfer's sender and no longer owns the partition. This
+    /// distinguishes a flip from a cancel even after later transfers, because only the owner hands a partition over
+    /// (R1). The successor passes `false`: it asks before it hands the partition over itself, so an older transfer of
+    /// which it still has a stage was cancelled.
     pub fn fate_of(&self, transfer: TransferId, has_given: bool) -> Fate {
         let pending = self.pending.as_ref().is_some_and(|pending| pending.id == transfer);
         if pending {
@@ -65,7 +65,7 @@ impl Partition {
         }
     }
 
-    /// A partition with these replicas since the founding, for a new ring and for tests.
+    /// Create a partition with these replicas and no pending change, for a new ring and for tests.
     pub fn held_by(replicas: Vec<NodeId>, version: u64) -> Self {
         Self { replicas, version, made_by: TransferId(0), pending: None }
     }
@@ -86,12 +86,12 @@ impl RingTable {
     /// Return one partition.
     ///
     /// # Panics
-    /// `id` is of a larger ring. Ids are made by [`RingSize`] and checked on the wire.
+    /// If `id` belongs to a larger ring. [`RingSize`] creates only valid ids, and ids from the wire are checked.
     pub fn partition(&self, id: PartitionId) -> &Partition {
         &self.partitions[usize::from(id.0)]
     }
 
-    /// Return one partition; `None` if the id, which may come from outside, is of a larger ring.
+    /// Return one partition; `None` if the id, which may come from outside, belongs to a larger ring.
     pub fn get(&self, id: PartitionId) -> Option<&Partition> {
         self.partitions.get(usize::from(id.0))
     }
@@ -111,7 +111,7 @@ impl RingTable {
         self.iter().filter_map(|(id, partition)| Some((id, partition.pending.as_ref()?)))
     }
 
-    /// Whether the node is in any replica set, or will be by a pending change.
+    /// Return true if the node is in any replica set, or will be by a pending change.
     pub fn holds(&self, node: NodeId) -> bool {
         self.partitions.iter().any(|partition| {
             partition.replicas.contains(&node)

@@ -1,7 +1,7 @@
 //! The role of a node for a partition.
 //!
 //! A module with `n` replicas keeps a partition at the first `n` nodes of the partition's replica set, so roles are
-//! told per module. A replica set is never empty.
+//! determined per module. A replica set is never empty.
 
 use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
@@ -14,18 +14,18 @@ pub const REPLICAS: usize = 1;
 /// The role of a node for one partition of one module.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Role {
-    /// The first replica: serves requests, and gives the partition away.
+    /// The first replica: it serves requests, and sends the partition's items in a handoff.
     Owner,
-    /// Another replica.
+    /// A replica that is not the first.
     Replica,
-    /// Not a replica yet: takes the partition over by the transfer that is pending.
+    /// Not a replica yet: the pending transfer makes it one.
     Successor,
     /// None of these.
     Outsider,
 }
 
 impl Role {
-    /// Whether the node keeps the module's items of the partition.
+    /// Return true if the node keeps the module's items of the partition.
     pub fn holds(self) -> bool {
         matches!(self, Self::Owner | Self::Replica)
     }
@@ -58,13 +58,13 @@ impl RingTable {
     /// Return the owner of a partition.
     ///
     /// # Panics
-    /// As of [`RingTable::partition`].
+    /// As [`RingTable::partition`].
     pub fn owner(&self, id: PartitionId) -> NodeId {
         self.partition(id).owner()
     }
 
-    /// Return the role of a node for a partition of a module with `n` replicas. A partition that is not of this
-    /// ring has only outsiders.
+    /// Return the role of a node for a partition of a module with `n` replicas. For a partition that is not in this
+    /// ring, every node is an outsider.
     pub fn role_of(&self, node: NodeId, id: PartitionId, n: usize) -> Role {
         self.get(id).map_or(Role::Outsider, |partition| partition.role_of(node, n))
     }
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_ring_tells_owners_by_partition() {
+    fn a_ring_lists_owners_by_partition() {
         let size = RingSize::try_from(8).unwrap();
         let mut partitions = vec![moving(&[1, 2], &[]); 8];
         partitions[5] = moving(&[2, 1], &[]);

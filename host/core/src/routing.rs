@@ -1,4 +1,4 @@
-//! The decisions on the way of a request: admission by the node that receives it, retry by the coordinator that
+//! The decisions about a request: admission by the node that receives it, and retry by the coordinator that
 //! sent it (R2, R10).
 
 use crate::mutants::{self, Mutant};
@@ -15,8 +15,8 @@ pub enum Admission {
     Stale(u64),
 }
 
-/// Decide on a command. The sender routed by version `asked` of the partition; this node has applied `version`
-/// and by that owns the partition or not (`held`).
+/// Decide on a command. The sender routed by version `asked` of the partition; this node has applied
+/// `version`, and `held` is true if it owns the partition by that version.
 pub fn admit(asked: u64, version: u64, held: bool) -> Admission {
     if asked > version {
         Admission::CatchUp
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_the_holder_at_that_very_version_serves() {
+    fn only_the_holder_at_the_same_version_serves() {
         assert_eq!(admit(5, 5, true), Admission::Admit);
         assert_eq!(admit(5, 5, false), Admission::Stale(5));
         assert_eq!(admit(4, 5, true), Admission::Stale(5));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_may_have_been_applied_is_never_asked_again() {
+    fn a_request_that_may_have_been_applied_is_never_retried() {
         for how in [
             CallFailure::Unreachable,
             CallFailure::Lost,

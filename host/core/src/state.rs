@@ -36,12 +36,13 @@ pub use level::level_of;
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
 pub use recover::{Answer, Recovery};
 
-/// One of several histories of a cluster: `recover --force` begins a new one (R19). Ordered by number first.
+/// One of several histories of a cluster: `recover --force` starts a new one (R19). Lineages are ordered by number
+/// first.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct Lineage {
     /// Counts the lineages, from 0.
     pub number: u64,
-    /// A random number that tells two lineages of one number apart.
+    /// A random number that distinguishes two lineages of one number.
     pub id: u64,
 }
 
@@ -49,11 +50,11 @@ pub struct Lineage {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum MemberStatus {
-    /// Admitted; catches up with the log and owns nothing yet.
+    /// Admitted. The node catches up with the log and owns nothing yet.
     Joining,
     /// A full member.
     Member,
-    /// Hands off its partitions, and is removed once it has none.
+    /// The node hands off its partitions, and is removed once it has none.
     Leaving,
     /// Marked down by an operator.
     Down,
@@ -92,10 +93,11 @@ pub struct Member {
     pub weight: u32,
     /// The stage of its life.
     pub status: MemberStatus,
-    /// While `joining`: admitted to wait for a plan, and made a member by a plan only.
+    /// Set while `joining`: the node was admitted to wait for a plan, and only a plan makes it a member.
     #[serde(default)]
     pub staged: bool,
-    /// While `removed`: removed by force, so that peers refuse it (R3). A member that has left is still told so.
+    /// Set while `removed`: the node was removed by force, so peers refuse it (R3). A member that has left still
+    /// receives the information that it was removed.
     #[serde(default)]
     pub banned: bool,
 }
@@ -103,16 +105,16 @@ pub struct Member {
 /// A release of a module: a component that was deployed under the module's name.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
-    /// The version; counts from 1 per module.
+    /// The version, counted from 1 per module.
     pub version: u64,
     /// The digest of the component.
     pub digest: Digest,
     /// The length of the component in bytes.
     pub bytes: u64,
-    /// The output of `describe` as CBOR. Opaque here; the host decodes it.
+    /// The output of `describe` as CBOR. It is opaque here; the host decodes it.
     #[serde(with = "serde_bytes")]
     pub description: Vec<u8>,
-    /// The CBOR map for `init`. A release from before state level 3 has the module's.
+    /// The CBOR map for `init`. `None` for a release from before state level 3, which uses the module's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config: Option<Vec<u8>>,
     /// The time limit of one call of its guest, in milliseconds; the host's default if `None`. State level 4.
@@ -120,12 +122,12 @@ pub struct Release {
     pub call_ms: Option<u64>,
 }
 
-/// The largest component that a node takes, in bytes. Compiling is the costliest thing that a caller can ask for;
+/// The largest component that a node accepts, in bytes. Compiling is the costliest thing that a caller can ask for;
 /// components of interpreted languages have 12 to 18 MB.
 pub const MAX_COMPONENT_BYTES: usize = 64 << 20;
 
-/// The range of a release's call limit, in milliseconds. The lower end is what a clock can resolve, the upper end
-/// the longest that further commands to the same vnode may wait.
+/// The range of a release's call limit, in milliseconds. The lower end is the resolution of a clock, the upper end
+/// the longest time that further commands to the same vnode may wait.
 pub const CALL_MS: std::ops::RangeInclusive<u64> = 10..=300_000;
 
 /// The number of earlier releases that a module keeps besides the current and the previous one.
@@ -171,10 +173,10 @@ pub struct Module {
     pub changed: u64,
 }
 
-/// The release that a command was made for. The command is refused if another one runs.
+/// The release that a command was made for. The command is refused if another release runs.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct ModuleBase {
-    /// The module; another module may have its name by now.
+    /// The module, by uid because another module may have its name by now.
     pub uid: ModuleUid,
     /// The current version of the module.
     pub version: u64,
@@ -201,7 +203,7 @@ pub struct ClusterState {
     pub lineage: Lineage,
     /// The index of the last entry applied.
     pub applied: u64,
-    /// The number of replicas of a partition in the ring's table, if there are enough nodes.
+    /// The number of replicas of a partition in the ring's table, if the cluster has enough nodes.
     pub width: u8,
     /// The members by id. Removed members stay as tombstones.
     pub members: BTreeMap<NodeId, Member>,
@@ -228,12 +230,12 @@ pub struct ClusterState {
     /// The limits on handoffs.
     #[serde(default)]
     pub handoff: HandoffSettings,
-    /// The level of commands and formats in use, which every member speaks (`version`).
+    /// The level of commands and formats in use, which every member supports (`version`).
     #[serde(default = "first_level")]
     pub level: u32,
 }
 
-/// The state machine from the first entry on. It has no state until [`Command::Found`].
+/// The state machine that applies the log from the first entry. It has no state until [`Command::Found`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Machine {
@@ -262,7 +264,7 @@ pub enum Command {
         #[serde(default = "first_level")]
         level: u32,
     },
-    /// Add a join token that is valid until `expires_ms`; forget those that expired before `now_ms`.
+    /// Add a join token that is valid until `expires_ms`, and remove those that expired before `now_ms`.
     IssueToken {
         /// SHA-256 of the secret.
         token: Digest,
@@ -271,8 +273,8 @@ pub enum Command {
         /// The expiry, by the same clock.
         expires_ms: u64,
     },
-    /// Admit a node as `joining`; its id is this entry's index. Refused if the name is taken, or the token is
-    /// unknown or expired. A repeated uid is answered with the id that it has.
+    /// Admit a node as `joining`; its id is this entry's index. Refused if the name is taken, or the token is unknown
+    /// or expired. An entry with a known uid returns the id that the node already has.
     Admit {
         /// The node; `id` and `status` are ignored.
         member: Member,
@@ -296,23 +298,23 @@ pub enum Command {
         /// The node.
         node: NodeId,
     },
-    /// Aim the ring at a new table. Refused if the ring's epoch is not `base` any more. A partition whose pending
-    /// set is the new one keeps its transfer; one whose present set is the new one has its transfer cancelled; any
-    /// other gets a new transfer with this entry's index as id.
+    /// Aim the ring at a new table. Refused if the ring's epoch is no longer `base`. A partition whose pending set is
+    /// the new one keeps its transfer; one whose present set is the new one has its transfer cancelled; any other
+    /// gets a new transfer with this entry's index as id.
     Rebalance {
         /// The ring's epoch that the table was computed from.
         base: u64,
         /// The ordered replica set of every partition.
         table: Vec<Vec<NodeId>>,
     },
-    /// Complete transfers: pending sets become the replica sets. A transfer that is not pending (any more) is
-    /// refused by itself; the others are carried out.
+    /// Complete transfers: pending sets become the replica sets. A transfer that is not, or no longer, pending is
+    /// refused alone; the others are carried out.
     Flip {
         /// The partition and the transfer of each.
         transfers: Vec<(PartitionId, TransferId)>,
     },
-    /// Give up a transfer and begin it again under a new id, this entry's index. The receiver drops its stage, and
-    /// the seal is lifted (R1).
+    /// Cancel a transfer and start it again under a new id, this entry's index. The receiver drops its stage, and the
+    /// seal is lifted (R1).
     Cancel {
         /// The partition.
         partition: PartitionId,
@@ -334,7 +336,7 @@ pub enum Command {
         storage: Option<StorageKind>,
         /// The CBOR map for `init`.
         config: Option<Vec<u8>>,
-        /// The release. Its `version` is ignored: it becomes the last one plus 1.
+        /// The release. Its `version` is ignored: the entry assigns the last version plus 1.
         release: Release,
         /// The version that the proposer saw running, 0 for none. Refused if it has changed since.
         base_version: u64,
@@ -372,9 +374,9 @@ pub enum Command {
         /// The change.
         change: Change,
     },
-    /// Drop every staged change. Nodes that joined with one go on waiting.
+    /// Drop every staged change. Nodes that joined with `--stage` continue to wait.
     ClearStaged,
-    /// Carry out the staged changes, as one rebalancing. Refused if the staged changes or the ring are not those
+    /// Carry out the staged changes, as one rebalancing. Refused if the staged changes or the ring differ from those
     /// that the table was computed from.
     Commit {
         /// The `stage_version` of the plan.
@@ -396,12 +398,12 @@ pub enum Command {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         down: Option<bool>,
     },
-    /// `member` -> `down`: an operator marks it as away. It keeps its share.
+    /// `member` -> `down`: an operator marks the node as down. It keeps its share.
     Down {
         /// The member.
         node: NodeId,
     },
-    /// `down` -> `member`: it is back.
+    /// `down` -> `member`: the node is back.
     Up {
         /// The member.
         node: NodeId,
@@ -422,16 +424,16 @@ pub enum Command {
     },
     /// Change limits on handoffs. State level 2.
     SetHandoff {
-        /// The node; `None` for every node that has no setting of its own.
+        /// The node; `None` for every node without a setting for it alone.
         node: Option<NodeId>,
         /// The changes, carried out all or not at all.
         changes: Vec<HandoffChange>,
     },
-    /// Raise the state's level. Refused unless `known` has all members that are not removed.
+    /// Raise the state's level. Refused unless `known` contains all members that are not removed.
     Raise {
         /// The new level.
         level: u32,
-        /// The members that are known to speak it.
+        /// The members that are known to support it.
         known: Vec<NodeId>,
     },
     /// Record that a node has lost items of these partitions in a restart, or keeps items aside that the present
@@ -466,7 +468,7 @@ pub enum Refusal {
     /// `Found` on a founded cluster, or another command before it.
     #[error("the cluster is founded already, or not yet")]
     Founding,
-    /// There is no such member, or it is removed.
+    /// The member does not exist, or is removed.
     #[error("no member {0}")]
     NotMember(String),
     /// A member has that name.
@@ -476,7 +478,7 @@ pub enum Refusal {
     NameTaken(String),
     /// The join token is unknown or expired.
     #[error(
-        "the join token is not valid (any more): print a new one with `annulus token`; if a new one is refused too, the clocks of the members differ"
+        "the join token is not valid or has expired: print a new one with `annulus token`; if a new one is refused too, the clocks of the members differ"
     )]
     BadToken,
     /// The member's status does not allow it.
@@ -491,57 +493,57 @@ pub enum Refusal {
     #[error("the last member cannot leave")]
     LastMember,
     /// The ring has changed since the table was computed.
-    #[error("the ring changed meanwhile")]
+    #[error("the ring has changed since the table was computed")]
     RingChanged,
-    /// The table has too many or too few partitions, or a set has a node twice or one that is no member.
+    /// The table has too many or too few partitions, or a set contains a node twice or a node that is not a member.
     #[error("not a table of this ring: {0}")]
     BadTable(String),
-    /// The transfer is not pending (any more).
+    /// The transfer is not, or no longer, pending.
     #[error("transfer {0} is not pending")]
     NotPending(TransferId),
     /// The node still holds partitions.
     #[error("{0} still holds partitions")]
     Holding(String),
-    /// There is no such module.
+    /// The module is not deployed.
     #[error("no module named {0} is deployed")]
     NoModule(String),
     /// Another deploy came first.
     #[error("another deploy of {0} came first; look at `annulus modules` and deploy again")]
     DeployRaced(String),
-    /// There is no release to return to.
+    /// The module has no release to return to.
     #[error("{0} has no release to go back to")]
     NoPrevious(String),
     /// A setting is out of range.
     #[error("{0}")]
     BadSetting(String),
-    /// There is no plan to commit.
-    #[error("nothing is staged: say join, leave, replace or remove with --stage first")]
+    /// No change is staged that could be committed.
+    #[error("nothing is staged: run join, leave, replace or remove with --stage first")]
     NothingStaged,
-    /// The plan is not the one that is to be committed.
-    #[error("the plan changed meanwhile: look at `annulus plan` again, then commit")]
+    /// The plan differs from the one that the operator wants to commit.
+    #[error("the plan has changed since it was shown: run `annulus plan` again, then commit")]
     PlanChanged,
     /// The node joined to wait for a plan.
-    #[error("{0} joined with --stage: it waits for a plan that takes it in")]
+    #[error("{0} joined with --stage: it waits for a plan that includes it")]
     Waits(String),
     /// The change contradicts those that are staged.
-    #[error("it does not go with what is staged already: {0}; `annulus clear` forgets that")]
+    #[error("the change contradicts the staged changes: {0}; `annulus clear` drops those")]
     Conflict(Box<Refusal>),
-    /// A node that holds partitions cannot take another's places.
+    /// A node that holds partitions cannot replace another node.
     #[error("{0} holds partitions itself; only a node that holds nothing can replace another")]
     NotEmpty(String),
-    /// The command is of a level that the cluster does not use yet.
+    /// The command needs a level that the cluster does not use yet.
     #[error("this needs state level {needs} and the cluster is at {level}: {}", who_holds_back(.behind))]
     Level {
         /// The level of the command.
         needs: u32,
         /// The level of the cluster.
         level: u32,
-        /// The members that do not speak the level, or are not known to, each with the reason.
+        /// The members that do not support the level, or are not known to, each with the reason.
         behind: Vec<String>,
     },
-    /// The level cannot be raised (any more).
+    /// The level cannot, or can no longer, be raised.
     #[error(
-        "the state's level cannot become {0}: a member came that may not speak it, or it is that already"
+        "the state's level cannot become {0}: a new member may not support it, or the state has that level already"
     )]
     CannotRaise(u32),
     /// `rollback --to` a version that is not kept.
@@ -553,14 +555,14 @@ pub enum Refusal {
         version: u64,
     },
     /// Another operator has changed the module.
-    #[error("{0} was changed meanwhile; look at `annulus modules` and say it again")]
+    #[error("{0} has changed since the command was made; look at `annulus modules` and repeat the command")]
     ModuleChanged(String),
 }
 
-/// The members that keep the level down, in words.
+/// Return a message about the members that prevent a higher level.
 fn who_holds_back(behind: &[String]) -> String {
     match behind {
-        [] => "it is raised as soon as all members are known to speak it; try again in a moment".to_owned(),
+        [] => "it is raised as soon as all members are known to support it; try again".to_owned(),
         behind => format!("start a newer build of {} first", behind.join(", ")),
     }
 }

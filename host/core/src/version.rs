@@ -1,8 +1,9 @@
-//! The versions that a build speaks: of the wire, and levels of the cluster's state.
+//! The versions that a build supports: versions of the wire protocol, and levels of the cluster's state.
 //!
-//! Both are ranges. Two nodes talk if their ranges of the wire intersect. The level is agreed on, as `level` of
-//! `state::ClusterState`: only commands and formats up to it may be used, so nothing enters the log, or goes to a member,
-//! that a member cannot read. The claimant raises the level once every member speaks the next one; it never falls.
+//! Both are ranges. Two nodes communicate if their ranges of the wire protocol intersect. The level is agreed on, as
+//! `level` of `state::ClusterState`: only commands and formats up to it may be used, so nothing enters the log, or
+//! goes to a member, that a member cannot read. The claimant raises the level once every member speaks the next one;
+//! it never falls.
 
 use std::fmt;
 
@@ -18,17 +19,17 @@ pub struct Range {
 }
 
 impl Range {
-    /// The range from `oldest` to `newest`.
+    /// Create the range from `oldest` to `newest`.
     pub const fn new(oldest: u32, newest: u32) -> Self {
         Self { oldest, newest }
     }
 
-    /// Whether the version is in the range.
+    /// Return true if the version is in the range.
     pub fn has(&self, version: u32) -> bool {
         (self.oldest..=self.newest).contains(&version)
     }
 
-    /// Whether both ranges have a version in common.
+    /// Return true if the two ranges have a version in common.
     pub fn meets(&self, other: Range) -> bool {
         self.oldest <= other.newest && other.oldest <= self.newest
     }
@@ -53,10 +54,10 @@ pub struct Speaks {
 }
 
 impl Speaks {
-    /// The first build, and any peer that names no levels.
+    /// The versions of the first build, and of any peer that states no levels.
     pub const FIRST: Self = Self { protocol: Range::new(1, 1), levels: Range::new(1, 1) };
 
-    /// This build.
+    /// The versions of this build.
     pub const THIS: Self = Self { protocol: Range::new(1, 2), levels: Range::new(1, 4) };
 }
 
@@ -66,7 +67,7 @@ impl Default for Speaks {
     }
 }
 
-/// The level that this build founds a cluster with.
+/// The level at which this build founds a cluster.
 pub const LEVEL: u32 = Speaks::THIS.levels.newest;
 
 #[cfg(test)]

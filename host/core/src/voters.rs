@@ -1,10 +1,10 @@
 //! Chooses the voters: one with one or two nodes, three with three or four, five with more (R18).
 //!
 //! The change from the old voters to the new ones is one joint step: until it completes, a majority of both
-//! has to agree, so the number of voters that change does not matter. The number of voters is always odd:
-//! with two voters neither may fail, so one alone is better. A voter is replaced when it leaves, or when it
-//! has been silent for long and a learner that is alive and caught up can take its place. With two nodes the
-//! loss of the voter stops changes (not data) until it is back.
+//! must agree, so the number of voters that change does not matter. The number of voters is always odd: with
+//! two voters neither may fail, so a single voter is better. A voter is replaced when it leaves, or when it
+//! has been silent for long and a learner that is alive and caught up can replace it. With two nodes the loss
+//! of the voter stops changes (not data) until it is back.
 
 use std::collections::BTreeSet;
 
@@ -13,7 +13,7 @@ use std::collections::BTreeSet;
 pub struct Candidate {
     /// The node's id.
     pub id: u64,
-    /// Failure domain; `None` is not counted as shared with any other node.
+    /// The failure domain; `None` is not counted as shared with any other node.
     pub zone: Option<String>,
     /// True if the node has nearly all of the log and answered a moment ago.
     pub ready: bool,
@@ -32,13 +32,14 @@ fn target(nodes: usize) -> usize {
     }
 }
 
-/// Rank a node as a voter, the best lowest; `None` is worse than having no voter.
+/// Rank a node as a voter; the best has the lowest rank, and `None` is worse than one voter fewer.
 fn rank(candidate: &Candidate, votes: bool, leader: u64) -> Option<u8> {
     Some(match candidate {
         Candidate { leaves: false, silent: false, .. } if votes && candidate.id == leader => 0,
         Candidate { leaves: false, silent: false, .. } if votes => 1,
         Candidate { leaves: false, silent: false, ready: true, .. } => 2,
-        // Better than too few voters: both may be back, or be replaced, before a third fails.
+        // A voter that leaves or is silent is better than too few voters: it may return, or be replaced,
+        // before another fails.
         Candidate { leaves: true, silent: false, .. } if votes => 3,
         Candidate { leaves: false, .. } if votes => 4,
         _ => return None,
@@ -51,7 +52,8 @@ pub fn next_voters(voters: &BTreeSet<u64>, candidates: &[Candidate], leader: u64
     let target = target(candidates.iter().filter(|candidate| !candidate.leaves).count());
     let mut chosen: Vec<&Candidate> = Vec::new();
     while chosen.len() < target {
-        // Among equals prefer a zone without a voter, then the lowest id, which is the node admitted first.
+        // Among candidates of equal rank, prefer a zone without a voter, then the lowest id, which was
+        // admitted first.
         let crowd = |candidate: &Candidate| {
             let zone = candidate.zone.as_ref();
             zone.map_or(0, |zone| chosen.iter().filter(|other| other.zone.as_ref() == Some(zone)).count())
@@ -152,7 +154,7 @@ mod tests {
 
     #[test]
     fn the_number_of_voters_after_a_recovery_is_odd() {
-        // One of five started a new lineage; the others come back one by one.
+        // One of five nodes has started a new lineage; the others return one by one.
         assert_eq!(settle([0], &[node(0), node(1), silent(2), silent(3), silent(4)], 0), [0].into());
         assert_eq!(settle([0], &[node(0), node(1), node(2), silent(3), silent(4)], 0), [0, 1, 2].into());
     }

@@ -1,8 +1,8 @@
 //! The frames of the data path: a command for a vnode ([`Call`]) and its answer ([`Answer`]).
 //!
-//! They are encoded by hand because every command passes through them: a fixed head, then opaque bytes that
-//! only the guest decodes. All numbers are big-endian. The first byte of a call is the version of the format;
-//! the first byte of an answer says whether a reply or an error follows.
+//! They are encoded by hand because every command passes through them: a fixed head, then opaque bytes that only the
+//! guest decodes. All numbers are big-endian. The first byte of a call is the version of the format; the first byte
+//! of an answer shows whether a reply or an error follows.
 
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
@@ -30,7 +30,7 @@ pub struct Call<'a> {
     pub partition: PartitionId,
     /// Version of the partition by which the sender routed (R2).
     pub version: u64,
-    /// Identifies the request; a retry has the same id (R10).
+    /// Id of the request; a retry has the same id (R10).
     pub id: RequestId,
     /// Remaining time in milliseconds (R20: clocks of two nodes are never compared).
     pub deadline_ms: u32,
@@ -148,13 +148,13 @@ pub fn encode_answer(answer: &Answer<'_>) -> Vec<u8> {
     }
 }
 
-/// Decode the frame of an answer. A malformed frame is an error of unknown outcome, as the call was sent.
+/// Decode the frame of an answer. A malformed frame is an error of unknown outcome, because the call was sent.
 ///
 /// # Errors
 /// The error in the answer, or that of a malformed frame.
 pub fn decode_answer(frame: &[u8]) -> Answer<'_> {
     let malformed =
-        |what: String| RequestError::unknown(ErrorCode::Internal, format!("the node answered junk: {what}"));
+        |what: String| RequestError::unknown(ErrorCode::Internal, format!("a malformed answer: {what}"));
     match frame.split_first() {
         Some((&ANSWER_OK, reply)) => Ok(reply),
         Some((&ANSWER_ERROR, error)) => {
@@ -226,7 +226,7 @@ mod tests {
     use proptest::prelude::*;
 
     #[test]
-    fn an_answer_reads_back_as_it_was_sent() {
+    fn an_answer_survives_the_wire() {
         assert_eq!(encode_answer(&Ok(b"value")), b"\0value");
         assert_eq!(decode_answer(&encode_answer(&Ok(b"value"))), Ok(&b"value"[..]));
         assert_eq!(decode_answer(&encode_answer(&Ok(b""))), Ok(&b""[..]));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn junk_is_an_answer_of_unknown_outcome() {
+    fn a_malformed_answer_has_an_unknown_outcome() {
         for junk in [&b""[..], &[2], &[ANSWER_ERROR], &[ANSWER_ERROR, 0xff]] {
             let error = decode_answer(junk).unwrap_err();
             assert_eq!(error.code, ErrorCode::Internal, "{junk:?}");

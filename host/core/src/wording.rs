@@ -1,4 +1,4 @@
-//! Formats numbers as text for people.
+//! Formats numbers and outside texts for people.
 
 use std::borrow::Cow;
 
@@ -20,9 +20,9 @@ pub fn ranges(numbers: &[u16]) -> String {
     words.join(", ")
 }
 
-/// Return a text from outside (a guest, a peer) as one line without control characters, of at most `limit` bytes
-/// of the original: a newline must not forge a line of a log, an escape sequence must not reach a terminal.
-/// A text that is cut ends in the number of bytes that are missing.
+/// Return a text from outside (a guest, a peer) as one line without control characters, of at most `limit` bytes of
+/// the original: a newline must not forge a line of a log, an escape sequence must not reach a terminal. A text that
+/// is cut ends with the number of missing bytes.
 pub fn one_line(text: &str, limit: usize) -> Cow<'_, str> {
     if text.len() <= limit && !text.chars().any(char::is_control) {
         return text.into();
@@ -43,11 +43,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_has_no_control_characters_and_an_end() {
+    fn a_line_has_no_control_characters_and_a_length_limit() {
         assert!(matches!(one_line("plain \u{e9}", 100), Cow::Borrowed("plain \u{e9}")));
         assert_eq!(one_line("a\nb\x1b[2Jc\u{9b}d", 100), "a\\nb\\u{1b}[2Jc\\u{9b}d");
         assert_eq!(one_line("0123456789", 4), "0123 [6 more bytes]");
-        // A character is kept whole or not at all.
+        // A character is never split.
         assert_eq!(one_line("a\u{e9}\u{e9}", 2), "a [4 more bytes]");
         assert_eq!(one_line("", 0), "");
     }

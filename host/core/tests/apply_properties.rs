@@ -370,7 +370,7 @@ proptest! {
     fn every_log_keeps_the_invariants(steps in prop::collection::vec(step(), 1..120)) {
         let mut machine = Machine::default();
         for (at, step) in steps.iter().enumerate() {
-            // The log's own entries, which are not applied, leave gaps.
+            // The entries of the log itself, which are not applied, leave gaps.
             let index = 2 * at as u64 + 1;
             let (before, command) = (machine.state.clone(), step.command(machine.state.as_ref()));
             let outcome = machine.apply(index, &command);

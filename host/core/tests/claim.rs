@@ -112,7 +112,7 @@ fn optimum(old: &Table, ids: &[u64], width: usize) -> Costs {
     done.map(|(_, costs)| costs).reduce(|a, b| (a.0.min(b.0), a.1.min(b.1))).unwrap()
 }
 
-/// A ring of 8 after some joins and leaves, and the nodes of the next claim.
+/// Generate a ring of 8 after some joins and leaves, and the nodes of the next claim.
 fn history() -> impl Strategy<Value = (Table, Vec<u64>)> {
     prop::collection::vec(0u64..6, 1..8).prop_map(|toggles| {
         let mut members: BTreeSet<u64> = [0].into();
@@ -132,7 +132,7 @@ fn history() -> impl Strategy<Value = (Table, Vec<u64>)> {
     })
 }
 
-/// An arbitrary table, balanced or not.
+/// Generate an arbitrary table, balanced or not.
 fn wild() -> impl Strategy<Value = (Table, Vec<u64>)> {
     let set = Just([0u64, 1, 2, 3, 4].map(NodeId).to_vec()).prop_shuffle();
     let set = (set, 1usize..=3).prop_map(|(set, length)| set[..length].to_vec());
@@ -223,7 +223,7 @@ fn each_join_moves_only_the_new_nodes_share_and_each_leave_only_the_old_nodes() 
 }
 
 #[test]
-fn a_balanced_ring_stays_as_it_is_and_pending_sets_count_as_present() {
+fn a_balanced_ring_stays_unchanged_and_pending_sets_count_as_present() {
     let table = claim(&ring(&vec![vec![NodeId(0)]; 64]), &nodes(0..5), 3);
     let backwards: Vec<ClaimNode> = nodes((0..5).rev());
     assert_eq!(claim(&ring(&table), &backwards, 3), table);

@@ -9,8 +9,8 @@ mod scenarios;
 
 use scenarios::{WAYS, Way, run, scenarios, sum};
 
-/// Factor by which a whole scenario may move more replicas than rules that leave nodes less evenly loaded:
-/// the cost of balance.
+/// The factor by which a whole scenario may move more replicas than rules that leave nodes less evenly
+/// loaded. It is the cost of balance.
 const FOR_BALANCE: f64 = 1.03;
 
 fn never_worse(q: usize, n: usize) {
@@ -56,7 +56,7 @@ fn riaks_rules_behave_as_documented() {
     for count in 2..=5 {
         ring = join(Version::V2, &ring, &nodes[..count], count - 1, 3);
     }
-    // Five nodes are enough for n = 3: 12 or 13 each but for v2's slack, and no repetition.
+    // Five nodes are enough for n = 3: each has 12 or 13, except for v2's slack, and none repeats.
     assert_eq!(repeated_nodes(&ring, 3), 0);
     let owned = |ring: &Vec<usize>, node| ring.iter().filter(|owner| **owner == node).count();
     assert!((0..5).all(|node| owned(&ring, node) >= 12), "{ring:?}");

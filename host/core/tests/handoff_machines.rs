@@ -41,7 +41,7 @@ fn task(modules: &[ModuleUid], sealed: bool) -> Task {
     }
 }
 
-/// A sender whose stream is open and that has asked for its first page.
+/// Return a sender whose stream is open and that has requested its first page.
 fn running(modules: &[ModuleUid]) -> Sender {
     let mut sender = Sender::new(task(modules, false), 20, LIMITS);
     assert_eq!(sender.handle(Event::Start), [Effect::Connect(1)]);
@@ -65,11 +65,11 @@ fn ack(seq: u64) -> Event {
     Event::Received(1, ToSender::Ack { seq })
 }
 
-/// A sender that has sent `End`, with the sequence number of that message.
+/// Return a sender that has sent `End`, with the sequence number of that message.
 fn ended() -> (Sender, u64) {
     let mut sender = running(&[KV]);
     let effects = sender.handle(page(KV, &["a"], None));
-    assert!(matches!(&effects[..], [Effect::Send(..)]), "no seal before it is there: {effects:?}");
+    assert!(matches!(&effects[..], [Effect::Send(..)]), "no seal before it is acknowledged: {effects:?}");
     assert_eq!(sender.handle(ack(0)), [Effect::Seal]);
     let effects = sender.handle(Event::Sealed { counts: Default::default() });
     assert!(
@@ -202,8 +202,8 @@ fn a_partition_without_items_is_not_sealed_before_the_receiver_is_ready() {
     assert_eq!(sender.handle(ack(0)), [Effect::Seal]);
 }
 
-/// A vnode has lost its items: the transfer is cancelled once, asked for again until the log has it, and nothing more is
-/// sent in it.
+/// After a vnode has lost its items, the transfer is cancelled once: the cancel is proposed until the log has it, and
+/// nothing more is sent in the transfer.
 #[test]
 fn a_broken_source_cancels_its_transfer() {
     let sealed = ended().0;
@@ -322,7 +322,7 @@ fn a_stage_damaged_on_the_way_is_refused_dropped_and_cancelled() {
     );
     let effects = sender.handle(Event::Received(1, refuse));
     assert_eq!(effects, [Effect::Disconnect(1), Effect::Retry, Effect::ProposeCancel]);
-    assert_eq!(sender.error(), Some("what arrived is not what was sent"));
+    assert_eq!(sender.error(), Some("the items that arrived differ from those that were sent"));
     assert_eq!(sender.handle(Event::Fate(Fate::Cancelled)), [Effect::Finish(Fate::Cancelled)]);
     assert_eq!(sender.state(), TransferState::Failed);
 }
@@ -357,7 +357,7 @@ fn a_gap_or_an_unknown_module_ends_the_stream() {
         assert!(effects.contains(&receiver::Effect::Send(1, ToSender::Refuse { reason: reason.clone() })));
         sender.handle(Event::Received(1, accept(Have::Below(0))));
         let effects = sender.handle(Event::Received(1, ToSender::Refuse { reason }));
-        assert_eq!(effects, [Effect::Disconnect(1), Effect::Retry], "not sealed: it begins again");
+        assert_eq!(effects, [Effect::Disconnect(1), Effect::Retry], "not sealed: the transfer starts again");
     }
 }
 
@@ -535,6 +535,6 @@ fn a_seal_is_no_longer_wanted_once_the_stream_has_ended_or_restarts() {
         sender.handle(event);
         assert!(!sender.wants_seal());
         sender.handle(Event::SealRefused);
-        assert_eq!(sender.handle(Event::Retry), [Effect::Connect(2)], "it goes on unsealed");
+        assert_eq!(sender.handle(Event::Retry), [Effect::Connect(2)], "the transfer continues unsealed");
     }
 }

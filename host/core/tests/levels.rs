@@ -21,7 +21,7 @@ fn member(number: u8) -> Member {
     }
 }
 
-/// A cluster at this level, with the founder and a node that joins.
+/// Create a cluster at this level, with the founder and a node that joins.
 fn cluster(level: u32) -> (Machine, NodeId) {
     let mut machine = Machine::default();
     let found = Command::Found {

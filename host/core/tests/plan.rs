@@ -51,7 +51,7 @@ impl World {
         world
     }
 
-    /// A world with this number of members, balanced and at rest.
+    /// Create a world with this number of members, balanced and at rest.
     fn of(size: u32, nodes: usize) -> Self {
         let mut world = Self::founded(size, None);
         for _ in 1..nodes {
@@ -110,7 +110,7 @@ impl World {
         self.ok(Command::Flip { transfers });
     }
 
-    /// Do what the claimant and the owners do by themselves: rebalance and flip everything.
+    /// Rebalance and flip everything, as the claimant and the owners do by themselves.
     fn settle(&mut self) {
         while !self.state().is_balanced() {
             self.rebalance();
@@ -173,7 +173,7 @@ fn several_joins_and_leaves_are_one_rebalancing() {
     assert!(world.state().staged.is_empty());
     assert_eq!(world.targets(), plan.table);
     assert!(world.state().is_balanced(), "nothing is left for the claimant to aim at");
-    // One index for all transfers: one rebalancing.
+    // All transfers have one index, so they are one rebalancing.
     let ids: BTreeSet<_> = world.state().ring.transfers().map(|(_, transfer)| transfer.id.0).collect();
     assert_eq!(ids, [world.index].into());
     // Only two things move: the partitions that the leaver owned, and those that the new nodes are to own.
@@ -289,7 +289,7 @@ fn partitions_of_a_removed_owner_get_another_at_once_and_are_recorded_as_possibl
         let now = state.ring.partition(id);
         assert_eq!((now.replicas.len(), now.version), (2, world.index));
         assert_eq!(state.losses.contains_key(&id), old.replicas[0] == gone);
-        // Requests routed by the old set are told so by the version; the next node of the set answers.
+        // The version shows that a request was routed by the old set; the next node of the set answers.
         assert_eq!(now.replicas[0], *old.replicas.iter().find(|node| **node != gone).unwrap());
     }
     assert_eq!(world.targets(), plan.table);
@@ -303,7 +303,7 @@ fn partitions_of_a_removed_owner_get_another_at_once_and_are_recorded_as_possibl
 
 #[test]
 fn partitions_of_a_removed_sole_replica_go_to_the_nodes_of_the_table() {
-    // A ring that has not spread yet: the founder alone holds all of it.
+    // The ring has not been rebalanced yet, so the founder alone holds all of it.
     let mut world = World::founded(8, None);
     world.deploy();
     let (b, founder) = (world.join(None), world.ids[0]);
@@ -319,7 +319,7 @@ fn partitions_of_a_removed_sole_replica_go_to_the_nodes_of_the_table() {
 }
 
 #[test]
-fn a_replacement_of_a_node_marked_down_bans_it_and_takes_over() {
+fn a_replacement_of_a_node_marked_down_bans_it_and_takes_its_places() {
     let mut world = World::of(64, 3);
     world.deploy();
     let (old, new) = (world.ids[1], world.admit(None, true));
@@ -354,7 +354,7 @@ fn a_join_during_a_rebalancing_neither_stalls_nor_restarts_it() {
     let mut kept = 0;
     for (id, (transfer, target)) in &under_way {
         let (newer, aim) = now.get(id).unwrap();
-        // A transfer is kept, or gets another target because the new node is to have the partition.
+        // A transfer is kept, or gets another target because the new node becomes a holder of the partition.
         assert_eq!(newer == transfer, aim == target, "{id:?}");
         assert!(aim == target || aim.contains(&fifth), "{id:?}: {target:?} -> {aim:?}");
         kept += usize::from(newer == transfer);
@@ -475,8 +475,8 @@ proptest! {
         prop_assert_eq!(world.targets(), plan.table.clone());
         prop_assert!(world.state().is_balanced(), "the claimant would aim elsewhere");
 
-        // The moves match the transfers: each transfer that changes the owner appears once, and there are no
-        // others.
+        // The moves match the transfers: each transfer that changes the owner appears once, and no others
+        // appear.
         let owners: BTreeMap<PartitionId, (NodeId, NodeId)> = world.state().ring.transfers()
             .map(|(id, one)| (id, (world.state().ring.owner(id), one.target[0])))
             .filter(|(_, (from, to))| from != to).collect();

@@ -10,7 +10,7 @@ use super::files::{read_text, write_private};
 
 const FILE: &str = "admin.toml";
 
-/// Contents of `admin.toml`. Whoever can read it is an operator of the cluster.
+/// Contents of `admin.toml`. A user who can read the file is an operator of the cluster.
 #[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct AdminToml {
     /// UDP address of the node's QUIC endpoint.
@@ -26,7 +26,7 @@ pub struct AdminToml {
 }
 
 impl AdminToml {
-    /// Read the file of a data directory; `None` if there is none. Needs no lock.
+    /// Read the file of a data directory; `None` if it is missing. This needs no lock.
     pub fn read(dir: &Path) -> Result<Option<Self>, DataDirError> {
         Self::read_on(&Disk::real(), dir)
     }

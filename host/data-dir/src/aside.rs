@@ -1,4 +1,4 @@
-//! Setting a damaged node aside, to make room for a new one without losing anything.
+//! Sets the files of a damaged node aside, so that a new node can use the directory and nothing is lost.
 
 use std::path::{Path, PathBuf};
 
@@ -11,7 +11,8 @@ const ASIDE: &str = "set-aside-";
 
 /// Move everything but the lock and earlier set-aside directories into a new subdirectory.
 ///
-/// `IDENTITY` is moved first: a crash half way leaves a directory without a node, and the next call continues.
+/// `IDENTITY` is moved first, so that a crash before the end leaves a directory without a node, and the next
+/// call continues.
 pub(super) fn set_aside(disk: &Disk, dir: &Path) -> Result<Option<PathBuf>, DataDirError> {
     let io = |path: &Path, source| DataDirError::Io { path: path.to_owned(), source };
     let mut names = Vec::new();

@@ -42,7 +42,7 @@ impl DataDir {
         }
     }
 
-    /// The disk of the directory.
+    /// Return the disk of the directory.
     pub fn disk(&self) -> &Disk {
         &self.disk
     }
@@ -52,17 +52,17 @@ impl DataDir {
         self.disk.database(&self.database_path())
     }
 
-    /// Path of the directory.
+    /// Return the path of the directory.
     pub fn path(&self) -> &Path {
         &self.path
     }
 
-    /// Path of the database.
+    /// Return the path of the database.
     pub fn database_path(&self) -> PathBuf {
         self.path.join("db")
     }
 
-    /// Read the node's identity, which must have this name. `None` in an empty directory.
+    /// Read the node's identity, which must have this name. Return `None` in an empty directory.
     pub fn identity(&self, name: &str) -> Result<Option<Identity>, DataDirError> {
         let Some(identity) = Identity::read(&self.disk, &self.path)? else {
             if self.disk.is_there(&self.database_path()) {
@@ -80,8 +80,8 @@ impl DataDir {
         Ok(Some(identity))
     }
 
-    /// Write the node's identity durably. All other files must be written before: this one makes the directory
-    /// a node's.
+    /// Write the node's identity durably. All other files must be written before, because this one makes the
+    /// directory that of a node.
     pub fn write_identity(&self, identity: &Identity) -> Result<(), DataDirError> {
         identity.write(&self.disk, &self.path)
     }
@@ -101,7 +101,7 @@ impl DataDir {
         Credentials::write_authorities(&self.disk, &self.path, authorities)
     }
 
-    /// Read `admin.toml`; `None` if there is none.
+    /// Read `admin.toml`; `None` if it is missing.
     pub fn admin(&self) -> Result<Option<AdminToml>, DataDirError> {
         AdminToml::read_on(&self.disk, &self.path)
     }
@@ -111,22 +111,22 @@ impl DataDir {
         admin.write(&self.disk, &self.path)
     }
 
-    /// Read the founding that is under way, if any.
+    /// Read the founding in progress, if any.
     pub fn founding(&self) -> Result<Option<Founding>, DataDirError> {
         Founding::read(&self.disk, &self.path)
     }
 
-    /// Begin a founding.
+    /// Write the data of a founding durably, which starts the founding.
     pub fn write_founding(&self, founding: &Founding) -> Result<(), DataDirError> {
         founding.write(&self.disk, &self.path)
     }
 
-    /// End the founding: the cluster of one exists.
+    /// End the founding, because the new cluster exists.
     pub fn clear_founding(&self) -> Result<(), DataDirError> {
         files::remove(&self.disk, &self.path.join(FOUNDING))
     }
 
-    /// Read the join that is under way, if any.
+    /// Read the join in progress, if any.
     pub fn join_intent(&self) -> Result<Option<JoinIntent>, DataDirError> {
         JoinIntent::read(&self.disk, &self.path)
     }
@@ -136,7 +136,7 @@ impl DataDir {
         intent.write(&self.disk, &self.path)
     }
 
-    /// End the join: it was given up before it was admitted, or is complete.
+    /// End the join, which was abandoned before the node was admitted, or is complete.
     pub fn clear_join_intent(&self) -> Result<(), DataDirError> {
         files::remove(&self.disk, &self.path.join(JOIN))
     }
@@ -146,13 +146,13 @@ impl DataDir {
         starts::count(&self.disk, &self.path)
     }
 
-    /// Open the record of modules without items, as the former process left it.
+    /// Open the record of modules without items that the former process left.
     pub fn empty_modules(&self) -> Result<EmptyModules, DataDirError> {
         EmptyModules::open(&self.disk, &self.path)
     }
 
     /// Move everything in the directory into a new subdirectory, so that the next start is a new node's.
-    /// Nothing is deleted. `None` if the directory is empty.
+    /// Nothing is deleted. Return `None` if the directory is empty.
     pub fn set_aside(&self) -> Result<Option<PathBuf>, DataDirError> {
         aside::set_aside(&self.disk, &self.path)
     }

@@ -1,4 +1,4 @@
-//! The engine fjall.
+//! The implementation of [`Engine`] by fjall.
 
 use std::io::Write;
 use std::ops::Bound;
@@ -36,7 +36,7 @@ pub(super) fn open(path: &Path) -> Result<Arc<dyn Engine>, DataDirError> {
     match std::panic::catch_unwind(open) {
         Ok(Ok(database)) => Ok(Arc::new(Fjall { database, spaces: RwLock::default() })),
         Ok(Err(source)) => Err(DataDirError::Database { path: path.to_owned(), source: source.into() }),
-        Err(_) => Err(corrupt(path, "the engine cannot make sense of it")),
+        Err(_) => Err(corrupt(path, "the engine cannot read it")),
     }
 }
 
@@ -84,7 +84,8 @@ impl Engine for Fjall {
         if ops.len() == 1
             && let Some(Op { space, key, value }) = ops.pop()
         {
-            // Passed to the system at once; a batch is passed with the next single write or sync.
+            // A single write is passed to the system at once; a batch is passed with the next single write or
+            // sync.
             let keyspace = self.keyspace(space);
             match value {
                 Some(value) => keyspace.insert(key, &value[..])?,
@@ -108,13 +109,11 @@ impl Engine for Fjall {
     }
 }
 
-/// End the process after a failed write or sync: the contents of the disk are unknown from here on, and peers
-/// take over (D7). In a simulation, end the node's life.
+/// End the process after a failed write or sync: the contents of the disk are then unknown, and other nodes
+/// replace this one (D7). In a simulation, kill the node.
 pub fn fatal(error: &Trouble) -> ! {
-    let trouble = database_trouble(
-        error,
-        "What is on disk is unknown: see whether the disk is sound, then start again",
-    );
+    let trouble =
+        database_trouble(error, "The contents of the disk are unknown: check the disk, then start again");
     tracing::error!(trouble, "the database failed to write; ending this process");
     if Scope::current().is_some() {
         annulus_ground::die();

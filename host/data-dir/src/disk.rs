@@ -1,7 +1,7 @@
-//! The file system as the node uses it: the system's, or a simulated machine's.
+//! The node's interface to a file system, of the system or of a simulated machine.
 //!
-//! The contents of a file are on disk once the file is synced, and its name is on disk once its directory is
-//! synced. Nothing is promised before.
+//! The contents of a file are on disk once the file is synced, and its name is on disk once its directory is synced.
+//! Neither is guaranteed before.
 
 use std::any::Any;
 use std::ffi::OsString;
@@ -36,7 +36,7 @@ pub enum Access {
     Usual,
 }
 
-/// Entry of a directory.
+/// An entry of a directory.
 #[derive(Clone, Debug)]
 pub struct Entry {
     /// Name within the directory.
@@ -91,7 +91,7 @@ pub trait Files: fmt::Debug + Send + Sync + 'static {
     /// List a directory, in any order.
     fn list(&self, path: &Path) -> io::Result<Vec<Entry>>;
 
-    /// True if there is a file or directory with this name.
+    /// Return true if a file or directory with this name exists.
     fn is_there(&self, path: &Path) -> bool;
 
     /// Make creations, renames and removals in a directory durable.
@@ -114,7 +114,7 @@ impl Disk {
         Self(Arc::new(files))
     }
 
-    /// Create a directory with its missing parents, durably: otherwise a loss of power could take all of it away,
+    /// Create a directory with its missing parents, durably: otherwise a loss of power could remove the directory
     /// with everything synced in it. An existing one is left unchanged.
     ///
     /// # Errors
@@ -122,16 +122,16 @@ impl Disk {
     pub fn create_dir_durably(&self, path: &Path, access: Access) -> io::Result<()> {
         let missing = path.ancestors().take_while(|dir| !self.is_there(dir)).count();
         self.create_dir(path, access)?;
-        // An existing one may come from a process that was killed before it synced.
+        // An existing directory may come from a process that was killed before it synced.
         for dir in path.ancestors().take(missing.max(1)) {
             let above = match dir.parent() {
                 Some(above) if above != Path::new("") => above,
                 _ => Path::new("."),
             };
             if let Err(error) = self.sync_dir(above) {
-                // The directory may be one that this process may enter but not read.
+                // This process may be allowed to enter the directory but not to read it.
                 let (dir, above) = (dir.display(), above.display());
-                tracing::warn!(%error, "{above} cannot be synced: a loss of power may take away {dir}");
+                tracing::warn!(%error, "{above} cannot be synced: a loss of power may remove {dir}");
             }
         }
         Ok(())

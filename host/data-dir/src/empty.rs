@@ -1,4 +1,4 @@
-//! Record of the modules that have had no item on this node since its process started.
+//! The record of the modules that have had no item on this node since its process started.
 //!
 //! Items in memory end with the process, so a restart may have lost some of every module. A file per module
 //! states that the module never had an item here, and is removed with the first one. A missing file costs a
@@ -22,8 +22,8 @@ const DIR: &str = "empty";
 pub struct EmptyModules {
     disk: Disk,
     dir: PathBuf,
-    /// Modules with an item since the start. Undeployed modules stay: the caller of [`EmptyModules::note`] may
-    /// not know yet of a module that has items.
+    /// Modules with an item since the start. Undeployed modules stay, because the caller of
+    /// [`EmptyModules::note`] may not know yet of a module that has items.
     filled: RwLock<HashSet<ModuleUid>>,
     /// Modules with a file, as far as known. Locked while files are created or removed.
     noted: Mutex<HashSet<ModuleUid>>,
@@ -49,18 +49,18 @@ impl EmptyModules {
         self.dir.join(module.0.to_string())
     }
 
-    /// True if a module has had no item here, in this run or before it.
+    /// Return true if a module has had no item here, in this run or before it.
     pub fn is_empty(&self, module: ModuleUid) -> bool {
         self.noted.lock().contains(&module)
     }
 
-    /// True if [`EmptyModules::fill`] was called for a module in this run.
+    /// Return true if [`EmptyModules::fill`] was called for a module in this run.
     pub fn is_filled(&self, module: ModuleUid) -> bool {
         self.filled.read().contains(&module)
     }
 
-    /// Note durably that a module has an item: a restart, even after a loss of power, reports it as lost. The
-    /// first call for a module blocks for a sync of the disk.
+    /// Record durably that a module has an item, so that a restart, even after a loss of power, reports it as
+    /// lost. The first call for a module blocks for a sync of the disk.
     pub fn fill(&self, module: ModuleUid) {
         let mut noted = self.noted.lock();
         if noted.remove(&module)
@@ -71,8 +71,8 @@ impl EmptyModules {
         self.filled.write().insert(module);
     }
 
-    /// Note which of the deployed modules are empty, and forget all others. The losses of the former process
-    /// must have been reported.
+    /// Record which of the deployed modules are empty, and remove the files of all others. The losses of the
+    /// former process must have been reported.
     pub fn note(&self, modules: impl IntoIterator<Item = ModuleUid>) {
         let mut noted = self.noted.lock();
         let deployed: HashSet<ModuleUid> = modules.into_iter().collect();
@@ -109,15 +109,16 @@ mod tests {
     fn only_a_module_that_surely_had_no_item_is_empty_after_a_restart() {
         let dir = tempfile::tempdir().unwrap();
         let first = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
-        assert!(!first.is_empty(A), "nobody has said so");
+        assert!(!first.is_empty(A), "it was not recorded as empty");
         first.note([A, B]);
         first.fill(A);
         assert!(first.is_filled(A) && !first.is_filled(B) && !first.is_empty(A));
-        // Noted again by a caller that does not know of the item.
+        // A caller that does not know of the item records the module again.
         first.note([A, B]);
         let second = EmptyModules::open(&Disk::real(), dir.path()).unwrap();
         assert!(!second.is_empty(A) && second.is_empty(B));
-        // Until its loss is reported it stays as it is, and an item may come meanwhile.
+        // Until its loss is reported the module's record stays unchanged, and an item may arrive in that
+        // time.
         second.fill(A);
         second.note([A]);
         let third = EmptyModules::open(&Disk::real(), dir.path()).unwrap();

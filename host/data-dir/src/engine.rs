@@ -1,9 +1,9 @@
 //! The embedded key-value store below [`super::Store`].
 //!
-//! The journal holds all writes in the order in which they were made, over all spaces. A crash keeps a prefix
+//! The journal contains all writes of all spaces in the order in which they were made. A crash keeps a prefix
 //! of that order, with at least everything that was persisted; much of the node relies on this (a record that
-//! depends on another one is written after it). Any engine that keeps this order will do: fjall in a real
-//! process, a simulation's own elsewhere.
+//! depends on another one is written after it). Any engine that keeps this order can be used: fjall in a real
+//! process, another one in a simulation.
 
 use std::io;
 use std::ops::Bound;
@@ -11,7 +11,7 @@ use std::ops::Bound;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 
-/// Reason why the store cannot be opened, read or written.
+/// The reason why the store cannot be opened, read or written.
 #[derive(Debug, thiserror::Error)]
 pub enum Trouble {
     /// An error of the engine.
@@ -20,7 +20,7 @@ pub enum Trouble {
     /// An error of the file system.
     #[error(transparent)]
     Io(#[from] io::Error),
-    /// Another process has it open.
+    /// Another process has the store open.
     #[error("another process has it open")]
     Locked,
 }

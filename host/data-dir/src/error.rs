@@ -6,13 +6,13 @@ use super::engine::Trouble;
 use super::layout::{JOIN, LAYOUT_VERSION};
 use super::obstacle::{RESTORE, database_trouble, obstacle};
 
-/// Reason why a data directory cannot be used. Nothing in it was changed.
+/// The reason why a data directory cannot be used. Nothing in it was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DataDirError {
-    /// Another process holds its lock.
+    /// Another process holds the directory's lock.
     #[error("{0} is in use by another annulus process")]
     Locked(PathBuf),
-    /// It was written by another version of annulus.
+    /// The directory was written by another version of annulus.
     #[error("{path} has layout version {found}, this annulus reads version {LAYOUT_VERSION}")]
     OtherVersion {
         /// The `IDENTITY` file.
@@ -31,7 +31,7 @@ pub enum DataDirError {
         /// Number of the user that owns it.
         owner: u32,
     },
-    /// It belongs to a node with another name.
+    /// The directory belongs to a node with another name.
     #[error("{path} belongs to node {found}, not to {wanted}; start with --name {found} or another --data")]
     OtherName {
         /// The directory.
@@ -41,7 +41,7 @@ pub enum DataDirError {
         /// The requested name.
         wanted: String,
     },
-    /// A file in it is damaged.
+    /// A file in the directory is damaged.
     #[error("{path} is corrupt: {reason}. {}", way_out(path))]
     Corrupt {
         /// The file.
@@ -52,7 +52,7 @@ pub enum DataDirError {
     /// A required file is missing.
     #[error("{path} is missing. {way}", path = .0.display(), way = way_out(.0))]
     Missing(PathBuf),
-    /// It has files but no `IDENTITY`: it is not a node's, or its `IDENTITY` was lost.
+    /// The directory has a database but no `IDENTITY`: its `IDENTITY` was lost.
     #[error("{path} has a database but no IDENTITY. {way}", path = .0.display(), way = way_out(.0))]
     NoIdentity(PathBuf),
     /// The file system returned an error.
@@ -63,7 +63,7 @@ pub enum DataDirError {
         /// The cause.
         source: std::io::Error,
     },
-    /// The database in it cannot be opened.
+    /// The database in the directory cannot be opened.
     #[error("the database {path} cannot be opened: {}", database_trouble(source, RESTORE))]
     Database {
         /// The database's directory.
@@ -73,22 +73,22 @@ pub enum DataDirError {
     },
 }
 
-/// Remedy for an error of the file system, as the end of its message; empty if none is known.
+/// Return the remedy for an error of the file system, as the end of its message; empty if none is known.
 fn may_be(source: &std::io::Error) -> String {
     obstacle(source).map(|way| format!(". {way}")).unwrap_or_default()
 }
 
-/// Remedy for a damaged file.
+/// Return the remedy for a damaged file.
 fn way_out(path: &Path) -> &'static str {
     if path.file_name().is_some_and(|name| name == JOIN) {
         // Repeating a join from the same directory gives the same reply.
-        return "It says of a join how far it had come: remove it, start, and say `join` again";
+        return "It records the progress of a join: remove it, start, and run `join` again";
     }
     "Nothing was changed. Put the file back if you have it as it was when the node stopped (an older copy will \
-     not do), or say `annulus start --rejoin-as-new`, which sets aside all that is here and begins a new node"
+     not do), or run `annulus start --rejoin-as-new`, which sets aside all that is here and starts a new node"
 }
 
-/// Build the error for a damaged file.
+/// Create the error for a damaged file.
 pub(super) fn corrupt(path: &Path, reason: impl std::fmt::Display) -> DataDirError {
     DataDirError::Corrupt { path: path.to_owned(), reason: reason.to_string() }
 }

@@ -1,4 +1,4 @@
-//! Files that are replaced atomically, and that only their owner can read.
+//! Writes files that are replaced atomically and that only their owner can read.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -49,7 +49,7 @@ pub(super) fn read_text(disk: &Disk, path: &Path) -> Result<Option<String>, Data
     String::from_utf8(bytes).map(Some).map_err(|_| corrupt(path, "it is not text"))
 }
 
-/// Remove a file durably, if there is one.
+/// Remove a file durably, if it exists.
 pub(super) fn remove(disk: &Disk, path: &Path) -> Result<(), DataDirError> {
     match disk.remove(path) {
         Ok(()) => path.parent().map_or(Ok(()), |dir| sync_dir(disk, dir)),
@@ -58,7 +58,7 @@ pub(super) fn remove(disk: &Disk, path: &Path) -> Result<(), DataDirError> {
     }
 }
 
-/// Remove the marks of what Raft has promised, together with the database.
+/// Remove the marks of Raft's promises, which belong to the database.
 pub(super) fn remove_marks(disk: &Disk, dir: &Path) -> Result<(), DataDirError> {
     for entry in disk.list(dir).map_err(io(dir))? {
         let path = dir.join(entry.name);

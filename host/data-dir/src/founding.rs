@@ -1,4 +1,4 @@
-//! The authority of a cluster that is being founded, until the cluster's own state has it.
+//! The authority of a cluster that is being founded, kept until the cluster's state contains it.
 
 use std::path::Path;
 

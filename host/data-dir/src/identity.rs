@@ -15,7 +15,7 @@ const CERTIFICATE: &str = "node.pem";
 const KEY: &str = "node.key";
 const AUTHORITIES: &str = "authorities.pem";
 
-/// Identity of the node that a directory belongs to.
+/// The identity of the node that a directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
     /// [`LAYOUT_VERSION`] of the build that wrote it.
@@ -28,12 +28,12 @@ pub struct Identity {
     pub uid: NodeUid,
     /// Id of the node in that cluster.
     pub node: NodeId,
-    /// History of the cluster that the node follows.
+    /// Lineage of the cluster state that the node follows.
     #[serde(with = "lineage_text")]
     pub lineage: Lineage,
 }
 
-/// `number-id`, with the id in hex: it may exceed TOML's integers.
+/// The text `number-id`, with the id in hex because it may exceed TOML's integers.
 mod lineage_text {
     use annulus_core::state::Lineage;
     use serde::{Deserialize, Deserializer, Serializer, de};
@@ -61,7 +61,7 @@ impl Identity {
     pub(super) fn read(disk: &Disk, dir: &Path) -> Result<Option<Self>, DataDirError> {
         let path = dir.join(IDENTITY);
         let Some(body) = sealed::read_body(disk, dir, IDENTITY)? else { return Ok(None) };
-        // The version first: another version may have other fields.
+        // The version is read first, because another version may have other fields.
         let Layout { layout } = toml::from_str(&body).map_err(|error| corrupt(&path, error))?;
         if layout != LAYOUT_VERSION {
             return Err(DataDirError::OtherVersion { path, found: layout });
@@ -74,7 +74,7 @@ impl Identity {
     }
 }
 
-/// A node's own certificate and the authorities that it trusts. All PEM.
+/// A node's certificate and the authorities that it trusts, all in PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Credentials {
     /// Certificate chain.
@@ -85,7 +85,7 @@ pub struct Credentials {
     pub authorities: Vec<String>,
 }
 
-// Not derived: keys do not belong in logs.
+// The implementation is not derived, because keys must not appear in logs.
 impl std::fmt::Debug for Credentials {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Credentials").field("certificate", &self.certificate).finish_non_exhaustive()

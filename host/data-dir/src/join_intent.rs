@@ -16,7 +16,7 @@ use annulus_core::codec;
 /// Progress of a join.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum JoinIntent {
-    /// The node is asking. It still is its own cluster of one, and stays so if it is refused.
+    /// The node is asking. It is still a single-node cluster, and stays one if it is refused.
     Asking {
         /// Address of a member.
         address: String,
@@ -25,11 +25,11 @@ pub enum JoinIntent {
         /// Wait for a committed plan before taking partitions.
         #[serde(default)]
         stage: bool,
-        /// Discard the modules and items of its own cluster.
+        /// Discard the modules and items of the node's present cluster.
         #[serde(default)]
         discard: bool,
     },
-    /// The cluster has admitted the node: the join can only be completed.
+    /// The cluster has admitted the node, so the join can only be completed.
     Admitted(Box<Admitted>),
 }
 
@@ -47,7 +47,7 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// The node's new credentials.
+    /// Return the node's new credentials.
     pub fn credentials(&self) -> Credentials {
         Credentials {
             certificate: self.certificate.clone(),

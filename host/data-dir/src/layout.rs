@@ -3,14 +3,14 @@
 /// Version of everything in a data directory.
 pub const LAYOUT_VERSION: u64 = 1;
 
-/// Held by the process that runs here.
+/// The file that the process of the node keeps locked.
 pub(super) const LOCK: &str = "LOCK";
 
 /// The file that makes a directory a node's.
 pub(super) const IDENTITY: &str = "IDENTITY";
 
-/// The join that is under way.
+/// The file of the join in progress.
 pub(super) const JOIN: &str = "JOIN";
 
-/// The founding that is under way.
+/// The file of the founding in progress.
 pub(super) const FOUNDING: &str = "FOUNDING";

@@ -3,14 +3,14 @@
 //! ```text
 //! LOCK             held while a process runs here
 //! IDENTITY         layout version, name, cluster, lineage, uid, node id; checksummed
-//! node.pem .key    the certificate that peers know the node by, and its key
+//! node.pem .key    the certificate by which peers know the node, and its key
 //! authorities.pem  authorities that the node trusts
-//! FOUNDING         until the cluster of one exists: the authority that founds it
-//! JOIN             while a join is under way: the request, then the reply
-//! admin.toml       how the command line reaches this node
+//! FOUNDING         until the new cluster exists: the authority that founds it
+//! JOIN             while a join is in progress: the request, then the reply
+//! admin.toml       address and credentials with which the command line reaches this node
 //! STARTS-a -b      number of the node's starts
 //! empty/           modules without an item in memory since the last start
-//! *.mark           what Raft has promised: a second witness beside the database
+//! *.mark           Raft's promises: a second record beside the database
 //! db/              the database: the control plane's log, the ring, the modules' items
 //! set-aside-1/     all of the above, of a node that was here before `--rejoin-as-new`
 //! ```
@@ -19,7 +19,7 @@
 //! default. A file is replaced by writing a new one beside it and renaming, so that a crash leaves the old or
 //! the new one. A directory without `IDENTITY` is a new node's (R18).
 //!
-//! All of it goes through [`Disk`] and [`Engine`], the system's or a simulation's.
+//! All access is through [`Disk`] and [`Engine`], of the system or of a simulation.
 
 mod admin_toml;
 mod aside;

@@ -1,5 +1,5 @@
-//! Errors of the operating system that are not damage: the remedy is to remove the obstacle and start again,
-//! never to give up the data.
+//! Errors of the operating system that are not damage: the remedy is to remove the obstacle and start again, never to
+//! discard the data.
 
 use std::error::Error;
 use std::io::{self, ErrorKind};
@@ -8,8 +8,8 @@ use super::engine::Trouble;
 
 /// Remedy for a damaged database.
 pub const RESTORE: &str = "Nothing was changed. Put the whole data directory back if you have it as it was when the \
-    node stopped (an older copy will not do), or say `annulus start --rejoin-as-new`, which sets aside all that \
-    is here and begins a new node";
+    node stopped (an older copy will not do), or run `annulus start --rejoin-as-new`, which sets aside all that \
+    is here and starts a new node";
 
 /// Return the remedy for an error of the operating system. `None` if the data may be damaged.
 pub fn obstacle(error: &io::Error) -> Option<&'static str> {
@@ -37,15 +37,15 @@ pub fn obstacle(error: &io::Error) -> Option<&'static str> {
             None
         }
         _ if cfg!(unix) && system(EIO) => None,
-        _ => Some("Nothing was found to be damaged: see to what the system says, and start again"),
+        _ => Some("No damage was found: resolve the error of the system, and start again"),
     }
 }
 
-/// Too many open files of the process.
+/// The process has too many open files.
 const EMFILE: i32 = 24;
-/// Too many open files of the system.
+/// The system has too many open files.
 const ENFILE: i32 = 23;
-/// Failure of the device.
+/// The device has failed.
 const EIO: i32 = 5;
 
 /// Describe an error of the database with its remedy. `damaged` is the remedy if the cause may be damage.
@@ -63,7 +63,7 @@ pub fn database_trouble(error: &Trouble, damaged: &str) -> String {
     }
 }
 
-/// The operating system's error behind an error of the database, if any.
+/// Return the operating system's error that caused an error of the database, if any.
 fn refusal(error: &Trouble) -> Option<&io::Error> {
     let mut link: Option<&(dyn Error + 'static)> = match error {
         Trouble::Engine(error) => Some(error),

@@ -1,8 +1,8 @@
-//! Access to a data directory: its owner's alone.
+//! Restricts access to a data directory to its owner.
 //!
 //! The directory has the node's key, an operator's credential, the cluster's authority and users' data, and machine
-//! code that the node runs. It may have been made beforehand, by `mkdir`, as a volume or by a service manager, with
-//! a mode that lets others in.
+//! code that the node runs. It may have been created beforehand, by `mkdir`, as a volume or by a service manager,
+//! with a mode that allows others to enter.
 
 use std::fs;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -12,19 +12,19 @@ use rustix::fs::Mode;
 
 use super::error::DataDirError;
 
-/// The bits of group and others.
+/// The permission bits of group and others.
 const NOT_THE_OWNERS: u32 = 0o077;
 
-/// Have this process make files that only its user can read or write.
+/// Make this process create files that only its user can read or write.
 pub fn keep_files_private() {
     rustix::process::umask(Mode::from_raw_mode(NOT_THE_OWNERS));
 }
 
-/// Take a data directory, and all that is in it, from its group and from others, and return how many files and
-/// directories were open to them. A directory that is not there needs nothing.
+/// Remove the permissions of the group and of others from a data directory and everything in it, and return the
+/// number of files and directories that had any. A missing directory is not an error.
 ///
 /// # Errors
-/// If the directory belongs to another user, or a mode cannot be changed. Modes may have been changed by then.
+/// The directory belongs to another user, or a mode cannot be changed. Some modes may have been changed already.
 pub fn make_private(path: &Path) -> Result<usize, DataDirError> {
     let failed = |path: &Path, source| DataDirError::Io { path: path.to_owned(), source };
     let metadata = match fs::metadata(path) {
@@ -36,7 +36,7 @@ pub fn make_private(path: &Path) -> Result<usize, DataDirError> {
         return Err(DataDirError::OtherOwner { path: path.to_owned(), owner: metadata.uid() });
     }
     let mut changed = 0;
-    // The top first: from then on nobody else gets to what is below.
+    // The top directory is changed first, so that other users can no longer reach the files below.
     let mut waiting = vec![(path.to_owned(), metadata)];
     while let Some((path, metadata)) = waiting.pop() {
         if metadata.mode() & NOT_THE_OWNERS != 0 {
@@ -49,7 +49,7 @@ pub fn make_private(path: &Path) -> Result<usize, DataDirError> {
             let entries = fs::read_dir(&path).map_err(|error| failed(&path, error))?;
             for entry in entries {
                 let entry = entry.map_err(|error| failed(&path, error))?;
-                // Not through a symbolic link: what it leads to is not the node's.
+                // Symbolic links are not followed, because their targets are not the node's.
                 let metadata = entry.metadata().map_err(|error| failed(&entry.path(), error))?;
                 if !metadata.is_symlink() {
                     waiting.push((entry.path(), metadata));

@@ -1,5 +1,5 @@
-//! Files with a checksum, in a last line that is a comment to people and parsers. Damage anywhere in the file
-//! is noticed.
+//! Files with a checksum in their last line, which is a comment for people and parsers. Damage anywhere in
+//! the file is detected.
 
 use std::path::Path;
 
@@ -24,7 +24,7 @@ fn seal(body: &[u8]) -> Vec<u8> {
     [body, format!("{MARK}{}\n", checksum(body)).as_bytes()].concat()
 }
 
-/// Check the checksum, and return the contents, and whether there was a checksum at all.
+/// Verify the checksum, if the file has one. Return the contents and whether the file had a checksum.
 fn open<'a>(path: &Path, sealed: &'a [u8]) -> Result<(&'a [u8], bool), DataDirError> {
     let at = sealed.len().checked_sub(LINE).filter(|at| sealed[*at..].starts_with(MARK.as_bytes()));
     let Some(at) = at else { return Ok((sealed, false)) };
@@ -55,7 +55,7 @@ pub(super) fn write_sealed(disk: &Disk, dir: &Path, name: &str, body: &[u8]) -> 
 pub(super) fn read_body(disk: &Disk, dir: &Path, name: &str) -> Result<Option<String>, DataDirError> {
     let path = dir.join(name);
     let Some(text) = read_text(disk, &path)? else { return Ok(None) };
-    // The end of the last line may differ.
+    // The line ending of the last line may differ.
     let text = format!("{}\n", text.trim_end());
     match open(&path, text.as_bytes())? {
         (body, true) => Ok(Some(String::from_utf8_lossy(body).into_owned())),

@@ -1,4 +1,4 @@
-//! The number of the node's starts from its directory, which tells a restored copy from the original.
+//! The number of the node's starts from its directory, which distinguishes a restored copy from the original.
 
 use std::path::Path;
 
@@ -8,7 +8,8 @@ use super::disk::Disk;
 use super::error::DataDirError;
 use super::sealed;
 
-/// Written alternately: a damaged file is at most one behind, and the next start skips that number.
+/// The two files are written alternately. A damaged file may have been one ahead of the other, so the next
+/// start skips that number.
 const FILES: [&str; 2] = ["STARTS-a", "STARTS-b"];
 
 #[derive(Serialize, Deserialize)]
@@ -19,10 +20,10 @@ struct Starts {
 /// Increment the number durably, and return it.
 pub(super) fn count(disk: &Disk, dir: &Path) -> Result<u64, DataDirError> {
     let [a, b] = FILES.map(|name| sealed::read::<Starts>(disk, dir, name));
-    // The damaged file, or else the older one, is overwritten.
+    // The damaged file is overwritten, or else the older one.
     let (last, next) = match (a, b) {
         (Ok(None), Ok(None)) => {
-            // So that there are two files from the first start on.
+            // Both files exist from the first start on.
             sealed::write(disk, dir, FILES[1], &Starts { number: 0 })?;
             (0, 0)
         }
@@ -39,7 +40,7 @@ pub(super) fn count(disk: &Disk, dir: &Path) -> Result<u64, DataDirError> {
     Ok(number)
 }
 
-/// The last number that a start may have had, with one of the files damaged.
+/// Return the last number that a start may have had, with one of the files damaged.
 fn after_damage(error: &DataDirError, whole: &Starts) -> u64 {
     tracing::warn!(%error, "the other count of this node's starts is used");
     whole.number + 1

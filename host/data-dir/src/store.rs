@@ -11,7 +11,7 @@ use super::disk::Disk;
 use super::engine::{Engine, Op, SpaceId, Trouble};
 use super::error::DataDirError;
 
-/// An open store. Clones share it; it is closed with the last of them and of its spaces.
+/// An open store. Clones share it; it is closed when the last clone and the last of its spaces are dropped.
 #[derive(Clone)]
 pub struct Store {
     engine: Arc<dyn Engine>,
@@ -25,7 +25,7 @@ impl fmt::Debug for Store {
 }
 
 impl Store {
-    /// The disk of the store.
+    /// Return the disk of the store.
     pub fn disk(&self) -> &Disk {
         &self.disk
     }
@@ -38,7 +38,7 @@ impl Store {
         Ok(Space { store: self.clone(), id: self.engine.space(name)? })
     }
 
-    /// Begin an empty batch.
+    /// Create an empty batch.
     pub fn batch(&self) -> Batch {
         Batch { store: self.clone(), ops: Vec::new() }
     }
@@ -87,7 +87,7 @@ impl Space {
         self.range::<&[u8]>(..)
     }
 
-    /// True if the space has no keys.
+    /// Return true if the space has no keys.
     pub fn is_empty(&self) -> Result<bool, Trouble> {
         Ok(self.look::<&[u8]>(.., false, 1)?.is_empty())
     }

@@ -1,4 +1,4 @@
-//! Guarantees of a data directory: one process, one node, and errors that name the damaged file.
+//! Tests of a data directory's guarantees: one process, one node, and errors that name the damaged file.
 
 #![allow(clippy::unwrap_used)]
 
@@ -58,7 +58,7 @@ fn every_damaged_byte_of_identity_is_noticed_and_named() {
     let (dir, _) = directory_of("a@h");
     let path = dir.path().join("IDENTITY");
     let good = std::fs::read(&path).unwrap();
-    // All bytes but the last newline, which carries nothing.
+    // Damage all bytes but the last newline, which has no meaning.
     for at in 0..good.len() - 1 {
         let mut bad = good.clone();
         bad[at] ^= 1;
@@ -77,7 +77,7 @@ fn every_damaged_byte_of_identity_is_noticed_and_named() {
 }
 
 #[test]
-fn another_layout_version_is_told_apart_from_damage() {
+fn another_layout_version_is_distinguished_from_damage() {
     let dir = tempfile::tempdir().unwrap();
     let data = DataDir::lock(dir.path()).unwrap();
     data.write_identity(&Identity { layout: 9, ..identity("a@h") }).unwrap();
@@ -85,7 +85,7 @@ fn another_layout_version_is_told_apart_from_damage() {
 }
 
 #[test]
-fn a_lost_identity_beside_a_database_is_no_new_node() {
+fn a_database_without_an_identity_is_an_error() {
     let (dir, _) = directory_of("a@h");
     let data = DataDir::lock(dir.path()).unwrap();
     drop(open_database(&data.database_path()).unwrap());
@@ -94,7 +94,7 @@ fn a_lost_identity_beside_a_database_is_no_new_node() {
 }
 
 #[test]
-fn credentials_are_private_and_come_back_as_they_were() {
+fn credentials_are_private_and_read_back_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let data = DataDir::lock(dir.path()).unwrap();
     let pem = |body: &str| format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
@@ -133,7 +133,7 @@ fn a_join_survives_a_restart_and_damage_to_it_is_noticed() {
     assert_eq!(data.join_intent().unwrap(), None);
 }
 
-/// Create a directory as a node leaves it, without the database.
+/// Create the directory of a stopped node, without the database.
 fn whole_directory() -> tempfile::TempDir {
     let (dir, _) = directory_of("a@h");
     let data = DataDir::lock(dir.path()).unwrap();
@@ -150,7 +150,7 @@ fn whole_directory() -> tempfile::TempDir {
     dir
 }
 
-/// Read everything that a start reads, in its order.
+/// Read everything that a start reads, in the same order.
 fn read_all(dir: &Path) -> Result<(), DataDirError> {
     let data = DataDir::lock(dir)?;
     data.join_intent()?;
@@ -161,7 +161,7 @@ fn read_all(dir: &Path) -> Result<(), DataDirError> {
 }
 
 #[test]
-fn every_damaged_byte_of_every_control_file_is_noticed_and_the_file_and_the_way_out_are_named() {
+fn every_damaged_byte_of_a_control_file_is_reported_with_the_file_and_the_remedy() {
     let dir = whole_directory();
     read_all(dir.path()).unwrap();
     for name in ["IDENTITY", "node.pem", "node.key", "authorities.pem", "FOUNDING", "JOIN"] {
@@ -203,7 +203,7 @@ fn files_of_a_build_that_wrote_no_checksums_are_read() {
 }
 
 #[test]
-fn what_was_here_is_set_aside_whole_and_again() {
+fn a_data_directory_is_set_aside_whole_and_repeatedly() {
     let dir = whole_directory();
     let contents = |path: &Path| {
         let mut names: Vec<_> =

@@ -1,13 +1,13 @@
 //! The services that a node takes from the system and a simulation replaces: tasks, blocking work, random
 //! numbers and the wall clock.
 //!
-//! In a production process every function here is the plain one of tokio, rand or the standard library. A
-//! simulation runs the code of many nodes in one thread and gives each run of a node a [`Scope`]. Tasks
-//! spawned within a scope belong to it: they draw their random numbers and their wall clock from the scope's
-//! [`World`], can be paused, and end with the scope at once, as those of a killed process do. The current
-//! scope is a thread-local that is set while one of its tasks is polled, so it is not passed around.
+//! In a production process every function here is that of tokio, rand or the standard library. A simulation
+//! runs the code of many nodes in one thread and gives each run of a node a [`Scope`]. Tasks spawned within a
+//! scope belong to it: they use the random numbers and the wall clock of the scope's [`World`], can be
+//! paused, and end with the scope at once, like those of a killed process. The current scope is a
+//! thread-local that is set while one of its tasks is polled, so it is not passed around.
 //!
-//! Monotonic time is tokio's own in both cases; a simulation pauses it.
+//! Monotonic time is tokio's in both cases; a simulation pauses it.
 
 mod random;
 mod scope;
@@ -28,7 +28,7 @@ pub use tasks::Tasks;
 /// Spawn a task on the current runtime, as part of the current scope.
 ///
 /// # Panics
-/// Outside a runtime.
+/// If it is called outside a runtime.
 #[track_caller]
 pub fn spawn<F>(future: F) -> JoinHandle<F::Output>
 where
@@ -67,11 +67,11 @@ where
     }
 }
 
-/// Run a loop that blocks now and then on a thread of its own; within a scope it runs as a task. It ends when
-/// the future does.
+/// Run a loop, which may block, on a dedicated thread or, within a scope, as a task. It ends when the future
+/// does.
 ///
 /// # Errors
-/// The system cannot start another thread or runtime. The future was not run.
+/// The system cannot start another thread or runtime; the future was not run.
 pub fn service<F>(name: &str, future: F) -> std::io::Result<()>
 where
     F: Future<Output = ()> + Send + 'static,
@@ -133,8 +133,8 @@ where
 
 /// Mark a yield point: a place between a check and an action based on it, where a simulation may let other
 /// tasks run first. A busy machine may delay a task anywhere, and most places do not matter. A yield point
-/// does nothing else, and outside a scope it costs one look at a thread-local. It still has no place on the
-/// path of a request, where tasks must not be delayed beyond their deadlines.
+/// does nothing else, and outside a scope it costs one access to a thread-local. It still must not be used on
+/// the path of a request, where tasks must not be delayed beyond their deadlines.
 pub async fn point(name: &'static str) {
     let Some(scope) = Scope::current() else { return };
     for _ in 0..scope.world().yields(scope.id(), name) {
@@ -152,7 +152,7 @@ pub fn wall() -> SystemTime {
 }
 
 /// Return the total time for which the current scope has been paused, up to its last resume. Outside a scope
-/// this is zero, because a process cannot tell.
+/// this is zero, because a process cannot measure it.
 pub fn stood() -> Duration {
     Scope::current().map_or(Duration::ZERO, |scope| scope.stood())
 }

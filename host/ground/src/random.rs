@@ -1,4 +1,4 @@
-//! Random numbers: the system's, or those of the current scope.
+//! Random numbers of the system, or of the current scope.
 
 use std::convert::Infallible;
 

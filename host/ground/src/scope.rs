@@ -96,18 +96,18 @@ struct Entry {
 trait Killable: Send + Sync {
     /// Drop the rest of the task's future.
     fn drop_future(&self);
-    /// Have the task polled again.
+    /// Cause the task to be polled again.
     fn wake(&self);
 }
 
 /// Panic payload that unwinds a task whose node dies within it.
 struct Died;
 
-/// Kill the calling node at once and for good: its disk or its process is gone. In a production process the
-/// caller ends the process itself.
+/// Kill the calling node at once and permanently: its disk or its process is lost. In a production process
+/// the caller ends the process itself.
 ///
 /// # Panics
-/// Outside a scope. Within a scope it unwinds to the place where the scope polls the task.
+/// If it is called outside a scope. Within a scope it unwinds to the place where the scope polls the task.
 pub fn die() -> ! {
     assert!(Scope::current().is_some(), "only a simulated node may die this way");
     resume_unwind(Box::new(Died))
@@ -172,7 +172,7 @@ impl Scope {
         handle
     }
 
-    /// Make a future a task of the scope; the caller polls it.
+    /// Make a future a task of the scope that the caller polls.
     #[track_caller]
     pub fn task<F>(&self, future: F) -> ScopedTask<F::Output>
     where
@@ -230,9 +230,9 @@ impl Scope {
         counts
     }
 
-    /// End all tasks where they are, in the order in which they were spawned. Their destructors run within
-    /// the scope. Before killing a node, the caller must make sure that nothing these destructors send leaves
-    /// it.
+    /// End all tasks at their present await points, in the order in which they were spawned. Their
+    /// destructors run within the scope. Before killing a node, the caller must make sure that nothing these
+    /// destructors send leaves it.
     pub fn kill(&self) {
         self.inner.dead.store(true, Ordering::Relaxed);
         let tasks = std::mem::take(&mut *self.inner.tasks.lock());
@@ -277,7 +277,7 @@ struct Task<T> {
     number: u64,
     /// `None` while the task is polled and after its end.
     future: Mutex<Option<BoxFuture<T>>>,
-    /// Waker of a poll that came while the scope was paused.
+    /// Waker of a poll that was made while the scope was paused.
     waker: Mutex<Option<Waker>>,
 }
 

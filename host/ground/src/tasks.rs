@@ -22,7 +22,7 @@ impl Tasks {
     /// without being run.
     ///
     /// # Panics
-    /// Outside of a runtime.
+    /// If it is called outside a runtime.
     #[track_caller]
     pub fn spawn(&self, task: impl Future<Output = ()> + Send + 'static) {
         let mut owned = self.owned.lock();
@@ -34,7 +34,7 @@ impl Tasks {
         owned.tasks.push(crate::spawn(task));
     }
 
-    /// Abort all tasks and wait until they have let go of what they own. Later tasks are not run.
+    /// Abort all tasks and wait until they have dropped what they own. Tasks spawned later are not run.
     pub async fn stop(&self) {
         let tasks = {
             let mut owned = self.owned.lock();
@@ -43,7 +43,7 @@ impl Tasks {
         };
         tasks.iter().for_each(JoinHandle::abort);
         for task in tasks {
-            // An error says that the task was aborted, or had panicked before.
+            // An error means that the task was aborted, or had panicked before.
             let _ = task.await;
         }
     }

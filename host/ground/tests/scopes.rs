@@ -100,7 +100,7 @@ struct Told(mpsc::UnboundedSender<Option<ScopeId>>);
 impl Drop for Told {
     fn drop(&mut self) {
         let _ = self.0.send(Scope::current().map(|scope| scope.id()));
-        // A destructor that spawns a task in a dead scope spawns nothing.
+        // A destructor that spawns a task in a dead scope must not start it.
         spawn(async { panic!("a dead node runs a task") });
     }
 }
@@ -143,7 +143,7 @@ fn a_node_dies_where_it_calls_die_and_a_panic_is_reported() {
     runtime(b"die").block_on(async {
         one.enter(|| spawn(pending::<()>()));
         let dying = one.enter(|| spawn(async { blocking(|| die()).await }));
-        assert!(timeout(Duration::from_secs(1), dying).await.is_err(), "the caller never hears of it");
+        assert!(timeout(Duration::from_secs(1), dying).await.is_err(), "the caller never gets an answer");
         assert!(one.is_dead() && one.tasks() == 0);
         let panics = other.enter(|| spawn(async { panic!("a defect") }));
         assert!(panics.await.unwrap_err().is_panic() && !other.is_dead());

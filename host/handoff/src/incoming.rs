@@ -1,4 +1,4 @@
-//! One transfer that this node takes in: the receiver machine, its streams and its stage.
+//! One transfer that this node receives: the receiver machine, its streams and its stage.
 
 use std::collections::{BTreeMap, HashMap};
 use std::sync::Arc;
@@ -18,11 +18,11 @@ use super::{Handoff, link};
 use annulus_transport::BulkStream;
 use annulus_vnode::{Control, StageId, Taken};
 
-/// The time that a stream waits for this node to have its modules ready. Then it is refused, and the sender comes
-/// again later: its permit is not used up by waiting for a compiler.
+/// The time that a stream waits until this node can run its modules. Then the stream is refused, and the sender tries
+/// again later, so that it does not hold its permit while a compiler runs.
 const MODULE_GRACE: Duration = Duration::from_millis(250);
-/// The same for a module that is deployed while a stream is under way. A refusal would cost the whole stream, and
-/// every member that could be reached had the component before the deploy.
+/// The same limit for a module that is deployed while a stream is open. It is longer, because a refusal would cost the
+/// whole stream, and because every member that could be reached had the component before the deploy.
 const LATER_MODULE_GRACE: Duration = Duration::from_secs(10);
 /// The time limit for applying the log entries that the sender has applied.
 const LOG_LIMIT: Duration = Duration::from_secs(10);
@@ -33,13 +33,13 @@ pub(super) struct Greeted {
     pub(super) stream: BulkStream,
 }
 
-/// Run a transfer until the log ends it. Streams are given to the returned handle.
+/// Run a transfer until the log ends it. The returned handle accepts the streams.
 pub(super) fn spawn(handoff: Handoff, partition: PartitionId, transfer: TransferId) -> Incoming {
     // Bounded by the sender, which opens one stream at a time.
     let (greeted, streams) = mpsc::unbounded_channel();
     let taking = Arc::new(AtomicBool::new(true));
     let incoming = Incoming { greeted, taking: taking.clone() };
-    // Bounded by the sender, which has `Limits::backlog_bytes` unacknowledged at most, and by the stage's answers, one
+    // Bounded by the sender, which has at most `Limits::backlog_bytes` unacknowledged, and by the stage's answers, one
     // per step.
     let (later, events) = mpsc::unbounded_channel();
     let machine = Receiver::new(handoff.inner.boot, Found::Nothing);
@@ -70,12 +70,13 @@ pub(super) struct Incoming {
 }
 
 impl Incoming {
-    /// Whether it has a stream with more to come, which counts against the limit of incoming transfers.
+    /// Return true if the transfer has a stream that is not complete, which counts against the limit of incoming
+    /// transfers.
     pub(super) fn is_taking(&self) -> bool {
         self.taking.load(Ordering::Relaxed)
     }
 
-    /// Give it a stream. A task that has just ended drops it; the sender tries again.
+    /// Pass a stream to the task. A task that has just ended drops the stream, and the sender tries again.
     pub(super) fn give(&self, greeted: Greeted) {
         self.taking.store(true, Ordering::Relaxed);
         let _ = self.greeted.send(greeted);
@@ -91,7 +92,7 @@ struct Driver {
     later: mpsc::UnboundedSender<Event>,
     links: HashMap<StreamId, mpsc::UnboundedSender<Arc<ToSender>>>,
     streams_so_far: StreamId,
-    /// The open stage: its generation, and the steps of the task that fills it. Bounded as the events are: a step
+    /// The open stage: its generation, and the steps of the task that fills it. Bounded like the events: each step
     /// belongs to a message that is not acknowledged yet.
     stage: Option<(u64, mpsc::UnboundedSender<Step>)>,
     taking: Arc<AtomicBool>,
@@ -100,7 +101,7 @@ struct Driver {
 impl Driver {
     async fn run(mut self, mut streams: mpsc::UnboundedReceiver<Greeted>) {
         let mut changes = self.handoff.inner.cluster.watch();
-        // The view may have changed since the task was made.
+        // The view may have changed since the task was created.
         changes.mark_changed();
         while !self.machine.is_finished() {
             let event = tokio::select! {
@@ -146,8 +147,8 @@ impl Driver {
             Effect::Stage { generation, seq, module, items } => {
                 self.step(generation, Step::Stage { seq, module, items });
             }
-            // Never asked for without `Receiver::keeping`: a stage in memory ends with its process, and what the
-            // streams of one process lack is known by their numbers.
+            // The machine asks for these only with `Receiver::keeping`, which is not used here: a stage in memory ends
+            // with its process, and within one process the numbers of the messages show which ones are missing.
             Effect::Adopt { generation, .. }
             | Effect::Compare { generation, .. }
             | Effect::Replace { generation, .. } => {
@@ -155,8 +156,8 @@ impl Driver {
                 let _ = self.later.send(Event::Failed { generation, reason });
             }
             Effect::Count { generation, modules } => self.step(generation, Step::Count { modules }),
-            // Behind the opening too: a partition without items waits for nothing else, and must not be taken over
-            // before this node can run the modules.
+            // This step waits for the opening of the stage, also without items: this node must not become the owner of
+            // the partition before it can run the modules.
             Effect::Complete(generation) => self.step(generation, Step::Complete),
             Effect::Send(stream, message) => {
                 if let Some(link) = self.links.get(&stream) {
@@ -168,7 +169,7 @@ impl Driver {
                 self.stage = None;
                 master.unstage(self.partition, self.transfer);
             }
-            // The vnode master promotes the stage itself, in the order of the log.
+            // Nothing to do: the vnode master promotes the stage, in the order of the log.
             Effect::Promote { .. } => {}
         }
     }
@@ -179,7 +180,7 @@ impl Driver {
             self.handoff.inner.master.stage(stage);
             let (steps, todo) = mpsc::unbounded_channel();
             let filler = Filler { handoff: self.handoff.clone(), id: stage, later: self.later.clone() };
-            // Ends when the driver drops the stage, after the step that it is at.
+            // The task ends when the driver drops the stage, after its current step.
             annulus_ground::spawn(filler.run(todo));
             self.stage = Some((generation, steps));
         }
@@ -205,7 +206,7 @@ struct Filler {
 }
 
 impl Filler {
-    /// Fill until a step fails or the driver drops the stage.
+    /// Fill the stage until a step fails or the driver drops the stage.
     async fn run(self, mut todo: mpsc::UnboundedReceiver<Step>) {
         let generation = self.id.generation;
         let mut grace = MODULE_GRACE;
@@ -227,7 +228,7 @@ impl Filler {
                     }
                     Ok(Some(Event::Counted { generation, counts }))
                 }
-                // Items in memory need no sync.
+                // Items in memory do not need a sync.
                 Step::Complete => match self.handoff.inner.master.staging_complete(self.id) {
                     Ok(()) => Ok(Some(Event::Completed(generation))),
                     Err(why) => Err(Refused::Stage(why.to_string())),
@@ -245,7 +246,8 @@ impl Filler {
             return Ok(Tallies::default());
         }
         let vnode = self.handoff.inner.master.staged_vnode(self.id, module);
-        let vnode = vnode.ok_or_else(|| Refused::Stage("the stage is gone, or the module is".to_owned()))?;
+        let vnode =
+            vnode.ok_or_else(|| Refused::Stage("the stage or the module is not available".to_owned()))?;
         annulus_ground::point("handoff: fills a stage").await;
         let (answer, taken) = oneshot::channel();
         vnode.tell(Control::Items(items, answer));

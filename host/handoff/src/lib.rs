@@ -1,19 +1,19 @@
 //! Ownership handoff: drives the state machines of `annulus_core::handoff`.
 //!
-//! [`Handoff`] watches the committed ring. Each partition that this node gives away has an outgoing task (a sender
-//! machine with its stream and its vnodes); each partition that it takes over has an incoming task (a receiver
-//! machine with its stage). The machines decide, this crate does the I/O. Only the owner proposes the flip (R1), so a
-//! partition stays where it is while its owner is away.
+//! [`Handoff`] watches the committed ring. Each partition that this node hands off has an outgoing task (a sender
+//! machine with its stream and its vnodes); each partition that it receives has an incoming task (a receiver
+//! machine with its stage). The machines decide, and this crate does the I/O. Only the owner proposes the flip (R1), so
+//! a partition does not move while its owner is away.
 //!
 //! # Channels and tasks
 //!
-//! The channels of this crate are unbounded, because a full one would block a vnode or a driver that holds up
-//! others. What bounds each of them is said where it is made. The sender machine is behind most of the bounds: it asks
-//! for one page at a time, stops asking at `Limits::window_bytes` unacknowledged, and has writes wait at
+//! The channels of this crate are unbounded, because a full one would block a vnode, or a driver that delays others.
+//! A comment at the creation of each channel names its bound. Most of the bounds come from the sender machine: it asks
+//! for one page at a time, stops asking at `Limits::window_bytes` unacknowledged bytes, and has writes wait at
 //! `Limits::backlog_bytes`.
 //!
-//! [`Handoff::stop`] ends the tasks of transfers and of the ring's watcher. The other tasks end by themselves: within
-//! the deadline of a call, or when the driver that they work for drops its end of a channel.
+//! [`Handoff::stop`] ends the tasks of transfers and of the ring's watcher. The other tasks end without a request:
+//! within the deadline of a call, or when their driver drops its end of a channel.
 
 mod incoming;
 mod limiter;
@@ -55,7 +55,7 @@ use progress::Progress;
 
 /// The time limit for the first message of an incoming stream.
 const GREETING_LIMIT: Duration = Duration::from_secs(5);
-/// The time limit for a proposal before it is made again.
+/// The time limit of a proposal. A proposal that fails is repeated.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
 
 /// The handoffs of one node. Cheap to clone.
@@ -72,17 +72,17 @@ struct Inner {
     seals: Seals,
     boot: BootId,
     limiter: SendLimiter,
-    /// The number of transfers in a row that this node has given up, by partition, with the last reason. The next
-    /// transfer begins after a pause.
+    /// The number of consecutive transfers that this node has abandoned, by partition, with the last reason. The next
+    /// transfer starts after a pause.
     given_up: Mutex<HashMap<PartitionId, (u32, String)>>,
     outgoing: Mutex<BTreeMap<PartitionId, (TransferId, Progress)>>,
-    /// By partition and transfer, as all transfers of one rebalance have the same id.
+    /// The incoming transfers, by partition and id: all transfers of one rebalance have the same id.
     incoming: Mutex<HashMap<(PartitionId, TransferId), incoming::Incoming>>,
     tasks: Tasks,
 }
 
 impl Handoff {
-    /// The handoffs of a node that has found `seals` on its disk.
+    /// Create the handoffs of a node that has found `seals` on its disk.
     pub fn new(
         cluster: Cluster,
         transport: Transport,
@@ -110,8 +110,8 @@ impl Handoff {
         Self { inner: Arc::new(inner) }
     }
 
-    /// Follow the ring until [`Handoff::stop`]. Seals of transfers that ended while the node was away are removed
-    /// first.
+    /// Follow the ring until [`Handoff::stop`]. The first step removes the seals of transfers that ended while the node
+    /// was away.
     pub fn start(&self) {
         let this = self.clone();
         let mut changes = self.inner.cluster.watch();
@@ -135,7 +135,7 @@ impl Handoff {
         });
     }
 
-    /// Stop all handoffs. Transfers resume or begin again with this node's next start; sealed partitions stay sealed.
+    /// Stop all handoffs. Transfers resume or start again with this node's next start; sealed partitions stay sealed.
     pub fn stop(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.inner.tasks.stop())
     }
@@ -163,7 +163,7 @@ impl Handoff {
             let before = self.inner.given_up.lock().get(&partition).cloned();
             {
                 let mut outgoing = self.inner.outgoing.lock();
-                // The task of an earlier transfer ends by the same view.
+                // An entry of an earlier transfer may be replaced: its task ends when it sees this view.
                 if outgoing.get(&partition).is_some_and(|(running, _)| *running == transfer) {
                     continue;
                 }
@@ -181,8 +181,8 @@ impl Handoff {
         }
     }
 
-    /// Flip the pending changes behind the owner, which move no item of a module with one replica. The owner, which
-    /// alone may, flips them at once (R4). False if the proposal failed.
+    /// Flip the pending changes of replicas other than the owner, which move no items of a module with one replica. The
+    /// owner, as the only node that may, flips them at once (R4). Return false if the proposal failed.
     async fn flip_what_moves_nothing(&self, view: &View) -> bool {
         let transfers = duties::to_flip(&view.state.ring, view.me);
         if transfers.is_empty() {
@@ -191,17 +191,17 @@ impl Handoff {
         let flip = Command::Flip { transfers };
         let flipped = self.inner.cluster.propose(flip, Instant::now() + PROPOSE_LIMIT).await;
         if let Err(error) = &flipped {
-            tracing::warn!(%error, "replica sets that move nothing could not be flipped; tried again");
+            tracing::warn!(%error, "cannot flip replica sets that move no items; will try again");
         }
         flipped.is_ok()
     }
 
-    /// Take in a stream that another node has opened.
+    /// Receive a stream that another node has opened.
     pub fn serve(&self, stream: BulkStream) {
         let this = self.clone();
         self.inner.tasks.spawn(async move {
             if let Err(error) = this.greet(stream).await {
-                tracing::warn!(error, "an incoming handoff could not begin");
+                tracing::warn!(error, "an incoming handoff could not start");
             }
         });
     }
@@ -210,10 +210,10 @@ impl Handoff {
         let first = timeout(GREETING_LIMIT, link::receive::<ToReceiver>(&mut stream.recv)).await;
         let begin = match first.map_err(|_| "no first message came in time")?? {
             Some(ToReceiver::Begin(begin)) => begin,
-            other => return Err(format!("the stream begins with {other:?}")),
+            other => return Err(format!("the first message of the stream is {other:?}")),
         };
         let deadline = Instant::now() + GREETING_LIMIT;
-        // A node that is behind first learns what the sender knows (R2).
+        // A node that is behind first applies the log up to the sender's index (R2).
         let view = self
             .inner
             .cluster
@@ -230,8 +230,9 @@ impl Handoff {
         stream.send.finish().await.map_err(|error| error.to_string())
     }
 
-    /// Give a stream to its task. A stream that begins afresh is refused while the node takes in as many transfers as
-    /// it may. One that resumes is always accepted: its partition may be sealed, and its items are here already.
+    /// Pass a stream to its task. A stream of a fresh transfer is refused while the node receives the maximum number of
+    /// transfers. A stream that resumes a transfer is always accepted: its partition may be sealed, and its items are
+    /// already here. Return the reason of a refusal.
     fn take_in(&self, view: &View, begin: Begin, stream: &mut Option<BulkStream>) -> Option<Refused> {
         let limits = view.state.handoff.of(view.me);
         let mut incoming = self.inner.incoming.lock();
@@ -250,14 +251,14 @@ impl Handoff {
         None
     }
 
-    /// Return the fate of a transfer by the committed log. `gives`: whether its sender asks.
+    /// Return the fate of a transfer by the committed log. `gives` is true if the sender of the transfer asks.
     fn fate(&self, view: &View, partition: PartitionId, transfer: TransferId, gives: bool) -> Fate {
         let partition = view.partition(partition);
         let has_given = gives && partition.role_of(view.me, REPLICAS) != Role::Owner;
         partition.fate_of(transfer, has_given)
     }
 
-    /// Count a transfer that this node gives up.
+    /// Count a transfer that this node abandons.
     fn note_given_up(&self, partition: PartitionId, why: &str) {
         let mut given_up = self.inner.given_up.lock();
         let (times, last) = given_up.entry(partition).or_default();

@@ -25,7 +25,7 @@ struct Inner {
 
 struct State {
     core: core::SendLimiter,
-    /// One per permit, and at most one permit per outgoing transfer.
+    /// The notification of each permit's holder. Bounded: each outgoing transfer has at most one permit.
     holders: BTreeMap<PermitId, watch::Sender<bool>>,
 }
 
@@ -57,12 +57,12 @@ impl SendLimiter {
         Self { inner: Arc::new(Inner { began: Instant::now(), state }) }
     }
 
-    /// The present time, as core's limiter and [`Pacing`] count it.
+    /// Return the present time, as core's limiter and [`Pacing`] count it.
     pub(super) fn now(&self) -> Duration {
         self.inner.began.elapsed()
     }
 
-    /// The moment of such a time.
+    /// Convert a time of [`SendLimiter::now`] to an instant.
     pub(super) fn instant(&self, time: Duration) -> Instant {
         self.inner.began + time
     }
@@ -89,7 +89,7 @@ impl SendLimiter {
         pacing.take_page(&mut self.inner.state.lock().core, self.now())
     }
 
-    /// Correct the tokens of a page that was taken to its size.
+    /// Correct the tokens that a page has used to the page's actual size.
     pub(super) fn settle_page(&self, bytes: u64) {
         self.inner.state.lock().core.settle_page(bytes);
     }
@@ -107,7 +107,7 @@ impl Permit {
 
     /// Wait until the permit is granted or revoked.
     pub(super) async fn changed(&mut self) {
-        // The limiter holds the other end as long as this permit exists.
+        // Cannot fail: the limiter holds the other end as long as this permit exists.
         let _ = self.granted.changed().await;
     }
 }

@@ -1,4 +1,4 @@
-//! One stream of a handoff: CBOR messages in frames, read and written by a task of its own.
+//! One stream of a handoff: CBOR messages in frames, read and written by a separate task.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub(super) async fn send<T: Serialize>(stream: &mut BulkSend, message: &T) -> Re
     stream.message(bytes).await.map_err(|error| error.to_string())
 }
 
-/// Receive the next message; `None` once the peer has finished.
+/// Receive the next message. Return `None` once the peer has finished.
 pub(super) async fn receive<T: DeserializeOwned>(stream: &mut BulkRecv) -> Result<Option<T>, String> {
     let Some(message) = stream.message(MAX_MESSAGE).await.map_err(|error| error.to_string())? else {
         return Ok(None);
@@ -38,9 +38,9 @@ pub(super) async fn receive<T: DeserializeOwned>(stream: &mut BulkRecv) -> Resul
     codec::decode(&message).map(Some).map_err(|error| error.to_string())
 }
 
-/// Run a stream until either side ends it: send what comes over the returned channel, pass what arrives to
-/// `received`. Then call `ended`, with the reason if neither side wished it. Dropping the returned sender closes the
-/// stream after the messages that are in the channel.
+/// Run a stream until either side ends it: send the messages of the returned channel, and pass each incoming message to
+/// `received`. Then call `ended`, with the reason if neither side closed the stream. Dropping the returned sender
+/// closes the stream after the messages that are in the channel.
 pub(super) fn run<Out, In>(
     stream: BulkStream,
     received: impl Fn(In) + Send + Sync + 'static,
@@ -50,11 +50,11 @@ where
     Out: Serialize + Send + Sync + 'static,
     In: DeserializeOwned + Send + 'static,
 {
-    // Bounded by the machine of this side: a sender has `Limits::backlog_bytes` unacknowledged at most, a receiver
+    // Bounded by the machine of this side: a sender has at most `Limits::backlog_bytes` unacknowledged, and a receiver
     // answers each message once.
     let (sender, mut outgoing) = mpsc::unbounded_channel::<Arc<Out>>();
     let BulkStream { send: mut out, recv: mut incoming } = stream;
-    // Ends with the stream, and with the driver, which owns `sender`.
+    // The task ends with the stream, or with the driver, which owns `sender`.
     annulus_ground::spawn(async move {
         let write = async {
             while let Some(message) = outgoing.recv().await {

@@ -25,11 +25,11 @@ use seal::Seal;
 
 /// The time limit for opening a stream.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
-/// A partition is sealed only if a leader was heard from within this time (R1). A node that is cut off would
-/// otherwise stop serving for a flip that cannot be committed.
+/// A partition is sealed only if this node had contact with a leader within this time (R1). A node that is cut off
+/// would otherwise stop serving for a flip that cannot be committed.
 const LEADER_WITHIN: Duration = Duration::from_secs(1);
 
-/// The deployed modules with their current releases.
+/// Return the deployed modules with their current releases.
 pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
     let release = |module: &annulus_core::state::Module| ModuleRelease {
         uid: module.uid,
@@ -38,8 +38,8 @@ pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
     view.state.modules.values().map(release).collect()
 }
 
-/// Run a transfer until the log ends it. `before`: the number of transfers of the partition in a row that this node
-/// has given up, and the last reason.
+/// Run a transfer until the log ends it. `before` is the number of consecutive transfers of the partition that this
+/// node has abandoned, with the last reason.
 pub(super) fn spawn(
     handoff: Handoff,
     task: Task,
@@ -71,7 +71,7 @@ struct Driver {
     machine: Sender,
     progress: Progress,
     /// Answers of streams and proposals. Bounded by the machine: one answer per stream, proposal and page, and one
-    /// acknowledgement per message sent, of which `Limits::backlog_bytes` are unacknowledged at most.
+    /// acknowledgement per message sent, of which at most `Limits::backlog_bytes` are unacknowledged.
     events: mpsc::UnboundedReceiver<Event>,
     later: mpsc::UnboundedSender<Event>,
     /// Pages and writes of the vnodes, in commit order. Bounded: one page is read at a time, and vnodes have their
@@ -88,7 +88,7 @@ struct Driver {
     pacing: Pacing,
     /// The permit that `pacing` wants.
     permit: Option<Permit>,
-    /// The transfer is counted in `Inner::given_up`.
+    /// True if the transfer is counted in `Inner::given_up`.
     given_up: bool,
 }
 
@@ -126,9 +126,9 @@ impl Driver {
     async fn run(mut self) {
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let mut changes = self.handoff.inner.cluster.watch();
-        // The view may have changed since the task was made.
+        // The view may have changed since the task was created.
         changes.mark_changed();
-        // A sealed partition waits for no permit: requests are waiting for it.
+        // A sealed partition does not wait for a permit: requests are waiting for it.
         if self.task.sealed && !self.start().await {
             return;
         }
@@ -166,7 +166,7 @@ impl Driver {
         tracing::debug!(partition = partition.0, %transfer, to = self.target, state = ?self.machine.state(), "a handoff ended");
     }
 
-    /// Listen to the vnodes, then start the machine. False if this node does not own the partition any more, or the
+    /// Connect to the vnodes, then start the machine. Return false if this node no longer owns the partition, or if the
     /// transfer is over.
     async fn start(&mut self) -> bool {
         let view = self.handoff.inner.cluster.view();
@@ -190,7 +190,7 @@ impl Driver {
 
     /// Count the items to be sent, for `annulus transfers`.
     fn count(&self) {
-        // Ends with the count, or with the vnodes.
+        // The task below ends with the count, or with the vnodes.
         let (master, progress, partition) =
             (self.handoff.inner.master.clone(), self.progress.clone(), self.task.partition);
         annulus_ground::spawn(async move { progress.set_totals(master.count(partition).await) });
@@ -251,7 +251,7 @@ impl Driver {
                 self.sealed_if_all().await
             }
             StreamEvent::Broken { module, reason } => {
-                tracing::warn!(partition = self.task.partition.0, %module, reason, "a handoff is given up and starts again");
+                tracing::warn!(partition = self.task.partition.0, %module, reason, "a handoff was abandoned and will start again");
                 annulus_ground::point("handoff: a broken one is given up").await;
                 Some(Event::SourceBroken(reason))
             }
@@ -265,7 +265,7 @@ impl Driver {
         let (seals, partition, transfer) =
             (self.handoff.inner.seals.clone(), self.task.partition, self.task.transfer);
         annulus_ground::point("handoff: the vnodes are silent, and no mark says so").await;
-        // Syncs the disk, which must not block the network's threads.
+        // Storing the seal syncs the disk, which must not block the network's threads.
         let sealed = annulus_ground::aside(async move { seals.put(partition, transfer).await }).await;
         let counts = std::mem::take(&mut self.counts);
         Some(if sealed.is_ok() { Event::Sealed { counts } } else { Event::SealRefused })

@@ -30,8 +30,8 @@ pub(super) struct Snapshot {
     pub(super) state: TransferState,
     /// Items and bytes by module.
     pub(super) sent: Sent,
-    /// Items at the start, of each module that ran then; `None` for a module whose guest could not count them. `None`
-    /// as a whole before the count.
+    /// Number of items at the start, for each module that ran then; `None` for a module whose guest could not count
+    /// them. The whole map is `None` before the count.
     pub(super) totals: Option<BTreeMap<ModuleUid, Option<u64>>>,
     pub(super) waiting_for: Option<String>,
     pub(super) retry: Option<Instant>,
@@ -62,12 +62,12 @@ impl Default for Snapshot {
 }
 
 impl Snapshot {
-    /// Items of a module at the start; 0 if it did not run.
+    /// Return the number of items of a module at the start; 0 if the module did not run.
     pub(super) fn total(&self, module: ModuleUid) -> Option<u64> {
         self.totals.as_ref()?.get(&module).copied().unwrap_or(Some(0))
     }
 
-    /// Items and bytes of a module per second, over the last seconds.
+    /// Return the items and bytes of a module sent per second, over the last seconds.
     pub(super) fn rate(&self, module: ModuleUid) -> (u64, u64) {
         let fresh = |sample: &&(Instant, _)| sample.0.elapsed() <= LOOK_BACK;
         let Some((then, before)) = self.samples.iter().find(fresh) else { return (0, 0) };
@@ -116,7 +116,7 @@ impl Progress {
         self.state.lock().totals = Some(totals);
     }
 
-    /// Continue the count of tries after transfers of the partition that were given up.
+    /// Continue the count of tries after abandoned transfers of the partition.
     pub(super) fn go_on_from(&self, tries: u32, error: &str) {
         let mut known = self.state.lock();
         (known.tries, known.error) = (tries, Some(error.to_owned()));

@@ -16,7 +16,7 @@ use super::Handoff;
 use annulus_core::codec;
 use annulus_transport::{Lane, Request, kind};
 
-/// The time limit for one member to list what it sends.
+/// The time limit for one member to list the transfers that it sends.
 const ASK_LIMIT: Duration = Duration::from_secs(2);
 
 /// The reason why items move.
@@ -46,7 +46,7 @@ pub struct TransferRow {
     pub kind: TransferKindName,
     /// Name of the node that sends.
     pub from: String,
-    /// Name of the node that takes.
+    /// Name of the node that receives.
     pub to: String,
     /// The state of the transfer.
     pub state: TransferState,
@@ -58,9 +58,9 @@ pub struct TransferRow {
     pub bytes: u64,
     /// The last failure.
     pub error: Option<String>,
-    /// The reason why it does not run, in words: `turn here`, `turn at NODE`,
-    /// `module M at NODE`, `paused`, `paused at NODE`, `receiver NODE is down`, `holder NODE is
-    /// down`, `rate`, `retry`, `log: it is not pending at NODE`.
+    /// The reason why the transfer does not run: `turn here`, `turn at NODE`, `module M at NODE`, `paused`, `paused at
+    /// NODE`, `receiver NODE is down`, `holder NODE is down`, `holder NODE to begin`, `rate`, `retry`, `log: it is not
+    /// pending at NODE`.
     #[serde(default)]
     pub waiting_for: Option<String>,
     /// The time until the next try.
@@ -72,19 +72,19 @@ pub struct TransferRow {
     /// Bytes of these items.
     #[serde(default)]
     pub bytes_per_s: u64,
-    /// The time when its sender learned of it, in milliseconds since 1970.
+    /// The time when its sender learned of the transfer, in milliseconds since 1970.
     #[serde(default)]
     pub since_ms: u64,
     /// The time of the last change of `state`, in milliseconds since 1970.
     #[serde(default)]
     pub state_since_ms: u64,
-    /// Streams opened for it so far.
+    /// Number of streams opened for the transfer so far.
     #[serde(default)]
     pub tries: u32,
 }
 
 impl TransferRow {
-    /// A row of a transfer of which only sender and receiver are known.
+    /// Create the row of a transfer of which only sender and receiver are known.
     fn new(partition: PartitionId, from: String, to: String) -> Self {
         Self {
             module: String::new(),
@@ -129,7 +129,7 @@ impl Handoff {
                     Err(why) => drop(silent.insert(member, why)),
                 }
             }
-            // A transfer whose sender cannot be asked is shown with that as the reason.
+            // A transfer that no sender has reported gets a row too. Its `waiting_for` gives the reason.
             for (id, partition) in view.state.ring.iter() {
                 let Some(pending) = &partition.pending else { continue };
                 if rows.iter().any(|row| row.partition == id) {
@@ -143,7 +143,7 @@ impl Handoff {
                         row.waiting_for = Some(format!("holder {} is down", row.from));
                         row.error = Some(why.clone());
                     }
-                    // The sender has just learned of it, or will.
+                    // The sender has answered, and will learn of the transfer or has just learned of it.
                     None => row.waiting_for = Some(format!("holder {} to begin", row.from)),
                 }
                 rows.push(row);
@@ -173,7 +173,7 @@ impl Handoff {
         let from = self.name_of(view.me);
         let mut rows = Vec::new();
         for (partition, (transfer, progress)) in &*self.inner.outgoing.lock() {
-            // The task of a transfer that a later entry has replaced, or is about to, says nothing of the next one.
+            // Skip the task of a transfer that a later entry has replaced: its progress is not the new transfer's.
             let pending = view.partition(*partition).pending.as_ref();
             let Some(pending) = pending.filter(|pending| pending.id == *transfer) else { continue };
             let now = progress.now();

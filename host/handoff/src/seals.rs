@@ -1,5 +1,5 @@
-//! The durable seals of this node. A sealed partition stays sealed over a restart, until the log has the fate of its
-//! transfer (R1).
+//! The durable seals of this node. A sealed partition stays sealed over a restart, until the log decides the fate of
+//! its transfer (R1).
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -37,7 +37,7 @@ impl Seals {
     /// Read the seals of the node's database.
     ///
     /// # Errors
-    /// They cannot be read. The node must not serve then.
+    /// If the seals cannot be read. The node must not serve then.
     pub fn open(database: &Store) -> Result<Self, SealError> {
         let space = database.space("seals")?;
         let mut known = BTreeMap::new();
@@ -63,7 +63,7 @@ impl Seals {
         self.inner.known.lock().get(&partition) == Some(&transfer)
     }
 
-    /// Add a seal; durable when this returns. Blocks the polling thread for a sync of the disk.
+    /// Add a seal, which is durable when this returns. Blocks the polling thread for a sync of the disk.
     pub async fn put(&self, partition: PartitionId, transfer: TransferId) {
         let Inner { database, space, known } = &*self.inner;
         known.lock().insert(partition, transfer);
@@ -72,8 +72,8 @@ impl Seals {
         database.persist().await.unwrap_or_else(|error| fatal(&error));
     }
 
-    /// Remove a seal, if it is of this transfer. The removal need not be durable: a seal that comes back is compared
-    /// with the log again.
+    /// Remove a seal, if it is of this transfer. The removal need not be durable: a seal that exists again after a
+    /// restart is compared with the log again.
     pub fn remove(&self, partition: PartitionId, transfer: TransferId) {
         let mut known = self.inner.known.lock();
         if known.get(&partition) == Some(&transfer) {
@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn a_seal_survives_a_restart_until_it_is_taken_off() {
+    async fn a_seal_survives_a_restart_until_it_is_removed() {
         let dir = tempfile::tempdir().unwrap();
         let (p, t) = (PartitionId(7), TransferId(42));
         {

@@ -17,9 +17,9 @@ use super::Handoff;
 use annulus_core::codec;
 use annulus_transport::{Lane, Request, kind};
 
-/// The number of partitions that one node counts at once.
+/// The maximum number of partitions that one node counts concurrently.
 const COUNTED_AT_ONCE: usize = 8;
-/// The part of a deadline that is reserved for the way of the answer.
+/// The part of a deadline that is reserved for the transmission of the answer.
 const WAY_BACK: Duration = Duration::from_millis(200);
 
 /// The size of a partition, of all modules together.
@@ -73,7 +73,7 @@ impl Handoff {
         let request = codec::encode(&CountRequest { partitions }).ok()?;
         let call = self.inner.transport.call(&peer, Lane::Control, kind::HOLDINGS, request.into(), deadline);
         let answer = call.await.inspect_err(|error| {
-            tracing::info!(node = %owner, %error, "peer did not report its partition sizes");
+            tracing::info!(node = %owner, %error, "a peer did not report its partition sizes");
         });
         codec::decode(&answer.ok()?).ok()
     }
@@ -81,7 +81,7 @@ impl Handoff {
     /// Answer a control request of kind `HOLDINGS`.
     pub fn serve_partition_sizes(&self, request: Request) {
         let this = self.clone();
-        // Ends by the request's deadline.
+        // The request's deadline ends the task.
         annulus_ground::spawn(async move {
             let Ok(CountRequest { partitions }) = codec::decode(&request.payload) else {
                 return tracing::warn!(from = ?request.from, "a request for partition sizes cannot be read");

@@ -1,7 +1,7 @@
 //! Disks of simulated nodes: in memory, with as few guarantees after a crash as a real disk may give.
 //!
 //! A [`MemoryDisk`] outlives the processes that use it. Each process, called a life in the code, gets a
-//! [`MemoryDisk::disk`] and ends in one of the ways of [`Crash`]. The next one finds this:
+//! [`MemoryDisk::disk`] and ends in one of the ways of [`Crash`]. The next process finds these contents:
 //!
 //! | | killed | without power |
 //! |---|---|---|
@@ -57,7 +57,7 @@ struct State {
     choices: SmallRng,
     times: SmallRng,
     life: u64,
-    /// Set when the current process is ending: its operations have no effect any more.
+    /// Set when the current process is ending. From then on its operations have no effect.
     cut: bool,
     full: bool,
     broken: bool,
@@ -108,13 +108,13 @@ impl MemoryDisk {
         Disk::new(Life { shared: self.shared.clone(), number })
     }
 
-    /// Let all further operations of the current process have no effect; to be called before its tasks are
+    /// Let all further operations of the current process have no effect. Must be called before its tasks are
     /// ended.
     pub fn cut(&self) {
         self.shared.lock().cut = true;
     }
 
-    /// End the current process and begin the next one.
+    /// End the current process and start the next one.
     pub fn crash(&self, how: Crash) {
         let mut state = self.shared.lock();
         let State { tree, choices, .. } = &mut *state;
@@ -164,8 +164,8 @@ impl MemoryDisk {
         self.shared.lock().operations
     }
 
-    /// Let the process die just before this operation, counted as by [`MemoryDisk::operations`]. `None` for
-    /// no death.
+    /// Let the process die just before this operation, counted as by [`MemoryDisk::operations`]. With `None`
+    /// the process does not die.
     pub fn die_at(&self, operation: Option<u64>) {
         self.shared.lock().die_at = operation;
     }
@@ -214,8 +214,8 @@ impl fmt::Debug for Life {
 }
 
 impl Life {
-    /// Count an operation and check its preconditions. `None` if it must have no effect, because a destructor
-    /// of a dead node calls it.
+    /// Count an operation and check its preconditions. Return `None` if the operation must have no effect,
+    /// because a destructor of a dead node calls it.
     fn step(&self, what: &str, path: &Path, needs: Needs) -> io::Result<Option<MutexGuard<'_, State>>> {
         let dead = std::thread::panicking() || Scope::current().is_some_and(|scope| scope.is_dead());
         let mut state = self.shared.lock();

@@ -31,11 +31,11 @@ pub type At = usize;
 
 /// Receives notifications about the incarnations of nodes.
 pub trait Attendant: Send + Sync + 'static {
-    /// An incarnation of a node begins to serve. Called within its scope.
+    /// Called within the scope of an incarnation when it starts to serve.
     fn serves(&self, at: At, life: &Arc<Life>);
 
-    /// An incarnation has ended, by itself or by a kill; its memory is gone. May be called more than once for
-    /// each.
+    /// Called when an incarnation has ended, by itself or by a kill, and its memory is gone. May be called more
+    /// than once for each.
     fn is_over(&self, _at: At) {}
 }
 
@@ -218,7 +218,7 @@ impl Nodes {
                 drop(life);
                 left
             });
-            // Ends all tasks, like the end of a real node's runtimes.
+            // This ends all tasks, like the end of a real node's runtimes.
             scope.kill();
             // The incarnation may have served requests until now.
             self.inner.attendant.is_over(at);
@@ -257,7 +257,7 @@ impl Nodes {
         disk: &MemoryDisk,
         address: IpAddr,
     ) {
-        // In this order, so that destructors can neither send packets nor write to the disk.
+        // Keep this order, so that destructors can neither send packets nor write to the disk.
         self.inner.network.kill(address);
         disk.cut();
         self.inner.attendant.is_over(at);
@@ -276,7 +276,7 @@ impl Nodes {
     pub fn leaks(&self) -> Vec<String> {
         let remains = self.inner.remains.lock();
         let left = remains.iter().flat_map(|(at, remains)| remains.left().map(move |part| (*at, part)));
-        left.map(|(at, part)| format!("n{at}: the {part} of a life that is over is left")).collect()
+        left.map(|(at, part)| format!("n{at}: the {part} of an ended incarnation is left")).collect()
     }
 
     /// Kill a node's process at its current point. With `power`, its machine loses power too, so that
@@ -305,7 +305,7 @@ impl Nodes {
         self.inner.hosts.lock()[at].config.speaks = speaks;
     }
 
-    /// Report whether the node is of an older build.
+    /// Return true if the node is of an older build.
     pub fn is_older(&self, at: At) -> bool {
         self.inner.hosts.lock()[at].config.speaks != Speaks::THIS
     }
@@ -315,12 +315,12 @@ impl Nodes {
         self.inner.hosts.lock()[at].gone = true;
     }
 
-    /// Report whether the node was abandoned.
+    /// Return true if the node was abandoned.
     pub fn is_gone(&self, at: At) -> bool {
         self.inner.hosts.lock()[at].gone
     }
 
-    /// Report whether the node's process runs.
+    /// Return true if the node's process runs.
     pub fn runs(&self, at: At) -> bool {
         self.inner.hosts.lock()[at].process.is_some()
     }
@@ -369,7 +369,7 @@ impl Nodes {
         }
     }
 
-    /// Report whether a node was frozen at any time since `then`.
+    /// Return true if a node was frozen at any time since `then`.
     pub fn slept_since(&self, at: At, then: Instant) -> bool {
         match self.inner.hosts.lock()[at].paused {
             None => false,

@@ -136,7 +136,7 @@ impl Trial {
         Self { config: Some(config), ..self }
     }
 
-    /// Set the limit of the time of one guest call.
+    /// Set the time limit of one guest call.
     #[must_use]
     pub fn call_time(self, call_time: Duration) -> Self {
         Self { call_time: Some(call_time), ..self }

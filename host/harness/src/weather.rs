@@ -70,7 +70,7 @@ impl Changeable {
         self.state.lock().times = times.max(1);
     }
 
-    /// Return the traffic that each machine has sent to others since the beginning.
+    /// Return the traffic that each machine has sent to others since the start.
     pub fn sent(&self) -> BTreeMap<IpAddr, Sent> {
         self.state.lock().sent.clone()
     }
@@ -83,7 +83,7 @@ impl Changeable {
 
 impl State {
     fn delay(&mut self) -> Duration {
-        // The smallest of three draws, so that few packets are slow.
+        // Use the smallest of three draws, so that few packets are slow.
         let drawn = (0..3).map(|_| self.random.random_range(FASTEST_US..=SLOWEST_US)).min();
         Duration::from_micros(drawn.unwrap_or(FASTEST_US)) * self.times
     }

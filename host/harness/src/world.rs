@@ -40,8 +40,8 @@ impl Default for Settings {
     }
 }
 
-/// The world of one seed. Each purpose draws from its own stream of random numbers, so that a change of one
-/// (a fault less, another load) does not change the others.
+/// The world of one seed. Each purpose draws from a separate stream of random numbers, so that a change of one
+/// (one fault less, another load) does not change the others.
 pub struct Seeded {
     settings: Settings,
     seed: u64,
@@ -75,7 +75,7 @@ struct Clock {
     faster: i64,
 }
 
-/// Number of polls at one virtual time that proves a task that never rests. A busy moment has some hundreds.
+/// Number of polls at one virtual time that indicates a task that never rests. A busy moment has some hundreds.
 const RESTLESS: u64 = 1_000_000;
 
 impl Seeded {
@@ -98,7 +98,7 @@ impl Seeded {
         stream(self.seed, purpose, 0)
     }
 
-    /// Return the virtual time since the beginning.
+    /// Return the virtual time since the start.
     pub fn now(&self) -> Duration {
         self.began.elapsed()
     }
@@ -108,8 +108,8 @@ impl Seeded {
         self.state.lock().clocks.entry(scope).or_default().ahead_ms += ms;
     }
 
-    /// Set the drift of a scope's clock in millionths; positive is too fast. It applies from the beginning of
-    /// the simulation, also retroactively.
+    /// Set the drift of a scope's clock in millionths; positive is too fast. It applies from the start of the
+    /// simulation, also retroactively.
     pub fn drift(&self, scope: ScopeId, faster: i64) {
         self.state.lock().clocks.entry(scope).or_default().faster = faster;
     }
@@ -244,7 +244,7 @@ impl Simulation {
         &self.world
     }
 
-    /// Create the scope of an incarnation that has not begun. Each incarnation needs its own id.
+    /// Create the scope of an incarnation that has not started. Each incarnation needs its own id.
     pub fn scope(&self, id: ScopeId) -> Scope {
         Scope::new(id, self.world.clone())
     }

@@ -96,7 +96,7 @@ fn a_seed_gives_the_same_run_again() {
 }
 
 #[test]
-fn a_purge_before_its_snapshot_is_seen() {
+fn a_purge_before_its_snapshot_is_detected() {
     let fault = Some(Mutant::PurgeBeforeItsSnapshot);
     let seen = mutants::during(fault, || (0..400).find_map(|seed| run(seed).err()));
     assert!(seen.is_some(), "none of 400 seeds detects it");

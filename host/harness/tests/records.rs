@@ -117,15 +117,15 @@ async fn give_away(
     };
     for (partition, transfer) in sealed {
         if all.get(&partition) != Some(&transfer) {
-            return Err(format!("partition {partition:?} is sealed no longer"));
+            return Err(format!("partition {partition:?} is no longer sealed"));
         }
     }
     for (partition, (transfer, index)) in flipped {
         let is_sealed = all.get(&partition) == Some(&transfer);
         if !is_sealed && kept < index {
-            return Err(format!("partition {partition:?} is neither sealed nor known to be given away"));
+            return Err(format!("partition {partition:?} is neither sealed nor known to be handed off"));
         }
-        // As after a real start, where the log decides.
+        // The log decides the state here, as after a real start.
         copy.write(&state(seen.lock().index));
         seals.remove(partition, transfer);
     }
@@ -237,7 +237,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     let database = open(&data).await.map_err(said)?;
     let number = data.count_start().map_err(said)?;
     if number <= std::mem::replace(&mut seen.lock().starts, number) {
-        return Err(format!("start {number} comes twice"));
+        return Err(format!("start {number} is counted twice"));
     }
     // Counting a start syncs the directory, so the identity is durable and others may learn of the node.
     seen.lock().founded = Some(UID);
@@ -245,7 +245,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     let is_others = identity.cluster == other;
     seen.lock().joined |= is_others;
     if is_others && copy.is_none() {
-        return Err("no state of the cluster is there".into());
+        return Err("no state of the cluster is present".into());
     }
     if is_others && data.founding().map_err(said)?.is_some() {
         return Err("a founding is left over in the cluster that was joined".into());

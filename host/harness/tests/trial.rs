@@ -28,8 +28,8 @@ fn the_first_failed_check_fails_the_trial_and_names_the_seed() {
 }
 
 #[test]
-fn a_trial_that_cannot_begin_gives_the_reason() {
-    let why = |trial: Trial| trial.run(async |_| panic!("it cannot begin")).unwrap_err().why;
+fn a_trial_that_cannot_start_reports_the_reason() {
+    let why = |trial: Trial| trial.run(async |_| panic!("it cannot start")).unwrap_err().why;
     let said = why(Trial::new(&b"no component"[..]));
     assert!(said.contains("not deployed") && said.contains("magic bytes"), "{said}");
     let said = why(Trial::new(Script::default().component()).ring(7));

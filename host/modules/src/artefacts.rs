@@ -48,8 +48,8 @@ pub enum ArtefactError {
     /// The component is longer than the limit.
     #[error("the component is larger than {MAX_COMPONENT_BYTES} bytes")]
     TooLarge,
-    /// The stream broke before its end.
-    #[error("the component did not arrive whole: {0}")]
+    /// The stream ended early.
+    #[error("the component did not arrive completely: {0}")]
     Broken(#[from] BulkError),
 }
 
@@ -66,7 +66,7 @@ impl Artefacts {
     /// Store a component durably and return its digest.
     ///
     /// # Errors
-    /// If a disk operation fails. The component must be taken as not stored.
+    /// If a disk operation fails. The component then counts as not stored.
     pub async fn keep(&self, bytes: Bytes) -> Result<Digest, ArtefactError> {
         let digest = digest_of(&bytes);
         let path = self.path(&digest);
@@ -101,7 +101,7 @@ impl Artefacts {
     pub(super) fn retain(&self, keep: &dyn Fn(&Digest) -> bool) {
         for entry in self.entries() {
             if digest_in(&entry.name).is_some_and(|digest| !keep(&digest)) {
-                self.remove(&entry.name, "no release names this component any more");
+                self.remove(&entry.name, "releases no longer name this component");
             }
         }
     }
@@ -116,7 +116,7 @@ impl Artefacts {
         }
     }
 
-    /// Read a component. `None` if it is not on disk or is damaged; a damaged file is deleted.
+    /// Read a component. Return `None` if it is not on disk or is damaged; a damaged file is deleted.
     pub async fn find(&self, digest: &Digest) -> Option<Bytes> {
         let path = self.path(digest);
         let (disk, from) = (self.disk.clone(), path.clone());
@@ -130,7 +130,7 @@ impl Artefacts {
         None
     }
 
-    /// List the directory; empty if it does not exist.
+    /// List the directory. The list is empty if the directory does not exist.
     fn entries(&self) -> impl Iterator<Item = Entry> + use<> {
         self.disk.list(&self.dir).unwrap_or_default().into_iter()
     }

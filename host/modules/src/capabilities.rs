@@ -4,8 +4,8 @@
 //! A node cannot serve a module if it runs no release of it, because the current release's component cannot be
 //! fetched, does not compile or does not start there. (A node that still runs the former release serves the
 //! module, and `modules` shows its digest.) A report lists all such modules. It is sent at every change, and to
-//! every peer that connects, which may have restarted; it is repeated until the peer has replied. Reports do not
-//! go through the log: each is one node's statement about itself, and is only used to choose nodes.
+//! every peer that connects, because the peer may have restarted; it is repeated until the peer has replied. Reports
+//! do not go through the log: each node reports on itself, and the reports are only used to choose nodes.
 
 use std::collections::{BTreeSet, HashMap};
 use std::time::Duration;
@@ -31,7 +31,7 @@ const REPEAT: Duration = Duration::from_secs(2);
 /// Longest reason in a report, in bytes.
 const MAX_REASON: usize = 300;
 
-/// Most modules in a report. With [`MAX_REASON`], well below the limit of a control message.
+/// Maximum number of modules in a report. With [`MAX_REASON`], a report is well below the limit of a control message.
 const MAX_MODULES: usize = 256;
 
 /// Peers that speak this version of the protocol accept reports.
@@ -73,8 +73,8 @@ impl CapabilityTable {
 }
 
 impl Modules {
-    /// Reason why a member cannot serve the current release of a module. `None` if it can, as far as this node
-    /// knows.
+    /// Return the reason why a member cannot serve the current release of a module, or `None` if it can, as far as this
+    /// node knows.
     pub fn unable(&self, member: &Member, module: &Module) -> Option<String> {
         let find = |unable: &[Unable]| {
             let found =
@@ -87,12 +87,12 @@ impl Modules {
         find(self.inner.capabilities.lock().of(member.uid))
     }
 
-    /// There is a new connection to a peer, which may have restarted without this node's report.
+    /// Note a new connection to a peer, which may have restarted and lost this node's report.
     pub fn connected(&self, peer: NodeUid) {
         let _ = self.inner.connected.send(peer);
     }
 
-    /// Take a peer's report: a control request of kind `MODULES_UNABLE`.
+    /// Store a peer's report: a control request of kind `MODULES_UNABLE`.
     pub fn on_report(&self, request: Request) {
         let PeerIdentity::Node { uid, boot } = request.from else { return };
         match codec::decode::<CapabilityReport>(&request.payload) {
@@ -101,11 +101,11 @@ impl Modules {
                 self.inner.capabilities.lock().take(uid, boot, report);
                 request.responder.send(Bytes::new());
             }
-            Err(error) => tracing::warn!(peer = %uid, %error, "what a peer cannot serve cannot be read"),
+            Err(error) => tracing::warn!(peer = %uid, %error, "cannot decode a peer's report of modules"),
         }
     }
 
-    /// Modules that this node cannot serve.
+    /// Return the modules that this node cannot serve.
     fn unable_here(&self) -> Vec<Unable> {
         let releases = self.inner.releases.load();
         let running = self.inner.running.borrow();
@@ -150,12 +150,12 @@ impl Modules {
         }
     }
 
-    /// Send a report to all connected peers that lack it. True if all of them have replied.
+    /// Send a report to all connected peers that lack it. Return true if all of them have replied.
     async fn send_report(&self, report: &CapabilityReport, told: &mut BTreeSet<NodeUid>) -> bool {
         let payload = match codec::encode(report) {
             Ok(payload) => Bytes::from(payload),
             Err(error) => {
-                tracing::error!(%error, "what this node cannot serve cannot be written");
+                tracing::error!(%error, "cannot encode this node's report of modules");
                 return true;
             }
         };

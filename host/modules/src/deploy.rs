@@ -3,7 +3,7 @@
 //! Nothing is swapped before every reachable member has the component and has confirmed that it can run it.
 //! One log entry then makes it the module's current release, and each node swaps its vnodes between two
 //! commands. If a node cannot (its new release does not take the old one's items, for example), the previous
-//! release becomes current again, provided that it reads the formats written by now. No step ever undeploys a
+//! release becomes current again, provided that it reads all formats written so far. No step ever undeploys a
 //! module: undoing a first release that way would delete its items.
 
 mod back;
@@ -27,7 +27,7 @@ use super::{ArtefactError, Modules};
 use ready::Ready;
 use running::SwapFailure;
 
-/// Longest time for all members to fetch and compile a component: some seconds for one made of Python, on a
+/// Longest time for all members to fetch and compile a component. A component written in Python takes some seconds on a
 /// busy machine.
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// Longest time to commit an entry.
@@ -64,7 +64,7 @@ pub struct DeployRequest {
 /// A step of a deploy that has been completed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Progress {
-    /// The component is validated and compiled on the node that was asked.
+    /// The component is validated and compiled on the node that the operator addressed.
     Validated {
         /// Name of the module.
         name: String,
@@ -113,7 +113,7 @@ pub struct Deployed {
     pub unchanged: bool,
 }
 
-/// Failure of a deploy or rollback. Each variant says whether anything was changed.
+/// Failure of a deploy or rollback. Each variant documents whether anything was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum DeployError {
     /// The component is not valid, or does not fit the contract. Nothing was changed.
@@ -125,7 +125,7 @@ pub enum DeployError {
     /// The component is incompatible with the current release (R22). Nothing was changed.
     #[error("the component cannot follow the release that runs: {0}")]
     Incompatible(String),
-    /// The disk of the asked node failed. Nothing was changed.
+    /// The disk of the addressed node failed. Nothing was changed.
     #[error(transparent)]
     Artefact(#[from] ArtefactError),
     /// A member cannot run the component. Nothing was changed.
@@ -137,13 +137,13 @@ pub enum DeployError {
         reason: String,
     },
     /// The deadline passed before the release was agreed on. Nothing was changed.
-    #[error("the time was up before every member had the component compiled; nothing was changed")]
+    #[error("the deadline passed before every member had compiled the component; nothing was changed")]
     TooLate,
-    /// The cluster did not commit the entry; the inner error says whether it still may.
+    /// The cluster did not commit the entry. The inner error reports whether it still may.
     #[error(transparent)]
     Propose(#[from] ProposeError),
     /// A node could not swap. The previous release is current again.
-    #[error("{node} could not swap to the new release, so the one before runs again: {reason}")]
+    #[error("{node} could not swap to the new release, so the previous one runs again: {reason}")]
     RolledBack {
         /// Name of the node.
         node: String,
@@ -166,7 +166,7 @@ pub enum DeployError {
     },
     /// The release is current, but a node did not confirm in time that it runs it. The node continues.
     #[error(
-        "the release is agreed on, but {node} did not run it in time: {reason}; it goes on by itself, and `annulus \
+        "the release is agreed on, but {node} did not run it in time: {reason}; {node} keeps trying, and `annulus \
          modules` shows how far it is"
     )]
     Slow {
@@ -182,7 +182,7 @@ impl Modules {
     /// Completed steps are sent to `progress`.
     ///
     /// # Errors
-    /// Each variant of [`DeployError`] says what was changed.
+    /// If the deploy fails. Each variant of [`DeployError`] documents what was changed.
     pub fn deploy(
         &self,
         request: DeployRequest,

@@ -23,10 +23,10 @@ const FETCH_LIMIT: Duration = Duration::from_secs(60);
 /// Delay after a failure before the node tries again without a change of the state.
 const RETRY_AFTER: Duration = Duration::from_secs(2);
 /// Number of failed fetches in a row after which a missing component counts as a failure of the release on
-/// this node. With a lower number, a member that is away for a moment would end a deploy.
+/// this node. With a lower number, a member that is unreachable for a moment would fail a deploy.
 const FETCH_TRIES: u32 = 3;
 
-/// The reason that this node does not run a release.
+/// The reason why this node does not run a release.
 enum BringError {
     /// No member could provide the component.
     Missing(String),
@@ -76,8 +76,8 @@ impl Modules {
         })
     }
 
-    /// Start a task for each module that does not run its current release. With a task each, a component that
-    /// no member has, or a slow guest, does not delay other modules.
+    /// Start a task for each module that does not run its current release. With separate tasks, a component that no
+    /// member has, or a slow guest, does not delay other modules.
     fn bring_up_to_date(&self, here: Here, bringing: &mut Bringing) {
         let view = self.inner.cluster.view();
         self.drop_undeployed(&view.state.modules.keys().copied().collect::<Vec<_>>());

@@ -1,9 +1,8 @@
-//! The item format that a release is told to write (R22).
+//! The choice of the item format that a release writes (R22).
 //!
-//! If a release writes a format that its predecessor cannot read, there is no way back: not for an operator,
-//! not for a deploy that fails half way through its swaps, and not for nodes that still run the predecessor
-//! and are about to take over a partition. A new format is therefore written only from the deploy after the
-//! one that introduced it.
+//! If a release writes a format that its predecessor cannot read, it cannot be rolled back: neither by an operator nor
+//! by a deploy that fails halfway through its swaps. Nor can a node that still runs the predecessor receive a
+//! partition. A new format is therefore written only from the deploy after the one that introduced it.
 
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::{Module, Release};
@@ -27,8 +26,7 @@ pub(super) fn described(release: &Release) -> Option<Description> {
     Description::from_cbor(&release.description).ok()
 }
 
-/// Return the reason that `target` cannot take over the items that the module has written, or `None` if it
-/// can.
+/// Return the reason why `target` cannot read the items that the module has written, or `None` if it can.
 pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String> {
     let (Some(current), Some(next)) = (described(&module.current), described(target)) else {
         return Some("the description of one of the releases cannot be read by this build".to_owned());
@@ -53,8 +51,8 @@ pub(super) fn cannot_follow(module: &Module, target: &Release) -> Option<String>
 }
 
 /// Return a format that is not in `reads` but that items in host storage may have, with the version that
-/// wrote it. A swap rewrites the items that a guest keeps itself; items in host storage stay as they were
-/// written.
+/// wrote it. A swap rewrites the items that a guest keeps itself; items in host storage keep the format in which they
+/// were written.
 pub(super) fn left_in_storage(module: &Module, reads: &[u32]) -> Option<(u64, u32)> {
     unread(module, reads, |release| release.exported.writes_storage)
 }

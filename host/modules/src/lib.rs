@@ -1,9 +1,9 @@
 //! Deployed modules: their releases, the nodes that have their components, and the releases that each node
 //! runs.
 //!
-//! The cluster's state names the current release of each module. [`Modules`] brings this node to it: it
-//! fetches the component by digest from any member, compiles it off the data path, and swaps the running
-//! vnodes. It is also the vnode master's source of the release that a module runs.
+//! The cluster's state names the current release of each module. [`Modules`] makes this node run that release: it
+//! fetches the component by digest from any member, compiles it off the data path, and swaps the running vnodes. It
+//! is also the vnode master's source of the release that a module runs.
 
 mod artefacts;
 mod capabilities;
@@ -59,15 +59,15 @@ struct Inner {
     holds: Mutex<tidy::Holds>,
     /// Notified when there may be files that are no longer used.
     untidy: Notify,
-    /// Modules that the others cannot serve.
+    /// Modules that the peers cannot serve, by their reports.
     capabilities: Mutex<capabilities::CapabilityTable>,
     /// Peers that have connected, to be sent this node's report. One entry per connection: the transport's
     /// handshakes bound it, and the broadcasting task empties it after each round of at most `CALL_LIMIT`.
     connected: mpsc::UnboundedSender<NodeUid>,
-    /// Receiving end of `connected`, until the task that tells the peers takes it.
+    /// Receiving end of `connected`, until the task that sends the reports takes it.
     connections: Mutex<Option<mpsc::UnboundedReceiver<NodeUid>>>,
-    /// Master whose vnodes are swapped. Set once, when the node is put together. The master holds a reference
-    /// to these modules, so this reference must be weak.
+    /// Master whose vnodes are swapped. Set once, when the node is assembled. The master holds a reference to these
+    /// modules, so this reference must be weak.
     master: OnceLock<WeakMaster>,
     tasks: Tasks,
 }
@@ -103,7 +103,7 @@ impl Modules {
         }
     }
 
-    /// End the tasks that follow the cluster and those that answer other nodes. Vnodes run on.
+    /// End the tasks that follow the cluster and those that answer other nodes. Vnodes continue to run.
     pub fn stop(&self) -> BoxFuture<'_, ()> {
         Box::pin(self.inner.tasks.stop())
     }
@@ -116,7 +116,7 @@ impl Modules {
         }
         let description = match Description::from_cbor(&module.current.description) {
             Ok(description) => Arc::new(description),
-            // The deploying member validated the description, so a node that cannot read it is too old.
+            // The deploying member has validated the description, so a node that cannot read it is too old.
             Err(error) => {
                 tracing::error!(module = %module.name, %error, "cannot read a module's description in the cluster's state");
                 Arc::new(Description::unreadable(&module.name))

@@ -6,10 +6,10 @@ use annulus_core::codec;
 use annulus_transport::CallError;
 
 /// Return true if the member has prepared the component, false if it is away: its process is down, starting
-/// or joining. Such a member prepares the component once it is up, and does not hold up the deploy.
+/// or joining. Such a member prepares the component once it is up, and does not delay the deploy.
 ///
 /// # Errors
-/// The reason that the member cannot run the component.
+/// If the member cannot run the component, with the reason.
 pub(super) fn prepared(answer: Result<Bytes, CallError>) -> Result<bool, String> {
     match answer {
         Ok(answer) => {

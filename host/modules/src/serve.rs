@@ -13,7 +13,7 @@ use annulus_core::codec;
 use annulus_transport::{BulkStream, Request, kind};
 
 impl Modules {
-    /// Answer a control request of kind `MODULE_PREPARE` or `MODULE_RUNNING`, in a task of its own.
+    /// Answer a control request of kind `MODULE_PREPARE` or `MODULE_RUNNING` in a separate task.
     pub fn serve(&self, request: Request) {
         let this = self.clone();
         self.inner.tasks.spawn(async move {
@@ -80,7 +80,7 @@ impl Modules {
     /// Wait until this node can run some release of a module.
     ///
     /// # Errors
-    /// The reason that it cannot, or not before the deadline.
+    /// If this node cannot run the module, or cannot before the deadline, with the reason.
     pub async fn await_loaded(&self, module: ModuleUid, deadline: Instant) -> Result<(), String> {
         use annulus_vnode::ModuleSource;
         let mut changes = self.inner.running.subscribe();

@@ -1,9 +1,9 @@
-//! Deletes components and compiled code that no release names any more.
+//! Deletes components and compiled code that releases no longer name.
 //!
 //! The following components are kept: those of the releases in the cluster's state, those of deploys that run
-//! through this node, and for a while those that this node was told to prepare for a coming release. A file
-//! that is deleted too early has to be fetched and compiled again. Two rules prevent that all nodes delete a
-//! component named by an entry that none of them has applied yet: after a restart, a young file counts as
+//! through this node, and for a while those that another node asked this one to prepare for a coming release. A
+//! component that is deleted too early must be fetched and compiled again. Two rules keep the nodes from all deleting a
+//! component that is named by an entry which none of them has applied yet: after a restart, a young file counts as
 //! held, and a node without contact to a leader deletes nothing.
 
 use std::collections::{HashMap, HashSet};
@@ -38,8 +38,7 @@ impl Holds {
         *known = until.max(*known);
     }
 
-    /// Remove holds that have expired or whose component is named by now. Returns the remaining held
-    /// components.
+    /// Remove holds that have expired or whose component a release now names. Return the remaining held components.
     fn held(&mut self, named: &HashSet<Digest>, now: Instant) -> HashSet<Digest> {
         self.until.retain(|digest, until| *until > now && !named.contains(digest));
         self.deploys.keys().chain(self.until.keys()).copied().collect()
@@ -77,7 +76,7 @@ impl Modules {
         Held { modules: self.clone(), digest }
     }
 
-    /// Hold a component that this node was told to prepare for a coming release.
+    /// Hold a component that another node asked this one to prepare for a coming release.
     pub(super) fn hold_ready(&self, digest: Digest) {
         self.inner.holds.lock().until(digest, Instant::now() + HOLD);
         self.inner.untidy.notify_one();
@@ -162,7 +161,7 @@ mod tests {
         assert_eq!(holds.held(&HashSet::new(), at(9)), HashSet::from([a, b, c]));
         assert_eq!(holds.next_end(), Some(at(10)));
         assert_eq!(holds.held(&HashSet::new(), at(10)), HashSet::from([b, c]));
-        // Once named, a component is no longer held when it loses its name, except by a deploy.
+        // Once a release has named a component, only a deploy still holds it.
         assert_eq!(holds.held(&HashSet::from([b, c]), at(11)), HashSet::from([c]));
         assert_eq!(holds.next_end(), None);
     }

@@ -8,7 +8,7 @@ use annulus_core::keyspace::RingSize;
 use annulus_core::version::Speaks;
 
 /// The settings of a node. Those of the cluster (the ring size) apply only to a founding node; a joining node
-/// takes the cluster's.
+/// uses the cluster's.
 #[derive(Clone, Debug)]
 pub struct NodeConfig {
     /// `name@host`; must be the same at each start.
@@ -19,7 +19,7 @@ pub struct NodeConfig {
     pub advertise: Option<SocketAddr>,
     /// The name that `advertise` was resolved from, if any.
     pub advertise_name: Option<HostPort>,
-    /// Where to look for other nodes of the cluster while there is no leader.
+    /// Addresses at which to look for other nodes of the cluster while there is no leader.
     pub seeds: Vec<HostPort>,
     /// Address reserved for the HTTP gateway.
     pub http: String,
@@ -35,9 +35,9 @@ pub struct NodeConfig {
     pub weight: Option<u32>,
     /// The `annulus` program, run to compile components. Without it the node compiles in its own process.
     pub compiler: Option<PathBuf>,
-    /// Most linear memory of all guests together, in bytes; none is half of the machine's.
+    /// Limit of the linear memory of all guests together, in bytes. `None` is half of the machine's memory.
     pub guest_memory: Option<usize>,
-    /// The versions to announce: those of this build, except in tests of mixed clusters.
+    /// The versions to announce. They are those of this build, except in tests of mixed clusters.
     pub speaks: Speaks,
 }
 

@@ -33,8 +33,8 @@ fn explain(error: &JoinError) -> AdminError {
         JoinError::Unknown(_) => return AdminError::unknown("deadline-exceeded", error.to_string()),
         JoinError::Token(_) | JoinError::Refused(Refusal::BadSetting(_)) => "bad-arguments",
         JoinError::Connect(_) => "unreachable",
-        // The member's reason says which: it lacks a majority, or it is starting or stopping. This node's
-        // voters are not involved.
+        // The member's reason states the cause: it has no majority, or it is starting or stopping. This
+        // node's voters are not involved.
         JoinError::Unavailable(_) => {
             let message =
                 format!("{error}. Nothing was changed; try again in a moment, or ask another member");

@@ -1,4 +1,4 @@
-//! The end of a node's life: one switch, thrown once.
+//! The end of a node's life: one switch, which is thrown once.
 
 use std::sync::{Arc, OnceLock};
 
@@ -7,7 +7,7 @@ use tokio::sync::watch;
 
 use annulus_cluster::Ended;
 
-/// What follows this life.
+/// The next step after this life.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Exit {
     /// The process ends.
@@ -16,13 +16,13 @@ pub enum Exit {
     Restart,
 }
 
-/// Why a node stops.
+/// The reason for which a node stops.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StopReason {
-    /// A signal or an operator asked for it.
+    /// A signal or an operator requested the stop.
     #[error("stopped")]
     Asked,
-    /// It left its cluster, or was removed.
+    /// The node left its cluster or was removed.
     #[error(
         "this node left its cluster or was removed from it. Its data directory is kept as it is; `annulus start \
          --rejoin-as-new` sets that aside and begins a new node there"
@@ -34,7 +34,7 @@ pub enum StopReason {
          while that one was started from a copy of this data directory; it has stopped, and nothing was changed"
     )]
     Superseded(String),
-    /// Another process runs with this node's identity, and was first.
+    /// Another process runs with this node's identity, and was started first.
     #[error(
         "{0}. One node is one process: this one was started from a copy of the other's data directory and has \
          stopped; nothing was changed. To move the node here, stop the other process first and copy its \
@@ -108,32 +108,32 @@ pub(super) fn outlive_signals(on: &Handle) {
         use tokio::signal::unix::{SignalKind, signal};
         let _on = on.enter();
         match signal(SignalKind::hangup()) {
-            // Ends with the runtime.
+            // The task ends with the runtime.
             Ok(mut hangups) => drop(on.spawn(async move {
                 while hangups.recv().await.is_some() {
-                    tracing::info!("SIGHUP is ignored: log lines go to stderr, nothing is opened anew");
+                    tracing::info!("SIGHUP is ignored: log lines go to stderr, no file is reopened");
                 }
             })),
-            Err(error) => tracing::warn!(%error, "SIGHUP will end this process the hard way"),
+            Err(error) => tracing::warn!(%error, "SIGHUP will kill this process"),
         }
         // With a handler, a write beyond the file size limit (`ulimit -f`) returns an error that is reported.
         // Without one, the signal kills the process without a message.
         const FILE_SIZE_LIMIT: i32 = 25;
         if let Err(error) = signal(SignalKind::from_raw(FILE_SIZE_LIMIT)) {
-            tracing::warn!(%error, "SIGXFSZ will end this process without a word");
+            tracing::warn!(%error, "SIGXFSZ will kill this process without a message");
         }
     }
     #[cfg(not(unix))]
     let _ = on;
 }
 
-/// Wait until a signal asks the process to end, in this life of the node or between two. The first wait
+/// Wait until a signal asks the process to end, in this life of the node or between two lives. The first wait
 /// replaces the system's default action, so no later signal may be missed.
 async fn asked_to_end() {
     static ASKED: OnceLock<watch::Receiver<bool>> = OnceLock::new();
     let mut asked = ASKED.get_or_init(listen).clone();
     if asked.wait_for(|asked| *asked).await.is_err() {
-        // There is no listener: the system's default action applies.
+        // There is no listener, so the system's default action applies.
         std::future::pending().await
     }
 }
@@ -165,7 +165,7 @@ async fn signal() {
                 _ = tokio::signal::ctrl_c() => {}
             },
             Err(error) => {
-                tracing::warn!(%error, "SIGTERM will end this process the hard way");
+                tracing::warn!(%error, "SIGTERM will kill this process");
                 let _ = tokio::signal::ctrl_c().await;
             }
         }

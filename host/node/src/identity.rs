@@ -18,8 +18,8 @@ use annulus_transport::identity::Authority;
 /// Replicas per partition in the ring table, if there are enough nodes (R4).
 const RING_WIDTH: u8 = 3;
 
-/// Complete a join that was answered: replace the node's own cluster by the answer. The intent is removed
-/// last, so a crash in between repeats all of it.
+/// Complete a join that was answered: replace the node's cluster by the one in the answer. The intent is
+/// removed last, so that after a crash the next start repeats all steps.
 pub(super) async fn finish_join(data: &DataDir) -> Result<(), StartError> {
     let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
     let state = &admitted.state;
@@ -99,7 +99,7 @@ pub(super) fn found_command(
 /// Keep `admin.toml` up to date: the cluster, the address, and an operator's certificate.
 pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> Result<(), StartError> {
     let cluster = view.state.cluster.to_string();
-    // Replace an unreadable file like a missing one.
+    // An unreadable file is replaced like a missing one.
     let present = data.admin().ok().flatten().filter(|admin| admin.cluster == cluster);
     let (certificate, key) = match &present {
         Some(admin) => (admin.certificate.clone(), admin.key.clone()),
@@ -148,7 +148,7 @@ pub(super) async fn keep_authorities(
     }
 }
 
-/// Tell peers, and the next start, the node's lineage (R19).
+/// Report the node's lineage to peers, and store it for the next start (R19).
 pub(super) async fn keep_lineage(
     data: Arc<DataDir>,
     mut identity: Identity,
@@ -161,7 +161,7 @@ pub(super) async fn keep_lineage(
             identity.lineage = lineage;
             transport.set_lineage(lineage);
             if let Err(error) = data.write_identity(&identity) {
-                // The copy of the ring has it too; only the first hellos after a restart lack it.
+                // The copy of the ring has the lineage too. Only the first hellos after a restart lack it.
                 tracing::error!(%error, "the new lineage is not in IDENTITY");
             }
         }

@@ -6,8 +6,8 @@
 //! ```
 //!
 //! The node has two runtimes, one for network and guests and one for Raft (R18); `runtimes` has the reasons.
-//! A node that joins a cluster ends its own and restarts in place as the next *life* ([`run`]), so that no
-//! state of the old cluster stays in memory.
+//! A node that joins a cluster ends its previous one and restarts in place as the next *life* ([`run`]), so
+//! that no state of the previous cluster stays in memory.
 //!
 //! Ownership runs one way: [`Life`] owns the parts, the parts hold the transport, and the transport holds none
 //! of them. Background tasks belong to the life and end with it.
@@ -57,7 +57,7 @@ const RELEASE: Duration = Duration::from_secs(10);
 /// Limit for answers to operators when the node stops.
 const ANSWER: Duration = Duration::from_secs(1);
 
-/// Why a node does not start.
+/// Reasons for which a node does not start.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
     /// The data directory cannot be used.
@@ -105,7 +105,7 @@ pub struct Stand {
     pub raft: Handle,
     /// The network between nodes.
     pub net: Net,
-    /// Prepares components to run; `None` for a WebAssembly engine of the node's own.
+    /// Prepares components to run; `None` makes the node create a WebAssembly engine.
     pub loader: Option<Arc<dyn Loader>>,
 }
 
@@ -121,7 +121,7 @@ impl Remains {
 
 /// One life of a node: from a start until it stops or becomes a member of another cluster.
 pub struct Life {
-    // In drop order. The router and the tasks that use it go first.
+    // The fields are in drop order. The router and the tasks that use it are dropped first.
     tasks: Tasks,
     router: Arc<Router>,
     admin: AdminService,
@@ -137,12 +137,12 @@ pub struct Life {
 }
 
 impl Life {
-    /// Start in a locked data directory: in an empty one as a new cluster, else as the node recorded there.
-    /// `reborn` tells that a previous life in this process may not have released everything yet. Must be
-    /// polled on the network runtime.
+    /// Start in a locked data directory. An empty one becomes a new cluster; otherwise the node recorded
+    /// there starts. If `reborn` is true, a previous life in this process may not have released everything
+    /// yet. Must be polled on the network runtime.
     ///
     /// # Errors
-    /// Why the node cannot serve. Parts already started have ended, or end with their runtimes.
+    /// If the node cannot serve. Parts that were already started have ended, or end with their runtimes.
     pub async fn start(
         stand: Stand,
         data: Arc<DataDir>,
@@ -311,12 +311,12 @@ impl Life {
 
     /// Stop in order. Answered requests are durable already, so a faster stop loses nothing.
     pub async fn stop(&self) {
-        // The answer to an operator may be what ends the node.
+        // Wait for answers to operators, because the request that ends the node may be one of theirs.
         self.admin.drain(ANSWER).await;
         self.services.stop().await;
         self.router.refuse_all();
         let cluster = self.cluster.clone();
-        // An error: Raft's runtime has ended already.
+        // An error means that Raft's runtime has ended already.
         let _ = annulus_ground::spawn_on(&self.stand.raft, async move { cluster.stop().await }).await;
         self.transport.close().await;
         self.tasks.end().await;
@@ -347,8 +347,8 @@ impl Deref for Node {
 }
 
 impl Node {
-    /// Start a node: in an empty data directory as a new cluster, else as the node recorded there. Must be
-    /// called outside of any runtime.
+    /// Start a node. An empty data directory becomes a new cluster; otherwise the node recorded there starts.
+    /// Must be called outside of any runtime.
     pub fn start(config: NodeConfig) -> Result<Self, StartError> {
         let data = Arc::new(DataDir::lock(&config.data)?);
         Self::start_in(data, config, false)
@@ -394,7 +394,7 @@ pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<Sto
         reborn = true;
         match node.run() {
             Exit::Stop(reason) => return Ok(reason),
-            Exit::Restart => tracing::info!("starting anew as a member of another cluster"),
+            Exit::Restart => tracing::info!("restarting as a member of another cluster"),
         }
     }
 }

@@ -70,7 +70,7 @@ impl Router {
         }
     }
 
-    /// Never blocks: the parts spawn work that waits.
+    /// Pass an event to its part. Never blocks, because the parts spawn work that waits.
     fn dispatch(&self, event: Event) {
         match event {
             Event::Request(request) => self.request(request),
@@ -98,12 +98,12 @@ impl Router {
         match (kind, &from) {
             (kind::BULK_JOIN, _) => match &*self.control.load() {
                 Some(control) => control.serve_join_stream(header, stream),
-                // Ends within the transport's limit for a stalled stream.
+                // The task ends within the transport's limit for a stalled stream.
                 None => drop(annulus_ground::spawn(annulus_cluster::turn_joiner_away(stream))),
             },
             (kind::BULK_ADMIN, PeerIdentity::Admin) => match &*self.admin.load() {
                 Some(admin) => admin.serve(from, header, stream),
-                // As above.
+                // The task ends within the same limit.
                 None => drop(annulus_ground::spawn(annulus_admin::turn_away(
                     stream,
                     "the node is starting or stopping",
@@ -132,7 +132,7 @@ impl Router {
         let reason = if self.twins.met() {
             StopReason::Superseded(why)
         } else {
-            // No peer has accepted this process: it is the older copy, just started.
+            // No peer has accepted this process, so it is the older copy, which has just started.
             StopReason::Failed(Ended::Stale(why).to_string())
         };
         self.exit.throw(Exit::Stop(reason));
@@ -149,7 +149,7 @@ impl Router {
 }
 
 impl Service for Router {
-    /// The one dispatch of requests, of both lanes.
+    /// Dispatch a request of either lane.
     fn request(&self, request: Request) {
         match request.kind {
             kind::RAFT_APPEND
@@ -176,7 +176,7 @@ impl Service for Router {
                     kind => tracing::warn!(kind, from = ?request.from, "a request of unknown kind"),
                 },
                 _ if mutants::on(Mutant::DropCallsWhileStarting) => {}
-                // Not executed. Without an answer the caller would have to report `unknown`.
+                // The call was not executed. Without an answer, the caller must report `unknown`.
                 None if request.kind == kind::CALL => {
                     let message = "the node is starting or stopping";
                     let error = RequestError::not_applied(ErrorCode::NotReady, message);

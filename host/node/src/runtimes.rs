@@ -1,8 +1,8 @@
 //! The two runtimes of a node.
 //!
-//! Guests run on the network's threads, not on their own: a guest yields its thread at the first epoch tick
-//! (1 ms), which bounds the delay of the network, and a command avoids two wake-ups of sleeping threads of
-//! another runtime. Measured with three nodes on two cores: a remote call of one client takes 1.45 times a
+//! Guests run on the network's threads and not on separate ones: a guest yields its thread at the first epoch
+//! tick (1 ms), which bounds the delay of the network, and a command avoids two wake-ups of sleeping threads
+//! of another runtime. Measured with three nodes on two cores: a remote call of one client takes 1.45 times a
 //! lane's echo instead of 2.4 times, and 64 clients complete a fifth more calls.
 
 use std::io;
@@ -33,12 +33,13 @@ impl Runtimes {
         Ok(Self { network: runtime("network", cores.max(2))?, raft: runtime("raft", 1)? })
     }
 
-    /// Runtime of transport, requests, handoff and guests: tasks that yield within about a millisecond.
+    /// Return the runtime of transport, requests, handoff and guests, whose tasks yield within about a
+    /// millisecond.
     pub fn network(&self) -> &Handle {
         self.network.handle()
     }
 
-    /// Runtime of the control plane alone.
+    /// Return the runtime of the control plane alone.
     pub fn raft(&self) -> &Handle {
         self.raft.handle()
     }

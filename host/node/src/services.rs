@@ -23,7 +23,7 @@ use annulus_transport::Transport;
 use annulus_vnode::{Filled, Loader, Master, MasterConfig, ModuleSource, Release};
 use annulus_wasm::Engine;
 
-/// Why the services do not start. The node must not serve then.
+/// Reasons for which the services do not start. The node must not serve then.
 #[derive(Debug, thiserror::Error)]
 pub enum ServicesError {
     /// This machine cannot run WebAssembly.
@@ -96,7 +96,8 @@ impl Services {
                 let why = "the node started again without what its modules had in memory";
                 tell_lost(told.clone(), lost, why).await;
             }
-            // Not before the report: a node that ends before it must report the loss at its next start.
+            // This follows the report, because a node that ends before the report must report the loss at its
+            // next start.
             note_empty(told, empty).await;
         });
         let (follower, log) = (master.clone(), cluster.clone());
@@ -122,7 +123,7 @@ impl Services {
     pub(super) async fn stop(&self) {
         self.handoff.stop().await;
         if tokio::time::timeout(STOP_LIMIT, self.master.stop()).await.is_err() {
-            tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are left behind");
+            tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are abandoned");
         }
         self.modules.stop().await;
     }
@@ -150,7 +151,7 @@ fn engine(
     Ok(Arc::new(engine))
 }
 
-/// Limit for the vnodes to end: one in an endless loop traps at its call limit.
+/// Limit for the vnodes to end. A vnode in an endless loop traps at its call limit.
 const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 
 /// Apply a view to the vnodes. Losses are reported by tasks of the given set, which abort with it.
@@ -158,13 +159,13 @@ fn apply(master: &Master, cluster: &Cluster, view: &View, (reports, network): (&
     let modules: Vec<ModuleUid> = view.state.modules.keys().copied().collect();
     let aside = master.apply(&view.state.ring, &modules, view.index(), view.state.lineage);
     if !aside.is_empty() {
-        let why = "a recovery gave partitions away whose items are kept aside here";
+        let why = "a recovery moved partitions to other nodes; their items are kept aside here";
         reports.spawn_on(network, tell_lost(cluster.clone(), aside, why));
     }
 }
 
-/// Have the cluster record that items of these partitions may be lost, so that every member reports it even
-/// after this node has ended. Stops without a record if this node is not a member or no module is left.
+/// Make the cluster record that items of these partitions may be lost, so that every member reports it even
+/// after this node has ended. No record is made if this node is not a member or no module is left.
 async fn tell_lost(cluster: Cluster, partitions: Vec<PartitionId>, why: &str) {
     tracing::warn!(?partitions, "{why}");
     let mut ended = cluster.ended();
@@ -173,14 +174,14 @@ async fn tell_lost(cluster: Cluster, partitions: Vec<PartitionId>, why: &str) {
         let command = Command::Lost { node: view.me, partitions: partitions.clone() };
         match cluster.propose(command, Instant::now() + LOST_LIMIT).await {
             Ok(_) | Err(ProposeError::Refused(Refusal::NotMember(_))) => return,
-            // Also while the cluster's level lacks this command.
-            Err(error) => tracing::debug!(%error, "the possible loss is not noted yet"),
+            // This also occurs while the cluster's level lacks the command.
+            Err(error) => tracing::debug!(%error, "the possible loss is not recorded yet"),
         }
         tokio::select! {
             () = tokio::time::sleep(LOST_PAUSE) => {}
             _ = ended.wait_for(Option::is_some) => return,
         }
-        // All modules were undeployed while this node was down.
+        // If no module is left, all of them were undeployed while this node was down.
         if cluster.view().state.modules.is_empty() {
             return;
         }
@@ -206,7 +207,7 @@ impl ModuleSource for Source {
         Box::pin(async move {
             if !self.empty.is_filled(module) {
                 let empty = self.empty.clone();
-                // An error: the node is ending, and the write is not answered either.
+                // An error means that the node is ending, and then the write is not answered either.
                 let _ = annulus_ground::blocking(move || empty.fill(module)).await;
             }
         })
@@ -232,7 +233,7 @@ async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
     }
 }
 
-/// Note for the operator that items kept in memory were lost with the previous process (R5). Returns the
+/// Report to the operator that items kept in memory were lost with the previous process (R5). Return the
 /// partitions that may be affected.
 fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: &View) -> Vec<PartitionId> {
     let holds = |partition: &Partition| partition.role_of(view.me, REPLICAS).holds();

@@ -26,7 +26,7 @@ impl Tasks {
         let handles = std::mem::take(&mut *self.handles.lock());
         handles.iter().for_each(JoinHandle::abort);
         for handle in handles {
-            // An error: the task was aborted, which is the purpose.
+            // An error means that the task was aborted, as intended.
             let _ = handle.await;
         }
     }

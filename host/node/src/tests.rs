@@ -40,7 +40,7 @@ struct Life {
     address: SocketAddr,
 }
 
-/// A node that runs through its lives on a thread of its own.
+/// A node that runs through its lives on a separate thread.
 struct Running {
     lives: mpsc::Receiver<Life>,
     thread: Option<JoinHandle<Result<StopReason, StartError>>>,
@@ -169,7 +169,7 @@ fn settle(node: &Running) {
     node.see("settled", |view| view.state.is_balanced() && view.state.ring.transfers().next().is_none());
 }
 
-/// Give away the partitions of a node that is down, as `remove` does.
+/// Move the partitions of a node that is down to other nodes, as `remove` does.
 fn give_away(node: &Running) {
     let until = soon();
     loop {
@@ -212,7 +212,7 @@ fn three(dirs: &Dirs) -> [Running; 3] {
 }
 
 impl Running {
-    /// Raft's membership is not part of the view, so poll it.
+    /// Poll Raft's membership, which is not part of the view.
     fn see_voters(&self, count: usize) {
         let until = soon();
         let settled = || {
@@ -312,7 +312,7 @@ fn another_leads_when_the_leader_is_gone_and_without_a_majority_nothing_changes(
 
     left.pop().unwrap().stop();
     let last = &left[0];
-    // A leader accepts commands until it knows that it is isolated; their outcome is unknown.
+    // A leader accepts commands until it knows that it is isolated. The outcome of these commands is unknown.
     let alone = soon();
     while last.life.cluster.heard_from_leader_within(Duration::from_secs(1)) {
         assert!(Instant::now() < alone);
@@ -333,7 +333,8 @@ fn a_node_that_left_ends_by_itself_and_cannot_come_back() {
     let dirs = Dirs::new();
     let [first, second, third] = three(&dirs);
     let gone = second.life.cluster.me();
-    // The founder, which leads or at least votes, leaves last below; this node is told by another.
+    // The founder, which leads or at least votes, leaves last below. This node learns of its removal from
+    // another one.
     block(third.life.cluster.leave(Some("b@127.0.0.1"), soon())).unwrap();
     first.see("leaving", |view| view.member(gone).is_some_and(|m| m.status == MemberStatus::Leaving));
     settle(&first);
@@ -387,9 +388,9 @@ fn a_node_that_comes_back_elsewhere_is_found_again() {
     assert_eq!(second.view().peer(id).unwrap().addr, third.life.address);
 }
 
-/// Peers dial the advertised address; operators on the machine use the other.
+/// Peers dial the advertised address, and operators on the machine use the local one.
 #[test]
-fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
+fn peers_dial_the_advertised_address_and_verbs_the_local_one() {
     let dirs = Dirs::new();
     let outside = "127.0.0.1:1".parse().unwrap();
     let config = NodeConfig { advertise: Some(outside), ..dirs.config("a") };
@@ -398,7 +399,7 @@ fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
     assert_eq!(node.view().member(me).unwrap().listen, outside.to_string());
     let admin = annulus_data_dir::AdminToml::read(&config.data).unwrap().unwrap();
     assert_eq!(admin.address, node.life.address.to_string());
-    // The node cannot join by either of its own addresses.
+    // The node cannot join through either of its own addresses.
     let other = dirs.start("b");
     for own in [outside, node.life.address] {
         let joined = block(node.life.joiner.join(own, &token(&other), false, soon())).map(drop);
@@ -416,7 +417,7 @@ fn peers_dial_what_is_advertised_and_verbs_where_it_listens() {
 }
 
 #[test]
-fn a_survivor_recovers_alone_restarts_as_such_and_late_comers_take_over_its_state() {
+fn a_survivor_recovers_alone_restarts_as_such_and_later_nodes_adopt_its_state() {
     let dirs = Dirs::new();
     let [first, second, third] = three(&dirs);
     block(first.life.cluster.propose(deploy("kv"), soon())).unwrap();
@@ -455,7 +456,7 @@ fn a_survivor_recovers_alone_restarts_as_such_and_late_comers_take_over_its_stat
     }
     first.see_voters(3);
     block(late[1].life.cluster.propose(deploy("fourth"), soon())).unwrap();
-    // Everything is on disk: the node that starts first begins with the current state.
+    // Everything is on disk, so the node that starts first has the current state.
     let [second, third] = late;
     let config = second.stop();
     drop(third);

@@ -11,16 +11,16 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use tokio::time::Instant;
 
-/// How long a process that takes part may be refused by all its peers before it stops. Longer than a broken
+/// Time after which a process that takes part stops if all its peers refuse it. It is longer than a broken
 /// link takes to be dialled again.
 const ALONE: Duration = Duration::from_secs(2);
 
 /// The state of this process in the cluster.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct RunStatus {
-    /// Its disk was found to be the newest, and it takes part in the cluster.
+    /// True if its disk was found to be the newest and it takes part in the cluster.
     pub(super) takes_part: bool,
-    /// At least one peer is connected to it.
+    /// True if at least one peer is connected to it.
     pub(super) linked: bool,
 }
 
@@ -37,7 +37,7 @@ struct Record {
 }
 
 impl Twins {
-    /// True if any peer has accepted this process.
+    /// Return true if any peer has accepted this process.
     pub(super) fn met(&self) -> bool {
         self.record.lock().met
     }
@@ -47,7 +47,8 @@ impl Twins {
         *self.record.lock() = Record { met: true, alone_since: None };
     }
 
-    /// Record that a peer refused this process because another one responds. True if this process must stop.
+    /// Record that a peer refused this process because another one responds. Return true if this process must
+    /// stop.
     pub(super) fn turned_away(&self, status: RunStatus, now: Instant) -> bool {
         let mut record = self.record.lock();
         if !record.met || !status.takes_part {
@@ -69,19 +70,19 @@ mod tests {
     const ALONE_NOW: RunStatus = RunStatus { takes_part: true, linked: false };
 
     #[test]
-    fn a_run_that_nobody_has_let_in_goes() {
+    fn a_run_that_no_peer_has_accepted_stops() {
         assert!(Twins::default().turned_away(MEMBER, Instant::now()));
     }
 
     #[test]
-    fn a_run_that_a_peer_has_let_in_goes_as_long_as_it_has_not_come_in() {
+    fn an_accepted_run_that_does_not_take_part_yet_stops() {
         let twins = Twins::default();
         twins.connected();
         assert!(twins.turned_away(RunStatus { takes_part: false, linked: true }, Instant::now()));
     }
 
     #[test]
-    fn a_run_that_has_come_in_stays_while_a_peer_has_a_link_to_it() {
+    fn a_run_that_takes_part_stays_while_a_peer_is_connected_to_it() {
         let (twins, begun) = (Twins::default(), Instant::now());
         twins.connected();
         for n in 0..10 {
@@ -90,7 +91,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_that_has_come_in_goes_once_all_peers_have_turned_it_away_for_a_while() {
+    fn a_run_that_takes_part_stops_once_all_peers_have_refused_it_for_a_while() {
         let (twins, begun) = (Twins::default(), Instant::now());
         twins.connected();
         assert!(!twins.turned_away(ALONE_NOW, begun));

@@ -26,7 +26,7 @@ pub(super) fn check_length(args: &[u8]) -> Result<(), RequestError> {
 pub(super) fn routing_key(args: &[u8], param: &str) -> Result<Bytes, RequestError> {
     let key = match map_scan::key_of_entry(args, param) {
         Some(key) => Bytes::copy_from_slice(&key),
-        // Fall back to the full parser, which accepts all of CBOR and reports why a key cannot be found.
+        // Fall back to the full parser, which accepts all of CBOR and reports why it finds no key.
         None => parsed_key(args, param)?,
     };
     if key.len() > MAX_KEY_BYTES {
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn text_bytes_and_numbers_route() {
+    fn text_bytes_and_integers_become_routing_keys() {
         assert_eq!(routing_key(&args("é".into()), "k").unwrap(), "é".as_bytes());
         assert_eq!(routing_key(&args(Value::Bytes(vec![0, 255])), "k").unwrap(), &[0u8, 255][..]);
         assert_eq!(routing_key(&args((-12).into()), "k").unwrap(), &b"-12"[..]);
@@ -119,7 +119,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_route_is_said() {
+    fn a_missing_or_invalid_routing_key_is_an_error() {
         for args in
             [args(Value::Null), args(1.5.into()), vec![0xff], Vec::new(), args(vec![0u8; 70_000].into())]
         {

@@ -1,4 +1,4 @@
-//! The coordinator: the checks of a request that need no other node, and its destination.
+//! The coordinator: the checks of a request that this node makes alone, and the request's destination.
 
 use std::sync::Arc;
 
@@ -51,14 +51,14 @@ impl Coordinator {
         Self { inner: Arc::new(Inner { cluster, transport, modules, master }) }
     }
 
-    /// Return the destination of a request, after all checks that need no other node.
+    /// Return the destination of a request, after all checks that this node can make alone.
     pub(super) fn target(&self, request: &CallRequest) -> Result<Target, RequestError> {
         let view = self.inner.cluster.view();
         if !view.serves() {
             let message = if view.outside.is_some() {
-                "the cluster was recovered without this node, which serves nothing any more; ask a member"
+                "the cluster was recovered without this node, which no longer serves; ask a member"
             } else if view.superseded {
-                "the cluster was recovered without this node, which takes over the newer state now; try again"
+                "the cluster was recovered without this node, which now adopts the newer state; try again"
             } else {
                 "this node is joining and does not serve yet; try again or ask another node"
             };
@@ -111,7 +111,7 @@ pub(super) struct Target {
 }
 
 impl Target {
-    /// Create the error of a request that was sent: only that of a read is known to have no effect.
+    /// Create the error of a request that was sent. The effect is unknown, except that a read has none.
     pub(super) fn after_sending(&self, code: ErrorCode, message: impl Into<String>) -> RequestError {
         match self.effect {
             Effect::Read => RequestError::not_applied(code, message),

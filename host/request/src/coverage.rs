@@ -21,7 +21,7 @@ const PARTITIONS_AT_ONCE: usize = 16;
 const PAGE_ITEMS: u32 = 1024;
 /// Approximate maximum size of a page in bytes.
 const PAGE_BYTES: u32 = 256 << 10;
-/// Number of batches that wait for a slow reader before the vnodes are asked no further.
+/// Number of batches that wait for a slow reader before the command stops asking vnodes.
 const BATCHES_AHEAD: usize = 32;
 
 /// A part of the result of a coverage command.
@@ -48,7 +48,7 @@ impl Coordinator {
     /// Run a coverage command. The results are received as they arrive.
     ///
     /// # Errors
-    /// The command is unknown or not a coverage command. Later failures are in the last event.
+    /// If the command is unknown or is not a coverage command. Later failures are in the last event.
     pub fn coverage(&self, request: CallRequest) -> Result<mpsc::Receiver<CoverageEvent>, RequestError> {
         let target = self.target(&request)?;
         if target.route != Route::Everywhere {
@@ -57,7 +57,7 @@ impl Coordinator {
         }
         let (events, receiver) = mpsc::channel(BATCHES_AHEAD);
         let this = self.clone();
-        // Ends by itself: every page ends at the request's deadline, and no page follows once the receiver is dropped.
+        // The task ends: every page ends at the request's deadline, and no page follows once the receiver is dropped.
         annulus_ground::spawn(async move {
             let partitions = this.inner.cluster.view().state.ring.size.partitions();
             let asked = futures_util::stream::iter(partitions).map(|partition| {
@@ -112,8 +112,8 @@ impl Coordinator {
     }
 }
 
-/// Return the error of a partition in which earlier pages of the command succeeded: a write that was applied in part
-/// is not one that changed nothing.
+/// Return the error of a partition in which earlier pages of the command succeeded: the effect of a write that was
+/// applied in part is unknown, even if the last page changed nothing.
 fn half_done(effect: Effect, error: RequestError) -> RequestError {
     match (effect, error.state) {
         (Effect::Write | Effect::Update, AppliedState::NotApplied) => {
@@ -128,7 +128,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_write_that_went_half_way_is_not_one_that_changed_nothing() {
+    fn a_partial_write_is_not_reported_as_not_applied() {
         let refused = || RequestError::not_applied(ErrorCode::Overloaded, "full");
         assert_eq!(half_done(Effect::Write, refused()).state, AppliedState::Unknown);
         assert_eq!(half_done(Effect::Update, refused()).state, AppliedState::Unknown);

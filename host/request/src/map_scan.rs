@@ -8,7 +8,7 @@ const MAX_DEPTH: usize = 16;
 /// Return the value of the first map entry with this name as a routing key: text as UTF-8, bytes unchanged, and an
 /// integer in decimal.
 ///
-/// `None` if there is no such entry or its value has another type, and for input that the scan does not cover:
+/// Return `None` if there is no such entry or its value has another type, and for input that the scan does not cover:
 /// malformed CBOR, indefinite lengths, tags, simple values other than booleans and null, and nesting deeper than
 /// [`MAX_DEPTH`]. The scan validates the whole map, so a caller that falls back to a full parser on `None` gets the
 /// result of that parser for every input.

@@ -22,16 +22,17 @@ use annulus_vnode::{Command, CoveragePage, Delivery, Reply};
 /// The wait for a change of the ring before a retry after a stale answer: the node that answered may be the one that
 /// is behind.
 const STALE_PAUSE: Duration = Duration::from_millis(20);
-/// The time in which the leader must name the owner of a partition whose known owner is unreachable.
+/// The time limit for learning the newest state, if the known owner of a partition is unreachable.
 const NEWS_LIMIT: Duration = Duration::from_millis(200);
-/// The limit of that, since the request was sent: a caller learns within a second that an owner is dead.
+/// The limit of the same wait, counted from the sending of the request, so that a caller learns within a second that an
+/// owner is dead.
 const NOTICE_LIMIT: Duration = Duration::from_millis(900);
 
 impl Coordinator {
     /// Run a command on the vnode of its key, or on any vnode if the command has no key. Return the reply as CBOR.
     ///
     /// # Errors
-    /// The reason of the failure and its effect on the state, by the deadline at the latest.
+    /// If the call fails. The error has the reason and the effect on the state, and is returned by the deadline.
     pub fn call<'a>(&'a self, request: &'a CallRequest) -> BoxFuture<'a, Result<Bytes, RequestError>> {
         Box::pin(async move {
             let target = self.target(request)?;
@@ -84,7 +85,7 @@ impl Coordinator {
         }
     }
 
-    /// Ask the leader whether the partition has another owner than this one, which does not answer.
+    /// Learn the newest state, and return true if the partition no longer has the owner `owner`, which does not answer.
     async fn has_moved(&self, partition: PartitionId, owner: NodeId, until: Instant) -> bool {
         let cluster = &self.inner.cluster;
         if cluster.leader() != Some(owner) {
@@ -93,11 +94,12 @@ impl Coordinator {
         cluster.view().partition(partition).owner() != owner
     }
 
-    /// Wait until this node has applied the log as far as the node that answered `stale-ring` (R2).
+    /// Wait until this node has applied the log as far as the node that answered `stale-ring` (R2). If it already has,
+    /// wait a moment for a change of the ring.
     async fn catch_up(&self, version: u64, owner: NodeId, deadline: Instant) {
         let cluster = &self.inner.cluster;
         if cluster.view().index() < version {
-            // An error: the caller's loop checks the deadline.
+            // Ignore an error: the caller's loop checks the deadline.
             let _ = cluster.learn_from(owner, version, deadline).await;
         } else {
             let mut changes = cluster.watch();

@@ -15,7 +15,7 @@ use annulus_transport::{PeerIdentity, Responder};
 use annulus_vnode::{Command, Delivery, RemoteCaller, Reply};
 
 /// Minimum length of bytes that share the buffer of their frame. A shorter frame may be a part of a buffer with many
-/// frames, which it would keep in memory while it waits in a mailbox.
+/// frames: shared, it would keep that buffer in memory while it waits in a mailbox.
 const SHARED_BYTES: usize = 16 << 10;
 
 /// The caller of a command, at the other end of a request lane.
@@ -36,13 +36,13 @@ impl RemoteCaller for PeerCaller {
 }
 
 impl Coordinator {
-    /// Deliver a command of a peer to its vnode. Runs on the threads of the network: only a command that has to wait
-    /// for the log gets a task.
+    /// Deliver a command of a peer to its vnode. Runs on the threads of the network. Only a command that must wait for
+    /// the log gets a task.
     pub fn serve(&self, request: annulus_transport::Request) {
         let payload = request.payload;
         let call = match Call::decode(&payload) {
             Ok(call) => call,
-            // The responder is dropped, which tells the sender that there is no answer.
+            // Dropping the responder reports to the sender that no answer will come.
             Err(error) => {
                 return tracing::warn!(%error, from = ?request.from, "a command's frame cannot be read");
             }
@@ -63,13 +63,13 @@ impl Coordinator {
         let view = self.inner.cluster.view();
         // A node that has left owns nothing, and answers `stale-ring`, which sends the request on.
         if !view.serves() && !view.is_removed() {
-            let message = "the node is joining, or of an older history of the cluster, and does not serve";
+            let message = "the node is joining, or has an older history of the cluster, and does not serve";
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
         }
         if let Delivery::CatchUp(command) = self.inner.master.deliver(module, partition, version, command) {
             let this = self.clone();
             let from = request.from;
-            // Ends by itself, at the deadline of the command at the latest.
+            // The deadline of the command ends the task.
             annulus_ground::spawn(async move {
                 this.learn_of(&from, version, command.deadline).await;
                 this.deliver(module, partition, version, *command).await;
@@ -77,13 +77,13 @@ impl Coordinator {
         }
     }
 
-    /// Fetch the log up to `version` from the sender of a command: it has applied that change, so it can hand the log
-    /// over whether or not this node hears from a leader (R2).
+    /// Fetch the log up to `version` from the sender of a command. The sender has applied that change, so it can
+    /// provide the log even if this node has no contact with a leader (R2).
     async fn learn_of(&self, from: &PeerIdentity, version: u64, deadline: Instant) {
         let PeerIdentity::Node { uid, .. } = from else { return };
         let cluster = &self.inner.cluster;
         if let Some(sender) = cluster.view().state.member_by_uid(*uid).map(|member| member.id) {
-            // An error: the log may still come from elsewhere before the deadline.
+            // Ignore an error: the log may still arrive from another node before the deadline.
             let _ = cluster.learn_from(sender, version, deadline).await;
         }
     }

@@ -37,7 +37,7 @@ impl Connection {
     /// The credentials always come from that admin.toml.
     ///
     /// # Errors
-    /// Returns `Unreachable`, or `Usage` for a malformed address; the message says how to go on. Nothing was
+    /// Returns `Unreachable`, or `Usage` for a malformed address; the message names the next step. Nothing was
     /// sent.
     pub async fn open(data: &Path, node: Option<&str>, output: &Output) -> Result<Self, CliError> {
         let unreachable = |reason: String| Err(CliError::Unreachable(reason));
@@ -111,7 +111,7 @@ impl Connection {
     }
 }
 
-/// A request in flight. Dropping it tells the node that nobody waits for the answer.
+/// A request in flight. Dropping it notifies the node that no reader waits for the answer.
 pub struct Exchange {
     send: Option<BulkSend>,
     recv: BulkRecv,
@@ -215,9 +215,9 @@ async fn resolve(address: &str) -> Result<SocketAddr, CliError> {
         Ok(Ok(mut addresses)) => addresses.next().ok_or_else(|| {
             CliError::Unreachable(format!("{address} resolves to no address; a node's address is HOST:PORT"))
         }),
-        Ok(Err(error)) => {
-            Err(CliError::Usage(format!("{address:?} is no address: {error}; a node's address is HOST:PORT")))
-        }
+        Ok(Err(error)) => Err(CliError::Usage(format!(
+            "{address:?} is not an address: {error}; a node's address is HOST:PORT"
+        ))),
         Err(_) => Err(CliError::Unreachable(format!("the lookup of the name in {address} timed out"))),
     }
 }

@@ -59,7 +59,7 @@ impl Context {
             return Ok(());
         }
         if !self.output.interactive() {
-            return Err(CliError::Usage(format!("{question} Pass --yes to go on.")));
+            return Err(CliError::Usage(format!("{question} Pass --yes to continue.")));
         }
         remark(&format!("{question} [y/N] "));
         let mut answer = String::new();

@@ -39,8 +39,8 @@ pub struct Args {
     /// Engine of the module's host storage
     #[arg(long, value_enum)]
     storage: Option<Storage>,
-    /// A setting of the module, with the type that its description gives (`@FILE`, `@-` and `@@` as in
-    /// `call`); its other settings stay as they are
+    /// A setting of the module, with the type that its description gives (`@FILE`, `@-` and `@@` as in `call`);
+    /// its other settings do not change
     #[arg(long = "set", value_name = "NAME=VALUE", value_parser = pair)]
     set: Vec<(String, String)>,
     /// A setting to remove from the module
@@ -101,7 +101,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         let mut sent = 0;
         while sent < component.len() {
             let end = component.len().min(sent + UPLOAD_CHUNK_BYTES);
-            // A node that refuses the deploy stops reading. Its answer says why, so go on to read it.
+            // A node that refuses the deploy stops reading. Its answer gives the reason, so continue and read
+            // it.
             if exchange.upload(component.slice(sent..end)).await.is_err() {
                 break;
             }
@@ -139,7 +140,7 @@ async fn settings(
             description = Some(describe(component.to_vec()).await.map_err(CliError::Other)?);
         }
         let known = description.as_ref().map(|description| description.config.as_slice()).unwrap_or_default();
-        // An unknown setting is passed on: the node refuses it and lists the settings there are.
+        // An unknown setting is passed on: the node refuses it and lists the existing settings.
         let ty =
             known.iter().find(|param| param.name == name).map_or(Type::Any, |param| Type::parse(&param.ty));
         let bad = |why: String| CliError::Usage(format!("setting {name}: {word}: {why}"));
@@ -183,7 +184,7 @@ pub(super) fn render(row: &DeployedRow) -> String {
         ));
     }
     for node in &row.unreached {
-        text.push_str(&format!("\n{node} could not be reached and will run the release when it is back"));
+        text.push_str(&format!("\n{node} could not be reached and will run the release when it returns"));
     }
     text
 }

@@ -18,9 +18,9 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
         "m" => 60.0,
         "h" => 3600.0,
         "" => return Err("a unit is missing: 500ms, 30s, 5m, 1h".to_owned()),
-        other => return Err(format!("{other:?} is no unit: 500ms, 30s, 5m, 1h")),
+        other => return Err(format!("{other:?} is not a unit: 500ms, 30s, 5m, 1h")),
     };
-    let number: f64 = number.parse().map_err(|_| format!("{number:?} is no number"))?;
+    let number: f64 = number.parse().map_err(|_| format!("{number:?} is not a number"))?;
     match Duration::try_from_secs_f64(number * seconds) {
         Ok(duration) if duration >= Duration::from_millis(1) && duration <= LONGEST => Ok(duration),
         _ => Err("it must be from 1ms to 24h".to_owned()),

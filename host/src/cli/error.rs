@@ -26,8 +26,8 @@ pub enum CliError {
     /// The verb failed and has already shown the reason. Exit code 1.
     #[error("failed")]
     Shown,
-    /// The reader of stdout has closed the pipe, as `head` does; that is no failure and is not reported. Exit
-    /// code 0.
+    /// The reader of stdout has closed the pipe, as `head` does; that is not a failure and is not reported.
+    /// Exit code 0.
     #[error("the reader of the answer has closed the pipe")]
     ReaderGone,
 }

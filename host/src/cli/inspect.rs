@@ -28,8 +28,8 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let digest: String = Sha256::digest(&component).iter().map(|byte| format!("{byte:02x}")).collect();
     let bytes = component.len();
     let described = match &found.contract {
-        // A component of another world: only its imports and exports can be shown.
-        None => Err("it is no vnode: it does not export annulus:vnode/vnode".to_owned()),
+        // Of a component of another world, only the imports and exports can be shown.
+        None => Err("it is not a vnode: it does not export annulus:vnode/vnode".to_owned()),
         Some(_) => describe(component).await,
     };
     let ComponentInterfaces { contract, imports, exports } = &found;

@@ -49,7 +49,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
     let before: StatusRow = connection.ask(&AdminRequest::Status).await?;
     let members: Vec<MemberRow> = connection.ask(&AdminRequest::Members).await?;
-    // A node that already waits in that cluster does not restart when it is told to join again.
+    // A node that already waits in that cluster does not restart when it receives another request to join it.
     let waits = members.iter().any(|row| row.node == before.node && row.status == "joining");
     let own = (!waits).then(|| before.cluster.clone());
     let request = AdminRequest::Join {
@@ -118,10 +118,10 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     })
 }
 
-/// Return the error of a join whose node was told to leave, or was removed, before it had its share.
+/// Return the error of a join whose node had to leave, or was removed, before it had its share.
 fn gone(node: &str, status: &str) -> CliError {
     let message = format!(
-        "{node} was admitted, but is {status}: it was told to leave, or was removed, in the meantime"
+        "{node} was admitted, but is {status}: it was asked to leave, or was removed, in the meantime"
     );
     CliError::Failed(AdminError {
         state: "applied".to_owned(),
@@ -133,7 +133,7 @@ fn gone(node: &str, status: &str) -> CliError {
 enum Look {
     /// Not in the cluster, or without a share of the ring yet; the text says which.
     NotYet(String),
-    /// On its way out again; holds its status.
+    /// The node is leaving again; holds its status.
     Goes(String),
     /// Admitted and waiting. `unreachable` is a text about the first member that it has no connection with,
     /// or empty.
@@ -157,7 +157,7 @@ async fn look(node: &str, own: Option<&str>, context: &Context) -> Result<Look, 
             let moving = ring.partitions.iter().filter(|partition| !partition.pending.is_empty()).count();
             Ok(Look::Member { row, moving })
         }
-        // Admitted, but the claimant has not given it a share yet.
+        // The node is admitted, but the claimant has not given it a share yet.
         Some(row) if row.status == "member" => Ok(Look::NotYet("it has no share of the ring yet".to_owned())),
         Some(row) if row.status == "joining" => Ok(Look::Joining { row, unreachable }),
         Some(row) if row.status == "leaving" => Ok(Look::Goes(row.status)),

@@ -34,7 +34,7 @@ pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) -> Logging {
     };
     let wanted = std::env::var(VARIABLE).ok().and_then(|wanted| wanted.parse::<Targets>().ok());
     let filter = wanted.or_else(|| default.parse().ok()).unwrap_or_default();
-    // Without a stderr there is no place for log lines.
+    // Without a stderr log lines cannot be written.
     let Ok(to) = LogLines::to_stderr(format) else { return Logging(None) };
     let lines = tracing_subscriber::fmt::layer()
         .with_ansi(std::io::stderr().is_terminal())
@@ -42,7 +42,7 @@ pub(super) fn set_up(verbose: u8, serving: bool, format: LogFormat) -> Logging {
         .log_internal_errors(false)
         .with_writer(to.clone());
     let registry = tracing_subscriber::registry();
-    // Fails only if a subscriber is already set, which then takes the lines.
+    // This fails only if a subscriber is already set, which then receives the lines.
     let _ = match format {
         LogFormat::Text => registry.with(lines.with_target(false).with_filter(filter)).try_init(),
         LogFormat::Json => registry.with(lines.json().with_filter(filter)).try_init(),

@@ -1,9 +1,9 @@
-//! Writes log lines to stderr from a thread of its own.
+//! Writes log lines to stderr from a separate thread.
 //!
 //! stderr may be a file on a full disk, a pipe whose reader is gone, or a pipe whose reader has stopped
-//! reading. None of that may block or fail the task that logs, which may run a vnode or a join: it
-//! queues its line and goes on. Lines that cannot be written, or that exceed the queue, are dropped and
-//! counted; the count is written with the next line that succeeds.
+//! reading. None of that may block or fail the task that logs, which may run a vnode or a join: it queues its
+//! line and continues. Lines that cannot be written, or that exceed the queue, are dropped and counted; the
+//! count is written with the next line that succeeds.
 
 use std::fs::File;
 use std::io::{self, Write};
@@ -65,7 +65,7 @@ impl LogLines {
     /// Wait until the queued lines are written, for at most [`FLUSH`].
     pub(super) fn flush(&self) {
         let (done, written) = sync_channel(1);
-        // A full queue means that the thread is stuck in a write; waiting for it is no use.
+        // A full queue means that the thread is stuck in a write, so do not wait for it.
         if self.words.try_send(Word::Flush(done)).is_ok() {
             let _ = written.recv_timeout(FLUSH);
         }
@@ -73,7 +73,7 @@ impl LogLines {
 }
 
 fn write_all(queue: &Receiver<Word>, mut place: impl Write, lost: &AtomicU64, format: LogFormat) {
-    // True if the last line may have been written in part: the next one then starts with a line feed.
+    // True if the last line may have been written in part. The next line then starts with a line feed.
     let mut broken = false;
     for word in queue {
         let line = match word {

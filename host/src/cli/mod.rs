@@ -76,7 +76,7 @@ pub struct Cli {
 const EXAMPLES: &str = "\
 Try it:
   annulus demo                      three nodes, a guided tour, and commands to try
-  annulus start --name a@127.0.0.1  a cluster of one
+  annulus start --name a@127.0.0.1  a single-node cluster
   annulus call kv put key1 value1   a command of a deployed module
 
 Exit codes: 0 ok, 1 the request failed, 2 bad usage, 3 cannot reach the node.";
@@ -161,7 +161,7 @@ pub enum Verb {
     Completions(completions::Args),
     /// Print the version
     Version,
-    /// A word that is no verb of this version.
+    /// A word that is not a verb of this version.
     #[command(external_subcommand)]
     Unknown(Vec<String>),
 }
@@ -176,9 +176,9 @@ pub fn main() -> ExitCode {
 
 /// Run as [`main`] does, but let a node announce only the versions in `speaks`.
 ///
-/// Tests start such a node to stand for an older build in a cluster of newer ones.
+/// Tests start such a node as an older build in a cluster of newer ones.
 pub fn main_speaking(speaks: Speaks) -> ExitCode {
-    // Not a verb: a node passes this word when it starts its compiler process.
+    // This word is not a verb. A node passes it when it starts its compiler process.
     if std::env::args_os().nth(1).is_some_and(|word| word == annulus_wasm::COMPILE_WORD) {
         return annulus_wasm::compile_component();
     }
@@ -242,7 +242,7 @@ fn run(cli: Cli, output: &Output, speaks: Speaks) -> Result<(), CliError> {
     }
 }
 
-/// Run a verb on a small runtime of its own and close its connections afterwards.
+/// Run a verb on a separate small runtime and close its connections afterwards.
 fn ask(verb: Verb, context: &Context) -> Result<(), CliError> {
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)

@@ -31,12 +31,12 @@ impl Output {
         Self { format }
     }
 
-    /// Return whether answers are JSON, for programs.
+    /// Return true if answers are JSON, for programs.
     pub fn is_json(&self) -> bool {
         self.format == Format::Json
     }
 
-    /// Return whether a person can answer a question: text output, with stdin and stderr on a terminal.
+    /// Return true if a person can answer a question: text output, with stdin and stderr on a terminal.
     pub fn interactive(&self) -> bool {
         !self.is_json() && std::io::stdin().is_terminal() && std::io::stderr().is_terminal()
     }
@@ -95,7 +95,7 @@ impl Output {
         }
     }
 
-    /// Start a progress display on stderr. It draws nothing if stderr is no terminal or answers are JSON.
+    /// Start a progress display on stderr. It draws nothing if stderr is not a terminal or answers are JSON.
     pub fn progress(&self) -> Progress {
         let shown = !self.is_json() && std::io::stderr().is_terminal();
         let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
@@ -154,7 +154,7 @@ impl Drop for Progress {
 /// A stored value must not move the terminal's cursor or change its title.
 fn without_controls(text: &str) -> std::borrow::Cow<'_, str> {
     let harmless = |c: char| !c.is_control() || c == '\n' || c == '\t';
-    // Colours begin with ESC [ and end with m; they are passed through, as this program prints them too.
+    // Colours start with ESC [ and end with m; they are passed through, because this program prints them too.
     if text.chars().all(harmless) {
         return text.into();
     }

@@ -16,7 +16,7 @@ pub(super) struct Patience {
 }
 
 impl Patience {
-    /// Return whether the node answers only after every partition has moved.
+    /// Return true if the node answers only after every partition has moved.
     pub(super) fn waits(&self) -> bool {
         !self.no_wait
     }

@@ -3,7 +3,7 @@
 /// Return the bytes of `500000`, `10MB`, `1.5MiB`; a part of a byte is dropped.
 ///
 /// # Errors
-/// Names what is no number, or no unit.
+/// Returns the reason if the number is invalid or the unit is unknown.
 pub(super) fn bytes_of(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !(c.is_ascii_digit() || c == '.')).unwrap_or(text.len());
     let (number, unit) = text.split_at(split);
@@ -15,7 +15,7 @@ pub(super) fn bytes_of(text: &str) -> Result<u64, String> {
         "MiB" => 1 << 20,
         "GB" => 1_000_000_000,
         "GiB" => 1 << 30,
-        other => return Err(format!("{other:?} is no unit: kB, KiB, MB, MiB, GB, GiB")),
+        other => return Err(format!("{other:?} is not a unit: kB, KiB, MB, MiB, GB, GiB")),
     };
     multiplied(number, unit).ok_or_else(|| format!("{number:?} is not a number of bytes"))
 }

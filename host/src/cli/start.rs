@@ -90,7 +90,7 @@ fn node_name(text: &str) -> Result<String, String> {
 }
 
 fn ring_size(text: &str) -> Result<RingSize, String> {
-    let size: u32 = text.parse().map_err(|_| format!("{text:?} is no number"))?;
+    let size: u32 = text.parse().map_err(|_| format!("{text:?} is not a number"))?;
     RingSize::try_from(size).map_err(|error| error.to_string())
 }
 
@@ -186,7 +186,7 @@ fn own_program() -> Result<PathBuf, CliError> {
 /// Longest lookup of a host name before the node starts.
 const LOOKUP: Duration = Duration::from_secs(5);
 
-/// Return the first address of a host name. Uses a runtime of its own, as the node has none yet.
+/// Return the first address of a host name. Uses a separate runtime, because the node has none yet.
 fn look_up(option: &str, at: &HostPort) -> Result<SocketAddr, CliError> {
     let failed = |error: &dyn std::fmt::Display| CliError::Other(format!("{option}: {error}"));
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
@@ -201,7 +201,7 @@ fn look_up(option: &str, at: &HostPort) -> Result<SocketAddr, CliError> {
 /// Move the contents of the data directory aside, after a confirmation.
 fn set_aside(config: &NodeConfig, context: &Context) -> Result<(), CliError> {
     let failed = |error: DataDirError| CliError::Other(error.to_string());
-    context.confirm("The node's data is moved aside; the node starts as a new one and has to join again.")?;
+    context.confirm("The node's data is moved aside; the node starts as a new one and must join again.")?;
     let aside = DataDir::lock(&config.data).and_then(|data| data.set_aside()).map_err(failed)?;
     if let Some(aside) = aside {
         context.output.note(&format!(

@@ -19,7 +19,7 @@ pub struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
     if args.acknowledge {
-        // Acknowledge only the losses up to this status: one that happens in the meantime stays.
+        // Acknowledge only the losses up to this status: a loss in the meantime stays.
         let row: StatusRow = connection.ask(&AdminRequest::Status).await?;
         let up_to = row.possible_loss.iter().map(|loss| loss.index).max().unwrap_or(0);
         let incidents = row.newest_incident;

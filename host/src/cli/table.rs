@@ -11,7 +11,7 @@ pub struct Table {
 }
 
 impl Table {
-    /// Create a table with these columns. A column whose name begins with `>` is aligned to the right.
+    /// Create a table with these columns. A column whose name starts with `>` is aligned to the right.
     pub fn new(columns: &[&str]) -> Self {
         let mut inner = comfy_table::Table::new();
         inner.load_preset(NOTHING).set_content_arrangement(ContentArrangement::Disabled);

@@ -23,7 +23,7 @@ fn global_flags_may_stand_after_the_arguments_of_a_call() {
 }
 
 #[test]
-fn a_verbs_own_words_are_not_taken_for_global_flags() {
+fn words_of_a_verb_are_not_taken_for_global_flags() {
     let cli = parse("leave n3@h --node 127.0.0.1:1").unwrap();
     assert_eq!(cli.global.node.as_deref(), Some("127.0.0.1:1"));
     let cli = parse("leave n3@h").unwrap();

@@ -18,7 +18,7 @@ pub struct Args {
 pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     let connection = context.connect().await?;
     let row: TokenRow = connection.ask(&AdminRequest::Token { ttl_ms: millis(args.ttl) }).await?;
-    // stdout gets the token alone, so that scripts can use it as it is.
+    // stdout gets the token alone, so that scripts can use the output unchanged.
     context.output.note(&format!(
         "This token lets any number of nodes join for {}. Run for each of them: annulus join {} --token TOKEN \
          --data ITS_DATA_DIR",

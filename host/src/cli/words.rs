@@ -1,4 +1,4 @@
-//! Words of the command line that stand for a file or for stdin: `@FILE`, `@-` and `@@`.
+//! Words of the command line that name a file or stdin: `@FILE`, `@-` and `@@`.
 //!
 //! The same rules hold for a command's arguments, a key and a setting. A file is read on the operator's
 //! machine, and never beyond the longest value that a request can carry.
@@ -56,8 +56,8 @@ impl Words {
 }
 
 impl<R: Read> Words<R> {
-    /// Resolve a word: `@FILE` stands for the contents of the file, `@-` for those of stdin, `@@word` for
-    /// `@word`, and any other word for itself.
+    /// Resolve a word: `@FILE` is the contents of the file, `@-` those of stdin, `@@word` is `@word`, and any
+    /// other word is itself.
     ///
     /// # Errors
     /// Returns `Usage` if the file cannot be read, stdin was read already, or the contents are longer than
@@ -68,7 +68,7 @@ impl<R: Read> Words<R> {
             return Ok(Given::Word(name.to_owned()));
         }
         let failed = |error: std::io::Error| {
-            let plain = "a word that begins with @ names a file; write @@ for a leading @";
+            let plain = "a word that starts with @ names a file; write @@ for a leading @";
             CliError::Usage(format!("{word}: {error}; {plain}"))
         };
         let contents = match name {
@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_stands_for_itself_a_file_or_stdin() {
+    fn a_word_is_itself_a_file_or_stdin() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("blob");
         std::fs::write(&path, [1, 2, 3]).unwrap();

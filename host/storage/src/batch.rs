@@ -8,7 +8,7 @@ use annulus_core::item::{Item, ItemAddr, Version};
 
 use super::Storage;
 
-/// The writes of one call: visible to its own reads, not applied to the storage yet.
+/// The writes of one call: visible to the reads of the call, not applied to the storage yet.
 #[derive(Default)]
 pub struct Batch {
     writes: BTreeMap<ItemAddr, Version>,
@@ -27,7 +27,7 @@ impl Batch {
         self.bytes
     }
 
-    /// True if nothing was written.
+    /// Return true if nothing was written.
     pub fn is_empty(&self) -> bool {
         self.writes.is_empty()
     }

@@ -30,7 +30,7 @@ pub trait Storage: Send + Sync {
     fn len(&self) -> usize;
     /// Return the size of all items, in bytes of key, sort and value.
     fn bytes(&self) -> usize;
-    /// True if there are no items.
+    /// Return true if there are no items.
     fn is_empty(&self) -> bool {
         self.len() == 0
     }

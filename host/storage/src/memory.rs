@@ -28,7 +28,7 @@ impl Storage for Memory {
         from: Bound<ItemAddr>,
         to: Bound<ItemAddr>,
     ) -> Box<dyn DoubleEndedIterator<Item = (ItemAddr, Version)> + '_> {
-        // `BTreeMap::range` panics on a range that ends before it begins; here such a range is empty.
+        // `BTreeMap::range` panics on a range that ends before it starts; here such a range is empty.
         if let (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) =
             (&from, &to)
             && a >= b

@@ -15,10 +15,10 @@ pub struct BundledGuests {
 }
 
 /// Write the bundled guests into a directory, as projects that need nothing but the crate registry. Files
-/// that exist with the same contents are left as they are.
+/// that exist with the same contents are left unchanged.
 ///
 /// # Errors
-/// The directory cannot be written. Some of the files may exist then.
+/// The directory cannot be written; some of the files may exist already.
 pub fn bundled_guests(directory: &Path) -> io::Result<BundledGuests> {
     write_sdk(directory)?;
     let workspace =

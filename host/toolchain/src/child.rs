@@ -20,7 +20,7 @@ enum Word {
 }
 
 impl Child {
-    /// Run a tool to its end or to its deadline. `line` is called with each line of its stderr.
+    /// Run a tool until it ends or its deadline passes. `line` is called with each line of its stderr.
     pub fn run(
         tool: &str,
         mut command: Command,
@@ -46,10 +46,10 @@ impl Child {
                     line(&text);
                     push_line(&mut ended.stderr, &text);
                 }
-                // Both pipes are closed: the tool has ended, or is about to.
+                // Both pipes are closed, so the tool has ended, or is about to.
                 Err(mpsc::RecvTimeoutError::Disconnected) => break,
                 Err(mpsc::RecvTimeoutError::Timeout) => {
-                    // The tool may have ended this instant; then there is nothing to kill.
+                    // The tool may have ended at this moment, in which case the kill fails.
                     let _ = child.kill();
                     let _ = child.wait();
                     return Err(BuildError::Deadline {
@@ -71,7 +71,7 @@ impl Child {
     }
 }
 
-/// Return the last lines of a tool's output: enough to see why it failed.
+/// Return the last lines of a tool's output, which show why it failed.
 pub(super) fn last_lines(text: &str, count: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     lines[lines.len().saturating_sub(count)..].join("\n")

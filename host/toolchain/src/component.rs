@@ -35,7 +35,7 @@ pub struct ComponentInterfaces {
 /// Read a component's imports and exports.
 ///
 /// # Errors
-/// A message that says why the bytes are not a component.
+/// A message with the reason why the bytes are not a component.
 pub fn interfaces(component: &[u8]) -> Result<ComponentInterfaces, String> {
     if component.starts_with(&MODULE_HEAD) {
         return Err("a core module, not a component".to_owned());
@@ -78,7 +78,7 @@ pub(super) fn finish(bytes: Vec<u8>) -> Result<Vec<u8>, BuildError> {
     };
     let interfaces = interfaces(&component).map_err(BuildError::NoComponent)?;
     if interfaces.contract.is_none() {
-        let hint = "it exports no annulus:vnode; is there an `export!(...)` in it?";
+        let hint = "it exports no annulus:vnode; does it have an `export!(...)`?";
         return Err(BuildError::NoComponent(hint.to_owned()));
     }
     Ok(component)

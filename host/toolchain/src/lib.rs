@@ -1,6 +1,6 @@
 //! Builds components from the Cargo projects of guests.
 //!
-//! There are three build methods, tried in this order:
+//! Three build methods are tried in this order:
 //!
 //! 1. `installed`: the target `wasm32-wasip2` is already installed.
 //! 2. `rustup`: `rustup target add wasm32-wasip2`, then as above.
@@ -10,8 +10,8 @@
 //!
 //! `ANNULUS_GUEST_TOOLCHAIN` set to one of these names restricts the build to that method.
 //!
-//! Builds have a target directory of their own (`guests`, within the project's), so that they never wait for
-//! the lock of a Cargo that runs this process.
+//! Builds have a separate target directory (`guests`, within the project's), so that they never wait for the
+//! lock of a Cargo that runs this process.
 
 mod bundled;
 mod child;

@@ -62,7 +62,7 @@ impl Project {
         }
         let manifest = manifest
             .canonicalize()
-            .map_err(|_| refuse("there is no Cargo.toml in it or above it".to_owned()))?;
+            .map_err(|_| refuse("no Cargo.toml exists in it or above it".to_owned()))?;
         let directory = manifest.parent().unwrap_or(Path::new("/")).to_owned();
         let metadata = metadata(&directory, &manifest, target).map_err(refuse)?;
         let Some(package) = metadata.packages.iter().find(|package| package.manifest_path == manifest) else {
@@ -207,8 +207,8 @@ mod tests {
         let project = Project::at(directory.path()).unwrap();
         assert_eq!(project.package, "one");
         assert!(project.profile_arguments().contains(&"profile.guest.inherits='release'".to_owned()));
-        // As Cargo does it: from any directory of the project, and into the directory that the variable
-        // names.
+        // The behaviour is Cargo's: the build runs from any directory of the project, into the directory that
+        // the variable names.
         assert_eq!(Project::at(&directory.path().join("src")).unwrap().manifest, project.manifest);
         let elsewhere =
             Project::building_into(directory.path(), Some(Path::new("/elsewhere/of cargo"))).unwrap();

@@ -10,10 +10,10 @@ const MANIFEST: &str = include_str!("template/Cargo.toml.txt");
 const SOURCE: &str = include_str!("template/lib.rs.txt");
 const README: &str = include_str!("template/README.md.txt");
 
-/// Longest module name in bytes: names are typed often, and are part of file names and URLs.
+/// The maximum length of a module name in bytes: names are typed often, and are part of file names and URLs.
 const NAME_MAX: usize = 64;
 
-/// Names that Cargo or the compiler refuses for a library, and the SDK's own.
+/// Names that Cargo or the compiler refuses for a library, and the names of the SDK.
 const TAKEN: [&str; 58] = [
     "abstract",
     "alloc",
@@ -75,7 +75,7 @@ const TAKEN: [&str; 58] = [
     "yield",
 ];
 
-/// The reason why a project was not created. Nothing is left of it.
+/// The reason why a project was not created. No part of it is left.
 #[derive(Debug, thiserror::Error)]
 pub enum ScaffoldError {
     /// The name is not valid as the name of a package, a crate and a module.
@@ -86,7 +86,7 @@ pub enum ScaffoldError {
         /// The rule that it breaks.
         reason: &'static str,
     },
-    /// The directory exists already; it is left as it is.
+    /// The directory exists already, and is left unchanged.
     #[error("{} exists already", .0.display())]
     Exists(PathBuf),
     /// The project cannot be written.
@@ -109,13 +109,13 @@ pub fn check_name(name: &str) -> Result<(), ScaffoldError> {
         return refuse("it must have 1 to 64 characters");
     }
     if !name.starts_with(|letter: char| letter.is_ascii_lowercase()) {
-        return refuse("it must begin with a lower-case letter");
+        return refuse("it must start with a lower-case letter");
     }
     if !name.chars().all(|letter| letter.is_ascii_lowercase() || letter.is_ascii_digit() || letter == '-') {
-        return refuse("it may have only lower-case letters, digits and dashes");
+        return refuse("it may contain only lower-case letters, digits and dashes");
     }
     if name.ends_with('-') || name.contains("--") {
-        return refuse("a dash may only stand between two words");
+        return refuse("a dash is allowed only between two words");
     }
     if TAKEN.contains(&name) {
         return refuse("it is reserved in Rust or Annulus");
@@ -126,7 +126,7 @@ pub fn check_name(name: &str) -> Result<(), ScaffoldError> {
 /// Write a new guest project into a directory, which must not exist yet.
 ///
 /// # Errors
-/// See [`ScaffoldError`]. Nothing is left of the project.
+/// See [`ScaffoldError`]. No part of the project is left.
 pub fn scaffold(name: &str, directory: &Path) -> Result<(), ScaffoldError> {
     check_name(name)?;
     let failed = |error| ScaffoldError::Io { path: directory.to_owned(), error };

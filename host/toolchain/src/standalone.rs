@@ -13,8 +13,8 @@ static WIT: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../wit");
 static GUESTS: Dir<'_> = include_dir!("$CARGO_MANIFEST_DIR/../../guests");
 /// The manifest that the packages inherit from.
 const WORKSPACE: &str = include_str!("../../../Cargo.toml");
-/// The lock file: guests are built from the same dependencies, which a machine that built this binary has
-/// already.
+/// The lock file, so that guests are built from the same dependencies, which a machine that built this binary
+/// already has.
 const LOCK: &str = include_str!("../../../Cargo.lock");
 
 /// Path of the SDK below a project's root.
@@ -51,7 +51,7 @@ pub(super) fn guest_profile() -> String {
     Table::from_iter([("profile".to_owned(), Value::Table(profile))]).to_string()
 }
 
-/// Write a package without its tests, with a manifest of its own.
+/// Write a package without its tests, with a self-contained manifest.
 fn write_package(package: &Dir<'_>, to: &Path, sdk: &str) -> io::Result<()> {
     let manifest = package.get_file(package.path().join("Cargo.toml")).ok_or(io::ErrorKind::NotFound)?;
     let manifest = manifest.contents_utf8().ok_or(io::ErrorKind::InvalidData)?;

@@ -54,7 +54,8 @@ impl fmt::Display for Way {
 }
 
 impl Way {
-    /// Choose the first method that works on this machine in this directory (its toolchain file counts).
+    /// Choose the first method that works on this machine in this directory, whose toolchain file is
+    /// respected.
     pub(super) fn choose(
         directory: &Path,
         progress: &dyn Fn(&str),
@@ -91,7 +92,7 @@ impl Way {
         Err(BuildError::NoToolchain(tried))
     }
 
-    /// Return what a person would type to install the method.
+    /// Return the command or the name with which a person would install the method.
     pub(super) fn description(&self) -> &'static str {
         match self {
             Self::Installed => "Rust's target wasm32-wasip2",
@@ -150,7 +151,7 @@ fn installed(directory: &Path) -> Result<(), String> {
     let mut rustc = Command::new("rustc");
     clean(&mut rustc).current_dir(directory);
     rustc.args(["--print", "target-libdir", "--target", COMPONENT_TARGET]);
-    let library = Child::answer("rustc", rustc, ASK_LIMIT).ok_or("there is no rustc that supports it")?;
+    let library = Child::answer("rustc", rustc, ASK_LIMIT).ok_or("no installed rustc supports it")?;
     let std = std::fs::read_dir(&library).map_err(|_| "it is not installed".to_owned())?;
     let has_std = std.flatten().any(|file| file.file_name().to_string_lossy().starts_with("libstd-"));
     if has_std { Ok(()) } else { Err(format!("{library} has no standard library")) }
@@ -207,7 +208,8 @@ fn apt_get(
     progress(&format!("apt-get install {}", packages.join(" ")));
     let install = || {
         let mut install = Command::new("apt-get");
-        // The packages would replace an installed Rust of Debian's, so nothing may be removed without asking.
+        // The packages would replace an installed Rust from Debian, and nothing may be removed without
+        // consent.
         install.args(["install", "-y", "-q", "--no-install-recommends", "--no-remove"]).args(packages);
         install.env("DEBIAN_FRONTEND", "noninteractive");
         Child::run("apt-get install", install, APT_LIMIT, &|_| {}).map_err(|error| error.to_string())
@@ -229,8 +231,8 @@ fn is_root() -> bool {
     Child::answer("id", id, ASK_LIMIT).is_some_and(|id| id == "0")
 }
 
-/// Find the linker of a rustup toolchain (its LLVM is about as new as that of Debian's compiler), else LLVM's
-/// own, newest first.
+/// Find the linker of a rustup toolchain (its LLVM is about as new as that of Debian's compiler), else the
+/// newest one of LLVM.
 fn find_linker() -> Option<PathBuf> {
     let mut rustc = Command::new("rustc");
     clean(&mut rustc).args(["--print", "sysroot"]);

@@ -116,7 +116,7 @@ fn target() -> PathBuf {
     PathBuf::from(env!("CARGO_TARGET_TMPDIR"))
 }
 
-/// Share one target directory, so that dependencies are compiled once for all projects of these tests.
+/// Set one target directory for all projects of these tests, so that dependencies are compiled once.
 fn share_target(project: &Path) {
     std::fs::create_dir_all(project.join(".cargo")).unwrap();
     let target = toml::Value::from(target().join("scaffold").to_string_lossy().into_owned());

@@ -1,8 +1,8 @@
 //! The accepting side: which peers may connect, and in which role.
 //!
-//! QUIC drops packets that start no handshake. Handshakes are limited in number and time, and a bad
-//! certificate ends one. The hello follows: another cluster is refused first, and a role is granted only
-//! if the certificate proves it. A peer without a certificate gets one bulk stream of kind
+//! QUIC drops packets that do not start a handshake. Handshakes are limited in number and time, and an
+//! invalid certificate ends a handshake. The hello follows: another cluster is refused first, and a role is
+//! granted only if the certificate proves it. A peer without a certificate gets one bulk stream of kind
 //! [`BULK_JOIN`](super::kind::BULK_JOIN) within a short time.
 
 use std::sync::Arc;
@@ -35,8 +35,8 @@ pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
             incoming.refuse();
             continue;
         };
-        // Ends with the connection of an operator or a joiner, else after the hello. Closing the
-        // endpoint ends them all.
+        // The task ends with the connection of an operator or a joiner, otherwise after the hello. Closing
+        // the endpoint ends all these tasks.
         annulus_ground::spawn(admit(shared.clone(), incoming, permit));
     }
 }

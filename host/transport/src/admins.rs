@@ -1,5 +1,5 @@
-//! A limited number of slots for operators' connections. When all are taken, a new connection evicts the
-//! one that has been idle longest: mostly that of a process that ended without closing it.
+//! A limited number of slots for operators' connections. If all are taken, a new connection evicts the one
+//! that has been idle longest, which is mostly that of a process that ended without closing it.
 
 use std::sync::Arc;
 
@@ -19,9 +19,9 @@ pub(super) struct AdminSlots {
 
 struct Slot {
     connection: Connection,
-    /// Strong count: one, plus one per open stream.
+    /// The strong count is one, plus one per open stream.
     in_use: Arc<()>,
-    /// When the last stream ended; initially, when the connection was accepted.
+    /// Time at which the last stream ended; initially, the time at which the connection was accepted.
     idle_since: Mutex<Instant>,
 }
 
@@ -38,8 +38,8 @@ pub(super) struct AdminSlot {
 }
 
 impl AdminSlots {
-    /// Take a slot. If all are taken, the connection that has been idle longest is closed; refused only if
-    /// each has a request under way.
+    /// Take a slot. If all are taken, the connection that has been idle longest is closed. The connection is
+    /// refused only if each of the others has a request in progress.
     pub(super) fn enter(self: &Arc<Self>, connection: &Connection) -> Result<AdminSlot, (Close, String)> {
         let slot = Arc::new(Slot {
             connection: connection.clone(),

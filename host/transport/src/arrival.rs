@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn nobody_is_remembered_to_whom_nobody_listens() {
+    fn an_address_that_nobody_watches_is_not_recorded() {
         let heard = Arrivals::default();
         let addr = |port| SocketAddr::from(([127, 0, 0, 1], port));
         let kept = heard.watch(addr(1));

@@ -1,4 +1,4 @@
-//! Substitutes for keys and certificates on a network without TLS, for simulations.
+//! Substitutes for keys and certificates on simulated networks, which have no TLS.
 //!
 //! Within an [`annulus_ground::Scope`] the functions of [`identity`](super::identity) create badges. They
 //! have the form of the real ones, PEM included, so that all code that stores, sends and pins certificates
@@ -21,12 +21,12 @@ const PRIVATE_KEY: &str = "PRIVATE KEY";
 pub(super) fn key() -> (String, Vec<u8>) {
     let mut public = vec![0; PUBLIC_KEY_BYTES];
     annulus_ground::Source.fill(&mut public);
-    // The tag of an uncompressed point, with which every public key begins.
+    // This is the tag of an uncompressed point, the first byte of every public key.
     public[0] = 4;
     (pem(PRIVATE_KEY, &format!("{MAGIC}\nkey {}\n", hex(&public))), public)
 }
 
-/// Create an authority's own certificate (PEM).
+/// Create the certificate of an authority (PEM).
 pub(super) fn authority(cluster: ClusterId, public_key: &[u8]) -> String {
     pem(CERTIFICATE, &format!("{MAGIC}\ncluster {cluster}\nkey {}\n", hex(public_key)))
 }
@@ -60,7 +60,7 @@ impl Badge {
         Ok(Self { issuer: one("issuer")?, key: one("key")?, names: lines("name") })
     }
 
-    /// True if it carries a role's name.
+    /// Return true if the badge carries a role's name.
     pub(super) fn names(&self, name: &str) -> bool {
         self.names.iter().any(|own| own == name)
     }
@@ -100,7 +100,7 @@ impl Credentials {
         self.own.as_ref()
     }
 
-    /// True if one of the trusted authorities issued it.
+    /// Return true if one of the trusted authorities issued the badge.
     pub(super) fn trusts(&self, badge: &Badge) -> bool {
         self.trusted.contains(&badge.issuer)
     }

@@ -1,12 +1,12 @@
-//! Moments at which a timer wakes a thread once instead of twice.
+//! Points in time at which a timer wakes a thread once instead of twice.
 //!
-//! Tokio sorts timers into blocks of 64 ms since the start of its runtime. It wakes at the beginning of a
-//! block to sort the timers in it by millisecond. So a distant timer costs one wake-up at the beginning of
-//! its block and one at its own time, while timers due at the very beginning of a block share one wake-up.
-//! Wake-ups dominate the cost of an idle node, so distant timers that need no millisecond precision are moved
-//! to such a moment, a *beat*.
+//! Tokio sorts timers into blocks of 64 ms since the start of its runtime. It wakes at the start of a block
+//! to sort the timers in it by millisecond. So a distant timer costs one wake-up at the start of its block
+//! and one at its due time, while timers due exactly at the start of a block share one wake-up. Wake-ups
+//! dominate the cost of an idle node, so distant timers that need no millisecond precision are moved to the
+//! start of a block, a *beat*.
 //!
-//! The grid belongs to a runtime and is known on threads where [`begin`] was called. On other threads, such
+//! The beats belong to a runtime and are known on threads where [`begin`] was called. On other threads, such
 //! as those of a command or a test, timers are not moved.
 
 use std::cell::Cell;
@@ -14,10 +14,10 @@ use std::time::Duration;
 
 use tokio::time::{Instant, Sleep, sleep_until};
 
-/// Time between two beats; tokio's value.
+/// Time between two beats, as in tokio.
 pub const BEAT: Duration = Duration::from_millis(64);
 
-/// Nearer timers are never moved, so that a wait grows by a quarter at most.
+/// Timers that are due sooner are never moved, so that a wait grows by a quarter at most.
 pub const FAR: Duration = Duration::from_millis(250);
 
 thread_local! {
@@ -68,7 +68,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_far_away_is_moved_and_only_to_the_next_beat() {
+    fn only_distant_timers_are_moved_and_only_to_the_next_beat() {
         let origin = Instant::now();
         begin(origin);
         let near = origin + Duration::from_millis(200);
@@ -108,7 +108,7 @@ mod tests {
         let on_beat = |now| after(now + FAR * 2);
         let beside = move |now| on_beat(now) + Duration::from_millis(20);
         let (on_beat, beside) = (parks(on_beat), parks(beside));
-        // One less for each, except one that happens to cross a block of blocks.
+        // Each sleep costs one wake-up less, except one that happens to cross a block of blocks.
         assert!(on_beat + 5 <= beside, "{on_beat} and {beside}");
     }
 }

@@ -35,11 +35,11 @@ pub(super) struct TokenInner {
     pub _keep: Option<Arc<dyn Send + Sync>>,
 }
 
-/// Both halves of a bulk stream.
+/// A bulk stream, as its two halves.
 pub struct BulkStream {
-    /// To the peer.
+    /// Sends to the peer.
     pub send: BulkSend,
-    /// From the peer.
+    /// Receives from the peer.
     pub recv: BulkRecv,
 }
 
@@ -105,7 +105,7 @@ impl BulkSend {
 impl Drop for BulkSend {
     fn drop(&mut self) {
         if !self.finished {
-            // Fails only if the stream has ended already.
+            // This fails only if the stream has ended already.
             let _ = self.stream.reset(GIVEN_UP);
         }
     }

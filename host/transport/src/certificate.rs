@@ -9,7 +9,7 @@ pub(super) const PUBLIC_KEY_BYTES: usize = 65;
 /// A certificate, followed by its authority's, and its private key, both in PEM.
 #[derive(Clone, PartialEq, Eq)]
 pub struct TlsIdentity {
-    /// The chain, own certificate first.
+    /// The chain. The identity's certificate comes first.
     pub cert_pem: String,
     /// PKCS#8.
     pub key_pem: String,
@@ -25,14 +25,14 @@ pub(super) fn fingerprint_of(cert: &CertificateDer<'_>) -> [u8; 32] {
     Sha256::digest(cert).into()
 }
 
-/// Why an identity cannot be created or used. Nothing was changed.
+/// Reasons for which an identity cannot be created or used. Nothing was changed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IdentityError {
-    /// Not PEM, or not of the expected content.
+    /// The text is not PEM, or does not have the expected content.
     #[error("unreadable PEM: {0}")]
     Pem(String),
-    /// Not a P-256 public key.
-    #[error("a public key has {PUBLIC_KEY_BYTES} bytes and begins with 4, this one has {bytes} bytes")]
+    /// The bytes are not a P-256 public key.
+    #[error("a public key has {PUBLIC_KEY_BYTES} bytes and starts with 4, this one has {bytes} bytes")]
     PublicKey {
         /// Its size.
         bytes: usize,

@@ -54,7 +54,7 @@ impl Closer {
         }
     }
 
-    /// True if either side has closed the connection.
+    /// Return true if either side has closed the connection.
     pub fn is_closed(&self) -> bool {
         self.open.connection.close_reason().is_some()
     }
@@ -73,8 +73,8 @@ impl Drop for Open {
 }
 
 impl Client {
-    /// Connect to a node signed by one of the authorities: as an operator with an identity, as a joiner
-    /// without. `timeout` limits this and each later opening of a stream.
+    /// Connect to a node signed by one of the authorities: as an operator if `identity` is given, otherwise
+    /// as a joiner. `timeout` limits this call and each later opening of a stream.
     pub async fn connect(
         addr: SocketAddr,
         identity: Option<TlsIdentity>,

@@ -1,4 +1,4 @@
-//! Close codes: why a connection was closed, as a code for programs and a reason for people.
+//! Close codes: the reason for closing a connection, as a code for programs and a text for people.
 
 use quinn::{ConnectionError, VarInt};
 
@@ -12,7 +12,7 @@ pub(super) enum Close {
     Done = 0,
     /// The peer violated the protocol.
     Protocol = 1,
-    /// No common protocol version.
+    /// The two sides have no protocol version in common.
     Version = 2,
     /// The peer belongs to another cluster.
     Cluster = 3,
@@ -24,7 +24,7 @@ pub(super) enum Close {
     Superseded = 6,
     /// The pair has a second connection, which is used instead.
     Spare = 7,
-    /// Too many connections of this role.
+    /// There are too many connections of this role.
     Busy = 8,
     /// The peer's authority is no longer trusted.
     Banned = 9,
@@ -54,7 +54,7 @@ impl Close {
         connection.close(VarInt::from_u32(self as u32), reason.as_bytes());
     }
 
-    /// True if the peer closed the connection with this code.
+    /// Return true if the peer closed the connection with this code.
     pub(super) fn is(self, error: &ConnectionError) -> bool {
         matches!(error, ConnectionError::ApplicationClosed(close)
             if close.error_code == VarInt::from_u32(self as u32))

@@ -17,8 +17,8 @@ use super::shared::Shared;
 use super::stream::open_lanes;
 use super::wire::{Connection, Halves};
 
-/// Dial a node, or whichever node listens at the address, and exchange hellos. On an error, which is for
-/// display, nothing is left open.
+/// Dial a node and exchange hellos. Without a uid, the node that listens at the address is accepted. On an
+/// error, which is for display, nothing is left open.
 pub(super) async fn dial(
     shared: &Arc<Shared>,
     uid: Option<NodeUid>,
@@ -31,8 +31,8 @@ pub(super) async fn dial(
         let connection =
             connecting.map_err(|error| error.to_string())?.await.map_err(|error| describe(&error))?;
         let session = match greet(shared, uid, &connection).await {
-            // Also if there is a connection already: the other side may use the new one by now. The one that
-            // is quiet is closed later.
+            // Keep the connection even if there is one already: the other side may use the new one by now.
+            // The quiet one of the two is closed later.
             Ok((peer, lanes)) => Session::establish(shared, &connection, &peer, true, lanes),
             Err(refusal) => Err(refusal),
         };
@@ -88,7 +88,7 @@ async fn greet(
     Ok((peer, lanes))
 }
 
-/// Report what a peer's refusal says about this node.
+/// Report the state of this node that a peer's refusal implies.
 async fn report_refusal(shared: &Shared, uid: Option<NodeUid>, closed: &ConnectionError) {
     if Close::Twin.is(closed) {
         let linked = shared.peers.read().values().any(|peer| peer.link().is_some());

@@ -37,8 +37,8 @@ pub(super) async fn connected(
     }
 }
 
-/// Start one dial attempt in the background, unless the peer is connected or already being dialled. For callers that
-/// retry on their own.
+/// Start one dial attempt in the background, unless the peer is connected or already being dialled. For
+/// callers with their own retries.
 pub(super) fn knock(shared: &Arc<Shared>, entry: &Arc<PeerEntry>, addr: SocketAddr) {
     if entry.want_once(addr, shared.is_closed()) {
         start(shared, entry, Patience::Once);

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use super::identity::IdentityError;
 
-/// Why a node has no transport. Nothing is left open.
+/// Reasons for which a transport cannot start. Nothing is left open.
 #[derive(Debug, thiserror::Error)]
 pub enum BindError {
     /// The address is in use or not local.
@@ -20,16 +20,16 @@ pub enum BindError {
     Identity(#[from] IdentityError),
 }
 
-/// Why a call has no response.
+/// Reasons for which a call has no response.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// There is no connection. Nothing was sent, so nothing is applied.
     #[error("peer unreachable: {0}")]
     Unreachable(String),
-    /// The connection was lost after the request was sent. Unknown whether it was applied.
+    /// The connection was lost after the request was sent. It is unknown whether the request was applied.
     #[error("connection lost while waiting for the answer: {0}")]
     Lost(String),
-    /// The peer's handler ended without a response. Unknown whether the request was applied.
+    /// The peer's handler ended without a response. It is unknown whether the request was applied.
     #[error("the peer gave no answer")]
     NoAnswer,
     /// Too many requests are queued on either side. The request was not executed, so nothing is applied.
@@ -38,7 +38,8 @@ pub enum CallError {
     /// The deadline passed.
     #[error("deadline exceeded{}", if *sent { "" } else { " before it was sent" })]
     Deadline {
-        /// False: nothing was sent, so nothing is applied. True: unknown.
+        /// False if nothing was sent, so nothing is applied. True if it is unknown whether the request was
+        /// applied.
         sent: bool,
     },
     /// The payload exceeds the frame limit. Nothing was sent.
@@ -51,7 +52,7 @@ pub enum CallError {
     },
 }
 
-/// Why a bulk stream failed. Frames received before are complete and in order.
+/// Reasons for which a bulk stream fails. Frames received before the failure are complete and in order.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BulkError {
     /// The connection was lost.
@@ -79,10 +80,10 @@ pub enum BulkError {
     Stalled,
 }
 
-/// Why a client has no connection. Nothing is left open.
+/// Reasons for which a client has no connection. Nothing is left open.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ConnectError {
-    /// No response in time.
+    /// The node did not respond in time.
     #[error("no answer from {0}")]
     Timeout(SocketAddr),
     /// The socket could not be created, or the address is unusable.
@@ -93,7 +94,8 @@ pub enum ConnectError {
         /// The reason.
         reason: String,
     },
-    /// The node refused: wrong certificate, wrong cluster or too many connections.
+    /// The node refused the connection: the certificate or the cluster is wrong, or there are too many
+    /// connections.
     #[error("{addr} refuses the connection: {reason}")]
     Refused {
         /// The node's address.

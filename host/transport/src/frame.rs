@@ -12,7 +12,7 @@ pub(super) const HEADER_BYTES: usize = 18;
 /// The type of a frame.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum FrameType {
-    /// Asks for a response with the same id.
+    /// A request. The response has the same id.
     Request,
     /// The response.
     Answer,
@@ -40,7 +40,7 @@ pub(super) struct Header {
     pub length: u32,
     pub frame_type: FrameType,
     pub kind: u8,
-    /// Time until the sender of a request gives up; 0 in other frames.
+    /// Time until the deadline of a request; 0 in other frames.
     pub left_ms: u32,
     pub id: u64,
 }
@@ -72,7 +72,7 @@ impl Header {
 pub(super) enum FrameError {
     #[error("a frame of {bytes} bytes, at most {limit} are allowed")]
     TooLarge { bytes: usize, limit: usize },
-    #[error("a frame of the unknown type {0}")]
+    #[error("a frame of unknown type {0}")]
     Type(u8),
 }
 
@@ -85,7 +85,7 @@ pub(super) struct Assembler {
 }
 
 impl Assembler {
-    /// Add the next chunk. The previous one must be used up: [`Self::take`] returned `None`.
+    /// Add the next chunk. The previous one must be used up, which means that [`Self::take`] returned `None`.
     pub(super) fn feed(&mut self, chunk: Bytes) {
         debug_assert!(self.chunk.is_empty(), "a chunk was fed before the last one was used up");
         self.chunk = chunk;
@@ -105,7 +105,7 @@ impl Assembler {
         (self.partial.len() == length).then(|| std::mem::take(&mut self.partial).freeze())
     }
 
-    /// True at a boundary: no byte is buffered.
+    /// Return true if no byte is buffered.
     pub(super) fn is_empty(&self) -> bool {
         self.chunk.is_empty() && self.partial.is_empty()
     }

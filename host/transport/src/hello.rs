@@ -2,8 +2,8 @@
 //! uid, boot id, and supported levels of the cluster's state.
 //!
 //! The dialler opens a stream, sends its hello and ends its half; a node opens its lanes at once. The other
-//! side checks the hello, accepts the lanes, and responds with its own hello or closes the connection with a
-//! reason. Nothing else is read before. The reader of a hello also checks that it agrees with the
+//! side checks the hello, accepts the lanes, and responds with its own hello, or closes the connection with a
+//! reason. Nothing else is read before that. The reader of a hello also checks that it agrees with the
 //! certificate.
 
 use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
@@ -30,7 +30,7 @@ pub(super) enum Role {
     Node,
     /// An operator.
     Admin,
-    /// No certificate: may ask to join.
+    /// A peer without a certificate. It may only ask to join.
     Joiner,
 }
 
@@ -50,7 +50,7 @@ pub(super) struct Hello {
 }
 
 impl Hello {
-    /// The hello of a peer that is not a node. The first protocol version is enough for it.
+    /// Return the hello of a peer that is not a node. The first protocol version is enough for it.
     pub(super) fn anonymous(role: Role) -> Self {
         Self {
             speaks: Speaks::FIRST,
@@ -150,7 +150,7 @@ pub(super) fn check_level(uid: NodeUid, levels: Range, level: Option<u32>) -> Re
     }
 }
 
-/// Not a hello.
+/// The bytes are not a hello.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("what was said first is no hello")]
 pub(super) struct BadHello;
@@ -158,7 +158,7 @@ pub(super) struct BadHello;
 /// Send a hello and end this half of the stream.
 pub(super) async fn say(mut send: SendHalf, hello: &Hello) -> Result<(), quinn::WriteError> {
     send.write_all(&hello.encode()).await?;
-    // Fails only if it was finished before.
+    // This fails only if it was finished before.
     let _ = send.finish();
     Ok(())
 }
@@ -169,7 +169,7 @@ pub(super) async fn hear(recv: &mut RecvHalf) -> Result<Hello, HearError> {
     Ok(Hello::decode(&bytes)?)
 }
 
-/// Why the peer sent no valid hello.
+/// Reasons for which there is no valid hello from the peer.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum HearError {
     #[error(transparent)]
@@ -187,7 +187,7 @@ mod tests {
     fn hello() -> impl Strategy<Value = Hello> {
         let role = prop_oneof![Just(Role::Node), Just(Role::Admin), Just(Role::Joiner)];
         let ids = (any::<[u8; 16]>(), any::<[u8; 16]>(), any::<[u8; 16]>());
-        // A hello with all fields: after one that omits a field, nothing can follow.
+        // The hello has all fields, because nothing can follow a hello that omits one.
         let levels = (any::<(u32, u32)>()).prop_map(|(oldest, newest)| Range::new(oldest, newest));
         let start = any::<(u64, u64)>().prop_map(|(number, id)| Start { number, id });
         let protocol =
@@ -220,7 +220,7 @@ mod tests {
         }
 
         #[test]
-        fn junk_is_no_hello(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
+        fn junk_is_not_a_hello(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
             prop_assume!(!bytes.starts_with(MAGIC));
             prop_assert_eq!(Hello::decode(&bytes), Err(BadHello));
         }
@@ -241,7 +241,7 @@ mod tests {
 
     /// The first build reads this many bytes and refuses versions that it does not share.
     #[test]
-    fn the_first_build_takes_this_hello_and_its_own_says_the_first_level() {
+    fn the_first_build_accepts_this_hello_and_its_own_names_the_first_level() {
         let hello = |speaks| Hello { speaks, ..Hello::anonymous(Role::Node) };
         let bytes = hello(Speaks::THIS).encode();
         assert_eq!((bytes.len(), &bytes[8..12]), (BYTES + LEVELS_BYTES, &[0, 1, 0, 2][..]));

@@ -1,10 +1,10 @@
 //! One task for all connections with little traffic.
 //!
-//! Each connection that quinn drives in a task of its own can run on its own thread, which is right under
+//! Each connection that quinn drives in a separate task can run on a separate thread, which is right under
 //! load. With only a few packets (a ping to each peer, an acknowledgement from each), tokio wakes a second
 //! thread for the second task, and the two threads keep waking each other for timers. That costs several
 //! times the work for the packets. So one task drives all quiet connections in turn. A busy connection gets a
-//! task of its own until it is quiet again.
+//! separate task until it is quiet again.
 
 use std::collections::VecDeque;
 use std::future::Future;
@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
 
-/// A future of quinn's: a connection or the endpoint.
+/// One of quinn's futures, which drives a connection or the endpoint.
 pub(super) type Driver = Pin<Box<dyn Future<Output = ()> + Send>>;
 
 /// Window over which polls of a driver are counted. An idle connection is polled some ten times a second.
@@ -47,15 +47,16 @@ impl std::fmt::Debug for Shared {
 
 #[derive(Default)]
 struct State {
-    /// Drivers not taken in yet. Bounded by the number of connections, which `limits` bounds.
+    /// Drivers that the task has not accepted yet. Bounded by the number of connections, which `limits`
+    /// bounds.
     incoming: Vec<Driver>,
-    /// Slots of drivers to poll, each at most once per waker: bounded by the number of connections too.
+    /// Slots of drivers to poll, each at most once per waker. Also bounded by the number of connections.
     ready: VecDeque<usize>,
-    /// `None` while the task runs: it looks here again before it suspends.
+    /// `None` while the task runs. It checks the queues again before it suspends.
     resting: Option<Waker>,
-    /// No more drivers will be added.
+    /// True if no more drivers will be added.
     closed: bool,
-    /// The task has ended: with the runtime, or with the last driver.
+    /// True after the task has ended, with the runtime or with the last driver.
     ended: bool,
 }
 
@@ -92,7 +93,7 @@ impl Hub {
     }
 
     pub(super) fn drive(&self, driver: Driver) {
-        // After the runtime's end drivers are dropped, as by any runtime.
+        // After the end of the runtime, drivers are dropped, as every runtime does.
         drop(self.0.give(driver));
     }
 }
@@ -106,7 +107,7 @@ impl Drop for Hub {
 /// Wakes one driver of the task.
 struct DriverWaker {
     slot: usize,
-    /// The slot is in `ready`, or about to be.
+    /// True if the slot is in `ready` or is about to be.
     queued: AtomicBool,
     shared: Arc<Shared>,
 }
@@ -168,12 +169,13 @@ impl Task {
         self.slots[slot] = Some(Slot { driver, token, waker, count: PollCount::new() });
     }
 
-    /// A waker may outlive its driver. It then wakes for nothing, or wakes the next driver in the slot.
+    /// Poll one driver. A waker may outlive its driver. It then has no effect, or wakes the next driver in
+    /// the slot.
     fn poll_driver(&mut self, index: usize) {
         let Some(slot) = self.slots.get_mut(index).and_then(Option::as_mut) else { return };
         slot.token.queued.store(false, Ordering::Release);
         let (driver, mut context) = (slot.driver.as_mut(), Context::from_waker(&slot.waker));
-        // A panic ends only this driver, as it would in a task of its own.
+        // A panic ends only this driver, as it would in a separate task.
         let polled = catch_unwind(AssertUnwindSafe(|| driver.poll(&mut context)));
         let is_over = !polled.is_ok_and(|polled| polled.is_pending());
         let is_busy = !is_over && slot.count.poll(BUSY).is_some_and(|polls| polls >= BUSY);
@@ -236,7 +238,7 @@ impl Future for Task {
     }
 }
 
-/// A driver with a task of its own.
+/// A driver in a separate task.
 struct Busy {
     driver: Option<Driver>,
     count: PollCount,
@@ -277,7 +279,7 @@ mod tests {
 
     const LIMIT: Duration = Duration::from_secs(60);
 
-    /// Report for each poll the task that polls.
+    /// Return a driver that sends the id of the polling task at each poll.
     fn told(asked: mpsc::UnboundedReceiver<()>) -> (Driver, mpsc::UnboundedReceiver<Id>) {
         let (tell, told) = mpsc::unbounded_channel();
         let mut asked = asked;
@@ -310,7 +312,7 @@ mod tests {
         ask_other.send(()).unwrap();
         let home = next(&mut one).await.unwrap();
         assert_eq!(next(&mut other).await, Some(home));
-        // At full speed, until it has left the shared task.
+        // Poll at full speed until the driver has left the shared task.
         let busy = timeout(LIMIT, async {
             loop {
                 ask_one.send(()).unwrap();
@@ -336,7 +338,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_panics_ends_alone_and_the_task_ends_with_the_last() {
+    async fn a_panic_ends_only_its_driver_and_the_task_ends_with_the_last_driver() {
         let hub = Hub::start();
         let shared = Arc::downgrade(&hub.0);
         hub.drive(Box::pin(async { panic!("on purpose") }));

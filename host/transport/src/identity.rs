@@ -6,7 +6,7 @@
 //!
 //! Certificates do not expire in practice: the member table decides who belongs to the cluster (R20).
 //!
-//! In a simulation (within an [`annulus_ground::Scope`]) identities are `badge`s instead.
+//! In a simulation (within an [`annulus_ground::Scope`]), `badge`s take the place of certificates.
 
 use annulus_core::ids::{ClusterId, NodeUid};
 use rcgen::{
@@ -30,7 +30,7 @@ pub fn node_name(uid: NodeUid) -> String {
     format!("{uid}.{ANY_NODE}")
 }
 
-/// A key pair generated where it is used; only the public key is sent to be signed.
+/// A key pair, generated on the node that uses it. Only the public key is sent to be signed.
 pub struct NodeKey {
     /// PKCS#8 in PEM. Stays in the data directory.
     pub key_pem: String,
@@ -130,8 +130,8 @@ impl Authority {
 
 use ExtendedKeyUsagePurpose as Usage;
 
-/// Return the authority's name. Depends on the cluster only, so that the authority's subject and the issuer
-/// in the certificates it signs agree.
+/// Return the parameters that name the authority. They depend on the cluster only, so that the authority's
+/// subject agrees with the issuer in the certificates that it signs.
 fn authority_params(cluster: ClusterId) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = named(&format!("Annulus cluster {cluster}"));
@@ -151,7 +151,7 @@ struct P256PublicKey<'a>(&'a [u8]);
 
 impl<'a> P256PublicKey<'a> {
     fn parse(bytes: &'a [u8]) -> Result<Self, IdentityError> {
-        // 4 is the tag of an uncompressed point.
+        // The tag of an uncompressed point is 4.
         if bytes.len() != PUBLIC_KEY_BYTES || bytes[0] != 4 {
             return Err(IdentityError::PublicKey { bytes: bytes.len() });
         }

@@ -1,9 +1,8 @@
 //! Incoming traffic: a stream of events, and the two direct calls beside it.
 //!
-//! The transport holds no part of the node. It sends what arrives as [`Event`]s through a bounded
-//! channel to the owner of [`Inbound`], and it holds a weak reference to the [`Service`] that data
-//! requests are passed to without a hop. So the node owns the transport, and nothing has to be
-//! detached for either to be freed.
+//! The transport owns no part of the node. It sends incoming items as [`Event`]s through a bounded channel to
+//! the owner of [`Inbound`], and it holds a weak reference to the [`Service`] that handles data requests
+//! without a hop. So the node owns the transport, and either can be freed without detaching the other.
 
 use std::sync::Weak;
 
@@ -20,7 +19,7 @@ use super::request::{PeerIdentity, Request};
 
 /// The events of one transport, in order of arrival per connection.
 ///
-/// Poll it without pause: while [`MAX_EVENTS`] are queued, control requests are refused as overloaded,
+/// Poll this without pause. While [`MAX_EVENTS`] are queued, control requests are refused as overloaded,
 /// datagrams are dropped, and new streams and connections wait.
 pub struct Inbound {
     events: mpsc::Receiver<Event>,
@@ -57,7 +56,7 @@ pub enum Event {
     },
     /// A connection to this node is in use, dialled by either side.
     Connected(NodeUid),
-    /// A peer's hello names a lineage newer than this node's own (R19).
+    /// A peer's hello names a lineage newer than this node's (R19).
     NewerLineage {
         /// The peer.
         peer: NodeUid,
@@ -87,15 +86,15 @@ pub enum Event {
     Rival(NodeUid),
 }
 
-/// The part of a node that the transport calls directly: data requests, because a hop through the event
-/// channel costs more than handing one over, and a question that a handshake waits for.
+/// The part of a node that the transport calls directly. It handles data requests, because a hop through the
+/// event channel costs more than the direct call, and it answers a question that a handshake waits for.
 pub trait Service: Send + Sync + 'static {
-    /// Handle a request on a data lane. Called on the network threads: must not block or run long; spawn
-    /// to wait.
+    /// Handle a request on a data lane. It is called on the network threads, so it must not block or run
+    /// long. Spawn a task to wait.
     fn request(&self, request: Request);
 
-    /// Return why a process of a peer must be refused: a different start of the same node is known to have
-    /// the newer disk. Must not block.
+    /// Return the reason to refuse a process of a peer, if a different start of the same node is known to
+    /// have the newer disk. Must not block.
     fn outdated(&self, _peer: NodeUid, _start: Start) -> Option<String> {
         None
     }
@@ -113,7 +112,7 @@ impl Outlet {
         (Self { events: sender, service }, Inbound { events })
     }
 
-    /// Pass on a request. Refuses it as overloaded if the node is gone or does not keep up.
+    /// Pass on a request. The request is refused as overloaded if the node is gone or does not keep up.
     pub(super) fn request(&self, request: Request) {
         match request.lane {
             Lane::Data => match self.service.upgrade() {
@@ -136,12 +135,13 @@ impl Outlet {
         let _ = self.events.try_send(Event::Datagram { from, bytes });
     }
 
-    /// Pass on an event that must not be lost; waits for room. Dropped if the node is gone.
+    /// Pass on an event that must not be lost. Wait for room in the channel. The event is dropped only if the
+    /// node is gone.
     pub(super) async fn send(&self, event: Event) {
         let _ = self.events.send(event).await;
     }
 
-    /// See [`Service::outdated`]. Nothing is known to be newer if the node is gone.
+    /// Call [`Service::outdated`], or return `None` if the node is gone.
     pub(super) fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
         self.service.upgrade()?.outdated(peer, start)
     }

@@ -4,7 +4,8 @@
 
 /// Data lane: a command for a vnode of the receiving node.
 pub const CALL: u8 = 1;
-/// Any lane: the transport echoes the payload before any other code sees it. The baseline of benchmarks.
+/// Any lane: the transport echoes the payload before any other code sees it. Benchmarks use it as their
+/// baseline.
 pub const ECHO: u8 = 3;
 
 /// Control lane: Raft's append-entries.
@@ -44,7 +45,8 @@ pub const BULK_ARTEFACT: u8 = 35;
 
 /// Control lane: a Raft message of a lineage after the first (R19).
 pub const OF_LINEAGE: u8 = 64;
-/// Control lane: a recovery began another lineage; answered by nodes that have adopted it.
+/// Control lane: the report that a recovery has started another lineage. Nodes that have adopted the lineage
+/// respond.
 pub const RECOVERED: u8 = 65;
 /// Control lane: what peers know about the starts of a node.
 pub const STARTS: u8 = 66;

@@ -1,8 +1,8 @@
 //! The lanes of a connection and their order.
 //!
-//! The data class has two lanes: one for frames below [`LARGE_FRAME`], so that as many as possible
-//! share a packet, and one for larger frames, so that no small frame waits behind a large one. The
-//! control class has a lane of its own.
+//! The data class has two lanes: one for frames below [`LARGE_FRAME`], so that as many as possible share a
+//! packet, and one for larger frames, so that no small frame waits behind a large one. The control class has
+//! a separate lane.
 
 use super::limits::LARGE_FRAME;
 

@@ -22,11 +22,11 @@ use super::wire::SendHalf;
 #[derive(Default)]
 pub(super) struct Lanes {
     queues: [SendQueue; LANES],
-    /// Shared by all lanes: a response uses the lane that fits its own size.
+    /// Shared by all lanes, because a response uses the lane that fits its size.
     pub pending: Pending,
 }
 
-/// Why a call failed. The caller adds the connection's close reason.
+/// Reasons for which a call fails. The caller adds the connection's close reason.
 pub(super) enum LaneError {
     /// The lanes were closed before the request was queued.
     Closed,
@@ -73,7 +73,7 @@ impl Lanes {
         }
     }
 
-    /// Queue a response. Does nothing if the lanes are closed: the caller has failed by then.
+    /// Queue a response. This has no effect if the lanes are closed, because the caller has failed by then.
     pub(super) fn respond(&self, lane: Lane, frame_type: FrameType, id: u64, payload: Bytes) {
         debug_assert!(frame_type != FrameType::Request);
         let header = |frame_type, length| Header { length, frame_type, kind: 0, left_ms: 0, id };
@@ -94,7 +94,7 @@ impl Lanes {
         self.queues.iter().for_each(SendQueue::close);
     }
 
-    /// True if no frame is queued and no call is outstanding on this side.
+    /// Return true if no frame is queued and no call is outstanding on this side.
     pub(super) fn is_idle(&self) -> bool {
         self.pending.is_empty() && self.queues.iter().all(|queue| queue.bytes() == 0)
     }
@@ -109,7 +109,7 @@ impl Lanes {
     }
 }
 
-/// Round up, so that time left is never sent as zero.
+/// Round up to milliseconds, so that a remaining time is never sent as zero.
 fn milliseconds(left: Duration) -> u32 {
     u32::try_from(left.as_nanos().div_ceil(1_000_000)).unwrap_or(u32::MAX)
 }

@@ -1,7 +1,7 @@
 //! Communication between the nodes of a cluster: QUIC with TLS identities, request lanes and bulk streams.
 //!
 //! Each node has one [`Transport`] with one UDP port for both directions. Each pair of nodes shares one
-//! mutually authenticated connection (`identity`, `tls`), which begins with a hello from both sides
+//! mutually authenticated connection (`identity`, `tls`), which starts with a hello from both sides
 //! (`hello`). A connection carries:
 //!
 //! - lanes: a few long-lived streams of requests and responses, matched by id and in any order, with
@@ -20,7 +20,7 @@
 //! is the same for both.
 //!
 //! Invariants: nothing from a peer is read before its hello is accepted; every wait and every queue has a
-//! limit (`limits` lists them); payloads are not parsed, and copied at most once.
+//! limit (`limits` lists them); payloads are not parsed, and are copied at most once.
 //!
 //! Tasks: the accept loop ends when [`Transport::close`] closes the endpoint. That also closes every
 //! connection, and with it end the tasks of the connection. A dial task ends at its next attempt.
@@ -135,7 +135,7 @@ impl Transport {
     /// live on; all other functions may be called on any runtime.
     ///
     /// Data requests go to `service`, everything else to [`Inbound`]. The transport keeps neither alive:
-    /// without them it refuses what arrives.
+    /// without them, it refuses incoming requests and streams.
     pub fn bind(
         config: TransportConfig,
         service: Weak<dyn Service>,
@@ -194,8 +194,8 @@ impl Transport {
         self.shared.local_addr
     }
 
-    /// Send one request and wait for its response. Dials if there is no connection, and the first call to a
-    /// peer waits for that. A call to this node itself needs no connection.
+    /// Send one request and wait for its response. If there is no connection, the peer is dialled, and the
+    /// first call to a peer waits for the dial. A call to this node itself needs no connection.
     pub async fn call(
         &self,
         peer: &PeerAddr,
@@ -212,7 +212,7 @@ impl Transport {
         }
         loop {
             let link = self.link(peer, deadline).await?;
-            // `None`: the link ended before anything was sent, and may have been replaced.
+            // `None` means that the link ended before anything was sent, and may have been replaced.
             if let Some(result) = link.call(lane, kind, payload.clone(), deadline).await {
                 return result;
             }
@@ -269,13 +269,13 @@ impl Transport {
         }
         let entry = self.shared.peer(peer.uid);
         match entry.link() {
-            // An error: the connection is ending, or the peer does not accept datagrams.
+            // An error means that the connection is ending, or that the peer does not accept datagrams.
             Some(link) => drop(link.connection.send_datagram(bytes)),
             None => dialler::knock(&self.shared, &entry, peer.addr),
         }
     }
 
-    /// Connect to whichever node of this cluster listens at an address, and return its uid. If that node is
+    /// Connect to the node of this cluster that listens at an address, and return its uid. If that node is
     /// connected already, the spare connection is closed later. The error is for display; nothing is left
     /// open. Bounded by [`limits::DIAL_LIMIT`].
     pub async fn meet(&self, addr: SocketAddr) -> Result<NodeUid, String> {
@@ -309,13 +309,13 @@ impl Transport {
             .map_err(|_| CallError::Deadline { sent: false })
     }
 
-    /// True if the peer is connected and was heard from within [`limits::SILENCE_LIMIT`].
+    /// Return true if the peer is connected and has sent something within [`limits::SILENCE_LIMIT`].
     pub fn is_up(&self, uid: NodeUid) -> bool {
         uid == self.shared.uid || self.shared.peers.read().get(&uid).is_some_and(|peer| peer.link().is_some())
     }
 
-    /// Dial a lost peer at once, and have calls wait for that attempt. For news from elsewhere that the peer
-    /// is back; does nothing if it is connected.
+    /// Dial a lost peer at once, and make calls wait for that attempt. Call this when another node reports
+    /// that the peer is back. It has no effect if the peer is connected.
     pub fn hurry(&self, uid: NodeUid) {
         if let Some(peer) = self.shared.peers.read().get(&uid) {
             peer.hurry();
@@ -328,7 +328,7 @@ impl Transport {
         Some(PeerAddr { uid, addr: link.connection.remote_address() })
     }
 
-    /// Return why the last attempt to reach a peer failed, if it is not connected.
+    /// Return the reason for which the last attempt to reach a peer failed, if the peer is not connected.
     pub fn why_down(&self, uid: NodeUid) -> Option<String> {
         let peer = self.shared.peers.read().get(&uid).cloned()?;
         peer.failure()
@@ -367,14 +367,14 @@ impl Transport {
         *self.shared.lineage.lock() = lineage;
     }
 
-    /// Replace the trusted authorities. Peers whose certificate leads to none of them are disconnected.
-    /// On an error nothing changes.
+    /// Replace the trusted authorities. Peers whose certificate leads to none of them are disconnected. On an
+    /// error, nothing changes.
     pub fn set_authorities(&self, authorities: Vec<String>) -> Result<(), IdentityError> {
         let mut trust = self.shared.trust.lock();
         self.renew(&mut trust, |trust| trust.authorities = authorities)
     }
 
-    /// Replace the certificate shown on later connections. On an error nothing changes.
+    /// Replace the certificate shown on later connections. On an error, nothing changes.
     pub fn set_identity(&self, identity: TlsIdentity) -> Result<(), IdentityError> {
         let mut trust = self.shared.trust.lock();
         self.renew(&mut trust, |trust| trust.identity = identity)
@@ -394,7 +394,7 @@ impl Transport {
         }
         self.shared.credentials.store(credentials.clone());
         *trust = renewed;
-        let reason = "the authority is trusted no more";
+        let reason = "the authority is no longer trusted";
         self.disconnect(|link| !credentials.trusts(&link.proof), close::Close::Banned, reason);
         Ok(())
     }
@@ -419,9 +419,9 @@ impl Transport {
         }
     }
 
-    /// Close all connections, which peers learn at once, and refuse new ones, for all clones. Outstanding
+    /// Close all connections and refuse new ones, for all clones. Peers learn of it at once. Outstanding
     /// calls fail with [`CallError::Lost`]. The port is free once the last packets are sent: normally when
-    /// this returns, which is after [`limits::CLOSE_LIMIT`] at the latest.
+    /// this returns, which takes at most [`limits::CLOSE_LIMIT`].
     pub async fn close(&self) {
         let Some(endpoint) = self.shared.endpoint.write().take() else { return };
         endpoint.close(VarInt::from_u32(close::Close::Done as u32), b"the node was stopped");

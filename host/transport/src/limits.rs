@@ -5,8 +5,9 @@
 
 use std::time::Duration;
 
-/// Largest payload of a request or response on a lane. Above any value that a module may store; larger data
-/// belongs on a bulk stream. Such a frame keeps its lane busy for some tens of milliseconds.
+/// Largest payload of a request or response on a lane. It is above the size of any value that a module may
+/// store; larger data belongs on a bulk stream. Such a frame keeps its lane busy for some tens of
+/// milliseconds.
 pub const MAX_FRAME: usize = 8 << 20;
 
 /// Largest frame of a bulk stream: a handoff page of 1 MiB with room for its metadata.
@@ -15,8 +16,8 @@ pub const MAX_BULK_FRAME: usize = (1 << 20) + (64 << 10);
 /// Largest header of a bulk stream.
 pub const MAX_BULK_HEADER: usize = 64 << 10;
 
-/// Data frames of at least this size use a lane of their own. Small enough that a frame queued behind a
-/// smaller one is not delayed noticeably.
+/// Data frames of at least this size use a separate lane. Small enough that a frame queued behind a smaller
+/// one is not delayed noticeably.
 pub const LARGE_FRAME: usize = 16 << 10;
 
 /// Limit from the first packet of a dial to the peer's hello. Calls wait for the first dial, and must fail
@@ -28,31 +29,32 @@ pub const DIAL_LIMIT: Duration = Duration::from_millis(800);
 pub const HELLO_LIMIT: Duration = Duration::from_secs(1);
 
 /// A connection on which nothing arrived for this long sends a packet that must be acknowledged, so that
-/// silence means absence. Fits twice into [`SILENCE_LIMIT`], including the wait for a [`beat`](super::beat).
-/// Longer than the failure detector's ping period of 250 ms, so that a pinged peer needs no keep-alive.
+/// silence shows that the peer is lost. Fits twice into [`SILENCE_LIMIT`], including the wait for a
+/// [`beat`](super::beat). Longer than the failure detector's ping period of 250 ms, so that a pinged peer
+/// needs no keep-alive.
 pub const KEEP_ALIVE: Duration = Duration::from_millis(280);
 
 /// A peer that sends nothing for this long is considered gone: outstanding calls fail, new ones are refused.
 pub const SILENCE_LIMIT: Duration = Duration::from_millis(700);
 
-/// How long a connected process of a node has to respond when another process of the node connects, before it
-/// is replaced. Shorter than [`DIAL_LIMIT`], because the newcomer's dial waits for it. A process that ended
-/// without a close is noticed within this time.
+/// Time within which a connected process of a node must respond when another process of the node connects. A
+/// process that does not is replaced. Shorter than [`DIAL_LIMIT`], because the newcomer's dial waits for it.
+/// A process that ended without a close is noticed within this time.
 pub const TWIN_LIMIT: Duration = Duration::from_millis(500);
 
 /// The last part of [`SILENCE_LIMIT`]: a silent link is checked again at its end. A check that is later than
 /// this does not count, because then this process was stalled and packets wait in its socket.
 pub const SILENCE_LOOK: Duration = Duration::from_millis(100);
 
-/// QUIC's idle timeout. For operators' connections, whose other side may be busy compiling. Links between
-/// nodes end much earlier, by [`SILENCE_LIMIT`].
+/// QUIC's idle timeout. It applies to operators' connections, whose other side may be busy compiling. Links
+/// between nodes end much earlier, by [`SILENCE_LIMIT`].
 pub const IDLE_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Shortest and longest pause between two background dials.
 pub const DIAL_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_millis(200));
 
-/// Background dials end when no call wanted the peer for this long. The next call dials again and waits like
-/// the first, so this only saves packets to a machine that is gone.
+/// Background dials end when no call has needed the peer for this long. The next call dials again and waits
+/// like the first, so this only saves packets to a machine that is gone.
 pub const DIAL_INTEREST: Duration = Duration::from_secs(60);
 
 /// Outstanding calls to one peer. A further call fails with [`CallError::Overloaded`](super::CallError).
@@ -63,7 +65,7 @@ pub const MAX_CALLS: usize = 32_768;
 pub const MAX_REQUESTS: usize = 65_536;
 
 /// Events queued for the owner of [`Inbound`](super::Inbound), some 200 bytes each. Reached only if the owner
-/// stops polling. Then control requests are refused as overloaded, datagrams dropped, and streams and
+/// stops polling. Control requests are then refused as overloaded, datagrams are dropped, and streams and
 /// connections wait.
 pub const MAX_EVENTS: usize = 4096;
 

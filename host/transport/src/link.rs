@@ -38,16 +38,17 @@ pub(super) struct Link {
     pub proof: Proof,
     lanes: Arc<Lanes>,
     bulk_slots: Arc<Semaphore>,
-    /// One clone per open bulk stream of either side, and this one.
+    /// There is one clone per open bulk stream of either side, and this one.
     pub bulk_in_use: Arc<()>,
     /// Unanswered requests of the peer.
     requests: Arc<AtomicUsize>,
     activity: Arc<AtomicUsize>,
-    /// Why this side closed the connection, if it knows more than QUIC's close reason.
+    /// The reason for which this side closed the connection, if it says more than QUIC's close reason.
     ended: OnceLock<String>,
 }
 
-/// Close a connection on which nothing arrives any more. Every packet counts, keep-alives too.
+/// Close a connection on which nothing arrives for [`SILENCE_LIMIT`]. Every packet counts, including
+/// keep-alives.
 async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<QuietSocket>) {
     let is_silent = match &connection {
         Connection::Quic(connection) => falls_silent(connection, socket).await,
@@ -66,7 +67,7 @@ async fn end_when_silent(link: Weak<Link>, connection: Connection, socket: Weak<
 async fn falls_silent(connection: &quinn::Connection, socket: Weak<QuietSocket>) -> bool {
     let packets = || connection.stats().udp_rx.datagrams;
     let listen = || socket.upgrade().map(|socket| socket.watch(connection.remote_address()));
-    // `None`: the socket is closed, and so is the connection.
+    // `None` means that the socket is closed, and with it the connection.
     let Some(mut heard) = listen() else { return false };
     let mut before = packets();
     let mut from = heard.at();
@@ -88,7 +89,8 @@ async fn falls_silent(connection: &quinn::Connection, socket: Weak<QuietSocket>)
         }
         let now = Instant::now();
         if now > due + SILENCE_LOOK {
-            // This process was stalled, not the peer: packets that arrived meanwhile wait in its socket.
+            // This process was stalled, not the peer: packets that arrived during the stall wait in its
+            // socket.
             from = now;
             continue;
         }
@@ -100,7 +102,7 @@ async fn falls_silent(connection: &quinn::Connection, socket: Weak<QuietSocket>)
         let came = packets();
         let is_heard = heard.at() + (SILENCE_LIMIT - SILENCE_LOOK) > now;
         if !(is_heard && came != before) {
-            // Nothing arrived, or only from another connection at that address. Check a last time.
+            // Nothing arrived, or only packets of another connection at that address. Check one last time.
             tokio::select! {
                 _ = connection.closed() => return false,
                 () = tokio::time::sleep_until(now + SILENCE_LOOK) => {}
@@ -210,7 +212,7 @@ impl Link {
         }
     }
 
-    /// True if this side has nothing in flight.
+    /// Return true if this side has nothing in flight.
     pub(super) fn is_idle(&self) -> bool {
         self.lanes.is_idle()
             && self.requests.load(Ordering::Relaxed) == 0

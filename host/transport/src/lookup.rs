@@ -6,7 +6,7 @@ use std::time::Duration;
 use annulus_core::address::HostPort;
 use tokio::time::timeout;
 
-/// Why a name has no address at the moment.
+/// Reasons for which a name has no address at the moment.
 #[derive(Debug, thiserror::Error)]
 pub enum LookupError {
     /// The resolver reported an error or no address.

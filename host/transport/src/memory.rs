@@ -1,9 +1,9 @@
 //! An in-memory network in place of UDP, QUIC and TLS.
 //!
 //! A [`Network`] connects [`Host`]s. Endpoints are bound to a host's ports as on a machine, and offer what
-//! this package uses of quinn (`wire.rs`): connections that begin with a handshake and a proof of identity,
+//! this package uses of quinn (`wire.rs`): connections that start with a handshake and a proof of identity,
 //! independent streams with flow control, datagrams that may be lost, and quinn's own errors. The code above
-//! is the code that runs over QUIC.
+//! this layer is the code that runs over QUIC.
 //!
 //! All communication is in packets whose delay the [`Weather`] decides. Stream data is never lost: packets
 //! stopped by a cut arrive after it ends, as QUIC would retransmit them. Time is tokio's. There is one queue
@@ -11,8 +11,8 @@
 //! time.
 //!
 //! Differences from QUIC: there is no congestion control, no priority between streams and no connection-wide
-//! window. A peer's keep-alive packets are not sent; they count as received while their way is open. A peer
-//! that refuses a certificate and the peer that presented it see the same error.
+//! window. A peer's keep-alive packets are not sent; they count as received while their direction is not cut.
+//! Both the peer that refuses a certificate and the peer that presented it see the same error.
 
 mod connection;
 mod endpoint;
@@ -34,7 +34,8 @@ pub(crate) use self::endpoint::{Endpoint, Incoming};
 use self::state::State;
 pub(crate) use self::stream::{RecvHalf, SendHalf};
 
-/// Decides the fate of packets. Called with the network locked: must not call the network.
+/// Decides the delay and loss of packets. It is called with the network locked, so it must not call the
+/// network.
 pub trait Weather: Send + Sync + 'static {
     /// Return the delay of a packet of a stream, a handshake or a close.
     fn delay(&self, from: SocketAddr, to: SocketAddr, bytes: usize) -> Duration;
@@ -44,13 +45,14 @@ pub trait Weather: Send + Sync + 'static {
         vec![self.delay(from, to, bytes)]
     }
 
-    /// True if nothing arrives in this direction. Every change must be reported to [`Network::changed`].
+    /// Return true if no packet arrives in this direction. Every change must be reported to
+    /// [`Network::changed`].
     fn is_cut(&self, _from: SocketAddr, _to: SocketAddr) -> bool {
         false
     }
 }
 
-/// Everything arrives at once.
+/// Weather in which every packet arrives at once.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Calm;
 
@@ -90,13 +92,13 @@ impl Network {
         self.switch.with(State::weather_changed);
     }
 
-    /// End all processes on a host without a trace: nothing leaves it any more, whatever destructors send.
-    /// Packets sent before arrive. Its ports are free.
+    /// End all processes on a host as a kill does: nothing leaves the host afterwards, whatever destructors
+    /// send. Packets sent earlier arrive. The host's ports become free.
     pub fn kill(&self, ip: IpAddr) {
         self.switch.with(|state| state.kill(ip));
     }
 
-    /// Pause the processes on a host: arriving packets wait, and its peers hear nothing.
+    /// Pause the processes on a host: arriving packets wait, and its peers receive nothing.
     pub fn pause(&self, ip: IpAddr) {
         self.switch.with(|state| state.pause(ip));
     }
@@ -106,12 +108,12 @@ impl Network {
         self.switch.with(|state| state.resume(ip));
     }
 
-    /// Return the number of connections in use: none once all nodes are gone, or there is a leak.
+    /// Return the number of connections in use. Unless there is a leak, it is zero once all nodes are gone.
     pub fn connections(&self) -> usize {
         self.switch.with(|state| state.links.len())
     }
 
-    /// True if an endpoint can be bound to the address.
+    /// Return true if an endpoint can be bound to the address.
     pub fn is_free(&self, addr: SocketAddr) -> bool {
         self.switch.with(|state| state.is_free(addr))
     }
@@ -139,7 +141,7 @@ impl fmt::Debug for Host {
 /// State shared by everything on a network.
 struct Switch {
     state: Mutex<State>,
-    /// Notified when a packet is due earlier than the next known, and at the end.
+    /// Notified when a packet is due before the earliest known one, and when the network ends.
     due: Arc<Notify>,
 }
 

@@ -6,7 +6,7 @@ use super::bulk::{BulkRecv, BulkSend};
 use super::error::BulkError;
 use super::limits::MAX_BULK_FRAME;
 
-/// First byte of a frame that announces a message of several frames. No CBOR item begins with it.
+/// First byte of a frame that announces a message of several frames. No CBOR item starts with it.
 const LARGE: u8 = 0xff;
 /// Size of that frame: the byte, and the message's length as a big-endian u64.
 const LARGE_HEAD: usize = 9;
@@ -22,7 +22,7 @@ impl BulkSend {
             head.extend_from_slice(&(message.len() as u64).to_be_bytes());
             self.frame(head.into()).await?;
         }
-        // An empty message is also one frame.
+        // An empty message is also sent as one frame.
         for start in (0..message.len().max(1)).step_by(MAX_BULK_FRAME) {
             self.frame(message.slice(start..message.len().min(start + MAX_BULK_FRAME))).await?;
         }

@@ -4,9 +4,9 @@
 //! one that the lower uid dialled. The dialler of the other closes it after it has been quiet, so that no
 //! call is lost to the clean-up.
 //!
-//! One process per node is connected at a time. A second process is refused while the first responds:
-//! the cluster knows more than whoever started the second. A process that does not respond is replaced.
-//! A process whose disk is known to be outdated is always refused
+//! One process per node is connected at a time. A second process is refused while the first responds, because
+//! the cluster knows more than the person who started the second. A process that does not respond is
+//! replaced. A process whose disk is known to be outdated is always refused
 //! ([`Service::outdated`](super::Service::outdated)).
 
 use std::collections::VecDeque;
@@ -38,7 +38,7 @@ pub(super) struct PeerEntry {
     state: Mutex<State>,
     /// Notified after every change of `current` and of `dialling`.
     changed: Notify,
-    /// Makes the dial task start over, from an attempt or a pause.
+    /// Makes the dial task start over, during an attempt or a pause.
     hurry: Notify,
 }
 
@@ -51,9 +51,9 @@ struct State {
     /// Versions in the peer's last hello. Kept after the connection ends.
     speaks: Option<Speaks>,
     past_boots: VecDeque<BootId>,
-    /// Why there is no connection.
+    /// The reason for which there is no connection.
     failure: String,
-    /// When a connection was last wanted and missing.
+    /// Time at which a connection was last needed and missing.
     wanted: Option<Instant>,
 }
 
@@ -62,26 +62,26 @@ struct State {
 enum Dialling {
     #[default]
     No,
-    /// The first attempt on demand: calls wait for it.
+    /// The first attempt on demand. Calls wait for it.
     First,
-    /// An attempt after a failure or a loss: calls fail meanwhile.
+    /// An attempt after a failure or a loss. Calls fail while it runs.
     Again,
 }
 
-/// How long a task goes on dialling.
+/// Time for which a task continues to dial.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Patience {
-    /// One attempt; more only if a call comes meanwhile.
+    /// One attempt. More follow only if a call arrives during it.
     Once,
-    /// As long as calls were made recently.
+    /// Further attempts as long as calls were made recently.
     Interest,
 }
 
-/// What a call that needs a connection must do.
+/// The next step of a call that needs a connection.
 pub(super) enum Want {
     /// Use this connection.
     Use(Arc<Link>),
-    /// Wait for the dial under way.
+    /// Wait for the dial in progress.
     Wait,
     /// Start a dial task, then wait.
     Dial,
@@ -104,7 +104,7 @@ impl PeerEntry {
         self.current.load_full()
     }
 
-    /// Return why the last attempt failed, if there is no connection.
+    /// Return the reason for which the last attempt failed, if there is no connection.
     pub(super) fn failure(&self) -> Option<String> {
         let state = self.state.lock();
         (self.link().is_none() && !state.failure.is_empty()).then(|| state.failure.clone())
@@ -120,17 +120,17 @@ impl PeerEntry {
         self.state.lock().links.clone()
     }
 
-    /// Completes at the next change of the connection or of the dial task.
+    /// Return a future that completes at the next change of the connection or of the dial task.
     pub(super) fn changed(&self) -> Notified<'_> {
         self.changed.notified()
     }
 
-    /// Completes at the next [`hurry`](Self::hurry).
+    /// Return a future that completes at the next [`hurry`](Self::hurry).
     pub(super) fn hurried(&self) -> Notified<'_> {
         self.hurry.notified()
     }
 
-    /// Wake all that wait for a change.
+    /// Wake all tasks that wait for a change.
     pub(super) fn announce(&self) {
         self.changed.notify_waiters();
     }
@@ -167,7 +167,7 @@ impl PeerEntry {
         }
     }
 
-    /// Ask for one attempt. True if the caller must start a dial task.
+    /// Ask for one attempt. Return true if the caller must start a dial task.
     pub(super) fn want_once(&self, addr: SocketAddr, closing: bool) -> bool {
         let mut state = self.state.lock();
         let dial = self.link().is_none() && state.dialling == Dialling::No && !closing;
@@ -216,13 +216,14 @@ impl PeerEntry {
         Ok(())
     }
 
-    /// Take a connection into use. Returns a second connection that this side dialled and that is now spare.
+    /// Put a connection into use. If this side dialled a second connection that is now spare, return that
+    /// one.
     pub(super) fn adopt(&self, link: Arc<Link>) -> Result<Option<Arc<Link>>, (Close, String)> {
         debug_assert_eq!(link.uid, self.uid);
         let mut state = self.state.lock();
         let is_open = |link: &Arc<Link>| link.connection.close_reason().is_none();
         if state.links.iter().any(|earlier| earlier.boot != link.boot && is_open(earlier)) {
-            return Err((Close::Busy, "another run of this node connected meanwhile".to_owned()));
+            return Err((Close::Busy, "another run of this node connected in the meantime".to_owned()));
         }
         if let Some(past) = state.boot.replace(link.boot).filter(|past| *past != link.boot) {
             state.past_boots.push_back(past);
@@ -232,9 +233,9 @@ impl PeerEntry {
         }
         state.links.retain(|earlier| {
             if earlier.boot != link.boot {
-                // Closed; its session is about to remove it.
+                // The link is closed, and its session is about to remove it.
             } else if earlier.dialled == link.dialled {
-                // A node with a connection does not dial: the dialler has given the earlier one up.
+                // A node with a connection does not dial, so the dialler has abandoned the earlier one.
                 Close::Spare.close(&earlier.connection, "dialled again");
             } else {
                 return true;
@@ -251,7 +252,7 @@ impl PeerEntry {
         Ok(spare)
     }
 
-    /// Choose the current connection. Both sides choose the same one: that of the lower uid.
+    /// Choose the current connection. Both sides choose the same one, which the lower uid dialled.
     fn choose(&self, state: &State) {
         let preferred = state.links.iter().find(|link| link.dialled == self.prefers_own);
         self.current.store(preferred.or(state.links.last()).cloned());
@@ -281,8 +282,8 @@ impl PeerEntry {
         }
     }
 
-    /// Remove a connection that has ended. True if it was the last and the caller must start a dial task,
-    /// which happens only if `may_dial`.
+    /// Remove a connection that has ended. Return true if it was the last and the caller must start a dial
+    /// task, which happens only if `may_dial`.
     pub(super) fn lost(&self, link: &Arc<Link>, may_dial: bool) -> bool {
         let mut state = self.state.lock();
         state.links.retain(|other| !Arc::ptr_eq(other, link));

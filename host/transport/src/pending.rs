@@ -1,7 +1,7 @@
 //! Outstanding calls to one peer, by id.
 //!
-//! A slot is reused under a new generation, so that a late response matches no call. When the connection ends
-//! the table is closed: every outstanding call fails at once, and none can be added after.
+//! A slot is reused under a new generation, so that a late response matches no call. When the connection
+//! ends, the table is closed: every outstanding call fails at once, and no call can be added later.
 
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
@@ -10,7 +10,7 @@ use super::frame::FrameType;
 use super::limits::MAX_CALLS;
 use bytes::Bytes;
 
-/// A response: never [`FrameType::Request`].
+/// A response. Its type is never [`FrameType::Request`].
 pub(super) type Response = (FrameType, Bytes);
 
 #[derive(Default)]
@@ -31,7 +31,7 @@ struct Slot {
     waiting: Option<oneshot::Sender<Response>>,
 }
 
-/// Why a call cannot be registered.
+/// Reasons for which a call cannot be registered.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoSlot {
     Closed,
@@ -77,7 +77,7 @@ impl Pending {
         drop(waiting);
     }
 
-    /// True if no call is outstanding.
+    /// Return true if no call is outstanding.
     pub(super) fn is_empty(&self) -> bool {
         let slots = self.slots.lock();
         slots.free.len() == slots.all.len()
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn closing_ends_every_call_and_lets_none_begin() {
+    fn closing_fails_every_call_and_refuses_new_ones() {
         let pending = Pending::default();
         let mut call = pending.register().unwrap();
         pending.close();

@@ -1,6 +1,6 @@
 //! The send queue of one lane.
 //!
-//! Frames are appended to one buffer as they come, so that the writer takes all of them with one swap and
+//! Frames are appended to one buffer as they arrive, so that the writer takes all of them with one swap and
 //! passes them to QUIC in one write. Large payloads are not copied: they are placed between two pieces of the
 //! buffer. The queue is bounded by [`MAX_QUEUED_BYTES`].
 
@@ -27,13 +27,13 @@ pub(super) struct SendQueue {
 #[derive(Default)]
 struct Buffer {
     pieces: Vec<Bytes>,
-    /// The last piece, still growing.
+    /// The last piece, to which frames are still appended.
     tail: BytesMut,
     bytes: usize,
     closed: bool,
 }
 
-/// Why a frame is not queued.
+/// Reasons for which a frame is not queued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum NoRoom {
     Closed,
@@ -48,7 +48,7 @@ impl SendQueue {
         if buffer.closed {
             return Err(NoRoom::Closed);
         }
-        // A frame without payload has twice the limit: such frames refuse requests.
+        // Frames without a payload have twice the limit, because they refuse requests.
         let limit = if payload.is_empty() { 2 * MAX_QUEUED_BYTES } else { MAX_QUEUED_BYTES };
         if buffer.bytes + payload.len() > limit {
             return Err(NoRoom::Full);
@@ -69,7 +69,8 @@ impl SendQueue {
         Ok(())
     }
 
-    /// Wait until the queue is not empty and take everything; `None` once closed. For one writer.
+    /// Wait until the queue is not empty, and take all frames; `None` once the queue is closed. For one
+    /// writer.
     pub(super) async fn take(&self) -> Option<Vec<Bytes>> {
         loop {
             {
@@ -146,7 +147,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_does_not_fit_is_refused_at_once() {
+    async fn a_frame_without_room_is_refused_at_once() {
         let queue = SendQueue::default();
         push(&queue, 0, MAX_QUEUED_BYTES - 100).unwrap();
         assert_eq!(push(&queue, 1, 1000), Err(NoRoom::Full));

@@ -19,7 +19,7 @@ use super::wire::RecvHalf;
 /// Chunks of the stream taken from QUIC per read.
 const CHUNKS: usize = 32;
 
-/// Decodes the frames of one lane: passes requests to the node and responses to their callers.
+/// Decodes the frames of one lane, and passes requests to the node and responses to their callers.
 pub(super) struct Reader {
     pub lanes: Arc<Lanes>,
     pub lane: Lane,
@@ -45,7 +45,7 @@ impl Reader {
                     self.frame(header, payload, now);
                 }
             }
-            // Under load a read is always ready; let other tasks run.
+            // Under load a read is always ready, so let other tasks run.
             tokio::task::coop::consume_budget().await;
         }
         Ok(())

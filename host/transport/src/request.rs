@@ -23,7 +23,7 @@ pub struct Request {
     pub kind: u8,
     /// Opaque to the transport. May be a slice of a larger network buffer: copy what is kept for long.
     pub payload: Bytes,
-    /// When the caller gives up, by this node's clock.
+    /// The caller's deadline, by this node's clock.
     pub deadline: Instant,
     /// Sends the response.
     pub responder: Responder,
@@ -45,7 +45,8 @@ pub enum PeerIdentity {
     Joiner,
 }
 
-/// Must send exactly one response. Dropping it tells the caller at once that none will come.
+/// Sends the one response to a request. If it is dropped, the caller learns at once that there will be no
+/// response.
 pub struct Responder {
     to: Option<Target>,
 }
@@ -62,14 +63,16 @@ impl Responder {
         (Responder { to: Some(Target::Local(sender)) }, receiver)
     }
 
-    /// Increments `outstanding` now and decrements it when the response is sent or the responder dropped.
+    /// Create a responder to a peer. Increments `outstanding` now, and decrements it when the response is
+    /// sent or the responder is dropped.
     pub(super) fn remote(lanes: Arc<Lanes>, lane: Lane, id: u64, outstanding: Arc<AtomicUsize>) -> Responder {
         outstanding.fetch_add(1, Ordering::Relaxed);
         Responder { to: Some(Target::Peer { lanes, lane, id, outstanding }) }
     }
 
-    /// Send the response; never blocks. A response above [`MAX_FRAME`] cannot be sent and the caller gets
-    /// [`NoAnswer`](super::CallError::NoAnswer), so the code that builds responses must limit them.
+    /// Send the response; never blocks. A response larger than [`MAX_FRAME`] cannot be sent, and the caller
+    /// gets [`NoAnswer`](super::CallError::NoAnswer), so the code that builds responses must limit their
+    /// size.
     pub fn send(self, payload: Bytes) {
         if payload.len() > MAX_FRAME {
             tracing::error!(bytes = payload.len(), limit = MAX_FRAME, "response too large for a frame");
@@ -78,7 +81,7 @@ impl Responder {
         self.finish(FrameType::Answer, payload);
     }
 
-    /// Refuse the request as overloaded: nothing of it was executed.
+    /// Refuse the request as overloaded. Nothing was executed.
     pub(super) fn refuse(self) {
         self.finish(FrameType::Overloaded, Bytes::new());
     }
@@ -93,7 +96,7 @@ impl Responder {
             Some(Target::Local(sender)) if frame_type == FrameType::Answer => {
                 let _ = sender.send(payload);
             }
-            // A local caller learns of the drop.
+            // A local caller learns of the drop from its channel.
             Some(Target::Local(_)) | None => {}
         }
     }

@@ -1,4 +1,4 @@
-//! One connection to another node from the accepted hello to its end.
+//! One connection to another node, from the accepted hello to its end.
 
 use std::sync::Arc;
 
@@ -22,7 +22,7 @@ use super::stream::bulk_opening;
 use super::tuning::priority;
 use super::wire::{Connection, Halves};
 
-/// A connection in use. Its owner must run it: until then only the lanes are served.
+/// A connection in use. Its owner must run it. Until then only the lanes are served.
 pub(super) struct Session {
     pub shared: Arc<Shared>,
     pub entry: Arc<PeerEntry>,
@@ -30,8 +30,8 @@ pub(super) struct Session {
 }
 
 impl Session {
-    /// Take a connection into use on either side. Never suspends, so that a caller that is cancelled
-    /// leaves no link in use without a session that watches it.
+    /// Put a connection into use, on either side. This never suspends, so that a cancelled caller leaves no
+    /// link in use without a session that watches it.
     pub(super) fn establish(
         shared: &Arc<Shared>,
         connection: &Connection,
@@ -43,14 +43,14 @@ impl Session {
         let entry = shared.peer(link.uid);
         link.start(lanes, &shared.outlet, &shared.socket);
         if let Some(spare) = entry.adopt(link.clone())? {
-            // Ends with the spare connection or before.
+            // The task ends with the spare connection or before.
             annulus_ground::spawn_on(&shared.runtime, entry.clone().close_when_quiet(spare));
         }
         tracing::debug!(peer = %link.uid, boot = %link.boot, dialled, "connected");
         Ok(Self { shared: shared.clone(), entry, link })
     }
 
-    /// The node at the other end.
+    /// Return the node at the other end.
     pub(super) fn peer(&self) -> NodeUid {
         self.link.uid
     }
@@ -79,7 +79,7 @@ impl Session {
     }
 }
 
-/// Report what the peer's reason for closing says about this node.
+/// Report the state of this node that the peer's reason for closing implies.
 pub(super) async fn report_end(shared: &Shared, error: &ConnectionError) {
     if Close::OlderBoot.is(error) || Close::Superseded.is(error) {
         shared.outlet.send(Event::Superseded { why: close::reason(error) }).await;
@@ -121,8 +121,8 @@ pub(super) async fn serve_bulk(
     token: impl Fn() -> TokenInner,
 ) {
     while let Ok(halves) = connection.accept_bi().await {
-        // Ends after HELLO_LIMIT, plus the wait for room in the event channel. QUIC bounds the number of
-        // streams per connection, and so of these tasks.
+        // The task ends after HELLO_LIMIT, plus the wait for room in the event channel. QUIC bounds the
+        // number of streams per connection, and with it the number of these tasks.
         annulus_ground::spawn(open(shared.clone(), connection.clone(), from.clone(), halves, token()));
     }
 }

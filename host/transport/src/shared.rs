@@ -23,7 +23,7 @@ use super::udp::QuietSocket;
 use super::wire::{ClientConfig, Credentials, Endpoint, Net};
 
 pub(super) struct Shared {
-    /// `None` once the transport is closing. The last clone holds the port.
+    /// `None` once the transport is closing. The last clone keeps the port in use.
     pub endpoint: RwLock<Option<Endpoint>>,
     pub local_addr: SocketAddr,
     pub net: Net,
@@ -36,7 +36,7 @@ pub(super) struct Shared {
     pub boot: BootId,
     pub start: Start,
     pub lineage: Mutex<Lineage>,
-    /// Versions sent in every hello.
+    /// The versions sent in every hello.
     pub speaks: Speaks,
     /// The cluster's state level; `None` until it is known.
     pub level: Mutex<Option<u32>>,
@@ -60,7 +60,7 @@ pub(super) struct Trust {
 }
 
 impl Shared {
-    /// Return the entry of a peer; creates it if missing.
+    /// Return the entry of a peer, which is created if it is missing.
     pub(super) fn peer(&self, uid: NodeUid) -> Arc<PeerEntry> {
         if let Some(peer) = self.peers.read().get(&uid) {
             return peer.clone();

@@ -1,4 +1,4 @@
-//! The first bytes of each stream after the hello's: its type.
+//! The first bytes of each stream, which state its type. The stream of the hello has none.
 
 use bytes::{BufMut, Bytes};
 use quinn::{ConnectionError, WriteError};
@@ -76,7 +76,7 @@ pub(super) async fn bulk_opening(recv: &mut RecvHalf) -> Result<(u8, Bytes), Ope
     Ok((kind, header.into()))
 }
 
-/// Why a stream could not be opened, or is invalid.
+/// Reasons for which a stream could not be opened, or is invalid.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum OpenError {
     #[error(transparent)]

@@ -55,7 +55,7 @@ impl Credentials {
         })
     }
 
-    /// True if a chain that was accepted earlier leads to one of the authorities.
+    /// Return true if a chain that was accepted earlier leads to one of the authorities.
     pub(super) fn trusts(&self, chain: &[CertificateDer<'_>]) -> bool {
         let Some((own, between)) = chain.split_first() else { return false };
         self.verifier.verify_client_cert(own, between, UnixTime::now()).is_ok()
@@ -98,7 +98,7 @@ fn client_config(
     Ok(Arc::new(QuicClientConfig::try_from(config).map_err(tls)?))
 }
 
-/// True if a certificate carries the role that its owner claims.
+/// Return true if a certificate carries the role that its owner claims.
 pub(super) fn names(cert: &CertificateDer<'_>, name: &str) -> bool {
     let Ok(parsed) = ParsedCertificate::try_from(cert) else { return false };
     let Ok(name) = ServerName::try_from(name) else { return false };
@@ -181,7 +181,7 @@ impl ServerCertVerifier for Pinned {
         _cert: &CertificateDer<'_>,
         _dss: &DigitallySignedStruct,
     ) -> Result<HandshakeSignatureValid, rustls::Error> {
-        // QUIC has no TLS 1.2.
+        // QUIC does not use TLS 1.2.
         Err(rustls::Error::PeerIncompatible(rustls::PeerIncompatible::Tls12NotOffered))
     }
 

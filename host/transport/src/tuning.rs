@@ -25,7 +25,7 @@ pub(super) mod priority {
     pub(crate) const BULK: i32 = -1;
 }
 
-/// Maximum number of streams that a peer may have open.
+/// Return the maximum number of streams that a peer may have open.
 pub(super) const fn max_streams() -> u32 {
     // quinn grants new stream credits only when an eighth of the limit is free.
     (MAX_BULK_STREAMS as u32 + OTHER_STREAMS) * 8 / 7 + 1
@@ -67,9 +67,10 @@ fn mtu_discovery() -> MtuDiscoveryConfig {
     config
 }
 
-/// Cubic with a larger initial window. quinn's default of about 12 kB is only two of our packets: MTU discovery
-/// alone would fill it and delay the hello, or a close with its reason. The network between the machines of a
-/// cluster can take 128 KiB without probing, and a socket's default receive buffer of about 200 KiB can hold it.
+/// Return the settings of Cubic with a larger initial window. quinn's default of about 12 kB is only two of
+/// our packets: MTU discovery alone would fill it and delay the hello, or a close with its reason. The
+/// network between the machines of a cluster can take 128 KiB without probing, and a socket's default receive
+/// buffer of about 200 KiB can hold it.
 fn congestion() -> CubicConfig {
     let mut config = CubicConfig::default();
     config.initial_window(128 << 10);
@@ -87,7 +88,7 @@ fn ack_frequency() -> AckFrequencyConfig {
 /// Return the settings of the UDP endpoint of a node or a client.
 pub(super) fn endpoint() -> EndpointConfig {
     let mut config = EndpointConfig::default();
-    // Cannot fail: the size is in the accepted range, which starts at 1200.
+    // This cannot fail, because the size is in the accepted range, which starts at 1200.
     let _ = config.max_udp_payload_size(LARGEST_PACKET);
     config
 }

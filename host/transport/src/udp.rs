@@ -1,4 +1,4 @@
-//! The socket under QUIC: woken by received packets, not by sent ones.
+//! The socket under QUIC. Received packets wake its task, sent packets do not.
 //!
 //! The system notifies a task that waits for a socket to be writable of every packet that was sent. Quinn's
 //! own tokio socket always waits for both directions, so that each packet of a quiet node causes an extra
@@ -54,11 +54,11 @@ impl Runtime for QuietRuntime {
     }
 }
 
-/// A connection's timer. Mostly the next deadline is a keep-alive, which the next packet postpones: it is
-/// moved to a beat. Near deadlines (acknowledgements, losses) are kept.
+/// A connection's timer. Its deadline is mostly that of a keep-alive, which the next packet postpones. Such a
+/// deadline is moved to a beat. Near deadlines (acknowledgements, losses) are not moved.
 ///
-/// Tokio leaves a postponed timer in its place and wakes there once for nothing. With many packets per second
-/// that is cheaper than a new timer, but not for the last packet before silence.
+/// Tokio leaves a postponed timer in its place and wakes there once without need. With many packets per
+/// second that is cheaper than a new timer, but not for the last packet before silence.
 #[derive(Debug)]
 struct BeatTimer {
     timer: Pin<Box<dyn AsyncTimer>>,
@@ -98,7 +98,7 @@ fn on_beat(at: Instant) -> Instant {
 pub(super) struct QuietSocket {
     io: AsyncFd<UdpSocket>,
     state: UdpSocketState,
-    /// A send had to wait, and no task has seen since that the socket is writable.
+    /// True if a send had to wait and no task has found the socket writable since.
     full: AtomicBool,
     sent: watch::Sender<u64>,
     heard: Arrivals,
@@ -150,7 +150,7 @@ impl AsyncUdpSocket for QuietSocket {
     ) -> Poll<io::Result<usize>> {
         loop {
             let mut readable = ready!(self.io.poll_read_ready(cx))?;
-            // An error: there was no packet after all, and the next one wakes again.
+            // An error means that there was no packet after all. The next packet wakes the task again.
             if let Ok(received) = readable.try_io(|io| self.state.recv(io.get_ref().into(), bufs, meta)) {
                 if let Ok(count) = received {
                     self.heard.note(meta.iter().take(count).map(|packet| packet.addr));
@@ -177,10 +177,10 @@ impl AsyncUdpSocket for QuietSocket {
     }
 }
 
-/// Shows this part of the socket only.
+/// Only this part of the socket is printed.
 #[expect(
     deprecated,
-    reason = "a UdpSocket owns its descriptor, which is what the way in its stead has to be promised"
+    reason = "a UdpSocket owns its descriptor, as the replacement for this function requires"
 )]
 fn register(socket: UdpSocket, interest: Interest) -> io::Result<AsyncFd<UdpSocket>> {
     AsyncFd::with_interest(socket, interest)
@@ -200,7 +200,7 @@ impl UdpPoller for Writable {
             if !self.socket.full.load(Ordering::Acquire) {
                 return Poll::Ready(Ok(()));
             }
-            // Use a descriptor of its own, whose registration ends with the wait.
+            // Use a separate descriptor, whose registration ends with the wait.
             let socket = self.socket.io.get_ref().try_clone()?;
             self.waiting = Some(Box::pin(async move {
                 let io = register(socket, Interest::WRITABLE)?;
@@ -210,7 +210,7 @@ impl UdpPoller for Writable {
         let Some(waiting) = &mut self.waiting else { return Poll::Ready(Ok(())) };
         let writable = ready!(waiting.as_mut().poll(cx));
         self.waiting = None;
-        // A send that finds the buffer full again sets this again.
+        // A send that finds the buffer full again sets the flag again.
         self.socket.full.store(false, Ordering::Release);
         Poll::Ready(writable)
     }
@@ -244,7 +244,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_is_sent_arrives_also_for_who_waits_already() {
+    async fn a_reader_that_waits_already_receives_a_packet() {
         let runtime = QuietRuntime::start();
         let bind = || runtime.wrap_udp_socket(socket::bind("127.0.0.1:0".parse().unwrap()).unwrap());
         let (one, other) = (bind().unwrap(), bind().unwrap());
@@ -259,7 +259,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_send_that_found_the_buffer_full_goes_on_when_it_is_not() {
+    async fn a_send_that_found_the_buffer_full_continues_when_there_is_room() {
         let socket = socket::bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let socket = QuietSocket::new(socket).unwrap();
         socket.full.store(true, Ordering::Release);

@@ -67,7 +67,7 @@ impl Endpoint {
         Ok(Self::Quic(endpoint, seen))
     }
 
-    /// QUIC's socket, which the endpoint alone keeps open.
+    /// Return QUIC's socket, which the endpoint alone keeps open.
     pub(super) fn socket(&self) -> Weak<QuietSocket> {
         match self {
             Self::Quic(_, socket) => socket.clone(),
@@ -131,7 +131,7 @@ impl Endpoint {
 }
 
 /// An incoming connection attempt.
-#[expect(clippy::large_enum_variant, reason = "quinn's is the one in production, and lives for a moment")]
+#[expect(clippy::large_enum_variant, reason = "quinn's variant is the one in production, and is short-lived")]
 pub(super) enum Incoming {
     Quic(quinn::Incoming),
     Memory(memory::Incoming),
@@ -145,7 +145,7 @@ impl Incoming {
         }
     }
 
-    /// True if the client could be asked to prove its address, and has not been.
+    /// Return true if the client can be asked to prove its address and has not been asked yet.
     pub(super) fn may_prove_address(&self) -> bool {
         match self {
             Self::Quic(incoming) => incoming.may_retry() && !incoming.remote_address_validated(),
@@ -155,7 +155,7 @@ impl Incoming {
 
     pub(super) fn retry(self) {
         match self {
-            // Fails only for an attempt that must not be retried.
+            // This fails only for an attempt that must not be retried.
             Self::Quic(incoming) => drop(incoming.retry()),
             Self::Memory(incoming) => incoming.refuse(),
         }
@@ -287,7 +287,7 @@ pub(super) enum SendHalf {
 impl SendHalf {
     pub(super) fn set_priority(&self, priority: i32) {
         match self {
-            // Only a stream that has ended has no priority.
+            // This fails only for a stream that has ended, which needs no priority.
             Self::Quic(stream) => drop(stream.set_priority(priority)),
             Self::Memory(_) => {}
         }
@@ -400,12 +400,12 @@ pub(super) enum Proof {
 }
 
 impl Proof {
-    /// True if it is the identity of a given node.
+    /// Return true if this is the identity of a given node.
     pub(super) fn names_node(&self, uid: NodeUid) -> bool {
         self.names(&node_name(uid))
     }
 
-    /// True if it is an operator's.
+    /// Return true if this is the identity of an operator.
     pub(super) fn names_admin(&self) -> bool {
         self.names(ADMIN)
     }
@@ -436,7 +436,7 @@ impl Credentials {
         })
     }
 
-    /// True if a proof accepted earlier leads to one of the authorities.
+    /// Return true if a proof accepted earlier leads to one of the authorities.
     pub(super) fn trusts(&self, proof: &Proof) -> bool {
         match (self, proof) {
             (Self::Tls(credentials), Proof::Chain(chain)) => credentials.trusts(chain),

@@ -1,4 +1,4 @@
-//! Typed JSON documents: nothing in them may be lost silently.
+//! Typed JSON documents, of which no part may be lost silently.
 
 use std::collections::HashSet;
 
@@ -77,7 +77,7 @@ fn decimal(number: &str) -> (bool, String, i64) {
     (number.starts_with('-'), significant.to_owned(), place)
 }
 
-/// JSON in which no object has a key twice: of two values the first would be lost.
+/// JSON in which no object has a key twice, because the first of two values would be lost.
 struct NoTwins;
 
 impl<'de> Deserialize<'de> for NoTwins {
@@ -99,7 +99,7 @@ impl<'de> Visitor<'de> for Look {
         let mut keys = HashSet::new();
         while let Some((key, NoTwins)) = map.next_entry::<String, NoTwins>()? {
             if keys.contains(&key) {
-                return Err(A::Error::custom(format_args!("the key {key:?} stands in it twice")));
+                return Err(A::Error::custom(format_args!("the key {key:?} occurs in it twice")));
             }
             keys.insert(key);
         }

@@ -19,7 +19,7 @@ pub struct BadValue {
     pub given: String,
     /// The type in CDDL, or a description of it.
     pub wanted: String,
-    /// A hint how to type such a value; begins with a separator, or is empty.
+    /// A hint how to type such a value. It starts with a separator, or is empty.
     pub hint: String,
 }
 
@@ -32,8 +32,7 @@ impl BadValue {
 /// Convert a word of the command line to a value of a parameter's type.
 ///
 /// # Errors
-/// The word has no such value, or none that keeps it as it was typed. The error says how to type such a
-/// value.
+/// The word has no such value, or none that keeps it as it was typed. The error describes how to type such a value.
 pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
     let bad = |hint: &str| Err(BadValue::new(text, ty, hint));
     match ty {
@@ -88,7 +87,7 @@ pub fn from_text(ty: &Type, text: &str) -> Result<Value, BadValue> {
 /// types one newline at the end of the file is ignored.
 ///
 /// # Errors
-/// The contents have no such value; as for [`from_text`].
+/// The contents have no such value, or none that keeps them, as for [`from_text`].
 pub fn from_contents(ty: &Type, contents: &[u8]) -> Result<Value, BadValue> {
     let text = std::str::from_utf8(contents);
     let line = text.map(without_newline);
@@ -127,7 +126,7 @@ fn of_any(text: &str) -> Result<Value, BadValue> {
             }),
             None => Ok(own()),
         },
-        // A word in quotation marks, such as "42", is text whatever it looks like.
+        // A word in quotation marks, such as "42", is always text.
         Some(b'"') if text.starts_with('"') && text.ends_with('"') => {
             Ok(serde_json::from_str(text).map_or_else(|_| own(), Value::Text))
         }
@@ -182,7 +181,7 @@ fn mentions_any(ty: &Type) -> bool {
     }
 }
 
-/// Convert integers to floats where the type expects floats: JSON has only one kind of number.
+/// Convert integers to floats where the type expects floats, because JSON has only one kind of number.
 fn fit(ty: &Type, value: Value) -> Value {
     match (ty, value) {
         (Type::Float, Value::Integer(number)) => Value::Float(i128::from(number) as f64),
@@ -301,7 +300,7 @@ mod tests {
             ("[* int]", "[12345678901234567890123]", "JSON"),
             ("[* any]", "[12345678901234567890123]", "12345678901234567890123"),
             ("any", "{\"a\": [0.1000000000000000055]}", "0.1000000000000000055"),
-            ("any", "{\"a\": 1, \"b\": {\"c\": 1, \"c\": 2}}", "\"c\" stands in it twice"),
+            ("any", "{\"a\": 1, \"b\": {\"c\": 1, \"c\": 2}}", "\"c\" occurs in it twice"),
             ("{* text => int}", "{\"a\": 1, \"a\": 2}", "twice"),
             ("\"on\" / \"off\"", "maybe", r#""on" / "off""#),
         ] {
@@ -311,7 +310,7 @@ mod tests {
     }
 
     #[test]
-    fn a_word_for_type_any_is_kept_as_it_was_typed() {
+    fn a_word_for_type_any_is_kept_unchanged() {
         for word in [
             "1.10",
             "1e3",
@@ -382,7 +381,7 @@ mod tests {
         }
 
         #[test]
-        fn a_word_for_type_any_is_shown_as_it_was_typed(word in "[-+0-9.eE \\n]{0,12}|[a-z \\n]{0,6}|.{0,24}") {
+        fn a_word_for_type_any_is_shown_unchanged(word in "[-+0-9.eE \\n]{0,12}|[a-z \\n]{0,6}|.{0,24}") {
             let json = serde_json::from_str::<serde_json::Value>(&word);
             let plain = !json.is_ok_and(|json| json.is_string() || json.is_array() || json.is_object());
             if plain {

@@ -1,10 +1,10 @@
-//! The actor of one vnode: one mailbox, one guest instance, one thing at a time.
+//! The actor of one vnode: one mailbox, one guest instance, one operation at a time.
 //!
-//! The order in which the loop of an actor does things is the order in which they happen to the vnode. So writes
-//! are forwarded in commit order (R15) and a seal is final (R1) without locks.
+//! The loop of an actor runs its operations one after the other. So writes are forwarded in commit order (R15) and a
+//! seal is final (R1) without locks.
 //!
 //! This file has the state of an actor, its guest, and the handling of failures. `run` is the loop; `command`,
-//! `handoff`, `swap`, `sweep` and `items` are the things that it does.
+//! `handoff`, `swap`, `sweep` and `items` are the operations that it runs.
 
 mod command;
 mod handoff;
@@ -40,7 +40,7 @@ use annulus_wasm::{Doom, GuestError};
 
 /// Number of consecutive traps after which a vnode waits before it starts a new instance.
 const TRAPS_BEFORE_BACK_OFF: u32 = 5;
-/// The first wait; each further trap doubles it.
+/// The first wait. Each further trap doubles it.
 const FIRST_BACK_OFF: Duration = Duration::from_millis(100);
 /// The longest wait.
 const LONGEST_BACK_OFF: Duration = Duration::from_secs(30);
@@ -51,12 +51,12 @@ pub(super) struct Actor {
     release: Arc<Release>,
     guest: Option<Guest>,
     items: Items,
-    /// Names this vnode's writes; its dots are up to date while there is no guest.
+    /// The identity in the dots of this vnode's writes. Its number of dots is up to date while there is no guest.
     writer: Writer,
     commands: mpsc::Receiver<Command>,
     control: mpsc::UnboundedReceiver<Control>,
     sealed: bool,
-    /// Set aside: the vnode keeps its items and answers every command with this error.
+    /// `Some` if the vnode is set aside: it keeps its items and answers every command with this error.
     aside: Option<RequestError>,
     outgoing: Option<Outgoing>,
     /// A handoff that started during a swap.
@@ -67,7 +67,7 @@ pub(super) struct Actor {
     since_step: u32,
     traps_in_a_row: u32,
     back_off_until: Option<Instant>,
-    /// The reason why the last guest ended, until the next one was told.
+    /// The reason why the last guest ended. `None` once the next guest has received it.
     last_exit: Option<String>,
     gauge: Arc<Gauge>,
     incidents: Arc<Incidents>,
@@ -144,8 +144,8 @@ impl Actor {
             return RequestError::unknown(
                 ErrorCode::ItemsLost,
                 format!(
-                    "{message}; with it went what the module kept in memory in partition {partition}: \
-                     look before you send again what was acknowledged"
+                    "{message}; the items that the module kept in memory in partition {partition} are lost: \
+                     check before you repeat writes that were acknowledged"
                 ),
             );
         }
@@ -167,7 +167,7 @@ impl Actor {
         self.traps_in_a_row += 1;
         self.gauge.traps.fetch_add(1, Ordering::Relaxed);
         self.last_exit = Some(reason.to_owned());
-        tracing::warn!(module = %self.release.name, partition = self.partition.id, reason, "a vnode's guest ended and is made anew");
+        tracing::warn!(module = %self.release.name, partition = self.partition.id, reason, "a vnode's guest ended; a new one starts on demand");
         if self.traps_in_a_row >= TRAPS_BEFORE_BACK_OFF {
             let doublings = (self.traps_in_a_row - TRAPS_BEFORE_BACK_OFF).min(16);
             let wait = (FIRST_BACK_OFF * 2u32.pow(doublings)).min(LONGEST_BACK_OFF);
@@ -184,7 +184,7 @@ impl Actor {
             self.incidents.possible_loss(&self.release.name, self.module, self.partition.id, reason);
         }
         if kept {
-            self.abandon_moves("its guest ended and took its items with it", loses);
+            self.abandon_moves("its guest ended and its items are lost", loses);
         }
         loses
     }
@@ -195,9 +195,9 @@ impl Actor {
         let (module, reason) = (self.module, reason.to_owned());
         self.send_event(StreamEvent::Broken { module, reason });
         if let Some(swap) = self.swap.take() {
-            // Nothing is left to carry over, and the callers know of the trap: switch to the new release at once.
-            // Otherwise a release that no longer traps could not replace one that often does. The items that were
-            // carried over so far are dropped too: a part of the items is worse than none.
+            // No items are left to carry over, and the callers have got the error of the trap: switch to the new
+            // release at once. Otherwise a release without the bug could not replace one that traps often. The items
+            // that were carried over so far are dropped too: a part of the items is worse than none.
             self.release = swap.release;
             let _ = swap.answer.send(Ok(SwapReport { items: 0, lost, ..swap.report }));
         }
@@ -222,7 +222,7 @@ impl Actor {
     /// Send an event to the handoff, if there is one.
     fn send_event(&self, event: StreamEvent) {
         if let Some(outgoing) = &self.outgoing {
-            // An error: the handoff is gone, and needs no events.
+            // The send fails if the handoff has ended; it needs no events then.
             let _ = outgoing.sink.send(event);
         }
     }

@@ -35,7 +35,7 @@ pub enum Control {
     Unseal,
     /// Merge items of another replica, then answer.
     Items(Vec<Item>, oneshot::Sender<Result<Taken, String>>),
-    /// Answer at once: shows that the vnode handles its messages.
+    /// Answer at once. The answer shows that the vnode handles its messages.
     Ping(oneshot::Sender<()>),
     /// Count the items.
     Count(oneshot::Sender<Count>),
@@ -48,14 +48,14 @@ pub enum Control {
         /// Receives the size, or the reason why the page could not be read.
         answer: oneshot::Sender<Result<PageSize, String>>,
     },
-    /// Keep the items and answer every command with this error from now on: by a recovery of the cluster, which did
-    /// not know these items, another node owns the partition.
+    /// Keep the items and answer every command with this error from now on: after a recovery of the cluster, whose
+    /// state does not include these items, another node owns the partition.
     SetAside(RequestError),
     /// End the vnode.
     End {
         /// The answer to all commands in the mailbox.
         error: RequestError,
-        /// Drop the items: they are on another node for good.
+        /// Drop the items: another node owns them permanently.
         delete: bool,
         /// Answered when the vnode has ended.
         done: oneshot::Sender<()>,

@@ -1,8 +1,8 @@
 //! The limit on concurrent pages of coverage commands.
 //!
-//! One coverage command asks every partition. If all of them ran at once, each would get a small share of the
-//! processor, and everything else on the node next to none. So at most one page per worker runs, and no module
-//! may take the last permit: slow pages of one module do not block those of the others.
+//! One coverage command asks every partition. If all pages ran at once, each would get a small share of the
+//! processor, and everything else on the node almost none. So at most one page per worker runs, and a single module
+//! cannot take all permits: slow pages of one module do not block those of the others.
 
 use std::collections::HashMap;
 use std::pin::Pin;
@@ -61,7 +61,7 @@ impl CoverageQueue {
     pub(super) fn enter(&self) -> PendingPermit {
         let (node, module) = (self.node.clone(), self.module.clone());
         Box::pin(async move {
-            // The module's permit first: a page that waits for it must not hold a permit of the node.
+            // Take the module's permit first: a page that waits for it must not hold a permit of the node.
             let module = module.acquire_owned().await.ok()?;
             let node = node.acquire_owned().await.ok()?;
             Some(CoveragePermit { _node: node, _module: module })
@@ -84,7 +84,7 @@ mod tests {
     }
 
     #[test]
-    fn one_module_leaves_a_turn_to_the_others_and_all_together_take_no_more_than_there_are() {
+    fn one_module_leaves_a_permit_to_the_others_and_all_together_stay_within_the_limit() {
         let turns = CoverageLimiter::new(3);
         let (one, other) = (turns.queue(ModuleUid(1)), turns.queue(ModuleUid(2)));
         let mut places: Vec<_> = (0..4).map(|_| one.enter()).collect();
@@ -94,7 +94,7 @@ mod tests {
         let others_held: Vec<_> = others.iter_mut().filter_map(taken).collect();
         assert_eq!(others_held.len(), 1);
         drop(held.pop());
-        // The next of the other module was first in the node's queue.
+        // The other module's next page is first in the node's queue.
         assert!(taken(&mut places[2]).is_none());
         assert!(taken(&mut others[1]).is_some());
         drop(others_held);
@@ -102,7 +102,7 @@ mod tests {
     }
 
     #[test]
-    fn a_place_that_is_given_up_keeps_no_turn() {
+    fn a_dropped_queue_position_keeps_no_permit() {
         let turns = CoverageLimiter::new(2);
         let queue = turns.queue(ModuleUid(1));
         let held = taken(&mut queue.enter()).unwrap();
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn a_module_that_is_gone_is_forgotten() {
+    fn a_module_without_queues_is_removed() {
         let turns = CoverageLimiter::new(2);
         drop(turns.queue(ModuleUid(1)));
         let _other = turns.queue(ModuleUid(2));

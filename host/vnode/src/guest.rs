@@ -56,7 +56,7 @@ impl Guest {
         self.items.clone()
     }
 
-    /// True if the items are in the guest's memory, so that they end with the instance.
+    /// Return true if the items are in the guest's memory, so that they are lost with the instance.
     pub(super) fn keeps_items(&self) -> bool {
         self.runtime.keeps_items()
     }
@@ -121,7 +121,9 @@ impl Guest {
         }
         let page = self.runtime.fold(after, limit).within(self.limits).await?;
         if after.is_some() && page.next.as_deref() == after {
-            return Err(GuestError::Doomed(Doom::EndlessFold("the next page is the same again")));
+            return Err(GuestError::Doomed(Doom::EndlessFold(
+                "a page returns its own token as that of the next page",
+            )));
         }
         Ok(page)
     }
@@ -197,7 +199,7 @@ impl Guest {
         Ok(rejections)
     }
 
-    /// Drop tombstones from the guest's memory that no replica needs any more.
+    /// Drop tombstones from the guest's memory that replicas no longer need.
     pub(super) async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
         let writes = self.runtime.forget(tombstones).within(self.limits).await?;
         self.commit(writes);
@@ -246,7 +248,7 @@ impl Guest {
         self.runtime.handle_exit(reason).within(self.limits).await
     }
 
-    /// End the instance in order. Its last writes are committed and returned.
+    /// Shut the instance down. Commit its last writes and return them.
     pub(super) async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
         let writes = self.runtime.terminate(reason).within(self.limits).await?;
         self.commit(writes.clone());

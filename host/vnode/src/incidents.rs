@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_told_of_more_partitions_than_are_remembered_is_told_of_all_of_them() {
+    fn one_incident_names_more_partitions_than_the_maximum_number_of_incidents() {
         let incidents = Incidents::default();
         incidents.note("possible-loss", "kv", None, "restarted");
         for partition in 0..1024 {
@@ -93,7 +93,7 @@ mod tests {
         let told = incidents.list();
         assert_eq!(told.iter().map(|incident| incident.times).collect::<Vec<_>>(), [1, 1024]);
         assert!(told[1].partitions.iter().copied().eq(0..1024));
-        // An occurrence after the operator looked is not acknowledged.
+        // An occurrence after the operator's look at the list is not acknowledged.
         incidents.note("possible-loss", "kv", None, "restarted");
         incidents.acknowledge(told[1].number);
         assert_eq!(incidents.list().len(), 1);

@@ -73,7 +73,7 @@ impl Prepared {
     /// Call `init` with the settings of a deploy, in an instance of no partition.
     ///
     /// # Errors
-    /// The refusal of `init`, or the failure of the instance.
+    /// If `init` refuses, or the instance fails.
     pub fn check_init<'a>(&'a self, settings: &'a [u8]) -> Loading<'a, ()> {
         Box::pin(async move {
             let items = Arc::new(RwLock::new(Memory::default()));

@@ -118,7 +118,8 @@ pub(super) enum NotAccepted {
 }
 
 impl VnodeHandle {
-    /// Put a command into the mailbox. Return false, and drop the command, if there is no room.
+    /// Put a command into the mailbox. Return false, and drop the command, if the mailbox is full or its vnode has
+    /// ended.
     pub fn try_command(&self, command: Command) -> bool {
         self.offer(command).is_ok()
     }
@@ -146,7 +147,7 @@ impl VnodeHandle {
     }
 
     /// End vnodes: their waiting commands get this error; `delete` drops their items. Each returned receiver resolves
-    /// when its vnode has ended. Without waiting for that, the vnodes end on their own.
+    /// when its vnode has ended. The vnodes end even if the caller does not wait for them.
     pub(super) fn end_all(
         vnodes: impl IntoIterator<Item = Self>,
         error: &RequestError,
@@ -202,7 +203,7 @@ mod tests {
     }
 
     #[test]
-    fn a_full_mailbox_gives_a_command_up_at_once() {
+    fn a_full_mailbox_refuses_a_command_at_once() {
         let (commands, mut waiting) = mpsc::channel(1);
         let (control, _controls) = mpsc::unbounded_channel();
         let handle = VnodeHandle {
@@ -216,7 +217,7 @@ mod tests {
         let (second, mut second_answer) = command();
         assert!(handle.try_command(first));
         assert!(!handle.try_command(second));
-        assert!(second_answer.try_recv().is_err(), "its caller hears that no answer will come");
+        assert!(second_answer.try_recv().is_err(), "its caller learns that no answer will come");
         waiting.try_recv().unwrap().reply.send(Ok(Bytes::new()));
         assert_eq!(first_answer.try_recv().unwrap(), Ok(Bytes::new()));
     }

@@ -1,11 +1,11 @@
 //! The vnode master: the partitions that this node owns, and the vnodes that run in them.
 //!
 //! Every command for this node passes [`Master::deliver`]; every change of ownership passes [`Master::apply`], in the
-//! order of the committed log. Both take the lock of the partition. So a command either is in a vnode's mailbox
-//! before the partition is given up, and is answered there, or it meets the new state (R1, R2).
+//! order of the committed log. Both take the lock of the partition. So a command either enters a vnode's mailbox
+//! before the node gives up the partition, and is answered there, or it is handled by the new state (R1, R2).
 //!
-//! This file has delivery and the life of vnodes. `apply` follows the log, `handoff` serves the handoffs, `measure`
-//! reports sizes.
+//! This file has the delivery of commands, and the start and end of vnodes. `apply` follows the log, `handoff` serves
+//! the handoffs, and `measure` reports sizes.
 
 mod apply;
 pub(super) mod handoff;
@@ -52,14 +52,14 @@ pub struct Master {
     inner: Arc<Inner>,
 }
 
-/// A master that may be gone, for parts that the master itself keeps alive.
+/// A reference that does not keep the master alive, for parts that the master itself keeps alive.
 #[derive(Clone)]
 pub struct WeakMaster {
     inner: Weak<Inner>,
 }
 
 impl WeakMaster {
-    /// Return the master, while its node lives.
+    /// Return the master, or `None` once its node has ended.
     pub fn upgrade(&self) -> Option<Master> {
         self.inner.upgrade().map(|inner| Master { inner })
     }
@@ -141,7 +141,7 @@ impl Master {
             Admission::Admit => match self.vnode(&mut slot, module, partition) {
                 None => RequestError::not_applied(
                     ErrorCode::NotReady,
-                    "this node cannot run the module yet; `annulus modules` shows who runs what",
+                    "this node cannot run the module yet; `annulus modules` shows the nodes that do",
                 ),
                 Some(handle) => match handle.offer(command) {
                     Ok(()) => return Delivery::Taken,
@@ -151,8 +151,8 @@ impl Master {
                         return Delivery::Taken;
                     }
                     Err(NotAccepted::Ended(command)) => {
-                        // The vnode has ended on its own: the node stops, or its task failed. The next command
-                        // starts another one.
+                        // The vnode has ended without a request: the node stops, or its task failed. The next
+                        // command starts another one.
                         slot.vnodes.remove(&module);
                         let message = "the vnode ended; try again";
                         command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
@@ -179,8 +179,8 @@ impl Master {
                 handle.tell(Control::StartOutgoing(outgoing.clone()));
             }
             if slot.sealed.is_some() {
-                // It has no items and answers nothing until the outcome of the transfer is known. Then it serves, or
-                // sends its callers to the new owner.
+                // The vnode has no items, and answers no commands until the outcome of the transfer is known. Then it
+                // serves, or redirects its callers to the new owner.
                 handle.tell(Control::Seal(slot.seal_round));
             }
             slot.vnodes.insert(module, handle);
@@ -240,7 +240,7 @@ impl Master {
         }
         let mut reports = Vec::with_capacity(waiting.len());
         for (partition, report) in waiting {
-            // A vnode that ended meanwhile, its partition moved, runs no old release either.
+            // A vnode that ended during the swap, because its partition moved, does not run the old release either.
             if let Ok(report) = report.await {
                 reports.push((partition, report));
             }
@@ -248,7 +248,7 @@ impl Master {
         reports
     }
 
-    /// End all vnodes in order and wait for their ends. Later commands are refused.
+    /// Shut all vnodes down and wait for their ends. Later commands are refused.
     pub async fn stop(&self) {
         let error = RequestError::not_applied(ErrorCode::ShuttingDown, "the node stops");
         let mut ends = Vec::new();

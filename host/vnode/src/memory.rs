@@ -1,18 +1,18 @@
 //! Free memory of a guest that keeps its items in memory.
 //!
 //! A guest that exceeds its memory limit traps, and its items are lost. So a command that may need more memory is
-//! refused before the guest is called, once little is left. WebAssembly never returns memory: what a guest frees
-//! shows only in a new instance. So the items are carried over to one, by a swap to the same release, when that
-//! can help.
+//! refused before the guest is called, once little memory is left. The memory of an instance never shrinks: memory
+//! that a guest frees is returned only with a new instance. So the vnode carries its items over to a new instance, by
+//! a swap to the same release, if that can help.
 
 use annulus_core::request::{ErrorCode, RequestError};
 
-/// Tenths of the limit from which on only commands that free memory may write.
+/// Fill level, in tenths of the limit, from which on only commands that free memory may write.
 const FULL_TENTHS: usize = 9;
-/// Share of the node's limit that is kept free of writes, as one part in so many: for reads, for commands that free
-/// memory, and for compactions.
+/// Divisor of the node's limit: this part of the limit is not for writes, but for reads, for commands that free memory,
+/// and for compactions.
 const RESERVED_PART: usize = 20;
-/// A compaction that ends below this many tenths of the limit has helped.
+/// Fill level, in tenths of the limit, below which a compaction has helped.
 const ROOMY_TENTHS: usize = 8;
 /// Number of commands that free memory after a compaction that did not help, before the next one.
 const FREED_BEFORE_COMPACTION: u32 = 1024;
@@ -37,24 +37,24 @@ impl Compaction {
         *self = Self { compacted: memory, freed: 0 };
     }
 
-    /// True if a compaction now may free memory.
+    /// Return true if a compaction now may free memory.
     pub(super) fn may_help(&self) -> bool {
         self.compacted.is_none_or(|(used, limit)| used < tenths(limit, ROOMY_TENTHS))
             || self.freed >= FREED_BEFORE_COMPACTION
     }
 }
 
-/// True if a guest that uses this much of its limit may not write any more.
+/// Return true if a guest that uses this much of its limit may no longer write.
 pub(super) fn is_full(used: usize, limit: usize) -> bool {
     used >= tenths(limit, FULL_TENTHS)
 }
 
-/// True if the guests of the node use so much of their common limit that none may write any more.
+/// Return true if the guests of the node use so much of their common limit that they may no longer write.
 pub(super) fn is_scarce(used: usize, limit: usize) -> bool {
     limit.saturating_sub(used) < limit / RESERVED_PART
 }
 
-/// The error of a command that is refused because the guests of the node have used up their memory.
+/// Return the error of a command that is refused because the guests of the node have used up their memory.
 pub(super) fn scarce_error(used: usize, limit: usize) -> RequestError {
     let message = format!(
         "the guests of this node use {} of the {} MiB of memory that they may have together, and one that gets no \
@@ -66,7 +66,7 @@ pub(super) fn scarce_error(used: usize, limit: usize) -> RequestError {
     RequestError::not_applied(ErrorCode::PartitionFull, message)
 }
 
-/// The error of a command that is refused for lack of memory.
+/// Return the error of a command that is refused because the guest has used up its own memory.
 pub(super) fn full_error(partition: u32, used: usize, limit: usize) -> RequestError {
     let message = format!(
         "partition {partition} is full: the module uses {} of the {} MiB of memory that it may have there, and a \
@@ -87,7 +87,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_last_part_of_the_nodes_memory_is_not_for_writes() {
+    fn writes_are_refused_in_the_last_part_of_the_nodes_memory() {
         assert!(!is_scarce(0, usize::MAX));
         assert!(!is_scarce(95, 100) && is_scarce(96, 100) && is_scarce(101, 100));
     }

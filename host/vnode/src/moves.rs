@@ -1,4 +1,4 @@
-//! The state of the work that a vnode does between commands: a swap, a late handoff, a sweep.
+//! The state of a vnode's background work: a swap, a handoff that waits for a swap, a sweep.
 
 use std::sync::Arc;
 
@@ -44,16 +44,16 @@ impl Swap {
         Self { release, guest, after: None, empty: 0, bytes: 0, report, answer }
     }
 
-    /// Count a page, and fail if the fold cannot be one that ends: an endless fold would keep the module from ever
-    /// getting another release.
+    /// Count a page, and fail if the fold seems to be endless: an endless fold would prevent every later release of the
+    /// module.
     pub(super) fn count_page(&mut self, items: &[Item]) -> Result<(), Doom> {
         self.empty = if items.is_empty() { self.empty + 1 } else { 0 };
         self.bytes += items.iter().map(Item::len).sum::<usize>();
         if self.empty > MAX_EMPTY_PAGES {
-            return Err(Doom::EndlessFold("page after page is empty"));
+            return Err(Doom::EndlessFold("too many empty pages in a row"));
         }
         if self.bytes > MAX_ENCODED_RATIO * Limits::default().memory_bytes {
-            return Err(Doom::EndlessFold("it gave more items than the guest has memory for"));
+            return Err(Doom::EndlessFold("it returned more items than fit into the guest's memory"));
         }
         Ok(())
     }
@@ -80,7 +80,7 @@ impl Swap {
 /// A handoff that started during a swap: it waits for the end of the swap.
 #[derive(Default)]
 pub(super) struct LateStart {
-    /// Attempt and resume token of the page that was requested meanwhile.
+    /// Attempt and resume token of the page that was requested during the swap.
     pub(super) page: Option<(u64, Option<Vec<u8>>)>,
 }
 

@@ -15,7 +15,7 @@ pub struct Outgoing {
     /// Events of all vnodes of the partition, those of each vnode in commit order.
     ///
     /// Unbounded, because a vnode must not wait for a handoff while it holds a committed write. The number of
-    /// events is bounded all the same: the handoff has one page outstanding, and vnodes run no commands while
+    /// events is still bounded: the handoff has one page outstanding, and vnodes run no commands while
     /// `congested` is true, so at most one write of each vnode follows.
     pub sink: mpsc::UnboundedSender<StreamEvent>,
     /// True while the receiver is so far behind that commands must wait. Once the sender of this value is
@@ -57,8 +57,7 @@ pub enum StreamEvent {
         /// Number of items in host storage, `None` if the guest keeps the items.
         stored: Option<u64>,
     },
-    /// The module refused the handoff, or the guest lost its items: the items sent so far are no longer those of
-    /// the vnode.
+    /// The module refused the handoff, or the guest lost its items: the items sent so far no longer match the vnode's.
     Broken {
         /// The vnode's module.
         module: ModuleUid,

@@ -62,8 +62,8 @@ impl Release {
         }
     }
 
-    /// True if an instance of the other release behaves as one of this release: the component, the settings, the
-    /// limits and the format of written items are the same. A release that was rolled back to is such a release.
+    /// Return true if an instance of the other release behaves as one of this release: the component, the settings, the
+    /// limits and the format of written items are the same. A rollback creates such a release.
     pub(super) fn runs_like(&self, other: &Self) -> bool {
         self.digest.is_some()
             && self.digest == other.digest

@@ -67,8 +67,8 @@ pub trait Program: Send + Sync + 'static {
     /// Start an instance and call its `init`.
     fn start<'a>(&'a self, config: InstanceConfig<'a>) -> GuestCall<'a, Box<dyn Runtime>>;
 
-    /// True if the instances enforce their [`Limits`] themselves. Otherwise the vnode ends calls that exceed the
-    /// time limit and rejects replies that exceed the size limit; all other limits are up to the program.
+    /// Return true if the instances enforce their [`Limits`] themselves. Otherwise the vnode ends calls that exceed the
+    /// time limit and rejects replies that exceed the size limit, and the program must enforce all other limits.
     fn enforces_limits(&self) -> bool {
         false
     }
@@ -103,7 +103,7 @@ pub trait Runtime: Send {
         GuestCall::done(Err(CommandFailure::UnknownCommand))
     }
 
-    /// True if the instance keeps its items, false if they are in host storage.
+    /// Return true if the instance keeps its items, false if they are in host storage.
     fn keeps_items(&self) -> bool {
         true
     }
@@ -128,28 +128,28 @@ pub trait Runtime: Send {
         GuestCall::done(Answer { value: Vec::new(), writes: Vec::new(), doom: None })
     }
 
-    /// Merge versions of items in host storage. `None` if the module has no merge function.
+    /// Merge versions of items in host storage. Return `None` if the module has no merge function.
     fn merge<'a>(&'a mut self, _conflicts: &'a [Conflict]) -> Option<GuestCall<'a, Vec<MergeOutcome>>> {
         None
     }
 
-    /// Drop tombstones that no replica needs any more. Return the writes to host storage.
+    /// Drop tombstones that replicas no longer need. Return the writes to host storage.
     fn forget<'a>(&'a mut self, _tombstones: &'a [Item]) -> GuestCall<'a, Vec<Item>> {
         GuestCall::done(Vec::new())
     }
 
-    /// Drop all items: another node owns them for good.
+    /// Drop all items: another node owns them permanently.
     fn delete(&mut self) -> GuestCall<'_, ()> {
         GuestCall::done(())
     }
 
-    /// Return the memory in use and its limit in bytes. `None` if the items are not in the instance's memory, or
-    /// if it is not limited.
+    /// Return the memory in use and its limit in bytes, or `None` if the items are not in the instance's memory or the
+    /// memory is not limited.
     fn memory(&self) -> Option<(usize, usize)> {
         None
     }
 
-    /// Return the memory of all instances of the node and their common limit in bytes. `None` if they have none.
+    /// Return the memory of all instances of the node and their common limit in bytes, or `None` without such a limit.
     fn node_memory(&self) -> Option<(usize, usize)> {
         None
     }
@@ -159,7 +159,7 @@ pub trait Runtime: Send {
         GuestCall::done(true)
     }
 
-    /// Tell how a handoff ended.
+    /// Tell the instance how a handoff ended.
     fn handoff_ended<'a>(
         &'a mut self,
         _kind: TransferKind,
@@ -174,12 +174,12 @@ pub trait Runtime: Send {
         GuestCall::done(true)
     }
 
-    /// Tell why the previous instance ended.
+    /// Tell the instance why the previous one ended.
     fn handle_exit<'a>(&'a mut self, _reason: &'a str) -> GuestCall<'a, ()> {
         GuestCall::done(())
     }
 
-    /// End the instance in order. Return the writes to host storage.
+    /// Shut the instance down. Return the writes to host storage.
     fn terminate<'a>(&'a mut self, _reason: &'a str) -> GuestCall<'a, Vec<Item>> {
         GuestCall::done(Vec::new())
     }

@@ -15,7 +15,7 @@ use super::outgoing::Outgoing;
 pub(super) struct Slot {
     /// Version of the partition that this node has applied.
     pub(super) version: u64,
-    /// Log index of the last applied state, and the transfer that is pending in it.
+    /// Log index of the last applied state, and the transfer that is pending in that state.
     pub(super) applied: (u64, Option<TransferId>),
     /// True if this node owns the partition at that version.
     pub(super) held: bool,
@@ -23,25 +23,25 @@ pub(super) struct Slot {
     pub(super) sealed: Option<TransferId>,
     /// Round of the last seal, for a vnode that starts after it.
     pub(super) seal_round: u64,
-    /// The handoff of the partition; every vnode that starts is told of it.
+    /// The handoff of the partition. Every vnode that starts learns of it.
     pub(super) outgoing: Option<(TransferId, Outgoing)>,
     /// The vnodes that serve.
     pub(super) vnodes: BTreeMap<ModuleUid, VnodeHandle>,
     /// The vnodes of an incoming transfer, apart from those that serve (R7).
     pub(super) stage: Option<TransferStage>,
-    /// Vnodes that serve nothing and keep items that a recovery did not know of (R19).
+    /// Vnodes that serve nothing and keep items that a recovered state did not include (R19).
     pub(super) aside: Vec<VnodeHandle>,
 }
 
 impl Slot {
-    /// True if the log, as far as it is applied here, has ended this transfer. The id of a transfer is the index of
-    /// the entry that created it.
+    /// Return true if the log, as far as it is applied here, has ended this transfer. The id of a transfer is the index
+    /// of the entry that created it.
     pub(super) fn is_over(&self, transfer: TransferId) -> bool {
         let (index, pending) = self.applied;
         transfer.0 <= index && pending != Some(transfer)
     }
 
-    /// True if the vnodes send their writes and pages to this transfer.
+    /// Return true if the vnodes send their writes and pages to this transfer.
     pub(super) fn is_outgoing(&self, transfer: TransferId) -> bool {
         let any = mutants::on(Mutant::ReadForAnotherTransfer);
         self.outgoing.as_ref().is_some_and(|(of, _)| *of == transfer || any)
@@ -94,7 +94,7 @@ pub struct SlotStatus {
     pub vnodes: usize,
     /// Number of vnodes that receive a transfer.
     pub staging: usize,
-    /// Number of vnodes that serve nothing and keep items that a recovery did not know of.
+    /// Number of vnodes that serve nothing and keep items that a recovered state did not include.
     pub aside: usize,
     /// Number of traps of the running vnodes since they started.
     pub traps: u64,

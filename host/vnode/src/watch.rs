@@ -8,10 +8,10 @@ use annulus_core::keyspace::PartitionId;
 
 /// Sees the commands of vnodes as they happen. The current [`annulus_ground::Scope`] identifies the node.
 pub trait Watcher: Send + Sync + 'static {
-    /// A guest returned from a command for a single vnode. There was no await since.
+    /// Called when a guest has returned from a command for a single vnode, with no await in between.
     fn ran(&self, ran: &Ran<'_>);
 
-    /// A vnode's guest ended, and the items in its memory are lost.
+    /// Called when a vnode's guest has ended and the items in its memory are lost.
     fn lost(&self, vnode: &WatchedVnode<'_>);
 }
 

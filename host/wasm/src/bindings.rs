@@ -1,7 +1,7 @@
 //! Rust bindings generated from `wit/vnode.wit`.
 //!
-//! The world `everything` exists only to generate bindings from; no module has to fit it. The interfaces that
-//! a component exports are looked up one by one (see `exports`).
+//! The world `everything` exists only to generate bindings from it; modules need not conform to it. The interfaces
+//! that a component exports are looked up one by one (see `exports`).
 
 #![allow(missing_docs, reason = "generated from wit/vnode.wit, which has the documentation")]
 #![allow(clippy::all, reason = "generated")]

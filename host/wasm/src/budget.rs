@@ -1,12 +1,12 @@
-//! Memory of all guests of a node together.
+//! The budget for the memory of all guests of a node together.
 //!
-//! Each instance has a limit of its own, but a node has as many instances as it has partitions and modules. Without
-//! a common limit the kernel chooses the process to end when memory runs out, and all vnodes go at once; with it,
-//! the one guest that asks for more traps.
+//! Each instance has a separate limit, but the number of instances grows with the node's partitions and modules.
+//! Without a common limit, the kernel kills a process when memory runs out: if it kills the node, all vnodes end at
+//! once. With the limit, only the guest that asks for more memory traps.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-/// Bytes of linear memory that the instances of one node have, and may have.
+/// The bytes of linear memory that the instances of one node use, and the limit on them.
 #[derive(Debug)]
 pub(super) struct MemoryBudget {
     used: AtomicUsize,
@@ -26,7 +26,7 @@ impl MemoryBudget {
         self.used.load(Ordering::Relaxed)
     }
 
-    /// Take `bytes` more. Return false, and take nothing, where that is more than there is.
+    /// Take `bytes` more. Return false, and take nothing, if less than that is left.
     pub(super) fn take(&self, bytes: usize) -> bool {
         let add = |used: usize| used.checked_add(bytes).filter(|all| *all <= self.limit);
         self.used.fetch_update(Ordering::Relaxed, Ordering::Relaxed, add).is_ok()
@@ -38,7 +38,7 @@ impl MemoryBudget {
     }
 }
 
-/// Return half of the memory that this process may use: the machine's, or its control group's where that is less.
+/// Return half of the memory that this process may use: the machine's, or its control group's limit if that is less.
 pub(super) fn half_of_memory() -> usize {
     let machine = std::fs::read_to_string("/proc/meminfo").ok().and_then(|text| total_of(&text));
     let group = std::fs::read_to_string("/sys/fs/cgroup/memory.max").ok();
@@ -46,7 +46,7 @@ pub(super) fn half_of_memory() -> usize {
     machine.into_iter().chain(group).min().map_or(usize::MAX, |bytes: usize| bytes / 2)
 }
 
-/// The machine's memory, in bytes, as `/proc/meminfo` has it.
+/// Return the machine's memory in bytes, from the contents of `/proc/meminfo`.
 fn total_of(meminfo: &str) -> Option<usize> {
     let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
     line.trim().strip_suffix("kB")?.trim().parse::<usize>().ok()?.checked_mul(1024)

@@ -2,8 +2,8 @@
 //!
 //! This is the only module that uses `unsafe` to load machine code. The code was written by this node's own
 //! compiler into the node's own data directory; it never comes from the network. The name of a file holds the
-//! digest of its contents, which is compared before the file is loaded: a damaged block costs one compilation
-//! and not the process.
+//! digest of its contents, which is compared before the file is loaded: a damaged file costs one compilation and
+//! does not crash the process.
 
 use std::fs;
 use std::io::{self, Write};
@@ -15,7 +15,7 @@ use sha2::{Digest as _, Sha256};
 use wasmtime::component::Component;
 
 /// A directory of compiled components. File names consist of the component's digest, the engine's
-/// compatibility hash and the digest of the code.
+/// compatibility hash and the digest of the machine code.
 pub(super) struct Cache {
     dir: PathBuf,
     /// Hash of the engine's version, its flags and the machine: everything but the component that determines
@@ -48,7 +48,7 @@ impl Cache {
         }
     }
 
-    /// Store compiled code, and load it. If it cannot be stored, the next start has to compile again.
+    /// Store compiled code, and load it. If it cannot be stored, the next start of the node compiles it again.
     pub(super) fn take(
         &self,
         engine: &wasmtime::Engine,

@@ -1,8 +1,8 @@
 //! A clock that counts only the time in which this process runs.
 //!
 //! A process may be stopped for a while: by SIGSTOP, together with its machine, or by a debugger. That time
-//! must not count as the sleep of a guest that sleeps in a call: the guest would be taken for one that never
-//! ends, and everything that it keeps in memory would be lost with its instance.
+//! must not count as sleep of a guest that sleeps in a call: the call would exceed its time limit, and everything
+//! that the guest keeps in memory would be lost with its instance.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use std::time::Duration;
 /// than any limit that is measured with this clock.
 const LONGEST_STEP: Duration = Duration::from_millis(100);
 
-/// A clock that a thread steps while calls run. It stands still while that thread cannot run.
+/// A clock that a thread steps while calls run. It stops while that thread cannot run.
 #[derive(Debug, Default)]
 pub(super) struct RunClock {
     micros: AtomicU64,

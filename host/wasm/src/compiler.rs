@@ -1,9 +1,9 @@
 //! Compilation in a child process.
 //!
-//! A small component can take a compiler minutes and gigabytes. A node therefore starts its own program once
-//! more, as `annulus compile-component`: at a lower priority, one at a time, and with limits on memory and
-//! time. A component that needs more is refused, and the node loses nothing. The memory that the compiler
-//! leaves behind goes with its process, too.
+//! A small component can take a compiler minutes and gigabytes. A node therefore runs the compiler in a child
+//! process of its own program, as `annulus compile-component`: at a lower priority, one at a time, and with limits
+//! on memory and time. A component that needs more is refused, and the node is not affected. The compiler's memory
+//! is freed when its process ends.
 
 use std::io::{self, Read, Write};
 use std::path::PathBuf;
@@ -27,18 +27,18 @@ pub const COMPILE_WORD: &str = "compile-component";
 
 /// Longest wall-clock time of one compilation.
 const LONGEST: Duration = Duration::from_secs(120);
-/// Most processor time of one compilation over all cores, in seconds. It also ends a compiler that has
+/// Maximum processor time of one compilation over all cores, in seconds. The limit also ends a compiler that has
 /// outlived its node.
 const PROCESSOR_SECONDS: u64 = 240;
-/// Most memory that a compiler may write to, in bytes. Interpreters of 20 MB take some hundred megabytes.
+/// Maximum memory that a compiler may write to, in bytes. An interpreter of 20 MB takes some hundred megabytes.
 const MEMORY_BYTES: u64 = 2 << 30;
 /// Longest machine code accepted from a compiler, in bytes.
 const MAX_CODE_BYTES: u64 = 1 << 30;
 /// Longest error message accepted from a compiler, in bytes.
 const MAX_MESSAGE_BYTES: u64 = 16 << 10;
-/// How often a compilation looks whether it is still wanted.
+/// Interval at which a compilation checks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
-/// Niceness of a compiler: lower priority than all else, so that vnodes answer in time.
+/// Niceness of a compiler. Its priority is lower than that of the node, so that vnodes answer in time.
 const NICE: i32 = 10;
 
 /// Exit code of a compiler whose input is not a valid component.
@@ -60,7 +60,7 @@ impl Compiler {
 
     /// Compile a component for an engine with the settings of `engine`. Returns machine code. Blocks.
     ///
-    /// The child is killed when nobody is interested in the code any more (`wanted`); a compilation in this
+    /// The child is killed when no caller waits for the code any longer (`wanted`); a compilation in this
     /// process continues to its end.
     pub(super) fn compile(
         &self,
@@ -75,7 +75,7 @@ impl Compiler {
                 code
             }
             Self::Child { program, turn } => {
-                // Those before may take minutes.
+                // Earlier compilations may take minutes.
                 let _turn = loop {
                     match turn.try_lock_for(LOOK) {
                         Some(turn) => break turn,
@@ -94,11 +94,11 @@ impl Compiler {
     }
 }
 
-/// Whether somebody waits for what is compiled. The half that waits is a [`Waiter`].
+/// Shows a compilation whether a caller still waits for it. The caller holds the [`Waiter`].
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wanted(Arc<AtomicBool>);
 
-/// Held by the one who waits; dropped, it ends the compilation.
+/// Held by the caller that waits. Dropping it ends the compilation.
 pub(super) struct Waiter(Wanted);
 
 impl Wanted {
@@ -147,12 +147,12 @@ fn run(
     let (said, code) = mpsc::channel();
     thread::scope(|scope| {
         scope.spawn(move || {
-            // An error is ignored: a compiler that ends early gives the reason by its exit code.
+            // Ignore an error: a compiler that ends early reports the reason by its exit code.
             stdin.map(|mut stdin| stdin.write_all(component))
         });
         scope.spawn(move || {
             let code = read(stdout, MAX_CODE_BYTES);
-            // The receiver is gone if the compiler took too long.
+            // The send fails if the compiler took too long: its receiver is gone then.
             drop(said.send(code));
         });
         let message = scope.spawn(move || read(stderr, MAX_MESSAGE_BYTES));
@@ -227,7 +227,7 @@ pub fn compile_component() -> ExitCode {
         Err(InvalidComponent::NotAComponent(why)) => (INVALID, why),
         Err(other) => (2, other.to_string()),
     };
-    // If nobody reads the message, the exit code has to do.
+    // If the message cannot be written, the exit code is the only report.
     drop(io::stderr().write_all(why.as_bytes()));
     ExitCode::from(code)
 }
@@ -248,10 +248,10 @@ fn limit() -> io::Result<()> {
     let at_most = |limit| Rlimit { current: Some(limit), maximum: Some(limit) };
     setrlimit(Resource::Cpu, at_most(PROCESSOR_SECONDS))?;
     setrlimit(Resource::Data, at_most(MEMORY_BYTES))?;
-    // A core dump of a compiler is of no use.
+    // A core dump of a compiler has no use.
     setrlimit(Resource::Core, at_most(0))?;
     rustix::process::setpriority_process(None, NICE)?;
-    // When the node ends, nobody is left to read the output.
+    // When the node has ended, its compiler must end too: no process is left to read the output.
     #[cfg(target_os = "linux")]
     rustix::process::set_parent_process_death_signal(Some(Signal::KILL))?;
     Ok(())

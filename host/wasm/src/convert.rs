@@ -1,4 +1,4 @@
-//! Conversions between the types of the bindings and those of the host. Nothing else knows both.
+//! Conversions between the types of the bindings and those of the host.
 //!
 //! Arguments of calls borrow from the host's types, so that their bytes are copied once: into the guest's
 //! memory. Results are moved.

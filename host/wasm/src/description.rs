@@ -7,12 +7,12 @@ use annulus_core::description::{
 use super::bindings::exports::annulus::vnode::vnode as wit;
 use super::error::InvalidComponent;
 
-/// Maximum number of commands of a module: what `call M --help` can still show.
+/// Maximum number of commands of a module, all of which `call M --help` must be able to show.
 const MAX_COMMANDS: usize = 256;
 /// The key in the `meta` of a command that sets [`CommandInfo::frees`].
 const FREES: &str = "frees";
 
-/// Convert the result of `describe`. Names are checked here, once.
+/// Convert the result of `describe`, and check all names in it.
 pub(super) fn parse(info: wit::ModuleInfo, exported: Exported) -> Result<Description, InvalidComponent> {
     let bad = |what: String| Err(InvalidComponent::BadDescription(what));
     if !is_name(&info.name) {

@@ -34,10 +34,10 @@ use annulus_storage::Memory;
 /// which is rewritten with each change.
 const MAX_DESCRIPTION_BYTES: usize = 64 << 10;
 
-/// Address space reserved for the linear memory of an instance, in bytes: a memory that outgrows it is moved,
-/// to a place with this much room again. Address space costs nothing but itself. WebAssembly's usual 4 GiB
-/// would limit the 128 TiB of a process to some 30,000 instances; this is far less, and still enough that a
-/// memory is hardly ever moved.
+/// Address space reserved for the linear memory of an instance, in bytes. A memory that outgrows it is moved to a
+/// new reservation, which again has this much room to grow. Reserving address space uses no memory. With
+/// WebAssembly's usual 4 GiB, the 128 TiB of a process would suffice for some 30,000 instances only; this is far
+/// less, and still enough that a memory is hardly ever moved.
 const RESERVED_BYTES: usize = 64 << 20;
 /// Guard region behind the reservation, in bytes. It lets compiled code skip the bounds check of a small
 /// offset.
@@ -98,7 +98,7 @@ impl Engine {
     /// is the most linear memory of all instances together, in bytes; if it is `None`, half of the machine's.
     ///
     /// # Errors
-    /// As for [`Engine::new`].
+    /// The same as for [`Engine::new`].
     pub fn of_a_node(
         cache: PathBuf,
         program: Option<PathBuf>,
@@ -167,14 +167,14 @@ impl Engine {
     /// the cache of compiled components.
     ///
     /// # Errors
-    /// The defect of the component, or the lack of room on this node. No module is made.
+    /// If the component has a defect, or this node has no room to check it.
     pub async fn prepare(
         &self,
         bytes: bytes::Bytes,
         limits: Limits,
     ) -> Result<Arc<Module>, InvalidComponent> {
         let this = self.clone();
-        // The caller may give up: its deadline ends the compilation, too.
+        // Dropping this future, for example at the caller's deadline, ends the compilation too.
         let (_waiter, wanted) = Wanted::new();
         let compiled = annulus_ground::blocking(move || this.compile(&bytes, limits, &wanted)).await;
         let module = compiled
@@ -216,7 +216,7 @@ impl Engine {
                 }
             },
             Cached::InMemory(kept) => {
-                // The lock is held while compiling: a second caller for the same component waits.
+                // Hold the lock while compiling, so that a second caller for the same component waits.
                 let mut kept = kept.lock();
                 match kept.get(&digest) {
                     Some(component) => component.clone(),
@@ -299,7 +299,7 @@ impl Module {
     /// Call `init` with the settings of a deploy, in a trial instance that belongs to no partition.
     ///
     /// # Errors
-    /// The reason that `init` gave, or the way it failed.
+    /// If `init` refuses, with its reason, or fails.
     pub async fn check_init(&self, config: &[u8]) -> Result<(), InvalidComponent> {
         let failed = |error| match error {
             GuestError::NoRoom(reason) => InvalidComponent::NoRoom(reason),

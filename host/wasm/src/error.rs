@@ -8,10 +8,10 @@ use super::bindings::annulus::vnode::types::Failure;
 /// Failure of a call. None of the call's writes to host storage are kept.
 #[derive(Debug, thiserror::Error)]
 pub enum GuestError {
-    /// The guest trapped, or could not be instantiated. Its instance is gone.
+    /// The guest trapped, or could not be instantiated. Its instance was dropped.
     #[error("the guest trapped: {0}")]
     Trapped(String),
-    /// The guest ran or slept longer than its module's call time. Its instance is gone.
+    /// The guest ran or slept longer than its module's call time. Its instance was dropped.
     #[error("the guest took longer than {0:?}")]
     TimedOut(std::time::Duration),
     /// The node has no room for an instance. No instance was made and nothing was changed.
@@ -39,19 +39,19 @@ pub enum Doom {
     /// A command routed by a key accessed an item of another key.
     #[error("the command is routed by one key and touched another one")]
     WrongKey,
-    /// A command routed anywhere accessed items.
-    #[error("a command that goes anywhere has no items")]
+    /// A command that is not routed by a key accessed items.
+    #[error("a command that runs on any partition has no items")]
     NoItems,
     /// A command described as `read` wrote.
     #[error("the command is described as `read` and wrote")]
     WriteInRead,
     /// A callback that may only read wrote to storage. The field is its name.
-    #[error("`{0}` wrote to storage: only commands, `terminate` and what takes or drops items may")]
+    #[error("`{0}` wrote to storage: only commands, `terminate` and callbacks that take or drop items may")]
     WriteInCallback(&'static str),
     /// `merge` called the import named by the field.
     #[error("merge called `{0}`: it must be a pure function")]
     ImpureMerge(&'static str),
-    /// The pages of `fold` do not come to an end.
+    /// The pages of `fold` do not end.
     #[error("`fold` does not end: {0}")]
     EndlessFold(&'static str),
     /// The host stores as much for the vnode as the limit allows, in bytes.
@@ -78,13 +78,13 @@ pub enum CommandFailure {
     UnknownCommand,
     /// The arguments do not fit the description.
     BadArguments(String),
-    /// The module refused the command for a reason of its own.
+    /// The module refused the command for a reason that the module defines.
     Refused(GuestRefusal),
 }
 
 /// Longest text of a guest that is shown to people, in bytes: a reason, a refusal, a panic message.
 const MAX_TEXT_BYTES: usize = 4 << 10;
-/// Return what a guest says, as one line of bounded length.
+/// Return a guest's text as one line of bounded length.
 pub(super) fn said(text: &str) -> String {
     one_line(text, MAX_TEXT_BYTES).into_owned()
 }
@@ -100,7 +100,7 @@ impl From<Failure> for CommandFailure {
 }
 
 impl CommandFailure {
-    /// Return the length of what the guest adds for programs.
+    /// Return the length of the refusal's detail, which the guest adds for programs.
     pub(super) fn detail_bytes(&self) -> usize {
         match self {
             Self::Refused(refusal) => refusal.detail.as_ref().map_or(0, Vec::len),
@@ -109,7 +109,7 @@ impl CommandFailure {
     }
 }
 
-/// The reason for which a component was not accepted. Nothing was changed.
+/// The reason why a component was not accepted. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidComponent {
     /// The component is longer than the limit.
@@ -120,8 +120,7 @@ pub enum InvalidComponent {
         /// The limit.
         limit: usize,
     },
-    /// The node lacks memory or another resource to check the component. This says nothing about the
-    /// component.
+    /// The node lacks memory or another resource to check the component. The component itself may be valid.
     #[error("{0}")]
     NoRoom(String),
     /// Compiling the component takes more time or memory than a node grants.

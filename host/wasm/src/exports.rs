@@ -50,7 +50,7 @@ pub(super) fn survey(engine: &Engine, component: &Component) -> Result<Exported,
             "handoff" => found.handoff = true,
             "transfer" => found.transfer = true,
             "lifecycle" => found.lifecycle = true,
-            // A newer interface of this contract. Hosts ignore interfaces that they do not know.
+            // This is an interface of a newer contract. Hosts ignore interfaces that they do not know.
             _ => {}
         }
     }
@@ -70,7 +70,8 @@ pub(super) fn survey(engine: &Engine, component: &Component) -> Result<Exported,
     }
     if found.merge && found.handoff {
         return Err(InvalidComponent::DoesNotFit(
-            "it exports both `merge` (state in host storage) and `handoff` (state of its own)".to_owned(),
+            "it exports both `merge` (state in host storage) and `handoff` (state in the guest's memory)"
+                .to_owned(),
         ));
     }
     Ok(found)

@@ -1,7 +1,7 @@
-//! Log lines of guests, bounded in length and in number.
+//! Log lines of guests, bounded in length and in rate.
 //!
-//! A guest writes to the host's log with as many lines as it likes, of any length. Unbounded, one call could fill
-//! a disk; with line breaks in it, a message could look like a line of the host's own.
+//! A guest may log any number of messages of any length. Without bounds, a single call could fill a disk; with line
+//! breaks in it, a message could look like one of the host's own lines.
 
 use std::fmt;
 use std::time::Duration;
@@ -13,9 +13,9 @@ use super::bindings::annulus::vnode::log::Level;
 
 /// Longest message, in bytes; the rest of a longer one is counted.
 const MAX_MESSAGE_BYTES: usize = 4 << 10;
-/// Lines that one vnode may write at once, after it was silent.
+/// Maximum number of lines that one vnode may write at once after a time without lines.
 const BURST: u32 = 100;
-/// How long it takes until one more line may be written: 100 lines a second.
+/// Time until one more line may be written: 100 lines a second.
 const LINE_TIME: Duration = Duration::from_millis(10);
 
 /// Shortest time between two reports of lines that were left out.
@@ -24,9 +24,9 @@ const REPORT_EVERY: Duration = Duration::from_secs(10);
 /// The log lines of one instance: a token bucket.
 pub(super) struct GuestLog {
     lines: u32,
-    /// The moment up to which `lines` is counted.
+    /// Time up to which `lines` is counted.
     counted_to: Option<Instant>,
-    /// Lines that were left out since the last report.
+    /// Number of lines left out since the last report.
     left_out: u64,
     reported: Option<Instant>,
 }
@@ -38,7 +38,7 @@ impl Default for GuestLog {
 }
 
 impl GuestLog {
-    /// Write one message to the host's log, or count it where the vnode has written too many of late.
+    /// Write one message to the host's log, or leave it out if the vnode has written too many lines lately.
     pub(super) fn write(
         &mut self,
         module: &str,
@@ -47,7 +47,7 @@ impl GuestLog {
         level: Level,
         message: &str,
     ) {
-        // A line that nobody reads counts for nothing.
+        // A line that the log's filter does not show uses no token.
         let shown = match level {
             Level::Debug => tracing::enabled!(target: "guest", tracing::Level::DEBUG),
             Level::Info => tracing::enabled!(target: "guest", tracing::Level::INFO),
@@ -104,7 +104,7 @@ mod tests {
         assert_eq!(admitted(&mut log, 9, 10), 0);
         assert_eq!(admitted(&mut log, 10, 10), 1);
         assert_eq!(admitted(&mut log, 510, 1_000), 50);
-        // Silence is not saved up.
+        // After a long time without lines, a burst is still limited.
         assert_eq!(admitted(&mut log, 3_600_000, 1_000), BURST as usize);
     }
 }

@@ -24,16 +24,18 @@ use super::simulated;
 use super::stderr::Stderr;
 use annulus_storage::{Batch, Storage};
 
-/// Most elements of all tables of an instance together.
+/// Maximum number of elements of all tables of an instance together.
 const MAX_TABLE_ELEMENTS: usize = 200_000;
-/// Most core instances, tables and memories of a component's instance. Those of Rust have five, two and one; those
-/// of interpreters, which load libraries, some dozens of instances.
+/// Maximum number of core instances, of tables and of memories of a component's instance. Components written in Rust
+/// have five core instances, two tables and one memory; interpreters, which load libraries, have some dozens of core
+/// instances.
 const MAX_CORE_INSTANCES: usize = 256;
 const MAX_TABLES: usize = 64;
 const MAX_MEMORIES: usize = 16;
-/// Most random bytes of one call of WASI: they are made in one go, on a thread of the network's.
+/// Maximum number of random bytes that one call of WASI returns: the host generates them at once, without a yield.
 const MAX_RANDOM_BYTES: u64 = 64 << 10;
-/// Most that one page of `scan` has, whatever is asked for: a scan does not yield, and the page is copied.
+/// Maximum number of items of one page of `scan`, even if the guest asks for more: a scan does not yield, and the
+/// page is copied.
 const MAX_SCAN_ITEMS: u32 = 4096;
 const MAX_SCAN_BYTES: u32 = 1 << 20;
 
@@ -57,7 +59,7 @@ pub struct VnodePlace {
     pub partition: Partition,
     /// Format in which the guest writes its items (R22).
     pub write_format: u32,
-    /// Names the writes of the vnode (R8): random for each start of a vnode.
+    /// The identity of the vnode in the dots of its writes (R8), random for each start of the vnode.
     pub actor: u64,
 }
 
@@ -78,15 +80,15 @@ pub enum CallScope {
         /// True if the call may write.
         write: bool,
     },
-    /// All items, for reads only: this callback is a notification.
+    /// All items, for reads only, in the callback with this name.
     Told(&'static str),
     /// No import may be called.
     Pure,
 }
 
 impl CallScope {
-    /// Return the scope of a command. Only its description decides, whatever key a caller sends: a command that runs
-    /// anywhere runs in a partition that has nothing to do with the key.
+    /// Return the scope of a command. Only its description decides, not the key that a caller sends: a command that
+    /// runs anywhere runs in a partition that need not be the one of the key.
     pub fn of_command(info: &CommandInfo, key: Option<&[u8]>) -> Self {
         let write = info.effect != Effect::Read;
         match (&info.route, key) {
@@ -110,15 +112,15 @@ pub(super) struct HostState {
     pub(super) call: Call,
     /// Number of dots that this vnode has assigned.
     dots: u64,
-    /// The growth of memory that was denied during the running call.
+    /// The limit that denied a growth of memory during the running call.
     pub(super) memory_denied: Option<MemoryDenied>,
     /// Size of all linear memories of the instance, in bytes.
     memory_bytes: usize,
-    /// The last growth that was allowed, in bytes; taken back if it fails after all.
+    /// The last growth that was allowed, in bytes; subtracted again if the growth then fails.
     growing_by: usize,
-    /// Elements of all its tables.
+    /// Number of elements of all tables of the instance.
     table_elements: usize,
-    /// The node's, of which `memory_bytes` is a part.
+    /// The node's room for instances; its used memory includes `memory_bytes`.
     pub(super) room: Arc<Room>,
     log: GuestLog,
 }
@@ -141,7 +143,7 @@ impl HostState {
         items: Arc<RwLock<dyn Storage>>,
     ) -> Self {
         let stderr = Stderr::default();
-        // Nothing is granted: no files, no sockets, no environment, no arguments.
+        // The guest gets no files, no sockets, no environment and no arguments.
         let mut wasi = WasiCtx::builder();
         wasi.stderr(stderr.clone()).allow_tcp(false).allow_udp(false).max_random_size(MAX_RANDOM_BYTES);
         if matches!(*pace, Pace::Fuel) {
@@ -245,10 +247,10 @@ impl HostState {
         }
     }
 
-    /// True if the vnode's storage has space for an item of this size, in place of the present one.
+    /// Return true if the vnode's storage has space for an item of this size, in place of the present one.
     fn has_space(&self, addr: &ItemAddr, bytes: usize) -> bool {
         let items = self.items.read();
-        // Counts replaced items twice, so the exact check is left for a storage that is nearly full.
+        // This sum counts replaced items twice, so the exact check is left for a storage that is nearly full.
         if items.bytes() + self.call.batch.bytes() + bytes <= self.limits.storage_bytes {
             return true;
         }

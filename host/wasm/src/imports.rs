@@ -2,14 +2,14 @@
 
 use super::error::InvalidComponent;
 
-/// The part of WASI 0.2 that is given to guests. Standard libraries import it whether a program uses it or not;
-/// there is nothing behind most of it: no files, no environment, no arguments, an empty stdin.
+/// The part of WASI 0.2 that is given to guests. Standard libraries import it whether a program uses it or not. Most
+/// of it is empty: no files, no environment, no arguments, an empty stdin.
 ///
-/// - `cli`: an exit is a trap, stderr explains it; stdout goes nowhere.
-/// - `clocks`, `random`: hash tables and time-outs of standard libraries. The contract's `context` is
-///   what a vnode should use.
-/// - `filesystem`: without a directory to begin with, nothing can be opened.
-/// - `io`: streams and polls of the others.
+/// - `cli`: an exit is a trap, which stderr explains; stdout is discarded.
+/// - `clocks`, `random`: for hash tables and time-outs of standard libraries. A vnode should use the contract's
+///   `context` instead.
+/// - `filesystem`: nothing can be opened, because no directory is preopened.
+/// - `io`: the streams and polls that the other interfaces use.
 const WASI: [&str; 20] = [
     "cli/environment",
     "cli/exit",
@@ -33,10 +33,10 @@ const WASI: [&str; 20] = [
     "random/random",
 ];
 
-/// Refuse an import that no vnode is given.
+/// Refuse an import that is not given to vnodes.
 ///
 /// # Errors
-/// Names the import.
+/// If the import is not one of them; the error names it.
 pub(super) fn check(name: &str) -> Result<(), InvalidComponent> {
     let of_contract = name.starts_with("annulus:vnode/");
     let of_wasi = name.strip_prefix("wasi:").and_then(|rest| rest.split_once('@'));
@@ -59,7 +59,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_opens_a_way_out_is_refused() {
+    fn imports_outside_the_contract_and_the_allowed_part_of_wasi_are_refused() {
         for name in ["annulus:vnode/storage@0.1.0", "wasi:io/poll@0.2.6", "wasi:cli/exit@0.2.0"] {
             assert!(check(name).is_ok(), "{name}");
         }

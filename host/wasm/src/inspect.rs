@@ -10,17 +10,17 @@ use super::error::InvalidComponent;
 /// Longest function, in bytes. The main loops of Python and JavaScript interpreters are less than half as
 /// long.
 const MAX_FUNCTION_BYTES: usize = 1 << 20;
-/// Most functions of a component, over all its modules.
+/// Maximum number of functions of a component, over all its modules.
 const MAX_FUNCTIONS: usize = 60_000;
-/// Most modules, components and instances within a component.
+/// Maximum number of modules, components and instances within a component.
 const MAX_PARTS: usize = 1_000;
 
 /// Refuse a component that is malformed or that would cost a compiler too much.
 pub(super) fn check(component: &[u8]) -> Result<(), InvalidComponent> {
-    // Never take text for WebAssembly's text format.
+    // Refuse anything but a binary, WebAssembly's text format included.
     if !component.starts_with(b"\0asm") {
         return Err(InvalidComponent::NotAComponent(
-            "it does not begin with the WebAssembly magic bytes".to_owned(),
+            "it does not start with the WebAssembly magic bytes".to_owned(),
         ));
     }
     let costly = |what: String| Err(InvalidComponent::TooCostly(what));

@@ -35,8 +35,8 @@ pub struct Answer<T> {
     pub value: T,
     /// The writes, ordered by address, not applied yet.
     pub writes: Vec<Item>,
-    /// Set if the call broke a rule or a limit: neither the value nor the writes may be used. The items in the guest's
-    /// memory are as the call left them all the same.
+    /// Set if the call broke a rule or exceeded a limit: neither the value nor the writes may be used. Changes that the
+    /// call made to items in the guest's memory remain.
     pub doom: Option<Doom>,
 }
 
@@ -52,7 +52,7 @@ impl Instance {
     /// Start an instance and call its `init` with its partition and settings.
     ///
     /// # Errors
-    /// The failure to instantiate it, or the refusal of `init`. There is no instance then.
+    /// If the component cannot be instantiated, or if `init` refuses or fails. No instance exists then.
     pub async fn start(
         module: &Module,
         place: VnodePlace,
@@ -115,7 +115,7 @@ impl Instance {
     /// Run a command.
     ///
     /// # Errors
-    /// The outer error is that of the call: nothing was kept. The inner error is the guest's own.
+    /// The outer error is that of the call, whose writes were discarded. The inner error is the guest's own.
     pub async fn command(
         &mut self,
         scope: CallScope,
@@ -130,7 +130,7 @@ impl Instance {
     /// Run a page of a coverage command.
     ///
     /// # Errors
-    /// As [`Instance::command`]. A module without `coverage` knows no such command.
+    /// The same as for [`Instance::command`]. A module without `coverage` does not know the command.
     pub async fn coverage(
         &mut self,
         scope: CallScope,
@@ -149,10 +149,10 @@ impl Instance {
         Ok(answered.map(|answer| answer.map(Values::from)))
     }
 
-    /// Merge versions of items, a pure function. `None` if the module does not export `merge`.
+    /// Merge versions of items by the module's pure function. Return `None` if the module does not export `merge`.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn merge(&mut self, conflicts: &[Conflict]) -> Option<Result<Vec<MergeOutcome>, GuestError>> {
         let meter = self.begin(CallScope::Pure, (0, 0));
         let merge = self.exports.merge.as_ref()?;
@@ -161,12 +161,12 @@ impl Instance {
         Some(self.end(result).map(|answer| answer.value.into_iter().map(MergeOutcome::from).collect()))
     }
 
-    /// True if the module merges versions of items itself.
+    /// Return true if the module merges versions of items itself.
     pub fn merges(&self) -> bool {
         self.exports.merge.is_some()
     }
 
-    /// True if the guest keeps its items in its memory.
+    /// Return true if the guest keeps its items in its memory.
     pub fn keeps_items(&self) -> bool {
         self.exports.handoff.is_some()
     }
@@ -174,7 +174,7 @@ impl Instance {
     /// Return a page of the items in the guest's memory.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
         let meter = self.begin(CallScope::Told("fold"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Page::default()) };
@@ -185,7 +185,7 @@ impl Instance {
     /// Return the items of one key in the guest's memory, tombstones included.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn items_of(&mut self, key: &[u8]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::Told("encode-handoff-items"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
@@ -196,7 +196,7 @@ impl Instance {
     /// Give items to a guest that keeps them in its memory. Return the items that it rejected.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn take_items(&mut self, items: &[Item]) -> Result<Answer<Vec<Rejection>>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else {
@@ -207,10 +207,10 @@ impl Instance {
         Ok(self.end(result)?.map(|rejections| rejections.into_iter().map(Rejection::from).collect()))
     }
 
-    /// Drop tombstones that no replica needs any more. Return the writes to host storage.
+    /// Drop tombstones that replicas no longer need. Return the writes to host storage.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn forget(&mut self, tombstones: &[Item]) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(Vec::new()) };
@@ -222,7 +222,7 @@ impl Instance {
     /// Return the approximate number of items in the guest's memory.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn count(&mut self) -> Result<u64, GuestError> {
         let meter = self.begin(CallScope::Told("count"), (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(0) };
@@ -230,11 +230,11 @@ impl Instance {
         Ok(self.end(result)?.value)
     }
 
-    /// Drop all items: another node owns them for good. The host storage is dropped as a whole, so writes to it are
+    /// Drop all items: another node owns them permanently. The host storage is dropped as a whole, so writes to it are
     /// discarded.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn delete(&mut self) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(handoff) = &self.exports.handoff else { return Ok(()) };
@@ -245,7 +245,7 @@ impl Instance {
     /// Ask whether a handoff may start. A module without `transfer` agrees.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn handoff_starting(&mut self, kind: TransferKind, target: &str) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handoff-starting"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
@@ -256,7 +256,7 @@ impl Instance {
     /// Tell the guest how a handoff ended.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn handoff_ended(
         &mut self,
         kind: TransferKind,
@@ -274,10 +274,10 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// Ask whether the module runs this command during a handoff. A module without `transfer` does.
+    /// Ask whether the module runs this command during a handoff. A module without `transfer` runs every command.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn handles_in_handoff(&mut self, request: &Request) -> Result<bool, GuestError> {
         let meter = self.begin(CallScope::Told("handle-handoff-command"), (0, 0));
         let Some(transfer) = &self.exports.transfer else { return Ok(true) };
@@ -288,7 +288,7 @@ impl Instance {
     /// Tell the instance why the previous one ended.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn handle_exit(&mut self, reason: &str) -> Result<(), GuestError> {
         let meter = self.begin(CallScope::Told("handle-exit"), (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(()) };
@@ -296,10 +296,10 @@ impl Instance {
         self.end(result).map(drop)
     }
 
-    /// End the instance in order. Return its last writes to host storage.
+    /// Shut the instance down. Return its last writes to host storage.
     ///
     /// # Errors
-    /// The failure of the call.
+    /// If the call fails.
     pub async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
         let meter = self.begin(CallScope::All { write: true }, (0, 0));
         let Some(lifecycle) = &self.exports.lifecycle else { return Ok(Vec::new()) };

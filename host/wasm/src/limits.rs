@@ -20,10 +20,10 @@ pub struct Limits {
     pub reply_bytes: usize,
     /// Largest item: key, sort and value together, in bytes.
     pub item_bytes: usize,
-    /// Most that one call may write over all its items, in bytes.
+    /// Maximum total size of the items that one call may write, in bytes.
     pub batch_bytes: usize,
-    /// Most that the host stores for one vnode, in bytes of keys, sorts and values. A write beyond it is refused;
-    /// deletes, and writes that make an item no larger, are not.
+    /// Maximum size of the items that the host stores for one vnode, in bytes of keys, sorts and values. A write beyond
+    /// it is refused; deletes, and writes that do not enlarge an item, are not.
     pub storage_bytes: usize,
 }
 

@@ -2,8 +2,8 @@
 //!
 //! Two kinds of time count: the processor time of the thread while it runs the guest, and the time for which
 //! the guest waits for the host (by `wasi:io/poll`, for example, when it sleeps). Time in which the guest is
-//! ready to run while others have the processor does not count: neighbours must not use up the limit of a
-//! guest, because a guest that keeps its own items loses them with its instance.
+//! ready to run while other guests have the processor does not count: neighbours must not use up the limit of a
+//! guest, because a guest that keeps its items in its memory loses them with its instance.
 //!
 //! In a simulation, processor time is counted in slices of a fixed number of instructions, and virtual time
 //! advances with each slice, so that every run is the same.
@@ -20,7 +20,7 @@ use tokio::time::{Instant, Sleep, sleep};
 use super::pace::{Pace, SLICE};
 use super::ticker::Running;
 
-/// Set when a guest yields at a tick of the epoch, as opposed to waiting for the host.
+/// A flag that is set when a guest yields at a tick of the epoch, as opposed to waiting for the host.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Yielded(Arc<AtomicBool>);
 
@@ -41,11 +41,11 @@ pub(super) struct TimedOut;
 /// Runs one call within its time limit. [`Meter::run`] is the only way to a result that an instance accepts.
 #[must_use = "the call counts as running only while this is held"]
 pub(super) struct Meter {
-    /// Keeps the epoch and the run clock going.
+    /// Keeps the epoch and the run clock ticking.
     _running: Option<Running>,
     pace: Arc<Pace>,
     began: Instant,
-    /// Total time for which the process had stood still when the call began (simulation only).
+    /// Total time for which the process had been paused when the call started (simulation only).
     stood: Duration,
     yielded: Yielded,
     limit: Duration,
@@ -84,8 +84,8 @@ impl Meter {
             if used.time >= self.limit {
                 return Poll::Ready(Err(TimedOut));
             }
-            // Most calls end before they yield. They are spared reading the clock; the first slice of the
-            // others, one tick at most, is not counted.
+            // Most calls end before they yield, and the clock is not read for them. The first slice of the other
+            // calls, one tick at most, is not counted.
             let began = used.slices.then(processor_time);
             let polled = call.as_mut().poll(context);
             if let Some(began) = began {
@@ -147,7 +147,7 @@ impl Meter {
     }
 }
 
-/// Waker that notes a wake-up during the poll: the call has used up its slice and is ready to go on. A call
+/// Waker that notes a wake-up during the poll: the call has used up its slice and is ready to continue. A call
 /// that waits for the host is woken only later.
 struct Woken {
     waker: Waker,
@@ -171,7 +171,7 @@ struct Used {
     time: Duration,
     /// True once the call has been polled for the first time.
     slices: bool,
-    /// Time of the run clock at which the call began to wait for the host; `None` if it does not wait.
+    /// Time of the run clock at which the call started to wait for the host; `None` if it does not wait.
     asleep_since: Option<Duration>,
 }
 
@@ -183,8 +183,8 @@ impl Used {
     }
 }
 
-/// Have the task polled again after `time` at the latest. The limit is measured by another clock, which
-/// stands still while the process is stopped; a task that is polled too early sets the alarm again.
+/// Have the task polled again after `time`, if nothing wakes it earlier. The limit is measured by another clock,
+/// which stops while the process is stopped; a task that is polled too early sets the alarm again.
 fn wake_after(time: Duration, alarm: &mut Option<Pin<Box<Sleep>>>, context: &mut Context<'_>) {
     let at = Instant::now() + time;
     let alarm = match alarm {
@@ -289,7 +289,7 @@ mod tests {
         runtime.enable_time().start_paused(true).build().unwrap().block_on(future)
     }
 
-    /// Yield `times` times and wake at once, as a wasmtime guest does that has used up its fuel.
+    /// Yield `times` times, waking at once each time, as a wasmtime guest does when it has used up its slice of fuel.
     async fn give_way(times: u32) {
         for _ in 0..times {
             let mut gave = false;

@@ -7,9 +7,9 @@ use wasmtime::{Config, Store, UpdateDeadline};
 use super::host::HostState;
 use super::ticker::{Running, Ticker};
 
-/// Fuel per [`SLICE`] of virtual time: roughly the number of instructions. Some twenty times slower than real
-/// machines, so that a guest that never ends costs a simulation only a fraction of its limit, while pages of
-/// a handoff still take only milliseconds.
+/// Fuel per [`SLICE`] of virtual time: roughly the number of instructions. This is some twenty times slower than a
+/// real machine, so that a guest that never ends costs a simulation only a fraction of its limit in real time, while
+/// a page of a handoff still takes only milliseconds of virtual time.
 const SLICE_FUEL: u64 = 100_000;
 
 /// Virtual computing time after which a guest yields.
@@ -17,9 +17,9 @@ pub(super) const SLICE: Duration = Duration::from_millis(1);
 
 /// Pacing of guests.
 pub(super) enum Pace {
-    /// By real time: a thread ticks.
+    /// Guests yield by real time, at the ticks of a thread.
     Epochs(Ticker),
-    /// By instructions, for simulations: every run is the same.
+    /// Guests yield after a number of instructions, for simulations: every run is the same.
     Fuel,
 }
 
@@ -39,7 +39,7 @@ impl Pace {
                 store.epoch_deadline_callback(|context| {
                     // The meter of the call checks the time each time the guest has yielded.
                     context.data().yielded.set();
-                    // Not `UpdateDeadline::Yield`: it wakes itself into the worker's own LIFO slot, so the
+                    // `UpdateDeadline::Yield` does not suit: it wakes itself into the worker's own LIFO slot, so the
                     // guest would run again before its neighbours.
                     Ok(UpdateDeadline::YieldCustom(1, Box::pin(tokio::task::yield_now())))
                 });
@@ -53,12 +53,12 @@ impl Pace {
     pub(super) fn arm(&self, store: &mut Store<HostState>) {
         match self {
             Self::Epochs(_) => store.set_epoch_deadline(1),
-            // More than any call can use: the meter ends the call.
+            // No call can use this much fuel: the meter ends the call before.
             Self::Fuel => store.set_fuel(u64::MAX).expect("an engine that is paced by fuel counts it"),
         }
     }
 
-    /// Mark the beginning of a call. Returns the guard that keeps the ticker going, `None` in a simulation.
+    /// Mark the start of a call. Return the guard that keeps the ticker ticking, or `None` in a simulation.
     pub(super) fn enter(&self) -> Option<Running> {
         match self {
             Self::Epochs(ticker) => Some(ticker.enter()),

@@ -1,9 +1,9 @@
 //! The number of instances that this process has room for.
 //!
 //! The system grants a process a number of memory mappings (`vm.max_map_count`) and an amount of address
-//! space (`ulimit -v`). Each instance takes some of both. When they run out, it is not only the next instance
-//! that fails: the host's allocator fails too, which ends the process with everything that it keeps in
-//! memory. Instances are therefore refused before that point.
+//! space (`ulimit -v`). Each instance takes some of both. When they run out, not only the next instance fails: the
+//! host's allocator fails too, which ends the process with everything that it keeps in memory. Instances are therefore
+//! refused before that point.
 
 use std::fmt;
 use std::sync::Arc;
@@ -11,8 +11,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 use super::budget::MemoryBudget;
 
-/// Mappings of one instance: its memory, the reservation behind that, its stack, and the guard page before
-/// that. (Measured with `guests/kv`: 1,024 instances take 4.00 each.)
+/// Mappings of one instance: its memory, the reservation behind the memory, its stack, and the guard page before the
+/// stack. (Measured with `guests/kv`: 1,024 instances take 4.00 mappings each.)
 const MAPS_OF_INSTANCE: usize = 4;
 /// Mappings of everything else: the allocator, thread stacks, the database's files, compiled code.
 const MAPS_OF_HOST: usize = 4096;
@@ -30,7 +30,7 @@ pub(super) struct Room {
 /// Limit on the number of instances, and its origin.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RoomLimit {
-    /// Most instances that may exist at the same time.
+    /// Maximum number of instances that may exist at the same time.
     pub instances: usize,
     /// The system limit from which the number follows.
     pub by: LimitedBy,
@@ -100,12 +100,12 @@ impl RoomLimit {
     }
 }
 
-/// Room for one instance, given back when this is dropped.
+/// Room for one instance, which is released when this is dropped.
 #[derive(Debug)]
 pub(super) struct Seat(Arc<Room>);
 
 impl Room {
-    /// `memory` is the most linear memory, in bytes, of all instances together.
+    /// Create the room of a process. `memory` is the maximum linear memory, in bytes, of all instances together.
     pub(super) fn new(limit: RoomLimit, memory: usize) -> Self {
         Self { live: AtomicUsize::new(0), limit, memory: MemoryBudget::new(memory) }
     }

@@ -27,7 +27,7 @@ impl HostWallClock for Wall {
     }
 }
 
-/// Counts from the creation of the instance.
+/// A monotonic clock that starts at the creation of the instance.
 struct Monotonic(Instant);
 
 impl HostMonotonicClock for Monotonic {

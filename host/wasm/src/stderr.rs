@@ -13,10 +13,10 @@ use wasmtime_wasi::cli::{IsTerminal, StdoutStream};
 /// Number of bytes kept from the end: enough for a panic message with its source location.
 const TAIL_BYTES: usize = 2048;
 
-/// The line by which Rust's panic messages end.
+/// The start of the last line of Rust's panic messages.
 const BACKTRACE_HINT: &str = "note: run with `RUST_BACKTRACE";
 
-/// Shared by the host state, which reads the tail, and WASI, which writes to it.
+/// The tail of a guest's stderr. WASI writes to it, and the host state reads it.
 #[derive(Clone, Default)]
 pub(super) struct Stderr {
     tail: Arc<Mutex<Vec<u8>>>,
@@ -27,7 +27,7 @@ impl Stderr {
     pub(super) fn take(&self) -> String {
         let bytes = std::mem::take(&mut *self.tail.lock());
         let text = String::from_utf8_lossy(&bytes);
-        // A panic message has some lines, which become one: it is logged.
+        // A panic message has several lines. Join them into one, for the log.
         let lines =
             text.lines().map(str::trim).filter(|line| !line.is_empty() && !line.starts_with(BACKTRACE_HINT));
         one_line(&lines.collect::<Vec<_>>().join(" "), usize::MAX).into_owned()
@@ -52,8 +52,8 @@ impl StdoutStream for Stderr {
         Box::new(self.clone())
     }
 
-    // The default implementation passes the bytes to a task. They must be here already when the trap that
-    // they explain is reported.
+    // The default implementation passes the bytes to a task. They must be stored before the trap that they explain
+    // is reported.
     fn p2_stream(&self) -> Box<dyn wasmtime_wasi::p2::OutputStream> {
         Box::new(self.clone())
     }

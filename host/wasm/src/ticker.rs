@@ -1,8 +1,8 @@
 //! The thread that makes running guests yield. It sleeps while no guest runs.
 //!
-//! A guest yields when the engine's epoch has ticked since its call began. Each tick also steps the
+//! A guest yields when the engine's epoch has ticked since its call started. Each tick also steps the
 //! [`RunClock`], which measures how long a guest sleeps. Both matter only during a call, so the thread goes
-//! to sleep some ticks after the last call has ended and wakes when the next one begins: in an idle node, a
+//! to sleep some ticks after the last call has ended and wakes when the next one starts: in an idle node, a
 //! thousand ticks a second would cost more than all other work.
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -12,15 +12,15 @@ use std::time::{Duration, Instant};
 
 use super::clock::RunClock;
 
-/// Interval between two ticks of the epoch. A guest yields at the first tick after its call began, so this is
-/// also the longest that a neighbour waits behind a busy guest on one core.
+/// Interval between two ticks of the epoch. A guest yields at the first tick after its call started, so this
+/// is also the longest time that a neighbour waits behind a busy guest on one core.
 const EPOCH_TICK: Duration = Duration::from_millis(1);
 
 /// Ticks without a call after which the thread goes to sleep. Waking it costs the caller some microseconds;
-/// under load, calls follow each other within a few ticks and never have to wake it.
+/// under load, calls follow each other within a few ticks and never need to wake it.
 const LINGER_TICKS: u32 = 20;
 
-/// Ticks while calls run. Dropping it ends its thread.
+/// A thread that ticks while calls run. Dropping the ticker ends the thread.
 pub(super) struct Ticker {
     shared: Arc<Shared>,
 }
@@ -28,15 +28,16 @@ pub(super) struct Ticker {
 #[derive(Default)]
 struct Shared {
     clock: RunClock,
-    /// Number of calls that have begun, and number of calls that have ended.
+    /// Number of calls that have started.
     began: AtomicU64,
+    /// Number of calls that have ended.
     ended: AtomicU64,
     asleep: AtomicBool,
     over: AtomicBool,
     thread: OnceLock<Thread>,
 }
 
-/// A running call. The call ends when this is dropped, at the latest together with the call's future.
+/// A running call. The call ends when this is dropped: with the call's future, if not earlier.
 #[must_use = "the call counts as running only while this is held"]
 pub(super) struct Running {
     shared: Arc<Shared>,
@@ -57,12 +58,12 @@ impl Ticker {
             .spawn(move || ticks.run(tick))?
             .thread()
             .clone();
-        // No call can have begun yet, so no caller has missed the handle.
+        // No call can have started yet, so no caller has missed the handle.
         let _ = shared.thread.set(thread);
         Ok(Self { shared })
     }
 
-    /// Begin a call. [`Ticker::now`] advances while the returned guard is held.
+    /// Start a call. [`Ticker::now`] advances while the returned guard is held.
     pub(super) fn enter(&self) -> Running {
         self.shared.began.fetch_add(1, Ordering::SeqCst);
         self.shared.wake();
@@ -114,11 +115,11 @@ impl Shared {
         }
     }
 
-    /// Sleep until a call begins that is not counted in `seen`, or until the ticker is dropped.
+    /// Sleep until a call starts that is not counted in `seen`, or until the ticker is dropped.
     fn sleep(&self, seen: u64) {
         self.asleep.store(true, Ordering::SeqCst);
-        // This side stores `asleep`, then loads `began`; a caller stores `began`, then loads `asleep`. At
-        // least one of the two therefore sees the other's store.
+        // This side stores `asleep`, then loads `began`; a caller stores `began`, then loads `asleep`. So at least
+        // one of the two sees the other's store.
         if self.began.load(Ordering::SeqCst) != seen || self.over.load(Ordering::SeqCst) {
             self.asleep.store(false, Ordering::SeqCst);
             return;
@@ -199,9 +200,9 @@ mod tests {
     }
 
     #[test]
-    fn a_call_that_begins_as_the_thread_falls_asleep_gets_its_ticks() {
+    fn a_call_that_starts_while_the_thread_goes_to_sleep_gets_its_ticks() {
         let (ticker, ticks) = ticker();
-        // The calls begin at about the time when the thread goes to sleep.
+        // Each call starts at about the time when the thread goes to sleep.
         for round in 0..40 {
             let pause = EPOCH_TICK * LINGER_TICKS + Duration::from_micros(round * 50);
             std::thread::sleep(pause);
@@ -212,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn ticks_go_on_until_the_last_of_two_calls_ends() {
+    fn ticks_continue_until_the_last_of_two_calls_ends() {
         let (ticker, ticks) = ticker();
         let (first, second) = (ticker.enter(), ticker.enter());
         drop(first);

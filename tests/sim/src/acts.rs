@@ -136,7 +136,7 @@ pub async fn happens(run: Arc<Run>, act: Act) {
 
 /// Split the network into two or three parts, and recover the cluster in each part without a quorum.
 ///
-/// All parts go on until the network is whole again; the newest lineage wins then.
+/// All parts keep running until the network is whole again. Then the newest lineage wins.
 async fn recover_apart(run: &Arc<Run>, pick: u32, lasts: Duration) {
     let parts = if pick.is_multiple_of(4) { 3 } else { 2 };
     let part = |at: At| pick.rotate_right(4 + 2 * u32::try_from(at).unwrap_or_default()) % 64 % parts;
@@ -215,7 +215,7 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
     }
     let image = nodes.disk(at).image();
     sleep(age).await;
-    // Only peers can tell that a disk is old: a node that reaches none trusts its disk. Wait for all of them.
+    // Only peers can detect that a disk is old: a node that reaches none trusts its disk. Wait for all of them.
     let begun = Instant::now();
     let all = || run.weather.cuts().is_empty() && rest::all_serve(run);
     while !all() {
@@ -234,7 +234,7 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
         run.is_made_stale(at);
         sleep(lasts).await;
         nodes.start(at);
-        // Either the copy equals the disk and the node serves, or the node refuses to run and says so.
+        // Either the copy equals the disk and the node serves, or the node refuses to run and gives the reason.
         let begun = Instant::now();
         while begun.elapsed() < Duration::from_secs(30) && !run.is_broken() {
             if nodes.ended(at).is_some() || nodes.failed(at).is_some() {

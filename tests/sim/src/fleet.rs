@@ -18,7 +18,7 @@ pub struct Plan {
     pub name: String,
     /// Whether the guest or the host keeps the items.
     pub keeps: Keeps,
-    /// True for a real component, which runs as WebAssembly; else the guests follow a script.
+    /// True for a real component, which runs as WebAssembly. Otherwise the guests follow a script.
     pub real: bool,
     /// The faults of the module's guests; `None` for guests that behave.
     wild: Option<Script>,
@@ -36,7 +36,7 @@ pub fn draw(random: &mut SmallRng, most: Option<usize>) -> Vec<Plan> {
     (0..3).map(|at| plan(random, at)).take(many).collect()
 }
 
-/// Make real components of some modules, of at least one.
+/// Make real components of some modules, and of at least one.
 pub fn make_real(fleet: &mut [Plan], random: &mut SmallRng) {
     let one = random.random_range(0..fleet.len());
     for (at, plan) in fleet.iter_mut().enumerate() {

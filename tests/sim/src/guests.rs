@@ -20,7 +20,7 @@ type Built = Mutex<HashMap<(String, Vec<String>), Vec<u8>>>;
 /// Return the component of a guest project, given by its path from the repository's root.
 ///
 /// # Panics
-/// Panics if the project does not build: no test can go on without it.
+/// Panics if the project does not build: no test can continue without it.
 pub fn component(project: &str) -> Vec<u8> {
     component_with(project, &[])
 }

@@ -23,7 +23,7 @@ use crate::rule::Rule;
 use crate::run::Run;
 
 /// Longest answer of a module without faults, in a run without faults: a seal takes some of this time, and the
-/// scheduler delays tasks now and then.
+/// scheduler sometimes delays tasks.
 const PROMPT: Duration = Duration::from_secs(2);
 
 /// Send requests for one key, at random intervals, until the run calms down.
@@ -140,7 +140,7 @@ pub async fn list(run: &Arc<Run>, at: At, module: usize, limit: Duration) -> boo
     let request = call(name.clone(), "keys", Vec::new(), issued + limit, RequestId([0xff; 16]));
     let of = name.clone();
     let called = run.nodes().ask(at, |life| async move {
-        // The id of the module that the node knows under this name.
+        // This is the id of the module that the node knows under this name.
         let era = |life: &Life| life.cluster().view().module(&of).map(|module| module.uid.0);
         let began = era(&life);
         let mut events = life.services().coordinator.coverage(request)?;

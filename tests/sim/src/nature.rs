@@ -12,7 +12,7 @@ use serde::{Deserialize, Serialize};
 pub struct Nature {
     /// At least one module is a real component, which runs as WebAssembly.
     pub real: bool,
-    /// Each node's clock runs too fast or too slowly, at a rate of its own.
+    /// Each node's clock runs too fast or too slowly, at a separate rate.
     pub drift: bool,
     /// Guests have so little memory that they reach its limit.
     pub tight: bool,
@@ -29,7 +29,7 @@ impl fmt::Display for Nature {
 }
 
 impl Nature {
-    /// Draw the properties of a seed. Each has a random stream of its own, so that a new property does not change
+    /// Draw the properties of a seed. Each has a separate random stream, so that a new property does not change
     /// the others.
     pub fn draw(world: &Seeded) -> Self {
         let has = |what, share| world.stream(what).random_bool(share);

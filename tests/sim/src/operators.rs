@@ -21,7 +21,7 @@ use crate::run::Run;
 /// Longest time that an operator waits for one request.
 const PATIENCE: Duration = Duration::from_secs(20);
 
-/// Longest time that an operator repeats a request that has to succeed.
+/// Longest time that an operator repeats a request that must succeed.
 const INSISTS: Duration = Duration::from_secs(60);
 
 /// Most machines of a run at which [`do_without`] still adds one because every member leaves or is lost.
@@ -229,14 +229,14 @@ pub fn lost(run: &Run) -> Vec<NodeId> {
     let nodes = run.nodes();
     let is_lost = |member: &&Member| {
         let Some(at) = run.at(member.id) else { return false };
-        // A part of the cluster that was recovered separately removed the node, which then stopped; that part has
-        // since adopted another lineage, in which the node is still a member.
+        // A part of the cluster that was recovered separately removed the node, which then stopped. That part
+        // has since adopted another lineage, in which the node is still a member.
         let let_go = nodes.life(at).is_none() && nodes.ended(at) == Some(StopReason::Removed);
         if nodes.is_gone(at) || let_go {
             return true;
         }
-        // Another cluster: the node is on an empty machine that has the name of the lost one. Or the node was
-        // admitted and does not know it yet, in which case it is not lost.
+        // A node in another cluster runs on an empty machine that has the name of the lost one. Or it was
+        // admitted and does not know that yet; then it is not lost.
         nodes.life(at).is_some_and(|life| {
             let elsewhere = life.cluster().view().state.cluster != state.cluster;
             elsewhere && (member.status != MemberStatus::Joining || member.uid != life.cluster().uid())
@@ -273,7 +273,7 @@ pub async fn do_without(run: &Arc<Run>) {
                 }
             }
             if run.nodes().count() < MOST && nobody_stays(run) {
-                // The last member that does not leave cannot be removed: a new node has to join first.
+                // The last member that does not leave cannot be removed, so a new node must join first.
                 join_one_more(run, 7).await;
             }
             sleep(Duration::from_secs(1)).await;
@@ -281,7 +281,7 @@ pub async fn do_without(run: &Arc<Run>) {
     }
 }
 
-/// Return whether every member either has lost its machine or is leaving.
+/// Return true if every member either has lost its machine or is leaving.
 fn nobody_stays(run: &Run) -> bool {
     let lost = lost(run);
     let leaves = |member: &Member| member.status == MemberStatus::Leaving || lost.contains(&member.id);

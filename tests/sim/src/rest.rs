@@ -153,7 +153,7 @@ async fn mend(run: &Arc<Run>) {
     join_again(run).await;
 }
 
-/// Return whether a node reports that no member has the component of a module's current release.
+/// Return true if a node reports that no member has the component of a module's current release.
 fn is_without_component(run: &Run, module: usize) -> bool {
     let name = &run.fleet[module].name;
     run.members().into_iter().filter_map(|at| run.nodes().life(at)).any(|life| {
@@ -163,7 +163,7 @@ fn is_without_component(run: &Run, module: usize) -> bool {
     })
 }
 
-/// Return whether all members serve, none is paused, and all have applied the newest state.
+/// Return true if all members serve, none is paused, and all have applied the newest state.
 pub fn all_serve(run: &Run) -> bool {
     let Some(state) = run.newest() else { return false };
     let serving = run.nodes().serving();
@@ -229,7 +229,7 @@ async fn join_again(run: &Arc<Run>) {
     }
 }
 
-/// Return something that has not completed yet; `None` if everything has.
+/// Return the description of something that has not completed yet, or `None` if everything has completed.
 pub fn unrest(run: &Run) -> Option<String> {
     let nodes = run.nodes();
     let state = run.newest()?;
@@ -266,7 +266,7 @@ pub fn unrest(run: &Run) -> Option<String> {
         };
         let view = life.cluster().view();
         if view.state.cluster != state.cluster {
-            // Its join was refused, or its operator gave up: the node is in a cluster of its own.
+            // Its join was refused, or its operator cancelled it: the node is in its own cluster.
             continue;
         }
         if state.member(view.me).is_none() && nodes.is_older(at) {

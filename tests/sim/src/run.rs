@@ -201,7 +201,7 @@ impl Run {
         let eyes = Arc::new(Eyes(run.clone()));
         let mut scripts = Scripts::new(eyes.clone());
         if run.fleet.iter().any(|plan| plan.real) {
-            let engine = Engine::simulated().expect("a machine that runs what wasmtime compiles");
+            let engine = Engine::simulated().expect("a machine that can run code from wasmtime");
             scripts = scripts.with_engine(Arc::new(engine)).watched_by(eyes.clone());
         }
         if nature.tight {
@@ -220,10 +220,10 @@ impl Run {
     /// # Panics
     /// Panics if `new` has not returned yet, which adds the nodes.
     pub fn nodes(&self) -> &Nodes {
-        self.nodes.get().expect("a run has nodes from its beginning")
+        self.nodes.get().expect("a run has nodes from its start")
     }
 
-    /// Add a machine with a clock of its own, and start its node. `speaks` is the range of versions of its build.
+    /// Add a machine with its own clock, and start its node. `speaks` is the range of versions of its build.
     pub fn add(&self, speaks: Speaks) -> At {
         let at = self.nodes().add_speaking(speaks);
         if self.nature.drift {
@@ -330,7 +330,7 @@ impl Run {
 
     /// Have the oracle check that a node may serve a vnode's partition.
     pub fn serves(&self, at: At, vnode: (ModuleUid, PartitionId), what: fmt::Arguments<'_>) {
-        // The node that begins a lineage may serve before the run has recorded its state.
+        // The node that starts a lineage may serve before the run has recorded its state.
         if let Some(life) = self.nodes().life(at) {
             let view = life.cluster().view();
             if self.ledger(|ledger| ledger.newest().is_some_and(|newest| newest.lineage < view.state.lineage))
@@ -348,12 +348,12 @@ impl Run {
         }
     }
 
-    /// Return whether the schedule was given and has only joins and leaves, which delay no request.
+    /// Return true if the schedule was given and has only joins and leaves, which delay no request.
     pub fn is_fair(&self) -> bool {
         self.settings.schedule.as_ref().is_some_and(|acts| acts.iter().all(|(_, act)| act.is_fair()))
     }
 
-    /// Return whether a node owns a partition, by the newest state or by its own.
+    /// Return true if a node owns a partition, by the newest state or by its own.
     pub fn may_hold(&self, at: At, partition: PartitionId) -> bool {
         let own = self.nodes().life(at).is_some_and(|life| {
             let view = life.cluster().view();
@@ -401,7 +401,7 @@ impl Run {
         if let Some(era) = known(&self.state.lock()) {
             return era;
         }
-        // The node runs a release that is in its own state only so far.
+        // The node runs a release that only its own state contains so far.
         if let Some(life) = self.nodes().life(at) {
             self.state.lock().notes_eras(&life.cluster().view().state);
         }
@@ -424,7 +424,7 @@ impl Run {
         self.state.lock().broken.clone()
     }
 
-    /// Return whether a rule is broken.
+    /// Return true if a rule is broken.
     pub fn is_broken(&self) -> bool {
         self.state.lock().broken.is_some()
     }
@@ -435,22 +435,22 @@ impl Run {
         self.state.lock().lines.push(format!("{:>9.3} {what}", now.as_secs_f64()));
     }
 
-    /// Return whether faults are held back, because a node on an old disk needs all its peers in reach.
+    /// Return true if faults are held back, because a node on an old disk needs all its peers in reach.
     pub fn is_delicate(&self) -> bool {
         self.state.lock().delicate
     }
 
-    /// Hold faults back from now on, or no longer.
+    /// Set whether faults are held back from now on.
     pub fn delicate(&self, delicate: bool) {
         self.state.lock().delicate = delicate;
     }
 
-    /// Return whether some nodes may not know of a lineage that another node has begun.
+    /// Return true if some nodes may not know of a lineage that another node has started.
     pub fn is_apart(&self) -> bool {
         self.state.lock().apart
     }
 
-    /// Record that some nodes may not know of the newest lineage, or that all know it again.
+    /// Set whether some nodes may not know of the newest lineage.
     pub fn apart(&self, apart: bool) {
         self.state.lock().apart = apart;
     }
@@ -465,18 +465,18 @@ impl Run {
         self.state.lock().stale.insert(at);
     }
 
-    /// Return whether the machine's node was started on an older copy of its disk.
+    /// Return true if the machine's node was started on an older copy of its disk.
     pub fn is_stale(&self, at: At) -> bool {
         self.state.lock().stale.contains(&at)
     }
 
-    /// Return whether clients send requests: before the calm, and while no rule is broken.
+    /// Return true if clients send requests: before the calm, and while no rule is broken.
     pub fn is_busy(&self) -> bool {
         let state = self.state.lock();
         state.busy && state.broken.is_none()
     }
 
-    /// Return whether the run has calmed down: clients have stopped, and guests behave from then on.
+    /// Return true if the run has calmed down: clients have stopped, and guests behave from then on.
     pub fn is_calm(&self) -> bool {
         !self.state.lock().busy
     }
@@ -565,7 +565,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
         schedule::draw(&mut world.stream("schedule"), shape, settings.unrest)
     });
     if schedule.iter().any(|(_, act)| matches!(act, Act::RecoverApart { .. })) {
-        // One of several histories stays, with its release of each module and with items of all histories. The cluster
+        // One of several histories remains, with its release of each module and with items of all histories. The cluster
         // cannot ensure that this release reads all of these items, so all releases read all formats here.
         fleet.iter_mut().for_each(Plan::read_all);
     }
@@ -576,7 +576,7 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
             tokio::select! {
                 biased;
                 () = world.restless() => {
-                    run.breaks(Rule::Rests.broken("virtual time stands still while a task runs on".to_owned()));
+                    run.breaks(Rule::Rests.broken("virtual time does not advance while a task keeps running".to_owned()));
                 }
                 () = play(&run, nodes, older, schedule) => {}
             }
@@ -643,7 +643,7 @@ async fn play(run: &Arc<Run>, nodes: usize, older: usize, schedule: Vec<Planned>
 
 /// Form a cluster and deploy its modules. The last `older` nodes run the previous build.
 pub(crate) async fn begin(run: &Arc<Run>, nodes: usize, older: usize) {
-    // The cluster of the first node is the one that the oracles follow; the others join it.
+    // The oracles follow the cluster of the first node; the others join it.
     for at in 0..nodes {
         let speaks = if at + older >= nodes { Speaks::FIRST } else { Speaks::THIS };
         run.add(speaks);

@@ -158,7 +158,7 @@ mod tests {
     fn an_unusable_file_is_refused_with_the_reason() {
         let mut value = serde_json::to_value(saved()).unwrap();
         value["format"] = 7.into();
-        // The rest of a file with another format is not looked at.
+        // The rest of a file with another format is not read.
         value["settings"] = "others".into();
         assert_eq!(Saved::parse(&value.to_string()), Err(Unusable::OtherFormat(7)));
         // A file from before natures existed has none of their properties.

@@ -96,8 +96,8 @@ fn shown(run: &Run) -> Option<(RingTable, u64)> {
 /// Measure a cluster of `nodes` nodes and `ring` partitions at rest, and while one more node joins.
 ///
 /// # Errors
-/// Returns the rule that broke, the reason why the cluster did not come to rest, or the reason why the ring size is
-/// invalid.
+/// Returns the rule that broke, the reason for which the cluster did not settle, or the reason why the ring
+/// size is invalid.
 pub fn scale(nodes: usize, ring: u32) -> Result<Row, String> {
     let size = RingSize::try_from(ring).map_err(|error| error.to_string())?;
     let simulation = Simulation::new(1, annulus_harness::Settings::default());

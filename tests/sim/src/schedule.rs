@@ -1,5 +1,5 @@
-//! The schedule of a run: faults and operators' requests with their times. It is drawn before the run begins, so
-//! that it can be printed, shortened and replayed.
+//! The schedule of a run: faults and operators' requests with their times. It is drawn before the run starts,
+//! so that it can be printed, shortened and replayed.
 
 use std::fmt;
 use std::time::Duration;
@@ -61,13 +61,13 @@ pub enum Act {
     Hold { lasts: Duration },
     /// Stop a node and start it again with the newest build.
     Upgrade { at: At, lasts: Duration },
-    /// Split the network into parts for a while. The nodes of all parts go on, and each part without a quorum is
-    /// recovered.
+    /// Split the network into parts for a while. The nodes of all parts keep running, and each part without a
+    /// quorum is recovered.
     RecoverApart { pick: u32, lasts: Duration },
 }
 
 impl Act {
-    /// Return whether the act delays no request.
+    /// Return true if the act delays no request.
     pub fn is_fair(&self) -> bool {
         matches!(self, Self::Join { .. } | Self::Leave { .. })
     }

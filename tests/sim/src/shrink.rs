@@ -66,7 +66,7 @@ pub const SMALLER: &[fn(&Settings) -> Vec<Settings>] = &[
         modules.into_iter().map(with).collect()
     },
     |settings| {
-        // All planned acts must begin within the unrest.
+        // All planned acts must start within the unrest.
         let last = settings.schedule.iter().flatten().map(|(at, _)| *at).max().unwrap_or_default();
         let least = usize::try_from(last.as_secs() + 1).unwrap_or(usize::MAX);
         let now = usize::try_from(settings.unrest.as_secs()).unwrap_or(usize::MAX);
@@ -145,7 +145,7 @@ pub fn milder(act: &Act) -> Vec<Act> {
     milder
 }
 
-/// Return whether both violate the same rule in the same way: their details are equal except for digits, so that
+/// Return true if both violate the same rule in the same way: their details are equal except for digits, so that
 /// node, partition, key and time do not matter.
 pub fn is_same(one: &Broken, other: &Broken) -> bool {
     let words = |broken: &Broken| broken.what.replace(|letter: char| letter.is_ascii_digit(), "");

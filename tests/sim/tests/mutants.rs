@@ -71,9 +71,9 @@ const MASTER: &str = "host/vnode/src/master/tests.rs";
 /// above a row gives the reason why a simulation of whole nodes does not notice the mutant.
 const ELSEWHERE: &[(Mutant, &str, &str)] = &[
     // A node applies states in log order, so the simulation never presents an older one.
-    (Mutant::EndWhatIsNewer, MASTER, "a_fault_that_lets_an_older_state_end_newer_vnodes_is_seen"),
-    // A guest would have to trap while a complete stage is being promoted.
-    (Mutant::PromoteWhatTrapped, MASTER, "a_fault_that_promotes_what_trapped_is_seen"),
+    (Mutant::EndWhatIsNewer, MASTER, "a_fault_that_lets_an_older_state_end_newer_vnodes_is_detected"),
+    // A guest would need to trap while a complete stage is being promoted.
+    (Mutant::PromoteWhatTrapped, MASTER, "a_fault_that_promotes_a_trapped_stage_is_detected"),
     // No scripted item is larger than a handoff can carry.
     (
         Mutant::TakeAcceptForProgress,
@@ -84,35 +84,31 @@ const ELSEWHERE: &[(Mutant, &str, &str)] = &[
     (
         Mutant::RebalanceWithoutBase,
         "host/core/src/state/tests.rs",
-        "a_table_that_was_made_from_another_ring_is_not_aimed_at",
+        "a_table_computed_from_another_ring_is_refused",
     ),
     // The check at the end of the stream refuses a stage with missing or duplicate items.
-    (Mutant::FillTheNextStage, MASTER, "a_fault_that_fills_the_next_stage_is_seen"),
+    (Mutant::FillTheNextStage, MASTER, "a_fault_that_fills_the_next_stage_is_detected"),
     // The receiver reports that its stage is gone, and the stage is filled again.
-    (Mutant::StageWhatIsOver, MASTER, "a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen"),
+    (Mutant::StageWhatIsOver, MASTER, "a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_detected"),
     // A simulated partition fits on a single page, so even the wrong stream gets the right page.
-    (Mutant::ReadForAnotherTransfer, MASTER, "a_fault_that_lets_two_drivers_share_a_stream_is_seen"),
+    (Mutant::ReadForAnotherTransfer, MASTER, "a_fault_that_lets_two_drivers_share_a_stream_is_detected"),
     // An owner that has restarted no longer has the items in memory, so it cannot stream them again.
     (Mutant::StreamAgainUnderAFlip, MACHINES, "nothing_is_streamed_again_once_a_flip_may_have_been_proposed"),
     // The dropped stage is filled again, or the transfer is cancelled.
-    (Mutant::DropAtBegin, COMPARING, "a_stream_that_was_given_up_and_comes_late_costs_no_stage"),
+    (Mutant::DropAtBegin, COMPARING, "an_abandoned_stream_that_arrives_late_drops_no_stage"),
     // The host does not compare stages yet.
     (Mutant::BelieveLostAnswers, COMPARING, "an_answer_that_is_lost_with_its_link_is_not_taken_for_a_yes"),
     // The simulated network does not lose parts of a stream.
-    (Mutant::IgnoreEndDigest, COMPARING, "an_item_that_is_lost_on_the_way_is_missed_at_the_end"),
+    (Mutant::IgnoreEndDigest, COMPARING, "an_item_that_is_lost_on_the_way_is_detected_at_the_end"),
     // Scripted guests merge items by version, so the order in which items arrive does not matter.
-    (
-        Mutant::LatePage,
-        "host/harness/tests/guests/moves.rs",
-        "a_page_is_in_the_stream_before_what_is_written_after_it",
-    ),
+    (Mutant::LatePage, "host/harness/tests/guests/moves.rs", "a_page_precedes_later_writes_in_the_stream"),
     // No rule of the simulation restricts when a command may start.
-    (Mutant::DeadlineNotChecked, MASTER, "what_comes_to_its_turn_after_its_deadline_is_not_started"),
-    // A member would have to fall a thousand log entries behind.
+    (Mutant::DeadlineNotChecked, MASTER, "a_command_after_its_deadline_is_not_started"),
+    // A member would need to fall a thousand log entries behind.
     (
         Mutant::PurgeBeforeItsSnapshot,
         "host/harness/tests/raft_storage.rs",
-        "a_purge_before_its_snapshot_is_seen",
+        "a_purge_before_its_snapshot_is_detected",
     ),
     // No rule of the simulation limits the memory of a sender.
     (Mutant::NeverCongested, MACHINES, "writers_wait_for_a_receiver_that_is_behind"),

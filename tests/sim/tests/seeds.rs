@@ -126,8 +126,8 @@ fn a_seed_is_one_history_in_every_process() {
     assert!(other.status.success() && said.contains(&trace), "{trace}; the other process: {said}");
 }
 
-/// Saved runs that once broke a rule, each in a file named after the fault that it found. Choices of the seed that are
-/// not in the file may have changed since.
+/// Replay saved runs that once broke a rule. Each is in a file named after the fault that it found. Choices of
+/// the seed that are not in the file may have changed since.
 #[test]
 fn faults_that_were_found_stay_fixed() {
     let found = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/found");

@@ -63,7 +63,7 @@ fn a_mutant_is_shrunk_to_a_few_acts_whose_file_replays_in_another_process() {
     let same = format!("{:?}, trace {} after {} polls", Replayed::Same, report.trace, report.polls);
     assert!(other.status.success() && said.contains(&same), "{same}; the other process: {said}");
 
-    // Without the mutant the rule holds; with another trace the history is another one.
+    // Without the mutant the rule holds. With another trace the history differs.
     let mut mended = Saved::of(left, report).unwrap();
     mended.settings.mutant = None;
     assert_eq!(mended.run().1, Replayed::Holds);

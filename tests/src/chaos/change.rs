@@ -45,7 +45,7 @@ pub fn leave(old: String, others: Vec<Place>) -> Change {
     insist(others, move |member| done_before(verb(&member.data, &["leave", &old, "--no-wait"]), &old))
 }
 
-/// Replace a member by a new node: the new node joins as staged, then takes over all partitions of the old.
+/// Replace a member by a new node: the new node joins as staged, then receives all partitions of the old.
 pub fn replace(old: String, new: Place, others: Vec<Place>) -> Change {
     insist(others, move |member| {
         let joined = ask_in(&new, member, "--stage");
@@ -56,8 +56,8 @@ pub fn replace(old: String, new: Place, others: Vec<Place>) -> Change {
     })
 }
 
-/// Treat these errors as success: an earlier attempt was accepted and its answer lost, so the node is already
-/// leaving or removed.
+/// Treat the errors of a member that is leaving, removed or unknown as success: an earlier attempt was accepted
+/// and its answer lost.
 fn done_before(ran: Ran, old: &str) -> Ran {
     let said = [format!("{old} is leaving"), format!("{old} is removed"), format!("no member {old}")];
     let done = said.iter().any(|said| ran.stderr.contains(said));

@@ -42,7 +42,7 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// Report whether every rule held.
+    /// Return true if every rule held.
     pub fn holds(&self) -> bool {
         self.oracles.iter().all(|(_, oracle)| oracle.is_ok())
     }

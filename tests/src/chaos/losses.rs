@@ -29,7 +29,7 @@ pub(super) fn held_by_dead(dead: &str, others: &[&Node]) -> BTreeSet<u16> {
     })
 }
 
-/// Report whether this node may be about to give the named node a partition; true if it does not answer.
+/// Return true if this node may be about to give the named node a partition, or if it does not answer.
 fn gives_to(node: &Node, name: &str) -> bool {
     let rows = node.json(&["transfers"]);
     let rows = rows.lines().into_iter().next().unwrap_or_default();

@@ -35,7 +35,7 @@ pub struct Settings {
     pub length: Duration,
     /// Seed for the schedule, the victims and the load.
     pub seed: u64,
-    /// Number of members at the beginning.
+    /// Number of members at the start.
     pub nodes: usize,
     /// Average time between two releases.
     pub release_every: Duration,
@@ -54,7 +54,7 @@ impl Settings {
             pad: 200,
             limit: Duration::from_secs(4),
             grace: Duration::from_secs(2),
-            // Leaves some of the two cores' time to the eight nodes.
+            // The pause leaves some of the two cores' time to the eight nodes.
             rest: Duration::from_millis(3),
             roam: true,
             seed,
@@ -185,7 +185,7 @@ impl<'a> Run<'a> {
             }
             match step {
                 Step::Do(Act::Fault(fault, lasts)) => {
-                    // One fault at a time; a fault that lasts longer delays the next.
+                    // Start one fault at a time: a fault that lasts longer delays the next.
                     let struck = if self.faulty.is_none() { self.strike(fault) } else { None };
                     match struck {
                         Some((event, victim)) => {
@@ -194,7 +194,7 @@ impl<'a> Run<'a> {
                         None if Instant::now() < end + OVERTIME => {
                             steps.push((Instant::now() + AGAIN, Step::Do(Act::Fault(fault, lasts))));
                         }
-                        None => self.failed.push(format!("{fault:?} was possible at no time")),
+                        None => self.failed.push(format!("{fault:?} was never possible")),
                     }
                 }
                 Step::Do(change) => self.change(change),
@@ -363,7 +363,7 @@ impl<'a> Run<'a> {
             let (event, _, change) = self.changes.remove(done);
             match change.join().map(|changed| (changed.accepted, changed.attempts)) {
                 Ok((Ok(at), attempts)) => {
-                    let note = if attempts > 1 { format!("said {attempts} times") } else { String::new() };
+                    let note = if attempts > 1 { format!("tried {attempts} times") } else { String::new() };
                     self.end(event, at, note);
                 }
                 Ok((Err(why), _)) => self.failed.push(format!("{}: {why}", self.events[event].what)),
@@ -375,7 +375,7 @@ impl<'a> Run<'a> {
 
     /// Start a fault on a node and return the event and the node; `None` if it is not possible at the moment.
     fn strike(&mut self, fault: Fault) -> Option<(usize, usize)> {
-        // Never a node that is joining or leaving: faults of such nodes are tested elsewhere.
+        // Never choose a node that is joining or leaving: faults of such nodes are tested elsewhere.
         let victim = match fault {
             Fault::KillClaimant => {
                 let claimant = self.claimant()?;
@@ -421,7 +421,7 @@ impl<'a> Run<'a> {
         }
     }
 
-    /// Report whether the node is still joining.
+    /// Return true if the node is still joining.
     fn is_new(&self, node: usize) -> bool {
         self.changes.iter().any(|(_, new, _)| *new == Some(node))
     }
@@ -462,7 +462,7 @@ impl<'a> Run<'a> {
     fn finish(mut self) -> Outcome {
         self.cluster.relay().heal();
         if self.settings.stop.load(Ordering::Relaxed) {
-            let oracles = vec![("the run came to its end", Err("it was interrupted".to_owned()))];
+            let oracles = vec![("the run was completed", Err("it was interrupted".to_owned()))];
             return self.outcome(self.load.report(), self.beside.reports(), oracles);
         }
         self.say("all changes and faults are over; the cluster settles");
@@ -528,7 +528,7 @@ impl<'a> Run<'a> {
     /// Check that every member runs the current release of every module.
     fn current(&self) -> Result<String, String> {
         let deadline = Instant::now() + SETTLE;
-        let asked = self.sound().first().map(|&node| &self.cluster[node]).ok_or("no member is there")?;
+        let asked = self.sound().first().map(|&node| &self.cluster[node]).ok_or("no member is reachable")?;
         loop {
             let current = releases::run_everywhere(asked, self.members.len());
             if current.is_ok() || Instant::now() >= deadline {

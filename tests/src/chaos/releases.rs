@@ -118,7 +118,7 @@ impl Releases {
 
     /// Make the next release now.
     pub(super) fn now(&self) {
-        // Fails only if the thread has panicked, which `end` reports.
+        // This fails only if the thread has panicked, which `end` reports.
         let _ = self.now.send(());
     }
 
@@ -190,7 +190,7 @@ impl Operator {
     }
 
     fn deploy(&mut self, module: &'static str) -> Vec<String> {
-        // Never the component that runs: deploying it again is no release.
+        // Never choose the component that runs: deploying it again is not a release.
         let last = self.last.entry(module).or_default();
         *last = (*last + self.random.random_range(1..VARIANTS)) % VARIANTS;
         let file = &self.files[module][usize::from(*last)];
@@ -239,7 +239,7 @@ fn answer(stdout: &str) -> Option<Result<u64, (String, String)>> {
 /// Check that every member runs the current release of every module.
 ///
 /// # Errors
-/// The row of the first module for which this is not so.
+/// The row of the first module of which a member runs another release.
 pub(super) fn run_everywhere(asked: &Node, members: usize) -> Result<String, String> {
     let rows = asked.json(&["modules"]);
     let rows = rows.lines().into_iter().next().unwrap_or_default();

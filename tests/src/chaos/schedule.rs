@@ -1,4 +1,4 @@
-//! The schedule of a chaos run, drawn from a seed before the run begins.
+//! The schedule of a chaos run, drawn from a seed before the run starts.
 //!
 //! It has two lanes. Faults come one after another, so that a majority always exists and every wrong answer
 //! has a single cause. Membership changes come at any time, including during faults.
@@ -25,7 +25,7 @@ pub enum Fault {
 }
 
 impl Fault {
-    /// Report whether the process does not run during the fault.
+    /// Return true if the process does not run during the fault.
     pub fn stops(self) -> bool {
         matches!(self, Self::KillClaimant | Self::Pause)
     }
@@ -44,7 +44,7 @@ pub enum Act {
     Fault(Fault, Duration),
 }
 
-/// Changes and faults in order, each with its time after the beginning of the run.
+/// Changes and faults in order, each with its time after the start of the run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule(pub Vec<(Duration, Act)>);
 
@@ -53,7 +53,7 @@ pub struct Schedule(pub Vec<(Duration, Act)>);
 const LONGEST_PAUSE: Duration = Duration::from_secs(30);
 const LONGEST_CUT: Duration = Duration::from_secs(12);
 const LONGEST_DEATH: Duration = Duration::from_secs(5);
-/// Share of the run within which every change and fault begins, so that its end is under load too.
+/// Share of the run within which every change and fault starts, so that its end is under load too.
 const BEGUN: f64 = 0.85;
 
 impl Schedule {

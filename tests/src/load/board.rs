@@ -1,5 +1,5 @@
-//! The presence of all keys, shared by all clients. The reply of `keys` is checked against it while writes go
-//! on.
+//! The presence of all keys, shared by all clients. The reply of `keys` is checked against it while writes
+//! continue.
 
 use std::sync::atomic::{AtomicU64, Ordering};
 

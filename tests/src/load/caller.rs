@@ -90,7 +90,7 @@ impl Caller {
     }
 }
 
-/// Report whether the failure is one of the asked node itself, and not of the cluster behind it.
+/// Return true if the failure is one of the asked node itself, and not of the cluster behind it.
 pub(super) fn lost(failure: &Failure) -> bool {
     let code = failure.code.as_str();
     ["connection-lost", "unreachable", "failed", NO_ANSWER, FROZEN].contains(&code)

@@ -84,7 +84,7 @@ impl Crew {
     pub(crate) fn tell(&self, whom: &Whom, order: &Order) {
         let send = |to: &mpsc::UnboundedSender<_>| {
             let (done, heard) = oneshot::channel();
-            // Fails only if the client has panicked; the wait below reports it.
+            // This fails only if the client has panicked; the wait below reports it.
             let _ = to.send((order.clone(), done));
             heard
         };

@@ -1,5 +1,5 @@
 //! A mixed load that is checked against a model: no acknowledged write is lost, no deleted key comes back,
-//! every request is answered, and the replies of `keys` are right while the writes go on.
+//! every request is answered, and the replies of `keys` are right while the writes continue.
 //!
 //! Each key has one writer with one request in progress at a time, so the model of a key is exact. A write
 //! with an unknown outcome may have been applied or may be applied later; either is accepted.
@@ -134,14 +134,14 @@ impl Load {
         self.shared.report.lock().begin(name);
     }
 
-    /// Expect that the items of these partitions may be lost with their memory. To be called while the
+    /// Expect that the items of these partitions may be lost with their memory. Must be called while the
     /// partitions do not answer.
     pub fn doubt(&self, partitions: HashSet<u16>) {
         self.tell(&Order::Doubt(Arc::new(partitions)));
     }
 
     /// Record that a node's process is killed or frozen, or that it runs again. Requests that get no answer
-    /// from it meanwhile are counted separately, because a process that does not run cannot answer.
+    /// from it until then are counted separately, because a process that does not run cannot answer.
     pub fn freeze(&self, node: &Node, frozen: bool) {
         let mut all = self.shared.frozen.lock();
         if frozen {

@@ -52,7 +52,7 @@ impl Phase {
             began: Instant::now(),
             requests: 0,
             failed: 0,
-            // Three significant digits, without an upper limit.
+            // The histogram has three significant digits and no upper limit.
             latency: Histogram::new(3).unwrap_or_else(|error| panic!("a histogram: {error}")),
             longest: vec![Duration::ZERO; clients as usize],
         }
@@ -128,7 +128,7 @@ impl Report {
     pub(super) fn answered(&mut self, client: u32, took: Duration) {
         let Some(phase) = self.phases.last_mut() else { return };
         phase.requests += 1;
-        // Fails only above the histogram's range, which is hours.
+        // This fails only above the histogram's range, which is hours.
         let _ = phase.latency.record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX));
         let longest = &mut phase.longest[client as usize];
         *longest = took.max(*longest);
@@ -165,13 +165,13 @@ impl Report {
     /// Return the phase with this name.
     ///
     /// # Panics
-    /// If there is none.
+    /// If no phase has this name.
     pub fn phase(&self, name: &str) -> &Phase {
         let found = self.phases.iter().find(|phase| phase.name == name);
         found.unwrap_or_else(|| panic!("no phase {name}"))
     }
 
-    /// Report whether no acknowledged write was lost, no deleted key came back, every request was answered and
+    /// Return true if no acknowledged write was lost, no deleted key came back, every request was answered and
     /// every reply of `keys` was right.
     pub fn is_sound(&self) -> bool {
         self.lost == 0 && self.resurrected == 0 && self.unanswered == 0 && self.coverage_wrong.is_empty()
@@ -188,7 +188,7 @@ impl Report {
     /// Assert that the load is sound and that no request failed, including those for `keys`.
     ///
     /// # Panics
-    /// If this is not so.
+    /// If the load is not sound or a request failed.
     pub fn assert_flawless(&self) {
         self.assert_sound();
         assert!(self.failed_requests() == 0 && self.complete == self.coverages, "{self}");

@@ -92,7 +92,7 @@ impl Worker {
     }
 
     async fn read_back(&mut self) {
-        // After one key without an answer, do not wait at the others.
+        // After one key without an answer, do not retry the other keys.
         let mut patience = READ_BACK_LIMIT;
         for slot in 0..self.beliefs.len() {
             let began = Instant::now();

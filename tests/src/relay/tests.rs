@@ -129,7 +129,7 @@ fn delayed_packets_arrive_later_and_packets_from_unknown_addresses_are_dropped()
         assert!(Instant::now() < deadline);
         std::thread::yield_now();
     }
-    // A node that moves to another address is known as soon as the relay is told.
+    // A node that moves to another address is known as soon as the relay learns the address.
     relay.behind(0, stranger.local_addr().unwrap());
     stranger.send_to(b"it is me", ends[1].told).unwrap();
     assert_eq!(ends[1].hear(), ("it is me".to_owned(), ends[0].told));

@@ -99,7 +99,7 @@ fn remark(saved: &Saved, replayed: Replayed) -> String {
             format!("another rule is broken than in the file, which version {program} wrote: {rule}: {what}")
         }
         Replayed::Holds => {
-            format!("no rule is broken any more; in the file, which version {program} wrote: {rule}: {what}")
+            format!("no rule is broken now; in the file, which version {program} wrote: {rule}: {what}")
         }
     }
 }

@@ -20,7 +20,7 @@ const LAST_OF_SHORT: usize = 20;
 pub struct Verdict {
     /// Reports of the runs that broke a rule, by seed.
     pub broken: Vec<Report>,
-    /// Shrunk versions of the first of them.
+    /// Shrunk versions of the first broken runs.
     pub shrunk: Vec<Short>,
     /// Sums over all runs.
     pub counts: Counts,
@@ -39,7 +39,7 @@ pub struct Verdict {
 pub struct Short {
     /// The shrunk settings and their report.
     pub shrunk: Shrunk,
-    /// File that holds them, or the reason why there is none.
+    /// File that holds them, or the reason why no file exists.
     pub file: Result<PathBuf, String>,
 }
 

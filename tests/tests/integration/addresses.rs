@@ -125,7 +125,7 @@ fn addresses_may_be_host_names() {
 #[test]
 fn a_join_of_a_node_that_cannot_be_reached_reports_the_reason() {
     let mut cluster = Cluster::apart(2);
-    // The command line sends the join request through a socket of its own, so the node is admitted; but the
+    // The command line sends the join request through a separate socket, so the node is admitted; but the
     // node's endpoint speaks only IPv6.
     cluster[1].stop();
     cluster[1].listen = "[::1]:0".to_owned();

@@ -8,10 +8,11 @@ use std::process::Command;
 use annulus_tests::guests::root;
 use serde_json::Value;
 
-/// Lists dependencies for the rooms and is used for nothing else.
+/// A package that only lists dependencies for the other packages.
 const LIST: &str = "annulus-deps";
 
-/// The rows of the table under a heading of the architecture page, without its head: the cells of each.
+/// Return the cells of each row of the table under a heading of the architecture page, without the table's
+/// head.
 fn table(heading: &str) -> Vec<Vec<String>> {
     let page = std::fs::read_to_string(root().join("host/ARCHITECTURE.md")).unwrap();
     let (_, section) = page.split_once(&format!("\n{heading}\n")).unwrap_or_else(|| panic!("no {heading:?}"));
@@ -22,13 +23,13 @@ fn table(heading: &str) -> Vec<Vec<String>> {
 
 /// The rooms that one room may use.
 enum Uses {
-    /// These, each of which it does use.
+    /// These rooms, each of which the room must use.
     Exactly(BTreeSet<String>),
-    /// Any of the rooms above it but these.
+    /// Any of the rooms above it except these.
     AllAboveBut(BTreeSet<String>),
 }
 
-/// The table of rooms, in its order: bottom up.
+/// Return the table of rooms, in its order: bottom up.
 fn rooms() -> Vec<(String, Uses)> {
     let names = |list: &str| list.split(',').map(|name| name.trim().to_owned()).collect::<BTreeSet<_>>();
     let room = |row: Vec<String>| {
@@ -55,7 +56,7 @@ fn cargo(words: &[&str]) -> String {
     String::from_utf8(ran.stdout).unwrap()
 }
 
-/// What each package of the host uses of the others: in its code, and in its tests.
+/// Return the other packages of the host that each package uses: in its code, and in its tests.
 fn packages() -> BTreeMap<String, [BTreeSet<String>; 2]> {
     let metadata: Value =
         serde_json::from_str(&cargo(&["metadata", "--format-version=1", "--no-deps", "--locked"])).unwrap();
@@ -78,7 +79,7 @@ fn packages() -> BTreeMap<String, [BTreeSet<String>; 2]> {
 }
 
 #[test]
-fn packages_use_what_the_table_of_rooms_says() {
+fn packages_use_the_rooms_that_the_table_lists() {
     let (rooms, packages) = (rooms(), packages());
     let listed: BTreeSet<String> = rooms.iter().map(|(room, _)| package(room)).collect();
     assert_eq!(listed, packages.keys().cloned().collect(), "the rooms of the table and the packages");
@@ -88,7 +89,7 @@ fn packages_use_what_the_table_of_rooms_says() {
         match may_use {
             Uses::Exactly(rooms) => {
                 let said: BTreeSet<String> = rooms.iter().map(|room| package(room)).collect();
-                assert_eq!(&said, code, "what {room} may use by the table, and what its package uses");
+                assert_eq!(&said, code, "the rooms of {room} by the table and by its package");
             }
             Uses::AllAboveBut(but) => {
                 let but: BTreeSet<String> = but.iter().map(|room| package(room)).collect();
@@ -103,11 +104,11 @@ fn packages_use_what_the_table_of_rooms_says() {
         );
         above.insert(package(room));
     }
-    // The search finds what is known to be there.
+    // The search finds a dependency that is known to exist.
     assert!(packages["annulus"][0].contains("annulus-admin"), "{packages:?}");
 }
 
-/// The files of Rust code in a folder, and in those below it, that are no tests; each without its tests.
+/// Return the files of Rust code at or below a folder that are not tests, each without its unit tests.
 fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
     let mut found = Vec::new();
     for entry in dir.read_dir().unwrap() {
@@ -123,7 +124,7 @@ fn sources(dir: &Path) -> Vec<(PathBuf, String)> {
     found
 }
 
-/// The modules of this crate's root that a file names: `crate::a::b` and `crate::{a, b::c}`.
+/// Return the modules of this crate's root that a file names: `crate::a::b` and `crate::{a, b::c}`.
 fn imports(code: &str) -> BTreeSet<String> {
     let lines: Vec<&str> = code.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let code = lines.join(" ");
@@ -173,7 +174,7 @@ fn modules_of_core_import_only_from_the_layers_above_their_row() {
             continue;
         }
         let layer = *layers.get(&module).unwrap_or_else(|| panic!("{module} has no layer in the table"));
-        // In a file of the crate's root `super` would be another name for it.
+        // In a file of the crate's root, `super` would be another name for it.
         assert!(name.iter().count() > 1 || !code.contains("super::"), "{module} names its parent");
         for used in imports(&code).into_iter().filter(|used| *used != module) {
             let below =
@@ -197,14 +198,14 @@ fn imports_are_found_however_they_are_written() {
 /// Calls that `annulus-ground` replaces, so that a node can be simulated, and the files that may still use
 /// them.
 const GROUND: [(&str, &[&str]); 6] = [
-    // Below the interface of the simulated network: the tasks of quinn.
+    // The tasks of quinn run below the interface of the simulated network.
     ("tokio::spawn(", &["transport/src/hub.rs"]),
     ("spawn_blocking(", &[]),
     ("rand::r", &[]),
     ("SystemTime::now", &[]),
-    // The clock of quinn.
+    // quinn reads this clock.
     ("std::time::Instant", &["transport/src/udp.rs", "transport/src/hub.rs"]),
-    // Epoch ticks and signals, which a simulation does not have.
+    // Epoch ticks and signals do not exist in a simulation.
     ("thread::Builder", &["wasm/src/ticker.rs", "node/src/exit.rs"]),
 ];
 

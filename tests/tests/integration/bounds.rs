@@ -1,4 +1,4 @@
-//! What a component may take of its node: imports, memory, log.
+//! Limits on a component's use of its node: imports, memory, log.
 
 use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use annulus_tests::guests::component;
 use annulus_tests::harness::{Cluster, Node, until};
 
-/// An unsigned number as WebAssembly writes it.
+/// Encode an unsigned number as LEB128, as WebAssembly does.
 fn leb(mut number: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
@@ -27,7 +27,7 @@ fn section(id: u8, content: &[u8]) -> Vec<u8> {
 const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
 const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
 
-/// How many core modules stand in a component, not counting those of components within it.
+/// Return the number of core modules in a component, without those of nested components.
 fn core_modules(component: &[u8]) -> usize {
     let mut rest = &component[COMPONENT.len()..];
     let mut modules = 0;
@@ -47,7 +47,7 @@ fn core_modules(component: &[u8]) -> usize {
     modules
 }
 
-/// A component with one core instance more, which has memories of so many pages.
+/// Return a component with one more core instance, which has memories of these sizes in pages.
 fn with_memories(component: &[u8], pages: &[usize]) -> Vec<u8> {
     let memories: Vec<u8> = pages.iter().flat_map(|pages| [&[0][..], &leb(*pages)].concat()).collect();
     let module = [CORE_MODULE, &section(5, &[leb(pages.len()), memories].concat())].concat();
@@ -55,7 +55,7 @@ fn with_memories(component: &[u8], pages: &[usize]) -> Vec<u8> {
     [component, &section(1, &module), &section(2, &instance)].concat()
 }
 
-/// A component that imports an interface, and is nothing else.
+/// Return a component that only imports an interface.
 fn importing(name: &str) -> Vec<u8> {
     let empty_instance = section(7, &[1, 0x42, 0]);
     let import = [&[1, 0][..], &leb(name.len()), name.as_bytes(), &[5, 0]].concat();
@@ -80,7 +80,7 @@ fn a_component_gets_no_more_than_its_limits() {
         assert_eq!(error["state"], "not-applied", "{what}: {error}");
         assert!(error["message"].as_str().unwrap().contains(reason), "{what}: {error}");
     }
-    // The memories themselves are no reason.
+    // A component with several small memories is accepted.
     let file = cluster.keep("modest.wasm", &with_memories(&ping, &[1; 3]));
     let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--name", "modest"]);
     assert_eq!(ran.code, 0, "{ran:?}");
@@ -96,18 +96,18 @@ fn a_guest_neither_floods_nor_forges_the_log() {
     let before = node.log().len();
     let forged = "2026-01-01T00:00:00.000000Z  INFO annulus::node: all is well";
     node.call("hostile", "forge", &[&format!("harmless\n{forged}\u{1b}[2J")]).unwrap();
-    let log = until("the line is there", || Some(node.log()).filter(|log| log.contains("harmless")));
+    let log = until("the line is logged", || Some(node.log()).filter(|log| log.contains("harmless")));
     assert!(!log.lines().any(|line| line.starts_with(forged)) && !log.contains("\u{1b}[2J"), "{log}");
     for _ in 0..3 {
         node.call("hostile", "chatter", &["20000"]).unwrap();
     }
     let log =
-        until("the flood is noticed", || Some(node.log()).filter(|log| log.contains("lines are left out")));
-    // 60 MB were written; a partition may have been lucky in each call.
+        until("a flood is reported", || Some(node.log()).filter(|log| log.contains("lines are left out")));
+    // 60 MB were written. Each call may have reached another partition, which has a separate limit.
     assert!(log.len() - before < 1 << 20, "{} bytes", log.len() - before);
 }
 
-/// The files and directories from `path` on that others than their owner can read or write.
+/// Return the files and directories at or below `path` that users other than their owner can read or write.
 fn open_to_others(path: &Path) -> Vec<PathBuf> {
     let metadata = fs::symlink_metadata(path).unwrap();
     let below = if metadata.is_dir() {
@@ -153,7 +153,7 @@ fn the_guests_of_a_node_share_a_limit_of_memory() {
         "{error}"
     );
     assert!(error["message"].as_str().unwrap().contains("--guest-memory"), "{error}");
-    // Nobody has lost anything, and reads and deletes go on.
+    // No items are lost, and reads and deletes continue to work.
     assert_eq!(node.call("kv", "get", &["k"]).unwrap(), "v");
     for n in 0..filled {
         assert!(!node.call("hostile", "sum", &[&format!("k{n}")]).unwrap().is_null(), "item {n} of {filled}");

@@ -101,7 +101,7 @@ fn a_killed_compiler_fails_only_its_deploy_and_no_compiler_outlives_its_node() {
     let dir = tempfile::tempdir().unwrap();
     cluster.deploy("guests/kv");
     cluster[0].call("kv", "put", &["a", "b"]).unwrap();
-    // Takes some seconds to compile.
+    // This component takes some seconds to compile.
     let costly = of_bodies(&[branches(900_000)]);
     let node = cluster[0].process();
     let asked = deploy(&cluster[0], dir.path(), &costly).spawn().unwrap();

@@ -36,7 +36,8 @@ fn a_new_leader_is_elected_within_seconds_of_the_leaders_death() {
     cluster[at].kill();
     let killed = Instant::now();
     let other = &cluster[(at + 1) % 3];
-    // Ask at once: the node holds the request until a new leader is elected. Repeat only if it gives up.
+    // Ask at once: the node holds the request until a new leader is elected. Repeat only if the node cancels
+    // it.
     let said = until("a token is issued", || (other.json(&["token"]).code == 0).then(|| killed.elapsed()));
     println!("the next change is committed {said:?} after kill -9 of the leader");
     assert!(said < Duration::from_secs(10), "{said:?}");

@@ -56,7 +56,7 @@ fn a_killed_node_fails_only_its_own_partitions_and_serves_again_after_a_restart(
     let load = Load::new(settings(), &[&cluster[0], &cluster[2]]);
     load.fill();
     load.go();
-    // First a follower, then the leader.
+    // Kill first a follower, then the leader.
     let leader = cluster[2].json(&["status"]).json()["claimant"].as_str().unwrap().to_owned();
     let leads = (0..3).find(|node| cluster[*node].name == leader).unwrap();
     for dead in [(leads + 1) % 3, leads] {
@@ -68,7 +68,7 @@ fn a_killed_node_fails_only_its_own_partitions_and_serves_again_after_a_restart(
         cluster[dead].kill();
         let held = owned_by(&cluster[left], &name);
         assert!(held.len() >= 21, "{held:?}");
-        // Until the node's death is known, and for some time after that.
+        // Wait until the node's death is known, and for some time after that.
         until("requests fail", || (load.report().failures.len() > failed_before + 20).then_some(()));
         go_on(&load, 2_000);
         load.doubt(held.clone());
@@ -108,7 +108,7 @@ fn a_killed_node_fails_only_its_own_partitions_and_serves_again_after_a_restart(
 }
 
 /// Progress of a handoff at the moment of a fault.
-const MOMENTS: [&str; 4] = ["agreed on", "under way", "sealed", "half over"];
+const MOMENTS: [&str; 4] = ["agreed on", "in progress", "sealed", "half over"];
 
 /// Wait for a moment of the handoff to a joining node. Polls over one connection without a pause, because some
 /// moments are short.
@@ -125,7 +125,7 @@ fn await_moment(moment: &str, seen_from: &Node, joining: &str) {
                 if moment == "agreed on" { coming > 0 } else { there >= 4 }
             } else {
                 let rows: Vec<TransferRow> = node.ask(&AdminRequest::Transfers).await.unwrap();
-                rows.iter().any(|row| row.state == "sealed" || moment == "under way" && row.items_done > 0)
+                rows.iter().any(|row| row.state == "sealed" || moment == "in progress" && row.items_done > 0)
             };
             if here {
                 return;
@@ -223,7 +223,7 @@ fn a_receiver_that_freezes_only_delays_the_handoff() {
     await_moment("half over", &cluster[0], &cluster[1].name);
     load.phase("frozen");
     cluster[1].pause();
-    // Long enough for the node to be declared dead, so that requests to its partitions fail.
+    // The pause is long enough for the node to be declared dead, so that requests to its partitions fail.
     until("requests fail", || (load.report().failed_requests() > 10).then_some(()));
     go_on(&load, 500);
     cluster[1].resume();

@@ -9,8 +9,8 @@ use std::time::{Duration, Instant};
 use annulus_tests::guests::root;
 use annulus_tests::harness::{annulus, command};
 
-/// Port offset of the demo: not that of the tutorial, which a demo started by hand may use, but the first of
-/// this series with three free ports when the test begins.
+/// Port offset of the demo. It is not that of the tutorial, which a demo started by hand may use, but the first
+/// of this series with three free ports when the test starts.
 static OFFSET: LazyLock<u16> =
     LazyLock::new(|| (1500..20_000).step_by(17).find(|offset| are_free(*offset)).expect("three free ports"));
 
@@ -18,7 +18,7 @@ fn are_free(offset: u16) -> bool {
     [8199, 8299, 8399].iter().all(|port| UdpSocket::bind(("127.0.0.1", port + offset)).is_ok())
 }
 
-/// Report whether the ports of all three nodes are free.
+/// Return true if the ports of all three nodes are free.
 fn ports_are_free() -> bool {
     are_free(*OFFSET)
 }

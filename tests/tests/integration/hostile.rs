@@ -74,8 +74,8 @@ fn a_misbehaving_guest_affects_no_other_module() {
     report.assert_flawless();
 }
 
-/// Every callback sleeps in turn. Meanwhile another module is served, further modules are deployed and a node
-/// leaves; and a node whose guest sleeps in `init` restarts and undeploys the module.
+/// Every callback sleeps in turn. While it sleeps, another module is served, further modules are deployed and a
+/// node leaves; and a node whose guest sleeps in `init` restarts and undeploys the module.
 #[test]
 fn a_sleeping_guest_delays_no_other_module() {
     let mut cluster = Cluster::joined(2);
@@ -111,7 +111,7 @@ fn a_sleeping_guest_delays_no_other_module() {
     println!("{report}");
     report.assert_flawless();
 
-    // From a time on that no trial call has reached, `init` sleeps.
+    // `init` sleeps from a time that no trial call has reached.
     let from = SystemTime::now().duration_since(UNIX_EPOCH).unwrap() + Duration::from_secs(20);
     let fail_after = format!("fail-after={}", from.as_millis());
     deploy(&cluster[0], &["fail=nap", &fail_after]);
@@ -152,7 +152,7 @@ fn an_endless_loop_costs_other_vnodes_no_more_than_a_busy_core() {
     assert!(began.elapsed() < 2 * window, "{:?}", began.elapsed());
     load.phase("after");
 
-    // A command to the same vnode waits until the time of the first is up, and is then answered.
+    // A command to the same vnode waits until the time limit of the first ends it, and is then answered.
     let words = ["call", "hostile", "put-and-spin", "k", "v", "--timeout", "500ms"];
     let error = cluster[0].json(&words).json()["error"].take();
     assert_eq!((&error["code"], &error["state"]), (&json!("deadline-exceeded"), &json!("unknown")));
@@ -238,7 +238,7 @@ fn invalid_components_are_refused_with_the_reason_and_change_nothing() {
         let file = cluster.keep("wrong.wasm", &bytes);
         let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--name", "kv"]);
         let error = &ran.json()["error"];
-        // The command line does not send a file that does not begin like WebAssembly.
+        // The command line does not send a file that does not start like WebAssembly.
         let expected = if bytes.starts_with(b"\0asm") { code } else { "usage" };
         assert_eq!(error["code"], expected, "{what}: {error}");
         assert!(ran.code > 0 && error["state"] == "not-applied", "{what}: {ran:?}");
@@ -270,17 +270,17 @@ fn random_packets_have_no_effect() {
     for number in 0..20_000 {
         random.fill_bytes(&mut packet);
         let length = match number % 4 {
-            // Any length, including 0.
+            // The packet has any length, including 0.
             0 => random.random_range(0..packet.len()),
             1 => random.random_range(0..40),
-            // The beginning of a QUIC packet: a long header of version 1, Initial and other types.
+            // The packet starts like one of QUIC: a long header of version 1, Initial and other types.
             2 => {
                 let first = 0xc0 | packet[0] & 0x3f;
                 packet[..6].copy_from_slice(&[first, 0, 0, 0, 1, 8]);
                 packet[14] = 8;
                 packet.len()
             }
-            // A short header, for connections that do not exist.
+            // The packet has a short header, of a connection that does not exist.
             _ => {
                 packet[0] = 0x40 | packet[0] & 0x3f;
                 random.random_range(1..packet.len())

@@ -107,7 +107,7 @@ async fn a_description_and_an_init_that_sleep_are_refused_at_their_limit() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_continues() {
-    // The calls during a handoff: the guest's consent, a command, its items, and both ends.
+    // These callbacks run during a handoff: the guest's consent, a command, its items, and both ends.
     for nap in ["handoff-starting", "handoff-command", "items", "handoff-finished", "handoff-cancelled"] {
         let bed = hostile(&[("nap", nap.into())]).await;
         put(&bed, "k").await;
@@ -120,7 +120,7 @@ async fn a_callback_that_sleeps_ends_at_its_limit_and_the_vnode_continues() {
         within_its_limit(nap, over).await;
         let told = std::iter::from_fn(|| events.try_recv().ok());
         let broken = told.filter(|event| matches!(event, StreamEvent::Broken { .. })).count();
-        assert_eq!(broken > 0, !nap.contains("ed"), "{nap}: the handoff must be told of lost items");
+        assert_eq!(broken > 0, !nap.contains("ed"), "{nap}: lost items must be reported to the handoff");
         put(&bed, "k").await;
     }
     for (setting, what) in [("fold", "nap"), ("reject", "nap"), ("nap", "handle-exit")] {
@@ -372,7 +372,7 @@ fn a_deploy_is_refused_if_a_node_lacks_address_space() {
     cluster.deploy("tests/guests/stored");
     cluster[0].call("stored", "put", &["k", "v"]).unwrap();
     assert_eq!(cluster[0].stop(), Some(0));
-    // In GiB: enough for the host and one instance in each of 64 partitions, but not for two.
+    // This many GiB are enough for the host and one instance in each of 64 partitions, but not for two.
     cluster[0].address_space = Some(7);
     cluster[0].start();
     cluster[0].call("stored", "put", &["k", "v"]).unwrap();

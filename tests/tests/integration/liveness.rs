@@ -1,5 +1,5 @@
 //! Failure detection between real processes: nodes crash, freeze and come back. Every other node removes them
-//! from its lists within 2 s and includes them again within 2 s. A busy node is never taken for dead.
+//! from its lists within 2 s and includes them again within 2 s. A busy node is never considered dead.
 
 use std::time::{Duration, Instant};
 
@@ -40,7 +40,7 @@ impl Lookouts {
         self.operators.iter().map(ask).collect()
     }
 
-    /// Report whether all nodes show this node as `up` in `members`, and, if it is down, in no preference list.
+    /// Return true if all nodes show this node as `up` in `members`, and, if it is down, in no preference list.
     fn agree(&self, name: &str, up: bool) -> bool {
         self.members().iter().all(|rows| rows.iter().any(|row| row.node == name && row.alive == up))
             && self.lists().iter().all(|list| up || !list.contains(&name.to_owned()))
@@ -170,7 +170,7 @@ fn a_node_that_cannot_run_a_module_is_not_in_its_lists_until_it_can() {
     cluster.deploy("guests/kv");
     everybody_up(&cluster);
     let name = cluster[2].name.clone();
-    // A file takes the place of the components' directory, so the node cannot store any component.
+    // A file replaces the components' directory, so the node cannot store any component.
     assert_eq!(cluster[2].stop(), Some(0));
     let components = cluster[2].data.join("components");
     let aside = cluster[2].data.join("components-aside");
@@ -195,7 +195,7 @@ fn a_node_that_cannot_run_a_module_is_not_in_its_lists_until_it_can() {
         let alert = format!("module kv: {name} cannot run version 1");
         assert!(alerts.iter().any(|said| said.as_str().unwrap().contains(&alert)), "{status}");
     }
-    // A peer that restarts is also told.
+    // A peer that restarts also learns of it.
     cluster[3].kill();
     cluster[3].start();
     until("the restarted peer knows", || {

@@ -152,7 +152,7 @@ async fn a_commit_makes_exactly_the_moves_that_the_plan_shows() {
     assert_eq!(row["moved"].as_u64(), Some(moved as u64));
     // The node that ran the verb has applied the end of the leave; another may be one entry behind.
     let gone = name(&b);
-    c.until("the leaver is gone here too", |view| view.state.member_by_name(&gone).is_none()).await;
+    c.until("the node that left is absent here too", |view| view.state.member_by_name(&gone).is_none()).await;
     let members = done(&c, &["members"]);
     let members: Vec<&str> =
         members.as_array().unwrap().iter().map(|row| row["node"].as_str().unwrap()).collect();
@@ -283,11 +283,11 @@ async fn invalid_joins_are_refused_and_leave_the_node_unchanged() {
     let other = InsideNode::start_with(other);
     refused(&other, &["join", &to, "--token", &good], "bad-arguments", "64 partitions");
 
-    // A node with data of its own.
+    // This node has data.
     b.deploy(component("guests/kv")).await;
     put(&b, 100..105).await;
     refused(&b, &["join", &to, "--token", &good], "not-allowed", "--discard");
-    assert_eq!(get(&b, 104).await, Cbor::from(104), "nothing is gone");
+    assert_eq!(get(&b, 104).await, Cbor::from(104), "the refused join deleted nothing");
     let without_yes = |data: &Path| {
         annulus(&["--data", data.to_str().unwrap(), "join", &to, "--token", &good, "--discard"])
     };
@@ -297,7 +297,7 @@ async fn invalid_joins_are_refused_and_leave_the_node_unchanged() {
     assert_eq!(get(&b, 104).await, Cbor::from(104));
     join(&mut b, &a, &["--discard"]).await;
     assert_eq!(get(&b, 4).await, Cbor::from(4), "the cluster's items");
-    assert_eq!(get(&b, 104).await, Cbor::Null, "its own are gone");
+    assert_eq!(get(&b, 104).await, Cbor::Null, "the node's own items were discarded");
 
     let again = token(&a, "1m");
     refused(&b, &["join", &to, "--token", &again], "not-allowed", "already");

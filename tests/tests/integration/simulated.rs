@@ -48,7 +48,7 @@ fn store_and_join(seed: u64) -> Ran {
     })
 }
 
-/// Set for the child process, which prints the result of its run.
+/// Environment variable of the child process, which prints the result of its run.
 const TOLD: &str = "ANNULUS_SIMULATED_TRACE";
 
 #[test]

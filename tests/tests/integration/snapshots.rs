@@ -1,4 +1,4 @@
-//! A member that was down for longer than the log reaches back receives a snapshot; it may be killed at any
+//! A member that was down for longer than the log reaches back receives a snapshot. It may be killed at any
 //! moment of that and still starts again.
 
 use std::sync::Arc;

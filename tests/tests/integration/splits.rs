@@ -41,7 +41,7 @@ fn part_and_meet(world: &mut World, sides: &[&[usize]]) {
     println!("{sides:?}: {:?}", began.elapsed());
 }
 
-/// While one node, the survivor, is cut off, the others give partitions to a node that has just joined. The
+/// Cut off one node, the survivor, while the others give partitions to a node that has just joined. The
 /// survivor recovers alone, from a state without these flips; when all reunite, its lineage wins.
 fn flips_that_a_survivor_does_not_know(world: &mut World, survivor: usize) {
     let first = (0..3).find(|node| *node != survivor).unwrap();
@@ -130,7 +130,7 @@ fn after_a_recovery_unserved_partitions_are_reported_and_nothing_is_deleted() {
     assert_eq!(world.everybody(), [0, 1, 2, 3]);
 }
 
-/// A node joins one side of a split; the other side is recovered and wins. The newcomer is no member of the
+/// A node joins one side of a split; the other side is recovered and wins. The newcomer is not a member of the
 /// winning lineage: it keeps its items, serves nothing, and can rejoin as a new node.
 #[test]
 fn a_node_that_joined_the_losing_side_keeps_its_items() {
@@ -143,7 +143,7 @@ fn a_node_that_joined_the_losing_side_keeps_its_items() {
     let _joining = world.cluster[newcomer].begin_join(&world.cluster[0]);
     let given = until("the newcomer has its share of the reachable nodes' partitions", || {
         let waits = world.pending(0);
-        // Ask a member: until the newcomer is admitted, it has a ring of its own.
+        // Ask a member: until the newcomer is admitted, it has a separate ring.
         let has = &world.owned(&[0, newcomer]) - &world.owned(&[0]);
         let given = !has.is_empty() && waits.is_subset(&world.owned(&[2]));
         given.then_some(has)
@@ -179,8 +179,8 @@ fn a_node_that_joined_the_losing_side_keeps_its_items() {
     world.one(&[0, 1, 2, newcomer]);
 }
 
-/// The majority removes the other nodes, which recover on their own meanwhile. No node ends or takes over the
-/// other side's partitions: both sides serve, and both report the other lineage.
+/// The majority removes the other nodes while they recover on their own. No node ends or adopts the other
+/// side's partitions: both sides serve, and both report the other lineage.
 #[test]
 fn a_recovered_side_that_was_removed_and_the_majority_both_serve_and_report_each_other() {
     let world = &mut World::begin(4);
@@ -206,7 +206,7 @@ fn a_recovered_side_that_was_removed_and_the_majority_both_serve_and_report_each
         );
         assert!(found.lost.is_empty() && world.status(side.nodes[0])["quorum"] == true, "{found:?}");
     }
-    // The recovered side is given up.
+    // The recovered side is abandoned.
     let given_up =
         sides.iter().find(|side| side.recovered).expect("the other side has no majority").nodes.clone();
     for node in given_up {

@@ -33,7 +33,7 @@ fn fed(command: &mut Command, stdin: &[u8]) -> Output {
     let mut child =
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let mut pipe = child.stdin.take().unwrap();
-    // Fails if the command has read enough and ended.
+    // The write fails if the command has read enough and ended.
     drop(pipe.write_all(stdin));
     drop(pipe);
     child.wait_with_output().unwrap()
@@ -108,7 +108,7 @@ fn values_from_arguments_files_and_stdin_are_passed_unchanged() {
         // The only line end is the one that the output adds.
         assert_eq!(node.cli(&["call", "kv", "get", "k"]).stdout, format!("{word}\n"));
     }
-    // Longer than the system allows for one argument.
+    // This value is longer than the system allows for one argument.
     let long = "x".repeat(900_000);
     let file = cluster.keep("long", long.as_bytes());
     let word = format!("@{}", file.display());
@@ -140,7 +140,7 @@ fn a_hangup_does_not_end_a_node() {
     let mut cluster = Cluster::apart(1);
     let node = &mut cluster.nodes_mut()[0];
     node.hang_up();
-    until("the node says that it ignores it", || node.log_tail().contains("SIGHUP is ignored").then_some(()));
+    until("the node logs the ignored signal", || node.log_tail().contains("SIGHUP is ignored").then_some(()));
     assert!(node.is_running());
     assert_eq!(node.json(&["members"]).code, 0);
 }

@@ -1,4 +1,4 @@
-//! The output of verbs: it is true, and it says what to do next.
+//! The output of verbs: it is true, and it names the next step.
 
 use std::fs::{self, File};
 use std::path::Path;
@@ -26,7 +26,7 @@ fn a_refused_verb_gives_the_reason_and_the_next_step() {
     let node = &cluster[0];
     let token = node.cli(&["token"]);
     assert!(token.stderr.contains("any number of nodes") && token.stderr.contains("10 min"), "{token:?}");
-    // Credentials of another cluster.
+    // Use the credentials of another cluster.
     let ran = cluster[1].cli(&["--node", &node.listen, "members"]);
     assert!(ran.stderr.contains("of another cluster") && !ran.stderr.contains("running"), "{ran:?}");
     // The time limit is too short, so nothing is done.
@@ -52,7 +52,7 @@ fn a_refused_verb_gives_the_reason_and_the_next_step() {
 }
 
 #[test]
-fn a_node_that_left_and_a_staged_one_are_told_the_next_step() {
+fn the_next_step_is_shown_for_a_node_that_left_and_a_staged_one() {
     let mut cluster = Cluster::apart(3);
     cluster[1].join(&cluster[0]);
     let token = cluster[0].cli(&["token"]).text().to_owned();
@@ -77,7 +77,7 @@ fn the_loss_of_a_removed_node_is_reported_by_module_until_it_is_acknowledged() {
     cluster.deploy("guests/kv");
     cluster[2].kill();
     let name = cluster[2].name.clone();
-    let removed = until("the others notice that it is gone", || {
+    let removed = until("the others notice that the node is down", || {
         let ran = cluster[0].cli(&["remove", &name]);
         (ran.code == 0).then_some(ran)
     });
@@ -208,18 +208,18 @@ fn files_of_no_release_are_deleted() {
             row.json()["digest"].as_str().unwrap()[..12].to_owned()
         })
         .collect();
-    // A component and its compiled code for each release that a rollback can reach, and nothing else.
+    // Only a component and its compiled code remain for each release that a rollback can reach.
     let kept = |node: &Node, digests: &[String]| {
         let mut all: Vec<String> =
             digests.iter().flat_map(|digest| [digest.clone(), digest.clone()]).collect();
         all.sort();
-        until("no other file is there", || (files(node) == all).then_some(()));
+        until("no other file is present", || (files(node) == all).then_some(()));
     };
     for node in cluster.nodes() {
         kept(node, &digests[2..]);
     }
     assert_eq!(cluster[0].json(&["rollback", "kv"]).code, 0);
-    // Files left by a crash, another build and earlier versions.
+    // Create files as a crash, another build and earlier versions leave them.
     let node = &mut cluster.nodes_mut()[1];
     node.kill();
     let old = format!("{}.wasm", "ab".repeat(32));
@@ -234,7 +234,7 @@ fn files_of_no_release_are_deleted() {
     }
     node.start();
     let named = files(&cluster[0]);
-    until("left-overs are gone", || (files(&cluster[1]) == named).then_some(()));
+    until("left-over files are deleted", || (files(&cluster[1]) == named).then_some(()));
     assert_eq!(cluster[0].cli(&["undeploy", "kv"]).code, 0);
     for node in cluster.nodes() {
         kept(node, &[]);

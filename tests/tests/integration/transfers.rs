@@ -98,7 +98,7 @@ async fn a_partition_that_is_rejected_delays_no_other_and_shows_the_reason() {
     assert_eq!(pending(&a.life().cluster.view()), moving, "nothing moves while it is paused");
 
     set(&a, &[HandoffChange::Paused(false)]).await;
-    // There is a single turn; the failing transfer must not keep it.
+    // Only one transfer may run at a time; the failing one must not block the others.
     a.until("all others have moved", |view| pending(view) == [poisoned].into()).await;
     let failing = until_rows(&a, "it is retried repeatedly", |rows| {
         rows.first().is_some_and(|row| row.tries >= 3 && row.retry_in_ms.is_some())

@@ -67,7 +67,7 @@ fn an_older_copy_ends_and_the_newest_continues() {
         assert!(cluster[2].is_running());
         assert_eq!(cluster[2].call("kv", "get", &["kept"]).unwrap(), "one", "{again}");
     }
-    // A move for good: the copy of the stopped node runs elsewhere, so now the old directory is outdated.
+    // The copy of the stopped node now runs elsewhere for good, so the old directory is outdated.
     cluster[2].stop();
     let mut moved = copy_of(&cluster[2], &cluster, "moved");
     moved.start();

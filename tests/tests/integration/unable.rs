@@ -33,7 +33,7 @@ fn a_module_that_one_node_cannot_store_stays_deployed_and_the_node_catches_up_af
     let name = cluster[2].name.clone();
     let file = cluster.keep("kv.wasm", &component("guests/kv"));
     let deploy = ["deploy".as_ref(), file.as_os_str()];
-    // A file takes the place of the components' directory, so the node cannot store any component.
+    // A file replaces the components' directory, so the node cannot store any component.
     let components = cluster[2].data.join("components");
     drop(fs::remove_dir_all(&components));
     fs::write(&components, "in the way").unwrap();
@@ -46,7 +46,7 @@ fn a_module_that_one_node_cannot_store_stays_deployed_and_the_node_catches_up_af
 
     // A node that is down cannot be asked: the module is deployed without it.
     cluster[2].kill();
-    until("it is known to be gone", || (cluster[0].json(&["status"]).json()["alive"] == 2).then_some(()));
+    until("it is known to be down", || (cluster[0].json(&["status"]).json()["alive"] == 2).then_some(()));
     let deployed = cluster[0].json(&deploy);
     assert_eq!((deployed.code, &deployed.json()["unreached"]), (0, &json!([name])), "{deployed:?}");
     cluster[2].start();

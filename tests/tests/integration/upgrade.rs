@@ -22,7 +22,7 @@ fn level(node: &Node) -> u64 {
     node.json(&["status"]).json()["level"].as_u64().unwrap()
 }
 
-/// Return the newest state level that each member speaks, as far as the node has been told.
+/// Return the newest state level that each member speaks, as far as the node knows.
 fn newest_levels(node: &Node) -> Vec<Option<u64>> {
     let members = node.json(&["members"]).json();
     members.as_array().unwrap().iter().map(|row| row["speaks"]["levels"]["newest"].as_u64()).collect()
@@ -67,7 +67,7 @@ fn nodes_of_a_newer_build_replace_older_ones_under_load_and_no_request_fails() {
     assert_eq!(staged.code, 0, "{staged:?}");
     assert_eq!(cluster[5].cli(&["clear"]).code, 0);
 
-    // An older node cannot join any more, and both sides give the reason.
+    // An older node can no longer join, and both sides give the reason.
     cluster.build = Build::Older;
     let late = cluster.add(&[]);
     let token = cluster[3].json(&["token"]).json()["token"].as_str().unwrap().to_owned();
@@ -102,7 +102,7 @@ fn nodes_can_be_restarted_with_a_newer_build_but_not_with_an_older_one_again() {
         if upgraded < 2 {
             assert_eq!(level(node), 1);
             let last = &cluster[2].name;
-            let limit = until("the others were heard from", || {
+            let limit = until("the node knows the versions of the others", || {
                 let limit = node.cli(&["transfers", "limit", "3"]);
                 limit.stderr.contains("speaks 1").then_some(limit)
             });

@@ -153,7 +153,7 @@ async fn a_swap_transfers_every_item_between_commands() {
     assert_eq!(bed.call("get", &[("key", "k1999".into())]).await.unwrap(), Value::from(1999));
 }
 
-/// On one thread, so that messages to a vnode stay in its mailbox until this test waits.
+/// This test runs on one thread, so that messages to a vnode stay in its mailbox until the test waits.
 #[tokio::test]
 async fn items_received_during_the_swap_of_a_staged_vnode_reach_the_new_instance() {
     let bed = Bed::with("guests/kv").await;
@@ -195,7 +195,7 @@ async fn items_received_during_the_swap_of_a_staged_vnode_reach_the_new_instance
     let all = tell(items);
     let next = release(&bed.engine, "guests/kv", 2).await;
     assert!(all.await.unwrap().unwrap().rejections.is_empty());
-    // The swap begins and takes its first page over; then the forwarded write arrives.
+    // The swap starts and transfers its first page; then the forwarded write arrives.
     let (reports, taken) = tokio::join!(bed.master.swap(KV, &next), async { tell(update).await });
     assert!(taken.unwrap().unwrap().rejections.is_empty());
     let report = reports.iter().find(|(partition, _)| *partition == to).unwrap().1.as_ref().unwrap();
@@ -272,7 +272,7 @@ async fn a_write_with_a_refused_reply_is_unknown_and_is_forwarded_to_a_handoff()
     assert!(keys.iter().all(|key| cleared.contains(key)) && cleared.contains(&"k2".to_owned()));
 }
 
-/// On one thread, so that all commands are in the mailbox before the vnode runs.
+/// This test runs on one thread, so that all commands are in the mailbox before the vnode runs.
 #[tokio::test]
 async fn a_write_with_a_refused_reply_is_forwarded_to_a_swap() {
     let bed = Bed::with("guests/kv").await;
@@ -296,11 +296,11 @@ async fn a_write_with_a_refused_reply_is_forwarded_to_a_swap() {
     assert_eq!(bed.call("get", &[("key", "k0000".into())]).await.unwrap(), Value::Null);
 }
 
-/// On one thread, so that all commands are in the mailbox before the vnode runs.
+/// This test runs on one thread, so that all commands are in the mailbox before the vnode runs.
 #[tokio::test]
 async fn a_guest_that_traps_during_a_swap_is_still_replaced() {
     let bed = Bed::with("tests/guests/hostile").await;
-    // More items than one page holds.
+    // Put more items than one page holds.
     for n in 0..600 {
         bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
     }

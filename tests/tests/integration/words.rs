@@ -11,7 +11,7 @@ fn error(ran: &Ran) -> (String, String, String) {
 }
 
 #[test]
-fn without_a_node_verbs_end_with_3_and_say_how_to_start_one() {
+fn without_a_node_verbs_exit_with_3_and_name_the_start_command() {
     let dir = tempfile::tempdir().unwrap();
     let data = dir.path().to_str().unwrap();
     for verb in [
@@ -48,7 +48,7 @@ fn without_a_node_verbs_end_with_3_and_say_how_to_start_one() {
 }
 
 #[test]
-fn invalid_arguments_end_with_2() {
+fn invalid_arguments_exit_with_2() {
     for words in [
         &["frobnicate"][..],
         &["replace", "a"],

@@ -45,7 +45,7 @@ impl Answer {
         self.restart = Some(restart);
     }
 
-    /// Wait for `work`, and send a progress frame every [`HEARTBEAT`] meanwhile.
+    /// Wait for `work`, and send a progress frame every [`HEARTBEAT`] while it runs.
     pub(super) async fn while_working<T>(&mut self, what: &str, work: impl Future<Output = T>) -> T {
         let mut beat = interval_at(Instant::now() + HEARTBEAT, HEARTBEAT);
         beat.set_missed_tick_behavior(MissedTickBehavior::Delay);

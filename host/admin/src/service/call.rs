@@ -53,7 +53,7 @@ impl AdminService {
     }
 }
 
-/// Log one line for each reason and not for each partition: a ring may have thousands.
+/// Log one line for each reason, not for each partition: a ring may have thousands of partitions.
 fn warn_of(missing: &[(PartitionId, RequestError)]) {
     let mut reasons: BTreeMap<String, Vec<u16>> = BTreeMap::new();
     for (partition, error) in missing {
@@ -76,7 +76,7 @@ fn warn_of(missing: &[(PartitionId, RequestError)]) {
 /// early.
 const PORTION_BYTES: usize = 1 << 20;
 
-/// Split values into groups of about `PORTION_BYTES`. A larger value gets a group of its own.
+/// Split values into groups of about `PORTION_BYTES`. A larger value gets a separate group.
 fn portions(values: Vec<Bytes>) -> Vec<Vec<serde_bytes::ByteBuf>> {
     let mut portions = Vec::new();
     let (mut portion, mut bytes) = (Vec::new(), 0);

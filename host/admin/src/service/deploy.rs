@@ -32,7 +32,7 @@ impl AdminService {
                 "it is a core module, not a component: `annulus build` makes a component of a guest project";
             return Err(DeployError::from(InvalidComponent::NotAComponent(what.to_owned())).into());
         }
-        // The time limit begins after the upload: a slow connection of the operator does not count.
+        // The time limit starts after the upload: a slow connection of the operator does not count.
         let deadline = deadline(request.timeout_ms);
         let changes = (request.config.as_slice(), request.unset.as_slice());
         let (mut config, mut base) = (None, None);
@@ -71,7 +71,7 @@ impl AdminService {
         deadline: Option<Instant>,
         answer: &mut Answer,
     ) -> Result<DeployedRow, AdminError> {
-        // As of a deploy.
+        // Bounded like those of a deploy.
         let (progress, steps) = mpsc::unbounded_channel();
         let rolling_back = self.parts.modules.rollback(module, to, deadline, progress);
         let deployed = follow(rolling_back, steps, answer).await?;
@@ -108,7 +108,7 @@ async fn follow<T>(
     let mut what = "validating".to_owned();
     answer.progress(&what, 0, 0).await;
     loop {
-        // The heartbeat goes on during a long step.
+        // The heartbeat continues during a long step.
         let step = async {
             tokio::select! {
                 biased;
@@ -139,7 +139,7 @@ async fn upload(bytes: u64, recv: &mut BulkRecv) -> Result<Bytes, AdminError> {
             "a component of {bytes} bytes is too large; the limit is {MAX_COMPONENT_BYTES}"
         ));
     }
-    // Memory is allocated only for received bytes: the announced length may be false.
+    // Allocate memory only for received bytes: the announced length may be false.
     let mut component = BytesMut::new();
     while (component.len() as u64) < bytes {
         match timeout(HEAR_LIMIT, recv.frame()).await {

@@ -1,4 +1,4 @@
-//! Looking: members, ring, where a key lives, what is deployed.
+//! Requests that only read: members, ring, the location of a key, modules, status.
 
 use std::collections::BTreeMap;
 
@@ -21,11 +21,11 @@ use annulus_modules::Running;
 use annulus_vnode::Incident;
 use annulus_wasm::{Description, Limits};
 
-/// What the preference list asks about nodes.
+/// The properties of nodes that a preference list depends on.
 struct Liveness<'a> {
     service: &'a AdminService,
     view: &'a View,
-    /// Who cannot run it is as good as down.
+    /// The module of the key, if it is deployed. A node that cannot run it counts as down.
     module: Option<&'a Module>,
 }
 
@@ -43,7 +43,7 @@ impl Nodes for Liveness<'_> {
 }
 
 impl AdminService {
-    /// Does it answer?
+    /// Return true if the node is a member and answers.
     pub(super) fn is_up(&self, view: &View, node: NodeId) -> bool {
         view.member(node).is_some() && self.parts.cluster.liveness().is_up(node)
     }
@@ -104,14 +104,14 @@ impl AdminService {
         })
     }
 
-    /// Members that have said that they cannot run it, and why.
+    /// Return the members that have reported that they cannot run the module, with their reasons.
     fn unable(&self, view: &View, module: &Module) -> BTreeMap<String, String> {
         let members = view.state.live_members();
         let said = |member: &Member| Some((member.name.clone(), self.parts.modules.unable(member, module)?));
         members.filter_map(said).collect()
     }
 
-    /// What each node runs is asked of each node; those that do not answer are left out.
+    /// Return the deployed modules, with the release that each node reports. Nodes that do not answer are left out.
     pub(super) async fn modules(&self) -> Vec<ModuleRow> {
         let view = self.view();
         let deadline = Instant::now() + LOOK_LIMIT;
@@ -147,7 +147,7 @@ impl AdminService {
         join_all(rows).await
     }
 
-    /// The guest's own words, as the cluster keeps them.
+    /// Return the description of a module's current release, as CBOR.
     pub(super) fn describe(&self, name: &str) -> Result<Bytes, AdminError> {
         match self.view().module(name) {
             Some(module) => Ok(module.current.description.clone().into()),
@@ -183,16 +183,17 @@ impl AdminService {
         }
         if !quorum {
             alerts.push(
-                "no majority of the voters is heard from: members, ring and modules cannot change".to_owned(),
+                "no contact with a majority of the voters: members, ring and modules cannot change"
+                    .to_owned(),
             );
         }
         let vnodes: usize = slots.iter().map(|slot| slot.vnodes).sum();
         let is_outside = view.outside.is_some();
         if is_outside {
             alerts.push(format!(
-                "outside: the cluster was recovered without this node, which is no member of it any more. It \
-                 serves nothing; its {} stay in memory as they are until it is stopped. `annulus start \
-                 --rejoin-as-new` begins a new node here, which can join",
+                "outside: the cluster was recovered without this node, which is no longer a member of it. It \
+                 serves nothing; its {} stay in memory unchanged until it is stopped. `annulus start \
+                 --rejoin-as-new` starts a new node here, which can join",
                 counted(vnodes, "vnode"),
             ));
         }
@@ -204,12 +205,12 @@ impl AdminService {
         };
         alerts.extend(possible_loss.iter().map(|loss| {
             let what = match removed(&loss.node) {
-                true => "was removed, and with it perhaps",
-                false => "started again, was away at a recovery, or keeps aside what is not served: it may have lost",
+                true => "was removed, and may have lost",
+                false => "started again, was away at a recovery, or keeps items that are not served: it may have lost",
             };
             format!(
                 "possible-loss: {} {what} items of {} ({}); \
-                 `annulus status --acknowledge` once that is seen to",
+                 run `annulus status --acknowledge` once this is handled",
                 loss.node,
                 counted(loss.partitions.len(), "partition"),
                 ranges(&loss.partitions),
@@ -247,21 +248,21 @@ impl AdminService {
     }
 }
 
-/// Warns of nodes that go by another history of the cluster and serve, too.
+/// Return a warning if other nodes serve by another history of the cluster.
 fn two_histories(view: &View, rivals: &[NodeUid]) -> Option<String> {
     let names: Vec<String> =
         rivals.iter().filter_map(|uid| Some(view.state.member_by_uid(*uid)?.name.clone())).collect();
     (!names.is_empty()).then(|| {
         format!(
             "two-histories: of this node and {} one side removed the other, which `annulus recover --force` \
-             brought back: both serve, and neither takes anything over from the other. Give one side up: stop \
+             brought back: both serve, and neither adopts the changes of the other. Abandon one side: stop \
              its nodes, start them with `--rejoin-as-new` and join them to the other side",
             names.join(", "),
         )
     })
 }
 
-/// What is staged for a node, as who goes or as who comes.
+/// Return the staged change that concerns a node, also if the node is the replacement.
 fn staged_for(view: &View, node: NodeId) -> Option<String> {
     let concerns = |change: &&Change| {
         change.node() == node || matches!(change, Change::Replace { new, .. } if *new == node)
@@ -269,7 +270,7 @@ fn staged_for(view: &View, node: NodeId) -> Option<String> {
     view.state.staged.iter().find(concerns).map(|change| super::plan::word(change).to_owned())
 }
 
-/// The newest first.
+/// Return one line for each incident, newest first.
 fn incident_lines(incidents: &[Incident]) -> Vec<String> {
     let line = |incident: &Incident| {
         let Incident { kind, module, reason, partitions, .. } = incident;
@@ -283,7 +284,7 @@ fn incident_lines(incidents: &[Incident]) -> Vec<String> {
     incidents.iter().rev().map(line).collect()
 }
 
-/// The ring, by names.
+/// Return the ring with the names of the nodes.
 pub(super) fn ring(view: &View) -> RingRow {
     let ring = &view.state.ring;
     let names = |nodes: &[NodeId]| nodes.iter().map(|node| name_of(view, *node)).collect();
@@ -295,7 +296,7 @@ pub(super) fn ring(view: &View) -> RingRow {
     RingRow { ring_size: ring.size.get(), epoch: ring.epoch, partitions: partitions.collect() }
 }
 
-/// How long one call of a release's guest may take, in milliseconds.
+/// Return the time limit of one call of a release's guest, in milliseconds.
 fn call_ms(release: &Release) -> u64 {
     let default = Limits::default().call_time.as_millis();
     release.call_ms.unwrap_or_else(|| u64::try_from(default).unwrap_or(u64::MAX))

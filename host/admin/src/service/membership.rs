@@ -35,8 +35,8 @@ impl AdminService {
         })
     }
 
-    /// Join another cluster. Returns once the node has been admitted; the rest happens after its restart.
-    /// Returns `None` if the node was already in that cluster and waits to be taken in.
+    /// Join another cluster. Return once the node has been admitted; its restart completes the join. Return `None` if
+    /// the node was already in that cluster and still joins.
     pub(super) async fn join(
         &self,
         Join { address, token, discard, stage }: Join<'_>,
@@ -76,7 +76,7 @@ impl AdminService {
         self.stage(Change::Leave { node }).await
     }
 
-    /// Refuse the leave of a node that is down: its handoffs would wait for it forever. A staged leave is not
+    /// Refuse that a node leaves while it is down: its handoffs would wait for it forever. A staged leave is not
     /// refused; its plan shows a warning.
     fn can_hand_over(&self, view: &View, node: NodeId) -> Result<(), AdminError> {
         let leaves = view.member(node).is_some_and(|member| member.status == MemberStatus::Leaving);
@@ -87,7 +87,7 @@ impl AdminService {
         let name = name_of(view, node);
         let message = format!(
             "{name} does not answer, so it cannot hand off its partitions: start it again; or, if it is gone for \
-             good, `annulus down {name}` and `annulus replace {name} NEW`, or `annulus remove {name}`, give up \
+             good, `annulus down {name}` and `annulus replace {name} NEW`, or `annulus remove {name}`, discard \
              the items that only it held"
         );
         Err(AdminError::not_applied("not-allowed", message))
@@ -127,8 +127,8 @@ impl AdminService {
             let view = views.borrow_and_update().clone();
             let status = view.state.members.get(&node).map(|member| member.status);
             let left = matches!(status, None | Some(MemberStatus::Removed));
-            // A node that has left may never receive the entry that says so: nobody sends entries to a
-            // non-member.
+            // A node that has left may never receive the entry of its removal: members do not send entries to a
+            // node that is not a member.
             if node == view.me && *ended.borrow_and_update() == Some(Ended::Removed) {
                 let row = self.member(&view, node).ok_or_else(unknown)?;
                 return Ok(MemberRow { status: MemberStatus::Removed.to_string(), alive: false, ..row });
@@ -153,10 +153,10 @@ impl AdminService {
                 let how = if away {
                     format!(
                         "it does not answer: start it again, or, if it is gone for good, `annulus remove {name}` \
-                         gives up the items that only it held"
+                         discards the items that only it held"
                     )
                 } else {
-                    "it goes on by itself, `annulus transfers` shows it".to_owned()
+                    "the handoffs continue, and `annulus transfers` shows them".to_owned()
                 };
                 let message = format!("{name} is leaving and still holds {holds}; {how}");
                 return Err(AdminError {

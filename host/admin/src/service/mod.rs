@@ -1,9 +1,9 @@
 //! The node's side of the admin protocol: reads a request, passes it to the responsible part of the node, and
 //! answers in frames.
 //!
-//! Invariants: only operators are served; every request ends, by a deadline of its own; while a request is
-//! being worked on, a frame is sent at least every [`HEARTBEAT`], so that a client can take a silent node for
-//! dead. A coverage call ends early if its operator has disconnected; every other request runs to its end.
+//! Invariants: only operators are served. Every request has a deadline, at which it ends. While a request is running,
+//! the node sends a frame at least every [`HEARTBEAT`], so that a client can treat a silent node as dead. A coverage
+//! call ends early if its operator has disconnected; every other request runs to its end.
 
 mod answer;
 mod bench;
@@ -70,7 +70,7 @@ pub struct AdminService {
     parts: Arc<AdminParts>,
     /// Read-locked by each running request, so that `drain` can wait for them.
     under_way: Arc<RwLock<()>>,
-    /// Set while the node stops: new requests are turned away.
+    /// True while the node stops: new requests are refused.
     closing: Arc<AtomicBool>,
     /// Id of the plan last shown to an operator through this node. A commit through this node commits that
     /// plan.
@@ -88,8 +88,8 @@ impl AdminService {
         }
     }
 
-    /// Turn away all new requests, and wait for the running ones, at most for `limit`. The last of them may
-    /// be the request that stops this node, and its answer should still be sent.
+    /// Refuse all new requests, and wait for the running ones, at most for `limit`. The last of them may be the request
+    /// that stops this node, and its answer should still be sent.
     pub async fn drain(&self, limit: Duration) {
         self.closing.store(true, Ordering::SeqCst);
         drop(timeout(limit, self.under_way.write()).await);
@@ -109,8 +109,7 @@ impl AdminService {
         }
         let request = match timeout(HEAR_LIMIT, recv.message(MAX_REQUEST_BYTES)).await {
             Ok(Ok(Some(frame))) => decode::<AdminRequest>(&frame),
-            // The operator has disconnected, is too slow, or has sent no valid frame: there is nobody to
-            // answer.
+            // Send no answer: the operator has disconnected, is too slow, or has not sent a valid frame.
             _ => return,
         };
         let result = match request {

@@ -1,4 +1,4 @@
-//! Planned changes: shown with what they move, staged, committed, followed.
+//! Planned changes: computes their effect, stages and commits them, and follows their transfers.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ use crate::{AdminError, PlanOf};
 use annulus_cluster::{Changed, Ended, View};
 use annulus_handoff::PartitionSize;
 
-/// Items and bytes, or that nobody knows.
+/// Numbers of items and bytes; `None` if unknown.
 type Amount = Option<(u64, u64)>;
 
 impl AdminService {
@@ -59,7 +59,7 @@ impl AdminService {
         }
     }
 
-    /// The removal of a node, unless it is there: it could still hand over what it holds.
+    /// Return the change that removes a node. Refuse it for a node that is up, which can still hand off its partitions.
     pub(super) fn removal(&self, name: &str) -> Result<Change, AdminError> {
         let view = self.view();
         let node = by_name(&view, name)?;
@@ -69,23 +69,23 @@ impl AdminService {
         Ok(Change::Remove { node })
     }
 
-    /// The replacement of a node. One that is away must be given up expressly first.
+    /// Return the change that replaces a node. A node that does not answer must be marked as down first.
     pub(super) fn replacement(&self, old: &str, new: &str) -> Result<Change, AdminError> {
         let view = self.view();
         let change = Change::Replace { old: by_name(&view, old)?, new: by_name(&view, new)? };
         let status = view.member(change.node()).map(|member| member.status);
         if status != Some(MemberStatus::Down) && !self.is_up(&view, change.node()) {
-            // One that leaves cannot be marked as down, nor replaced.
+            // A leaving node can neither be marked as down nor be replaced.
             let then = match status {
                 Some(MemberStatus::Leaving) => {
-                    format!("`annulus remove {old}` does without what only it held")
+                    format!("`annulus remove {old}` discards the items that only it held")
                 }
                 _ => format!(
-                    "say `annulus down {old}` first, and its places are taken over without what only it held"
+                    "run `annulus down {old}` first; the replacement then discards the items that only {old} held"
                 ),
             };
             let message = format!(
-                "{old} does not answer, so it cannot hand over what it holds: start it again; or, if it is gone for \
+                "{old} does not answer, so it cannot hand off its partitions: start it again; or, if it is gone for \
                  good, {then}"
             );
             return Err(AdminError::not_applied("not-allowed", message));
@@ -111,7 +111,7 @@ impl AdminService {
         StagedRow { changes: change_rows(&view, &view.state.staged) }
     }
 
-    /// One change without a plan of more.
+    /// Commit a single change without staging it.
     pub(super) async fn change(
         &self,
         change: Change,
@@ -134,10 +134,10 @@ impl AdminService {
         let limit = deadline.min(Instant::now() + CHANGE_LIMIT);
         self.parts.cluster.learn_news(limit).await;
         let view = self.view();
-        // Staged while it was away, and now it is back.
+        // Refuse to remove or replace as lost a node that is up again.
         let back = view.state.staged.iter().find_map(|change| match change {
             Change::Remove { node } if self.is_up(&view, *node) => Some(*node),
-            // Marked as down, which makes it a removal, and back before the mark is off.
+            // Replacing a node that is marked as down removes it. This one is up, but still has the mark.
             Change::Replace { old, .. } => Some(*old).filter(|old| {
                 let is_down = view.member(*old).is_some_and(|member| member.status == MemberStatus::Down);
                 is_down && self.is_up(&view, *old)
@@ -152,7 +152,7 @@ impl AdminService {
         self.follow(&changed, wait, deadline, answer).await
     }
 
-    /// Says how far it is until everything has moved and everybody has gone who was to go.
+    /// Report the progress of a change until all partitions have moved and all leaving or removed nodes have left.
     async fn follow(
         &self,
         changed: &Changed,
@@ -174,7 +174,7 @@ impl AdminService {
             most = most.max(pending);
             let staying = view.state.live_members().filter(|member| goes(&member.id)).count();
             let settled = view.index() >= *index && pending == 0 && staying == 0;
-            // Who left may never see the rest.
+            // A node that has left may never receive the entries that complete the change.
             if settled || !wait || *ended.borrow_and_update() == Some(Ended::Removed) {
                 let lost = view.state.losses.iter().filter(|(_, loss)| loss.index == *index);
                 return Ok(CommittedRow {
@@ -190,7 +190,7 @@ impl AdminService {
             answer.progress("moving partitions", (most - pending) as u64, most as u64).await;
             if Instant::now() >= deadline {
                 let message = format!(
-                    "it is decided; {} to change hands still. It goes on by itself, `annulus transfers` shows it",
+                    "the change is committed; {} still to move. The transfers continue, `annulus transfers` shows them",
                     counted(pending, "partition"),
                 );
                 let error = AdminError::unknown("deadline-exceeded", message);
@@ -199,12 +199,12 @@ impl AdminService {
             let news = async {
                 tokio::select! { _ = views.changed() => {}, _ = ended.changed() => {} }
             };
-            // Time-outs only bring the next sign of life.
+            // A timeout only leads to the next heartbeat.
             let _ = timeout(HEARTBEAT.min(deadline.saturating_duration_since(Instant::now())), news).await;
         }
     }
 
-    /// Who may have lost what, by who was removed.
+    /// Return the partitions whose items may be lost, grouped by the log entry and the node that caused the loss.
     pub(super) fn losses(&self, view: &View) -> Vec<LossRow> {
         let mut rows: BTreeMap<(u64, NodeId), LossRow> = BTreeMap::new();
         for (partition, loss) in &view.state.losses {
@@ -227,7 +227,7 @@ impl AdminService {
     }
 }
 
-/// Partitions of owners that are removed, and can hand nothing over.
+/// Return the number of partitions of removed owners that other nodes get without a handoff.
 fn taken_over(plan: &Plan) -> usize {
     let gone = plan.nodes.iter().filter(|share| share.becomes == MemberStatus::Removed);
     let handed = |node: NodeId| plan.moves.iter().filter(|one| one.owner && one.from == node).count();
@@ -236,18 +236,18 @@ fn taken_over(plan: &Plan) -> usize {
 
 fn is_up_still(name: &str) -> AdminError {
     let message = format!(
-        "{name} is up: `annulus leave {name}` lets it hand over what it holds; only a node that is gone for good is removed"
+        "{name} is up: `annulus leave {name}` hands off its partitions; only a node that is gone for good is removed"
     );
     AdminError::not_applied("not-allowed", message)
 }
 
-/// A member that is not removed.
+/// Return the id of the member with this name that is not removed.
 pub(super) fn by_name(view: &View, name: &str) -> Result<NodeId, AdminError> {
     let member = view.state.member_by_name(name);
     Ok(member.ok_or_else(|| Refusal::NotMember(name.to_owned()))?.id)
 }
 
-/// A node's name, removed or not.
+/// Return the name of a node, even if it was removed.
 fn name(view: &View, node: NodeId) -> String {
     view.state.members.get(&node).map_or_else(|| format!("node {node}"), |member| member.name.clone())
 }
@@ -274,7 +274,7 @@ fn change_rows(view: &View, changes: &[Change]) -> Vec<ChangeRow> {
 }
 
 fn rows(view: &View, plan: &Plan, held: &BTreeMap<PartitionId, PartitionSize>) -> PlanRow {
-    // Only owners hold items in this version: nothing else has any to carry.
+    // Only owners hold items in this version, so a move to a further replica carries none.
     let amount = |partition: PartitionId, owner: bool| -> Amount {
         if !owner {
             return Some((0, 0));

@@ -43,15 +43,15 @@ impl AdminService {
         let voters = self.parts.cluster.raft_members().voters;
         let (up, away): (Vec<NodeId>, Vec<NodeId>) =
             voters.iter().copied().partition(|node| self.is_up(&view, *node));
-        // With enough voters up, only an election is under way, which is over in a moment.
+        // With enough voters up, the only cause is an election, which takes a moment.
         let advice = if up.len() > voters.len() / 2 {
             "Its voters are choosing a new leader; try again in a moment".to_owned()
         } else {
             let names: Vec<String> = away.into_iter().map(|node| name_of(&view, node)).collect();
             format!(
                 "Start or reconnect {} (enough of them for {} of {} voters); if they are gone for good, \
-                 `annulus recover` on a survivor shows what it would take to go on without them. Modules \
-                 keep serving meanwhile",
+                 `annulus recover` on a survivor shows the effect of a recovery without them. Modules \
+                 keep serving until then",
                 names.join(", "),
                 voters.len() / 2 + 1,
                 voters.len(),

@@ -1,4 +1,4 @@
-//! The driver, over a network within the test.
+//! Tests of the driver, over a network within the test.
 #![allow(clippy::unwrap_used)]
 
 use annulus_core::ids::{ClusterId, Digest};

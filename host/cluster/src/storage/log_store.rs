@@ -18,8 +18,8 @@ use annulus_data_dir::{Store, fatal};
 /// Prefix of the entries' keys.
 const LOG: u8 = b'l';
 
-/// Longest wait of a purge for the snapshot that replaces the entries: many times that of a large state on a
-/// slow disk. After it the node ends, with its log complete.
+/// Longest wait of a purge for the snapshot that replaces the entries. It is many times the time that a large
+/// state takes on a slow disk. After it the node ends, with its log complete.
 const SNAPSHOT_WAIT: Duration = Duration::from_secs(60);
 
 fn key(index: u64) -> [u8; 9] {
@@ -32,7 +32,7 @@ fn read_logs(error: StoreError) -> StorageError {
     StorageIOError::read_logs(&error).into()
 }
 
-/// The last entry in the log, or the last purged one.
+/// Return the last entry in the log, or the last purged one.
 pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
     let purged: Option<LogId> = store.get(Record::Purged)?;
     let Some((_, bytes)) = store.space.last(key(0)..=key(u64::MAX))? else { return Ok(purged) };
@@ -46,7 +46,7 @@ pub(super) fn last_of(store: &RaftStore) -> Result<Option<LogId>, StoreError> {
 pub struct LogStore {
     database: Store,
     store: RaftStore,
-    /// Set if this node must not resume as leader.
+    /// This node, if it must not resume as leader.
     follows: Option<NodeId>,
 }
 
@@ -56,20 +56,20 @@ impl LogStore {
         Self { database, store, follows: None }
     }
 
-    /// Do not resume as leader. Raft would resume in the node's old term without asking any peer; an older copy
-    /// of its disk would then give indexes that are taken in that term to other entries.
+    /// Make this node not resume as leader. Raft would resume in the node's old term without asking any peer.
+    /// An older copy of its disk would then assign indexes that are taken in that term to other entries.
     #[must_use]
     pub fn without_leading(self, me: NodeId) -> Self {
         Self { follows: Some(me), ..self }
     }
 
-    /// The store of the log.
+    /// Return the store of the log.
     #[cfg(test)]
     pub(super) fn store(&self) -> &RaftStore {
         &self.store
     }
 
-    /// For tests of the log alone: pretend that a snapshot up to `last` is on disk.
+    /// Pretend that a snapshot up to `last` is on disk. For tests of the log alone.
     #[doc(hidden)]
     pub fn suppose_snapshot(&self, last: LogId) {
         self.store.snapshot.synced.send_modify(|synced| synced.last = synced.last.max(Some(last)));
@@ -104,7 +104,7 @@ impl LogStore {
                 None => return Ok(()),
                 Some(why) => why.clone(),
             },
-            // Unreachable: the store has the sender.
+            // This is unreachable, because the store has the sender.
             Ok(Err(_)) => "its task has ended".to_owned(),
             Err(_) => format!("it was not stored within {SNAPSHOT_WAIT:?}"),
         };
@@ -152,9 +152,9 @@ impl RaftLogStorage<RaftTypes> for LogStore {
     }
 
     async fn read_vote(&mut self) -> Result<Option<Vote>, StorageError> {
-        // Called first at a start. Raft answers for the vote and the entries that it finds without writing them
-        // again, and a killed process may have passed them to the system only: a loss of power after that would
-        // revoke what was promised.
+        // This is called first at a start. Raft relies on the vote and the entries that it finds and does not
+        // write them again. A killed process may have passed them to the system only, and a loss of power
+        // would then revoke a promise.
         self.store.syncer.sync().await;
         let vote = self.store.vote().map_err(|error| StorageIOError::read_vote(&error))?;
         let follows = |vote: &Vote| self.follows.is_some_and(|me| vote.leader_id.node_id == me.0);
@@ -193,9 +193,9 @@ impl RaftLogStorage<RaftTypes> for LogStore {
     }
 
     async fn truncate(&mut self, since: LogId) -> Result<(), StorageError> {
-        // Not synced by itself: a crash brings back entries that the leader will have removed again, and the
-        // journal keeps the removal before later appends. The mark is cut first: the removed entries were never
-        // committed.
+        // The removal is not synced by itself: after a crash, the leader removes the restored entries again,
+        // and the journal keeps the removal before later appends. The mark is cut first, because the removed
+        // entries were never committed.
         let before = since.index.saturating_sub(1)..since.index;
         let kept = self.entries(before).map_err(read_logs)?.last().map(|entry| entry.log_id);
         let purged: Option<LogId> = self.store.get(Record::Purged).map_err(read_logs)?;
@@ -209,7 +209,7 @@ impl RaftLogStorage<RaftTypes> for LogStore {
         if !mutants::on(Mutant::PurgeBeforeItsSnapshot) {
             self.snapshot_of(upto).await?;
         }
-        // The record first: with it alone the log is still read correctly.
+        // The record is written first, because the log is read correctly with the record alone.
         self.store.put(Record::Purged, &upto).map_err(|error| StorageIOError::write_logs(&error))?;
         self.remove(0..=upto.index).map_err(read_logs)
     }

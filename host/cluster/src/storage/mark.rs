@@ -1,9 +1,9 @@
-//! The mark: a record of Raft's promises beside the database, by which the loss of one is noticed.
+//! The mark: a record of Raft's promises beside the database, which reveals the loss of a promise.
 //!
-//! An engine takes a damaged end of its journal for a crash in the middle of a write, and drops it. A node that
-//! loses a vote or an acknowledged entry in this way can undo a decision of a majority. Therefore the newest
-//! vote and entry are written to the mark too, after the database has them and before any peer is told. A
-//! database that has less than the mark is damaged, and the node may not vote.
+//! An engine treats a damaged end of its journal as a crash in the middle of a write, and drops it. A node
+//! that loses a vote or an acknowledged entry in this way can undo a decision of a majority. Therefore the
+//! newest vote and entry are also written to the mark, after the database has them and before any peer learns
+//! of them. A database that has less than the mark is damaged, and the node may not vote.
 
 use std::io::ErrorKind;
 use std::path::Path;
@@ -33,7 +33,7 @@ pub struct Promised {
     pub last: Option<LogId>,
 }
 
-/// The mark, as it is on disk and as it will be written next.
+/// The mark: the promises on disk, and those of the next write.
 pub struct Mark {
     file: Mutex<(Box<dyn Handle>, Promised)>,
     next: Mutex<Promised>,
@@ -54,17 +54,17 @@ impl Mark {
         Ok(Self { file: Mutex::new((file, promised)), next })
     }
 
-    /// The promises on disk.
+    /// Return the promises on disk.
     pub fn promised(&self) -> Promised {
         self.file.lock().1.clone()
     }
 
-    /// Set the vote for the next [`Mark::write`]. The database has it.
+    /// Set the vote for the next [`Mark::write`]. The database must have it.
     pub fn vote(&self, vote: Vote) {
         self.next.lock().vote = Some(vote);
     }
 
-    /// Set the last entry for the next [`Mark::write`]. The database has it.
+    /// Set the last entry for the next [`Mark::write`]. The database must have it.
     pub fn last(&self, last: Option<LogId>) {
         self.next.lock().last = last;
     }
@@ -76,7 +76,7 @@ impl Mark {
         next.last = last;
     }
 
-    /// The promises for the next [`Mark::write`].
+    /// Return the promises for the next [`Mark::write`].
     pub fn next(&self) -> Promised {
         self.next.lock().clone()
     }
@@ -86,7 +86,7 @@ impl Mark {
         let mut guard = self.file.lock();
         let (file, noted) = &mut *guard;
         let same = (&next.vote, &next.last) == (&noted.vote, &noted.last);
-        // Promises from before a truncation must not be written after it.
+        // Promises made before a truncation must not be written after it.
         if same || next.cuts < noted.cuts {
             return Ok(());
         }

@@ -1,5 +1,5 @@
-//! Raft's log, vote and snapshots in the node's database; and, apart from them, the copy of the committed state
-//! that the data path uses (R2).
+//! Raft's log, vote and snapshots in the node's database, and, separate from them, the copy of the committed
+//! state that the data path uses (R2).
 //!
 //! Each lineage has one keyspace, `raft` for the first: `l` + index (u64, big-endian) -> entry; `m` + name ->
 //! vote, committed, purged, snapshot. Appends and votes are synced before they are acknowledged. One thread
@@ -31,8 +31,8 @@ pub use ring_copy::{RingCopy, order};
 pub use state_machine::{StateMachine, StateSink};
 pub use syncer::Syncer;
 
-/// Name of a lineage's keyspace. A recovery begins a new one (R19) and leaves the old one unchanged, so that no
-/// acknowledged vote or entry is ever forgotten.
+/// Return the name of a lineage's keyspace. A recovery starts a new one (R19) and leaves the old one
+/// unchanged, so that no acknowledged vote or entry is ever lost.
 fn raft_keyspace(lineage: Lineage) -> String {
     if lineage == Lineage::default() {
         "raft".to_owned()
@@ -41,7 +41,7 @@ fn raft_keyspace(lineage: Lineage) -> String {
     }
 }
 
-/// Reason why a store cannot be opened or read.
+/// The reason for which a store cannot be opened or read.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
     /// The engine failed to read.
@@ -64,9 +64,7 @@ pub enum StoreError {
         source: std::io::Error,
     },
     /// The database has lost a vote or entries that the node has promised its peers.
-    #[error(
-        "the database has lost {what}, which this node has promised its peers: it must not vote any more"
-    )]
+    #[error("the database has lost {what}, which this node has promised its peers: it must no longer vote")]
     Forgot {
         /// Description of the loss.
         what: String,
@@ -84,9 +82,9 @@ pub struct RaftStore {
 
 /// The last entry in the stored snapshot.
 struct SnapshotProgress {
-    /// In the database. Locked while a snapshot is compared with the stored one and written.
+    /// The one in the database. Locked while a snapshot is compared with the stored one and written.
     written: Mutex<Option<LogId>>,
-    /// On disk. A purge waits for it. Holds the newest value only.
+    /// The one on disk. A purge waits for it. Holds the newest value only.
     synced: watch::Sender<Synced>,
 }
 
@@ -95,7 +93,7 @@ struct SnapshotProgress {
 struct Synced {
     /// The last entry in the newest one.
     last: Option<LogId>,
-    /// Reason why a snapshot of Raft could not be stored: no further one will be.
+    /// The reason for which a snapshot of Raft could not be stored. No further one is stored after that.
     failed: Option<String>,
 }
 
@@ -104,7 +102,7 @@ impl RaftStore {
     /// database's disk.
     ///
     /// # Errors
-    /// Among others, the database has less than was promised.
+    /// Among others, if the database has less than was promised.
     pub fn open(database: &Store, lineage: Lineage, beside: &Path) -> Result<Self, StoreError> {
         let name = raft_keyspace(lineage);
         let path = beside.join(format!("{name}.mark"));
@@ -143,24 +141,24 @@ impl RaftStore {
         Ok(())
     }
 
-    /// The last entry in the log or in the snapshot: a crash may come between storing a snapshot and purging
-    /// the log that it replaces.
+    /// Return the last entry in the log or in the snapshot. A crash may occur after a snapshot is stored and
+    /// before the log that it replaces is purged.
     pub(crate) fn last(&self) -> Result<Option<LogId>, StoreError> {
         Ok(log_store::last_of(self)?.max(*self.snapshot.written.lock()))
     }
 
-    /// The stored vote.
+    /// Return the stored vote.
     pub(crate) fn vote(&self) -> Result<Option<Vote>, StoreError> {
         self.get(Record::Vote)
     }
 
-    /// Index of the last entry, in the log or in the snapshot.
+    /// Return the index of the last entry in the log or in the snapshot.
     #[cfg(test)]
     pub fn last_index(&self) -> Result<Option<u64>, StoreError> {
         Ok(self.last()?.map(|last| last.index))
     }
 
-    /// True if there is neither a vote nor an entry.
+    /// Return true if there is neither a vote nor an entry.
     pub fn is_pristine(&self) -> Result<bool, StoreError> {
         Ok(self.space.is_empty()?)
     }

@@ -1,9 +1,9 @@
 //! The durable copy of the committed state for the data path, kept apart from Raft (R2).
 //!
 //! States are ordered by (lineage, index), and an older one never replaces a newer one. Two generations, each
-//! with a checksum, are written alternately: if one is damaged, the one before is used. An older state is safe,
-//! because every replica refuses requests for partitions that it no longer owns, and newer states are learned
-//! again. For the same reason a copy is not synced by itself.
+//! with a checksum, are written alternately: if one is damaged, the previous one is used. An older state is
+//! safe, because every replica refuses requests for partitions that it no longer owns, and newer states are
+//! learned again. For the same reason a copy is not synced by itself.
 
 use std::sync::Arc;
 
@@ -21,7 +21,7 @@ const GENERATIONS: [&[u8]; 2] = [b"state-a", b"state-b"];
 const SINGLE: &[u8] = b"state";
 const CHECKSUM: usize = 32;
 
-/// The order among states of one cluster.
+/// Return the order of a state among the states of one cluster.
 pub fn order(state: &ClusterState) -> (Lineage, u64) {
     (state.lineage, state.applied)
 }
@@ -45,7 +45,7 @@ impl RingCopy {
     /// Read the newest undamaged generation; `None` if none was ever written.
     ///
     /// # Errors
-    /// There are generations, and all of them are damaged.
+    /// If there are generations and all of them are damaged.
     pub fn read(&self) -> Result<Option<ClusterState>, StoreError> {
         let mut newest: Option<(usize, ClusterState)> = None;
         let mut damage = None;

@@ -1,6 +1,7 @@
 //! Raft's state machine: the committed state in memory, with durable snapshots.
 //!
-//! After a restart it is the last snapshot plus the log up to the last entry known to be committed.
+//! After a restart, the state is that of the last snapshot plus the log up to the last entry known to be
+//! committed.
 
 use std::collections::BTreeSet;
 use std::io::Cursor;
@@ -18,16 +19,16 @@ use annulus_core::codec::{self, CodecError};
 
 /// Receiver of committed states, called once per applied batch. Must not block.
 pub trait StateSink: Send + Sync + 'static {
-    /// Take a state newer than all before from the same machine.
+    /// Receive a state that is newer than all earlier ones from the same machine.
     fn committed(&self, state: &ClusterState);
 }
 
-/// Term of the snapshot with which a recovery begins.
+/// Term of the snapshot with which a recovery starts.
 const FIRST_TERM: u64 = 1;
 
 pub(super) type Meta = SnapshotMeta<u64, EmptyNode>;
 
-/// A snapshot as it is stored.
+/// A stored snapshot.
 #[derive(Serialize, Deserialize)]
 pub(super) struct Stored {
     meta: Meta,
@@ -36,7 +37,7 @@ pub(super) struct Stored {
 }
 
 impl Stored {
-    /// The last entry in the snapshot.
+    /// Return the last entry in the snapshot.
     pub(super) fn last(&self) -> Option<LogId> {
         self.meta.last_log_id
     }
@@ -107,7 +108,7 @@ impl StateMachine {
         let inner = self.inner.lock();
         let data = codec::encode(&inner.machine)?;
         let snapshot_id = match &inner.last {
-            // Named after its contents: equal snapshots need not be told apart.
+            // A snapshot is named after its contents, because equal snapshots need not be distinguished.
             Some(last) => format!("{}-{}", last.leader_id, last.index),
             None => "empty".into(),
         };
@@ -130,7 +131,7 @@ impl StateMachine {
                 *written = last;
             }
         }
-        // Raft purges the entries next.
+        // Raft purges the entries next, so the snapshot must be on disk.
         self.store.syncer.sync().await;
         progress.synced.send_if_modified(|synced| {
             let newer = last > synced.last;
@@ -193,7 +194,8 @@ impl RaftStateMachine<RaftTypes> for StateMachine {
             };
             entries.into_iter().map(apply).collect()
         };
-        // Before Raft replies to the proposer: a proposer on this node then finds its change in the view.
+        // This comes before Raft replies to the proposer, so that a proposer on this node finds its change in
+        // the view.
         if changed {
             self.publish();
         }
@@ -214,7 +216,7 @@ impl RaftStateMachine<RaftTypes> for StateMachine {
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), StorageError> {
         let installed = self.install(meta, snapshot.into_inner()).await;
-        // Raft purges next, and must not wait for a snapshot that never comes.
+        // Raft purges next, and must not wait for a snapshot that is never stored.
         if let Err(error) = &installed {
             let failed = Some(error.to_string());
             self.store.snapshot.synced.send_modify(|Synced { failed: place, .. }| *place = failed);

@@ -12,8 +12,8 @@ type Done = Box<dyn FnOnce() + Send>;
 /// Handle of the syncing thread. The thread ends with the last handle.
 #[derive(Clone)]
 pub struct Syncer {
-    /// Unbounded in type, so that `after_sync` need not wait; bounded by its callers, which have one request
-    /// each under way: openraft awaits each append and each vote, and all others await [`Syncer::sync`].
+    /// Unbounded in type, so that `after_sync` need not wait; bounded by its callers, each of which has one
+    /// request in progress: openraft awaits each append and each vote, and all others await [`Syncer::sync`].
     waiting: mpsc::UnboundedSender<Done>,
 }
 
@@ -23,7 +23,7 @@ impl Syncer {
         let (waiting, mut queue) = mpsc::unbounded_channel::<Done>();
         let sync = async move {
             while let Some(first) = queue.recv().await {
-                // Received before the sync begins: their writes are in the journal already.
+                // These were received before the sync starts, so their writes are in the journal already.
                 let mut group = vec![first];
                 group.extend(std::iter::from_fn(|| queue.try_recv().ok()));
                 let promised = mark.as_ref().map(|mark| mark.next());

@@ -19,7 +19,7 @@ use annulus_data_dir::open_database;
 /// Longest wait of any test here.
 const LIMIT: Duration = Duration::from_secs(60);
 
-/// Keeps the last state.
+/// A sink that keeps the last state.
 #[derive(Default)]
 struct Last(parking_lot::Mutex<Option<ClusterState>>);
 
@@ -64,7 +64,7 @@ fn entry(index: u64, command: Command) -> Entry {
     Entry { log_id: log_id(1, 0, index), payload: EntryPayload::Normal(command) }
 }
 
-/// Reopen a database after its last handles are dropped; the engine's threads may end a moment later.
+/// Reopen a database after its last handles are dropped. The engine's threads may end a moment later.
 fn reopen(path: &std::path::Path) -> (LogStore, StateMachine, Arc<Last>) {
     let deadline = std::time::Instant::now() + std::time::Duration::from_secs(10);
     while let Err(error) = open_database(&path.join("db")) {
@@ -111,7 +111,7 @@ async fn a_snapshot_brings_the_state_back_and_tells_the_sink() {
     assert_eq!(machine.applied_state().await.unwrap().0, Some(log_id(1, 0, 2)));
 }
 
-/// A snapshot as a leader sends it, built by another node at this entry.
+/// Return a snapshot as a leader sends it, built by another node at this entry.
 async fn sent_snapshot(index: u64) -> Snapshot<RaftTypes> {
     let dir = tempfile::tempdir().unwrap();
     let (_log, mut machine, _) = open(dir.path());
@@ -138,7 +138,7 @@ async fn a_node_killed_at_any_step_of_installing_a_snapshot_starts_again() {
         log.save_vote(&Vote::new_committed(1, 0)).await.unwrap();
         log.blocking_append((0..10).map(|index| entry(index, found()))).await.unwrap();
         log.save_committed(Some(log_id(1, 0, 9))).await.unwrap();
-        // As Raft does it: another task stores the snapshot, and the purge comes at once. The node is killed
+        // As in Raft, another task stores the snapshot, and the purge comes at once. The node is killed
         // before the other task runs.
         assert!(log.purge(upto).now_or_never().is_none(), "the purge does not wait for the snapshot");
         drop(machine);
@@ -175,12 +175,12 @@ async fn a_node_killed_after_the_snapshot_and_before_the_purge_has_forgotten_not
 }
 
 #[tokio::test]
-async fn an_older_snapshot_takes_no_newer_ones_place() {
+async fn an_older_snapshot_never_replaces_a_newer_one() {
     let dir = tempfile::tempdir().unwrap();
     let snapshot = sent_snapshot(4000).await;
     let (_log, mut machine, _) = open(dir.path());
     machine.apply([entry(9, found())]).await.unwrap();
-    // A build copies the state, then the received snapshot is stored, then the built one.
+    // A build copies the state. Then the received snapshot is stored, and after it the built one.
     let builder = machine.get_snapshot_builder().await;
     let built = builder.copy().unwrap();
     machine.install_snapshot(&snapshot.meta, snapshot.snapshot).await.unwrap();
@@ -214,7 +214,7 @@ async fn a_damaged_snapshot_is_an_error_that_names_it() {
 }
 
 #[tokio::test]
-async fn the_ring_copy_comes_back_as_it_was() {
+async fn the_ring_copy_is_read_back_unchanged() {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(dir.path()).unwrap();
     let copy = RingCopy::open(&database).unwrap();
@@ -227,7 +227,7 @@ async fn the_ring_copy_comes_back_as_it_was() {
 }
 
 #[tokio::test]
-async fn a_damaged_copy_of_the_ring_gives_way_to_the_one_before_and_two_are_an_error() {
+async fn a_damaged_ring_copy_is_replaced_by_the_one_before_and_two_are_an_error() {
     let dir = tempfile::tempdir().unwrap();
     let database = open_database(dir.path()).unwrap();
     let copy = RingCopy::open(&database).unwrap();
@@ -261,7 +261,7 @@ async fn a_damaged_copy_of_the_ring_gives_way_to_the_one_before_and_two_are_an_e
 }
 
 #[tokio::test]
-async fn a_database_that_forgot_what_was_promised_is_not_opened() {
+async fn a_database_that_lost_a_promise_is_not_opened() {
     let dir = tempfile::tempdir().unwrap();
     let open = |name: &str| {
         let database = open_database(&dir.path().join(name)).unwrap();
@@ -295,7 +295,7 @@ async fn a_database_that_forgot_what_was_promised_is_not_opened() {
     drop(log);
     drop(again());
 
-    // As after a damaged end of the journal that the engine takes for a crash.
+    // This is the state after the engine has treated a damaged end of the journal as a crash.
     let error = open("empty").err().unwrap();
     assert!(matches!(&error, StoreError::Forgot { what } if what == "a vote"), "{error}");
     let database = open_database(&dir.path().join("shorter")).unwrap();

@@ -1,4 +1,5 @@
-//! The state's level: held back by members that do not speak it, raised when the last one is upgraded.
+//! The state's level. Members that do not speak it hold it back, and it is raised when the last one is
+//! upgraded.
 
 use annulus_core::state::Refusal;
 
@@ -15,7 +16,7 @@ impl World {
         let me = node.me();
         node.stop().await;
         drop(node);
-        // Its last tasks drop the database when they next run.
+        // The node's last tasks drop the database when they next run.
         let disk = format!("{number}-{}-1", number - 1);
         let path = self.dir.path().join(&disk);
         timeout(LIMIT, async {

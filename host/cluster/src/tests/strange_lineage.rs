@@ -1,9 +1,9 @@
-//! Lineages begun by a node that others do not have as a member, because it joined after their last news.
+//! Lineages that are started by a node unknown to the others, because it joined after their last update.
 
 use super::*;
 
-/// Three nodes and a fourth that joined without the third's knowledge. The first two are lost, and the other two
-/// cannot reach each other.
+/// Start three nodes and a fourth that joined without the third's knowledge. The first two are lost, and the
+/// other two cannot reach each other.
 async fn strangers() -> World {
     let mut world = World::of_three().await;
     let third = world.nodes[2].clone();
@@ -40,7 +40,7 @@ fn heal(world: &World) {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn the_state_is_taken_from_whoever_speaks_of_a_lineage_known_or_not() {
+async fn the_state_is_taken_from_the_node_that_reports_a_lineage_known_or_not() {
     let world = strangers().await;
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let done = recover(fourth).await.unwrap();
@@ -50,11 +50,11 @@ async fn the_state_is_taken_from_whoever_speaks_of_a_lineage_known_or_not() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_hears_of_a_newer_lineage_that_does_not_have_it_as_a_member() {
+async fn a_node_learns_of_a_newer_lineage_that_does_not_have_it_as_a_member() {
     let world = strangers().await;
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let begun = recover(fourth).await.unwrap().lineage;
-    // With a second recovery, so that it is certain which of the two is newer.
+    // A second recovery makes it certain which of the two lineages is newer.
     third.inner.lineages.hear_of(fourth.uid(), begun);
     let newer = recover(third).await.unwrap().lineage;
     assert_eq!((begun.number, newer.number), (1, 2));
@@ -64,7 +64,7 @@ async fn a_node_hears_of_a_newer_lineage_that_does_not_have_it_as_a_member() {
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_node_that_can_take_over_what_another_has_recovered_recovers_nothing_itself() {
+async fn a_node_that_can_adopt_anothers_recovery_recovers_nothing_itself() {
     let world = strangers().await;
     let [third, fourth] = &world.nodes[..] else { panic!() };
     let begun = recover(fourth).await.unwrap().lineage;

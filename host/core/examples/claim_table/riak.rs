@@ -3,18 +3,18 @@
 //!
 //! *v2*: a node with fewer than `Q div N` partitions takes the missing ones, one after the other, from nodes
 //! that have more. It first takes those whose owner repeats within `n`, and never one next to which it would
-//! repeat itself. If that leaves a repetition or a node without its share, or if there are no more nodes than
+//! repeat itself. If that leaves a repetition or a node without its share, or if the nodes are not more than
 //! `n`, the whole ring is dealt out again in stripes, and its tail is mended if possible.
 //!
 //! *v4*: every node has `k` or `k + 1` partitions and no node (nor, as far as possible, any location) repeats
-//! within `n`, with few transfers from the present ring; if there is no such solution, the ring is solved
-//! from scratch. The choice of transfers is not described, so this implementation does what such rules allow:
-//! it gives away surplus partitions where that repeats nothing, then mends by exchanges for as long as one
+//! within `n`, with few transfers from the present ring; if no such solution exists, the ring is solved from
+//! scratch. The choice of transfers is not described, so this implementation does what such rules allow: it
+//! gives away surplus partitions where that repeats nothing, then mends by exchanges for as long as one
 //! helps. Of mending and solving from scratch it takes the result with fewer repetitions, then with fewer
 //! moves. The real rules may do somewhat better or worse.
 //!
-//! *Leave*: each partition of the leaver goes to the emptiest node that repeats nothing there; if there is no
-//! such node for one of them, the whole ring is claimed again.
+//! *Leave*: each partition of the leaver goes to the emptiest node that repeats nothing there; if no such
+//! node exists for one of them, the whole ring is claimed again.
 
 /// Owners in ring order.
 pub type Owners = Vec<usize>;
@@ -79,7 +79,7 @@ fn repeated(owners: &Owners, n: usize, what: &dyn Fn(usize) -> usize) -> usize {
     (0..q).filter(repeats).count()
 }
 
-/// The owners within `n - 1` of a partition, on both sides.
+/// Return the owners within `n - 1` of a partition, on both sides.
 fn near(owners: &Owners, at: usize, n: usize) -> impl Iterator<Item = usize> {
     let q = owners.len();
     (1..n).flat_map(move |far| [owners[(at + far) % q], owners[(at + q - far % q) % q]])

@@ -102,7 +102,7 @@ pub fn run(scenario: &Scenario, way: Way, q: usize, n: usize) -> Vec<Score> {
                 *node
             }
         };
-        // Without announced locations Riak treats each node as a location of its own.
+        // Without announced locations Riak treats each node as a separate location.
         let known: Vec<(usize, usize)> =
             nodes.iter().map(|(node, at)| (*node, if scenario.located { *at } else { *node })).collect();
         let new = match way {

@@ -2,7 +2,7 @@
 //!
 //! This is a min-cost flow from every partition over its zones and nodes to a sink whose edges have convex
 //! costs: far below zero while a node is under its lower bound, zero within its bounds, far above zero
-//! beyond. The graph between partitions and nodes is kept folded: edge `i -> j` between two nodes stands for
+//! beyond. The graph between partitions and nodes is kept folded: edge `i -> j` between two nodes represents
 //! the cheapest partition that could have `j` instead of `i`, so a search costs nodes², whatever the number
 //! of partitions.
 //!
@@ -57,7 +57,7 @@ pub(super) struct Step<'a> {
     /// Cost of each rank.
     pub costs: Vec<i64>,
     pub prices: &'a Prices,
-    /// The nodes that each partition has already; they stay.
+    /// The nodes that each partition already has; they stay.
     pub fixed: &'a [Vec<usize>],
     /// Number of partitions that each node holds already.
     pub loads: Vec<i64>,
@@ -65,7 +65,7 @@ pub(super) struct Step<'a> {
     pub bounds: Vec<Bounds>,
     /// Zone of each node.
     pub zones: &'a [usize],
-    /// Most nodes of one zone that a partition may have.
+    /// The maximum number of nodes of one zone for a partition.
     pub zone_limit: usize,
 }
 
@@ -201,12 +201,13 @@ impl<'a> Choice<'a> {
     }
 
     /// Return the path of exchanges that lowers the total cost the most, if one does. The first node of the
-    /// path gives up a partition, the last one gets one.
+    /// path loses a partition, the last one gains one.
     fn best_path(&self) -> Option<Vec<usize>> {
         let mut costs: Vec<i64> = (0..self.nodes).map(|node| self.removing(node) << EDGES_BITS).collect();
         let mut before: Vec<Option<usize>> = vec![None; self.nodes];
         let mut changed = vec![true; self.nodes];
-        // Bellman-Ford. There is no negative cycle, so this ends within `nodes` rounds.
+        // This is the Bellman-Ford algorithm. The graph has no negative cycle, so the loop ends within
+        // `nodes` rounds.
         while changed.contains(&true) {
             for i in 0..self.nodes {
                 if !std::mem::take(&mut changed[i]) {
@@ -235,7 +236,7 @@ impl<'a> Choice<'a> {
 
     /// Apply the exchanges of a path.
     fn take(&mut self, path: &[usize]) {
-        // Find all exchanges before making any: each is an edge of the graph as it is now.
+        // Find all exchanges before making any, because each is an edge of the present graph.
         let find = |hop: &[usize]| (self.cheapest_exchange(hop[0], hop[1]), hop[0], hop[1]);
         let changes: Vec<_> = path.windows(2).map(find).collect();
         let partitions = self.step.fixed.len();
@@ -254,6 +255,6 @@ impl<'a> Choice<'a> {
         let cheapest = Some(self.edges[i * self.nodes + j]);
         let mut around = (self.cursor..self.step.fixed.len()).chain(0..self.cursor);
         let found = around.find(|partition| self.exchange(*partition, i, j) == cheapest);
-        found.expect("an edge is there for as long as a partition makes it")
+        found.expect("an edge exists for as long as a partition makes it")
     }
 }

@@ -19,7 +19,7 @@ pub struct Sending {
     pub successor: NodeId,
 }
 
-/// Return every partition that `me` owns and a successor takes over.
+/// Return every partition that `me` owns and hands over to a successor.
 pub fn to_send(ring: &RingTable, me: NodeId) -> impl Iterator<Item = Sending> {
     ring.iter().filter_map(move |(partition, now)| {
         let pending = now.pending.as_ref()?;
@@ -29,8 +29,8 @@ pub fn to_send(ring: &RingTable, me: NodeId) -> impl Iterator<Item = Sending> {
     })
 }
 
-/// Return the pending changes of partitions that `me` owns and keeps. No item of a module with one replica moves, and
-/// the owner, which alone may, flips them at once (R4).
+/// Return the pending changes of partitions that `me` owns and keeps. No item of a module with one replica moves, so
+/// the owner, the only node that may flip them, does so at once (R4).
 pub fn to_flip(ring: &RingTable, me: NodeId) -> Vec<(PartitionId, TransferId)> {
     let mine = ring.iter().filter(|(_, partition)| partition.role_of(me, REPLICAS) == Role::Owner);
     let unmoved = mine.filter_map(|(id, partition)| {
@@ -40,13 +40,13 @@ pub fn to_flip(ring: &RingTable, me: NodeId) -> Vec<(PartitionId, TransferId)> {
     unmoved.collect()
 }
 
-/// Whether this transfer is pending and `me` takes the partition over by it.
+/// Return true if this transfer is pending and makes `me` the owner of the partition.
 pub fn takes(ring: &RingTable, me: NodeId, partition: PartitionId, transfer: TransferId) -> bool {
     let pending = ring.pending_of(partition).filter(|pending| pending.id == transfer);
     pending.is_some() && ring.role_of(me, partition, REPLICAS) == Role::Successor
 }
 
-/// Whether a transfer has flipped or was cancelled. Its seal has no meaning then.
+/// Return true if a transfer has flipped or was cancelled, so that its seal has no meaning.
 pub fn is_over(ring: &RingTable, partition: PartitionId, transfer: TransferId) -> bool {
     ring.pending_of(partition).is_none_or(|pending| pending.id != transfer)
 }

@@ -32,13 +32,14 @@ pub enum Effect {
 pub struct SendLimiter {
     limit: usize,
     next: u64,
-    /// The permits in the order of the requests, and whether each is granted: a prefix of `limit` is.
+    /// The permits in the order of the requests, and whether each is granted. The granted ones are a prefix of at
+    /// most `limit`.
     permits: BTreeMap<PermitId, bool>,
     bucket: TokenBucket,
 }
 
 impl SendLimiter {
-    /// A limiter without requests.
+    /// Create a limiter without requests.
     pub fn new(limits: EffectiveLimits, now: Duration) -> Self {
         let bucket = TokenBucket::new(limits.bytes_per_second, now);
         Self { limit: most_granted(limits), next: 0, permits: BTreeMap::new(), bucket }
@@ -51,7 +52,7 @@ impl SendLimiter {
         self.settle_permits()
     }
 
-    /// Request a permit, behind all that are there.
+    /// Request a permit, behind all earlier requests.
     pub fn request(&mut self) -> (PermitId, Vec<Effect>) {
         let permit = PermitId(self.next);
         self.next += 1;
@@ -68,7 +69,7 @@ impl SendLimiter {
     /// Take the tokens for one page.
     ///
     /// # Errors
-    /// The bucket is empty; the time until it is not.
+    /// The time until the bucket has tokens again, if it is empty.
     pub fn take_page(&mut self, now: Duration) -> Result<(), Duration> {
         self.bucket.take_page(now)
     }
@@ -130,8 +131,8 @@ mod tests {
     }
 
     proptest! {
-        /// The effects alone tell which permits are granted: never more than the limit, none in a pause, and always
-        /// those that were requested first.
+        /// The granted permits follow from the effects alone: they are never more than the limit, none in a pause,
+        /// and always those that were requested first.
         #[test]
         fn the_oldest_requests_hold_the_permits_and_never_more_than_the_limit(steps in steps()) {
             let mut limit = 2;

@@ -1,4 +1,4 @@
-//! The messages of sender and receiver, on a bulk stream of their own.
+//! The messages of sender and receiver, on a separate bulk stream.
 //!
 //! The sender's messages are numbered from 0 in the order of the stream. The receiver acknowledges a number once every
 //! message up to it is as durable as the storage of its module.
@@ -31,25 +31,25 @@ pub struct Begin {
     pub partition: PartitionId,
     /// The partition's version at the sender, which must be the receiver's (R2).
     pub version: u64,
-    /// Index of the last log entry that the sender has applied. A receiver that is behind catches up first, to know
-    /// every module of the list.
+    /// Index of the last log entry that the sender has applied. A receiver that is behind catches up first, so that
+    /// it knows every module of the list.
     pub applied: u64,
     /// The id of the sender's process.
     pub boot: BootId,
-    /// The number of the sender's attempt. With `boot`, the name of the stream.
+    /// The number of the sender's attempt. `boot` and `attempt` identify the stream.
     pub attempt: u64,
     /// Modules whose items are sent. Later ones are announced in the stream.
     pub modules: Vec<ModuleRelease>,
-    /// The position to begin at.
+    /// The position at which the stream starts.
     pub start: Start,
 }
 
-/// The position at which a stream begins.
+/// The position at which a stream starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Start {
     /// At the first item. When a message follows, the receiver drops what it has staged.
     Fresh,
-    /// The sender has kept every message from `first` on and resumes where the receiver is.
+    /// The sender has kept every message from `first` on and resumes at the receiver's position.
     Resume {
         /// The number of the first message that it can still send.
         first: u64,
@@ -85,7 +85,7 @@ pub enum ToReceiver {
     End {
         /// The number of the message.
         seq: u64,
-        /// Everything that was sent in this attempt.
+        /// The tallies of everything that was sent in this attempt.
         tallies: Tallies,
         /// The number of items of each sealed vnode whose items the host keeps.
         #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
@@ -120,7 +120,7 @@ pub enum ToReceiver {
 /// A range of addresses.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Range {
-    /// The lower bound, exclusive; the range begins with the first item if `None`.
+    /// The lower bound, exclusive; the range starts with the first item if `None`.
     pub after: Option<ItemAddr>,
     /// The upper bound, inclusive; the range ends with the last item if `None`.
     pub upto: Option<ItemAddr>,
@@ -141,7 +141,7 @@ impl ToReceiver {
 }
 
 impl Range {
-    /// Is the place in it?
+    /// Return true if the address is in the range.
     pub fn contains(&self, addr: &ItemAddr) -> bool {
         self.after.as_ref().is_none_or(|after| addr > after)
             && self.upto.as_ref().is_none_or(|upto| addr <= upto)
@@ -157,8 +157,8 @@ pub enum ToSender {
         boot: BootId,
         /// The part of the transfer that it has.
         have: Have,
-        /// The receiver has also kept a stage of an earlier stream. A sender that begins afresh may have that compared
-        /// (`Keep`) instead of sending everything again; otherwise the stage is dropped.
+        /// The receiver has also kept a stage of an earlier stream. A sender that starts from the first item may have
+        /// that stage compared (`Keep`) instead of sending everything again; otherwise the stage is dropped.
         #[serde(default)]
         kept: bool,
     },
@@ -172,7 +172,7 @@ pub enum ToSender {
         /// The number of `End`.
         seq: u64,
     },
-    /// The receiver gives up this stream and has dropped its stage, unless that was complete.
+    /// The receiver refuses this stream and has dropped its stage, unless that was complete.
     Refuse {
         /// The reason.
         reason: Refused,
@@ -184,22 +184,22 @@ pub enum ToSender {
     },
 }
 
-/// The part of a transfer that a receiver has when a stream begins.
+/// The part of a transfer that a receiver has when a stream starts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Have {
     /// Nothing that the stream could resume from.
     Nothing,
     /// Every message below this number.
     Below(u64),
-    /// Everything, complete and durable: there is nothing to send.
+    /// Everything, complete and durable: the sender need not send anything.
     All,
 }
 
-/// A receiver's reason to give up a stream.
+/// A receiver's reason to refuse a stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, thiserror::Error)]
 pub enum Refused {
-    /// The transfer is not pending by the receiver's log, or the receiver is not its successor.
-    #[error("the transfer is not pending there")]
+    /// The transfer is not pending by the receiver's log, or does not make the receiver the successor.
+    #[error("the transfer is not pending at the receiver")]
     NotPending,
     /// A module cannot be received: not loaded, or of a format that it does not read.
     #[error("module {module}: {why}")]
@@ -210,7 +210,7 @@ pub enum Refused {
         why: String,
     },
     /// Storage or a guest failed to merge items.
-    #[error("items were not taken: {0}")]
+    #[error("items were not staged: {0}")]
     Stage(String),
     /// A number out of order, or a message out of place.
     #[error("the stream is out of order: expected {expected}, got {got}")]
@@ -220,14 +220,14 @@ pub enum Refused {
         /// The number that arrived.
         got: u64,
     },
-    /// The items received are not those that were sent.
-    #[error("what arrived is not what was sent")]
+    /// The items received differ from those that were sent.
+    #[error("the items that arrived differ from those that were sent")]
     Tallies,
-    /// The receiver takes in as many transfers as it may, or is paused.
-    #[error("busy with other transfers")]
+    /// The receiver already receives as many transfers as its limit allows, or is paused.
+    #[error("the receiver is busy with other transfers")]
     Busy,
-    /// The number of staged items is not that of the sender's.
-    #[error("module {module}: {staged} items are there and should be {sent}")]
+    /// The number of staged items differs from the sender's.
+    #[error("module {module}: {staged} items are staged instead of {sent}")]
     Count {
         /// The module.
         module: ModuleUid,

@@ -1,10 +1,10 @@
 //! The pace of one outgoing transfer: permit, pauses, rate and back-off.
 //!
-//! [`Pacing`] decides when the [`Sender`](super::sender::Sender) may start, when it has to hold, when a retry
-//! is due and when a page may be read. The driver reports events, then carries out what [`Pacing::next`] asks for
-//! until it returns `None`, then reads the page that [`Pacing::take_page`] releases, and sleeps until
-//! [`Pacing::wake_at`] or the next event. A transfer that is urgent (sealed, or about to be, or being cancelled) is
-//! never held up: requests wait for it.
+//! [`Pacing`] decides when the [`Sender`](super::sender::Sender) may start, when it must hold, when a retry is due
+//! and when a page may be read. The driver reports events, then carries out the effects of [`Pacing::next`] until it
+//! returns `None`, then reads the page that [`Pacing::take_page`] releases, and sleeps until [`Pacing::wake_at`] or
+//! the next event. A transfer that is urgent (sealed, or about to be, or being cancelled) is never delayed, because
+//! requests wait for it.
 //!
 //! Times are measured from the same moment as those of the node's [`SendLimiter`].
 
@@ -19,13 +19,13 @@ use super::message::Refused;
 pub const FIRST_PAUSE: Duration = Duration::from_millis(100);
 /// The longest pause between two attempts.
 pub const LONGEST_PAUSE: Duration = Duration::from_secs(5);
-/// The longest pause after a receiver has refused because it is busy or has not compiled a module yet. Both
-/// pass, and asking again costs little.
+/// The longest pause after a receiver has refused because it is busy or has not compiled a module yet. Both reasons
+/// pass, and another request costs little.
 pub const LONGEST_PAUSE_WHILE_BUSY: Duration = Duration::from_secs(1);
-/// Failures are forgotten when the transfer makes progress so long after the last one.
+/// The time after the last failure from which progress resets the number of failures.
 const FORGET_AFTER: Duration = Duration::from_secs(10);
 
-/// The pause after so many failures in a row.
+/// Return the pause after this number of consecutive failures.
 pub fn pause_after(failures: u32) -> Duration {
     (FIRST_PAUSE * 2u32.pow(failures.clamp(1, 10) - 1)).min(LONGEST_PAUSE)
 }
@@ -67,8 +67,7 @@ pub enum Event {
         /// Whether the receiver has refused for a reason that passes soon.
         busy: bool,
     },
-    /// The sender reads no page any more: the transfer is being cancelled, or is over. The permit is no longer
-    /// wanted.
+    /// The sender reads no more pages: the transfer is being cancelled, or has ended. The permit is no longer wanted.
     Abandoned,
 }
 
@@ -76,11 +75,11 @@ pub enum Event {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Effect {
     /// Request a permit; answer [`Event::Permit`] at once, and whenever its state changes. Release it as soon as
-    /// [`Pacing::wants_permit`] says no.
+    /// [`Pacing::wants_permit`] returns false.
     RequestPermit,
     /// Start the sender; answer [`Event::Started`].
     Start,
-    /// Tell the sender whether it has to hold.
+    /// Tell the sender whether it must hold.
     Hold(bool),
     /// Give the sender the retry that it asked for.
     Retry,
@@ -109,27 +108,27 @@ pub struct Pacing {
     permit: Option<bool>,
     paused_here: bool,
     paused_there: bool,
-    /// The last `Hold` that the sender was told.
+    /// The value of the last `Hold`.
     held: bool,
     retry_at: Option<Duration>,
-    /// The retry is due and waits for the permit, which wakes the driver.
+    /// True if the retry is due and waits for the permit, which wakes the driver.
     retry_blocked: bool,
     failures: u32,
     last_failure: Option<Duration>,
     page: Option<PageRequest>,
-    /// The bucket is empty until then.
+    /// The time until which the bucket is empty.
     page_at: Option<Duration>,
 }
 
 impl Pacing {
-    /// The pace of a transfer whose partition has had so many transfers in a row given up by this node: it begins
-    /// after a pause.
+    /// Create the pace of a transfer that starts after a pause, because this node has cancelled this number of
+    /// consecutive transfers of the partition.
     pub fn after_failures(failures: u32, now: Duration) -> Self {
         let retry_at = (failures > 0).then(|| now + pause_after(failures));
         Self { retry_at, ..Self::default() }
     }
 
-    /// Take an event in.
+    /// Handle an event.
     pub fn handle(&mut self, event: Event, now: Duration) {
         match event {
             Event::Paused { here, there } => (self.paused_here, self.paused_there) = (here, there),
@@ -160,7 +159,7 @@ impl Pacing {
         }
     }
 
-    /// Return the next thing to do now; `None` if there is nothing. `urgent`: whether the sender is.
+    /// Return the next effect to carry out now, if any. `urgent` tells whether the sender is urgent.
     pub fn next(&mut self, now: Duration, urgent: bool) -> Option<Effect> {
         let backs_off = self.retry_at.is_some_and(|due| due > now);
         if self.permit.is_none() && !urgent && !backs_off {
@@ -188,7 +187,7 @@ impl Pacing {
         None
     }
 
-    /// Whether the transfer wants the permit that it has requested.
+    /// Return true if the transfer wants the permit that it has requested.
     pub fn wants_permit(&self) -> bool {
         self.permit.is_some()
     }
@@ -200,18 +199,19 @@ impl Pacing {
         if self.page_at.is_some() { None } else { self.page.take() }
     }
 
-    /// Return the time at which there is something to do even if nothing happens.
+    /// Return the time at which the driver must wake even without an event.
     pub fn wake_at(&self) -> Option<Duration> {
         let retry = self.retry_at.filter(|_| !self.retry_blocked);
         retry.into_iter().chain(self.page_at).min()
     }
 
-    /// Return the time of the next attempt, if that is still to come.
+    /// Return the time of the next attempt, if it is in the future.
     pub fn retry_at(&self, now: Duration) -> Option<Duration> {
         self.retry_at.filter(|due| *due > now)
     }
 
-    /// Return the reason why the transfer does not run; `None` if it does. `urgent`: whether the sender is.
+    /// Return the reason why the transfer does not run; `None` if it runs. `urgent` tells whether the sender is
+    /// urgent.
     pub fn waits_for(&self, now: Duration, urgent: bool) -> Option<Wait> {
         if urgent {
             return None;
@@ -239,7 +239,7 @@ impl Pacing {
     }
 }
 
-/// Whether a refusal passes soon, so that asking again soon is worth it.
+/// Return true if the reason of a refusal passes soon, so that an early retry is worthwhile.
 pub fn is_busy(refused: Option<&Refused>) -> bool {
     matches!(refused, Some(Refused::Busy | Refused::Module { .. }))
 }

@@ -1,9 +1,9 @@
 //! The send rate of a node: a token bucket of bytes.
 //!
-//! All outgoing transfers of a node share one bucket. A page is read while the bucket holds any token, and takes its
-//! bytes out, if need be into debt: items are sent whole, and the items of writes (R15) are never held back, only counted.
-//! So over any time no more than rate x time is sent, plus a full bucket and the last page. Times are measured from any
-//! fixed moment.
+//! All outgoing transfers of a node share one bucket. A page is read while the bucket has any token, and uses its
+//! size in tokens, if necessary into debt: items are sent whole, and the items of writes (R15) are never delayed,
+//! only counted. So over any time no more than rate x time is sent, plus a full bucket and the last page. Times are
+//! measured from any fixed moment.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ pub struct TokenBucket {
 }
 
 impl TokenBucket {
-    /// A full bucket that gets this many tokens per second; one that never empties if `None`.
+    /// Create a full bucket that gets this many tokens per second, or one that never empties if `None`.
     pub fn new(rate: Option<u64>, now: Duration) -> Self {
         Self { rate, level: rate.map_or(0, burst), at: now }
     }
@@ -43,7 +43,7 @@ impl TokenBucket {
     /// Take the tokens of one page of the assumed size. [`TokenBucket::settle`] corrects them.
     ///
     /// # Errors
-    /// The bucket is empty; the time until it is not.
+    /// The time until the bucket has tokens again, if it is empty.
     pub fn take_page(&mut self, now: Duration) -> Result<(), Duration> {
         self.fill(now);
         let Some(rate) = self.rate else { return Ok(()) };
@@ -56,7 +56,7 @@ impl TokenBucket {
         Err(Duration::from_nanos(u64::try_from(nanos).unwrap_or(u64::MAX)))
     }
 
-    /// Correct the tokens of a page that was taken to its real size.
+    /// Correct the tokens taken for a page to the page's real size.
     pub fn settle(&mut self, bytes: u64) {
         if self.rate.is_some() {
             self.level = self.level.saturating_add(signed(PAGE_BYTES)).saturating_sub(signed(bytes));
@@ -74,7 +74,7 @@ impl TokenBucket {
         let Some(rate) = self.rate.filter(|rate| *rate > 0) else { return };
         let passed = now.saturating_sub(self.at).as_nanos();
         let gained = passed * u128::from(rate) / 1_000_000_000;
-        // Only the time of whole tokens is used up, so that frequent calls lose nothing.
+        // The time of only whole tokens is consumed, so that frequent calls lose nothing.
         let used = (gained * 1_000_000_000).div_ceil(u128::from(rate));
         self.at += Duration::from_nanos(u64::try_from(used).unwrap_or(u64::MAX));
         let gained = i64::try_from(gained).unwrap_or(i64::MAX);
@@ -85,7 +85,7 @@ impl TokenBucket {
     }
 }
 
-/// The tokens of a full bucket: a tenth of a second's, or a page's.
+/// Return the tokens of a full bucket: those of a tenth of a second, or of a page.
 fn burst(rate: u64) -> i64 {
     signed((rate / 10).max(PAGE_BYTES))
 }
@@ -99,7 +99,7 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
-    /// The bytes sent within some seconds, if pages of this size are read as soon as the bucket allows.
+    /// Return the bytes sent within some seconds if pages of this size are read as soon as the bucket allows.
     fn sent(rate: Option<u64>, page: u64, seconds: u64) -> u64 {
         let (mut bucket, mut now, mut sent) = (TokenBucket::new(rate, Duration::ZERO), Duration::ZERO, 0);
         while now < Duration::from_secs(seconds) {
@@ -116,7 +116,7 @@ mod tests {
     }
 
     #[test]
-    fn no_more_goes_out_than_the_rate_allows_and_not_much_less() {
+    fn no_more_is_sent_than_the_rate_allows_and_not_much_less() {
         for rate in [1 << 10, 100_000, 1 << 20, 50 << 20] {
             for page in [1000, PAGE_BYTES, 5 << 20] {
                 let (went, seconds) = (sent(Some(rate), page, 20), 20);

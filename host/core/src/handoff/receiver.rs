@@ -18,34 +18,34 @@ pub use interface::{Effect, Event, Found, StreamId};
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Stage {
     Empty,
-    /// Left over from before a restart; contents unknown until compared.
+    /// A stage from before a restart, whose contents are unknown until they are compared.
     Kept,
     Filling(Filling),
     Complete,
     Finished(Fate),
 }
 
-/// Takes one partition over from one node by one transfer. See [`super`] for its invariants, [`Event`] for its input and
-/// [`Effect`] for its output.
+/// Receives one partition from one node by one transfer. See [`super`] for its invariants, [`Event`] for its input
+/// and [`Effect`] for its output.
 #[derive(Clone, Debug)]
 pub struct Receiver {
     boot: BootId,
     stage: Stage,
     generation: u64,
     stream: Option<StreamId>,
-    /// The `Begin` of a `Fresh` stream until its next message, which shows that the sender has received the answer. A
-    /// stream that was given up and arrives late must not cost the stage that a later stream has filled.
+    /// The `Begin` of a `Fresh` stream until its next message, which shows that the sender has received the answer.
+    /// An abandoned stream that arrives late must not drop the stage that a later stream has filled.
     fresh: Option<Begin>,
-    /// The sender has asked whether the stage is complete, while it is being marked so.
+    /// True if the sender has asked whether the stage is complete while it is being marked complete.
     asked: bool,
-    /// Items and bytes of a complete stage.
+    /// The items and bytes of a complete stage.
     taken: (u64, u64),
-    /// The driver can compare and adopt stages.
+    /// True if the driver can compare and adopt stages.
     keeps: bool,
 }
 
 impl Receiver {
-    /// A receiver for one transfer, of which this node has found `found` on its disk.
+    /// Create a receiver for one transfer, of which this node has found `found` on its disk.
     pub fn new(boot: BootId, found: Found) -> Self {
         let stage = match found {
             Found::Nothing => Stage::Empty,
@@ -64,7 +64,7 @@ impl Receiver {
         }
     }
 
-    /// Enable comparing of a kept stage with the sender's items (R16). Without it, a stream that begins afresh drops the
+    /// Enable the comparison of a kept stage with the sender's items (R16). Without it, a `Fresh` stream drops the
     /// stage.
     pub fn keeping(self) -> Self {
         Self { keeps: true, ..self }
@@ -89,17 +89,17 @@ impl Receiver {
         }
     }
 
-    /// Whether there is a stream with more to come.
+    /// Return true if a stream is open and has more messages to receive.
     pub fn is_taking(&self) -> bool {
         self.stream.is_some() && !matches!(self.stage, Stage::Complete | Stage::Finished(_))
     }
 
-    /// Whether the log has ended this transfer. Nothing more happens then.
+    /// Return true if the log has ended this transfer. The receiver then does nothing more.
     pub fn is_finished(&self) -> bool {
         matches!(self.stage, Stage::Finished(_))
     }
 
-    /// Take an event in and return the effects, to be carried out in order.
+    /// Handle an event and return the effects, to be carried out in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         match event {
             Event::Received(stream, ToReceiver::Begin(begin)) => self.begin(stream, begin),
@@ -141,7 +141,7 @@ impl Receiver {
                 effects.extend(self.accept(Have::Below(0)));
             }
             (Stage::Complete, _) => effects.extend(self.accept(Have::All)),
-            // Messages that have arrived go on being staged, and need not be sent again.
+            // Messages that have arrived are still staged, and need not be sent again.
             (Stage::Filling(filling), Start::Resume { first })
                 if filling.from == from && first <= filling.next =>
             {
@@ -154,7 +154,7 @@ impl Receiver {
         effects
     }
 
-    /// Begin a new stage, if the stream is a `Fresh` one at its second message.
+    /// Open a new stage if this is the second message of a `Fresh` stream.
     fn open(&mut self) -> Vec<Effect> {
         let Some(begin) = self.fresh.take() else { return Vec::new() };
         let mut effects = Vec::new();
@@ -171,7 +171,7 @@ impl Receiver {
     /// Continue with the kept stage, which the sender has compared.
     fn adopt(&mut self) -> Result<Vec<Effect>, Refused> {
         let Some(begin) = self.fresh.take().filter(|_| self.has_kept()) else {
-            return Err(Refused::Stage("there is no stage to be compared".into()));
+            return Err(Refused::Stage("no stage exists that can be compared".into()));
         };
         self.generation += 1;
         self.stage = Stage::Filling(Filling::of(&begin));
@@ -179,7 +179,7 @@ impl Receiver {
         Ok(vec![Effect::Adopt { generation, modules: begin.modules, applied }])
     }
 
-    /// Whether there is a stage that can be compared. A complete one cannot: a flip may be on its way.
+    /// Return true if a stage exists that can be compared. A complete one cannot, because a flip may be in progress.
     fn has_kept(&self) -> bool {
         match self.stage {
             Stage::Kept => true,
@@ -193,7 +193,7 @@ impl Receiver {
         self.send(ToSender::Accept { boot: self.boot, have, kept })
     }
 
-    /// Report the progress of the stage, unless the stream is about to begin another.
+    /// Report the progress of the stage, unless the stream is about to start another stage.
     fn report(&self, message: ToSender) -> Option<Effect> {
         if self.fresh.is_some() { None } else { self.send(message) }
     }
@@ -209,7 +209,7 @@ impl Receiver {
         let mut effects = self.open();
         let generation = self.generation;
         let Some(got) = message.seq() else {
-            // The caller handles the first `Begin`; a stream has no second one.
+            // The caller handles the first `Begin`, and a stream has only one.
             return Err(Refused::Order { expected: 0, got: 0 });
         };
         let filling = match &mut self.stage {
@@ -284,7 +284,7 @@ impl Receiver {
         self.report(ToSender::Differs { seq }).into_iter().collect()
     }
 
-    /// Once everything is staged, compare it with what was sent, and mark the stage complete.
+    /// Compare the stage with the items that were sent and mark it complete, if everything is staged.
     fn whole(&mut self) -> Result<Option<Effect>, Refused> {
         let generation = self.generation;
         let Some(filling) = self.filling(generation) else { return Ok(None) };
@@ -318,7 +318,8 @@ impl Receiver {
     fn completed(&mut self, generation: u64) -> Vec<Effect> {
         let Some(filling) = self.filling(generation) else { return Vec::new() };
         let Some(End { seq, tallies, .. }) = &filling.end else { return Vec::new() };
-        // A stage is marked complete only once it has all that was sent: from here on it may be flipped.
+        // A stage is marked complete only once it has every item that was sent, because it may be flipped from then
+        // on.
         assert!(filling.is_whole());
         assert!(filling.taken.same(tallies) || mutants::on(Mutant::IgnoreEndDigest));
         let seq = *seq;
@@ -329,9 +330,9 @@ impl Receiver {
         answer.into_iter().collect()
     }
 
-    /// Drop the stage and refuse the stream. The sender begins again later.
+    /// Drop the stage and refuse the stream. The sender starts again later.
     fn give_up(&mut self, reason: Refused) -> Vec<Effect> {
-        // A complete stage may be flipped at any moment. Only the log ends it.
+        // A complete stage may be flipped at any time, so only the log ends it.
         let drop = matches!(self.stage, Stage::Filling(_) | Stage::Kept);
         let mut effects = Vec::new();
         if drop {

@@ -24,7 +24,7 @@ enum Phase {
     Streaming,
     Sealing,
     Sealed,
-    /// The receiver has everything. A flip may be proposed from here on.
+    /// The receiver has everything, and a flip may be proposed.
     Flipping,
     Cancelling,
     Finished(Fate),
@@ -39,12 +39,12 @@ enum Link {
     Up,
 }
 
-/// The maximum bytes of items in one message, unless a single item has more. Small, so that other messages do not wait
-/// long behind it.
+/// The maximum bytes of items in one message, unless a single item has more. It is small, so that other messages do
+/// not wait long behind one.
 const MESSAGE_BYTES: usize = 512 << 10;
 
-/// Gives one partition away to one node by one transfer. See [`super`] for its invariants, [`Event`] for its input and
-/// [`Effect`] for its output.
+/// Hands one partition over to one node by one transfer. See [`super`] for its invariants, [`Event`] for its input
+/// and [`Effect`] for its output.
 #[derive(Clone, Debug)]
 pub struct Sender {
     task: Task,
@@ -53,32 +53,32 @@ pub struct Sender {
     link: Link,
     stream: u64,
     attempt: u64,
-    /// The present attempt; `None` if there is nothing to resume.
+    /// The present attempt; `None` if nothing can be resumed.
     outgoing: Option<Outgoing>,
     /// The log index of `task.modules`.
     applied: u64,
     /// Links lost, or not opened, since the receiver last acknowledged something new.
     losses: u32,
-    /// `Effect::Retry` is not answered yet.
+    /// True while `Effect::Retry` is not answered.
     pausing: bool,
-    /// No permit, or a pause: no page is read and no seal begun.
+    /// True without a permit or in a pause: no page is read and no seal started.
     held: bool,
-    /// A kept stage may be compared. False once a vnode has given its items out of order.
+    /// True if a kept stage may be compared. False once a vnode has returned its items out of order.
     compares: bool,
     /// The number of items of each sealed vnode whose items the host keeps.
     counts: BTreeMap<ModuleUid, u64>,
     error: Option<String>,
-    /// The receiver's reason to give up the last stream, until it accepts another.
+    /// The receiver's reason to refuse the last stream, until it accepts another.
     refused: Option<Refused>,
-    /// Items and bytes of the last attempt that is over.
+    /// The items and bytes of the last attempt that has ended.
     sent: (u64, u64),
 }
 
 impl Sender {
-    /// A sender that waits for `Start`. `applied`: the log index of the state that `task` is made from.
+    /// Create a sender that waits for `Start`. `applied` is the log index of the state that `task` is made from.
     pub fn new(task: Task, applied: u64, limits: Limits) -> Self {
         Self {
-            // Sealed, without a memory of the proposals: a flip may be among them.
+            // The partition is sealed and this process has no record of the proposals, which may include a flip.
             phase: if task.sealed { Phase::Flipping } else { Phase::Waiting },
             task,
             limits,
@@ -106,7 +106,8 @@ impl Sender {
             Phase::Streaming | Phase::Sealing => TransferState::Waiting,
             Phase::Sealed | Phase::Flipping => TransferState::Sealed,
             Phase::Finished(Fate::Flipped) => TransferState::Done,
-            // The receiver's log has ended it. Most often it has flipped, and this node has yet to apply that.
+            // The receiver's log has ended the transfer. Most often it has flipped, and this node has not applied the
+            // flip yet.
             Phase::Cancelling if self.refused == Some(Refused::NotPending) => TransferState::Sealed,
             Phase::Cancelling | Phase::Finished(_) => TransferState::Failed,
         }
@@ -117,18 +118,18 @@ impl Sender {
         self.outgoing.as_ref().map_or(self.sent, |outgoing| outgoing.done.total())
     }
 
-    /// Return the same by module; empty once the transfer is over.
+    /// Return the progress by module; empty once the transfer has ended.
     pub fn progress_by_module(&self) -> impl Iterator<Item = (ModuleUid, u64, u64)> {
         let amounts = self.outgoing.iter().flat_map(|outgoing| &outgoing.done.0);
         amounts.map(|(module, (items, bytes))| (*module, *items, *bytes))
     }
 
-    /// Whether the partition is sealed, about to be, or being cancelled, so that the transfer must not wait.
+    /// Return true if the partition is sealed, about to be, or being cancelled, so that the transfer must not wait.
     pub fn is_urgent(&self) -> bool {
         matches!(self.phase, Phase::Sealing | Phase::Sealed | Phase::Flipping | Phase::Cancelling)
     }
 
-    /// Return the receiver's reason to give up the last stream, if it has not accepted one since.
+    /// Return the receiver's reason to refuse the last stream, if it has not accepted one since.
     pub fn refusal(&self) -> Option<&Refused> {
         self.refused.as_ref()
     }
@@ -138,25 +139,25 @@ impl Sender {
         self.error.as_deref()
     }
 
-    /// Whether the log has ended this transfer. Nothing more happens then.
+    /// Return true if the log has ended this transfer. The sender then does nothing more.
     pub fn is_finished(&self) -> bool {
         matches!(self.phase, Phase::Finished(_))
     }
 
-    /// Whether so much is unacknowledged that writes of this partition should wait. False without a link: a dead
-    /// receiver must not hold up writes.
+    /// Return true if so much is unacknowledged that writes of this partition should wait. Return false without a
+    /// link, because a dead receiver must not delay writes.
     pub fn is_congested(&self) -> bool {
         let kept = self.outgoing.as_ref().map_or(0, |outgoing| outgoing.kept_bytes);
         self.link == Link::Up && kept > self.limits.backlog_bytes && !mutants::on(Mutant::NeverCongested)
     }
 
-    /// Whether the seal that was asked for is still wanted. Not if the stream has ended or begins again: all of it
-    /// would be sent while requests wait.
+    /// Return true if the seal that was requested is still wanted. It is not if the stream has ended or starts again,
+    /// because all of it would then be sent while requests wait.
     pub fn wants_seal(&self) -> bool {
         self.phase == Phase::Sealing && self.link == Link::Up && self.outgoing.is_some()
     }
 
-    /// Take an event in and return the effects, to be carried out in order.
+    /// Handle an event and return the effects, to be carried out in order.
     pub fn handle(&mut self, event: Event) -> Vec<Effect> {
         let mut effects = Vec::new();
         match event {
@@ -216,7 +217,7 @@ impl Sender {
             (Phase::Finished(_) | Phase::Waiting, _) => {}
             (Phase::Cancelling, _) => effects.push(Effect::ProposeCancel),
             (_, Link::Down) => self.connect(effects),
-            // The receiver has said `Ended`, or since then that it has everything.
+            // The receiver has sent `Ended`, or has reported later that it has everything.
             (Phase::Flipping, Link::Up) => effects.push(Effect::ProposeFlip),
             _ => self.pump(effects),
         }
@@ -261,18 +262,18 @@ impl Sender {
         self.link = Link::Down;
         self.losses += 1;
         if matches!(self.phase, Phase::Sealed | Phase::Flipping) && self.losses >= self.limits.sealed_losses {
-            self.error = Some("sealed, and the receiver cannot be reached".into());
+            self.error = Some("the partition is sealed, and the receiver cannot be reached".into());
             return self.cancel(effects);
         }
         self.forget_if_too_much();
         match self.phase {
-            // Requests wait, so it is tried again at once. A link that cannot be opened counts as lost.
+            // Requests wait, so the sender connects again at once. A link that cannot be opened counts as lost.
             Phase::Sealed | Phase::Flipping => self.connect(effects),
             _ => self.pause(effects),
         }
     }
 
-    /// Drop the stream and the attempt: the next stream begins afresh.
+    /// Drop the stream and the attempt; the next stream starts from the first item.
     fn start_over(&mut self, effects: &mut Vec<Effect>) {
         self.outgoing = None;
         if self.link != Link::Down {
@@ -282,7 +283,7 @@ impl Sender {
         self.pause(effects);
     }
 
-    /// Give the transfer up. The next transfer of the partition has another id and a stage of its own.
+    /// Propose to cancel the transfer. The next transfer of the partition has another id and a separate stage.
     fn cancel(&mut self, effects: &mut Vec<Effect>) {
         self.phase = Phase::Cancelling;
         self.start_over(effects);
@@ -306,7 +307,7 @@ impl Sender {
                 Phase::Sealed
                     if self.outgoing.as_ref().is_some_and(|outgoing| outgoing.ended == Some(seq)) =>
                 {
-                    // Sealed, and the end was sent: nothing is left to be read.
+                    // The partition is sealed and the end was sent, so nothing remains to be read.
                     assert!(self.outgoing.as_ref().is_some_and(Outgoing::is_read));
                     self.phase = Phase::Flipping;
                     self.losses = 0;
@@ -315,17 +316,17 @@ impl Sender {
                 _ => {}
             },
             (ToSender::Refuse { reason }, _) => self.refused(reason, effects),
-            (_, _) => self.violated("a message out of place", effects),
+            (_, _) => self.violated("it sent a message out of place", effects),
         }
     }
 
     fn violated(&mut self, what: &str, effects: &mut Vec<Effect>) {
-        self.error = Some(format!("the receiver does not keep to the protocol: {what}"));
+        self.error = Some(format!("the receiver violates the protocol: {what}"));
         self.give_up(effects);
     }
 
     fn refused(&mut self, reason: Refused, effects: &mut Vec<Effect>) {
-        // A later entry has replaced the transfer, and this node has yet to apply it: that is no failure.
+        // A later entry has replaced the transfer, and this node has not applied it yet, which is not a failure.
         if reason != Refused::NotPending {
             self.error = Some(reason.to_string());
         }
@@ -333,7 +334,7 @@ impl Sender {
         self.give_up(effects);
     }
 
-    /// Give up the stream. Before the seal, the transfer begins again. After it, a cancel is the fastest way to serve
+    /// Abandon the stream. Before the seal, the transfer starts again. After it, a cancel is the fastest way to serve
     /// the partition again.
     fn give_up(&mut self, effects: &mut Vec<Effect>) {
         match self.phase {
@@ -347,14 +348,14 @@ impl Sender {
         self.refused = None;
         if have == Have::All {
             match self.phase {
-                // Sealed since before the receiver marked its stage complete, so there is nothing newer.
+                // The partition was sealed before the receiver marked its stage complete, so no item is newer.
                 Phase::Sealed | Phase::Flipping => {
                     self.phase = Phase::Flipping;
                     self.link = Link::Up;
                     self.losses = 0;
                     effects.push(Effect::ProposeFlip);
                 }
-                _ => self.violated("it has all before the seal", effects),
+                _ => self.violated("it reports a complete stage before the seal", effects),
             }
             return;
         }
@@ -370,12 +371,13 @@ impl Sender {
         if !mutants::on(Mutant::BelieveLostAnswers) {
             outgoing.doubt_below(next);
         }
-        // An accept alone is no progress: a receiver accepts a stream each time, even if a message can never be sent.
+        // An accept alone is not progress: a receiver accepts a stream each time, even if a message can never be
+        // sent.
         if outgoing.acknowledge(next) || mutants::on(Mutant::TakeAcceptForProgress) {
             self.losses = 0;
         }
         self.link = Link::Up;
-        // Nothing of this attempt has arrived, and the receiver has a stage of an earlier one: compare that.
+        // Nothing of this attempt has arrived, and the receiver has a stage of an earlier one, which is compared.
         if kept && self.compares && next == 0 && !outgoing.comparing && outgoing.is_untouched() {
             outgoing.comparing = true;
             effects.push(Effect::Send(self.stream, Arc::new(ToReceiver::Keep)));
@@ -385,12 +387,12 @@ impl Sender {
         self.pump(effects);
     }
 
-    /// Handle a receiver that has lost its stage. Before the seal, the stream begins again. After it, requests would wait
-    /// for all of the stream, so the transfer is cancelled and the partition served.
+    /// Handle a receiver that has lost its stage. Before the seal, the stream starts again. After it, requests would
+    /// wait for the whole stream, so the transfer is cancelled and the partition is served.
     fn receiver_lost_it(&mut self, effects: &mut Vec<Effect>) {
         match self.phase {
             Phase::Sealed | Phase::Flipping if !mutants::on(Mutant::StreamAgainUnderAFlip) => {
-                self.error = Some("the receiver has lost what it had staged".into());
+                self.error = Some("the receiver has lost the staged items".into());
                 return self.cancel(effects);
             }
             Phase::Flipping => self.phase = Phase::Sealed,
@@ -403,7 +405,7 @@ impl Sender {
     fn acknowledged(&mut self, seq: u64, effects: &mut Vec<Effect>) {
         let Some(outgoing) = &mut self.outgoing else { return };
         if seq >= outgoing.next {
-            return self.violated("it acknowledges what was never sent", effects);
+            return self.violated("it acknowledges a message that was never sent", effects);
         }
         if outgoing.acknowledge(seq + 1) {
             self.losses = 0;
@@ -473,7 +475,7 @@ impl Sender {
     fn undeployed(&mut self, module: ModuleUid, effects: &mut Vec<Effect>) {
         self.task.modules.retain(|known| known.uid != module);
         if let Some(outgoing) = &mut self.outgoing {
-            // A page of this module that is being read may never come: its vnode has ended.
+            // A page of this module that is being read may never arrive, because its vnode has ended.
             outgoing.reading.take_if(|(_, of)| *of == module);
             outgoing.unread.retain(|(unread, _)| *unread != module);
             outgoing.again.retain(|again| again.module != module);
@@ -488,7 +490,7 @@ impl Sender {
                 self.counts = counts;
                 self.pump(effects);
             }
-            // Cancelled while the vnodes were being sealed.
+            // The transfer was cancelled while the vnodes were being sealed.
             Phase::Finished(fate) => effects.push(Effect::Finish(fate)),
             _ => {}
         }
@@ -509,7 +511,7 @@ impl Sender {
     }
 }
 
-/// The number of items that go into the next message: at least one, whatever its size.
+/// Return the number of items for the next message: at least one, whatever its size.
 fn first_message(items: &[Item]) -> usize {
     let mut bytes = 0;
     let fits = items.iter().take_while(|item| {

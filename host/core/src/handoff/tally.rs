@@ -56,7 +56,7 @@ impl Tallies {
         }
     }
 
-    /// Whether these are the tallies of the same items. A module without items counts as absent.
+    /// Return true if these are the tallies of the same items. A module without items counts as absent.
     pub fn same(&self, other: &Tallies) -> bool {
         let some = |tallies: &Tallies| {
             let some = tallies.0.iter().filter(|(_, tally)| tally.items > 0);

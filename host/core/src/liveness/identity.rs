@@ -13,12 +13,12 @@ pub struct Peer {
     pub uid: NodeUid,
 }
 
-/// Generation of a node. A restart begins a new one, and so does a node that refutes its own death. A greater
+/// Generation of a node. A restart and a refutation of the node's own death each start a new one. A greater
 /// generation wins over all reports about smaller ones.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Generation {
-    /// Greater at each start of the node, such as milliseconds since 1970. If it is not, a peer that remembers a
-    /// greater one says so, and the node continues from that one.
+    /// Greater at each start of the node, such as milliseconds since 1970. Otherwise a peer that remembers a greater
+    /// one reports it, and the node continues from that one.
     pub boot: u64,
     /// Number of refutations since the start.
     pub renewed: u32,
@@ -28,7 +28,7 @@ impl Generation {
     /// A generation that no node can have. Reports about a node that is barred with it are never believed again.
     pub(super) const BARRED: Self = Self { boot: u64::MAX, renewed: u32::MAX };
 
-    /// The next generation without a restart.
+    /// Return the next generation without a restart.
     pub(super) fn next(self) -> Self {
         Self { renewed: self.renewed.saturating_add(1), ..self }
     }
@@ -77,7 +77,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restart_and_a_renewal_win_over_what_was_before() {
+    fn a_restart_and_a_renewal_win_over_earlier_generations() {
         let peer = Peer { node: NodeId(3), uid: NodeUid([7; 16]) };
         let first = Identity::new(peer, Generation { boot: 5, renewed: 9 });
         let renewed = first.renew().unwrap();

@@ -1,4 +1,4 @@
-//! Contents of a datagram: foca's SWIM packets, and the watch's own.
+//! Contents of a datagram: foca's SWIM packets, and those of the watch.
 //!
 //! A datagram has at most [`MAX_PACKET`] bytes. The connection identifies the sender, so packets of the watch do
 //! not name it. Bytes from outside are parsed into a [`Packet`] here, or rejected.
@@ -9,10 +9,10 @@ use crate::ids::{NodeId, NodeUid};
 
 use super::identity::Generation;
 
-/// Size that fits into one datagram on any path that carries QUIC (1200 bytes), with QUIC's header.
+/// The largest size that fits into one datagram on any path that carries QUIC (1200 bytes), with QUIC's header.
 pub const MAX_PACKET: usize = 1100;
 
-/// Most entries of one table packet, of 21 bytes each.
+/// The maximum number of entries in one table packet, at 21 bytes each.
 pub(super) const ENTRIES: usize = 47;
 
 /// Belief of one node about another.
@@ -45,7 +45,7 @@ pub(super) enum Packet {
         target: NodeUid,
         clock: u64,
     },
-    /// The target has replied. `clock` is copied from the `Ask`.
+    /// A report that the target has replied. `clock` is copied from the `Ask`.
     Heard {
         target: NodeUid,
         generation: Generation,
@@ -184,7 +184,7 @@ fn body(from: &mut Bytes) -> Option<PingBody> {
     Some(PingBody { clock, mine, yours, table: from.try_get_u64().ok()? })
 }
 
-/// No node has the barred generation: a packet with it is rejected.
+/// Read a generation. A packet with the barred generation is rejected, because no node has it.
 fn generation(from: &mut Bytes) -> Option<Generation> {
     let boot = from.try_get_u64().ok()?;
     let renewed = from.try_get_u32().ok()?;
@@ -265,8 +265,8 @@ mod tests {
         }
 
         #[test]
-        fn junk_and_what_was_cut_are_nothing(bytes in prop::collection::vec(any::<u8>(), 0..1300)) {
-            // Must not panic; the decoded packet must encode to the same bytes.
+        fn malformed_and_truncated_packets_are_rejected(bytes in prop::collection::vec(any::<u8>(), 0..1300)) {
+            // Decoding must not panic, and the decoded packet must encode to the same bytes.
             if let Some(packet) = Packet::decode(bytes.clone().into()) {
                 prop_assert_eq!(packet.encode(), Bytes::from(bytes));
             }

@@ -18,7 +18,7 @@ pub struct Settings {
     pub ask: Duration,
     /// Number of members asked per request; also the fan-out of foca's gossip.
     pub helpers: usize,
-    /// Silence, towards all those asked too, after which a member is down. Bounds how long a crash stays
+    /// Silence, towards this node and all helpers, after which a member is down. Bounds how long a crash stays
     /// undetected, and how long a healthy node may be held up.
     pub down: Duration,
     /// Age up to which a reply counts.
@@ -45,15 +45,15 @@ pub struct Settings {
     pub round: Duration,
     /// The caller wakes more cheaply at multiples of this period than at other times. Steady pings wait for one.
     pub beat: Duration,
-    /// Delay of a timer after which this node takes itself to have been held up.
+    /// Delay of a timer after which this node assumes that it was held up.
     pub late: Duration,
 }
 
 impl Settings {
-    /// The first beat at or after a time.
+    /// Return the first beat at or after a time.
     pub(super) fn on_beat(&self, time: Duration) -> Duration {
         let (time, beat) = (time.as_nanos(), self.beat.as_nanos().max(1));
-        // In range for 500 years.
+        // The number stays in range for 500 years.
         Duration::from_nanos((time.div_ceil(beat) * beat) as u64)
     }
 }
@@ -75,9 +75,9 @@ impl Default for Settings {
     /// A steady ping waits for the next beat, so its period at rest is 256 to 314 ms instead of 250. Doubt and
     /// later stages do not wait.
     ///
-    /// With five watched members and two packets per 250 ms each, traffic is 40 packets of 40 bytes per second at
-    /// any size of the cluster. If the cluster splits in halves, 31 of 32 members have a watcher on the other
-    /// side; the others are found 0.5 s later, by watchers that go past doubted members.
+    /// With five watched members and two packets per 250 ms each, traffic is 40 packets of 40 bytes per second at any
+    /// size of the cluster. If the cluster splits in halves, 31 of 32 members have a watcher on the other side; the
+    /// others are found 0.5 s later, by watchers that skip doubted members.
     fn default() -> Self {
         let ms = Duration::from_millis;
         Self {

@@ -1,8 +1,8 @@
 //! The membership table, kept by foca's SWIM: generations, incarnations and states of the members, pending
 //! gossip, and random probes in addition to the watch.
 //!
-//! Only members count. A node that foca hears of and that is no member is barred in foca (by a report that wins
-//! over all others, and is not gossiped) until the committed state has it as a member.
+//! Only members count. A node that foca learns of and that is not a member is barred in foca (by a report that
+//! overrides all others, and is not gossiped) until the committed state lists it as a member.
 
 use std::collections::BTreeMap;
 use std::num::{NonZeroU8, NonZeroUsize};
@@ -84,7 +84,7 @@ impl Table {
         self.by_node.get(&node).copied()
     }
 
-    /// All other members.
+    /// Return all other members.
     pub(super) fn uids(&self) -> impl Iterator<Item = NodeUid> {
         self.members.keys().copied()
     }
@@ -97,17 +97,17 @@ impl Table {
         self.known(uid).is_some_and(|known| known.state != State::Down)
     }
 
-    /// Other members that are up.
+    /// Return the other members that are up.
     pub(super) fn ups(&self) -> impl Iterator<Item = NodeUid> {
         self.known.iter().filter(|(_, known)| known.state != State::Down).map(|(uid, _)| *uid)
     }
 
-    /// True if no other member is up.
+    /// Return true if no other member is up.
     pub(super) fn is_lonely(&self) -> bool {
         self.up == 0
     }
 
-    /// Hash of the generations and states of all members, this node among them.
+    /// Return a hash of the generations and states of all members, including this node.
     pub(super) fn hash(&self) -> u64 {
         self.hash
     }
@@ -123,7 +123,7 @@ impl Table {
         }
     }
 
-    /// All entries, this node's among them.
+    /// Return all entries, including this node's.
     pub(super) fn entries(&self) -> Vec<Entry> {
         let me = Entry { node: self.me.node, generation: self.generation(), up: true };
         let others = self.known.iter().filter_map(|(uid, known)| {
@@ -133,31 +133,32 @@ impl Table {
         std::iter::once(me).chain(others).collect()
     }
 
-    /// Take one of foca's packets from a member.
+    /// Pass one of foca's packets from a member to foca.
     pub(super) fn receive(&mut self, from: Peer, packet: &[u8]) {
         let header = PostcardCodec.decode_header(packet);
         let honest = header.is_ok_and(|header: foca::Header<Identity>| {
             header.src.peer() == from && header.src.generation < Generation::BARRED
         });
         if honest {
-            // An error: the packet is malformed, and foca has taken nothing of it, or whole entries.
+            // An error means that the packet is malformed; foca has then applied none of its entries, or only whole
+            // ones.
             let _ = self.foca.handle_data(packet, &mut self.out);
             self.settle();
         }
     }
 
     pub(super) fn timer(&mut self, timer: Timer<Identity>) {
-        // An error: the timer is obsolete.
+        // An error means that the timer is obsolete.
         let _ = self.foca.handle_timer(timer, &mut self.out);
         self.settle();
     }
 
-    /// True if foca has anything to gossip.
+    /// Return true if foca has anything to gossip.
     pub(super) fn has_news(&self) -> bool {
         self.foca.updates_backlog() > 0
     }
 
-    /// A member states its own generation. A generation known to be down stays down.
+    /// Apply a member's statement of its own generation. A generation known to be down stays down.
     pub(super) fn alive(&mut self, uid: NodeUid, generation: Generation) {
         let news = self.known(uid).is_none_or(|known| known.generation < generation);
         if news && let Some(peer) = self.peer(uid) {
@@ -165,8 +166,8 @@ impl Table {
         }
     }
 
-    /// Declare a member down: it replies neither to this node nor to others that this node has asked. `quiet`: this
-    /// node may be the one that is partitioned, so it forgets the member and gossips nothing.
+    /// Declare a member down: it replies neither to this node nor to others that this node has asked. If `quiet`,
+    /// this node may be the one that is partitioned, so it forgets the member and gossips nothing.
     pub(super) fn down(&mut self, uid: NodeUid, quiet: bool) {
         let (Some(known), Some(peer)) = (self.known(uid), self.peer(uid)) else { return };
         let identity = Identity::new(peer, known.generation);
@@ -174,12 +175,12 @@ impl Table {
         if quiet {
             self.timer(Timer::RemoveDown(identity));
         } else {
-            // At once, not in the next period.
+            // Gossip at once, not in the next period.
             let _ = self.foca.gossip(&mut self.out);
         }
     }
 
-    /// Take an entry of a peer's table about a member that is not up here.
+    /// Apply an entry of a peer's table about a member that is not up here.
     pub(super) fn learn(&mut self, peer: Peer, generation: Generation, up: bool) {
         let state = if up { State::Alive } else { State::Down };
         self.apply(Member::new(Identity::new(peer, generation), 0, state), true);
@@ -199,12 +200,12 @@ impl Table {
     }
 
     fn apply(&mut self, update: Member<Identity>, broadcast: bool) {
-        // Fails only if the update cannot be encoded, which a value of fixed shape always can.
+        // This fails only if the update cannot be encoded, and a value of fixed shape always can.
         let _ = self.foca.apply_many(std::iter::once(update), broadcast, &mut self.out);
         self.settle();
     }
 
-    /// Bar nodes that are no members, and read foca's entries. Called after every input to foca.
+    /// Bar nodes that are not members, and read foca's entries. This is called after every input to foca.
     fn settle(&mut self) {
         let strangers: Vec<_> = self
             .foca
@@ -213,7 +214,7 @@ impl Table {
             .filter(|peer| self.peer(peer.uid) != Some(*peer))
             .map(|peer| Member::down(barred(peer.uid)))
             .collect();
-        // Called with no strangers too: foca needs it to continue after a change of identity.
+        // The call is needed without strangers too: foca continues after a change of identity only with it.
         let _ = self.foca.apply_many(strangers.into_iter(), false, &mut self.out);
         self.look();
     }
@@ -236,7 +237,7 @@ impl Table {
         }
     }
 
-    /// The next packet that foca sends.
+    /// Return the next packet that foca sends.
     pub(super) fn next_packet(&mut self) -> Option<(NodeUid, Bytes)> {
         while let Some((to, packet)) = self.out.to_send() {
             if self.peer(to.peer().uid).is_some() {
@@ -246,13 +247,13 @@ impl Table {
         None
     }
 
-    /// The next timer that foca sets.
+    /// Return the next timer that foca sets.
     pub(super) fn next_timer(&mut self) -> Option<(std::time::Duration, Timer<Identity>)> {
         self.out.to_schedule()
     }
 }
 
-/// The identity that wins over every report of a node.
+/// Return the identity that overrides every report about a node.
 fn barred(uid: NodeUid) -> Identity {
     Identity { uid: uid.0, node: u64::MAX, generation: Generation::BARRED }
 }
@@ -267,10 +268,10 @@ fn config(settings: &Settings, members: usize) -> Config {
         suspect_to_down_after: settings.probe_suspicion,
         // Removed members are barred; the others may return at any time.
         remove_down_after: None,
-        // One byte is the kind of the packet.
+        // One byte of the packet is its kind.
         max_packet_size: number(MAX_PACKET - 1),
         notify_down_members: true,
-        // The watch does both.
+        // The watch does the work of both settings.
         periodic_announce: None,
         periodic_announce_to_down_members: None,
         periodic_gossip: Some(PeriodicParams {
@@ -280,13 +281,14 @@ fn config(settings: &Settings, members: usize) -> Config {
     }
 }
 
-/// Number of times that a node gossips a change: the logarithm of SWIM's paper, and some more for lost packets.
+/// Return the number of times that a node gossips a change: the logarithm from SWIM's paper, and some more for lost
+/// packets.
 fn transmissions(members: usize) -> NonZeroU8 {
     let bits = usize::BITS - members.leading_zeros();
     NonZeroU8::new(u8::try_from(4 + 2 * bits).unwrap_or(u8::MAX)).unwrap_or(NonZeroU8::MAX)
 }
 
-/// FNV-1a over numbers instead of bytes.
+/// Compute FNV-1a over numbers instead of bytes.
 fn hash(mut entries: Vec<Entry>) -> u64 {
     entries.sort_by_key(|entry| entry.node);
     let numbers = entries.iter().flat_map(|entry| {

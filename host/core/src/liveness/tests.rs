@@ -17,7 +17,7 @@ const fn ms(milliseconds: u64) -> Duration {
     Duration::from_millis(milliseconds)
 }
 
-/// Fewer seeds for large clusters, which take longest.
+/// Return the seeds to run: fewer for large clusters, which take longest.
 fn seeds(size: usize) -> std::ops::Range<u64> {
     0..match size {
         0..10 => 10,
@@ -26,7 +26,7 @@ fn seeds(size: usize) -> std::ops::Range<u64> {
     }
 }
 
-/// Time for which a state is observed, for events that must not happen in it.
+/// Return the time for which a state is observed, for events that must not happen in it.
 fn calm(size: usize) -> Duration {
     if size >= 100 { s(5) } else { s(20) }
 }
@@ -57,7 +57,7 @@ fn a_crash_is_seen_and_a_restart_too() {
 }
 
 #[test]
-fn a_stopped_process_is_down_and_back_when_it_goes_on_and_blames_nobody() {
+fn a_stopped_process_is_down_until_it_resumes_and_blames_nobody() {
     for size in SIZES {
         let (mut down, mut up) = (Vec::new(), Vec::new());
         for seed in seeds(size) {
@@ -79,7 +79,7 @@ fn a_stopped_process_is_down_and_back_when_it_goes_on_and_blames_nobody() {
 }
 
 #[test]
-fn who_slept_learns_of_a_death_that_it_missed() {
+fn a_node_that_slept_learns_of_a_death_that_it_missed() {
     for seed in seeds(5) {
         let mut net = Net::settled(30, seed);
         net.stop(4);
@@ -128,8 +128,8 @@ fn two_halves_know_themselves_only_and_each_other_when_the_cut_heals() {
             let split = |net: &Net| {
                 left.iter().all(|by| net.agrees(*by, &right)) && right.iter().all(|by| net.agrees(*by, &left))
             };
-            // Longer than for one node: members behind neighbours on the other side are watched only once
-            // those neighbours are doubted.
+            // This takes longer than for one node, because members behind neighbours on the other side are
+            // watched only once those neighbours are doubted.
             down.push(net.until("each side knows", split, s(4)));
             net.run(calm(size));
             assert!(split(&net));
@@ -231,7 +231,8 @@ fn a_node_whose_clock_went_back_counts_on_from_what_others_remember() {
         net.run(s(10));
         net.start(1, 3);
         net.until("it is back from the past", |net| net.all_agree(&[]), PROMISED);
-        // With two nodes, the other one had to forget it: it might have been partitioned itself.
+        // With two nodes, the other one must forget the generation, because it may have been partitioned
+        // itself.
         assert!(size == 2 || net.nodes[1].generation() > Generation { boot: 7, renewed: 0 });
     }
 }
@@ -254,7 +255,7 @@ fn only_members_count() {
     }
     assert!(net.all_agree(&[]));
     assert!(net.changes.iter().all(|change| change.up), "{:?}", net.changes);
-    // Removed again: it is out as soon as a node knows of the removal.
+    // The node is removed again: each node ignores it as soon as it knows of the removal.
     for index in 0..3 {
         net.handle(index, Event::Members(peers(3)));
         assert!(!net.nodes[index].is_up(peer(3).node));
@@ -301,7 +302,7 @@ fn at_rest_the_clock_wakes_a_node_for_its_pings_only() {
         net.run(s(20));
         let per_node = net.wakes as f64 / 20.0 / size as f64;
         println!("at rest, {size} nodes: {per_node:.1} wakings per node per second");
-        // Four pings per second, and foca's probe with three timers every 2 s.
+        // A node wakes for four pings per second, and for foca's probe with three timers every 2 s.
         assert!(per_node < 7.0);
     }
 }

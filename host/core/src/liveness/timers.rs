@@ -19,7 +19,7 @@ impl<T> Timers<T> {
         self.due.insert((time, self.set), timer);
     }
 
-    /// Due time of the next timer.
+    /// Return the due time of the next timer.
     pub(super) fn next(&self) -> Option<Duration> {
         self.due.keys().next().map(|(time, _)| *time)
     }

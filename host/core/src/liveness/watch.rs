@@ -17,7 +17,7 @@ use super::Settings;
 use super::identity::Generation;
 use super::table::Table;
 
-/// Most suspicions verified at a time.
+/// The maximum number of suspicions verified at a time.
 const MAX_SUSPICIONS: usize = 32;
 
 /// Action of the watch.
@@ -30,12 +30,12 @@ pub(super) enum Act {
         helper: NodeUid,
         target: NodeUid,
     },
-    /// A member has been silent for too long. `quiet`: so have all others lately.
+    /// A member has been silent for too long. `quiet` is true if all others were silent lately too.
     Lost {
         target: NodeUid,
         quiet: bool,
     },
-    /// All members have, including those that were asked only when the first were doubted.
+    /// All members have been silent for too long, including those that were asked only when the first were doubted.
     CutOff,
     /// A member has not refuted the report of its death in this generation.
     Confirmed(NodeUid, Generation),
@@ -62,13 +62,13 @@ struct Suspicion {
 pub(super) struct Watch {
     /// The others, beginning with this node's successor.
     circle: Vec<NodeUid>,
-    /// The targets are chosen from the current members.
+    /// True if the targets are chosen from the current members.
     is_chosen: bool,
     targets: BTreeMap<NodeUid, Target>,
     suspicions: BTreeMap<NodeUid, Suspicion>,
     /// Time of the last reply of any member.
     answered: Duration,
-    /// If there are many down members: the offset of those probed in this period, and its end.
+    /// The offset of the down members that are probed in this period if there are many, and the end of the period.
     turn: usize,
     turn_ends: Duration,
 }
@@ -96,7 +96,8 @@ impl Watch {
         self.suspicions.retain(|uid, _| self.circle.contains(uid));
     }
 
-    /// This node was held up for this long: the silence of others meanwhile does not count.
+    /// Postpone all deadlines by the time for which this node was held up: the silence of others during that time
+    /// does not count.
     pub(super) fn shift(&mut self, by: Duration) {
         for target in self.targets.values_mut() {
             target.heard += by;
@@ -106,7 +107,7 @@ impl Watch {
         self.answered += by;
     }
 
-    /// A member has replied, to this node or to one that it asked.
+    /// Record that a member has replied, to this node or to one that it asked.
     pub(super) fn heard(&mut self, now: Duration, uid: NodeUid) {
         self.answered = now;
         if let Some(target) = self.targets.get_mut(&uid) {
@@ -114,7 +115,7 @@ impl Watch {
         }
     }
 
-    /// A member has sent the hash of its table.
+    /// Record that a member has sent the hash of its table, and whether it is the same as this node's.
     pub(super) fn compared(&mut self, now: Duration, uid: NodeUid, same: bool) {
         if let Some(target) = self.targets.get_mut(&uid) {
             target.differs_since = if same { None } else { target.differs_since.or(Some(now)) };
@@ -128,7 +129,7 @@ impl Watch {
         }
     }
 
-    /// Ping a member in the next round if its ping is due within half a period. True if it is.
+    /// Ping a member in the next round if its ping is due within half a period. Return true in that case.
     pub(super) fn hurry_along(&mut self, now: Duration, uid: NodeUid, settings: &Settings) -> bool {
         let soon = |target: &&mut Target| target.up && now + settings.ping / 2 >= target.next_ping;
         let target = self.targets.get_mut(&uid).filter(soon);
@@ -147,15 +148,15 @@ impl Watch {
         }
     }
 
-    /// A member is alive in a generation. It refutes reports of its death in earlier ones.
+    /// Record that a member is alive in a generation, which refutes reports of its death in earlier ones.
     pub(super) fn lives(&mut self, uid: NodeUid, generation: Generation) {
         if self.suspicions.get(&uid).is_some_and(|suspicion| suspicion.generation < generation) {
             self.suspicions.remove(&uid);
         }
     }
 
-    /// Time of the next round, unless an event comes before: when a member is due to be pinged or doubted. While
-    /// a member is doubted, down or suspected, one period after the last round.
+    /// Return the time of the next round, unless an event comes before: the time at which a member is due to be
+    /// pinged or doubted or, while a member is doubted, down or suspected, one period after the last round.
     pub(super) fn next_round(&self, last: Duration, table: &Table, settings: &Settings) -> Duration {
         let soon = last + settings.round;
         let in_order =
@@ -207,10 +208,10 @@ impl Watch {
                 continue;
             }
             if doubted && target.next_ping > now + settings.doubted_ping {
-                // Scheduled as a steady ping: the frequent ones begin now.
+                // The next ping was scheduled as a steady one; the frequent ones start now.
                 target.next_ping = now;
             }
-            // Pings that are due a little later are sent now: one wake-up for all.
+            // Pings that are due a little later are sent now, so that one wake-up serves all.
             let along = any_due && target.up && !doubted && now + settings.ping / 2 >= target.next_ping;
             if along || now >= target.next_ping {
                 acts.push(Act::Ping(*uid));
@@ -278,7 +279,7 @@ impl Watch {
                 differs_since: None,
             });
             if up && !target.up {
-                // Back up, on any node's report: it has the full time to reply again.
+                // The member is up again by some node's report, so it has the full time to reply.
                 target.heard = now;
             }
             target.up = up;

@@ -7,13 +7,14 @@ use crate::ids::NodeId;
 pub struct Pair {
     /// The node that sends.
     pub from: NodeId,
-    /// The node that takes over, or becomes a further replica.
+    /// The node that replaces the sender, or becomes a further replica.
     pub to: NodeId,
 }
 
 /// Return the streams for a module with `n` replicas, from the first `n` nodes of the old set to the first `n` of the
-/// new. A node in both moves nothing. Each leaver is paired with a successor, in order. A further successor gets the
-/// items from the old owner; a further leaver hands off to all nodes of the new set, which may lack some of its items.
+/// new. A node in both sets has no stream. Each leaver is paired with a successor, in order. A further successor gets
+/// the items from the old owner; a further leaver hands off to all nodes of the new set, which may lack some of its
+/// items.
 pub fn pairs(old: &[NodeId], new: &[NodeId], n: usize) -> Vec<Pair> {
     let (old, new) = (&old[..n.min(old.len())], &new[..n.min(new.len())]);
     let leavers: Vec<NodeId> = old.iter().copied().filter(|node| !new.contains(node)).collect();
@@ -45,7 +46,7 @@ mod tests {
     }
 
     #[test]
-    fn leavers_have_successors_and_who_is_in_both_moves_nothing() {
+    fn leavers_have_successors_and_a_node_in_both_sets_moves_nothing() {
         assert_eq!(of(&[0, 1, 2], &[3, 2, 0], 3), [(1, 3)]);
         assert_eq!(of(&[0, 1, 2], &[3, 4, 0], 3), [(1, 3), (2, 4)]);
         assert_eq!(of(&[0, 1, 2], &[2, 0, 1], 3), []);

@@ -1,9 +1,9 @@
 //! Applies the entries of the log to the state.
 //!
-//! A pure function of state, index and command: the same log gives the same state on every node. An entry is either
-//! carried out as a whole, or refused and changes nothing but `applied` (a `Flip` so for each of its transfers). A
-//! command that a proposer may safely repeat, because it has not learned the outcome, is answered `Done` again.
-//! because it never learned the outcome of the first time, is answered `Done` again.
+//! The result is a pure function of state, index and command: the same log gives the same state on every node. An
+//! entry is either carried out as a whole, or refused and changes nothing but `applied` (a `Flip` separately for each
+//! of its transfers). A command that a proposer may safely repeat, because it has not learned the outcome, returns
+//! `Done` again.
 
 use crate::ids::{ClusterId, Digest, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
@@ -39,7 +39,7 @@ impl Machine {
     }
 }
 
-/// Return a cluster of one node that holds every partition.
+/// Return a single-node cluster; its node holds every partition.
 fn found(
     index: u64,
     cluster: ClusterId,
@@ -75,7 +75,7 @@ fn found(
     })
 }
 
-/// Whether a command may make a staged change impossible. Frequent commands cannot, and are excluded to save the
+/// Return true if a command may make a staged change impossible. Frequent commands cannot, and are excluded to save the
 /// check: a flip brings no partition to a node that it was not aimed at.
 fn may_unfit_a_plan(command: &Command) -> bool {
     !matches!(
@@ -167,8 +167,8 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// The token is checked first, of a known uid too: a certificate is signed on the strength of the answer, and a
-    /// uid is no secret.
+    /// Admit a node. The token is checked first, also for a known uid: a certificate is signed because of the answer,
+    /// and a uid is not a secret.
     fn admit(
         &mut self,
         index: u64,
@@ -190,7 +190,8 @@ impl ClusterState {
         let status = MemberStatus::Joining;
         self.members.insert(id, Member { id, status, banned: false, ..member.clone() });
         if member.staged {
-            // In the same entry: otherwise the node would join by itself between two entries.
+            // The change is staged in the same entry: otherwise the node would join without a plan between two
+            // entries.
             self.staged.push(Change::Join { node: id });
             self.stage_version = index;
         }
@@ -242,7 +243,7 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// Aim the ring at a table that was checked.
+    /// Aim the ring at a table that has been checked.
     pub(super) fn aim(&mut self, index: u64, table: &[Vec<NodeId>]) {
         for (partition, target) in self.ring.partitions.iter_mut().zip(table) {
             let pending = partition.pending.as_ref().map(|transfer| &transfer.target);
@@ -260,8 +261,8 @@ impl ClusterState {
         }
     }
 
-    /// Check a replica set: distinct live members, no more than the ring's width, and each new one able to receive.
-    /// A set that is in place already passes, whatever became of its nodes.
+    /// Check a replica set: distinct live members, no more than the ring's width, and each new one able to receive. A
+    /// set that is in place already passes, whatever the status of its nodes.
     pub(super) fn check_table(&self, table: &[Vec<NodeId>]) -> Result<(), Refusal> {
         let bad = |why: String| Err(Refusal::BadTable(why));
         if table.len() != self.ring.partitions.len() {
@@ -281,7 +282,7 @@ impl ClusterState {
                     return bad(format!("node {node} twice in partition {}", id.0));
                 }
                 match self.member(*node) {
-                    None => return bad(format!("node {node} is no member")),
+                    None => return bad(format!("node {node} is not a member")),
                     Some(member) if !member.may_hold() && !partition.replicas.contains(node) => {
                         return bad(format!(
                             "{} is {} and cannot take partition {}",

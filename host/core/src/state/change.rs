@@ -1,9 +1,9 @@
 //! Planned changes of the membership: staged, then committed as one.
 //!
-//! The entry carries the table, so that the committed change is the one that was shown. An entry changes the
-//! members, takes removed ones out of every set and aims the ring at the table, or it is refused and changes
-//! nothing. A removed node cannot give away its partitions (R1, R3): the next node of the set owns the partition at
-//! once, or the node that the table names if none is left, and the partition is recorded as a possible loss.
+//! The entry contains the table, so that the committed change is the one that was shown. An entry changes the
+//! members, drops removed ones from every set and aims the ring at the table, or it is refused and changes nothing. A
+//! removed node cannot hand over its partitions (R1, R3): the next node of the set owns the partition at once, or the
+//! node that the table names if none is left, and the partition is recorded as a possible loss.
 
 use serde::{Deserialize, Serialize};
 
@@ -27,7 +27,7 @@ pub enum Change {
         /// The node.
         node: NodeId,
     },
-    /// `new`, which holds nothing, takes the places of `old`. `old` hands its partitions over and is removed; if it
+    /// `new`, which holds nothing, replaces `old` in every set. `old` hands its partitions over and is removed; if it
     /// is marked down, it is removed at once and its items are lost.
     Replace {
         /// The node that goes.
@@ -35,7 +35,7 @@ pub enum Change {
         /// The node that comes.
         new: NodeId,
     },
-    /// A dead node is banned at once, and taken out of every set.
+    /// A dead node is banned at once, and removed from every set.
     Remove {
         /// The node.
         node: NodeId,
@@ -43,7 +43,7 @@ pub enum Change {
 }
 
 impl Change {
-    /// The nodes that it names.
+    /// Return the nodes that the change names.
     pub fn nodes(&self) -> Vec<NodeId> {
         match *self {
             Self::Join { node } | Self::Leave { node } | Self::Remove { node } => vec![node],
@@ -60,7 +60,7 @@ pub struct Loss {
     pub node: NodeId,
     /// The owner's name, which another node may have by now.
     pub name: String,
-    /// The log index of the entry that removed it, of the recovery, or of its own report.
+    /// The log index of the entry that removed the owner, of the recovery, or of the owner's report.
     pub index: u64,
 }
 
@@ -69,7 +69,7 @@ impl ClusterState {
         if self.staged.contains(&change) {
             return Ok(Outcome::Done);
         }
-        // A refusal of the change by itself is the plainer reason.
+        // A refusal of the change alone is the clearer reason, so it comes first.
         self.clone().change_members(&[change])?;
         let mut changes = self.staged.clone();
         changes.push(change);
@@ -128,10 +128,10 @@ impl ClusterState {
     ) -> Result<ClusterState, Refusal> {
         let mut next = self.clone();
         next.change_members(changes)?;
-        // With the sets as they were: a set that becomes empty below takes the table's at once.
+        // Check against the sets before the change: a set that becomes empty below becomes the table's at once.
         next.check_table(table)?;
         if let Some(gone) = table.iter().flatten().find(|node| next.member(**node).is_none()) {
-            return Err(Refusal::BadTable(format!("node {gone} is no member")));
+            return Err(Refusal::BadTable(format!("node {gone} is not a member")));
         }
         next.drop_removed(index, table);
         next.aim(index, table);
@@ -162,7 +162,7 @@ impl ClusterState {
         let member = self.live_member_mut(node)?;
         match member.status {
             MemberStatus::Member if last => return Err(Refusal::LastMember),
-            // A node that only waits holds nothing, so it is removed at once.
+            // A joining node holds nothing, so once it is `leaving` it is removed without a handoff.
             MemberStatus::Member | MemberStatus::Joining => member.status = MemberStatus::Leaving,
             _ => return Err(wrong_status(member)),
         }
@@ -200,12 +200,12 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Whether another node may take over.
+    /// Return true if another node has the status `member`.
     fn has_member_besides(&self, node: NodeId) -> bool {
         self.live_members().any(|member| member.id != node && member.status == MemberStatus::Member)
     }
 
-    /// Take removed nodes out of every set. A transfer of another node goes on, unless it goes to one of them.
+    /// Drop removed nodes from every set. A transfer of another node continues, unless its target has one of them.
     fn drop_removed(&mut self, index: u64, table: &[Vec<NodeId>]) {
         let gone = |node: &NodeId| self.members.get(node).is_none_or(|member| !member.is_live());
         let mut lost = Vec::new();
@@ -216,7 +216,7 @@ impl ClusterState {
             let aims_at_gone =
                 partition.pending.as_ref().is_some_and(|pending| pending.target.iter().any(gone));
             if gone(&owner) || aims_at_gone {
-                // Its sender is removed, or its target has a removed node: the transfer begins again under another
+                // Its sender is removed, or its target has a removed node: the transfer starts again under another
                 // id.
                 partition.pending = None;
                 self.ring.epoch = index;
@@ -233,7 +233,7 @@ impl ClusterState {
                 lost.push((id, owner));
             }
         }
-        // Without modules there are no items to lose.
+        // Without modules no items exist that could be lost.
         if !self.modules.is_empty() {
             for (id, node) in lost {
                 let name = self.members.get(&node).map(|member| member.name.clone()).unwrap_or_default();
@@ -242,7 +242,7 @@ impl ClusterState {
         }
     }
 
-    /// Drop staged changes that have become impossible: their node has gone or come in another way.
+    /// Drop staged changes that have become impossible because their node has left or joined in another way.
     pub(super) fn drop_stale_changes(&mut self, index: u64) {
         if self.staged.is_empty() {
             return;
@@ -250,7 +250,7 @@ impl ClusterState {
         let mut next = self.clone();
         let before = self.staged.len();
         self.staged.retain(|change| {
-            // A change that is refused may have been carried out in part.
+            // A refused change may have been carried out in part, so it is tried on a copy.
             let mut tried = next.clone();
             let fits = tried.change_members(&[*change]).is_ok();
             if fits {
@@ -291,7 +291,7 @@ impl ClusterState {
         Ok(Outcome::Done)
     }
 
-    /// Whether the node that goes is marked as down.
+    /// Return true if the node that leaves the cluster by this change is marked as down.
     pub fn is_of_one_down(&self, change: Change) -> bool {
         let goes = match change {
             Change::Join { .. } => return false,
@@ -300,8 +300,8 @@ impl ClusterState {
         self.member(goes).is_some_and(|member| member.status == MemberStatus::Down)
     }
 
-    /// A replacement of a node that is down removes it; otherwise the node hands over. A plan that was shown as the
-    /// one must not be committed as the other.
+    /// Record that the down mark of a node has changed. The replacement of a node that is down removes it; otherwise
+    /// the node hands its partitions over. A plan that was shown as one must not be committed as the other.
     fn marked(&mut self, index: u64, node: NodeId) {
         let replaces = |change: &Change| matches!(change, Change::Replace { old, .. } if *old == node);
         if self.level >= 3 && self.staged.iter().any(replaces) {
@@ -341,7 +341,7 @@ impl ClusterState {
 }
 
 impl Change {
-    /// The node that it is about; of a replacement, the one that goes.
+    /// Return the node that the change is about; for a replacement, the node that is replaced.
     pub fn node(&self) -> NodeId {
         match *self {
             Self::Join { node } | Self::Leave { node } | Self::Remove { node } => node,
@@ -349,7 +349,7 @@ impl Change {
         }
     }
 
-    /// The change in the words of the command line.
+    /// Return the change in the words of the command line.
     pub fn text(&self, name: impl Fn(NodeId) -> String) -> String {
         match *self {
             Self::Join { node } => format!("join {}", name(node)),
@@ -361,7 +361,7 @@ impl Change {
 }
 
 impl Member {
-    /// Whether the node waits for a plan.
+    /// Return true if the node waits for a plan.
     pub fn waits(&self) -> bool {
         self.staged && self.status == MemberStatus::Joining
     }

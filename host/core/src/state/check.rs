@@ -3,8 +3,8 @@
 use super::ClusterState;
 
 impl ClusterState {
-    /// Assert the invariants in builds with debug assertions, the simulation's among them. Called after each entry
-    /// and by a recovery.
+    /// Assert the invariants in builds with debug assertions, the simulation's among them. This is called after each
+    /// entry and by a recovery.
     pub(super) fn check(&self) {
         if !cfg!(debug_assertions) {
             return;

@@ -9,7 +9,7 @@ use super::{
 /// The empty map as CBOR, for the `init` of a module without a config.
 const EMPTY_MAP: &[u8] = &[0xa0];
 
-/// The settings of a deploy; `None` keeps the module's, or takes the default for a new module.
+/// The settings of a deploy; `None` keeps the module's, or uses the default for a new module.
 pub(super) struct Settings<'a> {
     pub n: Option<u8>,
     pub r: Option<u8>,
@@ -55,7 +55,8 @@ impl ClusterState {
                 ..old.clone()
             },
             None => {
-                // Majorities by default: reads see acknowledged writes (PROTOCOL.md, section 7).
+                // The defaults are majorities, so that reads see acknowledged writes (PROTOCOL.md, section
+                // 7).
                 let n = settings.n.unwrap_or(1);
                 Module {
                     uid: ModuleUid(index),
@@ -117,7 +118,7 @@ impl ClusterState {
             }
         };
         let version = module.current.version + 1;
-        // A release without settings of its own has the module's.
+        // A release without settings uses the module's.
         let config = target.config.clone().unwrap_or_else(|| module.config.clone());
         module.follow(Release { version, ..target }, keeps_settings);
         (module.config, module.changed) = (config, index);

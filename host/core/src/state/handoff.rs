@@ -1,7 +1,7 @@
 //! The limits on handoffs that operators set, for the cluster and for single nodes.
 //!
-//! There are no other limits on transfers; a setting that is not made has the default that `transfers limit` shows.
-//! A node reads its limits from its copy of the state, so a change takes effect as soon as it is applied there.
+//! No other limits on transfers exist; a setting that was not made has the default that `transfers limit` shows. A
+//! node reads its limits from its copy of the state, so a change takes effect as soon as it is applied there.
 
 use std::collections::BTreeMap;
 
@@ -11,11 +11,11 @@ use crate::ids::NodeId;
 
 use super::{ClusterState, Outcome, Refusal};
 
-/// The default number of transfers that a node sends at once. Each keeps a core of both nodes busy for a page at a
-/// time: a few saturate a small machine and leave room for requests.
+/// The default number of transfers that a node sends at once. Each keeps a core of both nodes busy for one page at a
+/// time: a few saturate a small machine and leave processor time for requests.
 pub const OUTGOING_AT_ONCE: u16 = 4;
-/// The default number of transfers that a node takes in at once: all that four senders may send. Each costs a
-/// window of unstaged items at most.
+/// The default number of transfers that a node receives at once: all that four senders may send. Each costs a window
+/// of unstaged items at most.
 pub const INCOMING_AT_ONCE: u16 = 16;
 /// The maximum number of transfers that a node may send at once. Two nodes share 32 bulk streams, and components
 /// and answers need some.
@@ -29,13 +29,13 @@ pub struct HandoffLimits {
     /// The number of transfers sent at once.
     #[serde(default)]
     pub outgoing: Option<u16>,
-    /// The number of transfers taken in at once.
+    /// The number of transfers received at once.
     #[serde(default)]
     pub incoming: Option<u16>,
     /// The bytes of items sent per second.
     #[serde(default)]
     pub bytes_per_second: Option<Rate>,
-    /// Whether handoffs are paused: nothing new is sent or taken in.
+    /// Whether handoffs are paused: no new transfer is sent or received.
     #[serde(default)]
     pub paused: bool,
 }
@@ -53,10 +53,10 @@ pub enum Rate {
 /// All settings of handoffs.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct HandoffSettings {
-    /// For each node that has no setting of its own.
+    /// The settings for each node without a setting for it alone.
     #[serde(default)]
     pub cluster: HandoffLimits,
-    /// For single nodes.
+    /// The settings for single nodes.
     #[serde(default)]
     pub nodes: BTreeMap<NodeId, HandoffLimits>,
 }
@@ -66,16 +66,16 @@ pub struct HandoffSettings {
 pub struct EffectiveLimits {
     /// The number of transfers sent at once.
     pub outgoing: u16,
-    /// The number of transfers taken in at once.
+    /// The number of transfers received at once.
     pub incoming: u16,
     /// The bytes of items sent per second; no limit if `None`.
     pub bytes_per_second: Option<u64>,
-    /// Whether handoffs are paused: nothing new is sent or taken in.
+    /// Whether handoffs are paused: no new transfer is sent or received.
     pub paused: bool,
 }
 
 impl EffectiveLimits {
-    /// Whether the node may take in one more transfer beside `others` that it takes in.
+    /// Return true if the node may receive one more transfer besides the `others` that it receives.
     pub fn admits(&self, others: usize) -> bool {
         !self.paused && others < usize::from(self.incoming)
     }
@@ -87,7 +87,7 @@ impl EffectiveLimits {
 pub enum HandoffChange {
     /// The number of transfers sent at once; `None` restores the default.
     Outgoing(Option<u16>),
-    /// The number of transfers taken in at once; `None` restores the default.
+    /// The number of transfers received at once; `None` restores the default.
     Incoming(Option<u16>),
     /// The send rate; `None` restores the default.
     BytesPerSecond(Option<Rate>),
@@ -102,7 +102,7 @@ impl HandoffSettings {
         self.with(self.nodes.get(&node).copied().unwrap_or_default())
     }
 
-    /// Return the limits of a node without settings of its own.
+    /// Return the limits of a node without settings for it alone.
     pub fn of_any(&self) -> EffectiveLimits {
         self.with(HandoffLimits::default())
     }

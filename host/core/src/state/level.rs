@@ -6,8 +6,8 @@ use crate::version::Speaks;
 use super::{ClusterState, Command, Outcome, Refusal};
 
 impl ClusterState {
-    /// Refuse a command above the present level. Proposers check the level too; this is for an entry whose proposer had
-    /// an outdated view.
+    /// Refuse a command above the present level. Proposers check the level too; this check covers an entry whose
+    /// proposer had an outdated view.
     pub fn check_level(&self, command: &Command) -> Result<(), Refusal> {
         let needs = level_of(command);
         if needs > self.level && !matches!(command, Command::Raise { .. }) {
@@ -16,8 +16,8 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Raise the level. `known`: the members that the proposer has seen. A member that was admitted later may not speak
-    /// the level.
+    /// Raise the level. `known` lists the members that the proposer has seen; a member that was admitted later may
+    /// not support the level.
     pub(super) fn raise(&mut self, level: u32, known: &[NodeId]) -> Result<Outcome, Refusal> {
         if level <= self.level || !self.live_members().all(|member| known.contains(&member.id)) {
             return Err(Refusal::CannotRaise(level));
@@ -27,15 +27,15 @@ impl ClusterState {
     }
 }
 
-/// The level of a state, or of a founding, that names none.
+/// Return the level of a state, or of a founding, that states none.
 pub(super) fn first_level() -> u32 {
     Speaks::FIRST.levels.newest
 }
 
-/// Return the first level that has a command. A new command does not compile without an entry here.
+/// Return the first level with this command. A new command does not compile without an entry here.
 pub fn level_of(command: &Command) -> u32 {
     match command {
-        // The previous level runs each release with the host's own limit.
+        // The previous level runs each release with the host's limit.
         Command::Deploy { release, .. } if release.call_ms.is_some() => 4,
         // The previous level ignores the base of these commands.
         Command::Change { down: Some(_), .. }

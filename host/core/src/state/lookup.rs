@@ -8,12 +8,13 @@ use crate::ring::Transfer;
 use super::{ClusterState, Member, MemberStatus, Module};
 
 impl Member {
-    /// Whether it is not removed: its certificate is valid and its name taken.
+    /// Return true if the member is not removed: its certificate is valid and its name is taken.
     pub fn is_live(&self) -> bool {
         self.status != MemberStatus::Removed
     }
 
-    /// Whether it may be given partitions. A node that is down keeps its share: liveness moves nothing.
+    /// Return true if the member may be given partitions. A node that is down keeps its share: liveness moves
+    /// nothing.
     pub fn may_hold(&self) -> bool {
         matches!(self.status, MemberStatus::Member | MemberStatus::Down)
     }
@@ -30,7 +31,8 @@ impl ClusterState {
         self.live_members().find(|member| member.name == name)
     }
 
-    /// Return the member of a data directory, removed or not: a removed one must be told so (R3).
+    /// Return the member of a data directory, removed or not: a removed node must be able to learn that it is
+    /// removed (R3).
     pub fn member_by_uid(&self, uid: NodeUid) -> Option<&Member> {
         self.members.values().find(|member| member.uid == uid)
     }
@@ -45,7 +47,7 @@ impl ClusterState {
         self.modules.values().find(|module| module.name == name)
     }
 
-    /// Whether the node is in any replica set, or will be by a pending change.
+    /// Return true if the node is in any replica set, or will be by a pending change.
     pub fn holds(&self, node: NodeId) -> bool {
         self.ring.holds(node)
     }
@@ -55,7 +57,7 @@ impl ClusterState {
         self.ring.pending_of(partition)
     }
 
-    /// Whether exactly this transfer is pending.
+    /// Return true if exactly this transfer is pending.
     pub fn is_pending(&self, partition: PartitionId, transfer: TransferId) -> bool {
         self.pending_of(partition).is_some_and(|pending| pending.id == transfer)
     }
@@ -73,7 +75,7 @@ impl ClusterState {
         claim(&self.ring, &self.claim_nodes(), self.width)
     }
 
-    /// Whether the ring is where the claim wants it, or on its way there.
+    /// Return true if the ring has the claimed table, or transfers to it are pending.
     pub fn is_balanced(&self) -> bool {
         let targets = self.ring.iter().map(|(_, partition)| partition.target());
         targets.eq(self.claimed_table().iter().map(Vec::as_slice))

@@ -1,8 +1,8 @@
 //! The effect of a set of changes before it is committed: the table, each node's gain and loss, the moves, and
 //! warnings.
 //!
-//! A pure function of the state. The entry carries the computed table, so that the committed change is the one that
-//! was shown. Several changes are one rebalancing.
+//! The plan is a pure function of the state. The entry contains the computed table, so that the committed change is
+//! the one that was shown. Several changes are one rebalancing.
 
 use std::collections::BTreeMap;
 
@@ -17,9 +17,9 @@ use super::{Change, ClusterState, MemberStatus, Refusal};
 /// A node's share of the ring.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Load {
-    /// Partitions that it owns.
+    /// The number of partitions that it owns.
     pub owned: usize,
-    /// Partitions of which it holds a replica, owned ones included.
+    /// The number of partitions of which it holds a replica, owned ones included.
     pub replicas: usize,
 }
 
@@ -45,9 +45,9 @@ pub struct Move {
     pub from: NodeId,
     /// The receiver.
     pub to: NodeId,
-    /// Whether it becomes the owner; otherwise a further replica.
+    /// Whether the receiver becomes the owner; otherwise it becomes a further replica.
     pub owner: bool,
-    /// Whether the transfer is pending already, and not begun again by the plan.
+    /// Whether the transfer is pending already, and not restarted by the plan.
     pub under_way: bool,
 }
 
@@ -67,7 +67,7 @@ pub enum Warning {
         /// The names of the modules.
         modules: String,
     },
-    /// There are fewer nodes than a replica set should have.
+    /// The ring has fewer nodes than a replica set should have.
     #[error("{nodes} nodes hold the ring: sets of {width} replicas cannot be filled")]
     FewNodes {
         /// The number of nodes.
@@ -75,7 +75,7 @@ pub enum Warning {
         /// The number of nodes that a set should have.
         width: u8,
     },
-    /// There are too few zones for sets without two nodes of one zone.
+    /// The nodes are in too few zones for sets without two nodes of one zone.
     #[error("{partitions} partitions have two replicas in one zone: there are only {zones} zones")]
     FewZones {
         /// The number of partitions.
@@ -83,7 +83,7 @@ pub enum Warning {
         /// The number of zones, a node without one counting as one.
         zones: usize,
     },
-    /// A node that is down has to send or receive.
+    /// A node that is down must send or receive.
     #[error("{node} is down: {moves} moves wait until it is back")]
     Away {
         /// The name of the node.
@@ -91,7 +91,7 @@ pub enum Warning {
         /// The number of its moves.
         moves: usize,
     },
-    /// A node that joined to wait for a plan is in none.
+    /// A node that joined to wait for a plan is not part of this plan.
     #[error("{0} waits to join and is not part of this plan; say join --stage to it again")]
     Waits(String),
 }
@@ -131,7 +131,7 @@ pub struct Plan {
 /// Return the effect of these changes on the state.
 ///
 /// # Errors
-/// A change is not possible after those before it; the reason.
+/// The reason why a change is not possible after those before it.
 pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
     let mut members = state.clone();
     members.change_members(changes)?;
@@ -144,7 +144,8 @@ pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
     Ok(Plan { stage, base, changes, table, nodes, moves, warnings })
 }
 
-/// The ring as if each newcomer had its predecessor's places already: the claim starts from there.
+/// Return the ring with each replaced node's places given to its replacement already, as the starting point of the
+/// claim.
 fn with_replacements(ring: &RingTable, changes: &[Change]) -> RingTable {
     let mut ring = ring.clone();
     for change in changes {
@@ -242,7 +243,7 @@ fn warnings(before: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) 
 }
 
 impl Plan {
-    /// Add a warning for each node that has to send or receive and is down, by its status or by the caller's view.
+    /// Add a warning for each node that must send or receive and is down, by its status or by the caller's view.
     pub fn warn_of_the_away(&mut self, state: &ClusterState, is_up: impl Fn(NodeId) -> bool) {
         for member in state.live_members() {
             let takes_part = |one: &&Move| one.from == member.id || one.to == member.id;
@@ -253,8 +254,8 @@ impl Plan {
         }
     }
 
-    /// Return a digest of the plan's effect. It stays the same as long as the effect does, whatever happens to the
-    /// ring meanwhile.
+    /// Return a digest of the plan's effect. It stays the same as long as the effect does, whatever else changes in
+    /// the ring.
     pub fn id(&self) -> String {
         use sha2::Digest as _;
         let mut hash = sha2::Sha256::new();

@@ -1,13 +1,13 @@
-//! The state that a recovery begins with, after the majority of the voters was lost for good (R19).
+//! The initial state of a recovery, after the majority of the voters was lost for good (R19).
 
 use crate::ids::{NodeId, TransferId};
 use crate::keyspace::PartitionId;
 
 use super::{ClusterState, Lineage, Loss};
 
-/// The bits of an index that count the entries of one lineage.
+/// The number of low bits of an index that one lineage may use. The bits above them hold the lineage's number.
 const LINEAGE_BITS: u32 = 44;
-/// The lowest of those bits count its entries, the others come from its random id.
+/// The number of the lowest bits, which count the entries. The other low bits come from the lineage's random id.
 const ENTRY_BITS: u32 = 16;
 
 impl Lineage {
@@ -20,7 +20,7 @@ impl Lineage {
     ///
     /// Nodes, modules and transfers are named by the index that made them, and the lost log may have used the next
     /// indices already. So a lineage has indices that neither the previous one nor a rival of the same number uses.
-    /// Of two lineages the higher one has the higher indices: the data path compares versions only, which are
+    /// Of two lineages the higher one has the higher indices, because the data path compares only versions, which are
     /// indices (R2).
     pub fn first_index(self) -> u64 {
         let apart = self.id >> (u64::BITS - LINEAGE_BITS + ENTRY_BITS);
@@ -48,11 +48,11 @@ pub struct Recovery {
     pub behind: Vec<(NodeId, Lineage, u64)>,
     /// The members that answered.
     pub answered: Vec<NodeId>,
-    /// The members that did not answer, assumed lost until they are heard of again.
+    /// The members that did not answer, assumed lost until they answer again.
     pub lost: Vec<NodeId>,
     /// The partitions whose owner is among the lost.
     pub without_owner: Vec<PartitionId>,
-    /// The transfers that are given up; their partitions stay with the owner.
+    /// The transfers that are cancelled; their partitions stay with the owner.
     pub cancelled: Vec<(PartitionId, TransferId)>,
 }
 
@@ -79,12 +79,12 @@ impl Recovery {
 }
 
 impl ClusterState {
-    /// Return the state that a new lineage begins with, newer than this one and than one that was heard of; `id` is
+    /// Return the initial state of a new lineage, which is newer than this state's lineage and than `heard`; `id` is
     /// random.
     ///
     /// Members, ring and modules stay, and all transfers are cancelled. Every partition gets the new lineage's
-    /// version, so that no node with an older state is served, or serves, by it (R2). The partitions owned by nodes
-    /// in `lost` are recorded as possible losses.
+    /// version, so that no node sends or serves requests by an older state (R2). The partitions owned by nodes in
+    /// `lost` are recorded as possible losses.
     pub fn recovered(&self, heard: Lineage, id: u64, lost: &[NodeId]) -> Self {
         let mut state = self.clone();
         state.lineage = self.lineage.max(heard).next(id);

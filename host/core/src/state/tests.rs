@@ -1,5 +1,5 @@
 #![allow(clippy::unwrap_used)]
-//! Each command by itself; `tests/apply_properties.rs` mixes them.
+//! Tests of each command alone; `tests/apply_properties.rs` mixes them.
 
 use super::*;
 use crate::mutants::{self, Mutant};
@@ -38,7 +38,8 @@ fn admit(name: &str, uid: u8, now_ms: u64) -> Command {
     Command::Admit { member: member(name, uid), token: TOKEN, now_ms }
 }
 
-/// A cluster founded at 1, with a token until 1000 at 2; then b (id 3) and c (id 4), both members, at 6.
+/// Return a cluster founded at index 1, with a token valid until 1000 added at 2, and the members b (id 3)
+/// and c (id 4), after the entry at 6.
 fn three() -> (Machine, u64) {
     let mut machine = Machine::default();
     let log = [
@@ -115,7 +116,7 @@ fn a_node_is_admitted_by_a_token_in_time_under_the_index_of_its_entry() {
 }
 
 #[test]
-fn who_leaves_is_removed_when_it_holds_nothing_and_frees_its_name_but_not_its_uid() {
+fn a_leaving_node_is_removed_when_it_holds_nothing_and_frees_its_name_but_not_its_uid() {
     let (mut machine, at) = three();
     assert_eq!(
         refused(machine.apply(at + 1, &Command::Removed { node: NodeId(3) })),
@@ -140,7 +141,7 @@ fn who_leaves_is_removed_when_it_holds_nothing_and_frees_its_name_but_not_its_ui
 }
 
 #[test]
-fn a_table_that_was_made_from_another_ring_is_not_aimed_at() {
+fn a_table_computed_from_another_ring_is_refused() {
     let refuses = || {
         let (mut machine, at) = three();
         let stale = Command::Rebalance { base: 0, table: vec![vec![NodeId(0)]; 8] };
@@ -167,7 +168,7 @@ fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
         [(1, 8), (2, 8)]
     );
 
-    // 1 stays, 2 is cancelled, 3 begins.
+    // The transfer of partition 1 stays, that of 2 is cancelled, that of 3 starts.
     table[2] = vec![a];
     table[3] = vec![c, b, a];
     assert_eq!(machine.apply(at + 3, &rebalance(8, &table)), Outcome::Done);
@@ -188,7 +189,7 @@ fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
         (fate(1, 8, false), fate(2, 8, false), fate(3, 9, true)),
         (Fate::Flipped, Fate::Cancelled, Fate::Pending)
     );
-    // As if partition 1 had moved on from 7 to 8: a node that was away asks for 7.
+    // Partition 1 appears to have moved from transfer 7 to 8, and a node that was not running asks for 7.
     assert_eq!((fate(1, 7, true), fate(1, 7, false)), (Fate::Flipped, Fate::Cancelled));
 
     let cancel = |transfer| Command::Cancel { partition: PartitionId(3), transfer: TransferId(transfer) };
@@ -199,7 +200,7 @@ fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
 }
 
 #[test]
-fn a_table_that_is_none_is_refused_with_the_reason() {
+fn an_invalid_table_is_refused_with_the_reason() {
     let (mut machine, at) = three();
     let a = NodeId(0);
     let mut index = at;
@@ -317,7 +318,7 @@ fn before_level_three_settings_are_the_modules_and_one_release_is_kept() {
 }
 
 #[test]
-fn a_command_that_means_another_release_changes_nothing() {
+fn a_command_for_another_release_changes_nothing() {
     let (mut machine, at) = three();
     machine.apply(at + 1, &deploy(None, 1, 0));
     let seen = machine.state.as_ref().unwrap().module_by_name("kv").unwrap().base();
@@ -329,7 +330,7 @@ fn a_command_that_means_another_release_changes_nothing() {
     assert_eq!(refused(machine.apply(at + 4, &undeploy(seen))), changed);
     let now = ModuleBase { version: 2, ..seen };
     assert_eq!(machine.apply(at + 5, &undeploy(now)), Outcome::Done);
-    // Another module of that name.
+    // Another module has that name now.
     machine.apply(at + 6, &deploy(None, 1, 0));
     machine.apply(at + 7, &deploy(None, 2, 1));
     assert_eq!(refused(machine.apply(at + 8, &rollback(now))), changed);
@@ -343,7 +344,7 @@ fn the_claimed_table_is_accepted_and_leaves_nothing_to_do() {
     assert_eq!(machine.apply(at + 1, &Command::Rebalance { base: 1, table }), Outcome::Done);
     assert!(machine.state.as_ref().unwrap().is_balanced());
     assert_eq!(machine.apply(at + 2, &Command::Leave { node: NodeId(4) }), Outcome::Done);
-    assert!(!machine.state.as_ref().unwrap().is_balanced(), "what goes to a leaver must go elsewhere");
+    assert!(!machine.state.as_ref().unwrap().is_balanced(), "partitions aimed at a leaver must go elsewhere");
 }
 
 #[test]
@@ -370,7 +371,7 @@ fn a_recovery_takes_the_newest_state_and_names_what_is_lost() {
 }
 
 #[test]
-fn a_new_lineage_keeps_who_holds_what_and_gives_no_number_twice() {
+fn a_new_lineage_keeps_the_holders_and_uses_no_number_twice() {
     let (mut machine, at) = three();
     let table = machine.state.as_ref().unwrap().claimed_table();
     machine.apply(at + 1, &Command::Rebalance { base: 1, table });

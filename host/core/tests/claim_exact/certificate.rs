@@ -16,8 +16,8 @@ pub type Cost<'a> = &'a dyn Fn(usize, usize) -> Option<i64>;
 pub fn is_cheapest(problem: &Problem, table: &Table, bounds: &[(usize, usize)], cost: Cost<'_>) -> bool {
     let (q, n) = (table.len(), problem.nodes.len());
     let (zones, limit) = (problem.zones(), problem.zone_limit());
-    // Zones are left out where they do not bind: if each node is a zone of its own, or if the limit is at
-    // least the size of a set. Otherwise there is one vertex for each pair of partition and zone.
+    // Zones are omitted where they do not bind: if each node is a separate zone, or if the limit is at least
+    // the size of a set. Otherwise the graph has one vertex for each pair of partition and zone.
     let own = (0..n).all(|at| zones[at] == at) || limit >= problem.set();
     let (partition, node) = (|p: usize| p, |at: usize| q + at);
     let (sink, pair) = (q + n, |p: usize, zone: usize| q + n + 1 + p * n + zone);

@@ -14,7 +14,7 @@ pub fn fewest(problem: &Problem) -> Option<(usize, usize)> {
             .map(|at| problem.nodes[at].id)
             .collect();
         if set.len() == problem.set() {
-            // Each node in turn as the owner; the order of the others does not matter here.
+            // Each node is the owner in turn; the order of the others does not matter here.
             sets.extend((0..set.len()).map(|first| {
                 let mut set = set.clone();
                 set.swap(0, first);

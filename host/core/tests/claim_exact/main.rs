@@ -18,7 +18,7 @@ fn node((id, weight, zone): (u64, u32, u8)) -> ClaimNode {
     ClaimNode { id: NodeId(id), weight, zone: (zone > 0).then(|| format!("zone {zone}")) }
 }
 
-/// Nodes `0..count`, with random zones and weights.
+/// Generate the nodes `0..count`, with random zones and weights.
 fn some_nodes(
     count: std::ops::RangeInclusive<usize>,
     weights: u32,
@@ -29,14 +29,14 @@ fn some_nodes(
     })
 }
 
-/// An arbitrary table of nodes `0..ids`, balanced or not.
+/// Generate an arbitrary table of nodes `0..ids`, balanced or not.
 fn any_table(partitions: usize, ids: u64, width: usize) -> impl Strategy<Value = Table> {
     let set = (Just((0..ids).map(NodeId).collect::<Vec<_>>()).prop_shuffle(), 1..=width)
         .prop_map(|(set, length)| set[..length.min(set.len())].to_vec());
     prop::collection::vec(set, partitions)
 }
 
-/// The smallest rings: all combinations of zones and weights, from any table.
+/// Generate the smallest rings: all combinations of zones and weights, from any table.
 fn tiny() -> impl Strategy<Value = Problem> {
     (1usize..=4, 1usize..=3)
         .prop_flat_map(|(partitions, width)| {
@@ -58,7 +58,7 @@ enum Step {
     Replace(usize, u32, u8),
 }
 
-/// A cluster after some joins, leaves and replacements, each claimed in turn.
+/// Generate a cluster after some joins, leaves and replacements, each claimed in turn.
 fn history(
     partitions: impl Strategy<Value = usize>,
     width: std::ops::RangeInclusive<usize>,
@@ -136,7 +136,7 @@ proptest! {
     #[test]
     fn the_proof_accepts_only_the_best_tables(problem in tiny(), other in any_table(4, 6, 3)) {
         let (replicas, _) = fewest(&problem).unwrap();
-        // A balanced table from another history.
+        // The table comes from another history and is balanced.
         let elsewhere = Problem { old: other[..problem.old.len()].to_vec(), ..problem.clone() };
         for table in [problem.claim(), elsewhere.claim()] {
             prop_assert_eq!(moves_the_fewest_replicas(&problem, &table), problem.moved(&table) == replicas);
@@ -199,10 +199,10 @@ fn a_join_during_a_rebalancing_disturbs_as_few_transfers_as_possible() {
         changed[..under_way].iter().for_each(|at| problem.pending[*at] = true);
         let five = problem.claim();
         hold(&problem).unwrap();
-        // The fifth node needs 38 sets and takes no more, those at rest first.
+        // The fifth node needs 38 sets, and takes no more than that, starting with those at rest.
         assert_eq!(problem.moved(&five), 38);
         let disturbed = changed[..under_way].iter().filter(|at| four[**at] != five[**at]).count();
         let at_rest = 64 - under_way;
-        assert_eq!(disturbed, 38usize.saturating_sub(at_rest), "{under_way} transfers under way");
+        assert_eq!(disturbed, 38usize.saturating_sub(at_rest), "{under_way} transfers in progress");
     }
 }

@@ -73,7 +73,7 @@ impl Problem {
 
     /// Return the fair share of each node in sets of `length`, as (over, under). All nodes have one level by
     /// weight, but a node is at most once in a set and a zone at most as often as its limit; a zone at its
-    /// limit has a level of its own.
+    /// limit has a separate level.
     ///
     /// The level is found by trying each number of full zones: a share changes its kind only where a node or
     /// a zone becomes full, and between these points the sum is linear.

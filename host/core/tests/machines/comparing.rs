@@ -59,7 +59,7 @@ impl Transfer {
         }
     }
 
-    /// Run until the sender proposes the flip (true) or gives up (false).
+    /// Run until the sender proposes the flip (true) or abandons the transfer (false).
     fn goes_well(&mut self) -> bool {
         let mut effects: VecDeque<Effect> = self.sender.handle(Event::Start).into();
         while let Some(effect) = effects.pop_front() {
@@ -199,13 +199,13 @@ fn an_answer_that_is_lost_with_its_link_is_not_taken_for_a_yes() {
 }
 
 #[test]
-fn an_item_that_is_lost_on_the_way_is_missed_at_the_end() {
+fn an_item_that_is_lost_on_the_way_is_detected_at_the_end() {
     shows(Mutant::IgnoreEndDigest, || ends_right(&[], Luck::LosesAnItem));
     shows(Mutant::IgnoreEndDigest, || ends_right(&[], Luck::LosesAnItemAndSaysSo));
 }
 
 #[test]
-fn a_stream_that_was_given_up_and_comes_late_costs_no_stage() {
+fn an_abandoned_stream_that_arrives_late_drops_no_stage() {
     let late = ToReceiver::Begin(Begin {
         transfer: TransferId(9),
         partition: PartitionId(3),
@@ -225,7 +225,7 @@ fn a_stream_that_was_given_up_and_comes_late_costs_no_stage() {
 }
 
 #[test]
-fn a_receiver_with_a_complete_stage_says_so_when_asked() {
+fn a_receiver_with_a_complete_stage_reports_it_when_asked() {
     let mut receiver = Receiver::new(BootId([2; 16]), Found::Complete);
     let mut sender = Sender::new(task(&[KV], true), 20, LIMITS);
     sender.handle(Event::Start);

@@ -47,7 +47,7 @@ impl Driver {
             Effect::ProposeCancel => {
                 self.pace(pacing::Event::Abandoned);
                 if !std::mem::replace(&mut self.given_up, true) {
-                    let why = self.machine.error().unwrap_or("given up");
+                    let why = self.machine.error().unwrap_or("abandoned");
                     self.handoff.note_given_up(self.task.partition, why);
                 }
                 self.propose(Command::Cancel {
@@ -86,13 +86,13 @@ impl Driver {
             self.progress.fail("the receiver has no address");
             return drop(opened.send(Event::Disconnected(number)));
         };
-        // The messages wait here until the stream is open. Bounded by the machine: until then it sends `Begin` only,
-        // then it reads up to `Limits::window_bytes` ahead of the acknowledgements.
+        // The messages wait in this channel until the stream is open. Bounded by the machine: until then it only sends
+        // `Begin`, then it reads up to `Limits::window_bytes` ahead of the acknowledgements.
         let (sender, mut waiting) = mpsc::unbounded_channel();
         self.link = Some((number, sender));
         let transport = self.handoff.inner.transport.clone();
         let progress = self.progress.clone();
-        // Ends when the stream cannot be opened in time, or when the driver drops its end of the channel.
+        // The task ends if the stream cannot be opened in time, or when the driver drops its end of the channel.
         annulus_ground::spawn(async move {
             let deadline = Instant::now() + CONNECT_LIMIT;
             let stream = match transport.open_bulk(&peer, kind::BULK_HANDOFF, Bytes::new(), deadline).await {
@@ -119,13 +119,13 @@ impl Driver {
         });
     }
 
-    /// Propose a command. Its success is learned from the log.
+    /// Propose a command. The driver learns of its success from the log.
     fn propose(&self, command: Command) {
         let (cluster, later, progress) =
             (self.handoff.inner.cluster.clone(), self.later.clone(), self.progress.clone());
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let assumes = mutants::on(Mutant::AssumeNotFlipped).then(|| self.handoff.inner.clone());
-        // Ends within `PROPOSE_LIMIT`.
+        // The task ends within `PROPOSE_LIMIT`.
         annulus_ground::spawn(async move {
             annulus_ground::point("handoff: proposes").await;
             let proposed = cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
@@ -146,7 +146,7 @@ impl Driver {
     }
 }
 
-/// The longest call limit of all modules.
+/// Return the longest call limit of all modules.
 fn longest_call(view: &View) -> Duration {
     let own = view.state.modules.values().filter_map(|module| module.current.call_ms);
     own.map(Duration::from_millis).fold(Limits::default().call_time, Duration::max)

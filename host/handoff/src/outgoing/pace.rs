@@ -1,4 +1,4 @@
-//! Carries out what core's [`Pacing`](annulus_core::handoff::pacing::Pacing) asks for, and words its waits.
+//! Carries out the effects of core's [`Pacing`](annulus_core::handoff::pacing::Pacing), and describes its waits.
 
 use std::future::pending;
 
@@ -12,7 +12,7 @@ use tokio::time::{Instant, sleep_until};
 use super::Driver;
 use crate::limiter::Permit;
 
-/// Wait until the permit changes or the pacing has something to do by itself.
+/// Wait until the permit changes, or until the time at which the pacing has its next step.
 pub(super) async fn due(permit: &mut Option<Permit>, wake_at: Option<Instant>) {
     let time = async {
         match wake_at {
@@ -38,7 +38,7 @@ impl Driver {
         }
     }
 
-    /// Do what the pacing allows now. False if this node does not hold the partition any more.
+    /// Run all steps that the pacing allows now. Return false if this node no longer holds the partition.
     pub(super) async fn go_on(&mut self) -> bool {
         loop {
             if let Some(permit) = &self.permit {
@@ -72,13 +72,13 @@ impl Driver {
         let PageRequest { attempt, module, after } = page;
         match master.read_page(self.task.partition, self.task.transfer, module, attempt, after) {
             Reading::Coming => {}
-            // A vnode that starts later forwards all that it writes.
+            // A vnode that starts later forwards all of its writes.
             Reading::NoItems => {
                 limiter.settle_page(0);
                 let page = Event::Page { attempt, module, items: Vec::new(), next: None };
                 let _ = self.later.send(page);
             }
-            // The log says so too, and ends this driver.
+            // The log has replaced the transfer, and ends this driver.
             Reading::Replaced => limiter.settle_page(0),
         }
     }
@@ -96,12 +96,12 @@ impl Driver {
         self.progress.set(&self.machine, state, reason, retry);
     }
 
-    /// What the transfer waits for, in the words of `annulus transfers`.
+    /// Return the reason why the transfer waits, as `annulus transfers` shows it.
     fn in_words(&self, wait: Option<Wait>) -> Option<String> {
         let inner = &self.handoff.inner;
         let reachable = inner.cluster.liveness().is_up(self.successor);
         let down = || format!("receiver {} is down", self.target);
-        // An urgent transfer waits for nothing but its receiver.
+        // An urgent transfer waits for its receiver only.
         if self.machine.is_urgent() {
             return (!reachable).then(down);
         }

@@ -1,9 +1,9 @@
 //! Seals the vnodes of a partition together.
 //!
-//! Requests wait from the first vnode's seal to the flip, so a seal must not wait for the slowest vnode. All vnodes
-//! are pinged first. Once every one has answered, all are sealed; if not all have confirmed a moment later, the seal is
-//! lifted and tried again. A command that runs for seconds in one module then delays the other modules for a moment
-//! only. After [`LIFTS`] such attempts the seal waits for a busy vnode, up to its call limit.
+//! Requests wait from the first vnode's seal to the flip, so a seal must not wait for the slowest vnode. The driver
+//! pings all vnodes first. Once all have answered, it seals them; if some have not confirmed within [`LIFT_AFTER`], it
+//! lifts the seal and tries again later. So a command that runs for seconds in one module delays the other modules only
+//! for a moment. After [`LIFTS`] such attempts, the seal waits for a busy vnode, up to its call limit.
 
 use std::collections::BTreeSet;
 use std::future::pending;
@@ -19,11 +19,11 @@ use tokio::time::{Instant, sleep_until, timeout};
 use super::{Driver, LEADER_WITHIN};
 use annulus_vnode::{Control, VnodeHandle};
 
-/// The time that the vnodes have to answer the ping, in addition to the longest call limit.
+/// The time limit for the vnodes' answers to the ping, in addition to the longest call limit.
 const READY_SLACK: Duration = Duration::from_secs(5);
 /// A seal that not all vnodes have confirmed within this time is lifted.
 const LIFT_AFTER: Duration = Duration::from_millis(250);
-/// The number of seals of a transfer that are lifted. The next one waits for all vnodes.
+/// The maximum number of seals of a transfer that are lifted. The next one waits for all vnodes.
 const LIFTS: u32 = 8;
 
 /// The progress of sealing one transfer.
@@ -32,7 +32,7 @@ pub(super) struct Seal {
     /// The number of the seal. A vnode's confirmation of a lifted seal does not count for the next one.
     round: u64,
     lifted: u32,
-    /// The time that the vnodes have to answer the ping.
+    /// The time limit for the vnodes' answers to the ping.
     ready_limit: Duration,
     step: Step,
 }
@@ -41,9 +41,9 @@ pub(super) struct Seal {
 enum Step {
     #[default]
     Idle,
-    /// The vnodes are pinged. Resolves to one that has not answered in time, if any.
+    /// The vnodes were pinged. The future resolves to one that has not answered in time, if any.
     Asking(BoxFuture<'static, Option<ModuleUid>>),
-    /// The vnodes are told to seal; `missing` have not confirmed.
+    /// The vnodes were asked to seal. Those in `missing` have not confirmed yet.
     Told { missing: BTreeSet<ModuleUid>, lift_at: Option<Instant> },
 }
 
@@ -55,7 +55,7 @@ pub(super) enum Turn {
 }
 
 impl Seal {
-    /// Ping the vnodes. `call_limit`: the longest call limit of their guests.
+    /// Ping the vnodes. `call_limit` is the longest call limit of their guests.
     pub(super) fn ask(&mut self, vnodes: Vec<VnodeHandle>, call_limit: Duration) {
         debug_assert!(matches!(self.step, Step::Idle), "one seal at a time");
         let limit = call_limit + READY_SLACK;
@@ -88,7 +88,7 @@ impl Seal {
         }
     }
 
-    /// Note a vnode's confirmation. False if it is of another round.
+    /// Note a vnode's confirmation. Return false if it belongs to another round.
     pub(super) fn heard(&mut self, module: ModuleUid, round: u64) -> bool {
         match &mut self.step {
             Step::Told { missing, .. } if round == self.round => {
@@ -99,7 +99,7 @@ impl Seal {
         }
     }
 
-    /// Complete the seal if all vnodes have confirmed it.
+    /// Complete the seal, and return true, if all vnodes have confirmed it.
     pub(super) fn take_if_all(&mut self) -> bool {
         let all = matches!(&self.step, Step::Told { missing, .. } if missing.is_empty());
         if all {
@@ -119,7 +119,7 @@ impl Driver {
             view.state.modules.get(module).map_or_else(String::new, |module| module.name.clone())
         };
         match turn {
-            // The stream has ended since the ping. The machine knows.
+            // The stream has ended since the ping, and the machine no longer wants the seal.
             Turn::Ready if !self.machine.wants_seal() => self.refuse_seal().await,
             Turn::Ready => {
                 let round = self.seal.round + 1;
@@ -128,9 +128,9 @@ impl Driver {
                 let told = if heard { master.seal(partition, transfer, round) } else { None };
                 let Some(vnodes) = told else {
                     self.progress.fail(if heard {
-                        "the partition goes elsewhere by now, so it is not sealed"
+                        "the partition is no longer part of this transfer, so it is not sealed"
                     } else {
-                        "no leader was heard from lately, so the partition is not sealed"
+                        "there was no recent contact with a leader, so the partition is not sealed"
                     });
                     return self.refuse_seal().await;
                 };
@@ -146,7 +146,7 @@ impl Driver {
             Turn::TooSlow(module) => {
                 let (name, limit) = (name(&module), self.seal.ready_limit);
                 self.progress.fail(&format!(
-                    "module {name} did not come to its next message within {limit:?}, so the partition \
+                    "a vnode of module {name} did not answer within {limit:?}, so the partition \
                      is not sealed"
                 ));
                 self.refuse_seal().await;
@@ -177,7 +177,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_said_of_a_lifted_seal_does_not_count_for_the_next() {
+    fn a_confirmation_of_a_lifted_seal_does_not_count_for_the_next_one() {
         let (one, other) = (ModuleUid(1), ModuleUid(2));
         let told =
             |missing: &[ModuleUid]| Step::Told { missing: missing.iter().copied().collect(), lift_at: None };

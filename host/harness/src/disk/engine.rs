@@ -168,7 +168,7 @@ impl Drop for MemoryEngine {
                 store.open = None;
             }
         });
-        // Fails if the database was removed from the disk.
+        // This fails if the database was removed from the disk.
         drop(closed);
     }
 }
@@ -197,7 +197,7 @@ impl Engine for MemoryEngine {
         back: bool,
         limit: usize,
     ) -> Result<Vec<(Bytes, Bytes)>, Trouble> {
-        // `BTreeMap::range` panics if the range ends before it begins.
+        // `BTreeMap::range` panics if the range ends before it starts.
         let ends_before = match (from, to) {
             (Bound::Included(from), Bound::Included(to)) => from > to,
             (Bound::Included(from) | Bound::Excluded(from), Bound::Included(to) | Bound::Excluded(to)) => {
@@ -237,7 +237,7 @@ impl Engine for MemoryEngine {
                     return Ok(());
                 }
             }
-            // The process has ended, so its caller must not be told that the data is persisted.
+            // The process has ended, so its caller must not learn that the data is persisted.
             pending().await
         })
     }

@@ -23,7 +23,7 @@ pub(super) enum Node {
 }
 
 impl Node {
-    /// If this is the directory to which the node was moved, make the move durable here.
+    /// Make the move of a node durable here, if this is the directory to which the node was moved.
     fn settle_move(&mut self, moved: NodeId) {
         if let Self::Dir(dir) = self
             && let Some(at) = dir.pending.iter().position(|change| change.node() == Some(moved))

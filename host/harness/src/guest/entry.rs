@@ -37,13 +37,13 @@ impl Entry {
         }
     }
 
-    /// Report whether this entry wins a merge. Of two entries one wins, unless they are of the same write.
+    /// Return true if this entry wins a merge. Of two entries one wins, unless both are of the same write.
     pub(super) fn is_newer_than(&self, other: &Self) -> bool {
         let rank = |entry: &Self| (entry.version, entry.actor, entry.counter);
         rank(self) > rank(other)
     }
 
-    /// Encode the entry as sent to other nodes and stored by the host.
+    /// Encode the entry in the form that is sent to other nodes and stored by the host.
     pub fn encode(&self, format: u32) -> Vec<u8> {
         let mut bytes = vec![u8::try_from(format).unwrap_or(u8::MAX)];
         let written = if format == 1 {
@@ -69,7 +69,7 @@ impl Entry {
     pub fn decode(bytes: &[u8], reads: &[u32]) -> Result<Self, String> {
         let (format, entry) = bytes.split_first().ok_or("an item of no bytes")?;
         if !reads.contains(&u32::from(*format)) {
-            return Err(format!("an item of format {format}, of which this release reads {reads:?}"));
+            return Err(format!("an item has format {format}, but this release reads {reads:?}"));
         }
         let junk = |error: ciborium::de::Error<std::io::Error>| format!("an item is junk: {error}");
         if *format != 1 {

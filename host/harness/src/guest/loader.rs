@@ -39,13 +39,13 @@ impl Scripts {
         }
     }
 
-    /// Pass components that are no scripts to this loader.
+    /// Pass components that are not scripts to this loader.
     #[must_use]
     pub fn with_engine(self, engine: Arc<dyn Loader>) -> Self {
         Self { engine: Some(engine), ..self }
     }
 
-    /// Let this watcher see the actions of vnodes with components that are no scripts.
+    /// Let this watcher see the actions of vnodes with components that are not scripts.
     #[must_use]
     pub fn watched_by(self, watcher: Arc<dyn Watcher>) -> Self {
         Self { watcher: Some(watcher), ..self }
@@ -87,7 +87,7 @@ impl Loader for Scripts {
                         None => prepared,
                     })
                 }),
-                None => Box::pin(std::future::ready(Err(invalid("it is no script".to_owned())))),
+                None => Box::pin(std::future::ready(Err(invalid("it is not a script".to_owned())))),
             };
         };
         Box::pin(async move {

@@ -9,7 +9,8 @@ use super::{Entry, Keeps};
 
 /// Observes guests while they run. The current [`annulus_ground::Scope`] identifies their node.
 pub trait Observer: Send + Sync + 'static {
-    /// A command, or a page of a coverage command, was run. Nothing has been awaited since it took effect.
+    /// Called when a command, or a page of a coverage command, was run. Nothing has been awaited since it took
+    /// effect.
     fn ran(&self, run: &Run<'_>);
 
     /// Return true to switch off all faults of scripts, for the end of a run, when everything must complete.
@@ -17,7 +18,7 @@ pub trait Observer: Send + Sync + 'static {
         false
     }
 
-    /// A call did not return from its guest.
+    /// Called when a call did not return from its guest.
     fn fell(&self, _fall: &Fall<'_>) {}
 }
 

@@ -43,24 +43,24 @@ pub struct Script {
     pub traps: Traps,
     /// Frequency and duration of slow calls.
     pub slow: Slow,
-    /// How often a command hangs forever. It has no effect before it hangs.
+    /// Frequency of commands that hang forever. Such a command has no effect before it hangs.
     pub loops: OneIn,
-    /// How often the module refuses a command.
+    /// Frequency of commands that the module refuses.
     pub refuses: OneIn,
-    /// How often a command breaks a storage rule, so that the host dooms the call. Changes to items that the guest
-    /// keeps are not undone.
+    /// Frequency of commands that break a storage rule, so that the host dooms the call. Changes to items that
+    /// the guest keeps are not undone.
     pub dooms: OneIn,
-    /// How often the guest rejects an incoming item.
+    /// Frequency of incoming items that the guest rejects.
     pub rejects: OneIn,
     /// Frequency and size of oversized values.
     pub oversize: Oversize,
-    /// How often `init` refuses to start the instance.
+    /// Frequency of calls of `init` that refuse to start the instance.
     pub init_refuses: OneIn,
-    /// How often the guest postpones a handoff.
+    /// Frequency of handoffs that the guest postpones.
     pub puts_handoff_off: OneIn,
-    /// How often the guest refuses a command during a handoff.
+    /// Frequency of commands that the guest refuses during a handoff.
     pub refuses_in_handoff: OneIn,
-    /// If set, folds never end, and this is how.
+    /// If set, folds never end, and this is the way in which they are endless.
     pub endless_fold: Option<EndlessFold>,
     /// Limit on the memory of one instance's items, in bytes. It applies only if it is lower than the module's own
     /// limit. A write that exceeds it traps.
@@ -96,7 +96,7 @@ pub struct Traps {
 /// Frequency and duration of slow calls. The host ends a call that exceeds the module's time limit.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Slow {
-    /// How often a call is slow.
+    /// Frequency of slow calls.
     pub calls: OneIn,
     /// Range of the duration, in milliseconds.
     pub ms: RangeInclusive<u64>,
@@ -119,7 +119,7 @@ impl Slow {
 /// [`super::Observer`] sees, do not change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Oversize {
-    /// How often a written value is padded.
+    /// Frequency of written values that are padded.
     pub values: OneIn,
     /// Range of the length of the padding, in bytes.
     pub bytes: RangeInclusive<u32>,

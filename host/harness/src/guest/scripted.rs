@@ -39,7 +39,7 @@ pub(super) struct Scripted {
     _seat: Seat,
 }
 
-/// A call in progress. If it is dropped before it has returned, the observer is told of its fall.
+/// A call in progress. If it is dropped before it has returned, the observer is notified of its fall.
 struct UnderWay {
     observer: Arc<dyn Observer>,
     at: VnodePlace,
@@ -82,7 +82,7 @@ impl Scripted {
         guest
             .call("init", traps, async |guest| {
                 if guest.falls(guest.script.init_refuses) {
-                    return Err(GuestError::InitRefused("the script says no".to_owned()));
+                    return Err(GuestError::InitRefused("the script refuses".to_owned()));
                 }
                 Ok(())
             })

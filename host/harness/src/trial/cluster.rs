@@ -244,7 +244,7 @@ impl Cluster {
                 })?;
                 self.inner.world.note(answer.len() as u64);
                 ciborium::from_reader(&answer[..]).map_err(|error| {
-                    RequestError::unknown(ErrorCode::Internal, format!("the reply is no CBOR: {error}"))
+                    RequestError::unknown(ErrorCode::Internal, format!("the reply is not CBOR: {error}"))
                 })
             }
         }
@@ -291,7 +291,7 @@ impl Cluster {
         }
     }
 
-    /// Wait until `wanting` returns no more reason to wait.
+    /// Wait until `wanting` returns `None`. Otherwise it returns the reason to wait.
     async fn until(&self, what: &str, mut wanting: impl FnMut() -> Option<String>) -> Result<(), String> {
         let began = Instant::now();
         while let Some(why) = wanting() {
@@ -380,7 +380,7 @@ impl Cluster {
             };
             let view = life.cluster().view();
             if Some(&view.state.cluster) != self.inner.id.get() {
-                return Some(format!("n{at} is a cluster of its own"));
+                return Some(format!("n{at} is in a separate cluster"));
             }
             if view.state.applied != state.applied || !view.serves() {
                 return Some(format!("n{at} is behind in the log or does not serve"));

@@ -7,7 +7,7 @@ use annulus_core::state::{Command, Member, MemberStatus};
 /// Id of the founded cluster.
 pub const CLUSTER: ClusterId = ClusterId([2; 16]);
 
-/// Return the command that founds a cluster of one node, with a ring of 8 partitions.
+/// Return the command that founds a single-node cluster, with a ring of 8 partitions.
 pub fn found(uid: NodeUid, authority: String) -> Command {
     let founder = Member {
         id: NodeId(0),

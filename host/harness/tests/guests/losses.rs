@@ -27,7 +27,7 @@ fn script(keeps: Keeps, release: u32) -> Script {
         loops: OneIn(60),
         refuses: OneIn(20),
         dooms: OneIn(20),
-        // Values large enough that a page holds few items, so that commands run between pages.
+        // The values are large enough that a page holds few items, so that commands run between pages.
         oversize: Oversize { values: OneIn(2), bytes: 1 << 10..=1 << 17 },
         puts_handoff_off: OneIn(4),
         refuses_in_handoff: OneIn(10),

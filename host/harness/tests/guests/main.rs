@@ -191,7 +191,7 @@ fn a_refusal_and_a_broken_contract_are_reported() {
             assert_eq!((doomed.code, doomed.state), (ErrorCode::ContractBroken, state));
             assert_eq!(node.seen.ran().last().unwrap().outcome, "doomed");
 
-            // A guest's change of its own items remains; a batch for the host is dropped.
+            // A guest's change to the items that it keeps remains; a batch for the host is dropped.
             node.deploy(&script(4), 1).await.unwrap();
             let there = if keeps == Keeps::Guest { "w" } else { "v" };
             assert_eq!(node.get("k").await.unwrap(), Value::from(there));
@@ -274,12 +274,12 @@ fn no_more_instances_run_than_the_limit() {
 }
 
 #[test]
-fn components_that_are_no_scripts_go_to_the_engine() {
+fn components_that_are_not_scripts_go_to_the_engine() {
     live(8, limits(), async move |node| {
         let wasm = bytes::Bytes::from_static(b"\0asm\x0d\0\x01\0");
         let alone = node.loader.prepare(wasm.clone(), node.limits).await;
         assert!(matches!(alone, Err(InvalidComponent::NotAComponent(_))));
-        // In place of the engine, a loader that only knows scripts.
+        // A loader that only knows scripts replaces the engine.
         let room = RoomLimit { instances: 0, by: LimitedBy::Nothing };
         let other = annulus_harness::guest::Scripts::new(std::sync::Arc::new(())).with_room(room);
         let both = node.loader.with_engine(std::sync::Arc::new(other));

@@ -156,7 +156,7 @@ fn a_handoff_transfers_all_items_and_the_writes_during_it() {
         let script = Script { keeps, ..Script::default() };
         let pages = hands_off(seed as u64, script.clone());
         assert!((3..10).contains(&pages), "{pages}");
-        // An item longer than a page has a page of its own.
+        // An item longer than a page gets a separate page.
         let bytes = if keeps == Keeps::Guest { 1 << 10..=12 << 20 } else { 1 << 10..=1 << 19 };
         let oversize = Oversize { values: OneIn(60), bytes };
         let large = hands_off(seed as u64, Script { oversize, ..script });
@@ -167,7 +167,7 @@ fn a_handoff_transfers_all_items_and_the_writes_during_it() {
 /// Scripted guests merge two versions of an item by version number, in any order of arrival; users' guests may
 /// depend on the order.
 #[test]
-fn a_page_is_in_the_stream_before_what_is_written_after_it() {
+fn a_page_precedes_later_writes_in_the_stream() {
     let comes_first = || {
         let life = async move |node: Node| {
             node.deploy(&Script::default(), 1).await.unwrap();
@@ -190,8 +190,8 @@ fn a_handoff_breaks_when_the_guest_loses_its_items() {
         (Traps { callback: OneIn::ALWAYS, ..Traps::default() }, "handoff-starting"),
     ] {
         live(3, limits(), async move |node| {
-            // Only a module that exports `transfer` is told of handoffs. This one would postpone one handoff
-            // in 4 billion.
+            // Only a module that exports `transfer` is notified of handoffs. This one would postpone one
+            // handoff in 4 billion.
             let puts_handoff_off = OneIn(u32::MAX);
             node.deploy(&Script { traps, puts_handoff_off, ..Script::default() }, 1).await.unwrap();
             node.put("k", "v").await.unwrap();
@@ -331,7 +331,7 @@ fn a_swap_can_move_to_a_newer_format_but_not_back() {
                     assert!(back.unwrap_err().contains("format 2"));
                     assert_eq!(node.get("k000").await.unwrap(), Value::from("newer"));
                 }
-                // Nothing is transferred, so no format is checked; R22 is the task of the deploy.
+                // Nothing is transferred, so no format is checked. R22 is the task of the deploy.
                 Keeps::Host => {
                     back.unwrap();
                     let unread = node.get("k000").await.unwrap_err();

@@ -35,9 +35,9 @@ pub struct Found {
 /// A record of the writes of a node's Raft, and of their acknowledgements.
 #[derive(Default)]
 pub struct Book {
-    /// The newest acknowledged vote, and the newest vote that was begun.
+    /// The newest acknowledged vote, and the newest vote whose write has started.
     pub vote: (Option<Vote>, Option<Vote>),
-    /// The log from its beginning, as the process has it: without truncated entries, but with purged ones.
+    /// The log from its start, as the process has it: without truncated entries, but with purged ones.
     pub log: BTreeMap<u64, Entry>,
     /// Index up to which appends were acknowledged.
     pub acked: Option<u64>,
@@ -125,7 +125,7 @@ impl Book {
         }
         let last = found.last.max(found.snapshot);
         if index(last) < self.acked {
-            return Err(format!("the log ends at {last:?}, and {:?} was answered", self.acked));
+            return Err(format!("the log ends at {last:?}, but {:?} was acknowledged", self.acked));
         }
         let first = found.purged.map_or(0, |purged| purged.index + 1);
         let kept = found.entries.iter().filter(|entry| entry.log_id.index >= first);
@@ -139,7 +139,7 @@ impl Book {
             let is_promised = self.acked >= Some(id.index);
             let same = self.log.get(&id.index).is_some_and(|entry| entry.log_id == id);
             if is_promised && !same || !self.written.contains(&(id.index, id)) {
-                return Err(format!("entry {id} was never to be there"));
+                return Err(format!("entry {id} must not be present"));
             }
         }
         if Some(expected) != found.last.map(|last| last.index + 1) && found.last != found.purged {
@@ -152,7 +152,7 @@ impl Book {
         self.log.split_off(&last.map_or(0, |last| last.index + 1));
         let state = found.applied.and_then(|applied| machine_of(&self.log, applied.index).state);
         if found.state != state {
-            return Err(format!("the state at {:?} is another one", found.applied));
+            return Err(format!("the state at {:?} differs", found.applied));
         }
         self.vote = (found.vote, found.vote);
         self.acked = index(last);

@@ -19,10 +19,10 @@ const NAMED_SINCE: u32 = 3;
 
 impl Modules {
     /// Make an earlier release current again, as a new version: the previous one, or the one of version `to`.
-    /// Waits until every member runs it, at most until the deadline.
+    /// Wait until every member runs it, at most until the deadline.
     ///
     /// # Errors
-    /// Each variant of [`DeployError`] says what was changed.
+    /// If the rollback fails. Each variant of [`DeployError`] documents what was changed.
     pub fn rollback<'a>(
         &'a self,
         name: &'a str,
@@ -47,8 +47,8 @@ impl Modules {
             if let Some(why) = cannot_follow(module, target) {
                 return Err(DeployError::Incompatible(why));
             }
-            // Members that joined after its deploy never had the component, and those that had it may have
-            // left.
+            // Fetch the component if it is not here: members that joined after its deploy never had it, and those
+            // that had it may have left.
             let here = view.member(view.me).map_or_else(String::new, |member| member.name.clone());
             let component = self.component(&target.digest, Here::OrFetched).await;
             component.map_err(|reason| DeployError::Member { node: here, reason })?;
@@ -78,8 +78,8 @@ impl Modules {
     /// Undeploy a module and delete its items.
     ///
     /// # Errors
-    /// The reason of the refusal, in which case nothing was changed, or an entry that was not committed in
-    /// time; the inner error says whether it still may be.
+    /// If the cluster refuses, in which case nothing was changed, or if the entry was not committed in time; the inner
+    /// error reports whether it may still be committed.
     pub fn undeploy<'a>(&'a self, name: &'a str) -> BoxFuture<'a, Result<(), DeployError>> {
         Box::pin(async move {
             let view = self.inner.cluster.view();
@@ -87,7 +87,7 @@ impl Modules {
             let command = Command::Undeploy { name: name.to_owned(), base };
             annulus_ground::point("modules: undeploys").await;
             let (index, _) = self.inner.cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await?;
-            // Later requests of this node must not see the module any more.
+            // Later requests to this node must no longer see the module.
             let _ = self.inner.cluster.wait_applied(index, Instant::now() + PROPOSE_LIMIT).await;
             Ok(())
         })
@@ -96,7 +96,7 @@ impl Modules {
     /// Make the release before a failed one current again.
     ///
     /// # Errors
-    /// The reason that the failed release stays current.
+    /// If the failed release stays current, with the reason.
     pub(super) async fn take_back(&self, name: &str, failed: ModuleBase) -> Result<(), String> {
         let view = self.inner.cluster.view();
         let module = view.module(name).filter(|module| module.base() == failed);

@@ -1,4 +1,4 @@
-//! The steps before a release is agreed on: all checks that need no change, and compiling the component on
+//! The steps before a release is agreed on: all checks that change nothing, and the compilation of the component on
 //! every reachable member.
 
 use std::sync::Arc;
@@ -67,9 +67,9 @@ impl Modules {
         Ok(Ready { name, config, call_ms, description, present })
     }
 
-    /// Check that this node has room for one more vnode in each partition that it holds. The first release of
-    /// a module needs that permanently, a later one while its vnodes are swapped. A refusal here costs
-    /// nothing; later, some of the module's partitions could not be served.
+    /// Check that this node has room for one more vnode in each partition that it holds. The first release of a module
+    /// needs that room permanently, a later one while its vnodes are swapped. A refusal here has no cost; without this
+    /// check, some of the module's partitions could not be served later.
     pub(crate) fn check_room(&self) -> Result<(), InvalidComponent> {
         let view = self.inner.cluster.view();
         let ring = view.state.ring.partitions.iter();
@@ -143,8 +143,8 @@ impl Modules {
         Ok(())
     }
 
-    /// Have every other member fetch and compile the component. Returns the names of the members that are
-    /// away; they do it once they are back.
+    /// Have every other member fetch and compile the component. Return the names of the members that cannot be reached.
+    /// They fetch and compile it once they are back.
     pub(super) async fn prepare_everywhere(
         &self,
         digest: Digest,

@@ -15,7 +15,7 @@ use super::{DeployError, Deployed, Progress, SWAP_LIMIT, encoded};
 use crate::messages::AwaitRunning;
 use crate::{Modules, Running};
 
-/// Pause before a member is asked again whose answer was lost.
+/// Pause before the same member is asked again after its answer was lost.
 const ASK_AGAIN: Duration = Duration::from_millis(200);
 
 impl Modules {
@@ -69,8 +69,8 @@ impl Modules {
         Ok(ran)
     }
 
-    /// Return the progress of a node, once it runs the release, has failed, or the deadline has passed.
-    /// `None` if the node cannot be reached.
+    /// Return the progress of a node once it runs the release, has failed, or the deadline has passed. Return `None` if
+    /// the node cannot be reached.
     async fn node_running(
         &self,
         node: NodeId,
@@ -97,8 +97,8 @@ impl Modules {
                 Ok(answer) => return codec::decode(&answer).ok(),
                 Err(error) => error,
             };
-            // A member that the failure detector reports as up is there; its connection may only have been
-            // replaced, or is being made.
+            // A member that the failure detector reports as up is reachable: its connection may have been replaced, or
+            // is not open yet.
             if !self.inner.cluster.liveness().is_up(node) {
                 return None;
             }
@@ -110,7 +110,7 @@ impl Modules {
         }
     }
 
-    /// Ask each live member for the release that it runs. `None` for a member that cannot be reached.
+    /// Ask each live member for the release that it runs. The entry of a member that cannot be reached is `None`.
     pub fn running_everywhere(
         &self,
         module: ModuleUid,

@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
+fn an_impossible_join_is_refused_with_its_reason_and_changes_nothing() {
     let dirs = Dirs::new();
     let first = dirs.start("a");
     let mut second = dirs.start("b");
@@ -12,7 +12,7 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
     let refused = |node: &Running, to: &Running, token: &str| {
         let before = node.view().state.clone();
         let error = try_join(node, to, token).err().unwrap();
-        // Entries without effect may have been added meanwhile.
+        // Entries without effect may have been added in between.
         let after = node.view().state.clone();
         assert_eq!(ClusterState { applied: before.applied, ..after }, before);
         error
@@ -38,7 +38,7 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
     let other = token(&namesake);
     assert!(matches!(refused(&second, &namesake, &other), JoinError::InCluster(_)));
     assert_eq!(first.view().state.members.len(), 2);
-    // None of this is tried again after a restart.
+    // None of these joins is repeated after a restart.
     for node in [foreign, namesake] {
         let config = node.stop();
         assert_eq!(DataDir::lock(&config.data).unwrap().join_intent().unwrap(), None);
@@ -46,11 +46,11 @@ fn what_cannot_be_joined_is_refused_with_its_reason_and_changes_nothing() {
 }
 
 #[test]
-fn a_join_to_a_member_that_starts_or_stops_is_told_that_nothing_happened() {
+fn a_join_through_a_starting_or_stopping_member_reports_that_nothing_changed() {
     let dirs = Dirs::new();
     let (first, second) = (dirs.start("a"), dirs.start("b"));
     let token = token(&first);
-    // As before the control plane has started, and after it has stopped.
+    // This is the state before the control plane has started and after it has stopped.
     first.life.router.refuse_all();
     let limit = Instant::now() + Duration::from_secs(1);
     let asked = block(second.life.joiner.join(first.life.address, &token, false, limit));
@@ -59,7 +59,7 @@ fn a_join_to_a_member_that_starts_or_stops_is_told_that_nothing_happened() {
 }
 
 #[test]
-fn a_join_goes_on_after_a_crash_before_the_answer() {
+fn a_join_continues_after_a_crash_before_the_answer() {
     let dirs = Dirs::new();
     let first = dirs.start("a");
     let config = dirs.start("b").stop();
@@ -71,7 +71,7 @@ fn a_join_goes_on_after_a_crash_before_the_answer() {
 }
 
 #[test]
-fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_has_caught_up() {
+fn a_join_continues_after_a_crash_behind_the_answer_and_serves_nothing_until_it_has_caught_up() {
     let dirs = Dirs::new();
     let first = dirs.start("a");
     let second = dirs.start("b");
@@ -86,7 +86,7 @@ fn a_join_goes_on_after_a_crash_behind_the_answer_and_serves_nothing_until_it_ha
     assert_eq!((view.me, view.member(node).unwrap().status), (node, MemberStatus::Joining));
     assert!(!view.serves());
     let config = second.stop();
-    // Again, now with the cluster.
+    // Restart the node again, this time with the cluster.
     let second = Running::start(config);
     let _first = Running::start(first_config);
     second.see("a member", |view| view.serves() && view.state.live_members().count() == 2);
@@ -96,7 +96,7 @@ fn asking(address: SocketAddr, token: String, discard: bool) -> JoinIntent {
     JoinIntent::Asking { address: address.to_string(), token, stage: false, discard }
 }
 
-/// An address where a join waits: bound, and silent.
+/// Return an address at which a join waits. It is bound, and nothing responds there.
 fn nobody() -> (std::net::UdpSocket, SocketAddr) {
     let socket = std::net::UdpSocket::bind("127.0.0.1:0").unwrap();
     let address = socket.local_addr().unwrap();
@@ -104,7 +104,7 @@ fn nobody() -> (std::net::UdpSocket, SocketAddr) {
 }
 
 #[test]
-fn a_node_that_waits_to_join_takes_nothing_that_the_join_would_wipe() {
+fn a_node_that_waits_to_join_accepts_nothing_that_the_join_would_wipe() {
     let dirs = Dirs::new();
     let (first, second, third) = (dirs.start("a"), dirs.start("b"), dirs.start("c"));
     let (_socket, nobody) = nobody();
@@ -112,7 +112,7 @@ fn a_node_that_waits_to_join_takes_nothing_that_the_join_would_wipe() {
     let joiner = second.life.joiner.clone();
     let deadline = Instant::now() + Duration::from_secs(4);
     let waiting = std::thread::spawn(move || block(joiner.join(nobody, &to_first, false, deadline)));
-    // The join is on disk once no change may come any more.
+    // The join is on disk once the node no longer accepts changes.
     let until = soon();
     while !second.config.data.join("JOIN").exists() {
         assert!(Instant::now() < until);

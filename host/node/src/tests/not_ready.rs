@@ -31,7 +31,7 @@ fn a_request_to_a_node_that_is_not_ready_is_answered_so_and_not_dropped() {
     let node = dirs.start("a");
     let told = block(ask(&node));
     assert!(matches!(told, AdminReply::Done(_)), "{told:?}");
-    // As before the parts of a node are set, and while it stops.
+    // This is the state before the parts of a node are set and while it stops.
     node.life.router.refuse_all();
     let told = block(ask(&node));
     let AdminReply::Error(error) = told else { panic!("{told:?}") };

@@ -15,7 +15,7 @@ fn join_to_wait(node: &mut Running, to: &Running) -> NodeId {
     id
 }
 
-/// Ids of the transfers under way: one id is one rebalancing.
+/// Return the ids of the transfers in progress. One id is one rebalancing.
 fn under_way(view: &View) -> std::collections::BTreeSet<u64> {
     view.state.ring.transfers().map(|(_, transfer)| transfer.id.0).collect()
 }
@@ -28,7 +28,7 @@ fn a_staged_joiner_waits_through_everything_until_a_commit_from_any_node() {
     let waiting = join_to_wait(&mut fourth, &second);
     let waits = |view: &Arc<View>| view.state.member(waiting).is_some_and(|member| member.waits());
     first.see("staged", |view| view.state.staged == [Change::Join { node: waiting }]);
-    // Others join meanwhile, and the claimant passes this node by.
+    // Others join while this node waits, and the claimant skips this node.
     let mut fifth = dirs.start("e");
     join(&mut fifth, &first);
     settle(&first);
@@ -40,12 +40,12 @@ fn a_staged_joiner_waits_through_everything_until_a_commit_from_any_node() {
     let (gone, left): (Vec<_>, Vec<_>) =
         [first, second, third, fifth].into_iter().partition(|node| node.life.cluster.me() == leader);
     let gone: Vec<_> = gone.into_iter().map(Running::stop).collect();
-    // Decided by another claimant.
+    // The next decision is made by another claimant.
     drop(token(&left[0]));
     assert_ne!(left[0].life.cluster.leader(), Some(leader));
     assert!(waits(&left[0].view()));
 
-    // Any node shows and commits the plan, the waiting one included.
+    // Any node shows and commits the plan, including the waiting one.
     let leaver = left[1].life.cluster.me();
     block(left[2].life.cluster.stage(Change::Leave { node: leaver }, soon())).unwrap();
     let shown = block(left[0].life.cluster.plan(soon())).unwrap().unwrap();

@@ -85,7 +85,7 @@ pub(super) fn check_key(
             if wanted.as_deref() == Some(key) {
                 Ok(())
             } else {
-                refuse(format!("{} is routed by its argument {name}, which says another key", command.name))
+                refuse(format!("{} is routed by its argument {name}, which has another key", command.name))
             }
         }
         (Route::Everywhere, _) => refuse(format!("{} goes to every partition", command.name)),

@@ -56,7 +56,7 @@ pub(super) async fn run(
     }
 }
 
-/// Shortest pause in reading the output, for example in a pager, that may make the node give up the stream.
+/// Shortest pause in reading the output, for example in a pager, after which the node may cancel the stream.
 const SLOW: Duration = Duration::from_secs(5);
 
 /// Explain a lost connection by a slow reader, if the output stalled long enough.
@@ -109,9 +109,9 @@ mod tests {
 
     #[test]
     fn a_slow_reader_is_named_as_the_cause_of_a_lost_connection() {
-        let lost = || CliError::Failed(AdminError::unknown("connection-lost", "no answer: given up"));
+        let lost = || CliError::Failed(AdminError::unknown("connection-lost", "no answer: cancelled"));
         let told = too_slow(lost(), Duration::from_secs(65)).to_string();
-        assert!(told.contains("65 s") && told.contains("given up"), "{told}");
+        assert!(told.contains("65 s") && told.contains("cancelled"), "{told}");
         assert_eq!(too_slow(lost(), Duration::from_millis(10)).to_string(), lost().to_string());
     }
 

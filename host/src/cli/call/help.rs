@@ -44,7 +44,7 @@ pub(super) fn module(name: &str, description: &Description) -> String {
         text.push_str("\nSettings (deploy --set NAME=VALUE):\n");
         params(&mut text, &description.config);
     }
-    let _ = write!(text, "\n`annulus call {name} COMMAND --help` says more of one.");
+    let _ = write!(text, "\n`annulus call {name} COMMAND --help` describes one command.");
     text
 }
 
@@ -57,7 +57,7 @@ pub(super) fn command(module: &str, command: &CommandInfo) -> String {
     if !command.params.is_empty() {
         text.push_str("\nParameters:\n");
         params(&mut text, &command.params);
-        text.push_str("@FILE stands for what is in a file, @- for stdin, @@ for an @ at the beginning.\n");
+        text.push_str("@FILE means the contents of a file, @- means stdin, @@ means an @ at the start.\n");
     }
     let effect = match command.effect {
         Effect::Read => "reads",
@@ -142,23 +142,23 @@ mod tests {
              \x20 put KEY VALUE [TTL]  Stores a value under a key.\n\
              \x20 keys                 Every key.\n\n\
              Settings (deploy --set NAME=VALUE):\n  LIMIT  uint, optional\n\n\
-             `annulus call kv COMMAND --help` says more of one."
+             `annulus call kv COMMAND --help` describes one command."
         );
     }
 
     #[test]
-    fn a_commands_help_says_how_its_arguments_are_typed() {
+    fn a_commands_help_shows_how_its_arguments_are_typed() {
         assert_eq!(
             command("kv", &kv().commands[0]),
             "annulus call kv put KEY VALUE [TTL]\n\nStores a value under a key.\n\nParameters:\n\
              \x20 KEY    text\n  VALUE  any (JSON, or else text)\n  TTL    uint, optional\n\
-             @FILE stands for what is in a file, @- for stdin, @@ for an @ at the beginning.\n\n\
+             @FILE means the contents of a file, @- means stdin, @@ means an @ at the start.\n\n\
              Goes to the partition of its key; writes; answers any."
         );
     }
 
     #[test]
-    fn the_verbs_own_help_needs_no_node() {
+    fn the_help_of_call_needs_no_node() {
         assert!(general().contains("--timeout"));
     }
 }

@@ -28,7 +28,7 @@ pub struct Args {
     /// Name of the command
     command: Option<String>,
     /// Values of the command's parameters, in the order that `call MODULE --help` shows. `@FILE` reads the
-    /// value from a file and `@-` from stdin, at most 1 MiB; a value that begins with `@` is written `@@`
+    /// value from a file and `@-` from stdin, at most 1 MiB; a value that starts with `@` is written `@@`
     #[arg(allow_negative_numbers = true)]
     args: Vec<String>,
     /// The value of one parameter, by name
@@ -59,7 +59,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
             ))
         };
     };
-    // Read files and stdin before connecting: someone who types at stdin may take a while.
+    // Read files and stdin before connecting: a person who types at stdin may take a while.
     let mut files = Words::new();
     let words = args.args.iter().map(|word| files.read(word)).collect::<Result<Vec<Given>, _>>()?;
     let named = args.named.into_iter().map(|(name, word)| Ok((name, files.read(&word)?)));

@@ -1,4 +1,4 @@
-//! The demo's clients: each puts and gets keys of its own and checks every answer.
+//! The demo's clients: each puts and gets its own keys and checks every answer.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use annulus_admin::{AdminReply, AdminRequest, CallRequest, decode, encode};
 
 /// Deadline of one request, in milliseconds.
 const REQUEST_LIMIT_MS: u64 = 5_000;
-/// Number of keys that one client writes over and over.
+/// Number of keys that one client writes repeatedly.
 const KEYS_OF_A_CLIENT: u64 = 50;
 
 /// Run one command of the kv module and return its reply.

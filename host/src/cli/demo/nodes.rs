@@ -105,7 +105,7 @@ impl Node {
         let tcp = TcpListener::bind(self.http).map(drop).map_err(|error| (self.http, error));
         udp.and(tcp).map_err(|(address, error)| match error.kind() {
             ErrorKind::AddrInUse => CliError::Other(format!(
-                "{address} is taken, perhaps by another demo; end that, or say --port-offset 1000"
+                "{address} is taken, perhaps by another demo; end that, or pass --port-offset 1000"
             )),
             _ => CliError::Other(format!("cannot listen on {address}: {error}")),
         })
@@ -114,7 +114,7 @@ impl Node {
     /// Delete the data that an earlier demo left.
     pub(super) fn wipe(&self) -> Result<(), CliError> {
         if self.data.exists() {
-            // Fails if a node runs in this directory, whatever its ports are.
+            // This fails if a node runs in this directory, whatever its ports are.
             DataDir::lock(&self.data).map(drop).map_err(|error| CliError::Other(error.to_string()))?;
         }
         match std::fs::remove_dir_all(&self.data) {
@@ -189,7 +189,7 @@ fn first_line(stdout: std::process::ChildStdout) -> Option<String> {
 impl Drop for Node {
     fn drop(&mut self) {
         if let Some(child) = &mut self.child {
-            // Both fail only if the process has already ended.
+            // Both calls fail only if the process has already ended.
             drop(child.kill());
             drop(child.wait());
         }

@@ -160,7 +160,7 @@ impl Tour<'_> {
         self.command(2, &["leave"]);
         let (left, seen) = self.while_watching(&connection, self.ask(2, &["leave"])).await?;
         self.print(&left);
-        self.say("  meanwhile `annulus transfers` showed, among others:");
+        self.say("  during the handoff `annulus transfers` showed, among others:");
         self.print(&transfers::render(&seen[..seen.len().min(SHOWN_TRANSFERS)]));
         self.nodes.all[2].wait_end().await?;
         self.show(0, &["ring"]).await?;
@@ -212,7 +212,7 @@ impl Tour<'_> {
 
     /// Run `work`, which moves partitions, and list the transfers until it is done.
     ///
-    /// Return the result of `work` and the listing with the most transfers under way.
+    /// Return the result of `work` and the listing with the most transfers in progress.
     async fn while_watching<T>(
         &self,
         connection: &Connection,

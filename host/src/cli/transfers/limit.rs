@@ -26,7 +26,7 @@ pub(super) struct Args {
 /// The node that a setting applies to.
 #[derive(Debug, clap::Args)]
 pub(super) struct Whose {
-    /// Name of the node that this applies to [default: every node without a setting of its own]
+    /// Name of the node that this applies to [default: every node without a separate setting]
     #[arg(long = "for", value_name = "NODE")]
     node: Option<String>,
 }

@@ -19,10 +19,10 @@ use super::packet::Frame;
 use super::state::{State, StreamId, Waiting};
 use super::stream::{RecvHalf, SendHalf, Stream};
 
-/// Largest payload of a datagram: what fits QUIC's smallest packet, which every path carries.
+/// Largest payload of a datagram. It fits QUIC's smallest packet, which every path carries.
 const MAX_DATAGRAM: usize = 1162;
 
-/// Datagrams queued for reading; the oldest are dropped. The value that QUIC is configured with (`tuning`).
+/// Datagrams queued for reading; the oldest are dropped. The same value as in the QUIC settings (`tuning`).
 const DATAGRAM_BUFFER: usize = 256 << 10;
 
 /// One connection.
@@ -37,10 +37,10 @@ pub(super) struct Link {
 }
 
 pub(super) struct Side {
-    /// `None` for an accepting side that does not know it yet.
+    /// `None` for an accepting side that does not know its port yet.
     pub port: Option<u64>,
     pub addr: SocketAddr,
-    /// A handle of this side exists.
+    /// True if a handle of this side exists.
     pub held: bool,
     pub established: bool,
     pub ended: Option<ConnectionError>,
@@ -52,7 +52,7 @@ pub(super) struct Side {
     pub waiting: Waiting,
     /// Number of streams that this side has opened.
     pub opened: u64,
-    /// Number of the other side's streams that have begun to arrive, and of those that were accepted.
+    /// Number of the other side's streams of which a packet has arrived, and of those that were accepted.
     pub arrived: u64,
     pub accepted: u64,
     datagrams: VecDeque<Bytes>,
@@ -151,9 +151,9 @@ impl Handle {
 }
 
 impl State {
-    /// For use by handles.
+    /// Return the connection of a handle.
     pub(super) fn link(&mut self, connection: u64) -> &mut Link {
-        self.links.get_mut(&connection).expect("a connection is there as long as a handle of it")
+        self.links.get_mut(&connection).expect("a connection exists as long as its handles")
     }
 }
 
@@ -234,7 +234,7 @@ impl Connection {
     pub(crate) async fn accept_bi(&self) -> Result<(SendHalf, RecvHalf), ConnectionError> {
         let accepted = |link: &mut Link, side: usize, _: &Waker| {
             let own = &mut link.sides[side];
-            // In the order of opening, whichever arrived first.
+            // Streams are accepted in the order of opening, whichever arrived first.
             (own.accepted < own.arrived).then(|| {
                 own.accepted += 1;
                 (1 - side, own.accepted - 1)

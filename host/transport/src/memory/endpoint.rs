@@ -2,7 +2,7 @@
 //!
 //! The handshake takes the time of TLS 1.3 in QUIC, one and a half round trips: the dialler is done when the
 //! acceptor's proof has arrived, the acceptor when the dialler's has. Lost packets are sent again after
-//! [`RETRY`], then twice that, and so on.
+//! [`RETRY`], then after twice that time, and so on.
 
 use std::io;
 use std::net::SocketAddr;
@@ -112,7 +112,7 @@ impl Endpoint {
                         own.waiting.add(cx.waker());
                         return Poll::Pending;
                     };
-                    // `None` if the dialler has given up.
+                    // `None` if the dialler has cancelled.
                     if let Some(link) = state.links.get_mut(&connection) {
                         link.sides[DIALLED].held = true;
                         let addr = link.sides[DIALLER].addr;
@@ -209,7 +209,7 @@ impl State {
         }
     }
 
-    /// The acceptor sends its proof.
+    /// Send the acceptor's proof.
     fn answer(&mut self, connection: u64) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         let port = link.sides[DIALLED].port.and_then(|port| self.ports.get(&port));

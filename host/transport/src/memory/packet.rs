@@ -20,7 +20,7 @@ pub(super) enum Event {
     Drained {
         port: u64,
     },
-    /// A side gives up if nothing has arrived since a given time.
+    /// A side ends the connection if nothing has arrived since a given time.
     Idle {
         connection: u64,
         side: usize,
@@ -38,7 +38,7 @@ pub(super) struct Packet {
     pub from: SocketAddr,
     pub to: SocketAddr,
     pub sent: Instant,
-    /// Stopped by a cut: must be sent again.
+    /// Stopped by a cut. The packet must be sent again.
     pub lost: bool,
     pub frame: Frame,
 }
@@ -82,7 +82,7 @@ pub(super) enum Frame {
 }
 
 impl Frame {
-    /// The class of a packet for the weather.
+    /// Return the size of a packet, from which the weather determines the delay.
     pub(super) fn bytes(&self) -> usize {
         const HEAD: usize = 40;
         match self {
@@ -92,7 +92,8 @@ impl Frame {
         }
     }
 
-    /// True if a cut loses it for good. Packets of a handshake are repeated by a timer of their own.
+    /// Return true if a cut loses the packet for good. Packets of a handshake are repeated by a separate
+    /// timer.
     pub(super) fn is_lost_by_a_cut(&self) -> bool {
         matches!(self, Frame::Hello | Frame::Flight | Frame::Finish | Frame::Datagram(_))
     }

@@ -49,9 +49,9 @@ pub(super) struct Port {
     pub waiting: Waiting,
     /// Connections that have ended and are draining.
     pub draining: usize,
-    /// Accepts no more connections.
+    /// True if the port accepts no more connections.
     pub closed: bool,
-    /// No handle exists.
+    /// True if no handle exists.
     pub released: bool,
 }
 
@@ -61,7 +61,7 @@ pub(super) struct State {
     /// Packets held up by a cut or a pause, in order of arrival.
     held: Vec<Packet>,
     last_number: u64,
-    /// By number: an address may have several endpoints over time.
+    /// The ports by number, because an address may have several endpoints over time.
     pub ports: BTreeMap<u64, Port>,
     pub links: BTreeMap<u64, Link>,
     paused: BTreeSet<IpAddr>,
@@ -69,7 +69,7 @@ pub(super) struct State {
     pub awake: Vec<Waker>,
     /// Wakers to drop after the lock is released.
     pub dropped: Vec<Link>,
-    /// A packet is due earlier than all before.
+    /// True if a packet is due before all earlier known ones.
     pub is_earlier: bool,
 }
 
@@ -127,7 +127,7 @@ impl State {
         Ok(number)
     }
 
-    /// True if a port has no connection, not even a draining one.
+    /// Return true if a port has no connection, not even a draining one.
     pub(super) fn is_idle(&self, port: u64) -> bool {
         let mut sides = self.links.values().flat_map(|link| &link.sides);
         let is_open = sides.any(|side| side.port == Some(port) && side.ended.is_none());
@@ -166,7 +166,7 @@ impl State {
         if !self.paused.remove(&ip) {
             return;
         }
-        // A paused process has not been waiting: it reads what arrived meanwhile first.
+        // A paused process has not been waiting. It first reads the packets that arrived during the pause.
         for link in self.links.values_mut() {
             for side in link.sides.iter_mut().filter(|side| side.addr.ip() == ip && side.quiet.is_some()) {
                 side.quiet = None;
@@ -187,11 +187,11 @@ impl State {
                 continue;
             }
             if !self.is_alive(Some(packet.endpoint)) {
-                // There is no sender left to repeat it.
+                // No sender is left to repeat the packet.
                 continue;
             }
             if matches!(packet.frame, Frame::Close(_)) && packet.sent.elapsed() > HELLO_LIMIT {
-                // The sender has forgotten the connection, and replies only that.
+                // The sender has forgotten the connection, and replies with a reset.
                 packet.frame = Frame::Close(ConnectionError::Reset);
             }
             let delay = self.weather.delay(packet.from, packet.to, packet.frame.bytes());
@@ -207,7 +207,7 @@ impl State {
         links.into_iter().for_each(|link| self.listen(link));
     }
 
-    /// Determine which side of a connection hears nothing from the other.
+    /// Determine which side of a connection receives nothing from the other.
     pub(super) fn listen(&mut self, connection: u64) {
         let Some(link) = self.links.get(&connection) else { return };
         let quiet = [0, 1].map(|side| {
@@ -345,7 +345,7 @@ impl State {
         }
     }
 
-    /// Close one side of a connection, and tell the other.
+    /// Close one side of a connection, and send the close to the other.
     pub(super) fn close(&mut self, connection: u64, side: usize, code: VarInt, reason: &[u8]) {
         let is_open = self.links.get(&connection).is_some_and(|link| link.sides[side].ended.is_none());
         if is_open {
@@ -374,7 +374,7 @@ impl State {
         }
     }
 
-    /// The last handle of one side of a connection was dropped.
+    /// Release one side of a connection after its last handle was dropped.
     pub(super) fn release(&mut self, connection: u64, side: usize) {
         self.close(connection, side, VarInt::from_u32(0), b"");
         let Some(link) = self.links.get_mut(&connection) else { return };

@@ -57,7 +57,7 @@ pub(super) struct Flow {
     /// Length of the stream, once the end has arrived.
     end: Option<u64>,
     taken_back: Option<VarInt>,
-    /// The reader was dropped.
+    /// True after the reader was dropped.
     stop: bool,
     pub reading: Waiting,
 }
@@ -67,7 +67,7 @@ impl Flow {
         (u64::from(STREAM_WINDOW) + self.credit - self.sent) as usize
     }
 
-    /// True if everything up to the end has arrived.
+    /// Return true if everything up to the end has arrived.
     fn is_whole(&self) -> bool {
         if self.end.is_none() {
             return false;
@@ -164,7 +164,7 @@ impl Drop for SendHalf {
     fn drop(&mut self) {
         self.handle.with(|state, connection, side| {
             let stopped = state.flow(connection, self.id, side).stopped;
-            // An error: it has ended already.
+            // An error means that the stream has ended already.
             let _ = match stopped {
                 None => state.finish(connection, side, self.id),
                 Some(code) => state.take_back(connection, side, self.id, code),
@@ -178,7 +178,7 @@ impl Drop for SendHalf {
 pub(crate) struct RecvHalf {
     handle: Arc<Handle>,
     id: StreamId,
-    /// Nothing more will be read.
+    /// True if nothing more will be read.
     ended: bool,
 }
 
@@ -192,7 +192,7 @@ impl RecvHalf {
         poll_fn(|cx| self.poll_read(cx, most)).await
     }
 
-    /// Read what is available now.
+    /// Read the bytes that are available now.
     pub(crate) fn read_ready(&mut self) -> Option<Bytes> {
         let mut cx = Context::from_waker(std::task::Waker::noop());
         let any = self.handle.with(|state, connection, side| {
@@ -258,13 +258,13 @@ impl Drop for RecvHalf {
 }
 
 impl State {
-    /// For a half that exists.
+    /// Return the flow of a half that exists.
     fn flow(&mut self, connection: u64, id: StreamId, writer: usize) -> &mut Flow {
         let stream = self.link(connection).streams.get_mut(&id);
-        &mut stream.expect("a stream is there as long as a half of it").flows[writer]
+        &mut stream.expect("a stream exists as long as its halves").flows[writer]
     }
 
-    /// For a stream that may be gone.
+    /// Return the flow of a stream, or `None` if the stream is gone.
     fn flow_of(&mut self, connection: u64, id: StreamId, writer: usize) -> Option<&mut Flow> {
         Some(&mut self.links.get_mut(&connection)?.streams.get_mut(&id)?.flows[writer])
     }
@@ -302,7 +302,7 @@ impl State {
         Ok(())
     }
 
-    /// The last half removes the stream and frees its slot.
+    /// Drop one half. The last half removes the stream and frees its slot.
     fn drop_half(&mut self, connection: u64, id: StreamId) {
         let link = self.link(connection);
         let Some(stream) = link.streams.get_mut(&id) else { return };
@@ -314,7 +314,7 @@ impl State {
         }
     }
 
-    /// The first packet of a stream, of whatever kind, opens it on the receiving side.
+    /// Open a stream on the receiving side, at its first packet of any kind.
     fn announce(&mut self, connection: u64, side: usize, id: StreamId) {
         let Some(link) = self.links.get_mut(&connection) else { return };
         let own = &mut link.sides[side];

@@ -34,7 +34,7 @@ async fn frames_of_all_sizes_pass_both_ways_in_order_and_end_well(world: World) 
     within("both directions", all).await;
 }
 
-async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile(world: World) {
+async fn a_waiting_reader_holds_the_writer_back_while_calls_pass(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let (mut ours, mut theirs) = pair(&a, &mut b).await;
     const FRAMES: usize = 64;
@@ -69,14 +69,14 @@ async fn a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile(worl
     within("the writer", writer).await.unwrap().unwrap();
 }
 
-async fn a_sender_dropped_unfinished_is_given_up_and_never_looks_whole(world: World) {
+async fn a_sender_dropped_unfinished_resets_the_stream_which_never_looks_whole(world: World) {
     let (a, mut b) = (world.node(), world.node());
     let (mut ours, mut theirs) = pair(&a, &mut b).await;
     ours.send.frame(Bytes::from_static(b"one")).await.unwrap();
     assert_eq!(theirs.recv.frame().await.unwrap().unwrap(), "one");
     drop(ours.send);
     assert_eq!(within("the end", theirs.recv.frame()).await, Err(BulkError::GivenUp));
-    // A dropped receiver also tells the sender.
+    // Dropping a receiver also informs the sender.
     drop(ours.recv);
     let refused = within("the refusal", async {
         loop {
@@ -124,8 +124,8 @@ async fn a_stream_to_a_node_that_stops_is_lost(world: World) {
 
 on_both_nets! {
     frames_of_all_sizes_pass_both_ways_in_order_and_end_well,
-    a_reader_that_waits_holds_the_writer_back_and_calls_pass_meanwhile,
-    a_sender_dropped_unfinished_is_given_up_and_never_looks_whole,
+    a_waiting_reader_holds_the_writer_back_while_calls_pass,
+    a_sender_dropped_unfinished_resets_the_stream_which_never_looks_whole,
     a_frame_over_the_limit_is_refused_unsent,
     there_is_a_limit_of_streams_and_a_place_is_free_again_when_one_ends,
     a_stream_to_a_node_that_stops_is_lost,

@@ -8,7 +8,7 @@ async fn an_answer_comes_back_over_either_lane_and_in_both_directions_of_one_con
     let control =
         a.transport.call(&b.addr(), Lane::Control, REVERSE, Bytes::from_static(b"xy"), soon()).await;
     assert_eq!(control.unwrap(), "yx");
-    // b never dials: an address without a listener proves that it uses a's connection.
+    // b never dials. The address has no listener, which proves that b uses a's connection.
     let a_elsewhere = PeerAddr { uid: a.uid(), addr: "127.0.0.1:1".parse().unwrap() };
     assert_eq!(b.call(&a_elsewhere, REVERSE, b"back").await.unwrap(), "kcab");
     assert!(a.transport.is_up(b.uid()) && b.transport.is_up(a.uid()));
@@ -28,7 +28,8 @@ async fn a_thousand_concurrent_calls_of_all_sizes_get_each_its_own_answer(world:
     let (a, b) = (world.node(), world.node());
     let calls = (0..1000usize).map(|index| {
         let (transport, to) = (a.transport.clone(), b.addr());
-        // Filled and compared in bulk: a test that computes delays the connection under test.
+        // The payload is filled and compared in bulk, because a test that computes delays the connection
+        // under test.
         let mut payload = vec![index as u8; index * index % 50_021];
         payload.extend_from_slice(&index.to_be_bytes());
         let payload = Bytes::from(payload);

@@ -4,7 +4,7 @@ use super::*;
 
 async fn a_datagram_dials_and_those_after_it_arrive_with_the_sender_s_name(world: World) {
     let (mut one, mut two) = (world.node(), world.node());
-    // Not connected: this datagram is dropped, but triggers a dial.
+    // The node is not connected, so this datagram is dropped, but triggers a dial.
     one.transport.send_datagram(&two.addr(), Bytes::from_static(b"first"));
     assert_eq!(within("one's connection", one.connected.recv()).await, Some(two.uid()));
     assert_eq!(within("two's connection", two.connected.recv()).await, Some(one.uid()));
@@ -26,12 +26,12 @@ async fn datagrams_to_nobody_dial_one_at_a_time() {
     let end = Instant::now() + Duration::from_millis(500);
     let mut packet = [0; 2000];
     let mut dials = std::collections::HashSet::new();
-    // At full speed, for less than the time of a dial.
+    // Send at full speed, for less than the time of a dial.
     while Instant::now() < end {
         one.transport.send_datagram(&peer, Bytes::from_static(b"anybody?"));
         let arrived = tokio::time::timeout(Duration::from_millis(1), dead.recv(&mut packet)).await;
         if arrived.is_ok() {
-            // A long header: the destination's connection id identifies the attempt.
+            // The header is a long one, and the destination's connection id identifies the attempt.
             let length = usize::from(packet[5]);
             dials.insert(packet[6..6 + length].to_vec());
         }

@@ -28,7 +28,7 @@ impl Raw {
         Raw { connection, _endpoint: endpoint }
     }
 
-    /// A connection with a node's hello and lanes.
+    /// Open a connection with a node's hello and lanes.
     async fn member(world: &World, node: &Node) -> (Raw, Vec<Halves>) {
         let config = world.config(uid());
         let raw = Raw::connect(world, node, Some(config.identity)).await;

@@ -34,7 +34,8 @@ async fn a_key_made_by_the_joiner_is_signed_without_leaving_it(world: World) {
 
 async fn a_node_of_a_foreign_authority_is_refused_from_either_side(world: World) {
     let b = world.node();
-    // Same cluster id, own authority: trusts everyone, and no one trusts it.
+    // The cluster id is the same and the authority is another one. This node trusts everyone, and no one
+    // trusts it.
     let foreign = world.usurped();
     let mut config = foreign.config(uid());
     config.authorities.push(world.authority.cert_pem.clone());
@@ -53,7 +54,7 @@ async fn a_node_with_another_nodes_certificate_is_refused(world: World) {
     let liar = world.start(config);
     let error = liar.call(&b.addr(), REVERSE, b"").await.unwrap_err();
     assert!(error.to_string().contains("certificate is not that of node"), "{error}");
-    // An operator is not a node either.
+    // An operator's certificate is not a node's either.
     let mut config = world.config(uid());
     config.identity = world.admin();
     let error = world.start(config).call(&b.addr(), REVERSE, b"").await.unwrap_err();
@@ -72,7 +73,7 @@ async fn a_node_of_another_cluster_is_refused_with_the_reason(world: World) {
     }
 }
 
-async fn who_dials_one_node_and_finds_another_refuses_it(world: World) {
+async fn a_dialler_that_reaches_another_node_refuses_it(world: World) {
     let (a, b) = (world.node(), world.node());
     let wrong = PeerAddr { uid: uid(), addr: b.addr().addr };
     let error = a.call(&wrong, REVERSE, b"").await.unwrap_err();
@@ -84,7 +85,8 @@ async fn authorities_are_swapped_without_a_restart(world: World) {
     let (a, b) = (world.node(), world.node());
     a.call(&b.addr(), ECHO, b"").await.unwrap();
     let next = world.usurped();
-    // Both trust both; a gets its new certificate; b stops trusting the old authority.
+    // Both nodes trust both authorities; then a gets its new certificate, and b stops trusting the old
+    // authority.
     let both = vec![world.authority.cert_pem.clone(), next.authority.cert_pem.clone()];
     for node in [&a, &b] {
         node.transport.set_authorities(both.clone()).unwrap();
@@ -109,6 +111,6 @@ on_both_nets! {
     a_node_of_a_foreign_authority_is_refused_from_either_side,
     a_node_with_another_nodes_certificate_is_refused,
     a_node_of_another_cluster_is_refused_with_the_reason,
-    who_dials_one_node_and_finds_another_refuses_it,
+    a_dialler_that_reaches_another_node_refuses_it,
     authorities_are_swapped_without_a_restart,
 }

@@ -2,7 +2,7 @@
 
 use super::*;
 
-/// A node on a runtime of its own, so that it can vanish like a killed process: its tasks stop and its socket
+/// A node on a separate runtime, so that it can vanish like a killed process: its tasks stop, and its socket
 /// closes without a close packet.
 struct Doomed {
     ground: Ground,
@@ -56,7 +56,7 @@ async fn a_killed_peer_ends_its_calls_as_lost_within_a_second_then_is_unreachabl
     let error = a.call(&peer, REVERSE, b"").await.unwrap_err();
     assert!(matches!(error, CallError::Unreachable(_)), "{error}");
     assert!(asked.elapsed() < Duration::from_millis(300), "refused at once: {:?}", asked.elapsed());
-    // Restarted under the same address; a's background dial finds it.
+    // The node restarts under the same address, and a's background dial finds it.
     world.free(config.listen).await;
     let again = world.start(TransportConfig { boot: BootId(rand::random()), ..config });
     a.call_until_answered(&again.addr()).await;
@@ -107,7 +107,7 @@ async fn a_peer_that_closes_ends_calls_at_once(world: World) {
 
 async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_longer(world: World) {
     let a = world.node();
-    // Bound and silent.
+    // The address is bound, and nothing responds there.
     let silent = world.silent();
     let peer = PeerAddr { uid: uid(), addr: silent.addr };
     let begun = Instant::now();
@@ -119,12 +119,12 @@ async fn the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_lo
     assert!(begun.elapsed() < Duration::from_millis(1500), "{:?}", begun.elapsed());
 }
 
-async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_that(world: World) {
+async fn a_peer_reported_to_be_back_is_dialled_again_and_a_call_waits_for_that(world: World) {
     let a = world.node();
     let silent = world.silent();
     let peer = PeerAddr { uid: uid(), addr: silent.addr };
     assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
-    // A dial without a listener is under way, or about to be.
+    // A dial is in progress or about to start, and nothing listens at its address.
     let refused = Instant::now();
     assert!(matches!(a.call(&peer, ECHO, b"").await, Err(CallError::Unreachable(_))));
     assert!(refused.elapsed() < Duration::from_millis(500), "no call waits for it");
@@ -132,7 +132,7 @@ async fn a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_tha
     let _b = world.start(TransportConfig { listen: peer.addr, ..world.config(peer.uid) });
     a.transport.hurry(peer.uid);
     assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
-    // Has no effect on a connected peer.
+    // This has no effect on a connected peer.
     a.transport.hurry(peer.uid);
     assert_eq!(a.call(&peer, ECHO, b"there?").await, Ok(Bytes::from_static(b"there?")));
 }
@@ -163,7 +163,8 @@ async fn dialling_each_other_at_once_loses_no_call_and_leaves_one_connection(wor
     .await;
 }
 
-/// Another process of a node, as if its data directory had been copied and started elsewhere.
+/// Return the settings of another process of a node, as if its data directory had been copied and started
+/// elsewhere.
 fn another_run(of: &Node, listen: SocketAddr) -> TransportConfig {
     TransportConfig {
         boot: BootId(rand::random()),
@@ -190,16 +191,16 @@ async fn a_second_run_of_a_node_is_turned_away_while_the_first_answers(world: Wo
     .await;
     first.call(&a.addr(), ECHO, b"").await.unwrap();
     assert!(first.superseded.try_recv().is_err() && first.twins.try_recv().is_err());
-    // Whichever side dials.
+    // The result is the same if the other side dials.
     let error = a.call(&second.addr(), ECHO, b"").await;
     assert!(error.is_ok(), "the first run's connection is used: {error:?}");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_is_older() {
+async fn a_run_that_does_not_answer_is_replaced_and_may_come_back_unless_its_disk_is_older() {
     let world = World::new();
     let a = world.node();
-    // A stalled process: its socket exists and nothing reads it.
+    // The process is stalled: its socket exists, and nothing reads it.
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let (config, (hold, held)) = (world.config(uid()), std::sync::mpsc::channel::<()>());
     let (ready, is_ready) = tokio::sync::oneshot::channel();
@@ -244,11 +245,11 @@ async fn a_run_that_does_not_answer_gives_way_and_may_come_back_unless_its_disk_
     thread.join().unwrap();
 }
 
-async fn whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster(world: World) {
+async fn meeting_an_address_connects_to_any_node_of_this_cluster_there(world: World) {
     let (a, b) = (world.node(), world.node());
     assert_eq!(a.transport.meet(b.config.listen).await, Ok(b.uid()));
     assert!(a.transport.is_up(b.uid()));
-    // Again: the existing connection stays.
+    // A second meeting keeps the existing connection.
     assert_eq!(a.transport.meet(b.config.listen).await, Ok(b.uid()));
     assert_eq!(b.transport.meet(a.config.listen).await, Ok(a.uid()));
     a.call(&b.addr(), ECHO, b"").await.unwrap();
@@ -277,7 +278,7 @@ async fn a_removed_node_is_disconnected_and_refused(world: World) {
         }
     })
     .await;
-    // Reported by the close of its connection, and again by each refusal.
+    // The close of its connection reports the removal, and each refusal reports it again.
     within("the removed node to be told", b.service.removed.notified()).await;
     while b.call(&a.addr(), ECHO, b"").await.is_ok() {}
     within("the removed node to be told again", b.service.removed.notified()).await;
@@ -298,7 +299,7 @@ async fn a_removal_ends_nobody_of_another_lineage(world: World) {
     assert!(b.call(&a.addr(), ECHO, b"").await.is_err());
     within("the removed node to be told that it is outside", b.service.outside.notified()).await;
     let ended = tokio::time::timeout(Duration::ZERO, b.service.removed.notified()).await;
-    assert!(ended.is_err(), "no lineage of its own removed it");
+    assert!(ended.is_err(), "its lineage did not remove it");
 }
 
 async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_other_again(world: World) {
@@ -335,7 +336,7 @@ async fn while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_ot
         world.free(config.listen).await;
         restarted = world.start(config);
         if round % 2 == 0 {
-            // The new process may dial first, and may meet a dial under way.
+            // The new process may dial first, and may meet a dial in progress.
             restarted.call_until_answered(&callers[0].addr()).await;
         }
     }
@@ -357,10 +358,10 @@ on_both_nets! {
     another_node_at_the_address_of_a_killed_one_does_not_keep_its_link_up,
     a_peer_that_closes_ends_calls_at_once,
     the_first_call_to_a_peer_that_is_not_there_waits_for_the_dial_and_no_longer,
-    a_peer_of_which_somebody_heard_is_dialled_anew_and_a_call_waits_for_that,
+    a_peer_reported_to_be_back_is_dialled_again_and_a_call_waits_for_that,
     dialling_each_other_at_once_loses_no_call_and_leaves_one_connection,
     a_second_run_of_a_node_is_turned_away_while_the_first_answers,
-    whoever_listens_at_an_address_is_met_if_it_is_of_this_cluster,
+    meeting_an_address_connects_to_any_node_of_this_cluster_there,
     a_removed_node_is_disconnected_and_refused,
     a_removal_ends_nobody_of_another_lineage,
     while_nodes_stop_and_start_every_call_ends_in_time_and_all_find_each_other_again,

@@ -193,7 +193,7 @@ impl World {
         .await;
     }
 
-    /// Create a client on a host of its own that trusts this cluster's authority.
+    /// Create a client on a separate host that trusts this cluster's authority.
     pub(super) async fn client(
         &self,
         to: &Node,
@@ -256,7 +256,7 @@ pub(super) struct Recorder {
     outside: tokio::sync::Notify,
     rivals: mpsc::UnboundedSender<NodeUid>,
     twins: mpsc::UnboundedSender<String>,
-    /// The start of the peers whose disk is known to be the newest.
+    /// The start of the peer whose disk is known to be the newest.
     newest: Mutex<Option<Start>>,
     removed: tokio::sync::Notify,
     datagrams: mpsc::UnboundedSender<(NodeUid, Bytes)>,

@@ -1,5 +1,5 @@
-//! Three transports under seeded weather: cuts, kills and pauses, late and duplicated packets. The same seed
-//! gives the same run, poll for poll.
+//! Three transports under seeded weather, with cuts, kills and pauses, and with late and duplicated packets.
+//! The same seed gives the same run, poll for poll.
 
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
@@ -28,13 +28,13 @@ struct Drawn {
     scheduler: SmallRng,
     weather: SmallRng,
     cut: BTreeSet<(IpAddr, IpAddr)>,
-    /// The host being killed, which must not be heard.
+    /// The host being killed, which must not send.
     dead: Option<IpAddr>,
     trace: u64,
     polls: u64,
     /// Violations found by a node's tasks, which no other task awaits.
     panics: Vec<String>,
-    /// Per node: number of disturbances, including pauses.
+    /// Number of disturbances per node, including pauses.
     disturbed: [u64; NODES],
     log: String,
 }
@@ -152,7 +152,7 @@ impl Run {
         Life { scope, node }
     }
 
-    /// Have a node call, stream and send to the others for as long as it lives.
+    /// Make a node call, stream and send to the others for as long as it lives.
     fn work(&mut self, number: usize) {
         let life = &mut self.lives[number];
         let (uid, seed) = (life.node.uid(), self.seed.clone());
@@ -260,7 +260,7 @@ async fn stream_to_end(mut send: BulkSend) -> Result<(), BulkError> {
     send.finish().await
 }
 
-/// The trace of a seed: every poll, and the nodes' observations.
+/// Return the trace of a seed: every poll, and the nodes' observations.
 fn run(number: u64) -> (u64, u64, String) {
     let runtime = Builder::new_current_thread()
         .enable_time()
@@ -275,7 +275,7 @@ fn run(number: u64) -> (u64, u64, String) {
             tokio::time::sleep(Duration::from_millis(chance.random_range(1..900))).await;
             run.change(&mut chance);
         }
-        // Quiet phase: all nodes find each other again.
+        // In a quiet phase, all nodes find each other again.
         run.seed.state.lock().cut.clear();
         run.seed.state.lock().disturbed = [u64::MAX; NODES];
         for life in &run.lives {
@@ -316,12 +316,12 @@ fn one_seed_gives_one_run_and_another_seed_another() {
         assert_eq!(
             (one.0, one.1),
             (again.0, again.1),
-            "seed {seed}: what was seen is the same, the polls are not"
+            "seed {seed}: the observations are the same, the polls are not"
         );
         assert!(seen.insert(one.0));
         all += &one.2;
     }
-    // The seeds cover what they are meant to.
+    // Together the seeds cover all these outcomes.
     for sign in
         ["Ok(b\"cba\")", "Lost(", "Unreachable(", "Deadline", "whole", "connection lost", "fell silent"]
     {

@@ -38,7 +38,7 @@ async fn a_certificate_of_another_authority_gets_nothing(world: World) {
     assert!(node.bulk.try_recv().is_err());
 }
 
-async fn a_node_certificate_is_no_operators(world: World) {
+async fn a_node_certificate_is_not_an_operators(world: World) {
     let node = world.node();
     let refused = world.client(&node, Some(world.sign_node(uid())), LIMIT).await.err().unwrap();
     assert!(refused.to_string().contains("operator's certificate"), "{refused}");
@@ -68,7 +68,7 @@ async fn a_joiner_gets_nothing_else(world: World) {
         assert!(matches!(&error, BulkError::Lost(why) if why.contains("only ask to join")), "{error}");
     }
     assert!(node.bulk.try_recv().is_err());
-    // Nor a second stream of the permitted kind.
+    // A joiner does not get a second stream of the permitted kind either.
     let client = joiner(&world, &node).await;
     let mut first = client.open_bulk(BULK_JOIN, Bytes::new()).await.unwrap();
     let _second = client.open_bulk(BULK_JOIN, Bytes::new()).await.unwrap();
@@ -114,7 +114,7 @@ async fn junk_datagrams_do_nothing() {
     assert!(joiner(&world, &a).await.open_bulk(BULK_JOIN, Bytes::new()).await.is_ok());
 }
 
-async fn nobody_there_is_a_timeout_and_not_a_wait(world: World) {
+async fn connecting_to_an_address_without_a_node_times_out(world: World) {
     let silent = world.silent();
     let limit = Duration::from_millis(300);
     let error = world.client_of(silent.addr, None, &world.authority, limit).await.err();
@@ -168,10 +168,10 @@ async fn a_full_table_drops_the_operator_that_was_idle_longest_and_refuses_only_
 }
 
 on_both_nets! {
-    nobody_there_is_a_timeout_and_not_a_wait,
+    connecting_to_an_address_without_a_node_times_out,
     an_operator_is_known_by_its_certificate,
     a_certificate_of_another_authority_gets_nothing,
-    a_node_certificate_is_no_operators,
+    a_node_certificate_is_not_an_operators,
     a_joiner_may_ask_to_join_by_a_pinned_fingerprint,
     a_joiner_gets_nothing_else,
     joiners_have_few_places_and_nodes_are_not_kept_out_by_them,

@@ -18,7 +18,7 @@ fn first(world: &World) -> (Transport, PeerAddr) {
     (transport, addr)
 }
 
-async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_let_go(world: World) {
+async fn a_peers_versions_are_known_and_a_peer_without_the_level_is_disconnected(world: World) {
     let (here, there) = (world.node(), world.node());
     let (older, older_addr) = first(&world);
     assert_eq!(here.transport.peer_speaks(older_addr.uid), None);
@@ -77,5 +77,5 @@ async fn what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_le
 }
 
 on_both_nets! {
-    what_a_peer_speaks_is_known_and_one_that_does_not_speak_the_level_is_let_go,
+    a_peers_versions_are_known_and_a_peer_without_the_level_is_disconnected,
 }

@@ -13,7 +13,7 @@ use super::*;
 /// Delay of every packet.
 const UNDER_WAY: Duration = Duration::from_millis(5);
 
-/// A constant delay, and cuts.
+/// Weather with a constant delay, and with cuts.
 #[derive(Default)]
 struct Plain {
     cut: Mutex<BTreeSet<(IpAddr, IpAddr)>>,
@@ -72,7 +72,7 @@ fn ip(node: &Node) -> IpAddr {
     node.config.listen.ip()
 }
 
-/// Resolution of timers: one millisecond.
+/// Check a duration to within two milliseconds. Timers have a resolution of one millisecond.
 #[track_caller]
 fn assert_near(took: Duration, expected: Duration) {
     let slack = Duration::from_millis(2);
@@ -85,7 +85,8 @@ async fn a_first_call_takes_the_round_trips_of_the_handshake_and_the_hello() {
     let (a, b) = (sky.world.node(), sky.world.node());
     let begun = Instant::now();
     a.call(&b.addr(), ECHO, b"").await.unwrap();
-    // Three packets of handshake; the hello travels with the last and is answered; then the call.
+    // The handshake takes three packets. The hello travels with the last one and is answered; then follows
+    // the call.
     assert_near(begun.elapsed(), UNDER_WAY * 6);
     let begun = Instant::now();
     a.call(&b.addr(), ECHO, b"").await.unwrap();
@@ -104,7 +105,7 @@ async fn a_dial_into_nowhere_ends_at_its_limit() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn a_handshake_needs_both_directions_and_goes_on_when_they_are_there() {
+async fn a_handshake_needs_both_directions_and_continues_once_both_are_open() {
     let sky = Sky::new();
     for answer in [false, true] {
         let (a, b) = (sky.world.node(), sky.world.node());
@@ -139,7 +140,7 @@ async fn a_cut_one_way_is_silence_at_its_end_and_a_close_at_the_other() {
     assert!(matches!(&error, CallError::Lost(why) if why.contains("too long")), "{error}");
     assert_near(begun.elapsed(), limits::SILENCE_LIMIT + UNDER_WAY);
     assert!(!b.transport.is_up(a.uid()));
-    // The cut held up packets of a connection that has ended: the request is never seen.
+    // The cut held up packets of a connection that has ended, so the request never arrives.
     sky.mend();
     a.call_until_answered(&b.addr()).await;
     assert!(b.service.requests.lock().is_empty());
@@ -172,7 +173,7 @@ async fn nothing_leaves_a_killed_node_whatever_its_destructors_say() {
     let held = b.held().await;
     sky.network.kill(ip(&b));
     let killed = Instant::now();
-    // Would be "no answer", and the end of all connections.
+    // Without the kill, this would send "no answer" and close all connections.
     drop(held);
     b.transport.close().await;
     let (config, own) = (b.config.clone(), b.transport.clone());
@@ -188,7 +189,7 @@ async fn nothing_leaves_a_killed_node_whatever_its_destructors_say() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn who_stands_still_is_silent_and_learns_at_last_that_it_was_given_up() {
+async fn a_paused_node_is_silent_and_learns_of_its_closed_connection_later() {
     let sky = Sky::new();
     let scope = Scope::new(ScopeId(1), Arc::new(Counts::default()));
     let (a, b) = (sky.world.node(), scope.enter(|| sky.world.node()));
@@ -209,7 +210,7 @@ async fn who_stands_still_is_silent_and_learns_at_last_that_it_was_given_up() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn whoever_hears_of_an_end_too_late_hears_only_that_it_is_forgotten() {
+async fn a_close_held_up_by_a_cut_is_seen_as_a_reset_or_a_timeout() {
     let sky = Sky::new();
     let authorities = [sky.world.authority.cert_pem.clone()];
     // Without the transport's silence detection, the end is noticed only by QUIC's own limit.

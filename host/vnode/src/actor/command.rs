@@ -102,7 +102,7 @@ impl Actor {
         }
     }
 
-    /// Refuse a command whose writes may exceed the guest's memory limit. Nothing was changed then.
+    /// Refuse a command whose writes may exceed the guest's memory limit. A refused command changes nothing.
     async fn check_memory(&mut self, info: &CommandInfo) -> Result<(), RequestError> {
         if info.effect == Effect::Read || info.frees {
             return Ok(());
@@ -126,9 +126,9 @@ impl Actor {
 
     /// Commit the result of a call and forward its writes.
     ///
-    /// A doomed call changes nothing in host storage. A guest that keeps its items has changed them all the same: the
-    /// items of the touched keys are forwarded, and the outcome is unknown to the caller. `touched` returns the keys
-    /// besides `key` that the call changed.
+    /// A doomed call changes nothing in host storage. A guest that keeps its items may still have changed them: the
+    /// items of the touched keys are forwarded, and the caller learns that the outcome is unknown. `touched` returns
+    /// the keys besides `key` that the call changed.
     async fn settle<T>(
         &mut self,
         info: &CommandInfo,

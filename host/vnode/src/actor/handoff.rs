@@ -13,8 +13,8 @@ use crate::outgoing::{Outgoing, StreamEvent};
 const LATE: Duration = Duration::from_millis(50);
 
 impl Actor {
-    /// Forward writes from now on. During a swap, the guest is told of the handoff, and pages are read, after the
-    /// swap: only then the new instance has all items.
+    /// Forward writes from now on. If a swap is in progress, announce the handoff to the guest, and read pages, only
+    /// after the swap: only then does the new instance have all items.
     pub(super) async fn start_outgoing(&mut self, outgoing: Outgoing) {
         self.outgoing = Some(outgoing);
         if self.swap.is_some() {
@@ -54,9 +54,9 @@ impl Actor {
     /// End the handoff and tell the guest.
     pub(super) async fn end_outgoing(&mut self, finished: bool) {
         let Some(outgoing) = self.outgoing.take() else { return };
-        // The items are on another node then: an end of this guest loses nothing.
+        // After a finished handoff, the items are on another node: the end of this guest loses nothing.
         self.has_items &= !finished;
-        // The guest was never told of the start.
+        // The start of the handoff was not announced to the guest yet.
         if self.late.take().is_some() {
             return;
         }
@@ -71,7 +71,7 @@ impl Actor {
         }
     }
 
-    /// Put a page of the fold into the stream.
+    /// Send a page of the fold into the stream.
     pub(super) async fn read_page(&mut self, attempt: u64, after: Option<Vec<u8>>) {
         if let Some(late) = &mut self.late {
             late.page = Some((attempt, after));
@@ -108,7 +108,7 @@ impl Actor {
     /// [`Mutant::LatePage`]: let the writes of a moment overtake the page.
     fn send_late(&self, event: StreamEvent) {
         let Some(sink) = self.outgoing.as_ref().map(|outgoing| outgoing.sink.clone()) else { return };
-        // Ends by itself after the delay; only simulations run it.
+        // The task ends after the delay. Only simulations run it.
         annulus_ground::spawn(async move {
             tokio::time::sleep(LATE).await;
             let _ = sink.send(event);

@@ -14,7 +14,7 @@ impl Actor {
     /// Merge items of another replica.
     pub(super) async fn take(&mut self, items: Vec<Item>) -> Result<Taken, String> {
         let guest = self.guest().await.map_err(|error| error.message)?;
-        // Counted here, not where the items arrived, so that a loss in between shows in the comparison.
+        // Count the items here, not where they arrived, so that a comparison of the counts shows a loss in between.
         let tally = Tally::of(&items);
         let some = !items.is_empty();
         let taken = guest.take(items).await;

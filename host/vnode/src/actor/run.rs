@@ -23,7 +23,7 @@ use crate::release::Release;
 use crate::source::ModuleSource;
 
 /// Number of commands between two steps of background work while both are waiting. A step is a page of about
-/// 100 µs, so a command waits for at most one, and the work gets its share.
+/// 100 µs. So a command waits for at most one step, and the background work gets its share.
 const COMMANDS_PER_STEP: u32 = 8;
 
 /// The surroundings of an actor, the same for all actors of a module.
@@ -45,7 +45,7 @@ pub(crate) fn start(
     release: Arc<Release>,
 ) -> VnodeHandle {
     let (commands, commands_rx) = mpsc::channel(MAILBOX_COMMANDS);
-    // Bounded by its senders: see `VnodeHandle::control`.
+    // The senders bound this channel: see `VnodeHandle::control`.
     let (control, control_rx) = mpsc::unbounded_channel();
     let gauge = Arc::new(Gauge::default());
     let id = PartitionId(u16::try_from(partition.id).unwrap_or(u16::MAX));
@@ -89,7 +89,7 @@ impl Actor {
             if self.step_is_due() {
                 self.since_step = 0;
                 self.step().await;
-                // Control and commands get their turn between any two steps.
+                // Yield, so that control messages and commands can arrive between any two steps.
                 tokio::task::yield_now().await;
             }
             if self.late.is_some() && self.swap.is_none() {
@@ -100,7 +100,7 @@ impl Actor {
                 control = self.control.recv() => match control {
                     Some(Control::End { error, delete, done }) => return self.end(error, delete, done).await,
                     Some(control) => self.control(control).await,
-                    // All handles are gone: the master dropped the vnode.
+                    // The master has dropped the vnode: no handle exists.
                     None => return,
                 },
                 permit = next_permit(&mut self.permit), if !self.sealed && self.permit.is_some() => {
@@ -128,12 +128,12 @@ impl Actor {
         }
     }
 
-    /// True if there is background work.
+    /// Return true if there is background work.
     fn step_is_wanted(&self) -> bool {
         self.swap.is_some() || (self.sweep.running && self.outgoing.is_none())
     }
 
-    /// True if background work goes before the next command.
+    /// Return true if the next step of background work runs before the next command.
     fn step_is_due(&self) -> bool {
         self.step_is_wanted()
             && (self.since_step >= COMMANDS_PER_STEP
@@ -196,11 +196,11 @@ impl Actor {
         }
     }
 
-    /// Queue a page of a coverage command for a permit. Other commands go on meanwhile.
+    /// Queue a page of a coverage command for a permit. Other commands run while it waits.
     fn queue_page(&mut self, command: Command) {
         if self.pages.len() >= MAILBOX_COMMANDS {
             self.gauge.taken(&command);
-            let message = "too many commands that go everywhere wait for this vnode; try again later";
+            let message = "too many coverage commands wait for this vnode; try again later";
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::Overloaded, message)));
         }
         self.pages.push_back(command);
@@ -256,12 +256,12 @@ impl Actor {
 /// Return when the receiver of a handoff may have caught up.
 async fn relieved(outgoing: &mut Option<Outgoing>) {
     if let Some(outgoing) = outgoing {
-        // An error: the handoff is gone.
+        // The wait fails if the handoff has ended.
         let _ = outgoing.congested.changed().await;
     }
 }
 
-/// Wait for a permit; forever without a position in the queue.
+/// Wait for a permit. Without a position in the queue, wait forever.
 async fn next_permit(pending: &mut Option<PendingPermit>) -> Option<CoveragePermit> {
     match pending {
         Some(pending) => pending.await,

@@ -16,24 +16,24 @@ use crate::moves::{PAGE, Swap};
 use crate::release::Release;
 
 impl Actor {
-    /// Start a swap to a release. Nothing is changed if its instance does not start.
+    /// Start a swap to a release. If the new instance does not start, nothing changes.
     pub(super) async fn start_swap(
         &mut self,
         release: Arc<Release>,
         answer: oneshot::Sender<Result<SwapReport, String>>,
     ) {
         if let Some(superseded) = self.swap.take() {
-            let _ = superseded.answer.send(Err("a later swap took its place".to_owned()));
+            let _ = superseded.answer.send(Err("a later swap has replaced this one".to_owned()));
         }
         let began = Instant::now();
-        // No instance yet, or it trapped: there are no items to carry over.
+        // Without an instance (none started yet, or the last one trapped) there are no items to carry over.
         let Some(old) = &self.guest else {
             self.release = release;
             let _ = answer.send(Ok(SwapReport::default()));
             return;
         };
         let writer = Writer { dots: old.dots(), ..self.writer };
-        // Two releases with their items in host storage share it: there is nothing to carry over.
+        // If both releases keep their items in host storage, they share it: there is nothing to carry over.
         let shared = !old.keeps_items() && !release.description.exported.handoff;
         let items = if shared { self.items.clone() } else { Items::default() };
         let guest = match Guest::start(&release, self.partition, writer, items).await {
@@ -98,9 +98,9 @@ impl Actor {
 
     /// Keep the old instance, because the new one could not take the items.
     ///
-    /// Where the new release is the old one once more, after a rollback, nothing is missing: the old instance runs
-    /// it. A guest whose memory is nearly full fails to fill a new instance, and would otherwise never be at the
-    /// version that was rolled back to.
+    /// If the new release behaves as the old one, after a rollback for example, the swap still succeeds: the old
+    /// instance can run it. A guest whose memory is nearly full cannot fill a new instance, and would otherwise never
+    /// reach the version of the rollback.
     fn give_up_swap(
         &mut self,
         release: Arc<Release>,
@@ -122,11 +122,11 @@ impl Actor {
         if let Some(mut old) = self.guest.take() {
             match old.terminate("swap").await {
                 Ok(last) => {
-                    // An instance with the same host storage has the last writes already.
+                    // An instance with the same host storage already has the last writes.
                     if !Arc::ptr_eq(&old.items(), &swap.guest.items())
                         && let Err(reason) = swap.carry(last.clone()).await
                     {
-                        tracing::warn!(module = %self.release.name, reason, "the last words of the old release are lost");
+                        tracing::warn!(module = %self.release.name, reason, "the last writes of the old release are lost");
                     }
                     self.forward_to_handoff(last);
                 }

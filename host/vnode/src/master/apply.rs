@@ -1,5 +1,5 @@
-//! The application of the committed log to the slots: which partitions this node owns, and what becomes of the
-//! vnodes in those that it gets or gives up.
+//! The application of the committed log to the slots: it changes the ownership of partitions, and starts to serve or
+//! ends the vnodes of the partitions that this node gets or loses.
 
 use std::collections::BTreeMap;
 
@@ -49,13 +49,13 @@ impl Master {
             (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
             slot.applied = (index, partition.pending.as_ref().map(|pending| pending.id));
             for change in changes {
-                // Without modules there was nothing to lose.
+                // Without modules there were no items to lose.
                 if change != Change::TakeEmpty || !modules.is_empty() {
                     self.carry_out(change, &mut slot, id, modules);
                 }
             }
-            // A module's uid is the index of the entry that created it. A vnode of a later module may run already,
-            // where another task applied that entry first: this older state says nothing about it.
+            // A module's uid is the index of the entry that created it. A vnode of a later module may already run if
+            // another task has applied that entry: its absence from this older state is not an undeploy.
             let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
             let gone = |uid: &&ModuleUid| older(uid) && !modules.contains(uid);
             let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
@@ -69,7 +69,7 @@ impl Master {
                 std::mem::take(&mut slot.aside).into_iter().partition(|vnode| undeployed(&vnode.module));
             slot.aside = kept;
             VnodeHandle::end_all(gone, &undeployed_error(), true);
-            // Also those that an earlier recovery set aside: that recovered state is not the current one.
+            // Report the vnodes that an earlier recovery set aside too: its recovered state is no longer current.
             if recovers && !slot.aside.is_empty() {
                 aside.push(id);
             }
@@ -86,12 +86,12 @@ impl Master {
         match change {
             Change::Promote => slot.vnodes = slot.take_stage(),
             Change::DropIncomplete => {
-                let reason = "the partition was taken over before its items were";
+                let reason = "this node became the owner of the partition before all of its items arrived";
                 self.note_loss(modules, id, reason);
                 drop_all(slot.take_stage());
             }
             Change::TakeEmpty => {
-                let reason = "the partition was taken over without its items";
+                let reason = "this node became the owner of the partition without its items";
                 self.note_loss(modules, id, reason);
             }
             // The items of a cancelled transfer must never serve (R7).
@@ -133,7 +133,7 @@ impl Master {
         slot.aside.extend(vnodes.into_values());
     }
 
-    /// Record a possible loss for all modules of a partition: which of them had items is unknown.
+    /// Record a possible loss for each of these modules, because it is unknown which of them had items.
     fn note_loss(&self, modules: &[ModuleUid], id: PartitionId, reason: &str) {
         for module in modules {
             let release = self.inner.config.modules.release(*module);

@@ -21,9 +21,9 @@ use crate::slot::{Slot, StageId, TransferStage};
 pub enum Reading {
     /// The vnode will put the page into the stream of the handoff.
     Coming,
-    /// No vnode of the module runs, so there are no items.
+    /// The module has no running vnode here, so it has no items.
     NoItems,
-    /// The vnodes of the partition send to another transfer by now: this one is over.
+    /// The vnodes of the partition already send to another transfer: this one is over.
     Replaced,
 }
 
@@ -42,7 +42,7 @@ impl Master {
     /// Forward the writes of the partition's vnodes, also of those that start later, to `outgoing`.
     ///
     /// Return false if this node does not own the partition, or if the log has ended the transfer. A driver that has
-    /// not noticed the latter yet must not take the vnodes from the transfer that replaced its own.
+    /// not yet applied that end must not take the vnodes from the transfer that replaced its own.
     pub fn begin_outgoing(&self, partition: PartitionId, transfer: TransferId, outgoing: Outgoing) -> bool {
         let may = |slot: &Slot| slot.held && !slot.is_over(transfer);
         let Some(mut slot) = self.slot(partition).filter(|slot| may(slot)) else { return false };
@@ -62,8 +62,8 @@ impl Master {
         attempt: u64,
         after: Option<Vec<u8>>,
     ) -> Reading {
-        // Vnodes have a single stream. The driver of a replaced transfer may not have noticed yet: its page would go
-        // into the stream of the next transfer, which would mistake it for its own.
+        // A vnode has a single stream. The driver of a replaced transfer may not know yet that its transfer is over:
+        // its page would enter the stream of the next transfer, which would take it for a page of its own.
         let Some(slot) = self.slot(partition).filter(|slot| slot.is_outgoing(transfer)) else {
             return Reading::Replaced;
         };
@@ -104,7 +104,7 @@ impl Master {
 
     /// Seal a partition for a transfer: its vnodes answer no more commands, and each confirms that in the stream of
     /// the handoff (R1) with the number `round`. Return the modules of these vnodes, or `None` if this node does not
-    /// own the partition or its vnodes send to another transfer by now.
+    /// own the partition or its vnodes already send to another transfer.
     pub fn seal(&self, partition: PartitionId, transfer: TransferId, round: u64) -> Option<Vec<ModuleUid>> {
         let mut slot = self.slot(partition).filter(|slot| slot.held && slot.is_outgoing(transfer))?;
         (slot.sealed, slot.seal_round) = (Some(transfer), round);
@@ -129,8 +129,7 @@ impl Master {
         }
     }
 
-    /// Lift the seal of a transfer that will not happen: its flip was never proposed, or is known to have been
-    /// refused.
+    /// Lift the seal of a transfer that will not complete: its flip was never proposed, or was refused.
     pub fn unseal(&self, partition: PartitionId, transfer: TransferId) {
         if let Some(mut slot) = self.slot(partition)
             && slot.sealed == Some(transfer)
@@ -174,7 +173,7 @@ impl Master {
     /// Mark a stage as complete: all items of the transfer were merged.
     ///
     /// # Errors
-    /// The reason why the stage must not be promoted. The stage is unchanged.
+    /// If the stage must not be promoted, with the reason. The stage is unchanged.
     pub fn staging_complete(&self, stage: StageId) -> Result<(), IncompleteStage> {
         let mut slot = self.slot(stage.partition).ok_or(IncompleteStage::Gone)?;
         let current = slot.stage.as_mut().filter(|current| current.is(stage));

@@ -14,7 +14,7 @@ impl Master {
     /// vnode has no items.
     ///
     /// # Errors
-    /// The reason why a guest could not return its items.
+    /// If a guest could not return its items, with the reason.
     pub async fn measure(&self, partition: PartitionId) -> Result<Vec<(ModuleUid, PartitionSize)>, String> {
         let mut sizes = Vec::new();
         for vnode in self.vnodes(partition) {
@@ -28,7 +28,7 @@ async fn measure(vnode: &VnodeHandle) -> Result<PartitionSize, String> {
     let (mut sum, mut after) = (PartitionSize::default(), None);
     loop {
         let (answer, page) = oneshot::channel();
-        let gone = || "the vnode ended meanwhile".to_owned();
+        let gone = || "the vnode ended during the measurement".to_owned();
         if !vnode.tell(Control::Measure { after, answer }) {
             return Err(gone());
         }

@@ -1,4 +1,5 @@
-//! The master against late messages: transfers that are over, older states, recoveries. The vnodes run the baseline.
+//! Tests of the master with late messages: transfers that are over, older states, recoveries. The vnodes run the
+//! baseline.
 #![allow(clippy::unwrap_used)]
 
 use std::time::Duration;
@@ -33,7 +34,7 @@ impl ModuleSource for Native {
     }
 }
 
-/// A ring that this node owns since log index 5.
+/// Return a ring that this node has owned since log index 5.
 fn ring() -> RingTable {
     let size = RingSize::try_from(16).unwrap();
     let partitions = size.partitions().map(|_| RingPartition::held_by(vec![ME], 5)).collect();
@@ -100,7 +101,7 @@ async fn an_older_state_ends_no_vnode_of_a_module_that_was_deployed_after_it() {
     // A state older than the module's deploy, applied late.
     master.apply(&ring(), &[], MODULE.0 - 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 1);
-    // An undeploy.
+    // A newer state without the module undeploys it.
     master.apply(&ring(), &[], MODULE.0 + 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 0);
 }
@@ -131,14 +132,14 @@ async fn the_driver_of_a_replaced_transfer_reads_and_seals_nothing() {
 }
 
 #[tokio::test]
-async fn a_stage_whose_vnode_trapped_is_not_all_that_came() {
+async fn a_stage_whose_vnode_trapped_is_incomplete() {
     let stage = StageId { partition: HERE, transfer: TransferId(30), generation: 1 };
     let master = master();
     assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Gone));
     master.stage(stage);
     let vnode = master.staged_vnode(stage, MODULE).unwrap();
     assert_eq!(master.staging_complete(stage), Ok(()));
-    // As the actor counts a trap, after which it continues with an empty instance.
+    // Count a trap as the actor does, which then continues with an empty instance.
     vnode.gauge.traps.fetch_add(1, Ordering::Relaxed);
     assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Trapped(MODULE)));
     // The next stage of the transfer starts empty.
@@ -165,7 +166,7 @@ async fn a_transfer_that_was_replaced_does_not_take_the_stage_of_the_next() {
     pending(31);
     master.stage(new);
     assert!(master.staged_vnode(new, MODULE).is_some());
-    // The task of the old transfer has not noticed yet.
+    // The task of the old transfer does not know yet that its transfer is over.
     master.stage(StageId { generation: 2, ..old });
     assert!(master.staged_vnode(new, MODULE).is_some());
     assert_eq!(master.staging_complete(new), Ok(()));
@@ -196,14 +197,14 @@ async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here(
     flipped.partitions[0] = RingPartition::held_by(vec![other], index + 1);
     assert_eq!(master.apply(&flipped, &[MODULE], index + 1, lineage), []);
     assert_eq!(master.set_aside().len(), 1);
-    // The state of a rival recovery knows nothing of those set aside before.
+    // The state of a rival recovery does not include the vnodes that were set aside before.
     let rival = Lineage { number: 1, id: 9 };
     let index = rival.first_index();
     for partition in &mut flipped.partitions {
         partition.version = index;
     }
     assert_eq!(master.apply(&flipped, &[MODULE], index, rival), [HERE]);
-    // An undeploy ends vnodes that were set aside too.
+    // An undeploy ends vnodes that were set aside, too.
     master.apply(&flipped, &[], index + 1, rival);
     assert_eq!(master.set_aside().len(), 0);
 }
@@ -230,14 +231,14 @@ async fn commands_wait_while_the_receiver_of_their_writes_is_behind() {
     stream.congested = congested;
     assert!(master.begin_outgoing(HERE, TransferId(30), stream));
     let mut waiting = say(&master, "get", &[("key", "k")]);
-    // Control messages are handled all the same.
+    // Control messages are still handled.
     let (ping, here) = oneshot::channel();
     master.vnodes(HERE)[0].tell(Control::Ping(ping));
     timeout(Duration::from_secs(60), here).await.unwrap().unwrap();
     assert!(waiting.try_recv().is_err(), "it waits");
     behind.send_replace(false);
     answer(waiting).await.unwrap();
-    // A handoff that is gone delays no commands.
+    // A handoff that has ended delays no commands.
     behind.send_replace(true);
     drop(behind);
     get(&master).await.unwrap();
@@ -258,7 +259,7 @@ fn stage(transfer: u64, generation: u64) -> StageId {
 }
 
 #[test]
-fn what_comes_to_its_turn_after_its_deadline_is_not_started() {
+fn a_command_after_its_deadline_is_not_started() {
     shows(Mutant::DeadlineNotChecked, async || {
         let master = master();
         let late = say_until(Instant::now(), &master, "put", &[("key", "k"), ("value", "v")]);
@@ -269,7 +270,7 @@ fn what_comes_to_its_turn_after_its_deadline_is_not_started() {
 }
 
 #[test]
-fn a_fault_that_lets_an_older_state_end_newer_vnodes_is_seen() {
+fn a_fault_that_lets_an_older_state_end_newer_vnodes_is_detected() {
     shows(Mutant::EndWhatIsNewer, async || {
         let master = master();
         get(&master).await.unwrap();
@@ -279,7 +280,7 @@ fn a_fault_that_lets_an_older_state_end_newer_vnodes_is_seen() {
 }
 
 #[test]
-fn a_fault_that_lets_two_drivers_share_a_stream_is_seen() {
+fn a_fault_that_lets_two_drivers_share_a_stream_is_detected() {
     shows(Mutant::ReadForAnotherTransfer, async || {
         let master = master();
         get(&master).await.unwrap();
@@ -308,7 +309,7 @@ async fn the_driver_of_a_transfer_that_is_over_does_not_take_the_stream_of_the_n
 }
 
 #[test]
-fn a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen() {
+fn a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_detected() {
     shows(Mutant::StageWhatIsOver, async || {
         let master = master();
         let mut ring = ring();
@@ -322,7 +323,7 @@ fn a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_seen() {
 }
 
 #[test]
-fn a_fault_that_fills_the_next_stage_is_seen() {
+fn a_fault_that_fills_the_next_stage_is_detected() {
     shows(Mutant::FillTheNextStage, async || {
         let master = master();
         master.stage(stage(30, 1));
@@ -332,7 +333,7 @@ fn a_fault_that_fills_the_next_stage_is_seen() {
 }
 
 #[test]
-fn a_fault_that_promotes_what_trapped_is_seen() {
+fn a_fault_that_promotes_a_trapped_stage_is_detected() {
     shows(Mutant::PromoteWhatTrapped, async || {
         let master = master();
         master.stage(stage(30, 1));

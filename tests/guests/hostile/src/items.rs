@@ -1,4 +1,4 @@
-//! Items whose fold and receiving side misbehave when they are told to.
+//! Items whose fold and receiving side misbehave on request.
 
 use annulus_guest::prelude::*;
 
@@ -22,7 +22,7 @@ impl Shelf {
     }
 }
 
-/// A token that no page had before.
+/// Return a token that no page had before.
 fn further(after: Option<&[u8]>) -> Vec<u8> {
     let before = after.and_then(|after| after.try_into().ok()).map_or(0, u64::from_be_bytes);
     (before + 1).to_be_bytes().to_vec()

@@ -1,7 +1,8 @@
-//! Everything that a guest should not do, each on demand: what the host must survive.
+//! A guest that does everything a guest should not do, each on request. The host must survive all of it.
 //!
-//! Commands misbehave as they are named. The settings `fail`, `fold`, `reject` and `nap` make `init`, the
-//! fold, the receiving side of a handoff and the other callbacks misbehave, the crate's features `describe`.
+//! Each command misbehaves in the way that its name says. The settings `fail`, `fold`, `reject` and `nap` make
+//! `init`, the fold, the receiving side of a handoff and the other callbacks misbehave; the crate's features
+//! make `describe` misbehave.
 
 mod items;
 mod large;
@@ -16,93 +17,93 @@ use items::Shelf;
 struct Hostile {
     shelf: Shelf,
     moods: Moods,
-    /// How many commands this instance has run: 1 again in a fresh one.
+    /// Number of commands that this instance has run. It starts at 0 in a new instance.
     calls: u64,
 }
 
 #[derive(Commands)]
-#[allow(dead_code)] // some keys are there to route the command, which then looks at others
+#[allow(dead_code)] // some keys only route the command, which then accesses other keys
 enum Command {
-    /// Well behaved: answers its argument.
+    /// Return the argument. Well behaved.
     Echo { value: Value },
-    /// Well behaved: how many commands this instance has run, this one too.
+    /// Return the number of commands that this instance has run, including this one. Well behaved.
     Calls,
-    /// Well behaved: stores a value in memory.
+    /// Store a value in memory. Well behaved.
     #[command(write)]
     Put { key: String, value: Value },
-    /// Well behaved: the value of a key, or null.
+    /// Return the value of a key, or null. Well behaved.
     Get { key: String },
-    /// Well behaved: deletes a key.
+    /// Delete a key. Well behaved.
     #[command(write, frees)]
     Delete { key: String },
-    /// Well behaved: stores an item of that many bytes, which follow from the number.
+    /// Store an item of this many bytes, which follow from the number. Well behaved.
     #[command(write)]
     Fill { key: String, number: u64, bytes: u64 },
-    /// Well behaved: number, length and sum of what `fill` stored, or null.
+    /// Return the number, length and sum of the item that `fill` stored, or null. Well behaved.
     Sum { key: String },
-    /// Well behaved: every key.
+    /// Return every key. Well behaved.
     #[command(everywhere)]
     Keys,
-    /// Says no, with a detail.
+    /// Refuse, with a detail.
     Refuse { code: String },
-    /// Never ends.
+    /// Never end.
     Spin,
-    /// Sleeps for years, in WASI.
+    /// Sleep for years, in WASI.
     Nap,
-    /// Never ends, after a write to memory.
+    /// Write to memory, then never end.
     #[command(write)]
     PutAndSpin { key: String, value: Value },
-    /// Traps.
+    /// Trap.
     Trap,
-    /// Traps, after a write to memory and one to storage.
+    /// Write to memory and to storage, then trap.
     #[command(write)]
     PutAndTrap { key: String, value: Value },
-    /// Allocates without end.
+    /// Allocate without end.
     Bomb,
-    /// Answers that many bytes: 100 MB unless it is told.
+    /// Return a reply of this many bytes, by default 100 MB.
     Huge { bytes: Option<u64> },
-    /// Computes for about that many milliseconds, then answers.
+    /// Compute for about this many milliseconds, then reply.
     Sleepy { ms: u64 },
-    /// Computes for about that many milliseconds in each partition.
+    /// Compute for about this many milliseconds in each partition.
     #[command(everywhere)]
     SleepyEverywhere { ms: u64 },
-    /// Recurses without end.
+    /// Recurse without end.
     Deep,
-    /// Answers what is no CBOR.
+    /// Return a reply that is not CBOR.
     NoCbor,
-    /// Writes to storage, though it is described as reading.
+    /// Write to storage, although the command is described as reading.
     WriteInRead { key: String },
-    /// Writes to storage under another key than its own.
+    /// Write to storage under another key than the command's own.
     #[command(write)]
     WrongKey { key: String, other: String },
-    /// Reads from storage under another key than its own.
+    /// Read from storage under another key than the command's own.
     #[command(write)]
     PeekAtOther { key: String, other: String },
-    /// Writes to storage, though it is routed anywhere.
+    /// Write to storage, although the command is routed anywhere.
     #[command(write)]
     Homeless,
-    /// Writes that many bytes to storage under its key.
+    /// Write this many bytes to storage under the command's key.
     #[command(write)]
     BigItem { key: String, bytes: u64 },
-    /// Writes to storage, then refuses: nothing may stay.
+    /// Write to storage, then refuse. The write must not remain.
     #[command(write)]
     WriteAndRefuse { key: String },
-    /// The bytes in storage under its key, or null: what a write before it left.
+    /// Return the bytes in storage under the command's key, as an earlier write left them, or null.
     Stored { key: String },
-    /// Logs that many lines of a kilobyte.
+    /// Log this many lines of a kilobyte.
     Chatter { lines: u64 },
-    /// Logs a message as it is, line breaks and all.
+    /// Log a message unchanged, including line breaks.
     Forge { message: String },
-    /// Coverage whose pages never end.
+    /// Run coverage whose pages never end.
     #[command(everywhere)]
     EndlessPages,
-    /// Coverage that never answers.
+    /// Run coverage that never replies.
     #[command(everywhere)]
     SpinEverywhere,
-    /// Coverage that sleeps for years.
+    /// Run coverage that sleeps for years.
     #[command(everywhere)]
     NapEverywhere,
-    /// Coverage that traps.
+    /// Run coverage that traps.
     #[command(everywhere)]
     TrapEverywhere,
 }
@@ -200,7 +201,7 @@ impl Vnode for Hostile {
                 self.shelf.put(&key, value);
                 spin()
             }
-            Command::Trap => panic!("as it was told"),
+            Command::Trap => panic!("as requested"),
             Command::PutAndTrap { key, value } => {
                 storage::put(key.as_bytes(), b"", b"\x01never seen");
                 self.shelf.put(&key, value);
@@ -250,7 +251,7 @@ impl Vnode for Hostile {
                 info!("{message}");
                 reply("ok")
             }
-            // The others go to every partition.
+            // All other commands go to every partition.
             _ => Err(Failure::UnknownCommand),
         }
     }
@@ -266,7 +267,7 @@ impl Coverage for Hostile {
             Command::SpinEverywhere => spin(),
             Command::SleepyEverywhere { ms } => Ok(Values::of([compute(ms)])),
             Command::NapEverywhere => nap(),
-            Command::TrapEverywhere => panic!("as it was told"),
+            Command::TrapEverywhere => panic!("as requested"),
             _ => Err(Failure::UnknownCommand),
         }
     }
@@ -308,12 +309,12 @@ impl Lifecycle for Hostile {
     }
 }
 
-/// The callbacks that misbehave, by name, with commas between.
+/// The callbacks that misbehave, by name, separated by commas.
 #[derive(Clone, Debug, Default)]
 struct Moods {
-    /// Sleep for years.
+    /// Callbacks that sleep for years.
     nap: String,
-    /// Write to storage, under their own name.
+    /// Callbacks that write to storage, under their own name.
     write: String,
 }
 
@@ -329,7 +330,7 @@ impl Moods {
     }
 }
 
-/// Sleeps without computing: `wasi:io/poll` on a clock.
+/// Sleep without computing: `wasi:io/poll` on a clock.
 fn nap() -> ! {
     loop {
         std::thread::sleep(std::time::Duration::from_secs(1_000_000_000));
@@ -343,16 +344,16 @@ fn spin() -> ! {
     }
 }
 
-/// Some hundred thousand rounds of dependent arithmetic take about a millisecond. No clock: what a
-/// guest asks for is the host's to answer, and `now_ms` stands still within a call.
+/// Compute for about this many milliseconds: some hundred thousand rounds of dependent arithmetic take about
+/// one. A clock would not work, because the host answers it, and `now_ms` does not change within a call.
 fn compute(ms: u64) -> u64 {
     const ROUNDS_PER_MS: u64 = 500_000;
     (0..ms.saturating_mul(ROUNDS_PER_MS))
         .fold(1, |sum, round| black_box(sum ^ round).wrapping_mul(0x9e37_79b9_7f4a_7c15))
 }
 
-/// Not a loop to the compiler: what comes back is used after the call.
-#[allow(unconditional_recursion)] // as it is meant to be
+/// Recurse without end. The compiler cannot turn this into a loop, because the result is used after the call.
+#[allow(unconditional_recursion)] // intended
 fn deep(depth: u64) -> u64 {
     let frame = black_box([depth; 64]);
     deep(depth.wrapping_add(1)).wrapping_add(frame[usize::try_from(depth % 64).unwrap_or(0)])

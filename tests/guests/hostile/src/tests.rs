@@ -1,4 +1,4 @@
-//! It is as hostile as it says, and otherwise sound.
+//! Tests that the guest misbehaves as described, and that all other commands are correct.
 #![allow(clippy::unwrap_used)]
 
 use super::*;
@@ -14,7 +14,7 @@ fn doom(result: Result<Value, Failure>) -> String {
 }
 
 #[test]
-fn it_breaks_the_rules_of_storage() {
+fn some_commands_break_the_rules_of_storage() {
     let hostile = Tester::<Hostile>::start();
     assert!(doom(hostile.call("write-in-read", &["k".into()])).contains("described as read"));
     assert!(doom(hostile.call("wrong-key", &["k".into(), "other".into()])).contains("other"));
@@ -28,20 +28,20 @@ fn it_breaks_the_rules_of_storage() {
 }
 
 #[test]
-fn its_init_fails_when_told() {
+fn init_fails_on_request() {
     let start = |value: &str| Tester::<Hostile>::start_with(AT, [("fail", value.into())].into());
     assert_eq!(start("no disk today").err().as_deref(), Some("no disk today"));
     assert!(std::panic::catch_unwind(|| start("trap")).is_err());
 }
 
 #[test]
-fn its_init_may_not_write() {
+fn init_may_not_write() {
     let started = Tester::<Hostile>::start_with(AT, [("write", "init".into())].into());
     assert!(started.err().is_some_and(|reason| reason.contains("`init`")));
 }
 
 #[test]
-fn it_rejects_what_it_is_told_to() {
+fn items_named_in_the_setting_are_rejected() {
     let source = Tester::<Hostile>::start();
     for key in ["a", "b", "c"] {
         source.call("put", &[key.into(), 1.into()]).unwrap();
@@ -55,7 +55,7 @@ fn it_rejects_what_it_is_told_to() {
 }
 
 #[test]
-fn it_is_sound_otherwise() {
+fn all_other_commands_are_correct() {
     let hostile = Tester::<Hostile>::start();
     assert_eq!(hostile.call("calls", &[]), Ok(1.into()));
     assert_eq!(hostile.call("echo", &["x".into()]), Ok("x".into()));
@@ -68,13 +68,13 @@ fn it_is_sound_otherwise() {
 }
 
 #[test]
-fn it_says_what_a_large_item_is_made_of() {
+fn a_large_item_is_described_by_number_length_and_sum() {
     let hostile = Tester::<Hostile>::start();
     let sum = |key: &str| hostile.call("sum", &[key.into()]).unwrap();
     for (key, number, bytes) in [("a", 1, 20), ("b", 5, 20), ("c", 5, 21)] {
         hostile.call("fill", &[key.into(), number.into(), bytes.into()]).unwrap();
     }
-    // As the words of xorshift64 say.
+    // The bytes follow from the words of xorshift64.
     let a = Value::Array(vec![1.into(), 20.into(), 13_978_727_734_681_134_829_u64.into()]);
     assert_eq!(sum("a"), a);
     assert!(sum("b") != a && sum("b") != sum("c"));

@@ -1,5 +1,5 @@
-//! A key/value store: items in host storage, the newest version wins, deletes are tombstones.
-//! With the setting `farewell` it writes, as it ends, why it does so under that key.
+//! A key/value store: items in host storage, the newest version wins, deletes are tombstones. With the setting
+//! `farewell`, an ending instance writes the reason for its end under that key.
 use annulus_guest::prelude::*;
 
 #[derive(Default)]
@@ -9,28 +9,28 @@ struct Kv {
 
 type Entry = Latest<Value>;
 
-/// Both have the same bytes: the tests are about which one the host asks for.
+/// Both formats have the same bytes: the tests only check which one the host requests.
 const FORMATS: &[u32] = if cfg!(feature = "format-two") { &[1, 2] } else { &[1] };
 
 #[derive(Commands)]
 enum Command {
-    /// Stores a value under a key.
+    /// Store a value under a key.
     #[command(write, reply = "text")]
     Put { key: String, value: Value },
-    /// The value of a key, or null.
+    /// Return the value of a key, or null.
     Get { key: String },
-    /// Deletes a key; answers the value that it had, or null.
+    /// Delete a key and return the value that it had, or null.
     #[command(write)]
     Delete { key: String },
-    /// The format in which the items of a key are to be written.
+    /// Return the format in which the items of a key must be written.
     Format { key: String },
-    /// Every key.
+    /// Return every key.
     #[command(everywhere, reply = "text")]
     Keys,
-    /// Every value.
+    /// Return every value.
     #[command(everywhere)]
     Values,
-    /// Deletes everything; answers the values that it deleted.
+    /// Delete everything and return the deleted values.
     #[command(write, everywhere)]
     Clear,
 }
@@ -64,7 +64,7 @@ impl Vnode for Kv {
             }
             Command::Get { key } => reply(storage::load::<Entry>(key).and_then(Latest::get)),
             Command::Delete { key } => reply(set(&key, None)),
-            // The key says which partition is asked.
+            // The key only routes the command to a partition.
             Command::Format { key: _key } => reply(host::write_format()),
             Command::Keys | Command::Values | Command::Clear => Err(Failure::UnknownCommand),
         }
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn two_replicas_that_exchange_what_they_have_end_alike() {
+    fn two_replicas_that_exchange_their_items_end_equal() {
         let (one, other) = (Tester::<Kv>::start(), Tester::<Kv>::start());
         one.call("put", &["k".into(), "old".into()]).unwrap();
         assert!(other.receive_stored(one.stored()).is_empty());

@@ -65,7 +65,7 @@ impl Moves {
         self.recovered = true;
     }
 
-    /// Return whether both nodes and their guests of the partition ran during the whole transfer.
+    /// Return true if both nodes and their guests of the partition ran during the whole transfer.
     fn is_smooth(&self, flip: &Flip, both: [At; 2], module: &str) -> bool {
         let began = self.began.get(&(flip.partition, flip.transfer)).filter(|_| !self.recovered);
         let Some(began) = began else { return false };
@@ -99,8 +99,8 @@ pub fn flips(before: &ClusterState, after: &ClusterState) -> Vec<Flip> {
 /// Returns [`Rule::Carried`] if the nodes have different items.
 pub fn check(run: &Run, flip: &Flip, state: &ClusterState) -> Result<(), Broken> {
     let (Some(from), Some(to)) = (run.at(flip.from), run.at(flip.to)) else { return Ok(()) };
-    // Skip a module that was deployed after the transfer began: the contents are found by name, and may be those of
-    // an undeployed module of the same name.
+    // Skip a module that was deployed after the transfer started: the contents are found by name, and may be
+    // those of an undeployed module of the same name.
     let old = state.modules.values().filter(|module| module.uid.0 < flip.transfer.0);
     for module in old.filter(|module| run.moves(|moves| moves.is_smooth(flip, [from, to], &module.name))) {
         let given = run.contents(from, flip.partition, &module.name);
@@ -128,7 +128,7 @@ pub fn check(run: &Run, flip: &Flip, state: &ClusterState) -> Result<(), Broken>
     Ok(())
 }
 
-/// Return whether both have the same items. Tombstones are ignored: either side may have dropped some.
+/// Return true if both have the same items. Tombstones are ignored: either side may have dropped some.
 fn same(one: &Contents, other: &Contents) -> bool {
     let there = |contents: &Contents| -> Vec<_> {
         let there = contents.iter().filter(|(_, entry)| !entry.deleted);

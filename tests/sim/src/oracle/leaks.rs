@@ -1,7 +1,7 @@
 //! The oracle of leaks: nothing of an ended node, transfer or vnode is left.
 //!
-//! Checked are the parts and tasks of ended nodes, the tasks of transfers and vnodes, the guests of vnodes and their
-//! items, open files, and components that no release names.
+//! The oracle checks the parts and tasks of ended nodes, the tasks of transfers and vnodes, the guests of vnodes and
+//! their items, open files, and components that no release names.
 
 use std::collections::BTreeSet;
 use std::time::Duration;
@@ -76,12 +76,12 @@ fn vnodes(run: &Run, at: At) -> usize {
 /// spawn site than can have work.
 fn tasks(run: &Run, at: At) -> Option<String> {
     let vnodes = vnodes(run, at);
-    // A node that was removed and has not learnt of it goes on with the transfers that it knows of.
+    // A node that was removed and has not learnt of it continues the transfers that it knows of.
     let is_member = run.members().contains(&at);
     let many = TASKS_EACH * (run.nodes().count() + run.fleet.len());
     run.nodes().tasks(at).into_iter().find_map(|(from, tasks)| {
         let most = match &from {
-            // The task that follows the ring.
+            // One task follows the ring.
             from if from.contains("handoff/src/lib.rs") => 1,
             from if from.contains("handoff/src/") && is_member => 0,
             from if from.contains("vnode/src/actor.rs") => vnodes,

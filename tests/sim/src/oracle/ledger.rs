@@ -50,8 +50,8 @@ impl News {
         };
         let lost: BTreeSet<PartitionId> =
             before.ring.iter().filter(|(_, partition)| rested(partition)).map(|(id, _)| id).collect();
-        // If several entries were applied at once, a partition may have moved to a node that was removed right after.
-        // The recorded losses tell of it.
+        // If several entries were applied at once, a partition may have moved to a node that was removed right
+        // after. The recorded losses name it.
         let told = after.losses.iter().filter(|(_, loss)| {
             loss.index > before.applied && !after.members.get(&loss.node).is_some_and(Member::is_live)
         });
@@ -98,7 +98,7 @@ impl Ledger {
         self.newest.as_ref()
     }
 
-    /// Return the number of different entries of which a state was shown.
+    /// Return the number of different entries of which a node has shown a state.
     pub fn entries(&self) -> usize {
         self.shown.len()
     }

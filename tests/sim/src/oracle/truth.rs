@@ -27,7 +27,7 @@ pub enum Want {
 }
 
 impl Want {
-    /// Return whether the operation changes the key.
+    /// Return true if the operation changes the key.
     pub fn writes(self) -> bool {
         self != Self::Get
     }
@@ -352,7 +352,7 @@ impl Truth {
         self.shaken = true;
     }
 
-    /// Record that one history is left: each key has one of the values that it ever had.
+    /// Record that only one history remains: each key has one of the values that it ever had.
     pub fn settle(&mut self, now: Duration) {
         if std::mem::take(&mut self.shaken) {
             for key in &mut self.keys {
@@ -362,7 +362,7 @@ impl Truth {
         }
     }
 
-    /// Return whether several histories may be served.
+    /// Return true if several histories may be served.
     pub fn is_shaken(&self) -> bool {
         self.shaken
     }

@@ -100,7 +100,7 @@ impl Client {
     }
 
     async fn read_back(&mut self) {
-        // After one key without an answer, do not wait at the others.
+        // After one key without an answer, do not retry the other keys.
         let mut patience = READ_BACK_LIMIT;
         for at in 0..self.keys.len() {
             let began = Instant::now();

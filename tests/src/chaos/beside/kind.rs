@@ -14,7 +14,7 @@ const MOST_BYTES: u64 = 8 << 20;
 /// A module beside the one under load.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// The guest traps now and then and loses the items of the partition.
+    /// The guest traps occasionally and loses the items of the partition.
     Trap,
     /// The items have 1 to 8 MiB.
     Large,
@@ -122,7 +122,7 @@ impl Kind {
 
 /// Return the size in bytes of the item with this number.
 fn size_of(number: u64) -> u64 {
-    // Fibonacci hashing, so that consecutive numbers have different sizes.
+    // Use Fibonacci hashing, so that consecutive numbers have different sizes.
     LEAST_BYTES + (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32) % (MOST_BYTES - LEAST_BYTES + 1)
 }
 
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn a_large_item_is_checked_by_length_and_sum() {
-        // The same value as in the guest's own test.
+        // The guest's own test has the same value.
         assert_eq!(sum_of_bytes(1, 20), 13_978_727_734_681_134_829);
         let sizes: Vec<u64> = (0..200).map(size_of).collect();
         assert!(sizes.iter().all(|size| (LEAST_BYTES..=MOST_BYTES).contains(size)));

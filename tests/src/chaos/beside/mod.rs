@@ -1,4 +1,4 @@
-//! Two modules that run beside the one under load: the guest of one traps now and then, and the items of the
+//! Two modules that run beside the one under load: the guest of one traps occasionally, and the items of the
 //! other have 1 to 8 MiB. Their faults must not affect other modules, and each may lose only items that an
 //! error names as lost.
 

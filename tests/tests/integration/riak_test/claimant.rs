@@ -21,7 +21,7 @@ fn a_new_claimant_stays_claimant_when_the_old_one_returns() {
     // The new claimant acts: a node joins while the old claimant is down.
     let verb = cluster[3].begin_join(&cluster[new]);
     let joined = cluster[3].name.clone();
-    until("a node joins meanwhile", || {
+    until("a node joins while the old claimant is down", || {
         let share = annulus_tests::harness::owned_by(&cluster[new], &joined).len();
         (share > 0).then_some(())
     });

@@ -42,7 +42,7 @@ pub fn names(cluster: &Cluster, nodes: &[usize]) -> BTreeSet<String> {
     nodes.iter().map(|&node| cluster[node].name.clone()).collect()
 }
 
-/// Return the index of the node that a node takes for the claimant.
+/// Return the index of the node that a node considers the claimant.
 pub fn claimant(cluster: &Cluster, asked: usize) -> Option<usize> {
     let name = cluster[asked].json(&["status"]).json()["claimant"].as_str()?.to_owned();
     cluster.nodes().iter().position(|node| node.name == name)

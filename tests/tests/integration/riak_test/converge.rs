@@ -1,5 +1,4 @@
-//! riak_test `verify_cluster_converge`: all nodes join at the same time, and all come to know the same balanced
-//! ring.
+//! riak_test `verify_cluster_converge`: all nodes join at the same time, and all learn the same balanced ring.
 
 use annulus_tests::harness::{Cluster, Verb, ring};
 

@@ -16,7 +16,7 @@ use super::common::{done, loaded, settings, settled};
 fn writes_during_a_handoff_are_all_present_after_it() {
     let cluster = Cluster::apart(2);
     cluster.deploy("guests/kv");
-    // Large enough that many writes arrive during the handoff.
+    // The values are large enough that many writes arrive during the handoff.
     let load = loaded(Settings { pad: 8_000, rest: Duration::ZERO, ..settings() }, &cluster, &[0]);
     load.phase("handoff");
     cluster[1].join(&cluster[0]);

@@ -16,13 +16,13 @@ fn invalid_changes_are_refused_and_change_nothing() {
     let before: Vec<_> =
         (0..4).map(|node| cluster[node].json(&["status"]).json()["cluster"].clone()).collect();
 
-    // The last member cannot leave, and a node that is no member can neither leave nor be removed.
+    // The last member cannot leave, and a node that is not a member can neither leave nor be removed.
     refused(&cluster[0].json(&["leave"]), "the last member cannot leave");
     refused(&cluster[0].json(&["remove", &cluster[0].name]), "is up");
     refused(&cluster[0].json(&["remove", "nobody@127.0.0.1"]), "nobody@127.0.0.1");
     refused(&cluster[0].json(&["leave", "nobody@127.0.0.1"]), "nobody@127.0.0.1");
 
-    // A join to the node itself; to another cluster than the token's; with an expired or invalid token.
+    // A node cannot join itself, or another cluster than the token's, or with an expired or invalid token.
     let good = token(&cluster[0]);
     refused(&join(&cluster, 0, &listen[0], &token(&cluster[1])), "this node itself");
     refused(&join(&cluster, 1, &listen[2], &good), "");
@@ -34,23 +34,23 @@ fn invalid_changes_are_refused_and_change_nothing() {
         ran.stdout.contains("not valid").then(|| refused(&ran, "annulus token"))
     });
     refused(&join(&cluster, 1, &listen[0], "rubbish"), "token");
-    // A node created with another ring size.
+    // A node cannot join a cluster if it was started with another ring size.
     refused(&join(&cluster, larger, &listen[0], &good), "--ring-size");
     let after: Vec<_> =
         (0..4).map(|node| cluster[node].json(&["status"]).json()["cluster"].clone()).collect();
     assert_eq!(after, before, "every node is in the same cluster as before");
     assert_eq!(present(&cluster[0]), names(&cluster, &[0]));
 
-    // A second join to the same cluster, and a join to another cluster while a member of one.
+    // A member cannot join the same cluster again, or another cluster.
     done(&join(&cluster, 1, &listen[0], &good));
     refused(&join(&cluster, 1, &listen[0], &token(&cluster[0])), "member of that cluster already");
     refused(&join(&cluster, 1, &listen[2], &token(&cluster[2])), "must leave that first");
-    // A node with modules of its own, without `--discard`.
+    // A node that has modules cannot join without `--discard`.
     cluster.deploy("guests/kv");
     let taken = done(&cluster[2].json(&["token"])).json()["token"].as_str().unwrap().to_owned();
     refused(&join(&cluster, 0, &listen[2], &taken), "");
     assert_eq!(members(&cluster[0]).len(), 2);
-    // No node is there to be asked: another exit code.
+    // If no node is reachable, the exit code is another one.
     let nowhere = annulus(&["--data", cluster.path().join("none").to_str().unwrap(), "members"]);
     assert_eq!(nowhere.code, 3, "{nowhere:?}");
 }

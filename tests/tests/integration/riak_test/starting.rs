@@ -7,7 +7,7 @@ use annulus_tests::harness::{Cluster, Node, Ran, until};
 
 use super::common::{names, present, settled, token};
 
-/// Report whether the join was done. Panics if the outcome is unknown: a failed join must not have been
+/// Return true if the join was done. Panics if the outcome is unknown: a failed join must not have been
 /// applied.
 fn is_clear(ran: &Ran) -> bool {
     match ran.code {
@@ -24,7 +24,7 @@ fn join(joining: &Node, listen: &str, token: &str) -> Ran {
     joining.json(&["join", listen, "--token", token, "--no-wait", "--timeout", "20s"])
 }
 
-/// Start a node on its own thread, so that requests can be sent to it meanwhile.
+/// Start a node on its own thread, so that requests can be sent to it while it starts.
 fn starting(mut node: Node) -> thread::JoinHandle<Node> {
     thread::spawn(move || {
         node.start();

@@ -1,8 +1,8 @@
 //! Load generated inside the addressed node: closed loops, each with one request at a time.
 //!
-//! The load is measured as a client of this node would see it, without the client's own way to the node. The
-//! baselines run in the same process right after it. The echo of the lanes shows the network's part; a native
-//! vnode next to one of the module, both without routing, shows WebAssembly's part.
+//! The load is measured as a client of this node would see it, without the time between the client and the node. The
+//! baselines run in the same process right after the load. The echo over the lanes shows the cost of the network; a
+//! native vnode and one of the module, both without routing, show the cost of WebAssembly.
 
 mod loops;
 mod shots;
@@ -67,7 +67,7 @@ impl AdminService {
     }
 }
 
-/// Measure requests routed as a client's are.
+/// Measure requests that are routed like a client's.
 async fn routed(parts: Arc<AdminParts>, plan: &Plan, module: String, shots: Arc<Shots>) -> Measured {
     plan.run(move |turn| {
         let (parts, shot) = (parts.clone(), shots.pick(turn));
@@ -102,7 +102,7 @@ async fn echo(parts: Arc<AdminParts>, plan: &Plan, bytes: u32) -> Option<Measure
     Some(measured.await)
 }
 
-/// Measure one vnode of its own, outside the ring.
+/// Measure a separate vnode outside the ring.
 async fn apart(parts: &AdminParts, plan: &Plan, release: Arc<Release>, shots: Arc<Shots>) -> Measured {
     let vnode = parts.master.start_apart(release);
     plan.run(move |turn| {

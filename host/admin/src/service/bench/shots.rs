@@ -1,4 +1,4 @@
-//! The requests of a load. They are made before it begins, so that making them is not measured.
+//! The requests of a load. They are created before it starts, so that their creation is not measured.
 
 use std::sync::Arc;
 
@@ -25,9 +25,9 @@ pub(super) struct Shots {
     shares: u64,
 }
 
-/// Most keys of a load: each key takes memory for its arguments, once per command.
+/// Maximum number of keys of a load. Each key takes memory for its arguments, once per command.
 const MAX_KEYS: u32 = 100_000;
-/// Candidates per wanted key when looking for keys on the wanted side of the ring.
+/// Maximum number of candidates per wanted key in the search for keys of the wanted owner.
 const TRIES: u64 = 4096;
 
 impl Shots {
@@ -104,7 +104,7 @@ impl Shots {
                 }
             };
             if shots.is_empty() {
-                return bad("no key is on that side of the ring: is there another node?".to_owned());
+                return bad("no key has such an owner: a local key needs a partition on this node, a remote key another node".to_owned());
             }
             commands.push((*share, shots));
         }
@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn keys_are_taken_from_the_wanted_side_alone() {
+    fn only_keys_of_the_wanted_owner_are_used() {
         let kv = native_kv().description;
         let request = request(&[("get", 1)]);
         let shots = Shots::build(&kv, &request, &request.mix, |key| key.ends_with(b"7")).unwrap();

@@ -21,7 +21,7 @@ fn page() -> PageRequest {
     PageRequest { attempt: 1, module: ModuleUid(1), after: None }
 }
 
-/// A transfer that has its permit and is started.
+/// Return the pacing of a transfer that has its permit and is started.
 fn running() -> Pacing {
     let mut pacing = Pacing::default();
     assert_eq!(pacing.next(Duration::ZERO, false), Some(Effect::RequestPermit));
@@ -57,8 +57,8 @@ fn steps() -> impl Strategy<Value = Vec<Step>> {
 }
 
 proptest! {
-    /// What the driver sees: nothing starts, retries or goes on without a granted permit, in a pause or before the
-    /// back-off is over, unless the sender is urgent; and `next` comes to an end.
+    /// The driver sees that nothing starts, retries or continues without a granted permit, in a pause or before the
+    /// back-off is over, unless the sender is urgent, and that `next` eventually returns `None`.
     #[test]
     fn a_transfer_runs_only_with_a_permit_outside_of_pauses_and_after_its_back_off(
         failures in 0..20_u32,
@@ -120,7 +120,7 @@ proptest! {
                 }
             }
             prop_assert_eq!(pacing.wants_permit(), permit.is_some());
-            // It sleeps, and nothing that is due is slept through.
+            // The transfer sleeps only while nothing is due.
             prop_assert!(pacing.wake_at().is_none_or(|at| at > now), "{pacing:?} at {now:?}");
             let holds = paused || permit != Some(true);
             prop_assert!(!started || held == holds);

@@ -50,7 +50,8 @@ impl Filling {
         Err(Refused::Module { module, why: "it was not announced".into() })
     }
 
-    /// Note that every message up to this number is staged. False if that is known, or is of another stream.
+    /// Record that every message up to this number is staged. Return false if that is known already, or
+    /// belongs to another stream.
     pub fn is_done(&mut self, seq: u64) -> bool {
         let fits = seq >= self.staged && seq < self.next;
         if fits {
@@ -59,7 +60,7 @@ impl Filling {
         fits
     }
 
-    /// Whether `End` has arrived and everything before it is staged.
+    /// Return true if `End` has arrived and everything before it is staged.
     pub fn is_whole(&self) -> bool {
         self.end.as_ref().is_some_and(|end| end.seq == self.staged)
     }

@@ -27,7 +27,7 @@ pub enum Event {
         /// The items staged since the previous answer, counted where they were put in the stage.
         taken: Tallies,
     },
-    /// Answers `Effect::Compare`, with every earlier message staged.
+    /// Answers `Effect::Compare`, once every earlier message is staged.
     Compared {
         /// The generation of the stage.
         generation: u64,
@@ -59,8 +59,8 @@ pub enum Event {
 /// Output of a receiver, to be carried out in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Effect {
-    /// Make an empty stage for items of these modules, once the own log is applied up to `applied`; or have the stage of
-    /// this generation take further modules. Answer a failure only.
+    /// Create an empty stage for items of these modules, once this node's log is applied up to `applied`, or add
+    /// further modules to the stage of this generation. Answer only a failure.
     Open {
         /// The number of the stage, for the answers.
         generation: u64,
@@ -70,7 +70,7 @@ pub enum Effect {
         applied: u64,
     },
     /// Merge items into the stage, after all earlier ones. Answer `Staged` once they are as durable as the module's
-    /// storage; one answer may stand for several effects.
+    /// storage; one answer may cover several effects.
     Stage {
         /// The generation of the stage.
         generation: u64,
@@ -81,8 +81,8 @@ pub enum Effect {
         /// The items, to be merged in order.
         items: Vec<Item>,
     },
-    /// Continue with the kept stage as the one of this generation, for these modules; otherwise as `Open`. Only of a
-    /// receiver that keeps stages.
+    /// Continue with the kept stage as the one of this generation, for these modules; otherwise as `Open`. Only a
+    /// receiver that keeps stages returns it.
     Adopt {
         /// The number of the stage, for the answers.
         generation: u64,
@@ -101,7 +101,7 @@ pub enum Effect {
         module: ModuleUid,
         /// The range.
         range: Range,
-        /// The tally of the items that should be there.
+        /// The tally of the items that the stage should have in the range.
         tally: Tally,
     },
     /// Replace the items of the stage in a range by these, after all earlier effects. Answer `Staged`.
@@ -130,10 +130,10 @@ pub enum Effect {
     Send(StreamId, ToSender),
     /// Close a stream after the messages sent on it.
     Close(StreamId),
-    /// Drop the stage, if there is one.
+    /// Drop the stage, if it exists.
     Drop,
     /// The transfer has flipped: the stage becomes the vnode's state (R7). If it is not complete, the store is
-    /// `building` and the loss is to be shown (R5).
+    /// `building` and the loss must be shown (R5).
     Promote {
         /// Whether everything is in the stage.
         complete: bool,

@@ -12,17 +12,18 @@ use crate::ring::Fate;
 /// Limits on the amount of unacknowledged data.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits {
-    /// Unacknowledged bytes of items beyond which no page is read. Large enough to keep the link busy for a round trip,
-    /// small enough that the items of a write do not wait long behind them.
+    /// Unacknowledged bytes of items beyond which no page is read. The limit is large enough to keep the link busy
+    /// for a round trip, and small enough that the items of a write do not wait long behind a window.
     pub window_bytes: usize,
     /// Unacknowledged bytes of items beyond which writes should wait ([`super::Sender::is_congested`]) and, without a
     /// link, the attempt is dropped instead of kept for a resume.
     pub backlog_bytes: usize,
-    /// Unacknowledged messages at which the seal may begin. These are writes: every page must be acknowledged before.
+    /// The number of unacknowledged messages at which the seal may start. These are writes: every page must be
+    /// acknowledged before.
     pub seal_within: usize,
-    /// Links in a row that a sealed sender loses, or cannot open, before it has the transfer cancelled, so that a
-    /// dead receiver does not hold up the partition. A cancel is safe at any time: the log orders it with the flip. It
-    /// costs the stream.
+    /// The number of consecutive links that a sealed sender loses, or cannot open, before it has the transfer
+    /// cancelled, so that a dead receiver does not block the partition. A cancel is safe at any time, because the log
+    /// orders it with the flip. Its cost is the stream.
     pub sealed_losses: u32,
 }
 
@@ -37,13 +38,13 @@ impl Default for Limits {
 pub struct Task {
     /// The transfer.
     pub transfer: TransferId,
-    /// The partition to give away.
+    /// The partition to hand over.
     pub partition: PartitionId,
     /// The partition's version.
     pub version: u64,
     /// The id of this process.
     pub boot: BootId,
-    /// Modules whose items are to move.
+    /// The modules whose items move.
     pub modules: Vec<ModuleRelease>,
     /// Whether this node has found a seal for this transfer on its disk.
     pub sealed: bool,
@@ -52,7 +53,7 @@ pub struct Task {
 /// Input of a sender.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
-    /// The pacing lets it start.
+    /// The pacing allows the sender to start.
     Start,
     /// Answers `Effect::Connect`: the stream with this number is open.
     Connected(u64),
@@ -87,22 +88,23 @@ pub enum Event {
     Deployed(ModuleRelease, u64),
     /// A module was undeployed. Its remaining items are not read.
     Undeployed(ModuleUid),
-    /// Whether it has to hold, because it has no permit or is paused. A sender that holds reads no page and begins no
-    /// seal. Its stream stays open and the items of writes go on flowing in it, so that nothing has to be kept. A
-    /// partition that is sealed, or being sealed, is not held up.
+    /// Whether the sender must hold, because it has no permit or is paused. A sender that holds reads no page and
+    /// starts no seal. Its stream stays open and still carries the items of writes, so that they need not be kept. A
+    /// partition that is sealed, or being sealed, is not held.
     Held(bool),
-    /// Answers `Effect::Seal`: the seal is durable, no request is answered any more, and every write has been
+    /// Answers `Effect::Seal`: the seal is durable, requests are no longer answered, and every write has been
     /// forwarded.
     Sealed {
         /// The number of items of each module whose items the host keeps.
         counts: BTreeMap<ModuleUid, u64>,
     },
-    /// Answers `Effect::Seal`: not now, and nothing has changed. For example, no leader was heard from lately.
+    /// Answers `Effect::Seal`: the seal is not possible now, and nothing has changed. For example, no leader was
+    /// heard from lately.
     SealRefused,
-    /// A vnode has lost its items or puts the handoff off: the items sent no longer match it. Only another
-    /// transfer can begin again, so this one is cancelled.
+    /// A vnode has lost its items or postpones the handoff, so the items sent no longer match it. Only another
+    /// transfer can start again, so this one is cancelled.
     SourceBroken(String),
-    /// A proposal has failed, or its outcome is unknown. It is made again later; its success is learned from the log.
+    /// A proposal has failed, or its outcome is unknown. It is repeated later; the log shows its success.
     NotProposed,
     /// The fate of this transfer by the committed log.
     Fate(Fate),
@@ -138,6 +140,6 @@ pub enum Effect {
     /// Send `Retry` after a pause.
     Retry,
     /// The log has ended the transfer. Flipped: answer `stale-ring`, delete the items, then the seal. Cancelled: lift
-    /// the seal, if there is one, durably, and serve.
+    /// the seal durably, if it exists, and serve.
     Finish(Fate),
 }

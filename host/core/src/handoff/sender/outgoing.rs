@@ -15,15 +15,15 @@ pub(super) struct Outgoing {
     /// Unacknowledged messages by number, sent or to be sent as soon as the link is up.
     pub kept: VecDeque<(u64, Arc<ToReceiver>)>,
     pub kept_bytes: usize,
-    /// All that was sent as items.
+    /// The tallies of everything that was sent as items.
     pub tallies: Tallies,
-    /// All that was gone through, whether sent as items or compared.
+    /// The amounts that were sent as items or compared.
     pub done: Amounts,
-    /// Modules to read, the first from its token on.
+    /// The modules to read, the first from its token on.
     pub unread: VecDeque<(ModuleUid, Option<Vec<u8>>)>,
-    /// The page that is being read: its purpose and its module.
+    /// The purpose and the module of the page that is being read.
     pub reading: Option<(Reading, ModuleUid)>,
-    /// The receiver has kept a stage: pages are sent as digests.
+    /// True if the receiver has kept a stage, so that pages are sent as digests.
     pub comparing: bool,
     /// Ranges that are being compared, by message number.
     pub ranges: BTreeMap<u64, Again>,
@@ -34,7 +34,7 @@ pub(super) struct Outgoing {
     /// Every message below this number must be acknowledged before the seal. These include all pages, so that items
     /// which the receiver cannot take are found while the partition is served.
     pub settled: u64,
-    /// A module for the probe of a receiver that is sent nothing else.
+    /// The module for the probe of a receiver that would receive no message otherwise.
     pub module: Option<ModuleUid>,
     pub ended: Option<u64>,
 }
@@ -57,7 +57,7 @@ pub(super) struct Again {
 }
 
 impl Outgoing {
-    /// Whether every page was read, and sent or compared.
+    /// Return true if every page has been read, and sent or compared.
     pub fn is_read(&self) -> bool {
         self.unread.is_empty() && self.reading.is_none() && self.again.is_empty() && self.ranges.is_empty()
     }
@@ -67,7 +67,7 @@ impl Outgoing {
         self.kept.front().map_or(self.next, |kept| kept.0)
     }
 
-    /// Whether no page was read, or is being read.
+    /// Return true if no page has been read or is being read.
     pub fn is_untouched(&self) -> bool {
         self.reading.is_none() && self.unread.iter().all(|(_, token)| token.is_none())
     }
@@ -78,8 +78,8 @@ impl Outgoing {
         self.again.extend(std::mem::replace(&mut self.ranges, asked).into_values());
     }
 
-    /// Drop every message below `next`: they are staged, and the ranges among them are equal. Return whether there
-    /// were any.
+    /// Drop every message below `next`: these are staged, and the ranges among them are equal. Return true if any was
+    /// dropped.
     pub fn acknowledge(&mut self, next: u64) -> bool {
         let before = self.kept.len();
         self.ranges = self.ranges.split_off(&next);

@@ -1,9 +1,9 @@
 //! The order in which a sender reads: every page once, as items or (R16) as digests; then the ranges that differ; then
 //! the seal and the end.
 //!
-//! A range that differs is read again and not sent as it was compared. The items of later writes have gone before it in
-//! the stream, and the receiver may have newer items there than those that were compared. The second read includes them,
-//! as it happens at a commit point of its own.
+//! A range that differs is read again instead of sent from the compared page. The items of later writes precede it in
+//! the stream, so the receiver may have newer items there than the compared ones. The second read includes them,
+//! because it has a separate, later commit point.
 
 use crate::handoff::Tally;
 use crate::handoff::message::{Range, ToReceiver};
@@ -14,7 +14,7 @@ use super::outgoing::{Again, Reading};
 use super::{Effect, Link, Phase, Sender};
 
 impl Sender {
-    /// Do what is possible now: read on, seal or end.
+    /// Start the next possible step: read, seal or end.
     pub(super) fn pump(&mut self, effects: &mut Vec<Effect>) {
         let urgent = self.is_urgent();
         let Some(outgoing) = self.outgoing.as_mut().filter(|_| self.link == Link::Up) else { return };
@@ -47,8 +47,8 @@ impl Sender {
         }
     }
 
-    /// Send an empty message where nothing had to be sent, so that the receiver shows that it is ready: requests wait
-    /// for it from the seal on.
+    /// Send an empty message to a receiver that would otherwise receive none, so that it shows that it is ready,
+    /// because requests wait for it from the seal on.
     fn probe(&mut self, module: ModuleUid, effects: &mut Vec<Effect>) {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.tallies.add(module, &[]);
@@ -57,7 +57,7 @@ impl Sender {
         self.settle();
     }
 
-    /// Have everything sent so far acknowledged before the seal.
+    /// Require the acknowledgement of everything sent so far before the seal.
     pub(super) fn settle(&mut self) {
         if let Some(outgoing) = &mut self.outgoing {
             outgoing.settled = outgoing.next;
@@ -82,7 +82,7 @@ impl Sender {
         effects: &mut Vec<Effect>,
     ) {
         let Some(outgoing) = &mut self.outgoing else { return };
-        // A page of a module that was undeployed is dropped. The page of another module may be on its way.
+        // A page of an undeployed module is dropped. The page of another module may still arrive.
         let Some((reading, _)) = outgoing.reading.take_if(|(_, of)| *of == module) else { return };
         match reading {
             Reading::On => self.read_on(module, items, next, effects),
@@ -100,7 +100,7 @@ impl Sender {
         effects: &mut Vec<Effect>,
     ) {
         let Some(outgoing) = &mut self.outgoing else { return };
-        // A page of a module that was undeployed is dropped.
+        // A page of an undeployed module is dropped.
         let Some((_, token)) = outgoing.unread.front_mut().filter(|(first, _)| *first == module) else {
             return;
         };
@@ -117,7 +117,7 @@ impl Sender {
             return self.cannot_compare(effects);
         }
         let Some(last) = items.last().map(ItemAddr::of).or_else(|| after.clone()) else {
-            // No item so far. If none follows either, the receiver must have none.
+            // No item was read so far. If none follows either, the receiver must have none.
             if next.is_none() {
                 self.send_range(
                     module,
@@ -147,7 +147,7 @@ impl Sender {
         self.enqueue(0, |seq| ToReceiver::Range { seq, module, range, tally }, effects);
     }
 
-    /// Send a page of a range that differs, and read on if the range goes on.
+    /// Send a page of a range that differs, and read the next page if the range continues.
     fn read_again(
         &mut self,
         module: ModuleUid,
@@ -179,7 +179,7 @@ impl Sender {
 
     /// Stop comparing: ranges need items in the order of their addresses (R17).
     fn cannot_compare(&mut self, effects: &mut Vec<Effect>) {
-        self.error = Some("the items are not given in the order of their keys".into());
+        self.error = Some("the vnode does not return the items in the order of their keys".into());
         self.compares = false;
         self.start_over(effects);
     }
@@ -190,7 +190,7 @@ impl Sender {
             Some(again) if self.task.modules.iter().any(|module| module.uid == again.module) => {
                 outgoing.again.push_back(again);
             }
-            // Its module was undeployed, or a link was lost and the range is read again anyway.
+            // The range's module was undeployed, or a link was lost and the range is read again anyway.
             Some(_) | None => {}
         }
         self.acknowledged(seq, effects);

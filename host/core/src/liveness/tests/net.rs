@@ -6,7 +6,7 @@ use rand::RngExt as _;
 
 use super::*;
 
-/// Most datagrams that a stopped process finds in its socket when it resumes.
+/// The maximum number of datagrams that a stopped process finds in its socket when it resumes.
 const SOCKET: usize = 200;
 
 enum What {
@@ -66,7 +66,7 @@ pub fn peers(count: usize) -> Vec<Peer> {
 }
 
 impl Net {
-    /// A network whose nodes know the members and have found each other.
+    /// Create a network whose nodes know the members and have found each other.
     pub fn settled(count: usize, seed: u64) -> Self {
         let mut net = Self::new(count, seed);
         net.until("all are up", |net| net.all_agree(&[]), Duration::from_secs(5));
@@ -190,7 +190,7 @@ impl Net {
         (0..self.nodes.len()).filter(|index| self.process[*index] == Process::Runs)
     }
 
-    /// True if every running node takes these for down and all others for up.
+    /// Return true if every running node regards these as down and all others as up.
     pub fn all_agree(&self, down: &[usize]) -> bool {
         self.running().filter(|by| !down.contains(by)).all(|by| self.agrees(by, down))
     }

@@ -276,7 +276,7 @@ fn arguments(args: &[u8]) -> Result<Arguments, CommandFailure> {
 }
 
 fn refused(code: &str) -> CommandFailure {
-    let message = "the script says no".to_owned();
+    let message = "the script refuses".to_owned();
     CommandFailure::Refused(GuestRefusal { code: code.to_owned(), message, detail: None })
 }
 

@@ -14,7 +14,7 @@ fn token(round: u32, key: &[u8]) -> Vec<u8> {
     [&round.to_be_bytes()[..], key].concat()
 }
 
-/// Decode a page token. An invalid token means the beginning.
+/// Decode a page token. An invalid token means the start.
 fn place(token: Option<&[u8]>) -> (u32, Bound<Vec<u8>>) {
     match token.and_then(<[u8]>::split_first_chunk::<4>) {
         Some((round, [])) => (u32::from_be_bytes(*round), Bound::Unbounded),

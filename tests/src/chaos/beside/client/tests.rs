@@ -46,7 +46,7 @@ fn only_items_reported_as_lost_may_be_missing() {
     assert_eq!(sees(&mut client, at, &Value::Null), (0, 0, 0));
     assert_eq!(sees(&mut client, other, &Value::Null), (0, 0, 0));
     assert_eq!(sees(&mut client, foreign, &Value::Null), (1, 0, 0), "of another partition");
-    assert_eq!(sees(&mut client, at, &7.into()), (1, 1, 0), "it was seen to be gone");
+    assert_eq!(sees(&mut client, at, &7.into()), (1, 1, 0), "the read showed that the item is absent");
 }
 
 #[test]
