@@ -24,8 +24,8 @@ impl Cluster {
     pub fn serve(&self, request: Request) {
         let (PeerIdentity::Node { uid, .. }, Lane::Control) = (&request.from, request.lane) else { return };
         let (uid, cluster) = (*uid, self.clone());
-        // The task ends at the request's deadline or with the control plane's runtime.
-        annulus_ground::spawn_on(self.inner.tasks.runtime(), async move {
+        // The task ends at the request's deadline or when the control plane stops.
+        self.inner.tasks.spawn(async move {
             let Request { kind, payload, deadline, responder, .. } = request;
             match cluster.answer(uid, kind, &payload, deadline).await {
                 Ok(answer) => responder.send(answer.into()),
@@ -41,8 +41,8 @@ impl Cluster {
     /// Answer a node that asks to join.
     pub fn serve_join_stream(&self, header: Bytes, stream: BulkStream) {
         let cluster = self.clone();
-        // The task ends at the proposal's deadline or with the control plane's runtime.
-        annulus_ground::spawn_on(self.inner.tasks.runtime(), async move {
+        // The task ends at the proposal's deadline or when the control plane stops.
+        self.inner.tasks.spawn(async move {
             if let Err(error) = cluster.inner.admission.serve_join(&header, stream).await {
                 tracing::warn!(%error, "a joining node got no answer");
             }

@@ -133,7 +133,7 @@ impl Driver {
         let (came, gone) = (self.later.clone(), self.later.clone());
         let received = move |message| drop(came.send(Event::Received(id, message)));
         let ended = move |_| drop(gone.send(Event::Disconnected(id)));
-        self.links.insert(id, link::run(stream, received, ended));
+        self.links.insert(id, link::run(&self.handoff.inner.tasks, stream, received, ended));
         Event::Received(id, ToReceiver::Begin(begin))
     }
 
@@ -181,7 +181,7 @@ impl Driver {
             let (steps, todo) = mpsc::unbounded_channel();
             let filler = Filler { handoff: self.handoff.clone(), id: stage, later: self.later.clone() };
             // The task ends when the driver drops the stage, after its current step.
-            annulus_ground::spawn(filler.run(todo));
+            self.handoff.inner.tasks.spawn(filler.run(todo));
             self.stage = Some((generation, steps));
         }
         if let Some((_, steps)) = &self.stage {

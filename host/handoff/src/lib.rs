@@ -12,8 +12,8 @@
 //! for one page at a time, stops asking at `Limits::window_bytes` unacknowledged bytes, and has writes wait at
 //! `Limits::backlog_bytes`.
 //!
-//! [`Handoff::stop`] ends the tasks of transfers and of the ring's watcher. The other tasks end without a request:
-//! within the deadline of a call, or when their driver drops its end of a channel.
+//! All tasks belong to the handoff: [`Handoff::stop`] aborts and awaits them. Those of a transfer end earlier: within
+//! the deadline of a call, or when their driver drops its end of a channel.
 
 mod incoming;
 mod limiter;

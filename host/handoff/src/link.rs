@@ -10,6 +10,7 @@ use tokio::sync::mpsc;
 use annulus_core::codec;
 use annulus_core::item::MAX_ITEM_BYTES;
 use annulus_core::mutants::{self, Mutant};
+use annulus_ground::Tasks;
 use annulus_transport::{BulkRecv, BulkSend, BulkStream};
 
 /// The largest message: one item of the largest size with its envelope.
@@ -42,6 +43,7 @@ pub(super) async fn receive<T: DeserializeOwned>(stream: &mut BulkRecv) -> Resul
 /// `received`. Then call `ended`, with the reason if neither side closed the stream. Dropping the returned sender
 /// closes the stream after the messages that are in the channel.
 pub(super) fn run<Out, In>(
+    tasks: &Tasks,
     stream: BulkStream,
     received: impl Fn(In) + Send + Sync + 'static,
     ended: impl FnOnce(Option<String>) + Send + 'static,
@@ -55,7 +57,7 @@ where
     let (sender, mut outgoing) = mpsc::unbounded_channel::<Arc<Out>>();
     let BulkStream { send: mut out, recv: mut incoming } = stream;
     // The task ends with the stream, or with the driver, which owns `sender`.
-    annulus_ground::spawn(async move {
+    tasks.spawn(async move {
         let write = async {
             while let Some(message) = outgoing.recv().await {
                 send(&mut out, &*message).await?;

@@ -193,7 +193,7 @@ impl Driver {
         // The task below ends with the count, or with the vnodes.
         let (master, progress, partition) =
             (self.handoff.inner.master.clone(), self.progress.clone(), self.task.partition);
-        annulus_ground::spawn(async move { progress.set_totals(master.count(partition).await) });
+        self.handoff.inner.tasks.spawn(async move { progress.set_totals(master.count(partition).await) });
     }
 
     async fn feed(&mut self, event: Event) {

@@ -82,7 +82,7 @@ impl Handoff {
     pub fn serve_partition_sizes(&self, request: Request) {
         let this = self.clone();
         // The request's deadline ends the task.
-        annulus_ground::spawn(async move {
+        self.inner.tasks.spawn(async move {
             let Ok(CountRequest { partitions }) = codec::decode(&request.payload) else {
                 return tracing::warn!(from = ?request.from, "a request for partition sizes cannot be read");
             };

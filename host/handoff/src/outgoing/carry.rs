@@ -93,7 +93,8 @@ impl Driver {
         let transport = self.handoff.inner.transport.clone();
         let progress = self.progress.clone();
         // The task ends if the stream cannot be opened in time, or when the driver drops its end of the channel.
-        annulus_ground::spawn(async move {
+        let handoff = self.handoff.clone();
+        self.handoff.inner.tasks.spawn(async move {
             let deadline = Instant::now() + CONNECT_LIMIT;
             let stream = match transport.open_bulk(&peer, kind::BULK_HANDOFF, Bytes::new(), deadline).await {
                 Ok(stream) => stream,
@@ -110,7 +111,7 @@ impl Driver {
                 }
                 let _ = later.send(Event::Disconnected(number));
             };
-            let link = link::run(stream, received, ended);
+            let link = link::run(&handoff.inner.tasks, stream, received, ended);
             while let Some(message) = waiting.recv().await {
                 if link.send(message).is_err() {
                     return;
@@ -126,7 +127,7 @@ impl Driver {
         let (partition, transfer) = (self.task.partition, self.task.transfer);
         let assumes = mutants::on(Mutant::AssumeNotFlipped).then(|| self.handoff.inner.clone());
         // The task ends within `PROPOSE_LIMIT`.
-        annulus_ground::spawn(async move {
+        self.handoff.inner.tasks.spawn(async move {
             annulus_ground::point("handoff: proposes").await;
             let proposed = cluster.propose(command, Instant::now() + PROPOSE_LIMIT).await;
             if let (Some(inner), Err(ProposeError::Unknown)) = (assumes, &proposed) {
