@@ -284,7 +284,7 @@ fn components_that_are_not_scripts_go_to_the_engine() {
         let other = annulus_harness::guest::Scripts::new(std::sync::Arc::new(())).with_room(room);
         let both = node.loader.with_engine(std::sync::Arc::new(other));
         let asked = both.prepare(wasm, node.limits).await.err().unwrap().to_string();
-        assert!(asked.contains("no script"), "{asked}");
+        assert!(asked.contains("not a script"), "{asked}");
         let broken = bytes::Bytes::from_static(b"\0sim\xff");
         assert!(matches!(both.prepare(broken, node.limits).await, Err(InvalidComponent::NotAComponent(_))));
         let unread = Script { writes: vec![2], ..Script::default() };

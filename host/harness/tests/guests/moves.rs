@@ -197,7 +197,7 @@ fn a_handoff_breaks_when_the_guest_loses_its_items() {
             node.put("k", "v").await.unwrap();
             let mut pair = Pair::new(node);
             let broken = pair.carry(async |_, _| {}).await.unwrap_err();
-            assert!(broken.contains("took its items") || broken.contains("trap"), "{broken}");
+            assert!(broken.contains("its items are lost") || broken.contains("trap"), "{broken}");
             assert_eq!(pair.from.seen.fell()[0], (call, Keeps::Guest));
             assert!(pair.from.master.incidents().iter().any(|told| told.kind == "possible-loss"));
         });
@@ -218,7 +218,7 @@ fn a_guest_that_ends_between_two_pages_breaks_the_handoff() {
             assert_eq!(spun.unwrap_err().code, ErrorCode::ItemsLost);
         });
         // The pages sent so far no longer match the vnode's items.
-        assert!(carried.await.unwrap_err().contains("took its items"));
+        assert!(carried.await.unwrap_err().contains("its items are lost"));
     });
 }
 

@@ -16,7 +16,7 @@ fn doom(result: Result<Value, Failure>) -> String {
 #[test]
 fn some_commands_break_the_rules_of_storage() {
     let hostile = Tester::<Hostile>::start();
-    assert!(doom(hostile.call("write-in-read", &["k".into()])).contains("described as read"));
+    assert!(doom(hostile.call("write-in-read", &["k".into()])).contains("described as `read`"));
     assert!(doom(hostile.call("wrong-key", &["k".into(), "other".into()])).contains("other"));
     assert!(doom(hostile.call("peek-at-other", &["k".into(), "other".into()])).contains("other"));
     assert!(doom(hostile.call("homeless", &[])).contains("somewhere"));
