@@ -138,6 +138,8 @@ impl Master {
         let refused = match routing::admit(version, slot.version, slot.held) {
             Admission::CatchUp => return Delivery::CatchUp(Box::new(command)),
             Admission::Stale(version) => RequestError::stale_ring(version),
+            // The releases of this node may still have it: they follow the log in a task of their own.
+            Admission::Admit if self.is_undeployed(&slot, module) => apply::undeployed_error(),
             Admission::Admit => match self.vnode(&mut slot, module, partition) {
                 None => RequestError::not_applied(
                     ErrorCode::NotReady,
@@ -163,6 +165,14 @@ impl Master {
         };
         command.reply.send(Err(refused));
         Delivery::Taken
+    }
+
+    /// Return true if the log, as far as it is applied here, has ended this module. A vnode of it must not start again.
+    fn is_undeployed(&self, slot: &Slot, module: ModuleUid) -> bool {
+        // A module's uid is the index of the entry that created it.
+        let known =
+            || self.inner.known.lock().as_ref().is_some_and(|(_, modules)| !modules.contains(&module));
+        !slot.vnodes.contains_key(&module) && module.0 <= slot.applied.0 && known()
     }
 
     /// Return the vnode that serves, started on demand. In a sealed partition it starts sealed.

@@ -143,6 +143,6 @@ impl Master {
     }
 }
 
-fn undeployed_error() -> RequestError {
+pub(super) fn undeployed_error() -> RequestError {
     RequestError::not_applied(ErrorCode::UnknownModule, "the module was undeployed")
 }

@@ -107,6 +107,20 @@ async fn an_older_state_ends_no_vnode_of_a_module_that_was_deployed_after_it() {
 }
 
 #[tokio::test]
+async fn a_command_after_an_undeploy_starts_no_empty_vnode() {
+    let master = master();
+    get(&master).await.unwrap();
+    // The source of releases, which follows the log in a task of its own, still has the module.
+    master.apply(&ring(), &[], MODULE.0 + 1, Lineage::default());
+    assert_eq!(get(&master).await.unwrap_err().code, ErrorCode::UnknownModule);
+    assert_eq!(master.vnodes(HERE).len(), 0);
+    // Deployed again, it is another module.
+    let again = ModuleUid(MODULE.0 + 2);
+    master.apply(&ring(), &[again], again.0, Lineage::default());
+    assert_eq!(get(&master).await.unwrap_err().code, ErrorCode::UnknownModule);
+}
+
+#[tokio::test]
 async fn the_driver_of_a_replaced_transfer_reads_and_seals_nothing() {
     let (old, new) = (TransferId(30), TransferId(31));
     let master = master();
