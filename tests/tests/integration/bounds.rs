@@ -7,25 +7,7 @@ use std::path::{Path, PathBuf};
 use annulus_tests::guests::component;
 use annulus_tests::harness::{Cluster, Node, until};
 
-/// Encode an unsigned number as LEB128, as WebAssembly does.
-fn leb(mut number: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    loop {
-        let low = (number & 0x7f) as u8;
-        number >>= 7;
-        bytes.push(if number == 0 { low } else { low | 0x80 });
-        if number == 0 {
-            return bytes;
-        }
-    }
-}
-
-fn section(id: u8, content: &[u8]) -> Vec<u8> {
-    [&[id][..], &leb(content.len()), content].concat()
-}
-
-const COMPONENT: &[u8] = b"\0asm\x0d\0\x01\0";
-const CORE_MODULE: &[u8] = b"\0asm\x01\0\0\0";
+use super::wasm_bytes::{COMPONENT, CORE_MODULE, leb, section};
 
 /// Return the number of core modules in a component, without those of nested components.
 fn core_modules(component: &[u8]) -> usize {

@@ -5,22 +5,7 @@ use std::process::{Command, Output, Stdio};
 
 use annulus_tests::harness::{Cluster, Node, command, until};
 
-/// Encode an unsigned number as LEB128, as WebAssembly does.
-fn leb(mut number: usize) -> Vec<u8> {
-    let mut bytes = Vec::new();
-    loop {
-        let low = (number & 0x7f) as u8;
-        number >>= 7;
-        bytes.push(if number == 0 { low } else { low | 0x80 });
-        if number == 0 {
-            return bytes;
-        }
-    }
-}
-
-fn section(id: u8, content: &[u8]) -> Vec<u8> {
-    [&[id][..], &leb(content.len()), content].concat()
-}
+use super::wasm_bytes::{COMPONENT, CORE_MODULE, leb, section};
 
 /// Encode a component of one core module with these function bodies.
 fn of_bodies(bodies: &[Vec<u8>]) -> Vec<u8> {
@@ -29,8 +14,8 @@ fn of_bodies(bodies: &[Vec<u8>]) -> Vec<u8> {
     let functions = section(3, &[&count[..], &vec![0; bodies.len()]].concat());
     let code: Vec<u8> = bodies.iter().flat_map(|body| [leb(body.len()), body.clone()].concat()).collect();
     let code = section(10, &[&count[..], &code].concat());
-    let module = [&b"\0asm\x01\0\0\0"[..], &types, &functions, &code].concat();
-    [&b"\0asm\x0d\0\x01\0"[..], &section(1, &module)].concat()
+    let module = [CORE_MODULE, &types, &functions, &code].concat();
+    [COMPONENT, &section(1, &module)].concat()
 }
 
 /// Encode a function of about this many bytes, with branches over 64 locals.

@@ -33,4 +33,5 @@ mod twins;
 mod unable;
 mod upgrade;
 mod vnode;
+mod wasm_bytes;
 mod words;
