@@ -425,8 +425,16 @@ impl Node {
     /// If the command line cannot be spawned.
     pub fn begin_join(&self, member: &Node) -> Verb {
         let token = member.json(&["token"]).json()["token"].as_str().unwrap_or_default().to_owned();
+        self.begin(&["join", &member.listen, "--token", &token])
+    }
+
+    /// Start a verb without waiting for its result.
+    ///
+    /// # Panics
+    /// If the command line cannot be spawned.
+    pub fn begin(&self, words: &[&str]) -> Verb {
         let mut command = self.build.command();
-        command.arg("--data").arg(&self.data).args(["join", &member.listen, "--token", &token, "--yes"]);
+        command.arg("--data").arg(&self.data).arg("--yes").args(words);
         let child = command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         Verb(child.unwrap_or_else(|error| panic!("{command:?} does not start: {error}")))
     }

@@ -62,6 +62,7 @@ impl InsideNode {
             weight: None,
             compiler: None,
             guest_memory: None,
+            disk_reserve: 0,
             speaks: Speaks::THIS,
         };
         Self::start_with(config)

@@ -1,9 +1,11 @@
 //! The cluster test harness: real nodes, a load checked against a model, and the guests to run on the nodes.
 
+pub mod book;
 pub mod chaos;
 pub mod client;
 pub mod growth;
 pub mod harness;
+pub mod image;
 pub mod inside;
 pub mod load;
 pub mod relay;

@@ -42,13 +42,18 @@ enum Run {
     /// Simulate a cluster of whole nodes, one seed after another, each in a single thread. Exits with 0 if
     /// every rule holds for every seed.
     Sim(Simulation),
-    /// Run a cluster with real processes under faults: members join and leave; nodes are killed, frozen and
-    /// cut off; three modules are deployed and rolled back, one of which traps and one of which has items of 1
-    /// to 8 MiB; all under a mixed load that is checked against a model. The last lines are the verdict, one
-    /// line for each module.
-    Chaos {
-        /// The sequence of faults and changes to run.
-        scenario: Scenario,
+    /// Run a cluster with real processes under faults and a mixed load that is checked against a model.
+    #[command(subcommand)]
+    Chaos(Scenario),
+}
+
+/// A chaos scenario.
+#[derive(clap::Subcommand)]
+enum Scenario {
+    /// Members join and leave; nodes are killed, frozen and cut off; three modules are deployed and rolled back,
+    /// one of which traps and one of which has items of 1 to 8 MiB. The last lines are the verdict, one line for
+    /// each module.
+    Membership {
         /// Seconds that the scenario lasts, without the time to start and to settle.
         #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(20..=86_400))]
         seconds: u64,
@@ -61,6 +66,23 @@ enum Run {
         /// Seconds between two releases of a module.
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]
         release_every: u64,
+    },
+    /// Nodes with a durable module are killed again and again. After each restart every key is compared with its
+    /// acknowledged writes. The last line is the verdict.
+    Crash {
+        /// Number of crashes.
+        #[arg(long, default_value_t = 500, value_parser = clap::value_parser!(u32).range(1..))]
+        cycles: u32,
+        /// Seed for the victims, the moments and the load.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Number of nodes.
+        #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u64).range(1..=9))]
+        nodes: u64,
+        /// Lose power instead of a process: each node is on a disk image, which is copied while the process is
+        /// stopped. Needs the privilege to mount.
+        #[arg(long)]
+        power: bool,
     },
 }
 
@@ -147,13 +169,6 @@ fn simulate(simulation: &Simulation) -> ExitCode {
     }))
 }
 
-/// A chaos scenario.
-#[derive(Clone, Copy, clap::ValueEnum)]
-enum Scenario {
-    /// Joins, a leave, a replacement, and each fault once.
-    Membership,
-}
-
 fn main() -> ExitCode {
     match std::env::var_os(harness::AS_ANNULUS) {
         Some(role) if role == harness::OLDER => return annulus::cli::main_speaking(Speaks::FIRST),
@@ -171,7 +186,7 @@ fn main() -> ExitCode {
             exit_code(flawless)
         }
         Run::Sim(simulation) => simulate(&simulation),
-        Run::Chaos { scenario: Scenario::Membership, seconds, seed, nodes, release_every } => {
+        Run::Chaos(Scenario::Membership { seconds, seed, nodes, release_every }) => {
             let mut settings = chaos::Settings::new(Duration::from_secs(seconds), seed);
             settings.nodes = usize::try_from(nodes).unwrap_or(usize::MAX);
             settings.release_every = settings.release_every.min(Duration::from_secs(release_every));
@@ -180,6 +195,22 @@ fn main() -> ExitCode {
             let outcome = chaos::membership(&settings);
             println!("\n{outcome}");
             exit_code(outcome.holds())
+        }
+        Run::Chaos(Scenario::Crash { cycles, seed, nodes, power }) => {
+            let mut settings = chaos::crash::Settings::new(cycles, seed);
+            (settings.nodes, settings.power) = (usize::try_from(nodes).unwrap_or(usize::MAX), power);
+            stop_when_told(&settings.stop);
+            println!("chaos crash: {nodes} nodes, {cycles} cycles, seed {seed}, power {power}");
+            match chaos::crash::crash(&settings) {
+                Ok(outcome) => {
+                    println!("\n{outcome}");
+                    exit_code(outcome.holds())
+                }
+                Err(why) => {
+                    eprintln!("SKIPPED: {why}");
+                    ExitCode::FAILURE
+                }
+            }
         }
     }
 }

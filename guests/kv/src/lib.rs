@@ -1,11 +1,12 @@
-//! The tutorial's key/value store. The state is in guest memory and the newest version of a key wins. A
-//! delete leaves a tombstone, so that an item from a handoff never overwrites a newer write.
+//! The tutorial's key/value store. The items are in host storage and the newest version of a key wins. A delete leaves
+//! a tombstone, so that an item from a handoff never overwrites a newer write.
 use annulus_guest::prelude::*;
 
 #[derive(Default)]
-struct Kv {
-    data: Table<Latest<Value>>,
-}
+struct Kv;
+
+/// The state of one key.
+type Entry = Latest<Value>;
 
 #[derive(Commands)]
 enum Command {
@@ -30,18 +31,17 @@ enum Command {
     /// Delete everything and return the keys that were deleted.
     #[command(write, frees, everywhere, reply = "text")]
     Clear,
-    /// Return the number of keys, one number for each partition.
+    /// Return the number of keys, one number for each page of a partition.
     #[cfg(feature = "v2")]
     #[command(everywhere, reply = "uint")]
     Count,
 }
 
-impl Kv {
-    /// Set a value, or a tombstone, for a key and return the previous value.
-    fn set(&mut self, key: &str, value: Option<Value>) -> Option<Value> {
-        let next = Latest::after(self.data.get(key), value);
-        self.data.set(key, next).and_then(Latest::get)
-    }
+/// Set a value, or a tombstone, for a key and return the previous value.
+fn set(key: &str, value: Option<Value>) -> Option<Value> {
+    let before: Option<Entry> = storage::load(key);
+    storage::store(key, &Latest::after(before.as_ref(), value));
+    before.and_then(Latest::get)
 }
 
 impl Vnode for Kv {
@@ -55,11 +55,11 @@ impl Vnode for Kv {
     fn handle_command(&mut self, command: Command) -> Result<Reply, Failure> {
         match command {
             Command::Put { key, value } => {
-                self.set(&key, Some(value));
+                set(&key, Some(value));
                 reply("ok")
             }
-            Command::Get { key } => reply(self.data.get(&key).and_then(Latest::value)),
-            Command::Delete { key } => reply(self.set(&key, None)),
+            Command::Get { key } => reply(storage::load::<Entry>(key).and_then(Latest::get)),
+            Command::Delete { key } => reply(set(&key, None)),
             // All other commands go to every partition.
             _ => Err(Failure::UnknownCommand),
         }
@@ -69,26 +69,33 @@ impl Vnode for Kv {
 impl Coverage for Kv {
     fn handle_coverage(&mut self, command: Command, at: Cursor) -> Result<Values, Failure> {
         match command {
-            Command::Keys => self.data.each(at, |key, _| key.into()),
-            Command::Values => self.data.each(at, |_, entry| entry.value().into()),
-            Command::Clear => {
-                self.data.change_each(at, |key, entry| (Latest::after(Some(entry), None), key.into()))
-            }
+            Command::Keys => storage::each(at, |key, _: Entry| key.into()),
+            Command::Values => storage::each(at, |_, entry: Entry| entry.get().into()),
+            Command::Clear => storage::each(at, |key, entry: Entry| {
+                storage::store(key, &Latest::after(Some(&entry), None));
+                key.into()
+            }),
+            // One number for each page: no call lasts longer because a partition has more keys.
             #[cfg(feature = "v2")]
-            Command::Count => Ok(Values::of([self.data.len()])),
+            Command::Count => {
+                let mut count = 0;
+                let page = storage::each(at, |_, _: Entry| {
+                    count += 1;
+                    Emit::nothing()
+                })?;
+                Ok(Values { next: page.next, ..Values::of([count]) })
+            }
             // All other commands go to one key.
             _ => Err(Failure::UnknownCommand),
         }
     }
 }
 
-impl Handoff for Kv {
-    fn items(&mut self) -> &mut dyn Items {
-        &mut self.data
-    }
+impl Merge for Kv {
+    type State = Entry;
 }
 
-export!(Kv: Coverage + Handoff);
+export!(Kv: Coverage + Merge);
 
 #[cfg(test)]
 mod tests;

@@ -57,6 +57,8 @@ mutants! {
     PromoteWhatTrapped: "R7",
     /// A second stage is filled while a flip of the first may be committed.
     StreamAgainUnderAFlip: "R7",
+    /// A vnode whose store was not closed in order assigns the dots of its last run again.
+    ReuseActor: "R8",
     /// A stage is dropped for a stream that its sender may have abandoned.
     DropAtBegin: "R16",
     /// A comparison whose answer was lost with the link counts as "the same".
@@ -67,6 +69,8 @@ mutants! {
     RetryUnknown: "R10",
     /// A command is answered before it runs.
     AckEarly: "R11",
+    /// A reply does not wait until the items that it tells of are durable.
+    AckBeforeSync: "R11",
     /// Writes during a handoff are not forwarded.
     LoseForward: "R15",
     /// Writes are not forwarded while the transfer is held, without a permit to read pages.

@@ -51,6 +51,10 @@ pub enum ErrorCode {
     PartitionFull,
     /// The guest broke a rule of the contract; its call was undone.
     ContractBroken,
+    /// The disk of the node is nearly full: commands that write are refused, unless they free space.
+    StorageFull,
+    /// The node's database of items is damaged and serves nothing until the node starts again.
+    StorageDamaged,
     /// A key, a value, a batch or a reply is over its limit.
     ValueTooLarge,
     /// The node cannot run the module now: its component is missing or does not start.

@@ -144,6 +144,16 @@ pub enum StorageKind {
     Durable,
 }
 
+impl StorageKind {
+    /// Return the place of the items, for messages.
+    pub fn in_words(self) -> &'static str {
+        match self {
+            Self::Memory => "in memory (--storage memory)",
+            Self::Durable => "on disk (--storage durable)",
+        }
+    }
+}
+
 /// A deployed module.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Module {

@@ -4,6 +4,7 @@ use std::fs::TryLockError;
 use std::path::{Path, PathBuf};
 
 use annulus_core::ids::NodeUid;
+use parking_lot::Mutex;
 
 use super::admin_toml::AdminToml;
 use super::disk::{Disk, Lock};
@@ -12,7 +13,7 @@ use super::error::DataDirError;
 use super::founding::Founding;
 use super::identity::{Credentials, Identity};
 use super::join_intent::JoinIntent;
-use super::layout::{FOUNDING, JOIN, LOCK};
+use super::layout::{FOUNDING, ITEMS_LAYOUT, JOIN, LOCK};
 use super::store::Store;
 use super::{aside, files, starts};
 
@@ -21,6 +22,8 @@ use super::{aside, files, starts};
 pub struct DataDir {
     disk: Disk,
     path: PathBuf,
+    /// Locked while `IDENTITY` is read and replaced.
+    identity: Mutex<()>,
     /// Released when this is dropped.
     _lock: Lock,
 }
@@ -36,7 +39,10 @@ impl DataDir {
         files::create_private_dir(disk, path)?;
         let lock_path = path.join(LOCK);
         match disk.lock(&lock_path) {
-            Ok(lock) => Ok(Self { disk: disk.clone(), path: path.to_owned(), _lock: lock }),
+            Ok(lock) => {
+                let (path, identity) = (path.to_owned(), Mutex::default());
+                Ok(Self { disk: disk.clone(), path, identity, _lock: lock })
+            }
             Err(TryLockError::WouldBlock) => Err(DataDirError::Locked(path.to_owned())),
             Err(TryLockError::Error(source)) => Err(DataDirError::Io { path: lock_path, source }),
         }
@@ -81,9 +87,28 @@ impl DataDir {
     }
 
     /// Write the node's identity durably. All other files must be written before, because this one makes the
-    /// directory that of a node.
+    /// directory that of a node. The version of the layout never falls.
     pub fn write_identity(&self, identity: &Identity) -> Result<(), DataDirError> {
-        identity.write(&self.disk, &self.path)
+        let _only = self.identity.lock();
+        let present =
+            Identity::read(&self.disk, &self.path).ok().flatten().map_or(0, |present| present.layout);
+        Identity { layout: identity.layout.max(present), ..identity.clone() }.write(&self.disk, &self.path)
+    }
+
+    /// Note durably that the directory has a database of items. An older build refuses the directory from then on.
+    pub fn note_items(&self) -> Result<(), DataDirError> {
+        let _only = self.identity.lock();
+        match Identity::read(&self.disk, &self.path)? {
+            Some(identity) if identity.layout < ITEMS_LAYOUT => {
+                Identity { layout: ITEMS_LAYOUT, ..identity }.write(&self.disk, &self.path)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Return the path of the database of items.
+    pub fn items_path(&self) -> PathBuf {
+        self.path.join("items")
     }
 
     /// Read the node's certificate, key and authorities.
@@ -157,16 +182,18 @@ impl DataDir {
         aside::set_aside(&self.disk, &self.path)
     }
 
-    /// Remove the whole database: the control state of the cluster that the node leaves when it joins another,
-    /// and all items.
+    /// Remove both databases: the control state of the cluster that the node leaves when it joins another, and all
+    /// items.
     pub fn wipe_database(&self) -> Result<(), DataDirError> {
         files::remove_marks(&self.disk, &self.path)?;
-        let path = self.database_path();
-        match self.disk.remove_dir(&path) {
-            Ok(()) => files::sync_dir(&self.disk, &self.path),
-            Err(error) if error.kind() == std::io::ErrorKind::NotFound => Ok(()),
-            Err(source) => Err(DataDirError::Io { path, source }),
+        for path in [self.items_path(), self.database_path()] {
+            match self.disk.remove_dir(&path) {
+                Ok(()) => files::sync_dir(&self.disk, &self.path)?,
+                Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}
+                Err(source) => return Err(DataDirError::Io { path, source }),
+            }
         }
+        Ok(())
     }
 }
 

@@ -13,7 +13,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use super::engine::Engine;
+use super::engine::{Engine, EngineOptions};
 use super::error::DataDirError;
 
 /// Mode of opening a file for writing.
@@ -100,8 +100,11 @@ pub trait Files: fmt::Debug + Send + Sync + 'static {
     /// Lock a file. Create it if it is missing.
     fn lock(&self, path: &Path) -> Result<Lock, TryLockError>;
 
+    /// Return the number of bytes that this process can still write to the file system of a path.
+    fn free(&self, path: &Path) -> io::Result<u64>;
+
     /// Open a database's engine, or create its files.
-    fn engine(&self, path: &Path) -> Result<Arc<dyn Engine>, DataDirError>;
+    fn engine(&self, path: &Path, options: &EngineOptions) -> Result<Arc<dyn Engine>, DataDirError>;
 }
 
 /// A disk. Clones share it.

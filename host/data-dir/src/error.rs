@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::engine::Trouble;
-use super::layout::{JOIN, LAYOUT_VERSION};
+use super::layout::{ITEMS_LAYOUT, JOIN, LAYOUT_VERSION};
 use super::obstacle::{RESTORE, database_trouble, obstacle};
 
 /// The reason why a data directory cannot be used. Nothing in it was changed.
@@ -13,7 +13,9 @@ pub enum DataDirError {
     #[error("{0} is in use by another annulus process")]
     Locked(PathBuf),
     /// The directory was written by another version of annulus.
-    #[error("{path} has layout version {found}, this annulus reads version {LAYOUT_VERSION}")]
+    #[error(
+        "{path} has layout version {found}, this annulus reads versions {LAYOUT_VERSION} to {ITEMS_LAYOUT}"
+    )]
     OtherVersion {
         /// The `IDENTITY` file.
         path: PathBuf,

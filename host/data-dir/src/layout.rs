@@ -1,7 +1,10 @@
 //! Names in a data directory that more than one part needs, and the version of its layout.
 
-/// Version of everything in a data directory.
+/// Version of everything in a new data directory.
 pub const LAYOUT_VERSION: u64 = 1;
+
+/// Version of a data directory with a database of items, which no build of version 1 would notice.
+pub const ITEMS_LAYOUT: u64 = 2;
 
 /// The file that the process of the node keeps locked.
 pub(super) const LOCK: &str = "LOCK";

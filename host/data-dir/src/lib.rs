@@ -1,4 +1,4 @@
-//! A node's data directory: its identity, its credentials and its one database.
+//! A node's data directory: its identity, its credentials and its databases.
 //!
 //! ```text
 //! LOCK             held while a process runs here
@@ -10,8 +10,11 @@
 //! admin.toml       address and credentials with which the command line reaches this node
 //! STARTS-a -b      number of the node's starts
 //! empty/           modules without an item in memory since the last start
-//! *.mark           Raft's promises: a second record beside the database
-//! db/              the database: the control plane's log, the ring, the modules' items
+//! *.mark           Raft's promises, and those of the items: a second record beside each database
+//! db/              the database of the control plane: the log, the ring
+//! items/           the database of the modules' durable items
+//! items.bad        why the items are set aside at the next start
+//! items-set-aside-1/   items that were damaged
 //! set-aside-1/     all of the above, of a node that was here before `--rejoin-as-new`
 //! ```
 //!
@@ -46,13 +49,13 @@ pub use data_dir::{DataDir, new_uid};
 pub use database::fatal;
 pub use disk::{Access, Disk, Entry, Files, Handle, Lock, Open};
 pub use empty::EmptyModules;
-pub use engine::{Engine, Op, SpaceId, Trouble};
+pub use engine::{Engine, EngineOptions, Op, ReadLimit, SpaceId, Trouble, collect_within};
 pub use error::DataDirError;
 pub use founding::Founding;
 pub use identity::{Credentials, Identity};
 pub use join_intent::{Admitted, JoinIntent};
-pub use layout::LAYOUT_VERSION;
-pub use obstacle::{RESTORE, database_trouble, obstacle};
+pub use layout::{ITEMS_LAYOUT, LAYOUT_VERSION};
+pub use obstacle::{RESTORE, database_trouble, is_damage, obstacle};
 pub use private::{keep_files_private, make_private};
 pub use real::open_database;
 pub use store::{Batch, Space, Store};

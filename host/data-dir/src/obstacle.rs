@@ -63,6 +63,18 @@ pub fn database_trouble(error: &Trouble, damaged: &str) -> String {
     }
 }
 
+/// Return true if an error of the database may be damage, so that nothing helps but to do without this database. False
+/// if the system refused an operation, or another version of annulus wrote the database.
+pub fn is_damage(error: &Trouble) -> bool {
+    match (error, refusal(error)) {
+        (_, Some(refusal)) => obstacle(refusal).is_none(),
+        (Trouble::Locked | Trouble::Engine(fjall::Error::InvalidVersion(Some(_))), None) => false,
+        // A failed write poisons the engine. The disk may just have been full.
+        (Trouble::Engine(fjall::Error::Poisoned), None) => false,
+        (_, None) => true,
+    }
+}
+
 /// Return the operating system's error that caused an error of the database, if any.
 fn refusal(error: &Trouble) -> Option<&io::Error> {
     let mut link: Option<&(dyn Error + 'static)> = match error {

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use super::database;
 use super::disk::{Access, Disk, Entry, Files, Handle, Lock, Open};
-use super::engine::Engine;
+use super::engine::{Engine, EngineOptions};
 use super::error::DataDirError;
 use super::store::Store;
 
@@ -93,8 +93,13 @@ impl Files for Real {
         Ok(Box::new(lock))
     }
 
-    fn engine(&self, path: &Path) -> Result<Arc<dyn Engine>, DataDirError> {
-        database::open(path)
+    fn free(&self, path: &Path) -> io::Result<u64> {
+        let room = rustix::fs::statvfs(path)?;
+        Ok(room.f_bavail.saturating_mul(room.f_frsize))
+    }
+
+    fn engine(&self, path: &Path, options: &EngineOptions) -> Result<Arc<dyn Engine>, DataDirError> {
+        database::open(path, options)
     }
 }
 

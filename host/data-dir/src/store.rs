@@ -1,4 +1,4 @@
-//! The node's store: typed access to an [`Engine`], shared by the control plane and the modules' items (D7).
+//! The node's store: typed access to an [`Engine`], for the control plane (D7).
 
 use std::fmt;
 use std::ops::RangeBounds;
@@ -8,7 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 
 use super::disk::Disk;
-use super::engine::{Engine, Op, SpaceId, Trouble};
+use super::engine::{Engine, EngineOptions, Op, ReadLimit, SpaceId, Trouble};
 use super::error::DataDirError;
 
 /// An open store. Clones share it; it is closed when the last clone and the last of its spaces are dropped.
@@ -71,7 +71,7 @@ impl Space {
 
     /// Read the keys of a range with their values, in order.
     pub fn range<K: AsRef<[u8]>>(&self, range: impl RangeBounds<K>) -> Result<Vec<(Bytes, Bytes)>, Trouble> {
-        self.look(range, false, usize::MAX)
+        self.look(range, false, ReadLimit::NONE)
     }
 
     /// Read the last key of a range with its value.
@@ -79,7 +79,7 @@ impl Space {
         &self,
         range: impl RangeBounds<K>,
     ) -> Result<Option<(Bytes, Bytes)>, Trouble> {
-        Ok(self.look(range, true, 1)?.pop())
+        Ok(self.look(range, true, ReadLimit::keys(1))?.pop())
     }
 
     /// Read all keys with their values, in order.
@@ -89,14 +89,14 @@ impl Space {
 
     /// Return true if the space has no keys.
     pub fn is_empty(&self) -> Result<bool, Trouble> {
-        Ok(self.look::<&[u8]>(.., false, 1)?.is_empty())
+        Ok(self.look::<&[u8]>(.., false, ReadLimit::keys(1))?.is_empty())
     }
 
     fn look<K: AsRef<[u8]>>(
         &self,
         range: impl RangeBounds<K>,
         back: bool,
-        limit: usize,
+        limit: ReadLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, Trouble> {
         let from = range.start_bound().map(AsRef::as_ref);
         let to = range.end_bound().map(AsRef::as_ref);
@@ -130,12 +130,16 @@ pub struct Batch {
 impl Batch {
     /// Add a write.
     pub fn insert(&mut self, space: &Space, key: impl AsRef<[u8]>, value: impl Into<Bytes>) {
-        self.ops.push(Op { space: space.id, key: key.as_ref().to_vec(), value: Some(value.into()) });
+        self.ops.push(Op {
+            space: space.id,
+            key: Bytes::copy_from_slice(key.as_ref()),
+            value: Some(value.into()),
+        });
     }
 
     /// Add a removal.
     pub fn remove(&mut self, space: &Space, key: impl AsRef<[u8]>) {
-        self.ops.push(Op { space: space.id, key: key.as_ref().to_vec(), value: None });
+        self.ops.push(Op { space: space.id, key: Bytes::copy_from_slice(key.as_ref()), value: None });
     }
 
     /// Write the batch.
@@ -148,11 +152,11 @@ impl Batch {
 }
 
 impl Disk {
-    /// Open a database on this disk, or create it.
+    /// Open a database of the control plane on this disk, or create it.
     ///
     /// # Errors
     /// The database cannot be opened; nothing was changed.
     pub fn database(&self, path: &Path) -> Result<Store, DataDirError> {
-        Ok(Store { engine: self.engine(path)?, disk: self.clone() })
+        Ok(Store { engine: self.engine(path, &EngineOptions::CONTROL)?, disk: self.clone() })
     }
 }

@@ -80,7 +80,7 @@ where
         drop(scope.spawn_on(&Handle::current(), future));
         return Ok(());
     }
-    let runtime = tokio::runtime::Builder::new_current_thread().build()?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build()?;
     std::thread::Builder::new().name(name.to_owned()).spawn(move || runtime.block_on(future))?;
     Ok(())
 }

@@ -42,7 +42,11 @@ pub(super) fn spawn(handoff: Handoff, partition: PartitionId, transfer: Transfer
     // Bounded by the sender, which has at most `Limits::backlog_bytes` unacknowledged, and by the stage's answers, one
     // per step.
     let (later, events) = mpsc::unbounded_channel();
-    let machine = Receiver::new(handoff.inner.boot, Found::Nothing);
+    let found = match handoff.inner.master.has_found_stage(partition, transfer) {
+        true => Found::Complete,
+        false => Found::Nothing,
+    };
+    let machine = Receiver::new(handoff.inner.boot, found);
     let owner = handoff.clone();
     owner.inner.tasks.spawn(async move {
         let driver = Driver {
@@ -228,8 +232,7 @@ impl Filler {
                     }
                     Ok(Some(Event::Counted { generation, counts }))
                 }
-                // Items in memory do not need a sync.
-                Step::Complete => match self.handoff.inner.master.staging_complete(self.id) {
+                Step::Complete => match self.handoff.inner.master.staging_complete(self.id).await {
                     Ok(()) => Ok(Some(Event::Completed(generation))),
                     Err(why) => Err(Refused::Stage(why.to_string())),
                 },

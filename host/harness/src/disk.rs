@@ -24,7 +24,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_data_dir::{Access, DataDirError, Disk, Engine, Entry, Files, Handle, Lock, Open, Trouble};
+use annulus_data_dir::{
+    Access, DataDirError, Disk, Engine, EngineOptions, Entry, Files, Handle, Lock, Open, Trouble,
+};
 use annulus_ground::{Scope, die};
 use parking_lot::{Mutex, MutexGuard};
 use rand::rngs::SmallRng;
@@ -60,6 +62,8 @@ struct State {
     /// Set when the current process is ending. From then on its operations have no effect.
     cut: bool,
     full: bool,
+    /// Free bytes of a disk that is not full.
+    free: u64,
     broken: bool,
     operations: u64,
     die_at: Option<u64>,
@@ -74,6 +78,9 @@ struct State {
 const ENOSPC: i32 = 28;
 /// The system's error number for a failing disk.
 const EIO: i32 = 5;
+
+/// Free bytes of a new disk.
+const FREE_BYTES: u64 = 1 << 40;
 
 /// Usual upper limit of the time of a sync, in microseconds.
 const SYNC_US: u64 = 20_000;
@@ -92,6 +99,7 @@ impl MemoryDisk {
             life: 0,
             cut: false,
             full: false,
+            free: FREE_BYTES,
             broken: false,
             operations: 0,
             die_at: None,
@@ -147,6 +155,11 @@ impl MemoryDisk {
     /// Set whether the disk is full. Operations that need space fail then.
     pub fn fill(&self, full: bool) {
         self.shared.lock().full = full;
+    }
+
+    /// Set the number of free bytes that the disk reports. Writes succeed whatever it is, and do not change it.
+    pub fn leave(&self, bytes: u64) {
+        self.shared.lock().free = bytes;
     }
 
     /// Set whether syncs fail.
@@ -326,7 +339,12 @@ impl Files for Life {
         Ok(Box::new(Taken { life: self.clone(), path: path.to_owned() }))
     }
 
-    fn engine(&self, path: &Path) -> Result<Arc<dyn Engine>, DataDirError> {
+    fn free(&self, _: &Path) -> io::Result<u64> {
+        let state = self.shared.lock();
+        Ok(if state.full { 0 } else { state.free })
+    }
+
+    fn engine(&self, path: &Path, _: &EngineOptions) -> Result<Arc<dyn Engine>, DataDirError> {
         let no = |source: Trouble| DataDirError::Database { path: path.to_owned(), source };
         let there = self.shared.lock().tree.find(path);
         let node = match there {

@@ -128,6 +128,7 @@ impl Nodes {
             weight: None,
             compiler: None,
             guest_memory: None,
+            disk_reserve: 0,
             speaks,
         };
         let disk = MemoryDisk::new(self.inner.world.stream(&format!("disk {at}")));

@@ -220,14 +220,14 @@ impl Modules {
             if Instant::now() >= deadline {
                 return Err(DeployError::TooLate);
             }
-            let description = description.to_cbor();
+            let (told, description) = (description.clone(), description.to_cbor());
             let release = Release { version: 0, digest, bytes, description, config: None, call_ms };
             let command = Command::Deploy {
                 name: name.clone(),
                 n: request.n,
                 r: request.r,
                 w: request.w,
-                storage: request.storage,
+                storage: self.storage(request.storage, present.as_ref(), &told),
                 config: Some(config),
                 release,
                 base_version: present.as_ref().map_or(0, |module| module.current.version),

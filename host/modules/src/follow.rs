@@ -136,7 +136,9 @@ impl Modules {
         let previous = module.previous.as_ref().and_then(described);
         let format = write_format(&prepared.description, previous.as_ref());
         let (name, version) = (module.name.as_str().into(), module.current.version);
-        let release = Release::new(name, version, prepared, module.config.clone()).writing(format);
+        let release = Release::new(name, version, prepared, module.config.clone())
+            .writing(format)
+            .stored(module.storage);
         let release = Arc::new(release);
         annulus_ground::point("modules: a release is ready here").await;
         // New vnodes run the new release from here on. Running vnodes are swapped one by one, each between

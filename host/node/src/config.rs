@@ -37,6 +37,8 @@ pub struct NodeConfig {
     pub compiler: Option<PathBuf>,
     /// Limit of the linear memory of all guests together, in bytes. `None` is half of the machine's memory.
     pub guest_memory: Option<usize>,
+    /// Free space of the disk below which writes of durable modules are refused, in bytes.
+    pub disk_reserve: u64,
     /// The versions to announce. They are those of this build, except in tests of mixed clusters.
     pub speaks: Speaks,
 }

@@ -222,6 +222,7 @@ impl Life {
             data: &data,
             compiler: config.compiler.as_deref(),
             guest_memory: config.guest_memory,
+            disk_reserve: config.disk_reserve,
             boot,
             stand: &stand,
             router: &router,

@@ -3,22 +3,23 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use annulus_core::ids::{BootId, ModuleUid};
+use annulus_core::ids::{BootId, ModuleUid, NodeId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Partition;
 use annulus_core::role::REPLICAS;
-use annulus_core::state::{Command, Module, Refusal};
+use annulus_core::state::{Command, Module, Refusal, StorageKind};
 use annulus_core::wording::ranges;
 use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::tasks::Tasks;
-use super::{Router, Stand};
+use super::{RELEASE, Router, Stand};
 use annulus_cluster::{Cluster, ProposeError, View};
-use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store};
+use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store, Trouble};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
+use annulus_storage::{Opened, SetAside, Stores, StoresConfig};
 use annulus_transport::Transport;
 use annulus_vnode::{Filled, Loader, Master, MasterConfig, ModuleSource, Release};
 use annulus_wasm::Engine;
@@ -55,9 +56,10 @@ pub(super) struct Parts<'a> {
     pub(super) cluster: Cluster,
     pub(super) transport: Transport,
     pub(super) database: &'a Store,
-    pub(super) data: &'a DataDir,
+    pub(super) data: &'a Arc<DataDir>,
     pub(super) compiler: Option<&'a Path>,
     pub(super) guest_memory: Option<usize>,
+    pub(super) disk_reserve: u64,
     pub(super) boot: BootId,
     pub(super) stand: &'a Stand,
     pub(super) router: &'a Router,
@@ -67,8 +69,8 @@ pub(super) struct Parts<'a> {
 impl Services {
     /// Load the modules, start the vnodes, and serve from then on.
     pub(super) async fn start(parts: Parts<'_>) -> Result<Self, ServicesError> {
-        let Parts { cluster, transport, database, data, compiler, guest_memory, boot, stand, router, tasks } =
-            parts;
+        let Parts { cluster, transport, database, data, compiler, guest_memory, .. } = parts;
+        let Parts { disk_reserve, boot, stand, router, tasks, .. } = parts;
         let network = &stand.network;
         let loader = match &stand.loader {
             Some(loader) => loader.clone(),
@@ -79,12 +81,14 @@ impl Services {
         let seals = Seals::open(database)?;
 
         let view = cluster.view();
+        let (stores, opened) = open_stores(data, view.me, disk_reserve).await?;
         let empty = Arc::new(data.empty_modules()?);
         let source = Source { modules: modules.clone(), empty: empty.clone() };
         let (guests, workers) = (network.clone(), network.metrics().num_workers());
-        let config = MasterConfig { me: view.me, guests, workers, modules: Arc::new(source) };
+        let stores = stores.clone();
+        let config = MasterConfig { me: view.me, guests, workers, modules: Arc::new(source), stores };
         let master = Master::new(config, &view.state.ring, &seals.all());
-        let lost = note_restart(&master, &modules, &empty, &view);
+        let lost = note_restart(&master, &modules, &empty, &view, opened.set_aside.as_ref());
         let mut changes = cluster.watch();
         let reports = Tasks::default();
         apply(&master, &cluster, &changes.borrow_and_update(), (&reports, network));
@@ -128,6 +132,38 @@ impl Services {
         self.modules.stop().await;
     }
 }
+
+/// Open the durable stores of a node.
+async fn open_stores(
+    data: &Arc<DataDir>,
+    me: NodeId,
+    reserve_bytes: u64,
+) -> Result<(Stores, Opened), DataDirError> {
+    let directory = data.clone();
+    let config = StoresConfig {
+        disk: data.disk().clone(),
+        dir: data.path().to_owned(),
+        uid: me.0,
+        cache_bytes: ITEM_CACHE_BYTES,
+        block_cache_bytes: BLOCK_CACHE_BYTES,
+        reserve_bytes,
+        before_creation: Arc::new(move || directory.note_items().map_err(|error| error.to_string())),
+    };
+    let deadline = Instant::now() + RELEASE;
+    loop {
+        match Stores::open(config.clone()).await {
+            // This process holds the data directory's lock, so only its previous life can hold the database's.
+            Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
+                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+            }
+            opened => return opened,
+        }
+    }
+}
+
+/// Sizes of the caches of durable modules: of items, and of the engine's blocks, in bytes.
+const ITEM_CACHE_BYTES: u64 = 64 << 20;
+const BLOCK_CACHE_BYTES: u64 = 32 << 20;
 
 /// Create the engine of a process that serves users, and log the limits that the system sets for this process,
 /// so that the resource that runs out first is known in advance.
@@ -233,13 +269,22 @@ async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
     }
 }
 
-/// Report to the operator that items kept in memory were lost with the previous process (R5). Return the
+/// Report to the operator the items that were lost with the previous process, or with its disk (R5). Return the
 /// partitions that may be affected.
-fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: &View) -> Vec<PartitionId> {
+fn note_restart(
+    master: &Master,
+    modules: &Modules,
+    empty: &EmptyModules,
+    view: &View,
+    set_aside: Option<&SetAside>,
+) -> Vec<PartitionId> {
     let holds = |partition: &Partition| partition.role_of(view.me, REPLICAS).holds();
     let held: Vec<PartitionId> =
         view.state.ring.iter().filter(|(_, partition)| holds(partition)).map(|(id, _)| id).collect();
     let keeps_items = |module: &&Module| {
+        if module.storage == StorageKind::Durable {
+            return set_aside.is_some();
+        }
         let exported = modules.description(module).exported;
         (exported.handoff || exported.writes_storage) && !empty.is_empty(module.uid)
     };
@@ -249,8 +294,17 @@ fn note_restart(master: &Master, modules: &Modules, empty: &EmptyModules, view: 
     }
     let ids: Vec<u16> = held.iter().map(|id| id.0).collect();
     for module in kept {
-        let reason =
-            format!("the node started again: items in memory of partitions {} are gone", ranges(&ids));
+        let reason = match set_aside.filter(|_| module.storage == StorageKind::Durable) {
+            Some(aside) => format!(
+                "the database of items was set aside in {}: {}; items of partitions {} are gone here",
+                aside.path.display(),
+                aside.reason,
+                ranges(&ids)
+            ),
+            None => {
+                format!("the node started again: items in memory of partitions {} are gone", ranges(&ids))
+            }
+        };
         master.note("possible-loss", &module.name, None, &reason);
     }
     held

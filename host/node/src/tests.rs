@@ -140,6 +140,7 @@ impl Dirs {
             weight: None,
             compiler: None,
             guest_memory: None,
+            disk_reserve: 0,
             speaks: Speaks::THIS,
         }
     }

@@ -30,7 +30,8 @@ pub struct Args {
     /// Length of a value in bytes
     #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(0..=65_536))]
     value_bytes: u32,
-    /// Also measure an echo over the request lanes, a native vnode and a wasm vnode within the node's process
+    /// Also measure an echo over the request lanes, a native vnode and a wasm vnode within the node's process. The
+    /// native vnode keeps its items in memory, as `guests/memkv` does
     #[arg(long)]
     baseline: bool,
 }

@@ -36,7 +36,8 @@ pub struct Args {
     /// Number of replicas that must have a write durably before it is acknowledged
     #[arg(long)]
     w: Option<u8>,
-    /// Engine of the module's host storage
+    /// Where the module's host storage keeps its items: on disk, where they survive the node's process, or in memory. It
+    /// cannot be changed later [default: durable]
     #[arg(long, value_enum)]
     storage: Option<Storage>,
     /// A setting of the module, with the type that its description gives (`@FILE`, `@-` and `@@` as in `call`);

@@ -55,6 +55,10 @@ pub struct Args {
     /// [default: half of the machine's]
     #[arg(long, value_name = "SIZE", value_parser = guest_memory)]
     guest_memory: Option<usize>,
+    /// Free space of the disk below which writes of durable modules are refused (with MiB or GiB): a full disk would end
+    /// the node
+    #[arg(long, value_name = "SIZE", value_parser = disk_reserve, default_value = "512MiB")]
+    disk_reserve: u64,
     /// Format of the log lines on stderr; ANNULUS_LOG filters them (`debug`, `annulus::handoff=trace`)
     #[arg(long, value_enum, default_value_t)]
     pub(super) log_format: LogFormat,
@@ -104,6 +108,10 @@ fn guest_memory(text: &str) -> Result<usize, String> {
     }
 }
 
+fn disk_reserve(text: &str) -> Result<u64, String> {
+    bytes_of(text)
+}
+
 /// The JSON document that `start` prints when the node serves.
 #[derive(Serialize)]
 struct Started {
@@ -133,6 +141,7 @@ pub(super) fn run(args: Args, context: &Context, speaks: Speaks) -> Result<(), C
         weight: args.weight,
         compiler: Some(own_program()?),
         guest_memory: args.guest_memory,
+        disk_reserve: args.disk_reserve,
         speaks,
     };
     annulus_data_dir::keep_files_private();

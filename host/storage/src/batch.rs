@@ -6,10 +6,8 @@ use std::ops::Bound;
 
 use annulus_core::item::{Item, ItemAddr, Version};
 
-use super::Storage;
-
 /// The writes of one call: visible to the reads of the call, not applied to the storage yet.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Batch {
     writes: BTreeMap<ItemAddr, Version>,
     bytes: usize,
@@ -32,22 +30,25 @@ impl Batch {
         self.writes.is_empty()
     }
 
-    /// Return the version that the call sees at an address.
-    pub fn get(&self, storage: &dyn Storage, addr: &ItemAddr) -> Option<Version> {
-        self.writes.get(addr).cloned().or_else(|| storage.get(addr))
+    /// Return the version that the call has written at an address.
+    pub fn get(&self, addr: &ItemAddr) -> Option<&Version> {
+        self.writes.get(addr)
     }
 
-    /// Iterate over the items that the call sees in a range, in order or in reverse.
-    pub fn scan<'a>(
+    /// Iterate over the items that the call sees in a range, in order or in reverse. `below` are the items of the
+    /// storage in this range, in order.
+    pub(super) fn scan<'a>(
         &'a self,
-        storage: &'a dyn Storage,
+        below: impl DoubleEndedIterator<Item = (&'a ItemAddr, &'a Version)> + 'a,
         from: Bound<ItemAddr>,
         to: Bound<ItemAddr>,
         reverse: bool,
     ) -> Box<dyn Iterator<Item = (ItemAddr, Version)> + 'a> {
-        let below = storage.range(from.clone(), to.clone());
-        let above = self.writes.iter().filter(move |(addr, _)| within(addr, &from, &to));
-        let above = above.map(|(addr, version)| (addr.clone(), version.clone()));
+        let owned = |(addr, version): (&ItemAddr, &Version)| (addr.clone(), version.clone());
+        let (above, below) = (
+            self.writes.iter().filter(move |(addr, _)| within(addr, &from, &to)).map(owned),
+            below.map(owned),
+        );
         if reverse {
             Box::new(Overlaid { above: above.rev().peekable(), below: below.rev().peekable(), reverse })
         } else {
@@ -131,10 +132,11 @@ mod tests {
             memory.apply(below.iter().map(|(k, v)| (addr(*k), Some(version(*v)))).collect());
             let mut batch = Batch::default();
             above.iter().for_each(|(k, v)| batch.put(addr(*k), version(*v)));
-            let range = (Bound::Included(addr(from)), Bound::Excluded(addr(to)));
-            let seen: Vec<_> = batch.scan(&memory, range.0.clone(), range.1.clone(), reverse).collect();
+            let (from, to) = (Bound::Included(addr(from)), Bound::Excluded(addr(to)));
+            let below = memory.range(from.clone(), to.clone());
+            let seen: Vec<_> = batch.scan(below, from.clone(), to.clone(), reverse).collect();
             memory.apply(batch.into_items().map(|item| { let (a, v) = item.into_parts(); (a, Some(v)) }).collect());
-            let mut expected: Vec<_> = memory.range(range.0, range.1).collect();
+            let mut expected: Vec<_> = memory.range(from, to).map(|(a, v)| (a.clone(), v.clone())).collect();
             if reverse { expected.reverse(); }
             prop_assert_eq!(seen, expected);
         }

@@ -5,43 +5,42 @@ use std::ops::Bound;
 
 use annulus_core::item::{ItemAddr, Version};
 
-use super::Storage;
+use super::items::Counts;
 
 /// Items that end with the process.
-#[derive(Default)]
+#[derive(Debug, Default)]
 pub struct Memory {
     items: BTreeMap<ItemAddr, Version>,
-    bytes: usize,
+    bytes: u64,
 }
 
-fn size(addr: &ItemAddr, version: &Version) -> usize {
-    addr.key.len() + addr.sort.len() + version.value.len()
+fn size(addr: &ItemAddr, version: &Version) -> u64 {
+    (addr.key.len() + addr.sort.len() + version.value.len()) as u64
 }
 
-impl Storage for Memory {
-    fn get(&self, addr: &ItemAddr) -> Option<Version> {
-        self.items.get(addr).cloned()
+impl Memory {
+    /// Return the version at an address.
+    pub fn get(&self, addr: &ItemAddr) -> Option<&Version> {
+        self.items.get(addr)
     }
 
-    fn range(
+    /// Iterate over the items in a range, in order.
+    pub fn range(
         &self,
         from: Bound<ItemAddr>,
         to: Bound<ItemAddr>,
-    ) -> Box<dyn DoubleEndedIterator<Item = (ItemAddr, Version)> + '_> {
+    ) -> impl DoubleEndedIterator<Item = (&ItemAddr, &Version)> {
         // `BTreeMap::range` panics on a range that ends before it starts; here such a range is empty.
-        if let (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) =
-            (&from, &to)
-            && a >= b
-        {
-            let same = a == b && matches!((&from, &to), (Bound::Included(_), Bound::Included(_)));
-            if !same {
-                return Box::new(std::iter::empty());
-            }
-        }
-        Box::new(self.items.range((from, to)).map(|(addr, version)| (addr.clone(), version.clone())))
+        let is_empty = match (&from, &to) {
+            (Bound::Included(a), Bound::Included(b)) => a > b,
+            (Bound::Included(a) | Bound::Excluded(a), Bound::Included(b) | Bound::Excluded(b)) => a >= b,
+            _ => false,
+        };
+        (!is_empty).then(|| self.items.range((from, to))).into_iter().flatten()
     }
 
-    fn apply(&mut self, changes: Vec<(ItemAddr, Option<Version>)>) {
+    /// Apply changes as a whole. `None` removes the item.
+    pub fn apply(&mut self, changes: Vec<(ItemAddr, Option<Version>)>) {
         for (addr, change) in changes {
             if let Some(replaced) = self.items.get(&addr) {
                 self.bytes -= size(&addr, replaced);
@@ -56,11 +55,8 @@ impl Storage for Memory {
         }
     }
 
-    fn len(&self) -> usize {
-        self.items.len()
-    }
-
-    fn bytes(&self) -> usize {
-        self.bytes
+    /// Return the number and the size of the items.
+    pub fn counts(&self) -> Counts {
+        Counts { items: self.items.len() as u64, bytes: self.bytes }
     }
 }

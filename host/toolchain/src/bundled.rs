@@ -10,7 +10,7 @@ use super::standalone::{guest_profile, write, write_guest, write_sdk};
 pub struct BundledGuests {
     /// The smallest vnode, which returns the partition that was asked.
     pub ping: PathBuf,
-    /// The key/value store. With the feature `v2` it is the next version, for a hot swap.
+    /// The key/value store, with its items in host storage. With the feature `v2` it is the next version, for a hot swap.
     pub kv: PathBuf,
 }
 

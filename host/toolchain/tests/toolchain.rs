@@ -39,8 +39,11 @@ fn a_component_exports_what_its_guest_names_and_nothing_else() {
     assert_eq!(ping.bytes, std::fs::metadata(&ping.component).unwrap().len());
     assert_eq!(contract(&ping.component), (vec!["vnode".to_owned()], vec!["log".to_owned()]));
     let kv = build_component(&repository().join("guests/kv/Cargo.toml"), &shown).unwrap();
-    let exports = ["coverage", "handoff", "vnode"].map(str::to_owned).to_vec();
-    assert_eq!(contract(&kv.component), (exports, vec!["context".to_owned()]));
+    let names = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect::<Vec<_>>();
+    let (exports, imports) = (names(&["coverage", "merge", "vnode"]), names(&["context", "storage"]));
+    assert_eq!(contract(&kv.component), (exports, imports));
+    let memkv = build_component(&repository().join("guests/memkv"), &shown).unwrap();
+    assert_eq!(contract(&memkv.component), (names(&["coverage", "handoff", "vnode"]), names(&["context"])));
     let next = build_component_with(&repository().join("guests/kv"), &["v2"], &shown).unwrap();
     assert_ne!((next.component, next.digest), (kv.component, kv.digest));
 }
@@ -86,7 +89,7 @@ fn bundled_guests_are_independent_projects() {
     let ping = build_component(&guests.ping, &shown).unwrap();
     assert_eq!(contract(&ping.component).0, ["vnode"]);
     let kv = build_component_with(&guests.kv, &["v2"], &shown).unwrap();
-    assert_eq!(contract(&kv.component).0, ["coverage", "handoff", "vnode"]);
+    assert_eq!(contract(&kv.component).0, ["coverage", "merge", "vnode"]);
     let before = std::fs::metadata(guests.kv.join("src/lib.rs")).unwrap().modified().unwrap();
     bundled_guests(directory.path()).unwrap();
     let after = std::fs::metadata(guests.kv.join("src/lib.rs")).unwrap().modified().unwrap();

@@ -4,12 +4,13 @@
 //! seal is final (R1) without locks.
 //!
 //! This file has the state of an actor, its guest, and the handling of failures. `run` is the loop; `command`,
-//! `handoff`, `swap`, `sweep` and `items` are the operations that it runs.
+//! `handoff`, `swap`, `sweep` and `items` are the operations that it runs; `store` opens and closes the items.
 
 mod command;
 mod handoff;
 mod items;
 pub(super) mod run;
+mod store;
 mod swap;
 mod sweep;
 
@@ -27,15 +28,17 @@ use tokio::time::Instant;
 
 use super::control::{Control, SwapReport};
 use super::coverage_limit::{CoverageQueue, PendingPermit};
-use super::guest::{Guest, Items, Writer};
+use super::guest::Guest;
 use super::incidents::Incidents;
 use super::mailbox::{Command, Gauge};
 use super::memory::Compaction;
 use super::moves::{LateStart, Swap, Sweep};
 use super::outgoing::{Outgoing, StreamEvent};
+use super::parked::Parked;
 use super::release::Release;
 use super::source::ModuleSource;
 use super::watch::{WatchedVnode, Watcher};
+use annulus_storage::{Items, Writer};
 use annulus_wasm::{Doom, GuestError};
 
 /// Number of consecutive traps after which a vnode waits before it starts a new instance.
@@ -51,6 +54,10 @@ pub(super) struct Actor {
     release: Arc<Release>,
     guest: Option<Guest>,
     items: Items,
+    /// True once the store of the items is open.
+    is_open: bool,
+    /// Answers that wait until the items that they tell of are durable.
+    parked: Arc<Parked>,
     /// The identity in the dots of this vnode's writes. Its number of dots is up to date while there is no guest.
     writer: Writer,
     commands: mpsc::Receiver<Command>,
@@ -104,6 +111,7 @@ impl Actor {
     }
 
     async fn start_guest(&mut self) -> Result<(), RequestError> {
+        self.open_store().await?;
         let release = self.release.clone();
         match Guest::start(&release, self.partition, self.writer, self.items.clone()).await {
             Ok(mut guest) => {
@@ -137,6 +145,8 @@ impl Actor {
             GuestError::InitRefused(_) => ErrorCode::NotReady,
             GuestError::Doomed(Doom::TooLarge { .. }) => ErrorCode::ValueTooLarge,
             GuestError::Doomed(Doom::StorageFull(_)) => ErrorCode::PartitionFull,
+            // The guest was told that there are no items, and may remember that: it ends.
+            GuestError::Doomed(Doom::StorageFailed(error)) => return self.not_committed(error),
             GuestError::Doomed(_) => ErrorCode::ContractBroken,
         };
         if poisons && self.poisoned(&message, dots) {
@@ -156,6 +166,10 @@ impl Actor {
     /// must not keep a partition from moving or starting.
     fn broke_contract(&self, error: &GuestError) {
         let (module, partition, reason) = (&*self.release.name, self.partition.id, error.to_string());
+        if matches!(error, GuestError::Doomed(Doom::StorageFailed(_))) {
+            tracing::warn!(module, partition, reason, "a callback of a guest could not read its items");
+            return;
+        }
         tracing::warn!(module, partition, reason, "a callback of a guest broke the contract");
         self.incidents.note("contract-broken", module, Some(partition), &reason);
     }
@@ -234,3 +248,6 @@ impl Actor {
         report(&**watcher, WatchedVnode { name: &self.release.name, module: self.module, partition });
     }
 }
+
+#[cfg(test)]
+mod tests;

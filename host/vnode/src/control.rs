@@ -55,9 +55,10 @@ pub enum Control {
     End {
         /// The answer to all commands in the mailbox.
         error: RequestError,
-        /// Drop the items: another node owns them permanently.
+        /// True if another node owns the items permanently: the guest drops those that it keeps, and the master drops the
+        /// store. Otherwise the vnode closes its store in order.
         delete: bool,
-        /// Answered when the vnode has ended.
+        /// Answered when the vnode has ended, behind the close of its store.
         done: oneshot::Sender<()>,
     },
 }

@@ -1,20 +1,14 @@
 //! A running guest and the items of its vnode, in host storage or in the guest's memory.
 
-use std::sync::Arc;
-
 use annulus_core::contract::{Conflict, MergeOutcome, Partition, Rejection, TransferKind, Values};
 use annulus_core::description::CommandInfo;
 use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
 use annulus_core::request::Request;
-use parking_lot::RwLock;
 
 use super::release::Release;
 use super::runtime::{CommandResult, InstanceConfig, Runtime, limit_reply, start};
-use annulus_storage::{Memory, Storage};
+use annulus_storage::{Batch, Items, Selection, StorageError, Writer};
 use annulus_wasm::{CallScope, Doom, GuestError, Limits, VnodePlace};
-
-/// The items of one vnode in host storage. They outlive the guest's instances.
-pub(super) type Items = Arc<RwLock<Memory>>;
 
 /// An instance with the items of its vnode.
 pub(super) struct Guest {
@@ -22,15 +16,6 @@ pub(super) struct Guest {
     /// The limits that the vnode enforces, unless the instance does.
     limits: Option<Limits>,
     items: Items,
-}
-
-/// Identity of a vnode among those that have written items.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Writer {
-    /// Random for each start of a vnode, so that no dot is assigned twice (R8).
-    pub(super) actor: u64,
-    /// Number of dots assigned so far.
-    pub(super) dots: u64,
 }
 
 impl Guest {
@@ -103,21 +88,21 @@ impl Guest {
 
     /// Apply the writes of a call to host storage. With a single replica a deleted item is removed at once: only
     /// a handoff carries its tombstone (R12).
-    pub(super) fn commit(&self, writes: Vec<Item>) {
+    pub(super) async fn commit(&mut self, writes: Vec<Item>) -> Result<(), StorageError> {
         if writes.is_empty() {
-            return;
+            return Ok(());
         }
         let changes = writes.into_iter().map(|item| {
             let (addr, version) = item.into_parts();
             (addr, unless_deleted(version))
         });
-        self.items.write().apply(changes.collect());
+        self.items.apply(changes.collect()).await
     }
 
     /// Return a page of all items in order, tombstones included.
     pub(super) async fn fold(&mut self, after: Option<&[u8]>, limit: Budget) -> Result<Page, GuestError> {
         if !self.keeps_items() {
-            return Ok(annulus_wasm::page_of_all(&*self.items.read(), after, limit));
+            return Ok(self.items.page(&Batch::default(), &Selection::ALL, after, limit).await?);
         }
         let page = self.runtime.fold(after, limit).within(self.limits).await?;
         if after.is_some() && page.next.as_deref() == after {
@@ -142,7 +127,7 @@ impl Guest {
     pub(super) async fn take(&mut self, incoming: Vec<Item>) -> Result<Vec<Rejection>, GuestError> {
         if self.keeps_items() {
             let answer = self.runtime.take(&incoming).within(self.limits).await?;
-            self.commit(answer.writes);
+            self.commit(answer.writes).await?;
             return Ok(answer.value);
         }
         let mut changes = Vec::with_capacity(incoming.len());
@@ -150,7 +135,7 @@ impl Guest {
         let mut indices = Vec::new();
         for (index, item) in incoming.into_iter().enumerate() {
             let (addr, incoming) = item.into_parts();
-            let local = self.items.read().get(&addr);
+            let local = self.items.get(&addr).await?;
             match local {
                 Some(local) if local != incoming => {
                     indices.push(index);
@@ -161,7 +146,7 @@ impl Guest {
             }
         }
         let rejections = self.resolve(conflicts, &indices, &mut changes).await?;
-        self.items.write().apply(changes);
+        self.items.apply(changes).await?;
         Ok(rejections)
     }
 
@@ -202,15 +187,8 @@ impl Guest {
     /// Drop tombstones from the guest's memory that replicas no longer need.
     pub(super) async fn forget(&mut self, tombstones: &[Item]) -> Result<(), GuestError> {
         let writes = self.runtime.forget(tombstones).within(self.limits).await?;
-        self.commit(writes);
+        self.commit(writes).await?;
         Ok(())
-    }
-
-    /// Drop all items.
-    pub(super) async fn delete(&mut self) -> Result<(), GuestError> {
-        let deleted = self.runtime.delete().within(self.limits).await;
-        *self.items.write() = Memory::default();
-        deleted
     }
 
     /// Return the guest's memory in use and its limit in bytes, if the items are there.
@@ -248,11 +226,25 @@ impl Guest {
         self.runtime.handle_exit(reason).within(self.limits).await
     }
 
-    /// Shut the instance down. Commit its last writes and return them.
-    pub(super) async fn terminate(&mut self, reason: &str) -> Result<Vec<Item>, GuestError> {
-        let writes = self.runtime.terminate(reason).within(self.limits).await?;
-        self.commit(writes.clone());
+    /// Shut the instance down before another one of the same vnode takes over. Commit its last writes and return them.
+    pub(super) async fn hand_over(&mut self) -> Result<Vec<Item>, GuestError> {
+        let writes = self.runtime.terminate("swap").within(self.limits).await?;
+        self.commit(writes.clone()).await?;
         Ok(writes)
+    }
+
+    /// Shut the instance down with its vnode, and commit its last writes. With `moved` another node owns the items
+    /// permanently: the guest drops those that it keeps, and the last writes are discarded, because those in host storage
+    /// are dropped as a whole.
+    pub(super) async fn end(&mut self, moved: bool) -> Result<(), GuestError> {
+        if moved {
+            self.runtime.delete().within(self.limits).await?;
+            self.runtime.terminate("moved").within(self.limits).await?;
+            return Ok(());
+        }
+        let writes = self.runtime.terminate("stopped").within(self.limits).await?;
+        self.commit(writes).await?;
+        Ok(())
     }
 }
 

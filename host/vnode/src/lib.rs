@@ -18,6 +18,7 @@ mod memory;
 mod moves;
 mod native_kv;
 mod outgoing;
+mod parked;
 mod release;
 mod runtime;
 mod slot;

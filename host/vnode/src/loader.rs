@@ -5,12 +5,11 @@ use std::sync::Arc;
 use annulus_core::description::Description;
 use annulus_core::ids::Digest;
 use bytes::Bytes;
-use parking_lot::RwLock;
 
 use super::component::Component;
 use super::runtime::{self, InstanceConfig, Program};
 use super::watch::{Watched, Watcher};
-use annulus_storage::Memory;
+use annulus_storage::Items;
 use annulus_wasm::{Engine, GuestError, InvalidComponent, Limits, RoomLimit, trial_place};
 
 /// An operation of a loader in progress.
@@ -76,7 +75,7 @@ impl Prepared {
     /// If `init` refuses, or the instance fails.
     pub fn check_init<'a>(&'a self, settings: &'a [u8]) -> Loading<'a, ()> {
         Box::pin(async move {
-            let items = Arc::new(RwLock::new(Memory::default()));
+            let items = Items::memory();
             let config = InstanceConfig { vnode: trial_place(), settings, items, limits: self.limits };
             match runtime::start(&*self.program, config).await {
                 Ok(_) => Ok(()),

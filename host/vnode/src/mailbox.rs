@@ -146,7 +146,7 @@ impl VnodeHandle {
         self.control.send(control).is_ok()
     }
 
-    /// End vnodes: their waiting commands get this error; `delete` drops their items. Each returned receiver resolves
+    /// End vnodes: their waiting commands get this error; `delete` is that of [`Control::End`]. Each returned receiver resolves
     /// when its vnode has ended. The vnodes end even if the caller does not wait for them.
     pub(super) fn end_all(
         vnodes: impl IntoIterator<Item = Self>,

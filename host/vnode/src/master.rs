@@ -21,7 +21,7 @@ use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::ring::RingTable;
 use annulus_core::routing::{self, Admission};
-use annulus_core::state::Lineage;
+use annulus_core::state::{Lineage, StorageKind};
 use parking_lot::{Mutex, MutexGuard};
 use tokio::sync::{oneshot, watch};
 
@@ -31,8 +31,9 @@ use super::coverage_limit::CoverageLimiter;
 use super::incidents::{Incident, Incidents};
 use super::mailbox::{Command, NotAccepted, VnodeHandle};
 use super::release::Release;
-use super::slot::{Slot, SlotStatus};
+use super::slot::{Slot, SlotStatus, TransferStage};
 use super::source::ModuleSource;
+use annulus_storage::{Health, Items, Stores};
 
 /// The configuration of a master.
 pub struct MasterConfig {
@@ -44,6 +45,8 @@ pub struct MasterConfig {
     pub workers: usize,
     /// The source of releases.
     pub modules: Arc<dyn ModuleSource>,
+    /// The stores of modules with durable host storage.
+    pub stores: Stores,
 }
 
 /// The vnode master of a node. Cheap to clone.
@@ -88,12 +91,17 @@ pub enum Delivery {
 
 impl Master {
     /// Create a master that owns no partitions until [`Master::apply`]. `sealed` are the durable seals from the last
-    /// run of the node.
+    /// run of the node. Complete stages of that run wait for their transfers to end.
     pub fn new(config: MasterConfig, ring: &RingTable, sealed: &[(PartitionId, TransferId)]) -> Self {
         let slots: Vec<_> = ring.partitions.iter().map(|_| Mutex::new(Slot::default())).collect();
         for (partition, transfer) in sealed {
             if let Some(slot) = slots.get(usize::from(partition.0)) {
                 slot.lock().sealed = Some(*transfer);
+            }
+        }
+        for found in config.stores.found_stages() {
+            if let Some(slot) = slots.get(usize::from(found.partition.0)) {
+                slot.lock().stage = Some(TransferStage::found(found));
             }
         }
         let incidents = Arc::new(Incidents::default());
@@ -184,13 +192,14 @@ impl Master {
     ) -> Option<&'a VnodeHandle> {
         if !slot.vnodes.contains_key(&module) {
             let release = self.inner.config.modules.release(module)?;
-            let handle = self.start(module, partition, release);
+            let items = self.member_items(module, partition, &release);
+            let handle = self.start(module, partition, release, items);
             if let Some((_, outgoing)) = &slot.outgoing {
                 handle.tell(Control::StartOutgoing(outgoing.clone()));
             }
             if slot.sealed.is_some() {
-                // The vnode has no items, and answers no commands until the outcome of the transfer is known. Then it
-                // serves, or redirects its callers to the new owner.
+                // The vnode answers no commands until the outcome of the transfer is known. Then it serves, or redirects
+                // its callers to the new owner.
                 handle.tell(Control::Seal(slot.seal_round));
             }
             slot.vnodes.insert(module, handle);
@@ -198,7 +207,30 @@ impl Master {
         slot.vnodes.get(&module)
     }
 
-    fn start(&self, module: ModuleUid, partition: PartitionId, release: Arc<Release>) -> VnodeHandle {
+    /// Return the items of a vnode that serves.
+    fn member_items(&self, module: ModuleUid, partition: PartitionId, release: &Release) -> Items {
+        match release.storage {
+            StorageKind::Memory => Items::memory(),
+            StorageKind::Durable => self.inner.config.stores.member(module, partition),
+        }
+    }
+
+    /// Start the vnodes of all modules that have items of the partition on disk. Until a vnode of such a module runs, the
+    /// partition has items that no handoff, count or measurement would see.
+    ///
+    /// Return the modules that cannot run here yet.
+    fn start_stored(&self, slot: &mut Slot, partition: PartitionId) -> Vec<ModuleUid> {
+        let stored = self.inner.config.stores.members_of(partition).into_iter();
+        stored.filter(|module| self.vnode(slot, *module, partition).is_none()).collect()
+    }
+
+    fn start(
+        &self,
+        module: ModuleUid,
+        partition: PartitionId,
+        release: Arc<Release>,
+        items: Items,
+    ) -> VnodeHandle {
         let surroundings = Surroundings {
             guests: self.inner.config.guests.clone(),
             modules: self.inner.config.modules.clone(),
@@ -206,12 +238,12 @@ impl Master {
             permits: self.inner.coverage.queue(module),
         };
         let partition = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
-        start(surroundings, module, partition, release)
+        start(surroundings, module, partition, release, items)
     }
 
     /// Start a vnode outside of every slot, for benchmarks.
     pub fn start_apart(&self, release: Arc<Release>) -> VnodeHandle {
-        self.start(ModuleUid(0), PartitionId(0), release)
+        self.start(ModuleUid(0), PartitionId(0), release, Items::memory())
     }
 
     /// Wait until the log is applied to the slots up to `index`.
@@ -226,9 +258,13 @@ impl Master {
         self.inner.slots.iter().flat_map(|slot| slot.lock().aside.clone()).collect()
     }
 
-    /// Return the serving vnodes of a partition.
+    /// Return the serving vnodes of a partition. Those of modules with items on disk are started first.
     pub fn vnodes(&self, partition: PartitionId) -> Vec<VnodeHandle> {
-        self.slot(partition).map(|slot| slot.vnodes.values().cloned().collect()).unwrap_or_default()
+        let Some(mut slot) = self.slot(partition) else { return Vec::new() };
+        if slot.held {
+            self.start_stored(&mut slot, partition);
+        }
+        slot.vnodes.values().cloned().collect()
     }
 
     /// Swap all vnodes of a module to a release, all partitions at once. Return the report of each vnode, or the reason
@@ -267,11 +303,18 @@ impl Master {
             slot.held = false;
             ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.vnodes).into_values(), &error, false));
             ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.aside), &error, false));
-            ends.extend(VnodeHandle::end_all(slot.take_stage().into_values(), &error, true));
+            // A complete stage on disk may be flipped while this node is down.
+            ends.extend(VnodeHandle::end_all(slot.take_stage().into_values(), &error, false));
         }
         for end in ends {
             let _ = end.await;
         }
+        self.inner.config.stores.close().await;
+    }
+
+    /// Return the state of the stores on disk.
+    pub fn storage(&self) -> Health {
+        self.inner.config.stores.health()
     }
 
     /// Record an incident.

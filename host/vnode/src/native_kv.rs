@@ -1,7 +1,7 @@
 //! A key/value store in plain Rust: the baseline of `bench --baseline`.
 //!
-//! It runs in the same actor behind the same mailbox as `guests/kv` and does the same, so the difference between
-//! the two is the cost of WebAssembly.
+//! It runs in the same actor behind the same mailbox as `guests/memkv` and does the same, so the difference between
+//! the two is the cost of WebAssembly. `guests/kv` has the same commands and pays for host storage as well.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -72,7 +72,7 @@ impl NativeKv {
     }
 }
 
-/// Return the release of the baseline, with the description of `guests/kv`.
+/// Return the release of the baseline, with the commands of `guests/memkv`.
 pub fn native_kv() -> Release {
     let param = |name: &str, ty: &str| Param {
         name: name.to_owned(),
@@ -92,7 +92,7 @@ pub fn native_kv() -> Release {
     let description = Description {
         name: "native-kv".to_owned(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
-        doc: "The baseline of `bench`: guests/kv in plain Rust".to_owned(),
+        doc: "The baseline of `bench`: guests/memkv in plain Rust".to_owned(),
         commands: vec![
             command("put", Effect::Write, vec![param("key", "text"), param("value", "any")]),
             command("get", Effect::Read, vec![param("key", "text")]),

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use annulus_core::description::Description;
 use annulus_core::ids::Digest;
+use annulus_core::state::StorageKind;
 
 use super::component::Component;
 use super::loader::Prepared;
@@ -25,6 +26,8 @@ pub struct Release {
     pub(super) settings: Vec<u8>,
     /// Format in which guests write their items.
     pub(super) write_format: u32,
+    /// The engine of the module's host storage.
+    pub(super) storage: StorageKind,
     pub(super) program: Arc<dyn Program>,
     pub(super) limits: Limits,
     pub(super) watcher: Watched,
@@ -36,7 +39,18 @@ impl Release {
         let Prepared { digest, description, program, limits, watcher } = prepared;
         let write_format = description.writes_formats.iter().copied().max().unwrap_or(1);
         let digest = Some(digest);
-        Self { name, version, digest, description, settings, write_format, program, limits, watcher }
+        Self {
+            name,
+            version,
+            digest,
+            description,
+            settings,
+            write_format,
+            storage: StorageKind::default(),
+            program,
+            limits,
+            watcher,
+        }
     }
 
     /// Create a release of a compiled component.
@@ -56,6 +70,7 @@ impl Release {
             description: Arc::new(description),
             settings: Vec::new(),
             write_format: 1,
+            storage: StorageKind::default(),
             program,
             limits: Limits::default(),
             watcher: None,
@@ -70,6 +85,11 @@ impl Release {
             && self.settings == other.settings
             && self.limits == other.limits
             && self.write_format == other.write_format
+    }
+
+    /// Set the engine of the module's host storage.
+    pub fn stored(self, storage: StorageKind) -> Self {
+        Self { storage, ..self }
     }
 
     /// Set the format of written items.

@@ -4,16 +4,14 @@
 //! others, in plain Rust: they run in the same actors behind the same mailboxes.
 
 use std::pin::Pin;
-use std::sync::Arc;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
 use annulus_core::description::CommandInfo;
 use annulus_core::item::{Budget, Item, Page};
 use annulus_core::request::Request;
-use parking_lot::RwLock;
 use tokio::time::timeout;
 
-use annulus_storage::Storage;
+use annulus_storage::Items;
 use annulus_wasm::{Answer, CommandFailure, Doom, GuestError, Instance, Limits, VnodePlace};
 
 /// A call of a guest.
@@ -57,7 +55,7 @@ pub struct InstanceConfig<'a> {
     /// CBOR map of the module's settings, for `init`.
     pub settings: &'a [u8],
     /// The vnode's host storage, for reads. Writes are part of an answer.
-    pub items: Arc<RwLock<dyn Storage>>,
+    pub items: Items,
     /// Limits of the instance.
     pub limits: Limits,
 }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
+use annulus_storage::FoundStage;
 use serde::{Deserialize, Serialize};
 
 use super::mailbox::VnodeHandle;
@@ -60,6 +61,8 @@ pub(super) struct TransferStage {
     pub(super) generation: u64,
     /// True once all items have arrived and were merged.
     pub(super) complete: bool,
+    /// True if the stage was found on disk, without the items of modules that keep theirs in memory.
+    pub(super) lost_memory: bool,
     pub(super) vnodes: BTreeMap<ModuleUid, VnodeHandle>,
 }
 
@@ -75,6 +78,12 @@ pub struct StageId {
 }
 
 impl TransferStage {
+    /// Create the stage that the former process completed. Its vnodes start on demand, once it is promoted.
+    pub(super) fn found(found: FoundStage) -> Self {
+        let FoundStage { transfer, whole, .. } = found;
+        Self { transfer, generation: 0, complete: true, lost_memory: !whole, vnodes: BTreeMap::new() }
+    }
+
     pub(super) fn is(&self, id: StageId) -> bool {
         let any = mutants::on(Mutant::FillTheNextStage);
         self.transfer == id.transfer && (self.generation == id.generation || any)

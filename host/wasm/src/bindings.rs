@@ -10,6 +10,13 @@ wasmtime::component::bindgen!({
     world: "everything",
     path: "../../wit",
     exports: { default: async },
+    // An item may have to be read from disk.
+    imports: {
+        "annulus:vnode/storage.get": async,
+        "annulus:vnode/storage.put": async,
+        "annulus:vnode/storage.delete": async,
+        "annulus:vnode/storage.scan": async,
+    },
     // Arguments of exported functions borrow; a type that is also a result gets a second name for that.
     ownership: Borrowing { duplicate_if_necessary: true },
 });

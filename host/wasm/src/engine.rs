@@ -8,7 +8,7 @@ use annulus_core::contract::Partition;
 use annulus_core::description::Description;
 use annulus_core::ids::Digest;
 use annulus_core::state::MAX_COMPONENT_BYTES;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 use wasmtime::component::{Component, HasSelf, InstancePre, Linker};
 use wasmtime::{Config, OptLevel};
@@ -28,7 +28,7 @@ use super::memory;
 use super::pace::Pace;
 use super::room::{LimitedBy, Room, RoomLimit};
 use super::ticker::Ticker;
-use annulus_storage::Memory;
+use annulus_storage::Items;
 
 /// Longest description, in bytes of CBOR. It is part of the replicated state, which each member has in memory, and
 /// which is rewritten with each change.
@@ -305,7 +305,7 @@ impl Module {
             GuestError::NoRoom(reason) => InvalidComponent::NoRoom(reason),
             error => InvalidComponent::InitFailed(error.to_string()),
         };
-        let items = Arc::new(RwLock::new(Memory::default()));
+        let items = Items::memory();
         Instance::start(self, trial_place(), items, config).await.map_err(failed)?;
         Ok(())
     }

@@ -2,6 +2,7 @@
 
 use annulus_core::request::GuestRefusal;
 use annulus_core::wording::one_line;
+use annulus_storage::StorageError;
 
 use super::bindings::annulus::vnode::types::Failure;
 
@@ -24,6 +25,12 @@ pub enum GuestError {
     /// `init` refused. No instance exists.
     #[error("init refused: {0}")]
     InitRefused(String),
+}
+
+impl From<StorageError> for GuestError {
+    fn from(error: StorageError) -> Self {
+        Self::Doomed(Doom::StorageFailed(error))
+    }
 }
 
 impl GuestError {
@@ -59,6 +66,9 @@ pub enum Doom {
         "the host stores {} MiB of items for this vnode, which is the limit; delete what is not needed", .0 >> 20
     )]
     StorageFull(usize),
+    /// The items in host storage could not be read.
+    #[error(transparent)]
+    StorageFailed(StorageError),
     /// A size limit was exceeded.
     #[error("{what} is {bytes} bytes; the limit is {limit}")]
     TooLarge {

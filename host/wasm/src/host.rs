@@ -3,13 +3,11 @@
 //! No import fails towards the guest. A violation of the contract dooms the call (see the contract's `storage`):
 //! further writes have no effect, and [`super::Instance`] discards the reply.
 
-use std::ops::Bound;
 use std::sync::Arc;
 
 use annulus_core::contract::Partition;
 use annulus_core::description::{CommandInfo, Effect, Route};
-use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
-use parking_lot::RwLock;
+use annulus_core::item::{ItemAddr, Version};
 use wasmtime::ResourceLimiter;
 use wasmtime_wasi::{ResourceTable, WasiCtx, WasiCtxView, WasiView};
 
@@ -22,7 +20,7 @@ use super::pace::Pace;
 use super::room::Room;
 use super::simulated;
 use super::stderr::Stderr;
-use annulus_storage::{Batch, Storage};
+use annulus_storage::{Batch, Items, Selection, StorageError};
 
 /// Maximum number of elements of all tables of an instance together.
 const MAX_TABLE_ELEMENTS: usize = 200_000;
@@ -59,7 +57,8 @@ pub struct VnodePlace {
     pub partition: Partition,
     /// Format in which the guest writes its items (R22).
     pub write_format: u32,
-    /// The identity of the vnode in the dots of its writes (R8), random for each start of the vnode.
+    /// The identity of the vnode in the dots of its writes (R8), random unless the vnode continues a store that was
+    /// closed in order.
     pub actor: u64,
 }
 
@@ -108,7 +107,7 @@ pub(super) struct HostState {
     pub(super) pace: Arc<Pace>,
     pub(super) yielded: Yielded,
     place: VnodePlace,
-    items: Arc<RwLock<dyn Storage>>,
+    items: Items,
     pub(super) call: Call,
     /// Number of dots that this vnode has assigned.
     dots: u64,
@@ -140,7 +139,7 @@ impl HostState {
         limits: Limits,
         pace: Arc<Pace>,
         room: Arc<Room>,
-        items: Arc<RwLock<dyn Storage>>,
+        items: Items,
     ) -> Self {
         let stderr = Stderr::default();
         // The guest gets no files, no sockets, no environment and no arguments.
@@ -219,7 +218,7 @@ impl HostState {
         false
     }
 
-    fn write(&mut self, addr: ItemAddr, version: Version) {
+    async fn write(&mut self, addr: ItemAddr, version: Version) {
         if !self.may_read(Some(&addr.key)) {
             return;
         }
@@ -239,24 +238,43 @@ impl HostState {
             let limit = self.limits.batch_bytes;
             return self.doom(Doom::TooLarge { what: "all that one call writes", bytes: all, limit });
         }
-        if !version.deleted && !self.has_space(&addr, bytes) {
-            return self.doom(Doom::StorageFull(self.limits.storage_bytes));
+        if !version.deleted {
+            match has_space(&self.call.batch, &self.items, &addr, bytes, self.limits.storage_bytes).await {
+                Ok(true) => {}
+                Ok(false) => return self.doom(Doom::StorageFull(self.limits.storage_bytes)),
+                Err(error) => return self.doom(Doom::StorageFailed(error)),
+            }
         }
         if self.call.doom.is_none() {
             self.call.batch.put(addr, version);
         }
     }
+}
 
-    /// Return true if the vnode's storage has space for an item of this size, in place of the present one.
-    fn has_space(&self, addr: &ItemAddr, bytes: usize) -> bool {
-        let items = self.items.read();
-        // This sum counts replaced items twice, so the exact check is left for a storage that is nearly full.
-        if items.bytes() + self.call.batch.bytes() + bytes <= self.limits.storage_bytes {
-            return true;
-        }
-        let present = self.call.batch.get(&*items, addr);
-        present.is_some_and(|version| addr.key.len() + addr.sort.len() + version.value.len() >= bytes)
+/// Return the version that a call with the writes in `batch` sees at an address.
+async fn seen(batch: &Batch, items: &Items, addr: &ItemAddr) -> Result<Option<Version>, StorageError> {
+    match batch.get(addr) {
+        Some(version) => Ok(Some(version.clone())),
+        None => items.get(addr).await,
     }
+}
+
+/// Return true if a vnode's storage with this limit in bytes has space for an item of this size, in place of the
+/// present one.
+async fn has_space(
+    batch: &Batch,
+    items: &Items,
+    addr: &ItemAddr,
+    bytes: usize,
+    limit: usize,
+) -> Result<bool, StorageError> {
+    let stored = usize::try_from(items.counts().bytes).unwrap_or(usize::MAX);
+    // This sum counts replaced items twice, so the exact check is left for a storage that is nearly full.
+    if stored.saturating_add(batch.bytes() + bytes) <= limit {
+        return Ok(true);
+    }
+    let present = seen(batch, items, addr).await?;
+    Ok(present.is_some_and(|version| addr.key.len() + addr.sort.len() + version.value.len() >= bytes))
 }
 
 impl WasiView for HostState {
@@ -353,23 +371,28 @@ impl log::Host for HostState {
 }
 
 impl storage::Host for HostState {
-    fn get(&mut self, key: Vec<u8>, sort: Vec<u8>) -> Option<types::VersionResult> {
+    async fn get(&mut self, key: Vec<u8>, sort: Vec<u8>) -> Option<types::VersionResult> {
         if !self.may_read(Some(&key)) {
             return None;
         }
-        let items = self.items.read();
-        self.call.batch.get(&*items, &ItemAddr { key, sort }).map(Into::into)
+        match seen(&self.call.batch, &self.items, &ItemAddr { key, sort }).await {
+            Ok(version) => version.map(Into::into),
+            Err(error) => {
+                self.doom(Doom::StorageFailed(error));
+                None
+            }
+        }
     }
 
-    fn put(&mut self, key: Vec<u8>, sort: Vec<u8>, value: Vec<u8>) {
-        self.write(ItemAddr { key, sort }, Version { value, deleted: false });
+    async fn put(&mut self, key: Vec<u8>, sort: Vec<u8>, value: Vec<u8>) {
+        self.write(ItemAddr { key, sort }, Version { value, deleted: false }).await;
     }
 
-    fn delete(&mut self, key: Vec<u8>, sort: Vec<u8>, remains: Vec<u8>) {
-        self.write(ItemAddr { key, sort }, Version { value: remains, deleted: true });
+    async fn delete(&mut self, key: Vec<u8>, sort: Vec<u8>, remains: Vec<u8>) {
+        self.write(ItemAddr { key, sort }, Version { value: remains, deleted: true }).await;
     }
 
-    fn scan(
+    async fn scan(
         &mut self,
         what: storage::Selection,
         after: Option<Vec<u8>>,
@@ -380,72 +403,14 @@ impl storage::Host for HostState {
         }
         let limit =
             types::Budget { items: limit.items.min(MAX_SCAN_ITEMS), bytes: limit.bytes.min(MAX_SCAN_BYTES) };
-        let after = after.as_deref().and_then(addr_of_token);
-        let items = self.items.read();
-        page(&self.call.batch, &*items, &what, after, limit.into()).into()
-    }
-}
-
-/// Read a page of the items that a call sees.
-fn page(
-    batch: &Batch,
-    items: &dyn Storage,
-    what: &storage::Selection,
-    after: Option<ItemAddr>,
-    limit: Budget,
-) -> Page {
-    let first = |key: Vec<u8>| ItemAddr { key, sort: Vec::new() };
-    let (mut from, mut to) = match &what.key {
-        Some(key) => (Bound::Included(first(key.clone())), Bound::Excluded(first(successor(key)))),
-        None => (Bound::Unbounded, Bound::Unbounded),
-    };
-    if let Some(after) = after {
-        if what.reverse { to = Bound::Excluded(after) } else { from = Bound::Excluded(after) }
-    }
-    let mut page = Page::default();
-    let mut bytes = 0;
-    for (addr, version) in batch.scan(items, from, to, what.reverse) {
-        let in_range = what.start.as_ref().is_none_or(|start| addr.sort >= *start)
-            && what.end.as_ref().is_none_or(|end| addr.sort < *end);
-        if !in_range || (version.deleted && !what.deleted) {
-            continue;
+        let storage::Selection { key, start, end, reverse, deleted } = what;
+        let selection = Selection { key, start, end, reverse, deleted };
+        match self.items.page(&self.call.batch, &selection, after.as_deref(), limit.into()).await {
+            Ok(page) => page.into(),
+            Err(error) => {
+                self.doom(Doom::StorageFailed(error));
+                types::Page { items: Vec::new(), next: None }
+            }
         }
-        let item = Item::new(addr, version);
-        let full = page.items.len() >= limit.items as usize || bytes + item.len() > limit.bytes as usize;
-        if full && let Some(last) = page.items.last() {
-            page.next = Some(token_of_addr(&last.key, &last.sort));
-            break;
-        }
-        bytes += item.len();
-        page.items.push(item);
     }
-    page
-}
-
-/// Return the first byte string after `key`.
-fn successor(key: &[u8]) -> Vec<u8> {
-    let mut next = key.to_vec();
-    next.push(0);
-    next
-}
-
-/// Return the resume token of a page that ends at an address: length of the key, key, sort.
-fn token_of_addr(key: &[u8], sort: &[u8]) -> Vec<u8> {
-    let mut token = Vec::with_capacity(4 + key.len() + sort.len());
-    token.extend_from_slice(&u32::try_from(key.len()).unwrap_or(u32::MAX).to_be_bytes());
-    token.extend_from_slice(key);
-    token.extend_from_slice(sort);
-    token
-}
-
-fn addr_of_token(token: &[u8]) -> Option<ItemAddr> {
-    let (length, rest) = token.split_first_chunk::<4>()?;
-    let (key, sort) = rest.split_at_checked(u32::from_be_bytes(*length) as usize)?;
-    Some(ItemAddr { key: key.to_vec(), sort: sort.to_vec() })
-}
-
-/// Read a page of all items in a vnode's host storage, tombstones included.
-pub fn page_of_all(items: &dyn Storage, after: Option<&[u8]>, limit: Budget) -> Page {
-    let all = storage::Selection { key: None, start: None, end: None, reverse: false, deleted: true };
-    page(&Batch::default(), items, &all, after.and_then(addr_of_token), limit)
 }

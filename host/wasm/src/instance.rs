@@ -1,11 +1,8 @@
 //! A guest instance: a store, its exports, and the calls that a vnode makes.
 
-use std::sync::Arc;
-
 use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Values};
 use annulus_core::item::{Budget, Item, Page};
 use annulus_core::request::Request;
-use parking_lot::RwLock;
 use wasmtime::{Store, Trap, WasmBacktrace};
 
 use super::bindings::annulus::vnode::types::ItemParam;
@@ -17,7 +14,7 @@ use super::host::{CallScope, HostState, MemoryDenied, VnodePlace};
 use super::limits::Limits;
 use super::meter::{Meter, TimedOut};
 use super::room::{Seat, is_exhausted};
-use annulus_storage::{Batch, Memory, Storage};
+use annulus_storage::{Batch, Items};
 
 /// A running guest, for one call at a time. After an error that [`GuestError::poisons`] it must be dropped.
 pub struct Instance {
@@ -56,7 +53,7 @@ impl Instance {
     pub async fn start(
         module: &Module,
         place: VnodePlace,
-        items: Arc<RwLock<dyn Storage>>,
+        items: Items,
         config: &[u8],
     ) -> Result<Self, GuestError> {
         let at = place.partition;
@@ -73,14 +70,10 @@ impl Instance {
 
     /// Start an instance for `describe` only.
     pub(super) async fn bare(module: &Module, place: VnodePlace) -> Result<Self, GuestError> {
-        Self::instantiate(module, place, Arc::new(RwLock::new(Memory::default()))).await
+        Self::instantiate(module, place, Items::memory()).await
     }
 
-    async fn instantiate(
-        module: &Module,
-        place: VnodePlace,
-        items: Arc<RwLock<dyn Storage>>,
-    ) -> Result<Self, GuestError> {
+    async fn instantiate(module: &Module, place: VnodePlace, items: Items) -> Result<Self, GuestError> {
         let (pace, room) = (module.pace.clone(), module.room.clone());
         let mut store = Store::new(module.engine(), HostState::new(place, module.limits, pace, room, items));
         store.limiter(|state| state);

@@ -34,7 +34,7 @@ pub use compiler::{COMPILE_WORD, compile_component};
 pub use annulus_core::description::{CommandInfo, Description, Effect, Exported, Param, Route, is_name};
 pub use engine::{Engine, Module, trial_place};
 pub use error::{CommandFailure, Doom, GuestError, InvalidComponent};
-pub use host::{CallScope, VnodePlace, page_of_all};
+pub use host::{CallScope, VnodePlace};
 pub use instance::{Answer, Instance};
 pub use limits::Limits;
 pub use memory::one_arena_per_processor;

@@ -211,6 +211,7 @@ mod tests {
     use std::time::SystemTime;
 
     use annulus_ground::{Scope, ScopeId, World};
+    use tokio::sync::oneshot;
 
     use super::super::ticker::Ticker;
     use super::*;
@@ -327,6 +328,42 @@ mod tests {
             assert_eq!(meter().run(std::future::pending::<()>()).await, Err(TimedOut));
             let elapsed = began.elapsed();
             assert!(elapsed >= LIMIT * 2 && elapsed < LIMIT * 2 + SLICE * 5, "{elapsed:?}");
+        });
+    }
+
+    #[test]
+    fn a_read_that_the_disk_never_answers_ends_with_its_call() {
+        let (pace, yielded) = (epochs(), Yielded::default());
+        let (answer, read) = oneshot::channel::<()>();
+        let call = async move { read.await.is_ok() };
+        assert_eq!(block_on(Meter::new(&pace, &yielded, LIMIT).run(call)), Err(TimedOut));
+        assert!(answer.is_closed(), "the call was dropped in the middle of the read");
+    }
+
+    /// Wait for an answer that another task gives after `time`, as for a read of the disk.
+    async fn read(time: Duration) {
+        let (answer, read) = oneshot::channel();
+        tokio::spawn(async move {
+            sleep(time).await;
+            let _ = answer.send(());
+        });
+        read.await.unwrap();
+    }
+
+    #[test]
+    fn reads_of_the_disk_count_as_waiting_and_not_as_computing() {
+        in_virtual_time(async {
+            let pace = Arc::new(Pace::Fuel);
+            let reads = async |times| {
+                for _ in 0..times {
+                    read(SLICE * 2).await;
+                }
+            };
+            let meter = || Meter::new(&pace, &Yielded::default(), LIMIT);
+            let began = Instant::now();
+            assert_eq!(meter().run(reads(45)).await, Ok(()));
+            assert!(began.elapsed() >= SLICE * 90 && began.elapsed() <= SLICE * 91, "{:?}", began.elapsed());
+            assert_eq!(meter().run(reads(51)).await, Err(TimedOut));
         });
     }
 

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::budget::MemoryBudget;
 
 /// Mappings of one instance: its memory, the reservation behind the memory, its stack, and the guard page before the
-/// stack. (Measured with `guests/kv`: 1,024 instances take 4.00 mappings each.)
+/// stack. (Measured with `guests/memkv`: 1,024 instances take 4.00 mappings each.)
 const MAPS_OF_INSTANCE: usize = 4;
 /// Mappings of everything else: the allocator, thread stacks, the database's files, compiled code.
 const MAPS_OF_HOST: usize = 4096;

@@ -232,6 +232,7 @@ async fn stale(run: &Arc<Run>, at: At, age: Duration, lasts: Duration) {
         run.seen(|seen| seen.stale_disks += 1);
         nodes.disk(at).restore(&image);
         run.is_made_stale(at);
+        run.loses_time(at);
         sleep(lasts).await;
         nodes.start(at);
         // Either the copy equals the disk and the node serves, or the node refuses to run and gives the reason.

@@ -1,7 +1,7 @@
 //! The modules of a run and the behaviour of their releases.
 //!
-//! Modules follow a script. In some seeds one or more of them are real components instead: `guests/kv`, which has
-//! the same commands.
+//! Modules follow a script. In some seeds one or more of them are real components instead: `guests/kv`, whose items are
+//! in host storage, or `guests/memkv`, whose items are in guest memory. Both have the same commands as the script.
 
 use annulus_harness::guest::{EndlessFold, Keeps, OneIn, Oversize, Script, Slow, Traps};
 use bytes::Bytes;
@@ -114,7 +114,11 @@ impl Plan {
     pub fn component(&self, release: u32) -> Bytes {
         if self.real {
             let features: &[&str] = if release.is_multiple_of(2) { &["v2"] } else { &[] };
-            return component_with("guests/kv", features).into();
+            let guest = match self.keeps {
+                Keeps::Host => "guests/kv",
+                Keeps::Guest => "guests/memkv",
+            };
+            return component_with(guest, features).into();
         }
         self.script(release).component()
     }

@@ -15,4 +15,5 @@ pub mod coverage;
 pub mod formats;
 pub mod leaks;
 pub mod ledger;
+mod trail;
 pub mod truth;

@@ -8,7 +8,7 @@ use std::time::Duration;
 use annulus_core::ids::{Digest, ModuleUid, NodeId};
 use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::mutants::{self, Mutant};
-use annulus_core::state::ClusterState;
+use annulus_core::state::{ClusterState, StorageKind};
 use annulus_core::version::Speaks;
 use annulus_harness::guest::{Contents, Script, Scripts};
 use annulus_harness::{At, Changeable, Nodes, Seeded, Simulation};
@@ -303,6 +303,7 @@ impl Run {
                         && news.newest
                     {
                         inner.truth.begins(place, module.uid.0, now);
+                        inner.truth.keeps(place, module.storage == StorageKind::Durable);
                     }
                 }
                 inner.seen.moved += news.moved;
@@ -481,13 +482,29 @@ impl Run {
         !self.state.lock().busy
     }
 
-    /// Record the loss of a node's memory, and with it of the only copies of its partitions' items.
+    /// Record the loss of a node's memory, and with it of the only copies of items that were there. Of durable items
+    /// only writes that nobody was told of are lost.
     pub fn loses_memory(&self, at: At) {
+        self.each_on(at, Truth::crash);
+    }
+
+    /// Record that a node's disk was replaced by an older copy.
+    pub fn loses_time(&self, at: At) {
+        self.each_on(at, Truth::age);
+    }
+
+    /// Record that the durable items on a node's disk were damaged.
+    pub fn loses_items(&self, at: At) {
+        self.each_on(at, Truth::damage);
+    }
+
+    /// Call `act` with each partition whose items are on a node.
+    fn each_on(&self, at: At, act: fn(&mut Truth, PartitionId, Duration)) {
         let Some(node) = self.member(at) else { return };
         let now = self.world.now();
         let mut state = self.state.lock();
         for partition in state.ledger.rests_on(node) {
-            state.truth.loosen(partition, None, now);
+            act(&mut state.truth, partition, now);
         }
     }
 
@@ -539,7 +556,7 @@ const BEGIN: Duration = Duration::from_secs(240);
 /// Largest deviation of a clock's rate, in parts per million.
 const DRIFT: i64 = 100_000;
 
-/// Memory limits, in bytes, from which a seed with [`Nature::tight`] draws one. `guests/kv` starts with somewhat more
+/// Memory limits, in bytes, from which a seed with [`Nature::tight`] draws one. `guests/memkv` starts with somewhat more
 /// than one MiB.
 const LITTLE: std::ops::Range<usize> = 2 << 20..8 << 20;
 

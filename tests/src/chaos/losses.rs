@@ -95,15 +95,15 @@ mod tests {
     #[test]
     fn partitions_are_parsed_from_both_kinds_of_alert() {
         let started =
-            "possible-loss: kv: the node started again: items in memory of partitions 0-2, 7 are gone";
-        assert_eq!(named(started, "kv"), [0, 1, 2, 7]);
-        assert_eq!(named("possible-loss:  partition 4: the partition was taken over", "kv"), [4]);
-        assert_eq!(named("possible-loss: nothing", "kv"), [] as [u16; 0]);
+            "possible-loss: memkv: the node started again: items in memory of partitions 0-2, 7 are gone";
+        assert_eq!(named(started, "memkv"), [0, 1, 2, 7]);
+        assert_eq!(named("possible-loss:  partition 4: the partition was taken over", "memkv"), [4]);
+        assert_eq!(named("possible-loss: nothing", "memkv"), [] as [u16; 0]);
     }
 
     #[test]
     fn a_loss_of_another_module_is_not_counted() {
         let trapped = "possible-loss: trap partitions 3-4: the guest trapped";
-        assert_eq!((named(trapped, "kv"), named(trapped, "trap")), (vec![], vec![3, 4]));
+        assert_eq!((named(trapped, "memkv"), named(trapped, "trap")), (vec![], vec![3, 4]));
     }
 }

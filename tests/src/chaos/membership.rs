@@ -49,6 +49,7 @@ impl Settings {
     /// Return the settings of a run of this length and seed, with five nodes.
     pub fn new(length: Duration, seed: u64) -> Self {
         let load = load::Settings {
+            module: beside::MODULE,
             clients: 12,
             keys: 12_000,
             pad: 200,
@@ -133,7 +134,7 @@ impl<'a> Run<'a> {
         for node in &cluster.nodes()[1..] {
             node.join(&cluster[0]);
         }
-        cluster.deploy("guests/kv");
+        cluster.deploy(beside::LOADED);
         releases::deploy_beside(&cluster);
         for _ in 0..SPARE {
             cluster.add(&[]);

@@ -2,9 +2,12 @@
 //! load that is checked against a model.
 //!
 //! `cargo run --release -p annulus-tests -- chaos membership --seconds 180 --seed 1`
+//!
+//! `cargo run --release -p annulus-tests -- chaos crash --cycles 500 --seed 1 [--power]`
 
 mod beside;
 mod change;
+pub mod crash;
 mod figures;
 mod losses;
 mod membership;

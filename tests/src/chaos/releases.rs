@@ -14,11 +14,10 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
-use super::beside::{GUEST, Kind, modules};
+use super::beside::{GUEST, Kind, LOADED, MODULE, modules};
 use super::change::Place;
 use crate::guests::component;
 use crate::harness::{Cluster, Node, verb};
-use crate::load::MODULE;
 
 /// `--timeout` of a release: the time for every node to run it.
 const TIMEOUT: &str = "60s";
@@ -89,7 +88,7 @@ impl Releases {
     /// Start the thread: one release about each `every`, of a module and through a node drawn from the seed.
     pub(super) fn begin(cluster: &Cluster, seed: u64, every: Duration, began: Instant) -> Self {
         let file = |module: &str, number: u8| {
-            let guest = component(if module == MODULE { "guests/kv" } else { GUEST });
+            let guest = component(if module == MODULE { LOADED } else { GUEST });
             // A custom section changes the digest and nothing else.
             let variant = [&guest[..], &[0, 3, 1, b'v', number]].concat();
             cluster.keep(&format!("{module}-{number}.wasm"), &variant)

@@ -1,12 +1,13 @@
 //! Calls a module through one of several nodes, and recognises failures that a dead or frozen process explains.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use ciborium::Value;
 use parking_lot::Mutex;
+use tokio::sync::watch;
 use tokio::time::{sleep, timeout};
 
 use super::Settings;
@@ -19,13 +20,50 @@ pub(crate) const NO_ANSWER: &str = "no-answer";
 /// The load's own error code for a request without an answer to a node whose process did not run.
 pub(crate) const FROZEN: &str = "frozen";
 
-/// Nodes whose process is dead or frozen, by data directory.
-pub(crate) type Frozen = Arc<Mutex<HashSet<PathBuf>>>;
+/// Nodes whose process is dead or frozen, and the deaths of processes, by data directory.
+#[derive(Clone, Default)]
+pub(crate) struct Frozen {
+    nodes: Arc<Mutex<HashSet<PathBuf>>>,
+    deaths: Arc<watch::Sender<HashMap<PathBuf, u64>>>,
+}
+
+impl Frozen {
+    pub(super) fn contains(&self, node: &Path) -> bool {
+        self.nodes.lock().contains(node)
+    }
+
+    pub(super) fn set(&self, node: &Path, frozen: bool) {
+        let mut nodes = self.nodes.lock();
+        if frozen {
+            nodes.insert(node.to_owned())
+        } else {
+            nodes.remove(node)
+        };
+    }
+
+    /// Record that the node's process has ended.
+    pub(super) fn dies(&self, node: &Path) {
+        self.deaths.send_modify(|deaths| *deaths.entry(node.to_owned()).or_default() += 1);
+    }
+
+    /// Return the number of deaths of the node's processes. A connection from before a death gets no answers.
+    pub(super) fn deaths(&self, node: &Path) -> u64 {
+        self.deaths.borrow().get(node).copied().unwrap_or_default()
+    }
+
+    /// Wait until the node has had more deaths than these.
+    pub(super) async fn death(&self, node: &Path, before: u64) {
+        let mut deaths = self.deaths.subscribe();
+        // The sender is `self`, so it exists.
+        let _ = deaths.wait_for(|deaths| deaths.get(node).is_some_and(|now| *now > before)).await;
+    }
+}
 
 /// A client with a persistent connection, which sends one request at a time.
 pub(crate) struct Caller {
     entries: Entries,
-    operator: Option<Operator>,
+    /// The connection, and the number of deaths of its node when it was made.
+    operator: Option<(u64, Operator)>,
     frozen: Frozen,
     limit: Duration,
     grace: Duration,
@@ -57,25 +95,31 @@ impl Caller {
         args: Vec<(Value, Value)>,
     ) -> Result<Value, Failure> {
         let entry = self.entries.now().to_owned();
-        let was_frozen = self.frozen.lock().contains(&entry);
+        let was_frozen = self.frozen.contains(&entry);
         let (limit, grace) = (self.limit, self.grace);
+        let deaths = self.frozen.deaths(&entry);
         let asked = async {
-            let operator = match self.operator.take() {
-                Some(operator) => operator,
+            let operator = match self.operator.take().filter(|(before, _)| *before == deaths) {
+                Some((_, operator)) => operator,
                 None => Operator::connect(&entry).await?,
             };
             let answer = operator.call(module, command, args, limit).await;
             if !answer.as_ref().is_err_and(lost) {
-                self.operator = Some(operator);
+                self.operator = Some((deaths, operator));
             }
             answer
         };
-        let mut answer = timeout(limit + grace, asked).await.unwrap_or_else(|_| {
-            let message = format!("no answer within {:?}", limit + grace);
-            Err(Failure { code: NO_ANSWER.to_owned(), applied: Applied::Unknown, message })
-        });
+        let silent =
+            |code: &str, message| Err(Failure { code: code.to_owned(), applied: Applied::Unknown, message });
+        let mut answer = tokio::select! {
+            biased;
+            answer = timeout(limit + grace, asked) => answer
+                .unwrap_or_else(|_| silent(NO_ANSWER, format!("no answer within {:?}", limit + grace))),
+            // The next process does not know of the request.
+            () = self.frozen.death(&entry, deaths) => silent(FROZEN, "the process has ended".to_owned()),
+        };
         if let Err(failure) = &mut answer {
-            let frozen = was_frozen || self.frozen.lock().contains(&entry);
+            let frozen = was_frozen || self.frozen.contains(&entry);
             if frozen && lost(failure) {
                 failure.code = FROZEN.to_owned();
             }

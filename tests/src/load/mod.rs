@@ -25,12 +25,11 @@ use caller::Frozen;
 use crew::{Crew, Order, Whom};
 pub use report::{Failed, Phase, Report};
 
-/// The module under load.
-pub const MODULE: &str = "kv";
-
 /// Settings of a load.
 #[derive(Clone, Debug)]
 pub struct Settings {
+    /// Name of the module under load: that of `guests/kv` or of `guests/memkv`.
+    pub module: &'static str,
     /// Number of clients.
     pub clients: u32,
     /// Number of keys, divided among the clients.
@@ -43,6 +42,8 @@ pub struct Settings {
     pub rest: Duration,
     /// Bytes added to each value.
     pub pad: usize,
+    /// Bytes added to one value in sixteen, instead of `pad`; 0 for no such values.
+    pub long_pad: usize,
     /// Whether to run the coverage command `keys` repeatedly.
     pub surveys: bool,
     /// Whether a client goes to the next node when its own does not answer. Otherwise it stays.
@@ -56,12 +57,14 @@ pub struct Settings {
 impl Default for Settings {
     fn default() -> Self {
         Self {
+            module: "kv",
             clients: 16,
             keys: 20_000,
             limit: Duration::from_secs(10),
             grace: Duration::from_secs(5),
             rest: Duration::ZERO,
             pad: 0,
+            long_pad: 0,
             surveys: true,
             roam: false,
             ring_size: 64,
@@ -143,12 +146,12 @@ impl Load {
     /// Record that a node's process is killed or frozen, or that it runs again. Requests that get no answer
     /// from it until then are counted separately, because a process that does not run cannot answer.
     pub fn freeze(&self, node: &Node, frozen: bool) {
-        let mut all = self.shared.frozen.lock();
-        if frozen {
-            all.insert(node.data.clone())
-        } else {
-            all.remove(&node.data)
-        };
+        self.shared.frozen.set(&node.data, frozen);
+    }
+
+    /// Record that a frozen node's process has ended: requests in progress to it end now, with an unknown outcome.
+    pub fn end_requests_to(&self, node: &Node) {
+        self.shared.frozen.dies(&node.data);
     }
 
     /// Return the set of frozen nodes maintained by [`freeze`](Self::freeze), to share it with other clients.
@@ -158,10 +161,15 @@ impl Load {
 
     /// Stop the load, read every key back and compare a last reply of `keys` with the model.
     pub fn verify(&self) -> Report {
-        self.pause();
         self.phase("read back");
-        self.tell(&Order::ReadBack);
+        self.read_back();
         self.report()
+    }
+
+    /// Stop the load, read every key and compare it with the model, without a phase of its own.
+    pub fn read_back(&self) {
+        self.pause();
+        self.tell(&Order::ReadBack);
     }
 
     /// Return the report so far.
@@ -185,8 +193,10 @@ fn key_number(name: &str) -> Option<u32> {
     name.strip_prefix("key")?.parse().ok()
 }
 
-/// Return the partition of a key.
-fn partition_of(key: u32, ring_size: u16) -> u16 {
-    let size = RingSize::try_from(u32::from(ring_size)).unwrap_or_else(|error| panic!("{error}"));
-    size.partition_of(&hash_key(MODULE.as_bytes(), key_name(key).as_bytes())).0
+impl Settings {
+    /// Return the partition of a key.
+    fn partition_of(&self, key: u32) -> u16 {
+        let size = RingSize::try_from(u32::from(self.ring_size)).unwrap_or_else(|error| panic!("{error}"));
+        size.partition_of(&hash_key(self.module.as_bytes(), key_name(key).as_bytes())).0
+    }
 }

@@ -1,15 +1,15 @@
 //! A client that runs the coverage command `keys` repeatedly and checks the replies during the writes.
 
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ciborium::Value;
 use tokio::sync::mpsc::error::TryRecvError;
 use tokio::time::{sleep, timeout};
 
 use super::caller::{Entries, lost};
-use super::crew::{Order, Orders};
-use super::{MODULE, Shared, key_number};
+use super::crew::{Order, Orders, READ_BACK_LIMIT};
+use super::{Shared, key_number};
 use crate::client::{Everywhere, Failure, Operator};
 
 /// Deadline of one request for `keys`.
@@ -20,7 +20,8 @@ const REST: Duration = Duration::from_millis(100);
 pub(super) struct Surveyor {
     shared: Arc<Shared>,
     entries: Entries,
-    operator: Option<Operator>,
+    /// The connection, and the number of deaths of its node when it was made.
+    operator: Option<(u64, Operator)>,
     running: bool,
 }
 
@@ -49,8 +50,14 @@ impl Surveyor {
                 }
                 Order::Run(running) => self.running = running && self.shared.settings.surveys,
                 Order::ReadBack => {
-                    if !self.survey().await {
-                        self.shared.report.lock().unanswered += 1;
+                    // The node that was asked may not have heard of a restarted peer yet.
+                    let began = Instant::now();
+                    while !self.survey().await {
+                        if began.elapsed() >= READ_BACK_LIMIT {
+                            self.shared.report.lock().unanswered += 1;
+                            break;
+                        }
+                        sleep(REST).await;
                     }
                 }
                 Order::Fill | Order::Doubt(_) => {}
@@ -64,28 +71,35 @@ impl Surveyor {
     async fn survey(&mut self) -> bool {
         let before = self.shared.board.snapshot();
         let grace = self.shared.settings.grace;
-        let was_frozen = self.shared.frozen.lock().contains(self.entries.now());
-        let answer = timeout(LIMIT + grace, self.ask()).await;
+        let was_frozen = self.shared.frozen.contains(self.entries.now());
+        let (node, frozen) = (self.entries.now().to_owned(), self.shared.frozen.clone());
+        let deaths = frozen.deaths(&node);
+        let answer = tokio::select! {
+            biased;
+            answer = timeout(LIMIT + grace, self.ask(deaths)) => answer.ok(),
+            () = frozen.death(&node, deaths) => None,
+        };
         let mut report = self.shared.report.lock();
         report.coverages += 1;
         match answer {
-            Ok(Ok(Everywhere { values, missing })) if missing.is_empty() => {
+            Some(Ok(Everywhere { values, missing })) if missing.is_empty() => {
                 let keys: Vec<u32> = values.iter().map(number).collect();
                 report.coverage_wrong.extend(self.shared.board.check(&before, &keys));
                 report.complete += 1;
                 return true;
             }
-            Ok(Ok(Everywhere { missing, .. })) => report.missing.extend(missing),
-            Ok(Err(failure)) => {
+            Some(Ok(Everywhere { missing, .. })) => report.missing.extend(missing),
+            Some(Err(failure)) => {
                 self.operator = None;
                 if self.shared.settings.roam && lost(&failure) {
                     self.entries.next();
                 }
                 *report.codes.entry(format!("keys: {}", failure.code)).or_default() += 1;
             }
-            Err(_) => {
+            None => {
                 self.operator = None;
-                let frozen = was_frozen || self.shared.frozen.lock().contains(self.entries.now());
+                let died = frozen.deaths(&node) > deaths;
+                let frozen = was_frozen || died || frozen.contains(&node);
                 *(if frozen { &mut report.frozen } else { &mut report.unanswered }) += 1;
                 if self.shared.settings.roam {
                     self.entries.next();
@@ -95,12 +109,13 @@ impl Surveyor {
         false
     }
 
-    async fn ask(&mut self) -> Result<Everywhere, Failure> {
-        let operator = match &self.operator {
+    async fn ask(&mut self, deaths: u64) -> Result<Everywhere, Failure> {
+        self.operator.take_if(|(before, _)| *before != deaths);
+        let (_, operator) = match &self.operator {
             Some(operator) => operator,
-            None => self.operator.insert(Operator::connect(self.entries.now()).await?),
+            None => self.operator.insert((deaths, Operator::connect(self.entries.now()).await?)),
         };
-        operator.everywhere(MODULE, "keys", LIMIT).await
+        operator.everywhere(self.shared.settings.module, "keys", LIMIT).await
     }
 }
 

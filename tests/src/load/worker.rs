@@ -12,8 +12,11 @@ use super::belief::{Belief, Held, Presence, Wrong};
 use super::caller::{Caller, FROZEN, NO_ANSWER};
 use super::crew::{Order, Orders, READ_BACK_LIMIT, Turn, next_turn};
 use super::report::Failed;
-use super::{MODULE, Shared, key_name, partition_of};
+use super::{Settings, Shared, key_name};
 use crate::client::{Applied, Failure};
+
+/// One value in this many has the length `long_pad` of the settings.
+const LONG_EVERY: u64 = 16;
 
 pub(super) struct Worker {
     number: u32,
@@ -67,7 +70,7 @@ impl Worker {
             Order::Run(running) => self.running = running,
             Order::Doubt(partitions) => {
                 for slot in 0..self.beliefs.len() {
-                    if partitions.contains(&partition_of(self.key(slot), self.shared.settings.ring_size)) {
+                    if partitions.contains(&self.shared.settings.partition_of(self.key(slot))) {
                         self.beliefs[slot].doubt();
                         self.show(slot);
                     }
@@ -145,7 +148,7 @@ impl Worker {
                     (_, Applied::Unknown) => self.beliefs[slot].suspect(written),
                 }
                 let Failure { code, message, .. } = failure;
-                let partition = partition_of(key, self.shared.settings.ring_size);
+                let partition = self.shared.settings.partition_of(key);
                 let what = format!("{} {}", act.command(), key_name(key));
                 self.shared.report.lock().failed(Failed { sent, took, code, message, partition, what });
             }
@@ -170,7 +173,7 @@ impl Worker {
                 Wrong::Lost => report.lost += 1,
                 Wrong::Resurrected => report.resurrected += 1,
             }
-            let partition = partition_of(self.key(slot), self.shared.settings.ring_size);
+            let partition = self.shared.settings.partition_of(self.key(slot));
             report.contradicted(format!(
                 "{} {key} (partition {partition}) answered {held:?}, expected {before:?}",
                 act.command()
@@ -181,12 +184,13 @@ impl Worker {
     async fn ask(&mut self, act: Act, key: &str, value: Held) -> Result<Value, Failure> {
         let mut args = vec![("key".into(), key.into())];
         if let Some(value) = value {
-            let pad = self.shared.settings.pad;
+            let Settings { pad, long_pad, .. } = self.shared.settings;
+            let pad = if long_pad > 0 && value % LONG_EVERY == 0 { long_pad } else { pad };
             let value =
                 if pad == 0 { value.into() } else { Value::Array(vec![value.into(), vec![0; pad].into()]) };
             args.push(("value".into(), value));
         }
-        let answer = self.caller.call(MODULE, act.command(), args).await;
+        let answer = self.caller.call(self.shared.settings.module, act.command(), args).await;
         match answer.as_ref().map_err(|failure| failure.code.as_str()) {
             Err(FROZEN) => self.shared.report.lock().frozen += 1,
             Err(NO_ANSWER) => self.shared.report.lock().unanswered += 1,

@@ -20,7 +20,7 @@ fn quiet(node: &Node) {
     until("no transfer is pending", || ring(node).iter().all(|(_, pending)| pending.is_none()).then_some(()));
 }
 
-fn three_voters(node: &Node) {
+pub(super) fn three_voters(node: &Node) {
     // Once the ring is balanced, all three nodes have caught up. They become voters shortly afterwards.
     until("the cluster commits changes", || (node.json(&["token"]).code == 0).then_some(()));
     std::thread::sleep(Duration::from_secs(1));
@@ -120,7 +120,7 @@ fn a_lost_majority_stops_changes_but_not_requests_and_a_survivor_recovers() {
     all_there(&cluster);
 }
 
-fn copy_dir(from: &Path, to: &Path) {
+pub(super) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
@@ -181,7 +181,7 @@ fn try_start(data: &Path, log: &Path) -> Option<String> {
     (!serves).then(|| line.unwrap_or_default() + &fs::read_to_string(log).unwrap())
 }
 
-fn files_under(dir: &Path, into: &mut Vec<PathBuf>) {
+pub(super) fn files_under(dir: &Path, into: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() { files_under(&path, into) } else { into.push(path) }

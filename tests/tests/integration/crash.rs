@@ -1,6 +1,7 @@
 //! Nodes crash, freeze and come back at every step of a handoff, under a load that is checked against a model.
 //!
-//! The guest keeps its items in memory: a killed node loses the items that it held, and only those.
+//! Where the guest keeps its items in memory, a killed node loses the items that it held, and only those. Durable items
+//! are never lost.
 
 use std::collections::HashSet;
 use std::time::{Duration, Instant};
@@ -14,10 +15,50 @@ use annulus_tests::load::{Load, Report, Settings};
 /// Longest time until a request to a dead node fails with an error.
 const NOTICED: Duration = Duration::from_secs(1);
 
+/// The module under load.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kept {
+    /// `guests/memkv`: its items end with the node's process.
+    InMemory,
+    /// `guests/kv`: its items are durable.
+    OnDisk,
+}
+
+impl Kept {
+    fn guest(self) -> &'static str {
+        match self {
+            Self::InMemory => "guests/memkv",
+            Self::OnDisk => "guests/kv",
+        }
+    }
+
+    fn settings(self) -> Settings {
+        let module = match self {
+            Self::InMemory => "memkv",
+            Self::OnDisk => "kv",
+        };
+        Settings { module, ..settings() }
+    }
+
+    /// Expect that the items of a killed node's partitions may be lost, if they were in its memory.
+    fn doubt(self, load: &Load, partitions: HashSet<u16>) {
+        if self == Self::InMemory {
+            load.doubt(partitions);
+        }
+    }
+}
+
 fn settings() -> Settings {
     // The pause leaves some CPU time for recovering nodes; the large values make a handoff take long enough
     // for a fault to hit it.
-    Settings { clients: 8, keys: 4_000, pad: 4_000, rest: Duration::from_millis(2), ..Settings::default() }
+    Settings {
+        module: "memkv",
+        clients: 8,
+        keys: 4_000,
+        pad: 4_000,
+        rest: Duration::from_millis(2),
+        ..Settings::default()
+    }
 }
 
 /// Return the partitions that a killed node owns, once they no longer change: a flip to it may be in progress.
@@ -52,8 +93,8 @@ fn assert_failed_only_there(report: &Report, dead: &HashSet<u16>) {
 #[test]
 fn a_killed_node_fails_only_its_own_partitions_and_serves_again_after_a_restart() {
     let mut cluster = Cluster::joined(3);
-    cluster.deploy("guests/kv");
-    let load = Load::new(settings(), &[&cluster[0], &cluster[2]]);
+    cluster.deploy(Kept::InMemory.guest());
+    let load = Load::new(Kept::InMemory.settings(), &[&cluster[0], &cluster[2]]);
     load.fill();
     load.go();
     // Kill first a follower, then the leader.
@@ -147,11 +188,10 @@ fn settled(seen_from: &Node, nodes: usize) {
     });
 }
 
-#[test]
-fn a_receiver_killed_at_any_moment_loses_only_its_own_items() {
+fn kill_receivers(kept: Kept) {
     let mut cluster = Cluster::apart(MOMENTS.len() + 1);
-    cluster.deploy("guests/kv");
-    let load = Load::new(settings(), &[&cluster[0]]);
+    cluster.deploy(kept.guest());
+    let load = Load::new(kept.settings(), &[&cluster[0]]);
     load.fill();
     load.go();
     for (joining, moment) in (1..).zip(MOMENTS) {
@@ -164,7 +204,7 @@ fn a_receiver_killed_at_any_moment_loses_only_its_own_items() {
         let held = held_by(&cluster[0], &name);
         let left = pending(&cluster[0]).len();
         println!("killed {moment}: held {}, {left} still to come", held.len());
-        load.doubt(held);
+        kept.doubt(&load, held);
         cluster[joining].start();
         load.phase(&format!("back after {moment}"));
         settled(&cluster[0], joining + 1);
@@ -178,11 +218,20 @@ fn a_receiver_killed_at_any_moment_loses_only_its_own_items() {
 }
 
 #[test]
-fn a_sender_killed_at_any_moment_delays_no_other_and_revives_no_deleted_key() {
+fn a_receiver_killed_at_any_moment_loses_only_its_own_items() {
+    kill_receivers(Kept::InMemory);
+}
+
+#[test]
+fn a_receiver_killed_at_any_moment_loses_no_durable_item() {
+    kill_receivers(Kept::OnDisk);
+}
+
+fn kill_senders(kept: Kept) {
     let mut cluster = Cluster::apart(MOMENTS.len() + 2);
     cluster[1].join(&cluster[0]);
-    cluster.deploy("guests/kv");
-    let load = Load::new(settings(), &[&cluster[0]]);
+    cluster.deploy(kept.guest());
+    let load = Load::new(kept.settings(), &[&cluster[0]]);
     load.fill();
     load.go();
     for (joining, moment) in (2..).zip(MOMENTS) {
@@ -192,7 +241,7 @@ fn a_sender_killed_at_any_moment_delays_no_other_and_revives_no_deleted_key() {
         await_moment(moment, &cluster[0], &name);
         cluster[1].kill();
         let sender = cluster[1].name.clone();
-        load.doubt(owned_by(&cluster[0], &sender));
+        kept.doubt(&load, owned_by(&cluster[0], &sender));
         // Transfers from the other nodes complete.
         until("only the dead sender's partitions are left to move", || {
             let ring = ring(&cluster[0]);
@@ -213,10 +262,48 @@ fn a_sender_killed_at_any_moment_delays_no_other_and_revives_no_deleted_key() {
 }
 
 #[test]
+fn a_sender_killed_at_any_moment_delays_no_other_and_revives_no_deleted_key() {
+    kill_senders(Kept::InMemory);
+}
+
+#[test]
+fn a_sender_killed_at_any_moment_loses_no_durable_item() {
+    kill_senders(Kept::OnDisk);
+}
+
+/// The leaver gives every partition away; the others take.
+#[test]
+fn a_leaver_killed_while_it_gives_loses_no_durable_item() {
+    let mut cluster = Cluster::joined(3);
+    cluster.deploy(Kept::OnDisk.guest());
+    let load = Load::new(Kept::OnDisk.settings(), &[&cluster[0]]);
+    load.fill();
+    load.go();
+    let (name, taker) = (cluster[2].name.clone(), cluster[1].name.clone());
+    let asked = cluster[0].json(&["leave", &name, "--stage"]);
+    assert_eq!(asked.code, 0, "{asked:?}");
+    let verb = cluster[0].begin(&["commit"]);
+    for (moment, victim) in [("in progress", 2), ("sealed", 1), ("sealed", 2)] {
+        load.phase(&format!("{victim} killed {moment}"));
+        await_moment(moment, &cluster[0], &taker);
+        cluster[victim].kill();
+        cluster[victim].start();
+    }
+    until("the leaver owns nothing", || owned_by(&cluster[0], &name).is_empty().then_some(()));
+    drop(verb);
+    load.enter(&[&cluster[0], &cluster[1]]);
+    load.phase("it has left");
+    go_on(&load, 500);
+    let report = load.verify();
+    println!("{report}");
+    report.assert_sound();
+}
+
+#[test]
 fn a_receiver_that_freezes_only_delays_the_handoff() {
     let cluster = Cluster::apart(2);
-    cluster.deploy("guests/kv");
-    let load = Load::new(settings(), &[&cluster[0]]);
+    cluster.deploy(Kept::InMemory.guest());
+    let load = Load::new(Kept::InMemory.settings(), &[&cluster[0]]);
     load.fill();
     load.go();
     let verb = cluster[1].begin_join(&cluster[0]);

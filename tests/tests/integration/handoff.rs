@@ -97,12 +97,12 @@ async fn items_larger_than_a_frame_move() {
     let (_dir, nodes) = three();
     let mut nodes = nodes.into_iter();
     let (a, mut b) = (nodes.next().unwrap(), nodes.next().unwrap());
-    a.deploy(component("guests/kv")).await;
+    a.deploy(component("guests/memkv")).await;
     let value = |n: usize, size: usize| Value::from(char::from(b'a' + n as u8).to_string().repeat(size));
     let sizes = [1_200_000, 2_500_000, 4_000_000];
     let put = async |n: usize, size: usize| {
         let key = format!("large{n}");
-        a.call("kv", "put", &[("key", key.into()), ("value", value(n, size))]).await.unwrap();
+        a.call("memkv", "put", &[("key", key.into()), ("value", value(n, size))]).await.unwrap();
     };
     for n in 0..12 {
         put(n, sizes[n % 3]).await;
@@ -119,7 +119,7 @@ async fn items_larger_than_a_frame_move() {
     a.until("nothing is pending", |view| view.state.ring.transfers().next().is_none()).await;
     for n in 0..12 {
         let key = format!("large{n}");
-        let got = b.call("kv", "get", &[("key", key.into())]).await.unwrap();
+        let got = b.call("memkv", "get", &[("key", key.into())]).await.unwrap();
         assert!(got == value(n, sizes[(n + 1) % 3]), "large{n}");
     }
 }

@@ -269,8 +269,8 @@ async fn an_error_that_loses_items_reports_the_loss() {
 async fn a_full_vnode_refuses_writes_until_items_are_deleted() {
     let limits = Limits { memory_bytes: 16 << 20, ..Limits::default() };
     let engine = Engine::new().unwrap();
-    let module = engine.prepare(component("guests/kv").into(), limits).await.unwrap();
-    let bed = Bed::of(engine, Arc::new(Release::wasm("kv".into(), 1, module, cbor_map(&[]))));
+    let module = engine.prepare(component("guests/memkv").into(), limits).await.unwrap();
+    let bed = Bed::of(engine, Arc::new(Release::wasm("memkv".into(), 1, module, cbor_map(&[]))));
     let value = Value::from("x".repeat(100_000));
     let write = async |key: &str| bed.call("put", &[("key", key.into()), ("value", value.clone())]).await;
     let mut stored = 0;

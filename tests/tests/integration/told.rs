@@ -74,7 +74,7 @@ fn the_next_step_is_shown_for_a_node_that_left_and_a_staged_one() {
 #[test]
 fn the_loss_of_a_removed_node_is_reported_by_module_until_it_is_acknowledged() {
     let mut cluster = Cluster::joined(3);
-    cluster.deploy("guests/kv");
+    cluster.deploy("guests/memkv");
     cluster[2].kill();
     let name = cluster[2].name.clone();
     let removed = until("the others notice that the node is down", || {
@@ -94,7 +94,7 @@ fn the_loss_of_a_removed_node_is_reported_by_module_until_it_is_acknowledged() {
         told.iter().any(|alert| alert.contains("without its items")).then_some(told)
     });
     let own: Vec<&String> = told.iter().filter(|alert| alert.contains("without its items")).collect();
-    assert!(own.len() <= 2 && own.iter().all(|alert| alert.contains(": kv partition")), "{told:?}");
+    assert!(own.len() <= 2 && own.iter().all(|alert| alert.contains(": memkv partition")), "{told:?}");
     for at in [0, 1] {
         assert_eq!(cluster[at].cli(&["status", "--acknowledge"]).code, 0);
         until("the loss is acknowledged", || losses(&cluster[at]).is_empty().then_some(()));
@@ -105,8 +105,8 @@ fn the_loss_of_a_removed_node_is_reported_by_module_until_it_is_acknowledged() {
 #[test]
 fn a_restart_reports_losses_only_of_modules_that_had_items() {
     let mut cluster = Cluster::joined(1);
+    cluster.deploy("guests/memkv");
     cluster.deploy("guests/kv");
-    cluster.deploy("tests/guests/stored");
     let named = |cluster: &Cluster| -> Vec<String> {
         let status = cluster[0].json(&["status"]).json();
         let alerts =
@@ -119,12 +119,12 @@ fn a_restart_reports_losses_only_of_modules_that_had_items() {
         cluster.nodes_mut()[0].start();
         named(cluster)
     };
-    cluster[0].call("kv", "get", &["k"]).unwrap();
+    cluster[0].call("memkv", "get", &["k"]).unwrap();
     assert_eq!(restart(&mut cluster), [""; 0], "nothing has been written");
-    cluster[0].call("kv", "put", &["k", "v"]).unwrap();
+    cluster[0].call("memkv", "put", &["k", "v"]).unwrap();
     let told = restart(&mut cluster);
-    assert!(told.iter().any(|line| line.starts_with("possible-loss: kv:")), "{told:?}");
-    assert!(!told.iter().any(|line| line.contains("stored:")), "{told:?}");
+    assert!(told.iter().any(|line| line.starts_with("possible-loss: memkv:")), "{told:?}");
+    assert!(!told.iter().any(|line| line.contains(": kv:")), "{told:?}");
     // The loss is reported once; nothing has been written since.
     until("the cluster has recorded the loss", || {
         let rows = cluster[0].json(&["status"]).json()["possible_loss"].clone();
@@ -141,9 +141,9 @@ fn a_restart_reports_losses_only_of_modules_that_had_items() {
 #[test]
 fn a_loss_by_a_restart_outlives_the_node_but_not_the_module() {
     let mut cluster = Cluster::joined(2);
-    cluster.deploy("guests/kv");
+    cluster.deploy("guests/memkv");
     for key in ["a", "b", "c", "d", "e", "f", "g", "h"] {
-        cluster[0].call("kv", "put", &[key, "v"]).unwrap();
+        cluster[0].call("memkv", "put", &[key, "v"]).unwrap();
     }
     let name = cluster[1].name.clone();
     let held: Vec<u16> = owned_by(&cluster[0], &name)
@@ -167,10 +167,10 @@ fn a_loss_by_a_restart_outlives_the_node_but_not_the_module() {
         (row["node"] == name.as_str() && row["partitions"] == serde_json::json!(held)).then_some(())
     });
     let alerts = |node: &Node| node.json(&["status"]).json()["alerts"].to_string();
-    assert!(alerts(&cluster[1]).contains("possible-loss: kv"));
-    assert_eq!(cluster[0].json(&["undeploy", "kv", "--yes"]).code, 0);
+    assert!(alerts(&cluster[1]).contains("possible-loss: memkv"));
+    assert_eq!(cluster[0].json(&["undeploy", "memkv", "--yes"]).code, 0);
     until("the module's alerts go with it", || {
-        (!alerts(&cluster[1]).contains("possible-loss: kv")).then_some(())
+        (!alerts(&cluster[1]).contains("possible-loss: memkv")).then_some(())
     });
     assert_eq!(cluster[0].json(&["leave", &name]).code, 0);
     assert_eq!(lost(&cluster[0])[0]["node"], name.as_str());

@@ -38,8 +38,8 @@ fn assert_held_back(ran: &Ran, level: &str, by: &str) {
 #[test]
 fn nodes_of_a_newer_build_replace_older_ones_under_load_and_no_request_fails() {
     let mut cluster = older(3);
-    cluster.deploy("guests/kv");
-    let load = Load::new(Settings { keys: 5_000, ..Settings::default() }, &[&cluster[0]]);
+    cluster.deploy("guests/memkv");
+    let load = Load::new(Settings { module: "memkv", keys: 5_000, ..Settings::default() }, &[&cluster[0]]);
     load.fill();
     load.go();
     for leaving in 0..3 {
@@ -84,7 +84,7 @@ fn nodes_of_a_newer_build_replace_older_ones_under_load_and_no_request_fails() {
 #[test]
 fn nodes_can_be_restarted_with_a_newer_build_but_not_with_an_older_one_again() {
     let mut cluster = older(3);
-    cluster.deploy("guests/kv");
+    cluster.deploy("guests/memkv");
     for upgraded in 0..3 {
         assert_eq!(cluster[upgraded].stop(), Some(0));
         cluster[upgraded].build = Build::This;
@@ -92,11 +92,11 @@ fn nodes_can_be_restarted_with_a_newer_build_but_not_with_an_older_one_again() {
         let node = &cluster[upgraded];
         // Every node serves, whichever builds the others run.
         let put =
-            until("all can be reached", || node.call("kv", "put", &[&format!("k{upgraded}"), "v"]).ok());
+            until("all can be reached", || node.call("memkv", "put", &[&format!("k{upgraded}"), "v"]).ok());
         assert_eq!(put, "ok");
         for asked in cluster.nodes() {
             let key = format!("k{upgraded}");
-            let got = until("all can be reached", || asked.call("kv", "get", &[&key]).ok());
+            let got = until("all can be reached", || asked.call("memkv", "get", &[&key]).ok());
             assert_eq!(got, "v", "{} asked for {key}", asked.name);
         }
         if upgraded < 2 {
@@ -127,6 +127,6 @@ fn nodes_can_be_restarted_with_a_newer_build_but_not_with_an_older_one_again() {
     cluster[2].build = Build::This;
     cluster[2].start();
     assert_eq!(level(&cluster[2]), u64::from(LEVEL));
-    let put = until("all can be reached", || cluster[2].call("kv", "put", &["k", "v"]).ok());
+    let put = until("all can be reached", || cluster[2].call("memkv", "put", &["k", "v"]).ok());
     assert_eq!(put, "ok");
 }

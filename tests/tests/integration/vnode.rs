@@ -56,7 +56,13 @@ impl Bed {
     pub(super) fn of(engine: Engine, module: Arc<Release>) -> Self {
         let guests = tokio::runtime::Handle::current();
         let modules = Arc::new(OneModule(module));
-        let config = MasterConfig { me: NodeId(0), guests, workers: 2, modules };
+        let config = MasterConfig {
+            me: NodeId(0),
+            guests,
+            workers: 2,
+            modules,
+            stores: annulus::storage::Stores::none(),
+        };
         let master = Master::new(config, &ring(), &[]);
         master.apply(&ring(), &[KV], 1, Default::default());
         Self { master, engine }
@@ -132,11 +138,11 @@ async fn kv_puts_gets_deletes_and_lists_keys() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_swap_transfers_every_item_between_commands() {
-    let bed = Bed::with("guests/kv").await;
+    let bed = Bed::with("guests/memkv").await;
     for n in 0..2000 {
         bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
     }
-    let next = release(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/memkv", 2).await;
     let swap = bed.master.swap(KV, &next);
     let writes = async {
         for n in 0..500 {
@@ -156,7 +162,7 @@ async fn a_swap_transfers_every_item_between_commands() {
 /// This test runs on one thread, so that messages to a vnode stay in its mailbox until the test waits.
 #[tokio::test]
 async fn items_received_during_the_swap_of_a_staged_vnode_reach_the_new_instance() {
-    let bed = Bed::with("guests/kv").await;
+    let bed = Bed::with("guests/memkv").await;
     for n in 0..1000 {
         bed.call("put", &[("key", format!("k{n:04}").into()), ("value", 1.into())]).await.unwrap();
     }
@@ -193,7 +199,7 @@ async fn items_received_during_the_swap_of_a_staged_vnode_reach_the_new_instance
         taken
     };
     let all = tell(items);
-    let next = release(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/memkv", 2).await;
     assert!(all.await.unwrap().unwrap().rejections.is_empty());
     // The swap starts and transfers its first page; then the forwarded write arrives.
     let (reports, taken) = tokio::join!(bed.master.swap(KV, &next), async { tell(update).await });
@@ -238,7 +244,7 @@ fn forwarded(events: &mut mpsc::UnboundedReceiver<StreamEvent>) -> Vec<(String, 
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_write_with_a_refused_reply_is_unknown_and_is_forwarded_to_a_handoff() {
-    let bed = Bed::with("guests/kv").await;
+    let bed = Bed::with("guests/memkv").await;
     let huge = || Value::from("x".repeat(TOO_MANY));
     for key in ["k1", "k2"] {
         bed.call("put", &[("key", key.into()), ("value", huge())]).await.unwrap();
@@ -275,12 +281,12 @@ async fn a_write_with_a_refused_reply_is_unknown_and_is_forwarded_to_a_handoff()
 /// This test runs on one thread, so that all commands are in the mailbox before the vnode runs.
 #[tokio::test]
 async fn a_write_with_a_refused_reply_is_forwarded_to_a_swap() {
-    let bed = Bed::with("guests/kv").await;
+    let bed = Bed::with("guests/memkv").await;
     for n in 1..600 {
         bed.call("put", &[("key", format!("k{n:04}").into()), ("value", n.into())]).await.unwrap();
     }
     bed.call("put", &[("key", "k0000".into()), ("value", "x".repeat(TOO_MANY).into())]).await.unwrap();
-    let next = release(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/memkv", 2).await;
     // After this many commands the swap reads a page, which includes the first key.
     let commands = async {
         let put =
@@ -304,7 +310,7 @@ async fn a_guest_that_traps_during_a_swap_is_still_replaced() {
     for n in 0..600 {
         bed.call("put", &[("key", format!("k{n}").into()), ("value", n.into())]).await.unwrap();
     }
-    let next = release(&bed.engine, "guests/kv", 2).await;
+    let next = release(&bed.engine, "guests/memkv", 2).await;
     let trapped = bed.deliver("trap", None, cbor_map(&[]), None);
     let (reports, trapped) = tokio::join!(bed.master.swap(KV, &next), async { trapped.await.unwrap() });
     assert_eq!(trapped.unwrap_err().code, ErrorCode::ItemsLost, "the swap was still in progress");
@@ -351,7 +357,10 @@ async fn the_filler_of_a_dropped_stage_cannot_fill_the_next_one() {
     // The stream restarted, and the filler of the first stage still has items.
     bed.master.stage(new);
     assert!(bed.master.staged_vnode(old, KV).is_none(), "an older stage's filler must not fill this one");
-    assert!(bed.master.staging_complete(old).is_err(), "an older stage's end must not complete this one");
+    assert!(
+        bed.master.staging_complete(old).await.is_err(),
+        "an older stage's end must not complete this one"
+    );
     assert!(bed.master.staged_vnode(new, KV).is_some());
-    assert_eq!(bed.master.staging_complete(new), Ok(()));
+    assert_eq!(bed.master.staging_complete(new).await, Ok(()));
 }

@@ -183,19 +183,37 @@ fn a_verb_that_ends_frees_its_connection_slot() {
 fn the_largest_value_is_stored_and_a_larger_one_is_refused() {
     use annulus_core::request::MAX_ARGS_BYTES;
     let cluster = Cluster::joined(2);
-    cluster.deploy("guests/kv");
+    cluster.deploy("guests/memkv");
     let put = |bytes: usize| {
         let file = cluster.keep("value", &vec![b'x'; bytes]);
-        cluster[0].json(&["call", "kv", "put", "k", &format!("@{}", file.display())])
+        cluster[0].json(&["call", "memkv", "put", "k", &format!("@{}", file.display())])
     };
     let most = MAX_ARGS_BYTES - 100;
     let ran = put(most);
     assert_eq!(ran.code, 0, "{:?}", ran.stderr);
     for node in [&cluster[0], &cluster[1]] {
-        assert_eq!(node.call("kv", "get", &["k"]).unwrap().as_str().map(str::len), Some(most));
+        assert_eq!(node.call("memkv", "get", &["k"]).unwrap().as_str().map(str::len), Some(most));
     }
     let (code, message, state) = error(&put(MAX_ARGS_BYTES));
     assert_eq!((code.as_str(), state.as_str()), ("value-too-large", "not-applied"), "{message}");
     assert_eq!(put(MAX_ARGS_BYTES + 1).code, 2);
+    assert_eq!(cluster[1].call("memkv", "get", &["k"]).unwrap().as_str().map(str::len), Some(most));
+}
+
+/// An item in host storage has a limit of its own, below that of a command's arguments.
+#[test]
+fn the_largest_item_of_host_storage_is_stored_and_a_larger_one_is_refused() {
+    let cluster = Cluster::joined(2);
+    cluster.deploy("guests/kv");
+    let put = |bytes: usize| {
+        let file = cluster.keep("value", &vec![b'x'; bytes]);
+        cluster[0].json(&["call", "kv", "put", "k", &format!("@{}", file.display())])
+    };
+    let limit = annulus::wasm::Limits::default().item_bytes;
+    // The item also has the key and the head of its state.
+    let most = limit - 100;
+    assert_eq!(put(most).code, 0);
+    let (code, message, state) = error(&put(limit));
+    assert_eq!((code.as_str(), state.as_str()), ("value-too-large", "not-applied"), "{message}");
     assert_eq!(cluster[1].call("kv", "get", &["k"]).unwrap().as_str().map(str::len), Some(most));
 }

@@ -181,6 +181,18 @@ impl AdminService {
         if instances > room.instances / 10 * 8 {
             alerts.push(format!("overloaded: this node runs {instances} guest instances, and {room}"));
         }
+        let storage = self.parts.master.storage();
+        if let Some(reason) = &storage.damage {
+            alerts.push(format!(
+                "the database of items is damaged, and durable modules serve nothing until this node starts again: {reason}"
+            ));
+        }
+        if storage.members > 0 && storage.free_bytes < storage.reserve_bytes {
+            let (free, reserve) = (storage.free_bytes >> 20, storage.reserve_bytes >> 20);
+            alerts.push(format!(
+                "the disk has {free} MiB free, less than the reserve of {reserve} MiB: writes of durable modules are refused"
+            ));
+        }
         if !quorum {
             alerts.push(
                 "no contact with a majority of the voters: members, ring and modules cannot change"

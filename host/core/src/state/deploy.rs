@@ -39,6 +39,15 @@ impl ClusterState {
         if version != base_version {
             return Err(Refusal::DeployRaced(name.into()));
         }
+        if let (Some(old), Some(storage)) = (old, settings.storage)
+            && old.storage != storage
+            && self.level >= 5
+        {
+            return Err(Refusal::BadSetting(format!(
+                "the items of {name} are {}; undeploy it, or deploy under another name, to change that",
+                old.storage.in_words()
+            )));
+        }
         let mut current = Release { version: version + 1, config: None, ..release.clone() };
         let kept = || old.map_or_else(|| EMPTY_MAP.to_vec(), |old| old.config.clone());
         let config = settings.config.map_or_else(kept, <[u8]>::to_vec);

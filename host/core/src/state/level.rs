@@ -3,7 +3,7 @@
 use crate::ids::NodeId;
 use crate::version::Speaks;
 
-use super::{ClusterState, Command, Outcome, Refusal};
+use super::{ClusterState, Command, Outcome, Refusal, StorageKind};
 
 impl ClusterState {
     /// Refuse a command above the present level. Proposers check the level too; this check covers an entry whose
@@ -35,6 +35,8 @@ pub(super) fn first_level() -> u32 {
 /// Return the first level with this command. A new command does not compile without an entry here.
 pub fn level_of(command: &Command) -> u32 {
     match command {
+        // The previous level keeps the items of every module in memory.
+        Command::Deploy { storage: Some(StorageKind::Durable), .. } => 5,
         // The previous level runs each release with the host's limit.
         Command::Deploy { release, .. } if release.call_ms.is_some() => 4,
         // The previous level ignores the base of these commands.

@@ -306,6 +306,34 @@ fn a_call_limit_belongs_to_its_release_and_is_of_level_four() {
 }
 
 #[test]
+fn the_items_of_a_module_stay_on_disk_or_in_memory() {
+    let kinds = [None, Some(StorageKind::Memory), Some(StorageKind::Durable)];
+    let stored = |storage, base_version| match deploy(None, 1, base_version) {
+        Command::Deploy { name, n, r, w, config, release, base_version, .. } => {
+            Command::Deploy { name, n, r, w, storage, config, release, base_version }
+        }
+        other => other,
+    };
+    for first in kinds {
+        let (mut machine, at) = three();
+        let kind = |machine: &Machine| machine.state.as_ref().unwrap().module_by_name("kv").unwrap().storage;
+        machine.apply(at + 1, &stored(first, 0));
+        let before = kind(&machine);
+        assert_eq!(before, first.unwrap_or(StorageKind::Memory));
+        for (index, then) in kinds.into_iter().enumerate() {
+            let version = machine.state.as_ref().unwrap().module_by_name("kv").unwrap().current.version;
+            let outcome = machine.apply(at + 2 + index as u64, &stored(then, version));
+            let same = then.is_none_or(|then| then == before);
+            assert_eq!(matches!(outcome, Outcome::Deployed(..)), same, "{first:?} {then:?}: {outcome:?}");
+            assert_eq!(kind(&machine), before);
+        }
+        machine.state.as_mut().unwrap().level = 4;
+        let refusal = refused(machine.apply(at + 5, &stored(Some(StorageKind::Durable), 9)));
+        assert!(matches!(refusal, Refusal::Level { needs: 5, level: 4, .. }), "{refusal:?}");
+    }
+}
+
+#[test]
 fn before_level_three_settings_are_the_modules_and_one_release_is_kept() {
     let (mut machine, at) = three();
     machine.state.as_mut().unwrap().level = 2;

@@ -78,6 +78,11 @@ impl Driver {
                 let page = Event::Page { attempt, module, items: Vec::new(), next: None };
                 let _ = self.later.send(page);
             }
+            Reading::NotReady => {
+                limiter.settle_page(0);
+                let why = "the module has items on disk and cannot run here yet".to_owned();
+                let _ = self.later.send(Event::PageFailed { attempt, module, why });
+            }
             // The log has replaced the transfer, and ends this driver.
             Reading::Replaced => limiter.settle_page(0),
         }

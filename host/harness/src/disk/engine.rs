@@ -5,7 +5,7 @@ use std::ops::Bound;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use annulus_data_dir::{Engine, Op, SpaceId, Trouble};
+use annulus_data_dir::{Engine, Op, ReadLimit, SpaceId, Trouble, collect_within};
 use annulus_ground::Scope;
 use bytes::Bytes;
 use futures_util::future::{BoxFuture, pending};
@@ -15,12 +15,13 @@ use rand::rngs::SmallRng;
 use super::tree::{NodeId, not_found, prefix};
 use super::{Life, Needs};
 
-type Table = BTreeMap<Vec<u8>, Bytes>;
+type Table = BTreeMap<Bytes, Bytes>;
 
 /// The contents of a database.
 #[derive(Clone, Default)]
 pub(super) struct Stored {
-    /// Names of the spaces. A space is durable as soon as it is created, as in fjall.
+    /// Names of the spaces; empty for a removed one. A space is durable as soon as it is created, and removed for good
+    /// at once, as in fjall.
     names: Vec<String>,
     /// Contents including the whole journal.
     now: Vec<Table>,
@@ -71,6 +72,12 @@ impl Stored {
         SpaceId(at)
     }
 
+    fn remove(&mut self, space: SpaceId) {
+        self.names[space.0].clear();
+        self.now[space.0].clear();
+        self.durable[space.0].clear();
+    }
+
     fn write(&mut self, batch: Vec<Op>) {
         apply(&mut self.now, &batch);
         // As in fjall, a batch of one operation also hands all earlier batches to the system.
@@ -79,6 +86,18 @@ impl Stored {
         if single {
             self.flushed = self.journal.len();
         }
+    }
+
+    /// Append a batch to the journal and return its number. Reads do not see it before [`Stored::committed`].
+    fn append(&mut self, batch: Vec<Op>) -> u64 {
+        self.journal.push(batch);
+        self.written()
+    }
+
+    /// Record that a batch is on disk with all earlier ones, and make it visible.
+    fn committed(&mut self, number: u64, batch: &[Op]) {
+        apply(&mut self.now, batch);
+        self.persisted(number);
     }
 
     /// Return the number of batches ever written.
@@ -154,6 +173,24 @@ impl MemoryEngine {
         Ok(true)
     }
 
+    /// Append a batch to the journal: return its number and the time of its sync.
+    fn begin_commit(&self, batch: &[Op]) -> Result<Option<(u64, Duration)>, Trouble> {
+        let Some(mut state) = self.life.step("begin to commit to", &self.path, Needs::Room)? else {
+            return Ok(None);
+        };
+        let number = state.tree.store(self.node)?.append(batch.to_vec());
+        Ok(Some((number, state.sync_time())))
+    }
+
+    /// Complete a commit. Return false if the process has ended.
+    fn end_commit(&self, number: u64, batch: &[Op]) -> Result<bool, Trouble> {
+        let Some(mut state) = self.life.step("end to commit to", &self.path, Needs::Sync)? else {
+            return Ok(false);
+        };
+        state.tree.store(self.node)?.committed(number, batch);
+        Ok(true)
+    }
+
     fn look<T>(&self, look: impl FnOnce(&mut Stored) -> T) -> Result<T, Trouble> {
         let mut state = self.life.shared.lock();
         Ok(look(state.tree.store(self.node)?))
@@ -185,6 +222,20 @@ impl Engine for MemoryEngine {
         }
     }
 
+    fn spaces(&self) -> Vec<String> {
+        let names = self.look(|store| store.names.iter().filter(|name| !name.is_empty()).cloned().collect());
+        let mut names: Vec<String> = names.unwrap_or_default();
+        names.sort();
+        names
+    }
+
+    fn remove_space(&self, space: SpaceId) -> Result<(), Trouble> {
+        if let Some(mut state) = self.life.step("remove a space of", &self.path, Needs::Nothing)? {
+            state.tree.store(self.node)?.remove(space);
+        }
+        Ok(())
+    }
+
     fn get(&self, space: SpaceId, key: &[u8]) -> Result<Option<Bytes>, Trouble> {
         self.look(|store| store.now.get(space.0).and_then(|table| table.get(key).cloned()))
     }
@@ -195,7 +246,7 @@ impl Engine for MemoryEngine {
         from: Bound<&[u8]>,
         to: Bound<&[u8]>,
         back: bool,
-        limit: usize,
+        limit: ReadLimit,
     ) -> Result<Vec<(Bytes, Bytes)>, Trouble> {
         // `BTreeMap::range` panics if the range ends before it starts.
         let ends_before = match (from, to) {
@@ -211,13 +262,28 @@ impl Engine for MemoryEngine {
         self.look(|store| {
             let table = store.now.get(space.0).into_iter();
             let items = table.flat_map(|table| table.range::<[u8], _>((from, to)));
-            let item = |(key, value): (&Vec<u8>, &Bytes)| (Bytes::copy_from_slice(key), value.clone());
+            let item = |(key, value): (&Bytes, &Bytes)| Ok((key.clone(), value.clone()));
             if back {
-                items.rev().take(limit).map(item).collect()
+                collect_within(items.rev().map(item), limit)
             } else {
-                items.take(limit).map(item).collect()
+                collect_within(items.map(item), limit)
             }
-        })
+        })?
+    }
+
+    fn size(&self, space: SpaceId, key: &[u8]) -> Result<Option<usize>, Trouble> {
+        Ok(self.get(space, key)?.map(|value| value.len()))
+    }
+
+    fn keys(
+        &self,
+        space: SpaceId,
+        from: Bound<&[u8]>,
+        to: Bound<&[u8]>,
+        limit: usize,
+    ) -> Result<Vec<Bytes>, Trouble> {
+        let items = self.range(space, from, to, false, ReadLimit::keys(limit))?;
+        Ok(items.into_iter().map(|(key, _)| key).collect())
     }
 
     fn write(&self, batch: Vec<Op>) -> Result<(), Trouble> {
@@ -238,6 +304,21 @@ impl Engine for MemoryEngine {
                 }
             }
             // The process has ended, so its caller must not learn that the data is persisted.
+            pending().await
+        })
+    }
+
+    fn commit(&self, batch: Vec<Op>) -> BoxFuture<'_, Result<(), Trouble>> {
+        Box::pin(async move {
+            if let Some((number, time)) = self.begin_commit(&batch)? {
+                if Scope::current().is_some() {
+                    tokio::time::sleep(time).await;
+                }
+                if self.end_commit(number, &batch)? {
+                    return Ok(());
+                }
+            }
+            // As above.
             pending().await
         })
     }

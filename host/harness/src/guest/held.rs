@@ -1,13 +1,13 @@
 //! The items of running guests, for comparisons between guests.
 
 use std::collections::BTreeMap;
-use std::ops::Bound;
 use std::sync::{Arc, Weak};
 
+use annulus_core::item::Item;
 use annulus_ground::{Scope, ScopeId};
-use annulus_storage::Storage;
+use annulus_storage::{Items, WeakItems};
 use annulus_wasm::VnodePlace;
-use parking_lot::{Mutex, RwLock};
+use parking_lot::Mutex;
 
 use super::{Entry, Keeps};
 
@@ -21,7 +21,7 @@ pub(super) struct Held {
     keeps: Keeps,
     /// Items that the guest keeps.
     pub(super) kept: Mutex<Contents>,
-    stored: Arc<RwLock<dyn Storage>>,
+    stored: Items,
 }
 
 impl Held {
@@ -29,10 +29,9 @@ impl Held {
         if self.keeps == Keeps::Guest {
             return self.kept.lock().clone();
         }
-        let stored = self.stored.read();
-        let all = stored.range(Bound::Unbounded, Bound::Unbounded);
-        all.filter_map(|(addr, version)| Some((addr.key, Entry::decode(&version.value, &[1, 2]).ok()?)))
-            .collect()
+        let stored = self.stored.snapshot().unwrap_or_default();
+        let entry = |item: Item| Some((item.key, Entry::decode(&item.value, &[1, 2]).ok()?));
+        stored.into_iter().filter_map(entry).collect()
     }
 }
 
@@ -40,20 +39,18 @@ impl Held {
 #[derive(Default)]
 pub(super) struct Shelf {
     guests: Mutex<Vec<Weak<Held>>>,
-    stores: Mutex<Vec<Weak<RwLock<dyn Storage>>>>,
+    stores: Mutex<Vec<WeakItems>>,
 }
 
 impl Shelf {
     /// Register a guest that starts.
-    pub(super) fn add(&self, at: &VnodePlace, keeps: Keeps, stored: &Arc<RwLock<dyn Storage>>) -> Arc<Held> {
+    pub(super) fn add(&self, at: &VnodePlace, keeps: Keeps, stored: &Items) -> Arc<Held> {
         let life = Scope::current().map_or_else(ScopeId::default, |scope| scope.id());
         let (at, kept, stored) = (at.clone(), Mutex::default(), stored.clone());
         let mut stores = self.stores.lock();
-        stores.retain(|store| store.strong_count() > 0);
-        let same =
-            |store: &Weak<RwLock<dyn Storage>>| std::ptr::addr_eq(store.as_ptr(), Arc::as_ptr(&stored));
-        if !stores.iter().any(same) {
-            stores.push(Arc::downgrade(&stored));
+        stores.retain(WeakItems::is_held);
+        if !stores.iter().any(|store| store.is_of(&stored)) {
+            stores.push(stored.downgrade());
         }
         let held = Arc::new(Held { life, at, keeps, kept, stored });
         let mut guests = self.guests.lock();
@@ -64,7 +61,7 @@ impl Shelf {
 
     /// Return the number of vnodes with a host storage that have had a guest.
     pub(super) fn stores(&self) -> usize {
-        self.stores.lock().iter().filter(|store| store.strong_count() > 0).count()
+        self.stores.lock().iter().filter(|store| store.is_held()).count()
     }
 
     /// Return the items of a module's guests in a partition, in one incarnation of a node. There are several

@@ -10,10 +10,9 @@ use annulus_core::contract::{Conflict, MergeOutcome, Rejection, TransferKind, Va
 use annulus_core::description::CommandInfo;
 use annulus_core::item::{Budget, Item, Page};
 use annulus_core::request::Request;
-use annulus_storage::Storage;
+use annulus_storage::Items;
 use annulus_vnode::{CommandResult, GuestCall, InstanceConfig, Runtime};
 use annulus_wasm::{Answer, GuestError, Limits, VnodePlace};
-use parking_lot::RwLock;
 
 use super::held::Held;
 use super::module::Seat;
@@ -28,7 +27,7 @@ pub(super) struct Scripted {
     observer: Arc<dyn Observer>,
     at: VnodePlace,
     /// The host's storage of the items.
-    items: Arc<RwLock<dyn Storage>>,
+    items: Items,
     limits: Limits,
     /// The items that the guest keeps.
     held: Arc<Held>,

@@ -9,10 +9,12 @@ use annulus_core::ids::{ModuleUid, NodeId, RequestId};
 use annulus_core::keyspace::{PartitionId, RingSize};
 use annulus_core::request::{Request, RequestError};
 use annulus_core::ring::{Partition, RingTable};
+use annulus_core::state::StorageKind;
 use annulus_core::wire::PageAnswer;
 use annulus_ground::ScopeId;
 use annulus_harness::guest::{Fall, Keeps, Observer, Outcome, Run, Script, Scripts, Write};
 use annulus_harness::{Seeded, Settings, Simulation};
+use annulus_storage::Stores;
 use annulus_vnode::{
     Command, CoveragePage, Delivery, Loader, Master, MasterConfig, ModuleSource, Release, Reply, SwapReport,
 };
@@ -28,7 +30,7 @@ pub const MODULE: ModuleUid = ModuleUid(7);
 pub const HERE: PartitionId = PartitionId(3);
 pub const ME: NodeId = NodeId(1);
 /// Version of all partitions of the initial ring.
-const SINCE: u64 = 5;
+pub const SINCE: u64 = 5;
 
 /// A command, as the observer saw it.
 #[derive(Clone, Debug)]
@@ -52,6 +54,10 @@ pub struct Seen {
 }
 
 impl Seen {
+    pub fn new(world: &Arc<Seeded>) -> Arc<Self> {
+        Arc::new(Self { world: world.clone(), ran: Mutex::default(), fell: Mutex::default() })
+    }
+
     pub fn ran(&self) -> Vec<Ran> {
         self.ran.lock().clone()
     }
@@ -112,6 +118,9 @@ pub struct Node {
     pub seen: Arc<Seen>,
     source: Arc<Source>,
     pub limits: Limits,
+    /// The storage of modules that are deployed.
+    pub storage: StorageKind,
+    pub stores: Stores,
     /// Partition version that callers send.
     pub version: u64,
 }
@@ -133,12 +142,18 @@ impl Node {
 
     /// Create a node to whose master no ring has been applied.
     pub fn without_partitions(seen: &Arc<Seen>, me: NodeId, limits: Limits) -> Self {
+        Self::with_stores(seen, me, limits, Stores::none())
+    }
+
+    /// Create a node with durable stores, to whose master no ring has been applied.
+    pub fn with_stores(seen: &Arc<Seen>, me: NodeId, limits: Limits, stores: Stores) -> Self {
         let source = Arc::new(Source::default());
         let guests = tokio::runtime::Handle::current();
-        let config = MasterConfig { me, guests, workers: 1, modules: source.clone() };
+        let config = MasterConfig { me, guests, workers: 1, modules: source.clone(), stores: stores.clone() };
         let master = Master::new(config, &ring_of(me, SINCE), &[]);
         let loader = Scripts::new(seen.clone());
-        Self { master, loader, seen: seen.clone(), source, limits, version: SINCE }
+        let storage = StorageKind::Memory;
+        Self { master, loader, seen: seen.clone(), source, limits, storage, stores, version: SINCE }
     }
 
     pub async fn release(&self, script: &Script, format: u32) -> Arc<Release> {
@@ -146,7 +161,7 @@ impl Node {
         assert_eq!(*prepared.description, script.description());
         let name = script.name.as_str().into();
         let version = u64::from(script.release);
-        Arc::new(Release::new(name, version, prepared, vec![0xa0]).writing(format))
+        Arc::new(Release::new(name, version, prepared, vec![0xa0]).writing(format).stored(self.storage))
     }
 
     /// Swap the module's vnodes to this script.
@@ -157,7 +172,8 @@ impl Node {
         reports.pop().map_or_else(|| Ok(SwapReport::default()), |(_, report)| report)
     }
 
-    fn send(
+    /// Send a command without waiting for its answer.
+    pub fn send(
         &self,
         command: &str,
         args: &[(&str, Value)],
@@ -219,7 +235,7 @@ where
 {
     let simulation = Simulation::new(seed, Settings::default());
     let world = simulation.world().clone();
-    let seen = Arc::new(Seen { world: world.clone(), ran: Mutex::default(), fell: Mutex::default() });
+    let seen = Seen::new(&world);
     let scope = simulation.scope(ScopeId(1));
     let life = async move { life(Node::new(&seen, ME, limits)).await };
     let lived = simulation.run(scope.task(life));

@@ -2,8 +2,11 @@
 #![allow(clippy::unwrap_used)]
 
 mod bed;
+mod durable;
 mod losses;
+mod machine;
 mod moves;
+mod stores;
 
 use std::collections::BTreeMap;
 use std::time::Duration;

@@ -100,7 +100,7 @@ impl Pair {
                 other => panic!("{other:?}"),
             }
         }
-        assert_eq!(self.to.master.staging_complete(self.stage), Ok(()));
+        assert_eq!(self.to.master.staging_complete(self.stage).await, Ok(()));
         self.from.master.end_outgoing(HERE, TRANSFER, true);
         let mut ring = ring_of(OTHER, FLIPPED);
         ring.partitions[usize::from(HERE.0)].made_by = TRANSFER;
@@ -256,7 +256,7 @@ fn a_stage_that_traps_is_not_complete() {
         let traps = Traps { take: OneIn::ALWAYS, ..Traps::default() };
         pair.to.deploy(&Script { traps, ..Script::default() }, 1).await.unwrap();
         assert!(pair.carry(async |_, _| {}).await.is_err());
-        assert!(pair.to.master.staging_complete(pair.stage).is_err());
+        assert!(pair.to.master.staging_complete(pair.stage).await.is_err());
         assert_eq!(pair.from.get("k").await.unwrap(), Value::from("v"), "the old owner still has the item");
     });
 }

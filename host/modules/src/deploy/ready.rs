@@ -67,6 +67,19 @@ impl Modules {
         Ok(Ready { name, config, call_ms, description, present })
     }
 
+    /// Return the engine of host storage that a deploy asks for: its own choice, or for a new module that keeps its items
+    /// there the disk, once every member of the cluster can.
+    pub(super) fn storage(
+        &self,
+        asked: Option<StorageKind>,
+        present: Option<&Module>,
+        description: &Description,
+    ) -> Option<StorageKind> {
+        let stores = description.exported.writes_storage && !description.exported.handoff;
+        let durable = stores && present.is_none() && self.inner.cluster.view().state.level >= DURABLE_LEVEL;
+        asked.or(durable.then_some(StorageKind::Durable))
+    }
+
     /// Check that this node has room for one more vnode in each partition that it holds. The first release of a module
     /// needs that room permanently, a later one while its vnodes are swapped. A refusal here has no cost; without this
     /// check, some of the module's partitions could not be served later.
@@ -116,11 +129,31 @@ impl Modules {
                 most / 1000
             ));
         }
-        if request.storage == Some(StorageKind::Durable) {
-            return bad("--storage durable: this version keeps items in memory only".to_owned());
+        if request.storage == Some(StorageKind::Durable) && description.exported.handoff {
+            return bad(
+                "--storage durable: this module keeps its items in its own memory, not in host storage"
+                    .to_owned(),
+            );
         }
         let Some(present) = present else { return Ok(()) };
+        if let Some(storage) = request.storage.filter(|storage| *storage != present.storage) {
+            return bad(format!(
+                "--storage {}: the items of {name} are {}, and a module's items do not move between the two; undeploy it \
+                 first, or deploy under another name",
+                match storage {
+                    StorageKind::Memory => "memory",
+                    StorageKind::Durable => "durable",
+                },
+                present.storage.in_words()
+            ));
+        }
         let before = self.description(present);
+        // Its items on disk would serve nobody, and items that it keeps itself would not be on disk.
+        if present.storage == StorageKind::Durable && description.exported.handoff {
+            return Err(DeployError::Incompatible(
+                "its items are on disk, and this release keeps items in its own memory; deploy it under another name".into(),
+            ));
+        }
         if let Some(format) =
             before.writes_formats.iter().find(|format| !description.reads_formats.contains(format))
         {
@@ -208,6 +241,9 @@ pub(super) fn check_who_is_away(
         away.join(", ")
     )))
 }
+
+/// The first level of the cluster's state with durable modules.
+const DURABLE_LEVEL: u32 = 5;
 
 /// CBOR encoding of an empty map.
 const EMPTY_CBOR_MAP: u8 = 0xa0;

@@ -16,6 +16,7 @@ use crate::mailbox::{Command, CoveragePage};
 use crate::memory;
 use crate::runtime::CommandResult;
 use crate::watch::Ran;
+use annulus_storage::Scope;
 use annulus_wasm::{CommandFailure, GuestError};
 
 impl Actor {
@@ -35,6 +36,8 @@ impl Actor {
             reply.send(Ok(Bytes::new()));
             tokio::task::yield_now().await;
         }
+        // An error of the host itself tells of no items.
+        let mut saw = Scope::Nothing;
         let answer = if Instant::now() >= deadline && !mutants::on(Mutant::DeadlineNotChecked) {
             Err(RequestError::not_applied(
                 ErrorCode::DeadlineExceeded,
@@ -42,16 +45,24 @@ impl Actor {
             ))
         } else {
             match page {
-                None => self.run_command(&request, id).await,
-                Some(page) => self.run_coverage(&request, id, page).await,
+                None => self.run_command(&request, id, &mut saw).await,
+                Some(page) => self.run_coverage(&request, id, page, &mut saw).await,
             }
         };
         if let Some(reply) = reply {
-            reply.send(answer);
+            self.parked.answer(&self.items, saw, reply, answer);
         }
     }
 
-    async fn run_command(&mut self, request: &Request, id: RequestId) -> Result<Bytes, RequestError> {
+    /// Run a command. `saw` becomes the scope of the items that the answer, even if it is an error, may tell of: the
+    /// answer waits for their batches (R11) and for no others. A guest also remembers earlier calls in its memory.
+    /// That is no item and ends with the instance, so no answer waits for it.
+    async fn run_command<'a>(
+        &mut self,
+        request: &'a Request,
+        id: RequestId,
+        saw: &mut Scope<'a>,
+    ) -> Result<Bytes, RequestError> {
         let release = self.release.clone();
         let info = release.description.command(&request.command).ok_or_else(unknown_command)?;
         match (&info.route, &request.key) {
@@ -59,24 +70,37 @@ impl Actor {
             (Route::ByParam(param), None) => return Err(misrouted(&format!("needs the key `{param}`"))),
             (Route::ByParam(_), Some(_)) | (Route::Anywhere, _) => {}
         }
+        self.check_space(info)?;
+        // `init` and the callbacks that a check calls may read any item, and a refusal may tell of it.
+        *saw = Scope::All;
         self.check_handoff(request).await?;
         self.check_memory(info).await?;
-        let called = self.guest().await?.command(info, halves(id), request).await;
+        let guest = self.guest().await?;
+        // The imports of the guest keep it to its key. A command that runs anywhere has no items.
+        *saw = request.key.as_deref().map_or(Scope::Nothing, Scope::Key);
+        let called = guest.command(info, halves(id), request).await;
         self.report(info, id, &called);
         self.settle(info, called, request.key.as_deref(), |_| &[]).await.map(Bytes::from)
     }
 
+    /// Run a page of a coverage command. `saw` is as for a command.
+    ///
+    /// The answer waits for every batch of the vnode. To wait only for those of the keys that the page has read, each
+    /// import would have to record its range; and it would gain little, because one sync covers all that waits for it.
     async fn run_coverage(
         &mut self,
         request: &Request,
         id: RequestId,
         page: CoveragePage,
+        saw: &mut Scope<'_>,
     ) -> Result<Bytes, RequestError> {
         let release = self.release.clone();
         let info = release.description.command(&request.command).ok_or_else(unknown_command)?;
         if info.route != Route::Everywhere {
             return Err(misrouted("does not go everywhere"));
         }
+        self.check_space(info)?;
+        *saw = Scope::All;
         self.check_handoff(request).await?;
         self.check_memory(info).await?;
         let limit = Budget { items: page.items, bytes: page.bytes };
@@ -153,8 +177,9 @@ impl Actor {
         };
         let touched = || key.into_iter().chain(touched(&answer.value).iter().map(Vec::as_slice));
         if let Some(doom) = answer.doom {
+            let keeps = self.guest.as_ref().is_some_and(Guest::keeps_items);
             let error = self.failed(GuestError::Doomed(doom), None);
-            if !writes || !self.guest().await?.keeps_items() {
+            if !writes || !keeps {
                 return Err(error);
             }
             self.forward(Vec::new(), touched()).await?;
@@ -163,7 +188,9 @@ impl Actor {
         // A copy of the writes is needed only if the items move.
         let moving = writes && (self.outgoing.is_some() || self.swap.is_some());
         let written = if moving { answer.writes.clone() } else { Vec::new() };
-        self.guest().await?.commit(answer.writes);
+        if let Err(error) = self.guest().await?.commit(answer.writes).await {
+            return Err(self.not_committed(&error));
+        }
         self.recovered();
         if writes {
             self.forward(written, touched()).await?;

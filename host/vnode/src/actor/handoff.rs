@@ -1,4 +1,20 @@
 //! The sending side of a handoff: its start and end, its pages, and the writes in between.
+//!
+//! Pages, forwards and the confirmation of a seal leave before the items in them are durable here. Nobody acts on them
+//! as on an answer:
+//!
+//! - The receiver stages them and serves nothing. It reports the stage, and the flip is proposed, only once all of the
+//!   stage is durable there. So when the new owner serves an item, the item is durable, whatever becomes of it here.
+//! - If this node dies before its batch is durable, no caller has got an answer that tells of the batch. The stage has
+//!   items then that this node lost. The transfer starts again with this node's next process: the stage is dropped, or
+//!   compared with what this node still has (R16). If it is flipped nevertheless, because the flip was already proposed,
+//!   a write whose outcome is unknown to its caller turns out to have been applied.
+//! - An answer that is parked when the vnode is sealed may leave after the seal, and even after the flip. Its command ran
+//!   before the seal, and its batch precedes the confirmation of the seal in the stream. So the new owner has it, and
+//!   the answer contradicts nothing that the new owner says (R1).
+//!
+//! The stream is in commit order because the actor sends the items of a write right behind `Items::apply`, whose order
+//! is that of the commits (R15).
 
 use std::time::Duration;
 
@@ -94,6 +110,17 @@ impl Actor {
         if mutants::on(Mutant::LatePage) {
             return self.send_late(event);
         }
+        self.send_event(event);
+    }
+
+    /// Confirm a seal to the handoff, behind all forwards.
+    pub(super) async fn confirm_seal(&mut self, round: u64) {
+        let module = self.module;
+        // The number of items is known only in an open store.
+        let event = match self.open_store().await {
+            Ok(()) => StreamEvent::Sealed { module, round, stored: self.stored() },
+            Err(error) => StreamEvent::Broken { module, reason: error.message },
+        };
         self.send_event(event);
     }
 

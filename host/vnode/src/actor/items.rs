@@ -2,7 +2,6 @@
 
 use annulus_core::handoff::Tally;
 use annulus_core::item::Item;
-use annulus_storage::Storage;
 
 use super::Actor;
 use crate::control::{Count, Taken};
@@ -11,8 +10,17 @@ use crate::measure::PageSize;
 use crate::moves::PAGE;
 
 impl Actor {
-    /// Merge items of another replica.
+    /// Merge items of another replica. They may be durable later: whoever sent them keeps its own until it learns that
+    /// the whole stage is durable.
+    ///
+    /// # Errors
+    /// None of the items was merged into host storage.
     pub(super) async fn take(&mut self, items: Vec<Item>) -> Result<Taken, String> {
+        // A stream is faster than the disk. The sender waits for this answer before its next items.
+        self.items.ready().await;
+        if let Some(reason) = self.items.refuses_writes() {
+            return Err(reason);
+        }
         let guest = self.guest().await.map_err(|error| error.message)?;
         // Count the items here, not where they arrived, so that a comparison of the counts shows a loss in between.
         let tally = Tally::of(&items);
@@ -29,11 +37,14 @@ impl Actor {
     pub(super) fn stored(&self) -> Option<u64> {
         let kept_by_guest =
             self.release.description.exported.handoff || self.guest.as_ref().is_some_and(Guest::keeps_items);
-        (!kept_by_guest).then(|| self.items.read().len() as u64)
+        (!kept_by_guest).then(|| self.items.counts().items)
     }
 
     /// Count the items. A number from the guest is approximate.
     pub(super) async fn count(&mut self) -> Count {
+        if self.open_store().await.is_err() {
+            return Count::Unknown;
+        }
         if let Some(stored) = self.stored() {
             return Count::Stored(stored);
         }

@@ -13,14 +13,15 @@ use tokio::sync::{mpsc, oneshot};
 use super::Actor;
 use crate::control::Control;
 use crate::coverage_limit::{CoveragePermit, CoverageQueue, PendingPermit};
-use crate::guest::{Items, Writer};
 use crate::incidents::Incidents;
 use crate::mailbox::{Command, Gauge, MAILBOX_COMMANDS, VnodeHandle};
 use crate::memory::Compaction;
 use crate::moves::Sweep;
-use crate::outgoing::{Outgoing, StreamEvent};
+use crate::outgoing::Outgoing;
+use crate::parked::Parked;
 use crate::release::Release;
 use crate::source::ModuleSource;
+use annulus_storage::{Items, Writer};
 
 /// Number of commands between two steps of background work while both are waiting. A step is a page of about
 /// 100 µs. So a command waits for at most one step, and the background work gets its share.
@@ -35,7 +36,7 @@ pub(crate) struct Surroundings {
     pub(crate) permits: CoverageQueue,
 }
 
-/// Start a vnode.
+/// Start a vnode with its items.
 ///
 /// Its task is owned through the returned handle: it ends with [`Control::End`], or when all handles are dropped.
 pub(crate) fn start(
@@ -43,6 +44,7 @@ pub(crate) fn start(
     module: ModuleUid,
     partition: Partition,
     release: Arc<Release>,
+    items: Items,
 ) -> VnodeHandle {
     let (commands, commands_rx) = mpsc::channel(MAILBOX_COMMANDS);
     // The senders bound this channel: see `VnodeHandle::control`.
@@ -56,7 +58,9 @@ pub(crate) fn start(
         partition,
         release,
         guest: None,
-        items: Items::default(),
+        items,
+        is_open: false,
+        parked: Arc::default(),
         writer: Writer { actor: annulus_ground::random(), dots: 0 },
         commands: commands_rx,
         control: control_rx,
@@ -103,13 +107,17 @@ impl Actor {
                     // The master has dropped the vnode: no handle exists.
                     None => return,
                 },
-                permit = next_permit(&mut self.permit), if !self.sealed && self.permit.is_some() => {
+                permit = next_permit(&self.parked, &self.items, &mut self.permit),
+                    if !self.sealed && self.permit.is_some() =>
+                {
                     self.since_step += 1;
                     self.permit = None;
                     self.run_page(permit).await;
                 }
                 () = relieved(&mut self.outgoing), if self.is_congested() => {}
-                Some(command) = self.commands.recv(), if !self.sealed && !self.is_congested() => {
+                Some(command) = next_command(&self.parked, &self.items, &mut self.commands),
+                    if !self.sealed && !self.is_congested() =>
+                {
                     match (&self.aside, &command.page) {
                         (Some(error), _) => {
                             self.gauge.taken(&command);
@@ -164,8 +172,7 @@ impl Actor {
                 self.sealed = !mutants::on(Mutant::ServeWhileSealed);
                 // A sealed vnode must not hold a permit.
                 self.permit = None;
-                let (module, stored) = (self.module, self.stored());
-                self.send_event(StreamEvent::Sealed { module, round, stored });
+                self.confirm_seal(round).await;
             }
             Control::Ping(answer) => drop(answer.send(())),
             Control::Unseal => {
@@ -236,15 +243,14 @@ impl Actor {
         }
         self.end_outgoing(delete).await;
         if let Some(mut guest) = self.guest.take() {
-            let ended = async {
-                if delete {
-                    guest.delete().await?;
-                }
-                guest.terminate(if delete { "moved" } else { "stopped" }).await.map(drop)
-            };
-            if let Err(error) = ended.await {
+            if let Err(error) = guest.end(delete).await {
                 tracing::warn!(module = %self.release.name, partition = self.partition.id, %error, "a vnode did not end in order");
             }
+            self.writer.dots = self.writer.dots.max(guest.dots());
+        }
+        // The master drops the items of a partition that has moved. Those in memory end with their last handle.
+        if !delete {
+            self.close_store().await;
         }
         if mutants::on(Mutant::KeepItems) {
             std::mem::forget(self.items.clone());
@@ -261,10 +267,28 @@ async fn relieved(outgoing: &mut Option<Outgoing>) {
     }
 }
 
-/// Wait for a permit. Without a position in the queue, wait forever.
-async fn next_permit(pending: &mut Option<PendingPermit>) -> Option<CoveragePermit> {
+/// Wait for the next command. While much waits for the disk none is taken, and callers get `overloaded` once the mailbox
+/// is full. Every vnode may exceed the limits of what waits by one command.
+async fn next_command(
+    parked: &Parked,
+    items: &Items,
+    commands: &mut mpsc::Receiver<Command>,
+) -> Option<Command> {
+    parked.room(items).await;
+    commands.recv().await
+}
+
+/// Wait for a permit to run a page. Without a position in the queue, wait forever.
+async fn next_permit(
+    parked: &Parked,
+    items: &Items,
+    pending: &mut Option<PendingPermit>,
+) -> Option<CoveragePermit> {
     match pending {
-        Some(pending) => pending.await,
+        Some(pending) => {
+            parked.room(items).await;
+            pending.await
+        }
         None => std::future::pending().await,
     }
 }

@@ -11,9 +11,10 @@ use tokio::time::Instant;
 
 use super::Actor;
 use crate::control::SwapReport;
-use crate::guest::{Guest, Items, Writer};
+use crate::guest::Guest;
 use crate::moves::{PAGE, Swap};
 use crate::release::Release;
+use annulus_storage::{Items, Writer};
 
 impl Actor {
     /// Start a swap to a release. If the new instance does not start, nothing changes.
@@ -35,7 +36,7 @@ impl Actor {
         let writer = Writer { dots: old.dots(), ..self.writer };
         // If both releases keep their items in host storage, they share it: there is nothing to carry over.
         let shared = !old.keeps_items() && !release.description.exported.handoff;
-        let items = if shared { self.items.clone() } else { Items::default() };
+        let items = if shared { self.items.clone() } else { Items::memory() };
         let guest = match Guest::start(&release, self.partition, writer, items).await {
             Ok(guest) => guest,
             Err(error) => return self.give_up_swap(release, answer, error.to_string()),
@@ -120,10 +121,10 @@ impl Actor {
     async fn finish_swap(&mut self, began: Instant) {
         let Some(mut swap) = self.swap.take() else { return };
         if let Some(mut old) = self.guest.take() {
-            match old.terminate("swap").await {
+            match old.hand_over().await {
                 Ok(last) => {
                     // An instance with the same host storage already has the last writes.
-                    if !Arc::ptr_eq(&old.items(), &swap.guest.items())
+                    if !old.items().is_same(&swap.guest.items())
                         && let Err(reason) = swap.carry(last.clone()).await
                     {
                         tracing::warn!(module = %self.release.name, reason, "the last writes of the old release are lost");

@@ -14,7 +14,7 @@ use annulus_core::state::Lineage;
 use super::Master;
 use crate::control::Control;
 use crate::mailbox::VnodeHandle;
-use crate::slot::Slot;
+use crate::slot::{Slot, TransferStage};
 
 impl Master {
     /// Apply a committed ring. `index` is the log index of that state; calls are in log order.
@@ -29,12 +29,21 @@ impl Master {
     ) -> Vec<PartitionId> {
         let me = self.inner.config.me;
         let before = self.inner.known.lock().replace((lineage, modules.to_vec()));
-        let recovers = before.as_ref().is_some_and(|(before, _)| *before != lineage);
+        let stores = &self.inner.config.stores;
+        // The stores on disk follow the lineage of the last run of this node.
+        let known = before.as_ref().map(|(lineage, _)| *lineage).or_else(|| stores.lineage());
+        let recovers = known.is_some_and(|known| known != lineage);
+        if known != Some(lineage) {
+            stores.set_lineage(lineage);
+        }
         // A recovered state may be older than a module's deploy: a module that it lacks was not undeployed.
         let undeployed = |uid: &ModuleUid| {
             let had = before.as_ref().is_some_and(|(_, had)| had.contains(uid));
             had && !recovers && !modules.contains(uid)
         };
+        // A module's uid is the index of the entry that created it. A vnode of a later module may already run if another
+        // task has applied that entry: its absence from this older state is not an undeploy.
+        let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
         let mut aside = Vec::new();
         for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
             let Some(mut slot) = self.slot(id) else { continue };
@@ -54,9 +63,10 @@ impl Master {
                     self.carry_out(change, &mut slot, id, modules);
                 }
             }
-            // A module's uid is the index of the entry that created it. A vnode of a later module may already run if
-            // another task has applied that entry: its absence from this older state is not an undeploy.
-            let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
+            if before.is_none() && !slot.held {
+                // The partition moved while this node was down.
+                if recovers { stores.set_members_aside(id) } else { stores.drop_members(id) }
+            }
             let gone = |uid: &&ModuleUid| older(uid) && !modules.contains(uid);
             let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
             let gone: BTreeMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
@@ -74,21 +84,34 @@ impl Master {
                 aside.push(id);
             }
         }
+        for module in stores.modules() {
+            if older(&module) && !modules.contains(&module) {
+                if recovers { stores.set_module_aside(module) } else { stores.drop_module(module) }
+            }
+        }
         self.inner.applied.send_replace(index);
         aside
     }
 
     fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId, modules: &[ModuleUid]) {
         let elsewhere = RequestError::stale_ring(slot.version);
-        let drop_all = |vnodes: BTreeMap<ModuleUid, VnodeHandle>| {
-            drop(VnodeHandle::end_all(vnodes.into_values(), &elsewhere, true));
-        };
+        let stores = &self.inner.config.stores;
         match change {
-            Change::Promote => slot.vnodes = slot.take_stage(),
+            Change::Promote => {
+                let Some(stage) = slot.stage.take() else { return };
+                stores.promote(id, stage.transfer);
+                slot.vnodes = stage.vnodes;
+                if stage.lost_memory {
+                    let kept: Vec<_> =
+                        modules.iter().copied().filter(|module| !self.is_durable(*module)).collect();
+                    let reason = "this node ended after it had received the partition, with what its modules keep in memory";
+                    self.note_loss(&kept, id, reason);
+                }
+            }
             Change::DropIncomplete => {
                 let reason = "this node became the owner of the partition before all of its items arrived";
                 self.note_loss(modules, id, reason);
-                drop_all(slot.take_stage());
+                self.drop_stage(slot, id);
             }
             Change::TakeEmpty => {
                 let reason = "this node became the owner of the partition without its items";
@@ -96,25 +119,37 @@ impl Master {
             }
             // The items of a cancelled transfer must never serve (R7).
             Change::DropStage if mutants::on(Mutant::KeepStage) => {}
-            Change::DropStage => drop_all(slot.take_stage()),
+            Change::DropStage => self.drop_stage(slot, id),
             Change::SetAside => {
                 slot.outgoing = None;
+                stores.set_members_aside(id);
                 let vnodes = std::mem::take(&mut slot.vnodes);
                 self.set_vnodes_aside(vnodes, slot, id);
             }
             Change::SetStageAside => {
-                let vnodes = slot.take_stage();
+                let Some(TransferStage { transfer, vnodes, .. }) = slot.stage.take() else { return };
+                stores.set_stage_aside(id, transfer);
                 self.set_vnodes_aside(vnodes, slot, id);
             }
             Change::GiveUp => {
                 slot.outgoing = None;
-                drop_all(std::mem::take(&mut slot.vnodes));
+                stores.drop_members(id);
+                drop(VnodeHandle::end_all(std::mem::take(&mut slot.vnodes).into_values(), &elsewhere, true));
             }
             Change::Unseal => {
                 for vnode in slot.vnodes.values() {
                     vnode.tell(Control::Unseal);
                 }
             }
+        }
+    }
+
+    /// Drop the stage, whose vnodes have never served.
+    fn drop_stage(&self, slot: &mut Slot, id: PartitionId) {
+        if let Some(stage) = slot.stage.take() {
+            self.inner.config.stores.drop_stage(id, stage.transfer);
+            let elsewhere = RequestError::stale_ring(slot.version);
+            drop(VnodeHandle::end_all(stage.vnodes.into_values(), &elsewhere, true));
         }
     }
 

@@ -8,6 +8,7 @@ use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::RequestError;
+use annulus_core::state::StorageKind;
 use tokio::sync::oneshot;
 
 use super::Master;
@@ -15,20 +16,23 @@ use crate::control::{Control, Count};
 use crate::mailbox::VnodeHandle;
 use crate::outgoing::Outgoing;
 use crate::slot::{Slot, StageId, TransferStage};
+use annulus_storage::{Items, StorageError};
 
 /// The outcome of a request for a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
     /// The vnode will put the page into the stream of the handoff.
     Coming,
-    /// The module has no running vnode here, so it has no items.
+    /// The module has no items here.
     NoItems,
+    /// The module has items on disk and cannot run here yet.
+    NotReady,
     /// The vnodes of the partition already send to another transfer: this one is over.
     Replaced,
 }
 
 /// The reason why a stage does not have all items of its transfer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum IncompleteStage {
     /// The stage was dropped, or replaced by another one of the transfer.
     #[error("the stage is gone")]
@@ -36,6 +40,9 @@ pub enum IncompleteStage {
     /// A guest of the stage trapped and lost the items that it had received.
     #[error("the vnode of module {0} trapped while it took in the transfer")]
     Trapped(ModuleUid),
+    /// The items cannot be made durable.
+    #[error(transparent)]
+    Storage(#[from] StorageError),
 }
 
 impl Master {
@@ -64,9 +71,12 @@ impl Master {
     ) -> Reading {
         // A vnode has a single stream. The driver of a replaced transfer may not know yet that its transfer is over:
         // its page would enter the stream of the next transfer, which would take it for a page of its own.
-        let Some(slot) = self.slot(partition).filter(|slot| slot.is_outgoing(transfer)) else {
+        let Some(mut slot) = self.slot(partition).filter(|slot| slot.is_outgoing(transfer)) else {
             return Reading::Replaced;
         };
+        if self.start_stored(&mut slot, partition).contains(&module) {
+            return Reading::NotReady;
+        }
         match slot.vnodes.get(&module) {
             Some(vnode) if vnode.tell(Control::ReadPage { attempt, after }) => Reading::Coming,
             _ => Reading::NoItems,
@@ -148,10 +158,16 @@ impl Master {
         // The task of a replaced transfer must not drop the stage of the transfer that replaced it.
         let may = |slot: &Slot| !slot.is_over(transfer) || mutants::on(Mutant::StageWhatIsOver);
         if let Some(mut slot) = self.slot(partition).filter(|slot| may(slot)) {
-            let mut old = slot.take_stage();
+            let mut old =
+                slot.stage.as_mut().map(|stage| std::mem::take(&mut stage.vnodes)).unwrap_or_default();
             let vnodes =
                 if mutants::on(Mutant::KeepStage) { std::mem::take(&mut old) } else { BTreeMap::new() };
-            slot.stage = Some(TransferStage { transfer, generation, complete: false, vnodes });
+            let (complete, lost_memory) = (false, false);
+            if let Some(old) =
+                slot.stage.replace(TransferStage { transfer, generation, complete, lost_memory, vnodes })
+            {
+                self.inner.config.stores.drop_stage(partition, old.transfer);
+            }
             VnodeHandle::end_all(old.into_values(), &RequestError::stale_ring(slot.version), true);
         }
     }
@@ -165,18 +181,34 @@ impl Master {
             return Some(handle.clone());
         }
         let release = self.inner.config.modules.release(module)?;
-        let handle = self.start(module, stage.partition, release);
+        let items = match release.storage {
+            StorageKind::Memory => Items::memory(),
+            StorageKind::Durable => self.inner.config.stores.stage(module, stage.partition, stage.transfer),
+        };
+        let handle = self.start(module, stage.partition, release, items);
         current.vnodes.insert(module, handle.clone());
         Some(handle)
     }
 
-    /// Mark a stage as complete: all items of the transfer were merged.
+    /// Mark a stage as complete: all items of the transfer were merged, and those of durable modules are on disk.
     ///
     /// # Errors
     /// If the stage must not be promoted, with the reason. The stage is unchanged.
-    pub fn staging_complete(&self, stage: StageId) -> Result<(), IncompleteStage> {
+    pub async fn staging_complete(&self, stage: StageId) -> Result<(), IncompleteStage> {
+        let whole = self.check_stage(stage)?;
+        // From here on, a crash of this node must find the stage again: the owner may propose the flip.
+        self.inner.config.stores.complete_stage(stage.partition, stage.transfer, whole).await?;
+        self.check_stage(stage)?;
         let mut slot = self.slot(stage.partition).ok_or(IncompleteStage::Gone)?;
         let current = slot.stage.as_mut().filter(|current| current.is(stage));
+        current.ok_or(IncompleteStage::Gone)?.complete = true;
+        Ok(())
+    }
+
+    /// Check that a stage may be completed. Return true if all of its items are on disk.
+    fn check_stage(&self, stage: StageId) -> Result<bool, IncompleteStage> {
+        let slot = self.slot(stage.partition).ok_or(IncompleteStage::Gone)?;
+        let current = slot.stage.as_ref().filter(|current| current.is(stage));
         let current = current.ok_or(IncompleteStage::Gone)?;
         // A vnode that trapped, in a swap for instance, continued with an empty instance: its items are lost.
         let trapped = |vnode: &&VnodeHandle| {
@@ -185,8 +217,24 @@ impl Master {
         if let Some(vnode) = current.vnodes.values().find(trapped) {
             return Err(IncompleteStage::Trapped(vnode.module));
         }
-        current.complete = true;
-        Ok(())
+        Ok(current.vnodes.keys().all(|module| self.is_durable(*module)))
+    }
+
+    /// Return true if this node found a complete stage of the transfer on its disk when it started, with the items of
+    /// all modules.
+    pub fn has_found_stage(&self, partition: PartitionId, transfer: TransferId) -> bool {
+        self.slot(partition).is_some_and(|slot| {
+            let found = |stage: &TransferStage| {
+                stage.transfer == transfer && stage.generation == 0 && stage.complete && !stage.lost_memory
+            };
+            slot.stage.as_ref().is_some_and(found)
+        })
+    }
+
+    /// Return true if the items of a module are on disk.
+    pub(super) fn is_durable(&self, module: ModuleUid) -> bool {
+        let release = self.inner.config.modules.release(module);
+        release.is_some_and(|release| release.storage == StorageKind::Durable)
     }
 
     /// Drop the stage of a transfer.
@@ -200,6 +248,7 @@ impl Master {
                 &RequestError::stale_ring(slot.version),
                 true,
             );
+            self.inner.config.stores.drop_stage(partition, transfer);
         }
     }
 }

@@ -44,7 +44,7 @@ fn ring() -> RingTable {
 fn master() -> Master {
     let modules = Arc::new(Native(Arc::new(native_kv())));
     let guests = tokio::runtime::Handle::current();
-    let config = MasterConfig { me: ME, guests, workers: 1, modules };
+    let config = MasterConfig { me: ME, guests, workers: 1, modules, stores: Stores::none() };
     let master = Master::new(config, &ring(), &[]);
     master.apply(&ring(), &[], 5, Lineage::default());
     master
@@ -149,19 +149,19 @@ async fn the_driver_of_a_replaced_transfer_reads_and_seals_nothing() {
 async fn a_stage_whose_vnode_trapped_is_incomplete() {
     let stage = StageId { partition: HERE, transfer: TransferId(30), generation: 1 };
     let master = master();
-    assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Gone));
+    assert_eq!(master.staging_complete(stage).await, Err(IncompleteStage::Gone));
     master.stage(stage);
     let vnode = master.staged_vnode(stage, MODULE).unwrap();
-    assert_eq!(master.staging_complete(stage), Ok(()));
+    assert_eq!(master.staging_complete(stage).await, Ok(()));
     // Count a trap as the actor does, which then continues with an empty instance.
     vnode.gauge.traps.fetch_add(1, Ordering::Relaxed);
-    assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Trapped(MODULE)));
+    assert_eq!(master.staging_complete(stage).await, Err(IncompleteStage::Trapped(MODULE)));
     // The next stage of the transfer starts empty.
     let next = StageId { generation: 2, ..stage };
     master.stage(next);
-    assert_eq!(master.staging_complete(stage), Err(IncompleteStage::Gone));
+    assert_eq!(master.staging_complete(stage).await, Err(IncompleteStage::Gone));
     master.staged_vnode(next, MODULE).unwrap();
-    assert_eq!(master.staging_complete(next), Ok(()));
+    assert_eq!(master.staging_complete(next).await, Ok(()));
 }
 
 #[tokio::test]
@@ -183,7 +183,7 @@ async fn a_transfer_that_was_replaced_does_not_take_the_stage_of_the_next() {
     // The task of the old transfer does not know yet that its transfer is over.
     master.stage(StageId { generation: 2, ..old });
     assert!(master.staged_vnode(new, MODULE).is_some());
-    assert_eq!(master.staging_complete(new), Ok(()));
+    assert_eq!(master.staging_complete(new).await, Ok(()));
 }
 
 #[tokio::test]
@@ -353,6 +353,6 @@ fn a_fault_that_promotes_a_trapped_stage_is_detected() {
         master.stage(stage(30, 1));
         let vnode = master.staged_vnode(stage(30, 1), MODULE).unwrap();
         vnode.gauge.traps.fetch_add(1, Ordering::Relaxed);
-        master.staging_complete(stage(30, 1)).is_err()
+        master.staging_complete(stage(30, 1)).await.is_err()
     });
 }

@@ -3,6 +3,9 @@
 //! Commands are reported by the guest or vnode that runs them, so the truth changes when a command takes effect and
 //! not when its answer arrives. Every read must return the true value. If the only copy of a partition may be lost,
 //! its keys may have their value or none, until a read shows which, or they are written again.
+//!
+//! A crash loses nothing of a durable module that anybody was told of (R11): a key may only go back to a value that it
+//! had since the last answer that told of it. [`Trail`] has these values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
@@ -10,6 +13,7 @@ use std::time::Duration;
 use annulus_core::keyspace::{PartitionId, RingSize, hash_key};
 use annulus_core::request::{AppliedState, ErrorCode, RequestError};
 
+use super::trail::Trail;
 use crate::rule::{Broken, Rule};
 
 /// The number of a request in its run, from 1.
@@ -45,6 +49,8 @@ struct Key {
     past: Vec<(Duration, bool, bool)>,
     /// Every value that the key ever had.
     ever: BTreeSet<Option<u64>>,
+    /// The values that a crash may leave.
+    trail: Trail,
 }
 
 impl Key {
@@ -58,9 +64,11 @@ impl Key {
         self.note(now);
     }
 
-    fn loosen(&mut self, now: Duration) {
+    /// Let a read find any of these values, besides those that it may find already.
+    fn loosen(&mut self, values: impl IntoIterator<Item = Option<u64>>, now: Duration) {
         let value = self.value;
-        self.loose.get_or_insert_with(|| [value].into()).insert(None);
+        self.loose.get_or_insert_with(|| [value].into()).extend(values);
+        self.trail.is_in_doubt(self.loose.iter().flatten().copied());
         self.note(now);
     }
 
@@ -81,6 +89,8 @@ struct Request {
     issued: Duration,
     limit: Duration,
     applied: bool,
+    /// The place in the key's trail of the value that the request wrote or found.
+    mark: Option<u64>,
     answer: Option<Result<(), AppliedState>>,
 }
 
@@ -136,6 +146,8 @@ pub struct Effect {
 pub struct Truth {
     keys: Vec<Key>,
     modules: Vec<String>,
+    /// Whether the items of each module are durable.
+    durable: Vec<bool>,
     /// The newest era of each module.
     eras: Vec<u64>,
     /// True from a recovery until [`Self::settle`]: several histories may be served at once, so a read may find any
@@ -157,11 +169,13 @@ impl Truth {
             let module = at % modules.len();
             let partition = size.partition_of(&hash_key(modules[module].as_bytes(), name(at).as_bytes()));
             let past = vec![(Duration::ZERO, false, true)];
-            Key { module, partition, value: None, loose: None, past, ever: [None].into() }
+            let (ever, trail) = ([None].into(), Trail::begins([None]));
+            Key { module, partition, value: None, loose: None, past, ever, trail }
         };
         Self {
             keys: (0..keys).map(key).collect(),
             modules: modules.to_vec(),
+            durable: vec![false; modules.len()],
             eras: vec![0; modules.len()],
             shaken: false,
             requests: BTreeMap::new(),
@@ -199,7 +213,7 @@ impl Truth {
         let op = self.next;
         self.next += 1;
         self.counts.requests += 1;
-        let request = Request { key, want, issued: now, limit, applied: false, answer: None };
+        let request = Request { key, want, issued: now, limit, applied: false, mark: None, answer: None };
         self.requests.insert(op, request);
         op
     }
@@ -232,12 +246,26 @@ impl Truth {
             // The node has not applied the undeploy yet: the effect belongs to the old module and ends with it.
             return Ok(());
         }
-        match want {
-            Want::Get => return self.read(key, found, now, &format!("#{op}")),
-            Want::Put(value) => self.keys[key].set(Some(value), now),
-            Want::Delete => self.keys[key].set(None, now),
-        }
+        let written = match want {
+            Want::Get => {
+                self.read(key, found, now, &format!("#{op}"))?;
+                self.mark(op, key);
+                return Ok(());
+            }
+            Want::Put(value) => Some(value),
+            Want::Delete => None,
+        };
+        self.keys[key].set(written, now);
+        self.keys[key].trail.goes_on(written);
+        self.mark(op, key);
         Ok(())
+    }
+
+    /// Remember what the request has written or found.
+    fn mark(&mut self, op: Op, key: usize) {
+        if let Some(request) = self.requests.get_mut(&op) {
+            request.mark = Some(self.keys[key].trail.mark());
+        }
     }
 
     fn read(&mut self, at: usize, found: Option<u64>, now: Duration, who: &str) -> Result<(), Broken> {
@@ -249,6 +277,8 @@ impl Truth {
             if key.loose.is_some() {
                 // The read shows which value has survived; from now on the key has this one.
                 key.set(found, now);
+                // What a process finds may be in the page cache only. The answer is what fixes it.
+                key.trail.goes_on(found);
             }
             return Ok(());
         }
@@ -284,6 +314,9 @@ impl Truth {
         if !asleep && let Err(broken) = late(&format!("#{op}"), now, request.issued, request.limit) {
             self.counts.unanswered += 1;
             return Err(broken);
+        }
+        if let (Ok(()), Some(mark)) = (answer, request.mark) {
+            self.keys[key].trail.is_told(mark);
         }
         if let Err(error) = &answer
             && error.code == ErrorCode::Internal
@@ -325,8 +358,21 @@ impl Truth {
     pub fn begins(&mut self, module: usize, era: u64, now: Duration) {
         if era > self.eras[module] {
             self.eras[module] = era;
-            self.keys.iter_mut().filter(|key| key.module == module).for_each(|key| key.set(None, now));
+            for key in self.keys.iter_mut().filter(|key| key.module == module) {
+                key.set(None, now);
+                key.trail.is_over();
+            }
         }
+    }
+
+    /// Record whether the items of a module are durable.
+    pub fn keeps(&mut self, module: usize, durable: bool) {
+        self.durable[module] = durable;
+    }
+
+    /// Return true if the items of a key are durable.
+    pub fn is_durable(&self, key: usize) -> bool {
+        self.durable[self.keys[key].module]
     }
 
     /// Return the newest era of a module: the id of the module that now has its name.
@@ -344,7 +390,37 @@ impl Truth {
         let Self { keys, modules, .. } = self;
         let of =
             |key: &Key| key.partition == partition && module.is_none_or(|name| modules[key.module] == name);
-        keys.iter_mut().filter(|key| of(key)).for_each(|key| key.loosen(now));
+        keys.iter_mut().filter(|key| of(key)).for_each(|key| key.loosen([None], now));
+    }
+
+    /// Record the end of the process that held a partition: what was in its memory is lost, and of durable items only
+    /// what nobody was told of.
+    pub fn crash(&mut self, partition: PartitionId, now: Duration) {
+        let Self { keys, durable, .. } = self;
+        for key in keys.iter_mut().filter(|key| key.partition == partition) {
+            if !durable[key.module] {
+                key.loosen([None], now);
+            } else if let Some(left) = key.trail.left() {
+                key.loosen(left, now);
+            }
+        }
+    }
+
+    /// Record that the disk that holds a partition was replaced by an older copy: durable items may have any value that
+    /// they ever had.
+    pub fn age(&mut self, partition: PartitionId, now: Duration) {
+        let Self { keys, durable, .. } = self;
+        for key in keys.iter_mut().filter(|key| key.partition == partition && durable[key.module]) {
+            let ever = key.ever.clone();
+            key.loosen(ever, now);
+        }
+    }
+
+    /// Record that the durable items of a partition may be gone, because the disk that holds them was damaged.
+    pub fn damage(&mut self, partition: PartitionId, now: Duration) {
+        let Self { keys, durable, .. } = self;
+        let lost = keys.iter_mut().filter(|key| key.partition == partition && durable[key.module]);
+        lost.for_each(|key| key.loosen([None], now));
     }
 
     /// Record that several histories may be served from now on.
@@ -356,8 +432,8 @@ impl Truth {
     pub fn settle(&mut self, now: Duration) {
         if std::mem::take(&mut self.shaken) {
             for key in &mut self.keys {
-                key.loose = Some(key.ever.clone());
-                key.note(now);
+                let ever = key.ever.clone();
+                key.loosen(ever, now);
             }
         }
     }
@@ -439,6 +515,68 @@ mod tests {
         assert_eq!((get(&mut truth, None), get(&mut truth, Some(1))), (Ok(()), Err(Rule::Resurrected)));
         put(&mut truth, 2);
         assert_eq!(get(&mut truth, None), Err(Rule::LostWrite));
+    }
+
+    /// Apply a put without an answer.
+    fn run(truth: &mut Truth, value: u64) -> Op {
+        let (op, at) = (truth.issue(0, Want::Put(value), NOW, NOW), truth.keys[0].partition);
+        truth.effect(by(op, at, None)).unwrap();
+        op
+    }
+
+    fn crash(truth: &mut Truth) {
+        truth.crash(truth.keys[0].partition, NOW);
+    }
+
+    #[test]
+    fn a_crash_loses_nothing_durable_that_was_acknowledged() {
+        let mut truth = truth();
+        truth.keeps(0, true);
+        put(&mut truth, 1);
+        crash(&mut truth);
+        assert_eq!((get(&mut truth, None), get(&mut truth, Some(1))), (Err(Rule::LostWrite), Ok(())));
+        truth.keeps(0, false);
+        crash(&mut truth);
+        assert_eq!(get(&mut truth, None), Ok(()), "items in memory are lost");
+    }
+
+    #[test]
+    fn a_crash_may_undo_what_nobody_was_told_of() {
+        let mut truth = truth();
+        truth.keeps(0, true);
+        put(&mut truth, 1);
+        run(&mut truth, 2);
+        crash(&mut truth);
+        assert_eq!(get(&mut truth, None), Err(Rule::LostWrite), "1 or 2, but not none");
+        assert_eq!((get(&mut truth, Some(1)), get(&mut truth, Some(2))), (Ok(()), Err(Rule::LostWrite)));
+        // A read of an unanswered write tells of it, once the read is answered.
+        run(&mut truth, 3);
+        let op = truth.issue(0, Want::Get, NOW, NOW);
+        truth.effect(by(op, truth.keys[0].partition, Some(3))).unwrap();
+        assert!(truth.keys[0].trail.left().is_some(), "the reply has not left");
+        truth.answered(op, Ok(()), NOW, false).unwrap();
+        crash(&mut truth);
+        assert_eq!((get(&mut truth, Some(1)), get(&mut truth, Some(3))), (Err(Rule::LostWrite), Ok(())));
+        // An answer to an earlier write leaves the later one open.
+        let first = run(&mut truth, 4);
+        run(&mut truth, 5);
+        truth.answered(first, Ok(()), NOW, false).unwrap();
+        crash(&mut truth);
+        assert_eq!((get(&mut truth, Some(3)), get(&mut truth, Some(4))), (Err(Rule::LostWrite), Ok(())));
+    }
+
+    #[test]
+    fn an_older_disk_may_have_any_earlier_value_and_a_damaged_one_none() {
+        let mut truth = truth();
+        truth.keeps(0, true);
+        put(&mut truth, 1);
+        put(&mut truth, 2);
+        let mut damaged = truth.keys[0].clone();
+        truth.age(truth.keys[0].partition, NOW);
+        assert_eq!((get(&mut truth, Some(7)), get(&mut truth, Some(1))), (Err(Rule::LostWrite), Ok(())));
+        std::mem::swap(&mut truth.keys[0], &mut damaged);
+        truth.damage(truth.keys[0].partition, NOW);
+        assert_eq!((get(&mut truth, Some(1)), get(&mut truth, None)), (Err(Rule::LostWrite), Ok(())));
     }
 
     #[test]

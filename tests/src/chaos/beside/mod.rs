@@ -14,13 +14,16 @@ use std::time::Instant;
 use parking_lot::Mutex;
 
 use crate::harness::Node;
+use crate::load::Settings;
 use crate::load::caller::{Caller, Frozen};
 use crate::load::crew::{Crew, Order, Whom};
-use crate::load::{MODULE, Settings};
 use client::Client;
 pub use kind::Kind;
 pub use report::Report;
 
+/// The module under load, whose guest keeps its items in memory, and its guest project.
+pub(super) const MODULE: &str = "memkv";
+pub(super) const LOADED: &str = "guests/memkv";
 /// The guest project of both modules.
 pub(super) const GUEST: &str = "tests/guests/hostile";
 /// Number of clients for each module. Client `n` owns the partitions whose number modulo this is `n`.

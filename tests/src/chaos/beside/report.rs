@@ -54,7 +54,7 @@ impl Report {
     pub(in crate::chaos) fn of(report: &load::Report) -> Self {
         let longest = report.phases.iter().map(load::Phase::longest).max().unwrap_or_default();
         Self {
-            module: load::MODULE.to_owned(),
+            module: super::MODULE.to_owned(),
             requests: report.requests(),
             acknowledged: report.acknowledged,
             lost: report.lost,

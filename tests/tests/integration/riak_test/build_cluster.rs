@@ -3,14 +3,15 @@
 //! nodes.
 
 use annulus_tests::harness::{Cluster, owned_by};
+use annulus_tests::load::Settings;
 
 use super::common::{done, loaded, names, present, settings, settled};
 
 #[test]
 fn a_cluster_grows_to_four_two_restart_and_all_but_one_leave() {
     let mut cluster = Cluster::apart(4);
-    cluster.deploy("guests/kv");
-    let load = loaded(settings(), &cluster, &[0]);
+    cluster.deploy("guests/memkv");
+    let load = loaded(Settings { module: "memkv", ..settings() }, &cluster, &[0]);
     for joining in 1..4 {
         load.phase(&format!("{} nodes", joining + 1));
         cluster[joining].join(&cluster[0]);

@@ -55,7 +55,7 @@ impl Scripted {
             tokio::time::sleep(Duration::from_millis(ms)).await;
         }
         let mut writes = Vec::new();
-        let reply = match self.do_one(request, &args, &mut writes) {
+        let reply = match self.do_one(request, &args, &mut writes).await {
             Ok(Ok(reply)) => reply,
             Ok(Err(failure)) => {
                 self.tell(&asked, &[], Outcome::Refused);
@@ -92,7 +92,7 @@ impl Scripted {
             }
         };
         let most = (limit.items as usize).max(1);
-        let entries = self.entries(after, most + 1)?;
+        let entries = self.entries(after, most + 1).await?;
         // A page with tombstones holds fewer values than its limit although more entries follow.
         let mut more = entries.len() > most;
         let (mut values, mut encoded, mut touched) = (Vec::new(), Vec::new(), Vec::new());
@@ -161,7 +161,7 @@ impl Scripted {
     }
 
     /// Run the command of a key. The inner error means that nothing has changed.
-    fn do_one(
+    async fn do_one(
         &mut self,
         request: &Request,
         args: &Arguments,
@@ -172,7 +172,7 @@ impl Scripted {
             return Ok(Ok(Value::Null));
         }
         let Some(key) = &request.key else { return missing("key") };
-        let before = self.entry(key)?;
+        let before = self.entry(key).await?;
         let present = before.as_ref().filter(|entry| !entry.deleted).map(|entry| entry.value.clone());
         let version = |entry: &Entry| Value::from(entry.version);
         let reply = match request.command.as_str() {

@@ -4,6 +4,7 @@ use std::ops::Bound;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Rejection};
 use annulus_core::item::{Budget, Item, ItemAddr, Page};
+use annulus_storage::{Batch, Selection};
 use annulus_wasm::GuestError;
 
 use super::super::{EndlessFold, Entry};
@@ -25,16 +26,16 @@ fn place(token: Option<&[u8]>) -> (u32, Bound<Vec<u8>>) {
 
 impl Scripted {
     /// Return the entry of a key, which may be a tombstone.
-    pub(super) fn entry(&self, key: &[u8]) -> Result<Option<Entry>, GuestError> {
+    pub(super) async fn entry(&self, key: &[u8]) -> Result<Option<Entry>, GuestError> {
         if self.keeps() {
             return Ok(self.held.kept.lock().get(key).cloned());
         }
-        let version = self.items.read().get(&ItemAddr { key: key.to_vec(), sort: Vec::new() });
+        let version = self.items.get(&ItemAddr { key: key.to_vec(), sort: Vec::new() }).await?;
         version.map(|version| self.read(&version.value)).transpose()
     }
 
     /// Return at most this many entries after a key, in order.
-    pub(super) fn entries(
+    pub(super) async fn entries(
         &self,
         after: Option<&[u8]>,
         most: usize,
@@ -45,10 +46,10 @@ impl Scripted {
             let kept = kept.range((from, Bound::Unbounded));
             return Ok(kept.take(most).map(|(key, entry)| (key.clone(), entry.clone())).collect());
         }
-        let items = self.items.read();
-        let from = from.map(|key| ItemAddr { key, sort: Vec::new() });
-        let stored = items.range(from, Bound::Unbounded).take(most);
-        stored.map(|(addr, version)| Ok((addr.key, self.read(&version.value)?))).collect()
+        let token = after.map(Selection::token_after);
+        let limit = Budget { items: u32::try_from(most).unwrap_or(u32::MAX), bytes: u32::MAX };
+        let page = self.items.page(&Batch::default(), &Selection::ALL, token.as_deref(), limit).await?;
+        page.items.into_iter().map(|item| Ok((item.key, self.read(&item.value)?))).collect()
     }
 
     /// Decode an entry stored by any release, which this one must be able to read (R22).

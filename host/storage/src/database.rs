@@ -1,0 +1,358 @@
+//! The database of items of a node: opened with its stores, created with the first of them, set aside if it is damaged.
+
+use std::collections::BTreeMap;
+use std::io::ErrorKind;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, OnceLock};
+
+use annulus_core::ids::ModuleUid;
+use annulus_core::state::Lineage;
+use annulus_data_dir::{
+    DataDirError, Disk, Engine, EngineOptions, Op, Open, ReadLimit, SpaceId, Trouble, is_damage,
+};
+use parking_lot::Mutex;
+use tokio::sync::OnceCell;
+
+use super::cache::Cache;
+use super::committer::{Change, Committer, ItemSpace, NUMBER_KEY, SpaceNumber};
+use super::error::StorageError;
+use super::header::{self, Record};
+use super::space::Space;
+use super::stores::{SetAside, StoresConfig};
+use super::witness::Witness;
+
+/// Name of the database in the data directory.
+const DATABASE: &str = "items";
+const MARK: &str = "items.mark";
+/// The file that has the database set aside at the next start. It contains the reason.
+const BAD: &str = "items.bad";
+const ASIDE: &str = "items-set-aside-";
+/// Prefix of the name of a module's keyspace; the module's uid follows.
+const ITEMS: &str = "items-";
+
+/// What all stores of a node share.
+pub(super) struct Shared {
+    pub(super) config: StoresConfig,
+    pub(super) cache: Cache,
+    pub(super) space: Space,
+    database: OnceCell<Arc<Database>>,
+    damage: OnceLock<String>,
+    /// The lineage to write into a database that does not exist yet.
+    pub(super) lineage: Mutex<Option<Lineage>>,
+}
+
+impl Shared {
+    pub(super) fn new(config: StoresConfig) -> Self {
+        let cache = Cache::new(config.cache_bytes);
+        let space = Space::new(config.disk.clone(), config.dir.clone(), config.reserve_bytes);
+        let (database, damage) = (OnceCell::new(), OnceLock::new());
+        Self { config, cache, space, database, damage, lineage: Mutex::default() }
+    }
+
+    /// Return the database if it exists.
+    pub(super) fn opened(&self) -> Option<&Arc<Database>> {
+        self.database.get()
+    }
+
+    pub(super) fn set_database(&self, database: Arc<Database>) {
+        // There is one open at the start, before anything else.
+        let _ = self.database.set(database);
+    }
+
+    /// Return the database. Create it if there is none.
+    pub(super) async fn database(&self) -> Result<Arc<Database>, StorageError> {
+        let create = async {
+            let config = self.config.clone();
+            let created = annulus_ground::blocking(move || create(&config));
+            let created = created.await.map_err(|_| StorageError::Closed)?;
+            let database = created.map_err(StorageError::NotCreated)?;
+            if let Some(lineage) = *self.lineage.lock() {
+                database.write(&[Record::Lineage(lineage)], &[]);
+            }
+            Ok(database)
+        };
+        self.database.get_or_try_init(|| create).await.cloned()
+    }
+
+    /// Refuse everything once damage was found.
+    pub(super) fn check(&self) -> Result<(), StorageError> {
+        match self.damage.get() {
+            None => Ok(()),
+            Some(reason) => Err(StorageError::Damaged(reason.clone())),
+        }
+    }
+
+    /// Return the damage that was found.
+    pub(super) fn damage(&self) -> Option<&String> {
+        self.damage.get()
+    }
+
+    /// Handle an error of the engine in a read.
+    pub(super) fn damaged(&self, error: &Trouble) -> StorageError {
+        self.found_damage(error.to_string())
+    }
+
+    /// Note damage: the database serves nothing from now on, and is set aside at the next start.
+    ///
+    /// The engine cannot mend a block, and its first compaction that meets one ends all writes. So the rest of the
+    /// database is not served either: what is read from it may be all that is left, and is kept for a salvage.
+    pub(super) fn found_damage(&self, reason: String) -> StorageError {
+        let reason = self.damage.get_or_init(|| {
+            let path = self.config.dir.join(BAD);
+            if let Err(error) = write_file(&self.config.disk, &path, &reason) {
+                tracing::error!(%error, path = %path.display(), "cannot note that the database of items is damaged");
+            }
+            tracing::error!(reason, "the database of items is damaged and serves nothing; start the node again to set it aside");
+            reason
+        });
+        StorageError::Damaged(reason.clone())
+    }
+}
+
+fn write_file(disk: &Disk, path: &Path, text: &str) -> std::io::Result<()> {
+    let mut file = disk.open(path, Open::Empty)?;
+    file.write_at(0, text.as_bytes())?;
+    file.sync_all()?;
+    disk.sync_dir(path.parent().unwrap_or(Path::new("")))
+}
+
+/// An open database.
+pub(super) struct Database {
+    pub(super) engine: Arc<dyn Engine>,
+    /// The keyspace of the records.
+    pub(super) records: SpaceId,
+    pub(super) committer: Arc<Committer>,
+    /// The keyspaces of modules that were used since the start; `None` for one that was removed.
+    spaces: Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>,
+}
+
+impl Drop for Database {
+    fn drop(&mut self) {
+        self.committer.close();
+    }
+}
+
+impl Database {
+    /// Return the write of a record.
+    pub(super) fn record(&self, record: &Record) -> Op {
+        let (key, value) = record.encode();
+        Op { space: self.records, key, value: Some(value) }
+    }
+
+    /// Write records and remove others, as one change.
+    pub(super) fn write(&self, records: &[Record], removed: &[bytes::Bytes]) {
+        let mut ops: Vec<Op> = records.iter().map(|record| self.record(record)).collect();
+        ops.extend(removed.iter().map(|key| Op { space: self.records, key: key.clone(), value: None }));
+        if !ops.is_empty() {
+            let touches = vec![(0, self.records)];
+            self.committer.push(Change { ops, touches, store: None, done: None });
+        }
+    }
+
+    /// Wait until every change so far is durable.
+    pub(super) async fn settle(&self) -> Result<(), StorageError> {
+        let (settled, durable) = tokio::sync::oneshot::channel();
+        let done: Box<dyn FnOnce() + Send> = Box::new(move || {
+            let _ = settled.send(());
+        });
+        let (ops, touches) = (Vec::new(), Vec::new());
+        self.committer.push(Change { ops, touches, store: None, done: Some(done) });
+        durable.await.map_err(|_| StorageError::Closed)
+    }
+
+    /// Return the keyspace of a module's items. Create it if there is none. Return `None` if it was removed. May block.
+    pub(super) fn item_space(&self, module: ModuleUid) -> Result<Option<Arc<ItemSpace>>, Trouble> {
+        let mut spaces = self.spaces.lock();
+        if let Some(space) = spaces.get(&module) {
+            return Ok(space.clone());
+        }
+        let id = self.engine.space(&format!("{ITEMS}{}", module.0))?;
+        let space = Some(Arc::new(ItemSpace { module, id }));
+        spaces.insert(module, space.clone());
+        Ok(space)
+    }
+
+    /// Remove the keyspace of a module without stores, if nothing refers to it. A module never returns under its uid.
+    pub(super) fn remove_space(&self, module: ModuleUid) {
+        let mut spaces = self.spaces.lock();
+        let Some(space) = spaces.get_mut(&module) else { return };
+        match space.take().map(Arc::try_unwrap) {
+            Some(Ok(space)) => self.committer.remove(space),
+            // A vnode or a read still uses it. The next start removes the keyspace.
+            Some(Err(used)) => *space = Some(used),
+            None => {}
+        }
+    }
+}
+
+/// The outcome of opening.
+pub(super) enum Found {
+    /// There is no database.
+    Nothing,
+    Database(Arc<Database>, Vec<Record>),
+    SetAside(SetAside),
+}
+
+/// Open the database if there is one, and set it aside if it is damaged or has lost changes.
+///
+/// # Errors
+/// The system refuses to open it, or it is open elsewhere. Nothing was changed.
+pub(super) fn open(config: &StoresConfig) -> Result<Found, DataDirError> {
+    let (disk, dir) = (&config.disk, &config.dir);
+    let io = |path: PathBuf| move |source| DataDirError::Io { path: path.clone(), source };
+    let bad = match disk.read(&dir.join(BAD)) {
+        Ok(reason) => Some(String::from_utf8_lossy(&reason).into_owned()),
+        Err(error) if error.kind() == ErrorKind::NotFound => None,
+        Err(source) => return Err(io(dir.join(BAD))(source)),
+    };
+    let reason = match bad {
+        Some(reason) => reason,
+        None => match try_open(config)? {
+            Ok(found) => return Ok(found),
+            Err(reason) => reason,
+        },
+    };
+    tracing::error!(reason, "the database of items is damaged and is set aside");
+    let path = set_aside(config, &reason).map_err(io(dir.join(DATABASE)))?;
+    Ok(Found::SetAside(SetAside { path, reason }))
+}
+
+/// Open the database. The inner error is the reason why it must be set aside.
+fn try_open(config: &StoresConfig) -> Result<Result<Found, String>, DataDirError> {
+    let path = config.dir.join(DATABASE);
+    let io = |source| DataDirError::Io { path: config.dir.join(MARK), source };
+    let is_there = config.disk.is_there(&path);
+    if !is_there && !config.disk.is_there(&config.dir.join(MARK)) {
+        return Ok(Ok(Found::Nothing));
+    }
+    let witness = Witness::open(&config.disk, &config.dir.join(MARK)).map_err(io)?;
+    if !is_there {
+        if witness.noted().is_empty() {
+            return Ok(Ok(Found::Nothing));
+        }
+        return Ok(Err("it is missing".to_owned()));
+    }
+    let engine = match config.disk.engine(&path, &options(config)) {
+        Ok(engine) => engine,
+        Err(DataDirError::Database { source, .. }) if is_damage(&source) => {
+            return Ok(Err(source.to_string()));
+        }
+        Err(DataDirError::Corrupt { reason, .. }) => return Ok(Err(reason)),
+        Err(other) => return Err(other),
+    };
+    match read(engine, witness) {
+        Ok((database, records)) => Ok(Ok(Found::Database(Arc::new(database), records))),
+        Err(Unusable::Damaged(reason)) => Ok(Err(reason)),
+        Err(Unusable::Trouble(source)) if is_damage(&source) => Ok(Err(source.to_string())),
+        Err(Unusable::Trouble(source)) => Err(DataDirError::Database { path, source }),
+    }
+}
+
+enum Unusable {
+    Damaged(String),
+    Trouble(Trouble),
+}
+
+impl From<Trouble> for Unusable {
+    fn from(error: Trouble) -> Self {
+        Self::Trouble(error)
+    }
+}
+
+/// Compare a database with its witness, and read its records.
+fn read(engine: Arc<dyn Engine>, mut witness: Witness) -> Result<(Database, Vec<Record>), Unusable> {
+    let names = engine.spaces();
+    let mut numbers = BTreeMap::new();
+    let mut modules = Vec::new();
+    for name in &names {
+        let module = name.strip_prefix(ITEMS).and_then(|uid| uid.parse().ok()).map(ModuleUid);
+        let of = match module {
+            Some(module) => module.0,
+            None if name == header::SPACE => 0,
+            None => continue,
+        };
+        let space = engine.space(name)?;
+        modules.extend(module.map(|module| (module, space)));
+        if let Some(number) = number_in(&*engine, space)? {
+            numbers.insert(of, number);
+        }
+    }
+    for (of, promised) in witness.noted() {
+        let has = numbers.get(of).copied().unwrap_or(0);
+        if has < *promised {
+            return Err(Unusable::Damaged(format!(
+                "it has lost acknowledged changes: keyspace {of} is at commit {has} of {promised}"
+            )));
+        }
+    }
+    let space = engine.space(header::SPACE)?;
+    let mut records = Vec::new();
+    for (key, value) in engine.range(
+        space,
+        std::ops::Bound::Unbounded,
+        std::ops::Bound::Excluded(NUMBER_KEY),
+        false,
+        ReadLimit::NONE,
+    )? {
+        let record = Record::decode(&key, &value);
+        let unreadable = || Unusable::Damaged(format!("the record {} cannot be read", key.escape_ascii()));
+        records.push(record.ok_or_else(unreadable)?);
+    }
+    // An undeploy whose last step was interrupted leaves a keyspace that no header names.
+    let named = |module: ModuleUid| {
+        records.iter().any(|record| matches!(record, Record::Header(_, header) if header.module == module))
+    };
+    for (module, space) in modules.iter().filter(|(module, _)| !named(*module)) {
+        // The witness must not expect a keyspace that a crash may have removed.
+        numbers.remove(&module.0);
+        witness.note(&numbers).and_then(|()| witness.sync()).map_err(Trouble::from)?;
+        engine.remove_space(*space)?;
+    }
+    let committer = Committer::start(engine.clone(), witness, numbers);
+    Ok((Database { engine, records: space, committer, spaces: Mutex::default() }, records))
+}
+
+fn number_in(engine: &dyn Engine, space: SpaceId) -> Result<Option<u64>, Unusable> {
+    let Some(value) = engine.get(space, NUMBER_KEY)? else { return Ok(None) };
+    let number = <[u8; 8]>::try_from(&value[..]).map(u64::from_be_bytes);
+    number.map(Some).map_err(|_| Unusable::Damaged("a commit number cannot be read".to_owned()))
+}
+
+fn options(config: &StoresConfig) -> EngineOptions {
+    EngineOptions::items(config.block_cache_bytes, config.uid)
+}
+
+/// Create the database.
+fn create(config: &StoresConfig) -> Result<Arc<Database>, String> {
+    (config.before_creation)()?;
+    let path = config.dir.join(DATABASE);
+    let engine = config.disk.engine(&path, &options(config)).map_err(|error| error.to_string())?;
+    let records = engine.space(header::SPACE).map_err(|error| error.to_string())?;
+    let witness =
+        Witness::open(&config.disk, &config.dir.join(MARK)).map_err(|error| format!("{MARK}: {error}"))?;
+    config.disk.sync_dir(&config.dir).map_err(|error| error.to_string())?;
+    let committer = Committer::start(engine.clone(), witness, BTreeMap::<SpaceNumber, u64>::new());
+    Ok(Arc::new(Database { engine, records, committer, spaces: Mutex::default() }))
+}
+
+/// Move database and witness into a directory of their own, and return it. If this is interrupted, the next start
+/// continues, because the note of the damage is moved last.
+fn set_aside(config: &StoresConfig, reason: &str) -> std::io::Result<PathBuf> {
+    let (disk, dir) = (&config.disk, &config.dir);
+    write_file(disk, &dir.join(BAD), reason)?;
+    let taken = disk.list(dir)?.into_iter().filter_map(|entry| {
+        entry.name.to_str().and_then(|name| name.strip_prefix(ASIDE)?.parse::<u64>().ok())
+    });
+    let aside = dir.join(format!("{ASIDE}{}", taken.max().unwrap_or(0) + 1));
+    disk.create_dir(&aside, annulus_data_dir::Access::Owner)?;
+    disk.sync_dir(dir)?;
+    for name in [DATABASE, MARK, BAD] {
+        let from = dir.join(name);
+        if disk.is_there(&from) {
+            disk.rename(&from, &aside.join(name))?;
+            disk.sync_dir(&aside)?;
+            disk.sync_dir(dir)?;
+        }
+    }
+    Ok(aside)
+}

@@ -1,0 +1,463 @@
+//! The durable stores of a node: which there are, what each is for, and the steps from one purpose to another.
+//!
+//! The registry changes at once, in the order of the calls. The records on disk follow through the committer in the same
+//! order, so that no item can become durable in a store before the step that led to it.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::path::PathBuf;
+use std::sync::{Arc, Weak};
+
+use annulus_core::ids::{ModuleUid, TransferId};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::state::Lineage;
+use annulus_data_dir::{DataDirError, Disk};
+use parking_lot::Mutex;
+
+use super::committer::Sweep;
+use super::database::{self, Database, Found, Shared};
+use super::durable::Durable;
+use super::error::StorageError;
+use super::header::{Header, Record, StageRecord, StoreRole, header_key, stage_key};
+use super::items::Items;
+use super::keys::StoreId;
+
+/// The settings of a node's stores.
+#[derive(Clone)]
+pub struct StoresConfig {
+    /// The disk.
+    pub disk: Disk,
+    /// The data directory.
+    pub dir: PathBuf,
+    /// A number that differs from node to node, so that not all of them flush at the same moment.
+    pub uid: u64,
+    /// Size of the cache of items in bytes.
+    pub cache_bytes: u64,
+    /// Size of the engine's cache of blocks in bytes.
+    pub block_cache_bytes: u64,
+    /// Free space of the disk below which writes are refused, in bytes; 0 refuses none.
+    pub reserve_bytes: u64,
+    /// Called before the database is created, in a thread that may block.
+    pub before_creation: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+}
+
+/// A database of items that was set aside.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SetAside {
+    /// The directory that has it now.
+    pub path: PathBuf,
+    /// The reason, for people.
+    pub reason: String,
+}
+
+/// The outcome of opening the stores.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Opened {
+    /// Present if the database was damaged.
+    pub set_aside: Option<SetAside>,
+}
+
+/// A complete stage that was found at the start.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FoundStage {
+    /// The partition.
+    pub partition: PartitionId,
+    /// The transfer.
+    pub transfer: TransferId,
+    /// False if modules whose items are in memory took part in the transfer: those items are lost.
+    pub whole: bool,
+}
+
+/// The state of the stores, for status reports.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Health {
+    /// Number of stores that serve, that receive a transfer, that are kept aside, and that are being removed.
+    pub members: usize,
+    /// See `members`.
+    pub stages: usize,
+    /// See `members`.
+    pub aside: usize,
+    /// See `members`.
+    pub dropped: usize,
+    /// Free space of the disk, and the reserve below which writes are refused, in bytes.
+    pub free_bytes: u64,
+    /// See `free_bytes`.
+    pub reserve_bytes: u64,
+    /// The reason why nothing is served, if damage was found.
+    pub damage: Option<String>,
+    /// Number and bytes of the changes that wait for the disk.
+    pub waiting: (usize, usize),
+    /// Number of commits since the start.
+    pub commits: u64,
+}
+
+/// All durable stores of a node. Clones share them.
+#[derive(Clone)]
+pub struct Stores(Option<Arc<Inner>>);
+
+struct Inner {
+    shared: Arc<Shared>,
+    registry: Mutex<Registry>,
+    found: Vec<FoundStage>,
+}
+
+#[derive(Default)]
+struct Registry {
+    stores: BTreeMap<StoreId, Arc<Durable>>,
+    /// The highest number that a store of a partition had in this run.
+    highest: BTreeMap<PartitionId, u16>,
+    /// The complete stages.
+    complete: BTreeMap<PartitionId, TransferId>,
+    lineage: Option<Lineage>,
+    /// Modules that were undeployed in this run.
+    ended: BTreeSet<ModuleUid>,
+}
+
+impl Stores {
+    /// No durable stores, for tests and benchmarks: items of every module are in memory.
+    pub fn none() -> Self {
+        Self(None)
+    }
+
+    /// Open the stores. A database that is damaged, or that has lost acknowledged changes, is set aside whole.
+    ///
+    /// # Errors
+    /// The system refuses to open the database, or another process has it open. Nothing was changed.
+    pub async fn open(config: StoresConfig) -> Result<(Self, Opened), DataDirError> {
+        let shared = Arc::new(Shared::new(config.clone()));
+        let dir = config.dir.clone();
+        let found = annulus_ground::blocking(move || database::open(&config)).await;
+        let found = found.map_err(|error| {
+            let source = std::io::Error::other(error.to_string());
+            DataDirError::Io { path: dir, source }
+        })??;
+        let mut opened = Opened::default();
+        let mut registry = Registry::default();
+        let mut stages = Vec::new();
+        match found {
+            Found::Nothing => {}
+            Found::SetAside(aside) => opened.set_aside = Some(aside),
+            Found::Database(database, records) => {
+                shared.set_database(database.clone());
+                stages = registry.load(&shared, &database, records);
+            }
+        }
+        let inner = Arc::new(Inner { shared, registry: Mutex::new(registry), found: stages });
+        let dropped: Vec<_> = inner.with_role(|role| role == StoreRole::Dropped);
+        dropped.into_iter().for_each(|store| inner.sweep(store));
+        Ok((Self(Some(inner)), opened))
+    }
+
+    /// Return the modules with items in a partition that may serve.
+    pub fn members_of(&self, partition: PartitionId) -> Vec<ModuleUid> {
+        let Some(inner) = &self.0 else { return Vec::new() };
+        let of = |store: &Arc<Durable>| store.id.partition == partition;
+        let members = inner.with_role(|role| role == StoreRole::Member).into_iter();
+        members.filter(of).map(|store| store.module).collect()
+    }
+
+    /// Return the modules with any store that is neither aside nor dropped.
+    pub fn modules(&self) -> Vec<ModuleUid> {
+        let Some(inner) = &self.0 else { return Vec::new() };
+        let live = |role| matches!(role, StoreRole::Member | StoreRole::Stage(_));
+        let mut modules: Vec<_> = inner.with_role(live).iter().map(|store| store.module).collect();
+        modules.sort_unstable();
+        modules.dedup();
+        modules
+    }
+
+    /// Return the items of a vnode that serves. Nothing is on disk before the first change.
+    pub fn member(&self, module: ModuleUid, partition: PartitionId) -> Items {
+        let Some(inner) = &self.0 else { return Items::memory() };
+        let mut registry = inner.registry.lock();
+        let is = |store: &&Arc<Durable>| store.module == module && store.role() == StoreRole::Member;
+        let known = registry.of_partition(partition).find(is).cloned();
+        Items::durable(
+            known.unwrap_or_else(|| registry.create(&inner.shared, module, partition, StoreRole::Member)),
+        )
+    }
+
+    /// Return a new store for the items that a transfer brings.
+    pub fn stage(&self, module: ModuleUid, partition: PartitionId, transfer: TransferId) -> Items {
+        let Some(inner) = &self.0 else { return Items::memory() };
+        let role = StoreRole::Stage(transfer);
+        Items::durable(inner.registry.lock().create(&inner.shared, module, partition, role))
+    }
+
+    /// Make a stage durable, with the fact that it is complete. A crash from now on leaves the stage. `whole` is false if
+    /// modules whose items are in memory take part.
+    ///
+    /// # Errors
+    /// A crash may not leave the stage.
+    pub async fn complete_stage(
+        &self,
+        partition: PartitionId,
+        transfer: TransferId,
+        whole: bool,
+    ) -> Result<(), StorageError> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        // Without a database no module has had an item here.
+        let Some(database) = inner.shared.opened() else { return Ok(()) };
+        inner.shared.check()?;
+        {
+            let mut registry = inner.registry.lock();
+            let staged = registry.of_partition(partition);
+            let mut records: Vec<Record> = staged
+                .filter(|store| store.role() == StoreRole::Stage(transfer))
+                .map(|store| store.record())
+                .collect();
+            records.push(Record::Stage(partition, StageRecord { transfer, whole }));
+            registry.complete.insert(partition, transfer);
+            database.write(&records, &[]);
+        }
+        database.settle().await
+    }
+
+    /// Return the complete stages that the former process left.
+    pub fn found_stages(&self) -> Vec<FoundStage> {
+        self.0.as_ref().map(|inner| inner.found.clone()).unwrap_or_default()
+    }
+
+    /// Have the stores of a stage serve, for all modules at once. Stores that served before are dropped.
+    pub fn promote(&self, partition: PartitionId, transfer: TransferId) {
+        self.change(partition, |role| match role {
+            StoreRole::Member => Some(StoreRole::Dropped),
+            StoreRole::Stage(of) if of == transfer => Some(StoreRole::Member),
+            _ => None,
+        });
+    }
+
+    /// Drop the stage of a transfer.
+    pub fn drop_stage(&self, partition: PartitionId, transfer: TransferId) {
+        self.change(partition, |role| (role == StoreRole::Stage(transfer)).then_some(StoreRole::Dropped));
+    }
+
+    /// Drop the stores that serve: another node owns the partition permanently.
+    pub fn drop_members(&self, partition: PartitionId) {
+        self.change(partition, |role| (role == StoreRole::Member).then_some(StoreRole::Dropped));
+    }
+
+    /// Keep the stores that served on disk, and have them serve nothing (R19).
+    pub fn set_members_aside(&self, partition: PartitionId) {
+        self.change(partition, |role| (role == StoreRole::Member).then_some(StoreRole::Aside));
+    }
+
+    /// Keep a stage on disk, and have it serve nothing (R19).
+    pub fn set_stage_aside(&self, partition: PartitionId, transfer: TransferId) {
+        self.change(partition, |role| (role == StoreRole::Stage(transfer)).then_some(StoreRole::Aside));
+    }
+
+    /// Keep all stores of a module on disk, and have them serve nothing (R19).
+    pub fn set_module_aside(&self, module: ModuleUid) {
+        self.change_module(module, StoreRole::Aside);
+    }
+
+    /// Drop all stores of a module that was undeployed.
+    pub fn drop_module(&self, module: ModuleUid) {
+        if let Some(inner) = &self.0 {
+            inner.registry.lock().ended.insert(module);
+        }
+        self.change_module(module, StoreRole::Dropped);
+    }
+
+    fn change_module(&self, module: ModuleUid, to: StoreRole) {
+        let Some(inner) = &self.0 else { return };
+        let registry = inner.registry.lock();
+        let of = |store: &&Arc<Durable>| store.module == module && store.role() != StoreRole::Dropped;
+        let changes: Vec<_> = registry.stores.values().filter(of).map(|store| (store.clone(), to)).collect();
+        inner.carry_out(registry, changes, None);
+    }
+
+    /// Give the stores of a partition new roles.
+    fn change(&self, partition: PartitionId, next: impl Fn(StoreRole) -> Option<StoreRole>) {
+        let Some(inner) = &self.0 else { return };
+        let mut registry = inner.registry.lock();
+        let stores = registry.of_partition(partition);
+        let changes = stores.filter_map(|store| Some((store.clone(), next(store.role())?))).collect();
+        // The record of a complete stage ends with the stage.
+        let ended =
+            registry.complete.get(&partition).filter(|transfer| next(StoreRole::Stage(**transfer)).is_some());
+        let ended = ended.is_some().then_some(partition);
+        if ended.is_some() {
+            registry.complete.remove(&partition);
+        }
+        inner.carry_out(registry, changes, ended);
+    }
+
+    /// Return the lineage that the stores follow, if one was noted.
+    pub fn lineage(&self) -> Option<Lineage> {
+        self.0.as_ref().and_then(|inner| inner.registry.lock().lineage)
+    }
+
+    /// Note the lineage that the stores follow.
+    pub fn set_lineage(&self, lineage: Lineage) {
+        let Some(inner) = &self.0 else { return };
+        inner.registry.lock().lineage = Some(lineage);
+        *inner.shared.lineage.lock() = Some(lineage);
+        if let Some(database) = inner.shared.opened() {
+            database.write(&[Record::Lineage(lineage)], &[]);
+        }
+    }
+
+    /// Return the state of the stores.
+    pub fn health(&self) -> Health {
+        let Some(inner) = &self.0 else { return Health::default() };
+        let mut health = Health::default();
+        for store in inner.registry.lock().stores.values() {
+            match store.role() {
+                StoreRole::Member => health.members += 1,
+                StoreRole::Stage(_) => health.stages += 1,
+                StoreRole::Aside => health.aside += 1,
+                StoreRole::Dropped => health.dropped += 1,
+            }
+        }
+        (health.free_bytes, health.reserve_bytes) = (inner.shared.space.free(), inner.shared.space.reserve());
+        health.damage = inner.shared.damage().cloned();
+        if let Some(database) = inner.shared.opened() {
+            let (changes, bytes, commits) = database.committer.load();
+            (health.waiting, health.commits) = ((changes, bytes), commits);
+        }
+        health
+    }
+
+    /// Make everything durable and close the database. Stores answer [`StorageError::Closed`] from then on, or nothing.
+    pub async fn close(&self) {
+        let Some(database) = self.0.as_ref().and_then(|inner| inner.shared.opened()) else { return };
+        database.committer.close();
+        database.committer.ended().await;
+    }
+}
+
+impl Registry {
+    fn of_partition(&self, partition: PartitionId) -> impl Iterator<Item = &Arc<Durable>> {
+        let id = |number| StoreId { partition, number };
+        self.stores.range(id(0)..=id(u16::MAX)).map(|(_, store)| store)
+    }
+
+    fn create(
+        &mut self,
+        shared: &Arc<Shared>,
+        module: ModuleUid,
+        partition: PartitionId,
+        role: StoreRole,
+    ) -> Arc<Durable> {
+        let highest = self.highest.entry(partition).or_default();
+        // A number is used once in a run, because caches know stores by it. After 65,535 stores of a partition the
+        // numbers start again with those that are free.
+        let mut number = highest.wrapping_add(1);
+        if number == 0 {
+            shared.cache.clear();
+        }
+        while self.stores.contains_key(&StoreId { partition, number }) {
+            number = number.wrapping_add(1);
+        }
+        *highest = number;
+        let id = StoreId { partition, number };
+        let store = Arc::new(Durable::new(shared.clone(), id, module, role, None));
+        self.stores.insert(id, store.clone());
+        store
+    }
+
+    /// Load the records of a database. Stages that are incomplete are dropped. Return the complete ones.
+    fn load(&mut self, shared: &Arc<Shared>, database: &Database, records: Vec<Record>) -> Vec<FoundStage> {
+        let mut found = Vec::new();
+        for record in &records {
+            match record {
+                Record::Lineage(lineage) => self.lineage = Some(*lineage),
+                Record::Stage(partition, StageRecord { transfer, whole }) => {
+                    self.complete.insert(*partition, *transfer);
+                    found.push(FoundStage { partition: *partition, transfer: *transfer, whole: *whole });
+                }
+                Record::Header(..) => {}
+            }
+        }
+        *shared.lineage.lock() = self.lineage;
+        let mut dropped = Vec::new();
+        for record in records {
+            let Record::Header(id, header) = record else { continue };
+            let complete = self.complete.get(&id.partition);
+            let role = match header.role {
+                StoreRole::Stage(transfer) if complete != Some(&transfer) => StoreRole::Dropped,
+                role => role,
+            };
+            if role != header.role {
+                dropped.push(Record::Header(id, Header { role, ..header }));
+            }
+            let store = Durable::new(shared.clone(), id, header.module, role, Some(header));
+            self.stores.insert(id, Arc::new(store));
+            let highest = self.highest.entry(id.partition).or_default();
+            *highest = (*highest).max(id.number);
+        }
+        database.write(&dropped, &[]);
+        found
+    }
+}
+
+impl Inner {
+    fn with_role(&self, is: impl Fn(StoreRole) -> bool) -> Vec<Arc<Durable>> {
+        let registry = self.registry.lock();
+        registry.stores.values().filter(|store| is(store.role())).cloned().collect()
+    }
+
+    /// Give stores new roles, in the registry and, as one change, on disk. `ended` is the partition whose complete stage
+    /// has ended.
+    fn carry_out(
+        self: &Arc<Self>,
+        mut registry: parking_lot::MutexGuard<'_, Registry>,
+        changes: Vec<(Arc<Durable>, StoreRole)>,
+        ended: Option<PartitionId>,
+    ) {
+        let mut records = Vec::new();
+        let mut dropped = Vec::new();
+        for (store, role) in changes {
+            let has_items = store.set_role(role);
+            if has_items {
+                records.push(store.record());
+            }
+            match (role, has_items) {
+                (StoreRole::Dropped, true) => dropped.push(store),
+                (StoreRole::Dropped, false) => drop(registry.stores.remove(&store.id)),
+                _ => {}
+            }
+        }
+        if let Some(database) = self.shared.opened() {
+            let removed: Vec<_> = ended.into_iter().map(stage_key).collect();
+            database.write(&records, &removed);
+        }
+        drop(registry);
+        dropped.into_iter().for_each(|store| self.sweep(store));
+    }
+
+    /// Remove the items of a dropped store, then its header.
+    fn sweep(self: &Arc<Self>, store: Arc<Durable>) {
+        let Some(database) = self.shared.opened() else { return };
+        let space = match store.space() {
+            Some(space) => space,
+            // The keyspace exists, so this is a lookup.
+            None => match database.item_space(store.module) {
+                Ok(Some(space)) => space,
+                Ok(None) => return,
+                Err(error) => {
+                    return tracing::warn!(%error, "the items of a dropped store remain until the next start");
+                }
+            },
+        };
+        let (inner, id) = (Arc::downgrade(self), store.id);
+        let done = Box::new(move || swept(&inner, id));
+        database.committer.sweep(Sweep { store: id, space, done });
+    }
+}
+
+/// Forget a store without items. Called by the committer.
+fn swept(inner: &Weak<Inner>, id: StoreId) {
+    let Some(inner) = inner.upgrade() else { return };
+    let Some(database) = inner.shared.opened() else { return };
+    let mut registry = inner.registry.lock();
+    let Some(store) = registry.stores.remove(&id) else { return };
+    database.write(&[], &[header_key(id)]);
+    let module = store.module;
+    drop(store);
+    let deployed = registry.stores.values().any(|store| store.module == module);
+    if !deployed && registry.ended.contains(&module) {
+        database.remove_space(module);
+    }
+}

@@ -1,0 +1,312 @@
+//! Tests of durable stores on the system's disk. Those that crash are in `host/harness/tests`, on a simulated one.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeMap;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use annulus_core::ids::{ModuleUid, TransferId};
+use annulus_core::item::{Budget, ItemAddr, Version};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::state::Lineage;
+use annulus_data_dir::Disk;
+use proptest::prelude::*;
+
+use super::*;
+
+const MODULE: ModuleUid = ModuleUid(5);
+const HERE: PartitionId = PartitionId(3);
+const TRANSFER: TransferId = TransferId(40);
+
+type Model = BTreeMap<ItemAddr, Version>;
+
+fn config(dir: &Path) -> StoresConfig {
+    StoresConfig {
+        disk: Disk::real(),
+        dir: dir.to_owned(),
+        uid: 1,
+        cache_bytes: 2_000,
+        block_cache_bytes: 1 << 20,
+        reserve_bytes: 0,
+        before_creation: Arc::new(|| Ok(())),
+    }
+}
+
+async fn open(dir: &Path) -> Stores {
+    let (stores, opened) = Stores::open(config(dir)).await.unwrap();
+    assert_eq!(opened, Opened::default());
+    stores
+}
+
+fn addr(key: u8, sort: u8) -> ItemAddr {
+    ItemAddr { key: vec![key % 4, 0, key], sort: vec![sort; usize::from(sort % 3)] }
+}
+
+fn version(value: u8) -> Version {
+    Version { value: vec![value; usize::from(value)], deleted: value.is_multiple_of(5) }
+}
+
+/// Read all items by pages.
+async fn all(items: &Items, over: &Batch, reverse: bool, limit: Budget) -> Vec<(ItemAddr, Version)> {
+    let selection = Selection { reverse, ..Selection::ALL };
+    let (mut seen, mut after) = (Vec::new(), None);
+    loop {
+        let page = items.page(over, &selection, after.as_deref(), limit).await.unwrap();
+        assert!(page.items.len() <= limit.items as usize);
+        seen.extend(page.items.into_iter().map(annulus_core::item::Item::into_parts));
+        match page.next {
+            Some(next) => after = Some(next),
+            None => return seen,
+        }
+    }
+}
+
+async fn compare(items: &Items, model: &Model, limit: Budget) {
+    let mut expected: Vec<_> = model.clone().into_iter().collect();
+    assert_eq!(all(items, &Batch::default(), false, limit).await, expected);
+    expected.reverse();
+    assert_eq!(all(items, &Batch::default(), true, limit).await, expected);
+    let bytes =
+        model.iter().map(|(addr, version)| (addr.key.len() + addr.sort.len() + version.value.len()) as u64);
+    assert_eq!(items.counts(), Counts { items: model.len() as u64, bytes: bytes.sum() });
+    assert_eq!(items.snapshot().unwrap().len(), model.len());
+}
+
+async fn settled(items: &Items) {
+    let (done, waits) = tokio::sync::oneshot::channel();
+    items.when_settled(Scope::All, move || {
+        let _ = done.send(());
+    });
+    waits.await.unwrap();
+    assert!(items.is_settled(Scope::All));
+}
+
+/// A step of the comparison with a model.
+#[derive(Clone, Debug)]
+enum Step {
+    Apply(Vec<(u8, u8, Option<u8>)>),
+    Settle,
+    /// Stop the node in order, or leave the store open.
+    Reopen {
+        closes: bool,
+    },
+}
+
+fn steps() -> impl Strategy<Value = Vec<Step>> {
+    let change = (0u8..12, 0u8..4, proptest::option::weighted(0.8, any::<u8>()));
+    let step = prop_oneof![
+        6 => proptest::collection::vec(change, 1..8).prop_map(Step::Apply),
+        2 => Just(Step::Settle),
+        1 => any::<bool>().prop_map(|closes| Step::Reopen { closes }),
+    ];
+    proptest::collection::vec(step, 1..20)
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(24))]
+
+    /// A store on disk behaves like a map, before and after its changes are durable, and over restarts.
+    #[test]
+    fn a_store_is_what_a_model_says(steps in steps(), items in 1u32..6, bytes in 1u32..400) {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+        let dir = tempfile::tempdir().unwrap();
+        let limit = Budget { items, bytes };
+        runtime.block_on(async {
+            let mut stores = open(dir.path()).await;
+            let mut model = Model::new();
+            let mut writer = None;
+            let mut store = stores.member(MODULE, HERE);
+            assert_eq!(store.open().await.unwrap(), None);
+            for step in steps {
+                match step {
+                    Step::Apply(changes) => {
+                        let changes: Vec<_> =
+                            changes.into_iter().map(|(key, sort, value)| (addr(key, sort), value.map(version))).collect();
+                        store.apply(changes.clone()).await.unwrap();
+                        for (addr, change) in changes {
+                            match change {
+                                Some(version) => drop(model.insert(addr, version)),
+                                None => drop(model.remove(&addr)),
+                            }
+                        }
+                        writer = None;
+                    }
+                    Step::Settle => settled(&store).await,
+                    Step::Reopen { closes } => {
+                        if closes {
+                            let of = Writer { actor: 7, dots: 8 };
+                            store.close(of).await.unwrap();
+                            writer = stores.members_of(HERE).contains(&MODULE).then_some(of);
+                        }
+                        drop(store);
+                        stores.close().await;
+                        drop(stores);
+                        stores = open(dir.path()).await;
+                        store = stores.member(MODULE, HERE);
+                        let was = store.open().await.unwrap();
+                        // A store without items was never on disk.
+                        assert!(was == writer || (model.is_empty() && was.is_none()), "{was:?} {writer:?}");
+                    }
+                }
+                compare(&store, &model, limit).await;
+                for (addr, version) in &model {
+                    assert_eq!(store.get(addr).await.unwrap().as_ref(), Some(version));
+                }
+                assert_eq!(store.get(&addr(99, 0)).await.unwrap(), None);
+            }
+            drop(store);
+            stores.close().await;
+        });
+    }
+}
+
+#[tokio::test]
+async fn a_reply_waits_for_what_it_saw() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    let (mine, other) = (addr(1, 0), addr(2, 0));
+    store.apply(vec![(mine.clone(), Some(version(1)))]).await.unwrap();
+    // The committer may have been faster than this test, but never for the key that nothing was written to.
+    assert!(store.is_settled(Scope::Key(&other.key)) && store.is_settled(Scope::Nothing));
+    assert_eq!(store.is_settled(Scope::All), store.is_settled(Scope::Key(&mine.key)));
+    let order = Arc::new(parking_lot::Mutex::new(Vec::new()));
+    for number in 0..20u8 {
+        store.apply(vec![(mine.clone(), Some(version(number)))]).await.unwrap();
+        let order = order.clone();
+        store.when_settled(Scope::Key(&mine.key), move || order.lock().push(number));
+    }
+    settled(&store).await;
+    assert_eq!(*order.lock(), (0..20).collect::<Vec<_>>(), "answers leave in the order of their commands");
+    let at_once = Arc::new(AtomicBool::new(false));
+    let flag = at_once.clone();
+    store.when_settled(Scope::All, move || flag.store(true, Ordering::Relaxed));
+    assert!(at_once.load(Ordering::Relaxed));
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_stage_serves_only_once_it_is_promoted_and_a_complete_one_outlives_its_process() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let other = ModuleUid(6);
+    for module in [MODULE, other] {
+        let old = stores.member(module, HERE);
+        old.open().await.unwrap();
+        old.apply(vec![(addr(9, 0), Some(version(9)))]).await.unwrap();
+        let stage = stores.stage(module, HERE, TRANSFER);
+        stage.open().await.unwrap();
+        stage.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+        assert_eq!(stores.member(module, HERE).get(&addr(1, 0)).await.unwrap(), None);
+    }
+    // A stage that is incomplete when the process ends is dropped.
+    let late = stores.stage(MODULE, PartitionId(4), TransferId(41));
+    late.open().await.unwrap();
+    late.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    stores.complete_stage(HERE, TRANSFER, false).await.unwrap();
+    let lineage = Lineage { number: 1, id: 2 };
+    stores.set_lineage(lineage);
+    drop(late);
+    stores.close().await;
+    drop(stores);
+
+    let stores = open(dir.path()).await;
+    assert_eq!(stores.lineage(), Some(lineage));
+    assert_eq!(stores.found_stages(), [FoundStage { partition: HERE, transfer: TRANSFER, whole: false }]);
+    stores.promote(HERE, TRANSFER);
+    assert_eq!(stores.members_of(HERE), [MODULE, other]);
+    for module in [MODULE, other] {
+        let items = stores.member(module, HERE);
+        items.open().await.unwrap();
+        let model = Model::from([(addr(1, 0), version(1))]);
+        compare(&items, &model, Budget { items: 10, bytes: 1000 }).await;
+    }
+    swept(&stores).await;
+    stores.close().await;
+    drop(stores);
+
+    let stores = open(dir.path()).await;
+    assert_eq!(stores.found_stages(), []);
+    let health = stores.health();
+    assert_eq!((health.members, health.stages, health.dropped), (2, 0, 0));
+    stores.drop_module(other);
+    stores.set_members_aside(HERE);
+    assert_eq!(stores.modules(), []);
+    swept(&stores).await;
+    stores.close().await;
+    drop(stores);
+    let stores = open(dir.path()).await;
+    let health = stores.health();
+    assert_eq!((health.members, health.aside, health.dropped), (0, 1, 0));
+    stores.close().await;
+}
+
+/// Wait until no dropped store is left.
+async fn swept(stores: &Stores) {
+    for _ in 0..2_000 {
+        if stores.health().dropped == 0 {
+            return;
+        }
+        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
+    }
+    panic!("dropped stores remain");
+}
+
+#[tokio::test]
+async fn a_dropped_store_leaves_no_items_and_takes_none() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    for batch in 0..20u8 {
+        let changes = (0..100u8).map(|item| {
+            let addr = ItemAddr { key: vec![batch, item], sort: Vec::new() };
+            (addr, Some(version(item)))
+        });
+        store.apply(changes.collect()).await.unwrap();
+    }
+    stores.drop_members(HERE);
+    assert_eq!(store.apply(vec![(addr(1, 1), None)]).await, Err(StorageError::Closed));
+    swept(&stores).await;
+    assert_eq!(store.snapshot().unwrap(), []);
+    let next = stores.member(MODULE, HERE);
+    next.open().await.unwrap();
+    assert_eq!(next.counts(), Counts::default());
+    assert_eq!(next.get(&ItemAddr { key: vec![0, 0], sort: Vec::new() }).await.unwrap(), None);
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_database_with_less_than_its_witness_is_set_aside() {
+    let dir = tempfile::tempdir().unwrap();
+    let copy = tempfile::tempdir().unwrap();
+    let write = async |value: u8| {
+        let stores = open(dir.path()).await;
+        let store = stores.member(MODULE, HERE);
+        store.open().await.unwrap();
+        store.apply(vec![(addr(value, 0), Some(version(value)))]).await.unwrap();
+        settled(&store).await;
+        drop(store);
+        stores.close().await;
+    };
+    write(1).await;
+    let status =
+        std::process::Command::new("cp").arg("-r").arg(dir.path().join("items")).arg(copy.path()).status();
+    assert!(status.unwrap().success());
+    write(2).await;
+    std::fs::remove_dir_all(dir.path().join("items")).unwrap();
+    std::fs::rename(copy.path().join("items"), dir.path().join("items")).unwrap();
+    for reason in ["lost acknowledged changes", "missing"] {
+        let (stores, opened) = Stores::open(config(dir.path())).await.unwrap();
+        let aside = opened.set_aside.unwrap();
+        assert!(aside.reason.contains(reason), "{}", aside.reason);
+        assert!(aside.path.join("items.mark").exists() && !dir.path().join("items.bad").exists());
+        assert_eq!(stores.members_of(HERE), []);
+        stores.close().await;
+        drop(stores);
+        write(3).await;
+        std::fs::remove_dir_all(dir.path().join("items")).unwrap();
+    }
+}
