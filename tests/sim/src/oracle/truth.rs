@@ -5,7 +5,7 @@
 //! its keys may have their value or none, until a read shows which, or they are written again.
 //!
 //! A crash loses nothing of a durable module that anybody was told of (R11): a key may only go back to a value that it
-//! had since the last answer that told of it. [`Trail`] has these values.
+//! had since the last answer that told of it. `Trail` has these values.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
