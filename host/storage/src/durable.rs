@@ -175,6 +175,10 @@ impl Durable {
 
     pub(super) async fn get(&self, addr: &ItemAddr) -> Result<Option<Version>, StorageError> {
         let key = self.id.key(addr);
+        // No item has such a key.
+        if key.len() > keys::MAX_KEY {
+            return Ok(None);
+        }
         if let Some(known) = self.known(addr, &key) {
             return Ok(known);
         }
@@ -274,6 +278,9 @@ impl Durable {
         let mut unknown = Vec::new();
         for (addr, change) in &changes {
             let key = self.id.key(addr);
+            if key.len() > keys::MAX_KEY {
+                return Err(StorageError::TooLong(key.len()));
+            }
             let known = self.known(addr, &key);
             if known.is_none() {
                 unknown.push((replaced.len(), key.clone()));

@@ -10,6 +10,9 @@ pub enum StorageError {
     /// The database of items cannot be created. The next use tries again.
     #[error("the database of items cannot be created: {0}")]
     NotCreated(String),
+    /// A key and sort are longer than the database takes. Nothing was changed.
+    #[error("key and sort of an item take {0} bytes on disk; the limit is {max}", max = super::keys::MAX_KEY)]
+    TooLong(usize),
     /// The node is stopping, or the store was dropped.
     #[error("the store is closed")]
     Closed,

@@ -17,6 +17,9 @@ pub(super) struct StoreId {
     pub(super) number: u16,
 }
 
+/// The longest key that the engine takes, in bytes; it panics on a longer one.
+pub(super) const MAX_KEY: usize = 65_535;
+
 /// Format of the values.
 const FORMAT: u8 = 1;
 /// The item is a tombstone.

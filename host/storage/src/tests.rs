@@ -310,3 +310,21 @@ async fn a_database_with_less_than_its_witness_is_set_aside() {
         std::fs::remove_dir_all(dir.path().join("items")).unwrap();
     }
 }
+
+#[tokio::test]
+async fn a_key_that_is_too_long_is_refused_and_harms_no_other_item() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    let long = ItemAddr { key: vec![0; 40_000], sort: Vec::new() };
+    let both = vec![(addr(1, 0), Some(version(1))), (long.clone(), Some(version(2)))];
+    assert!(matches!(store.apply(both).await, Err(StorageError::TooLong(_))));
+    assert_eq!(store.get(&long).await, Ok(None));
+    assert_eq!(store.get(&addr(1, 0)).await, Ok(None), "the batch is refused as a whole");
+    store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    settled(&store).await;
+    assert_eq!(store.get(&addr(1, 0)).await, Ok(Some(version(1))));
+    assert!(!dir.path().join("items.bad").exists());
+    stores.close().await;
+}

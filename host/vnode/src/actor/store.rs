@@ -76,6 +76,7 @@ pub(super) fn code_of(error: &StorageError) -> ErrorCode {
     match error {
         StorageError::Damaged(_) => ErrorCode::StorageDamaged,
         // The node stops, or another node owns the partition: a retry finds out.
+        StorageError::TooLong(_) => ErrorCode::ValueTooLarge,
         StorageError::Closed | StorageError::NotCreated(_) => ErrorCode::NotReady,
     }
 }
