@@ -422,10 +422,18 @@ async fn bind(
 }
 
 async fn open_unlocked(data: &DataDir) -> Result<Store, DataDirError> {
+    while_locked(|| std::future::ready(data.database())).await
+}
+
+/// Open a database, and wait while it is locked. This process holds the data directory's lock, so only its previous life
+/// can hold the database's.
+async fn while_locked<T, F>(open: impl Fn() -> F) -> Result<T, DataDirError>
+where
+    F: Future<Output = Result<T, DataDirError>>,
+{
     let deadline = Instant::now() + RELEASE;
     loop {
-        match data.database() {
-            // This process holds the data directory's lock, so only its previous life can hold the database's.
+        match open().await {
             Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
                 sleep(Duration::from_millis(5)).await;
             }

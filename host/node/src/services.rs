@@ -13,9 +13,9 @@ use tokio::runtime::Handle;
 use tokio::time::Instant;
 
 use super::tasks::Tasks;
-use super::{RELEASE, Router, Stand};
+use super::{Router, Stand, while_locked};
 use annulus_cluster::{Cluster, ProposeError, View};
-use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store, Trouble};
+use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
 use annulus_request::Coordinator;
@@ -149,16 +149,7 @@ async fn open_stores(
         reserve_bytes,
         before_creation: Arc::new(move || directory.note_items().map_err(|error| error.to_string())),
     };
-    let deadline = Instant::now() + RELEASE;
-    loop {
-        match Stores::open(config.clone()).await {
-            // This process holds the data directory's lock, so only its previous life can hold the database's.
-            Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
-                tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-            }
-            opened => return opened,
-        }
-    }
+    while_locked(|| Stores::open(config.clone())).await
 }
 
 /// Sizes of the caches of durable modules: of items, and of the engine's blocks, in bytes.
