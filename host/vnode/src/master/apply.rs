@@ -102,8 +102,11 @@ impl Master {
                 stores.promote(id, stage.transfer);
                 slot.vnodes = stage.vnodes;
                 if stage.lost_memory {
-                    let kept: Vec<_> =
-                        modules.iter().copied().filter(|module| !self.is_durable(*module)).collect();
+                    // At the start of a node the releases are not loaded yet.
+                    let on_disk = stores.members_of(id);
+                    let in_memory =
+                        |module: &ModuleUid| !on_disk.contains(module) && !self.is_durable(*module);
+                    let kept: Vec<_> = modules.iter().copied().filter(in_memory).collect();
                     let reason = "this node ended after it had received the partition, with what its modules keep in memory";
                     self.note_loss(&kept, id, reason);
                 }
