@@ -14,6 +14,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
 
 use super::durable::Durable;
+use super::error::StorageError;
 use super::keys::StoreId;
 use super::witness::Witness;
 
@@ -105,9 +106,15 @@ impl Committer {
     }
 
     /// Add a change behind all others, and return its number.
-    pub(super) fn push(&self, change: Change) -> u64 {
+    ///
+    /// # Errors
+    /// The committer is closed: nobody would finish the change.
+    pub(super) fn push(&self, change: Change) -> Result<u64, StorageError> {
         let bytes = change.ops.iter().map(|op| op.key.len() + op.value.as_ref().map_or(0, Bytes::len)).sum();
         let mut queue = self.queue.lock();
+        if queue.closing {
+            return Err(StorageError::Closed);
+        }
         queue.last += 1;
         let number = queue.last;
         queue.changes.push((number, bytes, change));
@@ -118,7 +125,7 @@ impl Committer {
             self.congested.send_if_modified(|was| !std::mem::replace(was, true));
         }
         self.wake.notify_one();
-        number
+        Ok(number)
     }
 
     /// Remove the items of a dropped store.
@@ -185,8 +192,21 @@ enum Next {
     End,
 }
 
+/// Ends the process if the thread that has it panics: whoever waits for a change would wait forever.
+struct EndsWithTheThread;
+
+impl Drop for EndsWithTheThread {
+    fn drop(&mut self) {
+        if std::thread::panicking() && annulus_ground::Scope::current().is_none() {
+            // The panic's own message is on stderr. The exit code is that of a failed write.
+            std::process::exit(70);
+        }
+    }
+}
+
 impl Run {
     async fn run(mut self) {
+        let _guard = EndsWithTheThread;
         loop {
             match self.next() {
                 Next::Group(group) => self.commit(group).await,

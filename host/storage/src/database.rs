@@ -26,6 +26,8 @@ const DATABASE: &str = "items";
 const MARK: &str = "items.mark";
 /// The file that has the database set aside at the next start. It contains the reason.
 const BAD: &str = "items.bad";
+/// The file that exists while the database is created. What a crash leaves of it has never had an item.
+const CREATING: &str = "items.creating";
 const ASIDE: &str = "items-set-aside-";
 /// Prefix of the name of a module's keyspace; the module's uid follows.
 const ITEMS: &str = "items-";
@@ -65,7 +67,9 @@ impl Shared {
             let config = self.config.clone();
             let created = annulus_ground::blocking(move || create(&config));
             let created = created.await.map_err(|_| StorageError::Closed)?;
-            let database = created.map_err(StorageError::NotCreated)?;
+            let database = created.map_err(|error| {
+                StorageError::Unavailable(format!("the database of items cannot be created: {error}"))
+            })?;
             if let Some(lineage) = *self.lineage.lock() {
                 database.write(&[Record::Lineage(lineage)], &[]);
             }
@@ -87,9 +91,14 @@ impl Shared {
         self.damage.get()
     }
 
-    /// Handle an error of the engine in a read.
-    pub(super) fn damaged(&self, error: &Trouble) -> StorageError {
-        self.found_damage(error.to_string())
+    /// Handle an error of the engine in a read. An error that the system may not repeat, such as too many open files,
+    /// fails this read only.
+    pub(super) fn read_error(&self, error: &Trouble) -> StorageError {
+        if is_damage(error) {
+            self.found_damage(error.to_string())
+        } else {
+            StorageError::Unavailable(format!("the database of items cannot be read now: {error}"))
+        }
     }
 
     /// Note damage: the database serves nothing from now on, and is set aside at the next start.
@@ -145,7 +154,8 @@ impl Database {
         ops.extend(removed.iter().map(|key| Op { space: self.records, key: key.clone(), value: None }));
         if !ops.is_empty() {
             let touches = vec![(0, self.records)];
-            self.committer.push(Change { ops, touches, store: None, done: None });
+            // After the end of the committer the next start finds the records as they were.
+            let _ = self.committer.push(Change { ops, touches, store: None, done: None });
         }
     }
 
@@ -156,7 +166,7 @@ impl Database {
             let _ = settled.send(());
         });
         let (ops, touches) = (Vec::new(), Vec::new());
-        self.committer.push(Change { ops, touches, store: None, done: Some(done) });
+        self.committer.push(Change { ops, touches, store: None, done: Some(done) })?;
         durable.await.map_err(|_| StorageError::Closed)
     }
 
@@ -221,6 +231,9 @@ pub(super) fn open(config: &StoresConfig) -> Result<Found, DataDirError> {
 fn try_open(config: &StoresConfig) -> Result<Result<Found, String>, DataDirError> {
     let path = config.dir.join(DATABASE);
     let io = |source| DataDirError::Io { path: config.dir.join(MARK), source };
+    if config.disk.is_there(&config.dir.join(CREATING)) {
+        remove_unfinished(config).map_err(io)?;
+    }
     let is_there = config.disk.is_there(&path);
     if !is_there && !config.disk.is_there(&config.dir.join(MARK)) {
         return Ok(Ok(Found::Nothing));
@@ -325,14 +338,35 @@ fn options(config: &StoresConfig) -> EngineOptions {
 /// Create the database.
 fn create(config: &StoresConfig) -> Result<Arc<Database>, String> {
     (config.before_creation)()?;
-    let path = config.dir.join(DATABASE);
-    let engine = config.disk.engine(&path, &options(config)).map_err(|error| error.to_string())?;
+    let (disk, dir) = (&config.disk, &config.dir);
+    let said = |error: std::io::Error| error.to_string();
+    // An attempt in this process may have failed before.
+    remove_unfinished(config).map_err(said)?;
+    write_file(disk, &dir.join(CREATING), "").map_err(said)?;
+    let engine = disk.engine(&dir.join(DATABASE), &options(config)).map_err(|error| error.to_string())?;
     let records = engine.space(header::SPACE).map_err(|error| error.to_string())?;
-    let witness =
-        Witness::open(&config.disk, &config.dir.join(MARK)).map_err(|error| format!("{MARK}: {error}"))?;
-    config.disk.sync_dir(&config.dir).map_err(|error| error.to_string())?;
+    let witness = Witness::open(disk, &dir.join(MARK)).map_err(|error| format!("{MARK}: {error}"))?;
+    disk.sync_dir(dir).map_err(said)?;
+    disk.remove(&dir.join(CREATING)).and_then(|()| disk.sync_dir(dir)).map_err(said)?;
     let committer = Committer::start(engine.clone(), witness, BTreeMap::<SpaceNumber, u64>::new());
     Ok(Arc::new(Database { engine, records, committer, spaces: Mutex::default() }))
+}
+
+/// Remove what an interrupted creation has left.
+fn remove_unfinished(config: &StoresConfig) -> std::io::Result<()> {
+    let (disk, dir) = (&config.disk, &config.dir);
+    if !disk.is_there(&dir.join(CREATING)) {
+        return Ok(());
+    }
+    if disk.is_there(&dir.join(DATABASE)) {
+        disk.remove_dir(&dir.join(DATABASE))?;
+    }
+    if disk.is_there(&dir.join(MARK)) {
+        disk.remove(&dir.join(MARK))?;
+    }
+    disk.sync_dir(dir)?;
+    disk.remove(&dir.join(CREATING))?;
+    disk.sync_dir(dir)
 }
 
 /// Move database and witness into a directory of their own, and return it. If this is interrupted, the next start

@@ -88,7 +88,7 @@ impl Durable {
             let (of, module) = (database.clone(), self.module);
             let space = annulus_ground::blocking(move || of.item_space(module));
             let space = space.await.map_err(|_| StorageError::Closed)?;
-            let space = space.map_err(|error| self.shared.damaged(&error))?.ok_or(StorageError::Closed)?;
+            let space = space.map_err(|error| self.shared.read_error(&error))?.ok_or(StorageError::Closed)?;
             // If two calls race, the first one's is used.
             let _ = self.place.set((database, space));
         }
@@ -157,7 +157,7 @@ impl Durable {
             engine.range(space.id, from, to, back, limit)
         });
         let read = read.await.map_err(|_| StorageError::Closed)?;
-        let read = read.map_err(|error| self.shared.damaged(&error))?;
+        let read = read.map_err(|error| self.shared.read_error(&error))?;
         let bytes: usize = read.iter().map(|(key, value)| key.len() + value.len()).sum();
         let whole = read.len() < limit.keys && bytes < limit.bytes;
         Ok((read, whole))
@@ -186,7 +186,7 @@ impl Durable {
         let (engine, space, at) = (database.engine.clone(), space.clone(), key.clone());
         let read = annulus_ground::blocking(move || engine.get(space.id, &at));
         let read = read.await.map_err(|_| StorageError::Closed)?;
-        let value = read.map_err(|error| self.shared.damaged(&error))?;
+        let value = read.map_err(|error| self.shared.read_error(&error))?;
         let version = match value {
             Some(value) => Some(keys::decode(&value).ok_or_else(|| self.unreadable(&key))?),
             None => None,
@@ -204,14 +204,13 @@ impl Durable {
     ) -> Result<Page, StorageError> {
         let (mut from, mut to) = selection.bounds(after);
         let mut all = Page::default();
-        let mut left = limit;
         loop {
             // The overlay comes first: a change that becomes durable in between is in the engine then.
             let mut below = self.overlay_within(&from, &to);
             let (first, end) = self.id.range(&from, &to);
             // One item more than the page takes shows whether another page follows.
-            let keys = (left.items as usize).saturating_add(1);
-            let bytes = (left.bytes as usize).max(1);
+            let keys = (limit.items as usize).saturating_sub(all.items.len()).saturating_add(1);
+            let bytes = (limit.bytes as usize).max(1);
             let (read, whole) = self.read(first, end, selection.reverse, ReadLimit { keys, bytes }).await?;
             let mut seen = None;
             for (key, value) in read {
@@ -226,23 +225,16 @@ impl Durable {
                 Some(seen) if selection.reverse => (Bound::Included(seen), to.clone()),
                 Some(seen) => (from.clone(), Bound::Included(seen)),
             };
-            let part: BTreeMap<ItemAddr, Version> = below
-                .range((part_from.clone(), part_to.clone()))
-                .filter_map(|(addr, version)| Some((addr.clone(), version.clone()?)))
-                .collect();
+            let part: BTreeMap<ItemAddr, Version> = match is_empty(&part_from, &part_to) {
+                true => BTreeMap::new(),
+                false => below
+                    .range((part_from.clone(), part_to.clone()))
+                    .filter_map(|(addr, version)| Some((addr.clone(), version.clone()?)))
+                    .collect(),
+            };
             let seen = over.scan(part.iter(), part_from.clone(), part_to.clone(), selection.reverse);
-            let page = page(seen, selection, left);
-            let bytes: usize = page.items.iter().map(|item| item.len()).sum();
-            let taken = u32::try_from(page.items.len()).unwrap_or(u32::MAX);
-            all.items.extend(page.items);
-            if page.next.is_some() || whole {
-                all.next = page.next;
-                return Ok(all);
-            }
-            left.items = left.items.saturating_sub(taken);
-            left.bytes = left.bytes.saturating_sub(u32::try_from(bytes).unwrap_or(u32::MAX));
-            if (left.items == 0 || left.bytes == 0) && !all.items.is_empty() {
-                all.next = all.items.last().map(|last| Selection::token_of(&last.key, &last.sort));
+            all = page(all, seen, selection, limit);
+            if all.next.is_some() || whole {
                 return Ok(all);
             }
             match (selection.reverse, part_from, part_to) {
@@ -295,7 +287,7 @@ impl Durable {
                 unknown.into_iter().map(size).collect::<Result<Vec<_>, annulus_data_dir::Trouble>>()
             });
             let sizes = sizes.await.map_err(|_| StorageError::Closed)?;
-            for (index, size) in sizes.map_err(|error| self.shared.damaged(&error))? {
+            for (index, size) in sizes.map_err(|error| self.shared.read_error(&error))? {
                 replaced[index] = size.map(|size| size.saturating_sub(VALUE_HEAD));
             }
         }
@@ -304,7 +296,7 @@ impl Durable {
         if state.role == StoreRole::Dropped {
             return Err(StorageError::Closed);
         }
-        let counts = state.counts.as_mut().ok_or(StorageError::Closed)?;
+        let mut counts = state.counts.ok_or(StorageError::Closed)?;
         for ((addr, change), replaced) in changes.iter().zip(replaced) {
             let size = |value: usize| (addr.key.len() + addr.sort.len() + value) as u64;
             if let Some(value) = replaced {
@@ -319,20 +311,20 @@ impl Durable {
         let mut touches = vec![(self.module.0, space.id)];
         // The mark of an orderly close, and the header of a new store, belong to the first change.
         if !state.has_header || state.closed.is_some() {
-            (state.has_header, state.closed) = (true, None);
-            ops.push(database.record(&Record::Header(self.id, self.header(&state))));
+            ops.push(database.record(&self.header(state.role, None)));
             touches.push((0, database.records));
         }
-        let change = Change { ops, touches, store: Some(self.clone()), done: None };
-        let number = database.committer.push(change);
+        let number =
+            database.committer.push(Change { ops, touches, store: Some(self.clone()), done: None })?;
+        (state.has_header, state.closed, state.counts) = (true, None, Some(counts));
         state.overlay.extend(changes.into_iter().map(|(addr, version)| (addr, (number, version))));
         drop(state);
         self.shared.space.wrote(written);
         Ok(())
     }
 
-    fn header(&self, state: &State) -> Header {
-        Header { module: self.module, role: state.role, closed: state.closed }
+    fn header(&self, role: StoreRole, closed: Option<Closed>) -> Record {
+        Record::Header(self.id, Header { module: self.module, role, closed })
     }
 
     /// Note that the changes up to a number are durable. Called by the committer.
@@ -398,10 +390,13 @@ impl Durable {
     }
 
     /// Return the record of the header, for a change of roles. A stage without items gets its header here.
+    ///
+    /// The record reaches the committer only after this returns, and a change of the items may overtake it. So it never
+    /// has the mark of an orderly close, which would then be wrong.
     pub(super) fn record(&self) -> Record {
         let mut state = self.state.lock();
-        state.has_header = true;
-        Record::Header(self.id, self.header(&state))
+        (state.has_header, state.closed) = (true, None);
+        self.header(state.role, None)
     }
 
     /// Write the mark of an orderly close, and wait until it and all changes are durable.
@@ -414,13 +409,14 @@ impl Durable {
             if state.role == StoreRole::Dropped || !state.has_header {
                 return Ok(());
             }
-            state.closed = Some(Closed::new(writer, counts));
-            let ops = vec![database.record(&Record::Header(self.id, self.header(&state)))];
+            let closed_as = Some(Closed::new(writer, counts));
+            let ops = vec![database.record(&self.header(state.role, closed_as))];
             let done: Done = Box::new(move || {
                 let _ = closed.send(());
             });
             let touches = vec![(0, database.records)];
-            database.committer.push(Change { ops, touches, store: None, done: Some(done) });
+            database.committer.push(Change { ops, touches, store: None, done: Some(done) })?;
+            state.closed = closed_as;
         }
         durable.await.map_err(|_| StorageError::Closed)
     }
@@ -448,7 +444,7 @@ impl Durable {
             let (from, to) = self.id.bounds();
             let (from, to) = (from.as_ref().map(|key| &key[..]), to.as_ref().map(|key| &key[..]));
             let read = database.engine.range(space.id, from, to, false, ReadLimit::NONE);
-            for (key, value) in read.map_err(|error| self.shared.damaged(&error))? {
+            for (key, value) in read.map_err(|error| self.shared.read_error(&error))? {
                 let addr = keys::addr_of(&key).ok_or_else(|| self.unreadable(&key))?;
                 all.insert(addr, keys::decode(&value).ok_or_else(|| self.unreadable(&key))?);
             }

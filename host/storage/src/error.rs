@@ -7,9 +7,9 @@ pub enum StorageError {
     /// aside.
     #[error("the database of items is damaged: {0}")]
     Damaged(String),
-    /// The database of items cannot be created. The next use tries again.
-    #[error("the database of items cannot be created: {0}")]
-    NotCreated(String),
+    /// The system refuses to create or to read the database for now. The next use tries again.
+    #[error("{0}")]
+    Unavailable(String),
     /// A key and sort are longer than the database takes. Nothing was changed.
     #[error("key and sort of an item take {0} bytes on disk; the limit is {max}", max = super::keys::MAX_KEY)]
     TooLong(usize),

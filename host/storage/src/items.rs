@@ -173,7 +173,8 @@ impl Items {
                 let memory = memory.read();
                 let (from, to) = selection.bounds(after);
                 let below = memory.range(from.clone(), to.clone());
-                Ok(page(over.scan(below, from, to, selection.reverse), selection, limit))
+                let seen = over.scan(below, from, to, selection.reverse);
+                Ok(page(Page::default(), seen, selection, limit))
             }
             Kind::Durable(store) => store.page(over, selection, after, limit).await,
         }

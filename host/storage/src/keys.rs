@@ -65,14 +65,24 @@ impl StoreId {
     /// Return the bounds of the keys of a range of addresses.
     pub(super) fn range(self, from: &Bound<ItemAddr>, to: &Bound<ItemAddr>) -> (Bound<Bytes>, Bound<Bytes>) {
         let (first, end) = self.bounds();
-        let key = |addr: &ItemAddr| self.key(addr);
+        // No item lies between a key that is too long and its longest part that is not.
+        let cut = |mut key: Bytes| {
+            key.truncate(MAX_KEY);
+            key
+        };
         let from = match from {
             Bound::Unbounded => first,
-            other => other.as_ref().map(key),
+            Bound::Included(addr) | Bound::Excluded(addr) if self.key(addr).len() > MAX_KEY => {
+                Bound::Excluded(cut(self.key(addr)))
+            }
+            other => other.as_ref().map(|addr| self.key(addr)),
         };
         let to = match to {
             Bound::Unbounded => end,
-            other => other.as_ref().map(key),
+            Bound::Included(addr) | Bound::Excluded(addr) if self.key(addr).len() > MAX_KEY => {
+                Bound::Included(cut(self.key(addr)))
+            }
+            other => other.as_ref().map(|addr| self.key(addr)),
         };
         (from, to)
     }

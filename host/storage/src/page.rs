@@ -28,11 +28,6 @@ impl Selection {
         token_of_addr(key, &[])
     }
 
-    /// Return the token of a page that ends with the item of this address.
-    pub(super) fn token_of(key: &[u8], sort: &[u8]) -> Vec<u8> {
-        token_of_addr(key, sort)
-    }
-
     /// Return the addresses to read after the page with this token. A token that no page returned means the first page.
     pub(super) fn bounds(&self, after: Option<&[u8]>) -> (Bound<ItemAddr>, Bound<ItemAddr>) {
         let (mut from, mut to) = match &self.key {
@@ -62,14 +57,15 @@ impl Selection {
     }
 }
 
-/// Read a page from the items that a call sees within the bounds of a selection.
+/// Continue a page with the items that a call sees within the bounds of a selection. It is complete if it then has a
+/// token.
 pub(super) fn page(
+    mut page: Page,
     seen: impl Iterator<Item = (ItemAddr, Version)>,
     selection: &Selection,
     limit: Budget,
 ) -> Page {
-    let mut page = Page::default();
-    let mut bytes = 0;
+    let mut bytes: usize = page.items.iter().map(Item::len).sum();
     for (addr, version) in seen.filter(|(addr, version)| selection.selects(addr, version)) {
         let item = Item::new(addr, version);
         let full = page.items.len() >= limit.items as usize || bytes + item.len() > limit.bytes as usize;

@@ -12,6 +12,7 @@ use annulus_core::keyspace::PartitionId;
 use annulus_core::state::Lineage;
 use annulus_data_dir::{DataDirError, Disk};
 use parking_lot::Mutex;
+use tokio::sync::Notify;
 
 use super::committer::Sweep;
 use super::database::{self, Database, Found, Shared};
@@ -98,6 +99,8 @@ struct Inner {
     shared: Arc<Shared>,
     registry: Mutex<Registry>,
     found: Vec<FoundStage>,
+    /// Notified when no item of a dropped store is left.
+    swept: Notify,
 }
 
 #[derive(Default)]
@@ -141,7 +144,8 @@ impl Stores {
                 stages = registry.load(&shared, &database, records);
             }
         }
-        let inner = Arc::new(Inner { shared, registry: Mutex::new(registry), found: stages });
+        let inner =
+            Arc::new(Inner { shared, registry: Mutex::new(registry), found: stages, swept: Notify::new() });
         let dropped: Vec<_> = inner.with_role(|role| role == StoreRole::Dropped);
         dropped.into_iter().for_each(|store| inner.sweep(store));
         Ok((Self(Some(inner)), opened))
@@ -319,7 +323,17 @@ impl Stores {
         health
     }
 
-    /// Make everything durable and close the database. Stores answer [`StorageError::Closed`] from then on, or nothing.
+    /// Wait until no item of a dropped store is left.
+    #[cfg(test)]
+    pub(super) async fn swept(&self) {
+        let Some(inner) = &self.0 else { return };
+        while self.health().dropped > 0 {
+            // A notification since the look is kept for this wait.
+            inner.swept.notified().await;
+        }
+    }
+
+    /// Make everything durable and end the committer. From then on changes are refused with [`StorageError::Closed`].
     pub async fn close(&self) {
         let Some(database) = self.0.as_ref().and_then(|inner| inner.shared.opened()) else { return };
         database.committer.close();
@@ -453,6 +467,7 @@ fn swept(inner: &Weak<Inner>, id: StoreId) {
     let Some(database) = inner.shared.opened() else { return };
     let mut registry = inner.registry.lock();
     let Some(store) = registry.stores.remove(&id) else { return };
+    inner.swept.notify_one();
     database.write(&[], &[header_key(id)]);
     let module = store.module;
     drop(store);

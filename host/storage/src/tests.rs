@@ -223,7 +223,7 @@ async fn a_stage_serves_only_once_it_is_promoted_and_a_complete_one_outlives_its
         let model = Model::from([(addr(1, 0), version(1))]);
         compare(&items, &model, Budget { items: 10, bytes: 1000 }).await;
     }
-    swept(&stores).await;
+    stores.swept().await;
     stores.close().await;
     drop(stores);
 
@@ -234,24 +234,13 @@ async fn a_stage_serves_only_once_it_is_promoted_and_a_complete_one_outlives_its
     stores.drop_module(other);
     stores.set_members_aside(HERE);
     assert_eq!(stores.modules(), []);
-    swept(&stores).await;
+    stores.swept().await;
     stores.close().await;
     drop(stores);
     let stores = open(dir.path()).await;
     let health = stores.health();
     assert_eq!((health.members, health.aside, health.dropped), (0, 1, 0));
     stores.close().await;
-}
-
-/// Wait until no dropped store is left.
-async fn swept(stores: &Stores) {
-    for _ in 0..2_000 {
-        if stores.health().dropped == 0 {
-            return;
-        }
-        tokio::time::sleep(std::time::Duration::from_millis(5)).await;
-    }
-    panic!("dropped stores remain");
 }
 
 #[tokio::test]
@@ -269,7 +258,7 @@ async fn a_dropped_store_leaves_no_items_and_takes_none() {
     }
     stores.drop_members(HERE);
     assert_eq!(store.apply(vec![(addr(1, 1), None)]).await, Err(StorageError::Closed));
-    swept(&stores).await;
+    stores.swept().await;
     assert_eq!(store.snapshot().unwrap(), []);
     let next = stores.member(MODULE, HERE);
     next.open().await.unwrap();
@@ -326,5 +315,116 @@ async fn a_key_that_is_too_long_is_refused_and_harms_no_other_item() {
     settled(&store).await;
     assert_eq!(store.get(&addr(1, 0)).await, Ok(Some(version(1))));
     assert!(!dir.path().join("items.bad").exists());
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_page_stays_within_its_budget_except_for_its_first_item() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    let large = Version { value: vec![7; 1 << 20], deleted: false };
+    for (key, version) in [(1, version(90)), (2, large.clone()), (3, version(1)), (4, large)] {
+        store.apply(vec![(ItemAddr { key: vec![key], sort: Vec::new() }, Some(version))]).await.unwrap();
+    }
+    settled(&store).await;
+    for reverse in [false, true] {
+        let (selection, mut after) = (Selection { reverse, ..Selection::ALL }, None);
+        let mut keys = Vec::new();
+        loop {
+            let limit = Budget { items: 10, bytes: 95 };
+            let page = store.page(&Batch::default(), &selection, after.as_deref(), limit).await.unwrap();
+            assert_eq!(page.items.len(), 1, "no two of these items fit one page");
+            keys.extend(page.items.iter().map(|item| item.key[0]));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        assert_eq!(keys, if reverse { [4, 3, 2, 1] } else { [1, 2, 3, 4] });
+    }
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_range_whose_end_is_too_long_for_a_key_is_read() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    let short = ItemAddr { key: b"k".to_vec(), sort: vec![1; 30_000] };
+    store.apply(vec![(short.clone(), Some(version(1)))]).await.unwrap();
+    settled(&store).await;
+    let selection = |start: Option<u8>, end: Option<u8>| {
+        let long = |byte: Option<u8>| byte.map(|byte| vec![byte; 100_000]);
+        Selection { key: Some(b"k".to_vec()), start: long(start), end: long(end), ..Selection::ALL }
+    };
+    let limit = Budget { items: 10, bytes: 1 << 20 };
+    for (start, end, found) in [
+        (Some(0), None, 1),
+        (Some(1), None, 0),
+        (None, Some(1), 1),
+        (None, Some(0), 0),
+        (Some(0), Some(2), 1),
+    ] {
+        let page = store.page(&Batch::default(), &selection(start, end), None, limit).await.unwrap();
+        assert_eq!(page.items.len(), found, "{start:?} {end:?}");
+    }
+    let key = Selection { key: Some(vec![0; 40_000]), ..Selection::ALL };
+    assert_eq!(store.page(&Batch::default(), &key, None, limit).await.unwrap().items, []);
+    assert!(!dir.path().join("items.bad").exists());
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_store_that_is_used_after_the_end_refuses_changes_and_keeps_nobody_waiting() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    stores.close().await;
+    assert!(store.is_settled(Scope::All), "the end waits for all changes");
+    let counts = store.counts();
+    assert_eq!(store.apply(vec![(addr(2, 0), Some(version(2)))]).await, Err(StorageError::Closed));
+    assert_eq!(store.close(Writer { actor: 1, dots: 1 }).await, Err(StorageError::Closed));
+    assert_eq!(stores.complete_stage(HERE, TRANSFER, true).await, Err(StorageError::Closed));
+    assert_eq!((store.counts(), store.get(&addr(2, 0)).await), (counts, Ok(None)));
+}
+
+#[tokio::test]
+async fn what_an_interrupted_creation_leaves_is_no_loss() {
+    let dir = tempfile::tempdir().unwrap();
+    std::fs::write(dir.path().join("items.creating"), "").unwrap();
+    std::fs::create_dir(dir.path().join("items")).unwrap();
+    std::fs::write(dir.path().join("items/version"), "half of a file").unwrap();
+    std::fs::write(dir.path().join("items.mark"), "").unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    settled(&store).await;
+    assert!(!dir.path().join("items.creating").exists());
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_change_of_roles_takes_the_mark_of_an_orderly_close_with_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let stage = stores.stage(MODULE, HERE, TRANSFER);
+    stage.open().await.unwrap();
+    stage.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    stage.close(Writer { actor: 7, dots: 8 }).await.unwrap();
+    // A change of the items may overtake the record of the new role, which must not say that there was none.
+    stores.promote(HERE, TRANSFER);
+    drop(stage);
+    stores.close().await;
+    drop(stores);
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    assert_eq!(store.open().await, Ok(None));
+    assert_eq!(store.counts().items, 1);
     stores.close().await;
 }

@@ -20,8 +20,8 @@ use tokio::time::Instant;
 
 use super::committer::SpaceNumber;
 
-/// Size of one of two slots that are written alternately, so that a crash during a write leaves the other. It has room
-/// for the numbers of some 200 keyspaces; those of further ones are not recorded.
+/// Size of one of two slots. Between two syncs only one of them is written, so that a loss of power leaves the other. It
+/// has room for the numbers of some 200 keyspaces; those of further ones are not recorded.
 const SLOT: usize = 4096;
 const CHECKSUM: usize = 32;
 const MAX_SPACES: usize = 200;
@@ -39,6 +39,8 @@ struct Noted {
 pub(super) struct Witness {
     file: Box<dyn Handle>,
     noted: Noted,
+    /// The slot to write. The other one is on disk.
+    slot: u64,
     /// Time of the first write since the last sync.
     behind_since: Option<Instant>,
 }
@@ -53,7 +55,9 @@ impl Witness {
         };
         let file = disk.open(path, Open::Kept)?;
         let noted = bytes.chunks(SLOT).filter_map(decode).max_by_key(|noted| noted.turn).unwrap_or_default();
-        Ok(Self { file, noted, behind_since: None })
+        let newest = bytes.chunks(SLOT).position(|slot| decode(slot).as_ref() == Some(&noted));
+        let slot = newest.map_or(0, |newest| 1 - (newest as u64).min(1));
+        Ok(Self { file, noted, slot, behind_since: None })
     }
 
     /// Return the numbers of the last write.
@@ -74,7 +78,7 @@ impl Witness {
         let mut slot = [Sha256::digest(&body).as_slice(), &body].concat();
         debug_assert!(slot.len() <= SLOT, "{} bytes", slot.len());
         slot.resize(SLOT, 0);
-        self.file.write_at(SLOT as u64 * (self.noted.turn % 2), &slot)?;
+        self.file.write_at(SLOT as u64 * self.slot, &slot)?;
         let since = *self.behind_since.get_or_insert_with(Instant::now);
         if since.elapsed() >= SYNC_AFTER { self.sync() } else { Ok(()) }
     }
@@ -83,6 +87,7 @@ impl Witness {
     pub(super) fn sync(&mut self) -> std::io::Result<()> {
         if self.behind_since.take().is_some() {
             self.file.sync_data()?;
+            self.slot = 1 - self.slot;
         }
         Ok(())
     }
@@ -122,6 +127,30 @@ mod tests {
         }
         std::fs::write(&path, []).unwrap();
         assert!(open().noted().is_empty());
+    }
+
+    #[test]
+    fn a_loss_of_power_never_leaves_less_than_the_last_sync() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("items.mark");
+        let mut witness = Witness::open(&Disk::real(), &path).unwrap();
+        let numbers = |number: u64| BTreeMap::from([(0, number)]);
+        for number in 1..=9u64 {
+            witness.note(&numbers(number)).unwrap();
+            if number % 3 == 0 {
+                witness.sync().unwrap();
+            } else if number > 3 {
+                // Everything since the last sync is torn.
+                let mut bytes = std::fs::read(&path).unwrap();
+                let at = SLOT * usize::try_from(witness.slot).unwrap();
+                let end = bytes.len().min(at + SLOT);
+                bytes[at..end].fill(0xee);
+                let torn = dir.path().join("torn");
+                std::fs::write(&torn, &bytes).unwrap();
+                let left = Witness::open(&Disk::real(), &torn).unwrap();
+                assert_eq!(left.noted(), &numbers(number / 3 * 3));
+            }
+        }
     }
 
     #[test]

@@ -75,8 +75,8 @@ fn storage_error(error: &StorageError) -> RequestError {
 pub(super) fn code_of(error: &StorageError) -> ErrorCode {
     match error {
         StorageError::Damaged(_) => ErrorCode::StorageDamaged,
-        // The node stops, or another node owns the partition: a retry finds out.
         StorageError::TooLong(_) => ErrorCode::ValueTooLarge,
-        StorageError::Closed | StorageError::NotCreated(_) => ErrorCode::NotReady,
+        // The node stops, or another node owns the partition, or the system refuses for now: a retry finds out.
+        StorageError::Closed | StorageError::Unavailable(_) => ErrorCode::NotReady,
     }
 }
