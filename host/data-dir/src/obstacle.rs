@@ -63,8 +63,8 @@ pub fn database_trouble(error: &Trouble, damaged: &str) -> String {
     }
 }
 
-/// Return true if an error of the database may be damage, so that nothing helps but to do without this database. False
-/// if the system refused an operation, or another version of annulus wrote the database.
+/// Return true if an error of the database may be damage, so that the database cannot be used any more; false if the
+/// system refused an operation, or another version of annulus wrote the database.
 pub fn is_damage(error: &Trouble) -> bool {
     match (error, refusal(error)) {
         (_, Some(refusal)) => obstacle(refusal).is_none(),

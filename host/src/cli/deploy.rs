@@ -36,8 +36,9 @@ pub struct Args {
     /// Number of replicas that must have a write durably before it is acknowledged
     #[arg(long)]
     w: Option<u8>,
-    /// Where the module's host storage keeps its items: on disk, where they survive the node's process, or in memory. It
-    /// cannot be changed later [default: durable]
+    /// Engine of the module's host storage: `durable` keeps the items on disk, `memory` ends with the node's process. It
+    /// cannot be changed later [default: the module's present engine; for a new module that keeps its items in host
+    /// storage, durable]
     #[arg(long, value_enum)]
     storage: Option<Storage>,
     /// A setting of the module, with the type that its description gives (`@FILE`, `@-` and `@@` as in `call`);

@@ -5,7 +5,6 @@
 use std::collections::{BTreeMap, HashSet, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::Duration;
 
 use annulus_core::ids::ModuleUid;
 use annulus_data_dir::{Engine, Op, SpaceId, fatal};
@@ -16,7 +15,7 @@ use tokio::sync::{Notify, watch};
 use super::durable::Durable;
 use super::error::StorageError;
 use super::keys::StoreId;
-use super::witness::Witness;
+use super::witness::{SYNC_AFTER, Witness};
 
 /// Called in the committer's thread once a change is durable.
 pub(super) type Done = Box<dyn FnOnce() + Send>;
@@ -29,8 +28,6 @@ const CONGESTED_CHANGES: usize = 16 << 10;
 const SWEEP_ITEMS: usize = 512;
 /// Number of groups after which a sweep makes a step even if more changes wait.
 const GROUPS_PER_SWEEP: u32 = 16;
-/// The longest time for which the witness is behind on disk, while there are commits.
-const WITNESS_SYNC: Duration = Duration::from_secs(1);
 /// Key of the commit number in each keyspace. No partition has the number FFFF.
 pub(super) const NUMBER_KEY: &[u8] = &[0xff, 0xff, 63];
 
@@ -143,7 +140,7 @@ impl Committer {
         self.wake.notify_one();
     }
 
-    /// Wait while too much waits.
+    /// Wait while the changes that wait exceed the limits.
     pub(super) async fn ready(&self) {
         // A subscription takes a lock; this is on the path of every command.
         if !*self.congested.borrow() {
@@ -183,7 +180,7 @@ struct Run {
     since_sweep: u32,
 }
 
-/// The next thing to do.
+/// The next step of the thread.
 enum Next {
     Group(Vec<(u64, usize, Change)>),
     Sweep(Sweep),
@@ -192,7 +189,7 @@ enum Next {
     End,
 }
 
-/// Ends the process if the thread that has it panics: whoever waits for a change would wait forever.
+/// Ends the process if its thread panics. Otherwise the callers that wait for a change would wait forever.
 struct EndsWithTheThread;
 
 impl Drop for EndsWithTheThread {
@@ -218,7 +215,7 @@ impl Run {
         }
         self.witness.sync().unwrap_or_else(|error| fatal(&error.into()));
         let Self { committer, engine, .. } = self;
-        // Whoever waits for the end may open the database again.
+        // A caller that waits for the end may open the database again.
         drop(engine);
         committer.ended.send_replace(true);
     }
@@ -226,7 +223,7 @@ impl Run {
     fn next(&mut self) -> Next {
         let mut queue = self.committer.queue.lock();
         if (queue.changes.is_empty() || self.since_sweep >= GROUPS_PER_SWEEP) && !queue.closing {
-            // Changes from before the drop may wait still. Their items would outlive the sweep.
+            // A change from before the drop may still wait, and its items would outlive the sweep.
             let durable = self.durable;
             if let Some((_, sweep)) = queue.sweeps.pop_front_if(|(last, _)| *last <= durable) {
                 self.since_sweep = 0;
@@ -247,7 +244,7 @@ impl Run {
         if !self.witness.is_behind() {
             return self.committer.wake.notified().await;
         }
-        let woken = tokio::time::timeout(WITNESS_SYNC, self.committer.wake.notified()).await;
+        let woken = tokio::time::timeout(SYNC_AFTER, self.committer.wake.notified()).await;
         if woken.is_err() {
             self.witness.sync().unwrap_or_else(|error| fatal(&error.into()));
         }

@@ -17,7 +17,7 @@ use super::cache::Cache;
 use super::committer::{Change, Committer, ItemSpace, NUMBER_KEY, SpaceNumber};
 use super::error::StorageError;
 use super::header::{self, Record};
-use super::space::Space;
+use super::reserve::Reserve;
 use super::stores::{SetAside, StoresConfig};
 use super::witness::Witness;
 
@@ -36,7 +36,7 @@ const ITEMS: &str = "items-";
 pub(super) struct Shared {
     pub(super) config: StoresConfig,
     pub(super) cache: Cache,
-    pub(super) space: Space,
+    pub(super) reserve: Reserve,
     database: OnceCell<Arc<Database>>,
     damage: OnceLock<String>,
     /// The lineage to write into a database that does not exist yet.
@@ -46,9 +46,9 @@ pub(super) struct Shared {
 impl Shared {
     pub(super) fn new(config: StoresConfig) -> Self {
         let cache = Cache::new(config.cache_bytes);
-        let space = Space::new(config.disk.clone(), config.dir.clone(), config.reserve_bytes);
+        let reserve = Reserve::new(config.disk.clone(), config.dir.clone(), config.reserve_bytes);
         let (database, damage) = (OnceCell::new(), OnceLock::new());
-        Self { config, cache, space, database, damage, lineage: Mutex::default() }
+        Self { config, cache, reserve, database, damage, lineage: Mutex::default() }
     }
 
     /// Return the database if it exists.

@@ -319,7 +319,7 @@ impl Durable {
         (state.has_header, state.closed, state.counts) = (true, None, Some(counts));
         state.overlay.extend(changes.into_iter().map(|(addr, version)| (addr, (number, version))));
         drop(state);
-        self.shared.space.wrote(written);
+        self.shared.reserve.wrote(written);
         Ok(())
     }
 
@@ -427,7 +427,7 @@ impl Durable {
     }
 
     pub(super) fn refuses_writes(&self) -> Option<String> {
-        self.shared.space.refuses()
+        self.shared.reserve.refuses()
     }
 
     pub(super) async fn ready(&self) {

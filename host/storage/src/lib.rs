@@ -1,7 +1,8 @@
 //! Host storage: the ordered items of one vnode.
 //!
-//! [`Items`] is what a vnode and its guest see of it. [`Memory`] is the only engine so far; its items end with the
-//! process. The writes of a call are collected in a [`Batch`] over the items and applied as a whole or not at all.
+//! A vnode and its guest use [`Items`], whichever engine keeps them: [`Memory`], whose items end with the process, or a
+//! store on disk. [`Stores`] has all stores of a node on disk, over one database. The writes of a call are collected in
+//! a [`Batch`] over the items and applied as a whole or not at all.
 
 mod batch;
 mod cache;
@@ -14,7 +15,7 @@ mod items;
 mod keys;
 mod memory;
 mod page;
-mod space;
+mod reserve;
 mod stores;
 mod witness;
 

@@ -314,7 +314,8 @@ impl Stores {
                 StoreRole::Dropped => health.dropped += 1,
             }
         }
-        (health.free_bytes, health.reserve_bytes) = (inner.shared.space.free(), inner.shared.space.reserve());
+        (health.free_bytes, health.reserve_bytes) =
+            (inner.shared.reserve.free(), inner.shared.reserve.bytes());
         health.damage = inner.shared.damage().cloned();
         if let Some(database) = inner.shared.opened() {
             let (changes, bytes, commits) = database.committer.load();

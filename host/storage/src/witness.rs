@@ -26,7 +26,7 @@ const SLOT: usize = 4096;
 const CHECKSUM: usize = 32;
 const MAX_SPACES: usize = 200;
 /// The longest time for which the file is behind on disk while there are commits.
-const SYNC_AFTER: Duration = Duration::from_secs(1);
+pub(super) const SYNC_AFTER: Duration = Duration::from_secs(1);
 
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {

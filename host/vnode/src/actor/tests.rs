@@ -16,7 +16,7 @@ use crate::mailbox::{Reply, VnodeHandle};
 use crate::native_kv::native_kv;
 use crate::runtime::{CommandResult, GuestCall, InstanceConfig, Program, Runtime};
 
-/// Starts guests whose last words are an item: the reason of their end, under the key `end`.
+/// A program whose guests write an item when they terminate: the reason, under the key `end`.
 struct Farewells;
 
 struct Farewell;

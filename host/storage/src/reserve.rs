@@ -12,11 +12,11 @@ use tokio::time::Instant;
 const AGE: Duration = Duration::from_millis(200);
 const WRITTEN: u64 = 16 << 20;
 
-/// The free space of a node's disk.
-pub(super) struct Space {
+/// The reserve of a node's disk, and its free space.
+pub(super) struct Reserve {
     disk: Disk,
     dir: PathBuf,
-    reserve: u64,
+    bytes: u64,
     measured: Mutex<Measured>,
 }
 
@@ -26,20 +26,20 @@ struct Measured {
     free: u64,
 }
 
-impl Space {
-    pub(super) fn new(disk: Disk, dir: PathBuf, reserve: u64) -> Self {
+impl Reserve {
+    pub(super) fn new(disk: Disk, dir: PathBuf, bytes: u64) -> Self {
         let measured = Mutex::new(Measured { at: None, written: 0, free: u64::MAX });
-        Self { disk, dir, reserve, measured }
+        Self { disk, dir, bytes, measured }
     }
 
     /// Return the reserve in bytes.
-    pub(super) fn reserve(&self) -> u64 {
-        self.reserve
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
     }
 
     /// Note that so many bytes of items were written.
     pub(super) fn wrote(&self, bytes: u64) {
-        if self.reserve > 0 {
+        if self.bytes > 0 {
             self.measured.lock().written += bytes;
         }
     }
@@ -58,16 +58,16 @@ impl Space {
 
     /// Return the reason why nothing may be written now.
     pub(super) fn refuses(&self) -> Option<String> {
-        if self.reserve == 0 {
+        if self.bytes == 0 {
             return None;
         }
         let free = self.free();
-        (free < self.reserve).then(|| {
+        (free < self.bytes).then(|| {
             format!(
                 "the disk of this node has {} MiB free, less than its reserve of {} MiB: free space on it, or start the \
                  node with a smaller --disk-reserve",
                 free >> 20,
-                self.reserve >> 20
+                self.bytes >> 20
             )
         })
     }
