@@ -14,6 +14,7 @@
 //! db/              the database of the control plane: the log, the ring
 //! items/           the database of the modules' durable items
 //! items.bad        the reason why the items are set aside at the next start
+//! items.suspect    has the next start read all items, because a commit failed
 //! items.creating   exists while the database of items is created
 //! items-set-aside-1/   items that were damaged
 //! set-aside-1/     all of the above, of a node that was here before `--rejoin-as-new`

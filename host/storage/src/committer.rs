@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 use annulus_core::ids::ModuleUid;
-use annulus_data_dir::{Engine, Op, SpaceId, fatal};
+use annulus_data_dir::{Engine, Op, SpaceId, Trouble, fatal};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use tokio::sync::{Notify, watch};
@@ -84,10 +84,13 @@ pub(super) struct Committer {
 
 impl Committer {
     /// Start the thread. `numbers` are the commit numbers in the database.
+    ///
+    /// `failed` is called if a commit fails, before the process ends.
     pub(super) fn start(
         engine: Arc<dyn Engine>,
         witness: Witness,
         numbers: BTreeMap<SpaceNumber, u64>,
+        failed: Box<dyn Fn(&Trouble) + Send>,
     ) -> Arc<Self> {
         let committer = Arc::new(Self {
             queue: Mutex::default(),
@@ -96,7 +99,9 @@ impl Committer {
             ended: watch::Sender::new(false),
             groups: AtomicU64::new(0),
         });
-        let run = Run { committer: committer.clone(), engine, witness, numbers, durable: 0, since_sweep: 0 };
+        let (durable, since_sweep) = (0, 0);
+        let run =
+            Run { committer: committer.clone(), engine, witness, numbers, failed, durable, since_sweep };
         annulus_ground::service("items-commit", run.run())
             .expect("a process that cannot start a thread cannot run");
         committer
@@ -174,6 +179,7 @@ struct Run {
     engine: Arc<dyn Engine>,
     witness: Witness,
     numbers: BTreeMap<SpaceNumber, u64>,
+    failed: Box<dyn Fn(&Trouble) + Send>,
     /// Number of the last change that is durable.
     durable: u64,
     /// Number of groups since the last step of a sweep.
@@ -284,7 +290,10 @@ impl Run {
             let value = Bytes::copy_from_slice(&number.to_be_bytes());
             ops.push(Op { space, key: Bytes::from_static(NUMBER_KEY), value: Some(value) });
         }
-        self.engine.commit(ops).await.unwrap_or_else(|error| fatal(&error));
+        if let Err(error) = self.engine.commit(ops).await {
+            (self.failed)(&error);
+            fatal(&error);
+        }
         self.committer.groups.fetch_add(1, Ordering::Relaxed);
         self.witness.note(&self.numbers).unwrap_or_else(|error| fatal(&error.into()));
     }

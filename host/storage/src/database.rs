@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::io::ErrorKind;
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
@@ -26,6 +27,12 @@ const DATABASE: &str = "items";
 const MARK: &str = "items.mark";
 /// The file that has the database set aside at the next start. It contains the reason.
 const BAD: &str = "items.bad";
+/// The file that has the next start read the whole database before it serves. It contains the error of the commit that
+/// failed: the disk was full, or a compaction met a damaged block. The engine then refuses all writes, in the latter case
+/// again after every start.
+const SUSPECT: &str = "items.suspect";
+/// Bytes that one step of that reading reads.
+const CHECK_BYTES: usize = 4 << 20;
 /// The file that exists while the database is created. What a crash leaves of it has never had an item.
 const CREATING: &str = "items.creating";
 const ASIDE: &str = "items-set-aside-";
@@ -253,7 +260,17 @@ fn try_open(config: &StoresConfig) -> Result<Result<Found, String>, DataDirError
         Err(DataDirError::Corrupt { reason, .. }) => return Ok(Err(reason)),
         Err(other) => return Err(other),
     };
-    match read(engine, witness) {
+    let suspect = config.dir.join(SUSPECT);
+    if config.disk.is_there(&suspect) {
+        match check(&*engine) {
+            Ok(()) => {}
+            Err(source) if is_damage(&source) => return Ok(Err(source.to_string())),
+            Err(source) => return Err(DataDirError::Database { path, source }),
+        }
+        let cleared = config.disk.remove(&suspect).and_then(|()| config.disk.sync_dir(&config.dir));
+        cleared.map_err(|source| DataDirError::Io { path: suspect, source })?;
+    }
+    match read(config, engine, witness) {
         Ok((database, records)) => Ok(Ok(Found::Database(Arc::new(database), records))),
         Err(Unusable::Damaged(reason)) => Ok(Err(reason)),
         Err(Unusable::Trouble(source)) if is_damage(&source) => Ok(Err(source.to_string())),
@@ -272,8 +289,40 @@ impl From<Trouble> for Unusable {
     }
 }
 
+/// Read everything in a database.
+fn check(engine: &dyn Engine) -> Result<(), Trouble> {
+    for name in engine.spaces() {
+        let space = engine.space(&name)?;
+        let mut last: Option<bytes::Bytes> = None;
+        loop {
+            let from = last.as_ref().map_or(Bound::Unbounded, |last| Bound::Excluded(&last[..]));
+            let limit = ReadLimit { keys: usize::MAX, bytes: CHECK_BYTES };
+            let read = engine.range(space, from, Bound::Unbounded, false, limit)?;
+            match read.into_iter().next_back() {
+                Some((key, _)) => last = Some(key),
+                None => break,
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Return the function that notes a failed commit for the next start.
+fn suspects(config: &StoresConfig) -> Box<dyn Fn(&Trouble) + Send> {
+    let (disk, path) = (config.disk.clone(), config.dir.join(SUSPECT));
+    Box::new(move |error| {
+        if let Err(failed) = write_file(&disk, &path, &error.to_string()) {
+            tracing::error!(error = %failed, "cannot note that a commit of items failed");
+        }
+    })
+}
+
 /// Compare a database with its witness, and read its records.
-fn read(engine: Arc<dyn Engine>, mut witness: Witness) -> Result<(Database, Vec<Record>), Unusable> {
+fn read(
+    config: &StoresConfig,
+    engine: Arc<dyn Engine>,
+    mut witness: Witness,
+) -> Result<(Database, Vec<Record>), Unusable> {
     let names = engine.spaces();
     let mut numbers = BTreeMap::new();
     let mut modules = Vec::new();
@@ -300,13 +349,9 @@ fn read(engine: Arc<dyn Engine>, mut witness: Witness) -> Result<(Database, Vec<
     }
     let space = engine.space(header::SPACE)?;
     let mut records = Vec::new();
-    for (key, value) in engine.range(
-        space,
-        std::ops::Bound::Unbounded,
-        std::ops::Bound::Excluded(NUMBER_KEY),
-        false,
-        ReadLimit::NONE,
-    )? {
+    for (key, value) in
+        engine.range(space, Bound::Unbounded, Bound::Excluded(NUMBER_KEY), false, ReadLimit::NONE)?
+    {
         let record = Record::decode(&key, &value);
         let unreadable = || Unusable::Damaged(format!("the record {} cannot be read", key.escape_ascii()));
         records.push(record.ok_or_else(unreadable)?);
@@ -321,7 +366,7 @@ fn read(engine: Arc<dyn Engine>, mut witness: Witness) -> Result<(Database, Vec<
         witness.note(&numbers).and_then(|()| witness.sync()).map_err(Trouble::from)?;
         engine.remove_space(*space)?;
     }
-    let committer = Committer::start(engine.clone(), witness, numbers);
+    let committer = Committer::start(engine.clone(), witness, numbers, suspects(config));
     Ok((Database { engine, records: space, committer, spaces: Mutex::default() }, records))
 }
 
@@ -348,7 +393,8 @@ fn create(config: &StoresConfig) -> Result<Arc<Database>, String> {
     let witness = Witness::open(disk, &dir.join(MARK)).map_err(|error| format!("{MARK}: {error}"))?;
     disk.sync_dir(dir).map_err(said)?;
     disk.remove(&dir.join(CREATING)).and_then(|()| disk.sync_dir(dir)).map_err(said)?;
-    let committer = Committer::start(engine.clone(), witness, BTreeMap::<SpaceNumber, u64>::new());
+    let numbers = BTreeMap::<SpaceNumber, u64>::new();
+    let committer = Committer::start(engine.clone(), witness, numbers, suspects(config));
     Ok(Arc::new(Database { engine, records, committer, spaces: Mutex::default() }))
 }
 
@@ -380,7 +426,7 @@ fn set_aside(config: &StoresConfig, reason: &str) -> std::io::Result<PathBuf> {
     let aside = dir.join(format!("{ASIDE}{}", taken.max().unwrap_or(0) + 1));
     disk.create_dir(&aside, annulus_data_dir::Access::Owner)?;
     disk.sync_dir(dir)?;
-    for name in [DATABASE, MARK, BAD] {
+    for name in [DATABASE, MARK, SUSPECT, BAD] {
         let from = dir.join(name);
         if disk.is_there(&from) {
             disk.rename(&from, &aside.join(name))?;

@@ -428,3 +428,60 @@ async fn a_change_of_roles_takes_the_mark_of_an_orderly_close_with_it() {
     assert_eq!(store.counts().items, 1);
     stores.close().await;
 }
+
+#[tokio::test]
+async fn a_suspect_database_is_read_as_a_whole_before_it_serves() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    // More than a memtable, so that there are tables.
+    for batch in 0..24u8 {
+        let item = |item: u8| {
+            // Values that no compression makes small.
+            let value =
+                (0..10_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 13) as u8 ^ item ^ batch).collect();
+            (ItemAddr { key: vec![batch, item], sort: Vec::new() }, Some(Version { value, deleted: false }))
+        };
+        store.apply((0..100).map(item).collect()).await.unwrap();
+    }
+    settled(&store).await;
+    drop(store);
+    stores.close().await;
+    drop(stores);
+    let suspect = dir.path().join("items.suspect");
+    std::fs::write(&suspect, "the disk was full").unwrap();
+    let stores = open(dir.path()).await;
+    assert!(!suspect.exists(), "nothing is wrong with it");
+    stores.close().await;
+    drop(stores);
+
+    let table = largest_table(&dir.path().join("items"));
+    let mut bytes = std::fs::read(&table).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    std::fs::write(&table, bytes).unwrap();
+    std::fs::write(&suspect, "a compaction failed").unwrap();
+    let (stores, opened) = Stores::open(config(dir.path())).await.unwrap();
+    let aside = opened.set_aside.unwrap();
+    assert!(!suspect.exists() && aside.path.join("items.suspect").exists(), "{aside:?}");
+    stores.close().await;
+}
+
+/// Return the largest file of a table in a database.
+fn largest_table(database: &Path) -> std::path::PathBuf {
+    let mut todo = vec![database.to_owned()];
+    let mut tables = Vec::new();
+    while let Some(dir) = todo.pop() {
+        for entry in std::fs::read_dir(dir).unwrap() {
+            let entry = entry.unwrap();
+            let data = entry.metadata().unwrap();
+            if data.is_dir() {
+                todo.push(entry.path());
+            } else if entry.path().parent().unwrap().ends_with("tables") {
+                tables.push((data.len(), entry.path()));
+            }
+        }
+    }
+    tables.into_iter().max().unwrap().1
+}
