@@ -200,7 +200,13 @@ impl Driver {
         if matches!(event, Event::Received(_, ToSender::Ack { .. } | ToSender::Ended { .. })) {
             self.pace(pacing::Event::Progress);
         }
-        for effect in self.machine.handle(event) {
+        let before = self.machine.state();
+        let effects = self.machine.handle(event);
+        // The end of a stream lets the receiver begin another one. A status must not show both as running.
+        if self.machine.state() != before {
+            self.show();
+        }
+        for effect in effects {
             self.carry_out(effect).await;
         }
         let congested = self.machine.is_congested();
