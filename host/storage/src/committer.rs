@@ -3,8 +3,8 @@
 //! synced.
 
 use std::collections::{BTreeMap, HashSet, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Weak};
 
 use annulus_core::ids::ModuleUid;
 use annulus_data_dir::{Engine, Op, SpaceId, Trouble, fatal};
@@ -34,11 +34,30 @@ pub(super) const NUMBER_KEY: &[u8] = &[0xff, 0xff, 63];
 /// A keyspace, as the witness knows it: the uid of its module, or 0 for the records.
 pub(super) type SpaceNumber = u64;
 
-/// The keyspace of a module's items. It is removed only once this is its last reference.
-#[derive(Debug)]
+/// The keyspace of a module's items, while anything uses it.
 pub(super) struct ItemSpace {
-    pub(super) module: ModuleUid,
+    module: ModuleUid,
     pub(super) id: SpaceId,
+    committer: Weak<Committer>,
+    /// True once the module was undeployed and its stores are empty: the last user removes the keyspace.
+    has_ended: AtomicBool,
+}
+
+impl ItemSpace {
+    /// Have the keyspace removed once nothing uses it.
+    pub(super) fn end(&self) {
+        self.has_ended.store(true, Ordering::Release);
+    }
+}
+
+impl Drop for ItemSpace {
+    fn drop(&mut self) {
+        if self.has_ended.load(Ordering::Acquire)
+            && let Some(committer) = self.committer.upgrade()
+        {
+            committer.remove(self.module, self.id);
+        }
+    }
 }
 
 /// A change that waits for its commit.
@@ -68,8 +87,8 @@ struct Queue {
     last: u64,
     /// Dropped stores, each with the number of the last change before it was dropped.
     sweeps: VecDeque<(u64, Sweep)>,
-    /// Keyspaces to remove: nothing refers to them any more.
-    gone: Vec<ItemSpace>,
+    /// Keyspaces to remove: nothing uses them any more.
+    gone: Vec<(ModuleUid, SpaceId)>,
     closing: bool,
 }
 
@@ -139,9 +158,14 @@ impl Committer {
         self.wake.notify_one();
     }
 
-    /// Remove a keyspace that nothing refers to.
-    pub(super) fn remove(&self, space: ItemSpace) {
-        self.queue.lock().gone.push(space);
+    /// Return a keyspace that has not ended.
+    pub(super) fn item_space(self: &Arc<Self>, module: ModuleUid, id: SpaceId) -> ItemSpace {
+        ItemSpace { module, id, committer: Arc::downgrade(self), has_ended: AtomicBool::new(false) }
+    }
+
+    /// Remove a keyspace that nothing uses.
+    fn remove(&self, module: ModuleUid, space: SpaceId) {
+        self.queue.lock().gone.push((module, space));
         self.wake.notify_one();
     }
 
@@ -190,7 +214,7 @@ struct Run {
 enum Next {
     Group(Vec<(u64, usize, Change)>),
     Sweep(Sweep),
-    Remove(ItemSpace),
+    Remove(ModuleUid, SpaceId),
     Wait,
     End,
 }
@@ -214,7 +238,7 @@ impl Run {
             match self.next() {
                 Next::Group(group) => self.commit(group).await,
                 Next::Sweep(sweep) => self.sweep(sweep).await,
-                Next::Remove(space) => self.remove(&space),
+                Next::Remove(module, space) => self.remove(module, space),
                 Next::Wait => self.wait().await,
                 Next::End => break,
             }
@@ -240,9 +264,9 @@ impl Run {
             return Next::Group(std::mem::take(&mut queue.changes));
         }
         match queue.gone.pop() {
-            Some(space) if !queue.closing => Next::Remove(space),
-            _ if queue.closing => Next::End,
-            _ => Next::Wait,
+            Some((module, space)) => Next::Remove(module, space),
+            None if queue.closing => Next::End,
+            None => Next::Wait,
         }
     }
 
@@ -327,20 +351,20 @@ impl Run {
         self.write(keys.into_iter().map(remove).collect(), touched).await;
         if last {
             let Sweep { space, done, .. } = sweep;
-            // The keyspace can be removed only once nothing refers to it.
-            drop(space);
             done();
+            // If the module has ended, this may be the last use of its keyspace.
+            drop(space);
         } else {
             self.committer.queue.lock().sweeps.push_back((after, sweep));
         }
     }
 
-    fn remove(&mut self, space: &ItemSpace) {
+    fn remove(&mut self, module: ModuleUid, space: SpaceId) {
         // The witness must not expect a keyspace that a crash may have removed.
-        self.numbers.remove(&space.module.0);
+        self.numbers.remove(&module.0);
         let forgotten = self.witness.note(&self.numbers).and_then(|()| self.witness.sync());
         forgotten.unwrap_or_else(|error| fatal(&error.into()));
-        if let Err(error) = self.engine.remove_space(space.id) {
+        if let Err(error) = self.engine.remove_space(space) {
             tracing::warn!(%error, "cannot remove the keyspace of an undeployed module");
         }
     }

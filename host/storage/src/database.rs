@@ -138,7 +138,7 @@ pub(super) struct Database {
     /// The keyspace of the records.
     pub(super) records: SpaceId,
     pub(super) committer: Arc<Committer>,
-    /// The keyspaces of modules that were used since the start; `None` for one that was removed.
+    /// The keyspaces of modules that were used since the start; `None` for one that has ended.
     spaces: Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>,
 }
 
@@ -177,27 +177,22 @@ impl Database {
         durable.await.map_err(|_| StorageError::Closed)
     }
 
-    /// Return the keyspace of a module's items. Create it if there is none. Return `None` if it was removed. May block.
+    /// Return the keyspace of a module's items. Create it if there is none. Return `None` if it has ended. May block.
     pub(super) fn item_space(&self, module: ModuleUid) -> Result<Option<Arc<ItemSpace>>, Trouble> {
         let mut spaces = self.spaces.lock();
         if let Some(space) = spaces.get(&module) {
             return Ok(space.clone());
         }
         let id = self.engine.space(&format!("{ITEMS}{}", module.0))?;
-        let space = Some(Arc::new(ItemSpace { module, id }));
+        let space = Some(Arc::new(self.committer.item_space(module, id)));
         spaces.insert(module, space.clone());
         Ok(space)
     }
 
-    /// Remove the keyspace of a module without stores, if nothing refers to it. A module never returns under its uid.
-    pub(super) fn remove_space(&self, module: ModuleUid) {
-        let mut spaces = self.spaces.lock();
-        let Some(space) = spaces.get_mut(&module) else { return };
-        match space.take().map(Arc::try_unwrap) {
-            Some(Ok(space)) => self.committer.remove(space),
-            // A vnode or a read still uses it. The next start removes the keyspace.
-            Some(Err(used)) => *space = Some(used),
-            None => {}
+    /// Remove the keyspace of an undeployed module once nothing uses it. A module never returns under its uid.
+    pub(super) fn end_space(&self, module: ModuleUid) {
+        if let Some(space) = self.spaces.lock().insert(module, None).flatten() {
+            space.end();
         }
     }
 }

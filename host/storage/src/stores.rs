@@ -474,6 +474,6 @@ fn swept(inner: &Weak<Inner>, id: StoreId) {
     drop(store);
     let deployed = registry.stores.values().any(|store| store.module == module);
     if !deployed && registry.ended.contains(&module) {
-        database.remove_space(module);
+        database.end_space(module);
     }
 }

@@ -485,3 +485,22 @@ fn largest_table(database: &Path) -> std::path::PathBuf {
     }
     tables.into_iter().max().unwrap().1
 }
+
+#[tokio::test]
+async fn the_keyspace_of_an_undeployed_module_is_removed_by_its_last_user() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    stores.drop_module(MODULE);
+    stores.swept().await;
+    assert_eq!(store.get(&addr(1, 1)).await, Ok(None), "a vnode that has not ended yet can still read");
+    assert_eq!(stores.member(MODULE, HERE).open().await, Err(StorageError::Closed));
+    drop(store);
+    stores.close().await;
+    drop(stores);
+    let options = annulus_data_dir::EngineOptions::items(1 << 20, 1);
+    let engine = Disk::real().engine(&dir.path().join("items"), &options).unwrap();
+    assert_eq!(engine.spaces(), ["stores"]);
+}
