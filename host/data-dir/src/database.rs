@@ -39,7 +39,15 @@ pub(super) fn open(path: &Path, options: &EngineOptions) -> Result<Arc<dyn Engin
     };
     // fjall panics on some kinds of damage.
     match std::panic::catch_unwind(open) {
-        Ok(Ok(database)) => Ok(Arc::new(Fjall { database, options: *options, spaces: RwLock::default() })),
+        Ok(Ok(database)) => {
+            // A former process may have written what the system has not brought to the disk yet. A loss of power must
+            // not take back anything that was answered from it.
+            database.persist(PersistMode::SyncAll).map_err(|error| DataDirError::Io {
+                path: path.to_owned(),
+                source: std::io::Error::other(error),
+            })?;
+            Ok(Arc::new(Fjall { database, options: *options, spaces: RwLock::default() }))
+        }
         Ok(Err(source)) => Err(DataDirError::Database { path: path.to_owned(), source: source.into() }),
         Err(_) => Err(corrupt(path, "the engine cannot read it")),
     }

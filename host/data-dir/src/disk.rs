@@ -103,7 +103,8 @@ pub trait Files: fmt::Debug + Send + Sync + 'static {
     /// Return the number of bytes that this process can still write to the file system of a path.
     fn free(&self, path: &Path) -> io::Result<u64>;
 
-    /// Open a database's engine, or create its files.
+    /// Open a database's engine, or create its files. Everything that the engine shows is on disk when this returns, also
+    /// what a killed process had written and not synced.
     fn engine(&self, path: &Path, options: &EngineOptions) -> Result<Arc<dyn Engine>, DataDirError>;
 }
 

@@ -368,7 +368,12 @@ impl Files for Life {
             return Err(no(Trouble::Locked));
         }
         drop(state);
-        Ok(Arc::new(MemoryEngine { life: self.clone(), node, path: path.to_owned() }))
+        let engine = MemoryEngine { life: self.clone(), node, path: path.to_owned() };
+        let broken = |source| DataDirError::Io { path: path.to_owned(), source };
+        if let Some(mut state) = self.step("sync the opened database", path, Needs::Sync).map_err(broken)? {
+            state.tree.store(node).map_err(broken)?.sync_found();
+        }
+        Ok(Arc::new(engine))
     }
 }
 

@@ -16,8 +16,8 @@ use annulus_core::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferI
 use annulus_core::keyspace::PartitionId;
 use annulus_core::state::{ClusterState, Lineage, Machine};
 use annulus_data_dir::{
-    Admitted, Credentials, DataDir, DataDirError, Disk, Founding, Identity, JoinIntent, LAYOUT_VERSION,
-    Store, Trouble,
+    Admitted, Credentials, DataDir, DataDirError, Disk, EngineOptions, Founding, Identity, JoinIntent,
+    LAYOUT_VERSION, Op, Store, Trouble,
 };
 use annulus_ground::ScopeId;
 use annulus_handoff::Seals;
@@ -437,4 +437,31 @@ fn a_disk_can_be_copied_restored_and_wiped() {
     assert_eq!(count(2), 2);
     memory.wipe();
     assert_eq!(count(3), 1);
+}
+
+#[test]
+fn a_loss_of_power_takes_nothing_that_an_opened_database_has_shown() {
+    for seed in 0..20 {
+        let simulation = Simulation::new(seed, Settings::default());
+        let memory = MemoryDisk::new(simulation.world().stream("disk"));
+        let live = |number, writes: bool| {
+            let disk = memory.disk();
+            let life = async move {
+                let engine = disk.engine(Path::new("/items"), &EngineOptions::items(1 << 20, 1)).unwrap();
+                disk.sync_dir(Path::new("/")).unwrap();
+                let space = engine.space("items").unwrap();
+                let (key, value) = (Bytes::from_static(b"k"), Some(Bytes::from_static(b"v")));
+                if writes {
+                    engine.write(vec![Op { space, key: key.clone(), value }]).unwrap();
+                }
+                engine.get(space, &key).unwrap()
+            };
+            simulation.live(&simulation.scope(ScopeId(number)), life).unwrap()
+        };
+        live(0, true);
+        memory.crash(Crash::Killed);
+        let shown = live(1, false);
+        memory.crash(Crash::PowerLoss);
+        assert_eq!(live(2, false), shown);
+    }
 }

@@ -120,6 +120,11 @@ impl Stored {
         self.before += count as u64;
     }
 
+    /// Record that everything that a process found when it opened the database is on disk.
+    pub(super) fn sync_found(&mut self) {
+        self.persisted(self.written());
+    }
+
     pub(super) fn settle(&mut self) {
         self.persisted(self.written());
         self.open = None;
