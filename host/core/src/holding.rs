@@ -1,7 +1,8 @@
 //! The effect of a committed change of a partition on one node: whether it starts to serve, stops serving, lifts its
 //! seal or drops its stage (R1, R7).
 //!
-//! Changes are applied in log order, but a node that was away may see only the last of several.
+//! Changes are applied in log order, but a node that was away may see only the last of several. A node that has lost power
+//! may first see a state that is older than its seals and stages: it knows nothing of their transfers.
 
 use crate::ids::{NodeId, TransferId};
 use crate::ring::Partition;
@@ -47,18 +48,20 @@ pub enum Change {
 impl Holding {
     /// Apply the first state of another lineage. Nothing is deleted because of it, as the recovered state may be older
     /// than this node's items (R19).
-    pub fn recover(&mut self, partition: &Partition, me: NodeId) -> Vec<Change> {
+    pub fn recover(&mut self, partition: &Partition, me: NodeId, index: u64) -> Vec<Change> {
         let kept = |change| match change {
             Change::GiveUp => Change::SetAside,
             Change::DropStage | Change::DropIncomplete => Change::SetStageAside,
             other => other,
         };
-        self.apply(partition, me).into_iter().map(kept).collect()
+        self.apply(partition, me, index).into_iter().map(kept).collect()
     }
 
-    /// Apply a committed partition and return the steps that follow.
-    pub fn apply(&mut self, partition: &Partition, me: NodeId) -> Vec<Change> {
+    /// Apply a committed partition, in the state at log index `index`, and return the steps that follow.
+    pub fn apply(&mut self, partition: &Partition, me: NodeId, index: u64) -> Vec<Change> {
         let pending = partition.pending.as_ref().map(|transfer| transfer.id);
+        // The id of a transfer is the index of the entry that began it.
+        let is_over = |transfer: TransferId| Some(transfer) != pending && transfer.0 <= index;
         let mut changes = Vec::new();
         if self.version < partition.version {
             let before = std::mem::replace(&mut self.version, partition.version);
@@ -78,11 +81,11 @@ impl Holding {
                 (true, true) | (false, false) => {}
             }
         }
-        if self.sealed.is_some() && self.sealed != pending {
+        if self.sealed.is_some_and(is_over) {
             self.sealed = None;
             changes.push(Change::Unseal);
         }
-        if self.staged.is_some_and(|(transfer, _)| Some(transfer) != pending) {
+        if self.staged.is_some_and(|(transfer, _)| is_over(transfer)) {
             self.staged = None;
             changes.push(Change::DropStage);
         }
@@ -112,7 +115,7 @@ mod tests {
             (None, Some(Change::TakeEmpty)),
         ] {
             let mut holding = Holding { version: 5, staged, ..Holding::default() };
-            let changes = holding.apply(&partition(ME, 8, 7, None), ME);
+            let changes = holding.apply(&partition(ME, 8, 7, None), ME, 9);
             assert_eq!(changes, expected.into_iter().collect::<Vec<_>>(), "{staged:?}");
             assert!(holding.held && holding.staged.is_none() && holding.version == 8);
         }
@@ -121,7 +124,7 @@ mod tests {
     #[test]
     fn a_partition_that_a_node_holds_at_its_start_needs_no_step() {
         let mut holding = Holding::default();
-        assert_eq!(holding.apply(&partition(ME, 8, 7, None), ME), []);
+        assert_eq!(holding.apply(&partition(ME, 8, 7, None), ME, 9), []);
         assert!(holding.held);
     }
 
@@ -129,10 +132,10 @@ mod tests {
     fn a_seal_lasts_as_long_as_its_transfer_is_pending() {
         let sealed = Some(TransferId(7));
         let mut holding = Holding { version: 5, held: true, sealed, staged: None };
-        assert_eq!(holding.apply(&partition(ME, 5, 1, Some(7)), ME), []);
+        assert_eq!(holding.apply(&partition(ME, 5, 1, Some(7)), ME, 9), []);
         assert_eq!(holding.sealed, sealed);
-        assert_eq!(holding.clone().apply(&partition(ME, 5, 1, Some(9)), ME), [Change::Unseal]);
-        assert_eq!(holding.apply(&partition(OTHER, 8, 7, None), ME), [Change::GiveUp]);
+        assert_eq!(holding.clone().apply(&partition(ME, 5, 1, Some(9)), ME, 9), [Change::Unseal]);
+        assert_eq!(holding.apply(&partition(OTHER, 8, 7, None), ME, 9), [Change::GiveUp]);
         assert_eq!(holding, Holding { version: 8, ..Holding::default() });
     }
 
@@ -140,22 +143,34 @@ mod tests {
     fn a_recovery_deletes_nothing() {
         let staged = Some((TransferId(7), true));
         let mut holding = Holding { version: 5, held: true, ..Holding::default() };
-        assert_eq!(holding.recover(&partition(OTHER, 8, 7, None), ME), [Change::SetAside]);
+        assert_eq!(holding.recover(&partition(OTHER, 8, 7, None), ME, 9), [Change::SetAside]);
         for (owner, complete) in [(OTHER, true), (OTHER, false), (ME, false)] {
             let staged = Some((TransferId(7), complete));
             let mut holding = Holding { version: 5, staged, ..Holding::default() };
-            assert_eq!(holding.recover(&partition(owner, 8, 1, None), ME), [Change::SetStageAside]);
+            assert_eq!(holding.recover(&partition(owner, 8, 1, None), ME, 9), [Change::SetStageAside]);
             assert_eq!(holding.staged, None);
         }
         let mut holding = Holding { version: 5, staged, ..Holding::default() };
-        assert_eq!(holding.recover(&partition(ME, 8, 7, None), ME), [Change::Promote]);
+        assert_eq!(holding.recover(&partition(ME, 8, 7, None), ME, 9), [Change::Promote]);
+    }
+
+    #[test]
+    fn a_state_from_before_a_transfer_ends_neither_its_stage_nor_its_seal() {
+        let (staged, sealed) = (Some((TransferId(7), true)), Some(TransferId(7)));
+        let mut receiver = Holding { staged, ..Holding::default() };
+        assert_eq!(receiver.apply(&partition(OTHER, 5, 1, None), ME, 6), []);
+        assert_eq!(receiver.apply(&partition(ME, 8, 7, None), ME, 8), [Change::Promote]);
+        let mut giver = Holding { sealed, ..Holding::default() };
+        assert_eq!(giver.apply(&partition(ME, 5, 1, None), ME, 6), []);
+        assert_eq!(giver.sealed, sealed);
+        assert_eq!(giver.apply(&partition(ME, 5, 1, None), ME, 7), [Change::Unseal]);
     }
 
     #[test]
     fn a_stage_of_a_transfer_that_has_ended_is_dropped() {
         let staged = Some((TransferId(7), true));
         let mut holding = Holding { version: 5, staged, ..Holding::default() };
-        assert_eq!(holding.apply(&partition(OTHER, 5, 1, Some(7)), ME), []);
-        assert_eq!(holding.apply(&partition(OTHER, 5, 1, Some(8)), ME), [Change::DropStage]);
+        assert_eq!(holding.apply(&partition(OTHER, 5, 1, Some(7)), ME, 9), []);
+        assert_eq!(holding.apply(&partition(OTHER, 5, 1, Some(8)), ME, 9), [Change::DropStage]);
     }
 }

@@ -34,11 +34,16 @@ pub(super) const NUMBER_KEY: &[u8] = &[0xff, 0xff, 63];
 /// A keyspace, as the witness knows it: the uid of its module, or 0 for the records.
 pub(super) type SpaceNumber = u64;
 
+/// The keyspaces of modules that were used since the start; `None` for one that is being removed.
+pub(super) type Spaces = Arc<Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>>;
+type WeakSpaces = Weak<Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>>;
+
 /// The keyspace of a module's items, while anything uses it.
 pub(super) struct ItemSpace {
     module: ModuleUid,
     pub(super) id: SpaceId,
     committer: Weak<Committer>,
+    spaces: WeakSpaces,
     /// True once the module was undeployed and its stores are empty: the last user removes the keyspace.
     has_ended: AtomicBool,
 }
@@ -55,7 +60,7 @@ impl Drop for ItemSpace {
         if self.has_ended.load(Ordering::Acquire)
             && let Some(committer) = self.committer.upgrade()
         {
-            committer.remove(self.module, self.id);
+            committer.remove(Gone { module: self.module, id: self.id, spaces: self.spaces.clone() });
         }
     }
 }
@@ -78,6 +83,13 @@ pub(super) struct Sweep {
     pub(super) done: Done,
 }
 
+/// A keyspace to remove: nothing uses it any more.
+struct Gone {
+    module: ModuleUid,
+    id: SpaceId,
+    spaces: WeakSpaces,
+}
+
 #[derive(Default)]
 struct Queue {
     /// Bounded by [`Committer::ready`]: each vnode exceeds the limits by one command at most.
@@ -87,8 +99,7 @@ struct Queue {
     last: u64,
     /// Dropped stores, each with the number of the last change before it was dropped.
     sweeps: VecDeque<(u64, Sweep)>,
-    /// Keyspaces to remove: nothing uses them any more.
-    gone: Vec<(ModuleUid, SpaceId)>,
+    gone: Vec<Gone>,
     closing: bool,
 }
 
@@ -159,13 +170,14 @@ impl Committer {
     }
 
     /// Return a keyspace that has not ended.
-    pub(super) fn item_space(self: &Arc<Self>, module: ModuleUid, id: SpaceId) -> ItemSpace {
-        ItemSpace { module, id, committer: Arc::downgrade(self), has_ended: AtomicBool::new(false) }
+    pub(super) fn item_space(self: &Arc<Self>, module: ModuleUid, id: SpaceId, spaces: &Spaces) -> ItemSpace {
+        let spaces = Arc::downgrade(spaces);
+        ItemSpace { module, id, committer: Arc::downgrade(self), spaces, has_ended: AtomicBool::new(false) }
     }
 
     /// Remove a keyspace that nothing uses.
-    fn remove(&self, module: ModuleUid, space: SpaceId) {
-        self.queue.lock().gone.push((module, space));
+    fn remove(&self, gone: Gone) {
+        self.queue.lock().gone.push(gone);
         self.wake.notify_one();
     }
 
@@ -214,7 +226,7 @@ struct Run {
 enum Next {
     Group(Vec<(u64, usize, Change)>),
     Sweep(Sweep),
-    Remove(ModuleUid, SpaceId),
+    Remove(Gone),
     Wait,
     End,
 }
@@ -238,7 +250,7 @@ impl Run {
             match self.next() {
                 Next::Group(group) => self.commit(group).await,
                 Next::Sweep(sweep) => self.sweep(sweep).await,
-                Next::Remove(module, space) => self.remove(module, space),
+                Next::Remove(gone) => self.remove(&gone),
                 Next::Wait => self.wait().await,
                 Next::End => break,
             }
@@ -264,7 +276,7 @@ impl Run {
             return Next::Group(std::mem::take(&mut queue.changes));
         }
         match queue.gone.pop() {
-            Some((module, space)) => Next::Remove(module, space),
+            Some(gone) => Next::Remove(gone),
             None if queue.closing => Next::End,
             None => Next::Wait,
         }
@@ -359,13 +371,17 @@ impl Run {
         }
     }
 
-    fn remove(&mut self, module: ModuleUid, space: SpaceId) {
+    fn remove(&mut self, gone: &Gone) {
+        let Gone { module, id, spaces } = gone;
         // The witness must not expect a keyspace that a crash may have removed.
         self.numbers.remove(&module.0);
         let forgotten = self.witness.note(&self.numbers).and_then(|()| self.witness.sync());
         forgotten.unwrap_or_else(|error| fatal(&error.into()));
-        if let Err(error) = self.engine.remove_space(space) {
+        if let Err(error) = self.engine.remove_space(*id) {
             tracing::warn!(%error, "cannot remove the keyspace of an undeployed module");
+        }
+        if let Some(spaces) = spaces.upgrade() {
+            spaces.lock().remove(module);
         }
     }
 }

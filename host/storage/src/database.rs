@@ -7,7 +7,6 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, OnceLock};
 
 use annulus_core::ids::ModuleUid;
-use annulus_core::state::Lineage;
 use annulus_data_dir::{
     DataDirError, Disk, Engine, EngineOptions, Op, Open, ReadLimit, SpaceId, Trouble, is_damage,
 };
@@ -15,9 +14,9 @@ use parking_lot::Mutex;
 use tokio::sync::OnceCell;
 
 use super::cache::Cache;
-use super::committer::{Change, Committer, ItemSpace, NUMBER_KEY, SpaceNumber};
+use super::committer::{Change, Committer, ItemSpace, NUMBER_KEY, SpaceNumber, Spaces};
 use super::error::StorageError;
-use super::header::{self, Record};
+use super::header::{self, LogPlace, Record};
 use super::reserve::Reserve;
 use super::stores::{SetAside, StoresConfig};
 use super::witness::Witness;
@@ -46,8 +45,8 @@ pub(super) struct Shared {
     pub(super) reserve: Reserve,
     database: OnceCell<Arc<Database>>,
     damage: OnceLock<String>,
-    /// The lineage to write into a database that does not exist yet.
-    pub(super) lineage: Mutex<Option<Lineage>>,
+    /// The place in the log that the stores follow. Every change of a store's record also writes it.
+    pub(super) followed: Mutex<Option<LogPlace>>,
 }
 
 impl Shared {
@@ -55,7 +54,7 @@ impl Shared {
         let cache = Cache::new(config.cache_bytes);
         let reserve = Reserve::new(config.disk.clone(), config.dir.clone(), config.reserve_bytes);
         let (database, damage) = (OnceCell::new(), OnceLock::new());
-        Self { config, cache, reserve, database, damage, lineage: Mutex::default() }
+        Self { config, cache, reserve, database, damage, followed: Mutex::default() }
     }
 
     /// Return the database if it exists.
@@ -77,12 +76,28 @@ impl Shared {
             let database = created.map_err(|error| {
                 StorageError::Unavailable(format!("the database of items cannot be created: {error}"))
             })?;
-            if let Some(lineage) = *self.lineage.lock() {
-                database.write(&[Record::Lineage(lineage)], &[]);
-            }
+            self.write(&database, &[], &[]);
             Ok(database)
         };
         self.database.get_or_try_init(|| create).await.cloned()
+    }
+
+    /// Write records and remove others, as one change, with the place in the log that they follow.
+    pub(super) fn write(&self, database: &Database, records: &[Record], removed: &[bytes::Bytes]) {
+        let mut ops: Vec<Op> = records.iter().map(|record| database.record(record)).collect();
+        ops.extend(removed.iter().map(|key| Op { space: database.records, key: key.clone(), value: None }));
+        ops.extend(self.followed(database));
+        if !ops.is_empty() {
+            let touches = vec![(0, database.records)];
+            // After the end of the committer the next start finds the records as they were.
+            let _ = database.committer.push(Change { ops, touches, store: None, done: None });
+        }
+    }
+
+    /// Return the write of the place in the log that the stores follow, if it is known.
+    pub(super) fn followed(&self, database: &Database) -> Option<Op> {
+        let place = *self.followed.lock();
+        place.map(|place| database.record(&Record::Followed(place)))
     }
 
     /// Refuse everything once damage was found.
@@ -138,8 +153,7 @@ pub(super) struct Database {
     /// The keyspace of the records.
     pub(super) records: SpaceId,
     pub(super) committer: Arc<Committer>,
-    /// The keyspaces of modules that were used since the start; `None` for one that has ended.
-    spaces: Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>,
+    spaces: Spaces,
 }
 
 impl Drop for Database {
@@ -155,17 +169,6 @@ impl Database {
         Op { space: self.records, key, value: Some(value) }
     }
 
-    /// Write records and remove others, as one change.
-    pub(super) fn write(&self, records: &[Record], removed: &[bytes::Bytes]) {
-        let mut ops: Vec<Op> = records.iter().map(|record| self.record(record)).collect();
-        ops.extend(removed.iter().map(|key| Op { space: self.records, key: key.clone(), value: None }));
-        if !ops.is_empty() {
-            let touches = vec![(0, self.records)];
-            // After the end of the committer the next start finds the records as they were.
-            let _ = self.committer.push(Change { ops, touches, store: None, done: None });
-        }
-    }
-
     /// Wait until every change so far is durable.
     pub(super) async fn settle(&self) -> Result<(), StorageError> {
         let (settled, durable) = tokio::sync::oneshot::channel();
@@ -177,19 +180,21 @@ impl Database {
         durable.await.map_err(|_| StorageError::Closed)
     }
 
-    /// Return the keyspace of a module's items. Create it if there is none. Return `None` if it has ended. May block.
+    /// Return the keyspace of a module's items. Create it if there is none. Return `None` while a former one is being
+    /// removed. May block.
     pub(super) fn item_space(&self, module: ModuleUid) -> Result<Option<Arc<ItemSpace>>, Trouble> {
         let mut spaces = self.spaces.lock();
         if let Some(space) = spaces.get(&module) {
             return Ok(space.clone());
         }
         let id = self.engine.space(&format!("{ITEMS}{}", module.0))?;
-        let space = Some(Arc::new(self.committer.item_space(module, id)));
+        let space = Some(Arc::new(self.committer.item_space(module, id, &self.spaces)));
         spaces.insert(module, space.clone());
         Ok(space)
     }
 
-    /// Remove the keyspace of an undeployed module once nothing uses it. A module never returns under its uid.
+    /// Remove the keyspace of an undeployed module once nothing uses it. The module returns under its uid only with
+    /// another lineage.
     pub(super) fn end_space(&self, module: ModuleUid) {
         if let Some(space) = self.spaces.lock().insert(module, None).flatten() {
             space.end();
@@ -362,7 +367,7 @@ fn read(
         engine.remove_space(*space)?;
     }
     let committer = Committer::start(engine.clone(), witness, numbers, suspects(config));
-    Ok((Database { engine, records: space, committer, spaces: Mutex::default() }, records))
+    Ok((Database { engine, records: space, committer, spaces: Spaces::default() }, records))
 }
 
 fn number_in(engine: &dyn Engine, space: SpaceId) -> Result<Option<u64>, Unusable> {
@@ -390,7 +395,7 @@ fn create(config: &StoresConfig) -> Result<Arc<Database>, String> {
     disk.remove(&dir.join(CREATING)).and_then(|()| disk.sync_dir(dir)).map_err(said)?;
     let numbers = BTreeMap::<SpaceNumber, u64>::new();
     let committer = Committer::start(engine.clone(), witness, numbers, suspects(config));
-    Ok(Arc::new(Database { engine, records, committer, spaces: Mutex::default() }))
+    Ok(Arc::new(Database { engine, records, committer, spaces: Spaces::default() }))
 }
 
 /// Remove what an interrupted creation has left.

@@ -83,12 +83,17 @@ impl Durable {
     /// Open the database, create the module's keyspace, and count the items unless the store was closed in order.
     pub(super) async fn open(self: &Arc<Self>) -> Result<Option<Writer>, StorageError> {
         self.shared.check()?;
+        // A store of an ended module must not create the module's keyspace again.
+        if self.role() == StoreRole::Dropped {
+            return Err(StorageError::Closed);
+        }
         if self.place.get().is_none() {
             let database = self.shared.database().await?;
             let (of, module) = (database.clone(), self.module);
             let space = annulus_ground::blocking(move || of.item_space(module));
             let space = space.await.map_err(|_| StorageError::Closed)?;
-            let space = space.map_err(|error| self.shared.read_error(&error))?.ok_or(StorageError::Closed)?;
+            let removed = || StorageError::Unavailable("former items of the module are being removed".into());
+            let space = space.map_err(|error| self.shared.read_error(&error))?.ok_or_else(removed)?;
             // If two calls race, the first one's is used.
             let _ = self.place.set((database, space));
         }
@@ -312,6 +317,7 @@ impl Durable {
         // The mark of an orderly close, and the header of a new store, belong to the first change.
         if !state.has_header || state.closed.is_some() {
             ops.push(database.record(&self.header(state.role, None)));
+            ops.extend(self.shared.followed(database));
             touches.push((0, database.records));
         }
         let number =

@@ -1,5 +1,5 @@
 //! The records about stores, in a keyspace of their own: a header for each store, the completed stage of a partition, and
-//! the lineage that all of them follow.
+//! the place in the log that all of them follow.
 
 use annulus_core::codec;
 use annulus_core::ids::{ModuleUid, TransferId};
@@ -18,8 +18,8 @@ pub(super) const SPACE: &str = "stores";
 const HEADER: u8 = b'h';
 /// First byte of the key of a partition's complete stage; the partition follows.
 const STAGE: u8 = b's';
-/// Key of the lineage.
-const LINEAGE: &[u8] = b"l";
+/// Key of the place in the log.
+const FOLLOWED: &[u8] = b"l";
 
 /// The purpose of a store (R7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,12 +75,42 @@ pub(super) struct StageRecord {
     pub(super) whole: bool,
 }
 
+/// A place in the log of the cluster. Places are ordered by lineage first.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LogPlace {
+    /// The lineage.
+    pub lineage: Lineage,
+    /// The index of an entry.
+    pub index: u64,
+}
+
+/// The serialized form of a [`LogPlace`].
+#[derive(Serialize, Deserialize)]
+struct PlaceOnDisk {
+    number: u64,
+    id: u64,
+    #[serde(default)]
+    index: u64,
+}
+
+impl From<LogPlace> for PlaceOnDisk {
+    fn from(LogPlace { lineage: Lineage { number, id }, index }: LogPlace) -> Self {
+        Self { number, id, index }
+    }
+}
+
+impl From<PlaceOnDisk> for LogPlace {
+    fn from(PlaceOnDisk { number, id, index }: PlaceOnDisk) -> Self {
+        Self { lineage: Lineage { number, id }, index }
+    }
+}
+
 /// One record with its key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Record {
     Header(StoreId, Header),
     Stage(PartitionId, StageRecord),
-    Lineage(Lineage),
+    Followed(LogPlace),
 }
 
 pub(super) fn header_key(store: StoreId) -> Bytes {
@@ -101,7 +131,7 @@ impl Record {
         match self {
             Self::Header(store, header) => (header_key(*store), encoded(header)),
             Self::Stage(partition, stage) => (stage_key(*partition), encoded(stage)),
-            Self::Lineage(lineage) => (Bytes::from_static(LINEAGE), encoded(lineage)),
+            Self::Followed(place) => (Bytes::from_static(FOLLOWED), encoded(&PlaceOnDisk::from(*place))),
         }
     }
 
@@ -116,7 +146,7 @@ impl Record {
                 let partition = PartitionId(u16::from_be_bytes(partition.try_into().ok()?));
                 Some(Self::Stage(partition, codec::decode(value).ok()?))
             }
-            LINEAGE => Some(Self::Lineage(codec::decode(value).ok()?)),
+            FOLLOWED => Some(Self::Followed(codec::decode::<PlaceOnDisk>(value).ok()?.into())),
             _ => None,
         }
     }
@@ -140,11 +170,14 @@ mod tests {
             }
         }
         let stage = Record::Stage(PartitionId(7), StageRecord { transfer: TransferId(5), whole: true });
-        let lineage = Record::Lineage(Lineage { number: 2, id: u64::MAX });
-        for record in [stage, lineage] {
+        let lineage = Lineage { number: 2, id: u64::MAX };
+        for record in [stage, Record::Followed(LogPlace { lineage, index: 7 })] {
             let (key, value) = record.encode();
             assert_eq!(Record::decode(&key, &value), Some(record));
         }
         assert_eq!(Record::decode(b"x", b""), None);
+        // The first form of the record had no index.
+        let place = LogPlace { lineage, index: 0 };
+        assert_eq!(Record::decode(FOLLOWED, &encoded(&lineage)), Some(Record::Followed(place)));
     }
 }

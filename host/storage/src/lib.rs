@@ -21,7 +21,7 @@ mod witness;
 
 pub use batch::Batch;
 pub use error::StorageError;
-pub use header::StoreRole;
+pub use header::{LogPlace, StoreRole};
 pub use items::{Counts, Items, Scope, WeakItems, Writer};
 pub use memory::Memory;
 pub use page::Selection;

@@ -9,7 +9,6 @@ use std::sync::{Arc, Weak};
 
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::state::Lineage;
 use annulus_data_dir::{DataDirError, Disk};
 use parking_lot::Mutex;
 use tokio::sync::Notify;
@@ -18,7 +17,7 @@ use super::committer::Sweep;
 use super::database::{self, Database, Found, Shared};
 use super::durable::Durable;
 use super::error::StorageError;
-use super::header::{Header, Record, StageRecord, StoreRole, header_key, stage_key};
+use super::header::{Header, LogPlace, Record, StageRecord, StoreRole, header_key, stage_key};
 use super::items::Items;
 use super::keys::StoreId;
 
@@ -99,6 +98,7 @@ struct Inner {
     shared: Arc<Shared>,
     registry: Mutex<Registry>,
     found: Vec<FoundStage>,
+    found_at: Option<LogPlace>,
     /// Notified when no item of a dropped store is left.
     swept: Notify,
 }
@@ -110,8 +110,7 @@ struct Registry {
     highest: BTreeMap<PartitionId, u16>,
     /// The complete stages.
     complete: BTreeMap<PartitionId, TransferId>,
-    lineage: Option<Lineage>,
-    /// Modules that were undeployed in this run.
+    /// Modules that the present lineage has undeployed in this run.
     ended: BTreeSet<ModuleUid>,
 }
 
@@ -144,8 +143,9 @@ impl Stores {
                 stages = registry.load(&shared, &database, records);
             }
         }
-        let inner =
-            Arc::new(Inner { shared, registry: Mutex::new(registry), found: stages, swept: Notify::new() });
+        let found_at = *shared.followed.lock();
+        let registry = Mutex::new(registry);
+        let inner = Arc::new(Inner { shared, registry, found: stages, found_at, swept: Notify::new() });
         let dropped: Vec<_> = inner.with_role(|role| role == StoreRole::Dropped);
         dropped.into_iter().for_each(|store| inner.sweep(store));
         Ok((Self(Some(inner)), opened))
@@ -211,7 +211,7 @@ impl Stores {
                 .collect();
             records.push(Record::Stage(partition, StageRecord { transfer, whole }));
             registry.complete.insert(partition, transfer);
-            database.write(&records, &[]);
+            inner.shared.write(database, &records, &[]);
         }
         database.settle().await
     }
@@ -287,18 +287,23 @@ impl Stores {
         inner.carry_out(registry, changes, ended);
     }
 
-    /// Return the lineage that the stores follow, if one was noted.
-    pub fn lineage(&self) -> Option<Lineage> {
-        self.0.as_ref().and_then(|inner| inner.registry.lock().lineage)
+    /// Return the place in the log that the stores of the former process had followed, if there were any. A state from
+    /// before it must not change them: their changes are on disk before the state that led to them.
+    pub fn found_at(&self) -> Option<LogPlace> {
+        self.0.as_ref().and_then(|inner| inner.found_at)
     }
 
-    /// Note the lineage that the stores follow.
-    pub fn set_lineage(&self, lineage: Lineage) {
+    /// Note the place in the log that the stores follow from now on, before any change that comes of it. A module that
+    /// another lineage has undeployed may be deployed in this one.
+    pub fn follow(&self, place: LogPlace) {
         let Some(inner) = &self.0 else { return };
-        inner.registry.lock().lineage = Some(lineage);
-        *inner.shared.lineage.lock() = Some(lineage);
+        let before = inner.shared.followed.lock().replace(place);
+        if before.is_some_and(|before| before.lineage == place.lineage) {
+            return;
+        }
+        inner.registry.lock().ended.clear();
         if let Some(database) = inner.shared.opened() {
-            database.write(&[Record::Lineage(lineage)], &[]);
+            inner.shared.write(database, &[], &[]);
         }
     }
 
@@ -367,6 +372,10 @@ impl Registry {
         }
         *highest = number;
         let id = StoreId { partition, number };
+        if self.ended.contains(&module) {
+            // A vnode that started just before the undeploy: its store refuses everything.
+            return Arc::new(Durable::new(shared.clone(), id, module, StoreRole::Dropped, None));
+        }
         let store = Arc::new(Durable::new(shared.clone(), id, module, role, None));
         self.stores.insert(id, store.clone());
         store
@@ -377,7 +386,7 @@ impl Registry {
         let mut found = Vec::new();
         for record in &records {
             match record {
-                Record::Lineage(lineage) => self.lineage = Some(*lineage),
+                Record::Followed(place) => *shared.followed.lock() = Some(*place),
                 Record::Stage(partition, StageRecord { transfer, whole }) => {
                     self.complete.insert(*partition, *transfer);
                     found.push(FoundStage { partition: *partition, transfer: *transfer, whole: *whole });
@@ -385,7 +394,6 @@ impl Registry {
                 Record::Header(..) => {}
             }
         }
-        *shared.lineage.lock() = self.lineage;
         let mut dropped = Vec::new();
         for record in records {
             let Record::Header(id, header) = record else { continue };
@@ -402,7 +410,7 @@ impl Registry {
             let highest = self.highest.entry(id.partition).or_default();
             *highest = (*highest).max(id.number);
         }
-        database.write(&dropped, &[]);
+        shared.write(database, &dropped, &[]);
         found
     }
 }
@@ -436,7 +444,7 @@ impl Inner {
         }
         if let Some(database) = self.shared.opened() {
             let removed: Vec<_> = ended.into_iter().map(stage_key).collect();
-            database.write(&records, &removed);
+            self.shared.write(database, &records, &removed);
         }
         drop(registry);
         dropped.into_iter().for_each(|store| self.sweep(store));
@@ -469,7 +477,7 @@ fn swept(inner: &Weak<Inner>, id: StoreId) {
     let mut registry = inner.registry.lock();
     let Some(store) = registry.stores.remove(&id) else { return };
     inner.swept.notify_one();
-    database.write(&[], &[header_key(id)]);
+    inner.shared.write(database, &[], &[header_key(id)]);
     let module = store.module;
     drop(store);
     let deployed = registry.stores.values().any(|store| store.module == module);

@@ -207,13 +207,14 @@ async fn a_stage_serves_only_once_it_is_promoted_and_a_complete_one_outlives_its
     late.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
     stores.complete_stage(HERE, TRANSFER, false).await.unwrap();
     let lineage = Lineage { number: 1, id: 2 };
-    stores.set_lineage(lineage);
+    let place = LogPlace { lineage, index: 9 };
+    stores.follow(place);
     drop(late);
     stores.close().await;
     drop(stores);
 
     let stores = open(dir.path()).await;
-    assert_eq!(stores.lineage(), Some(lineage));
+    assert_eq!(stores.found_at(), Some(place));
     assert_eq!(stores.found_stages(), [FoundStage { partition: HERE, transfer: TRANSFER, whole: false }]);
     stores.promote(HERE, TRANSFER);
     assert_eq!(stores.members_of(HERE), [MODULE, other]);
@@ -503,4 +504,30 @@ async fn the_keyspace_of_an_undeployed_module_is_removed_by_its_last_user() {
     let options = annulus_data_dir::EngineOptions::items(1 << 20, 1);
     let engine = Disk::real().engine(&dir.path().join("items"), &options).unwrap();
     assert_eq!(engine.spaces(), ["stores"]);
+}
+
+#[tokio::test]
+async fn a_module_that_one_lineage_has_undeployed_can_be_used_in_another() {
+    let dir = tempfile::tempdir().unwrap();
+    let stores = open(dir.path()).await;
+    stores.follow(LogPlace::default());
+    let store = stores.member(MODULE, HERE);
+    store.open().await.unwrap();
+    store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    stores.drop_module(MODULE);
+    stores.swept().await;
+    drop(store);
+    let late = stores.member(MODULE, HERE);
+    assert_eq!(late.open().await, Err(StorageError::Closed));
+    stores.follow(LogPlace { lineage: Lineage { number: 1, id: 1 }, index: 9 });
+    let store = stores.member(MODULE, HERE);
+    // The former keyspace may be removed only now.
+    while let Err(error) = store.open().await {
+        assert!(matches!(error, StorageError::Unavailable(_)), "{error}");
+        tokio::task::yield_now().await;
+    }
+    assert_eq!(store.get(&addr(1, 0)).await, Ok(None));
+    store.apply(vec![(addr(1, 0), Some(version(2)))]).await.unwrap();
+    assert_eq!(store.get(&addr(1, 0)).await, Ok(Some(version(2))));
+    stores.close().await;
 }

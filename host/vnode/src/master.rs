@@ -76,8 +76,16 @@ struct Inner {
     coverage: CoverageLimiter,
     /// Index up to which the committed log is applied to the slots.
     applied: watch::Sender<u64>,
-    /// The lineage of that log, and the modules in its last applied state.
-    known: Mutex<Option<(Lineage, Vec<ModuleUid>)>>,
+    /// What is known of the last applied state.
+    known: Mutex<Option<Known>>,
+}
+
+/// The last state that was applied to the slots.
+struct Known {
+    lineage: Lineage,
+    modules: Vec<ModuleUid>,
+    /// True if it is from before what the stores on disk have followed.
+    is_behind: bool,
 }
 
 /// The outcome of a delivery.
@@ -178,8 +186,7 @@ impl Master {
     /// Return true if the log, as far as it is applied here, has ended this module. A vnode of it must not start again.
     fn is_undeployed(&self, slot: &Slot, module: ModuleUid) -> bool {
         // A module's uid is the index of the entry that created it.
-        let known =
-            || self.inner.known.lock().as_ref().is_some_and(|(_, modules)| !modules.contains(&module));
+        let known = || self.inner.known.lock().as_ref().is_some_and(|known| !known.modules.contains(&module));
         !slot.vnodes.contains_key(&module) && module.0 <= slot.applied.0 && known()
     }
 

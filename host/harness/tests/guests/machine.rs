@@ -27,6 +27,8 @@ pub struct Machine {
     pub limits: Limits,
     /// True if the database of items cannot be created.
     pub creation_fails: Arc<AtomicBool>,
+    /// True if the first state that a node's master gets is that in which the node owns everything.
+    pub owns_at_start: bool,
 }
 
 impl Machine {
@@ -34,7 +36,8 @@ impl Machine {
         let simulation = Simulation::new(seed, settings);
         let (seen, disk) =
             (Seen::new(simulation.world()), MemoryDisk::new(simulation.world().stream("disk")));
-        Self { simulation, seen, disk, lives: 0, limits: Limits::default(), creation_fails: Arc::default() }
+        let (limits, creation_fails) = (Limits::default(), Arc::default());
+        Self { simulation, seen, disk, lives: 0, limits, creation_fails, owns_at_start: true }
     }
 
     /// Run a process of the node until `life` ends, then end it as `how` says.
@@ -47,6 +50,7 @@ impl Machine {
         let scope = self.simulation.scope(ScopeId(self.lives));
         let fails = self.creation_fails.clone();
         let (seen, disk, limits) = (self.seen.clone(), self.disk.disk(), self.limits);
+        let owns = self.owns_at_start;
         let lived = self.simulation.live(&scope, async move {
             let _data = DataDir::lock_on(&disk, Path::new(DIR)).unwrap();
             let config = StoresConfig {
@@ -64,7 +68,9 @@ impl Machine {
             assert!(opened.set_aside.is_none(), "the stores are as they were promised");
             let mut node = Node::with_stores(&seen, ME, limits, stores);
             node.storage = StorageKind::Durable;
-            node.master.apply(&ring_of(ME, SINCE), &[MODULE], SINCE, Default::default());
+            if owns {
+                node.master.apply(&ring_of(ME, SINCE), &[MODULE], SINCE, Default::default());
+            }
             life(node).await
         });
         self.disk.crash(how);

@@ -7,10 +7,11 @@ use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use annulus_core::contract::TransferKind;
-use annulus_core::ids::TransferId;
+use annulus_core::ids::{NodeId, TransferId};
 use annulus_core::item::Item;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{AppliedState, ErrorCode};
+use annulus_core::state::Lineage;
 use annulus_harness::Settings;
 use annulus_harness::disk::Crash;
 use annulus_harness::guest::{Entry, Keeps, OneIn, Script, Slow, Traps};
@@ -21,7 +22,7 @@ use parking_lot::Mutex;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::time::Instant;
 
-use super::bed::{HERE, MODULE, Node};
+use super::bed::{HERE, ME, MODULE, Node, SINCE, ring_of};
 use super::durable::{SEEDS, get, is_there, moment, put, script, steady};
 use super::machine::{DIR, Machine, RESERVE};
 
@@ -337,5 +338,68 @@ fn a_batch_that_the_store_does_not_take_ends_the_instance() {
         assert_eq!(node.loader.instances(), 0, "its guest remembers a write that does not exist");
         assert!(node.put("k", 3).await.is_err());
         assert!(node.master.incidents().is_empty());
+    });
+}
+
+/// Have a node own everything, or nothing, from a version on.
+fn moves(node: &mut Node, to: NodeId, version: u64) {
+    node.master.apply(&ring_of(to, version), &[MODULE], version, Default::default());
+    node.version = version;
+}
+
+#[test]
+fn a_state_from_before_the_last_flip_costs_no_items() {
+    const OTHER: NodeId = NodeId(99);
+    let mut machine = Machine::new(10, Settings::default());
+    machine.live(Crash::PowerLoss, async |mut node: Node| {
+        moves(&mut node, OTHER, SINCE + 1);
+        moves(&mut node, ME, SINCE + 2);
+        node.deploy(&script(), 1).await.unwrap();
+        node.put("k", 1).await.unwrap();
+    });
+    // The stores are synced and the node's copy of the log is not: the next process follows the flips once more.
+    machine.live(Crash::PowerLoss, async |mut node: Node| {
+        node.deploy(&script(), 1).await.unwrap();
+        moves(&mut node, OTHER, SINCE + 1);
+        moves(&mut node, ME, SINCE + 2);
+        assert_eq!(node.get("k").await.unwrap(), Value::from(1));
+        assert_eq!(node.master.incidents(), []);
+    });
+    machine.owns_at_start = false;
+    machine.live(Crash::PowerLoss, async |mut node: Node| {
+        node.deploy(&script(), 1).await.unwrap();
+        moves(&mut node, OTHER, SINCE + 1);
+        moves(&mut node, ME, SINCE + 2);
+        assert_eq!(node.get("k").await.unwrap(), Value::from(1));
+    });
+    machine.live(Crash::PowerLoss, async |mut node: Node| {
+        moves(&mut node, OTHER, SINCE + 3);
+        assert_eq!(node.stores.members_of(HERE), [], "another node owns the items now");
+    });
+}
+
+#[test]
+fn a_state_of_an_older_lineage_sets_nothing_aside_and_ends_no_module() {
+    let lineage = Lineage { number: 1, id: 7 };
+    let mut machine = Machine::new(11, Settings::default());
+    let follow = move |node: &mut Node| {
+        let version = lineage.first_index();
+        node.master.apply(&ring_of(ME, version), &[MODULE], version, lineage);
+        node.version = version;
+    };
+    machine.live(Crash::PowerLoss, async move |mut node: Node| {
+        follow(&mut node);
+        node.deploy(&script(), 1).await.unwrap();
+        node.put("k", 1).await.unwrap();
+    });
+    machine.owns_at_start = false;
+    machine.live(Crash::PowerLoss, async move |mut node: Node| {
+        node.deploy(&script(), 1).await.unwrap();
+        // Before the recovery another node had everything, and the module had ended.
+        let older = MODULE.0 + 1;
+        node.master.apply(&ring_of(NodeId(99), older), &[], older, Lineage::default());
+        follow(&mut node);
+        assert_eq!(node.get("k").await.unwrap(), Value::from(1));
+        assert_eq!(node.stores.health().aside, 0);
     });
 }

@@ -11,10 +11,11 @@ use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::ring::RingTable;
 use annulus_core::state::Lineage;
 
-use super::Master;
+use super::{Known, Master};
 use crate::control::Control;
 use crate::mailbox::VnodeHandle;
 use crate::slot::{Slot, TransferStage};
+use annulus_storage::LogPlace;
 
 impl Master {
     /// Apply a committed ring. `index` is the log index of that state; calls are in log order.
@@ -28,17 +29,25 @@ impl Master {
         lineage: Lineage,
     ) -> Vec<PartitionId> {
         let me = self.inner.config.me;
-        let before = self.inner.known.lock().replace((lineage, modules.to_vec()));
         let stores = &self.inner.config.stores;
-        // The stores on disk follow the lineage of the last run of this node.
-        let known = before.as_ref().map(|(lineage, _)| *lineage).or_else(|| stores.lineage());
-        let recovers = known.is_some_and(|known| known != lineage);
-        if known != Some(lineage) {
-            stores.set_lineage(lineage);
+        let place = LogPlace { lineage, index };
+        // A node that has lost power may first see a state from before what its stores have followed: they are synced,
+        // its copy of the log is not always. Such a state changes no store.
+        let is_behind = stores.found_at().is_some_and(|found| place < found);
+        let before = {
+            let known = Known { lineage, modules: modules.to_vec(), is_behind };
+            self.inner.known.lock().replace(known)
+        };
+        let judged = before.as_ref().is_some_and(|before| !before.is_behind);
+        let known = before.as_ref().map(|before| before.lineage);
+        let known = known.max(stores.found_at().map(|found| found.lineage));
+        let recovers = known.is_some_and(|known| known < lineage);
+        if !is_behind {
+            stores.follow(place);
         }
         // A recovered state may be older than a module's deploy: a module that it lacks was not undeployed.
         let undeployed = |uid: &ModuleUid| {
-            let had = before.as_ref().is_some_and(|(_, had)| had.contains(uid));
+            let had = before.as_ref().is_some_and(|before| before.modules.contains(uid));
             had && !recovers && !modules.contains(uid)
         };
         // A module's uid is the index of the entry that created it. A vnode of a later module may already run if another
@@ -53,17 +62,22 @@ impl Master {
                 sealed: slot.sealed,
                 staged: slot.stage.as_ref().map(|stage| (stage.transfer, stage.complete)),
             };
-            let changes =
-                if recovers { holding.recover(partition, me) } else { holding.apply(partition, me) };
+            let changes = if recovers {
+                holding.recover(partition, me, index)
+            } else {
+                holding.apply(partition, me, index)
+            };
             (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
             slot.applied = (index, partition.pending.as_ref().map(|pending| pending.id));
+            let flipped = LogPlace { lineage, index: partition.version };
+            let is_done = stores.found_at().is_some_and(|found| flipped <= found);
             for change in changes {
                 // Without modules there were no items to lose.
                 if change != Change::TakeEmpty || !modules.is_empty() {
-                    self.carry_out(change, &mut slot, id, modules);
+                    self.carry_out(change, &mut slot, id, modules, is_done);
                 }
             }
-            if before.is_none() && !slot.held {
+            if !judged && !is_behind && !slot.held {
                 // The partition moved while this node was down.
                 if recovers { stores.set_members_aside(id) } else { stores.drop_members(id) }
             }
@@ -85,7 +99,7 @@ impl Master {
             }
         }
         for module in stores.modules() {
-            if older(&module) && !modules.contains(&module) {
+            if older(&module) && !modules.contains(&module) && !is_behind {
                 if recovers { stores.set_module_aside(module) } else { stores.drop_module(module) }
             }
         }
@@ -93,7 +107,16 @@ impl Master {
         aside
     }
 
-    fn carry_out(&self, change: Change, slot: &mut Slot, id: PartitionId, modules: &[ModuleUid]) {
+    /// Carry out a step. With `is_done`, the stores on disk have followed the change of the partition already, before this
+    /// process.
+    fn carry_out(
+        &self,
+        change: Change,
+        slot: &mut Slot,
+        id: PartitionId,
+        modules: &[ModuleUid],
+        is_done: bool,
+    ) {
         let elsewhere = RequestError::stale_ring(slot.version);
         let stores = &self.inner.config.stores;
         match change {
@@ -118,7 +141,10 @@ impl Master {
             }
             Change::TakeEmpty => {
                 let reason = "this node became the owner of the partition without its items";
-                self.note_loss(modules, id, reason);
+                // What the former process had taken is in the stores.
+                let lost = |module: &ModuleUid| !is_done || !self.is_stored(*module);
+                let lost: Vec<_> = modules.iter().copied().filter(lost).collect();
+                self.note_loss(&lost, id, reason);
             }
             // The items of a cancelled transfer must never serve (R7).
             Change::DropStage if mutants::on(Mutant::KeepStage) => {}
@@ -136,7 +162,10 @@ impl Master {
             }
             Change::GiveUp => {
                 slot.outgoing = None;
-                stores.drop_members(id);
+                // What they have now may be from a later change.
+                if !is_done {
+                    stores.drop_members(id);
+                }
                 drop(VnodeHandle::end_all(std::mem::take(&mut slot.vnodes).into_values(), &elsewhere, true));
             }
             Change::Unseal => {
@@ -145,6 +174,11 @@ impl Master {
                 }
             }
         }
+    }
+
+    /// Return true if the items of a module are on disk, also before its release is loaded.
+    fn is_stored(&self, module: ModuleUid) -> bool {
+        self.is_durable(module) || self.inner.config.stores.modules().contains(&module)
     }
 
     /// Drop the stage, whose vnodes have never served.
