@@ -187,7 +187,13 @@ impl Nodes {
             let life = match unless_killed(&scope, starting).await {
                 Some(Ok(life)) => Arc::new(life),
                 Some(Err(error)) => {
-                    scope.kill();
+                    // The process ends, and with it the sockets that it has bound.
+                    let (disk, address) = {
+                        let hosts = self.inner.hosts.lock();
+                        (hosts[at].disk.clone(), hosts[at].config.listen.ip())
+                    };
+                    self.bury(at, None, Some(scope), &disk, address);
+                    disk.crash(Crash::Killed);
                     let mut hosts = self.inner.hosts.lock();
                     match error {
                         StartError::Removed(_) => hosts[at].ended = Some(StopReason::Removed),

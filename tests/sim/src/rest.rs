@@ -51,7 +51,7 @@ pub async fn rest(run: &Arc<Run>) {
     let now = run.world.now();
     run.truth(|truth| {
         truth.settle(now);
-        Ok(())
+        truth.check_untaken()
     });
     for at in run.members() {
         for key in 0..run.settings.keys {

@@ -79,8 +79,17 @@ impl Actor {
         // The imports of the guest keep it to its key. A command that runs anywhere has no items.
         *saw = request.key.as_deref().map_or(Scope::Nothing, Scope::Key);
         let called = guest.command(info, halves(id), request).await;
-        self.report(info, id, &called);
-        self.settle(info, called, request.key.as_deref(), |_| &[]).await.map(Bytes::from)
+        let kept = self.guest.as_ref().is_some_and(Guest::keeps_items);
+        if kept {
+            self.report(info, id, &called);
+        }
+        let settled = self.settle(info, called, request.key.as_deref(), |_| &[]).await;
+        if let Ok(reply) = &settled
+            && !kept
+        {
+            self.watched(|watcher, vnode| watcher.ran(&Ran { vnode, info, id, reply: Some(reply) }));
+        }
+        settled.map(Bytes::from)
     }
 
     /// Run a page of a coverage command. `saw` is as for a command.
@@ -232,13 +241,9 @@ impl Actor {
         Ok(())
     }
 
-    /// Report a command to the watcher: its changes are visible, or will be once they are committed.
+    /// Report a command to the watcher whose changes are in the guest's memory, even if the call is doomed.
     fn report(&self, info: &CommandInfo, id: RequestId, called: &Result<CommandResult<Vec<u8>>, GuestError>) {
         let Ok(Ok(answer)) = called else { return };
-        let keeps = self.guest.as_ref().is_some_and(Guest::keeps_items);
-        if answer.doom.is_some() && !keeps {
-            return;
-        }
         self.watched(|watcher, vnode| {
             let reply = answer.doom.is_none().then_some(&answer.value[..]);
             watcher.ran(&Ran { vnode, info, id, reply });

@@ -89,6 +89,8 @@ struct Request {
     issued: Duration,
     limit: Duration,
     applied: bool,
+    /// The era of the module that has run it.
+    era: u64,
     /// The place in the key's trail of the value that the request wrote or found.
     mark: Option<u64>,
     answer: Option<Result<(), AppliedState>>,
@@ -150,6 +152,8 @@ pub struct Truth {
     durable: Vec<bool>,
     /// The newest era of each module.
     eras: Vec<u64>,
+    /// Writes that a guest has made and its store has not taken, by their answers.
+    untaken: Vec<Op>,
     /// True from a recovery until [`Self::settle`]: several histories may be served at once, so a read may find any
     /// value that the key ever had.
     shaken: bool,
@@ -177,6 +181,7 @@ impl Truth {
             modules: modules.to_vec(),
             durable: vec![false; modules.len()],
             eras: vec![0; modules.len()],
+            untaken: Vec::new(),
             shaken: false,
             requests: BTreeMap::new(),
             next: 1,
@@ -213,7 +218,8 @@ impl Truth {
         let op = self.next;
         self.next += 1;
         self.counts.requests += 1;
-        let request = Request { key, want, issued: now, limit, applied: false, mark: None, answer: None };
+        let request =
+            Request { key, want, issued: now, limit, applied: false, era: 0, mark: None, answer: None };
         self.requests.insert(op, request);
         op
     }
@@ -241,6 +247,9 @@ impl Truth {
             );
         }
         let module = self.keys[key].module;
+        if let Some(request) = self.requests.get_mut(&op) {
+            request.era = era;
+        }
         self.begins(module, era, now);
         if era < self.eras[module] {
             // The node has not applied the undeploy yet: the effect belongs to the old module and ends with it.
@@ -336,12 +345,34 @@ impl Truth {
             Ok(()) => {}
             Err(error) if error.state == AppliedState::NotApplied => {
                 self.counts.refused += 1;
-                if request.applied && want.writes() {
+                if request.applied
+                    && want.writes()
+                    && error.code == ErrorCode::NotReady
+                    && self.durable[self.keys[key].module]
+                {
+                    // The store has taken no write of a module that ended in the meantime.
+                    self.untaken.push(op);
+                } else if request.applied && want.writes() {
                     let what = format!("#{op} is answered `not-applied` ({:?}), but was applied", error.code);
                     return Err(Rule::AnswerTells.broken(what));
                 }
             }
             Err(_) => self.counts.unknown += 1,
+        }
+        Ok(())
+    }
+
+    /// Check that the modules have ended whose stores have not taken a write: otherwise its effect was visible.
+    ///
+    /// # Errors
+    /// Returns [`Rule::AnswerTells`] if one has not.
+    pub fn check_untaken(&self) -> Result<(), Broken> {
+        for op in &self.untaken {
+            let Some(request) = self.requests.get(op) else { continue };
+            if request.era >= self.eras[self.keys[request.key].module] {
+                let what = format!("#{op} is answered `not-applied` by a store, but was applied");
+                return Err(Rule::AnswerTells.broken(what));
+            }
         }
         Ok(())
     }
