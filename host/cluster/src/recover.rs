@@ -158,6 +158,11 @@ impl Recoverer {
             return Err(RecoverError::NotMember);
         }
         annulus_ground::point("recovery: has looked").await;
+        // The survey takes a while, in which a majority may have come back and committed changes.
+        let now = self.views.load();
+        if (now.state.lineage, now.state.applied) > (basis.state.lineage, basis.state.applied) {
+            return Err(RecoverError::Changed);
+        }
         // The new lineage must also be newer than one that a peer has only reported. If the state of that one
         // is lost for now, it must not reappear later as the newer lineage.
         let state = basis.state.recovered(heard, annulus_ground::random(), &basis.lost);

@@ -48,6 +48,7 @@ impl Coordinator {
         request: &CallRequest,
         page: Option<PageRequest<'_>>,
     ) -> Result<(Bytes, NodeId), RequestError> {
+        let mut asked_again = false;
         loop {
             if Instant::now() >= patience(request) {
                 let message = "the deadline came before the holder of the partition was found";
@@ -77,9 +78,14 @@ impl Coordinator {
                 Retry::CatchUp(version) => self.catch_up(version, owner, request.deadline).await,
                 Retry::IfOwnerChanged => {
                     let until = request.deadline.min(sent + NOTICE_LIMIT).min(Instant::now() + NEWS_LIMIT);
-                    if !self.has_moved(target.partition, owner, until).await {
+                    if self.has_moved(target.partition, owner, until).await {
+                        continue;
+                    }
+                    // Of two connections that two nodes have opened at once, one closes with the requests on it.
+                    if asked_again || !self.is_reached(&view, owner) {
                         return Err(error);
                     }
+                    asked_again = true;
                 }
             }
         }
@@ -92,6 +98,11 @@ impl Coordinator {
             cluster.learn_news(until).await;
         }
         cluster.view().partition(partition).owner() != owner
+    }
+
+    /// Return true if there is a connection to a node.
+    fn is_reached(&self, view: &View, node: NodeId) -> bool {
+        view.member(node).is_some_and(|member| self.inner.transport.is_up(member.uid))
     }
 
     /// Wait until this node has applied the log as far as the node that answered `stale-ring` (R2). If it already has,
