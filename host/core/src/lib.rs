@@ -18,6 +18,7 @@ pub mod legend;
 pub mod liveness;
 pub mod mutants;
 pub mod preference;
+pub mod quorum;
 pub mod request;
 pub mod ring;
 pub mod role;

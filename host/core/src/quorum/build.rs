@@ -1,0 +1,354 @@
+//! The making of a store: from "has nothing" to "knows what there is" (R5).
+
+use std::collections::BTreeMap;
+
+use super::Group;
+use crate::ids::NodeId;
+
+/// A store that does not know yet what it should have. It takes writes and answers nothing, until it has merged all items of
+/// enough others.
+#[derive(Clone, Debug)]
+pub struct Build {
+    me: NodeId,
+    group: Group,
+    w: usize,
+    sources: BTreeMap<NodeId, Source>,
+    is_over: bool,
+    /// Take as few sources as a successor, although this node is a member: a fault on purpose.
+    #[cfg(test)]
+    few: bool,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Source {
+    /// Not asked yet.
+    Idle,
+    /// It gave no page: it is asked again later.
+    Failed,
+    /// Asked for the page after this token.
+    Asked(Option<Vec<u8>>),
+    /// All of its items were merged while it was complete.
+    Merged,
+    /// It is a store like this one.
+    Building,
+    /// A store like this one: asked for the page of what it has after this token.
+    AskedForSome(Option<Vec<u8>>),
+    /// All that it has was merged, although it is not complete.
+    MergedSome,
+    /// Removed from the cluster: it will never answer.
+    Gone,
+}
+
+/// An event of a build.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuildEvent {
+    /// The items of a page were merged.
+    Merged {
+        /// The node that has sent the page.
+        from: NodeId,
+        /// The version of the group at that node.
+        version: u64,
+        /// The token of its next page; `None` for the last one.
+        next: Option<Vec<u8>>,
+        /// True if its store is complete.
+        complete: bool,
+    },
+    /// The node's own store is not complete.
+    Incomplete {
+        /// The node.
+        from: NodeId,
+        /// The version of the group at that node.
+        version: u64,
+    },
+    /// The node gave no page. It may be asked again.
+    Failed {
+        /// The node.
+        from: NodeId,
+    },
+    /// The node was removed from the cluster by force.
+    Gone {
+        /// The node.
+        node: NodeId,
+    },
+    /// This node has learned the group at a version.
+    Learned(Group),
+    /// Ask again those that have failed.
+    Retry,
+}
+
+/// A step to carry out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum BuildStep {
+    /// Ask a node for a page.
+    Ask {
+        /// The node.
+        from: NodeId,
+        /// The token of the page.
+        after: Option<Vec<u8>>,
+        /// True if the node is to send what it has although its store is not complete.
+        incomplete: bool,
+        /// The version of the group that the node must have applied before it answers.
+        version: u64,
+    },
+    /// Learn the group at this version or a later one, and report it.
+    Learn(u64),
+    /// The store is complete. With `may_have_lost`, fewer stores than necessary still had their items: acknowledged writes
+    /// may be gone.
+    Complete {
+        /// See above.
+        may_have_lost: bool,
+    },
+}
+
+impl Build {
+    /// Start to make the store of `me`, for a module whose writes `w` nodes acknowledge.
+    pub fn start(me: NodeId, group: Group, w: usize) -> (Self, Vec<BuildStep>) {
+        let mut build = Self {
+            me,
+            group,
+            w,
+            sources: BTreeMap::new(),
+            is_over: false,
+            #[cfg(test)]
+            few: false,
+        };
+        build.add_sources();
+        let steps = build.next();
+        (build, steps)
+    }
+
+    #[cfg(test)]
+    pub(super) fn with_few_sources(&mut self) -> Vec<BuildStep> {
+        self.few = true;
+        self.sources.values_mut().for_each(|source| *source = Source::Idle);
+        self.next()
+    }
+
+    /// Handle an event, and return the steps to carry out.
+    pub fn on(&mut self, event: BuildEvent) -> Vec<BuildStep> {
+        if self.is_over {
+            return Vec::new();
+        }
+        let heard = match event {
+            BuildEvent::Merged { from, version, next, complete } => {
+                let source = self.sources.get_mut(&from);
+                if let Some(source) = source.filter(|_| version >= self.group.version) {
+                    *source = match (&source, next) {
+                        (Source::Asked(_), Some(next)) => return self.ask_on(from, next, false),
+                        (Source::AskedForSome(_), Some(next)) => return self.ask_on(from, next, true),
+                        // A store that was not complete when it was asked first may have become so. It has been complete
+                        // for its last page only, but what it got since it was asked is in no page that it sent before.
+                        (Source::Asked(_), None) => Source::Merged,
+                        (Source::AskedForSome(None), None) if complete => Source::Merged,
+                        (Source::AskedForSome(_), None) => Source::MergedSome,
+                        (other, _) => (*other).clone(),
+                    };
+                }
+                version
+            }
+            BuildEvent::Incomplete { from, version } => {
+                if let Some(source) = self.sources.get_mut(&from)
+                    && matches!(source, Source::Asked(_))
+                {
+                    *source = Source::Building;
+                }
+                version
+            }
+            BuildEvent::Failed { from } => {
+                if let Some(source) = self.sources.get_mut(&from)
+                    && matches!(source, Source::Asked(_) | Source::AskedForSome(_))
+                {
+                    *source = Source::Failed;
+                }
+                return self.ask_others();
+            }
+            BuildEvent::Gone { node } => {
+                if let Some(source) = self.sources.get_mut(&node) {
+                    *source = Source::Gone;
+                }
+                0
+            }
+            BuildEvent::Learned(group) => {
+                if group.version > self.group.version {
+                    self.group = group;
+                    let group = &self.group;
+                    self.sources.retain(|node, _| group.members.contains(node));
+                    self.add_sources();
+                }
+                0
+            }
+            BuildEvent::Retry => {
+                // A store that was not complete may be so now.
+                let again = |source: &&mut Source| matches!(source, Source::Building | Source::Failed);
+                for source in self.sources.values_mut().filter(again) {
+                    *source = Source::Idle;
+                }
+                0
+            }
+        };
+        if heard > self.group.version {
+            return vec![BuildStep::Learn(heard)];
+        }
+        self.next()
+    }
+
+    fn add_sources(&mut self) {
+        for node in self.group.members.iter().filter(|node| **node != self.me) {
+            self.sources.entry(*node).or_insert(Source::Idle);
+        }
+    }
+
+    /// Return the number of complete others whose items this store needs.
+    ///
+    /// A successor has acknowledged nothing before its transfer. Every write that was acknowledged by then is at `w`
+    /// members, so `n - w + 1` of them have all.
+    ///
+    /// A member may have acknowledged writes before it lost its items, and such an acknowledgement may still be counted
+    /// while this store is made. The coordinator of that write has it, and any other member may be the coordinator: so a
+    /// member needs all of them. (With three replicas and two acknowledgements this is the same number.)
+    fn needs(&self) -> usize {
+        let n = self.group.members.len();
+        #[cfg(test)]
+        if self.few {
+            return n - self.w.min(n) + 1;
+        }
+        if self.group.members.contains(&self.me) { n - 1 } else { n - self.w.min(n) + 1 }
+    }
+
+    fn count(&self, is: impl Fn(&Source) -> bool) -> usize {
+        self.sources.values().filter(|source| is(source)).count()
+    }
+
+    fn next(&mut self) -> Vec<BuildStep> {
+        let merged = self.count(|source| *source == Source::Merged);
+        if merged >= self.needs() {
+            self.is_over = true;
+            return vec![BuildStep::Complete { may_have_lost: false }];
+        }
+        let open = self.count(|source| matches!(source, Source::Idle | Source::Failed | Source::Asked(_)));
+        if open > 0 {
+            return self.ask_others();
+        }
+        // Every other member was asked, and too few are complete: what all of them have is all there is.
+        if self.count(|source| matches!(source, Source::Building | Source::AskedForSome(_))) > 0 {
+            return self.ask_for_some();
+        }
+        self.is_over = true;
+        vec![BuildStep::Complete { may_have_lost: true }]
+    }
+
+    /// Ask as many as are still needed, so that no more is sent than necessary.
+    fn ask_others(&mut self) -> Vec<BuildStep> {
+        let on_the_way = self.count(|source| matches!(source, Source::Asked(_) | Source::Merged));
+        let missing = self.needs().saturating_sub(on_the_way);
+        let version = self.group.version;
+        let idle = self.sources.iter_mut().filter(|(_, source)| **source == Source::Idle);
+        let ask = |(node, source): (&NodeId, &mut Source)| {
+            *source = Source::Asked(None);
+            BuildStep::Ask { from: *node, after: None, incomplete: false, version }
+        };
+        idle.take(missing).map(ask).collect()
+    }
+
+    fn ask_for_some(&mut self) -> Vec<BuildStep> {
+        let version = self.group.version;
+        let building = self.sources.iter_mut().filter(|(_, source)| **source == Source::Building);
+        let ask = |(node, source): (&NodeId, &mut Source)| {
+            *source = Source::AskedForSome(None);
+            BuildStep::Ask { from: *node, after: None, incomplete: true, version }
+        };
+        building.map(ask).collect()
+    }
+
+    fn ask_on(&mut self, from: NodeId, next: Vec<u8>, incomplete: bool) -> Vec<BuildStep> {
+        let after = Some(next);
+        let source =
+            if incomplete { Source::AskedForSome(after.clone()) } else { Source::Asked(after.clone()) };
+        self.sources.insert(from, source);
+        vec![BuildStep::Ask { from, after, incomplete, version: self.group.version }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId(9);
+
+    fn group(version: u64, members: &[u64]) -> Group {
+        let members = members.iter().copied().map(NodeId).collect();
+        Group { version, members, target: None, made_by: 1, pending: 0 }
+    }
+
+    fn ask(from: u64, after: Option<&[u8]>, incomplete: bool) -> BuildStep {
+        BuildStep::Ask { from: NodeId(from), after: after.map(<[u8]>::to_vec), incomplete, version: 5 }
+    }
+
+    fn merged(from: u64, next: Option<&[u8]>) -> BuildEvent {
+        BuildEvent::Merged { from: NodeId(from), version: 5, next: next.map(<[u8]>::to_vec), complete: true }
+    }
+
+    fn complete(may_have_lost: bool) -> Vec<BuildStep> {
+        vec![BuildStep::Complete { may_have_lost }]
+    }
+
+    #[test]
+    fn a_store_is_complete_once_it_has_merged_enough_complete_ones() {
+        let (mut build, steps) = Build::start(ME, group(5, &[1, 2, 3]), 2);
+        assert_eq!(steps, [ask(1, None, false), ask(2, None, false)]);
+        assert_eq!(build.on(merged(1, Some(b"k"))), [ask(1, Some(b"k"), false)]);
+        assert_eq!(build.on(merged(1, None)), []);
+        // The second one fails, so the third is asked; then it is incomplete, and the second is asked again.
+        assert_eq!(build.on(BuildEvent::Failed { from: NodeId(2) }), [ask(3, None, false)]);
+        assert_eq!(build.on(BuildEvent::Incomplete { from: NodeId(3), version: 5 }), []);
+        assert_eq!(build.on(BuildEvent::Retry), [ask(2, None, false)]);
+        assert_eq!(build.on(merged(2, None)), complete(false));
+    }
+
+    #[test]
+    fn a_member_that_lost_its_items_needs_all_others() {
+        let (mut build, steps) = Build::start(ME, group(5, &[9, 2, 3]), 3);
+        assert_eq!(steps, [ask(2, None, false), ask(3, None, false)]);
+        assert_eq!((build.on(merged(2, None)), build.on(merged(3, None))), (vec![], complete(false)));
+    }
+
+    #[test]
+    fn with_too_few_complete_ones_the_union_is_taken_and_the_loss_is_told() {
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), 2);
+        assert_eq!(build.on(merged(2, None)), []);
+        let incomplete = BuildEvent::Incomplete { from: NodeId(3), version: 5 };
+        assert_eq!(build.on(incomplete), [ask(3, None, true)]);
+        let some = |next: Option<&[u8]>| {
+            let next = next.map(<[u8]>::to_vec);
+            BuildEvent::Merged { from: NodeId(3), version: 5, next, complete: false }
+        };
+        assert_eq!(build.on(some(Some(b"k"))), [ask(3, Some(b"k"), true)]);
+        assert_eq!(build.on(some(None)), complete(true));
+    }
+
+    #[test]
+    fn a_store_that_may_become_complete_is_asked_again_before_the_union_is_taken() {
+        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), 2);
+        assert_eq!(build.on(BuildEvent::Incomplete { from: NodeId(1), version: 5 }), [ask(3, None, false)]);
+        assert_eq!(build.on(merged(2, None)), []);
+        assert_eq!(build.on(merged(3, None)), complete(false));
+    }
+
+    #[test]
+    fn a_removed_node_is_not_waited_for() {
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), 2);
+        assert_eq!(build.on(BuildEvent::Gone { node: NodeId(3) }), []);
+        assert_eq!(build.on(merged(2, None)), complete(true));
+        assert_eq!(build.on(BuildEvent::Retry), []);
+    }
+
+    #[test]
+    fn a_page_from_before_the_change_does_not_count() {
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2]), 2);
+        let old = BuildEvent::Merged { from: NodeId(2), version: 4, next: None, complete: true };
+        assert_eq!(build.on(old), []);
+        let newer = BuildEvent::Merged { from: NodeId(2), version: 8, next: None, complete: true };
+        assert_eq!(build.on(newer), [BuildStep::Learn(8)]);
+        assert_eq!(build.on(BuildEvent::Learned(group(8, &[9, 2]))), complete(false));
+    }
+}

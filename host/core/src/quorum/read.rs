@@ -1,0 +1,256 @@
+//! One read of what a quorum of members has (R9).
+
+use std::collections::BTreeMap;
+
+use super::{Group, quorum_of};
+use crate::ids::NodeId;
+
+/// The digest of what a node has of the items that a command reads.
+pub type ItemsDigest = [u8; 16];
+
+/// A read between its run at the coordinator and its answer.
+///
+/// Nodes that have the same items agree by their digests. Where they differ, the coordinator merges what the others have
+/// and runs the command once more; those that lack something are repaired behind the answer.
+#[derive(Clone, Debug)]
+pub struct Read {
+    group: Group,
+    me: NodeId,
+    r: usize,
+    own: ItemsDigest,
+    /// The digests of what is merged here: all of it is in what this node has now.
+    within: Vec<ItemsDigest>,
+    heard: BTreeMap<NodeId, Heard>,
+    newest: u64,
+    is_over: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Heard {
+    /// Asked for its digest.
+    Asked,
+    /// Has these items.
+    Has(ItemsDigest),
+    /// Asked for its items.
+    Fetched,
+    /// Its items are merged here: it has this part of them.
+    Merged(ItemsDigest),
+    /// It does not answer, or is no complete member.
+    No,
+}
+
+/// An event of a read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadEvent {
+    /// The digest of a complete member.
+    Digest {
+        /// The member.
+        from: NodeId,
+        /// The version of the group there.
+        version: u64,
+        /// The digest.
+        digest: ItemsDigest,
+    },
+    /// The items of a member were merged here.
+    Merged {
+        /// The member.
+        from: NodeId,
+        /// The digest of what it had.
+        theirs: ItemsDigest,
+        /// The digest of what this node has now.
+        own: ItemsDigest,
+    },
+    /// A node does not answer: it is silent, not a complete member, or unreachable.
+    No {
+        /// The node.
+        from: NodeId,
+        /// The version of the group there, if it has said so.
+        version: Option<u64>,
+    },
+    /// The coordinator has learned the group at a version.
+    Learned(Group),
+}
+
+/// A step to carry out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ReadStep {
+    /// Ask these members, each at this version of the group or a later one, for the digest of what they have.
+    Ask(Vec<NodeId>, u64),
+    /// Fetch the items of a member and merge them.
+    Fetch(NodeId),
+    /// Learn the group at this version or a later one, and report it.
+    Learn(u64),
+    /// This node is no member any more: another coordinator runs the command. Nothing was told.
+    Elsewhere,
+    /// Run the command if items were merged since it ran, answer it, and send what this node has to these members.
+    Answer {
+        /// True if items were merged.
+        rerun: bool,
+        /// The members that lack items.
+        repair: Vec<NodeId>,
+    },
+    /// Too few members answer.
+    NotEnough,
+}
+
+impl Read {
+    /// Start a read that has run at the complete member `me`, which has items with the digest `own`.
+    pub fn start(group: Group, r: usize, me: NodeId, own: ItemsDigest) -> (Self, Vec<ReadStep>) {
+        let newest = group.version;
+        let (within, heard) = (vec![own], BTreeMap::new());
+        let mut read = Self { group, me, r, own, within, heard, newest, is_over: false };
+        let steps = read.next();
+        (read, steps)
+    }
+
+    /// Handle an event, and return the steps to carry out.
+    pub fn on(&mut self, event: ReadEvent) -> Vec<ReadStep> {
+        if self.is_over {
+            return Vec::new();
+        }
+        match event {
+            ReadEvent::Digest { from, version, digest } => {
+                self.newest = self.newest.max(version);
+                // An answer from before a change says nothing of the sets after it.
+                if version >= self.group.version && self.heard.get(&from) == Some(&Heard::Asked) {
+                    self.heard.insert(from, Heard::Has(digest));
+                }
+            }
+            ReadEvent::Merged { from, theirs, own } => {
+                self.own = own;
+                self.within.extend([theirs, own]);
+                if self.heard.get(&from) == Some(&Heard::Fetched) {
+                    self.heard.insert(from, Heard::Merged(theirs));
+                }
+            }
+            ReadEvent::No { from, version } => {
+                self.newest = self.newest.max(version.unwrap_or(0));
+                self.heard.insert(from, Heard::No);
+            }
+            ReadEvent::Learned(group) => {
+                if group.version > self.group.version {
+                    self.newest = self.newest.max(group.version);
+                    self.group = group;
+                    // What was heard before may be from before the change.
+                    self.heard.clear();
+                }
+            }
+        }
+        if self.newest > self.group.version {
+            return vec![ReadStep::Learn(self.newest)];
+        }
+        self.next()
+    }
+
+    fn next(&mut self) -> Vec<ReadStep> {
+        if !self.group.members.contains(&self.me) {
+            self.is_over = true;
+            return vec![ReadStep::Elsewhere];
+        }
+        let others = quorum_of(self.r, &self.group.members) - 1;
+        let open = |heard: &Heard| !matches!(heard, Heard::No);
+        let asked = self.heard.values().filter(|heard| open(heard)).count();
+        if asked < others {
+            let fresh = |node: &&NodeId| **node != self.me && !self.heard.contains_key(node);
+            let more: Vec<NodeId> =
+                self.group.members.iter().filter(fresh).copied().take(others - asked).collect();
+            if more.is_empty() {
+                self.is_over = true;
+                return vec![ReadStep::NotEnough];
+            }
+            self.heard.extend(more.iter().map(|node| (*node, Heard::Asked)));
+            return vec![ReadStep::Ask(more, self.group.version)];
+        }
+        let own = self.own;
+        let mut fetch = Vec::new();
+        for (node, heard) in &mut self.heard {
+            if matches!(heard, Heard::Has(digest) if !self.within.contains(digest)) {
+                *heard = Heard::Fetched;
+                fetch.push(ReadStep::Fetch(*node));
+            }
+        }
+        if !fetch.is_empty() {
+            return fetch;
+        }
+        if self.heard.values().any(|heard| matches!(heard, Heard::Asked | Heard::Fetched)) {
+            return Vec::new();
+        }
+        self.is_over = true;
+        let rerun = self.heard.values().any(|heard| matches!(heard, Heard::Merged(_)));
+        let lacks = |heard: &Heard| match heard {
+            Heard::Has(digest) | Heard::Merged(digest) => *digest != own,
+            Heard::Asked | Heard::Fetched | Heard::No => false,
+        };
+        let repair = self.heard.iter().filter(|(_, heard)| lacks(heard)).map(|(node, _)| *node).collect();
+        vec![ReadStep::Answer { rerun, repair }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ME: NodeId = NodeId(1);
+    const OLD: ItemsDigest = [1; 16];
+    const NEW: ItemsDigest = [2; 16];
+
+    fn group(version: u64, members: &[u64]) -> Group {
+        let members = members.iter().copied().map(NodeId).collect();
+        Group { version, members, target: None, made_by: 1, pending: 0 }
+    }
+
+    fn start(r: usize) -> (Read, Vec<ReadStep>) {
+        Read::start(group(5, &[1, 2, 3]), r, ME, OLD)
+    }
+
+    fn digest(from: u64, version: u64, digest: ItemsDigest) -> ReadEvent {
+        ReadEvent::Digest { from: NodeId(from), version, digest }
+    }
+
+    fn ask(nodes: &[u64], version: u64) -> Vec<ReadStep> {
+        vec![ReadStep::Ask(nodes.iter().copied().map(NodeId).collect(), version)]
+    }
+
+    fn answer(rerun: bool, repair: &[u64]) -> Vec<ReadStep> {
+        vec![ReadStep::Answer { rerun, repair: repair.iter().copied().map(NodeId).collect() }]
+    }
+
+    #[test]
+    fn equal_digests_answer() {
+        assert_eq!(start(1).1, answer(false, &[]));
+        let (mut read, steps) = start(2);
+        assert_eq!(steps, ask(&[2], 5));
+        assert_eq!(read.on(digest(2, 5, OLD)), answer(false, &[]));
+    }
+
+    #[test]
+    fn items_that_differ_are_merged_before_the_answer_and_repaired_behind_it() {
+        let (mut read, steps) = start(3);
+        assert_eq!(steps, ask(&[2, 3], 5));
+        assert_eq!(
+            (read.on(digest(2, 5, OLD)), read.on(digest(3, 5, NEW))),
+            (vec![], vec![ReadStep::Fetch(NodeId(3))])
+        );
+        let merged = ReadEvent::Merged { from: NodeId(3), theirs: NEW, own: NEW };
+        assert_eq!(read.on(merged), answer(true, &[2]));
+    }
+
+    #[test]
+    fn not_found_counts_only_from_complete_members() {
+        let (mut read, _) = start(2);
+        let building = ReadEvent::No { from: NodeId(2), version: Some(5) };
+        assert_eq!(read.on(building), ask(&[3], 5));
+        assert_eq!(read.on(ReadEvent::No { from: NodeId(3), version: None }), [ReadStep::NotEnough]);
+    }
+
+    #[test]
+    fn after_a_change_all_are_asked_again() {
+        let (mut read, _) = start(2);
+        assert_eq!(read.on(digest(2, 8, OLD)), [ReadStep::Learn(8)]);
+        assert_eq!(read.on(ReadEvent::Learned(group(8, &[1, 4, 2]))), ask(&[4], 8));
+        assert_eq!(read.on(digest(4, 5, OLD)), []);
+        assert_eq!(read.on(digest(4, 8, OLD)), answer(false, &[]));
+        let (mut read, _) = start(2);
+        assert_eq!(read.on(ReadEvent::Learned(group(8, &[4, 2]))), [ReadStep::Elsewhere]);
+    }
+}
