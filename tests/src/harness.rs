@@ -28,6 +28,7 @@ use std::time::{Duration, Instant};
 
 use serde_json::Value;
 
+use crate::compiled;
 use crate::guests;
 use crate::relay::Relay;
 
@@ -61,8 +62,10 @@ impl Build {
             Self::Older => match std::env::var_os("ANNULUS_OLDER") {
                 Some(path) => Command::new(path),
                 None => {
-                    let mut command = Command::new(program());
+                    let program = program();
+                    let mut command = Command::new(&program);
                     command.env(AS_ANNULUS, OLDER);
+                    compiled::use_shared(&mut command, &program);
                     command
                 }
             },
@@ -76,11 +79,18 @@ pub fn command() -> Command {
     match std::env::var_os("ANNULUS_BINARY") {
         Some(path) => Command::new(path),
         None => {
-            let mut command = Command::new(program());
+            let program = program();
+            let mut command = Command::new(&program);
             command.env(AS_ANNULUS, "1");
+            compiled::use_shared(&mut command, &program);
             command
         }
     }
+}
+
+/// Return this package's own program if it is the program under test.
+pub(crate) fn own_program() -> Option<PathBuf> {
+    std::env::var_os("ANNULUS_BINARY").is_none().then(program)
 }
 
 fn program() -> PathBuf {
@@ -610,12 +620,15 @@ impl Cluster {
         &mut self.nodes
     }
 
-    /// Build a guest project of this repository and deploy it through the first node. Return the answer.
+    /// Build a guest project of this repository and deploy it through the first node. Return the answer. The nodes
+    /// share the machine code of the guest with those of other tests.
     ///
     /// # Panics
     /// If the deploy fails.
     pub fn deploy(&self, project: &str) -> Value {
-        let file = self.keep(&format!("{}.wasm", project.replace('/', "-")), &guests::component(project));
+        let component = guests::component(project);
+        compiled::share(&component);
+        let file = self.keep(&format!("{}.wasm", project.replace('/', "-")), &component);
         let deployed = self.nodes[0].json(&["deploy".as_ref(), file.as_os_str()]);
         assert_eq!(deployed.code, 0, "{project} was not deployed: {deployed:?}");
         deployed.json()

@@ -3,6 +3,7 @@
 pub mod book;
 pub mod chaos;
 pub mod client;
+pub mod compiled;
 pub mod growth;
 pub mod harness;
 pub mod image;
