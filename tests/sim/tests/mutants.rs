@@ -35,37 +35,49 @@ enum Schedule {
 
 use Schedule::{Bulky, Coming, Rough, Sluggish, Usual};
 
-/// The mutants that a simulation of whole nodes notices, each with its schedule and the rules that it may break. A
-/// violation of any other rule does not count.
-const NOTICED: &[(Mutant, Schedule, &[Rule])] = &[
-    (Mutant::ForgetSeal, Rough, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite]),
-    (Mutant::ServeWhileSealed, Usual, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
+/// The mutants that a simulation of whole nodes notices, each with its schedule, a seed that noticed it, and the rules
+/// that it may break. A violation of any other rule does not count. The seed is the one to try first: a later change of
+/// the code may move it, and then the other seeds are searched.
+const NOTICED: &[(Mutant, Schedule, u64, &[Rule])] = &[
+    (Mutant::ForgetSeal, Rough, 36, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite]),
+    (
+        Mutant::ServeWhileSealed,
+        Usual,
+        4,
+        &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected],
+    ),
     (
         Mutant::AssumeNotFlipped,
         Usual,
+        58,
         &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected, Rule::Coverage],
     ),
-    (Mutant::FlipTheCancelled, Rough, &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected]),
-    (Mutant::ServeStaleVersions, Usual, &[Rule::OneTruth]),
-    (Mutant::RepeatANode, Usual, &[Rule::Completes]),
-    (Mutant::KeepStage, Rough, &[Rule::Carried, Rule::LostWrite, Rule::Resurrected]),
-    (Mutant::RetryUnknown, Usual, &[Rule::Twice, Rule::AnswerTells]),
-    (Mutant::AckEarly, Usual, &[Rule::LostWrite]),
-    (Mutant::AckBeforeSync, Usual, &[Rule::LostWrite, Rule::Resurrected, Rule::Coverage]),
-    (Mutant::LoseForward, Usual, &[Rule::Carried, Rule::LostWrite, Rule::Resurrected]),
-    (Mutant::LoseForwardWhileHeld, Usual, &[Rule::Carried, Rule::LostWrite, Rule::Resurrected]),
-    (Mutant::NoDeadline, Usual, &[Rule::EveryRequestEnds]),
-    (Mutant::JoinOverModules, Usual, &[Rule::LostWrite]),
-    (Mutant::FollowUnread, Usual, &[Rule::LostWrite, Rule::Completes]),
-    (Mutant::UndeployWhatFailed, Usual, &[Rule::LostWrite]),
-    (Mutant::GrowWhileJoining, Coming, &[Rule::LostWrite]),
-    (Mutant::WriteTheNewestFormat, Usual, &[Rule::ReadBefore]),
-    (Mutant::SealTheBusy, Sluggish, &[Rule::Prompt]),
-    (Mutant::OneFrameForAMessage, Bulky, &[Rule::Completes]),
-    (Mutant::LoseAnItem, Usual, &[Rule::Carried]),
-    (Mutant::KeepStreamTask, Usual, &[Rule::Leaks]),
-    (Mutant::KeepItems, Usual, &[Rule::Leaks]),
-    (Mutant::KeepComponents, Usual, &[Rule::Leaks]),
+    (
+        Mutant::FlipTheCancelled,
+        Rough,
+        1,
+        &[Rule::Carried, Rule::OneTruth, Rule::LostWrite, Rule::Resurrected],
+    ),
+    (Mutant::ServeStaleVersions, Usual, 0, &[Rule::OneTruth]),
+    (Mutant::RepeatANode, Usual, 0, &[Rule::Completes]),
+    (Mutant::KeepStage, Rough, 6, &[Rule::Carried, Rule::LostWrite, Rule::Resurrected]),
+    (Mutant::RetryUnknown, Usual, 0, &[Rule::Twice, Rule::AnswerTells]),
+    (Mutant::AckEarly, Usual, 0, &[Rule::LostWrite]),
+    (Mutant::AckBeforeSync, Usual, 11, &[Rule::LostWrite, Rule::Resurrected, Rule::Coverage]),
+    (Mutant::LoseForward, Usual, 8, &[Rule::Carried, Rule::LostWrite, Rule::Resurrected]),
+    (Mutant::LoseForwardWhileHeld, Usual, 18, &[Rule::Carried, Rule::LostWrite, Rule::Resurrected]),
+    (Mutant::NoDeadline, Usual, 0, &[Rule::EveryRequestEnds]),
+    (Mutant::JoinOverModules, Usual, 4, &[Rule::LostWrite]),
+    (Mutant::FollowUnread, Usual, 37, &[Rule::LostWrite, Rule::Completes]),
+    (Mutant::UndeployWhatFailed, Usual, 66, &[Rule::LostWrite]),
+    (Mutant::GrowWhileJoining, Coming, 7, &[Rule::LostWrite]),
+    (Mutant::WriteTheNewestFormat, Usual, 2, &[Rule::ReadBefore]),
+    (Mutant::SealTheBusy, Sluggish, 1, &[Rule::Prompt]),
+    (Mutant::OneFrameForAMessage, Bulky, 1, &[Rule::Completes]),
+    (Mutant::LoseAnItem, Usual, 2, &[Rule::Carried]),
+    (Mutant::KeepStreamTask, Usual, 0, &[Rule::Leaks]),
+    (Mutant::KeepItems, Usual, 1, &[Rule::Leaks]),
+    (Mutant::KeepComponents, Usual, 18, &[Rule::Leaks]),
 ];
 
 const MACHINES: &str = "host/core/tests/handoff_machines.rs";
@@ -225,9 +237,9 @@ fn broken(seed: u64, schedule: Schedule, mutant: Option<Mutant>) -> Option<Broke
     run(seed, &settings(seed, schedule, mutant)).broken
 }
 
-/// Return the first seed whose run notices the mutant, and the rule that the mutant breaks.
-fn noticed(mutant: Mutant, schedule: Schedule, rules: &[Rule]) -> Option<(u64, Broken)> {
-    (0..SEEDS).find_map(|seed| {
+/// Return a seed whose run notices the mutant, and the rule that the mutant breaks.
+fn noticed(mutant: Mutant, schedule: Schedule, known: u64, rules: &[Rule]) -> Option<(u64, Broken)> {
+    std::iter::once(known).chain((0..SEEDS).filter(|seed| *seed != known)).find_map(|seed| {
         let broken_with = broken(seed, schedule, Some(mutant))?;
         let counts = rules.contains(&broken_with.rule);
         // If the run also breaks a rule without the mutant, the mutant is not the cause.
@@ -254,8 +266,8 @@ fn those_without<T: Copy + Sync + Send>(all: &[T], holds: impl Fn(T) -> bool + S
 
 #[test]
 fn whole_nodes_notice_every_mutant_that_is_listed_for_them() {
-    let missed = those_without(NOTICED, |(mutant, schedule, rules)| {
-        let found = noticed(mutant, schedule, rules);
+    let missed = those_without(NOTICED, |(mutant, schedule, known, rules)| {
+        let found = noticed(mutant, schedule, known, rules);
         if let Some((seed, how)) = &found {
             println!("{mutant} ({}), {schedule:?}: seed {seed}: {how}", mutant.rule());
         }
