@@ -14,6 +14,7 @@ use crate::load::{Load, Report, Settings};
 pub fn grow_and_shrink(settings: Settings, steady: Duration) -> Report {
     let cluster = Cluster::apart(3);
     cluster.deploy("guests/kv");
+    let changed = cluster.keep("kv-2.wasm", &component_with("guests/kv", &["v2"]));
     let load = Load::new(settings, &[&cluster[0]]);
     load.fill();
     load.go();
@@ -30,7 +31,6 @@ pub fn grow_and_shrink(settings: Settings, steady: Duration) -> Report {
 
     load.phase("deploy");
     let began = Instant::now();
-    let changed = cluster.keep("kv-2.wasm", &component_with("guests/kv", &["v2"]));
     let deployed = cluster[1].json(&["deploy".as_ref(), changed.as_os_str()]);
     assert_eq!(deployed.code, 0, "{deployed:?}");
     println!("deployed in {:?}: {}", began.elapsed(), deployed.json());

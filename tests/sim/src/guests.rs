@@ -8,14 +8,15 @@ use std::fs::{self, File, read};
 use std::io;
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 use annulus_toolchain::{TOOLCHAIN_VARIABLE, build_component_with};
 use parking_lot::Mutex;
 use sha2::{Digest as _, Sha256};
 
-/// Components that this process has built or read, by project and features.
-type Built = Mutex<HashMap<(String, Vec<String>), Vec<u8>>>;
+/// Components that this process has built or read, by project and features. Each has its own lock: a test does not wait
+/// for the build of a component that another test needs.
+type Built = Mutex<HashMap<(String, Vec<String>), Arc<OnceLock<Vec<u8>>>>>;
 
 /// Return the component of a guest project, given by its path from the repository's root.
 ///
@@ -31,9 +32,9 @@ pub fn component(project: &str) -> Vec<u8> {
 /// Panics if the project does not build.
 pub fn component_with(project: &str, features: &[&str]) -> Vec<u8> {
     static BUILT: OnceLock<Built> = OnceLock::new();
-    let mut built = BUILT.get_or_init(Built::default).lock();
     let wanted = (project.to_owned(), features.iter().map(|&feature| feature.to_owned()).collect());
-    built.entry(wanted).or_insert_with(|| build(project, features)).clone()
+    let component = BUILT.get_or_init(Built::default).lock().entry(wanted).or_default().clone();
+    component.get_or_init(|| build(project, features)).clone()
 }
 
 fn build(project: &str, features: &[&str]) -> Vec<u8> {

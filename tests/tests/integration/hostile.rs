@@ -81,6 +81,8 @@ fn a_sleeping_guest_delays_no_other_module() {
     let mut cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
     let file = cluster.keep("hostile.wasm", &component("tests/guests/hostile"));
+    // Build this guest before the load begins: a build takes long beside it.
+    component("tests/guests/stored");
     let sleeps = "nap=handoff-starting,handoff-command,handoff-finished,handoff-cancelled,terminate,delete";
     let deploy = |node: &Node, settings: &[&str]| {
         let mut words = vec!["deploy", file.to_str().unwrap()];
@@ -215,14 +217,14 @@ fn a_full_mailbox_refuses_commands_at_once() {
 fn invalid_components_are_refused_with_the_reason_and_change_nothing() {
     let cluster = Cluster::joined(2);
     cluster.deploy("guests/kv");
-    let load = beside(&cluster);
-    let before = cluster[1].json(&["modules"]).json();
     let kv = component("guests/kv");
     let hostile = |feature| component_with("tests/guests/hostile", &[feature]);
     let mut damaged = kv.clone();
     let middle = damaged.len() / 2;
     damaged[middle..middle + 64].fill(0xff);
-    for (what, bytes, code) in [
+    // Guests are built before the load begins: a build takes long beside it.
+    let file = cluster.keep("hostile.wasm", &component("tests/guests/hostile"));
+    let invalid = [
         ("a truncated component", kv[..kv.len() / 2].to_vec(), "invalid-component"),
         ("a damaged component", damaged, "invalid-component"),
         ("nothing", Vec::new(), "invalid-component"),
@@ -234,9 +236,12 @@ fn invalid_components_are_refused_with_the_reason_and_change_nothing() {
         ("a describe that sleeps", hostile("describe-naps"), "invalid-component"),
         ("a describe that lies", hostile("describe-lies"), "invalid-component"),
         ("a describe of 9 MB", hostile("describe-fat"), "invalid-component"),
-    ] {
-        let file = cluster.keep("wrong.wasm", &bytes);
-        let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--name", "kv"]);
+    ];
+    let load = beside(&cluster);
+    let before = cluster[1].json(&["modules"]).json();
+    for (what, bytes, code) in invalid {
+        let wrong = cluster.keep("wrong.wasm", &bytes);
+        let ran = cluster[0].json(&["deploy", wrong.to_str().unwrap(), "--name", "kv"]);
         let error = &ran.json()["error"];
         // The command line does not send a file that does not start like WebAssembly.
         let expected = if bytes.starts_with(b"\0asm") { code } else { "usage" };
@@ -245,7 +250,6 @@ fn invalid_components_are_refused_with_the_reason_and_change_nothing() {
         assert!(error["message"].as_str().unwrap().len() > 20, "{what}: {error}");
         println!("{what}: {}", error["message"]);
     }
-    let file = cluster.keep("hostile.wasm", &component("tests/guests/hostile"));
     for fail in ["trap", "spin", "nap", "because"] {
         let ran = cluster[0].json(&["deploy", file.to_str().unwrap(), "--set", &format!("fail={fail}")]);
         let error = &ran.json()["error"];
