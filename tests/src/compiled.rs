@@ -1,7 +1,7 @@
 //! Machine code of guests, which the nodes of all tests share.
 //!
 //! A node compiles a component in a child process, which is its own program with the word [`COMPILE_WORD`]. That takes
-//! about a second per node and component. [`share`] runs this child once for a component and keeps the result. The
+//! about a second per node and component. `share` runs this child once for a component and keeps the result. The
 //! program of the tests, which is also that of their nodes, then answers such a child's request from the kept code
 //! ([`answer`]). Components that no test has shared are compiled by every node, as always.
 
