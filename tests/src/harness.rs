@@ -30,6 +30,7 @@ use serde_json::Value;
 
 use crate::compiled;
 use crate::guests;
+use crate::ports::Port;
 use crate::relay::Relay;
 
 /// Longest wait for a node to reach an expected state.
@@ -175,7 +176,7 @@ fn run(command: &mut Command) -> Ran {
 pub struct Node {
     /// `name@host`.
     pub name: String,
-    /// Address of its QUIC endpoint; port 0 until the first start.
+    /// Address of its QUIC endpoint.
     pub listen: String,
     /// Address announced to peers, if different from `listen`.
     pub advertise: Option<SocketAddr>,
@@ -191,15 +192,18 @@ pub struct Node {
     pub address_space: Option<u64>,
     log: PathBuf,
     child: Option<Child>,
+    /// Reserves the port of `listen` while the node does not run.
+    _port: Port,
 }
 
 impl Node {
     /// Create a node that is not started yet, with its data and its log in `dir`.
     pub fn new(name: &str, dir: &Path, arguments: &[&str]) -> Self {
         let short = name.split('@').next().unwrap_or(name);
+        let port = Port::reserve();
         Self {
             name: name.to_owned(),
-            listen: "127.0.0.1:0".to_owned(),
+            listen: port.listen(),
             advertise: None,
             build: Build::This,
             stderr: None,
@@ -208,6 +212,7 @@ impl Node {
             log: dir.join(format!("{short}.log")),
             arguments: arguments.iter().map(|&word| word.to_owned()).collect(),
             child: None,
+            _port: port,
         }
     }
 

@@ -9,6 +9,7 @@ pub mod harness;
 pub mod image;
 pub mod inside;
 pub mod load;
+pub mod ports;
 pub mod relay;
 pub mod sim;
 pub mod splits;
