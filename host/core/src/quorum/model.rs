@@ -338,16 +338,14 @@ impl Model {
     fn step(&mut self) {
         let node = self.random.random_range(0..NODES);
         match self.random.random_range(0..100) {
-            0..55 => {
-                if !self.network.is_empty() {
-                    let at = self.random.random_range(0..self.network.len());
-                    let (from, to, message) = self.network.swap_remove(at);
-                    if self.random.random_range(0..20) > 0 {
-                        self.deliver(from, to, message);
-                    } else if let Message::Page { .. } | Message::Built { .. } = message {
-                        let builder = if matches!(message, Message::Page { .. }) { from } else { to };
-                        self.retry(builder, id(if builder == from { to } else { from }));
-                    }
+            0..55 if !self.network.is_empty() => {
+                let at = self.random.random_range(0..self.network.len());
+                let (from, to, message) = self.network.swap_remove(at);
+                if self.random.random_range(0..20) > 0 {
+                    self.deliver(from, to, message);
+                } else if let Message::Page { .. } | Message::Built { .. } = message {
+                    let builder = if matches!(message, Message::Page { .. }) { from } else { to };
+                    self.retry(builder, id(if builder == from { to } else { from }));
                 }
             }
             55..67 if self.answers(node) && self.next < 120 => {
