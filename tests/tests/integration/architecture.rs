@@ -2,6 +2,7 @@
 //! of core import down their layers, and dependencies are compiled once, whichever packages are selected.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -51,7 +52,9 @@ fn package(room: &str) -> String {
 
 fn cargo(words: &[&str]) -> String {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let ran = Command::new(cargo).args(words).current_dir(root()).output().unwrap();
+    // Without this, a release of cargo does not show the graph of a build.
+    let cargo = &mut Command::new(cargo);
+    let ran = cargo.args(words).env("RUSTC_BOOTSTRAP", "1").current_dir(root()).output().unwrap();
     assert!(ran.status.success(), "cargo {words:?}: {}", String::from_utf8_lossy(&ran.stderr));
     String::from_utf8(ran.stdout).unwrap()
 }
@@ -262,4 +265,48 @@ fn demo_and_tests_compile_the_same_dependencies_whatever_is_selected() {
         let tested = compiled(&[&format!("-p={package}"), "--edges=normal,build,dev"]);
         assert!(tested.is_subset(&all), "{package}: {:?}", tested.difference(&all));
     }
+}
+
+/// Return the libraries that a command of cargo compiles, each with its features and profile, and with those of
+/// everything that it is built from: cargo compiles a library again if any of that differs.
+fn libraries(command: &[&str]) -> BTreeMap<u64, String> {
+    let words = [command, &["--release", "--locked", "--unit-graph", "-Zunstable-options"]].concat();
+    let graph: Value = serde_json::from_str(&cargo(&words)).unwrap();
+    let units = graph["units"].as_array().unwrap();
+    let mut digests = vec![None; units.len()];
+    let of = |at: usize, digests: &mut Vec<Option<u64>>| digest(units, at, digests);
+    let mut libraries = BTreeMap::new();
+    for (at, unit) in units.iter().enumerate() {
+        let kind = unit["target"]["kind"][0].as_str().unwrap();
+        if unit["mode"] == "build" && kind != "bin" {
+            libraries.insert(of(at, &mut digests), unit["pkg_id"].as_str().unwrap().to_owned());
+        }
+    }
+    libraries
+}
+
+fn digest(units: &[Value], at: usize, digests: &mut Vec<Option<u64>>) -> u64 {
+    if let Some(digest) = digests[at] {
+        return digest;
+    }
+    let unit = &units[at];
+    let parts = unit["dependencies"].as_array().unwrap().iter();
+    let parts = parts.map(|part| usize::try_from(part["index"].as_u64().unwrap()).unwrap());
+    let mut parts: Vec<u64> = parts.map(|part| digest(units, part, digests)).collect();
+    parts.sort_unstable();
+    let mut hasher = DefaultHasher::new();
+    for field in ["pkg_id", "target", "profile", "mode", "features"] {
+        unit[field].to_string().hash(&mut hasher);
+    }
+    parts.hash(&mut hasher);
+    *digests[at].insert(hasher.finish())
+}
+
+#[test]
+fn the_tests_use_every_library_that_the_demo_has_compiled() {
+    let (demo, all) = (libraries(&["build", "-p=annulus"]), libraries(&["test", "--workspace"]));
+    let again: BTreeSet<&String> =
+        demo.iter().filter(|(digest, _)| !all.contains_key(digest)).map(|(_, library)| library).collect();
+    assert!(demo.values().any(|library| library.contains("wasmtime@")), "{demo:?}");
+    assert!(again.is_empty(), "compiled once more for the tests: {again:#?}");
 }
