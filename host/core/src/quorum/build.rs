@@ -14,9 +14,6 @@ pub struct Build {
     w: usize,
     sources: BTreeMap<NodeId, Source>,
     is_over: bool,
-    /// Take as few sources as a successor, although this node is a member: a fault on purpose.
-    #[cfg(test)]
-    few: bool,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,6 +45,8 @@ pub enum BuildEvent {
         from: NodeId,
         /// The version of the group at that node.
         version: u64,
+        /// The token that it was asked with.
+        after: Option<Vec<u8>>,
         /// The token of its next page; `None` for the last one.
         next: Option<Vec<u8>>,
         /// True if its store is complete.
@@ -103,25 +102,10 @@ pub enum BuildStep {
 impl Build {
     /// Start to make the store of `me`, for a module whose writes `w` nodes acknowledge.
     pub fn start(me: NodeId, group: Group, w: usize) -> (Self, Vec<BuildStep>) {
-        let mut build = Self {
-            me,
-            group,
-            w,
-            sources: BTreeMap::new(),
-            is_over: false,
-            #[cfg(test)]
-            few: false,
-        };
+        let mut build = Self { me, group, w, sources: BTreeMap::new(), is_over: false };
         build.add_sources();
         let steps = build.next();
         (build, steps)
-    }
-
-    #[cfg(test)]
-    pub(super) fn with_few_sources(&mut self) -> Vec<BuildStep> {
-        self.few = true;
-        self.sources.values_mut().for_each(|source| *source = Source::Idle);
-        self.next()
     }
 
     /// Handle an event, and return the steps to carry out.
@@ -130,19 +114,28 @@ impl Build {
             return Vec::new();
         }
         let heard = match event {
-            BuildEvent::Merged { from, version, next, complete } => {
-                let source = self.sources.get_mut(&from);
-                if let Some(source) = source.filter(|_| version >= self.group.version) {
-                    *source = match (&source, next) {
-                        (Source::Asked(_), Some(next)) => return self.ask_on(from, next, false),
-                        (Source::AskedForSome(_), Some(next)) => return self.ask_on(from, next, true),
-                        // A store that was not complete when it was asked first may have become so. It has been complete
-                        // for its last page only, but what it got since it was asked is in no page that it sent before.
-                        (Source::Asked(_), None) => Source::Merged,
-                        (Source::AskedForSome(None), None) if complete => Source::Merged,
-                        (Source::AskedForSome(_), None) => Source::MergedSome,
-                        (other, _) => (*other).clone(),
-                    };
+            BuildEvent::Merged { from, version, after, next, complete } => {
+                let is_old = version < self.group.version;
+                match self.sources.get_mut(&from) {
+                    // The node did not know of the last change when it answered: ask it again.
+                    Some(source @ (Source::Asked(_) | Source::AskedForSome(_))) if is_old => {
+                        *source = Source::Failed;
+                        return self.ask_others();
+                    }
+                    // A page of an attempt that has failed meanwhile is merged, and counts for nothing.
+                    Some(Source::Asked(asked)) if *asked == after => match next {
+                        Some(next) => return self.ask_on(from, next, false),
+                        None => drop(self.sources.insert(from, Source::Merged)),
+                    },
+                    Some(Source::AskedForSome(asked)) if *asked == after => match next {
+                        Some(next) => return self.ask_on(from, next, true),
+                        // The store has become complete, and this page has all of it.
+                        None if complete && after.is_none() => {
+                            drop(self.sources.insert(from, Source::Merged))
+                        }
+                        None => drop(self.sources.insert(from, Source::MergedSome)),
+                    },
+                    _ => {}
                 }
                 version
             }
@@ -208,10 +201,6 @@ impl Build {
     /// member needs all of them. (With three replicas and two acknowledgements this is the same number.)
     fn needs(&self) -> usize {
         let n = self.group.members.len();
-        #[cfg(test)]
-        if self.few {
-            return n - self.w.min(n) + 1;
-        }
         if self.group.members.contains(&self.me) { n - 1 } else { n - self.w.min(n) + 1 }
     }
 
@@ -284,8 +273,15 @@ mod tests {
         BuildStep::Ask { from: NodeId(from), after: after.map(<[u8]>::to_vec), incomplete, version: 5 }
     }
 
-    fn merged(from: u64, next: Option<&[u8]>) -> BuildEvent {
-        BuildEvent::Merged { from: NodeId(from), version: 5, next: next.map(<[u8]>::to_vec), complete: true }
+    fn page(from: u64, after: Option<&[u8]>, next: Option<&[u8]>, complete: bool) -> BuildEvent {
+        let token = |token: Option<&[u8]>| token.map(<[u8]>::to_vec);
+        let (after, next) = (token(after), token(next));
+        BuildEvent::Merged { from: NodeId(from), version: 5, after, next, complete }
+    }
+
+    /// The only page of a complete store.
+    fn merged(from: u64) -> BuildEvent {
+        page(from, None, None, true)
     }
 
     fn complete(may_have_lost: bool) -> Vec<BuildStep> {
@@ -296,58 +292,62 @@ mod tests {
     fn a_store_is_complete_once_it_has_merged_enough_complete_ones() {
         let (mut build, steps) = Build::start(ME, group(5, &[1, 2, 3]), 2);
         assert_eq!(steps, [ask(1, None, false), ask(2, None, false)]);
-        assert_eq!(build.on(merged(1, Some(b"k"))), [ask(1, Some(b"k"), false)]);
-        assert_eq!(build.on(merged(1, None)), []);
+        assert_eq!(build.on(page(1, None, Some(b"k"), true)), [ask(1, Some(b"k"), false)]);
+        assert_eq!(build.on(merged(1)), [], "it was asked for the next page");
+        assert_eq!(build.on(page(1, Some(b"k"), None, true)), []);
         // The second one fails, so the third is asked; then it is incomplete, and the second is asked again.
         assert_eq!(build.on(BuildEvent::Failed { from: NodeId(2) }), [ask(3, None, false)]);
         assert_eq!(build.on(BuildEvent::Incomplete { from: NodeId(3), version: 5 }), []);
         assert_eq!(build.on(BuildEvent::Retry), [ask(2, None, false)]);
-        assert_eq!(build.on(merged(2, None)), complete(false));
+        assert_eq!(build.on(merged(2)), complete(false));
     }
 
     #[test]
     fn a_member_that_lost_its_items_needs_all_others() {
         let (mut build, steps) = Build::start(ME, group(5, &[9, 2, 3]), 3);
         assert_eq!(steps, [ask(2, None, false), ask(3, None, false)]);
-        assert_eq!((build.on(merged(2, None)), build.on(merged(3, None))), (vec![], complete(false)));
+        assert_eq!((build.on(merged(2)), build.on(merged(3))), (vec![], complete(false)));
     }
 
     #[test]
     fn with_too_few_complete_ones_the_union_is_taken_and_the_loss_is_told() {
         let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), 2);
-        assert_eq!(build.on(merged(2, None)), []);
+        assert_eq!(build.on(merged(2)), []);
         let incomplete = BuildEvent::Incomplete { from: NodeId(3), version: 5 };
         assert_eq!(build.on(incomplete), [ask(3, None, true)]);
-        let some = |next: Option<&[u8]>| {
-            let next = next.map(<[u8]>::to_vec);
-            BuildEvent::Merged { from: NodeId(3), version: 5, next, complete: false }
-        };
-        assert_eq!(build.on(some(Some(b"k"))), [ask(3, Some(b"k"), true)]);
-        assert_eq!(build.on(some(None)), complete(true));
+        assert_eq!(build.on(page(3, None, Some(b"k"), false)), [ask(3, Some(b"k"), true)]);
+        assert_eq!(build.on(page(3, Some(b"k"), None, false)), complete(true));
     }
 
     #[test]
     fn a_store_that_may_become_complete_is_asked_again_before_the_union_is_taken() {
         let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), 2);
         assert_eq!(build.on(BuildEvent::Incomplete { from: NodeId(1), version: 5 }), [ask(3, None, false)]);
-        assert_eq!(build.on(merged(2, None)), []);
-        assert_eq!(build.on(merged(3, None)), complete(false));
+        assert_eq!(build.on(merged(2)), []);
+        assert_eq!(build.on(merged(3)), complete(false));
     }
 
     #[test]
     fn a_removed_node_is_not_waited_for() {
         let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), 2);
         assert_eq!(build.on(BuildEvent::Gone { node: NodeId(3) }), []);
-        assert_eq!(build.on(merged(2, None)), complete(true));
+        assert_eq!(build.on(merged(2)), complete(true));
         assert_eq!(build.on(BuildEvent::Retry), []);
     }
 
     #[test]
     fn a_page_from_before_the_change_does_not_count() {
         let (mut build, _) = Build::start(ME, group(5, &[9, 2]), 2);
-        let old = BuildEvent::Merged { from: NodeId(2), version: 4, next: None, complete: true };
-        assert_eq!(build.on(old), []);
-        let newer = BuildEvent::Merged { from: NodeId(2), version: 8, next: None, complete: true };
+        let page = |version| BuildEvent::Merged {
+            from: NodeId(2),
+            version,
+            after: None,
+            next: None,
+            complete: true,
+        };
+        assert_eq!(build.on(page(4)), []);
+        assert_eq!(build.on(BuildEvent::Retry), [ask(2, None, false)]);
+        let newer = page(8);
         assert_eq!(build.on(newer), [BuildStep::Learn(8)]);
         assert_eq!(build.on(BuildEvent::Learned(group(8, &[9, 2]))), complete(false));
     }

@@ -3,14 +3,18 @@
 #![allow(clippy::unwrap_used)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::OnceLock;
 
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
 
 use super::*;
+use crate::item::{Item, RangeDigest};
 
 const NODES: usize = 6;
 const N: usize = 3;
+/// Number of writes of a run.
+const WRITES: usize = 120;
 
 /// A rule that a run leaves out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +89,19 @@ struct Model {
     missed: Option<String>,
 }
 
-fn digest_of(items: &BTreeSet<usize>) -> read::ItemsDigest {
-    // The model has few writes, so their set is its own digest.
-    items.iter().fold(0u128, |sum, item| sum | 1 << (item % 128)).to_le_bytes()
+fn digest_of(items: &BTreeSet<usize>) -> RangeDigest {
+    static SINGLE: OnceLock<Vec<RangeDigest>> = OnceLock::new();
+    let single = SINGLE.get_or_init(|| (0..WRITES).map(digest_of_one).collect());
+    let mut digest = RangeDigest::default();
+    items.iter().for_each(|item| digest.add_all(&single[*item]));
+    digest
+}
+
+fn digest_of_one(item: usize) -> RangeDigest {
+    let mut digest = RangeDigest::default();
+    let key = item.to_be_bytes().to_vec();
+    digest.add(&Item { key, sort: Vec::new(), value: Vec::new(), deleted: false });
+    digest
 }
 
 fn id(node: usize) -> NodeId {
@@ -177,8 +191,9 @@ impl Model {
 
     fn build(&mut self, node: usize) {
         let w = if self.broken == Broken::OneSource { N } else { self.w };
-        let (mut build, steps) = Build::start(id(node), self.group(node), w);
-        let steps = if self.broken == Broken::FewSources { build.with_few_sources() } else { steps };
+        // A store that does not take itself for a member's needs no more than that of a successor.
+        let me = if self.broken == Broken::FewSources { id(NODES) } else { id(node) };
+        let (build, steps) = Build::start(me, self.group(node), w);
         self.nodes[node].build = Some(build);
         self.build_steps(node, steps);
     }
@@ -315,7 +330,7 @@ impl Model {
                 let version = self.group(to).version;
                 let complete = self.nodes[to].is_complete;
                 let event = if complete || incomplete {
-                    BuildEvent::Merged { from: id(to), version, next: None, complete }
+                    BuildEvent::Merged { from: id(to), version, after: None, next: None, complete }
                 } else {
                     BuildEvent::Incomplete { from: id(to), version }
                 };
@@ -348,7 +363,7 @@ impl Model {
                     self.retry(builder, id(if builder == from { to } else { from }));
                 }
             }
-            55..67 if self.answers(node) && self.next < 120 => {
+            55..67 if self.answers(node) && self.next < WRITES => {
                 let write = self.next;
                 self.next += 1;
                 let (machine, steps) = super::Write::start(self.group(node), self.w, id(node));

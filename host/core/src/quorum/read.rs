@@ -4,9 +4,7 @@ use std::collections::BTreeMap;
 
 use super::{Group, quorum_of};
 use crate::ids::NodeId;
-
-/// The digest of what a node has of the items that a command reads.
-pub type ItemsDigest = [u8; 16];
+use crate::item::RangeDigest;
 
 /// A read between its run at the coordinator and its answer.
 ///
@@ -17,9 +15,9 @@ pub struct Read {
     group: Group,
     me: NodeId,
     r: usize,
-    own: ItemsDigest,
+    own: RangeDigest,
     /// The digests of what is merged here: all of it is in what this node has now.
-    within: Vec<ItemsDigest>,
+    within: Vec<RangeDigest>,
     heard: BTreeMap<NodeId, Heard>,
     newest: u64,
     is_over: bool,
@@ -30,11 +28,11 @@ enum Heard {
     /// Asked for its digest.
     Asked,
     /// Has these items.
-    Has(ItemsDigest),
+    Has(RangeDigest),
     /// Asked for its items.
     Fetched,
     /// Its items are merged here: it has this part of them.
-    Merged(ItemsDigest),
+    Merged(RangeDigest),
     /// It does not answer, or is no complete member.
     No,
 }
@@ -49,16 +47,16 @@ pub enum ReadEvent {
         /// The version of the group there.
         version: u64,
         /// The digest.
-        digest: ItemsDigest,
+        digest: RangeDigest,
     },
     /// The items of a member were merged here.
     Merged {
         /// The member.
         from: NodeId,
         /// The digest of what it had.
-        theirs: ItemsDigest,
+        theirs: RangeDigest,
         /// The digest of what this node has now.
-        own: ItemsDigest,
+        own: RangeDigest,
     },
     /// A node does not answer: it is silent, not a complete member, or unreachable.
     No {
@@ -95,7 +93,7 @@ pub enum ReadStep {
 
 impl Read {
     /// Start a read that has run at the complete member `me`, which has items with the digest `own`.
-    pub fn start(group: Group, r: usize, me: NodeId, own: ItemsDigest) -> (Self, Vec<ReadStep>) {
+    pub fn start(group: Group, r: usize, me: NodeId, own: RangeDigest) -> (Self, Vec<ReadStep>) {
         let newest = group.version;
         let (within, heard) = (vec![own], BTreeMap::new());
         let mut read = Self { group, me, r, own, within, heard, newest, is_over: false };
@@ -190,9 +188,23 @@ impl Read {
 mod tests {
     use super::*;
 
+    use crate::item::Item;
+
     const ME: NodeId = NodeId(1);
-    const OLD: ItemsDigest = [1; 16];
-    const NEW: ItemsDigest = [2; 16];
+
+    fn digest_of(value: &[u8]) -> RangeDigest {
+        let mut digest = RangeDigest::default();
+        digest.add(&Item { key: b"k".to_vec(), sort: Vec::new(), value: value.to_vec(), deleted: false });
+        digest
+    }
+
+    fn old() -> RangeDigest {
+        digest_of(b"old")
+    }
+
+    fn new() -> RangeDigest {
+        digest_of(b"new")
+    }
 
     fn group(version: u64, members: &[u64]) -> Group {
         let members = members.iter().copied().map(NodeId).collect();
@@ -200,10 +212,10 @@ mod tests {
     }
 
     fn start(r: usize) -> (Read, Vec<ReadStep>) {
-        Read::start(group(5, &[1, 2, 3]), r, ME, OLD)
+        Read::start(group(5, &[1, 2, 3]), r, ME, old())
     }
 
-    fn digest(from: u64, version: u64, digest: ItemsDigest) -> ReadEvent {
+    fn digest(from: u64, version: u64, digest: RangeDigest) -> ReadEvent {
         ReadEvent::Digest { from: NodeId(from), version, digest }
     }
 
@@ -220,7 +232,7 @@ mod tests {
         assert_eq!(start(1).1, answer(false, &[]));
         let (mut read, steps) = start(2);
         assert_eq!(steps, ask(&[2], 5));
-        assert_eq!(read.on(digest(2, 5, OLD)), answer(false, &[]));
+        assert_eq!(read.on(digest(2, 5, old())), answer(false, &[]));
     }
 
     #[test]
@@ -228,10 +240,10 @@ mod tests {
         let (mut read, steps) = start(3);
         assert_eq!(steps, ask(&[2, 3], 5));
         assert_eq!(
-            (read.on(digest(2, 5, OLD)), read.on(digest(3, 5, NEW))),
+            (read.on(digest(2, 5, old())), read.on(digest(3, 5, new()))),
             (vec![], vec![ReadStep::Fetch(NodeId(3))])
         );
-        let merged = ReadEvent::Merged { from: NodeId(3), theirs: NEW, own: NEW };
+        let merged = ReadEvent::Merged { from: NodeId(3), theirs: new(), own: new() };
         assert_eq!(read.on(merged), answer(true, &[2]));
     }
 
@@ -246,10 +258,10 @@ mod tests {
     #[test]
     fn after_a_change_all_are_asked_again() {
         let (mut read, _) = start(2);
-        assert_eq!(read.on(digest(2, 8, OLD)), [ReadStep::Learn(8)]);
+        assert_eq!(read.on(digest(2, 8, old())), [ReadStep::Learn(8)]);
         assert_eq!(read.on(ReadEvent::Learned(group(8, &[1, 4, 2]))), ask(&[4], 8));
-        assert_eq!(read.on(digest(4, 5, OLD)), []);
-        assert_eq!(read.on(digest(4, 8, OLD)), answer(false, &[]));
+        assert_eq!(read.on(digest(4, 5, old())), []);
+        assert_eq!(read.on(digest(4, 8, old())), answer(false, &[]));
         let (mut read, _) = start(2);
         assert_eq!(read.on(ReadEvent::Learned(group(8, &[4, 2]))), [ReadStep::Elsewhere]);
     }
