@@ -61,13 +61,14 @@ impl Holding {
     pub fn apply(&mut self, partition: &Partition, me: NodeId, index: u64) -> Vec<Change> {
         let pending = partition.pending.as_ref().map(|transfer| transfer.id);
         // The id of a transfer is the index of the entry that began it.
-        let is_over = |transfer: TransferId| Some(transfer) != pending && transfer.0 <= index;
+        let is_known = |transfer: TransferId| transfer.0 <= index;
+        let is_over = |transfer: TransferId| is_known(transfer) && Some(transfer) != pending;
         let mut changes = Vec::new();
         if self.version < partition.version {
             let before = std::mem::replace(&mut self.version, partition.version);
             let held = partition.role_of(me, REPLICAS).holds();
             match (std::mem::replace(&mut self.held, held), held) {
-                (false, true) => match self.staged.take() {
+                (false, true) => match self.staged.take_if(|(transfer, _)| is_known(*transfer)) {
                     Some((transfer, true)) if transfer == partition.made_by => changes.push(Change::Promote),
                     Some(_) => changes.push(Change::DropIncomplete),
                     // A node that starts held the partition before.
@@ -75,7 +76,7 @@ impl Holding {
                     None => {}
                 },
                 (true, false) => {
-                    self.sealed = None;
+                    self.sealed.take_if(|transfer| is_known(*transfer));
                     changes.push(Change::GiveUp);
                 }
                 (true, true) | (false, false) => {}
@@ -164,6 +165,12 @@ mod tests {
         assert_eq!(giver.apply(&partition(ME, 5, 1, None), ME, 6), []);
         assert_eq!(giver.sealed, sealed);
         assert_eq!(giver.apply(&partition(ME, 5, 1, None), ME, 7), [Change::Unseal]);
+        // The partition came and went before the transfer that the state does not know yet.
+        let mut again = Holding { version: 1, staged, ..Holding::default() };
+        assert_eq!(again.apply(&partition(ME, 3, 2, None), ME, 3), [Change::TakeEmpty]);
+        assert_eq!(again.apply(&partition(OTHER, 5, 4, None), ME, 5), [Change::GiveUp]);
+        assert_eq!(again.staged, staged);
+        assert_eq!(again.apply(&partition(ME, 8, 7, None), ME, 8), [Change::Promote]);
     }
 
     #[test]
