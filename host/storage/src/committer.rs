@@ -35,15 +35,14 @@ pub(super) const NUMBER_KEY: &[u8] = &[0xff, 0xff, 63];
 pub(super) type SpaceNumber = u64;
 
 /// The keyspaces of modules that were used since the start; `None` for one that is being removed.
-pub(super) type Spaces = Arc<Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>>;
-type WeakSpaces = Weak<Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>>;
+pub(super) type Spaces = Mutex<BTreeMap<ModuleUid, Option<Arc<ItemSpace>>>>;
 
 /// The keyspace of a module's items, while anything uses it.
 pub(super) struct ItemSpace {
     module: ModuleUid,
     pub(super) id: SpaceId,
     committer: Weak<Committer>,
-    spaces: WeakSpaces,
+    spaces: Weak<Spaces>,
     /// True once the module was undeployed and its stores are empty: the last user removes the keyspace.
     has_ended: AtomicBool,
 }
@@ -87,7 +86,7 @@ pub(super) struct Sweep {
 struct Gone {
     module: ModuleUid,
     id: SpaceId,
-    spaces: WeakSpaces,
+    spaces: Weak<Spaces>,
 }
 
 #[derive(Default)]
@@ -170,7 +169,12 @@ impl Committer {
     }
 
     /// Return a keyspace that has not ended.
-    pub(super) fn item_space(self: &Arc<Self>, module: ModuleUid, id: SpaceId, spaces: &Spaces) -> ItemSpace {
+    pub(super) fn item_space(
+        self: &Arc<Self>,
+        module: ModuleUid,
+        id: SpaceId,
+        spaces: &Arc<Spaces>,
+    ) -> ItemSpace {
         let spaces = Arc::downgrade(spaces);
         ItemSpace { module, id, committer: Arc::downgrade(self), spaces, has_ended: AtomicBool::new(false) }
     }

@@ -153,7 +153,7 @@ pub(super) struct Database {
     /// The keyspace of the records.
     pub(super) records: SpaceId,
     pub(super) committer: Arc<Committer>,
-    spaces: Spaces,
+    spaces: Arc<Spaces>,
 }
 
 impl Drop for Database {
@@ -367,7 +367,7 @@ fn read(
         engine.remove_space(*space)?;
     }
     let committer = Committer::start(engine.clone(), witness, numbers, suspects(config));
-    Ok((Database { engine, records: space, committer, spaces: Spaces::default() }, records))
+    Ok((Database { engine, records: space, committer, spaces: Arc::default() }, records))
 }
 
 fn number_in(engine: &dyn Engine, space: SpaceId) -> Result<Option<u64>, Unusable> {
@@ -395,7 +395,7 @@ fn create(config: &StoresConfig) -> Result<Arc<Database>, String> {
     disk.remove(&dir.join(CREATING)).and_then(|()| disk.sync_dir(dir)).map_err(said)?;
     let numbers = BTreeMap::<SpaceNumber, u64>::new();
     let committer = Committer::start(engine.clone(), witness, numbers, suspects(config));
-    Ok(Arc::new(Database { engine, records, committer, spaces: Spaces::default() }))
+    Ok(Arc::new(Database { engine, records, committer, spaces: Arc::default() }))
 }
 
 /// Remove what an interrupted creation has left.

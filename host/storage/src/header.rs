@@ -76,33 +76,14 @@ pub(super) struct StageRecord {
 }
 
 /// A place in the log of the cluster. Places are ordered by lineage first.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct LogPlace {
     /// The lineage.
+    #[serde(flatten)]
     pub lineage: Lineage,
-    /// The index of an entry.
-    pub index: u64,
-}
-
-/// The serialized form of a [`LogPlace`].
-#[derive(Serialize, Deserialize)]
-struct PlaceOnDisk {
-    number: u64,
-    id: u64,
+    /// The index of an entry. The first form of the record on disk had none.
     #[serde(default)]
-    index: u64,
-}
-
-impl From<LogPlace> for PlaceOnDisk {
-    fn from(LogPlace { lineage: Lineage { number, id }, index }: LogPlace) -> Self {
-        Self { number, id, index }
-    }
-}
-
-impl From<PlaceOnDisk> for LogPlace {
-    fn from(PlaceOnDisk { number, id, index }: PlaceOnDisk) -> Self {
-        Self { lineage: Lineage { number, id }, index }
-    }
+    pub index: u64,
 }
 
 /// One record with its key.
@@ -131,7 +112,7 @@ impl Record {
         match self {
             Self::Header(store, header) => (header_key(*store), encoded(header)),
             Self::Stage(partition, stage) => (stage_key(*partition), encoded(stage)),
-            Self::Followed(place) => (Bytes::from_static(FOLLOWED), encoded(&PlaceOnDisk::from(*place))),
+            Self::Followed(place) => (Bytes::from_static(FOLLOWED), encoded(place)),
         }
     }
 
@@ -146,7 +127,7 @@ impl Record {
                 let partition = PartitionId(u16::from_be_bytes(partition.try_into().ok()?));
                 Some(Self::Stage(partition, codec::decode(value).ok()?))
             }
-            FOLLOWED => Some(Self::Followed(codec::decode::<PlaceOnDisk>(value).ok()?.into())),
+            FOLLOWED => Some(Self::Followed(codec::decode(value).ok()?)),
             _ => None,
         }
     }

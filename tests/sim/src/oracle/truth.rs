@@ -572,6 +572,22 @@ mod tests {
     }
 
     #[test]
+    fn a_write_that_a_store_refuses_is_judged_by_the_fate_of_its_module() {
+        let mut truth = truth();
+        truth.keeps(0, true);
+        let op = run(&mut truth, 1);
+        let refused = RequestError::not_applied(ErrorCode::NotReady, "the store is closed");
+        truth.answered(op, Err(&refused), NOW, false).unwrap();
+        assert_eq!(truth.check_untaken().unwrap_err().rule, Rule::AnswerTells);
+        truth.begins(0, 1, NOW);
+        truth.check_untaken().unwrap();
+        let op = run(&mut truth, 2);
+        let refused = RequestError::not_applied(ErrorCode::Overloaded, "another reason");
+        let broken = truth.answered(op, Err(&refused), NOW, false).unwrap_err();
+        assert_eq!(broken.rule, Rule::AnswerTells);
+    }
+
+    #[test]
     fn a_crash_may_undo_what_nobody_was_told_of() {
         let mut truth = truth();
         truth.keeps(0, true);
