@@ -12,6 +12,7 @@ pub use annulus_data_dir as data_dir;
 pub use annulus_handoff as handoff;
 pub use annulus_modules as modules;
 pub use annulus_node as node;
+pub use annulus_replica as replica;
 pub use annulus_request as request;
 pub use annulus_storage as storage;
 pub use annulus_toolchain as toolchain;

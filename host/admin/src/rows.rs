@@ -295,6 +295,17 @@ pub struct PreferenceRow {
     pub role: String,
 }
 
+/// A node's stores of modules with several replicas.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicasRow {
+    /// Number of all of them.
+    pub stores: usize,
+    /// Number of those that are built from others, because they have lost their items.
+    pub building: usize,
+    /// Number of those that are compared with others, because they may have missed writes.
+    pub behind: usize,
+}
+
 /// Output of `status`: one node's view.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct StatusRow {
@@ -330,6 +341,9 @@ pub struct StatusRow {
     /// recovery, for as long as the node runs.
     #[serde(default)]
     pub aside: usize,
+    /// The node's stores of modules with several replicas.
+    #[serde(default)]
+    pub replicas: ReplicasRow,
     /// Messages about conditions that need an operator's attention.
     pub alerts: Vec<String>,
     /// Partitions whose items may be lost because a node was removed, was restarted, or was away at a

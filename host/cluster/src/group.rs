@@ -50,9 +50,9 @@ impl RaftGroup {
         self.running.load_full()
     }
 
-    /// Continue with a Raft of another lineage. The former one must have ended.
+    /// Continue with a Raft of a newer lineage, or with another one of the same. The former one must have ended.
     pub(super) fn replace(&self, running: Running) {
-        debug_assert!(running.lineage > self.running.load().lineage, "lineages only advance");
+        debug_assert!(running.lineage >= self.running.load().lineage, "lineages only advance");
         self.running.store(Arc::new(running));
     }
 

@@ -141,6 +141,7 @@ impl Recoverer {
         if self.views.load().outside.is_some() {
             return Err(RecoverError::Outside);
         }
+        let seen = self.group.raft().metrics().borrow().last_log_index;
         let basis = self.survey().await;
         if !self.needs_recovery(&basis) {
             return Err(RecoverError::NotNeeded);
@@ -167,8 +168,9 @@ impl Recoverer {
         // is lost for now, it must not reappear later as the newer lineage.
         let state = basis.state.recovered(heard, annulus_ground::random(), &basis.lost);
         let lineage = state.lineage;
-        match self.supervisor.change_over(state, LineageRole::Begins).await {
+        match self.supervisor.change_over(state, LineageRole::Begins { seen }).await {
             Ok(()) => {}
+            Err(ChangeOverError::Grown) => return Err(RecoverError::Changed),
             Err(stopping @ ChangeOverError::Stopping) => {
                 return Err(ClusterError::Raft(stopping.to_string()).into());
             }

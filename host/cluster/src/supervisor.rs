@@ -73,6 +73,10 @@ pub(super) enum ChangeOverError {
     /// The control plane is stopping. Nothing was changed.
     #[error("this node is stopping")]
     Stopping,
+    /// The former Raft has taken entries since the state of the new lineage was chosen. A majority may have committed
+    /// them. The former Raft continues.
+    #[error("the log has grown since the state was chosen")]
+    Grown,
     /// The change failed half way. The node cannot continue without a restart.
     #[error(transparent)]
     Failed(#[from] ClusterError),
@@ -88,7 +92,10 @@ impl From<StoreError> for ChangeOverError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum LineageRole {
     /// The node starts the lineage, as its only voter.
-    Begins,
+    Begins {
+        /// The last index of the node's log before the state was chosen.
+        seen: Option<u64>,
+    },
     /// The node learns the state from the nodes that are in the lineage.
     Learns,
 }
@@ -188,17 +195,26 @@ impl Supervisor {
         }
         let parts = &self.parts;
         annulus_ground::point("lineage: changes over").await;
+        if let LineageRole::Begins { seen } = role {
+            // From here on no majority of the former lineage includes this node. An entry that it has taken meanwhile may be
+            // committed with its help, and would be missing from the new lineage.
+            Self::end(&old).await?;
+            if old.raft.metrics().borrow().last_log_index > seen {
+                let store = parts.store(old.lineage)?;
+                self.group.replace(parts.run(store, old.lineage, false).await?);
+                return Err(ChangeOverError::Grown);
+            }
+        }
         let store = parts.store(state.lineage)?;
-        if role == LineageRole::Begins {
+        if matches!(role, LineageRole::Begins { .. }) {
             StateMachine::begin(&store, &state, parts.me.0).await?;
         }
         // From here on a restart continues in the new lineage.
         self.copy.write(&state);
         Syncer::start(parts.database.clone(), None).sync().await;
 
-        old.watch.abort();
-        if timeout(END, old.raft.shutdown()).await.is_err() {
-            return Err(ClusterError::Raft("the former lineage's Raft does not end".into()).into());
+        if role == LineageRole::Learns {
+            Self::end(&old).await?;
         }
         parts.contact.clear();
         parts.views.offer(&state);
@@ -210,6 +226,15 @@ impl Supervisor {
             "continues in a new lineage"
         );
         Ok(())
+    }
+
+    /// End the Raft of a lineage.
+    async fn end(old: &Running) -> Result<(), ClusterError> {
+        old.watch.abort();
+        match timeout(END, old.raft.shutdown()).await {
+            Ok(_) => Ok(()),
+            Err(_) => Err(ClusterError::Raft("the former lineage's Raft does not end".into())),
+        }
     }
 
     /// Stop Raft for good, after any change of lineage in progress.

@@ -129,6 +129,23 @@ impl fmt::Debug for Item {
 pub struct RangeDigest(#[serde(with = "serde_bytes")] [u8; 16]);
 
 impl RangeDigest {
+    /// Return the digest of items.
+    pub fn of<'a>(items: impl IntoIterator<Item = &'a Item>) -> Self {
+        let mut digest = Self::default();
+        items.into_iter().for_each(|item| digest.add(item));
+        digest
+    }
+
+    /// Return the bytes of the digest.
+    pub fn to_bytes(self) -> [u8; 16] {
+        self.0
+    }
+
+    /// Return the digest with these bytes.
+    pub fn from_bytes(bytes: [u8; 16]) -> Self {
+        Self(bytes)
+    }
+
     /// Add an item.
     pub fn add(&mut self, item: &Item) {
         self.change(item, u128::wrapping_add);

@@ -115,6 +115,14 @@ mutants! {
     KeepComponents: "D10",
     /// A node that starts or stops drops calls.
     DropCallsWhileStarting: "D12",
+    /// A store that has lost its items answers before it has been built from the others.
+    BuildingAnswers: "R5",
+    /// A process takes the memory that the former one has lost for all that there was.
+    TrustEmptyMemory: "R5",
+    /// A write is acknowledged although no other replica is sent it.
+    KeepToItself: "R6",
+    /// A read asks no other replica.
+    ReadOneReplica: "R9",
 }
 
 impl fmt::Display for Mutant {

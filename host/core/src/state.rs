@@ -556,6 +556,16 @@ pub enum Refusal {
         "the state's level cannot become {0}: a new member may not support it, or the state has that level already"
     )]
     CannotRaise(u32),
+    /// Partitions of a module with several replicas do not move yet.
+    #[error(
+        "the module {module} has n={n}, and this version cannot move partitions with several replicas: undeploy it first"
+    )]
+    Replicated {
+        /// The module.
+        module: String,
+        /// The number of its replicas.
+        n: u8,
+    },
     /// `rollback --to` a version that is not kept.
     #[error("{name} has no release {version} to go back to: `annulus modules` shows those that it has")]
     NoRelease {

@@ -4,6 +4,8 @@
 //! guest decodes. All numbers are big-endian. The first byte of a call is the version of the format; the first byte
 //! of an answer shows whether a reply or an error follows.
 
+pub mod replica;
+
 use serde::{Deserialize, Serialize};
 use serde_bytes::ByteBuf;
 
@@ -67,6 +69,12 @@ pub enum BadFrame {
     /// The name of the command is not UTF-8.
     #[error("the command's name is not UTF-8")]
     NotText,
+    /// A part has a value that this node does not know.
+    #[error("the frame has {0} {1}, which this node does not know")]
+    Unknown(&'static str, u8),
+    /// Bytes follow the end of the frame.
+    #[error("{0} bytes follow the end of the frame")]
+    Long(usize),
 }
 
 impl<'a> Call<'a> {
@@ -216,6 +224,10 @@ impl<'a> Rest<'a> {
         let (head, tail) = self.0.split_at_checked(length as usize).ok_or(BadFrame::Short(what))?;
         self.0 = tail;
         Ok(head)
+    }
+
+    fn end(&self) -> Result<(), BadFrame> {
+        if self.0.is_empty() { Ok(()) } else { Err(BadFrame::Long(self.0.len())) }
     }
 }
 

@@ -529,3 +529,61 @@ fn a_planned_hand_over_is_not_committed_as_a_removal() {
     world.ok(commit(&again));
     assert_eq!(world.state().members[&old].status, MemberStatus::Leaving);
 }
+
+fn deploy(name: &str, n: u8) -> Command {
+    let release = Release {
+        version: 0,
+        digest: Digest([2; 32]),
+        bytes: 1,
+        description: Vec::new(),
+        config: None,
+        call_ms: None,
+    };
+    let (n, r, w, storage, config) = (Some(n), None, None, None, None);
+    Command::Deploy { name: name.into(), n, r, w, storage, config, release, base_version: 0 }
+}
+
+#[test]
+fn a_module_with_several_replicas_keeps_its_partitions_where_they_are() {
+    let mut world = World::of(16, 2);
+    assert!(matches!(world.refused(deploy("kv", 3)), Refusal::BadSetting(why) if why.contains("2 nodes")));
+    world.join(None);
+    world.settle();
+    world.ok(deploy("kv", 3));
+    let table = world.state().claimed_table();
+    // A fourth node joins and gets nothing until the module is gone.
+    world.join(None);
+    assert!(world.state().due_table().is_none() && world.state().claimed_table() == table);
+    let (first, last) = (world.ids[0], world.ids[3]);
+    let stays = Refusal::Replicated { module: "kv".into(), n: 3 };
+    assert_eq!(world.refused(Command::Leave { node: first }), stays);
+    assert_eq!(plan(world.state(), &[Change::Leave { node: first }]).unwrap_err(), stays);
+    assert_eq!(plan(world.state(), &[Change::Replace { old: first, new: last }]).unwrap_err(), stays);
+    let moved: Vec<_> = table.iter().map(|_| vec![last]).collect();
+    let base = world.state().ring.epoch;
+    assert_eq!(world.refused(Command::Rebalance { base, table: moved }), stays);
+    // A dead node is removed at once, and the others keep what they have.
+    let plan = plan(world.state(), &[Change::Remove { node: first }]).unwrap();
+    assert_eq!((plan.moves.len(), plan.warnings.len()), (0, 0), "{plan:?}");
+    let (change, base, table) = (Change::Remove { node: first }, plan.base, plan.table);
+    world.ok(Command::Change { change, base, table, down: Some(false) });
+    assert!(world.state().ring.iter().all(|(_, partition)| {
+        partition.replicas.len() == 2 && !partition.replicas.contains(&first) && partition.pending.is_none()
+    }));
+    assert!(matches!(world.refused(deploy("other", 3)), Refusal::BadSetting(_)));
+    world.ok(Command::Undeploy { name: "kv".into(), base: None });
+    assert!(world.state().due_table().is_some());
+}
+
+#[test]
+fn replicas_are_not_deployed_while_partitions_move() {
+    let mut world = World::of(16, 3);
+    let joiner = world.join(None);
+    let (base, table) = (world.state().ring.epoch, world.state().due_table().unwrap());
+    world.ok(Command::Rebalance { base, table });
+    assert!(matches!(world.refused(deploy("kv", 3)), Refusal::BadSetting(why) if why.contains("moving")));
+    world.settle();
+    world.ok(deploy("kv", 1));
+    world.ok(Command::Leave { node: joiner });
+    assert!(matches!(world.refused(deploy("other", 2)), Refusal::BadSetting(why) if why.contains("leaving")));
+}

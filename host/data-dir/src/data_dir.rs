@@ -13,7 +13,8 @@ use super::error::DataDirError;
 use super::founding::Founding;
 use super::identity::{Credentials, Identity};
 use super::join_intent::JoinIntent;
-use super::layout::{FOUNDING, ITEMS_LAYOUT, JOIN, LOCK};
+use super::layout::{FOUNDING, ITEMS_LAYOUT, JOIN, LOCK, REPLICAS_LAYOUT};
+use super::replicated::ReplicatedModules;
 use super::store::Store;
 use super::{aside, files, starts};
 
@@ -97,10 +98,20 @@ impl DataDir {
 
     /// Note durably that the directory has a database of items. An older build refuses the directory from then on.
     pub fn note_items(&self) -> Result<(), DataDirError> {
+        self.raise_layout(ITEMS_LAYOUT)
+    }
+
+    /// Note durably that the directory has stores of modules with several replicas. An older build refuses the directory
+    /// from then on.
+    pub fn note_replicas(&self) -> Result<(), DataDirError> {
+        self.raise_layout(REPLICAS_LAYOUT)
+    }
+
+    fn raise_layout(&self, layout: u64) -> Result<(), DataDirError> {
         let _only = self.identity.lock();
         match Identity::read(&self.disk, &self.path)? {
-            Some(identity) if identity.layout < ITEMS_LAYOUT => {
-                Identity { layout: ITEMS_LAYOUT, ..identity }.write(&self.disk, &self.path)
+            Some(identity) if identity.layout < layout => {
+                Identity { layout, ..identity }.write(&self.disk, &self.path)
             }
             _ => Ok(()),
         }
@@ -174,6 +185,14 @@ impl DataDir {
     /// Open the record of modules without items that the former process left.
     pub fn empty_modules(&self) -> Result<EmptyModules, DataDirError> {
         EmptyModules::open(&self.disk, &self.path)
+    }
+
+    /// Read the record of the modules with several replicas of which the node has had an item.
+    ///
+    /// # Errors
+    /// It cannot be read. Nothing was changed.
+    pub fn replicated_modules(&self) -> Result<ReplicatedModules, DataDirError> {
+        ReplicatedModules::open(&self.disk, &self.path)
     }
 
     /// Move everything in the directory into a new subdirectory, so that the next start is a new node's.

@@ -6,6 +6,9 @@ pub const LAYOUT_VERSION: u64 = 1;
 /// Version of a data directory with a database of items, which no build of version 1 would notice.
 pub const ITEMS_LAYOUT: u64 = 2;
 
+/// Version of a data directory with stores of modules with several replicas, whose records no build of version 2 can read.
+pub const REPLICAS_LAYOUT: u64 = 3;
+
 /// The file that the process of the node keeps locked.
 pub(super) const LOCK: &str = "LOCK";
 

@@ -10,6 +10,7 @@
 //! admin.toml       address and credentials with which the command line reaches this node
 //! STARTS-a -b      number of the node's starts
 //! empty/           modules without an item in memory since the last start
+//! replicated/      modules with several replicas of which the node has had an item
 //! *.mark           Raft's promises, and those of the items: a second record beside each database
 //! db/              the database of the control plane: the log, the ring
 //! items/           the database of the modules' durable items
@@ -42,6 +43,7 @@ mod layout;
 mod obstacle;
 mod private;
 mod real;
+mod replicated;
 mod sealed;
 mod starts;
 mod store;
@@ -56,10 +58,11 @@ pub use error::DataDirError;
 pub use founding::Founding;
 pub use identity::{Credentials, Identity};
 pub use join_intent::{Admitted, JoinIntent};
-pub use layout::{ITEMS_LAYOUT, LAYOUT_VERSION};
+pub use layout::{ITEMS_LAYOUT, LAYOUT_VERSION, REPLICAS_LAYOUT};
 pub use obstacle::{RESTORE, database_trouble, is_damage, obstacle};
 pub use private::{keep_files_private, make_private};
 pub use real::open_database;
+pub use replicated::ReplicatedModules;
 pub use store::{Batch, Space, Store};
 
 #[cfg(test)]

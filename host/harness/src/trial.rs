@@ -42,6 +42,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::keyspace::RingSize;
+use annulus_core::state::StorageKind;
 use annulus_vnode::Loader;
 use annulus_wasm::Engine;
 use bytes::Bytes;
@@ -66,6 +67,9 @@ pub struct Trial {
     ring: u32,
     config: Option<Vec<u8>>,
     call_time: Option<Duration>,
+    replicas: Option<u8>,
+    reads: Option<u8>,
+    storage: Option<StorageKind>,
 }
 
 /// The result of a trial.
@@ -103,7 +107,9 @@ impl Trial {
     /// Create a trial of a component with three nodes, seed 0 and no faults.
     pub fn new(component: impl Into<Bytes>) -> Self {
         let component = component.into();
-        Self { component, nodes: 3, seed: 0, faults: Faults::None, ring: 8, config: None, call_time: None }
+        let (config, call_time, replicas, reads, storage) = (None, None, None, None, None);
+        let (nodes, seed, faults, ring) = (3, 0, Faults::None, 8);
+        Self { component, nodes, seed, faults, ring, config, call_time, replicas, reads, storage }
     }
 
     /// Set the number of nodes, from 1 to 200.
@@ -134,6 +140,24 @@ impl Trial {
     #[must_use]
     pub fn config(self, config: Vec<u8>) -> Self {
         Self { config: Some(config), ..self }
+    }
+
+    /// Set the number of replicas of a key. Reads and writes need a majority of them.
+    #[must_use]
+    pub fn replicas(self, replicas: u8) -> Self {
+        Self { replicas: Some(replicas), ..self }
+    }
+
+    /// Set the number of replicas that agree on what a command reads.
+    #[must_use]
+    pub fn reads(self, reads: u8) -> Self {
+        Self { reads: Some(reads), ..self }
+    }
+
+    /// Set the engine of host storage.
+    #[must_use]
+    pub fn storage(self, storage: StorageKind) -> Self {
+        Self { storage: Some(storage), ..self }
     }
 
     /// Set the time limit of one guest call.

@@ -32,6 +32,8 @@ use running::SwapFailure;
 const PREPARE_LIMIT: Duration = Duration::from_secs(120);
 /// Longest time to commit an entry.
 const PROPOSE_LIMIT: Duration = Duration::from_secs(10);
+/// Longest time for the ring to come to rest before a deploy that needs it.
+const REST_LIMIT: Duration = Duration::from_secs(60);
 /// Longest time for all members to swap their vnodes.
 const SWAP_LIMIT: Duration = Duration::from_secs(300);
 
@@ -200,8 +202,12 @@ impl Modules {
                 ready.map_err(|_| DeployError::TooLate)??;
             let bytes = request.component.len() as u64;
 
+            let asked = |asked: Option<u8>, has: u8| asked.is_none_or(|asked| asked == has);
             let same = |module: &Module| {
-                module.current.digest == digest
+                asked(request.n, module.n)
+                    && asked(request.r, module.r)
+                    && asked(request.w, module.w)
+                    && module.current.digest == digest
                     && module.config == config
                     && module.current.call_ms == call_ms
             };
@@ -216,6 +222,9 @@ impl Modules {
                         "the module already had this release and these settings",
                     )),
                 };
+            }
+            if request.n.is_some_and(|n| n > 1) && present.is_none() {
+                self.await_rest(deadline).await;
             }
             if Instant::now() >= deadline {
                 return Err(DeployError::TooLate);
@@ -244,6 +253,25 @@ impl Modules {
                 }
             }
         })
+    }
+
+    /// Wait until no partition moves or is about to: a module with several replicas cannot be deployed before. If that
+    /// takes too long, the cluster refuses the deploy with the reason.
+    async fn await_rest(&self, deadline: Instant) {
+        let mut changes = self.inner.cluster.watch();
+        let rests = async {
+            loop {
+                let view = changes.borrow_and_update().clone();
+                let moves = view.state.ring.transfers().next().is_some();
+                // The claim takes long for a large ring.
+                let due = || annulus_ground::blocking(move || view.state.due_table().is_some());
+                let rests = !moves && !due().await.unwrap_or(false);
+                if rests || changes.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        let _ = timeout_at(deadline.min(Instant::now() + REST_LIMIT), rests).await;
     }
 
     async fn agree(

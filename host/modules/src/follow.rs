@@ -138,7 +138,8 @@ impl Modules {
         let (name, version) = (module.name.as_str().into(), module.current.version);
         let release = Release::new(name, version, prepared, module.config.clone())
             .writing(format)
-            .stored(module.storage);
+            .stored(module.storage)
+            .replicated(usize::from(module.n));
         let release = Arc::new(release);
         annulus_ground::point("modules: a release is ready here").await;
         // New vnodes run the new release from here on. Running vnodes are swapped one by one, each between

@@ -125,6 +125,7 @@ impl Router {
         self.with_control(|control| control.on_connected(peer));
         if let Some(services) = &*self.services.load() {
             services.modules.connected(peer);
+            services.replicas.connected(peer);
         }
     }
 
@@ -169,6 +170,7 @@ impl Service for Router {
             _ => match &*self.services.load() {
                 Some(services) if matches!(request.from, PeerIdentity::Node { .. }) => match request.kind {
                     kind::CALL => services.coordinator.serve(request),
+                    kind::REPLICA => services.replicas.serve(request),
                     kind::MODULE_PREPARE | kind::MODULE_RUNNING => services.modules.serve(request),
                     kind::MODULES_UNABLE => services.modules.on_report(request),
                     kind::TRANSFERS => services.handoff.serve_rows(request),

@@ -1,5 +1,6 @@
 //! The services of a node for its share of the ring: modules, vnodes, handoff, requests.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -15,9 +16,10 @@ use tokio::time::Instant;
 use super::tasks::Tasks;
 use super::{Router, Stand, while_locked};
 use annulus_cluster::{Cluster, ProposeError, View};
-use annulus_data_dir::{DataDir, DataDirError, EmptyModules, Store};
+use annulus_data_dir::{DataDir, DataDirError, EmptyModules, ReplicatedModules, Store};
 use annulus_handoff::{Handoff, SealError, Seals};
 use annulus_modules::{Artefacts, Modules};
+use annulus_replica::Replicas;
 use annulus_request::Coordinator;
 use annulus_storage::{Opened, SetAside, Stores, StoresConfig};
 use annulus_transport::Transport;
@@ -47,6 +49,8 @@ pub struct Services {
     pub master: Master,
     /// Transfers of items to other nodes.
     pub handoff: Handoff,
+    /// Modules with several replicas.
+    pub replicas: Replicas,
     /// Routing of client requests.
     pub coordinator: Coordinator,
 }
@@ -83,7 +87,9 @@ impl Services {
         let view = cluster.view();
         let (stores, opened) = open_stores(data, view.me, disk_reserve).await?;
         let empty = Arc::new(data.empty_modules()?);
-        let source = Source { modules: modules.clone(), empty: empty.clone() };
+        let replicated = Arc::new(data.replicated_modules()?);
+        let source =
+            Source { modules: modules.clone(), empty: empty.clone(), replicated: replicated.clone() };
         let (guests, workers) = (network.clone(), network.metrics().num_workers());
         let stores = stores.clone();
         let config = MasterConfig { me: view.me, guests, workers, modules: Arc::new(source), stores };
@@ -102,7 +108,7 @@ impl Services {
             }
             // This follows the report, because a node that ends before the report must report the loss at its
             // next start.
-            note_empty(told, empty).await;
+            note_empty(told, empty, replicated).await;
         });
         let (follower, log) = (master.clone(), cluster.clone());
         let on = network.clone();
@@ -117,8 +123,11 @@ impl Services {
         let handoff =
             Handoff::new(cluster.clone(), transport.clone(), modules.clone(), master.clone(), seals, boot);
         handoff.start();
-        let coordinator = Coordinator::new(cluster, transport, modules.clone(), master.clone());
-        let services = Self { modules, master, handoff, coordinator };
+        let replicas = Replicas::new(cluster.clone(), transport.clone(), modules.clone(), master.clone());
+        replicas.start();
+        let coordinator =
+            Coordinator::new(cluster, transport, modules.clone(), master.clone(), replicas.clone());
+        let services = Self { modules, master, handoff, replicas, coordinator };
         router.serve_nodes(services.clone());
         Ok(services)
     }
@@ -126,6 +135,7 @@ impl Services {
     /// Stop every vnode in order.
     pub(super) async fn stop(&self) {
         self.handoff.stop().await;
+        self.replicas.stop().await;
         if tokio::time::timeout(STOP_LIMIT, self.master.stop()).await.is_err() {
             tracing::warn!("some vnodes did not end within {STOP_LIMIT:?} and are abandoned");
         }
@@ -139,7 +149,7 @@ async fn open_stores(
     me: NodeId,
     reserve_bytes: u64,
 ) -> Result<(Stores, Opened), DataDirError> {
-    let directory = data.clone();
+    let (directory, prepared) = (data.clone(), data.clone());
     let config = StoresConfig {
         disk: data.disk().clone(),
         dir: data.path().to_owned(),
@@ -148,6 +158,7 @@ async fn open_stores(
         block_cache_bytes: BLOCK_CACHE_BYTES,
         reserve_bytes,
         before_creation: Arc::new(move || directory.note_items().map_err(|error| error.to_string())),
+        before_replicas: Arc::new(move || prepared.note_replicas().map_err(|error| error.to_string())),
     };
     while_locked(|| Stores::open(config.clone())).await
 }
@@ -183,7 +194,9 @@ const STOP_LIMIT: std::time::Duration = std::time::Duration::from_secs(6);
 
 /// Apply a view to the vnodes. Losses are reported by tasks of the given set, which abort with it.
 fn apply(master: &Master, cluster: &Cluster, view: &View, (reports, network): (&Tasks, &Handle)) {
-    let modules: Vec<ModuleUid> = view.state.modules.keys().copied().collect();
+    let modules = view.state.modules.values();
+    let modules: BTreeMap<ModuleUid, usize> =
+        modules.map(|module| (module.uid, usize::from(module.n))).collect();
     let aside = master.apply(&view.state.ring, &modules, view.index(), view.state.lineage);
     if !aside.is_empty() {
         let why = "a recovery moved partitions to other nodes; their items are kept aside here";
@@ -223,6 +236,7 @@ const LOST_PAUSE: std::time::Duration = std::time::Duration::from_secs(2);
 struct Source {
     modules: Modules,
     empty: Arc<EmptyModules>,
+    replicated: Arc<ReplicatedModules>,
 }
 
 impl ModuleSource for Source {
@@ -237,19 +251,36 @@ impl ModuleSource for Source {
                 // An error means that the node is ending, and then the write is not answered either.
                 let _ = annulus_ground::blocking(move || empty.fill(module)).await;
             }
+            let is_replicated = self.modules.release(module).is_some_and(|release| release.is_replicated());
+            if is_replicated && !self.replicated.is_noted(module) {
+                let replicated = self.replicated.clone();
+                let noted = annulus_ground::blocking(move || replicated.note(module)).await;
+                let noted = noted.map_err(|error| error.to_string())?;
+                return noted.map_err(|error| format!("this node cannot take items of the module: {error}"));
+            }
+            Ok(())
         })
+    }
+
+    fn had_items(&self, module: ModuleUid) -> bool {
+        self.replicated.had_items(module)
     }
 }
 
-/// Record for each deployed module that it has no items here yet.
-async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>) {
+/// Record for each deployed module that it has no items here yet, and forget those that are gone.
+async fn note_empty(cluster: Cluster, empty: Arc<EmptyModules>, replicated: Arc<ReplicatedModules>) {
     let mut changes = cluster.watch();
     let mut noted: Option<Vec<ModuleUid>> = None;
     loop {
-        let modules: Vec<ModuleUid> = changes.borrow_and_update().state.modules.keys().copied().collect();
+        let view = changes.borrow_and_update().clone();
+        let modules: Vec<ModuleUid> = view.state.modules.keys().copied().collect();
         if noted.as_ref() != Some(&modules) {
-            let (empty, modules) = (empty.clone(), modules.clone());
-            if annulus_ground::blocking(move || empty.note(modules)).await.is_err() {
+            let (empty, replicated, modules) = (empty.clone(), replicated.clone(), modules.clone());
+            let note = move || {
+                replicated.keep(&modules, view.index());
+                empty.note(modules);
+            };
+            if annulus_ground::blocking(note).await.is_err() {
                 return;
             }
         }
@@ -273,6 +304,10 @@ fn note_restart(
     let held: Vec<PartitionId> =
         view.state.ring.iter().filter(|(_, partition)| holds(partition)).map(|(id, _)| id).collect();
     let keeps_items = |module: &&Module| {
+        // What was lost of several replicas is known once the store is built from the others.
+        if module.n > 1 {
+            return false;
+        }
         if module.storage == StorageKind::Durable {
             return set_aside.is_some();
         }

@@ -12,6 +12,7 @@ use tokio::time::Instant;
 use super::args;
 use annulus_cluster::Cluster;
 use annulus_modules::Modules;
+use annulus_replica::Replicas;
 use annulus_transport::Transport;
 use annulus_vnode::Master;
 
@@ -43,12 +44,24 @@ pub(super) struct Inner {
     pub(super) transport: Transport,
     modules: Modules,
     pub(super) master: Master,
+    pub(super) replicas: Replicas,
 }
 
 impl Coordinator {
     /// Create the coordinator of this node.
-    pub fn new(cluster: Cluster, transport: Transport, modules: Modules, master: Master) -> Self {
-        Self { inner: Arc::new(Inner { cluster, transport, modules, master }) }
+    pub fn new(
+        cluster: Cluster,
+        transport: Transport,
+        modules: Modules,
+        master: Master,
+        replicas: Replicas,
+    ) -> Self {
+        Self { inner: Arc::new(Inner { cluster, transport, modules, master, replicas }) }
+    }
+
+    /// Return the stores of modules with several replicas.
+    pub fn replicas(&self) -> &Replicas {
+        &self.inner.replicas
     }
 
     /// Return the destination of a request, after all checks that this node can make alone.
@@ -95,8 +108,8 @@ impl Coordinator {
                 (size.partition_of(&hash), Some(key))
             }
         };
-        let (route, effect) = (info.route.clone(), info.effect);
-        Ok(Target { module: module.uid, partition, key, route, effect })
+        let (route, effect, n) = (info.route.clone(), info.effect, usize::from(module.n));
+        Ok(Target { module: module.uid, partition, key, route, effect, n })
     }
 }
 
@@ -108,6 +121,8 @@ pub(super) struct Target {
     pub(super) key: Option<Bytes>,
     pub(super) route: Route,
     pub(super) effect: Effect,
+    /// Number of replicas of the module.
+    pub(super) n: usize,
 }
 
 impl Target {

@@ -6,7 +6,7 @@ use annulus_core::description::Effect;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
-use annulus_core::request::{ErrorCode, Request, RequestError};
+use annulus_core::request::{AppliedState, ErrorCode, Request, RequestError};
 use annulus_core::routing::{self, CallFailure, Retry};
 use annulus_core::wire::{Call, PageRequest, decode_answer};
 use bytes::Bytes;
@@ -16,6 +16,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::coordinator::{CallRequest, Coordinator, Target};
 use annulus_cluster::View;
+use annulus_replica::Work;
 use annulus_transport::{CallError, Lane, PeerAddr, kind};
 use annulus_vnode::{Command, CoveragePage, Delivery, Reply};
 
@@ -27,6 +28,9 @@ const NEWS_LIMIT: Duration = Duration::from_millis(200);
 /// The limit of the same wait, counted from the sending of the request, so that a caller learns within a second that an
 /// owner is dead.
 const NOTICE_LIMIT: Duration = Duration::from_millis(900);
+/// The longest wait for a replica that is ready, and the pause between two looks.
+const READY_LIMIT: Duration = Duration::from_secs(5);
+const READY_PAUSE: Duration = Duration::from_millis(50);
 
 impl Coordinator {
     /// Run a command on the vnode of its key, or on any vnode if the command has no key. Return the reply as CBOR.
@@ -48,6 +52,9 @@ impl Coordinator {
         request: &CallRequest,
         page: Option<PageRequest<'_>>,
     ) -> Result<(Bytes, NodeId), RequestError> {
+        if target.n > 1 {
+            return self.route_to_replicas(target, request, page).await;
+        }
         let mut asked_again = false;
         loop {
             if Instant::now() >= patience(request) {
@@ -89,6 +96,83 @@ impl Coordinator {
                 }
             }
         }
+    }
+
+    /// Run a request at the first member of its partition that can: one that can be reached, and whose store is complete
+    /// (R9). Only a request that was not applied goes on to the next.
+    async fn route_to_replicas(
+        &self,
+        target: &Target,
+        request: &CallRequest,
+        page: Option<PageRequest<'_>>,
+    ) -> Result<(Bytes, NodeId), RequestError> {
+        let patient_until = request.deadline.min(Instant::now() + READY_LIMIT);
+        loop {
+            let view = self.inner.cluster.view();
+            let partition = view.partition(target.partition);
+            let version = partition.version;
+            let mut last = None;
+            let mut stale = None;
+            let members: Vec<NodeId> = partition.replicas.iter().copied().take(target.n).collect();
+            let is_up = |node: &NodeId| *node == view.me || self.is_reached(&view, *node);
+            // Those that seem to be down come last: a connection may have ended just now.
+            let (up, down): (Vec<_>, Vec<_>) = members.into_iter().partition(is_up);
+            for node in up.into_iter().chain(down) {
+                if Instant::now() >= patience(request) {
+                    break;
+                }
+                let answer = match view.peer(node) {
+                    _ if node == view.me => self.replicated_here(work(target, request, page, version)).await,
+                    Some(peer) => self.there(target, request, page, version, &peer, &view).await,
+                    None => continue,
+                };
+                let error = match answer {
+                    Ok(reply) => return Ok((reply, node)),
+                    Err(error) => error,
+                };
+                let may_go_on = error.state == AppliedState::NotApplied;
+                match error.code {
+                    ErrorCode::StaleRing => {
+                        stale = Some((error.version, node));
+                        break;
+                    }
+                    ErrorCode::NotReady
+                    | ErrorCode::NotEnoughReplicas
+                    | ErrorCode::ShuttingDown
+                    | ErrorCode::StorageDamaged
+                        if may_go_on =>
+                    {
+                        last = Some(error);
+                    }
+                    _ => return Err(error),
+                }
+            }
+            match (stale, last) {
+                (Some((version, node)), _) => self.catch_up(version, node, request.deadline).await,
+                // Their stores are being built, or catch up with each other, as after a start of the whole cluster.
+                (None, Some(error))
+                    if error.code == ErrorCode::NotReady && Instant::now() < patient_until =>
+                {
+                    let pause = Instant::now() + READY_PAUSE;
+                    tokio::time::sleep_until(pause.min(patient_until)).await;
+                }
+                (None, error) => {
+                    return Err(error.unwrap_or_else(|| {
+                        let message = "the deadline came before a replica was found";
+                        RequestError::not_applied(ErrorCode::DeadlineExceeded, message)
+                    }));
+                }
+            }
+            if Instant::now() >= patience(request) {
+                let message = "the deadline came before the replicas of the partition were found";
+                return Err(RequestError::not_applied(ErrorCode::DeadlineExceeded, message));
+            }
+        }
+    }
+
+    /// Run a request of a module with several replicas on this node.
+    pub(super) async fn replicated_here(&self, work: Work) -> Result<Bytes, RequestError> {
+        self.inner.replicas.coordinate(work).await
     }
 
     /// Learn the newest state, and return true if the partition no longer has the owner `owner`, which does not answer.
@@ -247,6 +331,23 @@ fn unanswered(target: &Target, error: CallError, view: &View) -> RequestError {
     };
     let (code, state) = how.outcome(target.effect != Effect::Read);
     RequestError { state, ..RequestError::not_applied(code, message) }
+}
+
+/// Return a request as the replicas of its partition get it.
+fn work(target: &Target, request: &CallRequest, page: Option<PageRequest<'_>>, version: u64) -> Work {
+    Work {
+        module: target.module,
+        partition: target.partition,
+        version,
+        request: Request {
+            command: request.command.clone(),
+            key: target.key.clone(),
+            args: request.args.clone(),
+        },
+        page: page.map(coverage_page),
+        id: request.id,
+        deadline: request.deadline,
+    }
 }
 
 /// Return a requested page as the mailbox has it.

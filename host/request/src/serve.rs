@@ -11,6 +11,7 @@ use tokio::time::Instant;
 
 use super::coordinator::Coordinator;
 use super::route::coverage_page;
+use annulus_replica::Work;
 use annulus_transport::{PeerIdentity, Responder};
 use annulus_vnode::{Command, Delivery, RemoteCaller, Reply};
 
@@ -61,10 +62,14 @@ impl Coordinator {
             reply: PeerCaller::reply(request.responder),
         };
         let view = self.inner.cluster.view();
+        let replicated = view.state.modules.get(&module).is_some_and(|module| module.n > 1);
         // A node that has left owns nothing, and answers `stale-ring`, which sends the request on.
         if !view.serves() && !view.is_removed() {
             let message = "the node is joining, or has an older history of the cluster, and does not serve";
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
+        }
+        if replicated {
+            return self.serve_replicated(request.from, (module, partition, version), command);
         }
         if let Delivery::CatchUp(command) = self.inner.master.deliver(module, partition, version, command) {
             let this = self.clone();
@@ -75,6 +80,25 @@ impl Coordinator {
                 this.deliver(module, partition, version, *command).await;
             });
         }
+    }
+
+    /// Run a command of a peer as the coordinator of a module with several replicas.
+    fn serve_replicated(
+        &self,
+        from: PeerIdentity,
+        (module, partition, version): (ModuleUid, PartitionId, u64),
+        command: Command,
+    ) {
+        let this = self.clone();
+        // The deadline of the command ends the task.
+        annulus_ground::spawn(async move {
+            let Command { request, page, id, deadline, reply } = command;
+            if this.inner.cluster.view().index() < version {
+                this.learn_of(&from, version, deadline).await;
+            }
+            let work = Work { module, partition, version, request, page, id, deadline };
+            reply.send(this.replicated_here(work).await);
+        });
     }
 
     /// Fetch the log up to `version` from the sender of a command. The sender has applied that change, so it can

@@ -27,13 +27,15 @@ pub struct Args {
     /// Name of the module [default: the name in the component's description]
     #[arg(long)]
     name: Option<String>,
-    /// Number of replicas that hold each item [default: the module's present value, or 1]
+    /// Number of replicas that hold each item. More than one needs a module that exports `merge`; it cannot be changed
+    /// later [default: the module's present value, or 1]
     #[arg(long)]
     n: Option<u8>,
-    /// Number of replicas that must answer a read
+    /// Number of replicas that must agree on what a command reads [default: the module's present value, or a majority]
     #[arg(long)]
     r: Option<u8>,
-    /// Number of replicas that must have a write durably before it is acknowledged
+    /// Number of replicas that must have a write before it is acknowledged, on disk or in memory as `--storage` says
+    /// [default: the module's present value, or a majority]
     #[arg(long)]
     w: Option<u8>,
     /// Engine of the module's host storage: `durable` keeps the items on disk, `memory` ends with the node's process. It

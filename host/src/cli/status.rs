@@ -4,7 +4,7 @@ use owo_colors::{OwoColorize, Stream};
 
 use super::{CliError, Context};
 use annulus_admin::AdminRequest;
-use annulus_admin::rows::StatusRow;
+use annulus_admin::rows::{ReplicasRow, StatusRow};
 use annulus_core::wording::counted;
 
 /// Show the state of the addressed node and its view of the cluster.
@@ -62,6 +62,17 @@ pub(super) fn render(row: &StatusRow) -> String {
             aside => format!("{}, and {aside} kept aside after a recovery, which serve nothing", row.vnodes),
         },
     );
+    if row.replicas.stores > 0 {
+        let ReplicasRow { stores, building, behind } = row.replicas;
+        let mut value = format!("{stores} of modules with several");
+        if building > 0 {
+            value += &format!(", {building} built from others");
+        }
+        if behind > 0 {
+            value += &format!(", {behind} catching up");
+        }
+        line("replicas", value);
+    }
     for alert in &row.alerts {
         line(&"alert".if_supports_color(Stream::Stdout, |word| word.red()).to_string(), alert.clone());
     }

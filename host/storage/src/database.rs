@@ -44,6 +44,8 @@ pub(super) struct Shared {
     pub(super) cache: Cache,
     pub(super) reserve: Reserve,
     database: OnceCell<Arc<Database>>,
+    /// Set once the data directory says that it has replicas.
+    replicas: OnceCell<()>,
     damage: OnceLock<String>,
     /// The place in the log that the stores follow. Every change of a store's record also writes it.
     pub(super) followed: Mutex<Option<LogPlace>>,
@@ -54,7 +56,8 @@ impl Shared {
         let cache = Cache::new(config.cache_bytes);
         let reserve = Reserve::new(config.disk.clone(), config.dir.clone(), config.reserve_bytes);
         let (database, damage) = (OnceCell::new(), OnceLock::new());
-        Self { config, cache, reserve, database, damage, followed: Mutex::default() }
+        let replicas = OnceCell::new();
+        Self { config, cache, reserve, database, replicas, damage, followed: Mutex::default() }
     }
 
     /// Return the database if it exists.
@@ -80,6 +83,19 @@ impl Shared {
             Ok(database)
         };
         self.database.get_or_try_init(|| create).await.cloned()
+    }
+
+    /// Prepare the data directory for stores of modules with several replicas.
+    pub(super) async fn prepare_replicas(&self) -> Result<(), StorageError> {
+        let prepare = async {
+            let config = self.config.clone();
+            let prepared = annulus_ground::blocking(move || (config.before_replicas)());
+            let prepared = prepared.await.map_err(|_| StorageError::Closed)?;
+            prepared.map_err(|error| {
+                StorageError::Unavailable(format!("the data directory cannot take replicas: {error}"))
+            })
+        };
+        self.replicas.get_or_try_init(|| prepare).await.copied()
     }
 
     /// Write records and remove others, as one change, with the place in the log that they follow.

@@ -76,6 +76,10 @@ impl Durable {
         Self { shared, module, id, place: OnceLock::new(), state: Mutex::new(state) }
     }
 
+    pub(super) fn has_header(&self) -> bool {
+        self.state.lock().has_header
+    }
+
     pub(super) fn role(&self) -> StoreRole {
         self.state.lock().role
     }
@@ -89,6 +93,9 @@ impl Durable {
         }
         if self.place.get().is_none() {
             let database = self.shared.database().await?;
+            if matches!(self.role(), StoreRole::Replica { .. }) {
+                self.shared.prepare_replicas().await?;
+            }
             let (of, module) = (database.clone(), self.module);
             let space = annulus_ground::blocking(move || of.item_space(module));
             let space = space.await.map_err(|_| StorageError::Closed)?;

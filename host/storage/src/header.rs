@@ -24,8 +24,13 @@ const FOLLOWED: &[u8] = b"l";
 /// The purpose of a store (R7).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum StoreRole {
-    /// It serves.
+    /// It serves, as the only one of its partition.
     Member,
+    /// It is one of several replicas of its partition (R5).
+    Replica {
+        /// False while it does not know what it should have: it then takes writes and answers nothing.
+        complete: bool,
+    },
     /// It receives the items of a transfer.
     Stage(TransferId),
     /// It serves nothing and keeps items that a recovered state did not include (R19).
@@ -141,8 +146,10 @@ mod tests {
     fn records_can_be_read_back() {
         let store = StoreId { partition: PartitionId(7), number: 9 };
         let closed = Some(Closed { actor: u64::MAX, dots: 1, items: 2, bytes: 3 });
-        for role in [StoreRole::Member, StoreRole::Stage(TransferId(5)), StoreRole::Aside, StoreRole::Dropped]
-        {
+        let replicas = [false, true].map(|complete| StoreRole::Replica { complete });
+        let others =
+            [StoreRole::Member, StoreRole::Stage(TransferId(5)), StoreRole::Aside, StoreRole::Dropped];
+        for role in replicas.into_iter().chain(others) {
             for closed in [None, closed] {
                 let record = Record::Header(store, Header { module: ModuleUid(3), role, closed });
                 let (key, value) = record.encode();

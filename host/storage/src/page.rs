@@ -28,6 +28,11 @@ impl Selection {
         token_of_addr(key, &[])
     }
 
+    /// Return true if an item comes after the page with this token, in ascending order.
+    pub fn is_after(item: &Item, token: &[u8]) -> bool {
+        addr_of_token(token).is_none_or(|last| (&item.key, &item.sort) > (&last.key, &last.sort))
+    }
+
     /// Return the addresses to read after the page with this token. A token that no page returned means the first page.
     pub(super) fn bounds(&self, after: Option<&[u8]>) -> (Bound<ItemAddr>, Bound<ItemAddr>) {
         let (mut from, mut to) = match &self.key {

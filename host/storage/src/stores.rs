@@ -38,6 +38,8 @@ pub struct StoresConfig {
     pub reserve_bytes: u64,
     /// Called before the database is created, in a thread that may block.
     pub before_creation: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Called before the first store of a module with several replicas is used, in such a thread.
+    pub before_replicas: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
 /// A database of items that was set aside.
@@ -72,6 +74,10 @@ pub struct FoundStage {
 pub struct Health {
     /// Number of stores that serve, that receive a transfer, that are kept aside, and that are being removed.
     pub members: usize,
+    /// Number of stores that are one of several replicas, and of those among them that are not complete.
+    pub replicas: usize,
+    /// See `replicas`.
+    pub building: usize,
     /// See `members`.
     pub stages: usize,
     /// See `members`.
@@ -162,7 +168,7 @@ impl Stores {
     /// Return the modules with any store that is neither aside nor dropped.
     pub fn modules(&self) -> Vec<ModuleUid> {
         let Some(inner) = &self.0 else { return Vec::new() };
-        let live = |role| matches!(role, StoreRole::Member | StoreRole::Stage(_));
+        let live = |role| matches!(role, StoreRole::Member | StoreRole::Replica { .. } | StoreRole::Stage(_));
         let mut modules: Vec<_> = inner.with_role(live).iter().map(|store| store.module).collect();
         modules.sort_unstable();
         modules.dedup();
@@ -178,6 +184,80 @@ impl Stores {
         Items::durable(
             known.unwrap_or_else(|| registry.create(&inner.shared, module, partition, StoreRole::Member)),
         )
+    }
+
+    /// Return the items of one of several replicas. `complete` says whether a store that does not exist yet is.
+    pub fn replica(&self, module: ModuleUid, partition: PartitionId, complete: bool) -> Items {
+        let Some(inner) = &self.0 else { return Items::memory() };
+        let mut registry = inner.registry.lock();
+        let known = registry.replica(module, partition).cloned();
+        let role = StoreRole::Replica { complete };
+        Items::durable(known.unwrap_or_else(|| registry.create(&inner.shared, module, partition, role)))
+    }
+
+    /// Return whether a replica's store is complete; `None` if there is none.
+    pub fn is_complete(&self, module: ModuleUid, partition: PartitionId) -> Option<bool> {
+        let registry = self.0.as_ref()?.registry.lock();
+        Some(registry.replica(module, partition)?.role() == StoreRole::Replica { complete: true })
+    }
+
+    /// Return true if the record of a replica's store, on disk or on the way there, says that it is complete.
+    pub fn is_recorded(&self, module: ModuleUid, partition: PartitionId) -> bool {
+        let Some(inner) = &self.0 else { return false };
+        let registry = inner.registry.lock();
+        let store = registry.replica(module, partition);
+        store.is_some_and(|store| store.has_header() && store.role() == StoreRole::Replica { complete: true })
+    }
+
+    /// Return the replicas, by module and partition.
+    pub fn replicas(&self) -> Vec<(ModuleUid, PartitionId)> {
+        let Some(inner) = &self.0 else { return Vec::new() };
+        let replicas = inner.with_role(|role| matches!(role, StoreRole::Replica { .. }));
+        replicas.iter().map(|store| (store.module, store.id.partition)).collect()
+    }
+
+    /// Make the store of a replica complete. All changes before are durable when this returns.
+    ///
+    /// # Errors
+    /// The store may still be incomplete after the next start.
+    pub async fn complete_replica(
+        &self,
+        module: ModuleUid,
+        partition: PartitionId,
+    ) -> Result<(), StorageError> {
+        let Some(inner) = &self.0 else { return Ok(()) };
+        let store = inner.registry.lock().replica(module, partition).cloned().ok_or(StorageError::Closed)?;
+        // Its record needs the database, and its items the keyspace.
+        store.open().await?;
+        let database = inner.shared.opened().ok_or(StorageError::Closed)?;
+        {
+            let registry = inner.registry.lock();
+            if !matches!(store.role(), StoreRole::Replica { .. }) {
+                return Err(StorageError::Closed);
+            }
+            store.set_role(StoreRole::Replica { complete: true });
+            inner.shared.write(database, &[store.record()], &[]);
+            drop(registry);
+        }
+        database.settle().await
+    }
+
+    /// Drop the store of a replica: other nodes have the partition.
+    pub fn drop_replica(&self, module: ModuleUid, partition: PartitionId) {
+        self.change_replica(module, partition, StoreRole::Dropped);
+    }
+
+    /// Keep the store of a replica on disk, and have it serve nothing (R19).
+    pub fn set_replica_aside(&self, module: ModuleUid, partition: PartitionId) {
+        self.change_replica(module, partition, StoreRole::Aside);
+    }
+
+    fn change_replica(&self, module: ModuleUid, partition: PartitionId, to: StoreRole) {
+        let Some(inner) = &self.0 else { return };
+        let registry = inner.registry.lock();
+        let changes =
+            registry.replica(module, partition).map(|store| (store.clone(), to)).into_iter().collect();
+        inner.carry_out(registry, changes, None);
     }
 
     /// Return a new store for the items that a transfer brings.
@@ -314,6 +394,10 @@ impl Stores {
         for store in inner.registry.lock().stores.values() {
             match store.role() {
                 StoreRole::Member => health.members += 1,
+                StoreRole::Replica { complete } => {
+                    health.replicas += 1;
+                    health.building += usize::from(!complete);
+                }
                 StoreRole::Stage(_) => health.stages += 1,
                 StoreRole::Aside => health.aside += 1,
                 StoreRole::Dropped => health.dropped += 1,
@@ -351,6 +435,13 @@ impl Registry {
     fn of_partition(&self, partition: PartitionId) -> impl Iterator<Item = &Arc<Durable>> {
         let id = |number| StoreId { partition, number };
         self.stores.range(id(0)..=id(u16::MAX)).map(|(_, store)| store)
+    }
+
+    fn replica(&self, module: ModuleUid, partition: PartitionId) -> Option<&Arc<Durable>> {
+        let is = |store: &&Arc<Durable>| {
+            store.module == module && matches!(store.role(), StoreRole::Replica { .. })
+        };
+        self.of_partition(partition).find(is)
     }
 
     fn create(

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::item::{Budget, ItemAddr, Version};
@@ -30,6 +30,7 @@ fn config(dir: &Path) -> StoresConfig {
         block_cache_bytes: 1 << 20,
         reserve_bytes: 0,
         before_creation: Arc::new(|| Ok(())),
+        before_replicas: Arc::new(|| Ok(())),
     }
 }
 
@@ -299,6 +300,66 @@ async fn a_database_with_less_than_its_witness_is_set_aside() {
         write(3).await;
         std::fs::remove_dir_all(dir.path().join("items")).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_replica_is_complete_once_its_record_says_so_and_stays_it() {
+    let dir = tempfile::tempdir().unwrap();
+    let prepared = Arc::new(AtomicUsize::new(0));
+    let counted = |dir: &Path| {
+        let prepared = prepared.clone();
+        let before_replicas = Arc::new(move || {
+            prepared.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        Stores::open(StoresConfig { before_replicas, ..config(dir) })
+    };
+    let other = PartitionId(HERE.0 + 1);
+    let (stores, _) = counted(dir.path()).await.unwrap();
+    assert_eq!(stores.is_complete(MODULE, HERE), None);
+    let store = stores.replica(MODULE, HERE, false);
+    store.open().await.unwrap();
+    assert_eq!(stores.is_complete(MODULE, HERE), Some(false));
+    store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    // A store that has had no item is recorded, too.
+    drop(stores.replica(MODULE, other, true));
+    assert_eq!((stores.is_complete(MODULE, other), stores.is_recorded(MODULE, other)), (Some(true), false));
+    stores.complete_replica(MODULE, other).await.unwrap();
+    assert!(stores.is_recorded(MODULE, other));
+    assert_eq!(prepared.load(Ordering::Relaxed), 1);
+    stores.close().await;
+
+    let (stores, _) = counted(dir.path()).await.unwrap();
+    assert_eq!(stores.is_complete(MODULE, HERE), Some(false), "nothing has completed it");
+    assert_eq!(stores.is_complete(MODULE, other), Some(true));
+    stores.complete_replica(MODULE, HERE).await.unwrap();
+    let health = stores.health();
+    assert_eq!((health.replicas, health.building, health.members), (2, 0, 0));
+    stores.close().await;
+
+    let (stores, _) = counted(dir.path()).await.unwrap();
+    assert_eq!(stores.is_complete(MODULE, HERE), Some(true));
+    let store = stores.replica(MODULE, HERE, false);
+    store.open().await.unwrap();
+    assert_eq!(store.get(&addr(1, 0)).await, Ok(Some(version(1))));
+    assert_eq!(stores.replicas().len(), 2);
+    stores.drop_replica(MODULE, HERE);
+    stores.set_replica_aside(MODULE, other);
+    stores.swept().await;
+    assert_eq!((stores.is_complete(MODULE, HERE), stores.replicas().len()), (None, 0));
+    assert_eq!(stores.health().aside, 1);
+    stores.close().await;
+}
+
+#[tokio::test]
+async fn a_data_directory_that_cannot_take_replicas_refuses_their_items() {
+    let dir = tempfile::tempdir().unwrap();
+    let before_replicas = Arc::new(|| Err("the disk is full".to_owned()));
+    let (stores, _) = Stores::open(StoresConfig { before_replicas, ..config(dir.path()) }).await.unwrap();
+    let refused = stores.replica(MODULE, HERE, false).open().await.unwrap_err();
+    assert!(matches!(&refused, StorageError::Unavailable(why) if why.contains("the disk is full")));
+    stores.member(MODULE, HERE).open().await.unwrap();
+    stores.close().await;
 }
 
 #[tokio::test]

@@ -4,6 +4,8 @@
 
 /// Data lane: a command for a vnode of the receiving node.
 pub const CALL: u8 = 1;
+/// Data lane: a question or the items of a write for another replica of a partition (state level 6).
+pub const REPLICA: u8 = 2;
 /// Any lane: the transport echoes the payload before any other code sees it. Benchmarks use it as their
 /// baseline.
 pub const ECHO: u8 = 3;

@@ -9,6 +9,7 @@
 mod command;
 mod handoff;
 mod items;
+mod replica;
 pub(super) mod run;
 mod store;
 mod swap;
@@ -87,6 +88,10 @@ pub(super) struct Actor {
     compaction: Compaction,
     /// True if the guest may have got items since it started.
     has_items: bool,
+    /// False while the store of one of several replicas is being built: it takes items and answers nothing (R5).
+    complete: bool,
+    /// The items that the present command has written, for the other replicas.
+    written: Vec<annulus_core::item::Item>,
 }
 
 impl Actor {
@@ -217,11 +222,16 @@ impl Actor {
         }
     }
 
-    /// Note that the guest may have got items.
-    async fn got_items(&mut self) {
-        if !std::mem::replace(&mut self.has_items, true) {
-            self.modules.filled(self.module).await;
+    /// Note that the guest may have got items, or is about to.
+    ///
+    /// # Errors
+    /// It must not get any.
+    async fn got_items(&mut self) -> Result<(), String> {
+        if !self.has_items {
+            self.modules.filled(self.module).await?;
+            self.has_items = true;
         }
+        Ok(())
     }
 
     /// Note a successful call of the guest: the back-off ends.

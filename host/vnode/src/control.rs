@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use annulus_core::contract::Rejection;
 use annulus_core::handoff::Tally;
-use annulus_core::item::Item;
+use annulus_core::item::{Budget, Item, Page, RangeDigest};
 use annulus_core::request::RequestError;
 use tokio::sync::oneshot;
 
@@ -35,6 +35,31 @@ pub enum Control {
     Unseal,
     /// Merge items of another replica, then answer.
     Items(Vec<Item>, oneshot::Sender<Result<Taken, String>>),
+    /// Merge items of another replica of a module with several. The answer comes once they are durable.
+    Merge(Vec<Item>, oneshot::Sender<Result<(), String>>),
+    /// Tell the state of a key to another replica.
+    TellKey {
+        /// The routing key.
+        key: Vec<u8>,
+        /// True if the items are wanted, and not only their digest.
+        with_items: bool,
+        /// Receives the state once it is durable; `None` if the store is not complete.
+        answer: oneshot::Sender<Result<Option<KeyState>, String>>,
+    },
+    /// Tell a page of all items to another replica.
+    TellPage {
+        /// Resume token from the previous page.
+        after: Option<Vec<u8>>,
+        /// The budget of the page.
+        limit: Budget,
+        /// True if the page is wanted although the store is not complete.
+        of_any: bool,
+        /// Receives the page once it is durable, and whether the store is complete; `None` if it is not and that was not
+        /// wanted.
+        answer: oneshot::Sender<Result<Option<(Page, bool)>, String>>,
+    },
+    /// The store is complete: it may answer.
+    Complete,
     /// Answer at once. The answer shows that the vnode handles its messages.
     Ping(oneshot::Sender<()>),
     /// Count the items.
@@ -70,6 +95,15 @@ pub struct Taken {
     pub tally: Tally,
     /// The items that the vnode rejected.
     pub rejections: Vec<Rejection>,
+}
+
+/// The items of one key at a replica.
+#[derive(Debug)]
+pub struct KeyState {
+    /// The digest of all of them.
+    pub digest: RangeDigest,
+    /// The items, tombstones included, if they were wanted.
+    pub items: Vec<Item>,
 }
 
 /// The number of items of a vnode.

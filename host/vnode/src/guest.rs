@@ -16,6 +16,8 @@ pub(super) struct Guest {
     /// The limits that the vnode enforces, unless the instance does.
     limits: Option<Limits>,
     items: Items,
+    /// True if the module has several replicas: a merge needs to know of deletes (R12).
+    keeps_tombstones: bool,
 }
 
 impl Guest {
@@ -33,7 +35,7 @@ impl Guest {
         let mut runtime = start(&*release.program, config).await?;
         runtime.set_dots(writer.dots);
         let limits = (!release.program.enforces_limits()).then_some(limits);
-        Ok(Self { runtime, limits, items })
+        Ok(Self { runtime, limits, items, keeps_tombstones: release.is_replicated() })
     }
 
     /// Return the vnode's host storage.
@@ -86,15 +88,14 @@ impl Guest {
         Ok(result.map(|answer| limit_reply(limits, answer, "one page of values", length)))
     }
 
-    /// Apply the writes of a call to host storage. With a single replica a deleted item is removed at once: only
-    /// a handoff carries its tombstone (R12).
+    /// Apply the writes of a call to host storage.
     pub(super) async fn commit(&mut self, writes: Vec<Item>) -> Result<(), StorageError> {
         if writes.is_empty() {
             return Ok(());
         }
         let changes = writes.into_iter().map(|item| {
             let (addr, version) = item.into_parts();
-            (addr, unless_deleted(version))
+            (addr, self.stored(version))
         });
         self.items.apply(changes.collect()).await
     }
@@ -142,7 +143,7 @@ impl Guest {
                     conflicts.push(Conflict { addr, local, incoming });
                 }
                 Some(_) => {}
-                None => changes.push((addr, unless_deleted(incoming))),
+                None => changes.push((addr, self.stored(incoming))),
             }
         }
         let rejections = self.resolve(conflicts, &indices, &mut changes).await?;
@@ -174,14 +175,20 @@ impl Guest {
         {
             match outcome {
                 MergeOutcome::Local => {}
-                MergeOutcome::Incoming => changes.push((addr, unless_deleted(incoming))),
-                MergeOutcome::Merged(version) => changes.push((addr, unless_deleted(version))),
+                MergeOutcome::Incoming => changes.push((addr, self.stored(incoming))),
+                MergeOutcome::Merged(version) => changes.push((addr, self.stored(version))),
                 MergeOutcome::Rejected(reason) => {
                     rejections.push(Rejection { index: u32::try_from(*index).unwrap_or(u32::MAX), reason });
                 }
             }
         }
         Ok(rejections)
+    }
+
+    /// Return the version to store. With a single replica a deleted item is removed at once: only a handoff carries its
+    /// tombstone (R12).
+    fn stored(&self, version: Version) -> Option<Version> {
+        (self.keeps_tombstones || !version.deleted).then_some(version)
     }
 
     /// Drop tombstones from the guest's memory that replicas no longer need.
@@ -246,9 +253,4 @@ impl Guest {
         self.commit(writes).await?;
         Ok(())
     }
-}
-
-/// Return the version to store: a tombstone is not stored.
-fn unless_deleted(version: Version) -> Option<Version> {
-    (!version.deleted).then_some(version)
 }

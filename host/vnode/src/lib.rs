@@ -25,11 +25,12 @@ mod slot;
 mod source;
 mod watch;
 
-pub use control::{Control, Count, SwapReport, Taken};
+pub use control::{Control, Count, KeyState, SwapReport, Taken};
 pub use incidents::Incident;
 pub use loader::{Loader, Loading, Prepared};
-pub use mailbox::{Command, CoveragePage, RemoteCaller, Reply, VnodeHandle};
+pub use mailbox::{Command, CoveragePage, Executed, RemoteCaller, ReplicatedCaller, Reply, VnodeHandle};
 pub use master::handoff::{IncompleteStage, Reading};
+pub use master::replica::{NoReplica, ReplicaId};
 pub use master::{Delivery, Master, MasterConfig, WeakMaster};
 pub use measure::PartitionSize;
 pub use native_kv::native_kv;

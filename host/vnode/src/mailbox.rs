@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use annulus_core::ids::{ModuleUid, RequestId};
+use annulus_core::item::{Item, RangeDigest};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::request::{Request, RequestError};
 use bytes::Bytes;
@@ -42,6 +43,7 @@ impl Command {
 }
 
 /// A page of a coverage command on one partition.
+#[derive(Clone, Debug)]
 pub struct CoveragePage {
     /// Resume token from the previous page.
     pub after: Option<Vec<u8>>,
@@ -57,6 +59,29 @@ pub enum Reply {
     Local(oneshot::Sender<Result<Bytes, RequestError>>),
     /// A caller on another node.
     Remote(Box<dyn RemoteCaller>),
+    /// The coordinator of a module with several replicas, on this node.
+    Replicated(Box<ReplicatedCaller>),
+}
+
+/// The coordinator of a command of a module with several replicas.
+pub struct ReplicatedCaller {
+    /// Receives what the command has done as soon as it has run: the other replicas get its items meanwhile.
+    pub ran: Option<oneshot::Sender<Executed>>,
+    /// True if the digest of the key's items is wanted.
+    pub wants_digest: bool,
+    /// Notified once all that the command has seen and written is durable here.
+    pub settled: oneshot::Sender<()>,
+}
+
+/// What a command of a module with several replicas has done.
+#[derive(Debug)]
+pub struct Executed {
+    /// Its answer. It leaves once the quorum of the command has agreed.
+    pub answer: Result<Bytes, RequestError>,
+    /// The items that it has written, tombstones included.
+    pub items: Vec<Item>,
+    /// The digest of the items of its key right after it ran, if that was wanted.
+    pub digest: Option<RangeDigest>,
 }
 
 /// A caller on another node. Dropping it unused tells the node that no answer will come.
@@ -71,6 +96,13 @@ impl Reply {
         match self {
             Self::Local(caller) => drop(caller.send(answer)),
             Self::Remote(caller) => caller.send(answer),
+            Self::Replicated(caller) => {
+                // A command that was refused before it ran.
+                if let Some(ran) = caller.ran {
+                    let _ = ran.send(Executed { answer, items: Vec::new(), digest: None });
+                }
+                let _ = caller.settled.send(());
+            }
         }
     }
 }

@@ -10,8 +10,10 @@
 mod apply;
 pub(super) mod handoff;
 mod measure;
+pub(super) mod replica;
 
 use std::any::Any;
+use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
@@ -29,11 +31,12 @@ use super::actor::run::{Surroundings, start};
 use super::control::{Control, SwapReport};
 use super::coverage_limit::CoverageLimiter;
 use super::incidents::{Incident, Incidents};
-use super::mailbox::{Command, NotAccepted, VnodeHandle};
+use super::mailbox::{Command, NotAccepted, Reply, VnodeHandle};
 use super::release::Release;
 use super::slot::{Slot, SlotStatus, TransferStage};
 use super::source::ModuleSource;
 use annulus_storage::{Health, Items, Stores};
+use replica::ReplicaId;
 
 /// The configuration of a master.
 pub struct MasterConfig {
@@ -83,7 +86,8 @@ struct Inner {
 /// The last state that was applied to the slots.
 struct Known {
     lineage: Lineage,
-    modules: Vec<ModuleUid>,
+    /// The deployed modules, with the number of replicas of each.
+    modules: BTreeMap<ModuleUid, usize>,
     /// True if it is from before what the stores on disk have followed.
     is_behind: bool,
 }
@@ -151,12 +155,15 @@ impl Master {
             command.reply.send(Err(RequestError::not_applied(ErrorCode::BadArguments, message)));
             return Delivery::Taken;
         };
-        let refused = match routing::admit(version, slot.version, slot.held) {
+        // A coordinator of replicas runs its commands at any of them, and no other command may run there.
+        let replicated = matches!(command.reply, Reply::Replicated(_));
+        let holds = if replicated { slot.replicas.contains_key(&module) } else { slot.held };
+        let refused = match routing::admit(version, slot.version, holds) {
             Admission::CatchUp => return Delivery::CatchUp(Box::new(command)),
             Admission::Stale(version) => RequestError::stale_ring(version),
             // The releases of this node may still have it: they follow the log in a task of their own.
             Admission::Admit if self.is_undeployed(&slot, module) => apply::undeployed_error(),
-            Admission::Admit => match self.vnode(&mut slot, module, partition) {
+            Admission::Admit => match self.vnode_of(&mut slot, module, partition, replicated) {
                 None => RequestError::not_applied(
                     ErrorCode::NotReady,
                     "this node cannot run the module yet; `annulus modules` shows the nodes that do",
@@ -172,6 +179,9 @@ impl Master {
                         // The vnode has ended without a request: the node stops, or its task failed. The next
                         // command starts another one.
                         slot.vnodes.remove(&module);
+                        if let Some(replica) = slot.replicas.get_mut(&module) {
+                            replica.vnode = None;
+                        }
                         let message = "the vnode ended; try again";
                         command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
                         return Delivery::Taken;
@@ -186,8 +196,24 @@ impl Master {
     /// Return true if the log, as far as it is applied here, has ended this module. A vnode of it must not start again.
     fn is_undeployed(&self, slot: &Slot, module: ModuleUid) -> bool {
         // A module's uid is the index of the entry that created it.
-        let known = || self.inner.known.lock().as_ref().is_some_and(|known| !known.modules.contains(&module));
-        !slot.vnodes.contains_key(&module) && module.0 <= slot.applied.0 && known()
+        let known =
+            || self.inner.known.lock().as_ref().is_some_and(|known| !known.modules.contains_key(&module));
+        let runs = slot.vnodes.contains_key(&module) || slot.replicas.contains_key(&module);
+        !runs && module.0 <= slot.applied.0 && known()
+    }
+
+    fn vnode_of(
+        &self,
+        slot: &mut Slot,
+        module: ModuleUid,
+        partition: PartitionId,
+        replicated: bool,
+    ) -> Option<VnodeHandle> {
+        if replicated {
+            self.replica_vnode(slot, ReplicaId { module, partition })
+        } else {
+            self.vnode(slot, module, partition).cloned()
+        }
     }
 
     /// Return the vnode that serves, started on demand. In a sealed partition it starts sealed.
@@ -199,8 +225,12 @@ impl Master {
     ) -> Option<&'a VnodeHandle> {
         if !slot.vnodes.contains_key(&module) {
             let release = self.inner.config.modules.release(module)?;
+            // The deploy of a module with several replicas is not applied here yet.
+            if release.is_replicated() {
+                return None;
+            }
             let items = self.member_items(module, partition, &release);
-            let handle = self.start(module, partition, release, items);
+            let handle = self.start(module, partition, release, items, true);
             if let Some((_, outgoing)) = &slot.outgoing {
                 handle.tell(Control::StartOutgoing(outgoing.clone()));
             }
@@ -237,6 +267,7 @@ impl Master {
         partition: PartitionId,
         release: Arc<Release>,
         items: Items,
+        complete: bool,
     ) -> VnodeHandle {
         let surroundings = Surroundings {
             guests: self.inner.config.guests.clone(),
@@ -245,12 +276,12 @@ impl Master {
             permits: self.inner.coverage.queue(module),
         };
         let partition = Partition { id: u32::from(partition.0), ring_size: self.inner.ring_size };
-        start(surroundings, module, partition, release, items)
+        start(surroundings, module, partition, release, items, complete)
     }
 
     /// Start a vnode outside of every slot, for benchmarks.
     pub fn start_apart(&self, release: Arc<Release>) -> VnodeHandle {
-        self.start(ModuleUid(0), PartitionId(0), release, Items::memory())
+        self.start(ModuleUid(0), PartitionId(0), release, Items::memory(), true)
     }
 
     /// Wait until the log is applied to the slots up to `index`.
@@ -285,7 +316,8 @@ impl Master {
         for slot in &self.inner.slots {
             let slot = slot.lock();
             let staged = slot.stage.as_ref().and_then(|stage| stage.vnodes.get(&module));
-            for vnode in slot.vnodes.get(&module).into_iter().chain(staged) {
+            let replica = slot.replicas.get(&module).and_then(|replica| replica.vnode.as_ref());
+            for vnode in slot.vnodes.get(&module).into_iter().chain(staged).chain(replica) {
                 let (answer, report) = oneshot::channel();
                 vnode.tell(Control::Swap(release.clone(), answer));
                 waiting.push((vnode.partition, report));
@@ -308,6 +340,8 @@ impl Master {
         for slot in &self.inner.slots {
             let mut slot = slot.lock();
             slot.held = false;
+            let replicas = std::mem::take(&mut slot.replicas).into_values();
+            ends.extend(VnodeHandle::end_all(replicas.filter_map(|replica| replica.vnode), &error, false));
             ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.vnodes).into_values(), &error, false));
             ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.aside), &error, false));
             // A complete stage on disk may be flipped while this node is down.
@@ -358,13 +392,14 @@ impl Master {
                 partition: PartitionId(u16::try_from(id).unwrap_or(u16::MAX)),
                 held: slot.held,
                 sealed: slot.sealed.is_some(),
-                vnodes: slot.vnodes.len(),
+                vnodes: slot.running().count(),
+                replicas: slot.replicas.len(),
+                building: slot.replicas.values().filter(|replica| !replica.complete).count(),
                 staging: slot.stage.as_ref().map_or(0, |stage| stage.vnodes.len()),
                 aside: slot.aside.len(),
-                traps: slot.vnodes.values().map(|vnode| vnode.gauge.traps.load(Ordering::Relaxed)).sum(),
+                traps: slot.running().map(|vnode| vnode.gauge.traps.load(Ordering::Relaxed)).sum(),
                 in_back_off: slot
-                    .vnodes
-                    .values()
+                    .running()
                     .filter(|vnode| vnode.gauge.back_off_ms.load(Ordering::Relaxed) > 0)
                     .count(),
             }

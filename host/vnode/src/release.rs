@@ -28,6 +28,8 @@ pub struct Release {
     pub(super) write_format: u32,
     /// The engine of the module's host storage.
     pub(super) storage: StorageKind,
+    /// Number of replicas of a partition. With more than one, deletes stay as tombstones (R12).
+    pub(super) replicas: usize,
     pub(super) program: Arc<dyn Program>,
     pub(super) limits: Limits,
     pub(super) watcher: Watched,
@@ -47,6 +49,7 @@ impl Release {
             settings,
             write_format,
             storage: StorageKind::default(),
+            replicas: 1,
             program,
             limits,
             watcher,
@@ -71,6 +74,7 @@ impl Release {
             settings: Vec::new(),
             write_format: 1,
             storage: StorageKind::default(),
+            replicas: 1,
             program,
             limits: Limits::default(),
             watcher: None,
@@ -90,6 +94,16 @@ impl Release {
     /// Set the engine of the module's host storage.
     pub fn stored(self, storage: StorageKind) -> Self {
         Self { storage, ..self }
+    }
+
+    /// Return true if a partition has several replicas.
+    pub fn is_replicated(&self) -> bool {
+        self.replicas > 1
+    }
+
+    /// Set the number of replicas of a partition.
+    pub fn replicated(self, replicas: usize) -> Self {
+        Self { replicas, ..self }
     }
 
     /// Set the format of written items.

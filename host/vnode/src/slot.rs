@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
-use annulus_storage::FoundStage;
+use annulus_storage::{FoundStage, Items};
 use serde::{Deserialize, Serialize};
 
 use super::mailbox::VnodeHandle;
@@ -28,6 +28,10 @@ pub(super) struct Slot {
     pub(super) outgoing: Option<(TransferId, Outgoing)>,
     /// The vnodes that serve.
     pub(super) vnodes: BTreeMap<ModuleUid, VnodeHandle>,
+    /// The place of this node in the replica set, if it has one.
+    pub(super) place: Option<usize>,
+    /// The stores that this node keeps of modules with several replicas, apart from those of modules with one.
+    pub(super) replicas: BTreeMap<ModuleUid, Replica>,
     /// The vnodes of an incoming transfer, apart from those that serve (R7).
     pub(super) stage: Option<TransferStage>,
     /// Vnodes that serve nothing and keep items that a recovered state did not include (R19).
@@ -42,6 +46,11 @@ impl Slot {
         transfer.0 <= index && pending != Some(transfer)
     }
 
+    /// Return the vnodes that serve, of modules with one replica and with several.
+    pub(super) fn running(&self) -> impl Iterator<Item = &VnodeHandle> {
+        self.vnodes.values().chain(self.replicas.values().filter_map(|replica| replica.vnode.as_ref()))
+    }
+
     /// Return true if the vnodes send their writes and pages to this transfer.
     pub(super) fn is_outgoing(&self, transfer: TransferId) -> bool {
         let any = mutants::on(Mutant::ReadForAnotherTransfer);
@@ -52,6 +61,17 @@ impl Slot {
     pub(super) fn take_stage(&mut self) -> BTreeMap<ModuleUid, VnodeHandle> {
         self.stage.take().map(|stage| stage.vnodes).unwrap_or_default()
     }
+}
+
+/// This node's store of a partition of a module with several replicas.
+#[derive(Default)]
+pub(super) struct Replica {
+    /// True if the store has all that it should have (R5).
+    pub(super) complete: bool,
+    /// The vnode, started on demand.
+    pub(super) vnode: Option<VnodeHandle>,
+    /// Its items, for the next vnode if this one ends by itself.
+    pub(super) items: Option<Items>,
 }
 
 /// The vnodes that receive the items of a transfer and serve nothing yet.
@@ -101,6 +121,12 @@ pub struct SlotStatus {
     pub sealed: bool,
     /// Number of running vnodes.
     pub vnodes: usize,
+    /// Number of stores of modules with several replicas, and of those among them that are being built (R5).
+    #[serde(default)]
+    pub replicas: usize,
+    /// See `replicas`.
+    #[serde(default)]
+    pub building: usize,
     /// Number of vnodes that receive a transfer.
     pub staging: usize,
     /// Number of vnodes that serve nothing and keep items that a recovered state did not include.

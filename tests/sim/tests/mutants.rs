@@ -82,11 +82,17 @@ const NOTICED: &[(Mutant, Schedule, u64, &[Rule])] = &[
 
 const MACHINES: &str = "host/core/tests/handoff_machines.rs";
 const COMPARING: &str = "host/core/tests/machines/comparing.rs";
+const REPLICAS: &str = "host/harness/tests/replicas.rs";
 const MASTER: &str = "host/vnode/src/master/tests.rs";
 
 /// The mutants that the test of a single component notices, each with the file and the name of that test. The comment
 /// above a row gives the reason why a simulation of whole nodes does not notice the mutant.
 const ELSEWHERE: &[(Mutant, &str, &str)] = &[
+    // Modules with several replicas have seeds of their own.
+    (Mutant::BuildingAnswers, REPLICAS, "every_broken_rule_is_noticed"),
+    (Mutant::TrustEmptyMemory, REPLICAS, "every_broken_rule_is_noticed"),
+    (Mutant::KeepToItself, REPLICAS, "every_broken_rule_is_noticed"),
+    (Mutant::ReadOneReplica, REPLICAS, "every_broken_rule_is_noticed"),
     // No rule of the simulation compares dots.
     (Mutant::ReuseActor, "host/harness/tests/guests/stores.rs", "a_fault_that_reuses_an_actor_is_detected"),
     // A node applies states in log order, so the simulation never presents an older one.

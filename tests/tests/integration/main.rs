@@ -25,6 +25,7 @@ mod logging;
 mod planned;
 mod relay;
 mod releases;
+mod replicas;
 mod riak_test;
 mod simulated;
 mod snapshots;

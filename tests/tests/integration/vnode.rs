@@ -64,7 +64,7 @@ impl Bed {
             stores: annulus::storage::Stores::none(),
         };
         let master = Master::new(config, &ring(), &[]);
-        master.apply(&ring(), &[KV], 1, Default::default());
+        master.apply(&ring(), &std::collections::BTreeMap::from([(KV, 1)]), 1, Default::default());
         Self { master, engine }
     }
 

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 use super::{AdminService, LOOK_LIMIT, name_of, settings};
 use crate::AdminError;
 use crate::rows::{
-    LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, ReleaseRow, RingRow, StatusRow,
+    LocateRow, MemberRow, ModuleRow, PartitionRow, PreferenceRow, ReleaseRow, ReplicasRow, RingRow, StatusRow,
 };
 use annulus_cluster::View;
 use annulus_modules::Running;
@@ -209,6 +209,7 @@ impl AdminService {
                 counted(vnodes, "vnode"),
             ));
         }
+        alerts.extend(kept_table(&view));
         alerts.extend(two_histories(&view, &cluster.rivals()));
         let possible_loss = self.losses(&view);
         let removed = |name: &str| {
@@ -250,6 +251,10 @@ impl AdminService {
             modules: view.state.modules.len(),
             vnodes: if is_outside { 0 } else { vnodes },
             aside: slots.iter().map(|slot| slot.aside).sum::<usize>() + if is_outside { vnodes } else { 0 },
+            replicas: {
+                let counts = self.parts.coordinator.replicas().counts();
+                ReplicasRow { stores: counts.stores, building: counts.building, behind: counts.behind }
+            },
             alerts,
             possible_loss,
             newest_incident: incidents.iter().map(|incident| incident.number).max().unwrap_or(0),
@@ -258,6 +263,22 @@ impl AdminService {
             held_back_by: cluster.held_back_by(&view, cluster.speaks().levels.newest),
         }
     }
+}
+
+/// Return a warning if the ring does not take in a member because of a module whose partitions cannot move yet.
+fn kept_table(view: &View) -> Option<String> {
+    let module = view.state.replicated()?;
+    let idle = view.state.live_members().filter(|member| member.may_hold() && !view.state.holds(member.id));
+    let names: Vec<&str> = idle.map(|member| member.name.as_str()).collect();
+    (!names.is_empty()).then(|| {
+        format!(
+            "ring-kept: {} hold no partition: {} has n={}, and this version does not move partitions with several \
+             replicas; the nodes get their share once no such module is deployed",
+            names.join(", "),
+            module.name,
+            module.n
+        )
+    })
 }
 
 /// Return a warning if other nodes serve by another history of the cluster.

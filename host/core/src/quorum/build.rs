@@ -212,7 +212,8 @@ impl Build {
         let merged = self.count(|source| *source == Source::Merged);
         if merged >= self.needs() {
             self.is_over = true;
-            return vec![BuildStep::Complete { may_have_lost: false }];
+            // Without another member there is nobody who could have what this one has lost.
+            return vec![BuildStep::Complete { may_have_lost: self.sources.is_empty() }];
         }
         let open = self.count(|source| matches!(source, Source::Idle | Source::Failed | Source::Asked(_)));
         if open > 0 {
@@ -333,6 +334,11 @@ mod tests {
         assert_eq!(build.on(BuildEvent::Gone { node: NodeId(3) }), []);
         assert_eq!(build.on(merged(2)), complete(true));
         assert_eq!(build.on(BuildEvent::Retry), []);
+    }
+
+    #[test]
+    fn the_only_member_tells_the_loss() {
+        assert_eq!(Build::start(ME, group(5, &[9]), 2).1, complete(true));
     }
 
     #[test]

@@ -27,6 +27,8 @@ pub struct Read {
 enum Heard {
     /// Asked for its digest.
     Asked,
+    /// Asked, and silent for so long that another one is asked as well.
+    Silent,
     /// Has these items.
     Has(RangeDigest),
     /// Asked for its items.
@@ -58,7 +60,12 @@ pub enum ReadEvent {
         /// The digest of what this node has now.
         own: RangeDigest,
     },
-    /// A node does not answer: it is silent, not a complete member, or unreachable.
+    /// A node has not answered for a while. Another one is asked as well; its answer still counts.
+    Silent {
+        /// The node.
+        from: NodeId,
+    },
+    /// A node does not answer: it is not a complete member, or unreachable.
     No {
         /// The node.
         from: NodeId,
@@ -110,7 +117,8 @@ impl Read {
             ReadEvent::Digest { from, version, digest } => {
                 self.newest = self.newest.max(version);
                 // An answer from before a change says nothing of the sets after it.
-                if version >= self.group.version && self.heard.get(&from) == Some(&Heard::Asked) {
+                let is_asked = matches!(self.heard.get(&from), Some(Heard::Asked | Heard::Silent));
+                if version >= self.group.version && is_asked {
                     self.heard.insert(from, Heard::Has(digest));
                 }
             }
@@ -120,6 +128,12 @@ impl Read {
                 if self.heard.get(&from) == Some(&Heard::Fetched) {
                     self.heard.insert(from, Heard::Merged(theirs));
                 }
+            }
+            ReadEvent::Silent { from } => {
+                if self.heard.get(&from) != Some(&Heard::Asked) {
+                    return Vec::new();
+                }
+                self.heard.insert(from, Heard::Silent);
             }
             ReadEvent::No { from, version } => {
                 self.newest = self.newest.max(version.unwrap_or(0));
@@ -146,12 +160,15 @@ impl Read {
             return vec![ReadStep::Elsewhere];
         }
         let others = quorum_of(self.r, &self.group.members) - 1;
-        let open = |heard: &Heard| !matches!(heard, Heard::No);
+        let open = |heard: &Heard| !matches!(heard, Heard::No | Heard::Silent);
         let asked = self.heard.values().filter(|heard| open(heard)).count();
         if asked < others {
             let fresh = |node: &&NodeId| **node != self.me && !self.heard.contains_key(node);
             let more: Vec<NodeId> =
                 self.group.members.iter().filter(fresh).copied().take(others - asked).collect();
+            if more.is_empty() && self.heard.values().any(|heard| *heard == Heard::Silent) {
+                return Vec::new();
+            }
             if more.is_empty() {
                 self.is_over = true;
                 return vec![ReadStep::NotEnough];
@@ -177,7 +194,7 @@ impl Read {
         let rerun = self.heard.values().any(|heard| matches!(heard, Heard::Merged(_)));
         let lacks = |heard: &Heard| match heard {
             Heard::Has(digest) | Heard::Merged(digest) => *digest != own,
-            Heard::Asked | Heard::Fetched | Heard::No => false,
+            Heard::Asked | Heard::Silent | Heard::Fetched | Heard::No => false,
         };
         let repair = self.heard.iter().filter(|(_, heard)| lacks(heard)).map(|(node, _)| *node).collect();
         vec![ReadStep::Answer { rerun, repair }]
@@ -252,6 +269,23 @@ mod tests {
         let (mut read, _) = start(2);
         let building = ReadEvent::No { from: NodeId(2), version: Some(5) };
         assert_eq!(read.on(building), ask(&[3], 5));
+        assert_eq!(read.on(ReadEvent::No { from: NodeId(3), version: None }), [ReadStep::NotEnough]);
+    }
+
+    #[test]
+    fn a_silent_member_is_passed_over_and_still_heard() {
+        let silent = |from| ReadEvent::Silent { from: NodeId(from) };
+        let (mut read, _) = start(2);
+        assert_eq!(read.on(silent(2)), ask(&[3], 5));
+        assert_eq!(read.on(silent(2)), []);
+        assert_eq!(read.on(digest(3, 5, old())), answer(false, &[]));
+        // With nobody left to ask, the answers of the silent ones are waited for.
+        let (mut read, _) = start(2);
+        assert_eq!((read.on(silent(2)), read.on(silent(3))), (ask(&[3], 5), vec![]));
+        assert_eq!(read.on(digest(2, 5, old())), answer(false, &[]));
+        let (mut read, _) = start(2);
+        assert_eq!((read.on(silent(2)), read.on(silent(3))), (ask(&[3], 5), vec![]));
+        assert_eq!(read.on(ReadEvent::No { from: NodeId(2), version: None }), []);
         assert_eq!(read.on(ReadEvent::No { from: NodeId(3), version: None }), [ReadStep::NotEnough]);
     }
 

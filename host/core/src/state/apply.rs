@@ -210,9 +210,11 @@ impl ClusterState {
 
     fn leave(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
         let others = self.live_members().any(|m| m.id != node && m.status == MemberStatus::Member);
+        let stays = self.check_moves();
         let member = self.live_member_mut(node)?;
         match member.status {
             MemberStatus::Leaving => {}
+            MemberStatus::Member if others && stays.is_err() => return stays.map(|()| Outcome::Done),
             MemberStatus::Member if others => member.status = MemberStatus::Leaving,
             MemberStatus::Member => return Err(Refusal::LastMember),
             _ => return Err(wrong_status(member)),
@@ -239,6 +241,9 @@ impl ClusterState {
             return Err(Refusal::RingChanged);
         }
         self.check_table(table)?;
+        if self.ring.partitions.iter().zip(table).any(|(partition, target)| partition.target() != *target) {
+            self.check_moves()?;
+        }
         self.aim(index, table);
         Ok(Outcome::Done)
     }

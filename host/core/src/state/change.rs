@@ -130,6 +130,9 @@ impl ClusterState {
         next.change_members(changes)?;
         // Check against the sets before the change: a set that becomes empty below becomes the table's at once.
         next.check_table(table)?;
+        if next.replicated().is_some() && table != next.table_from(&self.ring) {
+            next.check_moves()?;
+        }
         if let Some(gone) = table.iter().flatten().find(|node| next.member(**node).is_none()) {
             return Err(Refusal::BadTable(format!("node {gone} is not a member")));
         }
@@ -148,6 +151,14 @@ impl ClusterState {
         })
     }
 
+    /// Refuse a change that moves partitions while a module has several replicas.
+    pub(super) fn check_moves(&self) -> Result<(), Refusal> {
+        match self.replicated() {
+            Some(module) => Err(Refusal::Replicated { module: module.name.clone(), n: module.n }),
+            None => Ok(()),
+        }
+    }
+
     fn take_in(&mut self, node: NodeId) -> Result<(), Refusal> {
         let member = self.live_member_mut(node)?;
         if member.status != MemberStatus::Joining {
@@ -159,9 +170,11 @@ impl ClusterState {
 
     fn start_leave(&mut self, node: NodeId) -> Result<(), Refusal> {
         let last = !self.has_member_besides(node);
+        let stays = self.check_moves();
         let member = self.live_member_mut(node)?;
         match member.status {
             MemberStatus::Member if last => return Err(Refusal::LastMember),
+            MemberStatus::Member if stays.is_err() => return stays,
             // A joining node holds nothing, so once it is `leaving` it is removed without a handoff.
             MemberStatus::Member | MemberStatus::Joining => member.status = MemberStatus::Leaving,
             _ => return Err(wrong_status(member)),
@@ -173,6 +186,7 @@ impl ClusterState {
         if old == new {
             return Err(Refusal::BadSetting("a node cannot replace itself".into()));
         }
+        self.check_moves()?;
         let holds = self.holds(new);
         let comer = self.live_member_mut(new)?;
         match comer.status {

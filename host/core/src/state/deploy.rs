@@ -3,7 +3,8 @@
 use crate::ids::ModuleUid;
 
 use super::{
-    CALL_MS, ClusterState, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release, StorageKind,
+    CALL_MS, ClusterState, MemberStatus, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release,
+    StorageKind,
 };
 
 /// The empty map as CBOR, for the `init` of a module without a config.
@@ -87,6 +88,7 @@ impl ClusterState {
         }
         (module.config, module.changed) = (config, index);
         self.check_quorums(&module)?;
+        self.check_replicas(&module, old.map(|old| old.n))?;
         let outcome = Outcome::Deployed(module.uid, module.current.version);
         self.modules.insert(module.uid, module);
         Ok(outcome)
@@ -104,6 +106,39 @@ impl ClusterState {
             if !(1..=n).contains(&count) {
                 return Err(Refusal::BadSetting(format!("{what} is from 1 to n, which is {n}, not {count}")));
             }
+        }
+        Ok(())
+    }
+
+    /// Check that a module may have its number of replicas. Replicas of a module come into being with it: a partition of
+    /// such a module does not move yet, and its sets do not grow.
+    fn check_replicas(&self, module: &Module, before: Option<u8>) -> Result<(), Refusal> {
+        let Module { name, n, .. } = module;
+        if let Some(before) = before.filter(|before| before != n && (*before).max(*n) > 1) {
+            return Err(Refusal::BadSetting(format!(
+                "{name} has n={before}, which cannot change yet: undeploy it, or deploy under another name"
+            )));
+        }
+        if *n == 1 || before.is_some() {
+            return Ok(());
+        }
+        if let Some((id, _)) = self.ring.transfers().next() {
+            return Err(Refusal::BadSetting(format!(
+                "n={n}: partition {} is moving; deploy again once `annulus transfers` is empty",
+                id.0
+            )));
+        }
+        if let Some(leaving) = self.live_members().find(|member| member.status == MemberStatus::Leaving) {
+            return Err(Refusal::BadSetting(format!(
+                "n={n}: {} is leaving; deploy again once it has left",
+                leaving.name
+            )));
+        }
+        let least = self.ring.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
+        if least < usize::from(*n) {
+            return Err(Refusal::BadSetting(format!(
+                "n={n}: some partitions have {least} nodes only; join more nodes first"
+            )));
         }
         Ok(())
     }

@@ -35,6 +35,8 @@ pub(super) fn first_level() -> u32 {
 /// Return the first level with this command. A new command does not compile without an entry here.
 pub fn level_of(command: &Command) -> u32 {
     match command {
+        // The previous level keeps one replica of every module, and moves partitions without regard to others.
+        Command::Deploy { n: Some(2..), .. } => 6,
         // The previous level keeps the items of every module in memory.
         Command::Deploy { storage: Some(StorageKind::Durable), .. } => 5,
         // The previous level runs each release with the host's limit.

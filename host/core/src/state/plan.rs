@@ -6,7 +6,6 @@
 
 use std::collections::BTreeMap;
 
-use crate::claim::claim;
 use crate::ids::NodeId;
 use crate::keyspace::PartitionId;
 use crate::ring::RingTable;
@@ -135,7 +134,7 @@ pub struct Plan {
 pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
     let mut members = state.clone();
     members.change_members(changes)?;
-    let table = claim(&with_replacements(&state.ring, changes), &members.claim_nodes(), state.width);
+    let table = members.table_from(&with_replacements(&state.ring, changes));
     let after = state.carried_out(state.applied + 1, changes, &table)?;
     let nodes = shares(state, &after, &table);
     let moves = moves(state, &after);
@@ -208,8 +207,8 @@ fn warnings(before: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) 
         .filter(|member| after.members.get(&member.id).is_some_and(|after| after.banned));
     for member in removed {
         let owned = before.ring.owned_by(member.id).count();
-        // Only owners hold items today, whatever a module's `n` (`role::REPLICAS`).
-        let modules: Vec<&str> = before.modules.values().map(|module| module.name.as_str()).collect();
+        let single = before.modules.values().filter(|module| module.n == 1);
+        let modules: Vec<&str> = single.map(|module| module.name.as_str()).collect();
         if owned > 0 && !modules.is_empty() {
             let (node, modules) = (member.name.clone(), modules.join(", "));
             warnings.push(Warning::Loses { node, partitions: owned, modules });

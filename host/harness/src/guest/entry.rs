@@ -43,6 +43,27 @@ impl Entry {
         rank(self) > rank(other)
     }
 
+    /// Return the entry that has the members of both lists, in an order that does not depend on which is which. An entry
+    /// whose value is no list counts as a list of its value, a tombstone as an empty one.
+    pub(super) fn united_with(&self, other: &Self) -> Self {
+        let newer = if other.is_newer_than(self) { other } else { self };
+        let members = |entry: &Self| match &entry.value {
+            _ if entry.deleted => Vec::new(),
+            Value::Array(members) => members.clone(),
+            value => vec![value.clone()],
+        };
+        let encoded = |value: &Value| {
+            let mut bytes = Vec::new();
+            ciborium::into_writer(value, &mut bytes).expect("a value is plain data and a Vec never fails");
+            bytes
+        };
+        let mut all = members(self);
+        all.extend(members(other));
+        all.sort_by_cached_key(encoded);
+        all.dedup();
+        Self { value: Value::Array(all), deleted: false, ..newer.clone() }
+    }
+
     /// Encode the entry in the form that is sent to other nodes and stored by the host.
     pub fn encode(&self, format: u32) -> Vec<u8> {
         let mut bytes = vec![u8::try_from(format).unwrap_or(u8::MAX)];
@@ -101,6 +122,12 @@ mod tests {
                 assert!(Entry::decode(&other, &[1, 2]).is_err());
             }
         }
+        let list = |members: &[u64]| Value::Array(members.iter().copied().map(Value::from).collect());
+        let one = Entry::after(None, (7, 1), Some(list(&[1, 2])), 0);
+        let other = Entry::after(None, (8, 1), Some(list(&[3, 2])), 0);
+        let both = one.united_with(&other);
+        assert_eq!((&both, &both.value), (&other.united_with(&one), &list(&[1, 2, 3])));
+        assert_eq!((both.united_with(&one), both.united_with(&both)), (both.clone(), both.clone()));
         assert!(gone.is_newer_than(&first) && !first.is_newer_than(&gone) && !gone.is_newer_than(&gone));
     }
 }

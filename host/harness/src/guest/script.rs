@@ -62,6 +62,9 @@ pub struct Script {
     pub refuses_in_handoff: OneIn,
     /// If set, folds never end, and this is the way in which they are endless.
     pub endless_fold: Option<EndlessFold>,
+    /// Whether a merge of two lists has the members of both. Otherwise the newer version wins, and what only the older one
+    /// has is lost.
+    pub unites: bool,
     /// Limit on the memory of one instance's items, in bytes. It applies only if it is lower than the module's own
     /// limit. A write that exceeds it traps.
     pub memory_bytes: Option<usize>,
@@ -167,6 +170,7 @@ impl Default for Script {
             puts_handoff_off: OneIn(0),
             refuses_in_handoff: OneIn(0),
             endless_fold: None,
+            unites: false,
             memory_bytes: None,
         }
     }

@@ -105,10 +105,10 @@ impl Cluster {
         self.until("all is calm", || self.unrest()).await?;
         let request = DeployRequest {
             name: None,
-            n: None,
-            r: None,
+            n: trial.replicas,
+            r: trial.reads,
             w: None,
-            storage: None,
+            storage: trial.storage,
             config: trial.config.clone(),
             call_time: trial.call_time,
             base: None,
@@ -291,6 +291,24 @@ impl Cluster {
         }
     }
 
+    /// Wait until every node serves and no replica is being built, for two minutes at most: a further death would lose
+    /// what only the dead node has.
+    pub(super) async fn rebuilt(&self) {
+        let _ = self.until("all replicas are complete", || self.building()).await;
+    }
+
+    /// Return a reason for which a replica is not complete.
+    fn building(&self) -> Option<String> {
+        let nodes = &self.inner.nodes;
+        (0..nodes.count()).find_map(|at| match nodes.life(at) {
+            Some(life) => {
+                let building = life.services().master.building().len();
+                (building > 0).then(|| format!("n{at} builds {building} replicas"))
+            }
+            None => nodes.ended(at).is_none().then(|| format!("n{at} does not serve")),
+        })
+    }
+
     /// Wait until `wanting` returns `None`. Otherwise it returns the reason to wait.
     async fn until(&self, what: &str, mut wanting: impl FnMut() -> Option<String>) -> Result<(), String> {
         let began = Instant::now();
@@ -364,12 +382,18 @@ impl Cluster {
         if let Some((partition, _)) = state.ring.transfers().next() {
             return Some(format!("partition {} is handed over", partition.0));
         }
+        if state.due_table().is_some() {
+            return Some("the ring does not have its table yet".to_owned());
+        }
         let is_under_way = |status| match status {
             MemberStatus::Joining | MemberStatus::Leaving | MemberStatus::Down => true,
             MemberStatus::Member | MemberStatus::Removed => false,
         };
         if let Some(member) = state.live_members().find(|member| is_under_way(member.status)) {
             return Some(format!("{} is {}", member.name, member.status));
+        }
+        if let Some(why) = self.building() {
+            return Some(why);
         }
         (0..nodes.count()).find_map(|at| {
             if let Some(why) = nodes.failed(at) {

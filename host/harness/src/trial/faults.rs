@@ -80,6 +80,7 @@ impl Faults {
                     ));
                     wait(random, 50, 5_000).await;
                     nodes.start(at);
+                    cluster.rebuilt().await;
                 }
             }
         }

@@ -136,7 +136,7 @@ impl Node {
     /// Create a node that owns all partitions.
     pub fn new(seen: &Arc<Seen>, id: NodeId, limits: Limits) -> Self {
         let node = Self::without_partitions(seen, id, limits);
-        node.master.apply(&ring_of(id, SINCE), &[MODULE], SINCE, Default::default());
+        node.master.apply(&ring_of(id, SINCE), &BTreeMap::from([(MODULE, 1)]), SINCE, Default::default());
         node
     }
 

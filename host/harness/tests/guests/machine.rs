@@ -1,5 +1,6 @@
 //! A machine whose node runs again and again, with durable modules on the same disk.
 
+use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -63,13 +64,19 @@ impl Machine {
                 before_creation: Arc::new(move || {
                     if fails.load(Ordering::Relaxed) { Err("the disk refuses".to_owned()) } else { Ok(()) }
                 }),
+                before_replicas: Arc::new(|| Ok(())),
             };
             let (stores, opened) = Stores::open(config).await.unwrap();
             assert!(opened.set_aside.is_none(), "the stores are as they were promised");
             let mut node = Node::with_stores(&seen, ME, limits, stores);
             node.storage = StorageKind::Durable;
             if owns {
-                node.master.apply(&ring_of(ME, SINCE), &[MODULE], SINCE, Default::default());
+                node.master.apply(
+                    &ring_of(ME, SINCE),
+                    &BTreeMap::from([(MODULE, 1)]),
+                    SINCE,
+                    Default::default(),
+                );
             }
             life(node).await
         });

@@ -269,7 +269,7 @@ fn no_more_instances_run_than_the_limit() {
         let swap = node.deploy(&Script { release: 2, ..Script::default() }, 1).await;
         assert!(swap.unwrap_err().contains("no more may"));
         assert_eq!(node.get("k").await.unwrap(), Value::from("v"));
-        node.master.apply(&bed::ring_of(bed::ME, 5), &[], MODULE.0, Default::default());
+        node.master.apply(&bed::ring_of(bed::ME, 5), &BTreeMap::new(), MODULE.0, Default::default());
         while node.loader.instances() > 0 {
             tokio::task::yield_now().await;
         }

@@ -39,7 +39,7 @@ impl Pair {
         let mut ring = ring_of(ME, 5);
         ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TRANSFER, target: vec![OTHER] });
         for node in [&from, &to] {
-            node.master.apply(&ring, &[MODULE], TRANSFER.0, Default::default());
+            node.master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), TRANSFER.0, Default::default());
         }
         let stage = StageId { partition: HERE, transfer: TRANSFER, generation: 1 };
         to.master.stage(stage);
@@ -105,7 +105,7 @@ impl Pair {
         let mut ring = ring_of(OTHER, FLIPPED);
         ring.partitions[usize::from(HERE.0)].made_by = TRANSFER;
         for node in [&self.from, &self.to] {
-            node.master.apply(&ring, &[MODULE], FLIPPED, Default::default());
+            node.master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), FLIPPED, Default::default());
         }
         self.to.version = FLIPPED;
         self.to

@@ -343,7 +343,7 @@ fn a_batch_that_the_store_does_not_take_ends_the_instance() {
 
 /// Have a node own everything, or nothing, from a version on.
 fn moves(node: &mut Node, to: NodeId, version: u64) {
-    node.master.apply(&ring_of(to, version), &[MODULE], version, Default::default());
+    node.master.apply(&ring_of(to, version), &BTreeMap::from([(MODULE, 1)]), version, Default::default());
     node.version = version;
 }
 
@@ -384,7 +384,7 @@ fn a_state_of_an_older_lineage_sets_nothing_aside_and_ends_no_module() {
     let mut machine = Machine::new(11, Settings::default());
     let follow = move |node: &mut Node| {
         let version = lineage.first_index();
-        node.master.apply(&ring_of(ME, version), &[MODULE], version, lineage);
+        node.master.apply(&ring_of(ME, version), &BTreeMap::from([(MODULE, 1)]), version, lineage);
         node.version = version;
     };
     machine.live(Crash::PowerLoss, async move |mut node: Node| {
@@ -397,7 +397,7 @@ fn a_state_of_an_older_lineage_sets_nothing_aside_and_ends_no_module() {
         node.deploy(&script(), 1).await.unwrap();
         // Before the recovery another node had everything, and the module had ended.
         let older = MODULE.0 + 1;
-        node.master.apply(&ring_of(NodeId(99), older), &[], older, Lineage::default());
+        node.master.apply(&ring_of(NodeId(99), older), &BTreeMap::new(), older, Lineage::default());
         follow(&mut node);
         assert_eq!(node.get("k").await.unwrap(), Value::from(1));
         assert_eq!(node.stores.health().aside, 0);

@@ -111,13 +111,9 @@ impl Modules {
                 "{name:?} is not a valid module name: use lower-case letters, digits, `-` and `_`, at most 64"
             ));
         }
-        for (setting, value) in [("n", request.n), ("r", request.r), ("w", request.w)] {
-            if value.is_some_and(|value| value != 1) {
-                return bad(format!(
-                    "--{setting} {}: this version keeps one replica of a key, so n, r and w are 1",
-                    value.unwrap_or(0)
-                ));
-            }
+        let n = request.n.or(present.map(|module| module.n)).unwrap_or(1);
+        if n > 1 {
+            check_replicas(n, description).map_err(DeployError::BadSetting)?;
         }
         if let Some(time) = request
             .call_time
@@ -240,6 +236,22 @@ pub(super) fn check_who_is_away(
          run that; try again when it is back, or remove it",
         away.join(", ")
     )))
+}
+
+/// Check that a module can have several replicas: it merges two versions of an item.
+fn check_replicas(n: u8, description: &Description) -> Result<(), String> {
+    let exported = description.exported;
+    if exported.handoff {
+        return Err(format!(
+            "--n {n}: the module keeps its items in its own memory; this version replicates host storage only"
+        ));
+    }
+    if exported.writes_storage && !exported.merge {
+        return Err(format!(
+            "--n {n}: the module writes items and does not export `merge`, which several replicas need"
+        ));
+    }
+    Ok(())
 }
 
 /// The first level of the cluster's state with durable modules.

@@ -6,6 +6,7 @@ use annulus_core::item::{Budget, Item};
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::request::{ErrorCode, GuestRefusal, Request, RequestError};
 use annulus_core::wire::PageAnswer;
+use annulus_core::wire::replica::MAX_REPLICATED_BYTES;
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -43,13 +44,19 @@ impl Actor {
                 ErrorCode::DeadlineExceeded,
                 "the deadline came while the command waited for its vnode",
             ))
+        } else if !self.complete && !mutants::on(Mutant::BuildingAnswers) {
+            Err(RequestError::not_applied(
+                ErrorCode::NotReady,
+                "the items of this replica are being built from the others; ask another one",
+            ))
         } else {
             match page {
                 None => self.run_command(&request, id, &mut saw).await,
                 Some(page) => self.run_coverage(&request, id, page, &mut saw).await,
             }
         };
-        if let Some(reply) = reply {
+        if let Some(mut reply) = reply {
+            self.tell_ran(&mut reply, request.key.as_deref(), &answer).await;
             self.parked.answer(&self.items, saw, reply, answer);
         }
     }
@@ -171,7 +178,10 @@ impl Actor {
     ) -> Result<T, RequestError> {
         let writes = info.effect != Effect::Read;
         if called.is_ok() && writes {
-            self.got_items().await;
+            if let Err(reason) = self.got_items().await {
+                self.forget_writes(reason.clone());
+                return Err(RequestError::not_applied(ErrorCode::StorageFull, reason));
+            }
             if info.frees {
                 self.compaction.freed();
             }
@@ -197,9 +207,18 @@ impl Actor {
         // A copy of the writes is needed only if the items move.
         let moving = writes && (self.outgoing.is_some() || self.swap.is_some());
         let written = if moving { answer.writes.clone() } else { Vec::new() };
+        let replicated = if self.is_replicated() { answer.writes.clone() } else { Vec::new() };
+        if replicated.iter().map(Item::len).sum::<usize>() > MAX_REPLICATED_BYTES {
+            let reason = format!(
+                "the command writes more than {MAX_REPLICATED_BYTES} bytes, the limit of a module with several replicas"
+            );
+            self.forget_writes(reason.clone());
+            return Err(RequestError::not_applied(ErrorCode::ValueTooLarge, reason));
+        }
         if let Err(error) = self.guest().await?.commit(answer.writes).await {
             return Err(self.not_committed(&error));
         }
+        self.written = replicated;
         self.recovered();
         if writes {
             self.forward(written, touched()).await?;

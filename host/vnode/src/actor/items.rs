@@ -21,14 +21,14 @@ impl Actor {
         if let Some(reason) = self.items.refuses_writes() {
             return Err(reason);
         }
-        let guest = self.guest().await.map_err(|error| error.message)?;
+        self.guest().await.map_err(|error| error.message)?;
         // Count the items here, not where they arrived, so that a comparison of the counts shows a loss in between.
         let tally = Tally::of(&items);
-        let some = !items.is_empty();
-        let taken = guest.take(items).await;
-        if some {
-            self.got_items().await;
+        if !items.is_empty() {
+            self.got_items().await?;
         }
+        let guest = self.guest().await.map_err(|error| error.message)?;
+        let taken = guest.take(items).await;
         self.recovered();
         taken.map(|rejections| Taken { tally, rejections }).map_err(|error| self.failed(error, None).message)
     }

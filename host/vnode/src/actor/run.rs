@@ -36,7 +36,7 @@ pub(crate) struct Surroundings {
     pub(crate) permits: CoverageQueue,
 }
 
-/// Start a vnode with its items.
+/// Start a vnode with its items. `complete` is false for one of several replicas that does not know what it should have.
 ///
 /// Its task is owned through the returned handle: it ends with [`Control::End`], or when all handles are dropped.
 pub(crate) fn start(
@@ -45,6 +45,7 @@ pub(crate) fn start(
     partition: Partition,
     release: Arc<Release>,
     items: Items,
+    complete: bool,
 ) -> VnodeHandle {
     let (commands, commands_rx) = mpsc::channel(MAILBOX_COMMANDS);
     // The senders bound this channel: see `VnodeHandle::control`.
@@ -82,6 +83,8 @@ pub(crate) fn start(
         permit: None,
         compaction: Compaction::default(),
         has_items: false,
+        complete,
+        written: Vec::new(),
     };
     annulus_ground::spawn_on(&guests, actor.run());
     handle
@@ -193,6 +196,12 @@ impl Actor {
                 }
                 let _ = answer.send(taken);
             }
+            Control::Merge(items, answer) => self.merge(items, answer).await,
+            Control::TellKey { key, with_items, answer } => self.tell_key(&key, with_items, answer).await,
+            Control::TellPage { after, limit, of_any, answer } => {
+                self.tell_page(after, limit, of_any, answer).await;
+            }
+            Control::Complete => self.complete = true,
             Control::Count(answer) => drop(answer.send(self.count().await)),
             Control::Measure { after, answer } => {
                 let page = self.measure_page(after).await;

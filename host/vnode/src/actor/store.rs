@@ -58,11 +58,16 @@ impl Actor {
     /// Handle a batch that the store did not take. The instance may remember its writes, so it ends (R11); the next
     /// command gets another one, which sees what the store has.
     pub(super) fn not_committed(&mut self, error: &StorageError) -> RequestError {
+        self.forget_writes(error.to_string());
+        storage_error(error)
+    }
+
+    /// End an instance whose last writes are not committed: it may remember them.
+    pub(super) fn forget_writes(&mut self, reason: String) {
         if let Some(guest) = self.guest.take_if(|guest| !guest.keeps_items()) {
             self.writer.dots = self.writer.dots.max(guest.dots());
-            self.last_exit = Some(error.to_string());
+            self.last_exit = Some(reason);
         }
-        storage_error(error)
     }
 }
 

@@ -67,7 +67,7 @@ fn vnode(items: &Items) -> VnodeHandle {
     };
     let described = (*native_kv().description).clone();
     let release = Release::native("farewells".into(), described, Arc::new(Farewells));
-    start(surroundings, module, Partition { id: 3, ring_size: 8 }, Arc::new(release), items.clone())
+    start(surroundings, module, Partition { id: 3, ring_size: 8 }, Arc::new(release), items.clone(), true)
 }
 
 async fn put(vnode: &VnodeHandle, key: &'static str, value: &'static str) {

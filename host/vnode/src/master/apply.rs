@@ -11,6 +11,7 @@ use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::ring::RingTable;
 use annulus_core::state::Lineage;
 
+use super::replica::Following;
 use super::{Known, Master};
 use crate::control::Control;
 use crate::mailbox::VnodeHandle;
@@ -18,13 +19,14 @@ use crate::slot::{Slot, TransferStage};
 use annulus_storage::LogPlace;
 
 impl Master {
-    /// Apply a committed ring. `index` is the log index of that state; calls are in log order.
+    /// Apply a committed ring. `index` is the log index of that state; calls are in log order. `modules` are the deployed
+    /// modules, with the number of replicas of each.
     ///
     /// After a recovery, return the partitions whose items are set aside here, and may exist nowhere else.
     pub fn apply(
         &self,
         ring: &RingTable,
-        modules: &[ModuleUid],
+        modules: &BTreeMap<ModuleUid, usize>,
         index: u64,
         lineage: Lineage,
     ) -> Vec<PartitionId> {
@@ -35,7 +37,7 @@ impl Master {
         // its copy of the log is not always. Such a state changes no store.
         let is_behind = stores.found_at().is_some_and(|found| place < found);
         let before = {
-            let known = Known { lineage, modules: modules.to_vec(), is_behind };
+            let known = Known { lineage, modules: modules.clone(), is_behind };
             self.inner.known.lock().replace(known)
         };
         let judged = before.as_ref().is_some_and(|before| !before.is_behind);
@@ -47,12 +49,14 @@ impl Master {
         }
         // A recovered state may be older than a module's deploy: a module that it lacks was not undeployed.
         let undeployed = |uid: &ModuleUid| {
-            let had = before.as_ref().is_some_and(|before| before.modules.contains(uid));
-            had && !recovers && !modules.contains(uid)
+            let had = before.as_ref().is_some_and(|before| before.modules.contains_key(uid));
+            had && !recovers && !modules.contains_key(uid)
         };
         // A module's uid is the index of the entry that created it. A vnode of a later module may already run if another
         // task has applied that entry: its absence from this older state is not an undeploy.
         let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
+        let single: Vec<_> = modules.iter().filter(|(_, n)| **n == 1).map(|(uid, _)| *uid).collect();
+        let how = Following { index, recovers, is_behind };
         let mut aside = Vec::new();
         for (id, partition) in ring.size.partitions().zip(&ring.partitions) {
             let Some(mut slot) = self.slot(id) else { continue };
@@ -73,15 +77,16 @@ impl Master {
             let is_done = stores.found_at().is_some_and(|found| flipped <= found);
             for change in changes {
                 // Without modules there were no items to lose.
-                if change != Change::TakeEmpty || !modules.is_empty() {
-                    self.carry_out(change, &mut slot, id, modules, is_done);
+                if change != Change::TakeEmpty || !single.is_empty() {
+                    self.carry_out(change, &mut slot, id, &single, is_done);
                 }
             }
+            self.apply_replicas(&mut slot, (id, partition), modules, how);
             if !judged && !is_behind && !slot.held {
                 // The partition moved while this node was down.
                 if recovers { stores.set_members_aside(id) } else { stores.drop_members(id) }
             }
-            let gone = |uid: &&ModuleUid| older(uid) && !modules.contains(uid);
+            let gone = |uid: &&ModuleUid| older(uid) && !modules.contains_key(uid);
             let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
             let gone: BTreeMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
             if recovers && !gone.is_empty() {
@@ -98,8 +103,11 @@ impl Master {
                 aside.push(id);
             }
         }
+        if !judged && !is_behind {
+            self.drop_unkept(how);
+        }
         for module in stores.modules() {
-            if older(&module) && !modules.contains(&module) && !is_behind {
+            if older(&module) && !modules.contains_key(&module) && !is_behind {
                 if recovers { stores.set_module_aside(module) } else { stores.drop_module(module) }
             }
         }
@@ -190,7 +198,12 @@ impl Master {
         }
     }
 
-    fn set_vnodes_aside(&self, vnodes: BTreeMap<ModuleUid, VnodeHandle>, slot: &mut Slot, id: PartitionId) {
+    pub(super) fn set_vnodes_aside(
+        &self,
+        vnodes: BTreeMap<ModuleUid, VnodeHandle>,
+        slot: &mut Slot,
+        id: PartitionId,
+    ) {
         if vnodes.is_empty() {
             return;
         }

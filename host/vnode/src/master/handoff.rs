@@ -185,7 +185,7 @@ impl Master {
             StorageKind::Memory => Items::memory(),
             StorageKind::Durable => self.inner.config.stores.stage(module, stage.partition, stage.transfer),
         };
-        let handle = self.start(module, stage.partition, release, items);
+        let handle = self.start(module, stage.partition, release, items, true);
         current.vnodes.insert(module, handle.clone());
         Some(handle)
     }

@@ -2,6 +2,7 @@
 //! baseline.
 #![allow(clippy::unwrap_used)]
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use annulus_core::contract::TransferKind;
@@ -46,7 +47,7 @@ fn master() -> Master {
     let guests = tokio::runtime::Handle::current();
     let config = MasterConfig { me: ME, guests, workers: 1, modules, stores: Stores::none() };
     let master = Master::new(config, &ring(), &[]);
-    master.apply(&ring(), &[], 5, Lineage::default());
+    master.apply(&ring(), &BTreeMap::new(), 5, Lineage::default());
     master
 }
 
@@ -99,10 +100,10 @@ async fn an_older_state_ends_no_vnode_of_a_module_that_was_deployed_after_it() {
     let master = master();
     get(&master).await.unwrap();
     // A state older than the module's deploy, applied late.
-    master.apply(&ring(), &[], MODULE.0 - 1, Lineage::default());
+    master.apply(&ring(), &BTreeMap::new(), MODULE.0 - 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 1);
     // A newer state without the module undeploys it.
-    master.apply(&ring(), &[], MODULE.0 + 1, Lineage::default());
+    master.apply(&ring(), &BTreeMap::new(), MODULE.0 + 1, Lineage::default());
     assert_eq!(master.vnodes(HERE).len(), 0);
 }
 
@@ -111,12 +112,12 @@ async fn a_command_after_an_undeploy_starts_no_empty_vnode() {
     let master = master();
     get(&master).await.unwrap();
     // The source of releases, which follows the log in a task of its own, still has the module.
-    master.apply(&ring(), &[], MODULE.0 + 1, Lineage::default());
+    master.apply(&ring(), &BTreeMap::new(), MODULE.0 + 1, Lineage::default());
     assert_eq!(get(&master).await.unwrap_err().code, ErrorCode::UnknownModule);
     assert_eq!(master.vnodes(HERE).len(), 0);
     // Deployed again, it is another module.
     let again = ModuleUid(MODULE.0 + 2);
-    master.apply(&ring(), &[again], again.0, Lineage::default());
+    master.apply(&ring(), &BTreeMap::from([(again, 1)]), again.0, Lineage::default());
     assert_eq!(get(&master).await.unwrap_err().code, ErrorCode::UnknownModule);
 }
 
@@ -173,7 +174,7 @@ async fn a_transfer_that_was_replaced_does_not_take_the_stage_of_the_next() {
         let mut ring = ring();
         let target = vec![ME];
         ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(index), target });
-        master.apply(&ring, &[MODULE], index, Lineage::default());
+        master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), index, Lineage::default());
     };
     pending(30);
     master.stage(old);
@@ -198,7 +199,7 @@ async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here(
         partition.version = index;
     }
     recovered.partitions[usize::from(HERE.0)].replicas = vec![other];
-    assert_eq!(master.apply(&recovered, &[MODULE], index, lineage), [HERE]);
+    assert_eq!(master.apply(&recovered, &BTreeMap::from([(MODULE, 1)]), index, lineage), [HERE]);
     let refused = get(&master).await.unwrap_err();
     assert_eq!(refused.code, ErrorCode::StaleRing);
     let kept = master.set_aside();
@@ -209,7 +210,7 @@ async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here(
     // A flip in the recovered lineage is an ordinary one: no further items are set aside.
     let mut flipped = recovered.clone();
     flipped.partitions[0] = RingPartition::held_by(vec![other], index + 1);
-    assert_eq!(master.apply(&flipped, &[MODULE], index + 1, lineage), []);
+    assert_eq!(master.apply(&flipped, &BTreeMap::from([(MODULE, 1)]), index + 1, lineage), []);
     assert_eq!(master.set_aside().len(), 1);
     // The state of a rival recovery does not include the vnodes that were set aside before.
     let rival = Lineage { number: 1, id: 9 };
@@ -217,22 +218,22 @@ async fn a_recovery_that_gives_a_partition_to_another_node_deletes_nothing_here(
     for partition in &mut flipped.partitions {
         partition.version = index;
     }
-    assert_eq!(master.apply(&flipped, &[MODULE], index, rival), [HERE]);
+    assert_eq!(master.apply(&flipped, &BTreeMap::from([(MODULE, 1)]), index, rival), [HERE]);
     // An undeploy ends vnodes that were set aside, too.
-    master.apply(&flipped, &[], index + 1, rival);
+    master.apply(&flipped, &BTreeMap::new(), index + 1, rival);
     assert_eq!(master.set_aside().len(), 0);
 }
 
 #[tokio::test]
 async fn a_recovery_to_a_state_from_before_a_deploy_deletes_no_items_of_that_module() {
     let master = master();
-    master.apply(&ring(), &[MODULE], MODULE.0, Lineage::default());
+    master.apply(&ring(), &BTreeMap::from([(MODULE, 1)]), MODULE.0, Lineage::default());
     answer(say(&master, "put", &[("key", "k"), ("value", "v")])).await.unwrap();
     let lineage = Lineage { number: 1, id: 7 };
     let index = lineage.first_index();
-    assert_eq!(master.apply(&ring(), &[], index, lineage), [HERE]);
+    assert_eq!(master.apply(&ring(), &BTreeMap::new(), index, lineage), [HERE]);
     assert_eq!((master.vnodes(HERE).len(), master.set_aside().len()), (0, 1));
-    master.apply(&ring(), &[], index + 1, lineage);
+    master.apply(&ring(), &BTreeMap::new(), index + 1, lineage);
     assert_eq!(master.set_aside().len(), 1, "nobody has undeployed it");
 }
 
@@ -288,7 +289,7 @@ fn a_fault_that_lets_an_older_state_end_newer_vnodes_is_detected() {
     shows(Mutant::EndWhatIsNewer, async || {
         let master = master();
         get(&master).await.unwrap();
-        master.apply(&ring(), &[], MODULE.0 - 1, Lineage::default());
+        master.apply(&ring(), &BTreeMap::new(), MODULE.0 - 1, Lineage::default());
         master.vnodes(HERE).len() == 1
     });
 }
@@ -313,7 +314,7 @@ async fn the_driver_of_a_transfer_that_is_over_does_not_take_the_stream_of_the_n
     let mut ring = ring();
     let target = vec![NodeId(2)];
     ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(31), target });
-    master.apply(&ring, &[MODULE], 31, Lineage::default());
+    master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), 31, Lineage::default());
     let ((next, mut events), (late, _late_events)) = (outgoing(), outgoing());
     assert!(master.begin_outgoing(HERE, TransferId(31), next));
     assert!(!master.begin_outgoing(HERE, TransferId(30), late));
@@ -329,7 +330,7 @@ fn a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_detected() {
         let mut ring = ring();
         let target = vec![ME];
         ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(31), target });
-        master.apply(&ring, &[MODULE], 31, Lineage::default());
+        master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), 31, Lineage::default());
         master.stage(stage(31, 1));
         master.stage(stage(30, 2));
         master.staged_vnode(stage(31, 1), MODULE).is_some()

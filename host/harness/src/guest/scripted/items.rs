@@ -3,7 +3,7 @@
 use std::ops::Bound;
 
 use annulus_core::contract::{Conflict, MergeOutcome, Rejection};
-use annulus_core::item::{Budget, Item, ItemAddr, Page};
+use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
 use annulus_storage::{Batch, Selection};
 use annulus_wasm::GuestError;
 
@@ -145,6 +145,10 @@ impl Scripted {
     pub(super) fn merged(&self, conflict: &Conflict) -> MergeOutcome {
         let local = Entry::decode(&conflict.local.value, &self.script.reads);
         match (local, self.accepted(&conflict.incoming.value)) {
+            (Ok(local), Ok(incoming)) if self.script.unites => {
+                let value = local.united_with(&incoming).encode(self.at.write_format);
+                MergeOutcome::Merged(Version { value, deleted: false })
+            }
             (Ok(local), Ok(incoming)) if incoming.is_newer_than(&local) => MergeOutcome::Incoming,
             (Ok(_), Ok(_)) => MergeOutcome::Local,
             (Err(reason), _) | (_, Err(reason)) => MergeOutcome::Rejected(reason),

@@ -1,0 +1,192 @@
+//! Modules with several replicas on whole nodes, under seeded faults: what was acknowledged is found again.
+#![allow(clippy::unwrap_used)]
+
+use std::collections::BTreeSet;
+use std::sync::Arc;
+use std::time::Duration;
+
+use annulus_core::mutants::{self, Mutant};
+use annulus_core::request::AppliedState;
+use annulus_core::state::StorageKind;
+use annulus_harness::guest::{Keeps, Script};
+use annulus_harness::trial::{Cluster, Faults, Ran, Trial};
+use ciborium::Value;
+use parking_lot::Mutex;
+
+/// Number of keys, each with a set of members.
+const KEYS: u64 = 6;
+/// Number of clients that add members at the same time.
+const CLIENTS: u64 = 3;
+/// Number of members that each client adds.
+const ADDS: u64 = 60;
+
+/// What the clients know of the members that they have added.
+#[derive(Default)]
+struct Ledger {
+    acknowledged: BTreeSet<(u64, u64)>,
+    /// Those of which a client does not know whether they were added.
+    unknown: BTreeSet<(u64, u64)>,
+    refused: u64,
+}
+
+fn script() -> Script {
+    Script { keeps: Keeps::Host, unites: true, ..Script::default() }
+}
+
+fn key(number: u64) -> (&'static str, Value) {
+    ("key", format!("k{number}").into())
+}
+
+/// Add the members of one client.
+async fn add(cluster: &Cluster, client: u64, ledger: &Mutex<Ledger>) {
+    for number in 0..ADDS {
+        let (of, member) = (number % KEYS, client * ADDS + number);
+        let args = [key(of), ("value", member.into())];
+        let added = cluster.call("append", &args).await;
+        {
+            let mut ledger = ledger.lock();
+            match added {
+                Ok(_) => drop(ledger.acknowledged.insert((of, member))),
+                Err(error) if error.state == AppliedState::NotApplied => ledger.refused += 1,
+                Err(_) => drop(ledger.unknown.insert((of, member))),
+            }
+        }
+        if number % 4 == client {
+            read_back(cluster, of, ledger).await;
+        }
+        tokio::time::sleep(Duration::from_millis(100)).await;
+    }
+}
+
+/// Check that a read sees every member whose addition was acknowledged before the read began.
+async fn read_back(cluster: &Cluster, of: u64, ledger: &Mutex<Ledger>) {
+    let before = ledger.lock().acknowledged.clone();
+    let Ok(found) = cluster.call("get", &[key(of)]).await else { return };
+    let found = as_members(found);
+    let missed: Vec<_> =
+        before.iter().filter(|(key, member)| *key == of && !found.contains(member)).collect();
+    cluster.check(missed.is_empty(), format_args!("a read of k{of} misses {missed:?}"));
+}
+
+fn as_members(got: Value) -> BTreeSet<u64> {
+    let list = match got {
+        Value::Null => Vec::new(),
+        list => list.into_array().unwrap(),
+    };
+    list.into_iter().map(|member| u64::try_from(member.into_integer().unwrap()).unwrap()).collect()
+}
+
+/// Return the members of a key.
+async fn members(cluster: &Cluster, of: u64) -> BTreeSet<u64> {
+    let got = loop {
+        if let Ok(got) = cluster.call("get", &[key(of)]).await {
+            break got;
+        }
+    };
+    as_members(got)
+}
+
+async fn add_and_check(cluster: &Cluster, ledger: &Mutex<Ledger>) {
+    let clients = (0..CLIENTS).map(|client| add(cluster, client, ledger));
+    futures_util::future::join_all(clients).await;
+    cluster.calm().await;
+    for of in 0..KEYS {
+        let found = members(cluster, of).await;
+        let ledger = ledger.lock();
+        let of_key = |all: &BTreeSet<(u64, u64)>| {
+            all.iter().filter(|(key, _)| *key == of).map(|(_, member)| *member).collect::<BTreeSet<u64>>()
+        };
+        let (acknowledged, unknown) = (of_key(&ledger.acknowledged), of_key(&ledger.unknown));
+        let lost: Vec<_> = acknowledged.difference(&found).collect();
+        cluster.check(lost.is_empty(), format_args!("acknowledged members {lost:?} of k{of} are lost"));
+        let phantom: Vec<_> =
+            found.iter().filter(|one| !acknowledged.contains(one) && !unknown.contains(one)).collect();
+        cluster.check(phantom.is_empty(), format_args!("refused members {phantom:?} of k{of} are found"));
+    }
+}
+
+fn trial(script: &Script, storage: StorageKind, faults: Faults, seed: u64) -> Trial {
+    Trial::new(script.component()).replicas(3).storage(storage).seed(seed).faults(faults)
+}
+
+fn run(trial: Trial) -> (Arc<Mutex<Ledger>>, Result<Ran, String>) {
+    let ledger = Arc::<Mutex<Ledger>>::default();
+    let ran = trial.run(async |cluster| add_and_check(cluster, &ledger).await);
+    (ledger.clone(), ran.map_err(|failed| failed.to_string()))
+}
+
+fn kept_under(storage: StorageKind, faults: Faults, seeds: std::ops::Range<u64>) {
+    let (mut acknowledged, mut unknown, mut refused) = (0, 0, 0);
+    for seed in seeds {
+        let (ledger, ran) = run(trial(&script(), storage, faults, seed));
+        ran.unwrap_or_else(|failed| panic!("{failed}"));
+        let ledger = ledger.lock();
+        acknowledged += ledger.acknowledged.len();
+        unknown += ledger.unknown.len();
+        refused += ledger.refused;
+    }
+    println!("{acknowledged} acknowledged, {unknown} unknown, {refused} refused");
+    assert!(acknowledged > 100);
+}
+
+/// The seeds of the tests. More of them by hand: `REPLICA_SEEDS=0..500`.
+fn seeds(few: std::ops::Range<u64>) -> std::ops::Range<u64> {
+    let Ok(range) = std::env::var("REPLICA_SEEDS") else { return few };
+    let (from, to) = range.split_once("..").unwrap();
+    from.parse().unwrap()..to.parse().unwrap()
+}
+
+#[test]
+fn a_cluster_without_faults_acknowledges_everything() {
+    for storage in [StorageKind::Memory, StorageKind::Durable] {
+        let (ledger, ran) = run(trial(&script(), storage, Faults::None, 1));
+        ran.unwrap_or_else(|failed| panic!("{failed}"));
+        assert_eq!(ledger.lock().acknowledged.len() as u64, CLIENTS * ADDS);
+    }
+}
+
+#[test]
+fn what_was_acknowledged_outlives_cuts_and_pauses() {
+    kept_under(StorageKind::Memory, Faults::Passing, seeds(0..12));
+}
+
+#[test]
+fn what_was_acknowledged_in_memory_outlives_the_death_of_a_node() {
+    kept_under(StorageKind::Memory, Faults::Deaths, seeds(0..12));
+}
+
+#[test]
+fn what_was_acknowledged_on_disk_outlives_every_death() {
+    kept_under(StorageKind::Durable, Faults::Deaths, seeds(0..12));
+}
+
+/// Each rule, broken on purpose, is missed by one of these tests.
+#[test]
+fn every_broken_rule_is_noticed() {
+    let (deaths, passing) = (Faults::Deaths, Faults::Passing);
+    for (mutant, faults, first) in [
+        (Mutant::KeepToItself, deaths, 0),
+        (Mutant::BuildingAnswers, deaths, 0),
+        (Mutant::TrustEmptyMemory, deaths, 0),
+        (Mutant::ReadOneReplica, passing, 0),
+    ] {
+        let noticed = (first..first + 60).find_map(|seed| {
+            let trial = trial(&script(), StorageKind::Memory, faults, seed);
+            let why = mutants::during(Some(mutant), || run(trial)).1.err()?;
+            Some((seed, why.lines().last().unwrap_or_default().to_owned()))
+        });
+        let (seed, why) = noticed.unwrap_or_else(|| panic!("{mutant} is not noticed"));
+        assert!(why.contains("are lost") || why.contains("misses"), "{mutant}: {why}");
+        println!("{mutant} is noticed by seed {seed}: {why}");
+    }
+}
+
+/// The check of the other tests can fail.
+#[test]
+fn a_guest_that_keeps_the_newer_version_loses_what_was_acknowledged() {
+    let script = Script { unites: false, ..script() };
+    let blind = |seed| trial(&script, StorageKind::Memory, Faults::Passing, seed).reads(1);
+    let lost = (0..60).find_map(|seed| run(blind(seed)).1.err());
+    let why = lost.expect("a seed loses a member");
+    assert!(why.contains("are lost") || why.contains("misses"), "{why}");
+}

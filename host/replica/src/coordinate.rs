@@ -1,0 +1,211 @@
+//! Commands of modules with several replicas, run by this node as their coordinator.
+
+use std::sync::Arc;
+
+use annulus_core::description::Effect;
+use annulus_core::ids::{ModuleUid, RequestId};
+use annulus_core::keyspace::PartitionId;
+use annulus_core::quorum::{Group, Write};
+use annulus_core::request::{ErrorCode, Request, RequestError};
+use annulus_vnode::{Command, CoveragePage, Delivery, Executed, ReplicaId, ReplicatedCaller, Reply};
+use bytes::Bytes;
+use tokio::sync::oneshot;
+use tokio::time::{Instant, timeout_at};
+
+use super::Replicas;
+use super::serve::not_ready;
+use super::spread::Ran;
+
+/// A command for the replicas of a partition.
+pub struct Work {
+    /// The module.
+    pub module: ModuleUid,
+    /// The partition.
+    pub partition: PartitionId,
+    /// Version of the partition by which the sender routed.
+    pub version: u64,
+    /// The command.
+    pub request: Request,
+    /// For a coverage command: the requested page.
+    pub page: Option<CoveragePage>,
+    /// Identifies the request; a retry has the same id.
+    pub id: RequestId,
+    /// The answer is of no use after this time.
+    pub deadline: Instant,
+}
+
+/// What a module asks of its replicas.
+struct Quorums {
+    group: Group,
+    r: usize,
+    w: usize,
+    effect: Effect,
+}
+
+/// A command that has run here.
+struct Here {
+    executed: Executed,
+    settled: oneshot::Receiver<()>,
+}
+
+impl Replicas {
+    /// Run a command as its coordinator: once on this node's replica, then as the quorums of the module demand.
+    ///
+    /// # Errors
+    /// The command failed, with its effect on the state. After a command has run, an error never says `not-applied`
+    /// unless the command itself failed (R10).
+    pub async fn coordinate(&self, work: Work) -> Result<Bytes, RequestError> {
+        let id = ReplicaId { module: work.module, partition: work.partition };
+        self.catch_up(&work).await?;
+        let Quorums { group, r, w, effect } = self.quorums(id, &work.request.command)?;
+        if work.page.is_some() && self.inner.behind.is_suspect(id) {
+            return Err(RequestError::not_applied(
+                ErrorCode::NotReady,
+                "this replica is catching up with the others; ask another one",
+            ));
+        }
+        let key = work.request.key.clone();
+        match (effect, key) {
+            (Effect::Read, Some(key)) if r > 1 => {
+                let here = self.execute(&work, true, false).await?;
+                let Executed { answer, digest, .. } = here.executed;
+                let answer = answer?;
+                let digest = digest.ok_or_else(|| {
+                    RequestError::not_applied(ErrorCode::Internal, "the items of the key cannot be read back")
+                })?;
+                let agreed = self.agree(id, &key, (group, r), digest, work.deadline).await?;
+                self.repair(id, &key, agreed.repair, work.deadline);
+                if !agreed.rerun {
+                    return settled(here.settled, work.deadline).await.map(|()| answer);
+                }
+                let again = self.execute(&work, false, false).await?;
+                let answer = again.executed.answer?;
+                settled(again.settled, work.deadline).await.map(|()| answer)
+            }
+            (Effect::Read, _) => {
+                let here = self.execute(&work, false, false).await?;
+                let answer = here.executed.answer?;
+                settled(here.settled, work.deadline).await.map(|()| answer)
+            }
+            // An update decides on what a quorum has. So does a write: this node may have come in for a coordinator whose
+            // last writes it does not have, and most writes follow the version that they replace. With `--r one` a write
+            // runs on what this node has.
+            (Effect::Write | Effect::Update, Some(key)) if r > 1 => {
+                self.check(&group, w)?;
+                let own = self
+                    .digest_here(id, &key, work.deadline)
+                    .await
+                    .map_err(|reason| RequestError::not_applied(ErrorCode::NotReady, reason))?;
+                let agreed = self.agree(id, &key, (group.clone(), r), own, work.deadline).await?;
+                self.repair(id, &key, agreed.repair, work.deadline);
+                self.write(id, work, group, w).await
+            }
+            (Effect::Write | Effect::Update, _) => self.write(id, work, group, w).await,
+        }
+    }
+
+    async fn write(&self, id: ReplicaId, work: Work, group: Group, w: usize) -> Result<Bytes, RequestError> {
+        self.check(&group, w)?;
+        let here = self.execute(&work, false, true).await?;
+        let Executed { answer, items, .. } = here.executed;
+        let answer = answer?;
+        if items.is_empty() {
+            return settled(here.settled, work.deadline).await.map(|()| answer);
+        }
+        let items = Arc::from(items);
+        let (settled, deadline) = (here.settled, work.deadline);
+        self.spread(Ran { id, group, w, items, settled, deadline }).await.map(|()| answer)
+    }
+
+    /// Wait until this node has applied the log as far as the sender of a command.
+    async fn catch_up(&self, work: &Work) -> Result<(), RequestError> {
+        if self.inner.cluster.view().index() < work.version
+            && self.inner.cluster.wait_applied(work.version, work.deadline).await.is_err()
+        {
+            return Err(too_late());
+        }
+        Ok(())
+    }
+
+    fn quorums(&self, id: ReplicaId, command: &str) -> Result<Quorums, RequestError> {
+        let view = self.inner.cluster.view();
+        let module = view.state.modules.get(&id.module).ok_or_else(not_ready)?;
+        let group = Self::group(&view, id).ok_or_else(not_ready)?;
+        let description = self.inner.modules.description(module);
+        // An unknown command is refused by the vnode.
+        let effect = description.command(command).map_or(Effect::Read, |info| info.effect);
+        Ok(Quorums { group, r: usize::from(module.r), w: usize::from(module.w), effect })
+    }
+
+    /// Refuse a write before it runs if too few replicas can be reached (R10).
+    fn check(&self, group: &Group, w: usize) -> Result<(), RequestError> {
+        let view = self.inner.cluster.view();
+        Write::check(group, w, |node| self.is_up(&view, node))
+            .map_err(|error| RequestError::not_applied(ErrorCode::NotEnoughReplicas, error.to_string()))
+    }
+
+    /// Run a command on this node's replica. With `writes`, the outcome of a command that gave no answer is unknown.
+    async fn execute(&self, work: &Work, wants_digest: bool, writes: bool) -> Result<Here, RequestError> {
+        let lost = |code, message: &str| {
+            let error = RequestError::not_applied(code, message);
+            if writes { RequestError::unknown(error.code, error.message) } else { error }
+        };
+        let (ran, executed) = oneshot::channel();
+        let (done, settled) = oneshot::channel();
+        let caller = ReplicatedCaller { ran: Some(ran), wants_digest, settled: done };
+        let mut command = Command {
+            request: work.request.clone(),
+            page: work.page.clone(),
+            id: work.id,
+            deadline: work.deadline,
+            reply: Reply::Replicated(Box::new(caller)),
+        };
+        let master = &self.inner.master;
+        loop {
+            match master.deliver(work.module, work.partition, work.version, command) {
+                Delivery::Taken => break,
+                Delivery::CatchUp(back) => command = *back,
+            }
+            if timeout_at(work.deadline, master.wait_applied(work.version)).await.is_err() {
+                return Err(too_late());
+            }
+        }
+        match timeout_at(work.deadline, executed).await {
+            Ok(Ok(executed)) => Ok(Here { executed, settled }),
+            Ok(Err(_)) => Err(lost(ErrorCode::Internal, "the vnode ended without an answer")),
+            Err(_) => Err(lost(ErrorCode::DeadlineExceeded, "the vnode did not answer in time")),
+        }
+    }
+
+    /// Send what this node has of a key to members that lack some of it.
+    fn repair(&self, id: ReplicaId, key: &[u8], nodes: Vec<annulus_core::ids::NodeId>, deadline: Instant) {
+        if nodes.is_empty() {
+            return;
+        }
+        let (this, key) = (self.clone(), key.to_vec());
+        // The deadline ends the task.
+        annulus_ground::spawn(async move {
+            if let Ok(state) = this.key_here(id, &key, true, deadline).await {
+                let version = Self::group(&this.inner.cluster.view(), id).map_or(0, |group| group.version);
+                this.send(id, version, &nodes, &state.items, deadline, None);
+            }
+        });
+    }
+}
+
+/// Wait until what a command has seen is durable (R11).
+async fn settled(settled: oneshot::Receiver<()>, deadline: Instant) -> Result<(), RequestError> {
+    match timeout_at(deadline, settled).await {
+        Ok(Ok(())) => Ok(()),
+        Ok(Err(_)) => Err(RequestError::unknown(ErrorCode::Internal, "the vnode ended without an answer")),
+        Err(_) => {
+            let message = "the disk did not keep what the command has seen in time";
+            Err(RequestError::unknown(ErrorCode::DeadlineExceeded, message))
+        }
+    }
+}
+
+fn too_late() -> RequestError {
+    let message = "this node did not learn of the ring's last change in time";
+    RequestError::not_applied(ErrorCode::DeadlineExceeded, message)
+}

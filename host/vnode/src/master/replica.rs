@@ -1,0 +1,329 @@
+//! The stores of modules with several replicas: which this node keeps, and which of them are complete (R5).
+//!
+//! The place of this node in the replica set decides: it keeps a module with `n` replicas if it is among the first `n`.
+//! Whether it is the first of them makes no difference to a store.
+
+use std::collections::BTreeMap;
+
+use annulus_core::ids::ModuleUid;
+use annulus_core::keyspace::PartitionId;
+use annulus_core::mutants::{self, Mutant};
+use annulus_core::ring::Partition;
+use annulus_core::state::StorageKind;
+use tokio::sync::watch;
+
+use super::{Master, apply};
+use crate::control::Control;
+use crate::mailbox::VnodeHandle;
+use crate::slot::{Replica, Slot};
+use annulus_core::request::RequestError;
+use annulus_storage::{Items, StorageError};
+
+/// A partition of a module with several replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ReplicaId {
+    /// The module.
+    pub module: ModuleUid,
+    /// The partition.
+    pub partition: PartitionId,
+}
+
+/// The reason why this node gives no replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoReplica {
+    /// The sender knows a later change of the partition than this node has applied (R2): wait for it with
+    /// [`Master::wait_applied`] and ask again.
+    CatchUp,
+    /// By this version of the partition, this node keeps none of it.
+    Elsewhere(u64),
+    /// The module cannot run here yet, or was undeployed.
+    NotReady,
+}
+
+impl Master {
+    /// Return the vnode of a replica, started on demand, with the version of the partition here. A message of another
+    /// node is judged by membership and not by an equal version: what it says of items is true at any later version.
+    /// `version` is that of the sender.
+    ///
+    /// # Errors
+    /// This node gives no replica, for the returned reason.
+    pub fn replica(&self, id: ReplicaId, version: u64) -> Result<(VnodeHandle, u64), NoReplica> {
+        let mut slot = self.slot(id.partition).ok_or(NoReplica::NotReady)?;
+        if version > slot.version {
+            return Err(NoReplica::CatchUp);
+        }
+        if !slot.replicas.contains_key(&id.module) {
+            // Either the module is not replicated here, or this node has not applied its deploy yet.
+            let known = self.replicas_of(id.module).is_some();
+            return Err(if known { NoReplica::Elsewhere(slot.version) } else { NoReplica::NotReady });
+        }
+        let version = slot.version;
+        let vnode = self.replica_vnode(&mut slot, id).ok_or(NoReplica::NotReady)?;
+        Ok((vnode, version))
+    }
+
+    /// Return the replicas that this node keeps.
+    pub fn replicas(&self) -> Vec<ReplicaId> {
+        let all = |partition: PartitionId, slot: &Slot| {
+            slot.replicas.keys().map(|module| ReplicaId { module: *module, partition }).collect::<Vec<_>>()
+        };
+        self.with_slots(all)
+    }
+
+    /// Return the replicas that this node keeps and that are not complete.
+    pub fn building(&self) -> Vec<ReplicaId> {
+        let incomplete = |partition: PartitionId, slot: &Slot| {
+            let building = slot.replicas.iter().filter(|(_, replica)| !replica.complete);
+            building.map(|(module, _)| ReplicaId { module: *module, partition }).collect::<Vec<_>>()
+        };
+        self.with_slots(incomplete)
+    }
+
+    /// Return the replicas that this node keeps on disk and that are complete without a record that says so.
+    pub fn unrecorded(&self) -> Vec<ReplicaId> {
+        let stores = &self.inner.config.stores;
+        let complete = |partition: PartitionId, slot: &Slot| {
+            let complete = slot.replicas.iter().filter(|(_, replica)| replica.complete);
+            complete.map(|(module, _)| ReplicaId { module: *module, partition }).collect::<Vec<_>>()
+        };
+        let mut replicas = self.with_slots(complete);
+        replicas.retain(|id| self.is_durable(id.module) && !stores.is_recorded(id.module, id.partition));
+        replicas
+    }
+
+    fn with_slots(&self, each: impl Fn(PartitionId, &Slot) -> Vec<ReplicaId>) -> Vec<ReplicaId> {
+        let mut all = Vec::new();
+        for (partition, slot) in (0u16..).zip(&self.inner.slots) {
+            all.extend(each(PartitionId(partition), &slot.lock()));
+        }
+        all
+    }
+
+    /// Make a replica complete, durably if its items are on disk: it serves from now on.
+    ///
+    /// # Errors
+    /// The record cannot be written, or another store has replaced this one. The replica is as it was.
+    pub async fn complete(&self, id: ReplicaId) -> Result<(), StorageError> {
+        if self.is_durable(id.module) {
+            // Creates the store of a partition that has had no item yet.
+            drop(self.inner.config.stores.replica(id.module, id.partition, false));
+            self.inner.config.stores.complete_replica(id.module, id.partition).await?;
+        }
+        let mut slot = self.slot(id.partition).ok_or(StorageError::Closed)?;
+        let replica = slot.replicas.get_mut(&id.module).ok_or(StorageError::Closed)?;
+        replica.complete = true;
+        if let Some(vnode) = &replica.vnode {
+            vnode.tell(Control::Complete);
+        }
+        Ok(())
+    }
+
+    /// Return the index of the last applied state, and its changes.
+    pub fn watch_applied(&self) -> watch::Receiver<u64> {
+        self.inner.applied.subscribe()
+    }
+
+    /// Return the number of replicas of a module with several, as far as the log is applied here.
+    pub(super) fn replicas_of(&self, module: ModuleUid) -> Option<usize> {
+        self.inner.known.lock().as_ref()?.modules.get(&module).copied().filter(|n| *n > 1)
+    }
+
+    pub(super) fn replica_vnode(&self, slot: &mut Slot, id: ReplicaId) -> Option<VnodeHandle> {
+        let replica = slot.replicas.get_mut(&id.module)?;
+        if replica.vnode.is_none() {
+            let release = self.inner.config.modules.release(id.module)?;
+            let stores = &self.inner.config.stores;
+            let new = || match release.storage {
+                StorageKind::Memory => Items::memory(),
+                StorageKind::Durable => stores.replica(id.module, id.partition, replica.complete),
+            };
+            let items = replica.items.get_or_insert_with(new).clone();
+            replica.vnode = Some(self.start(id.module, id.partition, release, items, replica.complete));
+        }
+        replica.vnode.clone()
+    }
+
+    /// Give a slot the replicas that the applied state gives to this node, and end those of other nodes.
+    pub(super) fn apply_replicas(
+        &self,
+        slot: &mut Slot,
+        (id, partition): (PartitionId, &Partition),
+        modules: &BTreeMap<ModuleUid, usize>,
+        how: Following,
+    ) {
+        let me = self.inner.config.me;
+        slot.place = partition.replicas.iter().position(|node| *node == me);
+        let keeps = |n: &usize| *n > 1 && slot.place.is_some_and(|place| place < *n);
+        let kept: BTreeMap<_, _> = modules.iter().filter(|(_, n)| keeps(n)).collect();
+        let stores = &self.inner.config.stores;
+        let gone: Vec<ModuleUid> =
+            slot.replicas.keys().filter(|uid| !kept.contains_key(uid)).copied().collect();
+        for module in gone.into_iter().filter(|module| module.0 <= how.index) {
+            let Some(Replica { vnode, .. }) = slot.replicas.remove(&module) else { continue };
+            let deployed = modules.contains_key(&module);
+            if how.recovers {
+                stores.set_replica_aside(module, id);
+                let vnodes = vnode.map(|vnode| (module, vnode)).into_iter().collect();
+                self.set_vnodes_aside(vnodes, slot, id);
+                continue;
+            }
+            let error =
+                if deployed { RequestError::stale_ring(slot.version) } else { apply::undeployed_error() };
+            drop(VnodeHandle::end_all(vnode, &error, true));
+            if !how.is_behind && deployed {
+                stores.drop_replica(module, id);
+            }
+        }
+        for module in kept.into_keys() {
+            if !slot.replicas.contains_key(module) {
+                let complete = self.is_born_complete(*module, id, partition);
+                slot.replicas.insert(*module, Replica { complete, ..Replica::default() });
+            }
+        }
+    }
+
+    /// Return true if a store that this process has not used yet has all that it should have. Nothing was acknowledged
+    /// in the name of this node, because the set is that of the deploy and no process of the node has had an item; or
+    /// the record of the store says that it is complete.
+    fn is_born_complete(&self, module: ModuleUid, id: PartitionId, partition: &Partition) -> bool {
+        // The uid of a module is the index of the entry that deployed it.
+        let since_deploy = partition.version <= module.0;
+        let recorded = self.inner.config.stores.is_complete(module, id);
+        let had_items =
+            || self.inner.config.modules.had_items(module) && !mutants::on(Mutant::TrustEmptyMemory);
+        recorded.unwrap_or_else(|| since_deploy && !had_items())
+    }
+
+    /// Drop the stores on disk of partitions that moved while this node was down.
+    pub(super) fn drop_unkept(&self, how: Following) {
+        let stores = &self.inner.config.stores;
+        for (module, partition) in stores.replicas() {
+            let Some(slot) = self.slot(partition) else { continue };
+            if !slot.replicas.contains_key(&module) && self.replicas_of(module).is_some() {
+                if how.recovers {
+                    stores.set_replica_aside(module, partition);
+                } else {
+                    stores.drop_replica(module, partition);
+                }
+            }
+        }
+    }
+}
+
+/// How a state follows the one before it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Following {
+    /// Log index of the state.
+    pub(super) index: u64,
+    /// True if it begins another lineage than the last state.
+    pub(super) recovers: bool,
+    /// True if it is from before what the stores on disk have followed.
+    pub(super) is_behind: bool,
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use std::sync::Arc;
+
+    use annulus_core::ids::NodeId;
+    use annulus_core::keyspace::RingSize;
+    use annulus_core::ring::RingTable;
+    use annulus_core::state::Lineage;
+    use annulus_storage::Stores;
+
+    use super::*;
+    use crate::master::MasterConfig;
+    use crate::native_kv::native_kv;
+    use crate::release::Release;
+    use crate::source::ModuleSource;
+
+    const ME: NodeId = NodeId(1);
+    const MODULE: ModuleUid = ModuleUid(20);
+    const HERE: ReplicaId = ReplicaId { module: MODULE, partition: PartitionId(3) };
+
+    /// The releases of a node whose former process had items, or not.
+    struct Source {
+        had_items: bool,
+    }
+
+    impl ModuleSource for Source {
+        fn release(&self, _: ModuleUid) -> Option<Arc<Release>> {
+            Some(Arc::new(native_kv().replicated(2)))
+        }
+
+        fn had_items(&self, _: ModuleUid) -> bool {
+            self.had_items
+        }
+    }
+
+    fn ring(replicas: &[u64], version: u64) -> RingTable {
+        let size = RingSize::try_from(16).unwrap();
+        let nodes: Vec<NodeId> = replicas.iter().copied().map(NodeId).collect();
+        let partitions = size.partitions().map(|_| Partition::held_by(nodes.clone(), version)).collect();
+        RingTable { size, epoch: version, partitions }
+    }
+
+    fn master(had_items: bool) -> Master {
+        let (guests, modules) = (tokio::runtime::Handle::current(), Arc::new(Source { had_items }));
+        let config = MasterConfig { me: ME, guests, workers: 1, modules, stores: Stores::none() };
+        Master::new(config, &ring(&[1], 1), &[])
+    }
+
+    fn apply(master: &Master, ring: &RingTable, index: u64) {
+        master.apply(ring, &BTreeMap::from([(MODULE, 2)]), index, Lineage::default());
+    }
+
+    #[tokio::test]
+    async fn a_new_store_is_complete_only_if_nothing_was_acknowledged_in_its_name() {
+        // In the set since before the deploy, whatever its place, and without a former process that had items.
+        let since_deploy = ring(&[2, 1], 5);
+        for (had_items, ring, building) in [
+            (false, &since_deploy, 0),
+            (true, &since_deploy, 16),
+            // It came into the set later: others have acknowledged writes.
+            (false, &ring(&[2, 1], 25), 16),
+        ] {
+            let master = master(had_items);
+            apply(&master, ring, 30);
+            assert_eq!((master.building().len(), master.replicas().len()), (building, 16));
+        }
+        // The third of the set keeps nothing of a module with two replicas.
+        let master = master(false);
+        apply(&master, &ring(&[2, 3, 1], 5), 30);
+        assert_eq!(master.replicas(), []);
+    }
+
+    #[tokio::test]
+    async fn a_store_that_is_built_serves_from_then_on_and_ends_with_its_place() {
+        let master = master(true);
+        assert_eq!(master.replica(HERE, 0).err(), Some(NoReplica::NotReady));
+        apply(&master, &ring(&[2, 1], 5), 30);
+        assert_eq!(master.replica(HERE, 9).err(), Some(NoReplica::CatchUp));
+        // What it is told of items is judged by membership, whatever the sender's version.
+        assert_eq!(master.replica(HERE, 2).unwrap().1, 5);
+        master.complete(HERE).await.unwrap();
+        assert_eq!(master.building().len(), 15);
+        // A removed member changes the version and not what the others have.
+        apply(&master, &ring(&[1], 40), 40);
+        assert_eq!((master.building().len(), master.replica(HERE, 40).unwrap().1), (15, 40));
+        apply(&master, &ring(&[2, 3], 50), 50);
+        assert_eq!(master.replica(HERE, 50).err(), Some(NoReplica::Elsewhere(50)));
+        assert!(master.complete(HERE).await.is_err());
+        // It has lost its items by the time it is back.
+        apply(&master, &ring(&[2, 1], 60), 60);
+        assert_eq!(master.building().len(), 16);
+    }
+
+    #[tokio::test]
+    async fn a_vnode_that_ends_by_itself_leaves_its_items_to_the_next() {
+        let master = master(false);
+        apply(&master, &ring(&[1, 2], 5), 30);
+        let items = || master.slot(HERE.partition).unwrap().replicas[&MODULE].items.clone();
+        drop(master.replica(HERE, 0).unwrap());
+        let first = items().unwrap();
+        master.slot(HERE.partition).unwrap().replicas.get_mut(&MODULE).unwrap().vnode = None;
+        drop(master.replica(HERE, 0).unwrap());
+        assert!(first.is_same(&items().unwrap()));
+    }
+}
