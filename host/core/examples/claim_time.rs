@@ -17,7 +17,7 @@ const RUNS: usize = 5;
 
 fn ring(table: &[Vec<NodeId>], pending: bool) -> RingTable {
     let partition = |set: &Vec<NodeId>, pending: bool| Partition {
-        pending: pending.then(|| Transfer { id: TransferId(2), target: set.clone() }),
+        pending: pending.then(|| Transfer::new(TransferId(2), set.clone())),
         ..Partition::held_by(set.clone(), 1)
     };
     RingTable {

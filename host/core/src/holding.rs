@@ -103,7 +103,7 @@ mod tests {
     const OTHER: NodeId = NodeId(2);
 
     fn partition(owner: NodeId, version: u64, made_by: u64, pending: Option<u64>) -> Partition {
-        let pending = pending.map(|id| Transfer { id: TransferId(id), target: vec![ME] });
+        let pending = pending.map(|id| Transfer::new(TransferId(id), vec![ME]));
         Partition { replicas: vec![owner], version, made_by: TransferId(made_by), pending }
     }
 

@@ -3,14 +3,15 @@
 //!
 //! The three machines take events and return steps; they have no clock and send nothing themselves. While a transfer of
 //! the partition is pending, a write needs `w` acknowledgements among the members and `w` among the nodes that will be the
-//! members. Every answer carries the version of the partition at the node that gives it, so a node that does not know of a
+//! members, and so does a read with `r`. Every answer carries the version of the partition at the node that gives it, so a node that does not know of a
 //! change learns of it from the others before it counts them. With that:
 //!
 //! - A successor that has merged what `n - w + 1` complete members have at the version of its transfer has every write
 //!   that was acknowledged before, and is sent every later one. It needs no stream from one giver, and no seal of one.
 //! - After the flip, a read of `r` new members meets every acknowledged write, if `r + w > n`.
-//! - A leaver answers nothing any more before the flip is committed. Otherwise two nodes that do not know of the flip, one
-//!   of them a leaver, could answer a read that misses a write of the new members.
+//! - A node that knows of the transfer and not of its flip reads a quorum of the new members, too: one of those with the
+//!   newest write knows of the flip and says so. And every quorum of reads meets a node that knows of the transfer, because
+//!   a successor is complete only with `n - r + 1` sources that know of it. So nobody has to be silent before the flip.
 
 mod build;
 mod read;
@@ -109,13 +110,13 @@ mod tests {
         let mut partition = Partition::held_by(ids(&[1, 2, 3]), 5);
         let group = Group { version: 5, members: ids(&[1, 2]), target: None, made_by: 0, pending: 0 };
         assert_eq!(Group::of(&partition, 2), group);
-        partition.pending = Some(Transfer { id: TransferId(9), target: ids(&[4, 1, 2]) });
+        partition.pending = Some(Transfer::new(TransferId(9), ids(&[4, 1, 2])));
         let group = Group::of(&partition, 3);
         assert_eq!((group.version, group.receivers().collect::<Vec<_>>()), (9, ids(&[1, 2, 3, 4])));
         assert_eq!((group.since(NodeId(1)), group.since(NodeId(4))), (0, 9));
         assert!(group.leaves(NodeId(3)) && !group.leaves(NodeId(1)) && group.receives(NodeId(4)));
         // Another order of the same nodes changes the coordinator and no store.
-        partition.pending = Some(Transfer { id: TransferId(9), target: ids(&[2, 1, 4]) });
+        partition.pending = Some(Transfer::new(TransferId(9), ids(&[2, 1, 4])));
         assert_eq!(Group::of(&partition, 2).target, None);
     }
 }

@@ -2,9 +2,11 @@
 
 pub mod pairs;
 
+use std::collections::BTreeSet;
+
 use serde::{Deserialize, Serialize};
 
-use crate::ids::{NodeId, TransferId};
+use crate::ids::{ModuleUid, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 
 /// A pending change of a partition's replica set.
@@ -14,6 +16,16 @@ pub struct Transfer {
     pub id: TransferId,
     /// The ordered replica set after the change.
     pub target: Vec<NodeId>,
+    /// The successors that have the items of a module with several replicas. State level 6.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub arrived: BTreeSet<(ModuleUid, NodeId)>,
+}
+
+impl Transfer {
+    /// Create a transfer of which no successor has reported.
+    pub fn new(id: TransferId, target: Vec<NodeId>) -> Self {
+        Self { id, target, arrived: BTreeSet::new() }
+    }
 }
 
 /// One partition of the ring.

@@ -85,7 +85,7 @@ mod tests {
 
     fn moving(from: &[u64], to: &[u64]) -> Partition {
         let ids = |set: &[u64]| set.iter().copied().map(NodeId).collect::<Vec<_>>();
-        let pending = (!to.is_empty()).then(|| Transfer { id: TransferId(9), target: ids(to) });
+        let pending = (!to.is_empty()).then(|| Transfer::new(TransferId(9), ids(to)));
         Partition { pending, ..Partition::held_by(ids(from), 3) }
     }
 

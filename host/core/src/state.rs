@@ -14,6 +14,7 @@ mod level;
 mod lookup;
 mod plan;
 mod recover;
+mod step;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -439,6 +440,14 @@ pub enum Command {
         /// The changes, carried out all or not at all.
         changes: Vec<HandoffChange>,
     },
+    /// Report that a successor has all items of modules with several replicas, so that their partitions may flip. State
+    /// level 6.
+    Arrived {
+        /// The successor.
+        node: NodeId,
+        /// The partition, the transfer and the module of each.
+        arrivals: Vec<(PartitionId, TransferId, ModuleUid)>,
+    },
     /// Raise the state's level. Refused unless `known` contains all members that are not removed.
     Raise {
         /// The new level.
@@ -556,16 +565,6 @@ pub enum Refusal {
         "the state's level cannot become {0}: a new member may not support it, or the state has that level already"
     )]
     CannotRaise(u32),
-    /// Partitions of a module with several replicas do not move yet.
-    #[error(
-        "the module {module} has n={n}, and this version cannot move partitions with several replicas: undeploy it first"
-    )]
-    Replicated {
-        /// The module.
-        module: String,
-        /// The number of its replicas.
-        n: u8,
-    },
     /// `rollback --to` a version that is not kept.
     #[error("{name} has no release {version} to go back to: `annulus modules` shows those that it has")]
     NoRelease {

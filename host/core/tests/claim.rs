@@ -229,7 +229,7 @@ fn a_balanced_ring_stays_unchanged_and_pending_sets_count_as_present() {
     assert_eq!(claim(&ring(&table), &backwards, 3), table);
     let mut under_way = ring(&vec![vec![NodeId(0)]; 64]);
     for (partition, target) in under_way.partitions.iter_mut().zip(&table) {
-        partition.pending = Some(Transfer { id: TransferId(2), target: target.clone() });
+        partition.pending = Some(Transfer::new(TransferId(2), target.clone()));
     }
     assert_eq!(claim(&under_way, &backwards, 3), table);
     assert_eq!(claim(&under_way, &[], 3), table);

@@ -34,7 +34,7 @@ use annulus_core::handoff::pacing;
 use annulus_core::handoff::sender::Task;
 use annulus_core::ids::{BootId, NodeId, TransferId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::ring::Fate;
+use annulus_core::ring::{Fate, Partition};
 use annulus_core::role::{REPLICAS, Role};
 use annulus_core::state::Command;
 use futures_util::future::BoxFuture;
@@ -157,7 +157,7 @@ impl Handoff {
 
     fn send_what_is_pending(&self, view: &View) {
         for duties::Sending { partition, transfer, version, successor } in
-            duties::to_send(&view.state.ring, view.me)
+            duties::to_send(&view.state.ring, view.me, |partition| view.state.has_arrived(partition))
         {
             let progress = Progress::default();
             let before = self.inner.given_up.lock().get(&partition).cloned();
@@ -184,7 +184,8 @@ impl Handoff {
     /// Flip the pending changes of replicas other than the owner, which move no items of a module with one replica. The
     /// owner, as the only node that may, flips them at once (R4). Return false if the proposal failed.
     async fn flip_what_moves_nothing(&self, view: &View) -> bool {
-        let transfers = duties::to_flip(&view.state.ring, view.me);
+        let is_ready = |partition: &Partition| view.state.has_arrived(partition);
+        let transfers = duties::to_flip(&view.state.ring, view.me, is_ready);
         if transfers.is_empty() {
             return true;
         }

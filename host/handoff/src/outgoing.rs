@@ -29,13 +29,13 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// would otherwise stop serving for a flip that cannot be committed.
 const LEADER_WITHIN: Duration = Duration::from_secs(1);
 
-/// Return the deployed modules with their current releases.
+/// Return the deployed modules with one replica, with their current releases. Successors build the others themselves.
 pub(super) fn releases(view: &View) -> Vec<ModuleRelease> {
     let release = |module: &annulus_core::state::Module| ModuleRelease {
         uid: module.uid,
         version: module.current.version,
     };
-    view.state.modules.values().map(release).collect()
+    view.state.modules.values().filter(|module| module.n == 1).map(release).collect()
 }
 
 /// Run a transfer until the log ends it. `before` is the number of consecutive transfers of the partition that this

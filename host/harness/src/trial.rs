@@ -69,6 +69,7 @@ pub struct Trial {
     call_time: Option<Duration>,
     replicas: Option<u8>,
     reads: Option<u8>,
+    writes: Option<u8>,
     storage: Option<StorageKind>,
 }
 
@@ -107,9 +108,10 @@ impl Trial {
     /// Create a trial of a component with three nodes, seed 0 and no faults.
     pub fn new(component: impl Into<Bytes>) -> Self {
         let component = component.into();
-        let (config, call_time, replicas, reads, storage) = (None, None, None, None, None);
+        let (config, call_time, storage) = (None, None, None);
+        let (replicas, reads, writes) = (None, None, None);
         let (nodes, seed, faults, ring) = (3, 0, Faults::None, 8);
-        Self { component, nodes, seed, faults, ring, config, call_time, replicas, reads, storage }
+        Self { component, nodes, seed, faults, ring, config, call_time, replicas, reads, writes, storage }
     }
 
     /// Set the number of nodes, from 1 to 200.
@@ -152,6 +154,12 @@ impl Trial {
     #[must_use]
     pub fn reads(self, reads: u8) -> Self {
         Self { reads: Some(reads), ..self }
+    }
+
+    /// Set the number of replicas that have a write before it is acknowledged.
+    #[must_use]
+    pub fn writes(self, writes: u8) -> Self {
+        Self { writes: Some(writes), ..self }
     }
 
     /// Set the engine of host storage.

@@ -12,6 +12,7 @@ use annulus_harness::guest::{Keeps, Script};
 use annulus_harness::trial::{Cluster, Faults, Ran, Trial};
 use ciborium::Value;
 use parking_lot::Mutex;
+use rand::RngExt;
 
 /// Number of keys, each with a set of members.
 const KEYS: u64 = 6;
@@ -90,6 +91,11 @@ async fn add_and_check(cluster: &Cluster, ledger: &Mutex<Ledger>) {
     let clients = (0..CLIENTS).map(|client| add(cluster, client, ledger));
     futures_util::future::join_all(clients).await;
     cluster.calm().await;
+    check_all(cluster, ledger).await;
+}
+
+/// Check that all that was acknowledged is found, and nothing that was refused.
+async fn check_all(cluster: &Cluster, ledger: &Mutex<Ledger>) {
     for of in 0..KEYS {
         let found = members(cluster, of).await;
         let ledger = ledger.lock();
@@ -129,6 +135,47 @@ fn kept_under(storage: StorageKind, faults: Faults, seeds: std::ops::Range<u64>)
     assert!(acknowledged > 100);
 }
 
+/// Nodes come and go while the clients add members.
+fn kept_in_motion(storage: StorageKind, faults: Faults, seeds: std::ops::Range<u64>) {
+    let mut acknowledged = 0;
+    for seed in seeds {
+        let ledger = Arc::<Mutex<Ledger>>::default();
+        let ran = trial(&script(), storage, faults, seed).run(async |cluster| {
+            let moves = async {
+                let mut random = cluster.random("moves");
+                for _ in 0..random.random_range(1..=3) {
+                    tokio::time::sleep(Duration::from_millis(random.random_range(0..1_500))).await;
+                    let at = cluster.join().await;
+                    tokio::time::sleep(Duration::from_millis(random.random_range(0..3_000))).await;
+                    // The first node is the one that others join.
+                    let leaver = if random.random_bool(0.5) { at } else { 1 + random.random_range(0..2) };
+                    if random.random_bool(0.7) && cluster.nodes().life(leaver).is_some() {
+                        cluster.try_leave(leaver).await;
+                    }
+                }
+            };
+            futures_util::future::join(moves, add_and_check(cluster, &ledger)).await;
+            cluster.calm().await;
+            check_all(cluster, &ledger).await;
+        });
+        ran.unwrap_or_else(|failed| panic!("{failed}"));
+        acknowledged += ledger.lock().acknowledged.len();
+    }
+    println!("{acknowledged} acknowledged");
+    assert!(acknowledged > 100);
+}
+
+#[test]
+fn what_was_acknowledged_outlives_moves_of_its_partition() {
+    kept_in_motion(StorageKind::Memory, Faults::None, seeds(0..12));
+}
+
+#[test]
+fn what_was_acknowledged_outlives_moves_between_cuts_and_deaths() {
+    kept_in_motion(StorageKind::Memory, Faults::Passing, seeds(0..8));
+    kept_in_motion(StorageKind::Durable, Faults::Deaths, seeds(0..8));
+}
+
 /// The seeds of the tests. More of them by hand: `REPLICA_SEEDS=0..500`.
 fn seeds(few: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let Ok(range) = std::env::var("REPLICA_SEEDS") else { return few };
@@ -150,6 +197,15 @@ fn what_was_acknowledged_outlives_cuts_and_pauses() {
     kept_under(StorageKind::Memory, Faults::Passing, seeds(0..12));
 }
 
+/// With `r` = 1, a replica that has lost its items must not be the one that is asked.
+#[test]
+fn a_read_of_one_replica_sees_what_all_have_acknowledged() {
+    for seed in seeds(0..6) {
+        let trial = trial(&script(), StorageKind::Memory, Faults::Deaths, seed).reads(1).writes(3);
+        run(trial).1.unwrap_or_else(|failed| panic!("{failed}"));
+    }
+}
+
 #[test]
 fn what_was_acknowledged_in_memory_outlives_the_death_of_a_node() {
     kept_under(StorageKind::Memory, Faults::Deaths, seeds(0..12));
@@ -164,14 +220,16 @@ fn what_was_acknowledged_on_disk_outlives_every_death() {
 #[test]
 fn every_broken_rule_is_noticed() {
     let (deaths, passing) = (Faults::Deaths, Faults::Passing);
-    for (mutant, faults, first) in [
-        (Mutant::KeepToItself, deaths, 0),
-        (Mutant::BuildingAnswers, deaths, 0),
-        (Mutant::TrustEmptyMemory, deaths, 0),
-        (Mutant::ReadOneReplica, passing, 0),
+    for (mutant, faults, quorums) in [
+        (Mutant::KeepToItself, deaths, (2, 2)),
+        // A read that one replica answers is wrong as soon as that one is.
+        (Mutant::BuildingAnswers, deaths, (1, 3)),
+        (Mutant::TrustEmptyMemory, deaths, (1, 3)),
+        (Mutant::ReadOneReplica, passing, (2, 2)),
     ] {
-        let noticed = (first..first + 60).find_map(|seed| {
+        let noticed = (0..60).find_map(|seed| {
             let trial = trial(&script(), StorageKind::Memory, faults, seed);
+            let trial = trial.reads(quorums.0).writes(quorums.1);
             let why = mutants::during(Some(mutant), || run(trial)).1.err()?;
             Some((seed, why.lines().last().unwrap_or_default().to_owned()))
         });

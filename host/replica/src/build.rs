@@ -1,6 +1,6 @@
 //! The building of stores: a replica that has lost its items merges those of the others before it answers (R5).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use annulus_core::ids::NodeId;
@@ -18,6 +18,8 @@ use super::Replicas;
 const AT_ONCE: usize = 4;
 /// The pause before members that gave no page are asked again, and before a build that has failed starts again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Number of such pauses in a row after which another store gets its turn.
+const MOST_IDLE: u32 = 6;
 /// The longest time for one page, from the question until it is merged and durable.
 const PAGE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -26,6 +28,8 @@ const PAGE_LIMIT: Duration = Duration::from_secs(30);
 enum NotBuilt {
     #[error("the module, or this node's place in the replica set, is gone")]
     Gone,
+    #[error("its sources give nothing for now")]
+    Waits,
     #[error(transparent)]
     Storage(#[from] StorageError),
 }
@@ -37,6 +41,7 @@ impl Replicas {
         let mut applied = this.inner.master.watch_applied();
         let mut running: FuturesUnordered<BoxFuture<'_, ReplicaId>> = FuturesUnordered::new();
         let mut busy = BTreeSet::new();
+        let mut tries: BTreeMap<ReplicaId, u64> = BTreeMap::new();
         loop {
             applied.mark_unchanged();
             this.note_new(false);
@@ -46,10 +51,14 @@ impl Replicas {
                     running.push(Box::pin(this.record(id)));
                 }
             }
-            let building = this.inner.master.building();
+            let mut building = this.inner.master.building();
             let waits = !building.is_empty() || !this.inner.master.unrecorded().is_empty();
+            tries.retain(|id, _| building.contains(id));
+            // One whose sources give nothing for now must not hold up the others: those may wait for another of this node.
+            building.sort_by_key(|id| tries.get(id).copied().unwrap_or(0));
             for id in building {
                 if busy.len() < AT_ONCE && busy.insert(id) {
+                    *tries.entry(id).or_default() += 1;
                     running.push(Box::pin(this.build_once(id)));
                 }
             }
@@ -92,14 +101,16 @@ impl Replicas {
         let cluster = &self.inner.cluster;
         let mut changes = cluster.watch();
         let view = changes.borrow_and_update().clone();
-        let w = view.state.modules.get(&id.module).ok_or(NotBuilt::Gone)?.w;
+        let module = view.state.modules.get(&id.module).ok_or(NotBuilt::Gone)?;
+        let quorums = (usize::from(module.r), usize::from(module.w));
         let group = Self::group(&view, id).ok_or(NotBuilt::Gone)?;
         if !group.receives(view.me) {
             return Err(NotBuilt::Gone);
         }
-        let (mut build, mut steps) = Build::start(view.me, group, usize::from(w));
+        let (mut build, mut steps) = Build::start(view.me, group, quorums, self.inner.master.has_lost(id));
         let mut waiting: FuturesUnordered<BoxFuture<'_, (NodeId, BuildEvent)>> = FuturesUnordered::new();
         let mut teller = view.me;
+        let mut idle = 0;
         loop {
             while let Some(step) = steps.pop() {
                 match step {
@@ -114,6 +125,7 @@ impl Replicas {
                     }
                     BuildStep::Complete { may_have_lost } => {
                         self.inner.master.complete(id).await?;
+                        self.inner.completed.notify_one();
                         if may_have_lost {
                             self.tell_loss(id);
                         }
@@ -124,9 +136,18 @@ impl Replicas {
             tokio::select! {
                 Some((node, event)) = waiting.next() => {
                     teller = node;
+                    if matches!(event, BuildEvent::Merged { .. }) {
+                        idle = 0;
+                    }
                     steps.extend(build.on(event));
                 }
-                () = sleep(RETRY) => steps.extend(build.on(BuildEvent::Retry)),
+                () = sleep(RETRY) => {
+                    idle += 1;
+                    if idle > MOST_IDLE {
+                        return Err(NotBuilt::Waits);
+                    }
+                    steps.extend(build.on(BuildEvent::Retry));
+                }
                 changed = changes.changed() => {
                     changed.map_err(|_| NotBuilt::Gone)?;
                     let view = changes.borrow_and_update().clone();

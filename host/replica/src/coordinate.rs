@@ -130,7 +130,12 @@ impl Replicas {
     fn quorums(&self, id: ReplicaId, command: &str) -> Result<Quorums, RequestError> {
         let view = self.inner.cluster.view();
         let module = view.state.modules.get(&id.module).ok_or_else(not_ready)?;
+        let partition = view.partition(id.partition);
         let group = Self::group(&view, id).ok_or_else(not_ready)?;
+        if group.leaves(view.me) && view.state.has_arrived(partition) {
+            let message = "this replica is about to give the partition up; ask another one";
+            return Err(RequestError::not_applied(ErrorCode::NotReady, message));
+        }
         let description = self.inner.modules.description(module);
         // An unknown command is refused by the vnode.
         let effect = description.command(command).map_or(Effect::Read, |info| info.effect);

@@ -10,6 +10,7 @@
 //! complete, `serve` answers other replicas, `ask` asks them.
 
 mod agree;
+mod arrive;
 mod ask;
 mod build;
 mod catch_up;
@@ -27,6 +28,7 @@ use annulus_modules::Modules;
 use annulus_transport::Transport;
 use annulus_vnode::{Master, ReplicaId};
 use futures_util::future::BoxFuture;
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use catch_up::Behind;
@@ -55,14 +57,16 @@ struct Inner {
     modules: Modules,
     master: Master,
     behind: Behind,
+    /// Notified when a store has become complete.
+    completed: Notify,
     tasks: Tasks,
 }
 
 impl Replicas {
     /// Create the replicas of this node.
     pub fn new(cluster: Cluster, transport: Transport, modules: Modules, master: Master) -> Self {
-        let (behind, tasks) = (Behind::default(), Tasks::default());
-        let inner = Inner { cluster, transport, modules, master, behind, tasks };
+        let (behind, completed, tasks) = (Behind::default(), Notify::new(), Tasks::default());
+        let inner = Inner { cluster, transport, modules, master, behind, completed, tasks };
         Self { inner: Arc::new(inner) }
     }
 
@@ -70,6 +74,7 @@ impl Replicas {
     pub fn start(&self) {
         self.note_new(true);
         self.inner.tasks.spawn(self.clone().keep_building());
+        self.inner.tasks.spawn(self.clone().keep_reporting());
     }
 
     /// End the tasks that make stores complete. Requests in progress end by their deadlines.

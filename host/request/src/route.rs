@@ -6,6 +6,7 @@ use annulus_core::description::Effect;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
+use annulus_core::quorum::Group;
 use annulus_core::request::{AppliedState, ErrorCode, Request, RequestError};
 use annulus_core::routing::{self, CallFailure, Retry};
 use annulus_core::wire::{Call, PageRequest, decode_answer};
@@ -114,10 +115,13 @@ impl Coordinator {
             let mut last = None;
             let mut stale = None;
             let members: Vec<NodeId> = partition.replicas.iter().copied().take(target.n).collect();
-            let is_up = |node: &NodeId| *node == view.me || self.is_reached(&view, *node);
-            // Those that seem to be down come last: a connection may have ended just now.
-            let (up, down): (Vec<_>, Vec<_>) = members.into_iter().partition(is_up);
-            for node in up.into_iter().chain(down) {
+            let mut members = members;
+            let group = Group::of(partition, target.n);
+            let is_up = |node: NodeId| node == view.me || self.is_reached(&view, node);
+            // Those that seem to be down come last: a connection may have ended just now. Before them come those that the
+            // pending transfer takes out of the set: a write that is in progress there at the flip has no known outcome.
+            members.sort_by_key(|node| (!is_up(*node), group.leaves(*node)));
+            for node in members {
                 if Instant::now() >= patience(request) {
                     break;
                 }

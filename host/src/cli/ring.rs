@@ -61,7 +61,7 @@ fn table(ring: &RingRow, ids: &BTreeMap<&str, NodeId>) -> Result<RingTable, CliE
             return Err(strange(format!("partition {at} has no owner")));
         }
         let target = nodes(&row.pending);
-        let pending = (!target.is_empty()).then_some(Transfer { id: TransferId(0), target });
+        let pending = (!target.is_empty()).then_some(Transfer::new(TransferId(0), target));
         partitions.push(Partition {
             replicas: nodes(&row.replicas),
             version: ring.epoch,

@@ -30,6 +30,9 @@ pub enum StoreRole {
     Replica {
         /// False while it does not know what it should have: it then takes writes and answers nothing.
         complete: bool,
+        /// The transfer for which it was made; 0 if its node was a member of the set when the module was deployed, or when
+        /// the store was lost.
+        since: TransferId,
     },
     /// It receives the items of a transfer.
     Stage(TransferId),
@@ -146,7 +149,7 @@ mod tests {
     fn records_can_be_read_back() {
         let store = StoreId { partition: PartitionId(7), number: 9 };
         let closed = Some(Closed { actor: u64::MAX, dots: 1, items: 2, bytes: 3 });
-        let replicas = [false, true].map(|complete| StoreRole::Replica { complete });
+        let replicas = [false, true].map(|complete| StoreRole::Replica { complete, since: TransferId(9) });
         let others =
             [StoreRole::Member, StoreRole::Stage(TransferId(5)), StoreRole::Aside, StoreRole::Dropped];
         for role in replicas.into_iter().chain(others) {

@@ -186,19 +186,28 @@ impl Stores {
         )
     }
 
-    /// Return the items of one of several replicas. `complete` says whether a store that does not exist yet is.
-    pub fn replica(&self, module: ModuleUid, partition: PartitionId, complete: bool) -> Items {
+    /// Return the items of one of several replicas. `complete` and `since` are those of a store that does not exist yet.
+    pub fn replica(
+        &self,
+        module: ModuleUid,
+        partition: PartitionId,
+        complete: bool,
+        since: TransferId,
+    ) -> Items {
         let Some(inner) = &self.0 else { return Items::memory() };
         let mut registry = inner.registry.lock();
         let known = registry.replica(module, partition).cloned();
-        let role = StoreRole::Replica { complete };
+        let role = StoreRole::Replica { complete, since };
         Items::durable(known.unwrap_or_else(|| registry.create(&inner.shared, module, partition, role)))
     }
 
-    /// Return whether a replica's store is complete; `None` if there is none.
-    pub fn is_complete(&self, module: ModuleUid, partition: PartitionId) -> Option<bool> {
+    /// Return whether a replica's store is complete, and the transfer for which it was made; `None` if there is none.
+    pub fn is_complete(&self, module: ModuleUid, partition: PartitionId) -> Option<(bool, TransferId)> {
         let registry = self.0.as_ref()?.registry.lock();
-        Some(registry.replica(module, partition)?.role() == StoreRole::Replica { complete: true })
+        match registry.replica(module, partition)?.role() {
+            StoreRole::Replica { complete, since } => Some((complete, since)),
+            _ => None,
+        }
     }
 
     /// Return true if the record of a replica's store, on disk or on the way there, says that it is complete.
@@ -206,7 +215,9 @@ impl Stores {
         let Some(inner) = &self.0 else { return false };
         let registry = inner.registry.lock();
         let store = registry.replica(module, partition);
-        store.is_some_and(|store| store.has_header() && store.role() == StoreRole::Replica { complete: true })
+        store.is_some_and(|store| {
+            store.has_header() && matches!(store.role(), StoreRole::Replica { complete: true, .. })
+        })
     }
 
     /// Return the replicas, by module and partition.
@@ -232,10 +243,8 @@ impl Stores {
         let database = inner.shared.opened().ok_or(StorageError::Closed)?;
         {
             let registry = inner.registry.lock();
-            if !matches!(store.role(), StoreRole::Replica { .. }) {
-                return Err(StorageError::Closed);
-            }
-            store.set_role(StoreRole::Replica { complete: true });
+            let StoreRole::Replica { since, .. } = store.role() else { return Err(StorageError::Closed) };
+            store.set_role(StoreRole::Replica { complete: true, since });
             inner.shared.write(database, &[store.record()], &[]);
             drop(registry);
         }
@@ -394,7 +403,7 @@ impl Stores {
         for store in inner.registry.lock().stores.values() {
             match store.role() {
                 StoreRole::Member => health.members += 1,
-                StoreRole::Replica { complete } => {
+                StoreRole::Replica { complete, .. } => {
                     health.replicas += 1;
                     health.building += usize::from(!complete);
                 }

@@ -317,29 +317,30 @@ async fn a_replica_is_complete_once_its_record_says_so_and_stays_it() {
     let other = PartitionId(HERE.0 + 1);
     let (stores, _) = counted(dir.path()).await.unwrap();
     assert_eq!(stores.is_complete(MODULE, HERE), None);
-    let store = stores.replica(MODULE, HERE, false);
+    let store = stores.replica(MODULE, HERE, false, TRANSFER);
     store.open().await.unwrap();
-    assert_eq!(stores.is_complete(MODULE, HERE), Some(false));
+    assert_eq!(stores.is_complete(MODULE, HERE), Some((false, TRANSFER)));
     store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
     // A store that has had no item is recorded, too.
-    drop(stores.replica(MODULE, other, true));
-    assert_eq!((stores.is_complete(MODULE, other), stores.is_recorded(MODULE, other)), (Some(true), false));
+    drop(stores.replica(MODULE, other, true, TransferId(0)));
+    assert_eq!(stores.is_complete(MODULE, other), Some((true, TransferId(0))));
+    assert!(!stores.is_recorded(MODULE, other));
     stores.complete_replica(MODULE, other).await.unwrap();
     assert!(stores.is_recorded(MODULE, other));
     assert_eq!(prepared.load(Ordering::Relaxed), 1);
     stores.close().await;
 
     let (stores, _) = counted(dir.path()).await.unwrap();
-    assert_eq!(stores.is_complete(MODULE, HERE), Some(false), "nothing has completed it");
-    assert_eq!(stores.is_complete(MODULE, other), Some(true));
+    assert_eq!(stores.is_complete(MODULE, HERE), Some((false, TRANSFER)), "nothing has completed it");
+    assert_eq!(stores.is_complete(MODULE, other), Some((true, TransferId(0))));
     stores.complete_replica(MODULE, HERE).await.unwrap();
     let health = stores.health();
     assert_eq!((health.replicas, health.building, health.members), (2, 0, 0));
     stores.close().await;
 
     let (stores, _) = counted(dir.path()).await.unwrap();
-    assert_eq!(stores.is_complete(MODULE, HERE), Some(true));
-    let store = stores.replica(MODULE, HERE, false);
+    assert_eq!(stores.is_complete(MODULE, HERE), Some((true, TRANSFER)));
+    let store = stores.replica(MODULE, HERE, false, TRANSFER);
     store.open().await.unwrap();
     assert_eq!(store.get(&addr(1, 0)).await, Ok(Some(version(1))));
     assert_eq!(stores.replicas().len(), 2);
@@ -356,7 +357,7 @@ async fn a_data_directory_that_cannot_take_replicas_refuses_their_items() {
     let dir = tempfile::tempdir().unwrap();
     let before_replicas = Arc::new(|| Err("the disk is full".to_owned()));
     let (stores, _) = Stores::open(StoresConfig { before_replicas, ..config(dir.path()) }).await.unwrap();
-    let refused = stores.replica(MODULE, HERE, false).open().await.unwrap_err();
+    let refused = stores.replica(MODULE, HERE, false, TRANSFER).open().await.unwrap_err();
     assert!(matches!(&refused, StorageError::Unavailable(why) if why.contains("the disk is full")));
     stores.member(MODULE, HERE).open().await.unwrap();
     stores.close().await;

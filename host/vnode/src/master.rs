@@ -15,7 +15,7 @@ pub(super) mod replica;
 use std::any::Any;
 use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use annulus_core::contract::Partition;
 use annulus_core::ids::{ModuleUid, NodeId, TransferId};
@@ -33,7 +33,7 @@ use super::coverage_limit::CoverageLimiter;
 use super::incidents::{Incident, Incidents};
 use super::mailbox::{Command, NotAccepted, Reply, VnodeHandle};
 use super::release::Release;
-use super::slot::{Slot, SlotStatus, TransferStage};
+use super::slot::{Replica, Slot, SlotStatus, TransferStage};
 use super::source::ModuleSource;
 use annulus_storage::{Health, Items, Stores};
 use replica::ReplicaId;
@@ -81,6 +81,8 @@ struct Inner {
     applied: watch::Sender<u64>,
     /// What is known of the last applied state.
     known: Mutex<Option<Known>>,
+    /// Log index of the first state that was applied: what it had begun before, a former process may have taken part in.
+    first: OnceLock<u64>,
 }
 
 /// The last state that was applied to the slots.
@@ -128,6 +130,7 @@ impl Master {
                 coverage,
                 applied: watch::Sender::new(0),
                 known: Mutex::default(),
+                first: OnceLock::new(),
             }),
         }
     }
@@ -157,7 +160,8 @@ impl Master {
         };
         // A coordinator of replicas runs its commands at any of them, and no other command may run there.
         let replicated = matches!(command.reply, Reply::Replicated(_));
-        let holds = if replicated { slot.replicas.contains_key(&module) } else { slot.held };
+        let is_member = |replica: &Replica| replica.coming.is_none();
+        let holds = if replicated { slot.replicas.get(&module).is_some_and(is_member) } else { slot.held };
         let refused = match routing::admit(version, slot.version, holds) {
             Admission::CatchUp => return Delivery::CatchUp(Box::new(command)),
             Admission::Stale(version) => RequestError::stale_ring(version),

@@ -28,8 +28,6 @@ pub(super) struct Slot {
     pub(super) outgoing: Option<(TransferId, Outgoing)>,
     /// The vnodes that serve.
     pub(super) vnodes: BTreeMap<ModuleUid, VnodeHandle>,
-    /// The place of this node in the replica set, if it has one.
-    pub(super) place: Option<usize>,
     /// The stores that this node keeps of modules with several replicas, apart from those of modules with one.
     pub(super) replicas: BTreeMap<ModuleUid, Replica>,
     /// The vnodes of an incoming transfer, apart from those that serve (R7).
@@ -44,6 +42,12 @@ impl Slot {
     pub(super) fn is_over(&self, transfer: TransferId) -> bool {
         let (index, pending) = self.applied;
         transfer.0 <= index && pending != Some(transfer)
+    }
+
+    /// Return the version of the partition, or the id of its pending transfer, which is later. It orders what replicas know
+    /// of their sets.
+    pub(super) fn group_version(&self) -> u64 {
+        self.applied.1.map_or(self.version, |pending| pending.0.max(self.version))
     }
 
     /// Return the vnodes that serve, of modules with one replica and with several.
@@ -68,6 +72,10 @@ impl Slot {
 pub(super) struct Replica {
     /// True if the store has all that it should have (R5).
     pub(super) complete: bool,
+    /// True if acknowledged writes may have been lost with a former store.
+    pub(super) lost: bool,
+    /// The pending transfer that makes this node a member; `None` if it is one.
+    pub(super) coming: Option<TransferId>,
     /// The vnode, started on demand.
     pub(super) vnode: Option<VnodeHandle>,
     /// Its items, for the next vnode if this one ends by itself.

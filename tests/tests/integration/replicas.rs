@@ -126,37 +126,76 @@ fn too_few_replicas_are_refused_before_anything_runs_and_a_cluster_that_stops_lo
 }
 
 #[test]
-fn what_replicas_cannot_do_yet_is_refused_with_the_reason() {
-    let mut cluster = Cluster::joined(2);
-    refused(&deploy(&cluster, "guests/kv", &["--n", "3"]), "2 nodes");
+fn what_replicas_cannot_do_is_refused_with_the_reason() {
+    let cluster = Cluster::joined(3);
     refused(&deploy(&cluster, "guests/memkv", &["--n", "2"]), "its own memory");
-    let third = cluster.add(&[]);
-    cluster[third].join(&cluster[0]);
-    until("the third node has a share of every partition", || {
-        let rings = cluster[0].json(&["ring"]).json();
-        let partitions = rings["partitions"].as_array().unwrap();
-        let full = |row: &Value| row["replicas"].as_array().unwrap().len() == 3;
-        (partitions.iter().all(full) && ring(&cluster[0]).iter().all(|(_, next)| next.is_none()))
-            .then_some(())
-    });
+    refused(&deploy(&cluster, "guests/kv", &["--n", "4"]), "the ring's width, which is 3");
     refused(&deploy(&cluster, "guests/kv", &["--n", "3", "--w", "4"]), "w is from 1 to n");
     deployed(&cluster, "guests/kv", &["--n", "3"]);
     refused(&deploy(&cluster, "guests/kv", &["--n", "2"]), "cannot change yet");
-    refused(&cluster[0].json(&["leave"]), "cannot move partitions");
-    // A node that joins gets nothing yet, and says why.
+    // Quorums can change.
+    deployed(&cluster, "guests/kv", &["--w", "3"]);
+    assert_eq!(cluster[0].json(&["modules"]).json()[0]["w"], 3);
+}
+
+/// Wait until no partition moves, and this node has a share or none.
+fn moved(seen_from: &Node, name: &str, has_share: bool) {
+    until("the ring has settled", || {
+        let ring = ring(seen_from);
+        let owned = ring.iter().filter(|(owner, _)| owner == name).count();
+        let rests = ring.iter().all(|(_, pending)| pending.is_none());
+        (rests && (owned > 10) == has_share).then_some(())
+    });
+}
+
+/// Nodes join, leave and are replaced under load. Modules with one replica and with several move together.
+#[test]
+fn partitions_move_under_load_and_nothing_is_lost() {
+    let mut cluster = Cluster::joined(3);
+    deployed(&cluster, "guests/kv", &["--n", "3"]);
+    deployed(&cluster, "guests/kv", &["--name", "single"]);
+    let mut single = Book::new("single", 100);
+    single.put(&cluster[0], 0..300);
+    let load = Load::new(settings(), &[&cluster[0], &cluster[2]]);
+    load.fill();
+    load.go();
+    let check = |load: &Load, cluster: &Cluster, what: &str| {
+        load.pause();
+        load.report().assert_sound();
+        assert_eq!(load.report().phase(what).failed, 0, "{}", load.report());
+        let seen = single.read(&cluster[0], 0..300);
+        assert!(seen.is_whole(), "{what}: {seen:?}");
+        load.go();
+    };
+    load.phase("a fourth node joins");
     let fourth = cluster.add(&[]);
     cluster[fourth].join(&cluster[0]);
-    let status = cluster[0].json(&["status"]).json();
-    let alerts = status["alerts"].as_array().unwrap();
-    let tells = |alert: &Value| alert.as_str().unwrap().contains("kv has n=3");
-    assert!(alerts.iter().any(tells), "{alerts:?}");
-    cluster[fourth].call("kv", "put", &["k", "v"]).unwrap();
-    assert_eq!(cluster[0].call("kv", "get", &["k"]).unwrap(), "v");
-    // Once the module is gone the ring takes the node in.
-    assert_eq!(cluster[0].json(&["undeploy", "kv"]).code, 0);
-    until("the fourth node gets its share", || {
-        let ring = ring(&cluster[0]);
-        let owned = ring.iter().filter(|(owner, _)| *owner == cluster[fourth].name).count();
-        (owned > 10 && ring.iter().all(|(_, next)| next.is_none())).then_some(())
-    });
+    let name = cluster[fourth].name.clone();
+    moved(&cluster[0], &name, true);
+    check(&load, &cluster, "a fourth node joins");
+
+    load.phase("the second node leaves");
+    let name = cluster[1].name.clone();
+    assert_eq!(cluster[0].json(&["leave", &name]).code, 0);
+    moved(&cluster[0], &name, false);
+    check(&load, &cluster, "the second node leaves");
+    assert_eq!(cluster[1].wait_end(), Some(0));
+
+    // A dead node is replaced: the others have all that it had.
+    let fifth = cluster.add(&[]);
+    cluster[fifth].join(&cluster[0]);
+    let name = cluster[fifth].name.clone();
+    moved(&cluster[0], &name, true);
+    load.phase("a node dies");
+    cluster[fourth].kill();
+    let dead = cluster[fourth].name.clone();
+    assert_eq!(cluster[0].json(&["remove", &dead]).code, 0);
+    moved(&cluster[0], &dead, false);
+    load.phase("the dead node is gone");
+    let before = load.report().requests();
+    until("the load continues", || (load.report().requests() > before + 1_000).then_some(()));
+    assert_eq!(load.report().phase("the dead node is gone").failed, 0, "{}", load.report());
+    let report = load.verify();
+    println!("{report}");
+    report.assert_sound();
 }

@@ -209,7 +209,6 @@ impl AdminService {
                 counted(vnodes, "vnode"),
             ));
         }
-        alerts.extend(kept_table(&view));
         alerts.extend(two_histories(&view, &cluster.rivals()));
         let possible_loss = self.losses(&view);
         let removed = |name: &str| {
@@ -263,22 +262,6 @@ impl AdminService {
             held_back_by: cluster.held_back_by(&view, cluster.speaks().levels.newest),
         }
     }
-}
-
-/// Return a warning if the ring does not take in a member because of a module whose partitions cannot move yet.
-fn kept_table(view: &View) -> Option<String> {
-    let module = view.state.replicated()?;
-    let idle = view.state.live_members().filter(|member| member.may_hold() && !view.state.holds(member.id));
-    let names: Vec<&str> = idle.map(|member| member.name.as_str()).collect();
-    (!names.is_empty()).then(|| {
-        format!(
-            "ring-kept: {} hold no partition: {} has n={}, and this version does not move partitions with several \
-             replicas; the nodes get their share once no such module is deployed",
-            names.join(", "),
-            module.name,
-            module.n
-        )
-    })
 }
 
 /// Return a warning if other nodes serve by another history of the cluster.

@@ -11,7 +11,10 @@ use crate::ids::NodeId;
 pub struct Build {
     me: NodeId,
     group: Group,
-    w: usize,
+    /// The smaller one of the quorums of reads and of writes.
+    least: usize,
+    /// True if the store may have acknowledged writes that it has lost.
+    lost: bool,
     sources: BTreeMap<NodeId, Source>,
     is_over: bool,
 }
@@ -100,9 +103,10 @@ pub enum BuildStep {
 }
 
 impl Build {
-    /// Start to make the store of `me`, for a module whose writes `w` nodes acknowledge.
-    pub fn start(me: NodeId, group: Group, w: usize) -> (Self, Vec<BuildStep>) {
-        let mut build = Self { me, group, w, sources: BTreeMap::new(), is_over: false };
+    /// Start to make the store of `me`, for a module whose reads `r` nodes agree on, and whose writes `w` nodes acknowledge.
+    /// With `lost`, the store may have acknowledged writes that it no longer has.
+    pub fn start(me: NodeId, group: Group, (r, w): (usize, usize), lost: bool) -> (Self, Vec<BuildStep>) {
+        let mut build = Self { me, group, least: r.min(w), lost, sources: BTreeMap::new(), is_over: false };
         build.add_sources();
         let steps = build.next();
         (build, steps)
@@ -194,14 +198,17 @@ impl Build {
     /// Return the number of complete others whose items this store needs.
     ///
     /// A successor has acknowledged nothing before its transfer. Every write that was acknowledged by then is at `w`
-    /// members, so `n - w + 1` of them have all.
+    /// members, so `n - w + 1` of them have all. Besides, every read of `r` members must meet one that knows of the
+    /// transfer, as the sources do: otherwise members that do not know of it could answer among themselves after the flip.
+    /// So it needs `n - r + 1` of them, too.
     ///
-    /// A member may have acknowledged writes before it lost its items, and such an acknowledgement may still be counted
-    /// while this store is made. The coordinator of that write has it, and any other member may be the coordinator: so a
-    /// member needs all of them. (With three replicas and two acknowledgements this is the same number.)
+    /// A store that was lost may have acknowledged writes before it lost its items, and such an acknowledgement may still be counted
+    /// while this store is made. The coordinator of that write has it, and any other member may be the coordinator: so it
+    /// needs all of them. (With three replicas and two acknowledgements this is the same number for a member.)
     fn needs(&self) -> usize {
         let n = self.group.members.len();
-        if self.group.members.contains(&self.me) { n - 1 } else { n - self.w.min(n) + 1 }
+        let others = n - usize::from(self.group.members.contains(&self.me));
+        if self.lost { others } else { (n - self.least.min(n) + 1).min(others) }
     }
 
     fn count(&self, is: impl Fn(&Source) -> bool) -> usize {
@@ -219,7 +226,12 @@ impl Build {
         if open > 0 {
             return self.ask_others();
         }
-        // Every other member was asked, and too few are complete: what all of them have is all there is.
+        // Every other member was asked, and too few are complete. The members complete each other.
+        let building = self.count(|source| *source == Source::Building);
+        if building > 0 && !self.group.members.contains(&self.me) {
+            return Vec::new();
+        }
+        // What all of them have is all there is.
         if self.count(|source| matches!(source, Source::Building | Source::AskedForSome(_))) > 0 {
             return self.ask_for_some();
         }
@@ -291,7 +303,7 @@ mod tests {
 
     #[test]
     fn a_store_is_complete_once_it_has_merged_enough_complete_ones() {
-        let (mut build, steps) = Build::start(ME, group(5, &[1, 2, 3]), 2);
+        let (mut build, steps) = Build::start(ME, group(5, &[1, 2, 3]), (2, 2), false);
         assert_eq!(steps, [ask(1, None, false), ask(2, None, false)]);
         assert_eq!(build.on(page(1, None, Some(b"k"), true)), [ask(1, Some(b"k"), false)]);
         assert_eq!(build.on(merged(1)), [], "it was asked for the next page");
@@ -305,14 +317,14 @@ mod tests {
 
     #[test]
     fn a_member_that_lost_its_items_needs_all_others() {
-        let (mut build, steps) = Build::start(ME, group(5, &[9, 2, 3]), 3);
+        let (mut build, steps) = Build::start(ME, group(5, &[9, 2, 3]), (3, 3), true);
         assert_eq!(steps, [ask(2, None, false), ask(3, None, false)]);
         assert_eq!((build.on(merged(2)), build.on(merged(3))), (vec![], complete(false)));
     }
 
     #[test]
     fn with_too_few_complete_ones_the_union_is_taken_and_the_loss_is_told() {
-        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), 2);
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), (2, 2), true);
         assert_eq!(build.on(merged(2)), []);
         let incomplete = BuildEvent::Incomplete { from: NodeId(3), version: 5 };
         assert_eq!(build.on(incomplete), [ask(3, None, true)]);
@@ -322,15 +334,33 @@ mod tests {
 
     #[test]
     fn a_store_that_may_become_complete_is_asked_again_before_the_union_is_taken() {
-        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), 2);
+        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), (2, 2), false);
         assert_eq!(build.on(BuildEvent::Incomplete { from: NodeId(1), version: 5 }), [ask(3, None, false)]);
         assert_eq!(build.on(merged(2)), []);
         assert_eq!(build.on(merged(3)), complete(false));
     }
 
     #[test]
+    fn a_successor_waits_until_the_members_have_completed_each_other() {
+        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), (2, 2), false);
+        let incomplete = |from| BuildEvent::Incomplete { from: NodeId(from), version: 5 };
+        assert_eq!(build.on(incomplete(1)), [ask(3, None, false)]);
+        assert_eq!((build.on(incomplete(2)), build.on(merged(3))), (vec![], vec![]));
+        assert_eq!(build.on(BuildEvent::Retry), [ask(1, None, false)]);
+        assert_eq!(build.on(merged(1)), complete(false));
+    }
+
+    #[test]
+    fn reads_and_writes_decide_how_many_members_must_know_of_a_successor() {
+        for (quorums, sources) in [((2, 2), 2), ((1, 3), 3), ((3, 1), 3), ((2, 3), 2)] {
+            let (_, steps) = Build::start(ME, group(5, &[1, 2, 3]), quorums, false);
+            assert_eq!(steps.len(), sources, "{quorums:?}");
+        }
+    }
+
+    #[test]
     fn a_removed_node_is_not_waited_for() {
-        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), 2);
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), (2, 2), true);
         assert_eq!(build.on(BuildEvent::Gone { node: NodeId(3) }), []);
         assert_eq!(build.on(merged(2)), complete(true));
         assert_eq!(build.on(BuildEvent::Retry), []);
@@ -338,12 +368,12 @@ mod tests {
 
     #[test]
     fn the_only_member_tells_the_loss() {
-        assert_eq!(Build::start(ME, group(5, &[9]), 2).1, complete(true));
+        assert_eq!(Build::start(ME, group(5, &[9]), (2, 2), true).1, complete(true));
     }
 
     #[test]
     fn a_page_from_before_the_change_does_not_count() {
-        let (mut build, _) = Build::start(ME, group(5, &[9, 2]), 2);
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2]), (2, 2), true);
         let page = |version| BuildEvent::Merged {
             from: NodeId(2),
             version,

@@ -8,6 +8,8 @@ use crate::item::RangeDigest;
 
 /// A read between its run at the coordinator and its answer.
 ///
+/// While a transfer is pending it asks a quorum of the members, and one of the nodes that will be the members.
+///
 /// Nodes that have the same items agree by their digests. Where they differ, the coordinator merges what the others have
 /// and runs the command once more; those that lack something are repaired behind the answer.
 #[derive(Clone, Debug)]
@@ -154,27 +156,42 @@ impl Read {
         self.next()
     }
 
+    /// Return the number of nodes of a set that have answered, or are expected to.
+    fn expected(&self, set: &[NodeId]) -> usize {
+        let counts = |heard: &Heard| !matches!(heard, Heard::No | Heard::Silent);
+        let others = set.iter().filter(|node| self.heard.get(node).is_some_and(counts)).count();
+        others + usize::from(set.contains(&self.me))
+    }
+
     fn next(&mut self) -> Vec<ReadStep> {
         if !self.group.members.contains(&self.me) {
             self.is_over = true;
             return vec![ReadStep::Elsewhere];
         }
-        let others = quorum_of(self.r, &self.group.members) - 1;
-        let open = |heard: &Heard| !matches!(heard, Heard::No | Heard::Silent);
-        let asked = self.heard.values().filter(|heard| open(heard)).count();
-        if asked < others {
-            let fresh = |node: &&NodeId| **node != self.me && !self.heard.contains_key(node);
+        let mut ask = Vec::new();
+        for set in self.group.sets() {
+            let missing = quorum_of(self.r, set).saturating_sub(self.expected(set));
+            let fresh =
+                |node: &&NodeId| **node != self.me && !self.heard.contains_key(node) && !ask.contains(*node);
+            // Those that were asked for another set count for this one, too.
+            let asked = ask.iter().filter(|node| set.contains(node)).count();
             let more: Vec<NodeId> =
-                self.group.members.iter().filter(fresh).copied().take(others - asked).collect();
-            if more.is_empty() && self.heard.values().any(|heard| *heard == Heard::Silent) {
-                return Vec::new();
-            }
-            if more.is_empty() {
+                set.iter().filter(fresh).copied().take(missing.saturating_sub(asked)).collect();
+            if asked + more.len() < missing {
+                if set.iter().any(|node| self.heard.get(node) == Some(&Heard::Silent)) {
+                    continue;
+                }
                 self.is_over = true;
                 return vec![ReadStep::NotEnough];
             }
-            self.heard.extend(more.iter().map(|node| (*node, Heard::Asked)));
-            return vec![ReadStep::Ask(more, self.group.version)];
+            ask.extend(more);
+        }
+        if !ask.is_empty() {
+            self.heard.extend(ask.iter().map(|node| (*node, Heard::Asked)));
+            return vec![ReadStep::Ask(ask, self.group.version)];
+        }
+        if self.group.sets().any(|set| self.expected(set) < quorum_of(self.r, set)) {
+            return Vec::new();
         }
         let own = self.own;
         let mut fetch = Vec::new();

@@ -5,7 +5,7 @@
 //! of its transfers). A command that a proposer may safely repeat, because it has not learned the outcome, returns
 //! `Done` again.
 
-use crate::ids::{ClusterId, Digest, NodeId, TransferId};
+use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::mutants::{self, Mutant};
 use crate::ring::{Partition, RingTable, Transfer};
@@ -80,7 +80,11 @@ fn found(
 fn may_unfit_a_plan(command: &Command) -> bool {
     !matches!(
         command,
-        Command::Flip { .. } | Command::Cancel { .. } | Command::IssueToken { .. } | Command::Moved { .. }
+        Command::Flip { .. }
+            | Command::Cancel { .. }
+            | Command::IssueToken { .. }
+            | Command::Moved { .. }
+            | Command::Arrived { .. }
     )
 }
 
@@ -155,6 +159,7 @@ impl ClusterState {
                 Ok(Outcome::Done)
             }
             Command::SetHandoff { node, changes } => self.set_handoff(*node, changes),
+            Command::Arrived { node, arrivals } => self.arrived(*node, arrivals),
         }
     }
 
@@ -210,11 +215,9 @@ impl ClusterState {
 
     fn leave(&mut self, node: NodeId) -> Result<Outcome, Refusal> {
         let others = self.live_members().any(|m| m.id != node && m.status == MemberStatus::Member);
-        let stays = self.check_moves();
         let member = self.live_member_mut(node)?;
         match member.status {
             MemberStatus::Leaving => {}
-            MemberStatus::Member if others && stays.is_err() => return stays.map(|()| Outcome::Done),
             MemberStatus::Member if others => member.status = MemberStatus::Leaving,
             MemberStatus::Member => return Err(Refusal::LastMember),
             _ => return Err(wrong_status(member)),
@@ -241,9 +244,7 @@ impl ClusterState {
             return Err(Refusal::RingChanged);
         }
         self.check_table(table)?;
-        if self.ring.partitions.iter().zip(table).any(|(partition, target)| partition.target() != *target) {
-            self.check_moves()?;
-        }
+        self.check_steps(table)?;
         self.aim(index, table);
         Ok(Outcome::Done)
     }
@@ -257,7 +258,7 @@ impl ClusterState {
             } else if pending == Some(target) {
                 None
             } else {
-                Some(Some(Transfer { id: TransferId(index), target: target.clone() }))
+                Some(Some(Transfer::new(TransferId(index), target.clone())))
             };
             if let Some(pending) = change {
                 partition.pending = pending;
@@ -304,6 +305,10 @@ impl ClusterState {
     fn flip(&mut self, index: u64, transfers: &[(PartitionId, TransferId)]) -> Outcome {
         let mut flipped = Vec::with_capacity(transfers.len());
         for (id, transfer) in transfers {
+            // Every module moves, or none does (R4).
+            if !self.ring.get(*id).is_some_and(|partition| self.has_arrived(partition)) {
+                continue;
+            }
             let Some(partition) = self.ring.partitions.get_mut(usize::from(id.0)) else { continue };
             let is_it =
                 |pending: &mut Transfer| pending.id == *transfer || mutants::on(Mutant::FlipTheCancelled);
@@ -318,11 +323,32 @@ impl ClusterState {
         Outcome::Flipped(flipped)
     }
 
+    /// Note that a successor has the items of modules with several replicas. What is of a transfer that is not, or no longer,
+    /// pending is ignored.
+    fn arrived(
+        &mut self,
+        node: NodeId,
+        arrivals: &[(PartitionId, TransferId, ModuleUid)],
+    ) -> Result<Outcome, Refusal> {
+        self.live_member_mut(node)?;
+        for (id, transfer, module) in arrivals {
+            let n = self.modules.get(module).map_or(0, |module| usize::from(module.n));
+            let Some(partition) = self.ring.partitions.get_mut(usize::from(id.0)) else { continue };
+            let is_successor = partition.successors(n).any(|successor| successor == node);
+            if let Some(pending) = partition.pending.as_mut().filter(|pending| pending.id == *transfer)
+                && is_successor
+            {
+                pending.arrived.insert((*module, node));
+            }
+        }
+        Ok(Outcome::Done)
+    }
+
     fn cancel(&mut self, index: u64, id: PartitionId, transfer: TransferId) -> Result<Outcome, Refusal> {
         let pending = self.ring.partitions.get_mut(usize::from(id.0)).and_then(|p| p.pending.as_mut());
         let pending =
             pending.filter(|pending| pending.id == transfer).ok_or(Refusal::NotPending(transfer))?;
-        pending.id = TransferId(index);
+        *pending = Transfer::new(TransferId(index), std::mem::take(&mut pending.target));
         self.ring.epoch = index;
         Ok(Outcome::Done)
     }

@@ -130,9 +130,7 @@ impl ClusterState {
         next.change_members(changes)?;
         // Check against the sets before the change: a set that becomes empty below becomes the table's at once.
         next.check_table(table)?;
-        if next.replicated().is_some() && table != next.table_from(&self.ring) {
-            next.check_moves()?;
-        }
+        next.check_steps(table)?;
         if let Some(gone) = table.iter().flatten().find(|node| next.member(**node).is_none()) {
             return Err(Refusal::BadTable(format!("node {gone} is not a member")));
         }
@@ -151,14 +149,6 @@ impl ClusterState {
         })
     }
 
-    /// Refuse a change that moves partitions while a module has several replicas.
-    pub(super) fn check_moves(&self) -> Result<(), Refusal> {
-        match self.replicated() {
-            Some(module) => Err(Refusal::Replicated { module: module.name.clone(), n: module.n }),
-            None => Ok(()),
-        }
-    }
-
     fn take_in(&mut self, node: NodeId) -> Result<(), Refusal> {
         let member = self.live_member_mut(node)?;
         if member.status != MemberStatus::Joining {
@@ -170,11 +160,9 @@ impl ClusterState {
 
     fn start_leave(&mut self, node: NodeId) -> Result<(), Refusal> {
         let last = !self.has_member_besides(node);
-        let stays = self.check_moves();
         let member = self.live_member_mut(node)?;
         match member.status {
             MemberStatus::Member if last => return Err(Refusal::LastMember),
-            MemberStatus::Member if stays.is_err() => return stays,
             // A joining node holds nothing, so once it is `leaving` it is removed without a handoff.
             MemberStatus::Member | MemberStatus::Joining => member.status = MemberStatus::Leaving,
             _ => return Err(wrong_status(member)),
@@ -186,7 +174,6 @@ impl ClusterState {
         if old == new {
             return Err(Refusal::BadSetting("a node cannot replace itself".into()));
         }
-        self.check_moves()?;
         let holds = self.holds(new);
         let comer = self.live_member_mut(new)?;
         match comer.status {
@@ -222,6 +209,7 @@ impl ClusterState {
     /// Drop removed nodes from every set. A transfer of another node continues, unless its target has one of them.
     fn drop_removed(&mut self, index: u64, table: &[Vec<NodeId>]) {
         let gone = |node: &NodeId| self.members.get(node).is_none_or(|member| !member.is_live());
+        let single = self.modules.values().any(|module| module.n == 1);
         let mut lost = Vec::new();
         for ((id, target), partition) in
             self.ring.size.partitions().zip(table).zip(self.ring.partitions.iter_mut())
@@ -235,15 +223,18 @@ impl ClusterState {
                 partition.pending = None;
                 self.ring.epoch = index;
             }
+            let mut is_last = false;
             if partition.replicas.iter().any(gone) {
                 partition.replicas.retain(|node| !gone(node));
-                if partition.replicas.is_empty() {
+                is_last = partition.replicas.is_empty();
+                if is_last {
                     partition.replicas.clone_from(target);
                 }
                 partition.version = index;
                 self.ring.epoch = index;
             }
-            if gone(&owner) {
+            // The others of the set have what modules with several replicas had.
+            if gone(&owner) && (single || is_last) {
                 lost.push((id, owner));
             }
         }

@@ -3,8 +3,7 @@
 use crate::ids::ModuleUid;
 
 use super::{
-    CALL_MS, ClusterState, MemberStatus, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release,
-    StorageKind,
+    CALL_MS, ClusterState, Module, ModuleBase, OLDER_RELEASES, Outcome, Refusal, Release, StorageKind,
 };
 
 /// The empty map as CBOR, for the `init` of a module without a config.
@@ -110,8 +109,8 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Check that a module may have its number of replicas. Replicas of a module come into being with it: a partition of
-    /// such a module does not move yet, and its sets do not grow.
+    /// Check that a module may have its number of replicas. While a partition moves, its successors would have to
+    /// get the items of a module that was not there when the move began.
     fn check_replicas(&self, module: &Module, before: Option<u8>) -> Result<(), Refusal> {
         let Module { name, n, .. } = module;
         if let Some(before) = before.filter(|before| before != n && (*before).max(*n) > 1) {
@@ -126,18 +125,6 @@ impl ClusterState {
             return Err(Refusal::BadSetting(format!(
                 "n={n}: partition {} is moving; deploy again once `annulus transfers` is empty",
                 id.0
-            )));
-        }
-        if let Some(leaving) = self.live_members().find(|member| member.status == MemberStatus::Leaving) {
-            return Err(Refusal::BadSetting(format!(
-                "n={n}: {} is leaving; deploy again once it has left",
-                leaving.name
-            )));
-        }
-        let least = self.ring.partitions.iter().map(|partition| partition.replicas.len()).min().unwrap_or(0);
-        if least < usize::from(*n) {
-            return Err(Refusal::BadSetting(format!(
-                "n={n}: some partitions have {least} nodes only; join more nodes first"
             )));
         }
         Ok(())

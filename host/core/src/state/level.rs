@@ -36,7 +36,7 @@ pub(super) fn first_level() -> u32 {
 pub fn level_of(command: &Command) -> u32 {
     match command {
         // The previous level keeps one replica of every module, and moves partitions without regard to others.
-        Command::Deploy { n: Some(2..), .. } => 6,
+        Command::Deploy { n: Some(2..), .. } | Command::Arrived { .. } => 6,
         // The previous level keeps the items of every module in memory.
         Command::Deploy { storage: Some(StorageKind::Durable), .. } => 5,
         // The previous level runs each release with the host's limit.

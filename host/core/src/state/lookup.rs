@@ -1,9 +1,9 @@
 //! Queries of the cluster's state.
 
-use crate::claim::{ClaimNode, claim};
+use crate::claim::ClaimNode;
 use crate::ids::{NodeId, NodeUid, TransferId};
 use crate::keyspace::PartitionId;
-use crate::ring::{Partition, RingTable, Transfer};
+use crate::ring::Transfer;
 
 use super::{ClusterState, Member, MemberStatus, Module};
 
@@ -72,32 +72,7 @@ impl ClusterState {
 
     /// Return the table that the ring should have: that of a `Rebalance` on `ring.epoch`.
     pub fn claimed_table(&self) -> Vec<Vec<NodeId>> {
-        self.table_from(&self.ring)
-    }
-
-    /// Return the table that the ring should have, if it had this one before.
-    pub(super) fn table_from(&self, ring: &RingTable) -> Vec<Vec<NodeId>> {
-        if self.replicated().is_none() {
-            return claim(ring, &self.claim_nodes(), self.width);
-        }
-        // The table stays, without removed nodes. A set of which none is left gets the nodes of the claim.
-        let kept = |partition: &Partition| {
-            let live = partition.replicas.iter().copied().filter(|node| self.member(*node).is_some());
-            live.collect::<Vec<_>>()
-        };
-        let mut table: Vec<_> = ring.partitions.iter().map(kept).collect();
-        if table.iter().any(Vec::is_empty) {
-            let claimed = claim(ring, &self.claim_nodes(), self.width);
-            for (set, claimed) in table.iter_mut().zip(claimed).filter(|(set, _)| set.is_empty()) {
-                *set = claimed;
-            }
-        }
-        table
-    }
-
-    /// Return a module with several replicas, if there is one. Its partitions do not move yet.
-    pub fn replicated(&self) -> Option<&Module> {
-        self.modules.values().find(|module| module.n > 1)
+        self.table_from(&self.ring, &self.ring)
     }
 
     /// Return true if the ring has the claimed table, or transfers to it are pending.

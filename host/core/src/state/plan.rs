@@ -134,7 +134,7 @@ pub struct Plan {
 pub fn plan(state: &ClusterState, changes: &[Change]) -> Result<Plan, Refusal> {
     let mut members = state.clone();
     members.change_members(changes)?;
-    let table = members.table_from(&with_replacements(&state.ring, changes));
+    let table = members.table_from(&with_replacements(&state.ring, changes), &state.ring);
     let after = state.carried_out(state.applied + 1, changes, &table)?;
     let nodes = shares(state, &after, &table);
     let moves = moves(state, &after);

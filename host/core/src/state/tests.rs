@@ -195,7 +195,7 @@ fn a_rebalance_keeps_cancels_or_makes_transfers_and_only_a_pending_one_flips() {
     let cancel = |transfer| Command::Cancel { partition: PartitionId(3), transfer: TransferId(transfer) };
     assert_eq!(refused(machine.apply(at + 5, &cancel(8))), Refusal::NotPending(TransferId(8)));
     assert_eq!(machine.apply(at + 6, &cancel(9)), Outcome::Done);
-    let again = Transfer { id: TransferId(12), target: vec![c, b, a] };
+    let again = Transfer::new(TransferId(12), vec![c, b, a]);
     assert_eq!(machine.state.unwrap().pending_of(PartitionId(3)), Some(&again));
 }
 

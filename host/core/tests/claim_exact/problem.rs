@@ -28,7 +28,7 @@ impl Problem {
         let partition = |(set, pending): (&Vec<NodeId>, &bool)| match pending {
             false => Partition::held_by(set.clone(), 1),
             true => Partition {
-                pending: Some(Transfer { id: TransferId(2), target: set.clone() }),
+                pending: Some(Transfer::new(TransferId(2), set.clone())),
                 ..Partition::held_by(vec![NodeId(9999)], 1)
             },
         };

@@ -107,7 +107,7 @@ impl Cluster {
             name: None,
             n: trial.replicas,
             r: trial.reads,
-            w: None,
+            w: trial.writes,
             storage: trial.storage,
             config: trial.config.clone(),
             call_time: trial.call_time,
@@ -274,6 +274,18 @@ impl Cluster {
             Called::Answer(Err(error)) => self.check(false, format_args!("n{at} cannot leave: {error}")),
             Called::Killed => self.check(false, format_args!("n{at} ended during its leave")),
         }
+    }
+
+    /// Ask a member to hand over its partitions and leave. Return false if that was refused, or the node ended meanwhile.
+    pub async fn try_leave(&self, at: At) -> bool {
+        let leave = |life: Arc<Life>| async move {
+            life.cluster().leave(None, Instant::now() + STEP).await.map(drop)
+        };
+        let left = matches!(self.inner.nodes.ask(at, leave).await, Called::Answer(Ok(())));
+        if left {
+            self.note(format_args!("n{at} leaves"));
+        }
+        left
     }
 
     /// End all faults, and wait until every node serves and has the same state, and no transfer is pending.

@@ -37,7 +37,7 @@ impl Pair {
     fn new(from: Node) -> Self {
         let to = Node::without_partitions(&from.seen, OTHER, from.limits);
         let mut ring = ring_of(ME, 5);
-        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TRANSFER, target: vec![OTHER] });
+        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer::new(TRANSFER, vec![OTHER]));
         for node in [&from, &to] {
             node.master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), TRANSFER.0, Default::default());
         }

@@ -56,6 +56,7 @@ impl Master {
         // task has applied that entry: its absence from this older state is not an undeploy.
         let older = |uid: &ModuleUid| uid.0 <= index || mutants::on(Mutant::EndWhatIsNewer);
         let single: Vec<_> = modules.iter().filter(|(_, n)| **n == 1).map(|(uid, _)| *uid).collect();
+        self.inner.first.get_or_init(|| index);
         let how = Following { index, recovers, is_behind };
         let mut aside = Vec::new();
         for (id, partition) in ring.size.partitions().zip(&ring.partitions) {

@@ -1,14 +1,15 @@
 //! The stores of modules with several replicas: which this node keeps, and which of them are complete (R5).
 //!
-//! The place of this node in the replica set decides: it keeps a module with `n` replicas if it is among the first `n`.
-//! Whether it is the first of them makes no difference to a store.
+//! The place of this node in the replica set decides: it keeps a module with `n` replicas if it is among the first `n`, or
+//! will be by the pending transfer. Whether it is the first of them makes no difference to a store.
 
 use std::collections::BTreeMap;
 
-use annulus_core::ids::ModuleUid;
+use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::ring::Partition;
+use annulus_core::role::Role;
 use annulus_core::state::StorageKind;
 use tokio::sync::watch;
 
@@ -41,7 +42,7 @@ pub enum NoReplica {
 }
 
 impl Master {
-    /// Return the vnode of a replica, started on demand, with the version of the partition here. A message of another
+    /// Return the vnode of a replica, started on demand, with the version of the group here (`quorum`). A message of another
     /// node is judged by membership and not by an equal version: what it says of items is true at any later version.
     /// `version` is that of the sender.
     ///
@@ -49,15 +50,16 @@ impl Master {
     /// This node gives no replica, for the returned reason.
     pub fn replica(&self, id: ReplicaId, version: u64) -> Result<(VnodeHandle, u64), NoReplica> {
         let mut slot = self.slot(id.partition).ok_or(NoReplica::NotReady)?;
-        if version > slot.version {
+        if version > slot.group_version() {
             return Err(NoReplica::CatchUp);
         }
         if !slot.replicas.contains_key(&id.module) {
             // Either the module is not replicated here, or this node has not applied its deploy yet.
             let known = self.replicas_of(id.module).is_some();
-            return Err(if known { NoReplica::Elsewhere(slot.version) } else { NoReplica::NotReady });
+            let version = slot.group_version();
+            return Err(if known { NoReplica::Elsewhere(version) } else { NoReplica::NotReady });
         }
-        let version = slot.version;
+        let version = slot.group_version();
         let vnode = self.replica_vnode(&mut slot, id).ok_or(NoReplica::NotReady)?;
         Ok((vnode, version))
     }
@@ -68,6 +70,23 @@ impl Master {
             slot.replicas.keys().map(|module| ReplicaId { module: *module, partition }).collect::<Vec<_>>()
         };
         self.with_slots(all)
+    }
+
+    /// Return true if acknowledged writes may have been lost with a former store of a replica.
+    pub fn has_lost(&self, id: ReplicaId) -> bool {
+        self.slot(id.partition).is_some_and(|slot| slot.replicas.get(&id.module).is_some_and(|one| one.lost))
+    }
+
+    /// Return the complete replicas of pending transfers, each with its transfer.
+    pub fn arrived(&self) -> Vec<(ReplicaId, TransferId)> {
+        let mut all = Vec::new();
+        for (partition, slot) in (0u16..).zip(&self.inner.slots) {
+            let slot = slot.lock();
+            let complete = slot.replicas.iter().filter(|(_, replica)| replica.complete);
+            let id = |module: &ModuleUid| ReplicaId { module: *module, partition: PartitionId(partition) };
+            all.extend(complete.filter_map(|(module, replica)| Some((id(module), replica.coming?))));
+        }
+        all
     }
 
     /// Return the replicas that this node keeps and that are not complete.
@@ -106,12 +125,14 @@ impl Master {
     pub async fn complete(&self, id: ReplicaId) -> Result<(), StorageError> {
         if self.is_durable(id.module) {
             // Creates the store of a partition that has had no item yet.
-            drop(self.inner.config.stores.replica(id.module, id.partition, false));
+            let since = self.slot(id.partition).and_then(|slot| slot.replicas.get(&id.module)?.coming);
+            let since = since.unwrap_or(TransferId(0));
+            drop(self.inner.config.stores.replica(id.module, id.partition, false, since));
             self.inner.config.stores.complete_replica(id.module, id.partition).await?;
         }
         let mut slot = self.slot(id.partition).ok_or(StorageError::Closed)?;
         let replica = slot.replicas.get_mut(&id.module).ok_or(StorageError::Closed)?;
-        replica.complete = true;
+        (replica.complete, replica.lost) = (true, false);
         if let Some(vnode) = &replica.vnode {
             vnode.tell(Control::Complete);
         }
@@ -135,7 +156,10 @@ impl Master {
             let stores = &self.inner.config.stores;
             let new = || match release.storage {
                 StorageKind::Memory => Items::memory(),
-                StorageKind::Durable => stores.replica(id.module, id.partition, replica.complete),
+                StorageKind::Durable => {
+                    let since = replica.coming.unwrap_or(TransferId(0));
+                    stores.replica(id.module, id.partition, replica.complete, since)
+                }
             };
             let items = replica.items.get_or_insert_with(new).clone();
             replica.vnode = Some(self.start(id.module, id.partition, release, items, replica.complete));
@@ -152,46 +176,90 @@ impl Master {
         how: Following,
     ) {
         let me = self.inner.config.me;
-        slot.place = partition.replicas.iter().position(|node| *node == me);
-        let keeps = |n: &usize| *n > 1 && slot.place.is_some_and(|place| place < *n);
-        let kept: BTreeMap<_, _> = modules.iter().filter(|(_, n)| keeps(n)).collect();
-        let stores = &self.inner.config.stores;
-        let gone: Vec<ModuleUid> =
-            slot.replicas.keys().filter(|uid| !kept.contains_key(uid)).copied().collect();
+        let pending = partition.pending.as_ref().map(|pending| pending.id);
+        let coming = |n: usize| match partition.role_of(me, n) {
+            Role::Owner | Role::Replica => Some(None),
+            Role::Successor => Some(pending),
+            Role::Outsider => None,
+        };
+        let replicated = modules.iter().filter(|(_, n)| **n > 1);
+        let kept: BTreeMap<ModuleUid, Option<TransferId>> =
+            replicated.filter_map(|(uid, n)| Some((*uid, coming(*n)?))).collect();
+        let ends = |(uid, replica): &(&ModuleUid, &Replica)| match kept.get(uid) {
+            // A successor that has become a member keeps what it has.
+            Some(None) => false,
+            // A transfer that starts again starts with an empty store: it may have missed writes in between.
+            Some(coming) => replica.coming != *coming,
+            None => true,
+        };
+        let gone: Vec<ModuleUid> = slot.replicas.iter().filter(ends).map(|(uid, _)| *uid).collect();
         for module in gone.into_iter().filter(|module| module.0 <= how.index) {
-            let Some(Replica { vnode, .. }) = slot.replicas.remove(&module) else { continue };
-            let deployed = modules.contains_key(&module);
-            if how.recovers {
-                stores.set_replica_aside(module, id);
-                let vnodes = vnode.map(|vnode| (module, vnode)).into_iter().collect();
-                self.set_vnodes_aside(vnodes, slot, id);
+            self.end_replica(slot, id, module, modules.contains_key(&module), how);
+        }
+        for (module, coming) in kept {
+            if let Some(replica) = slot.replicas.get_mut(&module) {
+                replica.coming = coming;
                 continue;
             }
-            let error =
-                if deployed { RequestError::stale_ring(slot.version) } else { apply::undeployed_error() };
-            drop(VnodeHandle::end_all(vnode, &error, true));
-            if !how.is_behind && deployed {
-                stores.drop_replica(module, id);
-            }
+            let complete = self.is_born_complete(module, id, partition, coming);
+            let had_items = self.inner.config.modules.had_items(module);
+            let first = self.inner.first.get().copied().unwrap_or(0);
+            // A former process may have acknowledged writes as the successor of a transfer that began before this one.
+            let lost = !complete && coming.is_none_or(|transfer| had_items && transfer.0 <= first);
+            slot.replicas.insert(module, Replica { complete, lost, coming, ..Replica::default() });
         }
-        for module in kept.into_keys() {
-            if !slot.replicas.contains_key(module) {
-                let complete = self.is_born_complete(*module, id, partition);
-                slot.replicas.insert(*module, Replica { complete, ..Replica::default() });
-            }
+    }
+
+    /// End the vnode and the store of a replica.
+    fn end_replica(
+        &self,
+        slot: &mut Slot,
+        id: PartitionId,
+        module: ModuleUid,
+        is_deployed: bool,
+        how: Following,
+    ) {
+        let Some(Replica { vnode, .. }) = slot.replicas.remove(&module) else { return };
+        let stores = &self.inner.config.stores;
+        if how.recovers {
+            stores.set_replica_aside(module, id);
+            let vnodes = vnode.map(|vnode| (module, vnode)).into_iter().collect();
+            return self.set_vnodes_aside(vnodes, slot, id);
+        }
+        let stale = || RequestError::stale_ring(slot.version);
+        let error = if is_deployed { stale() } else { apply::undeployed_error() };
+        drop(VnodeHandle::end_all(vnode, &error, true));
+        if !how.is_behind && is_deployed {
+            stores.drop_replica(module, id);
         }
     }
 
     /// Return true if a store that this process has not used yet has all that it should have. Nothing was acknowledged
     /// in the name of this node, because the set is that of the deploy and no process of the node has had an item; or
     /// the record of the store says that it is complete.
-    fn is_born_complete(&self, module: ModuleUid, id: PartitionId, partition: &Partition) -> bool {
+    fn is_born_complete(
+        &self,
+        module: ModuleUid,
+        id: PartitionId,
+        partition: &Partition,
+        coming: Option<TransferId>,
+    ) -> bool {
+        let stores = &self.inner.config.stores;
+        let recorded = stores.is_complete(module, id);
+        if let Some(transfer) = coming {
+            match recorded {
+                // The former process has reported it, or was about to.
+                Some((complete, since)) if since == transfer => return complete,
+                Some(_) => stores.drop_replica(module, id),
+                None => {}
+            }
+            return false;
+        }
         // The uid of a module is the index of the entry that deployed it.
         let since_deploy = partition.version <= module.0;
-        let recorded = self.inner.config.stores.is_complete(module, id);
         let had_items =
             || self.inner.config.modules.had_items(module) && !mutants::on(Mutant::TrustEmptyMemory);
-        recorded.unwrap_or_else(|| since_deploy && !had_items())
+        recorded.map_or_else(|| since_deploy && !had_items(), |(complete, _)| complete)
     }
 
     /// Drop the stores on disk of partitions that moved while this node was down.
@@ -228,7 +296,7 @@ mod tests {
 
     use annulus_core::ids::NodeId;
     use annulus_core::keyspace::RingSize;
-    use annulus_core::ring::RingTable;
+    use annulus_core::ring::{RingTable, Transfer};
     use annulus_core::state::Lineage;
     use annulus_storage::Stores;
 
@@ -313,6 +381,44 @@ mod tests {
         // It has lost its items by the time it is back.
         apply(&master, &ring(&[2, 1], 60), 60);
         assert_eq!(master.building().len(), 16);
+    }
+
+    fn moving(replicas: &[u64], version: u64, pending: u64, target: &[u64]) -> RingTable {
+        let mut ring = ring(replicas, version);
+        let target: Vec<NodeId> = target.iter().copied().map(NodeId).collect();
+        for partition in &mut ring.partitions {
+            partition.pending = Some(Transfer::new(TransferId(pending), target.clone()));
+        }
+        ring
+    }
+
+    #[tokio::test]
+    async fn a_successor_has_a_store_that_serves_nothing_until_the_flip() {
+        let master = master(false);
+        apply(&master, &moving(&[2, 3], 5, 30, &[2, 1]), 30);
+        assert_eq!((master.building().len(), master.has_lost(HERE)), (16, false));
+        // It takes the writes of those that know of the transfer, and of others.
+        assert_eq!(master.replica(HERE, 30).unwrap().1, 30);
+        assert_eq!(master.replica(HERE, 31).err(), Some(NoReplica::CatchUp));
+        master.complete(HERE).await.unwrap();
+        assert_eq!(master.arrived(), [(HERE, TransferId(30))]);
+        assert!(master.slot(HERE.partition).unwrap().replicas[&MODULE].coming.is_some(), "it is no member");
+        // The transfer starts again: what was written in between is unknown here.
+        apply(&master, &moving(&[2, 3], 5, 35, &[2, 1]), 35);
+        assert_eq!((master.building().len(), master.arrived().len()), (16, 0));
+        master.complete(HERE).await.unwrap();
+        let mut flipped = ring(&[2, 1], 40);
+        flipped.partitions.iter_mut().for_each(|partition| partition.made_by = TransferId(35));
+        apply(&master, &flipped, 40);
+        assert_eq!((master.building().len(), master.arrived().len()), (15, 0));
+        assert_eq!(master.replica(HERE, 40).unwrap().1, 40);
+        // A process that may have acknowledged writes as a successor knows that it has lost them.
+        let next = self::master(true);
+        apply(&next, &moving(&[2, 3], 5, 30, &[2, 1]), 36);
+        assert!(next.has_lost(HERE));
+        // Those of a transfer that begins now are not among them.
+        apply(&next, &moving(&[2, 3], 5, 50, &[2, 1]), 50);
+        assert!(!next.has_lost(HERE));
     }
 
     #[tokio::test]

@@ -173,7 +173,7 @@ async fn a_transfer_that_was_replaced_does_not_take_the_stage_of_the_next() {
     let pending = |index| {
         let mut ring = ring();
         let target = vec![ME];
-        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(index), target });
+        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer::new(TransferId(index), target));
         master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), index, Lineage::default());
     };
     pending(30);
@@ -313,7 +313,7 @@ async fn the_driver_of_a_transfer_that_is_over_does_not_take_the_stream_of_the_n
     get(&master).await.unwrap();
     let mut ring = ring();
     let target = vec![NodeId(2)];
-    ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(31), target });
+    ring.partitions[usize::from(HERE.0)].pending = Some(Transfer::new(TransferId(31), target));
     master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), 31, Lineage::default());
     let ((next, mut events), (late, _late_events)) = (outgoing(), outgoing());
     assert!(master.begin_outgoing(HERE, TransferId(31), next));
@@ -329,7 +329,7 @@ fn a_fault_that_lets_a_transfer_that_is_over_take_a_stage_is_detected() {
         let master = master();
         let mut ring = ring();
         let target = vec![ME];
-        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer { id: TransferId(31), target });
+        ring.partitions[usize::from(HERE.0)].pending = Some(Transfer::new(TransferId(31), target));
         master.apply(&ring, &BTreeMap::from([(MODULE, 1)]), 31, Lineage::default());
         master.stage(stage(31, 1));
         master.stage(stage(30, 2));
