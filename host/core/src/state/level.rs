@@ -35,6 +35,9 @@ pub(super) fn first_level() -> u32 {
 /// Return the first level with this command. A new command does not compile without an entry here.
 pub fn level_of(command: &Command) -> u32 {
     match command {
+        // The previous level counts no uses of a token, and binds no key.
+        Command::IssueToken { uses: Some(_), .. } => 6,
+        Command::Admit { member, .. } if member.key.is_some() => 6,
         // The previous level keeps the items of every module in memory.
         Command::Deploy { storage: Some(StorageKind::Durable), .. } => 5,
         // The previous level runs each release with the host's limit.
@@ -94,6 +97,7 @@ mod tests {
             status: MemberStatus::Joining,
             staged,
             banned: false,
+            key: None,
         };
         let admit = |staged| Command::Admit { member: member(staged), token: Digest([1; 32]), now_ms: 0 };
         assert_eq!((level_of(&admit(false)), level_of(&admit(true))), (1, 2));
