@@ -170,6 +170,9 @@ pub fn ask_to_join<'a>(
             .map_err(|_| JoinError::Unknown("the deadline came".into()))?;
         client.close().await;
         match answer? {
+            JoinReply::Admitted(answer) if answer.state.check_sound().is_err() => {
+                Err(JoinError::Unknown("the member's state breaks the rules of a state".into()))
+            }
             JoinReply::Admitted(answer) => Ok(Admitted {
                 node: answer.node,
                 certificate: answer.certificate,

@@ -27,6 +27,7 @@ fn soon() -> Instant {
 }
 
 mod levels;
+mod senders;
 mod strange_lineage;
 
 /// A network within the process. Calls are function calls, unless the pair of nodes is cut.

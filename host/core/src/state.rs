@@ -14,6 +14,7 @@ mod level;
 mod lookup;
 mod plan;
 mod recover;
+mod standing;
 mod token;
 
 use std::collections::BTreeMap;
@@ -36,6 +37,7 @@ pub use handoff::{
 pub use level::level_of;
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
 pub use recover::{Answer, Recovery};
+pub use standing::Standing;
 pub use token::{MAX_TOKEN_MS, MAX_TOKEN_USES, check_limits};
 
 /// One of several histories of a cluster: `recover --force` starts a new one (R19). Lineages are ordered by number

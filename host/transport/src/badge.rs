@@ -30,9 +30,12 @@ pub(super) fn key() -> (String, Vec<u8>) {
 pub(super) fn public_key(key_pem: &str) -> Result<Vec<u8>, IdentityError> {
     let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(unreadable)?;
     let digits = text(key.secret_der())?.trim_end().rsplit(' ').next().unwrap_or_default();
+    unhex(digits).ok_or_else(|| IdentityError::Tls("a badge's key is damaged".to_owned()))
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
     let byte = |at: usize| digits.get(at..at + 2).and_then(|byte| u8::from_str_radix(byte, 16).ok());
-    let bytes = (0..digits.len()).step_by(2).map(byte).collect::<Option<Vec<u8>>>();
-    bytes.ok_or_else(|| IdentityError::Tls("a badge's key is damaged".to_owned()))
+    (0..digits.len()).step_by(2).map(byte).collect()
 }
 
 /// Create the certificate of an authority (PEM).
@@ -67,6 +70,11 @@ impl Badge {
         let one =
             |word| lines(word).pop().ok_or_else(|| IdentityError::Tls(format!("a badge without {word}")));
         Ok(Self { issuer: one("issuer")?, key: one("key")?, names: lines("name") })
+    }
+
+    /// Return the public key that the badge states.
+    pub(super) fn public_key(&self) -> Option<Vec<u8>> {
+        unhex(&self.key)
     }
 
     /// Return true if the badge carries a role's name.
