@@ -30,6 +30,9 @@ pub enum AdminRequest {
     Token {
         /// Validity of the token, in milliseconds.
         ttl_ms: u64,
+        /// Number of nodes that it admits; `None` is one.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uses: Option<u32>,
     },
     /// Make the addressed node join another cluster: `Progress`, then an empty `Done` once the node has been
     /// admitted. The node then restarts in place, as a member of that cluster.

@@ -271,6 +271,9 @@ pub struct TokenRow {
     pub expires_ms: u64,
     /// Address to join: that of the addressed node.
     pub address: String,
+    /// Number of nodes that it admits; `None` is any number, in a cluster with members of older builds.
+    #[serde(default)]
+    pub uses: Option<u32>,
 }
 
 /// Output of `locate`.

@@ -123,6 +123,7 @@ mod tests {
             status: MemberStatus::Member,
             staged: false,
             banned: false,
+            key: Some(Digest([uid; 32])),
         }
     }
 
@@ -140,7 +141,7 @@ mod tests {
                 authority_key: String::new(),
                 level: annulus_core::version::LEVEL,
             },
-            Command::IssueToken { token, now_ms: 0, expires_ms: 9 },
+            Command::IssueToken { token, now_ms: 0, expires_ms: 9, uses: None },
             Command::Admit { member: member(2), token, now_ms: 1 },
         ];
         for (at, command) in log.iter().enumerate() {

@@ -19,7 +19,7 @@ use super::ended::{EndSignal, Ended};
 use super::fetch::StateFetcher;
 use super::group::{RaftGroup, RaftMembers};
 use super::hold::JoinHold;
-use super::join::{Admission, IssueError};
+use super::join::{Admission, IssueError, IssuedToken};
 use super::lineage::Lineages;
 use super::liveness::Liveness;
 use super::participation::Participation;
@@ -168,7 +168,18 @@ impl Cluster {
         lifetime: Duration,
         deadline: Instant,
     ) -> BoxFuture<'_, Result<Token, IssueError>> {
-        Box::pin(self.inner.admission.issue_token(lifetime, deadline))
+        Box::pin(async move { Ok(self.inner.admission.issue_token(lifetime, None, deadline).await?.token) })
+    }
+
+    /// Issue a token that lets `uses` nodes join within `lifetime`; without `uses` one node or, if the cluster's level
+    /// has no count, any number.
+    pub fn issue_counted_token(
+        &self,
+        lifetime: Duration,
+        uses: Option<u32>,
+        deadline: Instant,
+    ) -> BoxFuture<'_, Result<IssuedToken, IssueError>> {
+        Box::pin(self.inner.admission.issue_token(lifetime, uses, deadline))
     }
 
     /// Block changes of this node's cluster for a join through `member`, until the hold is dropped. On

@@ -106,9 +106,10 @@ impl StateFetcher {
     }
 
     /// Ask the node that is connected under a uid, a member or not, as [`StateFetcher::fetch`] does.
-    pub(super) async fn fetch_linked(&self, uid: NodeUid, deadline: Instant) {
-        if let Some(peer) = self.peers.network.linked(uid) {
-            self.fetch_from(peer, deadline).await;
+    pub(super) async fn fetch_linked(&self, uid: NodeUid, deadline: Instant) -> bool {
+        match self.peers.network.linked(uid) {
+            Some(peer) => self.fetch_from(peer, deadline).await,
+            None => false,
         }
     }
 
@@ -147,7 +148,14 @@ impl StateFetcher {
         let (uid, payload) = (peer.uid, codec::encode(&FetchState { newer_than }).ok()?);
         let answer = self.peers.network.call(peer, FETCH_STATE, payload.into(), deadline).await.ok()?;
         let read = codec::decode::<FetchStateReply>(&answer);
-        read.inspect_err(|error| tracing::warn!(peer = %uid, %error, "unreadable state of a peer")).ok()
+        let read = read
+            .inspect_err(|error| tracing::warn!(peer = %uid, %error, "unreadable state of a peer"))
+            .ok()?;
+        if let Some(Err(why)) = read.as_ref().map(|state| state.check_sound()) {
+            tracing::warn!(peer = %uid, why, "a peer's state breaks the rules of a state, and is ignored");
+            return None;
+        }
+        Some(read)
     }
 
     /// Return a future that moves this node to the lineage of a state. Another node has started that lineage.

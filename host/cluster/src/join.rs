@@ -10,9 +10,9 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use annulus_core::ids::{Digest, NodeId, NodeUid};
+use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
-use annulus_core::state::{Command, Member, MemberStatus, Outcome, Refusal};
+use annulus_core::state::{Command, Member, MemberStatus, Outcome, Refusal, check_limits};
 use annulus_core::version::{Range, Speaks};
 use annulus_core::wording::one_line;
 use bytes::Bytes;
@@ -27,7 +27,7 @@ use super::view::{View, Views};
 use annulus_core::codec::{self, CodecError};
 use annulus_data_dir::Admitted;
 use annulus_transport::client::Client;
-use annulus_transport::identity::{Authority, IdentityError, NodeKey};
+use annulus_transport::identity::{Authority, IdentityError, NodeKey, check_public_key, key_digest};
 use annulus_transport::{BulkError, BulkStream, ConnectError, Net, kind};
 
 /// Longest time for which a member tries to have a node admitted.
@@ -37,7 +37,6 @@ const ADMISSION: Duration = Duration::from_secs(5);
 const SENDING: Duration = Duration::from_secs(10);
 
 /// A node that asks to join.
-#[derive(Clone, Debug)]
 pub struct Candidate {
     /// Id of its data directory.
     pub uid: NodeUid,
@@ -57,6 +56,9 @@ pub struct Candidate {
     pub staged: bool,
     /// Versions that its build speaks.
     pub speaks: Speaks,
+    /// The key of its data directory. The cluster binds the uid to it, so that only this directory can repeat the
+    /// join.
+    pub key: NodeKey,
 }
 
 /// The reason for which a node did not join. The node is unchanged.
@@ -139,7 +141,7 @@ pub fn ask_to_join<'a>(
         if client.node() == candidate.uid {
             return Err(JoinError::Itself(address));
         }
-        let key = NodeKey::generate()?;
+        let key = &candidate.key;
         let request = JoinRequest {
             cluster: token.cluster,
             member: Member {
@@ -153,6 +155,7 @@ pub fn ask_to_join<'a>(
                 status: MemberStatus::Joining,
                 staged: candidate.staged,
                 banned: false,
+                key: None,
             },
             public_key: key.public_key.clone(),
             secret: token.secret().to_vec(),
@@ -167,10 +170,13 @@ pub fn ask_to_join<'a>(
             .map_err(|_| JoinError::Unknown("the deadline came".into()))?;
         client.close().await;
         match answer? {
+            JoinReply::Admitted(answer) if answer.state.check_sound().is_err() => {
+                Err(JoinError::Unknown("the member's state breaks the rules of a state".into()))
+            }
             JoinReply::Admitted(answer) => Ok(Admitted {
                 node: answer.node,
                 certificate: answer.certificate,
-                key: key.key_pem,
+                key: key.key_pem.clone(),
                 state: answer.state,
             }),
             JoinReply::Refused(refusal) => Err(refusal.into()),
@@ -232,6 +238,15 @@ pub enum IssueError {
     Authority(#[from] IdentityError),
 }
 
+/// A token, and the number of nodes that it admits; `None` is any number.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IssuedToken {
+    /// The token.
+    pub token: Token,
+    /// The number of nodes.
+    pub uses: Option<u32>,
+}
+
 /// The member's side of joins. It issues tokens and admits nodes.
 pub(super) struct Admission {
     views: Arc<Views>,
@@ -244,19 +259,24 @@ impl Admission {
         Self { views, proposer, fetcher }
     }
 
-    /// Issue a token that lets a node join within `lifetime`.
+    /// Issue a token that lets `uses` nodes join within `lifetime`. Without `uses` it is one node or, in a cluster
+    /// whose level has no count, any number.
     pub(super) async fn issue_token(
         &self,
         lifetime: Duration,
+        uses: Option<u32>,
         deadline: Instant,
-    ) -> Result<Token, IssueError> {
+    ) -> Result<IssuedToken, IssueError> {
         let view = self.views.load();
+        let life_ms = u64::try_from(lifetime.as_millis()).unwrap_or(u64::MAX);
+        check_limits(life_ms, uses.unwrap_or(1)).map_err(ProposeError::from)?;
+        let uses = uses.or(view.state.binds_keys().then_some(1));
         let token = Token::generate(view.state.cluster, view.state.authorities.last().map_or("", |pem| pem))?;
         let now_ms = now_ms();
-        let expires_ms = now_ms.saturating_add(lifetime.as_millis() as u64);
-        let issue = Command::IssueToken { token: token.digest(), now_ms, expires_ms };
+        let expires_ms = now_ms.saturating_add(life_ms);
+        let issue = Command::IssueToken { token: token.digest(), now_ms, expires_ms, uses };
         self.proposer.propose(issue, deadline).await?;
-        Ok(token)
+        Ok(IssuedToken { token, uses })
     }
 
     /// Serve the join stream of one node.
@@ -276,13 +296,14 @@ impl Admission {
             tracing::info!(name = %request.member.name, %refusal, "a node is not admitted");
             return JoinReply::Refused(refusal);
         }
-        // This check comes before anything is signed or proposed, because anybody can ask, with any secret.
+        // These checks come before anything is signed or proposed, because anybody can ask, with any secret and any
+        // uid. The leader decides whether the token has ended.
         let token = digest_of(&request.secret);
-        if !is_valid(&view, &token) {
+        if !view.state.tokens.contains_key(&token) {
             // The token may have been issued through another node a moment ago.
             let has_leader = self.fetcher.learn_news(deadline).await;
             view = self.views.load();
-            if !is_valid(&view, &token) {
+            if !view.state.tokens.contains_key(&token) {
                 return match has_leader {
                     true => JoinReply::Refused(Refusal::BadToken),
                     false => JoinReply::Unavailable(ProposeError::NoLeader.to_string()),
@@ -302,13 +323,21 @@ impl Admission {
             );
             return JoinReply::Refused(Refusal::BadSetting(why));
         }
+        if let Err(error) = check_public_key(&request.public_key) {
+            return JoinReply::Refused(Refusal::BadSetting(error.to_string()));
+        }
+        let key = view.state.binds_keys().then(|| key_digest(&request.public_key));
+        let member = Member { key, ..request.member };
+        if let Err(refusal) = view.state.admitted_before(&member) {
+            return JoinReply::Refused(refusal);
+        }
         // The certificate is signed before the admission, so that no node is admitted without one.
-        let (uid, name) = (request.member.uid, request.member.name.clone());
+        let (uid, name) = (member.uid, member.name.clone());
         let certificate = match authority(&view).sign_node_key(uid, &request.public_key) {
             Ok(signed) => signed,
             Err(error) => return JoinReply::Refused(Refusal::BadSetting(error.to_string())),
         };
-        let command = Command::Admit { member: request.member, token, now_ms: now_ms() };
+        let command = Command::Admit { member, token, now_ms: now_ms() };
         annulus_ground::point("admission: nothing is in the way").await;
         let (index, node) = match self.proposer.propose(command, deadline).await {
             Ok((index, Outcome::Admitted(node))) => (index, node),
@@ -334,11 +363,6 @@ impl Admission {
         tracing::info!(%node, %name, %uid, "admitted");
         JoinReply::Admitted(Box::new(JoinAnswer { node, certificate, state: view.state.clone() }))
     }
-}
-
-/// Return true if the view has the token, and it has not expired by this node's clock.
-fn is_valid(view: &View, token: &Digest) -> bool {
-    view.state.tokens.get(token).is_some_and(|ends_ms| *ends_ms > now_ms())
 }
 
 /// Longest name, zone or address of a member, in bytes.

@@ -77,7 +77,7 @@ pub use cluster::Cluster;
 pub use ended::Ended;
 pub use group::RaftMembers;
 pub use hold::JoinHold;
-pub use join::{Candidate, IssueError, JoinError, ask_to_join, authority};
+pub use join::{Candidate, IssueError, IssuedToken, JoinError, ask_to_join, authority};
 pub use liveness::{Liveness, LivenessStatus, LivenessTable};
 pub use network::ControlNetwork;
 pub use propose::ProposeError;

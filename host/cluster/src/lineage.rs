@@ -1,9 +1,12 @@
 //! Following the cluster into another lineage (R19).
 //!
 //! A recovery starts a new lineage. Other nodes learn of it from a peer's hello, from Raft's messages, which
-//! name their lineage, or from a message of the node that recovered. From then on they serve nothing, fetch
-//! the newer state from any node that has it, and restart Raft with it, in place. Vnodes that the new ring
+//! name their lineage, or from a message of the node that recovered. They fetch the newer state from any node
+//! that has it, from then on serve nothing, and restart Raft with it, in place. Vnodes that the new ring
 //! places on this node stay, with their state in memory.
+//!
+//! A lineage that a peer only names changes nothing: otherwise one message would end the service of a node. Nodes
+//! that have left, or were removed, are not asked either.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -11,7 +14,7 @@ use std::time::Duration;
 
 use annulus_core::codec;
 use annulus_core::ids::{NodeId, NodeUid};
-use annulus_core::state::Lineage;
+use annulus_core::state::{Lineage, Standing};
 use annulus_transport::kind;
 use parking_lot::Mutex;
 use tokio::sync::watch;
@@ -19,6 +22,7 @@ use tokio::time::{Instant, timeout, timeout_at};
 
 use super::fetch::StateFetcher;
 use super::group::RaftGroup;
+use super::messages::{Announce, AnnounceReply};
 use super::peers::Peers;
 use super::tasks::Tasks;
 use super::view::Views;
@@ -37,6 +41,17 @@ const PAUSE: Duration = Duration::from_millis(200);
 struct LineageNews {
     lineage: Lineage,
     from: NodeUid,
+}
+
+/// The result of asking the node that reported a lineage for its state.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Source {
+    /// This node is in the lineage, or is known not to be a member of it.
+    Taken,
+    /// The node has answered, and is not in the lineage.
+    Contradicts,
+    /// The node has not answered.
+    Silent,
 }
 
 /// Follows newer lineages, and reports this node's lineage to peers of older ones.
@@ -73,15 +88,21 @@ impl Lineages {
         }
     }
 
-    /// Record that a peer is in a lineage. If the lineage is newer, this node serves nothing until it is in
-    /// that lineage too.
+    /// Record that a peer is in a lineage. If the lineage is newer, this node asks for its state.
     pub(super) fn hear_of(&self, from: NodeUid, lineage: Lineage) {
-        if self.views.supersede(lineage) {
-            tracing::warn!(%from, number = lineage.number, "the cluster was recovered without this node, which now adopts the newer state");
+        let view = self.views.load();
+        if lineage <= view.state.lineage {
+            return;
+        }
+        let standing = view.state.standing(from);
+        if standing == Standing::Removed || !lineage.may_follow(view.state.lineage) {
+            tracing::warn!(%from, number = lineage.number, ?standing, "a lineage is not believed");
+            return;
         }
         self.heard.send_if_modified(|heard| {
             let newer = lineage > heard.lineage;
             if newer {
+                tracing::warn!(%from, number = lineage.number, "a peer is in a newer lineage; asking for its state");
                 *heard = LineageNews { lineage, from };
             }
             newer
@@ -134,8 +155,14 @@ impl Lineages {
     /// Fetch a state at least as new as the reported lineage, first from the node that reported it, then from
     /// all members.
     async fn take_over(&self, news: LineageNews) {
-        if self.take_over_from_source(news).await {
-            return;
+        match self.ask_source(news).await {
+            Source::Taken => return,
+            // The state of a peer is never older than the lineage that it has named.
+            Source::Contradicts => {
+                tracing::warn!(from = %news.from, number = news.lineage.number, "a peer is not in the lineage that it has named");
+                return self.forget(news);
+            }
+            Source::Silent => {}
         }
         let view = self.views.load();
         let mut peers: Vec<NodeId> = view.state.live_members().map(|member| member.id).collect();
@@ -149,21 +176,60 @@ impl Lineages {
     }
 
     /// Fetch the state from the node that reported the lineage, which may be a member of that lineage only.
-    /// Return true if this node is then in the lineage, or knows that it is not a member of it.
-    async fn take_over_from_source(&self, news: LineageNews) -> bool {
-        self.fetcher.fetch_linked(news.from, Instant::now() + ASK).await;
+    async fn ask_source(&self, news: LineageNews) -> Source {
+        let answered = self.fetcher.fetch_linked(news.from, Instant::now() + ASK).await;
+        if self.is_over(news.lineage) {
+            return Source::Taken;
+        }
+        if answered {
+            return Source::Contradicts;
+        }
+        // A member gives its state to members only.
+        let is_member = matches!(self.views.load().state.standing(news.from), Standing::Member(_));
+        if is_member && self.is_stranger_to(news.from).await {
+            self.views.cast_out(news.lineage);
+            return Source::Taken;
+        }
+        Source::Silent
+    }
+
+    /// Return true if this node is in the lineage, or knows that it is not a member of it.
+    fn is_over(&self, lineage: Lineage) -> bool {
         let view = self.views.load();
-        view.state.lineage.max(view.outside.unwrap_or_default()) >= news.lineage
+        view.state.lineage.max(view.outside.unwrap_or_default()) >= lineage
+    }
+
+    /// Ask a peer whether this node is a member, by the peer's state. Return false if there is no answer.
+    async fn is_stranger_to(&self, peer: NodeUid) -> bool {
+        let Some(to) = self.peers.network.linked(peer) else { return false };
+        let view = self.views.load();
+        let own = view.peer(view.me);
+        let Some(announce) = own.map(|own| Announce { listen: own.addr, stamp: None }) else { return false };
+        let Ok(message) = codec::encode(&announce) else { return false };
+        let asked = self.peers.network.call(to, kind::ANNOUNCE, message.into(), Instant::now() + ASK).await;
+        let answer = asked.ok().and_then(|answer| codec::decode::<AnnounceReply>(&answer).ok());
+        answer.is_some_and(|answer| answer != AnnounceReply::Member)
+    }
+
+    fn forget(&self, news: LineageNews) {
+        self.heard.send_if_modified(|heard| {
+            if heard.lineage == news.lineage && heard.from == news.from {
+                heard.lineage = Lineage::default();
+            }
+            false
+        });
     }
 
     /// Adopt another node's recovery before this node recovers, if the state is still available. Return the
     /// newest lineage that a peer has reported.
     pub(super) async fn take_over_what_is_heard(&self) -> Lineage {
         let news = *self.heard.borrow();
-        if news.lineage > self.views.load().state.lineage {
-            self.take_over_from_source(news).await;
+        if news.lineage > self.views.load().state.lineage
+            && self.ask_source(news).await == Source::Contradicts
+        {
+            self.forget(news);
         }
-        news.lineage
+        self.heard.borrow().lineage
     }
 
     /// Report this lineage to a peer of an older one. If the peer is not a member of this lineage, no other

@@ -20,6 +20,7 @@ use super::gate::{JoinGate, Shut};
 use super::group::RaftGroup;
 use super::messages::ProposeReply;
 use super::peers::Peers;
+use super::token::now_ms;
 use super::versions::Versions;
 use super::view::Views;
 
@@ -247,6 +248,17 @@ impl Proposer {
             return ProposeReply::Applied {
                 index: view.index(),
                 outcome: Outcome::Refused(Refusal::BadSetting(why)),
+            };
+        }
+        let command = command.by_clock(now_ms());
+        // Anybody who has had a token can ask again with it, so that a spent one must not reach the log.
+        if let Command::Admit { member, token, now_ms } = &command
+            && view.state.is_spent(token, *now_ms)
+            && view.state.member_by_uid(member.uid).is_none()
+        {
+            return ProposeReply::Applied {
+                index: view.index(),
+                outcome: Outcome::Refused(Refusal::BadToken),
             };
         }
         // Wait for half of the remaining time, so that the refusal arrives before the caller's deadline.

@@ -66,6 +66,7 @@ mod tests {
             status: MemberStatus::Member,
             staged: false,
             banned: false,
+            key: Some(Digest([uid; 32])),
         };
         let token = Digest([1; 32]);
         let mut machine = Machine::default();
@@ -79,7 +80,7 @@ mod tests {
                 authority_key: String::new(),
                 level: annulus_core::version::LEVEL,
             },
-            Command::IssueToken { token, now_ms: 0, expires_ms: 9 },
+            Command::IssueToken { token, now_ms: 0, expires_ms: 9, uses: None },
             Command::Admit { member: member(2), token, now_ms: 1 },
             Command::Joined { node: NodeId(3) },
             Command::Down { node: NodeId(3) },

@@ -1,19 +1,23 @@
 //! Incoming traffic of the control plane: requests of peers, join streams, datagrams and connections.
 
-use annulus_core::ids::{NodeUid, Start};
-use annulus_core::state::{Command, Lineage};
+use std::time::Duration;
+
+use annulus_core::ids::{NodeId, NodeUid, Start};
+use annulus_core::state::{Command, Lineage, Standing};
 use bytes::Bytes;
-use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, VoteRequest};
+use futures_util::future::BoxFuture;
+use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
-use tokio::time::Instant;
+use tokio::time::{Instant, timeout_at};
 
 use super::Cluster;
+use super::evidence::Starting;
 use super::join::answer_join;
 use super::liveness::Told;
 use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply, JoinReply, OfLineage};
 use super::outsider::weigh;
-use super::raft::RaftTypes;
+use super::raft::{RaftTypes, Vote};
 use super::versions::TooNew;
 use annulus_core::codec;
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, kind};
@@ -51,6 +55,9 @@ impl Cluster {
 
     /// Pass a datagram to the failure detector.
     pub fn on_datagram(&self, from: NodeUid, bytes: Bytes) {
+        if !self.view().has(from) {
+            return;
+        }
         self.liveness().tell(Told::Datagram { from, bytes });
     }
 
@@ -95,8 +102,12 @@ pub async fn turn_joiner_away(stream: BulkStream) {
 pub(super) enum Unanswered {
     #[error(transparent)]
     Codec(#[from] codec::CodecError),
-    #[error("it was removed from the cluster")]
+    #[error("it has left the cluster or was removed from it")]
     Removed,
+    #[error("it is not a member of the cluster")]
+    Unknown,
+    #[error("it sends messages in the name of node {0}")]
+    Impostor(NodeId),
     #[error("it is of another lineage of the cluster")]
     OtherLineage,
     #[error("this node has not adopted the newer lineage in time")]
@@ -118,19 +129,38 @@ impl Cluster {
         payload: &[u8],
         deadline: Instant,
     ) -> Result<Vec<u8>, Unanswered> {
-        let standing = AnnounceReply::of(&self.view().state, uid);
-        if kind == kind::ANNOUNCE {
-            let Announce { listen, stamp } = codec::decode(payload)?;
-            if standing == AnnounceReply::Member {
-                self.inner.exchange.announced(uid, listen, stamp);
+        // The member table decides what is served (R20). A node that is not a member may ask whether it is one, when
+        // it announces itself and when it starts.
+        let mut standing = self.view().state.standing(uid);
+        match kind {
+            kind::ANNOUNCE => {
+                let Announce { listen, stamp } = decode(payload)?;
+                if matches!(standing, Standing::Member(_)) {
+                    self.inner.exchange.announced(uid, listen, stamp);
+                }
+                return reply(&AnnounceReply::of(&self.view().state, uid));
             }
-            return reply(&standing);
+            kind::STARTS => {
+                let starting: Starting = decode(payload)?;
+                // Only a member's start is recorded. A node that this one does not know yet asks again.
+                if standing == Standing::Unknown && !starting.only_asked {
+                    return Err(Unanswered::Unknown);
+                }
+                let notes = matches!(standing, Standing::Member(_));
+                return reply(&self.inner.start_check.evidence(uid, starting, notes));
+            }
+            // The sender may be a leader that was admitted after this node's last update.
+            kind::RAFT_APPEND
+            | kind::RAFT_VOTE
+            | kind::RAFT_SNAPSHOT
+            | kind::OF_LINEAGE
+            | kind::RECOVERED => {}
+            _ => standing = self.gets_to_know(uid, deadline).await,
         }
-        // A removed node learns of its removal when it announces itself and when it starts. Its other
-        // requests are ignored (R20). An unknown node may be a leader that joined after this node's last
-        // update.
-        if standing == AnnounceReply::Removed && kind != kind::STARTS {
-            return Err(Unanswered::Removed);
+        match standing {
+            Standing::Removed => return Err(Unanswered::Removed),
+            Standing::Unknown if !is_of_raft(kind) => return Err(Unanswered::Unknown),
+            Standing::Unknown | Standing::Member(_) => {}
         }
         match kind {
             kind::RAFT_APPEND | kind::RAFT_VOTE | kind::RAFT_SNAPSHOT => {
@@ -141,7 +171,6 @@ impl Cluster {
                 self.answer_raft(uid, lineage, kind, &payload).await
             }
             kind::ADDRESSES => reply(&self.inner.exchange.exchange(uid, decode(payload)?)),
-            kind::STARTS => reply(&self.inner.start_check.evidence(uid, decode(payload)?)),
             kind::RECOVERED => {
                 let over = self.inner.lineages.come_over(uid, decode(payload)?, deadline).await;
                 if over { reply(&()) } else { Err(Unanswered::NotOver) }
@@ -187,6 +216,7 @@ impl Cluster {
         match kind {
             kind::RAFT_APPEND => {
                 let append: AppendEntriesRequest<RaftTypes> = decode(payload)?;
+                self.check_sender(uid, append.vote)?;
                 self.inner.versions.check_entries(&append.entries)?;
                 let answer = raft.append_entries(append).await;
                 if answer.as_ref().is_ok_and(|answer| !matches!(answer, AppendEntriesResponse::HigherVote(_)))
@@ -197,15 +227,58 @@ impl Cluster {
             }
             kind::RAFT_VOTE => {
                 let request: VoteRequest<u64> = decode(payload)?;
+                self.check_sender(uid, request.vote)?;
                 if !self.inner.participation.may_vote_for(lineage, request.last_log_id) {
                     return Err(Unanswered::NotYet);
                 }
                 reply(&raft.vote(weigh(self.me(), raft, request).await).await)
             }
-            kind::RAFT_SNAPSHOT => reply(&raft.install_snapshot(decode(payload)?).await),
+            kind::RAFT_SNAPSHOT => {
+                let snapshot: InstallSnapshotRequest<RaftTypes> = decode(payload)?;
+                self.check_sender(uid, snapshot.vote)?;
+                reply(&raft.install_snapshot(snapshot).await)
+            }
             _ => Err(Unanswered::Kind),
         }
     }
+
+    /// Check that a Raft message comes from the node in whose name it is: leaders and candidates send their own vote.
+    fn check_sender(&self, uid: NodeUid, vote: Vote) -> Result<(), Unanswered> {
+        let named = NodeId(vote.leader_id.node_id);
+        if self.view().state.speaks_for(uid, named) { Ok(()) } else { Err(Unanswered::Impostor(named)) }
+    }
+
+    /// Return the standing of a node. If this node does not know it, wait a while for the entry that admits it.
+    pub(super) async fn gets_to_know(&self, uid: NodeUid, deadline: Instant) -> Standing {
+        let standing = self.view().state.standing(uid);
+        if standing != Standing::Unknown {
+            return standing;
+        }
+        let patience = deadline.min(Instant::now() + INTRODUCTION);
+        self.inner.fetcher.learn_news(patience).await;
+        let mut views = self.watch();
+        let known = views.wait_for(|view| view.state.standing(uid) != Standing::Unknown);
+        match timeout_at(patience, known).await {
+            Ok(Ok(view)) => view.state.standing(uid),
+            _ => Standing::Unknown,
+        }
+    }
+
+    /// Return true if a node is a member. If this node does not know it, wait a while for the entry that admits it.
+    pub fn serves_node(&self, uid: NodeUid, deadline: Instant) -> BoxFuture<'_, bool> {
+        Box::pin(async move { matches!(self.gets_to_know(uid, deadline).await, Standing::Member(_)) })
+    }
+}
+
+/// Longest wait for the entry that admits a node which has sent a request. A request is rarely faster than the log.
+const INTRODUCTION: Duration = Duration::from_secs(1);
+
+/// Return true if the kind is one of Raft's, or announces a lineage.
+fn is_of_raft(kind: u8) -> bool {
+    matches!(
+        kind,
+        kind::RAFT_APPEND | kind::RAFT_VOTE | kind::RAFT_SNAPSHOT | kind::OF_LINEAGE | kind::RECOVERED
+    )
 }
 
 fn decode<T: DeserializeOwned>(payload: &[u8]) -> Result<T, Unanswered> {

@@ -185,8 +185,8 @@ impl StartCheck {
         against(start, self.seen.newest(uid))
     }
 
-    /// Reply to a peer that starts.
-    pub(super) fn evidence(&self, uid: NodeUid, starting: Starting) -> StartEvidence {
+    /// Reply to a peer that starts. Its start is recorded if `notes` is true and it asks for that.
+    pub(super) fn evidence(&self, uid: NodeUid, starting: Starting, notes: bool) -> StartEvidence {
         let start = starting.start();
         let running = self.group.running();
         let leads = self.group.leads() && self.group.has_quorum(ASK);
@@ -201,7 +201,7 @@ impl StartCheck {
             (metrics.vote, metrics.last_applied, matched)
         };
         StartEvidence {
-            before: if starting.only_asked {
+            before: if starting.only_asked || !notes {
                 self.seen.other_than(uid, start)
             } else {
                 self.seen.note(uid, start)

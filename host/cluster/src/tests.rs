@@ -27,6 +27,7 @@ fn soon() -> Instant {
 }
 
 mod levels;
+mod senders;
 mod strange_lineage;
 
 /// A network within the process. Calls are function calls, unless the pair of nodes is cut.
@@ -113,6 +114,7 @@ fn member(number: u8) -> Member {
         status: MemberStatus::Joining,
         staged: false,
         banned: false,
+        key: Some(Digest([number; 32])),
     }
 }
 
@@ -130,7 +132,7 @@ impl World {
             cluster: ClusterId([9; 16]),
             ring_size: RingSize::try_from(8).unwrap(),
             width: 3,
-            founder: member(1),
+            founder: Member { key: None, ..member(1) },
             authority: "authority".into(),
             authority_key: "key".into(),
             level,
@@ -194,8 +196,11 @@ impl World {
     async fn join(&mut self, number: u8) {
         let first = self.nodes[0].clone();
         let token = Digest([number; 32]);
-        first.propose(Command::IssueToken { token, now_ms: 0, expires_ms: 10 }, soon()).await.unwrap();
-        let admit = Command::Admit { member: member(number), token, now_ms: 1 };
+        let issue = Command::IssueToken { token, now_ms: 0, expires_ms: 600_000, uses: None };
+        first.propose(issue, soon()).await.unwrap();
+        let binds = first.view().state.binds_keys();
+        let joiner = Member { key: member(number).key.filter(|_| binds), ..member(number) };
+        let admit = Command::Admit { member: joiner, token, now_ms: 1 };
         let (index, Outcome::Admitted(node)) = first.propose(admit, soon()).await.unwrap() else {
             panic!("not admitted")
         };
@@ -232,7 +237,7 @@ async fn see(node: &Cluster, condition: impl FnMut(&Arc<View>) -> bool) -> Arc<V
 }
 
 fn token(number: u8) -> Command {
-    Command::IssueToken { token: Digest([number; 32]), now_ms: 20, expires_ms: 1000 }
+    Command::IssueToken { token: Digest([number; 32]), now_ms: 20, expires_ms: 600_000, uses: None }
 }
 
 fn has_token(node: &Cluster, number: u8) -> bool {
@@ -711,4 +716,28 @@ async fn a_command_that_could_not_be_replicated_is_refused() {
     let command = Command::Admit { member: huge, token: Digest([1; 32]), now_ms: 0 };
     let refused = world.nodes[0].propose(command, soon()).await.unwrap_err();
     assert!(refused.to_string().contains("limit"), "{refused}");
+}
+
+#[tokio::test]
+async fn a_token_ends_by_the_clock_of_the_leader() {
+    let world = World::founded().await;
+    let node = &world.nodes[0];
+    let secret = Digest([8; 32]);
+    // The proposer's clock is far ahead, and then far behind.
+    let issue =
+        Command::IssueToken { token: secret, now_ms: u64::MAX - 500, expires_ms: u64::MAX, uses: None };
+    node.propose(issue, soon()).await.unwrap();
+    let ends_ms = node.view().state.tokens[&secret];
+    assert!(ends_ms.abs_diff(token::now_ms()) <= 500, "{ends_ms}");
+    while token::now_ms() < ends_ms {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let before = node.view().index();
+    let late = Command::Admit { member: member(9), token: secret, now_ms: 0 };
+    let refused = node.propose(late, soon()).await.unwrap_err();
+    assert_eq!(refused, ProposeError::Refused(annulus_core::state::Refusal::BadToken));
+    assert_eq!(node.view().index(), before, "a token that has ended adds no entry to the log");
+    let longer = Command::IssueToken { token: secret, now_ms: 0, expires_ms: 86_400_001, uses: None };
+    let refused = node.propose(longer, soon()).await.unwrap_err();
+    assert!(refused.to_string().contains("24 hours"), "{refused}");
 }

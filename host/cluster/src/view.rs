@@ -3,11 +3,11 @@
 //! A view is only ever replaced by a newer one, ordered by (lineage, index) (R2). The first one is the copy
 //! on this node's disk; the next ones are states that Raft applies or that a peer sends, whichever is newer.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
 
-use annulus_core::ids::{ModuleUid, NodeId};
+use annulus_core::ids::{ModuleUid, NodeId, NodeUid};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::ring::Partition;
 use annulus_core::state::{ClusterState, Lineage, Member, MemberStatus, Module};
@@ -42,6 +42,8 @@ pub struct View {
     pub outside: Option<Lineage>,
     modules: HashMap<String, ModuleUid>,
     peers: HashMap<NodeId, PeerAddr>,
+    /// The uids of the members that are not removed.
+    uids: HashSet<NodeUid>,
 }
 
 impl View {
@@ -49,7 +51,8 @@ impl View {
     pub fn new(state: ClusterState, me: NodeId) -> Self {
         let modules = state.modules.values().map(|module| (module.name.clone(), module.uid)).collect();
         let peers = state.live_members().filter_map(|member| Some((member.id, peer(member)?))).collect();
-        Self { state, me, superseded: false, outside: None, modules, peers }
+        let uids = state.live_members().map(|member| member.uid).collect();
+        Self { state, me, superseded: false, outside: None, modules, peers, uids }
     }
 
     /// Find a deployed module by name.
@@ -60,6 +63,11 @@ impl View {
     /// Find a member that is not removed.
     pub fn member(&self, node: NodeId) -> Option<&Member> {
         self.state.member(node)
+    }
+
+    /// Return true if the node of a data directory is a member that is not removed. Cheap enough for every request.
+    pub fn has(&self, uid: NodeUid) -> bool {
+        self.uids.contains(&uid)
     }
 
     /// Return the address of a member that is not removed.

@@ -14,7 +14,9 @@ mod level;
 mod lookup;
 mod plan;
 mod recover;
+mod standing;
 mod step;
+mod token;
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -36,6 +38,8 @@ pub use handoff::{
 pub use level::level_of;
 pub use plan::{Load, Move, Plan, Share, Warning, plan};
 pub use recover::{Answer, Recovery};
+pub use standing::Standing;
+pub use token::{MAX_TOKEN_MS, MAX_TOKEN_USES, check_limits};
 
 /// One of several histories of a cluster: `recover --force` starts a new one (R19). Lineages are ordered by number
 /// first.
@@ -101,6 +105,10 @@ pub struct Member {
     /// receives the information that it was removed.
     #[serde(default)]
     pub banned: bool,
+    /// SHA-256 of its public key, by which a repeated admission is recognised. State level 6; a member that was
+    /// admitted before has none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<Digest>,
 }
 
 /// A release of a module: a component that was deployed under the module's name.
@@ -228,6 +236,9 @@ pub struct ClusterState {
     pub authority_key: String,
     /// The expiry of each join token by the SHA-256 of its secret, in milliseconds since 1970.
     pub tokens: BTreeMap<Digest, u64>,
+    /// The number of nodes that each token still admits. State level 6; a token from before is not counted.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub token_uses: BTreeMap<Digest, u32>,
     /// Changes that wait for a commit, in the order in which they were staged.
     #[serde(default)]
     pub staged: Vec<Change>,
@@ -283,9 +294,13 @@ pub enum Command {
         now_ms: u64,
         /// The expiry, by the same clock.
         expires_ms: u64,
+        /// The number of nodes that it admits. State level 6.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        uses: Option<u32>,
     },
-    /// Admit a node as `joining`; its id is this entry's index. Refused if the name is taken, or the token is unknown
-    /// or expired. An entry with a known uid returns the id that the node already has.
+    /// Admit a node as `joining`; its id is this entry's index. Refused if the name is taken, or the token is unknown,
+    /// used up or expired. An entry with the uid and the key of a node that is still joining returns the id that the
+    /// node already has.
     Admit {
         /// The node; `id` and `status` are ignored.
         member: Member,
@@ -495,9 +510,9 @@ pub enum Refusal {
         "a member named {0} exists; a node that lost its data directory needs a new name, or remove the old one first"
     )]
     NameTaken(String),
-    /// The join token is unknown or expired.
+    /// The join token is unknown, used up or expired.
     #[error(
-        "the join token is not valid or has expired: print a new one with `annulus token`; if a new one is refused too, the clocks of the members differ"
+        "the join token is not valid, is used up or has expired: print a new one with `annulus token`, which admits one node, or with `--uses N` more"
     )]
     BadToken,
     /// The member's status does not allow it.

@@ -23,6 +23,7 @@ fn member(name: u8, uid: u8, weight: u32) -> Member {
         status: MemberStatus::Removed,
         staged: false,
         banned: false,
+        key: Some(Digest([uid; 32])),
     }
 }
 
@@ -76,11 +77,14 @@ enum Step {
 
 fn step() -> impl Strategy<Value = Step> {
     let small = 0u8..6;
-    let token = (0u8..3, 0u64..50, 20u64..200).prop_map(|(token, now_ms, expires_ms)| Command::IssueToken {
-        token: Digest([token; 32]),
-        now_ms,
-        expires_ms,
-    });
+    let token = (0u8..3, 0u64..50, 20u64..200, prop::option::weighted(0.9, 0u32..30)).prop_map(
+        |(token, now_ms, expires_ms, uses)| Command::IssueToken {
+            token: Digest([token; 32]),
+            now_ms,
+            expires_ms,
+            uses,
+        },
+    );
     let wait = prop::bool::weighted(0.3);
     let admit = (small.clone(), small.clone(), 0u8..3, 0u64..50, 0u32..3, wait).prop_map(
         |(name, uid, token, now_ms, weight, staged)| Command::Admit {
@@ -333,11 +337,18 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
             assert!(refused || in_time, "an expired token was accepted");
             if let Outcome::Admitted(id) = outcome {
                 assert_eq!(after.members[id].uid, member.uid);
+                assert_eq!(after.members[id].key, member.key);
                 assert_ne!(after.members[id].status, MemberStatus::Removed);
+                let is_new = u32::from(!before.members.contains_key(id));
+                let left = after.token_uses.get(token).copied();
+                assert_eq!(left.map(|left| left + is_new), before.token_uses.get(token).copied());
+            } else {
+                assert_eq!(after.token_uses, before.token_uses);
             }
         }
         (Command::IssueToken { now_ms, .. }, Outcome::Done) => {
             assert!(after.tokens.values().all(|ends_ms| ends_ms > now_ms), "an expired token was kept");
+            assert!(after.token_uses.keys().eq(after.tokens.keys()), "each token is counted");
         }
         (Command::Commit { stage, base, .. }, _) => {
             let same = (*stage, *base) == (before.stage_version, before.ring.epoch);

@@ -18,6 +18,7 @@ fn member(number: u8) -> Member {
         status: MemberStatus::Joining,
         staged: false,
         banned: false,
+        key: None,
     }
 }
 
@@ -35,8 +36,10 @@ fn cluster(level: u32) -> (Machine, NodeId) {
     };
     assert_eq!(machine.apply(1, &found), Outcome::Done);
     let token = Digest([7; 32]);
-    machine.apply(2, &Command::IssueToken { token, now_ms: 0, expires_ms: 10 });
-    let admitted = machine.apply(3, &Command::Admit { member: member(2), token, now_ms: 1 });
+    machine.apply(2, &Command::IssueToken { token, now_ms: 0, expires_ms: 10, uses: None });
+    let key = (level >= 6).then_some(Digest([2; 32]));
+    let joiner = Member { key, ..member(2) };
+    let admitted = machine.apply(3, &Command::Admit { member: joiner, token, now_ms: 1 });
     assert_eq!(admitted, Outcome::Admitted(NodeId(3)));
     (machine, NodeId(3))
 }

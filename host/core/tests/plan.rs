@@ -25,6 +25,7 @@ fn member(number: u8, zone: Option<&str>, staged: bool) -> Member {
         status: MemberStatus::Joining,
         staged,
         banned: false,
+        key: Some(Digest([number; 32])),
     }
 }
 
@@ -47,7 +48,7 @@ impl World {
             authority_key: String::new(),
             level: annulus_core::version::LEVEL,
         });
-        world.ok(Command::IssueToken { token: TOKEN, now_ms: 0, expires_ms: 9 });
+        world.ok(Command::IssueToken { token: TOKEN, now_ms: 0, expires_ms: 9, uses: Some(100) });
         world
     }
 

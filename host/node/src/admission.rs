@@ -17,6 +17,7 @@ use super::{NodeConfig, StartError};
 use annulus_cluster::{Candidate, Cluster, JoinError, JoinHold, Token, ask_to_join};
 use annulus_data_dir::{Admitted, DataDir, JoinIntent};
 use annulus_transport::Net;
+use annulus_transport::identity::NodeKey;
 
 /// Time limit of one attempt of a resumed join.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -133,6 +134,7 @@ impl Joiner {
         };
         let parsed: Token = token.parse()?;
         let hold = self.hold(member, &parsed, discard, deadline).await?;
+        let candidate = self.candidate(stage)?;
         annulus_ground::point("join: asks").await;
         data.write_join_intent(&JoinIntent::Asking {
             address: member.to_string(),
@@ -140,7 +142,7 @@ impl Joiner {
             stage,
             discard,
         })?;
-        let asked = ask_to_join(&self.inner.net, member, &parsed, &self.candidate(stage), deadline).await;
+        let asked = ask_to_join(&self.inner.net, member, &parsed, &candidate, deadline).await;
         annulus_ground::point("join: was answered").await;
         match asked {
             Ok(admitted) => self.accept(admitted, hold),
@@ -209,8 +211,8 @@ impl Joiner {
     async fn ask_once(&self, member: SocketAddr, token: &Token, wish: JoinWish) -> Result<(), JoinError> {
         let deadline = Instant::now() + ATTEMPT;
         let hold = self.hold(member, token, wish.discard, deadline).await?;
-        let admitted =
-            ask_to_join(&self.inner.net, member, token, &self.candidate(wish.stage), deadline).await?;
+        let candidate = self.candidate(wish.stage)?;
+        let admitted = ask_to_join(&self.inner.net, member, token, &candidate, deadline).await?;
         annulus_ground::point("join: was answered").await;
         self.accept(admitted, hold).map(drop)
     }
@@ -250,9 +252,10 @@ impl Joiner {
         Ok(())
     }
 
-    fn candidate(&self, staged: bool) -> Candidate {
+    /// Describe this node. It asks with the key of its data directory, also when it asks again.
+    fn candidate(&self, staged: bool) -> Result<Candidate, JoinError> {
         let Inner { cluster, config, address, .. } = &*self.inner;
-        Candidate {
+        Ok(Candidate {
             uid: cluster.uid(),
             name: config.name.clone(),
             listen: *address,
@@ -262,7 +265,8 @@ impl Joiner {
             ring_size: config.ring_size,
             staged,
             speaks: config.speaks,
-        }
+            key: NodeKey::from_pem(&self.inner.data.credentials()?.key)?,
+        })
     }
 
     /// Record the admission on disk. From then on, the join cannot be undone.

@@ -13,10 +13,13 @@ use annulus_data_dir::{
     AdminToml, Credentials, DataDir, Founding, Identity, JoinIntent, LAYOUT_VERSION, new_uid,
 };
 use annulus_transport::Transport;
-use annulus_transport::identity::Authority;
+use annulus_transport::identity::{Authority, NodeKey, key_digest};
 
 /// Replicas per partition in the ring table, if there are enough nodes (R4).
 const RING_WIDTH: u8 = 3;
+
+/// The first state level whose members have keys.
+const KEYS_FROM: u32 = 6;
 
 /// Complete a join that was answered: replace the node's cluster by the one in the answer. The intent is
 /// removed last, so that after a crash the next start repeats all steps.
@@ -74,7 +77,14 @@ pub(super) fn found_command(
     config: &NodeConfig,
     address: SocketAddr,
 ) -> Result<Option<Command>, StartError> {
-    Ok(data.founding()?.map(|founding| Command::Found {
+    let Some(founding) = data.founding()? else { return Ok(None) };
+    let level = config.speaks.levels.newest;
+    // Older builds cannot read the key.
+    let key = match level {
+        KEYS_FROM.. => Some(key_digest(&NodeKey::from_pem(&data.credentials()?.key)?.public_key)),
+        _ => None,
+    };
+    Ok(Some(Command::Found {
         cluster: identity.cluster,
         ring_size: config.founding_ring_size(),
         width: RING_WIDTH,
@@ -89,10 +99,11 @@ pub(super) fn found_command(
             status: MemberStatus::Member,
             staged: false,
             banned: false,
+            key,
         },
         authority: founding.authority,
         authority_key: founding.authority_key,
-        level: config.speaks.levels.newest,
+        level,
     }))
 }
 

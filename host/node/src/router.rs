@@ -3,8 +3,12 @@
 //! The transport listens before the parts exist, and after they have stopped. Until a part is set, and
 //! after [`Router::refuse_all`], vnode calls, operators and joining nodes are answered `not-ready`. Other
 //! requests get no response, which their callers learn at once.
+//!
+//! A certificate of the cluster's authority does not make a peer a member: the services get requests and streams of
+//! members only (R20).
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use annulus_core::ids::{NodeUid, Start};
 use annulus_core::mutants::{self, Mutant};
@@ -109,12 +113,22 @@ impl Router {
                     "the node is starting or stopping",
                 ))),
             },
-            (kind::BULK_HANDOFF | kind::BULK_ARTEFACT, PeerIdentity::Node { .. }) => {
-                match &*self.services.load() {
-                    Some(services) if kind == kind::BULK_HANDOFF => services.handoff.serve(stream),
-                    Some(services) => services.modules.serve_artefact(&header, stream),
-                    None => tracing::debug!(?from, kind, "a stream came before its service started"),
+            (kind::BULK_HANDOFF | kind::BULK_ARTEFACT, PeerIdentity::Node { uid, .. }) => {
+                let (Some(services), Some(control)) = (&*self.services.load(), &*self.control.load()) else {
+                    return tracing::debug!(?from, kind, "a stream came before its service started");
+                };
+                if control.view().has(*uid) {
+                    return serve_stream(services, kind, &header, stream);
                 }
+                let (services, control, uid) = (services.clone(), control.clone(), *uid);
+                // The task ends after the wait for the entry that admits the node.
+                annulus_ground::spawn(async move {
+                    if control.serves_node(uid, Instant::now() + INTRODUCTION).await {
+                        serve_stream(&services, kind, &header, stream);
+                    } else {
+                        tracing::warn!(peer = %uid, kind, "a stream of a node that is not a member is refused");
+                    }
+                });
             }
             _ => tracing::warn!(kind, ?from, "a stream of unknown kind"),
         }
@@ -167,19 +181,27 @@ impl Service for Router {
             {
                 self.with_control(|control| control.serve(request));
             }
-            _ => match &*self.services.load() {
-                Some(services) if matches!(request.from, PeerIdentity::Node { .. }) => match request.kind {
-                    kind::CALL => services.coordinator.serve(request),
-                    kind::REPLICA => services.replicas.serve(request),
-                    kind::MODULE_PREPARE | kind::MODULE_RUNNING => services.modules.serve(request),
-                    kind::MODULES_UNABLE => services.modules.on_report(request),
-                    kind::TRANSFERS => services.handoff.serve_rows(request),
-                    kind::HOLDINGS => services.handoff.serve_partition_sizes(request),
-                    kind => tracing::warn!(kind, from = ?request.from, "a request of unknown kind"),
+            _ => match (&*self.services.load(), &*self.control.load()) {
+                (Some(services), Some(control)) => match request.from {
+                    PeerIdentity::Node { uid, .. } if control.view().has(uid) || uid == control.uid() => {
+                        serve_request(services, request);
+                    }
+                    PeerIdentity::Node { uid, .. } => {
+                        let (services, control) = (services.clone(), control.clone());
+                        // The request's deadline, or the wait for the entry that admits the node, ends the task.
+                        annulus_ground::spawn(async move {
+                            if control.serves_node(uid, request.deadline).await {
+                                serve_request(&services, request);
+                            } else {
+                                refuse(request, uid);
+                            }
+                        });
+                    }
+                    PeerIdentity::Admin | PeerIdentity::Joiner => {}
                 },
                 _ if mutants::on(Mutant::DropCallsWhileStarting) => {}
                 // The call was not executed. Without an answer, the caller must report `unknown`.
-                None if request.kind == kind::CALL => {
+                _ if request.kind == kind::CALL => {
                     let message = "the node is starting or stopping";
                     let error = RequestError::not_applied(ErrorCode::NotReady, message);
                     PeerCaller::reply(request.responder).send(Err(error));
@@ -191,5 +213,39 @@ impl Service for Router {
 
     fn outdated(&self, peer: NodeUid, start: Start) -> Option<String> {
         self.control.load().as_ref()?.why_outdated(peer, start)
+    }
+}
+
+/// Longest wait for the entry that admits a node which has opened a stream.
+const INTRODUCTION: Duration = Duration::from_secs(1);
+
+/// Dispatch the request of a member.
+fn serve_request(services: &Services, request: Request) {
+    match request.kind {
+        kind::CALL => services.coordinator.serve(request),
+        kind::REPLICA => services.replicas.serve(request),
+        kind::MODULE_PREPARE | kind::MODULE_RUNNING => services.modules.serve(request),
+        kind::MODULES_UNABLE => services.modules.on_report(request),
+        kind::TRANSFERS => services.handoff.serve_rows(request),
+        kind::HOLDINGS => services.handoff.serve_partition_sizes(request),
+        kind => tracing::warn!(kind, from = ?request.from, "a request of unknown kind"),
+    }
+}
+
+/// Dispatch the stream of a member.
+fn serve_stream(services: &Services, kind: u8, header: &[u8], stream: BulkStream) {
+    match kind {
+        kind::BULK_HANDOFF => services.handoff.serve(stream),
+        _ => services.modules.serve_artefact(header, stream),
+    }
+}
+
+/// Refuse the request of a node that is not a member.
+fn refuse(request: Request, from: NodeUid) {
+    tracing::warn!(peer = %from, kind = request.kind, "a request of a node that is not a member is refused");
+    if request.kind == kind::CALL {
+        let message = "the node that passed this command on is not, or no longer, a member of the cluster";
+        let error = RequestError::not_applied(ErrorCode::NotReady, message);
+        PeerCaller::reply(request.responder).send(Err(error));
     }
 }

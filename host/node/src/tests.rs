@@ -23,6 +23,7 @@ mod joining;
 mod not_ready;
 
 mod planned;
+mod strangers;
 
 /// Far above the duration of any step.
 const LIMIT: Duration = Duration::from_secs(60);

@@ -127,6 +127,7 @@ async fn check_node(shared: &Shared, connection: &Connection, peer: &Hello) -> R
     if !connection.proof().names_node(peer.uid) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }
+    shared.check_key(peer.uid, &connection.proof())?;
     if peer.uid == shared.uid {
         return Err((Close::Identity, "this node has that very uid".to_owned()));
     }

@@ -26,6 +26,18 @@ pub(super) fn key() -> (String, Vec<u8>) {
     (pem(PRIVATE_KEY, &format!("{MAGIC}\nkey {}\n", hex(&public))), public)
 }
 
+/// Return the public key of a private one (PEM).
+pub(super) fn public_key(key_pem: &str) -> Result<Vec<u8>, IdentityError> {
+    let key = PrivateKeyDer::from_pem_slice(key_pem.as_bytes()).map_err(unreadable)?;
+    let digits = text(key.secret_der())?.trim_end().rsplit(' ').next().unwrap_or_default();
+    unhex(digits).ok_or_else(|| IdentityError::Tls("a badge's key is damaged".to_owned()))
+}
+
+fn unhex(digits: &str) -> Option<Vec<u8>> {
+    let byte = |at: usize| digits.get(at..at + 2).and_then(|byte| u8::from_str_radix(byte, 16).ok());
+    (0..digits.len()).step_by(2).map(byte).collect()
+}
+
 /// Create the certificate of an authority (PEM).
 pub(super) fn authority(cluster: ClusterId, public_key: &[u8]) -> String {
     pem(CERTIFICATE, &format!("{MAGIC}\ncluster {cluster}\nkey {}\n", hex(public_key)))
@@ -58,6 +70,11 @@ impl Badge {
         let one =
             |word| lines(word).pop().ok_or_else(|| IdentityError::Tls(format!("a badge without {word}")));
         Ok(Self { issuer: one("issuer")?, key: one("key")?, names: lines("name") })
+    }
+
+    /// Return the public key that the badge states.
+    pub(super) fn public_key(&self) -> Option<Vec<u8>> {
+        unhex(&self.key)
     }
 
     /// Return true if the badge carries a role's name.
@@ -157,6 +174,12 @@ fn base64(bytes: &[u8]) -> String {
 mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
+
+    #[test]
+    fn the_public_key_is_read_from_the_private_one() {
+        let (private, public) = key();
+        assert_eq!(public_key(&private).unwrap(), public);
+    }
 
     #[test]
     fn text_of_every_length_survives_its_pem() {

@@ -81,6 +81,7 @@ async fn greet(
     if !connection.proof().names_node(peer.uid) {
         return Err((Close::Identity, format!("the certificate is not that of node {}", peer.uid)));
     }
+    shared.check_key(peer.uid, &connection.proof())?;
     let level = *shared.level.lock();
     shared.check_level(peer.uid, peer.speaks.levels, level)?;
     shared.check_removed(&peer).await?;

@@ -8,13 +8,14 @@
 //!
 //! In a simulation (within an [`annulus_ground::Scope`]), `badge`s take the place of certificates.
 
-use annulus_core::ids::{ClusterId, NodeUid};
+use annulus_core::ids::{ClusterId, Digest, NodeUid};
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, PKCS_ECDSA_P256_SHA256, PublicKeyData, SignatureAlgorithm,
 };
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
+use sha2::{Digest as _, Sha256};
 
 use super::badge;
 pub use super::certificate::{IdentityError, TlsIdentity};
@@ -47,6 +48,17 @@ impl NodeKey {
         }
         let key = KeyPair::generate()?;
         Ok(NodeKey { key_pem: key.serialize_pem(), public_key: key.public_key_raw().to_vec() })
+    }
+
+    /// Read a private key that was generated earlier.
+    pub fn from_pem(key_pem: &str) -> Result<NodeKey, IdentityError> {
+        let key_pem = key_pem.to_owned();
+        if annulus_ground::Scope::current().is_some() {
+            let public_key = badge::public_key(&key_pem)?;
+            return Ok(NodeKey { key_pem, public_key });
+        }
+        let public_key = KeyPair::from_pem(&key_pem)?.public_key_raw().to_vec();
+        Ok(NodeKey { key_pem, public_key })
     }
 
     /// Combine the key with the certificate that the authority signed for it.
@@ -166,6 +178,16 @@ impl PublicKeyData for P256PublicKey<'_> {
     fn algorithm(&self) -> &'static SignatureAlgorithm {
         &PKCS_ECDSA_P256_SHA256
     }
+}
+
+/// Check that bytes have the form of a public key that an authority signs.
+pub fn check_public_key(bytes: &[u8]) -> Result<(), IdentityError> {
+    P256PublicKey::parse(bytes).map(drop)
+}
+
+/// Return the digest of a public key, by which the member table knows it.
+pub fn key_digest(public_key: &[u8]) -> Digest {
+    Digest(Sha256::digest(public_key).into())
 }
 
 /// Return the SHA-256 of an authority's certificate. Tokens carry it to pin the authority.

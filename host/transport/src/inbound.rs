@@ -77,7 +77,7 @@ pub enum Event {
         /// True if at least one peer is connected to this process.
         linked: bool,
     },
-    /// A peer reports that this node was removed from the cluster by force (R3). It should stop.
+    /// A peer reports that this node was removed from the cluster (R3), or has left it. It should stop.
     Removed,
     /// A peer of a newer lineage reports that this node is not a member. It should stop serving.
     Outside,

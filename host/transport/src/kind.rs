@@ -2,53 +2,88 @@
 //!
 //! The transport itself knows [`ECHO`] and [`BULK_JOIN`] only. The node's router dispatches on the others.
 
-/// Data lane: a command for a vnode of the receiving node.
-pub const CALL: u8 = 1;
-/// Data lane: a question or the items of a write for another replica of a partition (state level 6).
-pub const REPLICA: u8 = 2;
-/// Any lane: the transport echoes the payload before any other code sees it. Benchmarks use it as their
-/// baseline.
-pub const ECHO: u8 = 3;
+/// The way on which messages of a kind travel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Way {
+    /// Any lane.
+    Lane,
+    /// A data lane.
+    Data,
+    /// The control lane.
+    Control,
+    /// A bulk stream of its own.
+    Bulk,
+}
 
-/// Control lane: Raft's append-entries.
-pub const RAFT_APPEND: u8 = 16;
-/// Control lane: Raft's vote.
-pub const RAFT_VOTE: u8 = 17;
-/// Control lane: Raft's install-snapshot.
-pub const RAFT_SNAPSHOT: u8 = 18;
-/// Control lane: a command for the leader to propose.
-pub const PROPOSE: u8 = 19;
-/// Control lane: a node's own address.
-pub const ANNOUNCE: u8 = 20;
-/// Control lane: the receiver's state, if newer than a given index.
-pub const FETCH_STATE: u8 = 21;
-/// Control lane: the addresses that a node knows.
-pub const ADDRESSES: u8 = 22;
+macro_rules! kinds {
+    ($($(#[doc = $doc:literal])+ $name:ident = $number:literal on $way:ident;)*) => {
+        $($(#[doc = $doc])+ pub const $name: u8 = $number;)*
 
-/// Control lane: prepare a component.
-pub const MODULE_PREPARE: u8 = 24;
-/// Control lane: the progress of a node with a release.
-pub const MODULE_RUNNING: u8 = 25;
-/// Control lane: a node's outgoing transfers.
-pub const TRANSFERS: u8 = 26;
-/// Control lane: the number of items in a node's partitions.
-pub const HOLDINGS: u8 = 29;
-/// Control lane: the modules that a node cannot run.
-pub const MODULES_UNABLE: u8 = 31;
+        /// Every kind with its name and its way, in order of declaration.
+        pub const ALL: &[(u8, &str, Way)] = &[$(($name, stringify!($name), Way::$way),)*];
+    };
+}
 
-/// Bulk: a node's wish to join. The only kind that a peer without a certificate may open.
-pub const BULK_JOIN: u8 = 32;
-/// Bulk: an operator's request.
-pub const BULK_ADMIN: u8 = 33;
-/// Bulk: a partition in transfer to another node.
-pub const BULK_HANDOFF: u8 = 34;
-/// Bulk: a component.
-pub const BULK_ARTEFACT: u8 = 35;
+kinds! {
+    /// Data lane: a command for a vnode of the receiving node.
+    CALL = 1 on Data;
+    /// Data lane: a question or the items of a write for another replica of a partition (state level 6).
+    REPLICA = 2 on Data;
+    /// Any lane: the transport echoes the payload before any other code sees it. Benchmarks use it as their
+    /// baseline.
+    ECHO = 3 on Lane;
 
-/// Control lane: a Raft message of a lineage after the first (R19).
-pub const OF_LINEAGE: u8 = 64;
-/// Control lane: the report that a recovery has started another lineage. Nodes that have adopted the lineage
-/// respond.
-pub const RECOVERED: u8 = 65;
-/// Control lane: what peers know about the starts of a node.
-pub const STARTS: u8 = 66;
+    /// Control lane: Raft's append-entries.
+    RAFT_APPEND = 16 on Control;
+    /// Control lane: Raft's vote.
+    RAFT_VOTE = 17 on Control;
+    /// Control lane: Raft's install-snapshot.
+    RAFT_SNAPSHOT = 18 on Control;
+    /// Control lane: a command for the leader to propose.
+    PROPOSE = 19 on Control;
+    /// Control lane: a node's own address.
+    ANNOUNCE = 20 on Control;
+    /// Control lane: the receiver's state, if newer than a given index.
+    FETCH_STATE = 21 on Control;
+    /// Control lane: the addresses that a node knows.
+    ADDRESSES = 22 on Control;
+
+    /// Control lane: prepare a component.
+    MODULE_PREPARE = 24 on Control;
+    /// Control lane: the progress of a node with a release.
+    MODULE_RUNNING = 25 on Control;
+    /// Control lane: a node's outgoing transfers.
+    TRANSFERS = 26 on Control;
+    /// Control lane: the number of items in a node's partitions.
+    HOLDINGS = 29 on Control;
+    /// Control lane: the modules that a node cannot run.
+    MODULES_UNABLE = 31 on Control;
+
+    /// Bulk: a node's wish to join. The only kind that a peer without a certificate may open.
+    BULK_JOIN = 32 on Bulk;
+    /// Bulk: an operator's request.
+    BULK_ADMIN = 33 on Bulk;
+    /// Bulk: a partition in transfer to another node.
+    BULK_HANDOFF = 34 on Bulk;
+    /// Bulk: a component.
+    BULK_ARTEFACT = 35 on Bulk;
+
+    /// Control lane: a Raft message of a lineage after the first (R19).
+    OF_LINEAGE = 64 on Control;
+    /// Control lane: the report that a recovery has started another lineage. Nodes that have adopted the lineage
+    /// respond.
+    RECOVERED = 65 on Control;
+    /// Control lane: what peers know about the starts of a node.
+    STARTS = 66 on Control;
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_two_kinds_have_one_number() {
+        let numbers: std::collections::BTreeSet<u8> = ALL.iter().map(|(number, ..)| *number).collect();
+        assert_eq!(numbers.len(), ALL.len());
+    }
+}

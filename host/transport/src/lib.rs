@@ -67,11 +67,11 @@ mod udp;
 mod wire;
 
 use std::any::Any;
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
+use annulus_core::ids::{BootId, ClusterId, Digest, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::Speaks;
 use arc_swap::ArcSwap;
@@ -178,6 +178,7 @@ impl Transport {
             peers: Default::default(),
             banned: Default::default(),
             left: Default::default(),
+            members: Default::default(),
         });
         annulus_ground::spawn(accept::accept(shared.clone(), endpoint));
         Ok((Transport { shared }, inbound))
@@ -406,10 +407,26 @@ impl Transport {
         self.disconnect(|link| self.shared.is_banned(link.uid), close::Close::Removed, reason);
     }
 
-    /// Replace the set of nodes that have left. They may connect, to hear of it; one that does not support the
-    /// cluster's level is told by the refusal.
+    /// Replace the set of nodes that have left. They are refused, and told the reason. Their present connections
+    /// stay until [`Transport::end_left`], so that they can hear of their removal by the log.
     pub fn set_left(&self, left: HashSet<NodeUid>) {
         *self.shared.left.write() = left;
+    }
+
+    /// Disconnect the nodes that have left.
+    pub fn end_left(&self) {
+        let left = self.shared.left.read().clone();
+        self.disconnect(
+            |link| left.contains(&link.uid),
+            close::Close::Removed,
+            "this node has left the cluster",
+        );
+    }
+
+    /// Replace the members, each with the digest of its key if that is known. A certificate with a member's name and
+    /// another key is refused, and so is a node of an older lineage that is not among them.
+    pub fn set_members(&self, members: HashMap<NodeUid, Option<Digest>>) {
+        *self.shared.members.write() = Some(members);
     }
 
     fn disconnect(&self, which: impl Fn(&Link) -> bool, why: close::Close, reason: &str) {

@@ -1,11 +1,11 @@
 //! The state that all connections of one node share.
 
 use std::cmp::Ordering;
-use std::collections::{BTreeMap, HashSet};
+use std::collections::{BTreeMap, HashMap, HashSet};
 use std::net::SocketAddr;
 use std::sync::{Arc, Weak};
 
-use annulus_core::ids::{BootId, ClusterId, NodeUid, Start};
+use annulus_core::ids::{BootId, ClusterId, Digest, NodeUid, Start};
 use annulus_core::state::Lineage;
 use annulus_core::version::{Range, Speaks};
 use arc_swap::ArcSwap;
@@ -20,7 +20,7 @@ use super::identity::TlsIdentity;
 use super::inbound::{Event, Outlet};
 use super::peer::PeerEntry;
 use super::udp::QuietSocket;
-use super::wire::{ClientConfig, Credentials, Endpoint, Net};
+use super::wire::{ClientConfig, Credentials, Endpoint, Net, Proof};
 
 pub(super) struct Shared {
     /// `None` once the transport is closing. The last clone keeps the port in use.
@@ -50,6 +50,9 @@ pub(super) struct Shared {
     pub banned: RwLock<HashSet<NodeUid>>,
     /// Nodes that have left the cluster.
     pub left: RwLock<HashSet<NodeUid>>,
+    /// The members of the cluster, with the digest of each one's key if the table has it; `None` until they are
+    /// known.
+    pub members: RwLock<Option<HashMap<NodeUid, Option<Digest>>>>,
 }
 
 /// This node's certificate and the authorities that it trusts.
@@ -72,14 +75,36 @@ impl Shared {
         self.banned.read().contains(&uid)
     }
 
-    /// Refuse a node that was removed by force. A removal belongs to the lineage that made it: it applies to
-    /// nodes of that lineage and older ones, not to a node that was recovered into a newer one.
-    pub(super) async fn check_removed(&self, peer: &Hello) -> Result<(), (Close, String)> {
-        if !self.is_banned(peer.uid) {
+    fn has_left(&self, uid: NodeUid) -> bool {
+        self.left.read().contains(&uid)
+    }
+
+    /// Refuse a peer whose certificate names a member and has another key than the member.
+    pub(super) fn check_key(&self, uid: NodeUid, proof: &Proof) -> Result<(), (Close, String)> {
+        let known = self.members.read().as_ref().and_then(|members| *members.get(&uid)?);
+        if known.is_none_or(|key| proof.key() == Some(key)) {
             return Ok(());
         }
+        Err((Close::Identity, format!("the certificate names node {uid}, and its key is another one")))
+    }
+
+    /// Refuse a node that has left, was removed by force, or is not in this lineage (R20). A removal belongs to the
+    /// lineage that made it: it applies to nodes of that lineage and older ones, not to a node that was recovered
+    /// into a newer one. A node that is not known here passes: it may have been admitted by an entry that this node
+    /// lacks. Whoever serves its requests decides on each.
+    pub(super) async fn check_removed(&self, peer: &Hello) -> Result<(), (Close, String)> {
         let own = *self.lineage.lock();
+        let has_left = self.has_left(peer.uid);
+        if !has_left && !self.is_banned(peer.uid) {
+            let is_known = self.members.read().as_ref().is_none_or(|members| members.contains_key(&peer.uid));
+            if !is_known && peer.lineage < own {
+                let why = "the cluster was recovered, and does not have this node as a member";
+                return Err((Close::Outside, why.to_owned()));
+            }
+            return Ok(());
+        }
         Err(match peer.lineage.cmp(&own) {
+            Ordering::Equal if has_left => (Close::Removed, "this node has left the cluster".to_owned()),
             Ordering::Equal => (Close::Removed, "this node was removed from the cluster".to_owned()),
             Ordering::Less => {
                 (Close::Outside, "the cluster was recovered, and has removed this node".to_owned())
@@ -101,7 +126,7 @@ impl Shared {
         level: Option<u32>,
     ) -> Result<(), (Close, String)> {
         hello::check_level(uid, levels, level).map_err(|refusal| {
-            if self.left.read().contains(&uid) {
+            if self.has_left(uid) {
                 (Close::Removed, "this node has left the cluster".to_owned())
             } else {
                 refusal

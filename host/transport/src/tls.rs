@@ -16,7 +16,7 @@ use rustls::{DigitallySignedStruct, RootCertStore, SignatureScheme};
 use rustls_pki_types::pem::PemObject;
 use rustls_pki_types::{CertificateDer, PrivateKeyDer, ServerName, UnixTime};
 
-use super::certificate::{IdentityError, TlsIdentity, fingerprint_of};
+use super::certificate::{IdentityError, PUBLIC_KEY_BYTES, TlsIdentity, fingerprint_of};
 
 /// ALPN protocol: TLS refuses peers that do not speak it.
 const ALPN: &[u8] = b"annulus/1";
@@ -103,6 +103,14 @@ pub(super) fn names(cert: &CertificateDer<'_>, name: &str) -> bool {
     let Ok(parsed) = ParsedCertificate::try_from(cert) else { return false };
     let Ok(name) = ServerName::try_from(name) else { return false };
     rustls::client::verify_server_name(&parsed, &name).is_ok()
+}
+
+/// Return the public key of a certificate, as [`key_digest`](super::identity::key_digest) takes it.
+pub(super) fn public_key(cert: &CertificateDer<'_>) -> Option<Vec<u8>> {
+    let info = ParsedCertificate::try_from(cert).ok()?.subject_public_key_info();
+    // The point is the end of the encoding.
+    let start = info.len().checked_sub(PUBLIC_KEY_BYTES)?;
+    Some(info[start..].to_vec())
 }
 
 /// Return the chain that the peer of a connection presented, empty if none.

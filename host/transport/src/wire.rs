@@ -10,7 +10,7 @@ use std::pin::Pin;
 use std::sync::{Arc, Weak};
 use std::task::{Context, Poll};
 
-use annulus_core::ids::NodeUid;
+use annulus_core::ids::{Digest, NodeUid};
 use bytes::Bytes;
 use quinn::{
     ClosedStream, ConnectError, ConnectionError, ReadError, ReadExactError, ReadToEndError,
@@ -19,7 +19,7 @@ use quinn::{
 use rustls_pki_types::CertificateDer;
 
 use super::badge::{self, Badge};
-use super::identity::{ADMIN, IdentityError, TlsIdentity, node_name};
+use super::identity::{ADMIN, IdentityError, TlsIdentity, key_digest, node_name};
 use super::memory;
 use super::udp::{QuietRuntime, QuietSocket};
 use super::{socket, tls, tuning};
@@ -408,6 +408,14 @@ impl Proof {
     /// Return true if this is the identity of an operator.
     pub(super) fn names_admin(&self) -> bool {
         self.names(ADMIN)
+    }
+
+    /// Return the digest of the key of the identity, as the member table has it.
+    pub(super) fn key(&self) -> Option<Digest> {
+        match self {
+            Self::Chain(chain) => Some(key_digest(&tls::public_key(chain.first()?)?)),
+            Self::Badge(badge) => Some(key_digest(&badge.as_ref()?.public_key()?)),
+        }
     }
 
     fn names(&self, name: &str) -> bool {

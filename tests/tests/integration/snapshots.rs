@@ -39,7 +39,8 @@ fn agree(node: &Node, entries: u64) {
             proposers.spawn(async move {
                 while next.fetch_add(1, Ordering::Relaxed) < entries {
                     // Tokens with a lifetime of 1 ms, so that they do not accumulate.
-                    let _: TokenRow = operator.ask(&AdminRequest::Token { ttl_ms: 1 }).await.unwrap();
+                    let _: TokenRow =
+                        operator.ask(&AdminRequest::Token { ttl_ms: 1, uses: None }).await.unwrap();
                 }
             });
         }

@@ -24,14 +24,16 @@ pub(super) struct Join<'a> {
 }
 
 impl AdminService {
-    pub(super) async fn token(&self, ttl: Duration) -> Result<TokenRow, AdminError> {
+    pub(super) async fn token(&self, ttl: Duration, uses: Option<u32>) -> Result<TokenRow, AdminError> {
         let view = self.view();
-        let token = self.parts.cluster.issue_token(ttl, Instant::now() + CHANGE_LIMIT).await?;
+        let limit = Instant::now() + CHANGE_LIMIT;
+        let issued = self.parts.cluster.issue_counted_token(ttl, uses, limit).await?;
         let now = Duration::from_millis(annulus_ground::wall_ms());
         Ok(TokenRow {
-            token: token.to_string(),
+            token: issued.token.to_string(),
             expires_ms: u64::try_from((now + ttl).as_millis()).unwrap_or(u64::MAX),
             address: view.member(view.me).map(|member| member.listen.clone()).unwrap_or_default(),
+            uses: issued.uses,
         })
     }
 

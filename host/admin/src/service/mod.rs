@@ -136,7 +136,9 @@ impl AdminService {
             AdminRequest::Locate { module, key, n } => done(&self.locate(&module, &key, n)?),
             AdminRequest::Modules => done(&self.modules().await),
             AdminRequest::Describe { module } => self.describe(&module),
-            AdminRequest::Token { ttl_ms } => done(&self.token(Duration::from_millis(ttl_ms)).await?),
+            AdminRequest::Token { ttl_ms, uses } => {
+                done(&self.token(Duration::from_millis(ttl_ms), uses).await?)
+            }
             AdminRequest::Join { address, token, discard, stage, timeout_ms } => {
                 let wish = membership::Join { address: &address, token: &token, discard, stage };
                 if let Some(restart) = self.join(wish, deadline(timeout_ms), answer).await? {

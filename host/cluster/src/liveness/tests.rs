@@ -48,6 +48,7 @@ fn member(number: u8) -> Member {
         status: MemberStatus::Member,
         staged: false,
         banned: false,
+        key: Some(Digest([number; 32])),
     }
 }
 
@@ -66,7 +67,7 @@ async fn a_member_of_the_first_build_is_judged_by_its_connection_and_sent_no_dat
     };
     let admit = Command::Admit { member: member(2), token, now_ms: 1 };
     for (at, command) in
-        [found, Command::IssueToken { token, now_ms: 0, expires_ms: 9 }, admit].iter().enumerate()
+        [found, Command::IssueToken { token, now_ms: 0, expires_ms: 9, uses: None }, admit].iter().enumerate()
     {
         machine.apply(at as u64 + 1, command);
     }

@@ -48,6 +48,7 @@ fn found() -> Command {
         status: MemberStatus::Member,
         staged: false,
         banned: false,
+        key: None,
     };
     Command::Found {
         cluster: ClusterId([2; 16]),

@@ -5,13 +5,13 @@
 //! of its transfers). A command that a proposer may safely repeat, because it has not learned the outcome, returns
 //! `Done` again.
 
-use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, TransferId};
+use crate::ids::{ClusterId, ModuleUid, NodeId, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
 use crate::mutants::{self, Mutant};
 use crate::ring::{Partition, RingTable, Transfer};
 
 use super::level::first_level;
-use super::{Change, ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
+use super::{ClusterState, Command, Lineage, Machine, Member, MemberStatus, Outcome, Refusal};
 
 /// The largest number of replicas in a table (R4).
 pub const MAX_WIDTH: u8 = 7;
@@ -67,6 +67,7 @@ fn found(
         authorities: Vec::new(),
         authority_key: String::new(),
         tokens: Default::default(),
+        token_uses: Default::default(),
         staged: Vec::new(),
         stage_version: 0,
         losses: Default::default(),
@@ -88,7 +89,7 @@ fn may_unfit_a_plan(command: &Command) -> bool {
     )
 }
 
-fn check_member(member: &Member) -> Result<(), Refusal> {
+pub(super) fn check_member(member: &Member) -> Result<(), Refusal> {
     if member.name.is_empty() {
         return Err(Refusal::BadSetting("a node needs a name".into()));
     }
@@ -116,8 +117,8 @@ impl ClusterState {
         match command {
             Command::Raise { level, known } => self.raise(*level, known),
             Command::Found { .. } => Err(Refusal::Founding),
-            Command::IssueToken { token, now_ms, expires_ms } => {
-                self.issue_token(*token, *now_ms, *expires_ms)
+            Command::IssueToken { token, now_ms, expires_ms, uses } => {
+                self.issue_token(*token, *now_ms, *expires_ms, *uses)
             }
             Command::Admit { member, token, now_ms } => self.admit(index, member, token, *now_ms),
             Command::Joined { node } => self.joined(*node),
@@ -161,46 +162,6 @@ impl ClusterState {
             Command::SetHandoff { node, changes } => self.set_handoff(*node, changes),
             Command::Arrived { node, arrivals } => self.arrived(*node, arrivals),
         }
-    }
-
-    fn issue_token(&mut self, token: Digest, now_ms: u64, expires_ms: u64) -> Result<Outcome, Refusal> {
-        if expires_ms <= now_ms {
-            return Err(Refusal::BadSetting("a join token must end after it is made".into()));
-        }
-        self.tokens.retain(|_, ends_ms| *ends_ms > now_ms);
-        self.tokens.insert(token, expires_ms);
-        Ok(Outcome::Done)
-    }
-
-    /// Admit a node. The token is checked first, also for a known uid: a certificate is signed because of the answer,
-    /// and a uid is not a secret.
-    fn admit(
-        &mut self,
-        index: u64,
-        member: &Member,
-        token: &Digest,
-        now_ms: u64,
-    ) -> Result<Outcome, Refusal> {
-        if self.tokens.get(token).is_none_or(|ends_ms| *ends_ms <= now_ms) {
-            return Err(Refusal::BadToken);
-        }
-        check_member(member)?;
-        if let Some(known) = self.member_by_uid(member.uid) {
-            return if known.is_live() { Ok(Outcome::Admitted(known.id)) } else { Err(wrong_status(known)) };
-        }
-        if self.member_by_name(&member.name).is_some() {
-            return Err(Refusal::NameTaken(member.name.clone()));
-        }
-        let id = NodeId(index);
-        let status = MemberStatus::Joining;
-        self.members.insert(id, Member { id, status, banned: false, ..member.clone() });
-        if member.staged {
-            // The change is staged in the same entry: otherwise the node would join without a plan between two
-            // entries.
-            self.staged.push(Change::Join { node: id });
-            self.stage_version = index;
-        }
-        Ok(Outcome::Admitted(id))
     }
 
     fn joined(&mut self, node: NodeId) -> Result<Outcome, Refusal> {

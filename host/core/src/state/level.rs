@@ -37,6 +37,9 @@ pub fn level_of(command: &Command) -> u32 {
     match command {
         // The previous level keeps one replica of every module, and moves partitions without regard to others.
         Command::Deploy { n: Some(2..), .. } | Command::Arrived { .. } => 6,
+        // The previous level counts no uses of a token, and binds no key.
+        Command::IssueToken { uses: Some(_), .. } => 6,
+        Command::Admit { member, .. } if member.key.is_some() => 6,
         // The previous level keeps the items of every module in memory.
         Command::Deploy { storage: Some(StorageKind::Durable), .. } => 5,
         // The previous level runs each release with the host's limit.
@@ -96,6 +99,7 @@ mod tests {
             status: MemberStatus::Joining,
             staged,
             banned: false,
+            key: None,
         };
         let admit = |staged| Command::Admit { member: member(staged), token: Digest([1; 32]), now_ms: 0 };
         assert_eq!((level_of(&admit(false)), level_of(&admit(true))), (1, 2));

@@ -19,6 +19,7 @@ fn member(name: &str, uid: u8) -> Member {
         status: MemberStatus::Down,
         staged: false,
         banned: false,
+        key: Some(Digest([uid; 32])),
     }
 }
 
@@ -44,7 +45,7 @@ fn three() -> (Machine, u64) {
     let mut machine = Machine::default();
     let log = [
         found(),
-        Command::IssueToken { token: TOKEN, now_ms: 0, expires_ms: 1000 },
+        Command::IssueToken { token: TOKEN, now_ms: 0, expires_ms: 1000, uses: Some(9) },
         admit("b@h", 2, 1),
         admit("c@h", 3, 1),
         Command::Joined { node: NodeId(3) },
@@ -107,12 +108,110 @@ fn a_node_is_admitted_by_a_token_in_time_under_the_index_of_its_entry() {
     let (mut machine, at) = three();
     assert_eq!(refused(machine.apply(at + 1, &admit("d@h", 4, 1000))), Refusal::BadToken);
     assert_eq!(refused(machine.apply(at + 2, &admit("b@h", 4, 2))), Refusal::NameTaken("b@h".into()));
-    assert_eq!(machine.apply(at + 3, &admit("other@h", 2, 2)), Outcome::Admitted(NodeId(3)));
     assert_eq!(machine.apply(at + 4, &admit("d@h", 4, 2)), Outcome::Admitted(NodeId(10)));
-    let token = Command::IssueToken { token: Digest([8; 32]), now_ms: 1000, expires_ms: 1001 };
+    let token = Command::IssueToken { token: Digest([8; 32]), now_ms: 1000, expires_ms: 1001, uses: None };
     assert_eq!(machine.apply(at + 5, &token), Outcome::Done);
-    let tokens: Vec<_> = machine.state.unwrap().tokens.into_keys().collect();
+    let state = machine.state.unwrap();
+    let tokens: Vec<_> = state.tokens.into_keys().collect();
     assert_eq!(tokens, [Digest([8; 32])], "the old token is forgotten");
+    assert_eq!(state.token_uses, [(Digest([8; 32]), 1)].into(), "with its uses");
+}
+
+#[test]
+fn a_token_admits_as_many_nodes_as_it_states_and_answers_those_again() {
+    let (mut machine, at) = three();
+    let token = Digest([8; 32]);
+    let issue = |uses| Command::IssueToken { token, now_ms: 0, expires_ms: 1000, uses };
+    let admit = |name: &str, uid| Command::Admit { member: member(name, uid), token, now_ms: 1 };
+    let bad = |machine: &mut Machine, at, command| {
+        assert!(matches!(refused(machine.apply(at, &command)), Refusal::BadSetting(_)), "{command:?}");
+    };
+    bad(&mut machine, at + 1, issue(Some(0)));
+    bad(&mut machine, at + 2, issue(Some(MAX_TOKEN_USES + 1)));
+    let longer = Command::IssueToken { token, now_ms: 1, expires_ms: 2 + MAX_TOKEN_MS, uses: Some(1) };
+    bad(&mut machine, at + 3, longer);
+    assert_eq!(machine.apply(at + 4, &issue(Some(1))), Outcome::Done);
+    assert_eq!(machine.apply(at + 5, &admit("d@h", 4)), Outcome::Admitted(NodeId(at + 5)));
+    assert_eq!(refused(machine.apply(at + 6, &admit("e@h", 5))), Refusal::BadToken);
+    assert!(machine.state.as_ref().unwrap().is_spent(&token, 1));
+    // The node whose answer was lost gets the same one again, under whatever name it asks.
+    assert_eq!(machine.apply(at + 7, &admit("other@h", 4)), Outcome::Admitted(NodeId(at + 5)));
+    let names: Vec<_> = machine.state.as_ref().unwrap().live_members().map(|m| m.name.as_str()).collect();
+    assert_eq!(names, ["a@h", "b@h", "c@h", "d@h"]);
+    let late = Command::Admit { member: member("d@h", 4), token, now_ms: 1000 };
+    assert_eq!(refused(machine.apply(at + 8, &late)), Refusal::BadToken);
+}
+
+#[test]
+fn the_uid_of_a_member_is_admitted_again_only_with_its_key_and_while_it_is_joining() {
+    let (mut machine, at) = three();
+    let with_key = |uid, key| {
+        let member = Member { key, ..member("d@h", uid) };
+        Command::Admit { member, token: TOKEN, now_ms: 1 }
+    };
+    let key = |number| Some(Digest([number; 32]));
+    let said = |refusal| match refusal {
+        Refusal::BadSetting(why) => why,
+        other => panic!("{other}"),
+    };
+    assert_eq!(machine.apply(at + 1, &with_key(4, key(4))), Outcome::Admitted(NodeId(at + 1)));
+    let before = machine.state.clone().unwrap();
+    let foreign = said(refused(machine.apply(at + 2, &with_key(4, key(5)))));
+    assert!(foreign.contains("d@h was admitted with another key"), "{foreign}");
+    let keyless = said(refused(machine.apply(at + 3, &with_key(4, None))));
+    assert!(keyless.contains("no key"), "{keyless}");
+    // b is a member, and has its answer.
+    for key in [key(2), key(5)] {
+        let known =
+            said(refused(machine.apply(at + 4 + u64::from(key == Some(Digest([5; 32]))), &with_key(2, key))));
+        assert!(known.contains("b@h (member)"), "{known}");
+    }
+    let after = machine.state.unwrap();
+    assert_eq!(ClusterState { applied: before.applied, ..after }, before);
+}
+
+#[test]
+fn a_node_that_was_admitted_without_a_key_is_bound_when_it_asks_again() {
+    let (mut machine, at) = three();
+    assert!(matches!(machine.apply(at + 1, &admit("d@h", 4, 1)), Outcome::Admitted(_)));
+    let id = NodeId(at + 1);
+    machine.state.as_mut().unwrap().members.get_mut(&id).unwrap().key = None;
+    assert_eq!(machine.apply(at + 2, &admit("d@h", 4, 1)), Outcome::Admitted(id));
+    assert_eq!(machine.state.as_ref().unwrap().members[&id].key, Some(Digest([4; 32])));
+}
+
+#[test]
+fn below_their_level_tokens_are_not_counted_and_keys_not_bound() {
+    let mut machine = Machine::default();
+    let Command::Found { cluster, ring_size, width, founder, authority, authority_key, .. } = found() else {
+        panic!()
+    };
+    let found = Command::Found { cluster, ring_size, width, founder, authority, authority_key, level: 5 };
+    machine.apply(1, &found);
+    let issue = |uses| Command::IssueToken { token: TOKEN, now_ms: 0, expires_ms: u64::MAX, uses };
+    assert!(matches!(refused(machine.apply(2, &issue(Some(1)))), Refusal::Level { needs: 6, .. }));
+    assert_eq!(machine.apply(3, &issue(None)), Outcome::Done);
+    let keyless = |uid| Command::Admit {
+        member: Member { key: None, ..member(&format!("n{uid}@h"), uid) },
+        token: TOKEN,
+        now_ms: 1,
+    };
+    for (at, uid) in [(4, 2), (5, 3), (6, 2)] {
+        let id = if at == 6 { 4 } else { at };
+        assert_eq!(machine.apply(at, &keyless(uid)), Outcome::Admitted(NodeId(id)));
+    }
+    assert!(matches!(refused(machine.apply(7, &admit("d@h", 4, 1))), Refusal::Level { needs: 6, .. }));
+    assert!(machine.state.unwrap().token_uses.is_empty());
+}
+
+#[test]
+fn the_leaders_clock_replaces_the_proposers() {
+    let issue = Command::IssueToken { token: TOKEN, now_ms: 5000, expires_ms: 5600, uses: None };
+    let expected = Command::IssueToken { token: TOKEN, now_ms: 70, expires_ms: 670, uses: None };
+    assert_eq!(issue.by_clock(70), expected);
+    assert_eq!(admit("d@h", 4, 9).by_clock(70), admit("d@h", 4, 70));
+    let turned = Command::IssueToken { token: TOKEN, now_ms: 9, expires_ms: 3, uses: None }.by_clock(70);
+    assert_eq!(turned, Command::IssueToken { token: TOKEN, now_ms: 70, expires_ms: 70, uses: None });
 }
 
 #[test]

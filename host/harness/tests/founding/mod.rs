@@ -20,6 +20,7 @@ pub fn found(uid: NodeUid, authority: String) -> Command {
         status: MemberStatus::Member,
         staged: false,
         banned: false,
+        key: None,
     };
     Command::Found {
         cluster: CLUSTER,

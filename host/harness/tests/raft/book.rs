@@ -59,7 +59,7 @@ pub fn entry(id: LogId) -> Entry {
             token[..8].copy_from_slice(&index.to_be_bytes());
             token[8..16].copy_from_slice(&id.leader_id.term.to_be_bytes());
             let (now_ms, expires_ms) = (index, index + 5);
-            EntryPayload::Normal(Command::IssueToken { token: Digest(token), now_ms, expires_ms })
+            EntryPayload::Normal(Command::IssueToken { token: Digest(token), now_ms, expires_ms, uses: None })
         }
     };
     Entry { log_id: id, payload }

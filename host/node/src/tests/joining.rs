@@ -1,5 +1,9 @@
 //! Joins that are refused, and joins that a crash interrupts.
 
+use annulus_cluster::{Candidate, ask_to_join};
+use annulus_core::ids::NodeUid;
+use annulus_transport::identity::{NodeKey, key_digest};
+
 use super::*;
 
 #[test]
@@ -152,4 +156,111 @@ fn a_resumed_join_wipes_no_module_unless_it_was_told_to() {
         assert_eq!(first.view().state.members.len(), 1);
         second.stop();
     }
+}
+
+/// Read the private key of a node from its data directory.
+fn key_of(node: &Running) -> String {
+    let text = std::fs::read_to_string(node.config.data.join("node.key")).unwrap();
+    text[text.find("-----BEGIN").unwrap()..].to_owned()
+}
+
+/// Ask a node's cluster to admit a node with this uid and key.
+fn ask(
+    to: &Running,
+    token: &str,
+    uid: NodeUid,
+    key: NodeKey,
+) -> Result<annulus_data_dir::Admitted, JoinError> {
+    ask_as(&format!("{uid}@127.0.0.1"), to, token, (uid, key))
+}
+
+fn ask_as(
+    name: &str,
+    to: &Running,
+    token: &str,
+    (uid, key): (NodeUid, NodeKey),
+) -> Result<annulus_data_dir::Admitted, JoinError> {
+    let candidate = Candidate {
+        uid,
+        name: name.to_owned(),
+        listen: "127.0.0.1:1".parse().unwrap(),
+        http: String::new(),
+        zone: None,
+        weight: 1,
+        ring_size: None,
+        staged: true,
+        speaks: Speaks::THIS,
+        key,
+    };
+    let token = token.parse().unwrap();
+    block(ask_to_join(&annulus_transport::Net::Udp, to.life.address, &token, &candidate, soon()))
+}
+
+#[test]
+fn a_used_token_admits_no_second_node_and_answers_the_first_one_again() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let token = token(&first);
+    let key = NodeKey::generate().unwrap();
+    let same = || NodeKey::from_pem(&key.key_pem).unwrap();
+    let uid = NodeUid([7; 16]);
+    let admitted = ask(&first, &token, uid, same()).unwrap();
+    let again = ask(&first, &token, uid, same()).unwrap();
+    assert_eq!(again.node, admitted.node);
+    let state = &first.view().state.clone();
+    assert_eq!(state.member(admitted.node).unwrap().key, Some(key_digest(&key.public_key)));
+
+    let second = NodeKey::generate().unwrap();
+    let before = first.view().index();
+    let refused = ask(&first, &token, NodeUid([8; 16]), second).err().unwrap();
+    assert!(matches!(refused, JoinError::Refused(Refusal::BadToken)), "{refused}");
+    assert_eq!(first.view().index(), before, "a used token adds no entry to the log");
+    // A token for two nodes admits two.
+    let two = block(first.life.cluster.issue_counted_token(LIMIT, Some(2), soon())).unwrap();
+    assert_eq!(two.uses, Some(2));
+    let mut ids = [9, 10, 11].map(|uid| {
+        ask(&first, &two.token.to_string(), NodeUid([uid; 16]), NodeKey::generate().unwrap()).is_ok()
+    });
+    ids.sort_unstable();
+    assert_eq!(ids, [false, true, true]);
+    let longest = Duration::from_secs(24 * 3600 + 1);
+    let refused = block(first.life.cluster.issue_counted_token(longest, None, soon())).unwrap_err();
+    assert!(refused.to_string().contains("24 hours"), "{refused}");
+}
+
+#[test]
+fn the_uid_of_a_live_member_is_refused_with_another_key_and_the_member_lives_on() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let mut second = dirs.start("b");
+    join(&mut second, &first);
+    let uid = second.life.cluster.uid();
+    let before = first.view().state.members.clone();
+    let own = key_of(&second);
+    for key in [NodeKey::generate().unwrap(), NodeKey::from_pem(&own).unwrap()] {
+        let refused = ask(&first, &token(&first), uid, key).err().unwrap();
+        let JoinError::Refused(Refusal::BadSetting(why)) = &refused else { panic!("{refused}") };
+        assert!(why.contains("b@127.0.0.1 (member)"), "{why}");
+    }
+    // The founder's uid is a member's, too.
+    let founder = first.life.cluster.uid();
+    let refused = ask(&first, &token(&first), founder, NodeKey::generate().unwrap()).err().unwrap();
+    assert!(matches!(refused, JoinError::Itself(_)), "{refused}");
+    let refused = ask(&second, &token(&second), founder, NodeKey::generate().unwrap()).err().unwrap();
+    assert!(refused.to_string().contains("a@127.0.0.1 (member)"), "{refused}");
+    assert_eq!(first.view().state.members, before);
+    block(second.life.cluster.propose(deploy("kv"), soon())).unwrap();
+}
+
+#[test]
+fn a_node_whose_join_was_not_answered_continues_with_another_token() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let mut second = dirs.start("b");
+    let key = NodeKey::from_pem(&key_of(&second)).unwrap();
+    let uid = second.life.cluster.uid();
+    let admitted = ask_as("b@127.0.0.1", &first, &token(&first), (uid, key)).unwrap();
+    drop(try_join(&second, &first, &token(&first)).unwrap());
+    second.new_life();
+    assert_eq!(second.life.cluster.me(), admitted.node);
 }
