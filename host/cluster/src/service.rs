@@ -180,6 +180,10 @@ impl Cluster {
                 self.inner.versions.check_known(&command)?;
                 reply(&self.inner.proposer.propose_here(command, deadline).await)
             }
+            kind::AUTHORITY => {
+                let Standing::Member(from) = standing else { return Err(Unanswered::Unknown) };
+                reply(&self.inner.authorities.answer(from, decode(payload)?, deadline).await)
+            }
             kind::FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
                 let view = self.view();

@@ -176,6 +176,7 @@ impl Service for Router {
             | kind::OF_LINEAGE
             | kind::RECOVERED
             | kind::STARTS
+            | kind::AUTHORITY
                 if request.lane == Lane::Control =>
             {
                 self.with_control(|control| control.serve(request));

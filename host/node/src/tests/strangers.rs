@@ -55,7 +55,7 @@ impl Peer {
 }
 
 fn authority_of(node: &Running) -> Authority {
-    annulus_cluster::authority(&node.view())
+    node.life.cluster.authority().unwrap()
 }
 
 fn identity_of(node: &Running) -> TlsIdentity {
