@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid, Start};
-use annulus_core::state::{Command, Lineage, Standing};
+use annulus_core::state::{Command, Lineage, Outcome, Refusal, Standing};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
@@ -15,7 +15,9 @@ use super::Cluster;
 use super::evidence::Starting;
 use super::join::answer_join;
 use super::liveness::Told;
-use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply, JoinReply, OfLineage};
+use super::messages::{
+    Announce, AnnounceReply, FetchState, FetchStateReply, JoinReply, OfLineage, ProposeReply,
+};
 use super::outsider::weigh;
 use super::raft::{RaftTypes, Vote};
 use super::versions::TooNew;
@@ -178,6 +180,16 @@ impl Cluster {
             kind::PROPOSE => {
                 let command: Command = decode(payload)?;
                 self.inner.versions.check_known(&command)?;
+                if let Standing::Member(node) = standing
+                    && !self.view().state.may_propose(node, &command)
+                {
+                    tracing::warn!(peer = %uid, %node, "a command that this member may not propose");
+                    let why = format!(
+                        "node {node} may not propose this: only the leader, or the node that it is about"
+                    );
+                    let outcome = Outcome::Refused(Refusal::BadSetting(why));
+                    return reply(&ProposeReply::Applied { index: self.view().index(), outcome });
+                }
                 reply(&self.inner.proposer.propose_here(command, deadline).await)
             }
             kind::AUTHORITY => {

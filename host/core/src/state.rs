@@ -13,6 +13,7 @@ mod handoff;
 mod level;
 mod lookup;
 mod plan;
+mod proposer;
 mod recover;
 mod standing;
 mod token;

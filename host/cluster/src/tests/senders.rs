@@ -89,3 +89,21 @@ async fn a_node_that_is_not_a_member_gets_no_answer_and_leaves_no_trace() {
     assert_eq!(after.state.lineage, before.state.lineage);
     leader.propose(token(50), soon()).await.unwrap();
 }
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_proposes_neither_for_others_nor_what_the_leader_decides() {
+    let world = World::of_three().await;
+    let (leader, others) = world.led().await;
+    let (sender, other) = (&others[0], &others[1]);
+    let moved = |node: &Cluster| Command::Moved {
+        node: node.me(),
+        listen: "127.0.0.1:9".into(),
+        http: String::new(),
+    };
+    let raise = Command::Raise { level: 99, known: Vec::new() };
+    for command in [moved(other), moved(&leader), raise] {
+        let refused = sender.propose(command, soon()).await.unwrap_err();
+        assert!(refused.to_string().contains("may not propose this"), "{refused}");
+    }
+    sender.propose(moved(sender), soon()).await.unwrap();
+}
