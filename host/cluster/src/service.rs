@@ -260,8 +260,13 @@ impl Cluster {
 
     /// Check that a Raft message comes from the node in whose name it is: leaders and candidates send their own vote.
     fn check_sender(&self, uid: NodeUid, vote: Vote) -> Result<(), Unanswered> {
-        let named = NodeId(vote.leader_id.node_id);
-        if self.view().state.speaks_for(uid, named) { Ok(()) } else { Err(Unanswered::Impostor(named)) }
+        let (named, state) = (NodeId(vote.leader_id.node_id), &self.view().state);
+        // A node that follows a leader, or leads, needs no stranger.
+        let is_led = || self.inner.group.heard_from_leader_within(LED);
+        if state.speaks_for(uid, named) && (state.standing(uid) != Standing::Unknown || !is_led()) {
+            return Ok(());
+        }
+        Err(Unanswered::Impostor(named))
     }
 
     /// Return the standing of a node. If this node does not know it, wait a while for the entry that admits it.
@@ -285,6 +290,9 @@ impl Cluster {
         Box::pin(async move { matches!(self.gets_to_know(uid, deadline).await, Standing::Member(_)) })
     }
 }
+
+/// Time since a leader's last message for which a node follows it. Shorter than an election.
+const LED: Duration = Duration::from_secs(1);
 
 /// Longest wait for the entry that admits a node which has sent a request. A request is rarely faster than the log.
 const INTRODUCTION: Duration = Duration::from_secs(1);

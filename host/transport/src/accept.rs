@@ -67,7 +67,8 @@ async fn admit(shared: Arc<Shared>, incoming: Incoming, handshake: Place) {
             Session::establish(&shared, &connection, &peer, false, lanes).map(dialler::serve)
         }
         Ok(Admitted::Admin(slot)) => {
-            serve_bulk(&shared, &connection, PeerIdentity::Admin, || slot.stream()).await;
+            let operator = PeerIdentity::Admin { key: connection.proof().key() };
+            serve_bulk(&shared, &connection, operator, || slot.stream()).await;
             Ok(())
         }
         Ok(Admitted::Joiner(_permit)) => serve_joiner(&shared, &connection).await,
