@@ -26,6 +26,7 @@ fn soon() -> Instant {
     Instant::now() + LIMIT
 }
 
+mod decoders;
 mod keys;
 mod levels;
 mod senders;

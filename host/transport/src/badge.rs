@@ -189,6 +189,22 @@ mod tests {
     }
 
     #[test]
+    fn no_bytes_make_a_badge_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let (private, public) = key();
+        let signed = sign([1; 32], &["a.node".into()], &public);
+        attack(&[Target {
+            name: "badge",
+            valid: vec![private.into_bytes(), signed.into_bytes()],
+            decode: |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                done((Badge::read(&text), public_key(&text), authority_key(&text)));
+            },
+        }]);
+    }
+
+    #[test]
     fn text_of_every_length_survives_its_pem() {
         for length in 0..200 {
             let text = MAGIC.repeat(20)[..length].to_owned();
