@@ -7,6 +7,7 @@
 //! Only operators, who present an operator's certificate of this cluster, are served. `start` writes such a
 //! certificate into the data directory (`admin.toml`).
 
+mod audit;
 mod control;
 pub mod plan_rows;
 mod protocol;

@@ -18,6 +18,7 @@ use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
 use tokio::time::{Instant, timeout};
 
+use super::authority::{Authorities, SigningError};
 use super::group::RaftGroup;
 use super::propose::{ProposeError, Proposer};
 use super::raft::MEMBERSHIP_TIMEOUT;
@@ -83,6 +84,7 @@ pub(super) struct Claimant {
     group: Arc<RaftGroup>,
     proposer: Arc<Proposer>,
     versions: Arc<Versions>,
+    authorities: Arc<Authorities>,
     /// Time at which this leader first saw each removed node that is still in the group.
     farewells: BTreeMap<NodeId, Instant>,
     marks: DownMarks,
@@ -97,9 +99,10 @@ impl Claimant {
         group: Arc<RaftGroup>,
         proposer: Arc<Proposer>,
         versions: Arc<Versions>,
+        authorities: Arc<Authorities>,
     ) -> Self {
         let (farewells, marks, settled) = Default::default();
-        Self { me, views, group, proposer, versions, farewells, marks, settled }
+        Self { me, views, group, proposer, versions, authorities, farewells, marks, settled }
     }
 
     /// Run until the control plane stops.
@@ -172,14 +175,25 @@ impl Claimant {
         }
         let candidates = self.candidates_to_vote(&view, &group, led_for);
         if let Some(voters) = voters::next_voters(&group.voters, &candidates, self.me.0) {
-            tracing::info!(from = ?group.voters, to = ?voters, "the voters change");
-            self.change_membership(ChangeMembers::ReplaceAllVoters(voters)).await?;
-            return Ok(true);
+            match self.hand_over_key(&group.voters, &voters).await {
+                Ok(()) => {
+                    tracing::info!(from = ?group.voters, to = ?voters, "the voters change");
+                    self.change_membership(ChangeMembers::ReplaceAllVoters(voters)).await?;
+                    return Ok(true);
+                }
+                // Other changes must not wait for that node.
+                Err(error) => tracing::warn!(%error, to = ?voters, "the voters do not change"),
+            }
         }
         // A node that has left must hear of it by the log, which it may not be able to read at the next level.
         let parting =
             view.state.members.values().any(|member| !member.is_live() && group.nodes.contains(&member.id.0));
-        if !parting && let Some(raise) = self.versions.due_raise(&view) {
+        // From its level on, the key of the authority is no longer in the state.
+        let is_key_safe = view.state.binds_keys() || self.authorities.is_in_file();
+        if !parting
+            && is_key_safe
+            && let Some(raise) = self.versions.due_raise(&view)
+        {
             tracing::info!(?raise, "all members speak a higher level of the state");
             return self.decide(raise).await;
         }
@@ -195,6 +209,15 @@ impl Claimant {
             return self.decide(Command::Removed { node }).await;
         }
         self.drop_removed(&view, &group).await
+    }
+
+    /// Hand the authority's key to the nodes that are about to vote: whichever of the voters are lost, the others can
+    /// sign.
+    async fn hand_over_key(&self, from: &BTreeSet<u64>, to: &BTreeSet<u64>) -> Result<(), SigningError> {
+        for node in to.difference(from) {
+            self.authorities.hand_over(NodeId(*node)).await?;
+        }
+        Ok(())
     }
 
     /// Drop a removed node from the group once it has learned of its removal.

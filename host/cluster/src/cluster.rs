@@ -13,6 +13,7 @@ use tokio::sync::watch;
 use tokio::time::Instant;
 
 use super::address_exchange::AddressExchange;
+use super::authority::{Authorities, SigningError};
 use super::change::{Changed, Changes};
 use super::encoded::EncodedState;
 use super::ended::{EndSignal, Ended};
@@ -22,6 +23,7 @@ use super::hold::JoinHold;
 use super::join::{Admission, IssueError, IssuedToken};
 use super::lineage::Lineages;
 use super::liveness::Liveness;
+use super::messages::Subject;
 use super::participation::Participation;
 use super::propose::{ProposeError, Proposer};
 use super::recover::{RecoverError, Recovered, Recoverer};
@@ -33,6 +35,7 @@ use super::tasks::Tasks;
 use super::token::Token;
 use super::versions::Versions;
 use super::view::{DeadlineExceeded, View, Views};
+use annulus_transport::identity::Authority;
 
 /// A node's handle of its control plane. Clones share it.
 #[derive(Clone)]
@@ -52,6 +55,7 @@ pub(super) struct Parts {
     pub(super) proposer: Arc<Proposer>,
     pub(super) changes: Changes,
     pub(super) admission: Admission,
+    pub(super) authorities: Arc<Authorities>,
     pub(super) fetcher: Arc<StateFetcher>,
     pub(super) encoded: EncodedState,
     pub(super) lineages: Arc<Lineages>,
@@ -180,6 +184,24 @@ impl Cluster {
         deadline: Instant,
     ) -> BoxFuture<'_, Result<IssuedToken, IssueError>> {
         Box::pin(self.inner.admission.issue_token(lifetime, uses, deadline))
+    }
+
+    /// Return the authority with its private key, if this node has the key.
+    pub fn authority(&self) -> Option<Authority> {
+        self.inner.authorities.authority()
+    }
+
+    /// Have the public key of an operator signed, by this node or by a voter. Return the chain in PEM.
+    pub fn sign_operator<'a>(
+        &'a self,
+        public_key: &'a [u8],
+        deadline: Instant,
+    ) -> BoxFuture<'a, Result<String, SigningError>> {
+        Box::pin(async move {
+            let authorities = &self.inner.authorities;
+            let signer = authorities.signer(deadline).await.ok_or(SigningError::Nobody)?;
+            authorities.sign(signer, Subject::Operator, public_key, 0, deadline).await
+        })
     }
 
     /// Block changes of this node's cluster for a join through `member`, until the hold is dropped. On

@@ -17,17 +17,19 @@ use annulus_core::version::{Range, Speaks};
 use annulus_core::wording::one_line;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
+use serde_bytes::ByteBuf;
 use tokio::time::{Instant, timeout_at};
 
+use super::authority::{Authorities, SigningError};
 use super::fetch::StateFetcher;
-use super::messages::{JOIN_FRAME, JOIN_LIMIT, JoinAnswer, JoinReply, JoinRequest};
+use super::messages::{JOIN_FRAME, JOIN_LIMIT, JoinAnswer, JoinReply, JoinRequest, Subject};
 use super::propose::{ProposeError, Proposer};
 use super::token::{Token, TokenError, digest_of, now_ms};
-use super::view::{View, Views};
+use super::view::Views;
 use annulus_core::codec::{self, CodecError};
 use annulus_data_dir::Admitted;
 use annulus_transport::client::Client;
-use annulus_transport::identity::{Authority, IdentityError, NodeKey, check_public_key, key_digest};
+use annulus_transport::identity::{IdentityError, NodeKey, TlsIdentity, check_public_key, key_digest};
 use annulus_transport::{BulkError, BulkStream, ConnectError, Net, kind};
 
 /// Longest time for which a member tries to have a node admitted.
@@ -124,14 +126,14 @@ impl JoinError {
     }
 }
 
-/// Ask a member to admit a node.
+/// Ask a member to admit a node. Return the credential of its operator, too, if the member has sent one.
 pub fn ask_to_join<'a>(
     net: &'a Net,
     address: SocketAddr,
     token: &'a Token,
     candidate: &'a Candidate,
     deadline: Instant,
-) -> BoxFuture<'a, Result<Admitted, JoinError>> {
+) -> BoxFuture<'a, Result<(Admitted, Option<TlsIdentity>), JoinError>> {
     Box::pin(async move {
         let timeout = deadline.saturating_duration_since(Instant::now());
         let client = Client::connect_pinned_on(net, address, token.authority, timeout).await?;
@@ -142,6 +144,7 @@ pub fn ask_to_join<'a>(
             return Err(JoinError::Itself(address));
         }
         let key = &candidate.key;
+        let operator = NodeKey::generate()?;
         let request = JoinRequest {
             cluster: token.cluster,
             member: Member {
@@ -161,6 +164,7 @@ pub fn ask_to_join<'a>(
             secret: token.secret().to_vec(),
             ring_size: candidate.ring_size,
             speaks: candidate.speaks,
+            operator_key: Some(ByteBuf::from(operator.public_key.clone())),
         };
         let header = codec::encode(&request)?;
         let unknown = |error: BulkError| JoinError::Unknown(error.to_string());
@@ -173,12 +177,16 @@ pub fn ask_to_join<'a>(
             JoinReply::Admitted(answer) if answer.state.check_sound().is_err() => {
                 Err(JoinError::Unknown("the member's state breaks the rules of a state".into()))
             }
-            JoinReply::Admitted(answer) => Ok(Admitted {
-                node: answer.node,
-                certificate: answer.certificate,
-                key: key.key_pem.clone(),
-                state: answer.state,
-            }),
+            JoinReply::Admitted(answer) => {
+                let operator = answer.operator.map(|certificate| operator.with_certificate(certificate));
+                let admitted = Admitted {
+                    node: answer.node,
+                    certificate: answer.certificate,
+                    key: key.key_pem.clone(),
+                    state: answer.state,
+                };
+                Ok((admitted, operator))
+            }
             JoinReply::Refused(refusal) => Err(refusal.into()),
             JoinReply::Unavailable(why) => Err(JoinError::Unavailable(why)),
             JoinReply::Unknown => Err(JoinError::Unknown("the member does not know the outcome".into())),
@@ -252,11 +260,17 @@ pub(super) struct Admission {
     views: Arc<Views>,
     proposer: Arc<Proposer>,
     fetcher: Arc<StateFetcher>,
+    authorities: Arc<Authorities>,
 }
 
 impl Admission {
-    pub(super) fn new(views: Arc<Views>, proposer: Arc<Proposer>, fetcher: Arc<StateFetcher>) -> Self {
-        Self { views, proposer, fetcher }
+    pub(super) fn new(
+        views: Arc<Views>,
+        proposer: Arc<Proposer>,
+        fetcher: Arc<StateFetcher>,
+        authorities: Arc<Authorities>,
+    ) -> Self {
+        Self { views, proposer, fetcher, authorities }
     }
 
     /// Issue a token that lets `uses` nodes join within `lifetime`. Without `uses` it is one node or, in a cluster
@@ -331,11 +345,10 @@ impl Admission {
         if let Err(refusal) = view.state.admitted_before(&member) {
             return JoinReply::Refused(refusal);
         }
-        // The certificate is signed before the admission, so that no node is admitted without one.
+        // A node that can sign is found before the admission, so that no node is admitted without a certificate.
         let (uid, name) = (member.uid, member.name.clone());
-        let certificate = match authority(&view).sign_node_key(uid, &request.public_key) {
-            Ok(signed) => signed,
-            Err(error) => return JoinReply::Refused(Refusal::BadSetting(error.to_string())),
+        let Some(signer) = self.authorities.signer(deadline).await else {
+            return JoinReply::Unavailable(SigningError::Nobody.to_string());
         };
         let command = Command::Admit { member, token, now_ms: now_ms() };
         annulus_ground::point("admission: nothing is in the way").await;
@@ -360,8 +373,23 @@ impl Admission {
                 Err(_) => JoinReply::Unknown,
             };
         }
+        let subject = Subject::Node(uid);
+        let signed = self.authorities.sign(signer, subject, &request.public_key, index, deadline).await;
+        let certificate = match signed {
+            Ok(certificate) => certificate,
+            // The node is admitted, and continues when it asks again.
+            Err(error) => {
+                tracing::warn!(%node, %error, "the certificate of an admitted node is not signed");
+                return JoinReply::Unknown;
+            }
+        };
+        let operator = match &request.operator_key {
+            // Without one, the node asks for it once it is a member.
+            Some(key) => self.authorities.sign(signer, Subject::Operator, key, index, deadline).await.ok(),
+            None => None,
+        };
         tracing::info!(%node, %name, %uid, "admitted");
-        JoinReply::Admitted(Box::new(JoinAnswer { node, certificate, state: view.state.clone() }))
+        JoinReply::Admitted(Box::new(JoinAnswer { node, certificate, state: view.state.clone(), operator }))
     }
 }
 
@@ -404,14 +432,4 @@ fn speaks_level(levels: Range, level: u32) -> Result<(), Refusal> {
     Err(Refusal::BadSetting(format!(
         "the cluster is at state level {level} and this node speaks {levels}: join with a build that speaks it"
     )))
-}
-
-/// Return the authority that signs this cluster's nodes and operators. Its key is part of the state, so that
-/// any member can admit a node.
-pub fn authority(view: &View) -> Authority {
-    Authority {
-        cluster: view.state.cluster,
-        cert_pem: view.state.authorities.last().cloned().unwrap_or_default(),
-        key_pem: view.state.authority_key.clone(),
-    }
 }

@@ -34,6 +34,7 @@
 mod address_exchange;
 mod addresses;
 mod announce;
+mod authority;
 mod change;
 mod claimant;
 mod cluster;
@@ -77,7 +78,7 @@ pub use cluster::Cluster;
 pub use ended::Ended;
 pub use group::RaftMembers;
 pub use hold::JoinHold;
-pub use join::{Candidate, IssueError, IssuedToken, JoinError, ask_to_join, authority};
+pub use join::{Candidate, IssueError, IssuedToken, JoinError, ask_to_join};
 pub use liveness::{Liveness, LivenessStatus, LivenessTable};
 pub use network::ControlNetwork;
 pub use propose::ProposeError;

@@ -6,7 +6,9 @@ use annulus_core::ids::{ClusterId, NodeId, NodeUid};
 use annulus_core::keyspace::RingSize;
 use annulus_core::state::{ClusterState, Lineage, Member, Outcome, Refusal};
 use annulus_core::version::Speaks;
+use annulus_data_dir::AuthorityKey;
 use serde::{Deserialize, Serialize};
+use serde_bytes::ByteBuf;
 
 use super::addresses::{Sighting, Stamp};
 pub use annulus_transport::kind::{ADDRESSES, ANNOUNCE, FETCH_STATE};
@@ -96,6 +98,51 @@ pub struct FetchState {
 /// Reply to [`FetchState`]: the state, if it is newer.
 pub type FetchStateReply = Option<Box<ClusterState>>;
 
+/// The subject of a certificate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Subject {
+    /// The node of a data directory.
+    Node(NodeUid),
+    /// An operator.
+    Operator,
+}
+
+/// Message about the key of the cluster's authority, from a member.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum AuthorityMessage {
+    /// The receiver is asked whether it has the key.
+    Has,
+    /// The receiver is asked to sign a public key.
+    Sign {
+        /// The subject of the certificate.
+        subject: Subject,
+        /// The public key.
+        #[serde(with = "serde_bytes")]
+        public_key: Vec<u8>,
+        /// An entry after which the member table has the subject.
+        index: u64,
+    },
+    /// The sender votes, and asks for the key.
+    Give,
+    /// The receiver is about to vote, and gets the key.
+    Take(AuthorityKey),
+}
+
+/// Reply to an [`AuthorityMessage`].
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub enum AuthorityReply {
+    /// The key is stored.
+    Done,
+    /// Whether the node has the key.
+    Has(bool),
+    /// The certificate chain in PEM.
+    Signed(String),
+    /// The key.
+    Key(AuthorityKey),
+    /// Nothing was done, for this reason.
+    Refused(String),
+}
+
 /// Request for admission: the header of a join stream.
 #[derive(Clone, Serialize, Deserialize)]
 pub struct JoinRequest {
@@ -115,6 +162,9 @@ pub struct JoinRequest {
     /// Versions that its build speaks. Absent from the first build.
     #[serde(default)]
     pub speaks: Speaks,
+    /// Public key for the credential of the node's operator: a node that has joined may be unable to reach a voter.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator_key: Option<ByteBuf>,
 }
 
 /// Reply to [`JoinRequest`], in frames of at most [`JOIN_FRAME`] bytes.
@@ -139,6 +189,9 @@ pub struct JoinAnswer {
     pub certificate: String,
     /// The committed state, at or after the entry that admitted the node.
     pub state: ClusterState,
+    /// PEM certificate chain of the node's operator, if it has asked for one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub operator: Option<String>,
 }
 
 /// Largest part of a join's reply: a state may be larger than a frame.

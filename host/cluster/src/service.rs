@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid, Start};
-use annulus_core::state::{Command, Lineage, Standing};
+use annulus_core::state::{Command, Lineage, Outcome, Refusal, Standing};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use openraft::raft::{AppendEntriesRequest, AppendEntriesResponse, InstallSnapshotRequest, VoteRequest};
@@ -15,7 +15,9 @@ use super::Cluster;
 use super::evidence::Starting;
 use super::join::answer_join;
 use super::liveness::Told;
-use super::messages::{Announce, AnnounceReply, FetchState, FetchStateReply, JoinReply, OfLineage};
+use super::messages::{
+    Announce, AnnounceReply, FetchState, FetchStateReply, JoinReply, OfLineage, ProposeReply,
+};
 use super::outsider::weigh;
 use super::raft::{RaftTypes, Vote};
 use super::versions::TooNew;
@@ -178,7 +180,21 @@ impl Cluster {
             kind::PROPOSE => {
                 let command: Command = decode(payload)?;
                 self.inner.versions.check_known(&command)?;
+                if let Standing::Member(node) = standing
+                    && !self.view().state.may_propose(node, &command)
+                {
+                    tracing::warn!(peer = %uid, %node, "a command that this member may not propose");
+                    let why = format!(
+                        "node {node} may not propose this: only the leader, or the node that it is about"
+                    );
+                    let outcome = Outcome::Refused(Refusal::BadSetting(why));
+                    return reply(&ProposeReply::Applied { index: self.view().index(), outcome });
+                }
                 reply(&self.inner.proposer.propose_here(command, deadline).await)
+            }
+            kind::AUTHORITY => {
+                let Standing::Member(from) = standing else { return Err(Unanswered::Unknown) };
+                reply(&self.inner.authorities.answer(from, decode(payload)?, deadline).await)
             }
             kind::FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;
@@ -244,8 +260,13 @@ impl Cluster {
 
     /// Check that a Raft message comes from the node in whose name it is: leaders and candidates send their own vote.
     fn check_sender(&self, uid: NodeUid, vote: Vote) -> Result<(), Unanswered> {
-        let named = NodeId(vote.leader_id.node_id);
-        if self.view().state.speaks_for(uid, named) { Ok(()) } else { Err(Unanswered::Impostor(named)) }
+        let (named, state) = (NodeId(vote.leader_id.node_id), &self.view().state);
+        // A node that follows a leader, or leads, needs no stranger.
+        let is_led = || self.inner.group.heard_from_leader_within(LED);
+        if state.speaks_for(uid, named) && (state.standing(uid) != Standing::Unknown || !is_led()) {
+            return Ok(());
+        }
+        Err(Unanswered::Impostor(named))
     }
 
     /// Return the standing of a node. If this node does not know it, wait a while for the entry that admits it.
@@ -269,6 +290,9 @@ impl Cluster {
         Box::pin(async move { matches!(self.gets_to_know(uid, deadline).await, Standing::Member(_)) })
     }
 }
+
+/// Time since a leader's last message for which a node follows it. Shorter than an election.
+const LED: Duration = Duration::from_secs(1);
 
 /// Longest wait for the entry that admits a node which has sent a request. A request is rarely faster than the log.
 const INTRODUCTION: Duration = Duration::from_secs(1);

@@ -10,7 +10,7 @@ use annulus_core::address::HostPort;
 use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_core::state::{ClusterState, Command, Machine, Outcome, Refusal};
 use annulus_core::version::Speaks;
-use annulus_data_dir::Store;
+use annulus_data_dir::{AuthorityFile, Store};
 use futures_util::future::BoxFuture;
 use tokio::runtime::Handle;
 use tokio::sync::watch;
@@ -19,6 +19,7 @@ use tokio::time::Instant;
 use super::address_exchange::AddressExchange;
 use super::addresses::{AddressBook, Sighting, Stamp};
 use super::announce::{Announcer, Place};
+use super::authority::Authorities;
 use super::change::Changes;
 use super::claimant::Claimant;
 use super::cluster::{Cluster, Parts};
@@ -73,6 +74,8 @@ pub struct ClusterConfig {
     pub network: Arc<dyn ControlNetwork>,
     /// Versions that this build speaks.
     pub speaks: Speaks,
+    /// The file of the authority's key.
+    pub authority: AuthorityFile,
     /// The first command of a cluster ([`Command::Found`]), if this node is founding one and may not have
     /// finished.
     pub found: Option<Command>,
@@ -172,7 +175,17 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
         tasks.clone(),
     ));
     let (liveness, detector) = Liveness::new(me, uid, speaks);
-    let claimant = Claimant::new(me, views.clone(), group.clone(), proposer.clone(), versions.clone());
+    let authorities = Authorities::open(views.clone(), group.clone(), peers.clone(), config.authority)
+        .map_err(|error| ClusterError::Authority(error.to_string()))?;
+    let authorities = Arc::new(authorities);
+    let claimant = Claimant::new(
+        me,
+        views.clone(),
+        group.clone(),
+        proposer.clone(),
+        versions.clone(),
+        authorities.clone(),
+    );
     let announcer = Announcer {
         views: views.clone(),
         group: group.clone(),
@@ -208,6 +221,7 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
     }
     tasks.spawn(start_check.clone().run(disk));
     tasks.spawn(claimant.run());
+    tasks.spawn(authorities.clone().run());
     tasks.spawn(detector.run(views.subscribe(), book, network));
     let parts = Parts {
         me,
@@ -216,7 +230,8 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
         group,
         versions,
         changes: Changes::new(me, views.clone(), fetcher.clone(), proposer.clone()),
-        admission: Admission::new(views.clone(), proposer.clone(), fetcher.clone()),
+        admission: Admission::new(views.clone(), proposer.clone(), fetcher.clone(), authorities.clone()),
+        authorities,
         views,
         proposer,
         fetcher,

@@ -62,6 +62,9 @@ pub enum ClusterError {
         /// Levels that the build speaks.
         speaks: Range,
     },
+    /// The file of the authority's key cannot be read.
+    #[error("{0}")]
+    Authority(String),
     /// Raft does not start, or the former one does not end.
     #[error("the control plane does not start: {0}")]
     Raft(String),

@@ -26,6 +26,8 @@ fn soon() -> Instant {
     Instant::now() + LIMIT
 }
 
+mod decoders;
+mod keys;
 mod levels;
 mod senders;
 mod strange_lineage;
@@ -124,6 +126,14 @@ impl World {
     }
 
     async fn founded_in(net: Arc<Net>) -> Self {
+        Self::founded_with(net, "authority".into()).await
+    }
+
+    async fn founded_by(authority: String) -> Self {
+        Self::founded_with(Arc::default(), authority).await
+    }
+
+    async fn founded_with(net: Arc<Net>, authority: String) -> Self {
         let dir = tempfile::tempdir().unwrap();
         let level = if net.older.lock().is_empty() { LEVEL } else { 1 };
         let next_start = Start { number: 1, id: 1 };
@@ -133,7 +143,7 @@ impl World {
             ring_size: RingSize::try_from(8).unwrap(),
             width: 3,
             founder: Member { key: None, ..member(1) },
-            authority: "authority".into(),
+            authority,
             authority_key: "key".into(),
             level,
         };
@@ -184,6 +194,10 @@ impl World {
             http: member.http,
             place: Place::default(),
             network: Arc::new(Link { net: self.net.clone(), from: member.uid }),
+            authority: annulus_data_dir::AuthorityFile::new(
+                annulus_data_dir::Disk::real(),
+                self.dir.path().join(format!("beside-{disk}")),
+            ),
             speaks: if older { Speaks::FIRST } else { Speaks::THIS },
             found,
         });
@@ -702,6 +716,7 @@ async fn a_join_with_a_wrong_secret_costs_no_entry_of_the_log() {
             secret: number.to_be_bytes().to_vec(),
             ring_size: None,
             speaks: Speaks::THIS,
+            operator_key: None,
         };
         let reply = node.inner.admission.admit(request).await;
         assert!(matches!(&reply, messages::JoinReply::Refused(annulus_core::state::Refusal::BadToken)));

@@ -13,6 +13,8 @@ pub mod handoff;
 pub mod holding;
 pub mod ids;
 pub mod item;
+#[doc(hidden)]
+pub mod junk;
 pub mod keyspace;
 pub mod legend;
 pub mod liveness;

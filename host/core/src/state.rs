@@ -13,6 +13,7 @@ mod handoff;
 mod level;
 mod lookup;
 mod plan;
+mod proposer;
 mod recover;
 mod standing;
 mod step;
@@ -232,7 +233,7 @@ pub struct ClusterState {
     pub modules: BTreeMap<ModuleUid, Module>,
     /// PEM certificates of the authorities that sign nodes and operators (R20).
     pub authorities: Vec<String>,
-    /// PEM key of the newest authority.
+    /// PEM key of the newest authority. Empty from state level 6 on: voters have it in a file.
     pub authority_key: String,
     /// The expiry of each join token by the SHA-256 of its secret, in milliseconds since 1970.
     pub tokens: BTreeMap<Digest, u64>,
@@ -280,7 +281,7 @@ pub enum Command {
         founder: Member,
         /// PEM certificate of the founder's authority.
         authority: String,
-        /// PEM key of that authority.
+        /// PEM key of that authority. Empty from state level 6 on.
         authority_key: String,
         /// The initial level of the state.
         #[serde(default = "first_level")]

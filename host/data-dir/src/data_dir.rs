@@ -7,6 +7,7 @@ use annulus_core::ids::NodeUid;
 use parking_lot::Mutex;
 
 use super::admin_toml::AdminToml;
+use super::authority_file::AuthorityFile;
 use super::disk::{Disk, Lock};
 use super::empty::EmptyModules;
 use super::error::DataDirError;
@@ -145,6 +146,11 @@ impl DataDir {
     /// Write `admin.toml`, for the command line.
     pub fn write_admin(&self, admin: &AdminToml) -> Result<(), DataDirError> {
         admin.write(&self.disk, &self.path)
+    }
+
+    /// Return the file of the authority's key.
+    pub fn authority_file(&self) -> AuthorityFile {
+        AuthorityFile::new(self.disk.clone(), self.path.clone())
     }
 
     /// Read the founding in progress, if any.

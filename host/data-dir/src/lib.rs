@@ -5,6 +5,7 @@
 //! IDENTITY         layout version, name, cluster, lineage, uid, node id; checksummed
 //! node.pem .key    the certificate by which peers know the node, and its key
 //! authorities.pem  authorities that the node trusts
+//! authority.key    on voters: the private key of the cluster's authority
 //! FOUNDING         until the new cluster exists: the authority that founds it
 //! JOIN             while a join is in progress: the request, then the reply
 //! admin.toml       address and credentials with which the command line reaches this node
@@ -29,6 +30,7 @@
 
 mod admin_toml;
 mod aside;
+mod authority_file;
 mod data_dir;
 mod database;
 mod disk;
@@ -49,6 +51,7 @@ mod starts;
 mod store;
 
 pub use admin_toml::AdminToml;
+pub use authority_file::{AuthorityFile, AuthorityKey};
 pub use data_dir::{DataDir, new_uid};
 pub use database::fatal;
 pub use disk::{Access, Disk, Entry, Files, Handle, Lock, Open};

@@ -222,3 +222,41 @@ fn a_data_directory_is_set_aside_whole_and_repeatedly() {
     assert_eq!(data.set_aside().unwrap().unwrap(), dir.path().join("set-aside-2"));
     assert!(aside.join("IDENTITY").exists());
 }
+
+#[test]
+fn no_bytes_make_a_file_of_the_directory_panic() {
+    use annulus_core::codec::{decode, encode};
+    use annulus_core::junk::{Target, attack, done};
+
+    fn read<T: serde::de::DeserializeOwned>(bytes: &[u8]) {
+        done(toml::from_str::<T>(&String::from_utf8_lossy(bytes)));
+    }
+    let valid = |body: Result<String, toml::ser::Error>| vec![body.unwrap().into_bytes()];
+    let pem = || "-----BEGIN CERTIFICATE-----\nAA==\n-----END CERTIFICATE-----\n".to_owned();
+    let asking =
+        JoinIntent::Asking { address: "127.0.0.1:1".into(), token: "t".into(), stage: false, discard: true };
+    let admin = AdminToml {
+        address: "127.0.0.1:1".into(),
+        cluster: "c".into(),
+        authorities: vec![pem()],
+        certificate: pem(),
+        key: pem(),
+    };
+    let key = AuthorityKey { certificate: pem(), key: pem() };
+    let founding = Founding { authority: pem(), authority_key: pem() };
+    attack(&[
+        Target {
+            name: "IDENTITY",
+            valid: valid(toml::to_string(&identity("a@h"))),
+            decode: read::<Identity>,
+        },
+        Target { name: "admin.toml", valid: valid(toml::to_string(&admin)), decode: read::<AdminToml> },
+        Target { name: "authority.key", valid: valid(toml::to_string(&key)), decode: read::<AuthorityKey> },
+        Target { name: "FOUNDING", valid: valid(toml::to_string(&founding)), decode: read::<Founding> },
+        Target {
+            name: "JOIN",
+            valid: vec![encode(&asking).unwrap()],
+            decode: |bytes| done(decode::<JoinIntent>(bytes)),
+        },
+    ]);
+}

@@ -115,3 +115,35 @@ impl Handoff {
         counted.buffer_unordered(COUNTED_AT_ONCE).filter_map(std::future::ready).collect().await
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use annulus_core::junk::{Target, attack, done};
+
+    use super::*;
+    use crate::rows::TransferRow;
+
+    #[test]
+    fn no_bytes_make_a_message_panic() {
+        let request = CountRequest { partitions: vec![PartitionId(1), PartitionId(2)] };
+        let reply: CountReply = vec![(PartitionId(1), PartitionSize { items: 1, bytes: 2 })];
+        attack(&[
+            Target {
+                name: "CountRequest",
+                valid: vec![codec::encode(&request).unwrap()],
+                decode: |bytes| done(codec::decode::<CountRequest>(bytes)),
+            },
+            Target {
+                name: "CountReply",
+                valid: vec![codec::encode(&reply).unwrap()],
+                decode: |bytes| done(codec::decode::<CountReply>(bytes)),
+            },
+            Target {
+                name: "TransferRow",
+                valid: vec![codec::encode(&Vec::<TransferRow>::new()).unwrap()],
+                decode: |bytes| done(codec::decode::<Vec<TransferRow>>(bytes)),
+            },
+        ]);
+    }
+}

@@ -183,6 +183,18 @@ impl Modules {
 mod tests {
     use super::*;
 
+    #[test]
+    fn no_bytes_make_a_report_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let valid = codec::encode(&report(1, 2)).unwrap_or_default();
+        attack(&[Target {
+            name: "CapabilityReport",
+            valid: vec![valid],
+            decode: |bytes| done(codec::decode::<CapabilityReport>(bytes)),
+        }]);
+    }
+
     fn report(number: u64, module: u64) -> CapabilityReport {
         let unable = Unable { module: ModuleUid(module), version: 1, reason: "why".to_owned() };
         CapabilityReport { number, unable: vec![unable] }

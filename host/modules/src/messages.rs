@@ -48,3 +48,42 @@ pub struct Running {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub lost: Vec<u16>,
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use annulus_core::codec::{decode, encode};
+    use annulus_core::junk::{Target, attack, done};
+
+    use super::*;
+
+    #[test]
+    fn no_bytes_make_a_message_panic() {
+        let prepare = Prepare { digest: Digest([1; 32]), config: vec![0xa0], from: 1, call_ms: Some(5) };
+        let wait = AwaitRunning { module: ModuleUid(1), version: 2, wait_ms: 3 };
+        let running = Running { failed: Some((1, "why".into())), lost: vec![1], ..Running::default() };
+        let prepared: Result<(), String> = Err("why".into());
+        attack(&[
+            Target {
+                name: "Prepare",
+                valid: vec![encode(&prepare).unwrap()],
+                decode: |bytes| done(decode::<Prepare>(bytes)),
+            },
+            Target {
+                name: "AwaitRunning",
+                valid: vec![encode(&wait).unwrap()],
+                decode: |bytes| done(decode::<AwaitRunning>(bytes)),
+            },
+            Target {
+                name: "Running",
+                valid: vec![encode(&running).unwrap()],
+                decode: |bytes| done(decode::<Running>(bytes)),
+            },
+            Target {
+                name: "Digest, and the answer to Prepare",
+                valid: vec![encode(&Digest([1; 32])).unwrap(), encode(&prepared).unwrap()],
+                decode: |bytes| done((decode::<Digest>(bytes), decode::<Result<(), String>>(bytes))),
+            },
+        ]);
+    }
+}

@@ -15,9 +15,9 @@ use super::exit::{Exit, ExitSwitch};
 use super::tasks::Tasks;
 use super::{NodeConfig, StartError};
 use annulus_cluster::{Candidate, Cluster, JoinError, JoinHold, Token, ask_to_join};
-use annulus_data_dir::{Admitted, DataDir, JoinIntent};
+use annulus_data_dir::{AdminToml, Admitted, DataDir, JoinIntent};
 use annulus_transport::Net;
-use annulus_transport::identity::NodeKey;
+use annulus_transport::identity::{NodeKey, TlsIdentity};
 
 /// Time limit of one attempt of a resumed join.
 const ATTEMPT: Duration = Duration::from_secs(10);
@@ -145,7 +145,7 @@ impl Joiner {
         let asked = ask_to_join(&self.inner.net, member, &parsed, &candidate, deadline).await;
         annulus_ground::point("join: was answered").await;
         match asked {
-            Ok(admitted) => self.accept(admitted, hold),
+            Ok((admitted, operator)) => self.accept(admitted, operator, hold),
             Err(error) => {
                 data.clear_join_intent()?;
                 Err(error)
@@ -212,9 +212,9 @@ impl Joiner {
         let deadline = Instant::now() + ATTEMPT;
         let hold = self.hold(member, token, wish.discard, deadline).await?;
         let candidate = self.candidate(wish.stage)?;
-        let admitted = ask_to_join(&self.inner.net, member, token, &candidate, deadline).await?;
+        let (admitted, operator) = ask_to_join(&self.inner.net, member, token, &candidate, deadline).await?;
         annulus_ground::point("join: was answered").await;
-        self.accept(admitted, hold).map(drop)
+        self.accept(admitted, operator, hold).map(drop)
     }
 
     /// Check that the node may join. The returned hold prevents changes that would make this false.
@@ -270,10 +270,29 @@ impl Joiner {
     }
 
     /// Record the admission on disk. From then on, the join cannot be undone.
-    fn accept(&self, admitted: Admitted, hold: JoinHold) -> Result<JoinAccepted, JoinError> {
+    fn accept(
+        &self,
+        admitted: Admitted,
+        operator: Option<TlsIdentity>,
+        hold: JoinHold,
+    ) -> Result<JoinAccepted, JoinError> {
         let admitted = Box::new(admitted);
-        self.inner.data.write_join_intent(&JoinIntent::Admitted(admitted.clone()))?;
+        let Inner { data, config, .. } = &*self.inner;
+        data.write_join_intent(&JoinIntent::Admitted(admitted.clone()))?;
         hold.keep();
+        if let Some(operator) = operator {
+            let admin = AdminToml {
+                address: config.local().to_string(),
+                cluster: admitted.state.cluster.to_string(),
+                authorities: admitted.state.authorities.clone(),
+                certificate: operator.cert_pem,
+                key: operator.key_pem,
+            };
+            if let Err(error) = data.write_admin(&admin) {
+                // As after a crash before this, the node asks a voter for another credential.
+                tracing::warn!(%error, "the credential of the new cluster's operator is not stored");
+            }
+        }
         let state = &admitted.state;
         let own = self.inner.cluster.view().state.ring.size;
         Ok(JoinAccepted {

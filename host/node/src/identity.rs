@@ -2,21 +2,27 @@
 
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 use annulus_core::ids::{ClusterId, NodeId};
 use annulus_core::state::{Command, Lineage, Member, MemberStatus};
 use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
 
 use super::{NodeConfig, StartError, open_unlocked};
-use annulus_cluster::{View, authority, seed};
+use annulus_cluster::{Cluster, View, seed};
 use annulus_data_dir::{
-    AdminToml, Credentials, DataDir, Founding, Identity, JoinIntent, LAYOUT_VERSION, new_uid,
+    AdminToml, AuthorityKey, Credentials, DataDir, Founding, Identity, JoinIntent, LAYOUT_VERSION, new_uid,
 };
 use annulus_transport::Transport;
 use annulus_transport::identity::{Authority, NodeKey, key_digest};
 
 /// Replicas per partition in the ring table, if there are enough nodes (R4).
 const RING_WIDTH: u8 = 3;
+
+/// Longest wait for a voter that signs an operator's certificate, and the pause between two attempts.
+pub(super) const SIGNING: Duration = Duration::from_secs(3);
+const SIGNING_PAUSE: Duration = Duration::from_secs(2);
 
 /// The first state level whose members have keys.
 const KEYS_FROM: u32 = 6;
@@ -28,6 +34,8 @@ pub(super) async fn finish_join(data: &DataDir) -> Result<(), StartError> {
     let state = &admitted.state;
     let Some(member) = state.members.get(&admitted.node) else { return Ok(data.clear_join_intent()?) };
     data.wipe_database()?;
+    // The key of the authority of the node's own cluster.
+    data.authority_file().remove()?;
     let database = open_unlocked(data).await?;
     seed(&database, state).await.map_err(annulus_cluster::ClusterError::from)?;
     drop(database);
@@ -77,13 +85,16 @@ pub(super) fn found_command(
     config: &NodeConfig,
     address: SocketAddr,
 ) -> Result<Option<Command>, StartError> {
-    let Some(founding) = data.founding()? else { return Ok(None) };
+    let Some(Founding { authority, mut authority_key }) = data.founding()? else { return Ok(None) };
     let level = config.speaks.levels.newest;
-    // Older builds cannot read the key.
-    let key = match level {
-        KEYS_FROM.. => Some(key_digest(&NodeKey::from_pem(&data.credentials()?.key)?.public_key)),
-        _ => None,
-    };
+    let mut key = None;
+    // Older builds cannot read the key of a member, and expect that of the authority in the state.
+    if level >= KEYS_FROM {
+        key = Some(key_digest(&NodeKey::from_pem(&data.credentials()?.key)?.public_key));
+        let in_file =
+            AuthorityKey { certificate: authority.clone(), key: std::mem::take(&mut authority_key) };
+        data.authority_file().write(&in_file)?;
+    }
     Ok(Some(Command::Found {
         cluster: identity.cluster,
         ring_size: config.founding_ring_size(),
@@ -101,22 +112,35 @@ pub(super) fn found_command(
             banned: false,
             key,
         },
-        authority: founding.authority,
-        authority_key: founding.authority_key,
+        authority,
+        authority_key,
         level,
     }))
 }
 
-/// Keep `admin.toml` up to date: the cluster, the address, and an operator's certificate.
-pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> Result<(), StartError> {
+/// Keep `admin.toml` up to date: the cluster, the address, and an operator's certificate. Return false if the
+/// certificate is missing and nobody can sign one in time.
+pub(super) async fn write_admin(
+    data: &DataDir,
+    of: &Cluster,
+    address: SocketAddr,
+    deadline: Instant,
+) -> Result<bool, StartError> {
+    let view = of.view();
     let cluster = view.state.cluster.to_string();
     // An unreadable file is replaced like a missing one.
     let present = data.admin().ok().flatten().filter(|admin| admin.cluster == cluster);
     let (certificate, key) = match &present {
         Some(admin) => (admin.certificate.clone(), admin.key.clone()),
         None => {
-            let operator = authority(view).sign_admin()?;
-            (operator.cert_pem, operator.key_pem)
+            let key = NodeKey::generate()?;
+            match of.sign_operator(&key.public_key, deadline).await {
+                Ok(certificate) => (certificate, key.key_pem),
+                Err(error) => {
+                    tracing::debug!(%error, "admin.toml is not written yet");
+                    return Ok(false);
+                }
+            }
         }
     };
     let authorities = view.state.authorities.clone();
@@ -124,7 +148,19 @@ pub(super) fn write_admin(data: &DataDir, view: &View, address: SocketAddr) -> R
     if present.as_ref() != Some(&wanted) {
         data.write_admin(&wanted)?;
     }
-    Ok(())
+    Ok(true)
+}
+
+/// Write `admin.toml` once a voter can sign the operator's certificate.
+pub(super) async fn write_admin_later(data: Arc<DataDir>, of: Cluster, address: SocketAddr) {
+    loop {
+        sleep(SIGNING_PAUSE).await;
+        match write_admin(&data, &of, address, Instant::now() + SIGNING).await {
+            Ok(false) => tracing::warn!("no voter can sign the operator's certificate for admin.toml yet"),
+            Ok(true) => return,
+            Err(error) => return tracing::error!(%error, "admin.toml cannot be written"),
+        }
+    }
 }
 
 /// Trust the authorities that the cluster agreed on, now and after a restart (R20).

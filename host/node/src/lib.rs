@@ -189,6 +189,7 @@ impl Life {
             place: Place { zone: config.zone.clone(), weight: config.weight },
             network: Arc::new(transport.clone()),
             speaks: config.speaks,
+            authority: data.authority_file(),
             found: identity::found_command(&data, &identity, &config, address)?,
         };
         // The control plane stays on the runtime where it starts.
@@ -199,7 +200,7 @@ impl Life {
         if view.is_removed() {
             return Err(StartError::Removed(config.name));
         }
-        identity::write_admin(&data, &view, config.local())?;
+        let has_admin = identity::write_admin(&data, &cluster, config.local(), Instant::now()).await?;
         router.serve_control(cluster.clone());
         let authorities = identity::keep_authorities(data.clone(), cluster.watch(), transport.clone());
         tasks.spawn_on(network, authorities);
@@ -214,6 +215,11 @@ impl Life {
             Ended::Removed => StartError::Removed(config.name.clone()),
             other => StartError::Ended(other),
         })?;
+        let limit = Instant::now() + identity::SIGNING;
+        if !has_admin && !identity::write_admin(&data, &cluster, config.local(), limit).await? {
+            let later = identity::write_admin_later(data.clone(), cluster.clone(), config.local());
+            tasks.spawn_on(network, later);
+        }
 
         let services = Services::start(services::Parts {
             cluster: cluster.clone(),
@@ -394,7 +400,13 @@ pub fn run(mut config: NodeConfig, mut started: impl FnMut(&Node)) -> Result<Sto
         config = node.config().clone();
         reborn = true;
         match node.run() {
-            Exit::Stop(reason) => return Ok(reason),
+            Exit::Stop(reason) => {
+                if reason == StopReason::Removed {
+                    // Others vote in its place, and have the key.
+                    data.authority_file().remove()?;
+                }
+                return Ok(reason);
+            }
             Exit::Restart => tracing::info!("restarting as a member of another cluster"),
         }
     }

@@ -105,7 +105,7 @@ impl Router {
                 // The task ends within the transport's limit for a stalled stream.
                 None => drop(annulus_ground::spawn(annulus_cluster::turn_joiner_away(stream))),
             },
-            (kind::BULK_ADMIN, PeerIdentity::Admin) => match &*self.admin.load() {
+            (kind::BULK_ADMIN, PeerIdentity::Admin { .. }) => match &*self.admin.load() {
                 Some(admin) => admin.serve(from, header, stream),
                 // The task ends within the same limit.
                 None => drop(annulus_ground::spawn(annulus_admin::turn_away(
@@ -177,6 +177,7 @@ impl Service for Router {
             | kind::OF_LINEAGE
             | kind::RECOVERED
             | kind::STARTS
+            | kind::AUTHORITY
                 if request.lane == Lane::Control =>
             {
                 self.with_control(|control| control.serve(request));
@@ -197,7 +198,7 @@ impl Service for Router {
                             }
                         });
                     }
-                    PeerIdentity::Admin | PeerIdentity::Joiner => {}
+                    PeerIdentity::Admin { .. } | PeerIdentity::Joiner => {}
                 },
                 _ if mutants::on(Mutant::DropCallsWhileStarting) => {}
                 // The call was not executed. Without an answer, the caller must report `unknown`.

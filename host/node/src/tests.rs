@@ -19,6 +19,7 @@ use annulus_cluster::{JoinError, ProposeError, TokenError, View};
 use annulus_data_dir::JoinIntent;
 use annulus_transport::ConnectError;
 
+mod authority;
 mod joining;
 mod not_ready;
 

@@ -59,6 +59,14 @@ mod tests {
     #![allow(clippy::unwrap_used)]
     use super::*;
 
+    #[test]
+    fn no_bytes_make_the_arguments_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let valid = vec![args("key".into()), args(Value::Bytes(vec![1])), args(7.into())];
+        attack(&[Target { name: "arguments", valid, decode: |bytes| done(routing_key(bytes, "k")) }]);
+    }
+
     fn args(value: Value) -> Vec<u8> {
         let mut bytes = Vec::new();
         ciborium::into_writer(&Value::Map(vec![("k".into(), value)]), &mut bytes).unwrap();

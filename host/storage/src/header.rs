@@ -146,6 +146,26 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_bytes_make_a_record_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let store = StoreId { partition: PartitionId(7), number: 9 };
+        let header = Header { module: ModuleUid(3), role: StoreRole::Aside, closed: None };
+        let (key, value) = Record::Header(store, header).encode();
+        // The first byte says how many bytes of the rest are the key.
+        let valid = [&[key.len() as u8], &key[..], &value[..]].concat();
+        attack(&[Target {
+            name: "Record",
+            valid: vec![valid],
+            decode: |bytes| {
+                let Some((length, rest)) = bytes.split_first() else { return };
+                let (key, value) = rest.split_at(rest.len().min(usize::from(*length)));
+                done(Record::decode(key, value));
+            },
+        }]);
+    }
+
+    #[test]
     fn records_can_be_read_back() {
         let store = StoreId { partition: PartitionId(7), number: 9 };
         let closed = Some(Closed { actor: u64::MAX, dots: 1, items: 2, bytes: 3 });

@@ -108,6 +108,16 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_bytes_make_the_witness_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let mut body = Vec::new();
+        ciborium::into_writer(&Noted::default(), &mut body).unwrap();
+        let slot = [Sha256::digest(&body).as_slice(), &body].concat();
+        attack(&[Target { name: "witness", valid: vec![slot], decode: |bytes| done(decode(bytes)) }]);
+    }
+
+    #[test]
     fn the_newest_whole_write_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("items.mark");

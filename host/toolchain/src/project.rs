@@ -178,6 +178,24 @@ mod tests {
 
     use super::*;
 
+    #[test]
+    fn no_output_of_cargo_makes_a_reader_panic() {
+        let message = r#"{"reason":"compiler-artifact","manifest_path":"/p","filenames":["/p/a.wasm"]}"#;
+        let metadata = r#"{"packages":[{"name":"a","manifest_path":"/p"}],"target_directory":"/t","workspace_root":"/w"}"#;
+        for text in [message, metadata] {
+            for at in 0..text.len() {
+                for byte in [b'"', b'{', b'}', b'[', 0, 0x80, b'9'] {
+                    let mut bytes = text.as_bytes().to_vec();
+                    bytes[at] = byte;
+                    let damaged = String::from_utf8_lossy(&bytes).into_owned();
+                    for text in [&damaged, &damaged[..damaged.floor_char_boundary(at)]] {
+                        drop((serde_json::from_str::<Message>(text), serde_json::from_str::<Metadata>(text)));
+                    }
+                }
+            }
+        }
+    }
+
     fn refusal(path: &Path) -> String {
         match Project::at(path) {
             Err(BuildError::NotAProject { reason, .. }) => reason,

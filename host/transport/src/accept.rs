@@ -7,15 +7,16 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::OwnedSemaphorePermit;
 use tokio::time::timeout;
 
 use super::admins::AdminSlot;
 use super::bulk::TokenInner;
 use super::close::{Close, describe};
 use super::dialler;
+use super::handshakes::Place;
 use super::hello::{self, Hello, Role};
-use super::limits::{HELLO_LIMIT, JOINER_LIMIT, MAX_HANDSHAKES, RETRY_ABOVE};
+use super::limits::{HELLO_LIMIT, JOINER_LIMIT, RETRY_ABOVE};
 use super::request::PeerIdentity;
 use super::session::{Session, check_process, open, serve_bulk};
 use super::shared::Shared;
@@ -24,20 +25,19 @@ use super::wire::{Connection, Endpoint, Halves, Incoming, RecvHalf};
 
 /// Accept connections until the endpoint is closed.
 pub(super) async fn accept(shared: Arc<Shared>, endpoint: Endpoint) {
-    let handshakes = Arc::new(Semaphore::new(MAX_HANDSHAKES));
     while let Some(incoming) = endpoint.accept().await {
-        let busy = MAX_HANDSHAKES - handshakes.available_permits();
-        if busy >= RETRY_ABOVE && incoming.may_prove_address() {
+        if shared.handshakes.taken() >= RETRY_ABOVE && incoming.may_prove_address() {
             incoming.retry();
             continue;
         }
-        let Ok(permit) = handshakes.clone().try_acquire_owned() else {
+        let address = incoming.remote_address().ip();
+        let Some(place) = shared.handshakes.enter(address, || shared.knows_address(address)) else {
             incoming.refuse();
             continue;
         };
         // The task ends with the connection of an operator or a joiner, otherwise after the hello. Closing
         // the endpoint ends all these tasks.
-        annulus_ground::spawn(admit(shared.clone(), incoming, permit));
+        annulus_ground::spawn(admit(shared.clone(), incoming, place));
     }
 }
 
@@ -48,7 +48,7 @@ enum Admitted {
     Joiner(OwnedSemaphorePermit),
 }
 
-async fn admit(shared: Arc<Shared>, incoming: Incoming, handshake: OwnedSemaphorePermit) {
+async fn admit(shared: Arc<Shared>, incoming: Incoming, handshake: Place) {
     let addr = incoming.remote_address();
     let Ok(connecting) = incoming.accept() else { return };
     let connection = match timeout(HELLO_LIMIT, connecting).await {
@@ -59,12 +59,16 @@ async fn admit(shared: Arc<Shared>, incoming: Incoming, handshake: OwnedSemaphor
     let greeted = timeout(HELLO_LIMIT, greet(&shared, &connection)).await;
     let greeted = greeted.unwrap_or_else(|_| Err((Close::Slow, "the hello took too long".to_owned())));
     drop(handshake);
+    if matches!(greeted, Ok(Admitted::Node(..) | Admitted::Admin(_))) {
+        connection.widen();
+    }
     let served = match greeted {
         Ok(Admitted::Node(peer, lanes)) => {
             Session::establish(&shared, &connection, &peer, false, lanes).map(dialler::serve)
         }
         Ok(Admitted::Admin(slot)) => {
-            serve_bulk(&shared, &connection, PeerIdentity::Admin, || slot.stream()).await;
+            let operator = PeerIdentity::Admin { key: connection.proof().key() };
+            serve_bulk(&shared, &connection, operator, || slot.stream()).await;
             Ok(())
         }
         Ok(Admitted::Joiner(_permit)) => serve_joiner(&shared, &connection).await,
@@ -80,7 +84,11 @@ async fn greet(shared: &Arc<Shared>, connection: &Connection) -> Result<Admitted
     let (send, recv) = connection.accept_bi().await.map_err(protocol)?;
     match judge(shared, connection, recv).await {
         Ok(admitted) => {
-            hello::say(send, &shared.hello()).await.map_err(protocol)?;
+            let hello = match &admitted {
+                Admitted::Joiner(_) => shared.hello_to_stranger(),
+                Admitted::Node(..) | Admitted::Admin(_) => shared.hello(),
+            };
+            hello::say(send, &hello).await.map_err(protocol)?;
             Ok(admitted)
         }
         Err((close, reason)) => {

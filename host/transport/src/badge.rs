@@ -33,6 +33,13 @@ pub(super) fn public_key(key_pem: &str) -> Result<Vec<u8>, IdentityError> {
     unhex(digits).ok_or_else(|| IdentityError::Tls("a badge's key is damaged".to_owned()))
 }
 
+/// Return the public key of an authority (PEM).
+pub(super) fn authority_key(cert_pem: &str) -> Result<Vec<u8>, IdentityError> {
+    let cert = CertificateDer::from_pem_slice(cert_pem.as_bytes()).map_err(unreadable)?;
+    let digits = text(&cert)?.trim_end().rsplit(' ').next().unwrap_or_default();
+    unhex(digits).ok_or_else(|| IdentityError::Tls("an authority's key is damaged".to_owned()))
+}
+
 fn unhex(digits: &str) -> Option<Vec<u8>> {
     let byte = |at: usize| digits.get(at..at + 2).and_then(|byte| u8::from_str_radix(byte, 16).ok());
     (0..digits.len()).step_by(2).map(byte).collect()
@@ -179,6 +186,22 @@ mod tests {
     fn the_public_key_is_read_from_the_private_one() {
         let (private, public) = key();
         assert_eq!(public_key(&private).unwrap(), public);
+    }
+
+    #[test]
+    fn no_bytes_make_a_badge_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let (private, public) = key();
+        let signed = sign([1; 32], &["a.node".into()], &public);
+        attack(&[Target {
+            name: "badge",
+            valid: vec![private.into_bytes(), signed.into_bytes()],
+            decode: |bytes| {
+                let text = String::from_utf8_lossy(bytes);
+                done((Badge::read(&text), public_key(&text), authority_key(&text)));
+            },
+        }]);
     }
 
     #[test]

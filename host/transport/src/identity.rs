@@ -20,6 +20,7 @@ use sha2::{Digest as _, Sha256};
 use super::badge;
 pub use super::certificate::{IdentityError, TlsIdentity};
 use super::certificate::{PUBLIC_KEY_BYTES, fingerprint_of};
+use super::tls;
 
 /// Name in every node's certificate: requested by clients that do not know the uid.
 pub const ANY_NODE: &str = "node.annulus";
@@ -112,9 +113,13 @@ impl Authority {
     /// Create an operator's identity.
     pub fn sign_admin(&self) -> Result<TlsIdentity, IdentityError> {
         let key = NodeKey::generate()?;
-        let names = vec![ADMIN.to_owned()];
-        let cert_pem = self.sign(names, "Annulus operator", &[Usage::ClientAuth], &key.public_key)?;
+        let cert_pem = self.sign_admin_key(&key.public_key)?;
         Ok(key.with_certificate(cert_pem))
+    }
+
+    /// Sign the public key of an operator. Returns the chain in PEM.
+    pub fn sign_admin_key(&self, public_key: &[u8]) -> Result<String, IdentityError> {
+        self.sign(vec![ADMIN.to_owned()], "Annulus operator", &[Usage::ClientAuth], public_key)
     }
 
     fn sign(
@@ -183,6 +188,16 @@ impl PublicKeyData for P256PublicKey<'_> {
 /// Check that bytes have the form of a public key that an authority signs.
 pub fn check_public_key(bytes: &[u8]) -> Result<(), IdentityError> {
     P256PublicKey::parse(bytes).map(drop)
+}
+
+/// Return true if a private key is that of an authority's certificate.
+pub fn is_key_of(authority_pem: &str, key_pem: &str) -> bool {
+    let Ok(key) = NodeKey::from_pem(key_pem) else { return false };
+    if annulus_ground::Scope::current().is_some() {
+        return badge::authority_key(authority_pem).is_ok_and(|own| own == key.public_key);
+    }
+    let Ok(cert) = CertificateDer::from_pem_slice(authority_pem.as_bytes()) else { return false };
+    tls::public_key(&cert).is_some_and(|own| own == key.public_key)
 }
 
 /// Return the digest of a public key, by which the member table knows it.

@@ -75,6 +75,8 @@ kinds! {
     RECOVERED = 65 on Control;
     /// Control lane: what peers know about the starts of a node.
     STARTS = 66 on Control;
+    /// Control lane: the key of the cluster's authority, and what it signs.
+    AUTHORITY = 67 on Control;
 }
 
 #[cfg(test)]

@@ -38,6 +38,7 @@ mod dial;
 mod dialler;
 mod error;
 mod frame;
+mod handshakes;
 mod hello;
 mod hub;
 pub mod identity;
@@ -82,6 +83,7 @@ use tokio::time::{Instant, timeout};
 
 pub use self::bulk::{BulkRecv, BulkSend, BulkStream};
 pub use self::error::{BindError, BulkError, CallError, ConnectError};
+pub use self::handshakes::HandshakeCount;
 use self::identity::{IdentityError, TlsIdentity};
 use self::inbound::Outlet;
 pub use self::inbound::{Event, Inbound, Service};
@@ -151,9 +153,9 @@ impl Transport {
         service: Weak<dyn Service>,
     ) -> Result<(Transport, Inbound), BindError> {
         let credentials = Credentials::new(net, &config.identity, &config.authorities)?;
-        let tuning = tuning::transport();
+        let (tuning, accepting) = (tuning::transport(), tuning::accepting());
         let listen = |source| BindError::Listen { addr: config.listen, source };
-        let server = credentials.server(tuning.clone());
+        let server = credentials.server(accepting);
         let endpoint = Endpoint::bind(net, config.listen, Some(server)).map_err(listen)?;
         let (outlet, inbound) = Outlet::new(service);
         let shared = Arc::new(Shared {
@@ -173,6 +175,7 @@ impl Transport {
             trust: Trust { identity: config.identity, authorities: config.authorities }.into(),
             credentials: ArcSwap::from_pointee(credentials),
             tuning,
+            handshakes: Default::default(),
             joiners: Arc::new(Semaphore::new(limits::MAX_JOINERS)),
             admins: Default::default(),
             peers: Default::default(),
@@ -329,6 +332,11 @@ impl Transport {
         Some(PeerAddr { uid, addr: link.connection.remote_address() })
     }
 
+    /// Return the handshakes in progress, and the connections that were refused because of too many.
+    pub fn handshakes(&self) -> HandshakeCount {
+        self.shared.handshakes.count()
+    }
+
     /// Return the reason for which the last attempt to reach a peer failed, if the peer is not connected.
     pub fn why_down(&self, uid: NodeUid) -> Option<String> {
         let peer = self.shared.peers.read().get(&uid).cloned()?;
@@ -389,7 +397,7 @@ impl Transport {
         }
         let credentials =
             Arc::new(Credentials::new(&self.shared.net, &renewed.identity, &renewed.authorities)?);
-        let config = credentials.server(self.shared.tuning.clone());
+        let config = credentials.server(tuning::accepting());
         if let Some(endpoint) = self.shared.endpoint() {
             endpoint.set_server_config(config);
         }

@@ -87,6 +87,23 @@ pub const BULK_STALL_LIMIT: Duration = Duration::from_secs(30);
 /// Concurrent handshakes. Further connections are refused until one completes.
 pub const MAX_HANDSHAKES: usize = 128;
 
+/// Concurrent handshakes of one address, or of one network of 64 bits. Nodes connect to each other once, and operators
+/// a few at a time.
+pub const HANDSHAKES_PER_ADDRESS: usize = 32;
+
+/// Concurrent handshakes of any address. The other places are kept for the addresses of nodes and for this machine.
+pub const FREE_HANDSHAKES: usize = MAX_HANDSHAKES / 2;
+
+/// Unread bytes that a peer may send before its hello is accepted: a hello is far smaller. Afterwards the limit is that
+/// of all streams together.
+pub const STRANGER_WINDOW: u32 = 64 << 10;
+
+/// Streams that a peer may have open before its hello is accepted: that of the hello, and the lanes.
+pub const STRANGER_STREAMS: u32 = 8;
+
+/// Datagrams of one connection that wait to be read, in bytes. Those of the failure detector have some hundred bytes.
+pub const DATAGRAM_WINDOW: usize = 64 << 10;
+
 /// From this number of concurrent handshakes on, a client must prove its address first (QUIC Retry), so that
 /// forged addresses cannot take all of them.
 pub const RETRY_ABOVE: usize = 16;

@@ -10,7 +10,7 @@
 //! ([`Service::outdated`](super::Service::outdated)).
 
 use std::collections::VecDeque;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use annulus_core::ids::{BootId, NodeUid};
@@ -113,6 +113,14 @@ impl PeerEntry {
     /// Return the versions in the peer's last hello.
     pub(super) fn speaks(&self) -> Option<Speaks> {
         self.state.lock().speaks
+    }
+
+    /// Return the addresses at which the peer is connected, or was last looked for.
+    pub(super) fn addresses(&self) -> impl Iterator<Item = IpAddr> {
+        let state = self.state.lock();
+        let links: Vec<IpAddr> =
+            state.links.iter().map(|link| link.connection.remote_address().ip()).collect();
+        state.addr.map(|addr| addr.ip()).into_iter().chain(links)
     }
 
     /// Return all live connections.

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use annulus_core::ids::{BootId, NodeUid};
+use annulus_core::ids::{BootId, Digest, NodeUid};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
@@ -40,7 +40,10 @@ pub enum PeerIdentity {
         boot: BootId,
     },
     /// An operator.
-    Admin,
+    Admin {
+        /// The digest of the key of its credential.
+        key: Option<Digest>,
+    },
     /// A peer without a certificate. It may only ask to join.
     Joiner,
 }

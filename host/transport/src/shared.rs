@@ -2,7 +2,7 @@
 
 use std::cmp::Ordering;
 use std::collections::{BTreeMap, HashMap, HashSet};
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::{Arc, Weak};
 
 use annulus_core::ids::{BootId, ClusterId, Digest, NodeUid, Start};
@@ -15,6 +15,7 @@ use tokio::sync::Semaphore;
 
 use super::admins::AdminSlots;
 use super::close::Close;
+use super::handshakes::Handshakes;
 use super::hello::{self, Hello, Role};
 use super::identity::TlsIdentity;
 use super::inbound::{Event, Outlet};
@@ -44,6 +45,7 @@ pub(super) struct Shared {
     pub trust: Mutex<Trust>,
     pub credentials: ArcSwap<Credentials>,
     pub tuning: Arc<quinn::TransportConfig>,
+    pub handshakes: Arc<Handshakes>,
     pub joiners: Arc<Semaphore>,
     pub admins: Arc<AdminSlots>,
     pub peers: RwLock<BTreeMap<NodeUid, Arc<PeerEntry>>>,
@@ -141,6 +143,26 @@ impl Shared {
 
     pub(super) fn is_closed(&self) -> bool {
         self.endpoint.read().is_none()
+    }
+
+    /// Return true if a node is, or was last, at an address.
+    pub(super) fn knows_address(&self, address: IpAddr) -> bool {
+        let peers = self.peers.read();
+        peers
+            .values()
+            .any(|peer| peer.addresses().any(|known| known.to_canonical() == address.to_canonical()))
+    }
+
+    /// Return the hello to a peer without a certificate. It is told which cluster and which node it has reached, which
+    /// the certificate of this node says as well, and nothing else.
+    pub(super) fn hello_to_stranger(&self) -> Hello {
+        Hello {
+            speaks: Speaks { levels: Speaks::FIRST.levels, ..self.speaks },
+            lineage: Lineage::default(),
+            boot: BootId([0; 16]),
+            start: None,
+            ..self.hello()
+        }
     }
 
     /// Return this node's hello.

@@ -207,3 +207,42 @@ impl ServerCertVerifier for Pinned {
         self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used)]
+    use annulus_core::ids::{ClusterId, NodeUid};
+    use annulus_core::junk::{Target, attack, done};
+
+    use super::super::identity::{Authority, NodeKey, is_key_of, key_digest};
+    use super::*;
+
+    fn leaf(pem: &str) -> CertificateDer<'static> {
+        CertificateDer::from_pem_slice(pem.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn a_certificate_has_the_key_that_was_signed() {
+        let authority = Authority::create(ClusterId([1; 16])).unwrap();
+        let key = NodeKey::generate().unwrap();
+        let signed = leaf(&authority.sign_node_key(NodeUid([2; 16]), &key.public_key).unwrap());
+        assert_eq!(public_key(&signed).as_ref(), Some(&key.public_key));
+        let again = NodeKey::from_pem(&key.key_pem).unwrap();
+        assert_eq!(key_digest(&again.public_key), key_digest(&key.public_key));
+        assert!(is_key_of(&authority.cert_pem, &authority.key_pem));
+        assert!(!is_key_of(&authority.cert_pem, &key.key_pem) && !is_key_of(&authority.cert_pem, "junk"));
+    }
+
+    #[test]
+    fn no_bytes_make_a_certificate_panic() {
+        let authority = Authority::create(ClusterId([1; 16])).unwrap();
+        attack(&[Target {
+            name: "certificate",
+            valid: vec![leaf(&authority.sign_admin().unwrap().cert_pem).to_vec()],
+            decode: |bytes| {
+                let cert = CertificateDer::from(bytes.to_vec());
+                done((names(&cert, "admin.annulus"), public_key(&cert)));
+            },
+        }]);
+    }
+}

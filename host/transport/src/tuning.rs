@@ -6,7 +6,10 @@ use quinn::congestion::CubicConfig;
 use quinn::{AckFrequencyConfig, EndpointConfig, IdleTimeout, MtuDiscoveryConfig, TransportConfig, VarInt};
 
 use super::lane::LANES;
-use super::limits::{IDLE_TIMEOUT, KEEP_ALIVE, MAX_BULK_STREAMS, STREAM_WINDOW};
+use super::limits::{
+    DATAGRAM_WINDOW, IDLE_TIMEOUT, KEEP_ALIVE, MAX_BULK_STREAMS, STRANGER_STREAMS, STRANGER_WINDOW,
+    STREAM_WINDOW,
+};
 
 /// Number of streams per connection that are not bulk streams: the lanes and the hello.
 const OTHER_STREAMS: u32 = LANES as u32 + 1;
@@ -31,13 +34,32 @@ pub(super) const fn max_streams() -> u32 {
     (MAX_BULK_STREAMS as u32 + OTHER_STREAMS) * 8 / 7 + 1
 }
 
-/// Return the settings of a connection. Dialled and accepted connections use the same ones.
+/// Return the size of all windows of the streams that a peer may have open.
+pub(super) const fn all_windows() -> u32 {
+    STREAM_WINDOW * max_streams()
+}
+
+/// Return the settings of a dialled connection, and of an accepted one once its hello is accepted.
 pub(super) fn transport() -> Arc<TransportConfig> {
+    Arc::new(settings())
+}
+
+/// Return the settings of a connection whose peer is not known yet. [`super::wire::Connection::widen`] replaces them.
+pub(super) fn accepting() -> Arc<TransportConfig> {
+    let mut config = settings();
+    config
+        .max_concurrent_bidi_streams(STRANGER_STREAMS.into())
+        // This bounds what is sent on all streams together.
+        .receive_window(STRANGER_WINDOW.into());
+    Arc::new(config)
+}
+
+fn settings() -> TransportConfig {
     let mut config = TransportConfig::default();
     let streams = max_streams();
     // Stalled bulk streams must not stall the lanes of the same connection. Therefore the connection's windows
     // cover the windows of all its streams, in both directions.
-    let all_windows = STREAM_WINDOW * streams;
+    let all_windows = all_windows();
     config
         .max_concurrent_bidi_streams(streams.into())
         .max_concurrent_uni_streams(0u32.into())
@@ -56,9 +78,9 @@ pub(super) fn transport() -> Arc<TransportConfig> {
         .ack_frequency_config(Some(ack_frequency()))
         .congestion_controller_factory(Arc::new(congestion()))
         // Only the failure detector sends datagrams. They are small and few.
-        .datagram_receive_buffer_size(Some(256 << 10))
+        .datagram_receive_buffer_size(Some(DATAGRAM_WINDOW))
         .datagram_send_buffer_size(256 << 10);
-    Arc::new(config)
+    config
 }
 
 fn mtu_discovery() -> MtuDiscoveryConfig {

@@ -205,6 +205,14 @@ pub(super) enum Connection {
 }
 
 impl Connection {
+    /// Allow the peer, whose hello was accepted, as much as any peer.
+    pub(super) fn widen(&self) {
+        if let Self::Quic(connection) = self {
+            connection.set_max_concurrent_bi_streams(tuning::max_streams().into());
+            connection.set_receive_window(tuning::all_windows().into());
+        }
+    }
+
     pub(super) async fn open_bi(&self) -> Result<(SendHalf, RecvHalf), ConnectionError> {
         match self {
             Self::Quic(connection) => connection.open_bi().await.map(quic),

@@ -171,7 +171,24 @@ impl Parser<'_> {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
+    use super::super::document::document;
     use super::*;
+
+    proptest! {
+        #[test]
+        fn no_text_makes_a_parser_panic(
+            text in "[a-z0-9 .:*/?+=>{}\\[\\]\"-]{0,40}", any in any::<String>(), cut in 0usize..40,
+        ) {
+            let valid = "{* text => [* int / \"on\" / {* text => bool}]}";
+            for text in [&text, &any, &valid[..cut.min(valid.len())]] {
+                let ty = Type::parse(text);
+                prop_assert!(ty.admits(&Value::Null) || !ty.admits(&Value::Null));
+                let _ = (document(text, true), document(text, false));
+            }
+        }
+    }
 
     #[test]
     fn types_of_the_subset_are_parsed() {

@@ -49,3 +49,24 @@ pub(super) fn check(component: &[u8]) -> Result<(), InvalidComponent> {
     }
     Ok(())
 }
+
+#[cfg(test)]
+mod tests {
+    use annulus_core::junk::{Target, attack, done};
+
+    use super::*;
+
+    /// A module with a type, a function and its code, in a component.
+    const COMPONENT: &[u8] =
+        b"\0asm\x0d\0\x01\0\x01\x1a\0asm\x01\0\0\0\x01\x04\x01\x60\0\0\x03\x02\x01\0\x0a\x04\x01\x02\0\x0b";
+
+    #[test]
+    fn no_bytes_make_the_inspection_panic() {
+        assert!(check(COMPONENT).is_ok(), "{:?}", check(COMPONENT).err());
+        attack(&[Target {
+            name: "component",
+            valid: vec![COMPONENT.to_vec()],
+            decode: |bytes| done(check(bytes)),
+        }]);
+    }
+}

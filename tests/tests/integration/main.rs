@@ -13,6 +13,7 @@ mod control;
 mod crash;
 mod crash_loop;
 mod damaged;
+mod decoders;
 mod demo;
 mod durable;
 mod full_disk;

@@ -25,7 +25,7 @@ fn a_refused_verb_gives_the_reason_and_the_next_step() {
     let cluster = Cluster::apart(2);
     let node = &cluster[0];
     let token = node.cli(&["token"]);
-    assert!(token.stderr.contains("any number of nodes") && token.stderr.contains("10 min"), "{token:?}");
+    assert!(token.stderr.contains("lets one node join") && token.stderr.contains("10 min"), "{token:?}");
     // Use the credentials of another cluster.
     let ran = cluster[1].cli(&["--node", &node.listen, "members"]);
     assert!(ran.stderr.contains("of another cluster") && !ran.stderr.contains("running"), "{ran:?}");

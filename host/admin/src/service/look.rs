@@ -181,6 +181,13 @@ impl AdminService {
         if instances > room.instances / 10 * 8 {
             alerts.push(format!("overloaded: this node runs {instances} guest instances, and {room}"));
         }
+        let handshakes = self.parts.transport.handshakes();
+        if handshakes.is_full {
+            alerts.push(format!(
+                "connections are refused, because too many are being opened at once ({} now; {} refused since the start)",
+                handshakes.now, handshakes.refused
+            ));
+        }
         let storage = self.parts.master.storage();
         if let Some(reason) = &storage.damage {
             alerts.push(format!(

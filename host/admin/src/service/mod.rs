@@ -27,6 +27,7 @@ use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::{Instant, timeout};
 
 use super::{ADMIN_HEADER, AdminError, AdminRequest, MAX_REQUEST_BYTES, NodeControl, decode};
+use crate::audit;
 use annulus_cluster::{Cluster, View};
 use annulus_handoff::Handoff;
 use annulus_modules::Modules;
@@ -98,10 +99,10 @@ impl AdminService {
     async fn hear(&self, from: PeerIdentity, header: &[u8], stream: BulkStream) {
         let BulkStream { send, mut recv } = stream;
         let mut answer = Answer::new(send);
-        if from != PeerIdentity::Admin {
+        let PeerIdentity::Admin { key: operator } = from else {
             let error = AdminError::not_applied("forbidden", "only operators of this cluster are served");
             return answer.end(Err(error)).await;
-        }
+        };
         if header != ADMIN_HEADER {
             let error =
                 AdminError::not_applied("other-version", "this node speaks another version of the protocol");
@@ -113,7 +114,14 @@ impl AdminService {
             _ => return,
         };
         let result = match request {
-            Ok(request) => self.run(request, &mut recv, &mut answer).await,
+            Ok(request) => {
+                let change = request.change();
+                let result = self.run(request, &mut recv, &mut answer).await;
+                if let Some(change) = change {
+                    audit::note(operator, &change, &result);
+                }
+                result
+            }
             Err(error) => Err(AdminError::not_applied("bad-arguments", error.to_string())),
         };
         answer.end(result.map_err(|error| self.advise(error))).await;

@@ -79,6 +79,15 @@ mod tests {
     use super::*;
     use annulus_wasm::Param;
 
+    #[test]
+    fn no_bytes_make_the_settings_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let mut valid = Vec::new();
+        ciborium::into_writer(&Value::Map(vec![("a".into(), "1".into())]), &mut valid).unwrap();
+        attack(&[Target { name: "settings", valid: vec![valid], decode: |bytes| done(entries(bytes)) }]);
+    }
+
     fn description(names: &[&str]) -> Description {
         let param = |name: &&str| Param {
             name: (*name).to_owned(),

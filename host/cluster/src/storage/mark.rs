@@ -119,6 +119,15 @@ mod tests {
     use super::*;
 
     #[test]
+    fn no_bytes_make_the_mark_panic() {
+        use annulus_core::junk::{Target, attack, done};
+
+        let body = codec::encode(&Promised::default()).unwrap();
+        let slot = [Sha256::digest(&body).as_slice(), &body].concat();
+        attack(&[Target { name: "Mark", valid: vec![slot], decode: |bytes| done(decode(bytes)) }]);
+    }
+
+    #[test]
     fn the_newest_whole_note_counts() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("mark");

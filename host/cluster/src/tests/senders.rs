@@ -45,6 +45,8 @@ async fn a_raft_message_in_the_name_of_another_node_is_refused() {
         (stranger, leader.me().0),
         (stranger, removed.me().0),
         (stranger, newest),
+        // It could be a leader that was admitted later, if this node had none.
+        (stranger, newest + 9),
     ] {
         for (kind, payload) in raft_messages(names) {
             let refused = asked.answer(from, kind, &payload, soon()).await;
@@ -88,4 +90,22 @@ async fn a_node_that_is_not_a_member_gets_no_answer_and_leaves_no_trace() {
     assert!(after.serves() && !after.superseded && after.outside.is_none());
     assert_eq!(after.state.lineage, before.state.lineage);
     leader.propose(token(50), soon()).await.unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_member_proposes_neither_for_others_nor_what_the_leader_decides() {
+    let world = World::of_three().await;
+    let (leader, others) = world.led().await;
+    let (sender, other) = (&others[0], &others[1]);
+    let moved = |node: &Cluster| Command::Moved {
+        node: node.me(),
+        listen: "127.0.0.1:9".into(),
+        http: String::new(),
+    };
+    let raise = Command::Raise { level: 99, known: Vec::new() };
+    for command in [moved(other), moved(&leader), raise] {
+        let refused = sender.propose(command, soon()).await.unwrap_err();
+        assert!(refused.to_string().contains("may not propose this"), "{refused}");
+    }
+    sender.propose(moved(sender), soon()).await.unwrap();
 }

@@ -29,6 +29,7 @@ impl Machine {
                     state.authorities.push(authority.clone());
                     state.authority_key.clone_from(authority_key);
                     state.level = *level;
+                    state.drop_authority_key();
                     *none = Some(state);
                     Outcome::Done
                 }

@@ -23,7 +23,18 @@ impl ClusterState {
             return Err(Refusal::CannotRaise(level));
         }
         self.level = level;
+        self.drop_authority_key();
         Ok(Outcome::Done)
+    }
+}
+
+impl ClusterState {
+    /// Forget the authority's key from level 6 on: every node stores the state, and only voters need the key, which
+    /// they have in a file.
+    pub(super) fn drop_authority_key(&mut self) {
+        if self.binds_keys() {
+            self.authority_key.clear();
+        }
     }
 }
 

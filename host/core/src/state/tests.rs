@@ -99,7 +99,7 @@ fn nothing_happens_before_the_founding_and_nobody_founds_twice() {
     assert_eq!((state.ring.epoch, state.ring.partitions.len(), state.width), (2, 8, 3));
     assert!(state.ring.iter().all(|(_, p)| p.replicas == [NodeId(0)] && p.version == 2));
     assert_eq!(state.member(NodeId(0)).unwrap().status, MemberStatus::Member);
-    assert_eq!((state.authorities.as_slice(), state.authority_key.as_str()), (&["cert".into()][..], "key"));
+    assert_eq!((state.authorities.as_slice(), state.authority_key.as_str()), (&["cert".into()][..], ""));
     assert_eq!(refused(machine.apply(3, &found())), Refusal::Founding);
 }
 
@@ -201,7 +201,13 @@ fn below_their_level_tokens_are_not_counted_and_keys_not_bound() {
         assert_eq!(machine.apply(at, &keyless(uid)), Outcome::Admitted(NodeId(id)));
     }
     assert!(matches!(refused(machine.apply(7, &admit("d@h", 4, 1))), Refusal::Level { needs: 6, .. }));
-    assert!(machine.state.unwrap().token_uses.is_empty());
+    let state = machine.state.as_ref().unwrap();
+    assert!(state.token_uses.is_empty());
+    // The key of the authority leaves the state with the level.
+    assert_eq!(state.authority_key, "key");
+    let known = state.live_members().map(|member| member.id).collect();
+    assert_eq!(machine.apply(8, &Command::Raise { level: 6, known }), Outcome::Done);
+    assert_eq!(machine.state.unwrap().authority_key, "");
 }
 
 #[test]

@@ -159,13 +159,13 @@ fn a_resumed_join_wipes_no_module_unless_it_was_told_to() {
 }
 
 /// Read the private key of a node from its data directory.
-fn key_of(node: &Running) -> String {
+pub(super) fn key_of(node: &Running) -> String {
     let text = std::fs::read_to_string(node.config.data.join("node.key")).unwrap();
     text[text.find("-----BEGIN").unwrap()..].to_owned()
 }
 
 /// Ask a node's cluster to admit a node with this uid and key.
-fn ask(
+pub(super) fn ask(
     to: &Running,
     token: &str,
     uid: NodeUid,
@@ -193,7 +193,8 @@ fn ask_as(
         key,
     };
     let token = token.parse().unwrap();
-    block(ask_to_join(&annulus_transport::Net::Udp, to.life.address, &token, &candidate, soon()))
+    let asked = ask_to_join(&annulus_transport::Net::Udp, to.life.address, &token, &candidate, soon());
+    block(asked).map(|(admitted, _)| admitted)
 }
 
 #[test]

@@ -6,6 +6,7 @@ use std::sync::Weak;
 use annulus_core::ids::NodeUid;
 use annulus_core::state::{Change, Lineage};
 use annulus_core::wire::decode_answer;
+use annulus_transport::client::Client;
 use annulus_transport::identity::{Authority, NodeKey};
 use annulus_transport::kind::{self, Way};
 use annulus_transport::{CallError, Lane, PeerAddr};
@@ -55,7 +56,7 @@ impl Peer {
 }
 
 fn authority_of(node: &Running) -> Authority {
-    annulus_cluster::authority(&node.view())
+    node.life.cluster.authority().unwrap()
 }
 
 fn identity_of(node: &Running) -> TlsIdentity {
@@ -216,4 +217,48 @@ fn a_lineage_that_a_peer_only_names_stops_nothing() {
         }
     }
     block(first.life.cluster.propose(deploy("kv"), soon())).unwrap();
+}
+
+/// The certificates that somebody may have who is not a member, other than those of the tests above, and what is said
+/// of each.
+#[test]
+fn every_certificate_but_a_members_own_is_refused_before_any_message() {
+    let dirs = Dirs::new();
+    let first = dirs.start("a");
+    let other = dirs.start("b");
+    let uid = NodeUid([7; 16]);
+    let cluster = first.view().state.cluster;
+    let lookalike = Authority::create(cluster).unwrap();
+    let runtime = runtime();
+    let _in_it = runtime.enter();
+    let table = [
+        ("another node's", authority_of(&first).sign_node(NodeUid([8; 16])).unwrap(), "is not that of node"),
+        ("an operator's", authority_of(&first).sign_admin().unwrap(), "is not that of node"),
+        ("another cluster's node's", authority_of(&other).sign_node(uid).unwrap(), ""),
+        ("signed by an authority with the same name", lookalike.sign_node(uid).unwrap(), ""),
+        ("that of the node itself", identity_of(&first), "is not that of node"),
+    ];
+    for (whose, identity, said) in table {
+        let peer = Peer::new(&first, uid, identity, Lineage::default());
+        for lane in [Lane::Data, Lane::Control] {
+            let refused = runtime.block_on(peer.call(&first, lane, kind::ECHO, b"")).unwrap_err();
+            assert!(
+                matches!(&refused, CallError::Unreachable(why) if why.contains(said)),
+                "{whose}: {refused}"
+            );
+        }
+    }
+    // As operators: the node's own certificate, and those of other clusters.
+    let authorities = first.view().state.authorities.clone();
+    let operators = [
+        ("the node's", identity_of(&first), "operator's certificate is needed"),
+        ("another cluster's operator's", authority_of(&other).sign_admin().unwrap(), ""),
+        ("signed by an authority with the same name", lookalike.sign_admin().unwrap(), ""),
+    ];
+    for (whose, identity, said) in operators {
+        let limit = Duration::from_secs(5);
+        let client = Client::connect(first.life.address, Some(identity), authorities.clone(), limit);
+        let refused = runtime.block_on(client).err().unwrap();
+        assert!(refused.to_string().contains(said), "{whose}: {refused}");
+    }
 }

@@ -109,6 +109,83 @@ async fn a_connection_that_says_nothing_or_junk_is_closed_in_time(world: World) 
     assert!(begun.elapsed() < limits::HELLO_LIMIT * 3);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_peer_can_send_little_before_its_hello_is_accepted() {
+    let world = World::new();
+    let node = world.node();
+    let raw = Raw::connect(&world, &node, None).await;
+    let _hello = raw.connection.open_bi().await.unwrap();
+    let mut streams = Vec::new();
+    let mut sent = 0;
+    let flood = async {
+        loop {
+            let (mut send, recv) = raw.connection.open_bi().await.unwrap();
+            while sent < 8 << 20 && tokio::time::timeout(SHORT, send.write_all(&[7; 512])).await.is_ok() {
+                sent += 512;
+            }
+            streams.push((send, recv));
+        }
+    };
+    assert!(tokio::time::timeout(limits::HELLO_LIMIT / 2, flood).await.is_err());
+    assert!(sent > 0 && sent <= limits::STRANGER_WINDOW as usize, "{sent} bytes");
+    assert!(streams.len() < limits::STRANGER_STREAMS as usize);
+    // A node and an operator may send as much as before.
+    let friend = world.node();
+    let payload = vec![1; limits::MAX_FRAME];
+    assert_eq!(friend.call(&node.addr(), ECHO, &payload).await.unwrap().len(), payload.len());
+}
+
+const SHORT: Duration = Duration::from_millis(20);
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn silent_connections_from_one_address_keep_nobody_else_out() {
+    let world = World::new();
+    let node = world.node();
+    let authorities = [world.authority.cert_pem.clone()];
+    let endpoint = Endpoint::bind(&Net::Udp, "127.0.0.2:0".parse().unwrap(), None).unwrap();
+    let addr = node.addr().addr;
+    let floods: Vec<_> = (0..200)
+        .map(|_| {
+            let (endpoint, authorities) = (endpoint.clone(), authorities.clone());
+            tokio::spawn(async move {
+                loop {
+                    let config = ClientConfig::trusting(&Net::Udp, &authorities, None).unwrap();
+                    let connecting = endpoint.connect_with(config, addr, ANY_NODE).unwrap();
+                    if let Ok(connection) = connecting.await {
+                        connection.closed().await;
+                    }
+                    tokio::time::sleep(SHORT).await;
+                }
+            })
+        })
+        .collect();
+    within("the flood", async {
+        while node.transport.handshakes().refused < 200 {
+            tokio::time::sleep(SHORT).await;
+        }
+    })
+    .await;
+    assert!(node.transport.handshakes().is_full);
+    for _ in 0..10 {
+        assert!(node.transport.handshakes().now <= limits::HANDSHAKES_PER_ADDRESS + 1);
+        let client = world.client(&node, Some(world.admin()), Duration::from_secs(5)).await;
+        client.unwrap().close().await;
+    }
+    floods.iter().for_each(|flood| flood.abort());
+}
+
+async fn a_peer_without_a_certificate_learns_only_where_it_is(world: World) {
+    let node = world.node();
+    node.transport.set_lineage(Lineage { number: 3, id: 4 });
+    let raw = Raw::connect(&world, &node, None).await;
+    let (send, mut recv) = raw.connection.open_bi().await.unwrap();
+    say(send, &Hello::anonymous(Role::Joiner)).await.unwrap();
+    let said = Hello::decode(&recv.read_to_end(1000).await.unwrap()).unwrap();
+    assert_eq!((said.cluster, said.uid), (world.authority.cluster, node.uid()));
+    assert_eq!((said.lineage, said.boot, said.start), (Lineage::default(), BootId([0; 16]), None));
+    assert_eq!(said.speaks.levels, Speaks::FIRST.levels);
+}
+
 async fn a_joiner_cannot_make_a_node_wait_for_or_keep_a_huge_header(world: World) {
     let mut node = world.node();
     let raw = Raw::connect(&world, &node, None).await;
@@ -160,6 +237,7 @@ on_both_nets! {
     answers_that_nobody_asked_for_do_nothing,
     a_connection_that_says_nothing_or_junk_is_closed_in_time,
     a_joiner_cannot_make_a_node_wait_for_or_keep_a_huge_header,
+    a_peer_without_a_certificate_learns_only_where_it_is,
     without_a_certificate_nobody_is_a_node_or_an_operator,
     a_bulk_frame_over_the_limit_is_an_error_of_that_stream_only,
     a_bulk_stream_that_ends_within_a_frame_is_truncated,
