@@ -329,6 +329,7 @@ async fn a_replica_is_complete_once_its_record_says_so_and_stays_it() {
     assert!(stores.is_recorded(MODULE, other));
     assert_eq!(prepared.load(Ordering::Relaxed), 1);
     stores.close().await;
+    drop((store, stores));
 
     let (stores, _) = counted(dir.path()).await.unwrap();
     assert_eq!(stores.is_complete(MODULE, HERE), Some((false, TRANSFER)), "nothing has completed it");
@@ -337,6 +338,7 @@ async fn a_replica_is_complete_once_its_record_says_so_and_stays_it() {
     let health = stores.health();
     assert_eq!((health.replicas, health.building, health.members), (2, 0, 0));
     stores.close().await;
+    drop(stores);
 
     let (stores, _) = counted(dir.path()).await.unwrap();
     assert_eq!(stores.is_complete(MODULE, HERE), Some((true, TRANSFER)));

@@ -189,7 +189,8 @@ fn partitions_move_under_load_and_nothing_is_lost() {
     load.phase("a node dies");
     cluster[fourth].kill();
     let dead = cluster[fourth].name.clone();
-    assert_eq!(cluster[0].json(&["remove", &dead]).code, 0);
+    // A node that was alive a moment ago is not removed.
+    until("the dead node is removed", || (cluster[0].json(&["remove", &dead]).code == 0).then_some(()));
     moved(&cluster[0], &dead, false);
     load.phase("the dead node is gone");
     let before = load.report().requests();
