@@ -161,6 +161,11 @@ impl Cluster {
         }
         match standing {
             Standing::Removed => return Err(Unanswered::Removed),
+            // A recovery may not know of a node that joined shortly before. It must hear that it is outside.
+            Standing::Unknown if kind == kind::FETCH_STATE && self.view().state.lineage.number > 0 => {
+                let state = self.view().state.for_outsiders();
+                return reply(&Some(Box::new(state)));
+            }
             Standing::Unknown if !is_of_raft(kind) => return Err(Unanswered::Unknown),
             Standing::Unknown | Standing::Member(_) => {}
         }

@@ -23,6 +23,13 @@ pub enum Standing {
 }
 
 impl ClusterState {
+    /// Return what a node that is not a member may see: the lineage, and that it is none of the members.
+    pub fn for_outsiders(&self) -> Self {
+        let (modules, tokens, authorities) = Default::default();
+        let (authority_key, staged, losses) = Default::default();
+        Self { modules, tokens, authorities, authority_key, staged, losses, ..self.clone() }
+    }
+
     /// Return the standing of the node of a data directory.
     pub fn standing(&self, uid: NodeUid) -> Standing {
         match self.member_by_uid(uid) {
