@@ -25,9 +25,9 @@ pub enum Standing {
 impl ClusterState {
     /// Return what a node that is not a member may see: the lineage, and that it is none of the members.
     pub fn for_outsiders(&self) -> Self {
-        let (modules, tokens, authorities) = Default::default();
-        let (authority_key, staged, losses) = Default::default();
-        Self { modules, tokens, authorities, authority_key, staged, losses, ..self.clone() }
+        let (modules, authorities, authority_key) = Default::default();
+        let (tokens, token_uses, staged, losses) = Default::default();
+        Self { modules, tokens, token_uses, authorities, authority_key, staged, losses, ..self.clone() }
     }
 
     /// Return the standing of the node of a data directory.
