@@ -82,7 +82,8 @@ impl Replicas {
     }
 
     async fn record(&self, id: ReplicaId) -> ReplicaId {
-        if let Err(error) = self.inner.master.complete(id).await {
+        let Some(store) = self.inner.master.store(id) else { return id };
+        if let Err(error) = self.inner.master.complete(id, store).await {
             tracing::debug!(?id, %error, "a complete store is not recorded yet");
             sleep(RETRY).await;
         }
@@ -100,6 +101,8 @@ impl Replicas {
     async fn build(&self, id: ReplicaId) -> Result<(), NotBuilt> {
         let cluster = &self.inner.cluster;
         let mut changes = cluster.watch();
+        // The store of now: if it is replaced while it is built, what was merged does not make the next one complete.
+        let store = self.inner.master.store(id).ok_or(NotBuilt::Gone)?;
         let view = changes.borrow_and_update().clone();
         let module = view.state.modules.get(&id.module).ok_or(NotBuilt::Gone)?;
         let quorums = (usize::from(module.r), usize::from(module.w));
@@ -107,7 +110,7 @@ impl Replicas {
         if !group.receives(view.me) {
             return Err(NotBuilt::Gone);
         }
-        let (mut build, mut steps) = Build::start(view.me, group, quorums, self.inner.master.has_lost(id));
+        let (mut build, mut steps) = Build::start(view.me, group, quorums, store.lost);
         let mut waiting: FuturesUnordered<BoxFuture<'_, (NodeId, BuildEvent)>> = FuturesUnordered::new();
         let mut teller = view.me;
         let mut idle = 0;
@@ -124,7 +127,7 @@ impl Replicas {
                         }
                     }
                     BuildStep::Complete { may_have_lost } => {
-                        self.inner.master.complete(id).await?;
+                        self.inner.master.complete(id, store).await?;
                         self.inner.completed.notify_one();
                         if may_have_lost {
                             self.tell_loss(id);

@@ -105,6 +105,14 @@ impl Items {
         Self(Kind::Durable(Arc::new(Held(store))))
     }
 
+    /// Return the store on disk, if the items are there.
+    pub(super) fn on_disk(&self) -> Option<&Arc<Durable>> {
+        match &self.0 {
+            Kind::Memory(_) => None,
+            Kind::Durable(store) => Some(store),
+        }
+    }
+
     /// Return a reference that does not keep the items.
     pub fn downgrade(&self) -> WeakItems {
         match &self.0 {

@@ -230,14 +230,9 @@ impl Stores {
     /// Make the store of a replica complete. All changes before are durable when this returns.
     ///
     /// # Errors
-    /// The store may still be incomplete after the next start.
-    pub async fn complete_replica(
-        &self,
-        module: ModuleUid,
-        partition: PartitionId,
-    ) -> Result<(), StorageError> {
-        let Some(inner) = &self.0 else { return Ok(()) };
-        let store = inner.registry.lock().replica(module, partition).cloned().ok_or(StorageError::Closed)?;
+    /// The store may still be incomplete after the next start. One that was dropped meanwhile stays dropped.
+    pub async fn complete_replica(&self, items: &Items) -> Result<(), StorageError> {
+        let Some((inner, store)) = self.0.as_ref().zip(items.on_disk()) else { return Ok(()) };
         // Its record needs the database, and its items the keyspace.
         store.open().await?;
         let database = inner.shared.opened().ok_or(StorageError::Closed)?;

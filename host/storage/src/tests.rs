@@ -322,23 +322,24 @@ async fn a_replica_is_complete_once_its_record_says_so_and_stays_it() {
     assert_eq!(stores.is_complete(MODULE, HERE), Some((false, TRANSFER)));
     store.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
     // A store that has had no item is recorded, too.
-    drop(stores.replica(MODULE, other, true, TransferId(0)));
+    let empty = stores.replica(MODULE, other, true, TransferId(0));
     assert_eq!(stores.is_complete(MODULE, other), Some((true, TransferId(0))));
     assert!(!stores.is_recorded(MODULE, other));
-    stores.complete_replica(MODULE, other).await.unwrap();
+    stores.complete_replica(&empty).await.unwrap();
     assert!(stores.is_recorded(MODULE, other));
     assert_eq!(prepared.load(Ordering::Relaxed), 1);
     stores.close().await;
-    drop((store, stores));
+    drop((store, empty, stores));
 
     let (stores, _) = counted(dir.path()).await.unwrap();
     assert_eq!(stores.is_complete(MODULE, HERE), Some((false, TRANSFER)), "nothing has completed it");
     assert_eq!(stores.is_complete(MODULE, other), Some((true, TransferId(0))));
-    stores.complete_replica(MODULE, HERE).await.unwrap();
+    let store = stores.replica(MODULE, HERE, false, TRANSFER);
+    stores.complete_replica(&store).await.unwrap();
     let health = stores.health();
     assert_eq!((health.replicas, health.building, health.members), (2, 0, 0));
     stores.close().await;
-    drop(stores);
+    drop((store, stores));
 
     let (stores, _) = counted(dir.path()).await.unwrap();
     assert_eq!(stores.is_complete(MODULE, HERE), Some((true, TRANSFER)));
@@ -347,6 +348,7 @@ async fn a_replica_is_complete_once_its_record_says_so_and_stays_it() {
     assert_eq!(store.get(&addr(1, 0)).await, Ok(Some(version(1))));
     assert_eq!(stores.replicas().len(), 2);
     stores.drop_replica(MODULE, HERE);
+    assert_eq!(stores.complete_replica(&store).await, Err(StorageError::Closed), "it was dropped");
     stores.set_replica_aside(MODULE, other);
     stores.swept().await;
     assert_eq!((stores.is_complete(MODULE, HERE), stores.replicas().len()), (None, 0));

@@ -30,7 +30,7 @@ pub use incidents::Incident;
 pub use loader::{Loader, Loading, Prepared};
 pub use mailbox::{Command, CoveragePage, Executed, RemoteCaller, ReplicatedCaller, Reply, VnodeHandle};
 pub use master::handoff::{IncompleteStage, Reading};
-pub use master::replica::{NoReplica, ReplicaId};
+pub use master::replica::{NoReplica, ReplicaId, ReplicaStore};
 pub use master::{Delivery, Master, MasterConfig, WeakMaster};
 pub use measure::PartitionSize;
 pub use native_kv::native_kv;

@@ -14,7 +14,7 @@ pub(super) mod replica;
 
 use std::any::Any;
 use std::collections::BTreeMap;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
 
 use annulus_core::contract::Partition;
@@ -83,6 +83,8 @@ struct Inner {
     known: Mutex<Option<Known>>,
     /// Log index of the first state that was applied: what it had begun before, a former process may have taken part in.
     first: OnceLock<u64>,
+    /// Number of stores that replicas have had.
+    generations: AtomicU64,
 }
 
 /// The last state that was applied to the slots.
@@ -131,6 +133,7 @@ impl Master {
                 applied: watch::Sender::new(0),
                 known: Mutex::default(),
                 first: OnceLock::new(),
+                generations: AtomicU64::new(0),
             }),
         }
     }

@@ -72,6 +72,8 @@ impl Slot {
 pub(super) struct Replica {
     /// True if the store has all that it should have (R5).
     pub(super) complete: bool,
+    /// Tells this store from an earlier and a later one of the same partition and module.
+    pub(super) generation: u64,
     /// True if acknowledged writes may have been lost with a former store.
     pub(super) lost: bool,
     /// The pending transfer that makes this node a member; `None` if it is one.

@@ -4,6 +4,7 @@
 //! will be by the pending transfer. Whether it is the first of them makes no difference to a store.
 
 use std::collections::BTreeMap;
+use std::sync::atomic::Ordering;
 
 use annulus_core::ids::{ModuleUid, TransferId};
 use annulus_core::keyspace::PartitionId;
@@ -27,6 +28,14 @@ pub struct ReplicaId {
     pub module: ModuleUid,
     /// The partition.
     pub partition: PartitionId,
+}
+
+/// One store of a replica.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ReplicaStore {
+    generation: u64,
+    /// True if acknowledged writes may have been lost with a former store.
+    pub lost: bool,
 }
 
 /// The reason why this node gives no replica.
@@ -72,9 +81,11 @@ impl Master {
         self.with_slots(all)
     }
 
-    /// Return true if acknowledged writes may have been lost with a former store of a replica.
-    pub fn has_lost(&self, id: ReplicaId) -> bool {
-        self.slot(id.partition).is_some_and(|slot| slot.replicas.get(&id.module).is_some_and(|one| one.lost))
+    /// Return the present store of a replica; `None` if this node keeps none.
+    pub fn store(&self, id: ReplicaId) -> Option<ReplicaStore> {
+        let slot = self.slot(id.partition)?;
+        let replica = slot.replicas.get(&id.module)?;
+        Some(ReplicaStore { generation: replica.generation, lost: replica.lost })
     }
 
     /// Return the complete replicas of pending transfers, each with its transfer.
@@ -118,20 +129,26 @@ impl Master {
         all
     }
 
-    /// Make a replica complete, durably if its items are on disk: it serves from now on.
+    /// Make a replica complete, durably if its items are on disk: it serves from now on. `store` is the one that has been
+    /// built: a transfer that has started again since then has another one, which has nothing.
     ///
     /// # Errors
     /// The record cannot be written, or another store has replaced this one. The replica is as it was.
-    pub async fn complete(&self, id: ReplicaId) -> Result<(), StorageError> {
+    pub async fn complete(&self, id: ReplicaId, store: ReplicaStore) -> Result<(), StorageError> {
+        let is_it = |replica: &Replica| replica.generation == store.generation;
         if self.is_durable(id.module) {
-            // Creates the store of a partition that has had no item yet.
-            let since = self.slot(id.partition).and_then(|slot| slot.replicas.get(&id.module)?.coming);
-            let since = since.unwrap_or(TransferId(0));
-            drop(self.inner.config.stores.replica(id.module, id.partition, false, since));
-            self.inner.config.stores.complete_replica(id.module, id.partition).await?;
+            let items = {
+                let mut slot = self.slot(id.partition).ok_or(StorageError::Closed)?;
+                slot.replicas.get(&id.module).filter(|replica| is_it(replica)).ok_or(StorageError::Closed)?;
+                // The vnode creates the store of a partition that has had no item yet.
+                self.replica_vnode(&mut slot, id).ok_or(StorageError::Closed)?;
+                slot.replicas.get(&id.module).and_then(|replica| replica.items.clone())
+            };
+            self.inner.config.stores.complete_replica(&items.ok_or(StorageError::Closed)?).await?;
         }
         let mut slot = self.slot(id.partition).ok_or(StorageError::Closed)?;
-        let replica = slot.replicas.get_mut(&id.module).ok_or(StorageError::Closed)?;
+        let replica = slot.replicas.get_mut(&id.module).filter(|replica| is_it(replica));
+        let replica = replica.ok_or(StorageError::Closed)?;
         (replica.complete, replica.lost) = (true, false);
         if let Some(vnode) = &replica.vnode {
             vnode.tell(Control::Complete);
@@ -206,7 +223,9 @@ impl Master {
             let first = self.inner.first.get().copied().unwrap_or(0);
             // A former process may have acknowledged writes as the successor of a transfer that began before this one.
             let lost = !complete && coming.is_none_or(|transfer| had_items && transfer.0 <= first);
-            slot.replicas.insert(module, Replica { complete, lost, coming, ..Replica::default() });
+            let generation = self.inner.generations.fetch_add(1, Ordering::Relaxed);
+            let replica = Replica { complete, generation, lost, coming, ..Replica::default() };
+            slot.replicas.insert(module, replica);
         }
     }
 
@@ -342,6 +361,10 @@ mod tests {
         master.apply(ring, &BTreeMap::from([(MODULE, 2)]), index, Lineage::default());
     }
 
+    async fn complete(master: &Master) -> Result<(), StorageError> {
+        master.complete(HERE, master.store(HERE).unwrap()).await
+    }
+
     #[tokio::test]
     async fn a_new_store_is_complete_only_if_nothing_was_acknowledged_in_its_name() {
         // In the set since before the deploy, whatever its place, and without a former process that had items.
@@ -370,14 +393,15 @@ mod tests {
         assert_eq!(master.replica(HERE, 9).err(), Some(NoReplica::CatchUp));
         // What it is told of items is judged by membership, whatever the sender's version.
         assert_eq!(master.replica(HERE, 2).unwrap().1, 5);
-        master.complete(HERE).await.unwrap();
+        complete(&master).await.unwrap();
         assert_eq!(master.building().len(), 15);
         // A removed member changes the version and not what the others have.
         apply(&master, &ring(&[1], 40), 40);
         assert_eq!((master.building().len(), master.replica(HERE, 40).unwrap().1), (15, 40));
+        let built = master.store(HERE).unwrap();
         apply(&master, &ring(&[2, 3], 50), 50);
         assert_eq!(master.replica(HERE, 50).err(), Some(NoReplica::Elsewhere(50)));
-        assert!(master.complete(HERE).await.is_err());
+        assert!(master.complete(HERE, built).await.is_err());
         // It has lost its items by the time it is back.
         apply(&master, &ring(&[2, 1], 60), 60);
         assert_eq!(master.building().len(), 16);
@@ -396,17 +420,21 @@ mod tests {
     async fn a_successor_has_a_store_that_serves_nothing_until_the_flip() {
         let master = master(false);
         apply(&master, &moving(&[2, 3], 5, 30, &[2, 1]), 30);
-        assert_eq!((master.building().len(), master.has_lost(HERE)), (16, false));
+        assert_eq!((master.building().len(), master.store(HERE).unwrap().lost), (16, false));
         // It takes the writes of those that know of the transfer, and of others.
         assert_eq!(master.replica(HERE, 30).unwrap().1, 30);
         assert_eq!(master.replica(HERE, 31).err(), Some(NoReplica::CatchUp));
-        master.complete(HERE).await.unwrap();
+        complete(&master).await.unwrap();
         assert_eq!(master.arrived(), [(HERE, TransferId(30))]);
         assert!(master.slot(HERE.partition).unwrap().replicas[&MODULE].coming.is_some(), "it is no member");
         // The transfer starts again: what was written in between is unknown here.
+        let before = master.store(HERE).unwrap();
         apply(&master, &moving(&[2, 3], 5, 35, &[2, 1]), 35);
         assert_eq!((master.building().len(), master.arrived().len()), (16, 0));
-        master.complete(HERE).await.unwrap();
+        // A build that has not heard of that completes nothing.
+        assert!(master.complete(HERE, before).await.is_err());
+        assert_eq!(master.building().len(), 16);
+        complete(&master).await.unwrap();
         let mut flipped = ring(&[2, 1], 40);
         flipped.partitions.iter_mut().for_each(|partition| partition.made_by = TransferId(35));
         apply(&master, &flipped, 40);
@@ -415,10 +443,10 @@ mod tests {
         // A process that may have acknowledged writes as a successor knows that it has lost them.
         let next = self::master(true);
         apply(&next, &moving(&[2, 3], 5, 30, &[2, 1]), 36);
-        assert!(next.has_lost(HERE));
+        assert!(next.store(HERE).unwrap().lost);
         // Those of a transfer that begins now are not among them.
         apply(&next, &moving(&[2, 3], 5, 50, &[2, 1]), 50);
-        assert!(!next.has_lost(HERE));
+        assert!(!next.store(HERE).unwrap().lost);
     }
 
     #[tokio::test]
