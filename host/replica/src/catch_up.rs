@@ -11,11 +11,12 @@ use std::time::Duration;
 
 use annulus_core::ids::{NodeId, NodeUid};
 use annulus_core::item::RangeDigest;
+use annulus_core::quorum::Group;
 use annulus_core::wire::replica::{ReplicaAsk, ReplicaSaid};
 use annulus_storage::Selection;
 use annulus_vnode::{Control, ReplicaId};
 use parking_lot::Mutex;
-use tokio::sync::{Notify, oneshot};
+use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use super::Replicas;
@@ -23,6 +24,8 @@ use super::serve::PAGE;
 
 /// The longest time for one page, from the question until what differs is merged and durable.
 const PAGE_LIMIT: Duration = Duration::from_secs(30);
+/// The pause before a member that can be reached is asked again.
+const AGAIN: Duration = Duration::from_millis(200);
 
 /// The members that replicas of this node have not been compared with since they may have missed something.
 #[derive(Default)]
@@ -39,6 +42,8 @@ struct Missed {
     from: BTreeSet<NodeId>,
     /// True if writes that were acknowledged may be missing here.
     suspect: bool,
+    /// Number of comparisons that have failed.
+    failed: u32,
 }
 
 impl Behind {
@@ -59,7 +64,17 @@ impl Behind {
     /// Return the replicas to compare, each with a member.
     pub(super) fn next(&self) -> Vec<(ReplicaId, NodeId)> {
         let of = self.of.lock();
-        of.iter().filter_map(|(id, missed)| Some((*id, *missed.from.first()?))).collect()
+        let mut next: Vec<_> =
+            of.iter().filter_map(|(id, missed)| Some((missed.failed, *id, *missed.from.first()?))).collect();
+        // One that fails again and again must not hold up the others.
+        next.sort_unstable();
+        next.into_iter().map(|(_, id, from)| (id, from)).collect()
+    }
+
+    fn failed(&self, id: ReplicaId) {
+        if let Some(missed) = self.of.lock().get_mut(&id) {
+            missed.failed += 1;
+        }
     }
 
     fn done(&self, id: ReplicaId, from: NodeId) {
@@ -108,10 +123,11 @@ impl Replicas {
             Err(reason) => {
                 tracing::debug!(?id, %from, reason, "a replica was not compared");
                 let view = self.inner.cluster.view();
-                let group = Self::group(&view, id).filter(|group| group.receives(from));
-                if group.is_none() || !self.is_up(&view, from) || self.inner.master.replica(id, 0).is_err() {
+                let both = |group: Group| group.receives(from) && group.receives(view.me);
+                if !Self::group(&view, id).is_some_and(both) || !self.is_up(&view, from) {
                     self.inner.behind.done(id, from);
                 } else {
+                    self.inner.behind.failed(id);
                     tokio::time::sleep(AGAIN).await;
                 }
             }
@@ -160,12 +176,9 @@ impl Replicas {
         let mut digest = RangeDigest::default();
         let mut after = after.map(<[u8]>::to_vec);
         loop {
-            let (answer, told) = oneshot::channel();
-            self.tell_here(id, Control::TellPage { after, limit: PAGE, of_any: true, answer })?;
-            let told = tokio::time::timeout_at(deadline, told).await;
-            let told = told.map_err(|_| "the vnode did not answer in time".to_owned())?;
-            let page = told.map_err(|_| "the vnode ended".to_owned())??;
-            let Some((page, _)) = page else { return Err("the vnode gives no page".to_owned()) };
+            let ask = |answer| Control::TellPage { after, limit: PAGE, of_any: true, answer };
+            let told = self.ask_here(id, deadline, ask).await??;
+            let Some((page, _)) = told else { return Err("the vnode gives no page".to_owned()) };
             for item in &page.items {
                 if to.is_some_and(|to| Selection::is_after(item, to)) {
                     return Ok(digest);
@@ -179,6 +192,3 @@ impl Replicas {
         }
     }
 }
-
-/// The pause before a member that can be reached is asked again.
-const AGAIN: Duration = Duration::from_millis(200);

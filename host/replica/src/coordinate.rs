@@ -76,20 +76,20 @@ impl Replicas {
                 let agreed = self.agree(id, &key, (group, r), digest, work.deadline).await?;
                 self.repair(id, &key, agreed.repair, work.deadline);
                 if !agreed.rerun {
-                    return settled(here.settled, work.deadline).await.map(|()| answer);
+                    return read(here.settled, work.deadline).await.map(|()| answer);
                 }
                 let again = self.execute(&work, false, false).await?;
                 let answer = again.executed.answer?;
-                settled(again.settled, work.deadline).await.map(|()| answer)
+                read(again.settled, work.deadline).await.map(|()| answer)
             }
             (Effect::Read, _) => {
                 let here = self.execute(&work, false, false).await?;
                 let answer = here.executed.answer?;
-                settled(here.settled, work.deadline).await.map(|()| answer)
+                read(here.settled, work.deadline).await.map(|()| answer)
             }
             // An update decides on what a quorum has. So does a write: this node may have come in for a coordinator whose
-            // last writes it does not have, and most writes follow the version that they replace. With `--r one` a write
-            // runs on what this node has.
+            // last writes it does not have, and most writes follow the version that they replace. With `--r 1` a write runs
+            // on what this node has.
             (Effect::Write | Effect::Update, Some(key)) if r > 1 => {
                 self.check(&group, w)?;
                 let own = self
@@ -196,6 +196,12 @@ impl Replicas {
             }
         });
     }
+}
+
+/// Wait until what a read has seen is durable. A read that fails has no effect.
+async fn read(seen: oneshot::Receiver<()>, deadline: Instant) -> Result<(), RequestError> {
+    let not_applied = |error: RequestError| RequestError::not_applied(error.code, error.message);
+    settled(seen, deadline).await.map_err(not_applied)
 }
 
 /// Wait until what a command has seen is durable (R11).

@@ -5,9 +5,9 @@
 //! once enough members have them on disk; a read is answered once enough members have the same items. When and by whom,
 //! core's machines decide (`quorum`); this package carries out their steps.
 //!
-//! `catch_up` compares a replica with the others after an absence,
-//! `coordinate` runs commands, `agree` reads of a quorum, `spread` sends the items of a write, `build` makes stores
-//! complete, `serve` answers other replicas, `ask` asks them.
+//! `coordinate` runs commands, `agree` reads of a quorum, and `spread` sends the items of a write. `build` makes stores
+//! complete, `arrive` reports those of pending transfers, and `catch_up` compares a replica with the others after an
+//! absence. `serve` answers other replicas, `ask` asks them.
 
 mod agree;
 mod arrive;

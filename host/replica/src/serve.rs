@@ -1,19 +1,23 @@
 //! The answers of this node to other replicas.
 
-use annulus_core::item::{Budget, RangeDigest};
+use std::time::Duration;
+
+use annulus_core::item::{Budget, Page, RangeDigest};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::wire::replica::{ReplicaAnswer, ReplicaAsk, ReplicaCall, ReplicaSaid};
 use annulus_transport::limits::MAX_FRAME;
 use annulus_transport::{PeerIdentity, Request};
-use annulus_vnode::{Control, NoReplica, ReplicaId, VnodeHandle};
+use annulus_vnode::{Control, KeyState, NoReplica, ReplicaId, VnodeHandle};
 use bytes::Bytes;
-use tokio::sync::oneshot;
-use tokio::time::timeout_at;
+use tokio::time::{Instant, timeout_at};
 
 use super::Replicas;
+use super::ask::ask_vnode;
 
 /// The budget of a page of all items.
 pub(super) const PAGE: Budget = Budget { items: 1024, bytes: 256 << 10 };
+/// The longest time to fetch the log from the sender of a request.
+const LEARN_LIMIT: Duration = Duration::from_secs(1);
 
 impl Replicas {
     /// Answer another replica. Runs on the threads of the network; whatever waits gets a task.
@@ -85,7 +89,7 @@ impl Replicas {
                         && let Some(sender) = cluster.view().state.member_by_uid(*uid)
                     {
                         // Ignore an error: the log may still come from another node. The caller has a deadline.
-                        let deadline = tokio::time::Instant::now() + LEARN_LIMIT;
+                        let deadline = Instant::now() + LEARN_LIMIT;
                         let _ = cluster.learn_from(sender.id, version, deadline).await;
                     }
                     learned = true;
@@ -97,56 +101,56 @@ impl Replicas {
     }
 }
 
-/// The longest time to fetch the log from the sender of a request.
-const LEARN_LIMIT: std::time::Duration = std::time::Duration::from_secs(1);
-
 /// Return what a vnode says; `None` if it has ended.
 async fn said(vnode: &VnodeHandle, ask: ReplicaAsk<'_>) -> Option<ReplicaSaid> {
     match ask {
         ReplicaAsk::Merge(items) => {
-            let (answer, merged) = oneshot::channel();
-            vnode.tell(Control::Merge(items.into_owned(), answer));
-            Some(match merged.await.ok()? {
-                Ok(()) => ReplicaSaid::Merged,
-                Err(why) => ReplicaSaid::Failed(why),
-            })
+            let merged = ask_vnode(vnode, |answer| Control::Merge(items.into_owned(), answer)).await?;
+            Some(merged.map_or_else(ReplicaSaid::Failed, |()| ReplicaSaid::Merged))
         }
-        ReplicaAsk::Digest(key) | ReplicaAsk::Items(key) => {
-            let with_items = matches!(ask, ReplicaAsk::Items(_));
-            let (answer, told) = oneshot::channel();
-            vnode.tell(Control::TellKey { key: key.to_vec(), with_items, answer });
-            Some(match told.await.ok()? {
-                Ok(Some(state)) if with_items => ReplicaSaid::Items(state.items),
-                Ok(Some(state)) => ReplicaSaid::Digest(state.digest),
-                Ok(None) => ReplicaSaid::Incomplete,
-                Err(why) => ReplicaSaid::Failed(why),
-            })
+        ReplicaAsk::Digest(key) => {
+            said_of_key(vnode, key, false, |state| ReplicaSaid::Digest(state.digest)).await
+        }
+        ReplicaAsk::Items(key) => {
+            said_of_key(vnode, key, true, |state| ReplicaSaid::Items(state.items)).await
         }
         ReplicaAsk::PageDigest { after } => {
-            let (answer, told) = oneshot::channel();
-            let after = after.map(<[u8]>::to_vec);
-            vnode.tell(Control::TellPage { after, limit: PAGE, of_any: false, answer });
-            Some(match told.await.ok()? {
-                Ok(Some((page, _))) => {
-                    ReplicaSaid::PageDigest { digest: RangeDigest::of(&page.items), next: page.next }
-                }
-                Ok(None) => ReplicaSaid::Incomplete,
-                Err(why) => ReplicaSaid::Failed(why),
-            })
+            let say =
+                |Page { items, next }, _| ReplicaSaid::PageDigest { digest: RangeDigest::of(&items), next };
+            said_of_page(vnode, after, false, say).await
         }
         ReplicaAsk::Page { after, of_any } => {
-            let (answer, told) = oneshot::channel();
-            let after = after.map(<[u8]>::to_vec);
-            vnode.tell(Control::TellPage { after, limit: PAGE, of_any, answer });
-            Some(match told.await.ok()? {
-                Ok(Some((page, complete))) => {
-                    ReplicaSaid::Page { items: page.items, next: page.next, complete }
-                }
-                Ok(None) => ReplicaSaid::Incomplete,
-                Err(why) => ReplicaSaid::Failed(why),
-            })
+            let say = |Page { items, next }, complete| ReplicaSaid::Page { items, next, complete };
+            said_of_page(vnode, after, of_any, say).await
         }
     }
+}
+
+async fn said_of_key(
+    vnode: &VnodeHandle,
+    key: &[u8],
+    with_items: bool,
+    say: impl FnOnce(KeyState) -> ReplicaSaid,
+) -> Option<ReplicaSaid> {
+    let ask = |answer| Control::TellKey { key: key.to_vec(), with_items, answer };
+    Some(match ask_vnode(vnode, ask).await? {
+        Ok(state) => state.map_or(ReplicaSaid::Incomplete, say),
+        Err(why) => ReplicaSaid::Failed(why),
+    })
+}
+
+async fn said_of_page(
+    vnode: &VnodeHandle,
+    after: Option<&[u8]>,
+    of_any: bool,
+    say: impl FnOnce(Page, bool) -> ReplicaSaid,
+) -> Option<ReplicaSaid> {
+    let after = after.map(<[u8]>::to_vec);
+    let ask = |answer| Control::TellPage { after, limit: PAGE, of_any, answer };
+    Some(match ask_vnode(vnode, ask).await? {
+        Ok(page) => page.map_or(ReplicaSaid::Incomplete, |(page, complete)| say(page, complete)),
+        Err(why) => ReplicaSaid::Failed(why),
+    })
 }
 
 /// Return the error of a command whose module this node does not run as a replica.

@@ -45,6 +45,7 @@ impl Replicas {
         let mut is_acknowledged = mutants::on(Mutant::KeepToItself);
         let mut reasons = Vec::new();
         let mut teller = me;
+        steps.extend(self.news(id, &mut version, &mut write));
         loop {
             while let Some(step) = steps.pop() {
                 match step {
@@ -87,11 +88,24 @@ impl Replicas {
                 () = sleep_until(deadline) => Some(WriteEvent::Late),
             };
             if let Some(event) = event {
+                steps.extend(self.news(id, &mut version, &mut write));
                 steps.extend(write.on(event));
             }
             if is_acknowledged && Instant::now() >= deadline {
                 return Err(unknown(ErrorCode::DeadlineExceeded, &reasons));
             }
+        }
+    }
+
+    /// Tell a write of the newest group that this node has. What the node answers to others follows that group already, so the
+    /// write must not be acknowledged by the sets before it.
+    fn news(&self, id: ReplicaId, version: &mut u64, write: &mut Write) -> Vec<WriteStep> {
+        match Self::group(&self.inner.cluster.view(), id) {
+            Some(group) if group.version > *version => {
+                *version = group.version;
+                write.on(WriteEvent::Learned(group))
+            }
+            _ => Vec::new(),
         }
     }
 

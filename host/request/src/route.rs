@@ -114,9 +114,8 @@ impl Coordinator {
             let version = partition.version;
             let mut last = None;
             let mut stale = None;
-            let members: Vec<NodeId> = partition.replicas.iter().copied().take(target.n).collect();
-            let mut members = members;
             let group = Group::of(partition, target.n);
+            let mut members = group.members.clone();
             let is_up = |node: NodeId| node == view.me || self.is_reached(&view, node);
             // Those that seem to be down come last: a connection may have ended just now. Before them come those that the
             // pending transfer takes out of the set: a write that is in progress there at the flip has no known outcome.
@@ -217,11 +216,7 @@ impl Coordinator {
     ) -> Result<Bytes, RequestError> {
         let (reply, answer) = oneshot::channel();
         let command = Command {
-            request: Request {
-                command: request.command.clone(),
-                key: target.key.clone(),
-                args: request.args.clone(),
-            },
+            request: command_of(target, request),
             page: page.map(coverage_page),
             id: request.id,
             deadline: request.deadline,
@@ -337,17 +332,18 @@ fn unanswered(target: &Target, error: CallError, view: &View) -> RequestError {
     RequestError { state, ..RequestError::not_applied(code, message) }
 }
 
+/// Return the command of a request, as a guest gets it.
+fn command_of(target: &Target, request: &CallRequest) -> Request {
+    Request { command: request.command.clone(), key: target.key.clone(), args: request.args.clone() }
+}
+
 /// Return a request as the replicas of its partition get it.
 fn work(target: &Target, request: &CallRequest, page: Option<PageRequest<'_>>, version: u64) -> Work {
     Work {
         module: target.module,
         partition: target.partition,
         version,
-        request: Request {
-            command: request.command.clone(),
-            key: target.key.clone(),
-            args: request.args.clone(),
-        },
+        request: command_of(target, request),
         page: page.map(coverage_page),
         id: request.id,
         deadline: request.deadline,
