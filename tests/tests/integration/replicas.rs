@@ -10,9 +10,6 @@ use serde_json::Value;
 
 use crate::durable::losses;
 
-/// Longest time from the death of a node until its peers send it no more requests.
-const NOTICED: Duration = Duration::from_millis(1_500);
-
 fn deploy(cluster: &Cluster, guest: &str, words: &[&str]) -> Ran {
     let name = format!("{}.wasm", guest.replace('/', "-"));
     let file = cluster.keep(&name, &component(guest));
@@ -44,6 +41,15 @@ fn complete(cluster: &Cluster) {
     });
 }
 
+/// Wait until a node knows that another is dead: it sends that one no more requests.
+fn noticed(node: &Node, dead: &str) {
+    until("the death is noticed", || {
+        let members = node.json(&["members"]).json();
+        let is_dead = |row: &Value| row["node"] == dead && row["alive"] == false;
+        members.as_array().unwrap().iter().any(is_dead).then_some(())
+    });
+}
+
 fn settings() -> Settings {
     Settings { clients: 8, keys: 1_000, pad: 200, rest: Duration::from_millis(2), ..Settings::default() }
 }
@@ -61,7 +67,8 @@ fn outlives_a_node(storage: &str) {
         load.enter(&[&cluster[left], &cluster[right]]);
         load.phase(&format!("node {dead} dies"));
         cluster[dead].kill();
-        std::thread::sleep(NOTICED);
+        noticed(&cluster[left], &cluster[dead].name);
+        noticed(&cluster[right], &cluster[dead].name);
         load.phase(&format!("node {dead} is dead"));
         let before = load.report().requests();
         until("the others serve", || (load.report().requests() > before + 1_000).then_some(()));
@@ -99,11 +106,7 @@ fn too_few_replicas_are_refused_before_anything_runs_and_a_cluster_that_stops_lo
     book.put(&cluster[0], 0..200);
     complete(&cluster);
     cluster[1].kill();
-    until("the death is noticed", || {
-        let members = cluster[0].json(&["members"]).json();
-        let dead = |row: &Value| row["node"] == cluster[1].name && row["alive"] == false;
-        members.as_array().unwrap().iter().any(dead).then_some(())
-    });
+    noticed(&cluster[0], &cluster[1].name);
     book.put(&cluster[0], 100..300);
     cluster[2].kill();
     let error = until("the dead are noticed", || {
