@@ -2,7 +2,7 @@
 //!
 //! A directory that was restored from an older copy, or copied and started elsewhere, starts with a number
 //! that peers have seen already. A directory that was copied since its last start has a shorter log than the
-//! node once acknowledged to the leader.
+//! node once acknowledged to the leader, or sent as the leader.
 
 use std::cmp::Ordering;
 
@@ -48,6 +48,9 @@ pub(super) struct StartEvidence {
     /// The peer's vote.
     #[serde(default)]
     pub(super) vote: Option<Vote>,
+    /// The last entry of the peer's log.
+    #[serde(default)]
+    pub(super) last: Option<LogId>,
     /// The last entry that the peer knows to be committed.
     #[serde(default)]
     pub(super) committed: Option<LogId>,
@@ -127,6 +130,15 @@ pub(super) fn objection(found: &DiskState, known: &StartEvidence) -> Option<Stri
         let last = last.unwrap_or(0);
         return Some(format!("its log ends at entry {last}, and it has acknowledged entry {matched}"));
     }
+    // A leader has an entry on its own disk before it sends it, and keeps it at least until it votes for somebody else.
+    let leads = |vote: Vote| of_me(&vote).then_some(vote.leader_id.term);
+    if let (Some(term), Some(sent)) = (found.vote.and_then(leads), known.last)
+        && (sent.leader_id.term, sent.leader_id.node_id) == (term, found.me.0)
+        && found.last < Some(sent)
+    {
+        let last = last.unwrap_or(0);
+        return Some(format!("its log ends at entry {last}, and it has sent entry {} as the leader", sent.index));
+    }
     // A node stores its vote for itself before it asks others for theirs.
     let term = |vote: &Vote| vote.leader_id.term;
     let own = found.vote.as_ref().map(term);
@@ -151,6 +163,7 @@ mod tests {
             matched: None,
             leads: false,
             vote: None,
+            last: None,
             committed: entry(index),
             removed: false,
             votes_alone,
@@ -181,6 +194,7 @@ mod tests {
             matched: None,
             leads: true,
             vote: None,
+            last: None,
             committed: None,
             removed: false,
             votes_alone: false,
@@ -195,6 +209,15 @@ mod tests {
         assert!(speaks(&StartEvidence { matched: Some(11), ..known }));
         let elsewhere = Lineage { number: 1, id: 1 };
         assert!(!speaks(&StartEvidence { matched: Some(11), lineage: elsewhere, ..known }), "another log");
+        let has = |last, lineage| StartEvidence { last, lineage, ..known };
+        assert!(!speaks(&has(entry(10), lineage)));
+        assert!(speaks(&has(entry(11), lineage)), "it led, and has lost an entry");
+        assert!(!speaks(&has(entry(11), elsewhere)), "another log");
+        let other = Some(LogId::new(CommittedLeaderId::new(4, 8), 11));
+        assert!(!speaks(&has(other, lineage)), "of a later leader");
+        let voted = DiskState { vote: Some(Vote::new(4, 8)), ..found };
+        let replaced = objection(&voted, &has(entry(11), lineage));
+        assert_eq!(replaced, None, "a later leader may have replaced the end of its log");
         assert!(!speaks(&StartEvidence { vote: Some(Vote::new(3, 7)), ..known }));
         assert!(!speaks(&StartEvidence { vote: Some(Vote::new(4, 8)), ..known }), "for somebody else");
         assert!(speaks(&StartEvidence { vote: Some(Vote::new(4, 7)), ..known }), "it has stood since");

@@ -13,6 +13,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::contact::LeaderContact;
 use super::raft::Raft;
+use super::storage::RaftStore;
 
 /// Members of the Raft group.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -29,6 +30,8 @@ pub struct RaftMembers {
 pub(super) struct Running {
     pub(super) raft: Raft,
     pub(super) lineage: Lineage,
+    /// The log and the vote of `raft`.
+    pub(super) store: RaftStore,
     /// Reports a failure of `raft`; aborted when `raft` is shut down on purpose.
     pub(super) watch: JoinHandle<()>,
 }

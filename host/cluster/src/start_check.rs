@@ -94,7 +94,7 @@ impl StartCheck {
             while let Ok(Some((peer, answer))) = timeout_at(pause, asked.next()).await {
                 let Some(known) = answer else { continue };
                 // Log and vote have changed since Raft started to take part.
-                let known = StartEvidence { matched: None, vote: None, ..known };
+                let known = StartEvidence { matched: None, vote: None, last: None, ..known };
                 if let Some(reason) = objection(&found, &known) {
                     return self.ended.raise(Ended::Stale(reason));
                 }
@@ -189,6 +189,8 @@ impl StartCheck {
     pub(super) fn evidence(&self, uid: NodeUid, starting: Starting, notes: bool) -> StartEvidence {
         let start = starting.start();
         let running = self.group.running();
+        // If the log cannot be read, this node fails by itself.
+        let last = running.store.last().ok().flatten();
         let leads = self.group.leads() && self.group.has_quorum(ASK);
         let view = self.views.load();
         let member = view.state.member_by_uid(uid);
@@ -210,6 +212,7 @@ impl StartCheck {
             matched: matched.filter(|_| leads),
             leads,
             vote: Some(vote),
+            last,
             committed,
             removed: AnnounceReply::of(&view.state, uid) == AnnounceReply::Removed,
             votes_alone: member.is_some_and(|node| self.group.has_only_voter(node.id)),

@@ -134,14 +134,14 @@ impl RaftParts {
         let name = self.views.load().state.cluster.to_string();
         let log = LogStore::new(self.database.clone(), store.clone());
         let log = if leads_on { log } else { log.without_leading(self.me) };
-        let machine = StateMachine::open(store, self.views.clone())?;
+        let machine = StateMachine::open(store.clone(), self.views.clone())?;
         let Peers { book, network } = self.peers.clone();
         let links = RaftLinks { network, book, contact: self.contact.clone(), lineage };
         let raft = Raft::new(self.me.0, Arc::new(raft::config(name)), links, log, machine)
             .await
             .map_err(|error| ClusterError::Raft(error.to_string()))?;
         let watch = annulus_ground::spawn_on(&self.runtime, watch(raft.clone(), self.ended.clone()));
-        Ok(Running { raft, lineage, watch })
+        Ok(Running { raft, lineage, store, watch })
     }
 }
 

@@ -448,7 +448,14 @@ impl Run {
 
     /// Return true if some nodes may not know of a lineage that another node has started.
     pub fn is_apart(&self) -> bool {
-        self.state.lock().apart
+        let Some(newest) = self.newest() else { return false };
+        let lives = (0..self.nodes().count()).filter_map(|at| self.nodes().life(at));
+        let views = lives.map(|life| life.cluster().view()).filter(|view| view.state.cluster == newest.cluster);
+        let (know, others): (Vec<_>, Vec<_>) =
+            views.map(|view| view.state.lineage).partition(|lineage| *lineage == newest.lineage);
+        // At first only the machine that has recovered the cluster knows of it.
+        let is_lone = newest.lineage.number > 0 && (know.len() < 2 || !others.is_empty());
+        self.state.lock().apart || is_lone
     }
 
     /// Set whether some nodes may not know of the newest lineage.
