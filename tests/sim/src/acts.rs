@@ -77,6 +77,7 @@ pub async fn happens(run: Arc<Run>, act: Act) {
                 return;
             }
             run.seen(|seen| seen.wipes += 1);
+            run.loses_store(at);
             nodes.disk(at).wipe();
             sleep(lasts).await;
             nodes.start(at);
@@ -184,6 +185,7 @@ async fn cut(run: &Run, ways: &[(At, At)], lasts: Duration) {
 /// Lose a machine and everything on it.
 fn loses(run: &Run, at: At) {
     run.note(format_args!("n{at} is gone for good"));
+    run.loses_store(at);
     run.nodes().kill(at, true);
     run.nodes().abandon(at);
 }

@@ -14,6 +14,7 @@ mod load;
 pub mod nature;
 mod operators;
 pub mod oracle;
+mod replicated;
 mod rest;
 pub mod rule;
 mod run;

@@ -46,7 +46,7 @@ pub async fn client(run: Arc<Run>, key: usize) {
     }
 }
 
-fn patience(random: &mut SmallRng) -> Duration {
+pub fn patience(random: &mut SmallRng) -> Duration {
     Duration::from_millis(if random.random_bool(0.2) {
         random.random_range(50..500)
     } else {
@@ -110,7 +110,8 @@ fn request(module: String, op: Op, key: usize, want: Want, more: usize, deadline
     call(module, command, args, deadline, RequestId(id))
 }
 
-fn call(
+/// Create a request with these arguments.
+pub fn call(
     module: String,
     command: &str,
     args: Vec<(Value, Value)>,

@@ -16,12 +16,19 @@ pub struct Nature {
     pub drift: bool,
     /// Guests have so little memory that they reach its limit.
     pub tight: bool,
+    /// Another module has several replicas.
+    pub replicated: bool,
 }
 
 impl fmt::Display for Nature {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { real, drift, tight } = *self;
-        let words = [(real, "real components"), (drift, "drifting clocks"), (tight, "little memory")];
+        let Self { real, drift, tight, replicated } = *self;
+        let words = [
+            (real, "real components"),
+            (drift, "drifting clocks"),
+            (tight, "little memory"),
+            (replicated, "replicas"),
+        ];
         let words: Vec<&str> = words.iter().filter(|(is, _)| *is).map(|(_, word)| *word).collect();
         f.write_str(if words.is_empty() { "no special properties" } else { "" })?;
         f.write_str(&words.join(", "))
@@ -33,13 +40,22 @@ impl Nature {
     /// the others.
     pub fn draw(world: &Seeded) -> Self {
         let has = |what, share| world.stream(what).random_bool(share);
-        Self { real: has("real", 0.05), drift: has("drift", 0.3), tight: has("tight", 0.15) }
+        Self {
+            real: has("real", 0.05),
+            drift: has("drift", 0.3),
+            tight: has("tight", 0.15),
+            replicated: has("replicated", 0.3),
+        }
     }
 
     /// Return the natures that have one property less.
     pub fn plainer(self) -> Vec<Self> {
-        let without =
-            [Self { real: false, ..self }, Self { drift: false, ..self }, Self { tight: false, ..self }];
+        let without = [
+            Self { real: false, ..self },
+            Self { drift: false, ..self },
+            Self { tight: false, ..self },
+            Self { replicated: false, ..self },
+        ];
         without.into_iter().filter(|plainer| *plainer != self).collect()
     }
 }

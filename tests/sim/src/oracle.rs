@@ -6,6 +6,7 @@
 //! - [`coverage`]: the answer of a coverage command is complete.
 //! - [`counts`]: a handoff carries exactly the items of the old owner.
 //! - [`formats`]: the previous release can read every item that is written.
+//! - [`members`]: replicas lose no acknowledged member of a set.
 //! - [`leaks`]: nothing of an ended node, transfer or vnode is left.
 //!
 //! `load.rs` checks that requests are fast without faults, and `rest.rs` that everything completes.
@@ -15,5 +16,6 @@ pub mod coverage;
 pub mod formats;
 pub mod leaks;
 pub mod ledger;
+pub mod members;
 mod trail;
 pub mod truth;

@@ -14,6 +14,7 @@ use crate::load;
 use crate::operators;
 use crate::oracle::leaks;
 use crate::oracle::truth::Want;
+use crate::replicated;
 use crate::rule::Rule;
 use crate::run::Run;
 
@@ -68,6 +69,9 @@ pub async fn rest(run: &Arc<Run>) {
         for module in 0..run.fleet.len() {
             load::list(run, at, module, READ).await;
         }
+    }
+    if run.has_sets() {
+        replicated::check(run).await;
     }
     compare_sizes(run).await;
     if let Err(broken) = leaks::check(run).await {
@@ -133,6 +137,7 @@ async fn mend(run: &Arc<Run>) {
             run.note(format_args!(
                 "n{at} is not in the recovered cluster: it starts again with an empty disk"
             ));
+            run.loses_store(at);
             nodes.kill(at, false);
             nodes.disk(at).wipe();
             nodes.start(at);
@@ -144,18 +149,22 @@ async fn mend(run: &Arc<Run>) {
     if run.newest().is_some_and(|state| state.handoff.cluster != HandoffLimits::default()) {
         operators::no_limits(run).await;
     }
+    // A component may be lost with the machines that had it: an operator deploys a release again.
     for module in 0..run.fleet.len() {
-        if is_without_component(run, module) {
-            // The component was lost with the machines that had it: an operator deploys a release again.
+        if is_without_component(run, &run.fleet[module].name) {
             operators::deploy(run, module).await;
         }
+    }
+    if let Some(storage) = run.members_of_sets(|members| members.storage())
+        && is_without_component(run, replicated::NAME)
+    {
+        replicated::deploy(run, storage).await;
     }
     join_again(run).await;
 }
 
 /// Return true if a node reports that no member has the component of a module's current release.
-fn is_without_component(run: &Run, module: usize) -> bool {
-    let name = &run.fleet[module].name;
+fn is_without_component(run: &Run, name: &str) -> bool {
     run.members().into_iter().filter_map(|at| run.nodes().life(at)).any(|life| {
         let uid = life.cluster().view().module(name).map(|module| module.uid);
         let failed = uid.and_then(|uid| life.services().modules.running().get(&uid)?.failed.clone());
@@ -305,5 +314,5 @@ pub fn unrest(run: &Run) -> Option<String> {
             return Some(format!("n{at} still has a seal or a stage of p{}", slot.partition.0));
         }
     }
-    None
+    run.has_sets().then(|| replicated::unrest(run)).flatten()
 }

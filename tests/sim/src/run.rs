@@ -31,7 +31,9 @@ use crate::operators;
 use crate::oracle::counts::{self, Moves};
 use crate::oracle::formats::Formats;
 use crate::oracle::ledger::Ledger;
+use crate::oracle::members::Members;
 use crate::oracle::truth::{Counts, Op, Truth};
+use crate::replicated;
 use crate::rest;
 use crate::rule::{Broken, Rule};
 use crate::schedule::{self, Act, Planned};
@@ -138,6 +140,8 @@ struct State {
     ledger: Ledger,
     moves: Moves,
     formats: Formats,
+    /// `None` if no module has several replicas.
+    members: Option<Members>,
     seen: Seen,
     broken: Option<Broken>,
     lines: Vec<String>,
@@ -175,6 +179,7 @@ impl Run {
             ledger: Ledger::default(),
             moves: Moves::default(),
             formats: Formats::default(),
+            members: None,
             seen: Seen::default(),
             broken: None,
             lines: Vec::new(),
@@ -318,6 +323,7 @@ impl Run {
                 if news.recovered {
                     inner.seen.recoveries += 1;
                     inner.truth.shake();
+                    inner.members.iter_mut().for_each(Members::forgive);
                     inner.moves.recovered();
                 }
             }
@@ -450,7 +456,8 @@ impl Run {
     pub fn is_apart(&self) -> bool {
         let Some(newest) = self.newest() else { return false };
         let lives = (0..self.nodes().count()).filter_map(|at| self.nodes().life(at));
-        let views = lives.map(|life| life.cluster().view()).filter(|view| view.state.cluster == newest.cluster);
+        let views =
+            lives.map(|life| life.cluster().view()).filter(|view| view.state.cluster == newest.cluster);
         let (know, others): (Vec<_>, Vec<_>) =
             views.map(|view| view.state.lineage).partition(|lineage| *lineage == newest.lineage);
         // At first only the machine that has recovered the cluster knows of it.
@@ -492,17 +499,41 @@ impl Run {
     /// Record the loss of a node's memory, and with it of the only copies of items that were there. Of durable items
     /// only writes that nobody was told of are lost.
     pub fn loses_memory(&self, at: At) {
+        self.if_member(at, Members::loses_memory);
         self.each_on(at, Truth::crash);
     }
 
     /// Record that a node's disk was replaced by an older copy.
     pub fn loses_time(&self, at: At) {
+        self.loses_store(at);
         self.each_on(at, Truth::age);
     }
 
     /// Record that the durable items on a node's disk were damaged.
     pub fn loses_items(&self, at: At) {
+        self.loses_store(at);
         self.each_on(at, Truth::damage);
+    }
+
+    /// Record the loss of all stores of a node for modules with several replicas.
+    pub fn loses_store(&self, at: At) {
+        self.if_member(at, Members::loses_store);
+    }
+
+    fn if_member(&self, at: At, act: fn(&mut Members)) {
+        if self.member(at).is_some() {
+            self.members_of_sets(act);
+        }
+    }
+
+    /// Return true if a module has several replicas.
+    pub fn has_sets(&self) -> bool {
+        self.state.lock().members.is_some()
+    }
+
+    /// Call `act` with the oracle of the module with several replicas, if there is one.
+    pub fn members_of_sets<T>(&self, act: impl FnOnce(&mut Members) -> T) -> Option<T> {
+        self.state.lock().members.as_mut().map(act)
     }
 
     /// Call `act` with each partition whose items are on a node.
@@ -597,6 +628,12 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     let (run, lasted) = mutants::during(settings.mutant, || {
         simulation.run(async {
             let run = Run::new(&world, settings.clone(), nature, fleet, size);
+            // An older build cannot keep replicas.
+            if nature.replicated && older == 0 {
+                let durable = world.stream("sets").random_bool(0.6);
+                let storage = if durable { StorageKind::Durable } else { StorageKind::Memory };
+                run.state.lock().members = Some(Members::new(storage));
+            }
             tokio::select! {
                 biased;
                 () = world.restless() => {
@@ -612,8 +649,13 @@ pub fn run(seed: u64, settings: &Settings) -> Report {
     if let Some((scope, why)) = world.panics().first() {
         broken.get_or_insert_with(|| Rule::Panics.broken(format!("scope {scope}: {why}")));
     }
-    let seen =
-        Seen { entries: state.ledger.entries() as u64, deaths: run.nodes().deaths(), ..state.seen.clone() };
+    let forgiven = state.members.as_ref().map_or(0, Members::times_forgiven);
+    let seen = Seen {
+        forgiven_sets: forgiven,
+        entries: state.ledger.entries() as u64,
+        deaths: run.nodes().deaths(),
+        ..state.seen.clone()
+    };
     Report {
         seed,
         broken,
@@ -646,6 +688,12 @@ async fn play(run: &Arc<Run>, nodes: usize, older: usize, schedule: Vec<Planned>
     }
     for module in 0..run.fleet.len() {
         tasks.spawn(load::lister(run.clone(), module));
+    }
+    if run.has_sets() {
+        tasks.spawn(replicated::look(run.clone()));
+        for client in 0..replicated::CLIENTS {
+            tasks.spawn(replicated::client(run.clone(), client));
+        }
     }
     let began = Instant::now();
     for (after, act) in schedule {
@@ -680,5 +728,8 @@ pub(crate) async fn begin(run: &Arc<Run>, nodes: usize, older: usize) {
     for module in 0..run.fleet.len() {
         // A deploy may fail, because guests may refuse to start.
         while !operators::deploy(run, module).await && !run.is_broken() {}
+    }
+    if let Some(storage) = run.members_of_sets(|members| members.storage()) {
+        while !replicated::deploy(run, storage).await && !run.is_broken() {}
     }
 }

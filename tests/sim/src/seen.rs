@@ -22,4 +22,5 @@ seen! {
     kills, power_losses, pauses, cuts, jumps, joins, leaves, entries, moved, deploys, rollbacks, undeploys, limits,
     holds, replaces, removes, downs, commits, full_disks, broken_syncs, deaths, wipes, stale_disks, recoveries,
     upgrades, coverages, falls, losses, compared, full, recoveries_apart,
+    reads_of_sets, forgiven_sets,
 }

@@ -316,7 +316,7 @@ mod tests {
     fn reducing_settings_terminates() {
         let kill = Act::Kill { at: 0, lasts: Duration::from_secs(8), power: true };
         let schedule = Some(vec![(Duration::from_secs(3), kill)]);
-        let nature = Some(crate::Nature { real: true, drift: true, tight: true });
+        let nature = Some(crate::Nature { real: true, drift: true, tight: true, replicated: true });
         let settings = Settings { nodes: Some(5), schedule, nature, ..Settings::default() };
         for way in SMALLER {
             for pick in [0, usize::MAX] {

@@ -78,6 +78,19 @@ fn real_components_break_no_rule() {
 }
 
 #[test]
+fn replicas_lose_no_acknowledged_write() {
+    let mut seen = Seen::default();
+    for seed in 0..12 {
+        let nature = Some(Nature { replicated: true, ..Nature::default() });
+        seen.add(&good(seed, &Settings { nature, ..Settings::default() }).seen);
+    }
+    // Most losses must be of one store: of what is forgiven nothing is checked.
+    let each = [seen.kills, seen.power_losses, seen.wipes, seen.removes, seen.moved];
+    assert!(seen.reads_of_sets > 500 && each.iter().all(|times| *times > 0), "{seen:?}");
+    assert!(seen.forgiven_sets < 12, "{seen:?}");
+}
+
+#[test]
 fn parts_that_are_recovered_become_one_cluster_again() {
     let mut seen = Seen::default();
     for seed in 0..24_u32 {
@@ -103,7 +116,7 @@ const TOLD: &str = "ANNULUS_SIM_TRACES_OF_SEED_3";
 
 /// Return two natures: scripted guests only, and all properties, with a component that runs as WebAssembly.
 fn natures() -> [Nature; 2] {
-    [Nature::default(), Nature { real: true, drift: true, tight: true }]
+    [Nature::default(), Nature { real: true, drift: true, tight: true, replicated: true }]
 }
 
 #[test]

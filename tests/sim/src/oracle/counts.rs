@@ -101,7 +101,8 @@ pub fn check(run: &Run, flip: &Flip, state: &ClusterState) -> Result<(), Broken>
     let (Some(from), Some(to)) = (run.at(flip.from), run.at(flip.to)) else { return Ok(()) };
     // Skip a module that was deployed after the transfer started: the contents are found by name, and may be
     // those of an undeployed module of the same name.
-    let old = state.modules.values().filter(|module| module.uid.0 < flip.transfer.0);
+    // Successors build the items of a module with several replicas from all members.
+    let old = state.modules.values().filter(|module| module.uid.0 < flip.transfer.0 && module.n == 1);
     for module in old.filter(|module| run.moves(|moves| moves.is_smooth(flip, [from, to], &module.name))) {
         let given = run.contents(from, flip.partition, &module.name);
         let mut taken = run.contents(to, flip.partition, &module.name);
