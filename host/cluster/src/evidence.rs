@@ -137,7 +137,10 @@ pub(super) fn objection(found: &DiskState, known: &StartEvidence) -> Option<Stri
         && found.last < Some(sent)
     {
         let last = last.unwrap_or(0);
-        return Some(format!("its log ends at entry {last}, and it has sent entry {} as the leader", sent.index));
+        return Some(format!(
+            "its log ends at entry {last}, and it has sent entry {} as the leader",
+            sent.index
+        ));
     }
     // A node stores its vote for itself before it asks others for theirs.
     let term = |vote: &Vote| vote.leader_id.term;

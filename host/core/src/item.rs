@@ -148,12 +148,24 @@ impl RangeDigest {
 
     /// Add an item.
     pub fn add(&mut self, item: &Item) {
-        self.change(item, u128::wrapping_add);
+        let Item { key, sort, value, deleted } = item;
+        self.change((key, sort), (value, *deleted), u128::wrapping_add);
+    }
+
+    /// Add the item at an address.
+    pub fn add_at(&mut self, addr: &ItemAddr, version: &Version) {
+        self.change((&addr.key, &addr.sort), (&version.value, version.deleted), u128::wrapping_add);
+    }
+
+    /// Remove the item at an address, which was added.
+    pub fn remove_at(&mut self, addr: &ItemAddr, version: &Version) {
+        self.change((&addr.key, &addr.sort), (&version.value, version.deleted), u128::wrapping_sub);
     }
 
     /// Remove an item that was added.
     pub fn remove(&mut self, item: &Item) {
-        self.change(item, u128::wrapping_sub);
+        let Item { key, sort, value, deleted } = item;
+        self.change((key, sort), (value, *deleted), u128::wrapping_sub);
     }
 
     /// Add all items of another digest.
@@ -161,13 +173,18 @@ impl RangeDigest {
         self.0 = u128::from_le_bytes(self.0).wrapping_add(u128::from_le_bytes(other.0)).to_le_bytes();
     }
 
-    fn change(&mut self, item: &Item, combine: fn(u128, u128) -> u128) {
+    fn change(
+        &mut self,
+        (key, sort): (&[u8], &[u8]),
+        (value, deleted): (&[u8], bool),
+        combine: fn(u128, u128) -> u128,
+    ) {
         let mut sha = Sha256::new();
-        for part in [&item.key, &item.sort, &item.value] {
+        for part in [key, sort, value] {
             sha.update((part.len() as u64).to_le_bytes());
             sha.update(part);
         }
-        sha.update([u8::from(item.deleted)]);
+        sha.update([u8::from(deleted)]);
         let mut first = [0; 16];
         first.copy_from_slice(&sha.finalize()[..16]);
         self.0 = combine(u128::from_le_bytes(self.0), u128::from_le_bytes(first)).to_le_bytes();
@@ -210,7 +227,13 @@ mod tests {
         let mut back = digest(&[a.clone(), b.clone()]);
         back.remove(&b);
         assert_eq!(back, digest(std::slice::from_ref(&a)));
-        back.add_all(&digest(std::slice::from_ref(&b)));
+        let (addr, version) = b.clone().into_parts();
+        let mut at = RangeDigest::default();
+        at.add_at(&addr, &version);
+        assert_eq!(at, digest(std::slice::from_ref(&b)));
+        back.add_all(&at);
+        at.remove_at(&addr, &version);
+        assert_eq!(at, RangeDigest::default());
         assert_eq!(back, digest(&[b, a]));
     }
 

@@ -6,7 +6,7 @@ use annulus_core::ids::NodeId;
 use annulus_core::item::{Item, RangeDigest};
 use annulus_core::wire::replica::{ReplicaAnswer, ReplicaAsk, ReplicaCall};
 use annulus_transport::{CallError, Lane, kind};
-use annulus_vnode::{Control, KeyState, ReplicaId, VnodeHandle};
+use annulus_vnode::{Answer, Control, KeyState, ReplicaId, VnodeHandle};
 use bytes::Bytes;
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
@@ -71,7 +71,7 @@ impl Replicas {
         with_items: bool,
         deadline: Instant,
     ) -> Result<KeyState, String> {
-        let ask = |answer| Control::TellKey { key: key.to_vec(), with_items, answer };
+        let ask = |answer: Answer<_>| Control::TellKey { key: key.to_vec(), with_items, answer };
         let told = self.ask_here(id, deadline, ask).await?;
         told?.ok_or_else(|| "the store of this replica is not complete".to_owned())
     }
@@ -83,6 +83,9 @@ impl Replicas {
         key: &[u8],
         deadline: Instant,
     ) -> Result<RangeDigest, String> {
+        if let Some(digest) = self.inner.master.digest_in_memory(id, key) {
+            return Ok(digest);
+        }
         self.key_here(id, key, false, deadline).await.map(|state| state.digest)
     }
 
@@ -91,8 +94,11 @@ impl Replicas {
         &self,
         id: ReplicaId,
         deadline: Instant,
-        ask: impl FnOnce(oneshot::Sender<T>) -> Control,
-    ) -> Result<T, String> {
+        ask: impl FnOnce(Answer<T>) -> Control,
+    ) -> Result<T, String>
+    where
+        T: Send + 'static,
+    {
         let replica = self.inner.master.replica(id, 0);
         let (vnode, _) = replica.map_err(|_| "this node does not keep the partition".to_owned())?;
         match timeout_at(deadline, ask_vnode(&vnode, ask)).await {
@@ -104,11 +110,11 @@ impl Replicas {
 }
 
 /// Ask a vnode, and return its answer; `None` if it has ended.
-pub(super) async fn ask_vnode<T>(
+pub(super) async fn ask_vnode<T: Send + 'static>(
     vnode: &VnodeHandle,
-    ask: impl FnOnce(oneshot::Sender<T>) -> Control,
+    ask: impl FnOnce(Answer<T>) -> Control,
 ) -> Option<T> {
-    let (answer, answered) = oneshot::channel();
-    vnode.tell(ask(answer));
+    let (told, answered) = oneshot::channel();
+    vnode.tell(ask(Box::new(move |answer| drop(told.send(answer)))));
     answered.await.ok()
 }

@@ -3,18 +3,20 @@
 use std::sync::Arc;
 
 use annulus_core::description::Effect;
-use annulus_core::ids::{ModuleUid, RequestId};
+use annulus_core::ids::{ModuleUid, NodeId, RequestId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::quorum::{Group, Write};
 use annulus_core::request::{ErrorCode, Request, RequestError};
+use annulus_core::wire::replica::ReplicaAsk;
 use annulus_vnode::{Command, CoveragePage, Delivery, Executed, ReplicaId, ReplicatedCaller, Reply};
 use bytes::Bytes;
+use futures_util::stream::{FuturesUnordered, StreamExt};
 use tokio::sync::oneshot;
 use tokio::time::{Instant, timeout_at};
 
 use super::Replicas;
 use super::serve::not_ready;
-use super::spread::Ran;
+use super::spread::{Asked, Ran};
 
 /// A command for the replicas of a partition.
 pub struct Work {
@@ -49,12 +51,18 @@ struct Here {
 }
 
 impl Replicas {
-    /// Run a command as its coordinator: once on this node's replica, then as the quorums of the module demand.
+    /// Run a command as its coordinator: once on this node's replica, then as the quorums of the module demand. `answer` is
+    /// called once, by the deadline. The task goes on until the other replicas have the items, or do not answer in time.
     ///
-    /// # Errors
-    /// The command failed, with its effect on the state. After a command has run, an error never says `not-applied`
-    /// unless the command itself failed (R10).
-    pub async fn coordinate(&self, work: Work) -> Result<Bytes, RequestError> {
+    /// An error has the effect of the command on the state. After a command has run, it never says `not-applied` unless the
+    /// command itself failed (R10).
+    pub async fn coordinate(&self, work: Work, answer: impl FnOnce(Result<Bytes, RequestError>)) {
+        let mut asked = Asked::new();
+        answer(self.run(work, &mut asked).await);
+        while asked.next().await.is_some() {}
+    }
+
+    async fn run<'a>(&'a self, work: Work, asked: &mut Asked<'a>) -> Result<Bytes, RequestError> {
         let id = ReplicaId { module: work.module, partition: work.partition };
         self.catch_up(&work).await?;
         let Quorums { group, r, w, effect } = self.quorums(id, &work.request.command)?;
@@ -98,13 +106,19 @@ impl Replicas {
                     .map_err(|reason| RequestError::not_applied(ErrorCode::NotReady, reason))?;
                 let agreed = self.agree(id, &key, (group.clone(), r), own, work.deadline).await?;
                 self.repair(id, &key, agreed.repair, work.deadline);
-                self.write(id, work, group, w).await
+                self.write(id, work, (group, w), asked).await
             }
-            (Effect::Write | Effect::Update, _) => self.write(id, work, group, w).await,
+            (Effect::Write | Effect::Update, _) => self.write(id, work, (group, w), asked).await,
         }
     }
 
-    async fn write(&self, id: ReplicaId, work: Work, group: Group, w: usize) -> Result<Bytes, RequestError> {
+    async fn write<'a>(
+        &'a self,
+        id: ReplicaId,
+        work: Work,
+        (group, w): (Group, usize),
+        asked: &mut Asked<'a>,
+    ) -> Result<Bytes, RequestError> {
         self.check(&group, w)?;
         let here = self.execute(&work, false, true).await?;
         let Executed { answer, items, .. } = here.executed;
@@ -114,7 +128,7 @@ impl Replicas {
         }
         let items = Arc::from(items);
         let (settled, deadline) = (here.settled, work.deadline);
-        self.spread(Ran { id, group, w, items, settled, deadline }).await.map(|()| answer)
+        self.spread(Ran { id, group, w, items, settled, deadline }, asked).await.map(|()| answer)
     }
 
     /// Wait until this node has applied the log as far as the sender of a command.
@@ -183,7 +197,7 @@ impl Replicas {
     }
 
     /// Send what this node has of a key to members that lack some of it.
-    fn repair(&self, id: ReplicaId, key: &[u8], nodes: Vec<annulus_core::ids::NodeId>, deadline: Instant) {
+    fn repair(&self, id: ReplicaId, key: &[u8], nodes: Vec<NodeId>, deadline: Instant) {
         if nodes.is_empty() {
             return;
         }
@@ -192,7 +206,14 @@ impl Replicas {
         annulus_ground::spawn(async move {
             if let Ok(state) = this.key_here(id, &key, true, deadline).await {
                 let version = Self::group(&this.inner.cluster.view(), id).map_or(0, |group| group.version);
-                this.send(id, version, &nodes, &state.items, deadline, None);
+                let frame = Self::frame(id, version, ReplicaAsk::Merge(state.items.as_slice().into()));
+                let sent = nodes.into_iter().map(|node| this.send(node, frame.clone(), deadline));
+                let mut sent: FuturesUnordered<_> = sent.collect();
+                while let Some((node, said)) = sent.next().await {
+                    if let Err(why) = said {
+                        tracing::debug!(%node, why, "a replica was not repaired");
+                    }
+                }
             }
         });
     }

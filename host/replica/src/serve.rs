@@ -6,13 +6,12 @@ use annulus_core::item::{Budget, Page, RangeDigest};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::wire::replica::{ReplicaAnswer, ReplicaAsk, ReplicaCall, ReplicaSaid};
 use annulus_transport::limits::MAX_FRAME;
-use annulus_transport::{PeerIdentity, Request};
-use annulus_vnode::{Control, KeyState, NoReplica, ReplicaId, VnodeHandle};
+use annulus_transport::{PeerIdentity, Request, Responder};
+use annulus_vnode::{Answer, Control, KeyState, NoReplica, ReplicaId, VnodeHandle};
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
 
 use super::Replicas;
-use super::ask::ask_vnode;
 
 /// The budget of a page of all items.
 pub(super) const PAGE: Budget = Budget { items: 1024, bytes: 256 << 10 };
@@ -20,56 +19,65 @@ pub(super) const PAGE: Budget = Budget { items: 1024, bytes: 256 << 10 };
 const LEARN_LIMIT: Duration = Duration::from_secs(1);
 
 impl Replicas {
-    /// Answer another replica. Runs on the threads of the network; whatever waits gets a task.
+    /// Answer another replica. Runs on the threads of the network; only a request that waits for the log gets a task.
     pub fn serve(&self, request: Request) {
-        let this = self.clone();
-        // The deadline of the request ends the task.
-        annulus_ground::spawn(async move {
-            let call = match ReplicaCall::decode(&request.payload) {
-                Ok(call) => call,
-                // Dropping the responder reports to the sender that no answer will come.
-                Err(error) => {
-                    return tracing::warn!(%error, from = ?request.from, "a frame of a replica cannot be read");
-                }
-            };
-            let deadline = request.deadline;
-            let answer = timeout_at(deadline, this.answer(call, &request.from)).await;
-            if let Ok(Some(answer)) = answer {
-                let mut frame = answer.encode();
-                if frame.len() > MAX_FRAME {
-                    let why =
-                        format!("the items of the key take {} bytes; a frame has {MAX_FRAME}", frame.len());
-                    frame =
-                        ReplicaAnswer { version: answer.version, said: ReplicaSaid::Failed(why) }.encode();
-                }
-                request.responder.send(Bytes::from(frame));
-            }
-        });
-    }
-
-    /// Return the answer to a request; `None` if there is none, because this node's vnodes end.
-    async fn answer(&self, call: ReplicaCall<'_>, from: &PeerIdentity) -> Option<ReplicaAnswer> {
+        let Request { from, payload, deadline, responder, .. } = request;
+        let call = match ReplicaCall::decode(&payload) {
+            Ok(call) => call,
+            // Dropping the responder reports to the sender that no answer will come.
+            Err(error) => return tracing::warn!(%error, ?from, "a frame of a replica cannot be read"),
+        };
         let view = self.inner.cluster.view();
         if !view.serves() {
             let why = "the node is joining, or has an older history of the cluster, and does not serve";
-            return Some(ReplicaAnswer { version: 0, said: ReplicaSaid::Failed(why.to_owned()) });
+            return respond(responder, 0, ReplicaSaid::Failed(why.to_owned()));
         }
         let id = ReplicaId { module: call.module, partition: call.partition };
         if view.state.ring.get(id.partition).is_none() {
             let why = format!("the ring has no partition {}", id.partition.0);
-            return Some(ReplicaAnswer { version: 0, said: ReplicaSaid::Failed(why) });
+            return respond(responder, 0, ReplicaSaid::Failed(why));
         }
-        let (vnode, version) = match self.replica_at(id, call.version, from).await {
-            Ok(found) => found,
-            Err(NoReplica::Elsewhere(version)) => {
-                return Some(ReplicaAnswer { version, said: ReplicaSaid::Refused });
+        let version = call.version;
+        match self.inner.master.replica(id, version) {
+            Err(NoReplica::CatchUp) => {
+                let this = self.clone();
+                // The deadline of the request ends the task.
+                annulus_ground::spawn(async move {
+                    let Ok(found) = timeout_at(deadline, this.replica_at(id, version, &from)).await else {
+                        return;
+                    };
+                    if let Ok(call) = ReplicaCall::decode(&payload) {
+                        this.tell(found, call, responder);
+                    }
+                });
             }
+            found => self.tell(found, call, responder),
+        }
+    }
+
+    /// Have the vnode of a replica answer a request.
+    fn tell(
+        &self,
+        found: Result<(VnodeHandle, u64), NoReplica>,
+        call: ReplicaCall<'_>,
+        responder: Responder,
+    ) {
+        let (vnode, version) = match found {
+            Ok(found) => found,
+            Err(NoReplica::Elsewhere(version)) => return respond(responder, version, ReplicaSaid::Refused),
             Err(NoReplica::CatchUp | NoReplica::NotReady) => {
                 let why = "the module cannot run here yet".to_owned();
-                return Some(ReplicaAnswer { version: 0, said: ReplicaSaid::Failed(why) });
+                return respond(responder, 0, ReplicaSaid::Failed(why));
             }
         };
-        said(&vnode, call.ask).await.map(|said| ReplicaAnswer { version, said })
+        if let ReplicaAsk::Digest(key) = call.ask {
+            let id = ReplicaId { module: call.module, partition: call.partition };
+            if let Some(digest) = self.inner.master.digest_in_memory(id, key) {
+                return respond(responder, version, ReplicaSaid::Digest(digest));
+            }
+        }
+        // A vnode that has ended drops the message, and the responder with it.
+        vnode.tell(asked(call.ask, move |said| respond(responder, version, said)));
     }
 
     /// Return the vnode of a replica, once this node has applied the log as far as the sender.
@@ -101,56 +109,67 @@ impl Replicas {
     }
 }
 
-/// Return what a vnode says; `None` if it has ended.
-async fn said(vnode: &VnodeHandle, ask: ReplicaAsk<'_>) -> Option<ReplicaSaid> {
+fn respond(responder: Responder, version: u64, said: ReplicaSaid) {
+    let mut frame = ReplicaAnswer { version, said }.encode();
+    if frame.len() > MAX_FRAME {
+        let why = format!("the items of the key take {} bytes; a frame has {MAX_FRAME}", frame.len());
+        frame = ReplicaAnswer { version, said: ReplicaSaid::Failed(why) }.encode();
+    }
+    responder.send(Bytes::from(frame));
+}
+
+/// Return the message that has a vnode answer.
+fn asked(ask: ReplicaAsk<'_>, say: impl FnOnce(ReplicaSaid) + Send + 'static) -> Control {
     match ask {
         ReplicaAsk::Merge(items) => {
-            let merged = ask_vnode(vnode, |answer| Control::Merge(items.into_owned(), answer)).await?;
-            Some(merged.map_or_else(ReplicaSaid::Failed, |()| ReplicaSaid::Merged))
+            let answer: Answer<_> = Box::new(|merged: Result<(), String>| {
+                say(merged.map_or_else(ReplicaSaid::Failed, |()| ReplicaSaid::Merged))
+            });
+            Control::Merge(items.into_owned(), answer)
         }
-        ReplicaAsk::Digest(key) => {
-            said_of_key(vnode, key, false, |state| ReplicaSaid::Digest(state.digest)).await
-        }
-        ReplicaAsk::Items(key) => {
-            said_of_key(vnode, key, true, |state| ReplicaSaid::Items(state.items)).await
-        }
-        ReplicaAsk::PageDigest { after } => {
-            let say =
-                |Page { items, next }, _| ReplicaSaid::PageDigest { digest: RangeDigest::of(&items), next };
-            said_of_page(vnode, after, false, say).await
-        }
+        ReplicaAsk::Digest(key) => asked_key(key, false, say, |state| ReplicaSaid::Digest(state.digest)),
+        ReplicaAsk::Items(key) => asked_key(key, true, say, |state| ReplicaSaid::Items(state.items)),
+        ReplicaAsk::PageDigest { after } => asked_page(after, false, say, |Page { items, next }, _| {
+            ReplicaSaid::PageDigest { digest: RangeDigest::of(&items), next }
+        }),
         ReplicaAsk::Page { after, of_any } => {
-            let say = |Page { items, next }, complete| ReplicaSaid::Page { items, next, complete };
-            said_of_page(vnode, after, of_any, say).await
+            asked_page(after, of_any, say, |Page { items, next }, complete| ReplicaSaid::Page {
+                items,
+                next,
+                complete,
+            })
         }
     }
 }
 
-async fn said_of_key(
-    vnode: &VnodeHandle,
+fn asked_key(
     key: &[u8],
     with_items: bool,
-    say: impl FnOnce(KeyState) -> ReplicaSaid,
-) -> Option<ReplicaSaid> {
-    let ask = |answer| Control::TellKey { key: key.to_vec(), with_items, answer };
-    Some(match ask_vnode(vnode, ask).await? {
-        Ok(state) => state.map_or(ReplicaSaid::Incomplete, say),
-        Err(why) => ReplicaSaid::Failed(why),
-    })
+    say: impl FnOnce(ReplicaSaid) + Send + 'static,
+    of: impl FnOnce(KeyState) -> ReplicaSaid + Send + 'static,
+) -> Control {
+    let answer: Answer<Result<Option<KeyState>, String>> = Box::new(|told| {
+        say(match told {
+            Ok(state) => state.map_or(ReplicaSaid::Incomplete, of),
+            Err(why) => ReplicaSaid::Failed(why),
+        });
+    });
+    Control::TellKey { key: key.to_vec(), with_items, answer }
 }
 
-async fn said_of_page(
-    vnode: &VnodeHandle,
+fn asked_page(
     after: Option<&[u8]>,
     of_any: bool,
-    say: impl FnOnce(Page, bool) -> ReplicaSaid,
-) -> Option<ReplicaSaid> {
-    let after = after.map(<[u8]>::to_vec);
-    let ask = |answer| Control::TellPage { after, limit: PAGE, of_any, answer };
-    Some(match ask_vnode(vnode, ask).await? {
-        Ok(page) => page.map_or(ReplicaSaid::Incomplete, |(page, complete)| say(page, complete)),
-        Err(why) => ReplicaSaid::Failed(why),
-    })
+    say: impl FnOnce(ReplicaSaid) + Send + 'static,
+    of: impl FnOnce(Page, bool) -> ReplicaSaid + Send + 'static,
+) -> Control {
+    let answer: Answer<Result<Option<(Page, bool)>, String>> = Box::new(|told| {
+        say(match told {
+            Ok(page) => page.map_or(ReplicaSaid::Incomplete, |(page, complete)| of(page, complete)),
+            Err(why) => ReplicaSaid::Failed(why),
+        });
+    });
+    Control::TellPage { after: after.map(<[u8]>::to_vec), limit: PAGE, of_any, answer }
 }
 
 /// Return the error of a command whose module this node does not run as a replica.

@@ -9,7 +9,11 @@ use annulus_core::quorum::{Group, Write, WriteEvent, WriteStep};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::wire::replica::{ReplicaAsk, ReplicaSaid};
 use annulus_vnode::ReplicaId;
-use tokio::sync::{mpsc, oneshot};
+use bytes::Bytes;
+use futures_util::FutureExt;
+use futures_util::future::BoxFuture;
+use futures_util::stream::{FuturesUnordered, StreamExt};
+use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::Replicas;
@@ -29,19 +33,21 @@ pub(super) struct Ran {
 /// What a replica has said about a write: an event, or the reason why there is none.
 type Told = (NodeId, Result<WriteEvent, String>);
 
+/// The nodes that were asked and have not answered yet. To await them delivers the write.
+pub(super) type Asked<'a> = FuturesUnordered<BoxFuture<'a, Told>>;
+
 impl Replicas {
-    /// Send the items of a write to the other replicas, and return once enough of them have it on disk.
+    /// Send the items of a write to the other replicas, and return once enough of them have it on disk. `asked` gets those
+    /// that are asked; some of them may still be without the write then.
     ///
     /// # Errors
     /// The outcome is unknown: the write may be found later.
-    pub(super) async fn spread(&self, ran: Ran) -> Result<(), RequestError> {
+    pub(super) async fn spread<'a>(&'a self, ran: Ran, asked: &mut Asked<'a>) -> Result<(), RequestError> {
         let Ran { id, group, w, items, mut settled, deadline } = ran;
         let me = self.inner.cluster.me();
         let mut version = group.version;
         let (mut write, mut steps) = Write::start(group, w, me);
-        // Each node that is asked sends one message.
-        let (told, mut heard) = mpsc::unbounded_channel::<Told>();
-        let (mut open, mut is_settled) = (0usize, false);
+        let mut is_settled = false;
         let mut is_acknowledged = mutants::on(Mutant::KeepToItself);
         let mut reasons = Vec::new();
         let mut teller = me;
@@ -51,8 +57,9 @@ impl Replicas {
                 match step {
                     WriteStep::Send(_) if mutants::on(Mutant::KeepToItself) => {}
                     WriteStep::Send(nodes) => {
-                        open += nodes.len();
-                        self.send(id, version, &nodes, &items, deadline, Some(&told));
+                        let frame = Self::frame(id, version, ReplicaAsk::Merge(items[..].into()));
+                        let sent = nodes.into_iter().map(|node| self.send(node, frame.clone(), deadline));
+                        asked.extend(sent.map(FutureExt::boxed));
                     }
                     WriteStep::Learn(wanted) => match self.learn(teller, id, wanted, deadline).await {
                         Some(group) => {
@@ -69,7 +76,7 @@ impl Replicas {
             if is_acknowledged && is_settled {
                 return Ok(());
             }
-            if is_settled && open == 0 {
+            if is_settled && asked.is_empty() {
                 return Err(unknown(ErrorCode::NotEnoughReplicas, &reasons));
             }
             let event = tokio::select! {
@@ -81,8 +88,8 @@ impl Replicas {
                     is_settled = true;
                     Some(WriteEvent::Durable { by: me, instead_of: me, version })
                 }
-                Some((node, said)) = heard.recv() => {
-                    (open, teller) = (open - 1, node);
+                Some((node, said)) = asked.next() => {
+                    teller = node;
                     said.map_err(|why| reasons.push(why)).ok()
                 }
                 () = sleep_until(deadline) => Some(WriteEvent::Late),
@@ -109,42 +116,18 @@ impl Replicas {
         }
     }
 
-    /// Send items to nodes, each in a task that the deadline ends. Each node's word goes to `told`.
-    pub(super) fn send(
-        &self,
-        id: ReplicaId,
-        version: u64,
-        nodes: &[NodeId],
-        items: &[Item],
-        deadline: Instant,
-        told: Option<&mpsc::UnboundedSender<Told>>,
-    ) {
-        let frame = Self::frame(id, version, ReplicaAsk::Merge(items.into()));
-        for node in nodes.iter().copied() {
-            let (this, frame, told) = (self.clone(), frame.clone(), told.cloned());
-            annulus_ground::spawn(async move {
-                let said = this.ask(node, frame, deadline).await.and_then(|answer| {
-                    let version = answer.version;
-                    match answer.said {
-                        ReplicaSaid::Merged => {
-                            Ok(WriteEvent::Durable { by: node, instead_of: node, version })
-                        }
-                        ReplicaSaid::Refused => Ok(WriteEvent::Refused { version }),
-                        ReplicaSaid::Failed(why) => Err(why),
-                        other => Err(format!("an answer that does not fit: {other:?}")),
-                    }
-                });
-                match told {
-                    // The write is answered already if nobody listens.
-                    Some(told) => drop(told.send((node, said))),
-                    None => {
-                        if let Err(why) = said {
-                            tracing::debug!(%node, why, "a replica was not repaired");
-                        }
-                    }
-                }
-            });
-        }
+    /// Send items to a node, in the frame of a merge.
+    pub(super) async fn send(&self, node: NodeId, frame: Bytes, deadline: Instant) -> Told {
+        let said = self.ask(node, frame, deadline).await.and_then(|answer| {
+            let version = answer.version;
+            match answer.said {
+                ReplicaSaid::Merged => Ok(WriteEvent::Durable { by: node, instead_of: node, version }),
+                ReplicaSaid::Refused => Ok(WriteEvent::Refused { version }),
+                ReplicaSaid::Failed(why) => Err(why),
+                other => Err(format!("an answer that does not fit: {other:?}")),
+            }
+        });
+        (node, said)
     }
 }
 

@@ -125,7 +125,9 @@ impl Coordinator {
                     break;
                 }
                 let answer = match view.peer(node) {
-                    _ if node == view.me => self.replicated_here(work(target, request, page, version)).await,
+                    _ if node == view.me => {
+                        self.replicated_here(target, work(target, request, page, version)).await
+                    }
                     Some(peer) => self.there(target, request, page, version, &peer, &view).await,
                     None => continue,
                 };
@@ -174,8 +176,15 @@ impl Coordinator {
     }
 
     /// Run a request of a module with several replicas on this node.
-    pub(super) async fn replicated_here(&self, work: Work) -> Result<Bytes, RequestError> {
-        self.inner.replicas.coordinate(work).await
+    async fn replicated_here(&self, target: &Target, work: Work) -> Result<Bytes, RequestError> {
+        let replicas = self.inner.replicas.clone();
+        let (told, answer) = oneshot::channel();
+        // The deadline of the request ends the task. A caller that gives up does not keep a write from the other replicas.
+        annulus_ground::spawn(
+            async move { replicas.coordinate(work, |answer| drop(told.send(answer))).await },
+        );
+        let ended = || target.after_sending(ErrorCode::Internal, "the coordinator ended without an answer");
+        answer.await.unwrap_or_else(|_| Err(ended()))
     }
 
     /// Learn the newest state, and return true if the partition no longer has the owner `owner`, which does not answer.

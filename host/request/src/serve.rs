@@ -97,7 +97,7 @@ impl Coordinator {
                 this.learn_of(&from, version, deadline).await;
             }
             let work = Work { module, partition, version, request, page, id, deadline };
-            reply.send(this.replicated_here(work).await);
+            this.inner.replicas.coordinate(work, |answer| reply.send(answer)).await;
         });
     }
 

@@ -9,7 +9,7 @@ use std::ops::Bound;
 use std::sync::{Arc, OnceLock};
 
 use annulus_core::ids::ModuleUid;
-use annulus_core::item::{Budget, ItemAddr, Page, Version};
+use annulus_core::item::{Budget, ItemAddr, Page, RangeDigest, Version};
 use annulus_data_dir::{Op, ReadLimit};
 use bytes::Bytes;
 use parking_lot::Mutex;
@@ -25,6 +25,9 @@ use super::page::{Selection, page};
 
 /// Bytes of items that one step of the count of a store reads.
 const COUNT_BYTES: usize = 1 << 20;
+
+/// The budget of one read of all items of a key.
+const KEY_PAGE: Budget = Budget { items: 1024, bytes: 256 << 10 };
 
 /// A store on disk.
 pub(super) struct Durable {
@@ -192,6 +195,7 @@ impl Durable {
             return Ok(None);
         }
         if let Some(known) = self.known(addr, &key) {
+            self.check_kept()?;
             return Ok(known);
         }
         let (database, space) = self.place()?;
@@ -203,8 +207,68 @@ impl Durable {
             Some(value) => Some(keys::decode(&value).ok_or_else(|| self.unreadable(&key))?),
             None => None,
         };
+        self.check_kept()?;
         self.shared.cache.put(key, version.clone());
         Ok(version)
+    }
+
+    /// Return an error if the store was dropped: a read may have missed items that are removed in the background.
+    fn check_kept(&self) -> Result<(), StorageError> {
+        if self.role() == StoreRole::Dropped { Err(StorageError::Closed) } else { Ok(()) }
+    }
+
+    /// Return the digest of the items of a key, if it is known and all of them are durable.
+    pub(super) fn known_digest(&self, key: &[u8]) -> Option<RangeDigest> {
+        self.place().ok()?;
+        self.check_kept().ok()?;
+        let digest = self.shared.cache.digest(&self.first_of(key)?)?;
+        // A change that comes in between was not acknowledged when the digest was asked for.
+        self.is_settled(Scope::Key(key)).then_some(digest)
+    }
+
+    /// Return the digest of the items of a key as its vnode sees them. Only the vnode may ask, between two changes.
+    pub(super) async fn digest(&self, key: &[u8]) -> Result<RangeDigest, StorageError> {
+        self.place()?;
+        self.check_kept()?;
+        let first = self.first_of(key);
+        if let Some(digest) = first.as_ref().and_then(|first| self.shared.cache.digest(first)) {
+            return Ok(digest);
+        }
+        let selection = Selection { key: Some(key.to_vec()), ..Selection::ALL };
+        let (mut digest, mut after) = (RangeDigest::default(), None);
+        loop {
+            let page = self.page(&Batch::default(), &selection, after.as_deref(), KEY_PAGE).await?;
+            page.items.iter().for_each(|item| digest.add(item));
+            match page.next {
+                Some(next) => after = Some(next),
+                None => break,
+            }
+        }
+        if let Some(first) = first {
+            self.shared.cache.put_digest(first, digest);
+        }
+        Ok(digest)
+    }
+
+    /// Return the place in the engine of the first item that a key may have; `None` if none of its items fits there.
+    fn first_of(&self, key: &[u8]) -> Option<Bytes> {
+        let first = self.id.key(&ItemAddr { key: key.to_vec(), sort: Vec::new() });
+        (first.len() <= keys::MAX_KEY).then_some(first)
+    }
+
+    /// Follow the changes of items, of which `replaced` was there before: `None` if that is not known.
+    fn follow_digest(&self, addr: &ItemAddr, replaced: Option<Option<&Version>>, change: Option<&Version>) {
+        let Some(first) = self.first_of(&addr.key) else { return };
+        let cache = &self.shared.cache;
+        let Some(mut digest) = cache.digest(&first) else { return };
+        let Some(replaced) = replaced else { return cache.forget_digest(&first) };
+        if let Some(replaced) = replaced {
+            digest.remove_at(addr, replaced);
+        }
+        if let Some(change) = change {
+            digest.add_at(addr, change);
+        }
+        cache.put_digest(first, digest);
     }
 
     pub(super) async fn page(
@@ -246,6 +310,7 @@ impl Durable {
             };
             let seen = over.scan(part.iter(), part_from.clone(), part_to.clone(), selection.reverse);
             all = page(all, seen, selection, limit);
+            self.check_kept()?;
             if all.next.is_some() || whole {
                 return Ok(all);
             }
@@ -277,7 +342,8 @@ impl Durable {
         let (database, space) = self.place()?;
         // The last change of an address counts.
         let changes: BTreeMap<ItemAddr, Option<Version>> = changes.into_iter().collect();
-        let mut replaced = Vec::with_capacity(changes.len());
+        let (mut replaced, mut before) =
+            (Vec::with_capacity(changes.len()), Vec::with_capacity(changes.len()));
         let mut ops = Vec::with_capacity(changes.len() + 1);
         let mut unknown = Vec::new();
         for (addr, change) in &changes {
@@ -289,7 +355,8 @@ impl Durable {
             if known.is_none() {
                 unknown.push((replaced.len(), key.clone()));
             }
-            replaced.push(known.flatten().map(|version| version.value.len()));
+            replaced.push(known.as_ref().and_then(|version| Some(version.as_ref()?.value.len())));
+            before.push(known);
             ops.push(Op { space: space.id, key, value: change.as_ref().map(keys::encode) });
         }
         if !unknown.is_empty() {
@@ -330,6 +397,9 @@ impl Durable {
         let number =
             database.committer.push(Change { ops, touches, store: Some(self.clone()), done: None })?;
         (state.has_header, state.closed, state.counts) = (true, None, Some(counts));
+        for ((addr, change), before) in changes.iter().zip(&before) {
+            self.follow_digest(addr, before.as_ref().map(Option::as_ref), change.as_ref());
+        }
         state.overlay.extend(changes.into_iter().map(|(addr, version)| (addr, (number, version))));
         drop(state);
         self.shared.reserve.wrote(written);

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use std::sync::{Arc, Weak};
 
-use annulus_core::item::{Budget, Item, ItemAddr, Page, Version};
+use annulus_core::item::{Budget, Item, ItemAddr, Page, RangeDigest, Version};
 use parking_lot::RwLock;
 
 use super::batch::Batch;
@@ -185,6 +185,26 @@ impl Items {
                 Ok(page(Page::default(), seen, selection, limit))
             }
             Kind::Durable(store) => store.page(over, selection, after, limit).await,
+        }
+    }
+
+    /// Return the digest of the items of a key, tombstones included, if it takes no read of the disk and all of the items
+    /// are durable. Any thread may ask.
+    pub fn digest_in_memory(&self, key: &[u8]) -> Option<RangeDigest> {
+        match &self.0 {
+            Kind::Memory(memory) => Some(memory.read().digest(key)),
+            Kind::Durable(store) => store.known_digest(key),
+        }
+    }
+
+    /// Return the digest of the items of a key, tombstones included, as the vnode sees them.
+    ///
+    /// # Errors
+    /// The store cannot be read.
+    pub async fn digest(&self, key: &[u8]) -> Result<RangeDigest, StorageError> {
+        match &self.0 {
+            Kind::Memory(memory) => Ok(memory.read().digest(key)),
+            Kind::Durable(store) => store.digest(key).await,
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Bound;
 
-use annulus_core::item::{ItemAddr, Version};
+use annulus_core::item::{ItemAddr, RangeDigest, Version};
 
 use super::items::Counts;
 
@@ -37,6 +37,16 @@ impl Memory {
             _ => false,
         };
         (!is_empty).then(|| self.items.range((from, to))).into_iter().flatten()
+    }
+
+    /// Return the digest of the items of a key, tombstones included.
+    pub fn digest(&self, key: &[u8]) -> RangeDigest {
+        let mut digest = RangeDigest::default();
+        let first = ItemAddr { key: key.to_vec(), sort: Vec::new() };
+        for (addr, version) in self.items.range(first..).take_while(|(addr, _)| addr.key == key) {
+            digest.add_at(addr, version);
+        }
+        digest
     }
 
     /// Apply changes as a whole. `None` removes the item.

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 use annulus_core::ids::{ModuleUid, TransferId};
-use annulus_core::item::{Budget, ItemAddr, Version};
+use annulus_core::item::{Budget, ItemAddr, RangeDigest, Version};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::state::Lineage;
 use annulus_data_dir::Disk;
@@ -72,6 +72,20 @@ async fn compare(items: &Items, model: &Model, limit: Budget) {
         model.iter().map(|(addr, version)| (addr.key.len() + addr.sort.len() + version.value.len()) as u64);
     assert_eq!(items.counts(), Counts { items: model.len() as u64, bytes: bytes.sum() });
     assert_eq!(items.snapshot().unwrap().len(), model.len());
+    for key in (0..12).map(|key| addr(key, 0).key) {
+        let mut expected = RangeDigest::default();
+        model
+            .iter()
+            .filter(|(addr, _)| addr.key == key)
+            .for_each(|(addr, version)| expected.add_at(addr, version));
+        // Twice: from the disk, and from the cache.
+        for _ in 0..2 {
+            assert_eq!(items.digest(&key).await, Ok(expected));
+        }
+        let is_settled = items.is_settled(Scope::Key(&key));
+        let known = items.digest_in_memory(&key);
+        assert!(known.is_none_or(|known| known == expected && is_settled));
+    }
 }
 
 async fn settled(items: &Items) {
@@ -260,6 +274,11 @@ async fn a_dropped_store_leaves_no_items_and_takes_none() {
     }
     stores.drop_members(HERE);
     assert_eq!(store.apply(vec![(addr(1, 1), None)]).await, Err(StorageError::Closed));
+    // Its items go one by one, so a read of it would find some of them.
+    let first = ItemAddr { key: vec![0, 0], sort: Vec::new() };
+    assert_eq!(store.get(&first).await, Err(StorageError::Closed));
+    assert_eq!(store.digest(&first.key).await, Err(StorageError::Closed));
+    assert_eq!(store.digest_in_memory(&first.key), None);
     stores.swept().await;
     assert_eq!(store.snapshot().unwrap(), []);
     let next = stores.member(MODULE, HERE);

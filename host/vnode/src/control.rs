@@ -12,6 +12,9 @@ use super::measure::PageSize;
 use super::outgoing::Outgoing;
 use super::release::Release;
 
+/// Receives an answer. It may run on the thread that commits to disk, and must not block.
+pub type Answer<T> = Box<dyn FnOnce(T) + Send>;
+
 /// A message of the host for a vnode. It is handled before any waiting command.
 pub enum Control {
     /// A handoff starts: forward the items of every write to it.
@@ -36,7 +39,7 @@ pub enum Control {
     /// Merge items of another replica, then answer.
     Items(Vec<Item>, oneshot::Sender<Result<Taken, String>>),
     /// Merge items of another replica of a module with several. The answer comes once they are durable.
-    Merge(Vec<Item>, oneshot::Sender<Result<(), String>>),
+    Merge(Vec<Item>, Answer<Result<(), String>>),
     /// Tell the state of a key to another replica.
     TellKey {
         /// The routing key.
@@ -44,7 +47,7 @@ pub enum Control {
         /// True if the items are wanted, and not only their digest.
         with_items: bool,
         /// Receives the state once it is durable; `None` if the store is not complete.
-        answer: oneshot::Sender<Result<Option<KeyState>, String>>,
+        answer: Answer<Result<Option<KeyState>, String>>,
     },
     /// Tell a page of all items to another replica.
     TellPage {
@@ -56,7 +59,7 @@ pub enum Control {
         of_any: bool,
         /// Receives the page once it is durable, and whether the store is complete; `None` if it is not and that was not
         /// wanted.
-        answer: oneshot::Sender<Result<Option<(Page, bool)>, String>>,
+        answer: Answer<Result<Option<(Page, bool)>, String>>,
     },
     /// The store is complete: it may answer.
     Complete,

@@ -25,7 +25,7 @@ mod slot;
 mod source;
 mod watch;
 
-pub use control::{Control, Count, KeyState, SwapReport, Taken};
+pub use control::{Answer, Control, Count, KeyState, SwapReport, Taken};
 pub use incidents::Incident;
 pub use loader::{Loader, Loading, Prepared};
 pub use mailbox::{Command, CoveragePage, Executed, RemoteCaller, ReplicatedCaller, Reply, VnodeHandle};

@@ -5,10 +5,9 @@
 
 use annulus_core::item::{Budget, Item, Page, RangeDigest};
 use annulus_core::mutants::{self, Mutant};
-use tokio::sync::oneshot;
 
 use super::Actor;
-use crate::control::KeyState;
+use crate::control::{Answer, KeyState};
 use crate::mailbox::{Executed, Reply};
 use annulus_storage::{Batch, Scope, Selection};
 
@@ -22,7 +21,7 @@ impl Actor {
     }
 
     /// Merge the items of another replica, and answer once they are durable.
-    pub(super) async fn merge(&mut self, items: Vec<Item>, answer: oneshot::Sender<Result<(), String>>) {
+    pub(super) async fn merge(&mut self, items: Vec<Item>, answer: Answer<Result<(), String>>) {
         let for_swap = self.swap.is_some().then(|| items.clone());
         let taken = self.take(items).await;
         let taken = match taken {
@@ -38,8 +37,8 @@ impl Actor {
             self.forward_to_swap(items).await;
         }
         match taken {
-            Ok(()) => self.items.when_settled(Scope::All, move || drop(answer.send(Ok(())))),
-            refused => drop(answer.send(refused)),
+            Ok(()) => self.items.when_settled(Scope::All, move || answer(Ok(()))),
+            refused => answer(refused),
         }
     }
 
@@ -48,17 +47,21 @@ impl Actor {
         &mut self,
         key: &[u8],
         with_items: bool,
-        answer: oneshot::Sender<Result<Option<KeyState>, String>>,
+        answer: Answer<Result<Option<KeyState>, String>>,
     ) {
         if !self.complete && !mutants::on(Mutant::BuildingAnswers) {
-            return drop(answer.send(Ok(None)));
+            return answer(Ok(None));
         }
-        match self.items_of_key(key).await {
-            Err(reason) => drop(answer.send(Err(reason))),
-            Ok(items) => {
-                let digest = RangeDigest::of(&items);
-                let state = KeyState { digest, items: if with_items { items } else { Vec::new() } };
-                self.items.when_settled(Scope::Key(key), move || drop(answer.send(Ok(Some(state)))));
+        let state = if with_items {
+            let items = self.items_of_key(key).await;
+            items.map(|items| KeyState { digest: RangeDigest::of(&items), items })
+        } else {
+            self.digest_of_key(key).await.map(|digest| KeyState { digest, items: Vec::new() })
+        };
+        match state {
+            Err(reason) => answer(Err(reason)),
+            Ok(state) => {
+                self.items.when_settled(Scope::Key(key), move || answer(Ok(Some(state))));
             }
         }
     }
@@ -69,20 +72,20 @@ impl Actor {
         after: Option<Vec<u8>>,
         limit: Budget,
         of_any: bool,
-        answer: oneshot::Sender<Result<Option<(Page, bool)>, String>>,
+        answer: Answer<Result<Option<(Page, bool)>, String>>,
     ) {
         let complete = self.complete;
         if !complete && !of_any {
-            return drop(answer.send(Ok(None)));
+            return answer(Ok(None));
         }
         let page = match self.open_store().await {
             Ok(()) => self.items.page(&Batch::default(), &Selection::ALL, after.as_deref(), limit).await,
-            Err(error) => return drop(answer.send(Err(error.message))),
+            Err(error) => return answer(Err(error.message)),
         };
         match page {
-            Err(error) => drop(answer.send(Err(error.to_string()))),
+            Err(error) => answer(Err(error.to_string())),
             Ok(page) => {
-                self.items.when_settled(Scope::All, move || drop(answer.send(Ok(Some((page, complete))))));
+                self.items.when_settled(Scope::All, move || answer(Ok(Some((page, complete)))));
             }
         }
     }
@@ -99,8 +102,8 @@ impl Actor {
         let items = std::mem::take(&mut self.written);
         let digest = match key.filter(|_| caller.wants_digest && answer.is_ok()) {
             None => None,
-            Some(key) => match self.items_of_key(key).await {
-                Ok(items) => Some(RangeDigest::of(&items)),
+            Some(key) => match self.digest_of_key(key).await {
+                Ok(digest) => Some(digest),
                 Err(reason) => {
                     tracing::warn!(module = %self.release.name, reason, "a replica cannot read back what a command has read");
                     None
@@ -108,6 +111,11 @@ impl Actor {
             },
         };
         let _ = ran.send(Executed { answer: answer.clone(), items, digest });
+    }
+
+    async fn digest_of_key(&mut self, key: &[u8]) -> Result<RangeDigest, String> {
+        self.open_store().await.map_err(|error| error.message)?;
+        self.items.digest(key).await.map_err(|error| error.to_string())
     }
 
     async fn items_of_key(&mut self, key: &[u8]) -> Result<Vec<Item>, String> {

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::sync::atomic::Ordering;
 
 use annulus_core::ids::{ModuleUid, TransferId};
+use annulus_core::item::RangeDigest;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::ring::Partition;
@@ -71,6 +72,17 @@ impl Master {
         let version = slot.group_version();
         let vnode = self.replica_vnode(&mut slot, id).ok_or(NoReplica::NotReady)?;
         Ok((vnode, version))
+    }
+
+    /// Return the digest of the items of a key at a complete replica, if that takes neither its vnode nor the disk. It
+    /// covers every item that this replica has acknowledged.
+    pub fn digest_in_memory(&self, id: ReplicaId, key: &[u8]) -> Option<RangeDigest> {
+        let items = {
+            let slot = self.slot(id.partition)?;
+            let replica = slot.replicas.get(&id.module).filter(|replica| replica.complete)?;
+            replica.items.clone()?
+        };
+        items.digest_in_memory(key)
     }
 
     /// Return the replicas that this node keeps.
