@@ -3,12 +3,6 @@
 use std::fmt;
 use std::time::{Duration, Instant};
 
-use super::beside;
-use crate::load::Report;
-
-/// Number of wrong answers shown for each module.
-const SHOWN: usize = 20;
-
 /// One change or fault.
 #[derive(Clone, Debug)]
 pub struct Event {
@@ -27,28 +21,26 @@ pub struct Event {
 /// A rule that must hold: its name, and a summary if it held or the reason if it did not.
 pub type Oracle = (&'static str, Result<String, String>);
 
-/// The outcome of a run.
-pub struct Outcome {
+/// The outcome of a run, with the results of its clients.
+pub struct Outcome<R> {
     /// Start time.
     pub began: Instant,
     /// All changes and faults, in the order of their start.
     pub events: Vec<Event>,
-    /// Result of the load.
-    pub report: Report,
-    /// Results of the clients of the two additional modules.
-    pub beside: Vec<beside::Report>,
     /// The rules that must hold.
     pub oracles: Vec<Oracle>,
+    /// Results of the clients.
+    pub results: R,
 }
 
-impl Outcome {
+impl<R> Outcome<R> {
     /// Return true if every rule held.
     pub fn holds(&self) -> bool {
         self.oracles.iter().all(|(_, oracle)| oracle.is_ok())
     }
 }
 
-impl fmt::Display for Outcome {
+impl<R: fmt::Display> fmt::Display for Outcome<R> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let seconds = |time: Duration| format!("{:.1} s", time.as_secs_f64());
         writeln!(f, "{:>8}  {:<36} {:>8} {:>10}  note", "at", "what", "took", "settled in")?;
@@ -71,18 +63,6 @@ impl fmt::Display for Outcome {
                 Err(why) => writeln!(f, "BROKEN  {name}: {why}")?,
             }
         }
-        writeln!(f)?;
-        for module in &self.beside {
-            for line in module.examples.iter().take(SHOWN) {
-                writeln!(f, "WRONG  module {}: {line}", module.module)?;
-            }
-            for line in &module.failures {
-                writeln!(f, "failed module {}: {line}", module.module)?;
-            }
-        }
-        writeln!(f, "{}", self.report)?;
-        writeln!(f, "{}", beside::Report::of(&self.report))?;
-        let lines: Vec<String> = self.beside.iter().map(ToString::to_string).collect();
-        write!(f, "{}", lines.join("\n"))
+        write!(f, "\n{}", self.results)
     }
 }

@@ -12,12 +12,13 @@ mod figures;
 mod losses;
 mod membership;
 mod releases;
+mod run;
 mod schedule;
 mod watch;
 
 pub use beside::{Kind, Report};
 pub use figures::{Event, Oracle, Outcome};
 pub(crate) use losses::possible_losses;
-pub use membership::{Settings, membership};
+pub use membership::{Results, Settings, membership};
 pub use schedule::{Act, Fault, Schedule};
 pub use watch::{Expected, Watch};

@@ -14,9 +14,7 @@ use rand::rngs::StdRng;
 use rand::{RngExt, SeedableRng};
 use serde_json::Value;
 
-use super::beside::{GUEST, Kind, LOADED, MODULE, modules};
 use super::change::Place;
-use crate::guests::component;
 use crate::harness::{Cluster, Node, verb};
 
 /// `--timeout` of a release: the time for every node to run it.
@@ -58,9 +56,21 @@ pub(super) struct Releases {
     operator: JoinHandle<()>,
 }
 
+/// A module that is released.
+pub(super) struct Released {
+    /// Its name.
+    pub(super) name: &'static str,
+    /// Its component.
+    pub(super) component: Vec<u8>,
+    /// Whether some releases change a setting, which the guest must have: `fail-after`.
+    pub(super) settings: bool,
+}
+
 struct Operator {
     began: Instant,
     places: Arc<Mutex<Vec<Place>>>,
+    /// The modules, in the order of a draw, and whether some of their releases change a setting.
+    modules: Vec<(&'static str, bool)>,
     /// Components of each module.
     files: BTreeMap<&'static str, Vec<PathBuf>>,
     /// Index of the component deployed last, by module.
@@ -71,34 +81,27 @@ struct Operator {
     all: Arc<Mutex<Vec<Wanted>>>,
 }
 
-/// Deploy the two additional modules through the first node.
-///
-/// # Panics
-/// If a deploy fails.
-pub(super) fn deploy_beside(cluster: &Cluster) {
-    let file = cluster.keep("beside.wasm", &component(GUEST));
-    for kind in Kind::ALL {
-        let words = ["deploy".as_ref(), file.as_os_str(), "--name".as_ref(), kind.module().as_ref()];
-        let deployed = cluster[0].json(&words);
-        assert_eq!(deployed.code, 0, "{} was not deployed: {deployed:?}", kind.module());
-    }
-}
-
 impl Releases {
     /// Start the thread: one release about each `every`, of a module and through a node drawn from the seed.
-    pub(super) fn begin(cluster: &Cluster, seed: u64, every: Duration, began: Instant) -> Self {
-        let file = |module: &str, number: u8| {
-            let guest = component(if module == MODULE { LOADED } else { GUEST });
+    pub(super) fn begin(
+        cluster: &Cluster,
+        released: &[Released],
+        seed: u64,
+        every: Duration,
+        began: Instant,
+    ) -> Self {
+        let file = |Released { name, component, .. }: &Released, number: u8| {
             // A custom section changes the digest and nothing else.
-            let variant = [&guest[..], &[0, 3, 1, b'v', number]].concat();
-            cluster.keep(&format!("{module}-{number}.wasm"), &variant)
+            let variant = [&component[..], &[0, 3, 1, b'v', number]].concat();
+            cluster.keep(&format!("{name}-{number}.wasm"), &variant)
         };
-        let files = modules().map(|module| (module, (0..VARIANTS).map(|n| file(module, n)).collect()));
+        let files = released.iter().map(|of| (of.name, (0..VARIANTS).map(|n| file(of, n)).collect()));
         let (places, all) = (Arc::default(), Arc::default());
         let random = StdRng::seed_from_u64(seed ^ 0x4e1e);
         let operator = Operator {
             began,
             places: Arc::clone(&places),
+            modules: released.iter().map(|of| (of.name, of.settings)).collect(),
             files: files.collect(),
             last: BTreeMap::new(),
             random,
@@ -177,25 +180,27 @@ impl Operator {
                 continue;
             }
             let place = &places[self.random.random_range(0..places.len())];
-            let all: Vec<&str> = modules().collect();
-            let module = all[self.random.random_range(0..all.len())];
+            let (module, settings) = self.modules[self.random.random_range(0..self.modules.len())];
             let back = self.released.contains(&module) && self.random.random_range(0..5) < 2;
-            let words =
-                if back { ["rollback", module].map(str::to_owned).into() } else { self.deploy(module) };
+            let words = if back {
+                ["rollback", module].map(str::to_owned).into()
+            } else {
+                self.deploy(module, settings)
+            };
             if self.say(module, &words, place) {
                 self.released.push(module);
             }
         }
     }
 
-    fn deploy(&mut self, module: &'static str) -> Vec<String> {
+    fn deploy(&mut self, module: &'static str, settings: bool) -> Vec<String> {
         // Never choose the component that runs: deploying it again is not a release.
         let last = self.last.entry(module).or_default();
         *last = (*last + self.random.random_range(1..VARIANTS)) % VARIANTS;
         let file = &self.files[module][usize::from(*last)];
         let mut words = vec!["deploy".to_owned(), file.display().to_string()];
         words.extend(["--name", module, "--timeout", TIMEOUT].map(str::to_owned));
-        if module != MODULE && self.random.random() {
+        if settings && self.random.random() {
             // `fail-after` has no effect without the setting `fail`.
             let number: u32 = self.random.random_range(0..1000);
             words.extend(["--set".to_owned(), format!("fail-after={number}")]);
@@ -235,15 +240,15 @@ fn answer(stdout: &str) -> Option<Result<u64, (String, String)>> {
     Some(Err((word("code")?, format!("{} ({})", word("message")?, word("state")?))))
 }
 
-/// Check that every member runs the current release of every module.
+/// Check that every member runs the current release of each of this many modules.
 ///
 /// # Errors
 /// The row of the first module of which a member runs another release.
-pub(super) fn run_everywhere(asked: &Node, members: usize) -> Result<String, String> {
+pub(super) fn run_everywhere(asked: &Node, modules: usize, members: usize) -> Result<String, String> {
     let rows = asked.json(&["modules"]);
     let rows = rows.lines().into_iter().next().unwrap_or_default();
     let rows = rows.as_array().cloned().unwrap_or_default();
-    if rows.len() != modules().count() {
+    if rows.len() != modules {
         return Err(format!("there are {} modules", rows.len()));
     }
     for row in &rows {

@@ -10,8 +10,8 @@ fn members_change_while_nodes_crash_freeze_and_are_cut_off() {
     println!("{outcome}");
     assert!(outcome.holds(), "{outcome}");
     assert_eq!(outcome.events.len(), 9);
-    assert!(outcome.report.acknowledged > 5_000, "{outcome}");
+    assert!(outcome.results.report.acknowledged > 5_000, "{outcome}");
     for (module, acknowledged) in [(0, 200), (1, 16)] {
-        assert!(outcome.beside[module].acknowledged > acknowledged, "{outcome}");
+        assert!(outcome.results.beside[module].acknowledged > acknowledged, "{outcome}");
     }
 }
