@@ -9,15 +9,12 @@ use ciborium::Value;
 use rand::rngs::StdRng;
 use rand::{Rng, SeedableRng};
 use tokio::runtime::Runtime;
-use tokio::task::JoinSet;
 
-use crate::client::{Failure, Operator};
+use crate::client::{Failure, Operator, call_all};
 use crate::harness::Node;
 
 /// Deadline of a request.
 const LIMIT: Duration = Duration::from_secs(30);
-/// Number of requests in progress at a time.
-const AT_ONCE: usize = 16;
 
 /// The acknowledged items of a module with the commands of `guests/kv`.
 pub struct Book {
@@ -134,28 +131,12 @@ impl Book {
         node: &Node,
         requests: impl Iterator<Item = (K, &'static str, Vec<(Value, Value)>)>,
     ) -> Vec<(K, Result<Value, Failure>)> {
-        let module = self.module;
         self.runtime.block_on(async {
             let operator = Operator::connect(&node.data).await;
             let operator = Arc::new(operator.unwrap_or_else(|failure| panic!("{}: {failure:?}", node.name)));
-            let (mut all, mut calls) = (Vec::new(), JoinSet::new());
-            for (key, command, args) in requests {
-                if calls.len() == AT_ONCE {
-                    all.extend(calls.join_next().await.map(finished));
-                }
-                let operator = operator.clone();
-                calls.spawn(async move { (key, operator.call(module, command, args, LIMIT).await) });
-            }
-            while let Some(call) = calls.join_next().await {
-                all.push(finished(call));
-            }
-            all
+            call_all(&operator, self.module, requests, LIMIT).await
         })
     }
-}
-
-fn finished<T>(call: Result<T, tokio::task::JoinError>) -> T {
-    call.unwrap_or_else(|error| panic!("a call panicked: {error}"))
 }
 
 fn key_of(key: u32) -> (Value, Value) {

@@ -2,6 +2,7 @@
 //! cluster, and not the start of processes, limits a load.
 
 use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
 use annulus::admin::rows::CoverageRow;
@@ -10,6 +11,10 @@ use annulus::cli::{CliError, Connection, Exchange, Format, Output};
 use annulus_core::ids::RequestId;
 use ciborium::Value;
 use serde::de::DeserializeOwned;
+use tokio::task::{JoinError, JoinSet};
+
+/// Number of requests that [`call_all`] has in progress at a time.
+const AT_ONCE: usize = 16;
 
 /// A failed request, with the fields that the command line shows.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -121,6 +126,29 @@ impl Operator {
         let values = raw.iter().map(|value| decode(value)).collect::<Result<_, _>>().map_err(unreadable)?;
         Ok(Everywhere { values, missing: end.missing })
     }
+}
+
+/// Run these commands of a module through one connection, some at a time, and return their answers in no particular order.
+pub(crate) async fn call_all<K: Send + 'static>(
+    operator: &Arc<Operator>,
+    module: &str,
+    requests: impl Iterator<Item = (K, &'static str, Vec<(Value, Value)>)>,
+    limit: Duration,
+) -> Vec<(K, Result<Value, Failure>)> {
+    let finished =
+        |call: Result<_, JoinError>| call.unwrap_or_else(|error| panic!("a call panicked: {error}"));
+    let (mut all, mut calls) = (Vec::new(), JoinSet::new());
+    for (key, command, args) in requests {
+        if calls.len() == AT_ONCE {
+            all.extend(calls.join_next().await.map(finished));
+        }
+        let (operator, module) = (operator.clone(), module.to_owned());
+        calls.spawn(async move { (key, operator.call(&module, command, args, limit).await) });
+    }
+    while let Some(call) = calls.join_next().await {
+        all.push(finished(call));
+    }
+    all
 }
 
 /// Read the replies up to the last one, passing each batch of values to `batch`.
