@@ -8,6 +8,7 @@ pub mod growth;
 pub mod harness;
 pub mod image;
 pub mod inside;
+pub mod ledger;
 pub mod load;
 pub mod ports;
 pub mod relay;

@@ -67,6 +67,25 @@ enum Scenario {
         #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]
         release_every: u64,
     },
+    /// Modules with three replicas, on disk and in memory. Members join and leave; one after another nodes are killed,
+    /// lose their items, freeze, and are cut off. The last lines are the verdict, one line for each module.
+    Durability {
+        /// Seconds that the scenario lasts, without the time to start and to settle.
+        #[arg(long, default_value_t = 180, value_parser = clap::value_parser!(u64).range(20..=86_400))]
+        seconds: u64,
+        /// Seed for the schedule, the victims and the load.
+        #[arg(long, default_value_t = 1)]
+        seed: u64,
+        /// Number of members at the start.
+        #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(4..=20))]
+        nodes: u64,
+        /// Seconds between two releases of a module.
+        #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u64).range(1..=3_600))]
+        release_every: u64,
+        /// Use a guest that keeps the newer of two versions instead of merging them. The run then reports losses.
+        #[arg(long)]
+        newest_wins: bool,
+    },
     /// Nodes with a durable module are killed again and again. After each restart every key is compared with its
     /// acknowledged writes. The last line is the verdict.
     Crash {
@@ -196,6 +215,17 @@ fn main() -> ExitCode {
             stop_when_told(&settings.stop);
             println!("chaos membership: {nodes} nodes, {seconds} s, seed {seed}");
             let outcome = chaos::membership(&settings);
+            println!("\n{outcome}");
+            exit_code(outcome.holds())
+        }
+        Run::Chaos(Scenario::Durability { seconds, seed, nodes, release_every, newest_wins }) => {
+            let mut settings = chaos::durability::Settings::new(Duration::from_secs(seconds), seed);
+            settings.nodes = usize::try_from(nodes).unwrap_or(usize::MAX);
+            settings.release_every = settings.release_every.min(Duration::from_secs(release_every));
+            settings.newest_wins = newest_wins;
+            stop_when_told(&settings.stop);
+            println!("chaos durability: {nodes} nodes, {seconds} s, seed {seed}, newest wins {newest_wins}");
+            let outcome = chaos::durability::durability(&settings);
             println!("\n{outcome}");
             exit_code(outcome.holds())
         }

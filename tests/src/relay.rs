@@ -147,6 +147,12 @@ impl Relay {
         self.mute(node);
     }
 
+    /// Drop all packets between nodes.
+    pub fn isolate_all(&self) {
+        let doors = self.shared.table.lock().doors.len();
+        (0..doors).for_each(|node| self.mute(node));
+    }
+
     /// Drop all packets to this node.
     pub fn deafen(&self, node: Door) {
         self.others(node).for_each(|other| self.cut(other, node));

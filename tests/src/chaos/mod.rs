@@ -3,11 +3,14 @@
 //!
 //! `cargo run --release -p annulus-tests -- chaos membership --seconds 180 --seed 1`
 //!
+//! `cargo run --release -p annulus-tests -- chaos durability --seconds 1800 --seed 1`
+//!
 //! `cargo run --release -p annulus-tests -- chaos crash --cycles 500 --seed 1 [--power]`
 
 mod beside;
 mod change;
 pub mod crash;
+pub mod durability;
 mod figures;
 mod losses;
 mod membership;

@@ -32,7 +32,8 @@ impl Frozen {
         self.nodes.lock().contains(node)
     }
 
-    pub(super) fn set(&self, node: &Path, frozen: bool) {
+    /// Record that the node's process is dead or frozen, or that it runs.
+    pub(crate) fn set(&self, node: &Path, frozen: bool) {
         let mut nodes = self.nodes.lock();
         if frozen {
             nodes.insert(node.to_owned())
@@ -42,7 +43,7 @@ impl Frozen {
     }
 
     /// Record that the node's process has ended.
-    pub(super) fn dies(&self, node: &Path) {
+    pub(crate) fn dies(&self, node: &Path) {
         self.deaths.send_modify(|deaths| *deaths.entry(node.to_owned()).or_default() += 1);
     }
 
@@ -82,6 +83,11 @@ impl Caller {
         if self.entries.set(entries, share) {
             self.operator = None;
         }
+    }
+
+    /// Return the node in use, named by its data directory.
+    pub(crate) fn entry(&self) -> &Path {
+        self.entries.now()
     }
 
     /// Run a command.

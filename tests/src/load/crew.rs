@@ -67,6 +67,11 @@ impl Crew {
         Self(runtime.unwrap_or_else(|error| panic!("no threads for a load: {error}")))
     }
 
+    /// Run a future on the crew's threads, beside its clients, and wait for it.
+    pub(crate) fn block_on<T>(&self, future: impl Future<Output = T>) -> T {
+        self.0.block_on(future)
+    }
+
     /// Spawn a client and add it to `among`.
     pub(crate) fn hire<F>(&self, among: &mut Whom, client: impl FnOnce(Orders) -> F)
     where
