@@ -21,6 +21,9 @@ pub struct Read {
     /// The digests of what is merged here: all of it is in what this node has now.
     within: Vec<RangeDigest>,
     heard: BTreeMap<NodeId, Heard>,
+    /// True once items were merged here: the first run of the command did not see them. A change of the sets, after which all
+    /// are asked again, does not undo that.
+    rerun: bool,
     newest: u64,
     is_over: bool,
 }
@@ -105,7 +108,7 @@ impl Read {
     pub fn start(group: Group, r: usize, me: NodeId, own: RangeDigest) -> (Self, Vec<ReadStep>) {
         let newest = group.version;
         let (within, heard) = (vec![own], BTreeMap::new());
-        let mut read = Self { group, me, r, own, within, heard, newest, is_over: false };
+        let mut read = Self { group, me, r, own, within, heard, rerun: false, newest, is_over: false };
         let steps = read.next();
         (read, steps)
     }
@@ -126,6 +129,7 @@ impl Read {
             }
             ReadEvent::Merged { from, theirs, own } => {
                 self.own = own;
+                self.rerun = true;
                 self.within.extend([theirs, own]);
                 if self.heard.get(&from) == Some(&Heard::Fetched) {
                     self.heard.insert(from, Heard::Merged(theirs));
@@ -193,7 +197,7 @@ impl Read {
         if self.group.sets().any(|set| self.expected(set) < quorum_of(self.r, set)) {
             return Vec::new();
         }
-        let own = self.own;
+        let (own, rerun) = (self.own, self.rerun);
         let mut fetch = Vec::new();
         for (node, heard) in &mut self.heard {
             if matches!(heard, Heard::Has(digest) if !self.within.contains(digest)) {
@@ -208,7 +212,6 @@ impl Read {
             return Vec::new();
         }
         self.is_over = true;
-        let rerun = self.heard.values().any(|heard| matches!(heard, Heard::Merged(_)));
         let lacks = |heard: &Heard| match heard {
             Heard::Has(digest) | Heard::Merged(digest) => *digest != own,
             Heard::Asked | Heard::Silent | Heard::Fetched | Heard::No => false,
@@ -315,5 +318,25 @@ mod tests {
         assert_eq!(read.on(digest(4, 8, old())), answer(false, &[]));
         let (mut read, _) = start(2);
         assert_eq!(read.on(ReadEvent::Learned(group(8, &[4, 2]))), [ReadStep::Elsewhere]);
+    }
+
+    /// The first run of the command did not see what was merged, whatever is heard of the sets since then.
+    #[test]
+    fn a_change_after_a_merge_still_has_the_command_run_again() {
+        let (mut read, _) = start(3);
+        assert_eq!(read.on(digest(3, 5, new())), [ReadStep::Fetch(NodeId(3))]);
+        let merged = || ReadEvent::Merged { from: NodeId(3), theirs: new(), own: new() };
+        let mut late = read.clone();
+        assert_eq!(read.on(merged()), []);
+        assert_eq!(read.on(digest(2, 8, new())), [ReadStep::Learn(8)]);
+        assert_eq!(read.on(ReadEvent::Learned(group(8, &[1, 4, 2]))), ask(&[4, 2], 8));
+        assert_eq!(read.on(digest(2, 8, new())), []);
+        assert_eq!(read.on(digest(4, 8, new())), answer(true, &[]));
+        // The same if the merge ends after the change.
+        assert_eq!(late.on(digest(2, 8, new())), [ReadStep::Learn(8)]);
+        assert_eq!(late.on(ReadEvent::Learned(group(8, &[1, 4, 2]))), ask(&[4, 2], 8));
+        assert_eq!(late.on(merged()), []);
+        assert_eq!(late.on(digest(2, 8, new())), []);
+        assert_eq!(late.on(digest(4, 8, new())), answer(true, &[]));
     }
 }
