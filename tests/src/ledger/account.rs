@@ -166,7 +166,8 @@ impl Account {
                 said.push(format!("{what} {sum} of the counter"));
             }
         }
-        if said.is_empty() { Ok(()) } else { Err(said.join(", ")) }
+        let found = format!("of {} ids and {sum} of the counter that it has", ids.len());
+        if said.is_empty() { Ok(()) } else { Err(format!("{}, {found}", said.join(", "))) }
     }
 
     /// Return the figures so far. The outcome of writes in progress counts as unknown.
