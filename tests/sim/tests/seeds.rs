@@ -85,7 +85,7 @@ fn replicas_lose_no_acknowledged_write() {
         seen.add(&good(seed, &Settings { nature, ..Settings::default() }).seen);
     }
     // Most losses must be of one store: of what is forgiven nothing is checked.
-    let each = [seen.kills, seen.power_losses, seen.wipes, seen.removes, seen.moved];
+    let each = [seen.kills, seen.power_losses, seen.removes, seen.moved];
     assert!(seen.reads_of_sets > 500 && each.iter().all(|times| *times > 0), "{seen:?}");
     assert!(seen.forgiven_sets < 12, "{seen:?}");
 }

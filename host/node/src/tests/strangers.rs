@@ -101,6 +101,8 @@ fn a_stranger_that_the_authority_has_signed_is_served_by_no_kind_of_message() {
     let first = dirs.start("a");
     let mut second = dirs.start("b");
     join(&mut second, &first);
+    // The state must not change by itself below.
+    settle(&first);
     block(first.life.cluster.propose(deploy("kv"), soon())).unwrap();
     let uid = NodeUid([7; 16]);
     let runtime = runtime();
