@@ -6,7 +6,7 @@
 //!
 //! Two nodes must not lose a store at the same time, so a fault waits until the stores of restarted nodes are complete.
 //! At the end every key is read through every node, then with `r` = all; after that the members of each key have the same
-//! bytes ([`copies`]).
+//! bytes (`copies.rs`).
 
 mod copies;
 

@@ -90,7 +90,7 @@ impl Schedule {
         Self::of(&mut random, begun, vec![(&faults, &changes)])
     }
 
-    /// Draw a schedule in rounds of about [`ROUND`]. In each of them a node joins, one leaves and one is replaced; one node
+    /// Draw a schedule in rounds of about `ROUND`. In each of them a node joins, one leaves and one is replaced; one node
     /// is killed, one loses its items, one is stopped, and one freezes; one is cut off in both directions and two in one
     /// direction each; and two are cut off from each other, in both directions and in one. A run that is too short for all
     /// of that has a part of it.
