@@ -105,7 +105,7 @@ impl Replicas {
         let store = self.inner.master.store(id).ok_or(NotBuilt::Gone)?;
         let view = changes.borrow_and_update().clone();
         let module = view.state.modules.get(&id.module).ok_or(NotBuilt::Gone)?;
-        let quorums = (usize::from(module.r), usize::from(module.w));
+        let quorums = (usize::from(module.n), usize::from(module.r), usize::from(module.w));
         let group = Self::group(&view, id).ok_or(NotBuilt::Gone)?;
         if !group.receives(view.me) {
             return Err(NotBuilt::Gone);

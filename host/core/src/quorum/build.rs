@@ -11,6 +11,9 @@ use crate::ids::NodeId;
 pub struct Build {
     me: NodeId,
     group: Group,
+    /// Number of replicas of the module. The set may be smaller, because a member was removed or has left: what the former
+    /// set acknowledged was counted among that many.
+    n: usize,
     /// The smaller one of the quorums of reads and of writes.
     least: usize,
     /// True if the store may have acknowledged writes that it has lost.
@@ -103,10 +106,16 @@ pub enum BuildStep {
 }
 
 impl Build {
-    /// Start to make the store of `me`, for a module whose reads `r` nodes agree on, and whose writes `w` nodes acknowledge.
-    /// With `lost`, the store may have acknowledged writes that it no longer has.
-    pub fn start(me: NodeId, group: Group, (r, w): (usize, usize), lost: bool) -> (Self, Vec<BuildStep>) {
-        let mut build = Self { me, group, least: r.min(w), lost, sources: BTreeMap::new(), is_over: false };
+    /// Start to make the store of `me`, for a module with `n` replicas whose reads `r` nodes agree on, and whose writes `w`
+    /// nodes acknowledge. With `lost`, the store may have acknowledged writes that it no longer has.
+    pub fn start(
+        me: NodeId,
+        group: Group,
+        (n, r, w): (usize, usize, usize),
+        lost: bool,
+    ) -> (Self, Vec<BuildStep>) {
+        let (sources, least) = (BTreeMap::new(), r.min(w));
+        let mut build = Self { me, group, n, least, lost, sources, is_over: false };
         build.add_sources();
         let steps = build.next();
         (build, steps)
@@ -206,8 +215,9 @@ impl Build {
     /// while this store is made. The coordinator of that write has it, and any other member may be the coordinator: so it
     /// needs all of them. (With three replicas and two acknowledgements this is the same number for a member.)
     fn needs(&self) -> usize {
-        let n = self.group.members.len();
-        let others = n - usize::from(self.group.members.contains(&self.me));
+        let members = self.group.members.len();
+        let others = members - usize::from(self.group.members.contains(&self.me));
+        let n = self.n.max(members);
         if self.lost { others } else { (n - self.least.min(n) + 1).min(others) }
     }
 
@@ -303,7 +313,7 @@ mod tests {
 
     #[test]
     fn a_store_is_complete_once_it_has_merged_enough_complete_ones() {
-        let (mut build, steps) = Build::start(ME, group(5, &[1, 2, 3]), (2, 2), false);
+        let (mut build, steps) = Build::start(ME, group(5, &[1, 2, 3]), (3, 2, 2), false);
         assert_eq!(steps, [ask(1, None, false), ask(2, None, false)]);
         assert_eq!(build.on(page(1, None, Some(b"k"), true)), [ask(1, Some(b"k"), false)]);
         assert_eq!(build.on(merged(1)), [], "it was asked for the next page");
@@ -317,14 +327,14 @@ mod tests {
 
     #[test]
     fn a_member_that_lost_its_items_needs_all_others() {
-        let (mut build, steps) = Build::start(ME, group(5, &[9, 2, 3]), (3, 3), true);
+        let (mut build, steps) = Build::start(ME, group(5, &[9, 2, 3]), (3, 3, 3), true);
         assert_eq!(steps, [ask(2, None, false), ask(3, None, false)]);
         assert_eq!((build.on(merged(2)), build.on(merged(3))), (vec![], complete(false)));
     }
 
     #[test]
     fn with_too_few_complete_ones_the_union_is_taken_and_the_loss_is_told() {
-        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), (2, 2), true);
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), (3, 2, 2), true);
         assert_eq!(build.on(merged(2)), []);
         let incomplete = BuildEvent::Incomplete { from: NodeId(3), version: 5 };
         assert_eq!(build.on(incomplete), [ask(3, None, true)]);
@@ -334,7 +344,7 @@ mod tests {
 
     #[test]
     fn a_store_that_may_become_complete_is_asked_again_before_the_union_is_taken() {
-        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), (2, 2), false);
+        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), (3, 2, 2), false);
         assert_eq!(build.on(BuildEvent::Incomplete { from: NodeId(1), version: 5 }), [ask(3, None, false)]);
         assert_eq!(build.on(merged(2)), []);
         assert_eq!(build.on(merged(3)), complete(false));
@@ -342,7 +352,7 @@ mod tests {
 
     #[test]
     fn a_successor_waits_until_the_members_have_completed_each_other() {
-        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), (2, 2), false);
+        let (mut build, _) = Build::start(ME, group(5, &[1, 2, 3]), (3, 2, 2), false);
         let incomplete = |from| BuildEvent::Incomplete { from: NodeId(from), version: 5 };
         assert_eq!(build.on(incomplete(1)), [ask(3, None, false)]);
         assert_eq!((build.on(incomplete(2)), build.on(merged(3))), (vec![], vec![]));
@@ -352,15 +362,23 @@ mod tests {
 
     #[test]
     fn reads_and_writes_decide_how_many_members_must_know_of_a_successor() {
-        for (quorums, sources) in [((2, 2), 2), ((1, 3), 3), ((3, 1), 3), ((2, 3), 2)] {
+        for (quorums, sources) in [((3, 2, 2), 2), ((3, 1, 3), 3), ((3, 3, 1), 3), ((3, 2, 3), 2)] {
             let (_, steps) = Build::start(ME, group(5, &[1, 2, 3]), quorums, false);
             assert_eq!(steps.len(), sources, "{quorums:?}");
         }
     }
 
+    /// The third member was removed. With it, either of the others may have acknowledged a write.
+    #[test]
+    fn a_set_that_has_lost_a_member_is_asked_as_a_whole() {
+        let (mut build, steps) = Build::start(ME, group(5, &[1, 2]), (3, 2, 2), false);
+        assert_eq!(steps, [ask(1, None, false), ask(2, None, false)]);
+        assert_eq!((build.on(merged(1)), build.on(merged(2))), (vec![], complete(false)));
+    }
+
     #[test]
     fn a_removed_node_is_not_waited_for() {
-        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), (2, 2), true);
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2, 3]), (3, 2, 2), true);
         assert_eq!(build.on(BuildEvent::Gone { node: NodeId(3) }), []);
         assert_eq!(build.on(merged(2)), complete(true));
         assert_eq!(build.on(BuildEvent::Retry), []);
@@ -368,12 +386,12 @@ mod tests {
 
     #[test]
     fn the_only_member_tells_the_loss() {
-        assert_eq!(Build::start(ME, group(5, &[9]), (2, 2), true).1, complete(true));
+        assert_eq!(Build::start(ME, group(5, &[9]), (3, 2, 2), true).1, complete(true));
     }
 
     #[test]
     fn a_page_from_before_the_change_does_not_count() {
-        let (mut build, _) = Build::start(ME, group(5, &[9, 2]), (2, 2), true);
+        let (mut build, _) = Build::start(ME, group(5, &[9, 2]), (3, 2, 2), true);
         let page = |version| BuildEvent::Merged {
             from: NodeId(2),
             version,

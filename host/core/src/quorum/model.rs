@@ -212,7 +212,7 @@ impl Model {
         };
         // A store that does not take itself for a member's needs no more than that of a successor.
         let me = if few { id(NODES) } else { id(node) };
-        let (build, steps) = Build::start(me, self.group(node), quorums, lost && !few);
+        let (build, steps) = Build::start(me, self.group(node), (N, quorums.0, quorums.1), lost && !few);
         self.nodes[node].build = Some(build);
         self.build_steps(node, steps);
     }

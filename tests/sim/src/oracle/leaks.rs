@@ -84,7 +84,7 @@ fn tasks(run: &Run, at: At) -> Option<String> {
             // One task follows the ring.
             from if from.contains("handoff/src/lib.rs") => 1,
             from if from.contains("handoff/src/") && is_member => 0,
-            from if from.contains("vnode/src/actor.rs") => vnodes,
+            from if from.contains("vnode/src/actor/") => vnodes,
             _ => many,
         };
         (tasks > most)
