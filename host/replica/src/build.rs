@@ -101,7 +101,7 @@ impl Replicas {
     async fn build(&self, id: ReplicaId) -> Result<(), NotBuilt> {
         let cluster = &self.inner.cluster;
         let mut changes = cluster.watch();
-        // The store of now: if it is replaced while it is built, what was merged does not make the next one complete.
+        // A store that replaces this one during the build is empty, and must not be completed by it.
         let store = self.inner.master.store(id).ok_or(NotBuilt::Gone)?;
         let view = changes.borrow_and_update().clone();
         let module = view.state.modules.get(&id.module).ok_or(NotBuilt::Gone)?;
