@@ -306,6 +306,11 @@ impl Cluster {
         self.inner.participation.takes_part()
     }
 
+    /// Return true if a peer has been asked about this start of the node and had no objection.
+    pub fn was_accepted(&self) -> bool {
+        self.inner.start_check.was_accepted()
+    }
+
     /// Wait until this node takes part. Until then its copy of the state may be an older one, by which it
     /// owns partitions that it has handed off since. The error is the reason for which the node may not take
     /// part.

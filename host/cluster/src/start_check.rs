@@ -14,11 +14,13 @@
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use annulus_core::codec;
 use annulus_core::ids::{NodeId, NodeUid, Start};
 use annulus_transport::kind;
+use bytes::Bytes;
 use futures_util::StreamExt;
 use futures_util::stream::FuturesUnordered;
 use tokio::time::{Instant, sleep, timeout_at};
@@ -44,6 +46,9 @@ const ASK_OTHERS: Duration = Duration::from_millis(600);
 /// Pause before the start is reported again to peers that have not replied.
 const PAUSE: Duration = Duration::from_secs(1);
 
+/// Pause before a peer is asked again to which the connection failed.
+const RETRY: Duration = Duration::from_millis(100);
+
 /// Both sides of the check.
 pub(super) struct StartCheck {
     me: NodeId,
@@ -54,6 +59,8 @@ pub(super) struct StartCheck {
     participation: Arc<Participation>,
     tasks: Arc<Tasks>,
     ended: EndSignal,
+    /// True once a peer has answered without an objection.
+    accepted: AtomicBool,
 }
 
 impl StartCheck {
@@ -66,7 +73,7 @@ impl StartCheck {
         participation: Arc<Participation>,
         (tasks, ended): (Arc<Tasks>, EndSignal),
     ) -> Self {
-        Self { me, views, group, peers, seen, participation, tasks, ended }
+        Self { me, views, group, peers, seen, participation, tasks, ended, accepted: AtomicBool::new(false) }
     }
 
     /// Ask all peers about this start, and let Raft take part if none objects. Then report the start to all
@@ -98,6 +105,7 @@ impl StartCheck {
                 if let Some(reason) = objection(&found, &known) {
                     return self.ended.raise(Ended::Stale(reason));
                 }
+                self.accepted.store(true, Ordering::Relaxed);
                 told.insert(peer);
             }
             drop(asked);
@@ -130,6 +138,7 @@ impl StartCheck {
             if let Some(reason) = objection(found, &known) {
                 return Err(Ended::Stale(reason));
             }
+            self.accepted.store(true, Ordering::Relaxed);
             answers += 1;
             if known.lineage == found.lineage {
                 combined.add(&known);
@@ -154,10 +163,17 @@ impl StartCheck {
 
     async fn ask(&self, peer: NodeId, start: Start, only_asked: bool) -> (NodeId, Option<StartEvidence>) {
         let answer = async {
-            let message = codec::encode(&Starting::new(start, only_asked)).ok()?;
+            let message = Bytes::from(codec::encode(&Starting::new(start, only_asked)).ok()?);
             let deadline = Instant::now() + ASK;
-            let answer = self.peers.call(peer, kind::STARTS, message.into(), deadline).await.ok()?;
-            codec::decode(&answer).ok()
+            loop {
+                // A peer that knows a newer start closes the connection at once, so its refusal fails the call. The
+                // transport reports it, which ends the node; until then the node must not conclude that nobody answers.
+                match self.peers.call(peer, kind::STARTS, message.clone(), deadline).await {
+                    Ok(answer) => return codec::decode(&answer).ok(),
+                    Err(_) if Instant::now() + RETRY < deadline => sleep(RETRY).await,
+                    Err(_) => return None,
+                }
+            }
         };
         (peer, answer.await)
     }
@@ -177,6 +193,11 @@ impl StartCheck {
                 raft.runtime_config().elect(true);
             }
         });
+    }
+
+    /// Return true if a peer has been asked about this start and had no objection.
+    pub(super) fn was_accepted(&self) -> bool {
+        self.accepted.load(Ordering::Relaxed)
     }
 
     /// Return a reason against a process of another node, if this node has seen a later start of it, whose

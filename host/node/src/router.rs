@@ -144,7 +144,8 @@ impl Router {
     }
 
     fn superseded(&self, why: String) {
-        let reason = if self.twins.met() {
+        // A peer's connection is no proof: a peer that dials this process learns its start only afterwards.
+        let reason = if self.control.load().as_ref().is_some_and(|control| control.was_accepted()) {
             StopReason::Superseded(why)
         } else {
             // No peer has accepted this process, so it is the older copy, which has just started.

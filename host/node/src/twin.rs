@@ -37,11 +37,6 @@ struct Record {
 }
 
 impl Twins {
-    /// Return true if any peer has accepted this process.
-    pub(super) fn met(&self) -> bool {
-        self.record.lock().met
-    }
-
     /// Record that a peer accepted this process.
     pub(super) fn connected(&self) {
         *self.record.lock() = Record { met: true, alone_since: None };

@@ -38,8 +38,10 @@ const MAX_CODE_BYTES: u64 = 1 << 30;
 const MAX_MESSAGE_BYTES: u64 = 16 << 10;
 /// Interval at which a compilation checks whether it is still wanted.
 const LOOK: Duration = Duration::from_millis(100);
-/// Niceness of a compiler. Its priority is lower than that of the node, so that vnodes answer in time.
-const NICE: i32 = 10;
+/// Niceness of a compiler. Its priority is lower than that of the node, so that vnodes answer in time. On a core that
+/// is busy otherwise, a compiler gets a quarter of the time. With niceness 10 it gets a tenth, and the deploys to a
+/// node under full load miss their deadline.
+const NICE: i32 = 5;
 
 /// Exit code of a compiler whose input is not a valid component.
 const INVALID: u8 = 1;

@@ -14,6 +14,7 @@ use super::crowd::{Module, Settings, args_of, key_name};
 use crate::client::{Applied, Failure};
 use crate::load::caller::{Caller, FROZEN, NO_ANSWER};
 use crate::load::crew::{Order, Orders, READ_BACK_LIMIT, Turn, next_turn};
+use crate::load::rest_after;
 
 pub(super) struct Client {
     number: u32,
@@ -50,6 +51,7 @@ impl Client {
 
     /// Send one request of the mix: 45 % additions, 25 % increments, 30 % reads.
     async fn anything(&mut self) {
+        let sent = Instant::now();
         let (slot, drawn) = (self.random.random_range(0..usize::MAX), self.random.random_range(0..100));
         if drawn < 70 {
             let (key, write) = {
@@ -66,7 +68,7 @@ impl Client {
             };
             self.read(key, false).await;
         }
-        sleep(self.settings.rest).await;
+        sleep(rest_after(self.settings.rest, sent.elapsed())).await;
     }
 
     async fn read_back(&mut self) {

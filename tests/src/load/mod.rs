@@ -38,7 +38,7 @@ pub struct Settings {
     pub limit: Duration,
     /// Time after the deadline within which an answer still counts, for a busy machine.
     pub grace: Duration,
-    /// Pause of a client after each answer; none by default.
+    /// Pause of a client after each answer; none by default. See [`rest_after`].
     pub rest: Duration,
     /// Bytes added to each value.
     pub pad: usize,
@@ -185,6 +185,15 @@ impl Load {
 }
 
 /// Return the name of a key.
+/// Return the pause of a client whose request took `took`, if it would pause for `rest` on an idle machine.
+///
+/// On a machine that is busy, requests take longer, and clients that ask again at once keep all of it busy: whatever
+/// runs with a lower priority, such as a node's compiler, then gets no time at all.
+pub(crate) fn rest_after(rest: Duration, took: Duration) -> Duration {
+    const MOST: Duration = Duration::from_millis(200);
+    if rest.is_zero() { rest } else { rest.max((took * 3).min(MOST)) }
+}
+
 fn key_name(key: u32) -> String {
     format!("key{key}")
 }

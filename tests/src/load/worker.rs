@@ -12,7 +12,7 @@ use super::belief::{Belief, Held, Presence, Wrong};
 use super::caller::{Caller, FROZEN, NO_ANSWER};
 use super::crew::{Order, Orders, READ_BACK_LIMIT, Turn, next_turn};
 use super::report::Failed;
-use super::{Settings, Shared, key_name};
+use super::{Settings, Shared, key_name, rest_after};
 use crate::client::{Applied, Failure};
 
 /// One value in this many has the length `long_pad` of the settings.
@@ -88,9 +88,11 @@ impl Worker {
             50..85 => Act::Get,
             _ => Act::Delete,
         };
+        let sent = Instant::now();
         self.act(slot, act).await;
-        if !self.shared.settings.rest.is_zero() {
-            sleep(self.shared.settings.rest).await;
+        let rest = rest_after(self.shared.settings.rest, sent.elapsed());
+        if !rest.is_zero() {
+            sleep(rest).await;
         }
     }
 

@@ -17,6 +17,7 @@ use crate::client::{Applied, Failure};
 use crate::load::belief::{Belief, Held, Presence, Wrong};
 use crate::load::caller::{Caller, FROZEN, NO_ANSWER};
 use crate::load::crew::{Order, Orders, READ_BACK_LIMIT, Turn, next_turn};
+use crate::load::rest_after;
 
 /// Time for which a trap with an unknown outcome may still happen: a frozen process executes the commands it
 /// has received when it resumes, and none is frozen for longer than 30 s.
@@ -95,8 +96,9 @@ impl Client {
     async fn anything(&mut self) {
         let at = self.random.random_range(0..self.keys.len());
         let act = self.kind.act(self.random.random_range(0..100));
+        let sent = Instant::now();
         self.act(at, act).await;
-        sleep(self.kind.rest()).await;
+        sleep(rest_after(self.kind.rest(), sent.elapsed())).await;
     }
 
     async fn read_back(&mut self) {
