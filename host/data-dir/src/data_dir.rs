@@ -10,6 +10,7 @@ use super::admin_toml::AdminToml;
 use super::authority_file::AuthorityFile;
 use super::disk::{Disk, Lock};
 use super::empty::EmptyModules;
+use super::engine::{EngineOptions, Trouble};
 use super::error::DataDirError;
 use super::founding::Founding;
 use super::identity::{Credentials, Identity};
@@ -209,9 +210,20 @@ impl DataDir {
 
     /// Remove both databases: the control state of the cluster that the node leaves when it joins another, and all
     /// items.
+    ///
+    /// # Errors
+    /// One of them is still open ([`Trouble::Locked`]), and nothing was changed; or a file cannot be removed.
     pub fn wipe_database(&self) -> Result<(), DataDirError> {
+        let paths = [self.items_path(), self.database_path()];
+        for path in paths.iter().filter(|path| self.disk.is_there(path)) {
+            // The threads of an open engine write by path. They would write into the database that is created next.
+            match self.disk.engine(path, &EngineOptions::CONTROL) {
+                Err(locked @ DataDirError::Database { source: Trouble::Locked, .. }) => return Err(locked),
+                Ok(_) | Err(_) => {}
+            }
+        }
         files::remove_marks(&self.disk, &self.path)?;
-        for path in [self.items_path(), self.database_path()] {
+        for path in paths {
             match self.disk.remove_dir(&path) {
                 Ok(()) => files::sync_dir(&self.disk, &self.path)?,
                 Err(error) if error.kind() == std::io::ErrorKind::NotFound => {}

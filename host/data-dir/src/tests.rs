@@ -46,6 +46,20 @@ fn a_second_process_is_refused_until_the_first_is_gone() {
     DataDir::lock(dir.path()).unwrap();
 }
 
+/// The threads of an open engine write by path, into whatever is there by then.
+#[test]
+fn a_database_that_is_still_open_is_not_wiped() {
+    let dir = tempfile::tempdir().unwrap();
+    let data = DataDir::lock(dir.path()).unwrap();
+    let store = data.database().unwrap();
+    let refused = data.wipe_database();
+    assert!(matches!(&refused, Err(DataDirError::Database { source: Trouble::Locked, .. })), "{refused:?}");
+    assert!(data.database_path().exists());
+    drop(store);
+    data.wipe_database().unwrap();
+    assert!(!data.database_path().exists());
+}
+
 #[test]
 fn a_directory_of_another_name_is_refused() {
     let (dir, _) = directory_of("a@h");

@@ -9,7 +9,7 @@ use annulus_core::state::{Command, Lineage, Member, MemberStatus};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep};
 
-use super::{NodeConfig, StartError, open_unlocked};
+use super::{NodeConfig, StartError, open_unlocked, while_locked};
 use annulus_cluster::{Cluster, View, seed};
 use annulus_data_dir::{
     AdminToml, AuthorityKey, Credentials, DataDir, Founding, Identity, JoinIntent, LAYOUT_VERSION, new_uid,
@@ -33,7 +33,7 @@ pub(super) async fn finish_join(data: &DataDir) -> Result<(), StartError> {
     let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
     let state = &admitted.state;
     let Some(member) = state.members.get(&admitted.node) else { return Ok(data.clear_join_intent()?) };
-    data.wipe_database()?;
+    while_locked(|| std::future::ready(data.wipe_database())).await?;
     // The key of the authority of the node's own cluster.
     data.authority_file().remove()?;
     let database = open_unlocked(data).await?;

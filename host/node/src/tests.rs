@@ -42,12 +42,23 @@ struct Life {
     address: SocketAddr,
 }
 
+/// The life of a node that a test looks at. It keeps the node's databases open.
+struct Current(Option<Life>);
+
+impl std::ops::Deref for Current {
+    type Target = Life;
+
+    fn deref(&self) -> &Life {
+        self.0.as_ref().expect("the node is between two lives")
+    }
+}
+
 /// A node that runs through its lives on a separate thread.
 struct Running {
     lives: mpsc::Receiver<Life>,
     thread: Option<JoinHandle<Result<StopReason, StartError>>>,
     config: NodeConfig,
-    life: Life,
+    life: Current,
 }
 
 impl Running {
@@ -69,15 +80,17 @@ impl Running {
         match lives.recv_timeout(LIMIT) {
             Ok(life) => {
                 let config = NodeConfig { listen: life.address, ..config };
-                Self { lives, thread: Some(thread), config, life }
+                Self { lives, thread: Some(thread), config, life: Current(Some(life)) }
             }
             Err(_) => panic!("the node does not start: {:?}", thread.join()),
         }
     }
 
     fn new_life(&mut self) {
+        // The next life waits until the databases of this one are closed.
+        self.life.0 = None;
         match self.lives.recv_timeout(LIMIT) {
-            Ok(life) => self.life = life,
+            Ok(life) => self.life.0 = Some(life),
             Err(error) => panic!("no new life ({error}): {:?}", self.thread.take().map(JoinHandle::join)),
         }
     }
@@ -111,7 +124,9 @@ impl Running {
 
 impl Drop for Running {
     fn drop(&mut self) {
-        self.life.exit.throw(Exit::Stop(StopReason::Asked));
+        if let Some(life) = &self.life.0 {
+            life.exit.throw(Exit::Stop(StopReason::Asked));
+        }
     }
 }
 
