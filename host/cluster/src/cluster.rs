@@ -112,11 +112,10 @@ impl Cluster {
         Box::pin(self.inner.fetcher.learn_from(peer, index, deadline))
     }
 
-    /// Adopt a newer state from the leader, if the leader has one and responds in time.
-    pub fn learn_news(&self, deadline: Instant) -> BoxFuture<'_, ()> {
-        Box::pin(async move {
-            self.inner.fetcher.learn_news(deadline).await;
-        })
+    /// Adopt a newer state from the leader, if the leader has one and responds in time. Return false if this node knows no
+    /// leader.
+    pub fn learn_news(&self, deadline: Instant) -> BoxFuture<'_, bool> {
+        Box::pin(self.inner.fetcher.learn_news(deadline))
     }
 
     /// Return this node's failure detector, for choosing fallbacks and for display. It decides no ownership.

@@ -123,6 +123,8 @@ mutants! {
     KeepToItself: "R6",
     /// A read asks no other replica.
     ReadOneReplica: "R9",
+    /// A set gets smaller although those that stay lack what the leaver has.
+    FlipUnlevelled: "R4",
 }
 
 impl fmt::Display for Mutant {

@@ -8,7 +8,8 @@
 //!
 //! - A successor that has merged what `n - w + 1` complete members have at the version of its transfer has every write
 //!   that was acknowledged before, and is sent every later one. It needs no stream from one giver, and no seal of one.
-//! - After the flip, a read of `r` new members meets every acknowledged write, if `r + w > n`.
+//! - After the flip, a read of `r` new members meets every acknowledged write, if `r + w > n`. If the set gets smaller, the
+//!   members that stay merge what the others have first.
 //! - A node that knows of the transfer and not of its flip reads a quorum of the new members, too: one of those with the
 //!   newest write knows of the flip and says so. And every quorum of reads meets a node that knows of the transfer, because
 //!   a successor is complete only with `n - r + 1` sources that know of it. So nobody has to be silent before the flip.
@@ -69,6 +70,14 @@ impl Group {
     /// Return true if the node is a member and will not be one after the pending transfer.
     pub fn leaves(&self, node: NodeId) -> bool {
         self.members.contains(&node) && self.target.as_ref().is_some_and(|target| !target.contains(&node))
+    }
+
+    /// Return true if the node is a member that stays in a set that gets smaller. Fewer members have each write then, and no
+    /// new one makes up for that. So each of those that stay merges what the others have before the change is complete
+    /// ([`Build::level`]).
+    pub fn levels(&self, node: NodeId) -> bool {
+        let stays = |target: &Vec<NodeId>| target.len() < self.members.len() && target.contains(&node);
+        self.members.contains(&node) && self.target.as_ref().is_some_and(stays)
     }
 
     /// Return the version since which a node has had the store that it has now, as far as the group shows. A node may have

@@ -16,13 +16,14 @@ pub struct Transfer {
     pub id: TransferId,
     /// The ordered replica set after the change.
     pub target: Vec<NodeId>,
-    /// The successors that have the items of a module with several replicas. State level 6.
+    /// The successors that have the items of a module with several replicas. State level 6. From level 7 on also the replicas
+    /// that stay in a smaller set and have merged what the others have.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub arrived: BTreeSet<(ModuleUid, NodeId)>,
 }
 
 impl Transfer {
-    /// Create a transfer of which no successor has reported.
+    /// Create a transfer of which no node has reported.
     pub fn new(id: TransferId, target: Vec<NodeId>) -> Self {
         Self { id, target, arrived: BTreeSet::new() }
     }

@@ -52,6 +52,15 @@ impl Partition {
         let target = self.pending.iter().flat_map(move |transfer| transfer.target.iter().take(n));
         target.copied().filter(move |node| !self.replicas.iter().take(n).any(|replica| replica == node))
     }
+
+    /// Return the replicas of a module with `n` replicas that stay while the pending transfer makes their number smaller. They
+    /// merge what the others have first (`quorum::Group::levels`).
+    pub fn levellers(&self, n: usize) -> impl Iterator<Item = NodeId> {
+        let set = &self.replicas[..self.replicas.len().min(n)];
+        let target = self.pending.as_ref().map_or(&[][..], |transfer| &transfer.target[..]);
+        let smaller = target.len() < set.len();
+        set.iter().copied().filter(move |node| smaller && target.contains(node))
+    }
 }
 
 impl RingTable {
@@ -112,6 +121,17 @@ mod tests {
         // A replica that becomes the owner has the items of a module with two replicas already.
         assert_eq!(moving(&[1, 2], &[2, 1]).role_of(NodeId(2), 1), Role::Successor);
         assert_eq!(moving(&[1, 2], &[2, 1]).role_of(NodeId(2), 2), Role::Replica);
+    }
+
+    #[test]
+    fn replicas_that_stay_in_a_smaller_set_level_their_items() {
+        let levellers = |from: &[u64], to: &[u64], n| moving(from, to).levellers(n).collect::<Vec<_>>();
+        assert_eq!(levellers(&[1, 2, 3], &[3, 1], 3), [NodeId(1), NodeId(3)]);
+        assert_eq!(levellers(&[1, 2, 3], &[3, 1], 2), []);
+        assert_eq!(levellers(&[1, 2, 3], &[3], 2), []);
+        assert_eq!(levellers(&[1, 2, 3], &[4, 2], 3), [NodeId(2)]);
+        assert_eq!(levellers(&[1, 2, 3], &[1, 2, 4], 3), []);
+        assert_eq!(levellers(&[1, 2], &[], 2), []);
     }
 
     #[test]

@@ -456,10 +456,10 @@ pub enum Command {
         /// The changes, carried out all or not at all.
         changes: Vec<HandoffChange>,
     },
-    /// Report that a successor has all items of modules with several replicas, so that their partitions may flip. State
-    /// level 6.
+    /// Report that a successor, or a replica that stays in a smaller set, has all items of modules with several replicas, so
+    /// that their partitions may flip. State level 6.
     Arrived {
-        /// The successor.
+        /// The node.
         node: NodeId,
         /// The partition, the transfer and the module of each.
         arrivals: Vec<(PartitionId, TransferId, ModuleUid)>,

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid};
 use annulus_core::keyspace::{PartitionId, RingSize};
+use annulus_core::mutants::{self, Mutant};
 use annulus_core::state::{
     Change, ClusterState, Command, Load, Machine, Member, MemberStatus, Outcome, Plan, Refusal, Release,
     Warning, plan,
@@ -544,13 +545,14 @@ fn deploy(name: &str, n: u8) -> Command {
     Command::Deploy { name: name.into(), n, r, w, storage, config, release, base_version: 0 }
 }
 
-/// Report every successor of the pending transfers.
+/// Report every node that a pending transfer waits for.
 fn arrive(world: &mut World) {
     let mut arrivals = Vec::new();
     for (id, transfer) in world.state().ring.transfers() {
         for module in world.state().modules.values().filter(|module| module.n > 1) {
-            let successors = world.state().ring.partition(id).successors(usize::from(module.n));
-            arrivals.extend(successors.map(|node| (node, (id, transfer.id, module.uid))));
+            let partition = world.state().ring.partition(id);
+            let reporters = world.state().reporters(partition, usize::from(module.n));
+            arrivals.extend(reporters.map(|node| (node, (id, transfer.id, module.uid))));
         }
     }
     for (node, arrival) in arrivals {
@@ -624,6 +626,56 @@ fn a_dead_node_leaves_its_replicas_to_the_others_and_is_no_loss() {
     world.flip(usize::MAX);
     assert!(world.state().ring.iter().all(|(_, partition)| partition.replicas.len() == 3));
     assert!(world.state().is_balanced());
+}
+
+/// Have one of three members leave. Return true if the partitions flip at once.
+fn flips_at_once(level: u32) -> (World, bool) {
+    let mut world = World::of(16, 3);
+    world.machine.state.as_mut().unwrap().level = level;
+    world.ok(deploy("kv", 3));
+    let node = world.ids[2];
+    world.ok(Command::Leave { node });
+    let (base, table) = (world.state().ring.epoch, world.state().due_table().unwrap());
+    world.ok(Command::Rebalance { base, table });
+    assert_eq!(world.state().ring.transfers().count(), 16);
+    world.flip(usize::MAX);
+    let flipped = world.state().ring.transfers().count() == 0;
+    (world, flipped)
+}
+
+#[test]
+fn a_set_gets_smaller_once_those_that_stay_have_what_the_leaver_has() {
+    assert!(flips_at_once(6).1);
+    let (mut world, flipped) = flips_at_once(annulus_core::version::LEVEL);
+    assert!(!flipped);
+    let module = world.state().modules.keys().copied().next().unwrap();
+    // One of the two is not enough, and the leaver's word does not count.
+    for node in [world.ids[0], world.ids[2]] {
+        let arrivals = world.state().ring.transfers().map(|(id, one)| (id, one.id, module)).collect();
+        world.ok(Command::Arrived { node, arrivals });
+    }
+    world.flip(usize::MAX);
+    assert_eq!(world.state().ring.transfers().count(), 16);
+    arrive(&mut world);
+    world.flip(usize::MAX);
+    assert!(world.state().ring.iter().all(|(_, partition)| partition.replicas.len() == 2));
+}
+
+#[test]
+fn a_plan_warns_of_a_member_that_stays_and_is_down() {
+    let mut world = World::of(16, 3);
+    world.ok(deploy("kv", 3));
+    let (down, leaver) = (world.ids[1], world.ids[2]);
+    let mut plan = plan(world.state(), &[Change::Leave { node: leaver }]).unwrap();
+    plan.warn_of_the_away(world.state(), |node| node != down);
+    let waits = Warning::Away { node: "n1@h".into(), moves: 16 };
+    assert!(plan.warnings.contains(&waits), "{:?}", plan.warnings);
+}
+
+#[test]
+fn a_fault_that_flips_before_those_that_stay_are_level_is_detected() {
+    let broken = || flips_at_once(annulus_core::version::LEVEL).1;
+    assert!(mutants::during(Some(Mutant::FlipUnlevelled), broken));
 }
 
 #[test]

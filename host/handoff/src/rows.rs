@@ -25,12 +25,15 @@ const ASK_LIMIT: Duration = Duration::from_secs(2);
 pub enum TransferKindName {
     /// The partition gets another owner.
     Ownership,
+    /// A replica merges what the others have.
+    Repair,
 }
 
 impl fmt::Display for TransferKindName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::Ownership => "ownership",
+            Self::Repair => "repair",
         })
     }
 }
@@ -59,8 +62,8 @@ pub struct TransferRow {
     /// The last failure.
     pub error: Option<String>,
     /// The reason why the transfer does not run: `turn here`, `turn at NODE`, `module M at NODE`, `paused`, `paused at
-    /// NODE`, `receiver NODE is down`, `holder NODE is down`, `holder NODE to begin`, `rate`, `retry`, `log: it is not
-    /// pending at NODE`.
+    /// NODE`, `receiver NODE is down`, `holder NODE is down`, `holder NODE to begin`, `items at NODE`, `rate`, `retry`,
+    /// `log: it is not pending at NODE`.
     #[serde(default)]
     pub waiting_for: Option<String>,
     /// The time until the next try.
@@ -136,6 +139,27 @@ impl Handoff {
                     continue;
                 }
                 let owner = partition.owner();
+                let before = rows.len();
+                // The sender begins, or the partition flips, once every replica has the items.
+                rows.extend(view.state.awaited(partition).map(|(module, node)| {
+                    let to = self.name_of(node);
+                    let (waiting_for, error) = match silent.get(&node) {
+                        Some(why) => (format!("receiver {to} is down"), Some(why.clone())),
+                        None => (format!("items at {to}"), None),
+                    };
+                    let from = partition.replicas.iter().find(|replica| **replica != node);
+                    let from = from.map(|replica| self.name_of(*replica)).unwrap_or_default();
+                    TransferRow {
+                        module: module.name.clone(),
+                        kind: TransferKindName::Repair,
+                        waiting_for: Some(waiting_for),
+                        error,
+                        ..TransferRow::new(id, from, to)
+                    }
+                }));
+                if rows.len() > before {
+                    continue;
+                }
                 let successor = pending.target.first().map(|node| self.name_of(*node)).unwrap_or_default();
                 let mut row = TransferRow::new(id, self.name_of(owner), successor);
                 match silent.get(&owner) {

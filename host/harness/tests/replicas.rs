@@ -176,6 +176,42 @@ fn what_was_acknowledged_outlives_moves_between_cuts_and_deaths() {
     kept_in_motion(StorageKind::Durable, Faults::Deaths, seeds(0..8));
 }
 
+/// All nodes but one leave, one after another, while the clients add members.
+fn run_shrinking(storage: StorageKind, faults: Faults, seed: u64) -> (usize, Result<Ran, String>) {
+    let ledger = Arc::<Mutex<Ledger>>::default();
+    let ran = trial(&script(), storage, faults, seed).run(async |cluster| {
+        let leaves = async {
+            let mut random = cluster.random("moves");
+            for at in [2, 1] {
+                tokio::time::sleep(Duration::from_millis(random.random_range(500..4_000))).await;
+                // A leave may be refused, or its answer lost, while its node is cut off or dies.
+                while cluster.nodes().life(at).is_some() && !cluster.try_leave(at).await {
+                    tokio::time::sleep(Duration::from_millis(200)).await;
+                }
+            }
+        };
+        futures_util::future::join(leaves, add_and_check(cluster, &ledger)).await;
+        cluster.calm().await;
+        check_all(cluster, &ledger).await;
+    });
+    (ledger.lock().acknowledged.len(), ran.map_err(|failed| failed.to_string()))
+}
+
+#[test]
+fn what_was_acknowledged_outlives_the_leave_of_all_nodes_but_one() {
+    for (storage, faults) in [(StorageKind::Memory, Faults::Passing), (StorageKind::Durable, Faults::Deaths)]
+    {
+        let mut acknowledged = 0;
+        for seed in seeds(0..8) {
+            let (of, ran) = run_shrinking(storage, faults, seed);
+            ran.unwrap_or_else(|failed| panic!("{failed}"));
+            acknowledged += of;
+        }
+        println!("{acknowledged} acknowledged");
+        assert!(acknowledged > 100);
+    }
+}
+
 /// The seeds of the tests. More of them by hand: `REPLICA_SEEDS=0..500`.
 fn seeds(few: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let Ok(range) = std::env::var("REPLICA_SEEDS") else { return few };

@@ -20,7 +20,7 @@ const SILENCE: Duration = Duration::from_millis(150);
 
 /// The result of a read of a quorum.
 pub(super) struct Agreed {
-    /// True if items were merged here since the command ran.
+    /// True if items were merged here, or the sets have changed, since the command ran.
     pub(super) rerun: bool,
     /// The members that lack items of the key.
     pub(super) repair: Vec<NodeId>,

@@ -31,8 +31,8 @@ const AGAIN: Duration = Duration::from_millis(200);
 #[derive(Default)]
 pub(super) struct Behind {
     of: Mutex<BTreeMap<ReplicaId, Missed>>,
-    /// The replicas that were seen before.
-    known: Mutex<BTreeSet<ReplicaId>>,
+    /// The replicas that were seen before, each with the number of members at that time.
+    known: Mutex<BTreeMap<ReplicaId, usize>>,
     /// Notified when there is more to compare.
     pub(super) more: Notify,
 }
@@ -44,6 +44,24 @@ struct Missed {
     suspect: bool,
     /// Number of comparisons that have failed.
     failed: u32,
+}
+
+/// The result of a page that was compared with a member's.
+pub(super) enum Compared {
+    /// This node has all of it.
+    Same {
+        /// The version of the group at the member.
+        version: u64,
+        /// The token of the next page; `None` for the last one.
+        next: Option<Vec<u8>>,
+    },
+    /// The store of the member is not complete.
+    Incomplete {
+        /// The version of the group at the member.
+        version: u64,
+    },
+    /// The member keeps none of the partition.
+    Refused,
 }
 
 impl Behind {
@@ -99,21 +117,22 @@ impl Replicas {
         }
     }
 
-    /// Note the replicas that are new here. Those that a former process left may have missed something; the others began
-    /// with their modules.
+    /// Note the replicas to compare. Those that a former process left may have missed something; the others began with
+    /// their modules. After a member was removed by force, a write that it had acknowledged may be at some of the others only.
     pub(super) fn note_new(&self, at_start: bool) {
         let view = self.inner.cluster.view();
-        let replicas: BTreeSet<ReplicaId> = self.inner.master.replicas().into_iter().collect();
         let mut known = self.inner.behind.known.lock();
-        for id in replicas.difference(&known) {
-            let others =
-                Self::group(&view, *id).into_iter().flat_map(|group| group.receivers().collect::<Vec<_>>());
-            let others: Vec<NodeId> = others.filter(|node| *node != view.me).collect();
-            if !others.is_empty() {
-                self.inner.behind.add(*id, others, at_start);
+        let before = std::mem::take(&mut *known);
+        for id in self.inner.master.replicas() {
+            let Some(group) = Self::group(&view, id) else { continue };
+            if before.get(&id).is_none_or(|members| *members > group.members.len()) {
+                let others: Vec<NodeId> = group.receivers().filter(|node| *node != view.me).collect();
+                if !others.is_empty() {
+                    self.inner.behind.add(id, others, at_start);
+                }
             }
+            known.insert(id, group.members.len());
         }
-        *known = replicas;
     }
 
     /// Compare a replica with a member's, and merge what it lacks. A member that cannot be reached is compared once it can.
@@ -138,31 +157,53 @@ impl Replicas {
         let version = Self::group(&self.inner.cluster.view(), id).map_or(0, |group| group.version);
         let mut after: Option<Vec<u8>> = None;
         loop {
-            let deadline = Instant::now() + PAGE_LIMIT;
-            let ask = ReplicaAsk::PageDigest { after: after.as_deref() };
-            let answer = self.ask(from, Self::frame(id, version, ask), deadline).await?;
-            let (theirs, next) = match answer.said {
-                ReplicaSaid::PageDigest { digest, next } => (digest, next),
-                // It is being built from others, this one among them, and is compared when it has been.
-                ReplicaSaid::Incomplete | ReplicaSaid::Refused => return Ok(()),
-                other => return Err(format!("an answer that does not fit: {other:?}")),
-            };
-            if next.is_some() && next == after {
-                return Err("a page returns its own token as that of the next page".to_owned());
-            }
-            if self.digest_of_range(id, after.as_deref(), next.as_deref(), deadline).await? != theirs {
-                let ask = ReplicaAsk::Page { after: after.as_deref(), of_any: false };
-                let answer = self.ask(from, Self::frame(id, version, ask), deadline).await?;
-                let ReplicaSaid::Page { items, .. } = answer.said else {
-                    return Err("the member gives no page".to_owned());
-                };
-                self.merge_here(id, items, deadline).await?;
-            }
-            match next {
-                Some(next) => after = Some(next),
-                None => return Ok(()),
+            match self.compare_page(id, from, version, after.as_deref()).await? {
+                Compared::Same { next: Some(next), .. } => after = Some(next),
+                // One that is not complete is built from others, this one among them, and is compared when it has been.
+                Compared::Same { next: None, .. } | Compared::Incomplete { .. } | Compared::Refused => {
+                    return Ok(());
+                }
             }
         }
+    }
+
+    /// Compare a page with a member's, and merge it if it differs. The member has applied the log up to `version`.
+    pub(super) async fn compare_page(
+        &self,
+        id: ReplicaId,
+        from: NodeId,
+        version: u64,
+        after: Option<&[u8]>,
+    ) -> Result<Compared, String> {
+        let deadline = Instant::now() + PAGE_LIMIT;
+        let answer =
+            self.ask(from, Self::frame(id, version, ReplicaAsk::PageDigest { after }), deadline).await?;
+        let version = answer.version;
+        let (theirs, next) = match answer.said {
+            ReplicaSaid::PageDigest { digest, next } => (digest, next),
+            ReplicaSaid::Incomplete => return Ok(Compared::Incomplete { version }),
+            ReplicaSaid::Refused => return Ok(Compared::Refused),
+            other => return Err(format!("an answer that does not fit: {other:?}")),
+        };
+        let goes_on = |next: &Option<Vec<u8>>| {
+            if next.is_some() && next.as_deref() == after {
+                return Err("a page returns its own token as that of the next page".to_owned());
+            }
+            Ok(())
+        };
+        goes_on(&next)?;
+        if self.digest_of_range(id, after, next.as_deref(), deadline).await? == theirs {
+            return Ok(Compared::Same { version, next });
+        }
+        let ask = ReplicaAsk::Page { after, of_any: false };
+        let answer = self.ask(from, Self::frame(id, version, ask), deadline).await?;
+        // It ends earlier than the page of the digest, if the member has got more items since then.
+        let ReplicaSaid::Page { items, next, .. } = answer.said else {
+            return Err("the member gives no page".to_owned());
+        };
+        goes_on(&next)?;
+        self.merge_here(id, items, deadline).await?;
+        Ok(Compared::Same { version, next })
     }
 
     /// Return the digest of this node's items after one token, up to and with another.

@@ -120,6 +120,7 @@ impl Replicas {
         asked: &mut Asked<'a>,
     ) -> Result<Bytes, RequestError> {
         self.check(&group, w)?;
+        let store = self.inner.master.store(id);
         let here = self.execute(&work, false, true).await?;
         let Executed { answer, items, .. } = here.executed;
         let answer = answer?;
@@ -128,7 +129,7 @@ impl Replicas {
         }
         let items = Arc::from(items);
         let (settled, deadline) = (here.settled, work.deadline);
-        self.spread(Ran { id, group, w, items, settled, deadline }, asked).await.map(|()| answer)
+        self.spread(Ran { id, store, group, w, items, settled, deadline }, asked).await.map(|()| answer)
     }
 
     /// Wait until this node has applied the log as far as the sender of a command.

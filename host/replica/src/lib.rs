@@ -18,16 +18,18 @@ mod coordinate;
 mod serve;
 mod spread;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use annulus_cluster::{Cluster, View};
-use annulus_core::ids::NodeId;
+use annulus_core::ids::{NodeId, TransferId};
 use annulus_core::quorum::Group;
 use annulus_ground::Tasks;
 use annulus_modules::Modules;
 use annulus_transport::Transport;
-use annulus_vnode::{Master, ReplicaId};
+use annulus_vnode::{Master, ReplicaId, ReplicaStore};
 use futures_util::future::BoxFuture;
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -47,7 +49,7 @@ pub struct Counts {
     pub stores: usize,
     /// Number of those that are built from others, because they have lost their items (R5).
     pub building: usize,
-    /// Number of those that are compared with others, because they may have missed writes.
+    /// Number of those that are compared with others, because they may have missed writes or their set gets smaller.
     pub behind: usize,
 }
 
@@ -57,7 +59,9 @@ struct Inner {
     modules: Modules,
     master: Master,
     behind: Behind,
-    /// Notified when a store has become complete.
+    /// The complete stores that have what the others have, for the transfer that makes their set smaller.
+    levelled: Mutex<BTreeMap<ReplicaId, (TransferId, ReplicaStore)>>,
+    /// Notified when a store has become complete, or level with the others.
     completed: Notify,
     tasks: Tasks,
 }
@@ -65,8 +69,9 @@ struct Inner {
 impl Replicas {
     /// Create the replicas of this node.
     pub fn new(cluster: Cluster, transport: Transport, modules: Modules, master: Master) -> Self {
-        let (behind, completed, tasks) = (Behind::default(), Notify::new(), Tasks::default());
-        let inner = Inner { cluster, transport, modules, master, behind, completed, tasks };
+        let (behind, levelled) = (Behind::default(), Mutex::default());
+        let (completed, tasks) = (Notify::new(), Tasks::default());
+        let inner = Inner { cluster, transport, modules, master, behind, levelled, completed, tasks };
         Self { inner: Arc::new(inner) }
     }
 
@@ -86,7 +91,7 @@ impl Replicas {
     pub fn counts(&self) -> Counts {
         let master = &self.inner.master;
         let (stores, building) = (master.replicas().len(), master.building().len());
-        Counts { stores, building, behind: self.inner.behind.next().len() }
+        Counts { stores, building, behind: self.inner.behind.next().len() + self.to_level().len() }
     }
 
     /// Return the group of a replica by a view; `None` if the module is not deployed there.

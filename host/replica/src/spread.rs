@@ -8,7 +8,7 @@ use annulus_core::mutants::{self, Mutant};
 use annulus_core::quorum::{Group, Write, WriteEvent, WriteStep};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::wire::replica::{ReplicaAsk, ReplicaSaid};
-use annulus_vnode::ReplicaId;
+use annulus_vnode::{ReplicaId, ReplicaStore};
 use bytes::Bytes;
 use futures_util::FutureExt;
 use futures_util::future::BoxFuture;
@@ -21,6 +21,8 @@ use super::Replicas;
 /// A write that has run on this node's vnode.
 pub(super) struct Ran {
     pub(super) id: ReplicaId,
+    /// The store that this node had before it ran.
+    pub(super) store: Option<ReplicaStore>,
     pub(super) group: Group,
     /// Number of members that acknowledge it.
     pub(super) w: usize,
@@ -43,7 +45,7 @@ impl Replicas {
     /// # Errors
     /// The outcome is unknown: the write may be found later.
     pub(super) async fn spread<'a>(&'a self, ran: Ran, asked: &mut Asked<'a>) -> Result<(), RequestError> {
-        let Ran { id, group, w, items, mut settled, deadline } = ran;
+        let Ran { id, store, group, w, items, mut settled, deadline } = ran;
         let me = self.inner.cluster.me();
         let mut version = group.version;
         let (mut write, mut steps) = Write::start(group, w, me);
@@ -74,6 +76,13 @@ impl Replicas {
             }
             // The answer may also tell of earlier writes, which are durable here once this one is (R11).
             if is_acknowledged && is_settled {
+                // A node that has left and come back meanwhile has another store, without the write.
+                if self.inner.master.store(id) != store {
+                    return Err(unknown(
+                        ErrorCode::NotReady,
+                        &["the coordinator has another store now".to_owned()],
+                    ));
+                }
                 return Ok(());
             }
             if is_settled && asked.is_empty() {

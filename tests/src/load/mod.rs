@@ -38,7 +38,7 @@ pub struct Settings {
     pub limit: Duration,
     /// Time after the deadline within which an answer still counts, for a busy machine.
     pub grace: Duration,
-    /// Pause of a client after each answer; none by default. See [`rest_after`].
+    /// Pause of a client after each answer; none by default. It gets longer on a busy machine.
     pub rest: Duration,
     /// Bytes added to each value.
     pub pad: usize,

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use annulus_tests::book::Book;
 use annulus_tests::guests::component;
-use annulus_tests::harness::{Cluster, Node, Ran, ring, until};
+use annulus_tests::harness::{Cluster, Node, Ran, command, ring, until};
 use annulus_tests::load::{Load, Settings};
 use serde_json::Value;
 
@@ -202,4 +202,35 @@ fn partitions_move_under_load_and_nothing_is_lost() {
     let report = load.verify();
     println!("{report}");
     report.assert_sound();
+}
+
+/// All nodes but one leave. What only the leaver and a member that was down have acknowledged stays.
+#[test]
+fn a_cluster_shrinks_to_one_node_and_a_member_that_is_down_is_waited_for() {
+    let mut cluster = Cluster::joined(3);
+    deployed(&cluster, "guests/kv", &["--n", "3", "--storage", "durable"]);
+    let mut book = Book::new("kv", 100);
+    book.put(&cluster[0], 0..200);
+    complete(&cluster);
+    cluster[1].kill();
+    noticed(&cluster[0], &cluster[1].name);
+    book.put(&cluster[0], 100..400);
+    let (second, third) = (cluster[1].name.clone(), cluster[2].name.clone());
+    let mut leave = command().arg("--data").arg(&cluster[0].data).args(["leave", &third]).spawn().unwrap();
+    let waits = format!("receiver {second} is down");
+    until("the transfers name the member that is down", || {
+        let transfers = cluster[0].json(&["transfers"]).json();
+        let names = |row: &Value| row["kind"] == "repair" && row["waiting_for"] == waits;
+        transfers.as_array().unwrap().iter().any(names).then_some(())
+    });
+    assert!(cluster[2].is_running() && leave.try_wait().unwrap().is_none());
+    cluster[1].start();
+    assert_eq!(cluster[2].wait_end(), Some(0));
+    assert!(leave.wait().unwrap().success());
+    book.put(&cluster[1], 300..600);
+    assert_eq!(cluster[0].json(&["leave", &second]).code, 0);
+    assert_eq!(cluster[1].wait_end(), Some(0));
+    let seen = book.read(&cluster[0], 0..600);
+    assert!(seen.is_whole(), "{seen:?}");
+    assert_eq!(losses(&cluster[0]), [""; 0]);
 }

@@ -1,4 +1,4 @@
-//! The making of a store: from "has nothing" to "knows what there is" (R5).
+//! The making of a store: from "has nothing" to "knows what there is" (R5); and the levelling of one that stays.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,20 @@ pub struct Build {
     n: usize,
     /// The smaller one of the quorums of reads and of writes.
     least: usize,
-    /// True if the store may have acknowledged writes that it has lost.
-    lost: bool,
+    /// The state of the store before the build.
+    store: Store,
     sources: BTreeMap<NodeId, Source>,
     is_over: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Store {
+    /// It has acknowledged nothing.
+    New,
+    /// It may have acknowledged writes that it has lost.
+    Lost,
+    /// It lacks nothing that it has acknowledged.
+    Complete,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,11 +121,26 @@ impl Build {
     pub fn start(
         me: NodeId,
         group: Group,
-        (n, r, w): (usize, usize, usize),
+        quorums: (usize, usize, usize),
         lost: bool,
     ) -> (Self, Vec<BuildStep>) {
+        Self::of(me, group, quorums, if lost { Store::Lost } else { Store::New })
+    }
+
+    /// Start to level the complete store of `me`, which stays a member while the set gets smaller ([`Group::levels`]): a
+    /// write that only a leaver and a member that is lost later have acknowledged must be here, too.
+    pub fn level(me: NodeId, group: Group, quorums: (usize, usize, usize)) -> (Self, Vec<BuildStep>) {
+        Self::of(me, group, quorums, Store::Complete)
+    }
+
+    fn of(
+        me: NodeId,
+        group: Group,
+        (n, r, w): (usize, usize, usize),
+        store: Store,
+    ) -> (Self, Vec<BuildStep>) {
         let (sources, least) = (BTreeMap::new(), r.min(w));
-        let mut build = Self { me, group, n, least, lost, sources, is_over: false };
+        let mut build = Self { me, group, n, least, store, sources, is_over: false };
         build.add_sources();
         let steps = build.next();
         (build, steps)
@@ -214,11 +239,18 @@ impl Build {
     /// A store that was lost may have acknowledged writes before it lost its items, and such an acknowledgement may still be counted
     /// while this store is made. The coordinator of that write has it, and any other member may be the coordinator: so it
     /// needs all of them. (With three replicas and two acknowledgements this is the same number for a member.)
+    ///
+    /// A complete store is one of its own sources.
     fn needs(&self) -> usize {
         let members = self.group.members.len();
         let others = members - usize::from(self.group.members.contains(&self.me));
         let n = self.n.max(members);
-        if self.lost { others } else { (n - self.least.min(n) + 1).min(others) }
+        let of_all = n - self.least.min(n) + 1;
+        match self.store {
+            Store::New => of_all.min(others),
+            Store::Lost => others,
+            Store::Complete => (of_all - 1).min(others),
+        }
     }
 
     fn count(&self, is: impl Fn(&Source) -> bool) -> usize {
@@ -230,7 +262,8 @@ impl Build {
         if merged >= self.needs() {
             self.is_over = true;
             // Without another member there is nobody who could have what this one has lost.
-            return vec![BuildStep::Complete { may_have_lost: self.sources.is_empty() }];
+            let may_have_lost = self.sources.is_empty() && self.store != Store::Complete;
+            return vec![BuildStep::Complete { may_have_lost }];
         }
         let open = self.count(|source| matches!(source, Source::Idle | Source::Failed | Source::Asked(_)));
         if open > 0 {
@@ -238,7 +271,8 @@ impl Build {
         }
         // Every other member was asked, and too few are complete. The members complete each other.
         let building = self.count(|source| *source == Source::Building);
-        if building > 0 && !self.group.members.contains(&self.me) {
+        let waits = self.store == Store::Complete || !self.group.members.contains(&self.me);
+        if building > 0 && waits {
             return Vec::new();
         }
         // What all of them have is all there is.

@@ -21,8 +21,7 @@ pub struct Read {
     /// The digests of what is merged here: all of it is in what this node has now.
     within: Vec<RangeDigest>,
     heard: BTreeMap<NodeId, Heard>,
-    /// True once items were merged here: the first run of the command did not see them. A change of the sets, after which all
-    /// are asked again, does not undo that.
+    /// True once items were merged here, or the sets have changed: the first run of the command did not see what counts now.
     rerun: bool,
     newest: u64,
     is_over: bool,
@@ -92,9 +91,9 @@ pub enum ReadStep {
     Learn(u64),
     /// This node is no member any more: another coordinator runs the command. Nothing was told.
     Elsewhere,
-    /// Run the command if items were merged since it ran, answer it, and send what this node has to these members.
+    /// Run the command again if what it ran on does not count, answer it, and send what this node has to these members.
     Answer {
-        /// True if items were merged.
+        /// True if items were merged, or the sets have changed.
         rerun: bool,
         /// The members that lack items.
         repair: Vec<NodeId>,
@@ -149,8 +148,10 @@ impl Read {
                 if group.version > self.group.version {
                     self.newest = self.newest.max(group.version);
                     self.group = group;
-                    // What was heard before may be from before the change.
+                    // What was heard before may be from before the change. So may what this node had when the command ran: a
+                    // set that gets smaller counts on items that its members have merged since.
                     self.heard.clear();
+                    self.rerun = true;
                 }
             }
         }
@@ -315,7 +316,8 @@ mod tests {
         assert_eq!(read.on(digest(2, 8, old())), [ReadStep::Learn(8)]);
         assert_eq!(read.on(ReadEvent::Learned(group(8, &[1, 4, 2]))), ask(&[4], 8));
         assert_eq!(read.on(digest(4, 5, old())), []);
-        assert_eq!(read.on(digest(4, 8, old())), answer(false, &[]));
+        // What this node had when the command ran may not count for the new sets.
+        assert_eq!(read.on(digest(4, 8, old())), answer(true, &[]));
         let (mut read, _) = start(2);
         assert_eq!(read.on(ReadEvent::Learned(group(8, &[4, 2]))), [ReadStep::Elsewhere]);
     }

@@ -115,6 +115,9 @@ impl Write {
                 self.newest = self.newest.max(version);
                 if !self.acks.iter().any(|ack| ack.by == by) {
                     self.acks.push(Ack { by, instead_of, version });
+                    if self.forget_former_stores() {
+                        steps.extend(self.send());
+                    }
                 }
             }
             WriteEvent::Refused { version } => self.newest = self.newest.max(version),
@@ -152,15 +155,19 @@ impl Write {
     }
 
     /// Drop what was acknowledged by nodes that may have left and come back since then, and have it sent again.
-    fn forget_former_stores(&mut self) {
+    /// Return true if there is any.
+    fn forget_former_stores(&mut self) -> bool {
         let Self { group, acks, sent, me, .. } = self;
+        let before = acks.len();
         acks.retain(|ack| {
+            // The coordinator drops a write whose store is gone.
             let holds = ack.version >= group.since(ack.instead_of) || ack.by == *me;
             if !holds {
                 sent.retain(|node| *node != ack.instead_of);
             }
             holds
         });
+        acks.len() < before
     }
 
     fn send(&mut self) -> Option<WriteStep> {
@@ -275,6 +282,8 @@ mod tests {
         let learned = Group { made_by: 8, ..group(20, &[1, 3, 4], Some(&[1, 2, 3])) };
         let again = WriteStep::Send(vec![NodeId(4), NodeId(2)]);
         assert_eq!(write.on(WriteEvent::Learned(learned)), [again]);
+        // What its former store had acknowledged may arrive only now.
+        assert_eq!(write.on(durable(2, 5)), [WriteStep::Send(vec![NodeId(2)])]);
         assert_eq!((write.on(durable(1, 20)), write.on(durable(2, 20))), (vec![], vec![]));
         assert_eq!(write.on(durable(3, 20)), DONE);
     }

@@ -285,7 +285,7 @@ impl ClusterState {
         Outcome::Flipped(flipped)
     }
 
-    /// Note that a successor has the items of modules with several replicas. What is of a transfer that is not, or no longer,
+    /// Note that a node has the items of modules with several replicas. What is of a transfer that is not, or no longer,
     /// pending is ignored.
     fn arrived(
         &mut self,
@@ -295,10 +295,12 @@ impl ClusterState {
         self.live_member_mut(node)?;
         for (id, transfer, module) in arrivals {
             let n = self.modules.get(module).map_or(0, |module| usize::from(module.n));
-            let Some(partition) = self.ring.partitions.get_mut(usize::from(id.0)) else { continue };
-            let is_successor = partition.successors(n).any(|successor| successor == node);
-            if let Some(pending) = partition.pending.as_mut().filter(|pending| pending.id == *transfer)
-                && is_successor
+            let Some(partition) = self.ring.get(*id) else { continue };
+            let reports = self.reporters(partition, n).any(|reporter| reporter == node);
+            let partition = self.ring.partitions.get_mut(usize::from(id.0));
+            if let Some(pending) = partition.and_then(|partition| partition.pending.as_mut())
+                && pending.id == *transfer
+                && reports
             {
                 pending.arrived.insert((*module, node));
             }

@@ -4,12 +4,12 @@
 //! The plan is a pure function of the state. The entry contains the computed table, so that the committed change is
 //! the one that was shown. Several changes are one rebalancing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use crate::ids::NodeId;
+use crate::ids::{NodeId, TransferId};
 use crate::keyspace::PartitionId;
-use crate::ring::RingTable;
 use crate::ring::pairs::pairs;
+use crate::ring::{Partition, RingTable, Transfer};
 
 use super::{Change, ClusterState, MemberStatus, Refusal};
 
@@ -242,11 +242,24 @@ fn warnings(before: &ClusterState, after: &ClusterState, table: &[Vec<NodeId>]) 
 }
 
 impl Plan {
-    /// Add a warning for each node that must send or receive and is down, by its status or by the caller's view.
+    /// Add a warning for each node that must send, receive or report and is down, by its status or by the caller's view.
     pub fn warn_of_the_away(&mut self, state: &ClusterState, is_up: impl Fn(NodeId) -> bool) {
+        let moved = |((_, partition), target): &((PartitionId, &Partition), &Vec<NodeId>)| {
+            partition.target() != *target
+        };
+        let pending: Vec<(PartitionId, Partition)> = (state.ring.iter().zip(&self.table).filter(moved))
+            .map(|((id, partition), target)| {
+                let pending = Some(Transfer::new(TransferId(0), target.clone()));
+                (id, Partition { pending, ..partition.clone() })
+            })
+            .collect();
         for member in state.live_members() {
             let takes_part = |one: &&Move| one.from == member.id || one.to == member.id;
-            let moves = self.moves.iter().filter(takes_part).count();
+            let items = self.moves.iter().filter(takes_part).map(|one| one.partition);
+            let reports = pending
+                .iter()
+                .filter(|(_, partition)| state.awaited(partition).any(|(_, node)| node == member.id));
+            let moves = items.chain(reports.map(|(id, _)| *id)).collect::<BTreeSet<_>>().len();
             if moves > 0 && (member.status == MemberStatus::Down || !is_up(member.id)) {
                 self.warnings.push(Warning::Away { node: member.name.clone(), moves });
             }

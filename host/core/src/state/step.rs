@@ -9,7 +9,11 @@ use std::collections::BTreeSet;
 use super::{ClusterState, Module, Refusal};
 use crate::claim::claim;
 use crate::ids::NodeId;
+use crate::mutants::{self, Mutant};
 use crate::ring::{Partition, RingTable};
+
+/// The first level at which replicas that stay in a smaller set report.
+const LEVELLED: u32 = 7;
 
 impl ClusterState {
     /// Return a module with several replicas, if there is one.
@@ -66,13 +70,32 @@ impl ClusterState {
         Ok(())
     }
 
-    /// Return true if every successor of a pending transfer has the items of every module with several replicas (R4). The
+    /// Return the nodes that report that they have the items of a module with `n` replicas, before the pending transfer of a
+    /// partition is complete: its successors, and from state level 7 on the replicas that stay in a smaller set.
+    pub fn reporters<'a>(
+        &self,
+        partition: &'a Partition,
+        n: usize,
+    ) -> impl Iterator<Item = NodeId> + use<'a> {
+        let levels = self.level >= LEVELLED && !mutants::on(Mutant::FlipUnlevelled);
+        partition.successors(n).chain(partition.levellers(n).filter(move |_| levels))
+    }
+
+    /// Return true if every reporter of a pending transfer has the items of every module with several replicas (R4). The
     /// transfer has to do with modules with one replica, too: its sender decides about those.
     pub fn has_arrived(&self, partition: &Partition) -> bool {
-        let Some(pending) = &partition.pending else { return true };
-        self.modules.values().filter(|module| module.n > 1).all(|module| {
-            let mut successors = partition.successors(usize::from(module.n));
-            successors.all(|node| pending.arrived.contains(&(module.uid, node)))
+        self.awaited(partition).next().is_none()
+    }
+
+    /// Return the reports that a pending transfer waits for: each the module, and the node that is to have its items.
+    pub fn awaited<'a>(&'a self, partition: &'a Partition) -> impl Iterator<Item = (&'a Module, NodeId)> {
+        let replicated = self.modules.values().filter(|module| module.n > 1);
+        partition.pending.iter().flat_map(move |pending| {
+            replicated.clone().flat_map(move |module| {
+                let reporters =
+                    self.reporters(partition, usize::from(module.n)).map(move |node| (module, node));
+                reporters.filter(move |(module, node)| !pending.arrived.contains(&(module.uid, *node)))
+            })
         })
     }
 }
