@@ -217,9 +217,9 @@ impl DataDir {
         let paths = [self.items_path(), self.database_path()];
         for path in paths.iter().filter(|path| self.disk.is_there(path)) {
             // The threads of an open engine write by path. They would write into the database that is created next.
-            match self.disk.engine(path, &EngineOptions::CONTROL) {
-                Err(locked @ DataDirError::Database { source: Trouble::Locked, .. }) => return Err(locked),
-                Ok(_) | Err(_) => {}
+            let opened = self.disk.engine(path, &EngineOptions::CONTROL).map(drop);
+            if matches!(&opened, Err(DataDirError::Database { source: Trouble::Locked, .. })) {
+                return opened;
             }
         }
         files::remove_marks(&self.disk, &self.path)?;

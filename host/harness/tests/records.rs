@@ -17,7 +17,7 @@ use annulus_core::keyspace::PartitionId;
 use annulus_core::state::{ClusterState, Lineage, Machine};
 use annulus_data_dir::{
     Admitted, Credentials, DataDir, DataDirError, Disk, EngineOptions, Founding, Identity, JoinIntent,
-    LAYOUT_VERSION, Op, Store, Trouble,
+    LAYOUT_VERSION, Op, Trouble,
 };
 use annulus_ground::ScopeId;
 use annulus_handoff::Seals;
@@ -234,7 +234,7 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     if data.credentials().map_err(said)? != credentials(&identity) {
         return Err("the credentials are another cluster's".into());
     }
-    let database = open(&data).await.map_err(said)?;
+    let database = unlocked(|| data.database()).await.map_err(said)?;
     let number = data.count_start().map_err(said)?;
     if number <= std::mem::replace(&mut seen.lock().starts, number) {
         return Err(format!("start {number} is counted twice"));
@@ -273,11 +273,11 @@ async fn start(disk: Disk, seen: Arc<Mutex<Way>>, mut choices: SmallRng, last: L
     Ok(())
 }
 
-/// Open the database. Tasks of the previous process may hold it for a moment.
-async fn open(data: &DataDir) -> Result<Store, DataDirError> {
+/// Open the database, or remove it. Tasks of the previous process may hold it for a moment.
+async fn unlocked<T>(open: impl Fn() -> Result<T, DataDirError>) -> Result<T, DataDirError> {
     let deadline = Instant::now() + Duration::from_secs(10);
     loop {
-        match data.database() {
+        match open() {
             Err(DataDirError::Database { source: Trouble::Locked, .. }) if Instant::now() < deadline => {
                 tokio::time::sleep(Duration::from_millis(5)).await;
             }
@@ -289,8 +289,8 @@ async fn open(data: &DataDir) -> Result<Store, DataDirError> {
 /// Complete a join as a node does at its start, with the removal of the intent as the last step.
 async fn finish_join(data: &DataDir, last: Last) -> Result<(), Box<dyn std::error::Error + Send + Sync>> {
     let Some(JoinIntent::Admitted(admitted)) = data.join_intent()? else { return Ok(()) };
-    data.wipe_database()?;
-    seed(&open(data).await?, &admitted.state).await?;
+    unlocked(|| data.wipe_database()).await?;
+    seed(&unlocked(|| data.database()).await?, &admitted.state).await?;
     if last == Last::Identity {
         data.clear_join_intent()?;
     }
