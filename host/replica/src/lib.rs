@@ -100,13 +100,15 @@ impl Replicas {
         Some(Group::of(view.state.ring.get(id.partition)?, usize::from(module.n)))
     }
 
-    /// Learn the group at a version or a later one, from a node that has told of it. `None` if that fails.
+    /// Learn the group at a version or a later one, from a node that has told of it. `None` if that fails, or if this node
+    /// knows already that the pending transfer with this number was dropped: the other node has an older state, although its
+    /// version is the higher one.
     async fn learn(&self, from: NodeId, id: ReplicaId, version: u64, deadline: Instant) -> Option<Group> {
         let cluster = &self.inner.cluster;
         if cluster.view().index() < version {
             cluster.learn_from(from, version, deadline).await.ok()?;
         }
-        Self::group(&cluster.view(), id)
+        Self::group(&cluster.view(), id).filter(|group| group.version >= version)
     }
 
     /// Return true if a node can be reached, as far as this node knows.

@@ -88,24 +88,23 @@ impl Replicas {
         from: &PeerIdentity,
     ) -> Result<(VnodeHandle, u64), NoReplica> {
         let master = &self.inner.master;
-        let mut learned = false;
-        loop {
-            match master.replica(id, version) {
-                Err(NoReplica::CatchUp) if !learned => {
-                    let cluster = &self.inner.cluster;
-                    if let PeerIdentity::Node { uid, .. } = from
-                        && let Some(sender) = cluster.view().state.member_by_uid(*uid)
-                    {
-                        // Ignore an error: the log may still come from another node. The caller has a deadline.
-                        let deadline = Instant::now() + LEARN_LIMIT;
-                        let _ = cluster.learn_from(sender.id, version, deadline).await;
-                    }
-                    learned = true;
-                }
-                Err(NoReplica::CatchUp) => master.wait_applied(version).await,
-                found => return found,
+        let mut found = master.replica(id, version);
+        if matches!(found, Err(NoReplica::CatchUp)) {
+            let cluster = &self.inner.cluster;
+            if let PeerIdentity::Node { uid, .. } = from
+                && let Some(sender) = cluster.view().state.member_by_uid(*uid)
+            {
+                // Ignore an error: the log may still come from another node. The caller has a deadline.
+                let _ = cluster.learn_from(sender.id, version, Instant::now() + LEARN_LIMIT).await;
             }
+            found = master.replica(id, version);
         }
+        if matches!(found, Err(NoReplica::CatchUp)) {
+            master.wait_applied(version).await;
+            found = master.replica(id, version);
+        }
+        // The sender's version may be that of a transfer that has been dropped since. It never comes here.
+        found.map_err(|why| if why == NoReplica::CatchUp { NoReplica::NotReady } else { why })
     }
 }
 
