@@ -275,8 +275,8 @@ impl Cluster {
     }
 
     /// Return true if the cluster cannot change without a recovery, given the members that answered.
-    pub fn needs_recovery(&self, survey: &Recovery) -> bool {
-        self.inner.recoverer.needs_recovery(survey)
+    pub fn needs_recovery<'a>(&'a self, survey: &'a Recovery) -> BoxFuture<'a, bool> {
+        Box::pin(self.inner.recoverer.needs_recovery(survey))
     }
 
     /// Ask every member for its newest state.

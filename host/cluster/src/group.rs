@@ -85,6 +85,11 @@ impl RaftGroup {
         if self.leads() { self.has_quorum(limit) } else { self.contact.leader_within(limit) }
     }
 
+    /// Return true if this node leads, and a majority of voters has followed it within `limit`.
+    pub(super) fn leads_a_majority_within(&self, limit: Duration) -> bool {
+        self.leads() && self.has_quorum(limit)
+    }
+
     /// Return true if a majority of voters has followed this leader within `limit`.
     pub(super) fn has_quorum(&self, limit: Duration) -> bool {
         let metrics = self.raft().metrics();

@@ -26,8 +26,11 @@ use super::view::Views;
 /// Time limit for a member to send its state. A member that does not respond in time counts as lost.
 const SURVEY: Duration = Duration::from_secs(3);
 
-/// A node that has heard from a leader, or has led a majority, within this time needs no recovery.
-const LED: Duration = Duration::from_secs(2);
+/// A node that has heard from a leader of a majority, or has led one, within this time needs no recovery.
+pub(super) const LED: Duration = Duration::from_secs(2);
+
+/// Time limit for the leader to say whether a majority follows it.
+const LEADER: Duration = Duration::from_secs(1);
 
 /// Time by which an election among a majority of the voters has certainly ended. It takes a few rounds of at most
 /// 3 s each. The time counts from the last message of a leader, or from the start of this node's Raft.
@@ -102,15 +105,25 @@ pub(super) struct Recoverer {
 
 impl Recoverer {
     /// Return true if the members that answered the survey cannot commit changes without a recovery.
-    pub(super) fn needs_recovery(&self, survey: &Recovery) -> bool {
+    pub(super) async fn needs_recovery(&self, survey: &Recovery) -> bool {
         let answered = survey.answered.iter().map(|node| node.0).collect();
         let group = &self.group;
         // If a majority of the known voters answered but there is no leader, an election is in progress and
         // ends soon. If it does not end, the voters have changed since this node last learned of them, and
         // the members that answered are no longer a majority.
         let electing = group.contact().is_younger_than(ELECTED) || group.heard_from_leader_within(ELECTED);
-        let has_majority = group.heard_from_leader_within(LED);
+        let has_majority = group.heard_from_leader_within(LED) && self.leader_has_majority().await;
         !(has_majority || electing && group.knows_voters() && group.is_majority(&answered))
+    }
+
+    /// Return false if the leader that this node follows says that no majority follows it. Such a leader goes on to lead those
+    /// that it reaches.
+    async fn leader_has_majority(&self) -> bool {
+        let Some(leader) = self.group.leader().filter(|leader| *leader != self.me) else { return true };
+        let Ok(question) = codec::encode(&()) else { return true };
+        let answer = self.peers.call(leader, kind::LEADS, question.into(), Instant::now() + LEADER).await;
+        // An earlier version does not know the question. A leader that has just gone is no longer heard from soon.
+        answer.ok().and_then(|answer| codec::decode(&answer).ok()).unwrap_or(true)
     }
 
     /// Ask every member for its newest state, and combine the answers.
@@ -143,7 +156,7 @@ impl Recoverer {
         }
         let seen = self.group.raft().metrics().borrow().last_log_index;
         let basis = self.survey().await;
-        if !self.needs_recovery(&basis) {
+        if !self.needs_recovery(&basis).await {
             return Err(RecoverError::NotNeeded);
         }
         if basis.state.lineage > self.views.load().state.lineage {

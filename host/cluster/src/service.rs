@@ -20,6 +20,7 @@ use super::messages::{
 };
 use super::outsider::weigh;
 use super::raft::{RaftTypes, Vote};
+use super::recover;
 use super::versions::TooNew;
 use annulus_core::codec;
 use annulus_transport::{BulkStream, Lane, PeerIdentity, Request, kind};
@@ -200,6 +201,10 @@ impl Cluster {
             kind::AUTHORITY => {
                 let Standing::Member(from) = standing else { return Err(Unanswered::Unknown) };
                 reply(&self.inner.authorities.answer(from, decode(payload)?, deadline).await)
+            }
+            kind::LEADS => {
+                let () = decode(payload)?;
+                reply(&self.inner.group.leads_a_majority_within(recover::LED))
             }
             kind::FETCH_STATE => {
                 let FetchState { newer_than } = decode(payload)?;

@@ -573,13 +573,38 @@ async fn outdated_knowledge_of_the_voters_does_not_prevent_a_recovery() {
     let until = soon();
     let seen = loop {
         let seen = late.survey().await;
-        if late.needs_recovery(&seen) {
+        if late.needs_recovery(&seen).await {
             break seen;
         }
         assert!(Instant::now() < until, "a recovery is never allowed");
     };
     assert_eq!(seen.answered.len(), 2);
     recover(late).await.unwrap();
+}
+
+/// A leader without a majority goes on to lead those that it reaches, who hear from it all the time.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn the_follower_of_a_leader_without_a_majority_may_recover() {
+    let mut world = World::of_three().await;
+    world.join(4).await;
+    let (leader, _) = world.led().await;
+    let learner = world.nodes[3].clone();
+    let voters: Vec<&Cluster> = world.nodes[..3].iter().filter(|node| node.me() != leader.me()).collect();
+    world.split(&[&[&leader, &learner], &voters]);
+    let until = soon();
+    let seen = loop {
+        let seen = learner.survey().await;
+        if learner.needs_recovery(&seen).await {
+            break seen;
+        }
+        assert!(Instant::now() < until, "a recovery is never allowed");
+    };
+    assert!(learner.heard_from_leader_within(Duration::from_secs(2)) && seen.answered.len() == 2);
+    world.heal();
+    let until = soon();
+    while learner.needs_recovery(&learner.survey().await).await {
+        assert!(Instant::now() < until, "a majority follows the leader again");
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -104,7 +104,7 @@ mod tests {
 
     fn partition(owner: NodeId, version: u64, made_by: u64, pending: Option<u64>) -> Partition {
         let pending = pending.map(|id| Transfer::new(TransferId(id), vec![ME]));
-        Partition { replicas: vec![owner], version, made_by: TransferId(made_by), pending }
+        Partition { made_by: TransferId(made_by), pending, ..Partition::held_by(vec![owner], version) }
     }
 
     #[test]

@@ -31,8 +31,8 @@ use crate::ring::Partition;
 /// The nodes that keep a partition of a module with `n` replicas, at one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The place in the log that these sets follow: the version of the partition, or the id of its pending transfer, which
-    /// is later.
+    /// The place in the log of the last change of these sets: of the members, or of the pending transfer, which began or
+    /// was dropped. A node with a higher version knows the later sets.
     pub version: u64,
     /// The members, in their order.
     pub members: Vec<NodeId>,
@@ -50,10 +50,10 @@ impl Group {
         let members: Vec<NodeId> = partition.replicas.iter().copied().take(n).collect();
         let pending = partition.pending.as_ref();
         let target = pending.map(|transfer| transfer.target.iter().copied().take(n).collect::<Vec<_>>());
-        let version = pending.map_or(partition.version, |transfer| partition.version.max(transfer.id.0));
+        let began = pending.map_or(0, |transfer| transfer.id.0);
+        let version = partition.version.max(partition.dropped).max(began);
         let target = target.filter(|target| !same_nodes(target, &partition.replicas, n));
-        let pending = pending.map_or(0, |transfer| transfer.id.0);
-        Self { version, members, target, made_by: partition.made_by.0, pending }
+        Self { version, members, target, made_by: partition.made_by.0, pending: began }
     }
 
     /// Return every node that a write goes to: the members, then those that the pending transfer adds.

@@ -42,6 +42,17 @@ pub struct Partition {
     pub made_by: TransferId,
     /// The pending change, if any.
     pub pending: Option<Transfer>,
+    /// The log index at which a pending change was last dropped with no change of `replicas`; 0 before the first. With it,
+    /// nodes that follow different entries can tell which of them knows more ([`crate::quorum::Group::version`]). State level
+    /// 7.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub dropped: u64,
+}
+
+// serde passes a reference.
+#[allow(clippy::trivially_copy_pass_by_ref)]
+fn is_zero(index: &u64) -> bool {
+    *index == 0
 }
 
 /// The fate of a transfer, by the committed log.
@@ -80,7 +91,7 @@ impl Partition {
 
     /// Create a partition with these replicas and no pending change, for a new ring and for tests.
     pub fn held_by(replicas: Vec<NodeId>, version: u64) -> Self {
-        Self { replicas, version, made_by: TransferId(0), pending: None }
+        Self { replicas, version, made_by: TransferId(0), pending: None, dropped: 0 }
     }
 }
 

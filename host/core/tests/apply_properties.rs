@@ -5,6 +5,7 @@ use std::collections::BTreeSet;
 
 use annulus_core::ids::{ClusterId, Digest, NodeId, NodeUid, TransferId};
 use annulus_core::keyspace::{PartitionId, RingSize};
+use annulus_core::quorum::Group;
 use annulus_core::state::{
     Change, ClusterState, Command, Machine, Member, MemberStatus, Outcome, Release, StorageKind, plan,
 };
@@ -313,6 +314,13 @@ fn check_change(before: &ClusterState, command: &Command, outcome: &Outcome, aft
             }
         } else {
             assert_eq!(old.version, new.version);
+        }
+        // A node that knows later sets of a module knows it by their version.
+        for n in 1..=3 {
+            let (old, new) = (Group::of(old, n), Group::of(new, n));
+            let same = old == Group { version: old.version, ..new.clone() };
+            let is_later = if same { old.version <= new.version } else { old.version < new.version };
+            assert!(is_later && new.version <= after.applied, "{command:?}: {old:?}, {new:?}");
         }
         // The table does not depend on what has arrived.
         if old != new && !matches!(command, Command::Arrived { .. }) {

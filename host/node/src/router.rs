@@ -179,6 +179,7 @@ impl Service for Router {
             | kind::RECOVERED
             | kind::STARTS
             | kind::AUTHORITY
+            | kind::LEADS
                 if request.lane == Lane::Control =>
             {
                 self.with_control(|control| control.serve(request));

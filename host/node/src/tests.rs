@@ -447,7 +447,7 @@ fn a_survivor_recovers_alone_restarts_as_such_and_later_nodes_adopt_its_state() 
     let until = soon();
     let seen = loop {
         let seen = block(cluster.survey());
-        if cluster.needs_recovery(&seen) {
+        if block(cluster.needs_recovery(&seen)) {
             break seen;
         }
         assert!(Instant::now() < until);

@@ -62,12 +62,7 @@ fn table(ring: &RingRow, ids: &BTreeMap<&str, NodeId>) -> Result<RingTable, CliE
         }
         let target = nodes(&row.pending);
         let pending = (!target.is_empty()).then_some(Transfer::new(TransferId(0), target));
-        partitions.push(Partition {
-            replicas: nodes(&row.replicas),
-            version: ring.epoch,
-            made_by: TransferId(0),
-            pending,
-        });
+        partitions.push(Partition { pending, ..Partition::held_by(nodes(&row.replicas), ring.epoch) });
     }
     if partitions.len() != usize::from(ring.ring_size) {
         return Err(strange(format!("{} of {} partitions", partitions.len(), ring.ring_size)));

@@ -77,6 +77,8 @@ kinds! {
     STARTS = 66 on Control;
     /// Control lane: the key of the cluster's authority, and what it signs.
     AUTHORITY = 67 on Control;
+    /// Control lane: the question whether a majority of the voters follows the receiver.
+    LEADS = 68 on Control;
 }
 
 #[cfg(test)]

@@ -292,7 +292,7 @@ fn nobody_stays(run: &Run) -> bool {
 pub async fn recover(run: &Arc<Run>, at: At) -> bool {
     let recovered = does(run, at, "a recovery", |life| async move {
         let survey = life.cluster().survey().await;
-        if !life.cluster().needs_recovery(&survey) {
+        if !life.cluster().needs_recovery(&survey).await {
             return Err("not needed".to_owned());
         }
         let shown = (survey.state.lineage, survey.state.applied);

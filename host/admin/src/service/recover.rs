@@ -21,7 +21,8 @@ impl AdminService {
         let Some(seen) = basis else {
             let survey =
                 answer.while_working("asking every member for its newest state", cluster.survey()).await;
-            return Ok(row(&survey, cluster.needs_recovery(&survey)));
+            let needed = cluster.needs_recovery(&survey).await;
+            return Ok(row(&survey, needed));
         };
         let recovering = cluster.recover((seen.lineage, seen.index), &seen.answered);
         let recovered = answer.while_working("starting a new lineage with the survivors", recovering).await?;

@@ -213,6 +213,7 @@ impl ClusterState {
 
     /// Aim the ring at a table that has been checked.
     pub(super) fn aim(&mut self, index: u64, table: &[Vec<NodeId>]) {
+        let counts_drops = self.counts_drops();
         for (partition, target) in self.ring.partitions.iter_mut().zip(table) {
             let pending = partition.pending.as_ref().map(|transfer| &transfer.target);
             let change = if partition.replicas == *target {
@@ -223,6 +224,9 @@ impl ClusterState {
                 Some(Some(Transfer::new(TransferId(index), target.clone())))
             };
             if let Some(pending) = change {
+                if pending.is_none() && counts_drops {
+                    partition.dropped = index;
+                }
                 partition.pending = pending;
                 self.ring.epoch = index;
             }

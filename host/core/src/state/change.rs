@@ -210,6 +210,7 @@ impl ClusterState {
     fn drop_removed(&mut self, index: u64, table: &[Vec<NodeId>]) {
         let gone = |node: &NodeId| self.members.get(node).is_none_or(|member| !member.is_live());
         let single = self.modules.values().any(|module| module.n == 1);
+        let counts_drops = self.counts_drops();
         let mut lost = Vec::new();
         for ((id, target), partition) in
             self.ring.size.partitions().zip(table).zip(self.ring.partitions.iter_mut())
@@ -220,7 +221,9 @@ impl ClusterState {
             if gone(&owner) || aims_at_gone {
                 // Its sender is removed, or its target has a removed node: the transfer starts again under another
                 // id.
-                partition.pending = None;
+                if partition.pending.take().is_some() && counts_drops {
+                    partition.dropped = index;
+                }
                 self.ring.epoch = index;
             }
             let mut is_last = false;

@@ -16,6 +16,12 @@ impl ClusterState {
         Ok(())
     }
 
+    /// Return true if a partition notes that its pending transfer was dropped. Before level 7 all nodes compute the same state
+    /// only without.
+    pub(super) fn counts_drops(&self) -> bool {
+        self.level >= 7
+    }
+
     /// Raise the level. `known` lists the members that the proposer has seen; a member that was admitted later may
     /// not support the level.
     pub(super) fn raise(&mut self, level: u32, known: &[NodeId]) -> Result<Outcome, Refusal> {
