@@ -31,8 +31,7 @@ use crate::ring::Partition;
 /// The nodes that keep a partition of a module with `n` replicas, at one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {
-    /// The place in the log of the last change of these sets: of the members, or of the pending transfer, which began or
-    /// was dropped. A node with a higher version knows the later sets.
+    /// The place in the log of the last change of these sets ([`Partition::sets_version`]).
     pub version: u64,
     /// The members, in their order.
     pub members: Vec<NodeId>,
@@ -51,7 +50,7 @@ impl Group {
         let pending = partition.pending.as_ref();
         let target = pending.map(|transfer| transfer.target.iter().copied().take(n).collect::<Vec<_>>());
         let began = pending.map_or(0, |transfer| transfer.id.0);
-        let version = partition.version.max(partition.dropped).max(began);
+        let version = partition.sets_version();
         let target = target.filter(|target| !same_nodes(target, &partition.replicas, n));
         Self { version, members, target, made_by: partition.made_by.0, pending: began }
     }

@@ -43,7 +43,7 @@ pub struct Partition {
     /// The pending change, if any.
     pub pending: Option<Transfer>,
     /// The log index at which a pending change was last dropped with no change of `replicas`; 0 before the first. With it,
-    /// nodes that follow different entries can tell which of them knows more ([`crate::quorum::Group::version`]). State level
+    /// nodes that follow different entries can tell which of them knows more ([`Partition::sets_version`]). State level
     /// 7.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub dropped: u64,
@@ -70,6 +70,13 @@ impl Partition {
     /// Return the replica set after the pending change, or the present one.
     pub fn target(&self) -> &[NodeId] {
         self.pending.as_ref().map_or(&self.replicas, |transfer| &transfer.target)
+    }
+
+    /// Return the log index of the last change of the sets that keep the partition: of its replicas, or of the pending change,
+    /// which began or was dropped. A node with a higher one knows later sets.
+    pub fn sets_version(&self) -> u64 {
+        let began = self.pending.as_ref().map_or(0, |transfer| transfer.id.0);
+        self.version.max(self.dropped).max(began)
     }
 
     /// Return the fate of a transfer.

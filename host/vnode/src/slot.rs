@@ -18,6 +18,8 @@ pub(super) struct Slot {
     pub(super) version: u64,
     /// Log index of the last applied state, and the transfer that is pending in that state.
     pub(super) applied: (u64, Option<TransferId>),
+    /// Version of the sets that keep the partition, of the state that this node has applied. It orders what replicas know.
+    pub(super) sets_version: u64,
     /// True if this node owns the partition at that version.
     pub(super) held: bool,
     /// The transfer for which the partition is sealed: its vnodes answer no commands (R1).
@@ -42,12 +44,6 @@ impl Slot {
     pub(super) fn is_over(&self, transfer: TransferId) -> bool {
         let (index, pending) = self.applied;
         transfer.0 <= index && pending != Some(transfer)
-    }
-
-    /// Return the version of the partition, or the id of its pending transfer, which is later. It orders what replicas know
-    /// of their sets.
-    pub(super) fn group_version(&self) -> u64 {
-        self.applied.1.map_or(self.version, |pending| pending.0.max(self.version))
     }
 
     /// Return the vnodes that serve, of modules with one replica and with several.

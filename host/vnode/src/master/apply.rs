@@ -73,6 +73,7 @@ impl Master {
                 holding.apply(partition, me, index)
             };
             (slot.version, slot.held, slot.sealed) = (holding.version, holding.held, holding.sealed);
+            slot.sets_version = partition.sets_version().max(slot.version);
             slot.applied = (index, partition.pending.as_ref().map(|pending| pending.id));
             let flipped = LogPlace { lineage, index: partition.version };
             let is_done = stores.found_at().is_some_and(|found| flipped <= found);

@@ -60,16 +60,16 @@ impl Master {
     /// This node gives no replica, for the returned reason.
     pub fn replica(&self, id: ReplicaId, version: u64) -> Result<(VnodeHandle, u64), NoReplica> {
         let mut slot = self.slot(id.partition).ok_or(NoReplica::NotReady)?;
-        if version > slot.group_version() {
+        if version > slot.sets_version {
             return Err(NoReplica::CatchUp);
         }
         if !slot.replicas.contains_key(&id.module) {
             // Either the module is not replicated here, or this node has not applied its deploy yet.
             let known = self.replicas_of(id.module).is_some();
-            let version = slot.group_version();
+            let version = slot.sets_version;
             return Err(if known { NoReplica::Elsewhere(version) } else { NoReplica::NotReady });
         }
-        let version = slot.group_version();
+        let version = slot.sets_version;
         let vnode = self.replica_vnode(&mut slot, id).ok_or(NoReplica::NotReady)?;
         Ok((vnode, version))
     }
@@ -426,6 +426,17 @@ mod tests {
             partition.pending = Some(Transfer::new(TransferId(pending), target.clone()));
         }
         ring
+    }
+
+    #[tokio::test]
+    async fn the_sets_get_a_later_version_when_a_transfer_is_dropped() {
+        let master = master(false);
+        apply(&master, &moving(&[1, 2], 5, 30, &[2, 3]), 30);
+        assert_eq!(master.replica(HERE, 33).err(), Some(NoReplica::CatchUp));
+        let mut dropped = ring(&[1, 2], 5);
+        dropped.partitions.iter_mut().for_each(|partition| partition.dropped = 33);
+        apply(&master, &dropped, 33);
+        assert_eq!(master.replica(HERE, 33).unwrap().1, 33);
     }
 
     #[tokio::test]
