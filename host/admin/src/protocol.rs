@@ -211,6 +211,10 @@ pub struct DeployRequest {
     pub r: Option<u8>,
     /// Write quorum.
     pub w: Option<u8>,
+    /// True if only replicas may acknowledge a write, and no fallbacks for those that cannot be reached; if absent, the
+    /// module keeps its setting.
+    #[serde(default)]
+    pub strict: Option<bool>,
     /// Engine of host storage.
     pub storage: Option<StorageKind>,
     /// Settings to change, as pairs of name and text. The node converts each text to the type that the component

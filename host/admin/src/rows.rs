@@ -200,6 +200,9 @@ pub struct ModuleRow {
     pub r: u8,
     /// Write quorum.
     pub w: u8,
+    /// True if only replicas acknowledge a write, and no fallbacks.
+    #[serde(default)]
+    pub strict: bool,
     /// `memory` or `durable`.
     pub storage: String,
     /// Digest of the component that each node runs, by node name.
@@ -307,6 +310,9 @@ pub struct ReplicasRow {
     pub building: usize,
     /// Number of those that are compared with others, because they may have missed writes.
     pub behind: usize,
+    /// Number of partitions of which this node keeps items for replicas that could not be reached.
+    #[serde(default)]
+    pub hints: usize,
 }
 
 /// Output of `status`: one node's view.

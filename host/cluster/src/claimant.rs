@@ -10,16 +10,19 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
+use annulus_core::codec;
 use annulus_core::ids::NodeId;
 use annulus_core::state::{Command, Member, MemberStatus, Outcome};
 use annulus_core::voters::{self, Candidate};
-use annulus_transport::beat;
+use annulus_transport::{beat, kind};
+use bytes::Bytes;
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
 use tokio::time::{Instant, timeout};
 
 use super::authority::{Authorities, SigningError};
 use super::group::RaftGroup;
+use super::peers::Peers;
 use super::propose::{ProposeError, Proposer};
 use super::raft::MEMBERSHIP_TIMEOUT;
 use super::returned::DownMarks;
@@ -56,6 +59,9 @@ const SILENT_VOTER: Duration = Duration::from_secs(if cfg!(test) { 3 } else { 30
 /// ends once it learns of its removal.
 const FAREWELL: Duration = Duration::from_secs(10);
 
+/// Time limit for a node that leaves to say whether it keeps hints.
+const HINTS_LIMIT: Duration = Duration::from_secs(1);
+
 /// The reason for which a step failed. The next round tries again from the state at that time.
 #[derive(Debug, thiserror::Error)]
 enum StepError {
@@ -85,6 +91,7 @@ pub(super) struct Claimant {
     proposer: Arc<Proposer>,
     versions: Arc<Versions>,
     authorities: Arc<Authorities>,
+    peers: Peers,
     /// Time at which this leader first saw each removed node that is still in the group.
     farewells: BTreeMap<NodeId, Instant>,
     marks: DownMarks,
@@ -100,9 +107,10 @@ impl Claimant {
         proposer: Arc<Proposer>,
         versions: Arc<Versions>,
         authorities: Arc<Authorities>,
+        peers: Peers,
     ) -> Self {
         let (farewells, marks, settled) = Default::default();
-        Self { me, views, group, proposer, versions, authorities, farewells, marks, settled }
+        Self { me, views, group, proposer, versions, authorities, peers, farewells, marks, settled }
     }
 
     /// Run until the control plane stops.
@@ -204,11 +212,25 @@ impl Claimant {
             }
             self.settled = Some(view.clone());
         }
-        if let Some(node) = view.state.due_to_go(|node| group.voters.contains(&node.0)) {
+        for node in view.state.due_to_go(|node| group.voters.contains(&node.0)) {
+            if self.keeps_hints(&view, node).await {
+                tracing::debug!(%node, "keeps items for others and is not removed yet");
+                continue;
+            }
             tracing::info!(%node, "no longer holds anything and is removed");
             return self.decide(Command::Removed { node }).await;
         }
         self.drop_removed(&view, &group).await
+    }
+
+    /// Return true if a node may keep items that too few members have (R7). One that does not answer may.
+    async fn keeps_hints(&self, view: &View, node: NodeId) -> bool {
+        if !view.state.modules.values().any(|module| module.sloppy) {
+            return false;
+        }
+        let deadline = Instant::now() + HINTS_LIMIT;
+        let answer = self.peers.call(node, kind::HINTS, Bytes::new(), deadline).await.ok();
+        answer.and_then(|answer| codec::decode::<usize>(&answer).ok()) != Some(0)
     }
 
     /// Hand the authority's key to the nodes that are about to vote: whichever of the voters are lost, the others can

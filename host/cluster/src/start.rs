@@ -185,6 +185,7 @@ async fn start(config: ClusterConfig) -> Result<Cluster, ClusterError> {
         proposer.clone(),
         versions.clone(),
         authorities.clone(),
+        peers.clone(),
     );
     let announcer = Announcer {
         views: views.clone(),

@@ -125,6 +125,8 @@ mutants! {
     ReadOneReplica: "R9",
     /// A set gets smaller although those that stay lack what the leaver has.
     FlipUnlevelled: "R4",
+    /// A hint ends although too few members have its items.
+    DropHint: "R6",
 }
 
 impl fmt::Display for Mutant {

@@ -76,6 +76,21 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
     list
 }
 
+/// Return the nodes that may keep a write instead of a replica that cannot be reached, the best first (R6): those that are up
+/// and neither in the partition's replica set nor in its pending one. The order is that of [`preference_list`].
+pub fn fallbacks(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl Nodes) -> Vec<NodeId> {
+    let partition = ring.partition(id);
+    let (set, comers) = (&partition.replicas[..n.min(partition.replicas.len())], partition.target());
+    let mut spares = spares(ring, id, nodes);
+    spares.retain(|node| !comers.contains(node));
+    let taken: Vec<&str> =
+        set.iter().filter(|node| nodes.is_up(**node)).filter_map(|node| nodes.zone(*node)).collect();
+    let elsewhere = |node: &NodeId| nodes.zone(*node).is_none_or(|zone| !taken.contains(&zone));
+    // A stable sort: among equals, the order of the partitions decides.
+    spares.sort_by_key(|node| !elsewhere(node));
+    spares
+}
+
 /// Return the nodes that are up and not in the partition's replica set, in the order of the partitions that follow.
 fn spares(ring: &RingTable, id: PartitionId, nodes: &impl Nodes) -> Vec<NodeId> {
     let replicas = &ring.partition(id).replicas;

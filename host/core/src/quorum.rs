@@ -85,6 +85,11 @@ impl Group {
         if self.members.contains(&node) { self.made_by } else { self.pending }
     }
 
+    /// Return true if a quorum of each set is among the nodes that have something.
+    pub fn have_quorums(&self, quorum: usize, has: impl Fn(NodeId) -> bool) -> bool {
+        self.sets().all(|set| set.iter().filter(|node| has(**node)).count() >= quorum_of(quorum, set))
+    }
+
     /// Return the sets of nodes of which a write needs a quorum each.
     fn sets(&self) -> impl Iterator<Item = &[NodeId]> {
         std::iter::once(&self.members[..]).chain(self.target.as_deref())
@@ -122,6 +127,7 @@ mod tests {
         let group = Group::of(&partition, 3);
         assert_eq!((group.version, group.receivers().collect::<Vec<_>>()), (9, ids(&[1, 2, 3, 4])));
         assert_eq!((group.since(NodeId(1)), group.since(NodeId(4))), (0, 9));
+        assert!(group.have_quorums(2, |node| node != NodeId(2)) && !group.have_quorums(2, |node| node.0 < 2));
         assert!(group.leaves(NodeId(3)) && !group.leaves(NodeId(1)) && group.receives(NodeId(4)));
         // Another order of the same nodes changes the coordinator and no store.
         partition.pending = Some(Transfer::new(TransferId(9), ids(&[2, 1, 4])));

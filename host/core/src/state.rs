@@ -177,6 +177,9 @@ pub struct Module {
     pub r: u8,
     /// The number of replicas that make a write durable before it is acknowledged.
     pub w: u8,
+    /// True if a fallback may acknowledge a write instead of a replica that cannot be reached (R6). State level 8.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub sloppy: bool,
     /// The engine of its host storage.
     pub storage: StorageKind,
     /// The CBOR map for `init`.
@@ -359,6 +362,10 @@ pub enum Command {
         r: Option<u8>,
         /// The write quorum.
         w: Option<u8>,
+        /// Whether fallbacks may acknowledge writes; `None` keeps the setting, which is false for a new module. State
+        /// level 8.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        sloppy: Option<bool>,
         /// The engine of its host storage.
         storage: Option<StorageKind>,
         /// The CBOR map for `init`.

@@ -208,6 +208,7 @@ impl Step {
                     n: *n,
                     r: *r,
                     w: *w,
+                    sloppy: None,
                     storage: Some(StorageKind::Durable),
                     config: None,
                     release: Release {

@@ -130,7 +130,17 @@ impl World {
             call_ms: None,
         };
         let (n, r, w, storage, config) = (None, None, None, None, None);
-        self.ok(Command::Deploy { name: "kv".into(), n, r, w, storage, config, release, base_version: 0 });
+        self.ok(Command::Deploy {
+            name: "kv".into(),
+            n,
+            r,
+            w,
+            sloppy: None,
+            storage,
+            config,
+            release,
+            base_version: 0,
+        });
     }
 
     fn stage(&mut self, change: Change) {
@@ -542,7 +552,7 @@ fn deploy(name: &str, n: u8) -> Command {
         call_ms: None,
     };
     let (n, r, w, storage, config) = (Some(n), None, None, None, None);
-    Command::Deploy { name: name.into(), n, r, w, storage, config, release, base_version: 0 }
+    Command::Deploy { name: name.into(), n, r, w, sloppy: None, storage, config, release, base_version: 0 }
 }
 
 /// Report every node that a pending transfer waits for.

@@ -27,6 +27,8 @@ pub enum TransferKindName {
     Ownership,
     /// A replica merges what the others have.
     Repair,
+    /// A node brings the replicas what it has kept for one that could not be reached.
+    Hinted,
 }
 
 impl fmt::Display for TransferKindName {
@@ -34,6 +36,7 @@ impl fmt::Display for TransferKindName {
         f.write_str(match self {
             Self::Ownership => "ownership",
             Self::Repair => "repair",
+            Self::Hinted => "hinted",
         })
     }
 }
@@ -135,7 +138,7 @@ impl Handoff {
             // A transfer that no sender has reported gets a row too. Its `waiting_for` gives the reason.
             for (id, partition) in view.state.ring.iter() {
                 let Some(pending) = &partition.pending else { continue };
-                if rows.iter().any(|row| row.partition == id) {
+                if rows.iter().any(|row| row.partition == id && row.kind != TransferKindName::Hinted) {
                     continue;
                 }
                 let owner = partition.owner();
@@ -232,6 +235,25 @@ impl Handoff {
                     ..of_transfer.clone()
                 }
             }));
+        }
+        for id in self.inner.master.hints() {
+            let Some(module) = view.state.modules.get(&id.module) else { continue };
+            let Some(partition) = view.state.ring.get(id.partition) else { continue };
+            let mut members = partition.replicas.iter().take(usize::from(module.n));
+            let is_up = |node: &NodeId| {
+                *node == view.me || view.peer(*node).is_some_and(|peer| self.inner.transport.is_up(peer.uid))
+            };
+            let away = members.clone().find(|node| !is_up(node));
+            let to = away.or(members.next()).map(|node| self.name_of(*node)).unwrap_or_default();
+            rows.push(TransferRow {
+                module: module.name.clone(),
+                kind: TransferKindName::Hinted,
+                waiting_for: Some(match away {
+                    Some(_) => format!("receiver {to} is down"),
+                    None => format!("items at {to}"),
+                }),
+                ..TransferRow::new(id.partition, from.clone(), to)
+            });
         }
         rows
     }

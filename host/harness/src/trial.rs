@@ -70,6 +70,7 @@ pub struct Trial {
     replicas: Option<u8>,
     reads: Option<u8>,
     writes: Option<u8>,
+    sloppy: bool,
     storage: Option<StorageKind>,
 }
 
@@ -109,9 +110,22 @@ impl Trial {
     pub fn new(component: impl Into<Bytes>) -> Self {
         let component = component.into();
         let (config, call_time, storage) = (None, None, None);
-        let (replicas, reads, writes) = (None, None, None);
+        let (replicas, reads, writes, sloppy) = (None, None, None, false);
         let (nodes, seed, faults, ring) = (3, 0, Faults::None, 8);
-        Self { component, nodes, seed, faults, ring, config, call_time, replicas, reads, writes, storage }
+        Self {
+            component,
+            nodes,
+            seed,
+            faults,
+            ring,
+            config,
+            call_time,
+            replicas,
+            reads,
+            writes,
+            sloppy,
+            storage,
+        }
     }
 
     /// Set the number of nodes, from 1 to 200.
@@ -160,6 +174,12 @@ impl Trial {
     #[must_use]
     pub fn writes(self, writes: u8) -> Self {
         Self { writes: Some(writes), ..self }
+    }
+
+    /// Let other nodes acknowledge a write instead of replicas that cannot be reached.
+    #[must_use]
+    pub fn sloppy(self, sloppy: bool) -> Self {
+        Self { sloppy, ..self }
     }
 
     /// Set the engine of host storage.

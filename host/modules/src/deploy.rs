@@ -48,6 +48,9 @@ pub struct DeployRequest {
     pub r: Option<u8>,
     /// Write quorum.
     pub w: Option<u8>,
+    /// True if only replicas may acknowledge a write, and no fallbacks for those that cannot be reached. If absent, the module's
+    /// present setting; false for a new one.
+    pub strict: Option<bool>,
     /// Engine of host storage.
     pub storage: Option<StorageKind>,
     /// CBOR map for `init`; if absent, the module's present settings.
@@ -207,6 +210,7 @@ impl Modules {
                 asked(request.n, module.n)
                     && asked(request.r, module.r)
                     && asked(request.w, module.w)
+                    && request.strict.is_none_or(|strict| strict != module.sloppy)
                     && module.current.digest == digest
                     && module.config == config
                     && module.current.call_ms == call_ms
@@ -236,6 +240,7 @@ impl Modules {
                 n: request.n,
                 r: request.r,
                 w: request.w,
+                sloppy: self.sloppy(&request, present.as_ref()),
                 storage: self.storage(request.storage, present.as_ref(), &told),
                 config: Some(config),
                 release,
@@ -253,6 +258,13 @@ impl Modules {
                 }
             }
         })
+    }
+
+    /// Return whether fallbacks may acknowledge writes, as far as the command says it. Before state level 8 they never do.
+    fn sloppy(&self, request: &DeployRequest, present: Option<&Module>) -> Option<bool> {
+        let has_level = self.inner.cluster.view().state.level >= 8;
+        let is_new = present.is_none() && request.n.is_some_and(|n| n > 1);
+        request.strict.map(|strict| !strict).or_else(|| (is_new && has_level).then_some(true))
     }
 
     /// Wait until no partition moves or is about to: a module with several replicas cannot be deployed before. If that

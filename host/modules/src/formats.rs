@@ -150,6 +150,7 @@ mod tests {
             n: 1,
             r: 1,
             w: 1,
+            sloppy: false,
             storage: Default::default(),
             config: vec![0xa0],
             current: current.clone(),

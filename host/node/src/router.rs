@@ -227,6 +227,7 @@ fn serve_request(services: &Services, request: Request) {
     match request.kind {
         kind::CALL => services.coordinator.serve(request),
         kind::REPLICA => services.replicas.serve(request),
+        kind::HINTS => services.replicas.serve_hints(request),
         kind::MODULE_PREPARE | kind::MODULE_RUNNING => services.modules.serve(request),
         kind::MODULES_UNABLE => services.modules.on_report(request),
         kind::TRANSFERS => services.handoff.serve_rows(request),

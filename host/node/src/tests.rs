@@ -266,6 +266,7 @@ fn deploy(name: &str) -> Command {
         n: None,
         r: None,
         w: None,
+        sloppy: None,
         storage: None,
         config: None,
         release,

@@ -41,6 +41,8 @@ struct Quorums {
     group: Group,
     r: usize,
     w: usize,
+    /// True if fallbacks may keep a write instead of members.
+    sloppy: bool,
     effect: Effect,
 }
 
@@ -65,7 +67,7 @@ impl Replicas {
     async fn run<'a>(&'a self, work: Work, asked: &mut Asked<'a>) -> Result<Bytes, RequestError> {
         let id = ReplicaId { module: work.module, partition: work.partition };
         self.catch_up(&work).await?;
-        let Quorums { group, r, w, effect } = self.quorums(id, &work.request.command)?;
+        let Quorums { group, r, w, sloppy, effect } = self.quorums(id, &work.request.command)?;
         if work.page.is_some() && self.inner.behind.is_suspect(id) {
             return Err(RequestError::not_applied(
                 ErrorCode::NotReady,
@@ -99,16 +101,25 @@ impl Replicas {
             // last writes it does not have, and most writes follow the version that they replace. With `--r 1` a write runs
             // on what this node has.
             (Effect::Write | Effect::Update, Some(key)) if r > 1 => {
-                self.check(&group, w)?;
+                self.check(id, &group, (w, sloppy))?;
+                let view = self.inner.cluster.view();
+                // It supersedes what this node has. What only others have is merged with it later.
+                let may_be_few = sloppy && effect == Effect::Write;
+                if may_be_few && !group.have_quorums(r, |node| self.is_up(&view, node)) {
+                    return self.write(id, work, (group, w, sloppy), asked).await;
+                }
                 let own = self
                     .digest_here(id, &key, work.deadline)
                     .await
                     .map_err(|reason| RequestError::not_applied(ErrorCode::NotReady, reason))?;
-                let agreed = self.agree(id, &key, (group.clone(), r), own, work.deadline).await?;
-                self.repair(id, &key, agreed.repair, work.deadline);
-                self.write(id, work, (group, w), asked).await
+                match self.agree(id, &key, (group.clone(), r), own, work.deadline).await {
+                    Ok(agreed) => self.repair(id, &key, agreed.repair, work.deadline),
+                    Err(error) if may_be_few && error.code == ErrorCode::NotEnoughReplicas => {}
+                    Err(error) => return Err(error),
+                }
+                self.write(id, work, (group, w, sloppy), asked).await
             }
-            (Effect::Write | Effect::Update, _) => self.write(id, work, (group, w), asked).await,
+            (Effect::Write | Effect::Update, _) => self.write(id, work, (group, w, sloppy), asked).await,
         }
     }
 
@@ -116,10 +127,10 @@ impl Replicas {
         &'a self,
         id: ReplicaId,
         work: Work,
-        (group, w): (Group, usize),
+        (group, w, sloppy): (Group, usize, bool),
         asked: &mut Asked<'a>,
     ) -> Result<Bytes, RequestError> {
-        self.check(&group, w)?;
+        self.check(id, &group, (w, sloppy))?;
         let store = self.inner.master.store(id);
         let here = self.execute(&work, false, true).await?;
         let Executed { answer, items, .. } = here.executed;
@@ -129,7 +140,9 @@ impl Replicas {
         }
         let items = Arc::from(items);
         let (settled, deadline) = (here.settled, work.deadline);
-        self.spread(Ran { id, store, group, w, items, settled, deadline }, asked).await.map(|()| answer)
+        self.spread(Ran { id, store, group, w, sloppy, items, settled, deadline }, asked)
+            .await
+            .map(|()| answer)
     }
 
     /// Wait until this node has applied the log as far as the sender of a command.
@@ -154,13 +167,17 @@ impl Replicas {
         let description = self.inner.modules.description(module);
         // An unknown command is refused by the vnode.
         let effect = description.command(command).map_or(Effect::Read, |info| info.effect);
-        Ok(Quorums { group, r: usize::from(module.r), w: usize::from(module.w), effect })
+        let (r, w, sloppy) = (usize::from(module.r), usize::from(module.w), module.sloppy);
+        Ok(Quorums { group, r, w, sloppy, effect })
     }
 
-    /// Refuse a write before it runs if too few replicas can be reached (R10).
-    fn check(&self, group: &Group, w: usize) -> Result<(), RequestError> {
+    /// Refuse a write before it runs if too few replicas, and fallbacks for them, can be reached (R10).
+    fn check(&self, id: ReplicaId, group: &Group, (w, sloppy): (usize, bool)) -> Result<(), RequestError> {
         let view = self.inner.cluster.view();
-        Write::check(group, w, |node| self.is_up(&view, node))
+        let is_up = |node| self.is_up(&view, node);
+        let enough = !sloppy || group.have_quorums(w, is_up);
+        let fallbacks = if enough { 0 } else { self.fallbacks(id).len() };
+        Write::check(group, w, is_up, fallbacks)
             .map_err(|error| RequestError::not_applied(ErrorCode::NotEnoughReplicas, error.to_string()))
     }
 

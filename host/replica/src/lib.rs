@@ -7,7 +7,7 @@
 //!
 //! `coordinate` runs commands, `agree` reads of a quorum, and `spread` sends the items of a write. `build` makes stores
 //! complete, `arrive` reports those of pending transfers, and `catch_up` compares a replica with the others after an
-//! absence. `serve` answers other replicas, `ask` asks them.
+//! absence. `hints` keeps what members that cannot be reached lack. `serve` answers other replicas, `ask` asks them.
 
 mod agree;
 mod arrive;
@@ -15,6 +15,7 @@ mod ask;
 mod build;
 mod catch_up;
 mod coordinate;
+mod hints;
 mod serve;
 mod spread;
 
@@ -51,6 +52,8 @@ pub struct Counts {
     pub building: usize,
     /// Number of those that are compared with others, because they may have missed writes or their set gets smaller.
     pub behind: usize,
+    /// Number of partitions of which this node keeps items for members at other nodes (R6).
+    pub hints: usize,
 }
 
 struct Inner {
@@ -63,6 +66,8 @@ struct Inner {
     levelled: Mutex<BTreeMap<ReplicaId, (TransferId, ReplicaStore)>>,
     /// Notified when a store has become complete, or level with the others.
     completed: Notify,
+    /// Notified when this node keeps a write for another.
+    hinted: Notify,
     tasks: Tasks,
 }
 
@@ -70,8 +75,8 @@ impl Replicas {
     /// Create the replicas of this node.
     pub fn new(cluster: Cluster, transport: Transport, modules: Modules, master: Master) -> Self {
         let (behind, levelled) = (Behind::default(), Mutex::default());
-        let (completed, tasks) = (Notify::new(), Tasks::default());
-        let inner = Inner { cluster, transport, modules, master, behind, levelled, completed, tasks };
+        let (completed, hinted, tasks) = (Notify::new(), Notify::new(), Tasks::default());
+        let inner = Inner { cluster, transport, modules, master, behind, levelled, completed, hinted, tasks };
         Self { inner: Arc::new(inner) }
     }
 
@@ -80,6 +85,7 @@ impl Replicas {
         self.note_new(true);
         self.inner.tasks.spawn(self.clone().keep_building());
         self.inner.tasks.spawn(self.clone().keep_reporting());
+        self.inner.tasks.spawn(self.clone().keep_delivering());
     }
 
     /// End the tasks that make stores complete. Requests in progress end by their deadlines.
@@ -91,7 +97,8 @@ impl Replicas {
     pub fn counts(&self) -> Counts {
         let master = &self.inner.master;
         let (stores, building) = (master.replicas().len(), master.building().len());
-        Counts { stores, building, behind: self.inner.behind.next().len() + self.to_level().len() }
+        let behind = self.inner.behind.next().len() + self.to_level().len();
+        Counts { stores, building, behind, hints: master.hints().len() }
     }
 
     /// Return the group of a replica by a view; `None` if the module is not deployed there.

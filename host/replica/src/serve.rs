@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use annulus_core::item::{Budget, Page, RangeDigest};
+use annulus_core::item::{Budget, Item, Page, RangeDigest};
 use annulus_core::request::{ErrorCode, RequestError};
 use annulus_core::wire::replica::{ReplicaAnswer, ReplicaAsk, ReplicaCall, ReplicaSaid};
 use annulus_transport::limits::MAX_FRAME;
@@ -38,6 +38,10 @@ impl Replicas {
             return respond(responder, 0, ReplicaSaid::Failed(why));
         }
         let version = call.version;
+        if let ReplicaAsk::Hint(items) = call.ask {
+            let given = Given { items: items.into_owned(), responder };
+            return self.keep(id, version, given, from, deadline);
+        }
         match self.inner.master.replica(id, version) {
             Err(NoReplica::CatchUp) => {
                 let this = self.clone();
@@ -52,6 +56,27 @@ impl Replicas {
                 });
             }
             found => self.tell(found, call, responder),
+        }
+    }
+
+    /// Keep items for replicas at other nodes (R6).
+    fn keep(&self, id: ReplicaId, version: u64, given: Given, from: PeerIdentity, deadline: Instant) {
+        match self.inner.master.hint(id, version, given, Given::message) {
+            Ok(()) => self.inner.hinted.notify_one(),
+            Err((NoReplica::CatchUp, given)) => {
+                let this = self.clone();
+                // The deadline of the request ends the task.
+                annulus_ground::spawn(async move {
+                    if timeout_at(deadline, this.follow(version, &from)).await.is_err() {
+                        return;
+                    }
+                    match this.inner.master.hint(id, version, given, Given::message) {
+                        Ok(()) => this.inner.hinted.notify_one(),
+                        Err((why, given)) => given.refuse(why),
+                    }
+                });
+            }
+            Err((why, given)) => given.refuse(why),
         }
     }
 
@@ -80,6 +105,18 @@ impl Replicas {
         vnode.tell(asked(call.ask, move |said| respond(responder, version, said)));
     }
 
+    /// Apply the log as far as the sender of a request.
+    async fn follow(&self, version: u64, from: &PeerIdentity) {
+        let cluster = &self.inner.cluster;
+        if let PeerIdentity::Node { uid, .. } = from
+            && let Some(sender) = cluster.view().state.member_by_uid(*uid)
+        {
+            // Ignore an error: the log may still come from another node. The caller has a deadline.
+            let _ = cluster.learn_from(sender.id, version, Instant::now() + LEARN_LIMIT).await;
+        }
+        self.inner.master.wait_applied(version).await;
+    }
+
     /// Return the vnode of a replica, once this node has applied the log as far as the sender.
     async fn replica_at(
         &self,
@@ -90,21 +127,34 @@ impl Replicas {
         let master = &self.inner.master;
         let mut found = master.replica(id, version);
         if matches!(found, Err(NoReplica::CatchUp)) {
-            let cluster = &self.inner.cluster;
-            if let PeerIdentity::Node { uid, .. } = from
-                && let Some(sender) = cluster.view().state.member_by_uid(*uid)
-            {
-                // Ignore an error: the log may still come from another node. The caller has a deadline.
-                let _ = cluster.learn_from(sender.id, version, Instant::now() + LEARN_LIMIT).await;
-            }
-            found = master.replica(id, version);
-        }
-        if matches!(found, Err(NoReplica::CatchUp)) {
-            master.wait_applied(version).await;
+            self.follow(version, from).await;
             found = master.replica(id, version);
         }
         // The sender's version may be that of a transfer that has been dropped since. It never comes here.
         found.map_err(|why| if why == NoReplica::CatchUp { NoReplica::NotReady } else { why })
+    }
+}
+
+/// A write to keep for replicas at other nodes, and its answer.
+struct Given {
+    items: Vec<Item>,
+    responder: Responder,
+}
+
+impl Given {
+    fn message(self, version: u64) -> Control {
+        let Self { items, responder } = self;
+        asked(ReplicaAsk::Hint(items.into()), move |said| respond(responder, version, said))
+    }
+
+    fn refuse(self, why: NoReplica) {
+        match why {
+            NoReplica::Elsewhere(version) => respond(self.responder, version, ReplicaSaid::Refused),
+            NoReplica::CatchUp | NoReplica::NotReady => {
+                let why = "the module cannot run here yet".to_owned();
+                respond(self.responder, 0, ReplicaSaid::Failed(why));
+            }
+        }
     }
 }
 
@@ -120,7 +170,7 @@ fn respond(responder: Responder, version: u64, said: ReplicaSaid) {
 /// Return the message that has a vnode answer.
 fn asked(ask: ReplicaAsk<'_>, say: impl FnOnce(ReplicaSaid) + Send + 'static) -> Control {
     match ask {
-        ReplicaAsk::Merge(items) => {
+        ReplicaAsk::Merge(items) | ReplicaAsk::Hint(items) => {
             let answer: Answer<_> = Box::new(|merged: Result<(), String>| {
                 say(merged.map_or_else(ReplicaSaid::Failed, |()| ReplicaSaid::Merged))
             });

@@ -17,6 +17,7 @@ use tokio::sync::oneshot;
 use tokio::time::{Instant, sleep_until};
 
 use super::Replicas;
+use super::hints::StandIns;
 
 /// A write that has run on this node's vnode.
 pub(super) struct Ran {
@@ -26,6 +27,8 @@ pub(super) struct Ran {
     pub(super) group: Group,
     /// Number of members that acknowledge it.
     pub(super) w: usize,
+    /// True if fallbacks may keep it instead of members.
+    pub(super) sloppy: bool,
     pub(super) items: Arc<[Item]>,
     /// Notified once the write is durable here.
     pub(super) settled: oneshot::Receiver<()>,
@@ -33,7 +36,7 @@ pub(super) struct Ran {
 }
 
 /// What a replica has said about a write: an event, or the reason why there is none.
-type Told = (NodeId, Result<WriteEvent, String>);
+pub(super) type Told = (NodeId, Result<WriteEvent, String>);
 
 /// The nodes that were asked and have not answered yet. To await them delivers the write.
 pub(super) type Asked<'a> = FuturesUnordered<BoxFuture<'a, Told>>;
@@ -45,7 +48,7 @@ impl Replicas {
     /// # Errors
     /// The outcome is unknown: the write may be found later.
     pub(super) async fn spread<'a>(&'a self, ran: Ran, asked: &mut Asked<'a>) -> Result<(), RequestError> {
-        let Ran { id, store, group, w, items, mut settled, deadline } = ran;
+        let Ran { id, store, group, w, sloppy, items, mut settled, deadline } = ran;
         let me = self.inner.cluster.me();
         let mut version = group.version;
         let (mut write, mut steps) = Write::start(group, w, me);
@@ -53,6 +56,7 @@ impl Replicas {
         let mut is_acknowledged = mutants::on(Mutant::KeepToItself);
         let mut reasons = Vec::new();
         let mut teller = me;
+        let mut stand_ins = StandIns::new(sloppy);
         steps.extend(self.news(id, &mut version, &mut write));
         loop {
             while let Some(step) = steps.pop() {
@@ -85,7 +89,7 @@ impl Replicas {
                 }
                 return Ok(());
             }
-            if is_settled && asked.is_empty() {
+            if is_settled && asked.is_empty() && !stand_ins.look_now() {
                 return Err(unknown(ErrorCode::NotEnoughReplicas, &reasons));
             }
             let event = tokio::select! {
@@ -100,6 +104,15 @@ impl Replicas {
                 Some((node, said)) = asked.next() => {
                     teller = node;
                     said.map_err(|why| reasons.push(why)).ok()
+                }
+                () = stand_ins.due(), if !is_acknowledged => {
+                    let pairs = stand_ins.look(self, id, &write, w);
+                    if !pairs.is_empty() {
+                        let frame = Self::frame(id, version, ReplicaAsk::Hint(items[..].into()));
+                        let hint = |(member, fallback)| self.hint(fallback, member, frame.clone(), deadline);
+                        asked.extend(pairs.into_iter().map(|pair| hint(pair).boxed()));
+                    }
+                    None
                 }
                 () = sleep_until(deadline) => Some(WriteEvent::Late),
             };

@@ -38,6 +38,11 @@ pub struct Args {
     /// [default: the module's present value, or a majority]
     #[arg(long)]
     w: Option<u8>,
+    /// Only replicas acknowledge a write: with too few of them it fails, and a read sees every acknowledged write. Without
+    /// it, another node keeps the write for a replica that cannot be reached, and reads see it once a quorum has it
+    /// [default: the module's present value, or false]
+    #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    strict: Option<bool>,
     /// Engine of the module's host storage: `durable` keeps the items on disk, `memory` ends with the node's process. It
     /// cannot be changed later [default: the module's present engine; for a new module that keeps its items in host
     /// storage, durable]
@@ -89,6 +94,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         n: args.n,
         r: args.r,
         w: args.w,
+        strict: args.strict,
         storage: args.storage.map(|storage| match storage {
             Storage::Memory => StorageKind::Memory,
             Storage::Durable => StorageKind::Durable,

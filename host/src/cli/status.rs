@@ -62,14 +62,17 @@ pub(super) fn render(row: &StatusRow) -> String {
             aside => format!("{}, and {aside} kept aside after a recovery, which serve nothing", row.vnodes),
         },
     );
-    if row.replicas.stores > 0 {
-        let ReplicasRow { stores, building, behind } = row.replicas;
+    if row.replicas.stores + row.replicas.hints > 0 {
+        let ReplicasRow { stores, building, behind, hints } = row.replicas;
         let mut value = format!("{stores} of modules with several");
         if building > 0 {
             value += &format!(", {building} built from others");
         }
         if behind > 0 {
             value += &format!(", {behind} catching up");
+        }
+        if hints > 0 {
+            value += &format!(", {} kept for others", counted(hints, "partition"));
         }
         line("replicas", value);
     }

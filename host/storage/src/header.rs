@@ -36,6 +36,8 @@ pub enum StoreRole {
     },
     /// It receives the items of a transfer.
     Stage(TransferId),
+    /// It keeps items for replicas at other nodes, until enough of those have them (R6).
+    Hint,
     /// It serves nothing and keeps items that a recovered state did not include (R19).
     Aside,
     /// Its items are being removed.

@@ -78,6 +78,8 @@ pub struct Health {
     pub replicas: usize,
     /// See `replicas`.
     pub building: usize,
+    /// Number of stores that keep items for replicas at other nodes.
+    pub hints: usize,
     /// See `members`.
     pub stages: usize,
     /// See `members`.
@@ -168,7 +170,7 @@ impl Stores {
     /// Return the modules with any store that is neither aside nor dropped.
     pub fn modules(&self) -> Vec<ModuleUid> {
         let Some(inner) = &self.0 else { return Vec::new() };
-        let live = |role| matches!(role, StoreRole::Member | StoreRole::Replica { .. } | StoreRole::Stage(_));
+        let live = |role| !matches!(role, StoreRole::Aside | StoreRole::Dropped);
         let mut modules: Vec<_> = inner.with_role(live).iter().map(|store| store.module).collect();
         modules.sort_unstable();
         modules.dedup();
@@ -262,6 +264,31 @@ impl Stores {
         let changes =
             registry.replica(module, partition).map(|store| (store.clone(), to)).into_iter().collect();
         inner.carry_out(registry, changes, None);
+    }
+
+    /// Return the items that this node keeps for replicas at other nodes.
+    pub fn hint(&self, module: ModuleUid, partition: PartitionId) -> Items {
+        let Some(inner) = &self.0 else { return Items::memory() };
+        let mut registry = inner.registry.lock();
+        let known = registry.hint(module, partition).cloned();
+        Items::durable(
+            known.unwrap_or_else(|| registry.create(&inner.shared, module, partition, StoreRole::Hint)),
+        )
+    }
+
+    /// Return the stores that keep items for other nodes, by module and partition.
+    pub fn hints(&self) -> Vec<(ModuleUid, PartitionId)> {
+        let Some(inner) = &self.0 else { return Vec::new() };
+        let hints = inner.with_role(|role| role == StoreRole::Hint);
+        hints.iter().map(|store| (store.module, store.id.partition)).collect()
+    }
+
+    /// Drop the items that this node keeps for replicas at other nodes: enough of those have them.
+    pub fn drop_hint(&self, module: ModuleUid, partition: PartitionId) {
+        let Some(inner) = &self.0 else { return };
+        let registry = inner.registry.lock();
+        let hint = registry.hint(module, partition).cloned();
+        inner.carry_out(registry, hint.into_iter().map(|store| (store, StoreRole::Dropped)).collect(), None);
     }
 
     /// Return a new store for the items that a transfer brings.
@@ -403,6 +430,7 @@ impl Stores {
                     health.building += usize::from(!complete);
                 }
                 StoreRole::Stage(_) => health.stages += 1,
+                StoreRole::Hint => health.hints += 1,
                 StoreRole::Aside => health.aside += 1,
                 StoreRole::Dropped => health.dropped += 1,
             }
@@ -446,6 +474,10 @@ impl Registry {
             store.module == module && matches!(store.role(), StoreRole::Replica { .. })
         };
         self.of_partition(partition).find(is)
+    }
+
+    fn hint(&self, module: ModuleUid, partition: PartitionId) -> Option<&Arc<Durable>> {
+        self.of_partition(partition).find(|store| store.module == module && store.role() == StoreRole::Hint)
     }
 
     fn create(

@@ -79,6 +79,8 @@ kinds! {
     AUTHORITY = 67 on Control;
     /// Control lane: the question whether a majority of the voters follows the receiver.
     LEADS = 68 on Control;
+    /// Control lane: the number of hints that the receiver keeps (state level 8).
+    HINTS = 69 on Control;
 }
 
 #[cfg(test)]

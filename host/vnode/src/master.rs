@@ -5,10 +5,11 @@
 //! before the node gives up the partition, and is answered there, or it is handled by the new state (R1, R2).
 //!
 //! This file has the delivery of commands, and the start and end of vnodes. `apply` follows the log, `handoff` serves
-//! the handoffs, and `measure` reports sizes.
+//! the handoffs, `hint` keeps what other nodes lack, and `measure` reports sizes.
 
 mod apply;
 pub(super) mod handoff;
+mod hint;
 mod measure;
 pub(super) mod replica;
 
@@ -324,7 +325,8 @@ impl Master {
             let slot = slot.lock();
             let staged = slot.stage.as_ref().and_then(|stage| stage.vnodes.get(&module));
             let replica = slot.replicas.get(&module).and_then(|replica| replica.vnode.as_ref());
-            for vnode in slot.vnodes.get(&module).into_iter().chain(staged).chain(replica) {
+            let hint = slot.hints.get(&module).and_then(|hint| hint.vnode.as_ref());
+            for vnode in slot.vnodes.get(&module).into_iter().chain(staged).chain(replica).chain(hint) {
                 let (answer, report) = oneshot::channel();
                 vnode.tell(Control::Swap(release.clone(), answer));
                 waiting.push((vnode.partition, report));
@@ -349,6 +351,8 @@ impl Master {
             slot.held = false;
             let replicas = std::mem::take(&mut slot.replicas).into_values();
             ends.extend(VnodeHandle::end_all(replicas.filter_map(|replica| replica.vnode), &error, false));
+            let hints = std::mem::take(&mut slot.hints).into_values();
+            ends.extend(VnodeHandle::end_all(hints.filter_map(|hint| hint.vnode), &error, false));
             ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.vnodes).into_values(), &error, false));
             ends.extend(VnodeHandle::end_all(std::mem::take(&mut slot.aside), &error, false));
             // A complete stage on disk may be flipped while this node is down.

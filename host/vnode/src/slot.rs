@@ -32,6 +32,8 @@ pub(super) struct Slot {
     pub(super) vnodes: BTreeMap<ModuleUid, VnodeHandle>,
     /// The stores that this node keeps of modules with several replicas, apart from those of modules with one.
     pub(super) replicas: BTreeMap<ModuleUid, Replica>,
+    /// What this node keeps for replicas at other nodes, apart from its own stores (R7).
+    pub(super) hints: BTreeMap<ModuleUid, Hint>,
     /// The vnodes of an incoming transfer, apart from those that serve (R7).
     pub(super) stage: Option<TransferStage>,
     /// Vnodes that serve nothing and keep items that a recovered state did not include (R19).
@@ -48,7 +50,9 @@ impl Slot {
 
     /// Return the vnodes that serve, of modules with one replica and with several.
     pub(super) fn running(&self) -> impl Iterator<Item = &VnodeHandle> {
-        self.vnodes.values().chain(self.replicas.values().filter_map(|replica| replica.vnode.as_ref()))
+        let hints = self.hints.values().filter_map(|hint| hint.vnode.as_ref());
+        let replicas = self.replicas.values().filter_map(|replica| replica.vnode.as_ref());
+        self.vnodes.values().chain(replicas).chain(hints)
     }
 
     /// Return true if the vnodes send their writes and pages to this transfer.
@@ -78,6 +82,17 @@ pub(super) struct Replica {
     pub(super) vnode: Option<VnodeHandle>,
     /// Its items, for the next vnode if this one ends by itself.
     pub(super) items: Option<Items>,
+}
+
+/// A store of items that replicas at other nodes lack.
+#[derive(Default)]
+pub(super) struct Hint {
+    /// The vnode, started on demand. It answers no commands.
+    pub(super) vnode: Option<VnodeHandle>,
+    /// Its items, for the next vnode if this one ends by itself.
+    pub(super) items: Option<Items>,
+    /// Number of writes that it was given.
+    pub(super) writes: u64,
 }
 
 /// The vnodes that receive the items of a transfer and serve nothing yet.

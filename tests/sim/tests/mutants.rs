@@ -92,6 +92,7 @@ const ELSEWHERE: &[(Mutant, &str, &str)] = &[
     (Mutant::BuildingAnswers, REPLICAS, "every_broken_rule_is_noticed"),
     (Mutant::TrustEmptyMemory, REPLICAS, "every_broken_rule_is_noticed"),
     (Mutant::KeepToItself, REPLICAS, "every_broken_rule_is_noticed"),
+    (Mutant::DropHint, REPLICAS, "what_other_nodes_have_kept_outlives_the_only_member_that_had_it"),
     (Mutant::ReadOneReplica, REPLICAS, "every_broken_rule_is_noticed"),
     // Replicas compare their items as soon as they meet, so few seeds have one that lacks any when its set gets smaller.
     (

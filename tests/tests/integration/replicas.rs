@@ -128,6 +128,66 @@ fn too_few_replicas_are_refused_before_anything_runs_and_a_cluster_that_stops_lo
     assert_eq!(keys.len(), book.len());
 }
 
+/// Return the number of partitions of which the nodes that run keep items for others.
+fn hints(nodes: &[&Node]) -> u64 {
+    nodes.iter().map(|node| replicas(node)["hints"].as_u64().unwrap()).sum()
+}
+
+#[test]
+fn a_write_that_too_few_members_can_take_is_kept_by_another_node_until_they_are_back() {
+    let mut cluster = Cluster::joined(5);
+    deployed(&cluster, "guests/kv", &["--n", "3", "--storage", "durable"]);
+    deployed(&cluster, "guests/kv", &["--name", "sure", "--n", "3", "--strict"]);
+    let strict: Vec<bool> = {
+        let rows = cluster[0].json(&["modules"]).json();
+        rows.as_array().unwrap().iter().map(|row| row["strict"].as_bool().unwrap()).collect()
+    };
+    assert_eq!(strict, [false, true]);
+    let list = cluster[0].json(&["locate", "kv", "k"]).json()["preference_list"].clone();
+    let names: Vec<String> =
+        list.as_array().unwrap().iter().map(|one| one["node"].as_str().unwrap().to_owned()).collect();
+    let at = |name: &String| cluster.nodes().iter().position(|node| node.name == *name).unwrap();
+    let members: Vec<usize> = names.iter().map(at).collect();
+    let others: Vec<usize> = (0..5).filter(|at| !members.contains(at)).collect();
+    for away in [members[1], members[2]] {
+        cluster[away].kill();
+    }
+    let caller = members[0];
+    for away in [members[1], members[2]] {
+        noticed(&cluster[caller], &cluster[away].name);
+    }
+    let put = cluster[caller].call("kv", "put", &["k", "kept"]);
+    assert!(put.is_ok(), "{put:?}");
+    let error = cluster[caller].call("sure", "put", &["k", "1"]).unwrap_err();
+    assert_eq!((&error["code"], &error["state"]), (&"not-enough-replicas".into(), &"not-applied".into()));
+    // A fallback keeps items, and answers nothing (R6).
+    let error = cluster[caller].call("kv", "get", &["k"]).unwrap_err();
+    assert_eq!((&error["code"], &error["state"]), (&"not-enough-replicas".into(), &"not-applied".into()));
+
+    let keeper = *others.iter().find(|at| hints(&[&cluster[**at]]) > 0).expect("another node keeps it");
+    let rows = cluster[caller].json(&["transfers"]).json();
+    let of_keeper = |row: &&Value| row["kind"] == "hinted" && row["from"] == cluster[keeper].name;
+    let hinted = rows.as_array().unwrap().iter().find(of_keeper).cloned().expect("it is shown");
+    assert_eq!((&hinted["module"], hinted["waiting_for"].is_string()), (&"kv".into(), true), "{hinted}");
+    // It is on the disk of that node.
+    cluster[keeper].kill();
+    cluster.nodes_mut()[keeper].start();
+    assert_eq!(hints(&[&cluster[keeper]]), 1);
+
+    // Those that have missed it get it from there, although the member that has it is gone.
+    cluster[caller].kill();
+    for back in [members[1], members[2]] {
+        cluster.nodes_mut()[back].start();
+    }
+    let got = until("those that are back have it", || cluster[members[1]].call("kv", "get", &["k"]).ok());
+    assert_eq!(got, "kept");
+    until("it is delivered", || (hints(&[&cluster[others[0]], &cluster[others[1]]]) == 0).then_some(()));
+    cluster.nodes_mut()[caller].start();
+    assert_eq!(until("all serve", || cluster[caller].call("kv", "get", &["k"]).ok()), "kept");
+    let nodes: Vec<&Node> = cluster.nodes().iter().collect();
+    assert_eq!(hints(&nodes), 0);
+}
+
 #[test]
 fn what_replicas_cannot_do_is_refused_with_the_reason() {
     let cluster = Cluster::joined(3);

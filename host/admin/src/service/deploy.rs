@@ -51,6 +51,7 @@ impl AdminService {
             n: request.n,
             r: request.r,
             w: request.w,
+            strict: request.strict,
             storage: request.storage,
             config,
             call_time: request.call_ms.map(Duration::from_millis),

@@ -131,6 +131,7 @@ impl AdminService {
                 n: module.n,
                 r: module.r,
                 w: module.w,
+                strict: !module.sloppy,
                 storage: match module.storage {
                     StorageKind::Memory => "memory",
                     StorageKind::Durable => "durable",
@@ -259,7 +260,12 @@ impl AdminService {
             aside: slots.iter().map(|slot| slot.aside).sum::<usize>() + if is_outside { vnodes } else { 0 },
             replicas: {
                 let counts = self.parts.coordinator.replicas().counts();
-                ReplicasRow { stores: counts.stores, building: counts.building, behind: counts.behind }
+                ReplicasRow {
+                    stores: counts.stores,
+                    building: counts.building,
+                    behind: counts.behind,
+                    hints: counts.hints,
+                }
             },
             alerts,
             possible_loss,

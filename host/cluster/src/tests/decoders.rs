@@ -48,6 +48,16 @@ fn no_bytes_make_a_decoder_panic() {
             decode: |bytes| done(decode::<AppendEntriesRequest<raft::RaftTypes>>(bytes)),
         },
         Target {
+            name: "the answer to LEADS",
+            valid: vec![encode(&true).unwrap()],
+            decode: |bytes| done(decode::<bool>(bytes)),
+        },
+        Target {
+            name: "the answer to HINTS",
+            valid: vec![encode(&7_usize).unwrap()],
+            decode: |bytes| done(decode::<usize>(bytes)),
+        },
+        Target {
             name: "VoteRequest",
             valid: vec![encode(&ballot).unwrap()],
             decode: |bytes| done(decode::<VoteRequest<u64>>(bytes)),

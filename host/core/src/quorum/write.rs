@@ -73,15 +73,22 @@ pub enum WriteStep {
 }
 
 impl Write {
-    /// Check, before anything runs, that a write can be acknowledged: `can_take` tells which nodes can be reached, or have a
-    /// fallback that can.
+    /// Check, before anything runs, that a write can be acknowledged: `can_take` tells which nodes can be reached, and
+    /// `fallbacks` is the number of other nodes that may keep it instead of those that cannot (R6).
     ///
     /// # Errors
     /// If too few nodes of a set can take the write (R10).
-    pub fn check(group: &Group, w: usize, can_take: impl Fn(NodeId) -> bool) -> Result<(), NotEnough> {
+    pub fn check(
+        group: &Group,
+        w: usize,
+        can_take: impl Fn(NodeId) -> bool,
+        fallbacks: usize,
+    ) -> Result<(), NotEnough> {
         for set in group.sets() {
             let wanted = quorum_of(w, set);
-            let reachable = set.iter().filter(|node| can_take(**node)).count();
+            let members = set.iter().filter(|node| can_take(**node)).count();
+            // What only fallbacks have cannot be read (R6).
+            let reachable = if members == 0 { 0 } else { members + fallbacks };
             if reachable < wanted {
                 return Err(NotEnough { reachable, wanted });
             }
@@ -95,6 +102,11 @@ impl Write {
         let mut write = Self { me, group, w, acks: Vec::new(), sent: vec![me], newest, is_over: false };
         let steps = write.send().into_iter().collect();
         (write, steps)
+    }
+
+    /// Return the group by which acknowledgements count.
+    pub fn group(&self) -> &Group {
+        &self.group
     }
 
     /// Return true once the caller has its answer. Later acknowledgements change nothing.
@@ -308,10 +320,14 @@ mod tests {
     fn a_write_that_cannot_be_acknowledged_is_refused_before_it_runs() {
         let small = group_of_one();
         let group = group(9, &[1, 2, 3], Some(&[1, 4, 5]));
-        let check = |up: &[u64]| Write::check(&group, 2, |node| up.contains(&node.0));
+        let check = |up: &[u64]| Write::check(&group, 2, |node| up.contains(&node.0), 0);
         assert_eq!((check(&[1, 2, 4]), check(&[1, 2, 3, 4])), (Ok(()), Ok(())));
         assert_eq!(check(&[1, 2, 3]), Err(NotEnough { reachable: 1, wanted: 2 }));
+        // A fallback takes the place of a member that cannot be reached, and of all of them never.
+        let with_one = |up: &[u64]| Write::check(&group, 2, |node| up.contains(&node.0), 1);
+        assert_eq!((with_one(&[1]), with_one(&[2, 5])), (Ok(()), Ok(())));
+        assert_eq!(with_one(&[2, 3]), Err(NotEnough { reachable: 0, wanted: 2 }));
         // A set that is smaller than n needs all of its nodes at most.
-        assert_eq!(Write::check(&small, 2, |_| true), Ok(()));
+        assert_eq!(Write::check(&small, 2, |_| true, 0), Ok(()));
     }
 }

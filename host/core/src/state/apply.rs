@@ -128,11 +128,12 @@ impl ClusterState {
             Command::Rebalance { base, table } => self.rebalance(index, *base, table),
             Command::Flip { transfers } => Ok(self.flip(index, transfers)),
             Command::Cancel { partition, transfer } => self.cancel(index, *partition, *transfer),
-            Command::Deploy { name, n, r, w, storage, config, release, base_version } => {
+            Command::Deploy { name, n, r, w, sloppy, storage, config, release, base_version } => {
                 let settings = super::deploy::Settings {
                     n: *n,
                     r: *r,
                     w: *w,
+                    sloppy: *sloppy,
                     storage: *storage,
                     config: config.as_deref(),
                 };

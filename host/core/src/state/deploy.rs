@@ -14,6 +14,7 @@ pub(super) struct Settings<'a> {
     pub n: Option<u8>,
     pub r: Option<u8>,
     pub w: Option<u8>,
+    pub sloppy: Option<bool>,
     pub storage: Option<StorageKind>,
     pub config: Option<&'a [u8]>,
 }
@@ -60,6 +61,7 @@ impl ClusterState {
                 n: settings.n.unwrap_or(old.n),
                 r: settings.r.unwrap_or(old.r),
                 w: settings.w.unwrap_or(old.w),
+                sloppy: settings.sloppy.unwrap_or(old.sloppy),
                 storage: settings.storage.unwrap_or(old.storage),
                 ..old.clone()
             },
@@ -73,6 +75,7 @@ impl ClusterState {
                     n,
                     r: settings.r.unwrap_or(n / 2 + 1),
                     w: settings.w.unwrap_or(n / 2 + 1),
+                    sloppy: settings.sloppy.unwrap_or(false),
                     storage: settings.storage.unwrap_or_default(),
                     config: EMPTY_MAP.to_vec(),
                     current: current.clone(),

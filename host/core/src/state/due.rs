@@ -20,10 +20,10 @@ impl ClusterState {
     }
 
     /// Return a leaving node that holds nothing and does not vote: it is removed.
-    pub fn due_to_go(&self, votes: impl Fn(NodeId) -> bool) -> Option<NodeId> {
-        let due = |member: &&super::Member| {
+    pub fn due_to_go(&self, votes: impl Fn(NodeId) -> bool) -> impl Iterator<Item = NodeId> {
+        let due = move |member: &&super::Member| {
             member.status == MemberStatus::Leaving && !self.holds(member.id) && !votes(member.id)
         };
-        self.live_members().find(due).map(|member| member.id)
+        self.live_members().filter(due).map(|member| member.id)
     }
 }

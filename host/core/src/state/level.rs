@@ -52,6 +52,8 @@ pub(super) fn first_level() -> u32 {
 /// Return the first level with this command. A new command does not compile without an entry here.
 pub fn level_of(command: &Command) -> u32 {
     match command {
+        // The previous level has no hints.
+        Command::Deploy { sloppy: Some(_), .. } => 8,
         // The previous level keeps one replica of every module, and moves partitions without regard to others.
         Command::Deploy { n: Some(2..), .. } | Command::Arrived { .. } => 6,
         // The previous level counts no uses of a token, and binds no key.

@@ -82,6 +82,7 @@ fn deploy(n: Option<u8>, digest: u8, base_version: u64) -> Command {
         n,
         r: None,
         w: None,
+        sloppy: None,
         storage: None,
         config: None,
         release: release(digest),
@@ -353,9 +354,17 @@ fn deploys_count_versions_and_roll_back_to_the_one_before() {
 
 fn configured(digest: u8, config: &[u8], base_version: u64) -> Command {
     match deploy(None, digest, base_version) {
-        Command::Deploy { name, n, r, w, storage, release, base_version, .. } => {
-            Command::Deploy { name, n, r, w, storage, release, base_version, config: Some(config.to_vec()) }
-        }
+        Command::Deploy { name, n, r, w, sloppy, storage, release, base_version, .. } => Command::Deploy {
+            name,
+            n,
+            r,
+            w,
+            sloppy,
+            storage,
+            release,
+            base_version,
+            config: Some(config.to_vec()),
+        },
         other => other,
     }
 }
@@ -386,9 +395,9 @@ fn a_rollback_brings_back_the_settings_of_its_release() {
 fn a_call_limit_belongs_to_its_release_and_is_of_level_four() {
     let (mut machine, mut at) = three();
     let limited = |call_ms, base_version| match deploy(None, 1, base_version) {
-        Command::Deploy { name, n, r, w, storage, config, release, base_version } => {
+        Command::Deploy { name, n, r, w, sloppy, storage, config, release, base_version } => {
             let release = Release { call_ms, ..release };
-            Command::Deploy { name, n, r, w, storage, config, release, base_version }
+            Command::Deploy { name, n, r, w, sloppy, storage, config, release, base_version }
         }
         other => other,
     };
@@ -414,8 +423,8 @@ fn a_call_limit_belongs_to_its_release_and_is_of_level_four() {
 fn the_items_of_a_module_stay_on_disk_or_in_memory() {
     let kinds = [None, Some(StorageKind::Memory), Some(StorageKind::Durable)];
     let stored = |storage, base_version| match deploy(None, 1, base_version) {
-        Command::Deploy { name, n, r, w, config, release, base_version, .. } => {
-            Command::Deploy { name, n, r, w, storage, config, release, base_version }
+        Command::Deploy { name, n, r, w, sloppy, config, release, base_version, .. } => {
+            Command::Deploy { name, n, r, w, sloppy, storage, config, release, base_version }
         }
         other => other,
     };

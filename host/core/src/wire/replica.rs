@@ -24,6 +24,7 @@ const DIGEST: u8 = 2;
 const ITEMS: u8 = 3;
 const PAGE: u8 = 4;
 const PAGE_DIGEST: u8 = 5;
+const HINT: u8 = 6;
 
 const MERGED: u8 = 1;
 const HAS_DIGEST: u8 = 2;
@@ -60,6 +61,9 @@ pub struct ReplicaCall<'a> {
 pub enum ReplicaAsk<'a> {
     /// Merge these items, and answer once they are durable.
     Merge(Cow<'a, [Item]>),
+    /// Keep these items for replicas that cannot be reached, and answer once they are durable. The node is none of them
+    /// (R6). State level 8.
+    Hint(Cow<'a, [Item]>),
     /// The digest of the items of a key. Only a complete store answers.
     Digest(&'a [u8]),
     /// The items of a key. Only a complete store answers.
@@ -133,6 +137,10 @@ impl<'a> ReplicaCall<'a> {
                 out.push(MERGE);
                 put_items(&mut out, items);
             }
+            ReplicaAsk::Hint(items) => {
+                out.push(HINT);
+                put_items(&mut out, items);
+            }
             ReplicaAsk::Digest(key) => {
                 out.push(DIGEST);
                 put_bytes(&mut out, key);
@@ -168,6 +176,7 @@ impl<'a> ReplicaCall<'a> {
         let version = u64::from_be_bytes(rest.array("version")?);
         let ask = match rest.array("kind")? {
             [MERGE] => ReplicaAsk::Merge(items(&mut rest)?.into()),
+            [HINT] => ReplicaAsk::Hint(items(&mut rest)?.into()),
             [DIGEST] => ReplicaAsk::Digest(rest.bytes("key")?),
             [ITEMS] => ReplicaAsk::Items(rest.bytes("key")?),
             [PAGE] => {
@@ -309,10 +318,11 @@ mod tests {
         vec(item.prop_map(|(key, sort, value, deleted)| Item { key, sort, value, deleted }), 0..5)
     }
 
-    fn asks<'a>(items: &'a [Item], key: &'a [u8], after: Option<&'a [u8]>) -> [ReplicaAsk<'a>; 5] {
+    fn asks<'a>(items: &'a [Item], key: &'a [u8], after: Option<&'a [u8]>) -> [ReplicaAsk<'a>; 6] {
         let page = ReplicaAsk::Page { after, of_any: !key.is_empty() };
         let digest = ReplicaAsk::PageDigest { after };
-        [ReplicaAsk::Merge(items.into()), ReplicaAsk::Digest(key), ReplicaAsk::Items(key), page, digest]
+        let (merge, hint) = (ReplicaAsk::Merge(items.into()), ReplicaAsk::Hint(items.into()));
+        [merge, hint, ReplicaAsk::Digest(key), ReplicaAsk::Items(key), page, digest]
     }
 
     fn answers(items: &[Item], next: Option<Vec<u8>>, why: &str) -> [ReplicaSaid; 8] {

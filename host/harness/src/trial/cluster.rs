@@ -108,6 +108,7 @@ impl Cluster {
             n: trial.replicas,
             r: trial.reads,
             w: trial.writes,
+            strict: Some(!trial.sloppy),
             storage: trial.storage,
             config: trial.config.clone(),
             call_time: trial.call_time,
@@ -315,10 +316,41 @@ impl Cluster {
         (0..nodes.count()).find_map(|at| match nodes.life(at) {
             Some(life) => {
                 let building = life.services().master.building().len();
-                (building > 0).then(|| format!("n{at} builds {building} replicas"))
+                let hints = life.services().master.hints().len();
+                let builds = || format!("n{at} builds {building} replicas");
+                let keeps = || format!("n{at} keeps {hints} hints");
+                (building > 0).then(builds).or_else(|| (hints > 0).then(keeps))
             }
             None => nodes.ended(at).is_none().then(|| format!("n{at} does not serve")),
         })
+    }
+
+    /// Cut these nodes off from all others, and wait until those have noticed.
+    pub async fn cut_off(&self, apart: &[At]) {
+        self.note(format_args!("{apart:?} are cut off"));
+        let others: Vec<At> = (0..self.nodes().count()).filter(|at| !apart.contains(at)).collect();
+        let pairs = apart.iter().flat_map(|one| others.iter().map(move |other| (*one, *other)));
+        let ways = pairs.flat_map(|(one, other)| [(one, other), (other, one)]);
+        let ways: Vec<_> = ways.map(|(from, to)| (address(from).ip(), address(to).ip())).collect();
+        self.weather().cut(ways);
+        self.network().changed();
+        let uid = |at: At| self.nodes().life(at).map(|life| life.cluster().uid());
+        let apart: Vec<_> = apart.iter().filter_map(|at| uid(*at)).collect();
+        let sees = |at: &At| {
+            let life = self.nodes().life(*at)?;
+            let seen = apart.iter().any(|uid| life.transport().is_up(*uid));
+            seen.then(|| format!("n{at} reaches a node that is cut off"))
+        };
+        let noticed = self.until("a cut is noticed", || others.iter().find_map(sees)).await;
+        self.check(noticed.is_ok(), noticed.err().unwrap_or_default());
+    }
+
+    /// End every cut.
+    pub fn heal(&self) {
+        self.note("all cuts end");
+        let cuts = self.weather().cuts();
+        self.weather().heal(cuts);
+        self.network().changed();
     }
 
     /// Wait until `wanting` returns `None`. Otherwise it returns the reason to wait.

@@ -133,7 +133,7 @@ impl Master {
         replicas
     }
 
-    fn with_slots(&self, each: impl Fn(PartitionId, &Slot) -> Vec<ReplicaId>) -> Vec<ReplicaId> {
+    pub(super) fn with_slots(&self, each: impl Fn(PartitionId, &Slot) -> Vec<ReplicaId>) -> Vec<ReplicaId> {
         let mut all = Vec::new();
         for (partition, slot) in (0u16..).zip(&self.inner.slots) {
             all.extend(each(PartitionId(partition), &slot.lock()));

@@ -1,0 +1,110 @@
+//! Hints: what this node keeps for replicas at other nodes that could not be reached (R6, R7).
+//!
+//! A hint belongs to a partition, and not to the node that missed a write. It takes writes and answers nothing, also if this
+//! node becomes a member later: its own replica is another store.
+
+use annulus_core::ids::ModuleUid;
+use annulus_core::state::StorageKind;
+use annulus_storage::Items;
+
+use super::replica::{NoReplica, ReplicaId};
+use super::{Master, apply};
+use crate::control::Control;
+use crate::mailbox::VnodeHandle;
+use crate::slot::{Hint, Slot};
+
+impl Master {
+    /// Give a hint, which is made on demand, a write. `version` is that of the sender; `message` makes the write for the vnode,
+    /// from what is given and the version of the group here.
+    ///
+    /// # Errors
+    /// As [`Master::replica`], with what was given. [`NoReplica::Elsewhere`]: this node is one of the replicas by the returned
+    /// version, and a write goes to its replica.
+    pub fn hint<T>(
+        &self,
+        id: ReplicaId,
+        version: u64,
+        given: T,
+        message: impl FnOnce(T, u64) -> Control,
+    ) -> Result<(), (NoReplica, T)> {
+        let Some(mut slot) = self.slot(id.partition) else { return Err((NoReplica::NotReady, given)) };
+        if version > slot.sets_version {
+            return Err((NoReplica::CatchUp, given));
+        }
+        if self.replicas_of(id.module).is_none() {
+            return Err((NoReplica::NotReady, given));
+        }
+        let version = slot.sets_version;
+        if slot.replicas.contains_key(&id.module) {
+            return Err((NoReplica::Elsewhere(version), given));
+        }
+        slot.hints.entry(id.module).or_default();
+        let Some(vnode) = self.hint_vnode(&mut slot, id) else { return Err((NoReplica::NotReady, given)) };
+        // The number changes with the mailbox: whoever reads the hint afterwards sees the writes that it counts.
+        vnode.tell(message(given, version));
+        if let Some(hint) = slot.hints.get_mut(&id.module) {
+            hint.writes += 1;
+        }
+        Ok(())
+    }
+
+    /// Return the hints of this node, those on disk included.
+    pub fn hints(&self) -> Vec<ReplicaId> {
+        let started = |partition, slot: &Slot| {
+            slot.hints.keys().map(|module| ReplicaId { module: *module, partition }).collect()
+        };
+        let mut hints = self.with_slots(started);
+        let stored = self.inner.config.stores.hints().into_iter();
+        hints.extend(stored.map(|(module, partition)| ReplicaId { module, partition }));
+        hints.sort_unstable();
+        hints.dedup();
+        hints
+    }
+
+    /// Return the vnode of a hint, to read it, and the number of writes that it was given; `None` if there is no such hint, or its
+    /// module cannot run here yet.
+    pub fn kept_hint(&self, id: ReplicaId) -> Option<(VnodeHandle, u64)> {
+        let mut slot = self.slot(id.partition)?;
+        let is_stored = || self.inner.config.stores.hints().contains(&(id.module, id.partition));
+        if !slot.hints.contains_key(&id.module) && !is_stored() {
+            return None;
+        }
+        let writes = slot.hints.entry(id.module).or_default().writes;
+        Some((self.hint_vnode(&mut slot, id)?, writes))
+    }
+
+    /// Drop a hint: enough replicas have what it had when it had been given this number of writes. Return false if it has been
+    /// given more since then; it stays.
+    pub fn drop_hint(&self, id: ReplicaId, writes: u64) -> bool {
+        let Some(mut slot) = self.slot(id.partition) else { return true };
+        if slot.hints.get(&id.module).is_some_and(|hint| hint.writes != writes) {
+            return false;
+        }
+        let vnode = slot.hints.remove(&id.module).and_then(|hint| hint.vnode);
+        drop(VnodeHandle::end_all(vnode, &apply::undeployed_error(), true));
+        self.inner.config.stores.drop_hint(id.module, id.partition);
+        true
+    }
+
+    /// End the hints of modules that were undeployed. Their stores are dropped with the module's others.
+    pub(super) fn end_hints(&self, slot: &mut Slot, is_gone: impl Fn(&ModuleUid) -> bool) {
+        let gone: Vec<ModuleUid> = slot.hints.keys().filter(|module| is_gone(module)).copied().collect();
+        let ended = gone.iter().filter_map(|module| slot.hints.remove(module)?.vnode);
+        drop(VnodeHandle::end_all(ended.collect::<Vec<_>>(), &apply::undeployed_error(), true));
+    }
+
+    fn hint_vnode(&self, slot: &mut Slot, id: ReplicaId) -> Option<VnodeHandle> {
+        let hint: &mut Hint = slot.hints.get_mut(&id.module)?;
+        if hint.vnode.is_none() {
+            let release = self.inner.config.modules.release(id.module)?;
+            let stores = &self.inner.config.stores;
+            let new = || match release.storage {
+                StorageKind::Memory => Items::memory(),
+                StorageKind::Durable => stores.hint(id.module, id.partition),
+            };
+            let items = hint.items.get_or_insert_with(new).clone();
+            hint.vnode = Some(self.start(id.module, id.partition, release, items, false));
+        }
+        hint.vnode.clone()
+    }
+}
