@@ -176,4 +176,20 @@ mod tests {
         let expected = [(0, Rank::Primary), (5, Rank::Fallback), (3, Rank::Fallback)];
         assert_eq!(list(&ring(RING), 0, 3, &Zoned), expected);
     }
+
+    #[test]
+    fn fallbacks_are_up_in_no_set_of_the_partition_and_from_other_zones_first() {
+        let mut ring = ring(RING);
+        let found = |ring: &RingTable, up: fn(NodeId) -> bool| {
+            fallbacks(ring, PartitionId(0), 3, &up).iter().map(|node| node.0).collect::<Vec<_>>()
+        };
+        assert_eq!(found(&ring, |node| node.0 != 1), [3, 4, 5]);
+        assert_eq!(found(&ring, |node| ![1, 4].contains(&node.0)), [3, 5]);
+        // One that the partition moves to gets the write as such.
+        let target = [0, 1, 3].map(NodeId).to_vec();
+        ring.partitions[0].pending = Some(crate::ring::Transfer::new(crate::ids::TransferId(9), target));
+        assert_eq!(found(&ring, |node| node.0 != 1), [4, 5]);
+        ring.partitions[0].pending = None;
+        assert_eq!(fallbacks(&ring, PartitionId(0), 3, &Zoned)[..2], [NodeId(5), NodeId(3)]);
+    }
 }

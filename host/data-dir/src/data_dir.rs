@@ -15,7 +15,7 @@ use super::error::DataDirError;
 use super::founding::Founding;
 use super::identity::{Credentials, Identity};
 use super::join_intent::JoinIntent;
-use super::layout::{FOUNDING, ITEMS_LAYOUT, JOIN, LOCK, REPLICAS_LAYOUT};
+use super::layout::{FOUNDING, HINTS_LAYOUT, ITEMS_LAYOUT, JOIN, LOCK, REPLICAS_LAYOUT};
 use super::replicated::ReplicatedModules;
 use super::store::Store;
 use super::{aside, files, starts};
@@ -107,6 +107,11 @@ impl DataDir {
     /// from then on.
     pub fn note_replicas(&self) -> Result<(), DataDirError> {
         self.raise_layout(REPLICAS_LAYOUT)
+    }
+
+    /// Note durably that the directory has hints. An older build refuses the directory from then on.
+    pub fn note_hints(&self) -> Result<(), DataDirError> {
+        self.raise_layout(HINTS_LAYOUT)
     }
 
     fn raise_layout(&self, layout: u64) -> Result<(), DataDirError> {

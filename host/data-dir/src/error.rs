@@ -3,7 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use super::engine::Trouble;
-use super::layout::{JOIN, LAYOUT_VERSION, REPLICAS_LAYOUT};
+use super::layout::{HINTS_LAYOUT, JOIN, LAYOUT_VERSION};
 use super::obstacle::{RESTORE, database_trouble, obstacle};
 
 /// The reason why a data directory cannot be used. Nothing in it was changed.
@@ -14,7 +14,7 @@ pub enum DataDirError {
     Locked(PathBuf),
     /// The directory was written by another version of annulus.
     #[error(
-        "{path} has layout version {found}, this annulus reads versions {LAYOUT_VERSION} to {REPLICAS_LAYOUT}"
+        "{path} has layout version {found}, this annulus reads versions {LAYOUT_VERSION} to {HINTS_LAYOUT}"
     )]
     OtherVersion {
         /// The `IDENTITY` file.

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::disk::Disk;
 use super::error::{DataDirError, corrupt};
-use super::layout::{IDENTITY, LAYOUT_VERSION, REPLICAS_LAYOUT};
+use super::layout::{HINTS_LAYOUT, IDENTITY, LAYOUT_VERSION};
 use super::sealed;
 
 const CERTIFICATE: &str = "node.pem";
@@ -18,7 +18,7 @@ const AUTHORITIES: &str = "authorities.pem";
 /// The identity of the node that a directory belongs to.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Identity {
-    /// Version of the data directory, from [`LAYOUT_VERSION`] to [`REPLICAS_LAYOUT`].
+    /// Version of the data directory, from [`LAYOUT_VERSION`] to [`HINTS_LAYOUT`].
     pub layout: u64,
     /// `name@host`.
     pub name: String,
@@ -63,7 +63,7 @@ impl Identity {
         let Some(body) = sealed::read_body(disk, dir, IDENTITY)? else { return Ok(None) };
         // The version is read first, because another version may have other fields.
         let Layout { layout } = toml::from_str(&body).map_err(|error| corrupt(&path, error))?;
-        if !(LAYOUT_VERSION..=REPLICAS_LAYOUT).contains(&layout) {
+        if !(LAYOUT_VERSION..=HINTS_LAYOUT).contains(&layout) {
             return Err(DataDirError::OtherVersion { path, found: layout });
         }
         toml::from_str(&body).map(Some).map_err(|error| corrupt(&path, error))

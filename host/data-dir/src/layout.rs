@@ -9,6 +9,9 @@ pub const ITEMS_LAYOUT: u64 = 2;
 /// Version of a data directory with stores of modules with several replicas, whose records no build of version 2 can read.
 pub const REPLICAS_LAYOUT: u64 = 3;
 
+/// The layout version of a directory with hints: items that other nodes lack.
+pub const HINTS_LAYOUT: u64 = 4;
+
 /// The file that the process of the node keeps locked.
 pub(super) const LOCK: &str = "LOCK";
 

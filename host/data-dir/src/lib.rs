@@ -61,7 +61,7 @@ pub use error::DataDirError;
 pub use founding::Founding;
 pub use identity::{Credentials, Identity};
 pub use join_intent::{Admitted, JoinIntent};
-pub use layout::{ITEMS_LAYOUT, LAYOUT_VERSION, REPLICAS_LAYOUT};
+pub use layout::{HINTS_LAYOUT, ITEMS_LAYOUT, LAYOUT_VERSION, REPLICAS_LAYOUT};
 pub use obstacle::{RESTORE, database_trouble, is_damage, obstacle};
 pub use private::{keep_files_private, make_private};
 pub use real::open_database;

@@ -149,7 +149,7 @@ async fn open_stores(
     me: NodeId,
     reserve_bytes: u64,
 ) -> Result<(Stores, Opened), DataDirError> {
-    let (directory, prepared) = (data.clone(), data.clone());
+    let (directory, prepared, hinted) = (data.clone(), data.clone(), data.clone());
     let config = StoresConfig {
         disk: data.disk().clone(),
         dir: data.path().to_owned(),
@@ -159,6 +159,7 @@ async fn open_stores(
         reserve_bytes,
         before_creation: Arc::new(move || directory.note_items().map_err(|error| error.to_string())),
         before_replicas: Arc::new(move || prepared.note_replicas().map_err(|error| error.to_string())),
+        before_hints: Arc::new(move || hinted.note_hints().map_err(|error| error.to_string())),
     };
     while_locked(|| Stores::open(config.clone())).await
 }

@@ -3,7 +3,7 @@
 //! A member that was away compares its items with those of the others when it is back (`catch_up`), so a hint need not wait
 //! for it. It is what a write lacks of its quorum, and it ends once a quorum of the members has its items.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use annulus_cluster::View;
@@ -50,16 +50,15 @@ impl Nodes for Reached<'_> {
 pub(super) struct StandIns {
     /// The time of the next look at those that are silent, and whether it is the first; `None` if there is none.
     next: Option<(Instant, bool)>,
-    /// The members that were replaced, and the nodes that were asked instead.
-    replaced: BTreeSet<NodeId>,
-    asked: BTreeSet<NodeId>,
+    /// The nodes that were asked, each with the member that it stands in for; `None` for one that has failed.
+    asked: BTreeMap<NodeId, Option<NodeId>>,
 }
 
 impl StandIns {
     /// Create those of a write; of one that must be acknowledged by members, there are none.
     pub(super) fn new(sloppy: bool) -> Self {
         let next = sloppy.then(|| (Instant::now(), true));
-        Self { next, replaced: BTreeSet::new(), asked: BTreeSet::new() }
+        Self { next, asked: BTreeMap::new() }
     }
 
     /// Wait until it is time to look which members are silent.
@@ -74,6 +73,13 @@ impl StandIns {
     pub(super) fn look_now(&mut self) -> bool {
         self.next = self.next.map(|_| (Instant::now(), false));
         self.next.is_some()
+    }
+
+    /// Note that a node did not do what it was asked for. If it stood in for a member, another one is asked.
+    pub(super) fn failed(&mut self, node: NodeId) {
+        if self.asked.get_mut(&node).is_some_and(|member| member.take().is_some()) {
+            self.next = Some((Instant::now(), false));
+        }
     }
 
     /// Return members that are silent, each with the node to ask instead: at first those that are known to be away, if the
@@ -92,13 +98,13 @@ impl StandIns {
         if is_first && write.group().have_quorums(w, is_up) {
             return Vec::new();
         }
+        let replaced: BTreeSet<NodeId> = self.asked.values().copied().flatten().collect();
         let is_silent =
-            |node: &NodeId| *node != view.me && !self.replaced.contains(node) && !(is_first && is_up(*node));
+            |node: &NodeId| *node != view.me && !replaced.contains(node) && !(is_first && is_up(*node));
         let silent: Vec<NodeId> = write.silent().filter(is_silent).collect();
-        let spare = replicas.fallbacks(id).into_iter().filter(|node| !self.asked.contains(node));
+        let spare = replicas.fallbacks(id).into_iter().filter(|node| !self.asked.contains_key(node));
         let pairs: Vec<(NodeId, NodeId)> = silent.into_iter().zip(spare).collect();
-        self.replaced.extend(pairs.iter().map(|(member, _)| *member));
-        self.asked.extend(pairs.iter().map(|(_, fallback)| *fallback));
+        self.asked.extend(pairs.iter().map(|(member, fallback)| (*fallback, Some(*member))));
         pairs
     }
 }
@@ -176,6 +182,10 @@ impl Replicas {
             Some((_, writes)) => writes,
             None => return Err("its module cannot run here yet".to_owned()),
         };
+        // Before, it could not end, and would be sent again and again.
+        if !group.have_quorums(w, |node| self.is_up(&view, node)) && !mutants::on(Mutant::DropHint) {
+            return Err("too few of its members can be reached".to_owned());
+        }
         let mut have = BTreeSet::new();
         let mut reasons = Vec::new();
         for node in group.receivers().filter(|node| self.is_up(&view, *node)) {

@@ -62,7 +62,7 @@ impl Replicas {
     /// Keep items for replicas at other nodes (R6).
     fn keep(&self, id: ReplicaId, version: u64, given: Given, from: PeerIdentity, deadline: Instant) {
         match self.inner.master.hint(id, version, given, Given::message) {
-            Ok(()) => self.inner.hinted.notify_one(),
+            Ok(is_first) => self.note_hint(is_first),
             Err((NoReplica::CatchUp, given)) => {
                 let this = self.clone();
                 // The deadline of the request ends the task.
@@ -71,12 +71,19 @@ impl Replicas {
                         return;
                     }
                     match this.inner.master.hint(id, version, given, Given::message) {
-                        Ok(()) => this.inner.hinted.notify_one(),
+                        Ok(is_first) => this.note_hint(is_first),
                         Err((why, given)) => given.refuse(why),
                     }
                 });
             }
             Err((why, given)) => given.refuse(why),
+        }
+    }
+
+    fn note_hint(&self, is_first: bool) {
+        // One that could not be delivered is tried again after a pause.
+        if is_first {
+            self.inner.hinted.notify_one();
         }
     }
 

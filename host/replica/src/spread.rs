@@ -103,7 +103,11 @@ impl Replicas {
                 }
                 Some((node, said)) = asked.next() => {
                     teller = node;
-                    said.map_err(|why| reasons.push(why)).ok()
+                    said.map_err(|why| {
+                        stand_ins.failed(node);
+                        reasons.push(why);
+                    })
+                    .ok()
                 }
                 () = stand_ins.due(), if !is_acknowledged => {
                     let pairs = stand_ins.look(self, id, &write, w);

@@ -38,6 +38,16 @@ const ASIDE: &str = "items-set-aside-";
 /// Prefix of the name of a module's keyspace; the module's uid follows.
 const ITEMS: &str = "items-";
 
+/// Have the data directory take stores of a new kind.
+async fn prepare(
+    before: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    kind: &str,
+) -> Result<(), StorageError> {
+    let prepared = annulus_ground::blocking(move || before()).await.map_err(|_| StorageError::Closed)?;
+    prepared
+        .map_err(|error| StorageError::Unavailable(format!("the data directory cannot take {kind}: {error}")))
+}
+
 /// What all stores of a node share.
 pub(super) struct Shared {
     pub(super) config: StoresConfig,
@@ -46,6 +56,8 @@ pub(super) struct Shared {
     database: OnceCell<Arc<Database>>,
     /// Set once the data directory says that it has replicas.
     replicas: OnceCell<()>,
+    /// Set once it says that it has hints.
+    hints: OnceCell<()>,
     damage: OnceLock<String>,
     /// The place in the log that the stores follow. Every change of a store's record also writes it.
     pub(super) followed: Mutex<Option<LogPlace>>,
@@ -56,8 +68,8 @@ impl Shared {
         let cache = Cache::new(config.cache_bytes);
         let reserve = Reserve::new(config.disk.clone(), config.dir.clone(), config.reserve_bytes);
         let (database, damage) = (OnceCell::new(), OnceLock::new());
-        let replicas = OnceCell::new();
-        Self { config, cache, reserve, database, replicas, damage, followed: Mutex::default() }
+        let (replicas, hints) = (OnceCell::new(), OnceCell::new());
+        Self { config, cache, reserve, database, replicas, hints, damage, followed: Mutex::default() }
     }
 
     /// Return the database if it exists.
@@ -87,15 +99,14 @@ impl Shared {
 
     /// Prepare the data directory for stores of modules with several replicas.
     pub(super) async fn prepare_replicas(&self) -> Result<(), StorageError> {
-        let prepare = async {
-            let config = self.config.clone();
-            let prepared = annulus_ground::blocking(move || (config.before_replicas)());
-            let prepared = prepared.await.map_err(|_| StorageError::Closed)?;
-            prepared.map_err(|error| {
-                StorageError::Unavailable(format!("the data directory cannot take replicas: {error}"))
-            })
-        };
+        let prepare = prepare(self.config.before_replicas.clone(), "replicas");
         self.replicas.get_or_try_init(|| prepare).await.copied()
+    }
+
+    /// Prepare the data directory for stores of items for other nodes.
+    pub(super) async fn prepare_hints(&self) -> Result<(), StorageError> {
+        let prepare = prepare(self.config.before_hints.clone(), "hints");
+        self.hints.get_or_try_init(|| prepare).await.copied()
     }
 
     /// Write records and remove others, as one change, with the place in the log that they follow.

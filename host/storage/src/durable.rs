@@ -96,8 +96,10 @@ impl Durable {
         }
         if self.place.get().is_none() {
             let database = self.shared.database().await?;
-            if matches!(self.role(), StoreRole::Replica { .. }) {
-                self.shared.prepare_replicas().await?;
+            match self.role() {
+                StoreRole::Replica { .. } => self.shared.prepare_replicas().await?,
+                StoreRole::Hint => self.shared.prepare_hints().await?,
+                StoreRole::Member | StoreRole::Stage(_) | StoreRole::Aside | StoreRole::Dropped => {}
             }
             let (of, module) = (database.clone(), self.module);
             let space = annulus_ground::blocking(move || of.item_space(module));

@@ -40,6 +40,8 @@ pub struct StoresConfig {
     pub before_creation: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
     /// Called before the first store of a module with several replicas is used, in such a thread.
     pub before_replicas: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
+    /// Called before the first store of items for other nodes is used, in such a thread.
+    pub before_hints: Arc<dyn Fn() -> Result<(), String> + Send + Sync>,
 }
 
 /// A database of items that was set aside.

@@ -31,6 +31,7 @@ fn config(dir: &Path) -> StoresConfig {
         reserve_bytes: 0,
         before_creation: Arc::new(|| Ok(())),
         before_replicas: Arc::new(|| Ok(())),
+        before_hints: Arc::new(|| Ok(())),
     }
 }
 
@@ -320,6 +321,43 @@ async fn a_database_with_less_than_its_witness_is_set_aside() {
         write(3).await;
         std::fs::remove_dir_all(dir.path().join("items")).unwrap();
     }
+}
+
+#[tokio::test]
+async fn a_hint_is_a_store_apart_and_outlives_the_process_until_it_is_dropped() {
+    let dir = tempfile::tempdir().unwrap();
+    let prepared = Arc::new(AtomicUsize::new(0));
+    let counted = |dir: &Path| {
+        let prepared = prepared.clone();
+        let before_hints = Arc::new(move || {
+            prepared.fetch_add(1, Ordering::Relaxed);
+            Ok(())
+        });
+        Stores::open(StoresConfig { before_hints, ..config(dir) })
+    };
+    let (stores, _) = counted(dir.path()).await.unwrap();
+    let (replica, hint) = (stores.replica(MODULE, HERE, true, TransferId(0)), stores.hint(MODULE, HERE));
+    replica.open().await.unwrap();
+    assert_eq!(prepared.load(Ordering::Relaxed), 0);
+    hint.open().await.unwrap();
+    hint.apply(vec![(addr(1, 0), Some(version(1)))]).await.unwrap();
+    assert_eq!((prepared.load(Ordering::Relaxed), replica.get(&addr(1, 0)).await), (1, Ok(None)));
+    stores.close().await;
+    drop((replica, hint, stores));
+
+    let (stores, _) = counted(dir.path()).await.unwrap();
+    assert_eq!((stores.hints(), stores.health().hints), (vec![(MODULE, HERE)], 1));
+    let hint = stores.hint(MODULE, HERE);
+    hint.open().await.unwrap();
+    assert_eq!(hint.get(&addr(1, 0)).await, Ok(Some(version(1))));
+    stores.drop_hint(MODULE, HERE);
+    stores.swept().await;
+    assert_eq!((stores.hints().len(), stores.health().dropped), (0, 0));
+    // The next one is empty.
+    let next = stores.hint(MODULE, HERE);
+    next.open().await.unwrap();
+    assert_eq!(next.get(&addr(1, 0)).await, Ok(None));
+    stores.close().await;
 }
 
 #[tokio::test]

@@ -65,6 +65,7 @@ impl Machine {
                     if fails.load(Ordering::Relaxed) { Err("the disk refuses".to_owned()) } else { Ok(()) }
                 }),
                 before_replicas: Arc::new(|| Ok(())),
+                before_hints: Arc::new(|| Ok(())),
             };
             let (stores, opened) = Stores::open(config).await.unwrap();
             assert!(opened.set_aside.is_none(), "the stores are as they were promised");

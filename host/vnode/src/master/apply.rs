@@ -89,7 +89,7 @@ impl Master {
                 if recovers { stores.set_members_aside(id) } else { stores.drop_members(id) }
             }
             let gone = |uid: &&ModuleUid| older(uid) && !modules.contains_key(uid);
-            self.end_hints(&mut slot, |module| gone(&module));
+            self.end_hints(&mut slot, id, |module| gone(&module), recovers);
             let gone: Vec<ModuleUid> = slot.vnodes.keys().filter(gone).copied().collect();
             let gone: BTreeMap<_, _> = gone.iter().filter_map(|uid| slot.vnodes.remove_entry(uid)).collect();
             if recovers && !gone.is_empty() {

@@ -3,7 +3,10 @@
 //! A hint belongs to a partition, and not to the node that missed a write. It takes writes and answers nothing, also if this
 //! node becomes a member later: its own replica is another store.
 
+use std::collections::BTreeMap;
+
 use annulus_core::ids::ModuleUid;
+use annulus_core::keyspace::PartitionId;
 use annulus_core::state::StorageKind;
 use annulus_storage::Items;
 
@@ -14,7 +17,7 @@ use crate::mailbox::VnodeHandle;
 use crate::slot::{Hint, Slot};
 
 impl Master {
-    /// Give a hint, which is made on demand, a write. `version` is that of the sender; `message` makes the write for the vnode,
+    /// Give a hint, which is made on demand, a write. Return true if it is the first one of this hint. `version` is that of the sender; `message` makes the write for the vnode,
     /// from what is given and the version of the group here.
     ///
     /// # Errors
@@ -26,7 +29,7 @@ impl Master {
         version: u64,
         given: T,
         message: impl FnOnce(T, u64) -> Control,
-    ) -> Result<(), (NoReplica, T)> {
+    ) -> Result<bool, (NoReplica, T)> {
         let Some(mut slot) = self.slot(id.partition) else { return Err((NoReplica::NotReady, given)) };
         if version > slot.sets_version {
             return Err((NoReplica::CatchUp, given));
@@ -42,10 +45,9 @@ impl Master {
         let Some(vnode) = self.hint_vnode(&mut slot, id) else { return Err((NoReplica::NotReady, given)) };
         // The number changes with the mailbox: whoever reads the hint afterwards sees the writes that it counts.
         vnode.tell(message(given, version));
-        if let Some(hint) = slot.hints.get_mut(&id.module) {
-            hint.writes += 1;
-        }
-        Ok(())
+        let hint = slot.hints.entry(id.module).or_default();
+        hint.writes += 1;
+        Ok(hint.writes == 1)
     }
 
     /// Return the hints of this node, those on disk included.
@@ -86,11 +88,23 @@ impl Master {
         true
     }
 
-    /// End the hints of modules that were undeployed. Their stores are dropped with the module's others.
-    pub(super) fn end_hints(&self, slot: &mut Slot, is_gone: impl Fn(&ModuleUid) -> bool) {
+    /// End the hints of modules that the applied state does not have. Their stores are dropped or set aside with the module's
+    /// others. With `recovers`, the module was not undeployed, and what is in memory is kept aside (R19).
+    pub(super) fn end_hints(
+        &self,
+        slot: &mut Slot,
+        id: PartitionId,
+        is_gone: impl Fn(&ModuleUid) -> bool,
+        recovers: bool,
+    ) {
         let gone: Vec<ModuleUid> = slot.hints.keys().filter(|module| is_gone(module)).copied().collect();
-        let ended = gone.iter().filter_map(|module| slot.hints.remove(module)?.vnode);
-        drop(VnodeHandle::end_all(ended.collect::<Vec<_>>(), &apply::undeployed_error(), true));
+        let ended: BTreeMap<ModuleUid, VnodeHandle> =
+            gone.iter().filter_map(|module| Some((*module, slot.hints.remove(module)?.vnode?))).collect();
+        if recovers && !ended.is_empty() {
+            self.set_vnodes_aside(ended, slot, id);
+        } else {
+            drop(VnodeHandle::end_all(ended.into_values(), &apply::undeployed_error(), true));
+        }
     }
 
     fn hint_vnode(&self, slot: &mut Slot, id: ReplicaId) -> Option<VnodeHandle> {

@@ -326,10 +326,12 @@ mod tests {
     use std::sync::Arc;
 
     use annulus_core::ids::NodeId;
+    use annulus_core::item::Item;
     use annulus_core::keyspace::RingSize;
     use annulus_core::ring::{RingTable, Transfer};
     use annulus_core::state::Lineage;
     use annulus_storage::Stores;
+    use tokio::sync::oneshot;
 
     use super::*;
     use crate::master::MasterConfig;
@@ -417,6 +419,39 @@ mod tests {
         // It has lost its items by the time it is back.
         apply(&master, &ring(&[2, 1], 60), 60);
         assert_eq!(master.building().len(), 16);
+    }
+
+    #[tokio::test]
+    async fn a_hint_is_no_replica_and_is_dropped_only_if_it_got_no_write_since_it_was_read() {
+        let master = master(false);
+        let write = |version: u64| {
+            let (merged, answer) = oneshot::channel();
+            let items = vec![Item { key: vec![1], sort: vec![], value: vec![2], deleted: false }];
+            let message = |items: Vec<Item>, _: u64| {
+                Control::Merge(items, Box::new(move |told: Result<(), String>| drop(merged.send(told))))
+            };
+            (master.hint(HERE, version, items, message).map_err(|(why, _)| why), answer)
+        };
+        // Nothing is known of the module, and then this node is one of its replicas.
+        assert_eq!(write(0).0, Err(NoReplica::NotReady));
+        apply(&master, &ring(&[2, 1], 5), 30);
+        assert_eq!(write(5).0, Err(NoReplica::Elsewhere(5)));
+        apply(&master, &ring(&[2, 3], 40), 40);
+        assert_eq!(write(41).0, Err(NoReplica::CatchUp));
+        assert!(master.hints().is_empty() && master.kept_hint(HERE).is_none());
+
+        let (given, merged) = write(40);
+        assert_eq!((given, merged.await.unwrap()), (Ok(true), Ok(())));
+        assert_eq!((master.hints(), master.replicas()), (vec![HERE], vec![]));
+        let (_, read) = master.kept_hint(HERE).unwrap();
+        let (given, merged) = write(40);
+        assert_eq!((given, merged.await.unwrap()), (Ok(false), Ok(())));
+        assert!(!master.drop_hint(HERE, read) && master.hints() == [HERE]);
+        // It stays apart from a replica that this node gets later.
+        apply(&master, &ring(&[2, 1], 50), 50);
+        assert_eq!((master.building().len(), master.hints()), (16, vec![HERE]));
+        let (_, read) = master.kept_hint(HERE).unwrap();
+        assert!(master.drop_hint(HERE, read) && master.hints().is_empty());
     }
 
     fn moving(replicas: &[u64], version: u64, pending: u64, target: &[u64]) -> RingTable {
