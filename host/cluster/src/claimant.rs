@@ -12,10 +12,9 @@ use std::time::Duration;
 
 use annulus_core::codec;
 use annulus_core::ids::NodeId;
-use annulus_core::state::{Command, Member, MemberStatus, Outcome};
+use annulus_core::state::{Command, Member, MemberStatus, Module, Outcome};
 use annulus_core::voters::{self, Candidate};
 use annulus_transport::{beat, kind};
-use bytes::Bytes;
 use openraft::error::{ClientWriteError, RaftError};
 use openraft::{ChangeMembers, EmptyNode};
 use tokio::time::{Instant, timeout};
@@ -225,11 +224,13 @@ impl Claimant {
 
     /// Return true if a node may keep items that too few members have (R7). One that does not answer may.
     async fn keeps_hints(&self, view: &View, node: NodeId) -> bool {
-        if !view.state.modules.values().any(|module| module.sloppy) {
+        if !view.state.modules.values().any(Module::may_have_hints) {
             return false;
         }
         let deadline = Instant::now() + HINTS_LIMIT;
-        let answer = self.peers.call(node, kind::HINTS, Bytes::new(), deadline).await.ok();
+        // It takes no more of them from the state on in which it leaves.
+        let Ok(question) = codec::encode(&view.index()) else { return true };
+        let answer = self.peers.call(node, kind::HINTS, question.into(), deadline).await.ok();
         answer.and_then(|answer| codec::decode::<usize>(&answer).ok()) != Some(0)
     }
 

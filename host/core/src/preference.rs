@@ -56,7 +56,7 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
     let replicas = &ring.partition(id).replicas;
     let primaries = &replicas[..n.min(replicas.len())];
     let down = primaries.iter().filter(|node| !nodes.is_up(**node)).count();
-    let mut spare = if n > 1 && down > 0 { spares(ring, id, nodes) } else { Vec::new() };
+    let mut spare = if n > 1 && down > 0 { spares(ring, id, n, nodes) } else { Vec::new() };
     let mut list: Vec<Preferred> = Vec::with_capacity(primaries.len());
     let mut taken: Vec<&str> =
         primaries.iter().filter(|node| nodes.is_up(**node)).filter_map(|node| nodes.zone(*node)).collect();
@@ -80,9 +80,9 @@ pub fn preference_list(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl
 /// and neither in the partition's replica set nor in its pending one. The order is that of [`preference_list`].
 pub fn fallbacks(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl Nodes) -> Vec<NodeId> {
     let partition = ring.partition(id);
-    let (set, comers) = (&partition.replicas[..n.min(partition.replicas.len())], partition.target());
-    let mut spares = spares(ring, id, nodes);
-    spares.retain(|node| !comers.contains(node));
+    let set = &partition.replicas[..n.min(partition.replicas.len())];
+    let mut spares = spares(ring, id, n, nodes);
+    spares.retain(|node| !partition.target().iter().take(n).any(|comer| comer == node));
     let taken: Vec<&str> =
         set.iter().filter(|node| nodes.is_up(**node)).filter_map(|node| nodes.zone(*node)).collect();
     let elsewhere = |node: &NodeId| nodes.zone(*node).is_none_or(|zone| !taken.contains(&zone));
@@ -92,8 +92,9 @@ pub fn fallbacks(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl Nodes
 }
 
 /// Return the nodes that are up and not in the partition's replica set, in the order of the partitions that follow.
-fn spares(ring: &RingTable, id: PartitionId, nodes: &impl Nodes) -> Vec<NodeId> {
+fn spares(ring: &RingTable, id: PartitionId, n: usize, nodes: &impl Nodes) -> Vec<NodeId> {
     let replicas = &ring.partition(id).replicas;
+    let replicas = &replicas[..n.min(replicas.len())];
     let (before, after) = ring.partitions.split_at(usize::from(id.0));
     let mut spares: Vec<NodeId> = Vec::new();
     for node in after[1..].iter().chain(before).flat_map(|partition| &partition.replicas) {
@@ -150,8 +151,8 @@ mod tests {
     #[test]
     fn a_fallback_is_never_in_the_replica_set_and_the_list_ends_when_no_node_is_left() {
         let up = |node: NodeId| node.0 > 0 && node.0 < 4;
-        // Node 2 is in the set, though beyond prefix(2).
-        assert_eq!(list(&ring(RING), 0, 2, &up), [(3, Rank::Fallback), (1, Rank::Primary)]);
+        // Node 2 is beyond prefix(2), and so none of the module's replicas.
+        assert_eq!(list(&ring(RING), 0, 2, &up), [(2, Rank::Fallback), (1, Rank::Primary)]);
         let up = |node: NodeId| node.0 == 2;
         assert_eq!(list(&ring(RING), 0, 3, &up), [(2, Rank::Primary)]);
     }

@@ -28,6 +28,25 @@ pub use write::{NotEnough, Write, WriteEvent, WriteStep};
 use crate::ids::NodeId;
 use crate::ring::Partition;
 
+/// What a module asks of its replicas.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Quorums {
+    /// Number of replicas.
+    pub n: usize,
+    /// Number of nodes that agree on a read.
+    pub r: usize,
+    /// Number of nodes that acknowledge a write.
+    pub w: usize,
+    /// True if fallbacks may acknowledge a write, as long as one member does.
+    pub sloppy: bool,
+}
+
+impl From<(usize, usize, usize)> for Quorums {
+    fn from((n, r, w): (usize, usize, usize)) -> Self {
+        Self { n, r, w, sloppy: false }
+    }
+}
+
 /// The nodes that keep a partition of a module with `n` replicas, at one version.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Group {

@@ -26,6 +26,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, TransferId};
 use crate::keyspace::{PartitionId, RingSize};
+use crate::quorum::Quorums;
 use crate::ring::RingTable;
 
 pub use apply::MAX_WIDTH;
@@ -180,6 +181,9 @@ pub struct Module {
     /// True if a fallback may acknowledge a write instead of a replica that cannot be reached (R6). State level 8.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub sloppy: bool,
+    /// True if that was so once: there may still be writes that too few replicas have. State level 8.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub had_hints: bool,
     /// The engine of its host storage.
     pub storage: StorageKind,
     /// The CBOR map for `init`.
@@ -194,6 +198,18 @@ pub struct Module {
     pub older: Vec<Release>,
     /// The log index of the module's last change.
     pub changed: u64,
+}
+
+impl Module {
+    /// Return true if writes may be at fallbacks, instead of replicas that lack them.
+    pub fn may_have_hints(&self) -> bool {
+        self.sloppy || self.had_hints
+    }
+
+    /// Return the quorums for the making of a store.
+    pub fn quorums(&self) -> Quorums {
+        Quorums { n: self.n.into(), r: self.r.into(), w: self.w.into(), sloppy: self.may_have_hints() }
+    }
 }
 
 /// The release that a command was made for. The command is refused if another release runs.

@@ -7,6 +7,7 @@ use std::time::Duration;
 use annulus_core::handoff::TransferState;
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
+use annulus_core::quorum::Group;
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use serde::{Deserialize, Serialize};
@@ -239,12 +240,13 @@ impl Handoff {
         for id in self.inner.master.hints() {
             let Some(module) = view.state.modules.get(&id.module) else { continue };
             let Some(partition) = view.state.ring.get(id.partition) else { continue };
-            let mut members = partition.replicas.iter().take(usize::from(module.n));
+            let group = Group::of(partition, usize::from(module.n));
+            let mut members = group.receivers();
             let is_up = |node: &NodeId| {
                 *node == view.me || view.peer(*node).is_some_and(|peer| self.inner.transport.is_up(peer.uid))
             };
-            let away = members.clone().find(|node| !is_up(node));
-            let to = away.or(members.next()).map(|node| self.name_of(*node)).unwrap_or_default();
+            let away = group.receivers().find(|node| !is_up(node));
+            let to = away.or(members.next()).map(|node| self.name_of(node)).unwrap_or_default();
             rows.push(TransferRow {
                 module: module.name.clone(),
                 kind: TransferKindName::Hinted,

@@ -264,7 +264,12 @@ impl Modules {
     fn sloppy(&self, request: &DeployRequest, present: Option<&Module>) -> Option<bool> {
         let has_level = self.inner.cluster.view().state.level >= 8;
         let is_new = present.is_none() && request.n.is_some_and(|n| n > 1);
-        request.strict.map(|strict| !strict).or_else(|| (is_new && has_level).then_some(true))
+        match request.strict {
+            // Nothing is to change.
+            Some(true) if present.is_none_or(|module| !module.sloppy) => None,
+            Some(strict) => Some(!strict),
+            None => (is_new && has_level).then_some(true),
+        }
     }
 
     /// Wait until no partition moves or is about to: a module with several replicas cannot be deployed before. If that

@@ -151,6 +151,7 @@ mod tests {
             r: 1,
             w: 1,
             sloppy: false,
+            had_hints: false,
             storage: Default::default(),
             config: vec![0xa0],
             current: current.clone(),

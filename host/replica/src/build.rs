@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use annulus_cluster::View;
 use annulus_core::ids::{NodeId, TransferId};
-use annulus_core::quorum::{Build, BuildEvent, BuildStep, Group};
+use annulus_core::quorum::{Build, BuildEvent, BuildStep, Group, Quorums};
 use annulus_core::wire::replica::{ReplicaAsk, ReplicaSaid};
 use annulus_storage::StorageError;
 use annulus_vnode::ReplicaId;
@@ -184,13 +184,13 @@ impl Replicas {
         &self,
         id: ReplicaId,
         aim: Aim,
-        start: impl FnOnce(NodeId, Group, (usize, usize, usize)) -> (Build, Vec<BuildStep>),
+        start: impl FnOnce(NodeId, Group, Quorums) -> (Build, Vec<BuildStep>),
     ) -> Result<Built, NotBuilt> {
         let cluster = &self.inner.cluster;
         let mut changes = cluster.watch();
         let view = changes.borrow_and_update().clone();
         let module = view.state.modules.get(&id.module).ok_or(NotBuilt::Gone)?;
-        let quorums = (usize::from(module.n), usize::from(module.r), usize::from(module.w));
+        let quorums = module.quorums();
         let group = aim.group(&view, id)?;
         let mut version = group.version;
         let (mut build, mut steps) = start(view.me, group, quorums);

@@ -1,6 +1,7 @@
 //! Commands of modules with several replicas, run by this node as their coordinator.
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use annulus_core::description::Effect;
 use annulus_core::ids::{ModuleUid, NodeId, RequestId};
@@ -112,9 +113,11 @@ impl Replicas {
                     .digest_here(id, &key, work.deadline)
                     .await
                     .map_err(|reason| RequestError::not_applied(ErrorCode::NotReady, reason))?;
-                match self.agree(id, &key, (group.clone(), r), own, work.deadline).await {
+                let patience = if may_be_few { Instant::now() + PATIENCE } else { work.deadline };
+                let agreeing = self.agree(id, &key, (group.clone(), r), own, work.deadline.min(patience));
+                match agreeing.await {
                     Ok(agreed) => self.repair(id, &key, agreed.repair, work.deadline),
-                    Err(error) if may_be_few && error.code == ErrorCode::NotEnoughReplicas => {}
+                    Err(error) if may_be_few && is_of_silence(&error) && Instant::now() < work.deadline => {}
                     Err(error) => return Err(error),
                 }
                 self.write(id, work, (group, w, sloppy), asked).await
@@ -235,6 +238,14 @@ impl Replicas {
             }
         });
     }
+}
+
+/// The longest time that a write waits for others to agree on what it supersedes, if fallbacks may acknowledge it.
+const PATIENCE: Duration = Duration::from_millis(300);
+
+/// Return true if too few members have answered.
+fn is_of_silence(error: &RequestError) -> bool {
+    matches!(error.code, ErrorCode::NotEnoughReplicas | ErrorCode::DeadlineExceeded)
 }
 
 /// Wait until what a read has seen is durable. A read that fails has no effect.

@@ -12,9 +12,10 @@ use annulus_core::ids::NodeId;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::preference::{Nodes, fallbacks};
 use annulus_core::quorum::{Group, Write, WriteEvent};
+use annulus_core::state::{Member, MemberStatus};
 use annulus_core::wire::replica::ReplicaAsk;
 use annulus_transport::Request;
-use annulus_vnode::{Control, ReplicaId};
+use annulus_vnode::{Control, NoReplica, ReplicaId};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -27,6 +28,8 @@ use super::spread::Told;
 const SILENCE: Duration = Duration::from_millis(150);
 /// The pause after a round in which a hint could not be delivered.
 const AGAIN: Duration = Duration::from_millis(500);
+/// The longest such pause.
+const LONGEST: Duration = Duration::from_secs(4);
 /// The longest time for one page, from the question until a member has it.
 const PAGE_LIMIT: Duration = Duration::from_secs(30);
 
@@ -48,6 +51,7 @@ impl Nodes for Reached<'_> {
 
 /// The fallbacks that one write asks for.
 pub(super) struct StandIns {
+    sloppy: bool,
     /// The time of the next look at those that are silent, and whether it is the first; `None` if there is none.
     next: Option<(Instant, bool)>,
     /// The nodes that were asked, each with the member that it stands in for; `None` for one that has failed.
@@ -58,7 +62,7 @@ impl StandIns {
     /// Create those of a write; of one that must be acknowledged by members, there are none.
     pub(super) fn new(sloppy: bool) -> Self {
         let next = sloppy.then(|| (Instant::now(), true));
-        Self { next, asked: BTreeMap::new() }
+        Self { sloppy, next, asked: BTreeMap::new() }
     }
 
     /// Wait until it is time to look which members are silent.
@@ -75,6 +79,13 @@ impl StandIns {
         self.next.is_some()
     }
 
+    /// Look again after a while: the members have changed.
+    pub(super) fn again(&mut self) {
+        if self.sloppy && self.next.is_none() {
+            self.next = Some((Instant::now() + SILENCE, false));
+        }
+    }
+
     /// Note that a node did not do what it was asked for. If it stood in for a member, another one is asked.
     pub(super) fn failed(&mut self, node: NodeId) {
         if self.asked.get_mut(&node).is_some_and(|member| member.take().is_some()) {
@@ -82,20 +93,21 @@ impl StandIns {
         }
     }
 
-    /// Return members that are silent, each with the node to ask instead: at first those that are known to be away, if the
-    /// others are too few, and after a while all of them.
+    /// Return members that are silent, each with the node to ask instead, as many as the write lacks: at first those that are
+    /// known to be away, and after a while any.
     pub(super) fn look(
         &mut self,
         replicas: &Replicas,
         id: ReplicaId,
         write: &Write,
-        w: usize,
     ) -> Vec<(NodeId, NodeId)> {
         let view = replicas.inner.cluster.view();
         let is_first = self.next.is_some_and(|(_, is_first)| is_first);
         self.next = is_first.then(|| (Instant::now() + SILENCE, false));
         let is_up = |node| replicas.is_up(&view, node);
-        if is_first && write.group().have_quorums(w, is_up) {
+        let will = |node| node == view.me || is_first && is_up(node);
+        let lacks = write.lacks(will, self.asked.values().flatten().count());
+        if lacks == 0 {
             return Vec::new();
         }
         let replaced: BTreeSet<NodeId> = self.asked.values().copied().flatten().collect();
@@ -103,7 +115,7 @@ impl StandIns {
             |node: &NodeId| *node != view.me && !replaced.contains(node) && !(is_first && is_up(*node));
         let silent: Vec<NodeId> = write.silent().filter(is_silent).collect();
         let spare = replicas.fallbacks(id).into_iter().filter(|node| !self.asked.contains_key(node));
-        let pairs: Vec<(NodeId, NodeId)> = silent.into_iter().zip(spare).collect();
+        let pairs: Vec<(NodeId, NodeId)> = silent.into_iter().zip(spare).take(lacks).collect();
         self.asked.extend(pairs.iter().map(|(member, fallback)| (*fallback, Some(*member))));
         pairs
     }
@@ -116,9 +128,11 @@ impl Replicas {
         let Some(module) = view.state.modules.get(&id.module) else { return Vec::new() };
         let reached = Reached { replicas: self, view: &view };
         let mut nodes = fallbacks(&view.state.ring, id.partition, usize::from(module.n), &reached);
-        nodes.retain(|node| {
-            view.member(*node).is_some_and(|member| self.inner.modules.unable(member, module).is_none())
-        });
+        // One that leaves takes no hints.
+        let can = |member: &Member| {
+            member.status != MemberStatus::Leaving && self.inner.modules.unable(member, module).is_none()
+        };
+        nodes.retain(|node| view.member(*node).is_some_and(can));
         nodes
     }
 
@@ -138,17 +152,49 @@ impl Replicas {
         (node, said)
     }
 
-    /// Answer a control request of kind `HINTS`: the number of hints that this node keeps.
+    /// Answer a control request of kind `HINTS`: the number of hints that this node keeps, once it has applied the log up to the
+    /// index that it is asked with.
     pub fn serve_hints(&self, request: Request) {
-        match codec::encode(&self.inner.master.hints().len()) {
-            Ok(number) => request.responder.send(Bytes::from(number)),
-            Err(error) => tracing::error!(%error, "the number of hints cannot be written"),
+        let this = self.clone();
+        // The deadline of the request ends the task.
+        annulus_ground::spawn(async move {
+            let index = match codec::decode::<u64>(&request.payload) {
+                Ok(index) => index,
+                Err(error) => return tracing::warn!(%error, "a question for hints cannot be read"),
+            };
+            if this.inner.cluster.wait_applied(index, request.deadline).await.is_err() {
+                return;
+            }
+            // A write that was let in by an earlier state is in its hint once this lock was free.
+            drop(this.inner.lets_in.write());
+            match codec::encode(&this.inner.master.hints().len()) {
+                Ok(number) => request.responder.send(Bytes::from(number)),
+                Err(error) => tracing::error!(%error, "the number of hints cannot be written"),
+            }
+        });
+    }
+
+    /// Give a hint a write, unless this node leaves: then it is removed once it keeps none.
+    pub(super) fn give_hint<T>(
+        &self,
+        id: ReplicaId,
+        version: u64,
+        given: T,
+        message: impl FnOnce(T, u64) -> Control,
+    ) -> Result<bool, (NoReplica, T)> {
+        let _let_in = self.inner.lets_in.read();
+        let view = self.inner.cluster.view();
+        let stays = |member: &Member| member.is_live() && member.status != MemberStatus::Leaving;
+        if !view.member(view.me).is_some_and(stays) {
+            return Err((NoReplica::NotReady, given));
         }
+        self.inner.master.hint(id, version, given, message)
     }
 
     /// Deliver the hints of this node, for as long as it runs.
     pub(super) async fn keep_delivering(self) {
         let mut changes = self.inner.cluster.watch();
+        let mut pause = AGAIN;
         loop {
             changes.mark_unchanged();
             let mut waits = false;
@@ -162,10 +208,11 @@ impl Replicas {
                     }
                 }
             }
+            pause = if waits { (pause * 2).min(LONGEST) } else { AGAIN };
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = self.inner.hinted.notified() => {}
-                () = sleep(AGAIN), if waits => {}
+                () = sleep(pause), if waits => {}
             }
         }
     }
@@ -186,12 +233,16 @@ impl Replicas {
         if !group.have_quorums(w, |node| self.is_up(&view, node)) && !mutants::on(Mutant::DropHint) {
             return Err("too few of its members can be reached".to_owned());
         }
-        let mut have = BTreeSet::new();
+        let mut have: BTreeSet<NodeId> = group.receivers().filter(|node| self.is_up(&view, *node)).collect();
         let mut reasons = Vec::new();
-        for node in group.receivers().filter(|node| self.is_up(&view, *node)) {
-            match self.bring(id, &group, node).await {
-                Ok(()) => drop(have.insert(node)),
-                Err(why) => reasons.push(why),
+        // A member may lose its store behind its acknowledgement, and get it back from one that is still without the items. In
+        // the second round all of the quorum have them, so that it would get them, too.
+        for _ in 0..2 {
+            for node in have.clone() {
+                if let Err(why) = self.bring(id, &group, node).await {
+                    have.remove(&node);
+                    reasons.push(why);
+                }
             }
         }
         let newest = Self::group(&self.inner.cluster.view(), id);

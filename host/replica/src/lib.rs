@@ -30,7 +30,7 @@ use annulus_modules::Modules;
 use annulus_transport::Transport;
 use annulus_vnode::{Master, ReplicaId, ReplicaStore};
 use futures_util::future::BoxFuture;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -68,6 +68,8 @@ struct Inner {
     completed: Notify,
     /// Notified when this node keeps a write for another.
     hinted: Notify,
+    /// Held while a write is let into a hint.
+    lets_in: RwLock<()>,
     tasks: Tasks,
 }
 
@@ -75,8 +77,20 @@ impl Replicas {
     /// Create the replicas of this node.
     pub fn new(cluster: Cluster, transport: Transport, modules: Modules, master: Master) -> Self {
         let (behind, levelled) = (Behind::default(), Mutex::default());
-        let (completed, hinted, tasks) = (Notify::new(), Notify::new(), Tasks::default());
-        let inner = Inner { cluster, transport, modules, master, behind, levelled, completed, hinted, tasks };
+        let (completed, hinted, lets_in, tasks) =
+            (Notify::new(), Notify::new(), RwLock::new(()), Tasks::default());
+        let inner = Inner {
+            cluster,
+            transport,
+            modules,
+            master,
+            behind,
+            levelled,
+            completed,
+            hinted,
+            lets_in,
+            tasks,
+        };
         Self { inner: Arc::new(inner) }
     }
 

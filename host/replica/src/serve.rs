@@ -61,7 +61,7 @@ impl Replicas {
 
     /// Keep items for replicas at other nodes (R6).
     fn keep(&self, id: ReplicaId, version: u64, given: Given, from: PeerIdentity, deadline: Instant) {
-        match self.inner.master.hint(id, version, given, Given::message) {
+        match self.give_hint(id, version, given, Given::message) {
             Ok(is_first) => self.note_hint(is_first),
             Err((NoReplica::CatchUp, given)) => {
                 let this = self.clone();
@@ -70,7 +70,7 @@ impl Replicas {
                     if timeout_at(deadline, this.follow(version, &from)).await.is_err() {
                         return;
                     }
-                    match this.inner.master.hint(id, version, given, Given::message) {
+                    match this.give_hint(id, version, given, Given::message) {
                         Ok(is_first) => this.note_hint(is_first),
                         Err((why, given)) => given.refuse(why),
                     }

@@ -70,6 +70,7 @@ impl Replicas {
                     WriteStep::Learn(wanted) => match self.learn(teller, id, wanted, deadline).await {
                         Some(group) => {
                             version = group.version;
+                            stand_ins.again();
                             steps.extend(write.on(WriteEvent::Learned(group)));
                         }
                         None => return Err(unknown(ErrorCode::DeadlineExceeded, &reasons)),
@@ -110,7 +111,7 @@ impl Replicas {
                     .ok()
                 }
                 () = stand_ins.due(), if !is_acknowledged => {
-                    let pairs = stand_ins.look(self, id, &write, w);
+                    let pairs = stand_ins.look(self, id, &write);
                     if !pairs.is_empty() {
                         let frame = Self::frame(id, version, ReplicaAsk::Hint(items[..].into()));
                         let hint = |(member, fallback)| self.hint(fallback, member, frame.clone(), deadline);

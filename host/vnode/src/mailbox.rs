@@ -178,6 +178,11 @@ impl VnodeHandle {
         self.control.send(control).is_ok()
     }
 
+    /// Return true if the vnode has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.control.is_closed()
+    }
+
     /// End vnodes: their waiting commands get this error; `delete` is that of [`Control::End`]. Each returned receiver resolves
     /// when its vnode has ended. The vnodes end even if the caller does not wait for them.
     pub(super) fn end_all(

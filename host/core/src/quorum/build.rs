@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::Group;
+use super::{Group, Quorums};
 use crate::ids::NodeId;
 
 /// A store that does not know yet what it should have. It takes writes and answers nothing, until it has merged all items of
@@ -16,6 +16,8 @@ pub struct Build {
     n: usize,
     /// The smaller one of the quorums of reads and of writes.
     least: usize,
+    /// True if a write may be at one member only, and at fallbacks.
+    sloppy: bool,
     /// The state of the store before the build.
     store: Store,
     sources: BTreeMap<NodeId, Source>,
@@ -116,31 +118,30 @@ pub enum BuildStep {
 }
 
 impl Build {
-    /// Start to make the store of `me`, for a module with `n` replicas whose reads `r` nodes agree on, and whose writes `w`
-    /// nodes acknowledge. With `lost`, the store may have acknowledged writes that it no longer has.
+    /// Start to make the store of `me`. With `lost`, the store may have acknowledged writes that it no longer has.
     pub fn start(
         me: NodeId,
         group: Group,
-        quorums: (usize, usize, usize),
+        quorums: impl Into<Quorums>,
         lost: bool,
     ) -> (Self, Vec<BuildStep>) {
-        Self::of(me, group, quorums, if lost { Store::Lost } else { Store::New })
+        Self::of(me, group, quorums.into(), if lost { Store::Lost } else { Store::New })
     }
 
     /// Start to level the complete store of `me`, which stays a member while the set gets smaller ([`Group::levels`]): a
     /// write that only a leaver and a member that is lost later have acknowledged must be here, too.
-    pub fn level(me: NodeId, group: Group, quorums: (usize, usize, usize)) -> (Self, Vec<BuildStep>) {
-        Self::of(me, group, quorums, Store::Complete)
+    pub fn level(me: NodeId, group: Group, quorums: impl Into<Quorums>) -> (Self, Vec<BuildStep>) {
+        Self::of(me, group, quorums.into(), Store::Complete)
     }
 
     fn of(
         me: NodeId,
         group: Group,
-        (n, r, w): (usize, usize, usize),
+        Quorums { n, r, w, sloppy }: Quorums,
         store: Store,
     ) -> (Self, Vec<BuildStep>) {
         let (sources, least) = (BTreeMap::new(), r.min(w));
-        let mut build = Self { me, group, n, least, store, sources, is_over: false };
+        let mut build = Self { me, group, n, least, sloppy, store, sources, is_over: false };
         build.add_sources();
         let steps = build.next();
         (build, steps)
@@ -241,6 +242,9 @@ impl Build {
     /// needs all of them. (With three replicas and two acknowledgements this is the same number for a member.)
     ///
     /// A complete store is one of its own sources.
+    ///
+    /// If fallbacks may acknowledge, a write may be at one member only. Should that one leave, its items must be here first
+    /// ([`Self::lacks_a_leaver`]).
     fn needs(&self) -> usize {
         let members = self.group.members.len();
         let others = members - usize::from(self.group.members.contains(&self.me));
@@ -257,9 +261,17 @@ impl Build {
         self.sources.values().filter(|source| is(source)).count()
     }
 
+    /// Return true if a member leaves whose items are not merged although nobody else may have them.
+    fn lacks_a_leaver(&self) -> bool {
+        let lacks = |(node, source): (&NodeId, &Source)| {
+            self.group.leaves(*node) && !matches!(source, Source::Merged | Source::Gone)
+        };
+        self.sloppy && self.sources.iter().any(lacks)
+    }
+
     fn next(&mut self) -> Vec<BuildStep> {
         let merged = self.count(|source| *source == Source::Merged);
-        if merged >= self.needs() {
+        if merged >= self.needs() && !self.lacks_a_leaver() {
             self.is_over = true;
             // Without another member there is nobody who could have what this one has lost.
             let may_have_lost = self.sources.is_empty() && self.store != Store::Complete;
@@ -272,7 +284,7 @@ impl Build {
         // Every other member was asked, and too few are complete. The members complete each other.
         let building = self.count(|source| *source == Source::Building);
         let waits = self.store == Store::Complete || !self.group.members.contains(&self.me);
-        if building > 0 && waits {
+        if merged >= self.needs() || building > 0 && waits {
             return Vec::new();
         }
         // What all of them have is all there is.
@@ -288,12 +300,19 @@ impl Build {
         let on_the_way = self.count(|source| matches!(source, Source::Asked(_) | Source::Merged));
         let missing = self.needs().saturating_sub(on_the_way);
         let version = self.group.version;
-        let idle = self.sources.iter_mut().filter(|(_, source)| **source == Source::Idle);
-        let ask = |(node, source): (&NodeId, &mut Source)| {
-            *source = Source::Asked(None);
-            BuildStep::Ask { from: *node, after: None, incomplete: false, version }
+        let idle = |source: &Source| *source == Source::Idle;
+        let mut asked: Vec<NodeId> =
+            self.sources.iter().filter(|(_, source)| idle(source)).map(|(node, _)| *node).collect();
+        // A stable sort: among equals, the lower id is asked first.
+        let leaves = |node: &NodeId| self.sloppy && self.group.leaves(*node);
+        asked.sort_by_key(|node| !leaves(node));
+        let leavers = asked.iter().filter(|node| leaves(node)).count();
+        asked.truncate(missing.max(leavers));
+        let ask = |node: NodeId| {
+            self.sources.insert(node, Source::Asked(None));
+            BuildStep::Ask { from: node, after: None, incomplete: false, version }
         };
-        idle.take(missing).map(ask).collect()
+        asked.into_iter().map(ask).collect()
     }
 
     fn ask_for_some(&mut self) -> Vec<BuildStep> {
@@ -343,6 +362,31 @@ mod tests {
 
     fn complete(may_have_lost: bool) -> Vec<BuildStep> {
         vec![BuildStep::Complete { may_have_lost }]
+    }
+
+    #[test]
+    fn items_of_a_leaver_are_merged_too_if_fallbacks_may_acknowledge() {
+        let target = |members: &[u64]| Some(members.iter().copied().map(NodeId).collect());
+        let moving = Group { target: target(&[1, 2, 9]), pending: 5, ..group(5, &[1, 2, 3]) };
+        let quorums = |sloppy| Quorums { n: 3, r: 2, w: 2, sloppy };
+        let asked = |steps: &[BuildStep]| -> Vec<u64> {
+            steps.iter().map(|step| if let BuildStep::Ask { from, .. } = step { from.0 } else { 0 }).collect()
+        };
+        let (_, steps) = Build::start(ME, moving.clone(), quorums(false), false);
+        assert_eq!(asked(&steps), [1, 2]);
+        let (mut build, steps) = Build::start(ME, moving.clone(), quorums(true), false);
+        assert_eq!(asked(&steps), [3, 1]);
+        // The two others are enough for everything that members have acknowledged.
+        assert_eq!(asked(&build.on(BuildEvent::Failed { from: NodeId(3) })), [2]);
+        build.on(page(1, None, None, true));
+        assert_eq!(build.on(page(2, None, None, true)), []);
+        assert_eq!(asked(&build.on(BuildEvent::Retry)), [3]);
+        assert_eq!(build.on(page(3, None, None, true)), complete(false));
+        // One that was removed by force has nothing to give.
+        let (mut build, _) = Build::start(ME, moving, quorums(true), false);
+        build.on(page(1, None, None, true));
+        build.on(BuildEvent::Gone { node: NodeId(3) });
+        assert_eq!(build.on(page(2, None, None, true)), complete(false));
     }
 
     #[test]

@@ -26,6 +26,12 @@ struct Ack {
     version: u64,
 }
 
+impl Ack {
+    fn is_of_fallback(&self) -> bool {
+        self.by != self.instead_of
+    }
+}
+
 /// Too few nodes can be reached for a write to be acknowledged. Nothing was run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{reachable} of the nodes that keep the key can be reached, and a write needs {wanted}")]
@@ -125,7 +131,11 @@ impl Write {
         match event {
             WriteEvent::Durable { by, instead_of, version } => {
                 self.newest = self.newest.max(version);
-                if !self.acks.iter().any(|ack| ack.by == by) {
+                // A fallback that has become a member acknowledges again, as itself.
+                let is_new = |ack: &Ack| by == instead_of && ack.is_of_fallback();
+                let known = self.acks.iter().position(|ack| ack.by == by);
+                if known.is_none_or(|at| is_new(&self.acks[at])) {
+                    known.map(|at| self.acks.remove(at));
                     self.acks.push(Ack { by, instead_of, version });
                     if self.forget_former_stores() {
                         steps.extend(self.send());
@@ -189,16 +199,23 @@ impl Write {
     }
 
     /// Return true if each set has acknowledged by a quorum, and by a member of its own at least once: what only fallbacks
-    /// have cannot be read (R6).
+    /// have cannot be read (R6). A fallback keeps the write for whichever members lack it.
     fn has_quorums(&self) -> bool {
+        let fallbacks = self.acks.iter().filter(|ack| ack.is_of_fallback()).count();
         self.group.sets().all(|set| {
-            let for_set = |ack: &&Ack| set.contains(&ack.instead_of);
-            let own = self.acks.iter().any(|ack| set.contains(&ack.by) && ack.by == ack.instead_of);
-            let mut nodes: Vec<NodeId> = self.acks.iter().filter(for_set).map(|ack| ack.instead_of).collect();
-            nodes.sort_unstable();
-            nodes.dedup();
-            own && nodes.len() >= quorum_of(self.w, set)
+            let own = self.acks.iter().filter(|ack| !ack.is_of_fallback() && set.contains(&ack.by)).count();
+            own > 0 && own + fallbacks >= quorum_of(self.w, set)
         })
+    }
+
+    /// Return the number of fallbacks that this write needs, if the nodes that `will` tells acknowledge it, and `asked` fallbacks.
+    pub fn lacks(&self, will: impl Fn(NodeId) -> bool, asked: usize) -> usize {
+        let has = |node: NodeId| self.acks.iter().any(|ack| ack.by == node && !ack.is_of_fallback());
+        let lacks = |set: &[NodeId]| {
+            let members = set.iter().filter(|node| has(**node) || will(**node)).count();
+            quorum_of(self.w, set).saturating_sub(members + asked)
+        };
+        self.group.sets().map(lacks).max().unwrap_or(0)
     }
 }
 
@@ -244,9 +261,16 @@ mod tests {
     fn two_acks_of_one_node_count_once() {
         let mut write = start(group(5, &[1, 2, 3], None));
         assert_eq!((write.on(durable(2, 5)), write.on(durable(2, 5))), (vec![], vec![]));
-        // Neither do those of a member and of its fallback.
-        assert_eq!(write.on(instead(9, 2)), []);
-        assert_eq!(write.on(instead(8, 3)), DONE);
+        // A fallback is another node, for whichever member it was asked.
+        assert_eq!(write.on(instead(9, 2)), DONE);
+        // As a member it acknowledges again, and is one node still.
+        let mut write = Write::start(group(5, &[1, 2, 3], None), 3, NodeId(1)).0;
+        assert_eq!((write.on(durable(1, 5)), write.on(instead(9, 3))), (vec![], vec![]));
+        assert_eq!((write.lacks(|node| node == NodeId(2), 0), write.lacks(|_| false, 1)), (1, 1));
+        let learned = group(9, &[1, 2, 9], None);
+        assert_eq!(write.on(WriteEvent::Learned(learned)), [WriteStep::Send(vec![NodeId(9)])]);
+        assert_eq!(write.on(durable(9, 9)), []);
+        assert_eq!(write.on(durable(2, 9)), DONE);
     }
 
     #[test]

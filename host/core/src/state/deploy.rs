@@ -62,6 +62,7 @@ impl ClusterState {
                 r: settings.r.unwrap_or(old.r),
                 w: settings.w.unwrap_or(old.w),
                 sloppy: settings.sloppy.unwrap_or(old.sloppy),
+                had_hints: old.had_hints || old.sloppy,
                 storage: settings.storage.unwrap_or(old.storage),
                 ..old.clone()
             },
@@ -76,6 +77,7 @@ impl ClusterState {
                     r: settings.r.unwrap_or(n / 2 + 1),
                     w: settings.w.unwrap_or(n / 2 + 1),
                     sloppy: settings.sloppy.unwrap_or(false),
+                    had_hints: false,
                     storage: settings.storage.unwrap_or_default(),
                     config: EMPTY_MAP.to_vec(),
                     current: current.clone(),

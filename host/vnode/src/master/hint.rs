@@ -41,7 +41,6 @@ impl Master {
         if slot.replicas.contains_key(&id.module) {
             return Err((NoReplica::Elsewhere(version), given));
         }
-        slot.hints.entry(id.module).or_default();
         let Some(vnode) = self.hint_vnode(&mut slot, id) else { return Err((NoReplica::NotReady, given)) };
         // The number changes with the mailbox: whoever reads the hint afterwards sees the writes that it counts.
         vnode.tell(message(given, version));
@@ -71,8 +70,8 @@ impl Master {
         if !slot.hints.contains_key(&id.module) && !is_stored() {
             return None;
         }
-        let writes = slot.hints.entry(id.module).or_default().writes;
-        Some((self.hint_vnode(&mut slot, id)?, writes))
+        let vnode = self.hint_vnode(&mut slot, id)?;
+        Some((vnode, slot.hints.get(&id.module)?.writes))
     }
 
     /// Drop a hint: enough replicas have what it had when it had been given this number of writes. Return false if it has been
@@ -108,9 +107,11 @@ impl Master {
     }
 
     fn hint_vnode(&self, slot: &mut Slot, id: ReplicaId) -> Option<VnodeHandle> {
-        let hint: &mut Hint = slot.hints.get_mut(&id.module)?;
-        if hint.vnode.is_none() {
-            let release = self.inner.config.modules.release(id.module)?;
+        let hint: Option<&Hint> = slot.hints.get(&id.module);
+        let ended = hint.is_none_or(|hint| hint.vnode.as_ref().is_none_or(VnodeHandle::has_ended));
+        let release = if ended { Some(self.inner.config.modules.release(id.module)?) } else { None };
+        let hint = slot.hints.entry(id.module).or_default();
+        if let Some(release) = release {
             let stores = &self.inner.config.stores;
             let new = || match release.storage {
                 StorageKind::Memory => Items::memory(),
