@@ -109,6 +109,8 @@ impl Replicas {
     /// Note a new connection to a peer: what the two have written meanwhile, they do not have of each other.
     pub fn connected(&self, peer: NodeUid) {
         let view = self.inner.cluster.view();
+        // A hint may have waited for it.
+        self.inner.hinted.notify_one();
         let Some(member) = view.state.member_by_uid(peer) else { return };
         for id in self.inner.master.replicas() {
             if Self::group(&view, id).is_some_and(|group| group.receives(member.id)) {
