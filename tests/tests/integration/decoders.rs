@@ -69,6 +69,7 @@ const DECODERS: &[(&str, &str)] = &[
     ("modules/src/lib.rs", "core/tests/decoders.rs"),
     ("modules/src/prepared.rs", "modules/src/messages.rs"),
     ("modules/src/serve.rs", "modules/src/messages.rs"),
+    ("replica/src/hints.rs", "cluster/src/tests/decoders.rs"),
     ("request/src/args.rs", "request/src/args.rs"),
     ("src/cli/demo/tour.rs", "values/src/json.rs"),
     ("storage/src/header.rs", "storage/src/header.rs"),

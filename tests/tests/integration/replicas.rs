@@ -125,7 +125,8 @@ fn too_few_replicas_are_refused_before_anything_runs_and_a_cluster_that_stops_lo
         assert_eq!(losses(node), [""; 0]);
     }
     let keys = until("every partition serves", || cluster[2].everywhere("kv", "keys").ok());
-    assert_eq!(keys.len(), book.len());
+    // Before the deaths were noticed, a put may have run with an unknown outcome.
+    assert_eq!(keys.iter().filter(|key| *key != "alone").count(), book.len());
 }
 
 /// Return the number of partitions of which the nodes that run keep items for others.

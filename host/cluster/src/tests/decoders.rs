@@ -58,6 +58,11 @@ fn no_bytes_make_a_decoder_panic() {
             decode: |bytes| done(decode::<usize>(bytes)),
         },
         Target {
+            name: "the question of HINTS",
+            valid: vec![encode(&7_u64).unwrap()],
+            decode: |bytes| done(decode::<u64>(bytes)),
+        },
+        Target {
             name: "VoteRequest",
             valid: vec![encode(&ballot).unwrap()],
             decode: |bytes| done(decode::<VoteRequest<u64>>(bytes)),
