@@ -99,6 +99,9 @@ pub fn answer() -> Option<ExitCode> {
 }
 
 fn answered(directory: &Path) -> io::Result<ExitCode> {
+    // As in the compiler itself, before anything is read: if its node has ended already, the input is cut short.
+    #[cfg(target_os = "linux")]
+    rustix::process::set_parent_process_death_signal(Some(rustix::process::Signal::KILL))?;
     let mut component = Vec::new();
     io::stdin().read_to_end(&mut component)?;
     if let Ok(code) = fs::read(path(directory, &component)) {
