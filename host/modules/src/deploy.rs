@@ -49,7 +49,7 @@ pub struct DeployRequest {
     /// Write quorum.
     pub w: Option<u8>,
     /// True if only replicas may acknowledge a write, and no fallbacks for those that cannot be reached. If absent, the module's
-    /// present setting; false for a new one.
+    /// present setting; true for a new one.
     pub strict: Option<bool>,
     /// Engine of host storage.
     pub storage: Option<StorageKind>,
@@ -240,7 +240,7 @@ impl Modules {
                 n: request.n,
                 r: request.r,
                 w: request.w,
-                sloppy: self.sloppy(&request, present.as_ref()),
+                sloppy: Self::sloppy(&request, present.as_ref()),
                 storage: self.storage(request.storage, present.as_ref(), &told),
                 config: Some(config),
                 release,
@@ -260,16 +260,12 @@ impl Modules {
         })
     }
 
-    /// Return whether fallbacks may acknowledge writes, as far as the command says it. Before state level 8 they never do.
-    fn sloppy(&self, request: &DeployRequest, present: Option<&Module>) -> Option<bool> {
-        let has_level = self.inner.cluster.view().state.level >= 8;
-        let is_new = present.is_none() && request.n.is_some_and(|n| n > 1);
-        match request.strict {
-            // Nothing is to change.
-            Some(true) if present.is_none_or(|module| !module.sloppy) => None,
-            Some(strict) => Some(!strict),
-            None => (is_new && has_level).then_some(true),
-        }
+    /// Return whether fallbacks may acknowledge writes, if the deploy is to change that. A new module is strict: a write that
+    /// only a few members can take decides on what its coordinator has, and a `merge` that keeps one of two versions may then
+    /// keep the older one.
+    fn sloppy(request: &DeployRequest, present: Option<&Module>) -> Option<bool> {
+        let before = present.is_some_and(|module| module.sloppy);
+        request.strict.map(|strict| !strict).filter(|sloppy| *sloppy != before)
     }
 
     /// Wait until no partition moves or is about to: a module with several replicas cannot be deployed before. If that

@@ -1,7 +1,6 @@
 //! Commands of modules with several replicas, run by this node as their coordinator.
 
 use std::sync::Arc;
-use std::time::Duration;
 
 use annulus_core::description::Effect;
 use annulus_core::ids::{ModuleUid, NodeId, RequestId};
@@ -113,11 +112,10 @@ impl Replicas {
                     .digest_here(id, &key, work.deadline)
                     .await
                     .map_err(|reason| RequestError::not_applied(ErrorCode::NotReady, reason))?;
-                let patience = if may_be_few { Instant::now() + PATIENCE } else { work.deadline };
-                let agreeing = self.agree(id, &key, (group.clone(), r), own, work.deadline.min(patience));
-                match agreeing.await {
+                match self.agree(id, &key, (group.clone(), r), own, work.deadline).await {
                     Ok(agreed) => self.repair(id, &key, agreed.repair, work.deadline),
-                    Err(error) if may_be_few && is_of_silence(&error) && Instant::now() < work.deadline => {}
+                    // Members that are only slow have to be waited for: they may have a newer version than this one.
+                    Err(error) if may_be_few && error.code == ErrorCode::NotEnoughReplicas => {}
                     Err(error) => return Err(error),
                 }
                 self.write(id, work, (group, w, sloppy), asked).await
@@ -238,14 +236,6 @@ impl Replicas {
             }
         });
     }
-}
-
-/// The longest time that a write waits for others to agree on what it supersedes, if fallbacks may acknowledge it.
-const PATIENCE: Duration = Duration::from_millis(300);
-
-/// Return true if too few members have answered.
-fn is_of_silence(error: &RequestError) -> bool {
-    matches!(error.code, ErrorCode::NotEnoughReplicas | ErrorCode::DeadlineExceeded)
 }
 
 /// Wait until what a read has seen is durable. A read that fails has no effect.

@@ -38,9 +38,9 @@ pub struct Args {
     /// [default: the module's present value, or a majority]
     #[arg(long)]
     w: Option<u8>,
-    /// Only replicas acknowledge a write: with too few of them it fails, and a read sees every acknowledged write. Without
-    /// it, another node keeps the write for a replica that cannot be reached, and reads see it once a quorum has it
-    /// [default: the module's present value, or false]
+    /// Only replicas acknowledge a write: with too few of them it fails, and a read sees every acknowledged write. With
+    /// `--strict=false`, another node keeps the write for a replica that cannot be reached, and reads see it once a
+    /// quorum has it, merged with what the others had [default: the module's present value, or true]
     #[arg(long, num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     strict: Option<bool>,
     /// Engine of the module's host storage: `durable` keeps the items on disk, `memory` ends with the node's process. It

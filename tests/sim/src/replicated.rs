@@ -45,8 +45,6 @@ pub async fn deploy(run: &Arc<Run>, storage: StorageKind) -> bool {
     let request = DeployRequest {
         n: Some(REPLICAS),
         storage: Some(storage),
-        // Reads are checked for all that was acknowledged before them.
-        strict: Some(true),
         deadline: Some(Instant::now() + DEPLOY),
         component: script.component(),
         ..DeployRequest::default()

@@ -114,9 +114,7 @@ pub fn durability(settings: &Settings) -> Outcome<Results> {
     compiled::share(&component);
     let file = cluster.keep("replicated.wasm", &component);
     for (module, storage) in MODULES {
-        // The checker expects that reads see what was acknowledged.
-        let words = ["--n", "3", "--storage", storage, "--strict"];
-        let deployed = deploy(&cluster[0], &file, module, &words);
+        let deployed = deploy(&cluster[0], &file, module, &["--n", "3", "--storage", storage]);
         deployed.unwrap_or_else(|error| panic!("{error}"));
     }
     let members: Vec<&Node> = cluster.nodes().iter().collect();
