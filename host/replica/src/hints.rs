@@ -15,7 +15,7 @@ use annulus_core::quorum::{Group, Write, WriteEvent};
 use annulus_core::state::{Member, MemberStatus};
 use annulus_core::wire::replica::ReplicaAsk;
 use annulus_transport::Request;
-use annulus_vnode::{Control, NoReplica, ReplicaId};
+use annulus_vnode::{Control, ReplicaId};
 use bytes::Bytes;
 use tokio::time::{Instant, sleep, sleep_until, timeout_at};
 
@@ -174,23 +174,6 @@ impl Replicas {
         });
     }
 
-    /// Give a hint a write, unless this node leaves: then it is removed once it keeps none.
-    pub(super) fn give_hint<T>(
-        &self,
-        id: ReplicaId,
-        version: u64,
-        given: T,
-        message: impl FnOnce(T, u64) -> Control,
-    ) -> Result<bool, (NoReplica, T)> {
-        let _let_in = self.inner.lets_in.read();
-        let view = self.inner.cluster.view();
-        let stays = |member: &Member| member.is_live() && member.status != MemberStatus::Leaving;
-        if !view.member(view.me).is_some_and(stays) {
-            return Err((NoReplica::NotReady, given));
-        }
-        self.inner.master.hint(id, version, given, message)
-    }
-
     /// Deliver the hints of this node, for as long as it runs.
     pub(super) async fn keep_delivering(self) {
         let mut changes = self.inner.cluster.watch();
@@ -208,12 +191,12 @@ impl Replicas {
                     }
                 }
             }
-            pause = if waits { (pause * 2).min(LONGEST) } else { AGAIN };
             tokio::select! {
                 changed = changes.changed() => if changed.is_err() { return },
                 () = self.inner.hinted.notified() => {}
                 () = sleep(pause), if waits => {}
             }
+            pause = if waits { (pause * 2).min(LONGEST) } else { AGAIN };
         }
     }
 

@@ -121,9 +121,9 @@ impl Replicas {
         Some(Group::of(view.state.ring.get(id.partition)?, usize::from(module.n)))
     }
 
-    /// Learn the group at a version or a later one, from a node that has told of it. `None` if that fails, or if this node
-    /// knows already that the pending transfer with this number was dropped: the other node has an older state, although its
-    /// version is the higher one.
+    /// Learn the group at a version or a later one, from a node that has told of it. `None` if that fails. Before
+    /// state level 7 it also fails if that is the number of a transfer that was dropped: the other node has an older state
+    /// then, although its version is the higher one.
     async fn learn(&self, from: NodeId, id: ReplicaId, version: u64, deadline: Instant) -> Option<Group> {
         let cluster = &self.inner.cluster;
         if cluster.view().index() < version {

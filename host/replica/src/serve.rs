@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use annulus_core::item::{Budget, Item, Page, RangeDigest};
 use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::state::{Member, MemberStatus};
 use annulus_core::wire::replica::{ReplicaAnswer, ReplicaAsk, ReplicaCall, ReplicaSaid};
 use annulus_transport::limits::MAX_FRAME;
 use annulus_transport::{PeerIdentity, Request, Responder};
@@ -61,7 +62,7 @@ impl Replicas {
 
     /// Keep items for replicas at other nodes (R6).
     fn keep(&self, id: ReplicaId, version: u64, given: Given, from: PeerIdentity, deadline: Instant) {
-        match self.give_hint(id, version, given, Given::message) {
+        match self.give(id, version, given) {
             Ok(is_first) => self.note_hint(is_first),
             Err((NoReplica::CatchUp, given)) => {
                 let this = self.clone();
@@ -70,7 +71,7 @@ impl Replicas {
                     if timeout_at(deadline, this.follow(version, &from)).await.is_err() {
                         return;
                     }
-                    match this.give_hint(id, version, given, Given::message) {
+                    match this.give(id, version, given) {
                         Ok(is_first) => this.note_hint(is_first),
                         Err((why, given)) => given.refuse(why),
                     }
@@ -78,6 +79,18 @@ impl Replicas {
             }
             Err((why, given)) => given.refuse(why),
         }
+    }
+
+    /// Give a write to a hint, unless this node leaves: then it is removed once it keeps none. Return true if it is the first
+    /// write of the hint.
+    fn give(&self, id: ReplicaId, version: u64, given: Given) -> Result<bool, (NoReplica, Given)> {
+        let _let_in = self.inner.lets_in.read();
+        let view = self.inner.cluster.view();
+        let stays = |member: &Member| member.is_live() && member.status != MemberStatus::Leaving;
+        if !view.member(view.me).is_some_and(stays) {
+            return Err((NoReplica::NotReady, given));
+        }
+        self.inner.master.hint(id, version, given, Given::message)
     }
 
     fn note_hint(&self, is_first: bool) {
@@ -137,7 +150,7 @@ impl Replicas {
             self.follow(version, from).await;
             found = master.replica(id, version);
         }
-        // The sender's version may be that of a transfer that has been dropped since. It never comes here.
+        // Before state level 7, the sender's version may be that of a transfer that was dropped, which never comes here.
         found.map_err(|why| if why == NoReplica::CatchUp { NoReplica::NotReady } else { why })
     }
 }

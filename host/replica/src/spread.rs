@@ -122,7 +122,11 @@ impl Replicas {
                 () = sleep_until(deadline) => Some(WriteEvent::Late),
             };
             if let Some(event) = event {
+                let before = version;
                 steps.extend(self.news(id, &mut version, &mut write));
+                if version > before {
+                    stand_ins.again();
+                }
                 steps.extend(write.on(event));
             }
             if is_acknowledged && Instant::now() >= deadline {

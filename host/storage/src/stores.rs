@@ -289,8 +289,9 @@ impl Stores {
     pub fn drop_hint(&self, module: ModuleUid, partition: PartitionId) {
         let Some(inner) = &self.0 else { return };
         let registry = inner.registry.lock();
-        let hint = registry.hint(module, partition).cloned();
-        inner.carry_out(registry, hint.into_iter().map(|store| (store, StoreRole::Dropped)).collect(), None);
+        // One in memory has none.
+        let Some(store) = registry.hint(module, partition).cloned() else { return };
+        inner.carry_out(registry, vec![(store, StoreRole::Dropped)], None);
     }
 
     /// Return a new store for the items that a transfer brings.

@@ -17,8 +17,8 @@ use crate::mailbox::VnodeHandle;
 use crate::slot::{Hint, Slot};
 
 impl Master {
-    /// Give a hint, which is made on demand, a write. Return true if it is the first one of this hint. `version` is that of the sender; `message` makes the write for the vnode,
-    /// from what is given and the version of the group here.
+    /// Give a write to a hint, which is made on demand. Return true if it is the first write of this hint. `version` is that
+    /// of the sender; `message` makes the write for the vnode, from what is given and the version of the group here.
     ///
     /// # Errors
     /// As [`Master::replica`], with what was given. [`NoReplica::Elsewhere`]: this node is one of the replicas by the returned
