@@ -10,6 +10,7 @@ use annulus::node::{Exit, ExitSwitch, Joiner, NodeConfig, Services, StartError, 
 use annulus::request::{CallRequest, CoverageEvent, RequestError};
 use annulus_core::ids::RequestId;
 use annulus_core::keyspace::RingSize;
+use annulus_core::request::Demands;
 use annulus_core::version::Speaks;
 use ciborium::Value;
 use std::sync::Arc;
@@ -219,6 +220,7 @@ fn request(module: &str, command: &str, args: &[(&str, Value)]) -> CallRequest {
         command: command.to_owned(),
         args: bytes.into(),
         key: None,
+        demands: Demands::default(),
         deadline: Instant::now() + Duration::from_secs(5),
         id: RequestId(rand::random()),
     }

@@ -31,6 +31,8 @@ impl AdminRequest {
             | Self::Recover { basis: None }
             | Self::Call(_)
             | Self::Coverage(_)
+            | Self::CallWith(..)
+            | Self::CoverageWith(..)
             | Self::Bench(_) => return None,
             Self::Token { ttl_ms, uses } => format!("token for {} node(s), {ttl_ms} ms", uses.unwrap_or(1)),
             Self::Join { address, stage, discard, .. } => {

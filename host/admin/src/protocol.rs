@@ -5,7 +5,7 @@ use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use annulus_core::ids::RequestId;
-use annulus_core::request::MAX_ARGS_BYTES;
+use annulus_core::request::{Demands, MAX_ARGS_BYTES};
 use annulus_core::state::{HandoffChange, StorageKind};
 
 /// Header of an admin stream; contains the version of this protocol.
@@ -104,6 +104,10 @@ pub enum AdminRequest {
     /// Run a command on every partition: `Batch`es, then `Done` with a
     /// [`CoverageRow`](super::rows::CoverageRow).
     Coverage(CallRequest),
+    /// As `Call`, with quorums of its own. A request apart, so that a node that does not know them refuses it.
+    CallWith(CallRequest, Demands),
+    /// As `Coverage`, with quorums of its own.
+    CoverageWith(CallRequest, Demands),
     /// Generate load inside the addressed node: `Progress`, then `Done` with a
     /// [`BenchRow`](super::rows::BenchRow).
     Bench(BenchRequest),

@@ -1,5 +1,7 @@
 //! Requests: a command with its arguments, and the error of one that failed (DESIGN.md D12).
 
+use std::str::FromStr;
+
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
@@ -20,6 +22,75 @@ pub struct Request {
     pub key: Option<Bytes>,
     /// CBOR map of the arguments.
     pub args: Bytes,
+}
+
+/// A number of replicas that a caller asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Count {
+    /// A majority of the module's replicas.
+    Quorum,
+    /// Every replica of the module.
+    All,
+    /// As many as this.
+    Number(u8),
+}
+
+impl Count {
+    /// Return the number of replicas that this is of `n`.
+    pub fn of(self, n: usize) -> usize {
+        match self {
+            Self::Quorum => n / 2 + 1,
+            Self::All => n,
+            Self::Number(number) => usize::from(number),
+        }
+    }
+}
+
+impl FromStr for Count {
+    type Err = String;
+
+    fn from_str(word: &str) -> Result<Self, String> {
+        match word {
+            "one" => Ok(Self::Number(1)),
+            "quorum" => Ok(Self::Quorum),
+            "all" => Ok(Self::All),
+            _ => match word.parse() {
+                Ok(number) if number > 0 => Ok(Self::Number(number)),
+                _ => Err("`one`, `quorum`, `all` or a number of replicas from 1".to_owned()),
+            },
+        }
+    }
+}
+
+/// What the caller of one command asks of the replicas, instead of what the module's settings say.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Demands {
+    /// Number of replicas that agree on what the command reads.
+    pub r: Option<Count>,
+    /// Number of nodes that have a write before it is acknowledged.
+    pub w: Option<Count>,
+    /// Only replicas may acknowledge the write, no fallbacks. False leaves it to the module: a node relies on a strict
+    /// module having no hints.
+    pub strict: bool,
+}
+
+impl Demands {
+    /// Check the demands against the module's number of replicas.
+    ///
+    /// # Errors
+    /// The reason, with the demand and the possible values.
+    pub fn check(&self, n: usize) -> Result<(), String> {
+        for (name, count) in [("r", self.r), ("w", self.w)] {
+            if let Some(count) = count.filter(|count| !(1..=n).contains(&count.of(n))) {
+                let wanted = count.of(n);
+                return Err(format!(
+                    "{name} is from 1 to the module's number of replicas, which is {n}, not {wanted}"
+                ));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// The reason of a failure. The names are stable: programs rely on them.

@@ -58,7 +58,7 @@ impl Speaks {
     pub const FIRST: Self = Self { protocol: Range::new(1, 1), levels: Range::new(1, 1) };
 
     /// The versions of this build.
-    pub const THIS: Self = Self { protocol: Range::new(1, 2), levels: Range::new(1, 8) };
+    pub const THIS: Self = Self { protocol: Range::new(1, 3), levels: Range::new(1, 8) };
 }
 
 impl Default for Speaks {

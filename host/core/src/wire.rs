@@ -11,13 +11,22 @@ use serde_bytes::ByteBuf;
 
 use crate::ids::{ModuleUid, RequestId};
 use crate::keyspace::PartitionId;
-use crate::request::{ErrorCode, RequestError};
+use crate::request::{Count, Demands, ErrorCode, RequestError};
 
-/// First byte of a [`Call`].
+/// First byte of a [`Call`] without demands.
 const FORMAT: u8 = 1;
+/// First byte of a [`Call`] with demands, which nodes that speak version 2 of the protocol cannot read.
+const DEMANDING_FORMAT: u8 = 2;
 const HAS_KEY: u8 = 1;
 const HAS_PAGE: u8 = 2;
 const HAS_AFTER: u8 = 4;
+const IS_STRICT: u8 = 8;
+/// The bytes of a [`Count`] that is no number.
+const QUORUM: u8 = 0xfe;
+const ALL: u8 = 0xff;
+
+/// The version of the protocol since which a call may have demands.
+pub const DEMANDS: u32 = 3;
 /// First byte of an [`Answer`] with a reply.
 const ANSWER_OK: u8 = 0;
 /// First byte of an [`Answer`] with an error.
@@ -42,6 +51,8 @@ pub struct Call<'a> {
     pub key: Option<&'a [u8]>,
     /// For a coverage command: the requested page.
     pub page: Option<PageRequest<'a>>,
+    /// Quorums that the caller asks for. Other than the default only to nodes that speak version [`DEMANDS`] of the protocol.
+    pub demands: Demands,
     /// CBOR map of the arguments.
     pub args: &'a [u8],
 }
@@ -61,7 +72,7 @@ pub struct PageRequest<'a> {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum BadFrame {
     /// Unknown version of the format.
-    #[error("a frame of format {0}, this node reads {FORMAT}")]
+    #[error("a frame of format {0}, this node reads {FORMAT} and {DEMANDING_FORMAT}")]
     Format(u8),
     /// The frame is truncated.
     #[error("the frame ends inside its {0}")]
@@ -85,8 +96,14 @@ impl<'a> Call<'a> {
         let after = self.page.and_then(|page| page.after);
         let flags = (if self.key.is_some() { HAS_KEY } else { 0 })
             | (if self.page.is_some() { HAS_PAGE } else { 0 })
-            | (if after.is_some() { HAS_AFTER } else { 0 });
-        out.extend_from_slice(&[FORMAT, flags]);
+            | (if after.is_some() { HAS_AFTER } else { 0 })
+            | (if self.demands.strict { IS_STRICT } else { 0 });
+        if self.demands == Demands::default() {
+            out.extend_from_slice(&[FORMAT, flags]);
+        } else {
+            let Demands { r, w, .. } = self.demands;
+            out.extend_from_slice(&[DEMANDING_FORMAT, flags, count_byte(r), count_byte(w)]);
+        }
         out.extend_from_slice(&self.module.0.to_be_bytes());
         out.extend_from_slice(&self.partition.0.to_be_bytes());
         out.extend_from_slice(&self.version.to_be_bytes());
@@ -114,9 +131,18 @@ impl<'a> Call<'a> {
     pub fn decode(frame: &'a [u8]) -> Result<Self, BadFrame> {
         let mut rest = Rest(frame);
         let [format, flags] = rest.array("head")?;
-        if format != FORMAT {
-            return Err(BadFrame::Format(format));
-        }
+        let demands = match format {
+            FORMAT => Demands::default(),
+            DEMANDING_FORMAT => {
+                let known = HAS_KEY | HAS_PAGE | HAS_AFTER | IS_STRICT;
+                if flags & !known != 0 {
+                    return Err(BadFrame::Unknown("flags", flags));
+                }
+                let [r, w] = rest.array("demands")?;
+                Demands { r: count(r), w: count(w), strict: flags & IS_STRICT != 0 }
+            }
+            _ => return Err(BadFrame::Format(format)),
+        };
         let module = ModuleUid(u64::from_be_bytes(rest.array("module")?));
         let partition = PartitionId(u16::from_be_bytes(rest.array("partition")?));
         let version = u64::from_be_bytes(rest.array("version")?);
@@ -132,7 +158,25 @@ impl<'a> Call<'a> {
         } else {
             None
         };
-        Ok(Self { module, partition, version, id, deadline_ms, command, key, page, args: rest.0 })
+        Ok(Self { module, partition, version, id, deadline_ms, command, key, page, demands, args: rest.0 })
+    }
+}
+
+fn count_byte(count: Option<Count>) -> u8 {
+    match count {
+        None => 0,
+        Some(Count::Number(number)) => number,
+        Some(Count::Quorum) => QUORUM,
+        Some(Count::All) => ALL,
+    }
+}
+
+fn count(byte: u8) -> Option<Count> {
+    match byte {
+        0 => None,
+        QUORUM => Some(Count::Quorum),
+        ALL => Some(Count::All),
+        number => Some(Count::Number(number)),
     }
 }
 
@@ -258,14 +302,17 @@ mod tests {
         #[test]
         fn a_call_survives_the_wire(
             ids: (u64, u16, u64, [u8; 16], u32), command in "[a-z-]{0,20}", args: Vec<u8>,
-            key: Option<Vec<u8>>, page: Option<(Option<Vec<u8>>, u32, u32)>,
+            key: Option<Vec<u8>>, page: Option<(Option<Vec<u8>>, u32, u32)>, demands: (u8, u8, bool),
         ) {
+            let demands = Demands { r: count(demands.0), w: count(demands.1), strict: demands.2 };
             let call = Call {
                 module: ModuleUid(ids.0), partition: PartitionId(ids.1), version: ids.2, id: RequestId(ids.3),
-                deadline_ms: ids.4, command: &command, key: key.as_deref(), args: &args,
+                deadline_ms: ids.4, command: &command, key: key.as_deref(), args: &args, demands,
                 page: page.as_ref().map(|(after, items, bytes)| PageRequest { after: after.as_deref(), items: *items, bytes: *bytes }),
             };
             let frame = call.encode();
+            // Nodes that know no demands can read the frame of a call that has none.
+            prop_assert_eq!(frame[0] == FORMAT, demands == Demands::default());
             prop_assert_eq!(Call::decode(&frame), Ok(call));
         }
 
@@ -278,7 +325,7 @@ mod tests {
         fn a_cut_head_is_refused(cut in 0usize..50) {
             let call = Call {
                 module: ModuleUid(1), partition: PartitionId(2), version: 3, id: RequestId([4; 16]), deadline_ms: 5,
-                command: "get", key: Some(b"some-key"), page: None, args: b"",
+                command: "get", key: Some(b"some-key"), page: None, args: b"", demands: Demands { r: Some(Count::All), ..Demands::default() },
             };
             let frame = call.encode();
             prop_assert!(cut >= frame.len() || Call::decode(&frame[..cut]).is_err());

@@ -9,7 +9,7 @@ use annulus_core::ids::{ClusterId, Digest, ModuleUid, NodeId, NodeUid, RequestId
 use annulus_core::item::Item;
 use annulus_core::junk::{Target, attack, done};
 use annulus_core::keyspace::{PartitionId, RingSize};
-use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::request::{Count, Demands, ErrorCode, RequestError};
 use annulus_core::state::{ClusterState, Command, Machine, Member, MemberStatus};
 use annulus_core::wire::{Call, PageAnswer, PageRequest, decode_answer, encode_answer};
 
@@ -93,6 +93,7 @@ fn no_bytes_make_a_decoder_panic() {
         key: Some(b"k"),
         args: b"\xa1\x63key\x61k",
         page: Some(PageRequest { after: Some(b"x"), items: 10, bytes: 100 }),
+        demands: Demands { r: Some(Count::Number(2)), w: Some(Count::All), strict: true },
     };
     let error = RequestError::not_applied(ErrorCode::NotReady, "no");
     let item = Item { key: b"k".to_vec(), sort: Vec::new(), value: b"v".to_vec(), deleted: false };

@@ -6,7 +6,7 @@ use annulus_core::description::Effect;
 use annulus_core::ids::{ModuleUid, NodeId, RequestId};
 use annulus_core::keyspace::PartitionId;
 use annulus_core::quorum::{Group, Write};
-use annulus_core::request::{ErrorCode, Request, RequestError};
+use annulus_core::request::{Count, Demands, ErrorCode, Request, RequestError};
 use annulus_core::wire::replica::ReplicaAsk;
 use annulus_vnode::{Command, CoveragePage, Delivery, Executed, ReplicaId, ReplicatedCaller, Reply};
 use bytes::Bytes;
@@ -30,6 +30,8 @@ pub struct Work {
     pub request: Request,
     /// For a coverage command: the requested page.
     pub page: Option<CoveragePage>,
+    /// Quorums that the caller asks for, instead of the module's.
+    pub demands: Demands,
     /// Identifies the request; a retry has the same id.
     pub id: RequestId,
     /// The answer is of no use after this time.
@@ -67,7 +69,7 @@ impl Replicas {
     async fn run<'a>(&'a self, work: Work, asked: &mut Asked<'a>) -> Result<Bytes, RequestError> {
         let id = ReplicaId { module: work.module, partition: work.partition };
         self.catch_up(&work).await?;
-        let Quorums { group, r, w, sloppy, effect } = self.quorums(id, &work.request.command)?;
+        let Quorums { group, r, w, sloppy, effect } = self.quorums(id, &work)?;
         if work.page.is_some() && self.inner.behind.is_suspect(id) {
             return Err(RequestError::not_applied(
                 ErrorCode::NotReady,
@@ -156,7 +158,7 @@ impl Replicas {
         Ok(())
     }
 
-    fn quorums(&self, id: ReplicaId, command: &str) -> Result<Quorums, RequestError> {
+    fn quorums(&self, id: ReplicaId, work: &Work) -> Result<Quorums, RequestError> {
         let view = self.inner.cluster.view();
         let module = view.state.modules.get(&id.module).ok_or_else(not_ready)?;
         let partition = view.partition(id.partition);
@@ -167,8 +169,15 @@ impl Replicas {
         }
         let description = self.inner.modules.description(module);
         // An unknown command is refused by the vnode.
-        let effect = description.command(command).map_or(Effect::Read, |info| info.effect);
-        let (r, w, sloppy) = (usize::from(module.r), usize::from(module.w), module.sloppy);
+        let effect = description.command(&work.request.command).map_or(Effect::Read, |info| info.effect);
+        let n = usize::from(module.n);
+        work.demands
+            .check(n)
+            .map_err(|message| RequestError::not_applied(ErrorCode::BadArguments, message))?;
+        let wanted =
+            |count: Option<Count>, default: u8| count.map_or(usize::from(default), |count| count.of(n));
+        let (r, w) = (wanted(work.demands.r, module.r), wanted(work.demands.w, module.w));
+        let sloppy = module.sloppy && !work.demands.strict;
         Ok(Quorums { group, r, w, sloppy, effect })
     }
 

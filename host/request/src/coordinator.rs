@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use annulus_core::description::{Effect, Route};
+use annulus_core::description::{CommandInfo, Effect, Route};
 use annulus_core::ids::{ModuleUid, RequestId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::request::{Demands, ErrorCode, RequestError};
 use bytes::Bytes;
 use tokio::time::Instant;
 
@@ -27,6 +27,8 @@ pub struct CallRequest {
     pub args: Bytes,
     /// The routing key, to be compared with the one in the arguments.
     pub key: Option<Bytes>,
+    /// Quorums that the caller asks for, instead of the module's.
+    pub demands: Demands,
     /// The caller waits until this time.
     pub deadline: Instant,
     /// Identifies the request; a retry has the same id.
@@ -90,6 +92,8 @@ impl Coordinator {
                 format!("{} has no command {}; it has: {}", module.name, request.command, names.join(", "));
             return Err(RequestError::not_applied(ErrorCode::UnknownCommand, message));
         };
+        let n = usize::from(module.n);
+        check_demands(&request.demands, info, n)?;
         let size = view.state.ring.size;
         let (partition, key) = match &info.route {
             Route::Everywhere | Route::Anywhere if request.key.is_some() => {
@@ -108,9 +112,30 @@ impl Coordinator {
                 (size.partition_of(&hash), Some(key))
             }
         };
-        let (route, effect, n) = (info.route.clone(), info.effect, usize::from(module.n));
+        let (route, effect) = (info.route.clone(), info.effect);
         Ok(Target { module: module.uid, partition, key, route, effect, n })
     }
+}
+
+/// Check that a command can have the quorums that its caller asks for.
+fn check_demands(demands: &Demands, command: &CommandInfo, n: usize) -> Result<(), RequestError> {
+    let reads = command.effect == Effect::Read;
+    demands
+        .check(n)
+        .and_then(|()| match demands {
+            Demands { r: Some(_), .. } if command.route == Route::Everywhere => Err(
+                "r does not apply: a command that is routed everywhere asks one replica of each partition"
+                    .to_owned(),
+            ),
+            Demands { w: Some(_), .. } if reads => {
+                Err(format!("w does not apply: the command {} only reads", command.name))
+            }
+            Demands { strict: true, .. } if reads => {
+                Err(format!("strict does not apply: the command {} only reads", command.name))
+            }
+            _ => Ok(()),
+        })
+        .map_err(|message| RequestError::not_applied(ErrorCode::BadArguments, message))
 }
 
 /// The destination of a request.

@@ -7,9 +7,9 @@ use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
 use annulus_core::mutants::{self, Mutant};
 use annulus_core::quorum::Group;
-use annulus_core::request::{AppliedState, ErrorCode, Request, RequestError};
+use annulus_core::request::{AppliedState, Demands, ErrorCode, Request, RequestError};
 use annulus_core::routing::{self, CallFailure, Retry};
-use annulus_core::wire::{Call, PageRequest, decode_answer};
+use annulus_core::wire::{Call, DEMANDS, PageRequest, decode_answer};
 use bytes::Bytes;
 use futures_util::future::BoxFuture;
 use tokio::sync::oneshot;
@@ -274,6 +274,13 @@ impl Coordinator {
         peer: &PeerAddr,
         view: &View,
     ) -> Result<Bytes, RequestError> {
+        let speaks = self.inner.transport.peer_speaks(peer.uid);
+        if request.demands != Demands::default()
+            && speaks.is_some_and(|speaks| speaks.protocol.newest < DEMANDS)
+        {
+            let message = "a node of an older release, which knows no quorums of a call, holds the key; call without them";
+            return Err(RequestError::not_applied(ErrorCode::BadArguments, message));
+        }
         let left = request.deadline.saturating_duration_since(Instant::now());
         let frame = Call {
             module: target.module,
@@ -284,6 +291,7 @@ impl Coordinator {
             command: &request.command,
             key: target.key.as_deref(),
             page,
+            demands: request.demands,
             args: &request.args,
         };
         let call = self
@@ -354,6 +362,7 @@ fn work(target: &Target, request: &CallRequest, page: Option<PageRequest<'_>>, v
         version,
         request: command_of(target, request),
         page: page.map(coverage_page),
+        demands: request.demands,
         id: request.id,
         deadline: request.deadline,
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use annulus_core::ids::{ModuleUid, RequestId};
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::{ErrorCode, Request, RequestError};
+use annulus_core::request::{Demands, ErrorCode, Request, RequestError};
 use annulus_core::wire::{Call, encode_answer};
 use bytes::Bytes;
 use tokio::time::Instant;
@@ -50,6 +50,7 @@ impl Coordinator {
         };
         let (module, partition, version): (ModuleUid, PartitionId, u64) =
             (call.module, call.partition, call.version);
+        let demands = call.demands;
         let command = Command {
             request: Request {
                 command: call.command.to_owned(),
@@ -69,7 +70,7 @@ impl Coordinator {
             return command.reply.send(Err(RequestError::not_applied(ErrorCode::NotReady, message)));
         }
         if replicated {
-            return self.serve_replicated(request.from, (module, partition, version), command);
+            return self.serve_replicated(request.from, (module, partition, version), command, demands);
         }
         if let Delivery::CatchUp(command) = self.inner.master.deliver(module, partition, version, command) {
             let this = self.clone();
@@ -88,6 +89,7 @@ impl Coordinator {
         from: PeerIdentity,
         (module, partition, version): (ModuleUid, PartitionId, u64),
         command: Command,
+        demands: Demands,
     ) {
         let this = self.clone();
         // The deadline of the command ends the task.
@@ -96,7 +98,7 @@ impl Coordinator {
             if this.inner.cluster.view().index() < version {
                 this.learn_of(&from, version, deadline).await;
             }
-            let work = Work { module, partition, version, request, page, id, deadline };
+            let work = Work { module, partition, version, request, page, demands, id, deadline };
             this.inner.replicas.coordinate(work, |answer| reply.send(answer)).await;
         });
     }

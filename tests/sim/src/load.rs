@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::RequestId;
-use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::request::{Demands, ErrorCode, RequestError};
 use annulus_harness::{At, Called};
 use annulus_node::Life;
 use annulus_request::{CallRequest, CoverageEvent};
@@ -120,7 +120,8 @@ pub fn call(
 ) -> CallRequest {
     let mut bytes = Vec::new();
     ciborium::into_writer(&Value::Map(args), &mut bytes).expect("a Vec takes everything");
-    CallRequest { module, command: command.to_owned(), args: Bytes::from(bytes), key: None, deadline, id }
+    let (command, args, demands) = (command.to_owned(), Bytes::from(bytes), Demands::default());
+    CallRequest { module, command, args, key: None, demands, deadline, id }
 }
 
 /// List a module's keys, at random intervals, until the run calms down.

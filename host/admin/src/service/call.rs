@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, HashMap};
 
 use annulus_core::ids::NodeId;
 use annulus_core::keyspace::PartitionId;
-use annulus_core::request::{AppliedState, RequestError};
+use annulus_core::request::{AppliedState, Demands, RequestError};
 use annulus_core::wording::ranges;
 use bytes::Bytes;
 
@@ -16,17 +16,20 @@ use crate::{AdminError, AdminReply, CallRequest};
 use annulus_request::{CoverageEvent, ErrorCode};
 
 impl AdminService {
-    pub(super) async fn call(&self, request: CallRequest, answer: &mut Answer) -> Result<Bytes, AdminError> {
-        let request = into_request(request);
+    pub(super) async fn call(
+        &self,
+        request: annulus_request::CallRequest,
+        answer: &mut Answer,
+    ) -> Result<Bytes, AdminError> {
         Ok(answer.while_working("waiting", self.parts.coordinator.call(&request)).await?)
     }
 
     pub(super) async fn coverage(
         &self,
-        request: CallRequest,
+        request: annulus_request::CallRequest,
         answer: &mut Answer,
     ) -> Result<CoverageRow, AdminError> {
-        let mut events = self.parts.coordinator.coverage(into_request(request))?;
+        let mut events = self.parts.coordinator.coverage(request)?;
         let mut names: HashMap<NodeId, String> = HashMap::new();
         while answer.is_wanted() {
             let Some(event) = answer.while_working("asking partitions", events.recv()).await else { break };
@@ -94,12 +97,14 @@ fn portions(values: Vec<Bytes>) -> Vec<Vec<serde_bytes::ByteBuf>> {
     portions
 }
 
-fn into_request(request: CallRequest) -> annulus_request::CallRequest {
+/// Return a request of the protocol as the coordinator gets it.
+pub(super) fn into_request(request: CallRequest, demands: Demands) -> annulus_request::CallRequest {
     annulus_request::CallRequest {
         module: request.module,
         command: request.command,
         args: request.args.into(),
         key: request.key.map(|key| Bytes::from(key.into_vec())),
+        demands,
         deadline: deadline(request.timeout_ms),
         id: request.id,
     }

@@ -22,6 +22,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use annulus_core::ids::NodeId;
+use annulus_core::request::Demands;
 use bytes::Bytes;
 use tokio::sync::{RwLock, RwLockReadGuard};
 use tokio::time::{Instant, timeout};
@@ -36,6 +37,7 @@ use annulus_transport::{BulkStream, PeerIdentity, Transport};
 use annulus_vnode::Master;
 
 use answer::Answer;
+use call::into_request;
 
 /// Interval at which a busy node sends a progress frame.
 pub const HEARTBEAT: Duration = Duration::from_secs(2);
@@ -191,8 +193,16 @@ impl AdminService {
                 self.undeploy(&module).await?;
                 done(&())
             }
-            AdminRequest::Call(request) => self.call(request, answer).await,
-            AdminRequest::Coverage(request) => done(&self.coverage(request, answer).await?),
+            AdminRequest::Call(request) => self.call(into_request(request, Demands::default()), answer).await,
+            AdminRequest::CallWith(request, demands) => {
+                self.call(into_request(request, demands), answer).await
+            }
+            AdminRequest::Coverage(request) => {
+                done(&self.coverage(into_request(request, Demands::default()), answer).await?)
+            }
+            AdminRequest::CoverageWith(request, demands) => {
+                done(&self.coverage(into_request(request, demands), answer).await?)
+            }
             AdminRequest::Bench(request) => done(&self.bench(request, answer).await?),
             AdminRequest::Recover { basis } => done(&self.recover(basis, answer).await?),
             AdminRequest::TransferLimits => done(&transfers::limits(&self.view())),

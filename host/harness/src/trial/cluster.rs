@@ -8,7 +8,7 @@ use std::time::Duration;
 use annulus_cluster::View;
 use annulus_core::ids::{ClusterId, RequestId};
 use annulus_core::keyspace::RingSize;
-use annulus_core::request::{ErrorCode, RequestError};
+use annulus_core::request::{Demands, ErrorCode, RequestError};
 use annulus_core::state::MemberStatus;
 use annulus_modules::DeployRequest;
 use annulus_node::Life;
@@ -224,6 +224,7 @@ impl Cluster {
             command: command.to_owned(),
             args: Bytes::from(bytes),
             key: None,
+            demands: Demands::default(),
             deadline: Instant::now() + CALL,
             id: RequestId(self.inner.random.lock().random()),
         };

@@ -87,6 +87,7 @@ fn payload(kind: u8, uid: NodeUid) -> Vec<u8> {
                 key: Some(b"k"),
                 args: b"",
                 page: None,
+                demands: annulus_core::request::Demands::default(),
             };
             call.encode()
         }

@@ -9,6 +9,7 @@ use super::super::duration::spoken;
 use super::super::{CliError, Connection, Context};
 use annulus_admin::rows::CoverageRow;
 use annulus_admin::{AdminError, AdminReply, AdminRequest, CallRequest, decode};
+use annulus_core::request::Demands;
 use annulus_core::wording::{counted, ranges};
 use annulus_values::Type;
 use annulus_values::{to_json, to_text};
@@ -16,9 +17,14 @@ use annulus_values::{to_json, to_text};
 pub(super) async fn run(
     connection: &Connection,
     request: CallRequest,
+    demands: Demands,
     context: &Context,
 ) -> Result<(), CliError> {
-    let mut exchange = connection.send(&AdminRequest::Coverage(request)).await?;
+    let request = match demands == Demands::default() {
+        true => AdminRequest::Coverage(request),
+        false => AdminRequest::CoverageWith(request, demands),
+    };
+    let mut exchange = connection.send(&request).await?;
     let output = &context.output;
     let mut shown = 0usize;
     let mut read_on = Duration::ZERO;

@@ -16,6 +16,7 @@ use super::duration::{millis, parse_duration};
 use super::words::{Given, Words};
 use super::{CliError, Connection, Context};
 use annulus_admin::{AdminError, AdminRequest, CallRequest, decode};
+use annulus_core::request::{Count, Demands};
 use annulus_values::{Type, to_json, to_text};
 use annulus_wasm::{CommandInfo, Description, Route};
 
@@ -37,6 +38,16 @@ pub struct Args {
     /// Routing key, as a check: the call is refused if the arguments give another key
     #[arg(long)]
     key: Option<String>,
+    /// Replicas that must agree on what the command reads: `one`, `quorum`, `all` or a number [default: the module's]
+    #[arg(long, value_name = "COUNT")]
+    r: Option<Count>,
+    /// Replicas that must have the write before it is acknowledged: `one`, `quorum`, `all` or a number [default: the
+    /// module's]
+    #[arg(long, value_name = "COUNT")]
+    w: Option<Count>,
+    /// Only replicas acknowledge the write, also if the module was deployed with `--strict=false`
+    #[arg(long)]
+    strict: bool,
     /// Longest time to wait for the answer [default: 5s, or 60s for a command that goes to every partition]
     #[arg(long, value_parser = parse_duration)]
     timeout: Option<Duration>,
@@ -81,6 +92,7 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
     if let Some((said, word)) = &said {
         arguments::check_key(command, word, said, key.as_deref())?;
     }
+    let demands = Demands { r: args.r, w: args.w, strict: args.strict };
     let everywhere = command.route == Route::Everywhere;
     let timeout = args.timeout.unwrap_or(if everywhere { COVERAGE_TIMEOUT } else { TIMEOUT });
     let request = CallRequest {
@@ -92,19 +104,23 @@ pub(super) async fn run(args: Args, context: &Context) -> Result<(), CliError> {
         id: annulus_core::ids::RequestId(rand::random()),
     };
     if everywhere {
-        coverage::run(&connection, request, context).await
+        coverage::run(&connection, request, demands, context).await
     } else {
-        one(&connection, request, command, context).await
+        one(&connection, request, (command, demands), context).await
     }
 }
 
 async fn one(
     connection: &Connection,
     request: CallRequest,
-    command: &CommandInfo,
+    (command, demands): (&CommandInfo, Demands),
     context: &Context,
 ) -> Result<(), CliError> {
-    let exchange = connection.send(&AdminRequest::Call(request)).await?;
+    let request = match demands == Demands::default() {
+        true => AdminRequest::Call(request),
+        false => AdminRequest::CallWith(request, demands),
+    };
+    let exchange = connection.send(&request).await?;
     let value = decode(&exchange.done(&context.output).await?)?;
     let reply = Type::parse(&command.reply);
     context.output.show(&json!({"ok": to_json(&value)}), || to_text(&value, &reply).into_owned())

@@ -11,6 +11,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use annulus_core::ids::RequestId;
+use annulus_core::request::Demands;
 use bytes::Bytes;
 use tokio::time::{Instant, timeout};
 
@@ -72,6 +73,7 @@ async fn routed(parts: Arc<AdminParts>, plan: &Plan, module: String, shots: Arc<
     plan.run(move |turn| {
         let (parts, shot) = (parts.clone(), shots.pick(turn));
         let request = CallRequest {
+            demands: Demands::default(),
             module: module.clone(),
             command: shot.command.to_string(),
             args: shot.args.clone(),
