@@ -197,3 +197,27 @@ impl RequestError {
         Self { version, ..Self::not_applied(ErrorCode::StaleRing, message) }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_caller_asks_for_replicas_by_word_or_number() {
+        let of_five = |word: &str| word.parse().map(|count: Count| count.of(5));
+        assert_eq!((of_five("one"), of_five("quorum"), of_five("all")), (Ok(1), Ok(3), Ok(5)));
+        assert_eq!(of_five("4"), Ok(4));
+        for word in ["", "0", "-1", "256", "most"] {
+            assert!(of_five(word).is_err(), "{word}");
+        }
+    }
+
+    #[test]
+    fn demands_above_the_number_of_replicas_are_refused_with_the_limits() {
+        let demands = |r, w| Demands { r, w, strict: false }.check(3);
+        assert_eq!(demands(Some(Count::All), Some(Count::Number(3))), Ok(()));
+        let error = demands(None, Some(Count::Number(4)));
+        assert!(error.is_err_and(|error| error.contains("w is from 1") && error.contains("is 3, not 4")));
+        assert!(demands(Some(Count::Number(0)), None).is_err());
+    }
+}

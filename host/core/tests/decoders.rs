@@ -136,12 +136,12 @@ fn no_bytes_make_a_decoder_panic() {
             decode: |bytes| done(decode::<ToSender>(bytes)),
         },
         Target {
-            name: "HostPort, ids, Mutant",
+            name: "HostPort, ids, Count, Mutant",
             valid: vec![b"host:80".to_vec(), b"[::1]:80".to_vec(), "ab".repeat(32).into_bytes()],
             decode: |bytes| {
                 let text = String::from_utf8_lossy(bytes);
                 let _ = (text.parse::<HostPort>(), text.parse::<Digest>(), text.parse::<NodeUid>());
-                let _ = text.parse::<annulus_core::mutants::Mutant>();
+                let _ = (text.parse::<Count>(), text.parse::<annulus_core::mutants::Mutant>());
             },
         },
     ]);

@@ -239,12 +239,12 @@ mod tests {
         assert!(!with(0, ours.oldest - 1));
     }
 
-    /// The first build reads this many bytes and refuses versions that it does not share.
+    /// The first build reads this many bytes, big-endian, and refuses versions that it does not share.
     #[test]
     fn the_first_build_accepts_this_hello_and_its_own_names_the_first_level() {
         let hello = |speaks| Hello { speaks, ..Hello::anonymous(Role::Node) };
         let bytes = hello(Speaks::THIS).encode();
-        assert_eq!((bytes.len(), &bytes[8..12]), (BYTES + LEVELS_BYTES, &[0, 1, 0, 2][..]));
+        assert_eq!((bytes.len(), &bytes[8..12]), (BYTES + LEVELS_BYTES, &[0, 1, 0, 3][..]));
         let start = Some(Start { number: 7, id: 9 });
         let bytes = Hello { start, ..hello(Speaks::THIS) }.encode();
         assert_eq!(bytes.len(), BYTES + LEVELS_BYTES + START_BYTES);

@@ -54,6 +54,7 @@ const DECODERS: &[(&str, &str)] = &[
     ("core/src/ids.rs", "core/tests/decoders.rs"),
     ("core/src/liveness/packet.rs", "core/src/liveness/packet.rs"),
     ("core/src/mutants.rs", "core/tests/decoders.rs"),
+    ("core/src/request.rs", "core/tests/decoders.rs"),
     ("core/src/wire.rs", "core/tests/decoders.rs"),
     ("core/src/wire/replica.rs", "core/src/wire/replica.rs"),
     ("data-dir/src/admin_toml.rs", "data-dir/src/tests.rs"),

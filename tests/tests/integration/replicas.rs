@@ -108,12 +108,15 @@ fn too_few_replicas_are_refused_before_anything_runs_and_a_cluster_that_stops_lo
     cluster[1].kill();
     noticed(&cluster[0], &cluster[1].name);
     book.put(&cluster[0], 100..300);
+    noticed(&cluster[2], &cluster[1].name);
+    callers_ask_for_replicas(&cluster[0]);
     cluster[2].kill();
     let error = until("the dead are noticed", || {
         let error = cluster[0].call("kv", "put", &["alone", "1"]).unwrap_err();
         (error["state"] == "not-applied").then_some(error)
     });
     assert_eq!(error["code"], "not-enough-replicas", "{error}");
+    assert!(!cluster[0].call("kv", "get", &["asked", "--r", "one"]).unwrap().is_null());
     let error = cluster[0].call("kv", "get", &["k1"]).unwrap_err();
     assert_eq!((&error["code"], &error["state"]), (&"not-enough-replicas".into(), &"not-applied".into()));
     cluster[0].kill();
@@ -126,7 +129,29 @@ fn too_few_replicas_are_refused_before_anything_runs_and_a_cluster_that_stops_lo
     }
     let keys = until("every partition serves", || cluster[2].everywhere("kv", "keys").ok());
     // Before the deaths were noticed, a put may have run with an unknown outcome.
-    assert_eq!(keys.iter().filter(|key| *key != "alone").count(), book.len());
+    assert_eq!(
+        keys.iter().filter(|key| !["alone", "asked"].contains(&key.as_str().unwrap())).count(),
+        book.len()
+    );
+}
+
+/// Check that a call may ask for other quorums than its module, while one of three members is dead.
+fn callers_ask_for_replicas(node: &Node) {
+    let asked = "kept by two";
+    let code = |command, words: &[&str]| node.call("kv", command, words).unwrap_err()["code"].clone();
+    node.call("kv", "put", &["asked", asked, "--w", "2", "--r", "quorum", "--strict"]).unwrap();
+    assert_eq!(code("put", &["asked", "2", "--w", "all"]), "not-enough-replicas");
+    assert_eq!(code("get", &["asked", "--r", "all"]), "not-enough-replicas");
+    for r in ["one", "2"] {
+        assert_eq!(node.call("kv", "get", &["asked", "--r", r]).unwrap(), asked, "{r}");
+    }
+    assert_eq!(code("get", &["asked", "--r", "4"]), "bad-arguments");
+    assert_eq!(code("get", &["asked", "--w", "one"]), "bad-arguments");
+    assert_eq!(code("get", &["asked", "--strict"]), "bad-arguments");
+    let ran = node.cli(&["call", "kv", "keys", "--r", "2"]);
+    assert!(ran.code == 1 && ran.stderr.contains("one replica of each partition"), "{ran:?}");
+    let ran = node.cli(&["call", "kv", "get", "asked", "--r", "0"]);
+    assert_eq!(ran.code, 2, "{ran:?}");
 }
 
 /// Return the number of partitions of which the nodes that run keep items for others.
